@@ -1,0 +1,122 @@
+"""`python -m align stage=…`: compose, validate, run one stage."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from align.errors import AlignError, InputError, StorageError
+
+STAGES = {
+    "sft": "instruction tuning of an adapter (QLoRA or LoRA)",
+    "full": "the same with every weight trained",
+    "sample": "several answers a prompt into the annotation store",
+    "annotate": "rank the answers (for now: a simulated annotator)",
+    "reward": "a reward model from preference pairs",
+    "ppo": "PPO on the adapter against the learned reward",
+    "eval": "an artifact against what it started from",
+    "export": "an adapter or a merged model that others load",
+}
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+USAGE = """usage: python -m align stage=STAGE [group=choice] [key=value]
+
+  --cfg job     print the configuration that would run, and stop
+  --help        this page
+  --version     the version
+
+stages
+{stages}
+
+groups        model method data reward rollout track export
+often used    init=sft:latest artifact=ppo:latest seed=0 run.name=NAME run.root=runs resume=auto|never|must
+"""
+
+
+def usage() -> str:
+    return USAGE.format(stages="\n".join(f"  {name:<12}{line}" for name, line in STAGES.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status of the contract: 0, 1, 2 or 130."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(usage(), end="")
+        return 0
+    if "--version" in arguments:
+        from importlib.metadata import version
+
+        print(f"align {version('align')}")
+        return 0
+    try:
+        return command(arguments)
+    except AlignError as error:
+        print(f"align: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("align: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+def command(arguments: list[str]) -> int:
+    from align.config.compose import check, compose_raw
+
+    show = "--cfg" in arguments
+    if show:
+        at = arguments.index("--cfg")
+        if arguments[at + 1 : at + 2] != ["job"]:
+            raise InputError("--cfg", " ".join(arguments[at + 1 : at + 2]) or "(nothing)", "only the job's configuration is printed", "Write: --cfg job")  # fmt: skip
+        del arguments[at : at + 2]
+    if flags := [a for a in arguments if a.startswith("-")]:
+        raise InputError("argument", flags[0], "is not an option", "See python -m align --help.")
+    raw = compose_raw(arguments, search=Path("conf"))
+    if show:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(raw), end="")
+        return 0
+    config = check(raw)
+    if config.stage is None:
+        raise InputError(
+            "stage", "(missing)", "nothing says what to run", f"Add stage= with one of: {', '.join(STAGES)}."
+        )
+    from align.stages import execute
+
+    try:
+        return execute(config)
+    except OSError as error:
+        if error.errno in STORAGE_ERRORS and not isinstance(error, AlignError):
+            raise StorageError(
+                "run.root", config.run.root, f"{error.strerror}: {error.filename or 'a file of the run'}",
+                "Free some space or make it writable, then run the same command again.",
+            ) from error  # fmt: skip
+        raise
+
+
+def shadow_free_path() -> None:
+    """Move the working folder, which `python -m` puts first, to the end: a user's own `reward.py` is then importable
+    as itself by `reward.fn` without replacing our package `reward`."""
+    here = os.getcwd()
+    if sys.path and sys.path[0] in ("", here):
+        sys.path.append(sys.path.pop(0) or here)
+
+
+def terminate(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def entry() -> int:
+    shadow_free_path()
+    signal.signal(signal.SIGTERM, terminate)
+    logging.captureWarnings(True)
+    status = main()
+    sys.stdout.flush()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

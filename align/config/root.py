@@ -1,0 +1,201 @@
+"""The root of the configuration, and the groups that every stage shares.
+
+Each default stands once, here. A cross-field check runs in `__post_init__`, which `OmegaConf.to_object` calls before
+any weights are touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.errors import require
+
+SCHEMA_VERSION = 1
+
+
+def positive(field_name: str, value: float) -> None:
+    require(value > 0, field_name, value, "must be above zero", "Give a positive number.")
+
+
+def one_of(field_name: str, value: str, choices: tuple[str, ...]) -> None:
+    require(value in choices, field_name, value, "is not a choice here", f"Choose one of: {', '.join(choices)}.")
+
+
+@dataclass
+class ModelConfig:
+    """Group `model`: the base weights.
+
+    `path` is a folder, a hub id, or `pocket` for the built-in model. Empty means: the base of the artifact that the
+    stage starts from, and `pocket` where it starts from none.
+    """
+
+    path: str | None = None
+    revision: str | None = None
+
+
+@dataclass
+class MethodConfig:
+    """Group `method`: which weights train, and in what precision the others are kept."""
+
+    name: str = "qlora"
+    r: int = 16
+    alpha: int = 32
+    lr: float = 2e-4
+
+    def __post_init__(self) -> None:
+        one_of("method.name", self.name, ("qlora", "lora", "full"))
+        positive("method.r", self.r)
+        positive("method.alpha", self.alpha)
+        positive("method.lr", self.lr)
+
+
+@dataclass
+class DataConfig:
+    """Group `data`: where conversations, texts or preference pairs come from."""
+
+    name: str = "chitchat"
+    path: str | None = None
+    part: str | None = None
+    template: str | None = None
+    max_length: int = 512
+    held_out: float = 0.05
+    limit: int | None = None
+    allow_simulated: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("data.name", self.name, ("chitchat", "jsonl", "annotations"))
+        positive("data.max_length", self.max_length)
+        require(
+            0 <= self.held_out < 1,
+            "data.held_out",
+            self.held_out,
+            "is no share of the data",
+            "Give 0 or more, below 1.",
+        )
+        if self.template is not None:
+            one_of("data.template", self.template, ("chatml",))
+        if self.limit is not None:
+            positive("data.limit", self.limit)
+        require(
+            self.name != "jsonl" or bool(self.path),
+            "data.path",
+            self.path or "(empty)",
+            "data=jsonl reads a file",
+            "Add data.path=FILE.jsonl.",
+        )
+
+
+@dataclass
+class RewardConfig:
+    """Group `reward`: what PPO optimises."""
+
+    name: str = "learned"
+    ref: str = "reward:latest"
+
+    def __post_init__(self) -> None:
+        one_of("reward.name", self.name, ("learned",))
+
+
+@dataclass
+class RolloutConfig:
+    """Group `rollout`: how responses are sampled. No top-k, top-p or penalty exists: samples must come from the
+    distribution whose logprobs are used."""
+
+    engine: str = "hf"
+    max_new_tokens: int = 24
+    temperature: float = 1.0
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        one_of("rollout.engine", self.engine, ("hf",))
+        positive("rollout.max_new_tokens", self.max_new_tokens)
+        positive("rollout.temperature", self.temperature)
+        positive("rollout.batch_size", self.batch_size)
+
+
+@dataclass
+class TrackConfig:
+    """Group `track`: where metrics go besides `metrics.jsonl`."""
+
+    name: str = "none"
+    project: str = "align"
+
+    def __post_init__(self) -> None:
+        one_of("track.name", self.name, ("none", "wandb"))
+
+
+@dataclass
+class ExportConfig:
+    """Group `export`: what leaves the workshop."""
+
+    name: str = "adapter"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        one_of("export.name", self.name, ("adapter", "merged"))
+        one_of("export.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+
+
+@dataclass
+class RunConfig:
+    """`run.name` names the folder `<run.root>/<stage>/<run.name>`; empty derives it from what goes in."""
+
+    name: str | None = None
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        require(
+            self.name is None or (bool(self.name) and "/" not in self.name and not self.name.startswith(".")),
+            "run.name",
+            self.name,
+            "cannot be a folder's name",
+            "Use a name without slashes that does not start with a dot.",
+        )
+
+
+@dataclass
+class StoreConfig:
+    """The annotation store, by SQLAlchemy URL. Empty means SQLite in the folder of the runs."""
+
+    url: str | None = None
+
+
+@dataclass
+class Config:
+    """Everything that one invocation of `python -m align` is told."""
+
+    stage: Any = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    init: str = "sft:latest"
+    artifact: str = "ppo:latest"
+    project: str = "default"
+    store: StoreConfig = field(default_factory=StoreConfig)
+    seed: int = 0
+    run: RunConfig = field(default_factory=RunConfig)
+    resume: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        one_of("resume", self.resume, ("auto", "never", "must"))
+        one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        require(self.seed >= 0, "seed", self.seed, "is negative", "Give a seed of 0 or more.")
+        require(bool(self.project), "project", self.project, "is empty", "Name the annotation project.")
+        require(
+            self.schema_version == SCHEMA_VERSION,
+            "schema_version",
+            self.schema_version,
+            f"this version of align reads {SCHEMA_VERSION}",
+            "Run it with the version of align that wrote it, or start from today's defaults.",
+        )
+        check = getattr(self.stage, "check", None)
+        if check is not None:
+            check(self)

@@ -1,0 +1,59 @@
+"""What can go wrong, in a handful of types.
+
+Every error that a user can cause names the *field*, its *value*, the *problem* and the *remedy*, and carries
+the exit status that `python -m align` ends with: 2 for the user's input, 1 for a fault of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class AlignError(Exception):
+    """Root of everything this package raises on purpose."""
+
+    exit_status = 1
+
+
+class InputError(AlignError, ValueError):
+    """A value that the user gave cannot be used.
+
+    Args:
+        field: the configuration key, file or column at fault, as the user would write it.
+        value: what was found there.
+        problem: what is wrong with it, as a clause without a full stop.
+        remedy: what to do about it, as a sentence.
+    """
+
+    exit_status = 2
+
+    def __init__(self, field: str, value: Any, problem: str, remedy: str) -> None:
+        self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
+        shown = value if isinstance(value, str) else repr(value)
+        super().__init__(f"{field}={shown}: {problem}. {remedy}")
+
+
+class MissingArtifact(InputError, FileNotFoundError):
+    """A reference such as `sft:latest` names nothing on disk."""
+
+
+class CorruptFile(InputError):
+    """A file is there but cannot be trusted: truncated, tampered with, or not what its name says."""
+
+
+class RunBusy(InputError):
+    """Another process holds the run's folder."""
+
+
+class RunConflict(InputError):
+    """The run's folder belongs to another configuration."""
+
+
+class StorageError(InputError, OSError):
+    """A folder cannot be written or the disk is full."""
+
+
+def require(condition: bool, field: str, value: Any, problem: str, remedy: str) -> None:
+    """Raise `InputError` unless `condition` holds."""
+    if not condition:
+        raise InputError(field, value, problem, remedy)

@@ -1,0 +1,141 @@
+"""Metrics and progress: deterministic figures to `metrics.jsonl`, everything else to `timing.jsonl`, a live line for the eyes.
+
+`metrics.jsonl` holds nothing that changes between two runs of the same command, so that two runs can be compared by
+`cmp`. Clocks, rates and memory go to `timing.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PLAIN_EVERY_S = 10.0
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process so far, in MiB (Linux counts `ru_maxrss` in KiB)."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def finite(value: Any) -> Any:
+    """`value` as JSON can hold it: a float that is not finite becomes None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Tracker:
+    """Appends one object a step to a run's streams.
+
+    Args:
+        folder: the run's folder.
+        keep_below: on resume, rows of this step and later are dropped: the run will write them again.
+        wandb: `{project, name, config}` to mirror metrics to Weights & Biases, offline where there is no key.
+    """
+
+    def __init__(self, folder: Path, keep_below: int = 0, wandb: Mapping[str, Any] | None = None) -> None:
+        self.metrics_path, self.timing_path = folder / "metrics.jsonl", folder / "timing.jsonl"
+        self._started = time.perf_counter()
+        for path in (self.metrics_path, self.timing_path):
+            kept = [line for line in read_rows(path) if line["step"] < keep_below]
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._wandb = start_wandb(folder, wandb) if wandb else None
+
+    def log(self, step: int, metrics: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> None:
+        """Append `metrics` (deterministic) and `timing` (not) under `step`."""
+        row = {"step": step, **{k: finite(v) for k, v in metrics.items()}}
+        clock = {"step": step, "elapsed_s": round(time.perf_counter() - self._started, 3), "peak_rss_mb": peak_rss_mb()}
+        append(self.metrics_path, row)
+        append(self.timing_path, {**clock, **(timing or {})})
+        if self._wandb:
+            self._wandb.log({**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, step=step)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return read_rows(self.metrics_path)
+
+    def close(self) -> None:
+        if self._wandb:
+            self._wandb.finish()
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a stream; a last line that a crash cut short is left out."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """A wandb run that writes beside ours; offline unless a key is configured, so that nothing waits for a login."""
+    try:
+        import wandb
+    except ImportError as error:
+        from align.errors import InputError
+
+        raise InputError("track", "wandb", "the package is not installed", "Run: pip install 'align[wandb]'") from error
+    key = os.environ.get("WANDB_API_KEY")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
+    return wandb.init(dir=str(folder.resolve()), mode=mode, reinit="finish_previous", **settings)
+
+
+class Progress:
+    """How far along a loop is: a live bar on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, label: str, total: int, start: int = 0) -> None:
+        self.label, self.total, self.done, self._start = label, total, start, start
+        self._began = self._printed = time.perf_counter()
+        self._bar = self._task = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            self._bar = RichProgress(
+                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"), console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._bar.add_task(label, total=total, completed=start, figures="")
+            self._bar.start()
+
+    def advance(self, done: int, **figures: float) -> None:
+        """Say that `done` of `total` are behind us, with the two or three figures that matter."""
+        self.done = done
+        shown = "  ".join(f"{k} {v:.3g}" for k, v in figures.items())
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, figures=shown)
+            return
+        clock = time.perf_counter()
+        if clock - self._printed >= PLAIN_EVERY_S or done >= self.total:
+            self._printed = clock
+            left = (clock - self._began) / max(done - self._start, 1) * (self.total - done)
+            print(f"{self.label} {done}/{self.total}  eta {left:.0f}s  {shown}".rstrip(), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def progress(label: str, total: int, start: int = 0) -> Iterator[Progress]:
+    """A `Progress` that is taken down whatever happens."""
+    bar = Progress(label, total, start)
+    try:
+        yield bar
+    finally:
+        bar.close()
