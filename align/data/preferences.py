@@ -1,0 +1,403 @@
+"""Preference files: the field's formats in, TRL's conversational form out.
+
+A file is JSON Lines, plain or `.gz`. Each row is recognised by its columns:
+
+    chosen rejected [prompt]                          TRL (messages or plain strings), UltraFeedback binarised, the
+                                                      implicit form (whole conversations), HH transcripts
+    prompt response helpfulness                       HelpSteer: neighbouring rows with one prompt are paired
+    context response1 response2 overall_preference    HelpSteer3
+    prompt answers[{answer, rank}]                    K-wise rankings (Nectar), rank 1 the best
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from hashlib import sha256
+from itertools import combinations, groupby
+from pathlib import Path
+from typing import Any
+
+from align.errors import CorruptFile, InputError, StorageError, require
+from align.types import ROLES, Message, Preference
+
+Messages = tuple[Message, ...]
+
+HELP = "A row holds prompt, chosen and rejected, or the columns of HH, UltraFeedback, HelpSteer or Nectar."
+HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+class Drop(Enum):
+    """Why a judgement yields no pair."""
+
+    IDENTICAL = "chosen and rejected are the same"
+    TIE = "neither was preferred"
+    UNPAIRED = "no other response to the prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReport:
+    """What became of a file's rows. K-wise rows count once in `rows` and pair by pair in the others."""
+
+    rows: int
+    pairs: int
+    identical: int
+    ties: int
+    unpaired: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a file, and the errors that point at it."""
+
+    path: Path
+    number: int
+    data: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.name.removesuffix('.gz').removesuffix('.jsonl')}:{self.number}"
+
+    def error(self, column: str, problem: str, remedy: str = HELP) -> InputError:
+        shown = repr(self.data.get(column.split("[")[0]))
+        value = shown if len(shown) <= 80 else f"{shown[:77]}…"
+        return InputError(f"{self.path}, row {self.number}, {column}", value, problem, remedy)
+
+    def text(self, column: str) -> str:
+        value = self.data.get(column)
+        if not isinstance(value, str):
+            raise self.error(column, "missing" if value is None else "not a text")
+        return value
+
+    def figure(self, column: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.error(column, "missing" if value is None else "not a finite number")
+        return float(value)
+
+    def label(self, column: str) -> str:
+        value = self.data.get(column)
+        return "" if value is None else str(value)
+
+
+def read_preferences(path: str | Path) -> list[Preference]:
+    """The pairs of a file; `read_with_report` also says what was dropped."""
+    return read_with_report(path)[0]
+
+
+def read_with_report(path: str | Path) -> tuple[list[Preference], ReadReport]:
+    """The pairs of a file in its order, and what became of its rows.
+
+    Raises:
+        InputError: no such file, no row, no pair, or a bad row: names file, row (its line, from 1) and column.
+        CorruptFile: a `.gz` that cannot be unpacked.
+    """
+    path = Path(path)
+    pairs: list[Preference] = []
+    drops: Counter[Drop] = Counter()
+    rows = 0
+    for _, group in groupby(read_rows(path), key=_neighbours):
+        together = list(group)
+        rows += len(together)
+        for found in parse(together):
+            if isinstance(found, Drop):
+                drops[found] += 1
+            else:
+                pairs.append(found)
+    require(rows > 0, "data.path", str(path), "the file holds no rows", HELP)
+    problem = f"none of its {rows} rows holds a preference ({', '.join(drop.value for drop in drops)})"
+    require(bool(pairs), "data.path", str(path), problem, "Name a file in which one answer was preferred.")
+    return pairs, ReadReport(rows, len(pairs), drops[Drop.IDENTICAL], drops[Drop.TIE], drops[Drop.UNPAIRED])
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The lines of a JSON Lines file, blank ones left out but counted. Raises as `read_with_report`."""
+    line = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                if not raw.strip():
+                    continue
+                try:
+                    data = json.loads(raw.decode("utf-8-sig"))
+                except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
+                    shown = raw[:60].decode("utf-8", "replace").strip()
+                    problem = f"not a line of JSON in UTF-8 ({error})"
+                    raise InputError(f"{path}, row {line}", shown, problem, "Write one JSON object a line.") from error
+                if not isinstance(data, dict):
+                    problem = f"a {type(data).__name__}, not an object"
+                    raise InputError(f"{path}, row {line}", repr(data)[:60], problem, "Write one JSON object a line.")
+                yield Row(path, line, data)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        problem = f"cannot be unpacked after row {line} ({error})"
+        raise CorruptFile("data.path", str(path), problem, "Fetch or write the file again.") from error
+    except OSError as error:
+        remedy = "Check the path: a JSON Lines file, plain or .gz."
+        raise InputError("data.path", str(path), f"cannot be read ({error.strerror})", remedy) from error
+
+
+def parse(rows: Sequence[Row]) -> Iterator[Preference | Drop]:
+    """The pairs of one row, or of neighbouring HelpSteer rows."""
+    row, columns = rows[0], rows[0].data.keys()
+    if _is_helpsteer(row):
+        yield from _helpsteer(rows)
+    elif {"chosen", "rejected"} <= columns:
+        yield _pair(row)
+    elif {"prompt", "answers"} <= columns:
+        yield from _k_wise(row)
+    elif {"context", "response1", "response2", "overall_preference"} <= columns:
+        yield _helpsteer3(row)
+    else:
+        column = "rejected" if "chosen" in columns else "chosen"
+        raise row.error(column, f"missing (the row has {', '.join(sorted(columns)) or 'no columns'})")
+
+
+def _is_helpsteer(row: Row) -> bool:
+    return {"prompt", "response", "helpfulness"} <= row.data.keys()
+
+
+def _neighbours(row: Row) -> Any:
+    """What consecutive rows must share to be read together; the row's number where it stands alone."""
+    return json.dumps(row.data["prompt"]) if _is_helpsteer(row) else row.number
+
+
+def _pair(row: Row) -> Preference | Drop:
+    prompt, chosen, rejected = row.data.get("prompt"), row.data["chosen"], row.data["rejected"]
+    if type(chosen) is not type(rejected):
+        raise row.error("rejected", "not of the same form as chosen")
+    if isinstance(chosen, str) and prompt is None:
+        for column in ("chosen", "rejected"):
+            if not HH_TURN.match(row.data[column].lstrip(" ")):
+                raise row.error("prompt", f"missing, and {column} is no transcript (\\n\\nHuman: … \\n\\nAssistant: …)")
+        better, worse = transcript(chosen), transcript(rejected)
+    elif isinstance(chosen, str):
+        better, worse = (Message("assistant", chosen),), (Message("assistant", rejected),)
+    else:
+        better, worse = (as_messages(row, column, row.data[column]) for column in ("chosen", "rejected"))
+    for column, turns in (("chosen", better), ("rejected", worse)):
+        if turns[-1].role != "assistant":
+            raise row.error(column, f"it ends with a {turns[-1].role} turn, so there is no answer to judge")
+    if better == worse:
+        return Drop.IDENTICAL
+    if better[0].role == worse[0].role == "assistant":
+        if prompt is None:
+            raise row.error("prompt", "missing")
+        asked = as_prompt(row, "prompt", prompt)
+    else:
+        asked, better, worse = split_shared(row, better, worse)
+        # A list names its messages and must be right; a string (UltraFeedback) repeats one of them, as a caption.
+        if isinstance(prompt, list) and asked[-len(prompt) :] != as_messages(row, "prompt", prompt):
+            raise row.error("prompt", "not what chosen and rejected share")
+    return _preference(row, asked, (better, worse), _margin(row))
+
+
+def _margin(row: Row) -> float | None:
+    """The margin given, or the difference of UltraFeedback's scores."""
+    margin, high, low = (row.data.get(column) for column in ("margin", "score_chosen", "score_rejected"))
+    if margin is None and high is not None and low is not None:
+        return row.figure("score_chosen", high) - row.figure("score_rejected", low)
+    return None if margin is None else row.figure("margin", margin)
+
+
+def _k_wise(row: Row) -> Iterator[Preference | Drop]:
+    answers = row.data["answers"]
+    if not isinstance(answers, list) or len(answers) < 2:
+        raise row.error("answers", "not a list of two or more answers")
+    judged: list[Judged] = []
+    for k, answer in enumerate(answers):
+        if not isinstance(answer, dict) or not isinstance(answer.get("answer"), str):
+            raise row.error(f"answers[{k}].answer", "missing or not a text")
+        judged.append((row, answer["answer"], -row.figure(f"answers[{k}].rank", answer.get("rank"))))
+    for found in _across(judged):  # ranks say in what order, not by how much
+        yield found if isinstance(found, Drop) else replace(found, margin=None)
+
+
+def _helpsteer(rows: Sequence[Row]) -> Iterator[Preference | Drop]:
+    if len(rows) == 1:
+        yield Drop.UNPAIRED
+    yield from _across(
+        [(row, row.text("response"), row.figure("helpfulness", row.data["helpfulness"])) for row in rows]
+    )
+
+
+Judged = tuple[Row, str, float]
+"""An answer's row, its text, and how good it is: higher is better."""
+
+
+def _across(judged: Sequence[Judged]) -> Iterator[Preference | Drop]:
+    """Every pair of answers to one prompt, as one group."""
+    first = judged[0][0]
+    prompt = as_prompt(first, "prompt", first.data["prompt"])
+    for pair in combinations(enumerate(judged), 2):
+        (i, (row, better, high)), (j, (_, worse, low)) = sorted(pair, key=lambda answer: -answer[1][2])
+        if high == low:
+            yield Drop.TIE
+        elif better == worse:
+            yield Drop.IDENTICAL
+        else:
+            turns = (Message("assistant", better),), (Message("assistant", worse),)
+            name = f"{first.name}/{i}>{j}"
+            yield _preference(row, prompt, turns, margin=high - low, id=name, group=first.name)
+
+
+def _helpsteer3(row: Row) -> Preference | Drop:
+    one, other = row.text("response1"), row.text("response2")
+    verdict = row.figure("overall_preference", row.data["overall_preference"])
+    if not -3 <= verdict <= 3:
+        raise row.error("overall_preference", "outside -3 … 3")
+    if verdict == 0:
+        return Drop.TIE
+    if one == other:
+        return Drop.IDENTICAL
+    best, worst = (one, other) if verdict < 0 else (other, one)  # -3: response1 much better; 3: response2
+    turns = (Message("assistant", best),), (Message("assistant", worst),)
+    return _preference(row, as_prompt(row, "context", row.data["context"]), turns, margin=abs(verdict))
+
+
+def _preference(
+    row: Row, prompt: Messages, turns: tuple[Messages, Messages], margin: float | None, id: str = "", group: str = ""
+) -> Preference:
+    """The record; `turns` are the chosen and the rejected ones."""
+    strength = row.data.get("strength")
+    if strength is not None and type(strength) is not int:
+        raise row.error("strength", "not a whole number")
+    return Preference(
+        prompt,
+        *turns,
+        id=id or row.label("id") or row.label("prompt_id") or row.name,
+        group_id=row.label("group_id") or group,
+        margin=margin,
+        annotator=row.label("annotator"),
+        source=row.label("source") if "source" in row.data else row.name.rsplit(":", 1)[0],
+        strength=strength,
+        guideline_version=row.label("guideline_version"),
+        created_at=row.label("created_at"),
+        chosen_ended=row.data.get("chosen_ended") is not False,
+        rejected_ended=row.data.get("rejected_ended") is not False,
+    )
+
+
+def as_messages(row: Row, column: str, value: Any) -> Messages:
+    """A list of `{role, content}`, checked."""
+    if not isinstance(value, list) or not value:
+        raise row.error(column, "neither a text nor a list of messages")
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise row.error(f"{column}[{i}].role", f"none of {', '.join(ROLES)}", "Rename the role.")
+        if not isinstance(message.get("content"), str):
+            raise row.error(f"{column}[{i}].content", "missing or not a text")
+    return tuple(Message(message["role"], message["content"]) for message in value)
+
+
+def as_prompt(row: Row, column: str, value: Any) -> Messages:
+    """A prompt from messages, a transcript or a plain question; ends before the assistant's turn."""
+    turns = transcript(value) if isinstance(value, str) else as_messages(row, column, value)
+    if turns[-1] == Message("assistant", ""):  # HH and Nectar end a prompt with "Assistant:"
+        turns = turns[:-1]
+    if not turns or turns[-1].role == "assistant" or not any(turn.content.strip() for turn in turns):
+        raise row.error(column, "it holds no question to answer")
+    return turns
+
+
+def transcript(text: str) -> Messages:
+    r"""The turns of an HH transcript (`\n\nHuman: …`) or a HelpSteer2 one (`<extra_id_1>`); else one user turn."""
+    if HH_TURN.match(text.lstrip(" ")):
+        _, *parts = HH_TURN.split(text.lstrip(" "))
+        roles = {"Human": "user", "Assistant": "assistant"}
+        return tuple(Message(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
+    first, *parts = HELPSTEER_TURN.split(text)
+    later = (Message(who.lower(), said) for who, said in zip(parts[::2], parts[1::2], strict=True))
+    return (Message("user", first), *later)
+
+
+def split_shared(row: Row, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    """Whole conversations into what they share and how each goes on: from the last assistant turn at which both can."""
+    last = min(len(chosen), len(rejected)) - 1
+    n = next((i for i in range(last) if chosen[i] != rejected[i]), last)
+    while n > 0 and not chosen[n].role == rejected[n].role == "assistant":
+        n -= 1
+    if n == 0:
+        raise row.error("chosen", "it shares no beginning with rejected", "Give the prompt in a column of its own.")
+    return chosen[:n], chosen[n:], rejected[n:]
+
+
+def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
+    """Writes JSON Lines (packed where the name ends in `.gz`) in TRL's conversational form; the same pairs, same bytes.
+
+    `margin` is left out where nobody gave one: TRL takes the column's presence for its use.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    path = Path(path)
+    text = "".join(json.dumps(_as_row(pref), ensure_ascii=False) + "\n" for pref in prefs)
+    blob = text.encode(
+        "utf-8", "backslashreplace"
+    )  # half a surrogate pair becomes the very escape that JSON has for it
+    if path.suffix == ".gz":
+        blob = gzip.compress(blob, mtime=0)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(blob)
+        os.replace(partial, path)
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror})"
+        raise StorageError("path", str(path), problem, "Choose a folder with room that you can write to.") from error
+
+
+def _as_row(pref: Preference) -> dict[str, Any]:
+    turns = {name: [m.as_dict() for m in getattr(pref, name)] for name in ("prompt", "chosen", "rejected")}
+    names = ("id", "group_id", "annotator", "source", "strength", "guideline_version", "created_at")
+    row = {**turns, **{name: getattr(pref, name) for name in names}}
+    row |= {name: False for name in ("chosen_ended", "rejected_ended") if not getattr(pref, name)}  # True is the rule
+    return row if pref.margin is None else {**row, "margin": pref.margin}
+
+
+def split_by_group(
+    prefs: Sequence[Preference], held_out: float, seed: int
+) -> tuple[list[Preference], list[Preference]]:
+    """Splits into (train, test) so that neither a group nor a prompt has pairs on both sides; order is kept.
+
+    Groups that share a prompt (one prompt ranked by two people, or listed twice) are joined; without a `group_id` the
+    prompt alone joins. The joined groups with the lowest hashes of `(seed, prompt)` are held out, so that a pair's side
+    depends on neither its place in the file nor, but for those at the border, on what else is there.
+
+    Args:
+        held_out: the share of joined groups to hold out, in (0, 1); at least one on either side.
+
+    Raises:
+        InputError: `held_out` out of range, or fewer than two groups.
+    """
+    require(0 < held_out < 1, "held_out", held_out, "it must lie between 0 and 1", "Hold out 0.1, for instance.")
+    prompts = [sha256(json.dumps([seed, *([m.role, m.content] for m in p.prompt)]).encode()).hexdigest() for p in prefs]
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while parent.setdefault(node, node) != node:
+            parent[node] = node = parent[parent[node]]  # halves the path for the next caller
+        return node
+
+    for pref, prompt in zip(prefs, prompts, strict=True):
+        if pref.group_id:
+            parent[root(("group", pref.group_id))] = root(("prompt", prompt))
+    hash_of: dict[tuple[str, str], str] = {}
+    for prompt in prompts:
+        joined = root(("prompt", prompt))
+        hash_of[joined] = min(prompt, hash_of.get(joined, prompt))
+    remedy = "Gather more prompts, or give the test pairs in a file of their own."
+    require(len(hash_of) >= 2, "data", len(hash_of), "too few groups of pairs to split", remedy)
+    size = min(max(1, round(held_out * len(hash_of))), len(hash_of) - 1)
+    test = set(sorted(hash_of, key=hash_of.__getitem__)[:size])
+    sides: tuple[list[Preference], list[Preference]] = ([], [])
+    for pref, prompt in zip(prefs, prompts, strict=True):
+        sides[root(("prompt", prompt)) in test].append(pref)
+    return sides

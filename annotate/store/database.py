@@ -1,0 +1,332 @@
+"""The store itself: every act writes its contents and one row of the ledger in one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, delete, exists, insert, select
+
+from align.errors import InputError, require
+from align.types import Conversation
+from annotate.store.ledger import Head, canonical, salted_digest
+from annotate.store.queries import (
+    act,
+    annotator_of,
+    append,
+    check_item,
+    check_project,
+    check_same_item,
+    check_tiers,
+    erasure_of,
+    head_of,
+    meet,
+    stands,
+)
+from annotate.store.records import (
+    Candidate,
+    Item,
+    Ranking,
+    candidate_row,
+    item_of,
+    item_payload,
+    prompt_row,
+    ranking_of,
+)
+from annotate.store.schema import annotators, candidates, connect, explained, ledger, prompts, store_meta
+from annotate.store.verify import verify
+
+PAGE = 500
+"""Items read in one transaction by `Store.items`."""
+
+
+class Store:
+    """An open store. Safe to share between threads; a process opens its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # One view a read: what SQLite gives in any transaction, PostgreSQL only gives when asked. Its writers must not
+        # ask: they would keep the view from before they waited for their turn.
+        views = engine.dialect.name == "postgresql"
+        self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if views else engine
+        self._shown = engine.url.render_as_string(hide_password=True)
+        self._local = threading.local()
+
+    @classmethod
+    def open(cls, url: str, create: bool = True) -> Store:
+        """The store at a SQLAlchemy URL; `create=False` refuses to make one. Raises as `schema.connect` does."""
+        return cls(connect(url, create))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Writing
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What this thread writes inside commits together or not at all; thousands of acts cost one fsync."""
+        with self._writing():
+            yield
+
+    def add_item(self, project: str, key: str, prompt: Conversation, answers: Sequence[Candidate]) -> str:
+        """Adds a prompt with its K candidates; returns the item's id, a function of project and key alone.
+
+        Args:
+            key: names the act, for instance `<run>/<conversation id>`: adding it again returns the first item, even
+                one erased since. It outlives an erasure, so it must not be made from the content.
+
+        Raises:
+            InputError: K < 2, an empty project or key, or the key was used for other content.
+        """
+        require(bool(project.strip()), "project", project, "it is empty", "Name one, for instance project=quickstart.")
+        require(bool(key), "key", key, "an item needs one", "Name the run and the prompt, for instance sample-1/17.")
+        problem = f"{len(answers)} answer(s) cannot be ranked"
+        require(len(answers) >= 2, "candidates", len(answers), problem, "Sample at least 2 a prompt.")
+        item = hashlib.sha256(canonical([project, key]).encode()).hexdigest()[:16]
+        with self._writing() as connection:
+            before = act(connection, project, "candidates", key)
+            if before is not None:
+                check_same_item(connection, before, prompt, answers)
+                return item
+            first = prompt_row(project, item, prompt)
+            rows = [candidate_row(project, item, k, answer) for k, answer in enumerate(answers)]
+            connection.execute(insert(prompts), first)
+            connection.execute(insert(candidates), rows)
+            append(connection, project, "candidates", item_payload(first, rows), item=item, key=key)
+        return item
+
+    def record_ranking(
+        self,
+        project: str,
+        item: str,
+        tiers: Sequence[Sequence[str]],
+        *,
+        annotator: str,
+        key: str,
+        source: str = "human",
+        strength: int | None = None,
+        guideline_version: str = "",
+    ) -> int:
+        """Records a judgement and returns its row in the ledger.
+
+        Args:
+            tiers: candidate ids, best tier first; together exactly the item's candidates, each once.
+            annotator: the identity (erasable); the ledger sees a pseudonym.
+            key: the act's idempotency key: the same key with the same judgement returns the first row. It outlives an
+                erasure, so it must not name the annotator; a random one is best.
+
+        Raises:
+            InputError: unknown project, item or candidate; a candidate missing or twice; the key was used for another
+                judgement; the annotator's ranking of this item still stands.
+        """
+        require(bool(annotator), "annotator", annotator, "a ranking needs one", "Say who judged.")
+        require(bool(key), "key", key, "a ranking needs one", "Send a fresh random key with every judgement.")
+        judged = {
+            "tiers": [sorted(tier) for tier in tiers],  # within a tier order means nothing
+            "source": source,
+            "strength": strength,
+            "guideline_version": guideline_version,
+        }
+        with self._writing() as connection:
+            person = annotator_of(connection, project, annotator)
+            before = act(connection, project, "ranking", key)
+            if before is not None:
+                known = {name: value for name, value in json.loads(before.payload).items() if name in judged}
+                if person is None or (before.item, before.annotator, known) != (item, person.pseudonym, judged):
+                    raise InputError("key", key, "it was used for another judgement", "Send a fresh key.")
+                return before.seq
+            check_tiers(connection, project, item, judged["tiers"])
+            if person is None:
+                person = meet(connection, project, annotator)
+            mine = select(ledger.c.seq).where(stands(project), ledger.c.item == item)
+            earlier = connection.execute(mine.where(ledger.c.annotator == person.pseudonym)).scalar()
+            if earlier is not None:
+                problem = f"this annotator's ranking of it stands (seq {earlier})"
+                raise InputError("item", item, problem, "Retract that one first.")
+            payload = {**judged, "annotator_digest": salted_digest(person.salt, annotator)}
+            return append(connection, project, "ranking", payload, item=item, annotator=person.pseudonym, key=key)
+
+    def retract(self, project: str, seq: int) -> int:
+        """Takes a ranking back (undo); returns the retraction's row, the first one if it was retracted before.
+
+        Raises:
+            InputError: `seq` is no ranking of this project.
+        """
+        with self._writing() as connection:
+            of_project = ledger.c.project == project
+            row = connection.execute(select(ledger).where(of_project, ledger.c.seq == seq)).first()
+            if row is None or row.kind != "ranking":
+                check_project(connection, project)
+                raise InputError("seq", seq, f"it is no ranking of project {project}", "Give the seq of a ranking.")
+            before = connection.execute(select(ledger.c.seq).where(ledger.c.retracts == seq)).scalar()
+            if before is not None:
+                return before
+            return append(connection, project, "retraction", {}, item=row.item, annotator=row.annotator, retracts=seq)
+
+    def erase_content(self, project: str, item: str) -> int:
+        """Erases an item's prompt and candidates for good; its rankings go out of every export. Returns the tombstone.
+
+        Raises:
+            InputError: unknown project or item.
+        """
+        with self._writing() as connection:
+            check_item(connection, project, item)
+            before = erasure_of(connection, project, item)
+            if before is not None:
+                return before
+            its = (candidates.c.project == project, candidates.c.prompt_id == item)
+            connection.execute(delete(candidates).where(*its))
+            connection.execute(delete(prompts).where(prompts.c.project == project, prompts.c.id == item))
+            seq = append(connection, project, "erasure", {"what": "item"}, item=item)
+            self._local.erased = True
+            return seq
+
+    def erase_annotator(self, project: str, identity: str) -> int:
+        """Erases who an annotator is; the rankings stay, under a pseudonym that nobody can resolve any more.
+
+        Raises:
+            InputError: unknown project or identity.
+        """
+        with self._writing() as connection:
+            person = annotator_of(connection, project, identity)
+            if person is None:
+                check_project(connection, project)
+                problem = f"project {project} knows no such annotator"
+                remedy = "Check the spelling; an erased one is not known either."
+                raise InputError("annotator", identity, problem, remedy)
+            mine = (annotators.c.project == project, annotators.c.pseudonym == person.pseudonym)
+            connection.execute(delete(annotators).where(*mine))
+            seq = append(connection, project, "erasure", {"what": "annotator"}, annotator=person.pseudonym)
+            self._local.erased = True
+            return seq
+
+    # Reading
+
+    def items(self, project: str, unranked_by: str | None = None) -> Iterator[Item]:
+        """The project's items in the order they were added, without erased ones; safe to write between two of them.
+
+        Args:
+            unranked_by: an identity: leave out what this annotator's standing rankings cover.
+
+        Raises:
+            InputError: unknown project.
+        """
+        with self._reading() as connection:
+            check_project(connection, project)
+        return self._walk(project, unranked_by)
+
+    def rankings(self, project: str) -> list[Ranking]:
+        """The rankings that stand: not retracted, their item not erased; in ledger order."""
+        with self._reading() as connection:
+            check_project(connection, project)
+            present = exists().where(prompts.c.project == ledger.c.project, prompts.c.id == ledger.c.item)
+            rows = connection.execute(select(ledger).where(stands(project), present).order_by(ledger.c.seq)).all()
+        return [ranking_of(row) for row in rows]
+
+    def pseudonym(self, project: str, identity: str) -> str | None:
+        """What the ledger calls an annotator; None for one it has not met."""
+        with self._reading() as connection:
+            person = annotator_of(connection, project, identity)
+        return None if person is None else person.pseudonym
+
+    def head(self, project: str | None = None) -> Head:
+        """The last row, of one project or of the whole ledger (`Head(0, GENESIS)` while it is empty).
+
+        Raises:
+            InputError: unknown project.
+        """
+        with self._reading() as connection:
+            if project is not None:
+                check_project(connection, project)
+            return head_of(connection, project)
+
+    def verify(self, expected: Head | None = None) -> Head:
+        """Walks the whole ledger, checks every hash and every content that was not erased; returns the head.
+
+        Args:
+            expected: a head noted earlier, of the whole ledger or of a project: a cut tail shows only against it.
+
+        Raises:
+            CorruptFile: `value` is the first bad row's seq.
+        """
+        with self._reading() as connection:
+            return verify(connection, expected)
+
+    # Connections
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """The open transaction of this thread, or a new one: the only writer until it ends."""
+        inherited = getattr(self._local, "connection", None)
+        if inherited is not None:
+            yield inherited
+            return
+        with explained(self._shown):
+            with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
+                # SQLite's BEGIN IMMEDIATE already made this the only writer; PostgreSQL queues writers on this row.
+                connection.execute(select(store_meta.c.id).with_for_update())
+                self._local.connection = connection
+                self._local.erased = False
+                try:
+                    yield connection
+                finally:
+                    self._local.connection = None
+            if self._local.erased:
+                self._empty_log()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """One consistent view; within `transaction()` it sees what was written so far."""
+        inherited = getattr(self._local, "connection", None)
+        if inherited is not None:
+            yield inherited
+            return
+        with explained(self._shown):
+            with self._readers.connect() as connection, connection.begin():
+                yield connection
+
+    def _walk(self, project: str, unranked_by: str | None) -> Iterator[Item]:
+        after = 0
+        while page := self._page(project, unranked_by, after):
+            yield from (item for _, item in page)
+            after = page[-1][0]
+
+    def _page(self, project: str, unranked_by: str | None, after: int) -> list[tuple[int, Item]]:
+        """The next items after row `after`, each with its row: by seq, not by offset, so that writes shift nothing."""
+        ours = (prompts.c.project == ledger.c.project) & (prompts.c.id == ledger.c.item)
+        query = select(ledger.c.seq, prompts).join(prompts, ours)
+        query = query.where(ledger.c.project == project, ledger.c.kind == "candidates", ledger.c.seq > after)
+        with self._reading() as connection:
+            person = None if unranked_by is None else annotator_of(connection, project, unranked_by)
+            if person is not None:
+                mine = ledger.alias("mine")
+                ranked = (mine.c.item == prompts.c.id) & (mine.c.annotator == person.pseudonym)
+                query = query.where(~exists().where(stands(project, mine), ranked))
+            rows = connection.execute(query.order_by(ledger.c.seq).limit(PAGE)).mappings().all()
+            within = (candidates.c.project == project, candidates.c.prompt_id.in_([row["id"] for row in rows]))
+            answers = defaultdict(list)
+            for answer in connection.execute(select(candidates).where(*within)).mappings():
+                answers[answer["prompt_id"]].append(answer)
+        return [(row["seq"], item_of(row, answers[row["id"]])) for row in rows]
+
+    def _empty_log(self) -> None:
+        """Empties SQLite's write-ahead log, which would keep an erased text until it is overwritten by chance.
+
+        Waits for readers as long as any lock is waited for; if one outlasts that, the next erasure or close empties it.
+        """
+        if self._engine.dialect.name == "sqlite":
+            connection = self._engine.raw_connection()  # no BEGIN: a checkpoint cannot run inside a transaction
+            try:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()

@@ -1,0 +1,56 @@
+"""Rankings into preference pairs: what a reward model or DPO trains on."""
+
+from __future__ import annotations
+
+from align.errors import InputError, require
+from align.types import Message, Preference
+from annotate.store.database import Store
+from annotate.store.records import Item, Ranking
+
+
+def pairs_of(ranking: Ranking, item: Item) -> list[Preference]:
+    """Every pair across the ranking's tiers, as one group: at most K(K-1)/2 records.
+
+    A tie yields no pair. Nor do two candidates with the same text: sampling can give one answer twice, and whatever
+    was said of such a pair holds nothing to learn.
+    """
+    texts = {candidate.id: candidate.text for candidate in item.candidates}
+    ended = {candidate.id: candidate.ended for candidate in item.candidates}
+    return [
+        Preference(
+            prompt=item.prompt.messages,
+            chosen=(Message("assistant", texts[better]),),
+            rejected=(Message("assistant", texts[worse]),),
+            id=f"{ranking.seq}:{better}>{worse}",
+            group_id=item.id,
+            annotator=ranking.annotator,
+            source=ranking.source,
+            strength=ranking.strength,
+            guideline_version=ranking.guideline_version,
+            created_at=ranking.created_at,
+            chosen_ended=ended[better],
+            rejected_ended=ended[worse],
+        )
+        for better, worse in ranking.pairs
+        if texts[better] != texts[worse]
+    ]
+
+
+def preferences(store: Store, project: str, allow_simulated: bool = False) -> list[Preference]:
+    """The pairs of every ranking of a project that stands (not retracted, its item not erased), in ledger order.
+
+    Raises:
+        InputError: unknown project, nothing ranked, no pair in what was ranked, or rankings by the stand-in for a
+            person where only people's were asked for.
+    """
+    rankings = store.rankings(project)
+    require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
+    simulated = sum(ranking.source == "simulated" for ranking in rankings)
+    if simulated and not allow_simulated:
+        problem = f"{simulated} of its {len(rankings)} rankings are simulated, not a person's"
+        raise InputError("project", project, problem, "Say data.allow_simulated=true to train on them all the same.")
+    items = {item.id: item for item in store.items(project)}
+    # An item erased between the two reads is missing here, and its ranking with it.
+    found = [pair for r in rankings if r.item in items for pair in pairs_of(r, items[r.item])]
+    require(bool(found), "project", project, "its rankings hold only ties", "Rank more items with stage=annotate.")
+    return found

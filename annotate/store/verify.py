@@ -1,0 +1,85 @@
+"""Whether a store is what was written: its chain, and every content that was not erased."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from align.errors import CorruptFile
+from annotate.store.ledger import GENESIS, RESTORE, Entry, Head, advance, corrupt, salted_digest
+from annotate.store.records import item_payload
+from annotate.store.schema import annotators, candidates, ledger, prompts
+
+Subject = tuple[str, str]
+"""(project, item id or pseudonym)."""
+
+
+def verify(connection: Connection, expected: Head | None = None) -> Head:
+    """Walks the ledger from its first row; returns its head.
+
+    Raises:
+        CorruptFile: `value` is the seq of the first bad row; for contents that no row speaks of, their ids.
+    """
+    rows = connection.execute(select(ledger).order_by(ledger.c.seq)).all()
+    entries = [Entry(**row._asdict()) for row in rows]
+    # Where an erasure is claimed, the content must be gone; the claim itself is checked when the walk reaches it.
+    erased = {(e.project, e.item or e.annotator or ""): e.seq for e in entries if e.kind == "erasure"}
+    items, people = _items(connection), _people(connection)
+
+    head, spoken_of = Head(0, GENESIS), set()
+    for entry in entries:
+        head = advance(head, entry)
+        if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
+            raise corrupt(entry.seq, "the row is not the one that the expected head names")
+        if entry.kind == "candidates":
+            _check_item(entry, items, erased)
+        elif entry.kind == "ranking":
+            _check_annotator(entry, people, erased)
+        elif entry.kind == "erasure":
+            subject = (entry.project, entry.item or entry.annotator or "")
+            if subject in items or subject in people:
+                raise corrupt(entry.seq, f"what it erased is there again ({subject[1]})")
+        spoken_of |= {(entry.project, entry.item), (entry.project, entry.annotator)}
+    if expected is not None and head.seq < expected.seq:
+        raise corrupt(head.seq + 1, f"the ledger's tail is cut: it ends at seq {head.seq}, not {expected.seq}")
+    if strangers := sorted(id for project, id in {**items, **people} if (project, id) not in spoken_of):
+        raise CorruptFile("store", strangers[:3], "the ledger speaks of no such contents", RESTORE)
+    return head
+
+
+def _check_item(entry: Entry, items: Mapping[Subject, dict[str, Any]], erased: Mapping[Subject, int]) -> None:
+    found = items.get((entry.project, entry.item or ""))
+    if found is None:
+        if (entry.project, entry.item or "") not in erased:
+            raise corrupt(entry.seq, f"the contents of item {entry.item} are gone, and nobody erased them")
+    elif (entry.project, entry.item or "") not in erased and found != json.loads(entry.payload):
+        raise corrupt(entry.seq, f"the contents of item {entry.item} are not those that were added")
+
+
+def _check_annotator(entry: Entry, people: Mapping[Subject, Any], erased: Mapping[Subject, int]) -> None:
+    who = (entry.project, entry.annotator or "")
+    person = people.get(who)
+    if person is None:
+        if who not in erased:
+            raise corrupt(entry.seq, f"annotator {entry.annotator} is gone, and nobody erased them")
+    elif salted_digest(person.salt, person.identity) != json.loads(entry.payload)["annotator_digest"]:
+        raise corrupt(entry.seq, f"annotator {entry.annotator} is not who judged")
+
+
+def _items(connection: Connection) -> dict[Subject, dict[str, Any]]:
+    """The payload that each item's contents would have in the ledger."""
+    answers = defaultdict(list)
+    for row in connection.execute(select(candidates)).mappings():
+        answers[row["project"], row["prompt_id"]].append(row)
+    return {
+        (row["project"], row["id"]): item_payload(row, answers[row["project"], row["id"]])
+        for row in connection.execute(select(prompts)).mappings()
+    }
+
+
+def _people(connection: Connection) -> dict[Subject, Any]:
+    return {(row.project, row.pseudonym): row for row in connection.execute(select(annotators))}

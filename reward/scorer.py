@@ -1,0 +1,24 @@
+"""The one interface of everything that judges a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from align.types import Conversation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Scorer(Protocol):
+    """Judges whole conversations by their last assistant turn.
+
+    PPO optimises one scorer; evaluation measures with another that the optimiser never saw.
+    """
+
+    name: str
+
+    def score(self, conversations: Sequence[Conversation]) -> Tensor:
+        """One number a conversation, higher is better: shape [B], fp32, on the CPU."""
+        ...

@@ -1,0 +1,335 @@
+"""Preference files: every accepted form by hand, every refusal with its place, and splits that do not leak."""
+
+import gzip
+import json
+
+import pytest
+
+from align.data.preferences import ReadReport, read_preferences, read_with_report, split_by_group, write_preferences
+from align.errors import CorruptFile, InputError, StorageError
+from align.types import Message, Preference
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def bot(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def write(path, *rows) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def plain(pref: Preference) -> tuple:
+    """(prompt, chosen, rejected), each as "role: text" lines."""
+    return tuple(
+        tuple(f"{m.role}: {m.content}" for m in getattr(pref, name)) for name in ("prompt", "chosen", "rejected")
+    )
+
+
+HH = "\n\nHuman: Hi \n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
+MULTI = ("user: Hi", "assistant: Hello", "user: Why?")
+ONE = (("user: Q",), ("assistant: A",), ("assistant: B",))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        pytest.param({"prompt": [user("Q")], "chosen": [bot("A")], "rejected": [bot("B")]}, ONE, id="trl"),
+        pytest.param({"prompt": "Q", "chosen": "A", "rejected": "B"}, ONE, id="strings"),
+        pytest.param(
+            {"chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("B")]},
+            ONE,
+            id="implicit",
+        ),
+        pytest.param(
+            {"prompt": [user("Q")], "chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("B")]},
+            ONE,
+            id="whole conversations and their prompt",
+        ),
+        pytest.param(
+            # They part at a user turn: the answers judged begin at the assistant turn before it.
+            {
+                "chosen": [user("Q"), bot("same"), user("x"), bot("A")],
+                "rejected": [user("Q"), bot("same"), user("y"), bot("B")],
+            },
+            (
+                ("user: Q",),
+                ("assistant: same", "user: x", "assistant: A"),
+                ("assistant: same", "user: y", "assistant: B"),
+            ),
+            id="implicit, parted at a user turn",
+        ),
+        pytest.param(
+            # One is the other's beginning: the shorter must keep an answer.
+            {"chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("A"), user("x"), bot("B")]},
+            (("user: Q",), ("assistant: A",), ("assistant: A", "user: x", "assistant: B")),
+            id="implicit, one continues the other",
+        ),
+        pytest.param(
+            {"chosen": f"{HH} Because.\n\nReally.", "rejected": f"{HH} No."},
+            (MULTI, ("assistant: Because.\n\nReally.",), ("assistant: No.",)),
+            id="hh",
+        ),
+        pytest.param(
+            {"prompt": HH, "chosen": "A", "rejected": "B"},
+            (MULTI, ("assistant: A",), ("assistant: B",)),
+            id="hh prompt in its own column",
+        ),
+    ],
+)
+def test_one_pair_a_row(tmp_path, row, expected):
+    (pref,) = read_preferences(write(tmp_path / "d.jsonl", row))
+    assert plain(pref) == expected
+    assert (pref.id, pref.group_id, pref.margin, pref.source) == ("d:1", "", None, "d")
+
+
+def test_ultrafeedback_binarised(tmp_path):
+    row = {
+        "prompt": "Q",
+        "prompt_id": "abc",
+        "chosen": [user("Q"), bot("A")],
+        "rejected": [user("Q"), bot("B")],
+        "messages": [user("Q"), bot("A")],
+        "score_chosen": 8.5,
+        "score_rejected": 6.0,
+    }
+    (pref,) = read_preferences(write(tmp_path / "uf.jsonl", row))
+    assert (plain(pref), pref.margin, pref.id) == (ONE, 2.5, "abc")
+
+
+def test_helpsteer_pairs_neighbours_with_one_prompt(tmp_path):
+    def rated(prompt, response, helpfulness):
+        return {"prompt": prompt, "response": response, "helpfulness": helpfulness, "verbosity": 1}
+
+    turns = "Hi<extra_id_1>Assistant\nHello\n<extra_id_1>User\nWhy?"
+    path = write(
+        tmp_path / "hs.jsonl",
+        rated("Q", "low", 1),
+        rated("Q", "high", 4),
+        rated("Q", "also low", 1),
+        rated("alone", "x", 2),
+        rated(turns, "A", 3),
+        rated(turns, "B", 2),
+    )
+    prefs, report = read_with_report(path)
+    assert [plain(p) for p in prefs] == [
+        (("user: Q",), ("assistant: high",), ("assistant: low",)),
+        (("user: Q",), ("assistant: high",), ("assistant: also low",)),
+        (MULTI, ("assistant: A",), ("assistant: B",)),
+    ]
+    assert [p.margin for p in prefs] == [3, 3, 1]
+    assert [p.group_id for p in prefs] == ["hs:1", "hs:1", "hs:5"]
+    assert report == ReadReport(rows=6, pairs=3, identical=0, ties=1, unpaired=1)
+
+
+def test_helpsteer3_counts_from_response1_to_response2(tmp_path):
+    def row(verdict):
+        return {"context": [user("Q")], "response1": "A", "response2": "B", "overall_preference": verdict}
+
+    prefs, report = read_with_report(write(tmp_path / "hs3.jsonl", row(-3), row(1), row(0)))
+    assert [(p.chosen[0].content, p.margin) for p in prefs] == [("A", 3), ("B", 1)]
+    assert report == ReadReport(rows=3, pairs=2, identical=0, ties=1, unpaired=0)
+
+
+def test_nectar_makes_every_pair_of_one_group(tmp_path):
+    answers = [
+        {"answer": "second", "model": "m", "rank": 2.0},
+        {"answer": "first", "model": "m", "rank": 1.0},
+        {"answer": "also second", "model": "m", "rank": 2.0},
+        {"answer": "first", "model": "m", "rank": 4.0},
+    ]
+    row = {"prompt": "\n\nHuman: Q\n\nAssistant: ", "answers": answers}
+    prefs, report = read_with_report(write(tmp_path / "n.jsonl", row))
+    assert [(p.chosen[0].content, p.rejected[0].content) for p in prefs] == [
+        ("first", "second"),
+        ("second", "first"),
+        ("first", "also second"),
+        ("also second", "first"),
+    ]
+    assert {(p.group_id, p.margin, p.prompt) for p in prefs} == {("n:1", None, (Message("user", "Q"),))}
+    assert len({p.id for p in prefs}) == 4
+    assert report == ReadReport(rows=1, pairs=4, identical=1, ties=1, unpaired=0)
+
+
+def test_identical_answers_are_dropped_and_counted(tmp_path):
+    same = {"prompt": "Q", "chosen": "A", "rejected": "A"}
+    prefs, report = read_with_report(write(tmp_path / "d.jsonl", same, {**same, "rejected": "B"}, "", same))
+    assert [p.id for p in prefs] == ["d:2"]
+    assert report == ReadReport(rows=3, pairs=1, identical=2, ties=0, unpaired=0)
+
+
+GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "problem"),
+    [
+        ({"prompt": "Q", "chosen": "A"}, "rejected", "missing"),
+        ({"text": "A"}, "chosen", "missing"),
+        ({"chosen": "A", "rejected": "B"}, "prompt", "missing"),
+        ({"chosen": [bot("A")], "rejected": [bot("B")]}, "prompt", "missing"),
+        ({**GOOD, "prompt": " "}, "prompt", "no question"),
+        ({**GOOD, "prompt": [user("Q"), bot("A")]}, "prompt", "no question"),
+        ({**GOOD, "rejected": None}, "rejected", "same form"),
+        ({**GOOD, "chosen": 1, "rejected": 2}, "chosen", "neither a text nor a list"),
+        ({**GOOD, "chosen": [], "rejected": []}, "chosen", "neither a text nor a list"),
+        ({**GOOD, "chosen": [{"role": "gpt", "content": "A"}], "rejected": []}, "chosen[0].role", "none of"),
+        ({**GOOD, "prompt": [{"role": "user"}]}, "prompt[0].content", "not a text"),
+        ({**GOOD, "chosen": [user("A")], "rejected": [bot("B")]}, "chosen", "ends with a user turn"),
+        ({"chosen": [user("Q"), bot("A")], "rejected": [user("R"), bot("B")]}, "chosen", "no beginning"),
+        (
+            {"prompt": [user("R")], "chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("B")]},
+            "prompt",
+            "not what chosen and rejected share",
+        ),
+        ({**GOOD, "margin": "big"}, "margin", "not a finite number"),
+        ({**GOOD, "margin": float("nan")}, "margin", "not a finite number"),
+        ({**GOOD, "strength": 1.5}, "strength", "whole number"),
+        ({"prompt": "Q", "answers": [{"answer": "A", "rank": 1}]}, "answers", "two or more"),
+        ({"prompt": "Q", "answers": [{"answer": "A", "rank": 1}, {"answer": "B"}]}, "answers[1].rank", "missing"),
+        ({"prompt": "Q", "response": None, "helpfulness": 3}, "response", "missing"),
+        ({"prompt": "Q", "response": "A", "helpfulness": True}, "helpfulness", "not a finite number"),
+        (
+            {"context": [user("Q")], "response1": "A", "response2": "B", "overall_preference": 4},
+            "overall_preference",
+            "outside -3",
+        ),
+    ],
+)
+def test_a_bad_row_is_named_by_file_line_and_column(tmp_path, row, column, problem):
+    path = write(tmp_path / "d.jsonl", GOOD, "", row)
+    with pytest.raises(InputError, match=problem) as caught:
+        read_preferences(path)
+    assert caught.value.field == f"{path}, row 3, {column}"
+    assert caught.value.remedy.endswith(".")
+
+
+@pytest.mark.parametrize("line", ["{", "[1, 2]", "not json"])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    path = write(tmp_path / "d.jsonl", GOOD, line)
+    with pytest.raises(InputError) as caught:
+        read_preferences(path)
+    assert caught.value.field == f"{path}, row 2"
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "\xff"}\n')
+    with pytest.raises(InputError, match="row 2"):
+        read_preferences(path)
+
+
+def test_files_without_a_preference(tmp_path):
+    for name, rows, problem in (
+        ("empty.jsonl", [], "no rows"),
+        ("blank.jsonl", ["", " "], "no rows"),
+        ("same.jsonl", [{**GOOD, "rejected": "A"}], "none of its 1 rows"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            read_preferences(write(tmp_path / name, *rows))
+    for path in (tmp_path / "missing.jsonl", tmp_path):
+        with pytest.raises(InputError, match="cannot be read") as caught:
+            read_preferences(path)
+        assert caught.value.field == "data.path"
+
+
+def test_a_cut_gz_is_refused(tmp_path):
+    path = tmp_path / "d.jsonl.gz"
+    whole = gzip.compress("".join(json.dumps({**GOOD, "id": i}) + "\n" for i in range(2000)).encode())
+    for blob in (whole[:-9], whole[: len(whole) // 2], b"no gzip"):
+        path.write_bytes(blob)
+        with pytest.raises(CorruptFile):
+            read_preferences(path)
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz"])
+def test_what_is_written_is_read_back(tmp_path, name):
+    turn = Message("user", "Grüße \U0001f600 \ud83d"), Message("assistant", "line\u2028sep"), Message("assistant", "")
+    prefs = [
+        Preference(turn[:1], turn[1:2], turn[2:], "i", "g", 0.5, "a1", "human", 2, "v1", "2026-01-01T00:00:00+00:00"),
+        Preference(turn[:1], turn[2:], turn[1:2], "j"),
+    ]
+    path = tmp_path / "new" / name
+    write_preferences(path, prefs)
+    first = path.read_bytes()
+    write_preferences(path, prefs)
+    assert path.read_bytes() == first
+    assert [file.name for file in path.parent.iterdir()] == [name]
+    assert read_preferences(path) == prefs
+    text = gzip.decompress(first) if name.endswith("gz") else first
+    rows = [json.loads(line) for line in text.split(b"\n")[:-1]]
+    assert rows[0]["chosen"] == [bot("line\u2028sep")]
+    assert [row.get("margin", "absent") for row in rows] == [0.5, "absent"]  # TRL takes its presence for its use
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        write_preferences(tmp_path / "file" / "d.jsonl", [])
+
+
+# Splits
+
+
+def pair(prompt: str, group: str = "", chosen: str = "A", rejected: str = "B") -> Preference:
+    turns = (Message("user", prompt),), (Message("assistant", chosen),), (Message("assistant", rejected),)
+    return Preference(*turns, group_id=group)
+
+
+def prompts_of(prefs) -> set[str]:
+    return {p.prompt[0].content for p in prefs}
+
+
+def test_split_holds_out_the_share_asked_for_and_keeps_all_pairs_in_order():
+    prefs = [pair(f"q{i % 50}", f"g{i % 50}") for i in range(150)]
+    train, test = split_by_group(prefs, 0.2, seed=0)
+    assert (len(train), len(test)) == (120, 30)
+    assert [p for p in prefs if p in test] == test
+    assert prompts_of(train) | prompts_of(test) == prompts_of(prefs)
+
+
+def test_groups_and_prompts_never_straddle():
+    # Group i holds two prompts, of which it shares one with the next of its own four: only whole fours can be moved.
+    prefs = [pair(f"q{4 * block + i + j}" if i + j < 4 else f"q{4 * block}", f"g{block}.{i}")
+             for block in range(30) for i in range(4) for j in range(2)]  # fmt: skip
+    # And pairs without a group go where their prompt is.
+    prefs += [pair(f"q{i}") for i in range(120)]
+    train, test = split_by_group(prefs, 0.3, seed=1)
+    assert not prompts_of(train) & prompts_of(test)
+    assert not {p.group_id for p in train} & {p.group_id for p in test} - {""}
+    assert len(prompts_of(test)) == 9 * 4
+    assert len(test) == 9 * 12
+
+
+def test_one_prompt_in_two_groups_stays_together():
+    prefs = [pair(f"q{i}", f"first{i}") for i in range(40)] + [pair(f"q{i}", f"second{i}") for i in range(40)]
+    train, test = split_by_group(prefs, 0.5, seed=0)
+    assert not prompts_of(train) & prompts_of(test)
+    assert len(test) == 40
+
+
+def test_sides_follow_the_seed_and_not_the_order():
+    prefs = [pair(f"q{i}") for i in range(60)]
+    _, test = split_by_group(prefs, 0.25, seed=0)
+    _, again = split_by_group(prefs[::-1], 0.25, seed=0)
+    _, other = split_by_group(prefs, 0.25, seed=1)
+    assert prompts_of(test) == prompts_of(again) != prompts_of(other)
+    # Two more prompts move at most the ones at the border.
+    _, grown = split_by_group([*prefs, pair("new"), pair("newer")], 0.25, seed=0)
+    assert len(prompts_of(test) - prompts_of(grown)) <= 2
+
+
+def test_a_small_set_still_has_two_sides_and_a_single_group_is_refused():
+    train, test = split_by_group([pair("q0"), pair("q1"), pair("q2")], 0.01, seed=0)
+    assert (len(train), len(test)) == (2, 1)
+    train, test = split_by_group([pair("q0"), pair("q1")], 0.99, seed=0)
+    assert (len(train), len(test)) == (1, 1)
+    with pytest.raises(InputError, match="too few groups"):
+        split_by_group([pair("q", "g"), pair("q", "h")], 0.5, seed=0)
+    for share in (0, 1, -0.1):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            split_by_group([pair("q0"), pair("q1")], share, seed=0)

@@ -1,0 +1,184 @@
+"""The simulated annotator: Bradley–Terry in the score gap, calibrated, repeatable, and honest about what it is."""
+
+import math
+import random
+from collections import Counter
+from itertools import combinations
+
+import pytest
+import torch
+
+from align.errors import InputError
+from align.types import Conversation, Message
+from annotate.simulate import calibrate_slope, noisy_tiers, simulate, tally
+from annotate.store import Candidate, Ranking, Store
+
+torch.set_num_threads(1)
+
+
+class Number:
+    """Scores an answer by the number that it is."""
+
+    name = "number"
+
+    def score(self, conversations):
+        return torch.tensor([float(c.messages[-1].content) for c in conversations])
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
+        yield store
+
+
+def fill(store: Store, items: int, first: int = 0) -> None:
+    """Items of four candidates in quarters from -1 to 1, so that some tie."""
+    with store.transaction():
+        for i in range(first, items):
+            rng = random.Random(i)
+            texts = [str(rng.randint(-4, 4) / 4) for _ in range(4)]
+            prompt = Conversation((Message("user", f"question {i}"),))
+            store.add_item("p", f"run/{i}", prompt, [Candidate(text) for text in texts])
+
+
+def judgements(store: Store) -> dict[str, tuple]:
+    return {r.item: r.tiers for r in store.rankings("p")}
+
+
+def test_calibration_inverts_the_sigmoid():
+    # One untied pair: sigmoid(slope · 0.5) = 0.75 at slope = ln 3 / 0.5.
+    assert calibrate_slope([[0.5, 0.0]]) == pytest.approx(2 * math.log(3), rel=1e-12)
+    # The tied pair does not count; the order of the candidates does not either.
+    assert calibrate_slope([[0.0, 0.5, 0.5][:2], [7, 7]]) == calibrate_slope([[0.5, 0.0]])
+    assert calibrate_slope([[0.0, 1e-4]], 0.9) == pytest.approx(math.log(9) * 1e4, rel=1e-9)
+
+
+def test_calibration_averages_over_all_untied_pairs():
+    scores = [[0.0, 0.1, 0.9], [0.3, 0.3, -0.6]]
+    slope = calibrate_slope(scores, 0.8)
+    gaps = [0.1, 0.9, 0.8, 0.9, 0.9]
+    assert sum(1 / (1 + math.exp(-slope * gap)) for gap in gaps) / 5 == pytest.approx(0.8, abs=1e-12)
+
+
+@pytest.mark.parametrize(("scores", "agreement"), [([[1, 1], [2, 2]], 0.75), ([[0, 1]], 0.5), ([[0, 1]], 1.0)])
+def test_calibration_refuses_what_no_slope_can_do(scores, agreement):
+    with pytest.raises(InputError):
+        calibrate_slope(scores, agreement)
+
+
+def test_pairwise_marginals_are_bradley_terry():
+    # 20,000 rankings of four: the standard error of a share is at most 0.0036; 4 of them are allowed.
+    scores, slope, rng, n = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 0.3}, 2.0, random.Random(0), 20_000
+    above: Counter = Counter()
+    for _ in range(n):
+        tier_of = {id: t for t, tier in enumerate(noisy_tiers(scores, slope, rng)) for id in tier}
+        assert tier_of["b"] == tier_of["d"]  # equal scores share one draw
+        above.update((x, y) for x in scores for y in scores if tier_of[x] < tier_of[y])
+    for x, y in combinations("abcd", 2):
+        if scores[x] != scores[y]:
+            expected = 1 / (1 + math.exp(-slope * (scores[x] - scores[y])))
+            assert above[x, y] / n == pytest.approx(expected, abs=4 * 0.0036)
+
+
+def test_the_order_of_the_candidates_does_not_matter():
+    scores = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 0.3}
+    backwards = dict(reversed(scores.items()))
+    assert noisy_tiers(scores, 2.0, random.Random(5)) == noisy_tiers(backwards, 2.0, random.Random(5))
+
+
+def test_a_steep_slope_is_the_gold_order():
+    assert noisy_tiers({"a": 0.0, "b": 0.5, "c": 1.0, "d": 0.5}, 1e6, random.Random(0)) == [["c"], ["b", "d"], ["a"]]
+
+
+def test_tally_by_hand():
+    scores = {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0}
+    # Untied: ab ac ad bd cd. This ranking has ab, ac wrong and the rest right.
+    ranking = Ranking(1, "i", (("b", "c"), ("a",), ("d",)), "x", "simulated", None, "", "")
+    assert tally([ranking], scores) == (6, 1, 3)
+
+
+def test_agreement_is_what_was_asked_for_and_grows_with_the_gap(store):
+    fill(store, 800)
+    report = simulate(store, "p", Number(), seed=0)
+    # About 4,250 untied pairs, correlated within an item: a standard error near 0.008.
+    assert report.agreement == pytest.approx(0.75, abs=0.02)
+    assert (report.added, report.items, report.pairs) == (800, 800, 4800)
+    assert report.tie_share == pytest.approx(1 / 9, abs=0.02)  # two of nine values equal
+
+    text = {c.id: float(c.text) for item in store.items("p") for c in item.candidates}
+    right: Counter = Counter()
+    total: Counter = Counter()
+    for ranking in store.rankings("p"):
+        tier_of = {id: t for t, tier in enumerate(ranking.tiers) for id in tier}
+        for a, b in combinations(tier_of, 2):
+            gap = abs(text[a] - text[b])
+            third = 0 if gap == 0 else 1 if gap <= 0.5 else 2 if gap <= 1 else 3
+            total[third] += 1
+            right[third] += (tier_of[a] < tier_of[b]) == (text[a] > text[b])
+            assert (gap == 0) == (tier_of[a] == tier_of[b])
+    shares = [right[third] / total[third] for third in (1, 2, 3)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.7
+    assert shares[2] > 0.85
+
+
+def test_everything_it_says_is_marked_simulated(store):
+    fill(store, 5)
+    report = simulate(store, "p", Number(), seed=0)
+    assert {r.source for r in store.rankings("p")} == {"simulated"}
+    assert report.annotator == "simulated/number/0"
+    store.verify()
+
+
+def test_interrupted_and_continued_it_ranks_as_if_uninterrupted(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("annotate.simulate.COMMIT_EVERY", 4)
+    fill(store, 20)
+    record, calls = store.record_ranking, []
+
+    def dies_at_the_tenth(*args, **more):
+        calls.append(args)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return record(*args, **more)
+
+    monkeypatch.setattr(store, "record_ranking", dies_at_the_tenth)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(store, "p", Number(), seed=3)
+    assert len(store.rankings("p")) == 8  # two whole batches
+    continued = simulate(store, "p", Number(), seed=3)
+
+    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
+        fill(other, 20)
+        straight = simulate(other, "p", Number(), seed=3)
+        assert judgements(store) == judgements(other)
+    assert (continued.added, straight.added) == (12, 20)
+    assert (continued.agreement, continued.slope) == (straight.agreement, straight.slope)
+
+    again = simulate(store, "p", Number(), seed=3)
+    assert (again.added, again.items, again.agreement) == (0, 20, straight.agreement)
+
+
+def test_another_seed_is_another_annotator(store):
+    fill(store, 20)
+    simulate(store, "p", Number(), seed=0)
+    first = judgements(store)
+    report = simulate(store, "p", Number(), seed=1)
+    assert (report.added, report.items) == (20, 20)
+    assert len(store.rankings("p")) == 40
+    assert judgements(store) != first
+
+
+def test_an_items_noise_does_not_depend_on_the_others(store, tmp_path):
+    fill(store, 6)
+    simulate(store, "p", Number(), seed=0, slope=1.0)
+    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
+        fill(other, 6, first=3)
+        simulate(other, "p", Number(), seed=0, slope=1.0)
+        few = judgements(other)
+    assert len(few) == 3
+    assert few == {item: tiers for item, tiers in judgements(store).items() if item in few}
+
+
+def test_an_unknown_project_is_refused(store):
+    with pytest.raises(InputError, match="no such project"):
+        simulate(store, "nope", Number(), seed=0)

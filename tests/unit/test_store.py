@@ -1,0 +1,255 @@
+"""The annotation store: what it keeps and gives back, its preference pairs, and what it refuses."""
+
+import sqlite3
+
+import pytest
+from annotation_store import add, ask, counts, rank, tamper, url_of
+
+from align.errors import CorruptFile, InputError, StorageError
+from align.types import Conversation, Message
+from annotate.store import Candidate, Store, preferences
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(url_of(tmp_path)) as store:
+        yield store
+
+
+# What it keeps
+
+
+def test_items_come_back_as_they_were_added(store):
+    answers = [
+        Candidate("Hi \U0001f600", "base", "adapter", {"temperature": 0.7, "seed": 3}, ended=True),
+        Candidate("", "base", "", {}, ended=False),
+    ]
+    prompt = Conversation((Message("system", "Be kind."), Message("user", "Grüße\n\nund 'Zeichen'")))
+    item = store.add_item("p", "run/0", prompt, answers)
+    (found,) = store.items("p")
+    assert found.id == found.prompt.id == item
+    assert found.prompt.messages == prompt.messages
+    assert [c.id for c in found.candidates] == [f"{item}-0", f"{item}-1"]
+    for given, kept in zip(answers, found.candidates, strict=True):
+        for name in ("text", "model_digest", "adapter_digest", "sampling", "ended"):
+            assert getattr(kept, name) == getattr(given, name)
+
+
+def test_items_keep_their_order_over_pages_and_leave_out_what_an_annotator_ranked(store, monkeypatch):
+    monkeypatch.setattr("annotate.store.database.PAGE", 3)
+    ids = [add(store, f"run/{i}") for i in range(8)]
+    assert [item.id for item in store.items("p")] == ids
+    seen = []
+    for item in store.items("p", unranked_by="ann@example.org"):  # writing between two items neither skips nor repeats
+        seen.append(item.id)
+        rank(store, item.id, "0>1>2")
+    assert seen == ids
+    assert list(store.items("p", unranked_by="ann@example.org")) == []
+    assert [item.id for item in store.items("p", unranked_by="bob")] == ids
+
+
+def test_adding_again_changes_nothing_and_other_content_is_refused(store, tmp_path):
+    item = add(store)
+    before = counts(tmp_path), store.head()
+    assert add(store) == item
+    assert (counts(tmp_path), store.head()) == before
+    with pytest.raises(InputError) as caught:
+        add(store, texts=("fine", "bad", "other"))
+    assert (caught.value.field, caught.value.value) == ("key", "run/0")
+    with pytest.raises(InputError, match="other content"):
+        add(store, texts=("fine", "bad"))
+    assert add(store, project="q") != item  # the same key in another project is another act
+    assert (counts(tmp_path)["candidates"], store.head().seq) == (6, 2)
+
+
+def test_a_key_returns_the_first_ranking_and_refuses_another(store):
+    item = add(store)
+    first = rank(store, item, "0>12", key="k", strength=2)
+    assert rank(store, item, "0>21", key="k", strength=2) == first  # within a tier order means nothing
+    for other in ({"order": "0>1>2", "strength": 2}, {"order": "0>12", "strength": 1}):
+        with pytest.raises(InputError, match="another judgement"):
+            rank(store, item, key="k", **other)
+    with pytest.raises(InputError, match="another judgement"):
+        rank(store, item, "0>12", key="k", strength=2, annotator="bob")
+    assert len(store.rankings("p")) == 1
+
+
+def test_a_ranking_comes_back_with_everything_that_was_said(store):
+    item = add(store)
+    seq = rank(store, item, "2>01", strength=3, guideline_version="v2")
+    (found,) = store.rankings("p")
+    assert (found.seq, found.item) == (seq, item)
+    assert found.tiers == ((f"{item}-2",), (f"{item}-0", f"{item}-1"))
+    assert (found.source, found.strength, found.guideline_version) == ("human", 3, "v2")
+    assert found.annotator == store.pseudonym("p", "ann@example.org") != "ann@example.org"
+    assert found.created_at.endswith("+00:00")
+
+
+def test_undo_takes_a_ranking_out_and_lets_it_be_made_again(store):
+    item = add(store)
+    first = rank(store, item, "0>1>2")
+    with pytest.raises(InputError, match=rf"stands \(seq {first}\)"):
+        rank(store, item, "2>1>0")
+    retraction = store.retract("p", first)
+    assert store.retract("p", first) == retraction
+    assert store.rankings("p") == []
+    assert [i.id for i in store.items("p", unranked_by="ann@example.org")] == [item]
+    second = rank(store, item, "2>1>0")
+    assert [r.seq for r in store.rankings("p")] == [second]
+    with pytest.raises(InputError, match="no ranking"):
+        store.retract("p", retraction)
+    store.verify()
+
+
+def test_a_transaction_commits_all_or_nothing(store, tmp_path):
+    add(store)
+    before = counts(tmp_path), store.head()
+
+    def half():
+        with store.transaction():
+            add(store, "run/1")
+            assert store.head().seq == 2  # its own writes are visible inside
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert (counts(tmp_path), store.head()) == before
+    store.verify()
+
+
+# Pairs
+
+
+def test_pairs_are_those_across_tiers(store):
+    item = add(store, texts=("a", "b", "c", "d"))
+    rank(store, item, "2>03>1", strength=1, guideline_version="v1")
+    pairs = preferences(store, "p")
+    assert [(p.chosen[0].content, p.rejected[0].content) for p in pairs] == [
+        ("c", "a"), ("c", "d"), ("c", "b"), ("a", "b"), ("d", "b"),
+    ]  # fmt: skip
+    assert {p.group_id for p in pairs} == {item}
+    assert {p.prompt for p in pairs} == {ask("question of run/0").messages}
+    assert {(p.source, p.strength, p.guideline_version, p.margin) for p in pairs} == {("human", 1, "v1", None)}
+    assert {p.annotator for p in pairs} == {store.pseudonym("p", "ann@example.org")}
+    assert len({p.id for p in pairs}) == 5
+
+
+def test_the_same_text_twice_yields_no_pair(store):
+    rank(store, add(store, texts=("same", "same", "other")), "0>1>2")
+    assert len(preferences(store, "p")) == 2
+
+
+def test_simulated_rankings_are_refused_unless_asked_for(store):
+    rank(store, add(store), "0>1>2")
+    rank(store, add(store, "run/1"), "0>1>2", source="simulated")
+    with pytest.raises(InputError, match=r"1 of its 2 rankings are simulated.*data\.allow_simulated=true"):
+        preferences(store, "p")
+    assert len(preferences(store, "p", allow_simulated=True)) == 6
+
+
+def test_retracted_and_erased_rankings_yield_no_pairs(store):
+    ids = [add(store, f"run/{i}") for i in range(3)]
+    seqs = [rank(store, item, "0>1>2") for item in ids]
+    store.retract("p", seqs[0])
+    store.erase_content("p", ids[1])
+    assert {p.group_id for p in preferences(store, "p")} == {ids[2]}
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("order", "problem"),
+    [("0>1", "not ranked"), ("0>1>2>3", "no candidates"), ("0>1>2>0", "more than once"), ("0>1>>2", "empty tier")],
+)
+def test_a_ranking_covers_exactly_the_candidates(store, tmp_path, order, problem):
+    item = add(store)
+    with pytest.raises(InputError, match=problem) as caught:
+        rank(store, item, order)
+    assert caught.value.field == "tiers"
+    assert counts(tmp_path)["annotators"] == 0  # a refused ranking leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("act", "field", "value"),
+    [
+        (lambda s: add(s, "run/9", texts=("only",)), "candidates", 1),
+        (lambda s: add(s, ""), "key", ""),
+        (lambda s: add(s, project=" "), "project", " "),
+        (lambda s: s.items("nope"), "project", "nope"),
+        (lambda s: s.rankings("nope"), "project", "nope"),
+        (lambda s: s.head("nope"), "project", "nope"),
+        (lambda s: preferences(s, "p"), "project", "p"),
+        (lambda s: rank(s, "nope", "0>1>2"), "item", "nope"),
+        (lambda s: s.record_ranking("nope", "i", [["x"]], annotator="a", key="k"), "project", "nope"),
+        (lambda s: s.erase_content("p", "nope"), "item", "nope"),
+        (lambda s: s.erase_annotator("p", "nobody"), "annotator", "nobody"),
+        (lambda s: s.retract("p", 1), "seq", 1),
+    ],
+)
+def test_errors_name_field_value_and_remedy(store, act, field, value):
+    add(store)
+    with pytest.raises(InputError) as caught:
+        act(store)
+    assert (caught.value.field, caught.value.value) == (field, value)
+    assert caught.value.remedy.endswith(".")
+
+
+def test_an_unknown_project_is_told_the_known_ones(store):
+    add(store)
+    add(store, project="q")
+    with pytest.raises(InputError, match="It holds p, q"):
+        store.items("nope")
+
+
+def test_urls_that_lead_nowhere(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("x")
+    for url, error in (
+        ("runs/annotations.db", InputError),
+        ("nosuch://host/name", InputError),
+        (f"sqlite:///{blocked}/under/it.db", StorageError),
+        (f"sqlite:///{tmp_path}", StorageError),
+    ):
+        with pytest.raises(error) as caught:
+            Store.open(url)
+        assert caught.value.field == "store.url"
+    with pytest.raises(InputError, match="there is no store"):
+        Store.open(url_of(tmp_path), create=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # a reader's typo makes no file
+
+
+def test_a_password_is_not_shown():
+    with pytest.raises(InputError) as caught:
+        Store.open("nosuch://user:hunter2@host/name")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_left_alone(tmp_path):
+    path = tmp_path / "annotations.db"
+    path.write_bytes(b"just a text file, long enough to have a header" * 40)
+    before = path.read_bytes()
+    with pytest.raises(CorruptFile, match="not a SQLite database"):
+        Store.open(url_of(tmp_path))
+    assert path.read_bytes() == before
+
+
+def test_another_programs_database_is_left_alone(tmp_path):
+    with sqlite3.connect(tmp_path / "annotations.db") as connection:
+        connection.execute("CREATE TABLE bookmarks (id INTEGER)")
+    connection.close()
+    with pytest.raises(InputError, match=r"another program.*bookmarks"):
+        Store.open(url_of(tmp_path))
+
+
+@pytest.mark.parametrize(("version", "age"), [(0, "an older"), (2, "a newer")])
+def test_another_schema_version_is_refused(store, tmp_path, version, age):
+    tamper(tmp_path, f"UPDATE align_store SET schema_version = {version}")
+    with pytest.raises(InputError, match=f"schema_version {version}, of {age} align"):
+        Store.open(url_of(tmp_path))
+
+
+def test_sqlite_is_durable_and_forgets(store):
+    pragmas = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "secure_delete": 1}
+    with store._reading() as connection:
+        assert {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas} == pragmas

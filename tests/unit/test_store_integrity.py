@@ -1,0 +1,215 @@
+"""The annotation store's ledger: erasure is complete, tampering shows, and several writers keep one chain."""
+
+import hashlib
+import json
+import multiprocessing
+import sqlite3
+import threading
+
+import pytest
+from annotation_store import add, ask, counts, rank, tamper, url_of
+
+from align.errors import CorruptFile, InputError
+from annotate.store import Candidate, Head, Store
+from annotate.store.ledger import GENESIS, Entry, advance, entry_hash, salted_digest
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(url_of(tmp_path)) as store:
+        yield store
+
+
+# The ledger's arithmetic
+
+
+def test_hashes_are_sha256_of_canonical_json_written_out_by_hand():
+    assert salted_digest("salt", {"b": 1, "a": "ü"}) == hashlib.sha256(b'["salt",{"a":"\\u00fc","b":1}]').hexdigest()
+    assert salted_digest("salt", "text") != salted_digest("other", "text")
+    entry = Entry(1, "p", "ranking", "i", "a1", "k", None, "2026-01-01T00:00:00+00:00", "{}", GENESIS)
+    text = f'[1,"p","ranking","i","a1","k",null,"2026-01-01T00:00:00+00:00","{{}}","{"0" * 64}"]'
+    assert entry_hash(entry) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_advance_refuses_a_row_that_is_rehashed_but_does_not_follow():
+    entry = Entry(2, "p", "ranking", "i", "a1", "k", None, "t", "{}", "f" * 64)
+    entry = Entry(**{name: getattr(entry, name) for name in Entry.__slots__} | {"hash": entry_hash(entry)})
+    assert advance(Head(1, "f" * 64), entry) == Head(2, entry.hash)
+    with pytest.raises(CorruptFile) as caught:
+        advance(Head(1, "e" * 64), entry)
+    assert caught.value.value == 2
+
+
+# Erasure
+
+
+def test_erased_content_is_gone_from_every_table_and_from_the_files(store, tmp_path):
+    secret = "Xq7-only-here"
+    kept = add(store, "run/0")
+    item = store.add_item("p", "run/1", ask(f"{secret} asked"), [Candidate(f"{secret} 1"), Candidate(f"{secret} 2")])
+    rank(store, item, "0>1")
+    files = list(tmp_path.iterdir())
+    assert any(secret.encode() in file.read_bytes() for file in files)
+    head = store.head()
+    tombstone = store.erase_content("p", item)
+    assert not any(secret.encode() in file.read_bytes() for file in tmp_path.iterdir())
+    assert counts(tmp_path) == {"prompts": 1, "candidates": 3, "annotators": 1, "ledger": 4}
+    assert store.verify(head).seq == tombstone == store.erase_content("p", item)
+    assert [i.id for i in store.items("p")] == [kept]
+    with pytest.raises(InputError, match="erased"):
+        rank(store, item, "0>1", annotator="bob")
+
+
+def test_a_resumed_run_does_not_bring_an_erased_item_back(store):
+    item = add(store)
+    store.erase_content("p", item)
+    assert add(store) == item
+    assert list(store.items("p")) == []
+
+
+def test_a_digest_cannot_be_confirmed_by_guessing(store, tmp_path):
+    # Without the salt, whoever suspects what was erased could hash it and compare.
+    ids = [store.add_item("p", f"run/{i}", ask(), [Candidate("yes"), Candidate("no")]) for i in range(2)]
+    with sqlite3.connect(tmp_path / "annotations.db") as connection:
+        payloads = [json.loads(row[0]) for row in connection.execute("SELECT payload FROM ledger ORDER BY seq")]
+    connection.close()
+    assert payloads[0]["prompt"] != payloads[1]["prompt"]
+    assert payloads[0]["candidates"][f"{ids[0]}-0"] != payloads[1]["candidates"][f"{ids[1]}-0"]
+
+
+def test_an_erased_annotator_cannot_be_found_but_the_rankings_stay(store, tmp_path):
+    seq = rank(store, add(store), "0>1>2")
+    store.erase_annotator("p", "ann@example.org")
+    assert not any(b"ann@example.org" in file.read_bytes() for file in tmp_path.iterdir() if "shm" not in file.name)
+    assert [r.seq for r in store.rankings("p")] == [seq]
+    assert store.pseudonym("p", "ann@example.org") is None
+    store.verify()
+    with pytest.raises(InputError, match="no such annotator"):
+        store.erase_annotator("p", "ann@example.org")
+
+
+# Tampering
+
+
+@pytest.fixture
+def filled(store):
+    """Rows 1-3 add items, 4 and 5 rank the first two."""
+    ids = [add(store, f"run/{i}") for i in range(3)]
+    for item in ids[:2]:
+        rank(store, item, "0>1>2")
+    assert store.verify() == store.head() == store.verify(store.head("p"))
+    return store
+
+
+@pytest.mark.parametrize(
+    ("statement", "bad"),
+    [
+        ("UPDATE ledger SET payload = replace(payload, '-0', '-9') WHERE seq = 4", 4),
+        ("UPDATE ledger SET created_at = '2020-01-01T00:00:00+00:00' WHERE seq = 2", 2),
+        ("UPDATE ledger SET annotator = 'a0' WHERE seq = 5", 5),
+        ("DELETE FROM ledger WHERE seq = 3", 3),
+        ("DELETE FROM ledger WHERE seq = 1", 1),
+        ("UPDATE candidates SET text = 'forged' WHERE position = 1 AND text = 'bad'", 1),
+        ("UPDATE candidates SET ended = 0", 1),
+        ("UPDATE prompts SET messages = '[]'", 1),
+        ("DELETE FROM candidates WHERE position = 2", 1),
+        ("DELETE FROM prompts", 1),
+        ("UPDATE annotators SET identity = 'mallory'", 4),
+        ("DELETE FROM annotators", 4),
+    ],
+)
+def test_verify_names_the_first_bad_row(filled, tmp_path, statement, bad):
+    tamper(tmp_path, statement)
+    with pytest.raises(CorruptFile) as caught:
+        filled.verify()
+    assert (caught.value.field, caught.value.value) == ("ledger.seq", bad)
+
+
+def test_verify_sees_two_rows_that_changed_places(filled, tmp_path):
+    tamper(tmp_path, *(f"UPDATE ledger SET seq = {b} WHERE seq = {a}" for a, b in ((2, 99), (3, 2), (99, 3))))
+    with pytest.raises(CorruptFile) as caught:
+        filled.verify()
+    assert caught.value.value == 2
+
+
+def test_a_row_that_is_rehashed_still_breaks_the_next_one(filled, tmp_path):
+    with sqlite3.connect(tmp_path / "annotations.db") as connection:
+        names = ", ".join(Entry.__slots__)
+        row = connection.execute(f"SELECT {names} FROM ledger WHERE seq = 4").fetchone()
+    connection.close()
+    forged = Entry(**dict(zip(Entry.__slots__, row, strict=True)) | {"created_at": "2020", "hash": ""})
+    tamper(tmp_path, f"UPDATE ledger SET created_at = '2020', hash = '{entry_hash(forged)}' WHERE seq = 4")
+    with pytest.raises(CorruptFile) as caught:
+        filled.verify()
+    assert caught.value.value == 5
+
+
+def test_a_cut_tail_shows_only_against_a_head_noted_before(filled, tmp_path):
+    head = filled.head()
+    tamper(tmp_path, "DELETE FROM ledger WHERE seq = 5")
+    assert filled.verify().seq == 4
+    with pytest.raises(CorruptFile, match="cut") as caught:
+        filled.verify(expected=head)
+    assert caught.value.value == 5
+    with pytest.raises(CorruptFile):
+        filled.verify(expected=Head(4, "0" * 64))
+
+
+def test_contents_that_the_ledger_never_heard_of_are_found(filled, tmp_path):
+    tamper(tmp_path, "INSERT INTO prompts VALUES ('p', 'stranger', '[]', 's')")
+    with pytest.raises(CorruptFile, match="no such contents"):
+        filled.verify()
+
+
+def test_what_was_erased_must_not_come_back(filled, tmp_path):
+    item = next(filled.items("p")).id
+    tombstone = filled.erase_content("p", item)
+    tamper(tmp_path, f"INSERT INTO prompts VALUES ('p', '{item}', '[]', 's')")
+    with pytest.raises(CorruptFile) as caught:
+        filled.verify()
+    assert caught.value.value == tombstone
+
+
+def test_the_ledger_refuses_a_slip_of_the_hand(filled, tmp_path):
+    connection = sqlite3.connect(tmp_path / "annotations.db")
+    for statement in ("UPDATE ledger SET project = 'q'", "DELETE FROM ledger"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute(statement)
+    connection.close()
+
+
+# Several writers
+
+
+def write(url: str, who: str, start: int) -> None:
+    with Store.open(url) as store:
+        for i in range(start, start + 10):
+            add(store, f"{who}/{i}")
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_concurrent_writers_keep_the_chain(tmp_path, kind):
+    # Processes also race to create the tables.
+    url = url_of(tmp_path)
+    spawn = multiprocessing.get_context("spawn").Process
+    make = threading.Thread if kind == "threads" else spawn
+    workers = [make(target=write, args=(url, f"w{n}", 0)) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    with Store.open(url, create=False) as store:
+        assert store.verify(store.head()).seq == 30
+        assert len({item.id for item in store.items("p")}) == 30
+
+
+def test_one_store_serves_several_threads_and_a_key_counts_once(store):
+    item = add(store)
+    seqs: list[int] = []
+    threads = [threading.Thread(target=lambda: seqs.append(rank(store, item, "0>1>2", key="once"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seqs == [2, 2, 2, 2]
+    store.verify()
