@@ -1,0 +1,171 @@
+"""A policy against what it started from, on the same prompts: the record of each answer, and the figures over all.
+
+`samples.jsonl` is the evidence and `metrics.json` follows from it: `summarise(read_samples(path), seed)` gives the very
+same figures again, so whoever doubts a win rate can recompute it, or read the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.errors import CorruptFile, MissingArtifact
+from align.evals.stats import paired_bootstrap, per_prompt, win_rate
+from align.evals.text import distinct_n
+from align.types import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt answered by the reference and by the policy, both scored by the gold scorer.
+
+    Attributes:
+        prompt_id: of the prompt in its data set; answers that share it count as one piece of evidence.
+        prompt: the conversation up to the answer.
+        ref, policy: the two answers, without any template.
+        gold_ref, gold_policy: the gold scorer's judgement, higher is better.
+        length_ref, length_policy: tokens of the answer, its stop token included.
+        ended_ref, ended_policy: True where the answer ended with a stop token, False where it was cut.
+        kl: one-sample estimate of the sequence KL(policy || ref) on the policy's own answer, in nats: the sum over its
+            response tokens of logp_policy - logp_ref. Unbiased, and negative for single answers.
+    """
+
+    prompt_id: str
+    prompt: tuple[Message, ...]
+    ref: str
+    policy: str
+    gold_ref: float
+    gold_policy: float
+    length_ref: int
+    length_policy: int
+    ended_ref: bool
+    ended_policy: bool
+    kl: float
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError(f"sample {self.prompt_id!r} has no prompt")
+        for name in ("gold_ref", "gold_policy", "kl"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)} of sample {self.prompt_id!r} is not finite")
+        for name in ("length_ref", "length_policy"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} of sample {self.prompt_id!r} is negative")
+
+    def as_dict(self) -> dict[str, Any]:
+        """One object of `samples.jsonl`."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"prompt": [m.as_dict() for m in self.prompt]}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Sample:
+        """The inverse of `as_dict`; types are coerced, so numpy and torch scalars may come in too.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or holds something else.
+        """
+        return cls(
+            prompt_id=str(record["prompt_id"]),
+            prompt=tuple(Message(m["role"], m["content"]) for m in record["prompt"]),
+            ref=str(record["ref"]),
+            policy=str(record["policy"]),
+            gold_ref=float(record["gold_ref"]),
+            gold_policy=float(record["gold_policy"]),
+            length_ref=int(record["length_ref"]),
+            length_policy=int(record["length_policy"]),
+            ended_ref=bool(record["ended_ref"]),
+            ended_policy=bool(record["ended_policy"]),
+            kl=float(record["kl"]),
+        )
+
+
+def summarise(samples: Sequence[Sample], seed: int) -> dict[str, Any]:
+    """The layout of `metrics.json`.
+
+    Each figure with an interval is a mean over prompts of the prompt's mean over its answers, resampled by prompt.
+
+    Returns:
+        `win_rate` and `gold.difference` (policy minus reference) as `{value, low, high, n}`; `gold`, `length` (mean
+        tokens), `distinct1`, `distinct2` and `eos_rate` for `ref` and `policy`; `kl`, the mean sequence KL in nats, and
+        `kl_interval`. n counts prompts.
+
+    Raises:
+        ValueError: there are no samples.
+    """
+    if not samples:
+        raise ValueError("no samples to summarise: at least one prompt must be answered")
+    ids = [s.prompt_id for s in samples]
+    gold_ref = np.array([s.gold_ref for s in samples])
+    gold_policy = np.array([s.gold_policy for s in samples])
+
+    won = paired_bootstrap(per_prompt(ids, win_rate(gold_policy, gold_ref)), seed=seed)
+    gained = paired_bootstrap(per_prompt(ids, gold_policy), per_prompt(ids, gold_ref), seed=seed)
+    kl = paired_bootstrap(per_prompt(ids, [s.kl for s in samples]), seed=seed)
+
+    def both(ref: Iterable[float], policy: Iterable[float]) -> dict[str, float]:
+        means = (float(per_prompt(ids, list(values)).mean()) for values in (ref, policy))
+        return dict(zip(("ref", "policy"), means, strict=True))
+
+    return {
+        "win_rate": won.as_dict(),
+        "gold": both(gold_ref, gold_policy) | {"difference": gained.as_dict()},
+        "kl": kl.value,
+        "kl_interval": kl.as_dict(),
+        "length": both((s.length_ref for s in samples), (s.length_policy for s in samples)),
+        **{
+            f"distinct{n}": {
+                "ref": distinct_n([s.ref for s in samples], n),
+                "policy": distinct_n([s.policy for s in samples], n),
+            }
+            for n in (1, 2)
+        },
+        "eos_rate": both((s.ended_ref for s in samples), (s.ended_policy for s in samples)),
+    }
+
+
+def write_samples(path: Path, samples: Iterable[Sample]) -> Path:
+    """One JSON object a line, in order, written at once.
+
+    Floats keep every digit (`repr`), which is what makes the recomputed figures exact.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        # Lone surrogates, which a broken tokenizer can emit, must survive the round trip.
+        with part.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
+            for sample in samples:
+                lines.write(json.dumps(sample.as_dict(), ensure_ascii=False, allow_nan=False) + "\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples that `write_samples` wrote.
+
+    Raises:
+        MissingArtifact: there is no such file.
+        CorruptFile: a line is not a sample; it is named by number.
+    """
+    if not path.is_file():
+        raise MissingArtifact("samples", str(path), "there is no such file", "Run `python -m align stage=eval` first.")
+    samples = []
+    # Lines end with "\n" alone: str.splitlines would also break at U+2028, which a model may well write.
+    with path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                samples.append(Sample.of(json.loads(line)))
+            except (KeyError, TypeError, ValueError) as error:
+                raise CorruptFile(
+                    "samples",
+                    f"{path}:{number}",
+                    f"is not a sample ({type(error).__name__}: {error})",
+                    "Evaluate again: python -m align stage=eval resume=never.",
+                ) from error
+    return samples

@@ -1,0 +1,228 @@
+"""The model card of an export: what it is, where it comes from, how good it is, and how to load it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from align.errors import InputError
+from align.export.folder import ABSOLUTE, check_base
+
+REQUIRED = ("name", "kind", "base")
+OPTIONAL = (
+    *("method", "precision", "dtype", "parents", "seed", "data", "judge", "metrics", "divergence"),
+    *("license", "language", "tags", "notes"),
+)
+TITLES = {
+    "sft": "Supervised fine-tuning",
+    "full": "Supervised fine-tuning of all weights",
+    "reward": "Reward model on preferences",
+    "ppo": "PPO against the reward model",
+    "dpo": "Direct preference optimisation",
+}
+
+
+def render_card(facts: Mapping[str, Any]) -> str:
+    """`README.md` with the front matter that the hub reads.
+
+    Args:
+        facts: a plain mapping, everything but the first three optional:
+            `name`; `kind` (`adapter` or `merged`); `base` (`id`, `revision`, `digest`);
+            `method` (`qlora`, `lora`, `full`); `precision` of the base in training (`nf4`, `bfloat16`, `float32`);
+            `dtype` of a merged model; `parents` in order of training, each `{stage, name, digest}`; `seed`;
+            `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
+            `align.evals.comparison.summarise`; `divergence` between the trained and the merged model, the layout of
+            `align.export.merged.Divergence`; `license`, `language`, `tags`; `notes`, a paragraph.
+
+    Raises:
+        ValueError: a key is unknown, or `kind` is neither of the two.
+        InputError: a value names a path of this machine.
+    """
+    if unknown := facts.keys() - {*REQUIRED, *OPTIONAL}:
+        raise ValueError(f"a card has no {sorted(unknown)[0]!r}; it has {', '.join((*REQUIRED, *OPTIONAL))}")
+    if missing := {*REQUIRED} - facts.keys():
+        raise ValueError(f"a card needs {sorted(missing)[0]!r}")
+    if facts["kind"] not in ("adapter", "merged"):
+        raise ValueError(f"kind={facts['kind']!r} is neither adapter nor merged")
+    check_base(facts["base"])
+    for key, text in _texts(facts):
+        if ABSOLUTE.search(text):
+            raise InputError(key, text, "is a path of this machine, which means nothing elsewhere", "Name it instead.")
+    sections = (_what(facts), _training(facts), _evaluation(facts), _fidelity(facts), _loading(facts))
+    return _front_matter(facts) + f"\n# {_line(facts['name'])}\n\n" + "\n".join(s for s in sections if s)
+
+
+def _front_matter(facts: Mapping[str, Any]) -> str:
+    adapter = facts["kind"] == "adapter"
+    fields: dict[str, Any] = {
+        "base_model": facts["base"]["id"],
+        "base_model_relation": "adapter" if adapter else "finetune",
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": list(dict.fromkeys(["align", *(["lora"] if adapter else []), *_stages(facts), *facts.get("tags", ())])),
+    }
+    fields |= {key: facts[key] for key in ("license", "language") if facts.get(key)}
+    # JSON is YAML: quoted so, no name can end the string it stands in.
+    lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())
+    return "---\n" + "\n".join(lines) + "\n---\n"
+
+
+def _what(facts: Mapping[str, Any]) -> str:
+    base, merged = facts["base"], facts["kind"] == "merged"
+    what = "A model" if facts.get("method") == "full" else "A model with its adapter merged in"
+    what = what if merged else "A LoRA adapter"
+    rows = [("base model", base["id"]), ("base revision", base.get("revision")), ("base digest", base.get("digest"))]
+    rows += [("weights", facts.get("dtype") if merged else None), ("seed", facts.get("seed"))]
+    notes = f"\n{_line(facts['notes'])}\n" if facts.get("notes") else ""
+    return f"{what} for chat, made with `align`.\n{notes}\n" + _table(
+        ("", ""), [r for r in rows if r[1] not in (None, "")]
+    )
+
+
+def _training(facts: Mapping[str, Any]) -> str:
+    text = "## Training\n\n"
+    for i, parent in enumerate(facts.get("parents", ()), 1):
+        digest = f", sha256 `{_line(parent['digest'])}`" if parent.get("digest") else ""
+        title = TITLES.get(parent["stage"], parent["stage"])
+        text += f"{i}. {_line(title)}: `{_line(parent['stage'])}/{_line(parent['name'])}`{digest}\n"
+    if facts.get("data"):
+        text += f"\nData: {', '.join(_line(name) for name in facts['data'])}.\n"
+    return text + f"\n{_trained_on(facts)}\n"
+
+
+def _precision(facts: Mapping[str, Any]) -> str:
+    """What the base's weights were stored in during training; QLoRA means NF4."""
+    return facts.get("precision") or ("nf4" if facts.get("method") == "qlora" else "")
+
+
+def _trained_on(facts: Mapping[str, Any]) -> str:
+    """Which numbers the adapter learnt to correct: put on others it is another model."""
+    if facts.get("method") == "full":
+        return "All weights were trained; there was no adapter."
+    precision = _precision(facts)
+    if precision != "nf4":
+        return f"Trained on the base in {_line(precision or 'the precision it is published in')}, not quantised."
+    start = "Trained on the base quantised to NF4 (4 bits, double quantisation). "
+    if facts["kind"] == "merged":
+        return start + "Merged into that base dequantised, not into the original weights."
+    return start + "Load it on the same: on the original weights it is measurably another model."
+
+
+def _evaluation(facts: Mapping[str, Any]) -> str:
+    metrics = facts.get("metrics")
+    if not metrics:
+        return ""
+    judge = f" by {_line(facts['judge'])}" if facts.get("judge") else ""
+    won = metrics["win_rate"]
+    gain = metrics["gold"]["difference"]
+    rows = [
+        ("win rate", _interval(won), ""),
+        (f"gold score{judge}", _number(metrics["gold"]["policy"]), _number(metrics["gold"]["ref"])),
+        ("gold difference", _interval(gain), ""),
+        ("KL from the start, nats a response", _interval(metrics.get("kl_interval", metrics["kl"])), ""),
+    ]
+    for key, label in (
+        ("length", "length, tokens"),
+        ("distinct1", "distinct-1"),
+        ("distinct2", "distinct-2"),
+        ("eos_rate", "ended by itself"),
+    ):
+        if key in metrics:
+            rows.append((label, _number(metrics[key]["policy"]), _number(metrics[key]["ref"])))
+    return (
+        f"## Evaluation\n\nAgainst the model it started from, on {won['n']} held-out prompts; "
+        "ties count as half a win, brackets are 95 % intervals over prompts.\n\n"
+        + _table(("", "this model", "start"), rows)
+    )
+
+
+def _fidelity(facts: Mapping[str, Any]) -> str:
+    found = facts.get("divergence")
+    if not found:
+        return ""
+    return (
+        "## Fidelity of the merge\n\n"
+        "Between the model that was trained (base and adapter apart) and the merged one: "
+        f"KL {_number(found['kl'])} nats a token, the same top token on {found['top1']:.1%} of {found['tokens']:,}, "
+        f"largest logprob difference {_number(found['max_logprob'])}.\n"
+    )
+
+
+def _loading(facts: Mapping[str, Any]) -> str:
+    return f"## Loading\n\n```python\n{loading_code(facts)}```\n"
+
+
+def loading_code(facts: Mapping[str, Any]) -> str:
+    """Python that loads the export, to be run from beside its folder; put the hub id in the place of its name."""
+    here = json.dumps(str(facts["name"]))
+    if facts["kind"] == "merged":
+        return (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained({here}, dtype="auto")\n'
+            f"tokenizer = AutoTokenizer.from_pretrained({here})\n"
+        )
+    base = facts["base"]
+    arguments = json.dumps(base["id"])
+    if base.get("revision"):
+        arguments += f", revision={json.dumps(base['revision'])}"
+    nf4 = _precision(facts) == "nf4"
+    quantised = (
+        "nf4 = BitsAndBytesConfig(\n"
+        "    load_in_4bit=True,\n"
+        '    bnb_4bit_quant_type="nf4",\n'
+        "    bnb_4bit_use_double_quant=True,\n"
+        "    bnb_4bit_compute_dtype=torch.bfloat16,\n"
+        ")\n"
+    )
+    imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if nf4 else "")
+    return (
+        ("import torch\n" if nf4 else "")
+        + f"from peft import PeftModel\nfrom transformers import {imports}\n\n"
+        + (quantised if nf4 else "")
+        + f"base = AutoModelForCausalLM.from_pretrained({arguments}"
+        + (", quantization_config=nf4)\n" if nf4 else ', dtype="auto")\n')
+        + f"model = PeftModel.from_pretrained(base, {here})\n"
+        + f"tokenizer = AutoTokenizer.from_pretrained({here})\n"
+    )
+
+
+def _stages(facts: Mapping[str, Any]) -> list[str]:
+    return [str(parent["stage"]) for parent in facts.get("parents", ())]
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in the facts, with the dotted key it stands at."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from _texts(inner, f"{key}[{i}]")
+
+
+def _table(headers: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [headers, ("---",) * len(headers), *rows]
+    return "".join("| " + " | ".join(_line(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _line(text: Any) -> str:
+    """One line that no table cell, code span or tag can be broken out of."""
+    for mark, stand_in in (("|", "\\|"), ("`", "'"), ("<", "&lt;")):
+        text = str(text).replace(mark, stand_in)
+    return " ".join(text.split())
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int) or not math.isfinite(value):
+        return str(value)
+    return f"{value:.4g}"
+
+
+def _interval(figure: Any) -> str:
+    if not isinstance(figure, Mapping):
+        return _number(figure)
+    return f"{_number(figure['value'])} [{_number(figure['low'])}, {_number(figure['high'])}]"

@@ -1,0 +1,157 @@
+"""The export's folder: it appears whole or not at all, and names no path of the machine that wrote it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
+GENERATION_FILE = "generation_config.json"
+
+# Where the tokenizer was read from, which is nobody's business and wrong on any other machine.
+LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
+
+# An absolute path: at the start or after a blank, quote or bracket, so that https://… and org/name are none.
+ABSOLUTE = re.compile(r"""(?:^|(?<=[\s"'`(=\[]))(?:/[\w.@+-]+/[\w./@+-]+|~/\S+|[A-Za-z]:\\\S+)|file://\S+""")
+
+
+@contextmanager
+def publish(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside `target` that takes its name once the block ends without an error, and is removed otherwise.
+
+    Args:
+        target: where the export shall be; an empty folder there is taken over.
+        replace: True to put the new export in the place of an older one, which stays until the new one is complete.
+
+    Raises:
+        InputError: `target` holds files and `replace` is False, or is a file.
+        StorageError: the folder cannot be written.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError("target", target.name, "is a file", "Choose a folder that does not exist yet.")
+    if target.is_dir() and any(target.iterdir()) and not replace:
+        raise InputError("target", target.name, "already holds files", "Choose another folder or remove it first.")
+    part = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        _sync(part)
+        if target.is_dir() and any(target.iterdir()):
+            old = part.with_suffix(".old")
+            os.replace(target, old)
+            os.replace(part, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(part, target)  # POSIX renames over an empty folder
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        raise StorageError(
+            "target",
+            target.name,
+            f"cannot be written ({error.strerror or error})",
+            "Free space or choose another folder.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Sorted and indented, so that two exports of one artifact are the same bytes."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        MissingArtifact: there is no such file.
+        CorruptFile: it holds no JSON object.
+    """
+    if not path.is_file():
+        raise MissingArtifact(path.name, str(path.parent), "the file is not there", remedy)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile(path.name, str(path.parent), f"is not JSON ({error})", remedy) from error
+    if not isinstance(content, dict):
+        raise CorruptFile(path.name, str(path.parent), "holds no JSON object", remedy)
+    return content
+
+
+def check_base(base: Mapping[str, str]) -> None:
+    """A base must be named so that another machine finds it.
+
+    Args:
+        base: `id` (a hub id or a built-in model's name), `revision` and `digest`, the last two may be empty.
+
+    Raises:
+        InputError: the id is empty or a path, or a key is unknown.
+    """
+    if unknown := base.keys() - {"id", "revision", "digest"}:
+        raise InputError("base", sorted(unknown)[0], "is not one of id, revision and digest", "Leave it out.")
+    name = base.get("id") or ""
+    if not name or Path(name).is_absolute() or name.startswith((".", "~")) or "\\" in name:
+        raise InputError(
+            "base.id",
+            name or "(empty)",
+            "names no model that another machine could find",
+            "Give ORG/NAME or a model's name.",
+        )
+
+
+def write_tokenizer(
+    folder: Path, source: Path | PreTrainedTokenizerBase, generation: GenerationConfig | None = None
+) -> None:
+    """Tokenizer, chat template and generation config, without a trace of where they were read from.
+
+    Args:
+        folder: where to write.
+        source: a folder whose tokenizer files are copied byte for byte, with its generation config, or a tokenizer.
+        generation: written in the place of the folder's own generation config.
+
+    Raises:
+        MissingArtifact: the source folder holds no tokenizer.
+    """
+    if isinstance(source, Path):
+        for name in (*TOKENIZER_FILES, GENERATION_FILE):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        if not (folder / "tokenizer_config.json").is_file():
+            remedy = "Point at the folder of the model that the adapter was trained on."
+            raise MissingArtifact("tokenizer", str(source), "there is no tokenizer_config.json in it", remedy)
+    else:
+        source.save_pretrained(folder)
+    config = read_json(folder / "tokenizer_config.json", "Point at a folder with an intact tokenizer.")
+    write_json(folder / "tokenizer_config.json", {k: v for k, v in config.items() if k not in LOCAL_KEYS})
+    if generation is not None:
+        generation.save_pretrained(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Bytes on disk before the name that promises them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,45 @@
+"""Text figures against counts done by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from align.evals.text import Lengths, distinct_n, length_stats, repetition, words
+
+
+def test_words_are_lower_cased_and_bare():
+    assert words("Don't stop, ANNA! 3x über 猫 🙂") == ["don't", "stop", "anna", "3x", "über", "猫"]
+    assert words("... !") == []
+
+
+def test_distinct_by_hand():
+    texts = ["the cat the cat", "The dog"]
+    assert distinct_n(texts, 1) == 3 / 6  # the cat dog, of six
+    assert distinct_n(texts, 2) == 3 / 4  # (the cat) (cat the) (the dog), of four
+    assert distinct_n(texts, 4) == 1
+    # Pooled: the same answer to every prompt is not diverse, however varied it is in itself.
+    assert distinct_n(["a b c"] * 4, 1) == 0.25
+
+
+def test_distinct_does_not_join_texts():
+    assert distinct_n(["a b", "a b"], 2) == 0.5  # b a across the border would make it 2/3
+
+
+def test_distinct_of_nothing():
+    assert distinct_n([], 1) == distinct_n(["one"], 2) == distinct_n(["!"], 1) == 0
+
+
+def test_repetition_by_hand():
+    # "a b a b a b": trigrams aba bab aba bab, two of four are new.
+    assert repetition(["a b a b a b"]) == 0.5
+    assert repetition(["a b c d", "a b c d"]) == 0  # within a text, not over texts
+    assert repetition(["a b a b a b", "a b c d", "too short"]) == 0.25
+    assert repetition(["no no no"], n=1) == pytest.approx(2 / 3)
+    assert repetition([]) == 0
+
+
+def test_length_stats_by_hand():
+    assert length_stats(list(range(101))) == Lengths(50, 50, 5, 95, 100)
+    assert length_stats([1, 2, 9]).mean == 4
+    with pytest.raises(ValueError, match="no lengths"):
+        length_stats([])
