@@ -1,0 +1,46 @@
+"""How far the policy has moved from the reference: estimators of KL(π ‖ π_ref), and a controller of its price.
+
+Estimators after Schulman, "Approximating KL divergence" (2020), from samples of π, with log-ratio
+d = log π − log π_ref of the sampled token:
+
+    k1 = d                 unbiased, may be negative
+    k3 = exp(−d) − 1 + d   unbiased, never negative, lower variance
+
+The controller is that of Ziegler et al., "Fine-tuning language models from human preferences" (2019), section 2.2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ERROR_CLIP = 0.2
+
+
+def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """log π − log π_ref, elementwise, in nats."""
+    return logprobs - ref_logprobs
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """exp(log π_ref − log π) − 1 + (log π − log π_ref), elementwise, in nats."""
+    d = logprobs - ref_logprobs
+    return (-d).expm1() + d
+
+
+ESTIMATORS = {"k1": kl_k1, "k3": kl_k3}
+
+
+def adapted(kl_coef: float, kl: float, target: float, horizon: float, samples: int) -> float:
+    """The next KL coefficient: raised where the measured KL lies above its target, lowered below it.
+
+        e = clip(kl / target − 1, −0.2, 0.2),   coef ← coef · (1 + e · samples / horizon)
+
+    Args:
+        kl: mean KL of whole sequences, nats.
+        samples: sequences seen since the last change; `horizon` is in the same unit.
+    """
+    error = min(max(kl / target - 1.0, -ERROR_CLIP), ERROR_CLIP)
+    return kl_coef * (1.0 + error * samples / horizon)

@@ -1,0 +1,91 @@
+"""The two losses of PPO, each with its figures. Schulman et al., "Proximal policy optimization algorithms" (2017).
+
+Losses are *sums* over tokens divided by a count that the caller gives: the tokens of the whole minibatch. Summing
+over micro-batches then gives the same gradient however the minibatch was cut.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from align.ops.masking import masked_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Loss(NamedTuple):
+    """A scalar to differentiate and token sums to log (divide by the same count)."""
+
+    loss: Tensor
+    sums: dict[str, Tensor]
+
+
+def policy_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_BT: Tensor,
+    mask_BT: Tensor,
+    clip_range: float,
+    count: float,
+) -> Loss:
+    """The clipped surrogate (eq. 7), negated.
+
+        ρ = exp(log π − log π_old),    L = −Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A) / count
+
+    Sums: `ratio`, `clip_fraction` (tokens where the clipped branch is the smaller), `approx_kl` (k3 of the step).
+    """
+    log_ratio = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, torch.zeros_like(logprobs_BT))
+    ratio = log_ratio.exp()
+    free = ratio * advantages_BT
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantages_BT
+    with torch.no_grad():
+        sums = {
+            "ratio": masked_sum(ratio, mask_BT),
+            "clip_fraction": masked_sum((clipped < free).to(ratio.dtype), mask_BT),
+            "approx_kl": masked_sum(ratio - 1 - log_ratio, mask_BT),
+        }
+    return Loss(-masked_sum(torch.minimum(free, clipped), mask_BT) / count, sums)
+
+
+def value_loss(
+    values_BT: Tensor,
+    old_values_BT: Tensor,
+    returns_BT: Tensor,
+    mask_BT: Tensor,
+    count: float,
+    clip_range: float | None = None,
+) -> Loss:
+    """Half the squared error to the returns; with `clip_range`, the larger of it and the error of values that may move
+    only so far from the old ones.
+
+        L = ½ Σ max((V − R)², (clip(V, V_old ± ε) − R)²) / count
+
+    Sums: `value_error` (squared), `value_clip_fraction`.
+    """
+    error = (values_BT - returns_BT).square()
+    worst = error
+    if clip_range is not None:
+        bounded = old_values_BT + (values_BT - old_values_BT).clamp(-clip_range, clip_range)
+        worst = torch.maximum(error, (bounded - returns_BT).square())
+    with torch.no_grad():
+        sums = {
+            "value_error": masked_sum(error, mask_BT),
+            "value_clip_fraction": masked_sum((worst > error).to(error.dtype), mask_BT),
+        }
+    return Loss(0.5 * masked_sum(worst, mask_BT) / count, sums)
+
+
+def kl_loss(kl_BT: Tensor, mask_BT: Tensor, count: float) -> Tensor:
+    """Mean KL to the reference as a term of the loss, for `kl_in=loss`. k3 is the estimator to differentiate here:
+    the gradient of k1 is that of log π alone, which has expectation zero."""
+    return masked_sum(kl_BT, mask_BT) / count
+
+
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """1 − Var(R − V) / Var(R) over the mask; 0 where the returns do not vary."""
+    values, returns = values_BT[mask_BT], returns_BT[mask_BT]
+    spread = returns.var(unbiased=False)
+    return torch.zeros_like(spread) if spread == 0 else 1 - (returns - values).var(unbiased=False) / spread
