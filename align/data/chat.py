@@ -1,0 +1,258 @@
+"""Chat templates: rendering, the loss mask, and where an answer stops.
+
+The mask is ours. A template's `{% generation %}` markers say what the assistant wrote where they exist; elsewhere an
+assistant turn is what rendering it adds to the rendering of everything before it. Both are found in characters of the
+rendered text and carried to tokens by the tokenizer's offsets, so that no token boundary is assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.data.sources import Document
+from align.errors import InputError
+from align.types import Conversation, Message
+
+IGNORED = -100  # the label that losses pass over
+
+# For base models without a template. The turn ends with the tokenizer's own EOS, a token the model already knows,
+# since adding new tokens would need embeddings that an adapter does not train.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids and labels of one document, of equal length; `IGNORED` where no loss is taken."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def trained(self) -> int:
+        """Tokens that a loss is taken on (the first token has no prediction)."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+def use_template(tokenizer: Any, template: str | None) -> None:
+    """Give the tokenizer a chat template where the configuration asks for one.
+
+    Raises:
+        InputError: the model brings none and none was asked for.
+    """
+    if template == "chatml":
+        tokenizer.chat_template = CHATML
+    if not tokenizer.chat_template:
+        raise InputError(
+            "data.template", template, "this model has no chat template", "Add data.template=chatml for a base model."
+        )
+
+
+def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False) -> str:
+    """The conversation as text, by the tokenizer's template.
+
+    Args:
+        answer_due: end with the header of an assistant turn.
+
+    Raises:
+        InputError: the template refuses it (roles out of order, no system turn).
+    """
+    from jinja2.exceptions import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=answer_due)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise InputError(
+            f"conversation {conversation.id or '(no id)'}", str(error), "the chat template refuses it",
+            "Use the roles in the order the template wants, or data.template=chatml.",
+        ) from error  # fmt: skip
+
+
+def assistant_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+    """The rendered text and the character spans [start, end) that the assistant wrote.
+
+    A span covers the answer and the token that ends the turn, not the line break that a template puts after it.
+    """
+    text = render(tokenizer, conversation)
+    spans = []
+    for i, message in enumerate(conversation.messages):
+        if message.role != "assistant":
+            continue
+        before = render(tokenizer, Conversation(conversation.messages[:i]), answer_due=True)
+        after = render(tokenizer, Conversation(conversation.messages[: i + 1]))
+        start = len(before)
+        if not (text.startswith(before) and text.startswith(after)):
+            start, after = located(text, before, after, message, conversation.id)
+        end = len(after)
+        while end > start and text[end - 1].isspace() and text[:end].rstrip() != text[:start].rstrip():
+            end -= 1
+        spans.append((start, end))
+    return text, spans
+
+
+def located(text: str, before: str, after: str, message: Message, id: str) -> tuple[int, str]:
+    """Find one assistant turn in a rendering that is not the extension of the rendering of its beginning.
+
+    Some templates write the system turn into the last user turn, or drop parts of earlier turns. What they wrote
+    for this turn is still `after` minus `before`, if that stands in the text exactly once.
+    """
+    added = after[len(before) :] if after.startswith(before) else ""
+    if added.strip() and text.count(added) == 1:
+        start = text.index(added)
+        return start, text[: start + len(added)]
+    raise InputError(
+        f"conversation {id or '(no id)'}", message.content[:60],
+        "the chat template renders this turn differently once others follow, so its loss mask is not known",
+        "Give one assistant turn a row, or use data.template=chatml.",
+    )  # fmt: skip
+
+
+def encode_conversation(tokenizer: Any, conversation: Conversation) -> Encoded:
+    """Tokens of a whole conversation, with a loss on what the assistant wrote and on the tokens that end its turns."""
+    marked = "{% generation %}" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
+    if marked:
+        made = tokenizer.apply_chat_template(
+            conversation.as_dicts(), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, mask = list(made["input_ids"]), [bool(m) for m in made["assistant_masks"]]
+        mask = with_turn_ends(ids, mask, special_ids(tokenizer))
+    else:
+        text, spans = assistant_spans(tokenizer, conversation)
+        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = list(made["input_ids"])
+        mask = [any(a < end and start < b for start, end in spans) for a, b in made["offset_mapping"]]
+    return Encoded(ids, [i if m else IGNORED for i, m in zip(ids, mask, strict=True)])
+
+
+def with_turn_ends(ids: Sequence[int], mask: list[bool], special: frozenset[int]) -> list[bool]:
+    """`mask`, widened by the special token right behind each span: some templates close the turn outside their
+    generation markers, and a model that never trains on it never stops."""
+    return [
+        m or (i > 0 and mask[i - 1] and ids[i] in special and ids[i - 1] not in special) for i, m in enumerate(mask)
+    ]
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    return frozenset(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+
+def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
+    """Plain text in pieces of at most `max_length` tokens, each token trained, closed by EOS."""
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    if tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id, *ids]
+    pieces = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
+    return [Encoded(piece, list(piece)) for piece in pieces if len(piece) > 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Encoded documents, and what was left out.
+
+    Attributes:
+        rows: what is trained on.
+        too_long: conversations longer than the context, dropped whole: a cut answer would teach to stop nowhere.
+        unanswered: conversations without a token to train on.
+    """
+
+    rows: list[Encoded]
+    too_long: int
+    unanswered: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(r.input_ids) for r in self.rows)
+
+
+def encode(tokenizer: Any, documents: Sequence[Document], max_length: int) -> Encoding:
+    """Every document as token ids and labels.
+
+    Raises:
+        InputError: nothing is left to train on; the message counts what was dropped and why.
+    """
+    rows: list[Encoded] = []
+    too_long = unanswered = 0
+    for document in documents:
+        if isinstance(document, str):
+            rows += encode_text(tokenizer, document, max_length)
+            continue
+        encoded = encode_conversation(tokenizer, document)
+        if len(encoded.input_ids) > max_length:
+            too_long += 1
+        elif encoded.trained == 0:
+            unanswered += 1
+        else:
+            rows.append(encoded)
+    if not rows:
+        raise InputError(
+            "data.max_length", max_length,
+            f"leaves nothing to train on: {too_long} conversations are longer and {unanswered} have no assistant turn",
+            "Raise data.max_length, or give conversations with an assistant's answer.",
+        )  # fmt: skip
+    return Encoding(rows, too_long, unanswered)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation and its tokens, the header of the answer included."""
+
+    conversation: Conversation
+    input_ids: list[int]
+
+
+def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_tokens: int) -> tuple[list[Prompt], int]:
+    """Prompts that fit, and how many did not.
+
+    Raises:
+        InputError: none fits.
+    """
+    found = []
+    for conversation in conversations:
+        text = render(tokenizer, conversation, answer_due=True)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(ids) <= max_tokens:
+            found.append(Prompt(conversation, ids))
+    dropped = len(conversations) - len(found)
+    if not found:
+        raise InputError(
+            "data.max_length", max_tokens, f"every one of the {dropped} prompts is longer",
+            "Raise data.max_length, lower rollout.max_new_tokens, or give shorter prompts.",
+        )  # fmt: skip
+    return found, dropped
+
+
+def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+    """Every token that ends an answer: the tokenizer's EOS, the checkpoint's list, and what the template closes an
+    assistant turn with."""
+    listed = getattr(generation_config, "eos_token_id", None)
+    stops = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    if tokenizer.eos_token_id is not None:
+        stops.add(tokenizer.eos_token_id)
+    if tokenizer.chat_template:
+        probe = encode_conversation(tokenizer, Conversation((Message("user", "a"), Message("assistant", "b"))))
+        last = next((label for label in reversed(probe.labels) if label != IGNORED), None)
+        if last in special_ids(tokenizer):
+            stops.add(last)
+    return tuple(sorted(stops))
+
+
+def encode_judged(tokenizer: Any, prompt: Conversation, answer: str, ended: bool, stops: Sequence[int]) -> list[int]:
+    """A conversation as a reward model reads it: up to the token that ends the answer's turn and no further (a
+    template's trailing line break would move the score to it); without that token where the answer was cut.
+
+    Args:
+        prompt: ends where the answer is due.
+        ended: False where sampling hit its length limit.
+        stops: the tokens that end a turn.
+    """
+    text, spans = assistant_spans(tokenizer, prompt.answered(answer))
+    ids = list(tokenizer(text[: spans[-1][1]], add_special_tokens=False)["input_ids"])
+    while not ended and ids and ids[-1] in stops:
+        ids.pop()
+    return ids

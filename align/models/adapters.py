@@ -1,0 +1,120 @@
+"""LoRA adapters: made, saved in PEFT's own format, read back with their tensors checked."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from align.errors import CorruptFile
+from align.models.load import adapter_config
+from align.run import Base, write_json
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+SCORE_KEY = "base_model.model.score.weight"
+
+
+def lora(r: int, alpha: int, classifier: bool = False) -> LoraConfig:
+    """LoRA on every linear layer, no dropout: the policy that is scored must be the policy that samples.
+
+    `SEQ_CLS` makes PEFT train and save the `score` head beside the adapter.
+    """
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
+    )
+
+
+def with_new_adapter(model: Any, r: int, alpha: int, classifier: bool = False) -> PeftModel:
+    """The model wrapped with a fresh adapter that changes nothing yet (`lora_B` is zero)."""
+    return get_peft_model(model, lora(r, alpha, classifier))  # pyright: ignore[reportReturnType]
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a saved adapter.
+
+    Raises:
+        CorruptFile: the file is missing, truncated or not safetensors.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CorruptFile(
+            "adapter", str(path), f"cannot be read ({str(error).splitlines()[0][:120]})",
+            "Restore the file, or train the adapter again.",
+        ) from error  # fmt: skip
+
+
+def check_tensors(folder: Path) -> None:
+    """Raise `CorruptFile` unless the adapter's header and length are whole; reads no weights."""
+    path = folder / WEIGHTS_FILE
+    try:
+        with safe_open(path, "pt") as file:
+            file.keys()
+    except (OSError, SafetensorError) as error:
+        raise CorruptFile("adapter", str(path), "cannot be read", "Restore the file, or train it again.") from error
+
+
+def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "default") -> None:
+    """Write one adapter to the root of `folder` as PEFT and every serving engine read it, naming the base by id.
+
+    (`save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.)
+    """
+    from peft import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = get_peft_model_state_dict(model, adapter_name=adapter)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
+    config = model.peft_config[adapter].to_dict()
+    config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    config |= {"base_model_name_or_path": base.id, "revision": base.revision, "inference_mode": True}
+    config["task_type"] = getattr(config.get("task_type"), "value", config.get("task_type"))
+    config["peft_type"] = getattr(config.get("peft_type"), "value", config.get("peft_type"))
+    write_json(folder / "adapter_config.json", config)
+
+
+def attach(model: Any, folder: Path, name: str, trainable: bool = False) -> PeftModel:
+    """Put a saved adapter on the model under `name`.
+
+    Raises:
+        CorruptFile: the adapter cannot be read, or it does not fit this model.
+    """
+    adapter_config(folder)
+    check_tensors(folder)
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), name, is_trainable=trainable)
+            return model
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CorruptFile(
+            "adapter", str(folder), f"does not fit this base ({str(error).splitlines()[0][:160]})",
+            "Use the base that it was trained on.",
+        ) from error  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Who answers: a model, and the adapter on it that speaks (None: the base by itself)."""
+
+    model: Any
+    adapter: str | None = None
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make it the one that speaks, for sampling and logprobs; nothing trains."""
+        if not isinstance(self.model, PeftModel):
+            return nullcontext()
+        if self.adapter is None:
+            return self.model.disable_adapter()
+        self.model.set_adapter(self.adapter, inference_mode=True)
+        return nullcontext()

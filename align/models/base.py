@@ -1,0 +1,79 @@
+"""Which base weights: the built-in model, a folder, or a hub id, with a digest of what was found. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from align.config.root import ModelConfig
+from align.errors import CorruptFile, InputError
+from align.models.pocket import pocket_folder
+from align.run import TOKENIZER, WEIGHTS, Artifact, Base, folder_digest, hub_snapshot
+
+
+def find_base(model: ModelConfig) -> Base:
+    """The base weights that the `model` group names; the built-in model where it names none.
+
+    Raises:
+        InputError: nothing is there, or what is there is not a model in safetensors.
+    """
+    name = model.path or "pocket"
+    if name == "pocket":
+        return base_in(pocket_folder(), "pocket")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return base_in(folder, name)
+    if name.startswith((".", "/", "~")):
+        raise InputError("model.path", name, "there is no such folder", "Give a folder with a model, or a hub id.")
+    snapshot = hub_snapshot(name, model.revision, "model.path")
+    return base_in(snapshot, name, revision=snapshot.name)
+
+
+def base_in(folder: Path, id: str, revision: str | None = None) -> Base:
+    """The base weights in a folder.
+
+    Raises:
+        InputError: there is no configuration, or no weights that this package reads.
+        CorruptFile: the configuration is not JSON.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InputError("model.path", id, f"there is no config.json in {folder}", "Give the folder of a saved model.")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile("model.path", str(config), "is not JSON", "Download or save the model again.") from error
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            "model.path", id, f"there are no safetensors in {folder}",
+            "Save the model with safe_serialization; pickled weights are not read.",
+        )  # fmt: skip
+    return Base(id, str(folder), revision, folder_digest(folder, (*WEIGHTS, *TOKENIZER)))
+
+
+def base_of(artifact: Artifact, model: ModelConfig, field: str) -> Base:
+    """The base that an artifact belongs to. The artifact knows it; a contradicting `model=` is the user's error.
+
+    Raises:
+        InputError: `model=` names other weights, or the recorded ones are gone or have changed.
+    """
+    recorded = artifact.base
+    if artifact.whole and recorded is not None:
+        return recorded
+    if model.path is not None:
+        given = find_base(model)
+        if recorded is not None and recorded.digest != given.digest:
+            raise InputError(
+                "model", model.path, f"{field}={artifact.ref} was trained on {recorded.id} ({recorded.digest[:12]})",
+                "Drop model=, or choose an artifact of this base.",
+            )  # fmt: skip
+        return given
+    if recorded is None:
+        raise InputError(field, artifact.ref, "does not say which base it was trained on", "Add model.path=.")
+    found = find_base(ModelConfig(path="pocket" if recorded.id == "pocket" else recorded.path))
+    if found.digest != recorded.digest:
+        raise InputError(
+            field, artifact.ref, f"its base {recorded.id} has changed since it was trained",
+            "Restore those weights, or train again on these.",
+        )  # fmt: skip
+    return recorded

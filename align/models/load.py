@@ -1,0 +1,157 @@
+"""Loading a base: full precision, or NF4 with double quantisation; a tokenizer; devices and dtypes.
+
+One trap is closed here for everybody: on CPUs with AVX512-BF16 bitsandbytes repacks a `Linear4bit` at its first
+evaluation forward, after which gradients and `dequantize()` are wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers import logging as transformers_logging
+
+from align.errors import CorruptFile, InputError
+from align.run import Base
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` takes CUDA where there is one.
+
+    Raises:
+        InputError: a device that torch does not know or this machine lacks.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError("device", device, "is no device", "Use auto, cpu, cuda or cuda:0.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device", device, "torch sees no CUDA device", "Use device=auto or device=cpu.")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Compute dtype: bf16 on CUDA, fp32 on a CPU, unless said otherwise."""
+    if dtype != "auto":
+        return DTYPES[dtype]
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (Dettmers et al., QLoRA, 2023)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def keep_unpacked(model: torch.nn.Module) -> None:
+    """Forbid the CPU repacking of every `Linear4bit`, which would falsify gradients and `dequantize()`."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load_base(
+    base: Base,
+    method: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head: type = AutoModelForCausalLM,
+    **options: Any,
+) -> Any:
+    """A fresh base model in evaluation mode, every weight frozen unless `method` is `full`.
+
+    Args:
+        method: `qlora` quantises the linear layers to NF4; `lora` keeps them in `dtype`; `full` in fp32.
+        head: the auto class, for causal language modeling or sequence classification.
+
+    Raises:
+        CorruptFile: the weights are truncated or do not fit the configuration.
+        InputError: the architecture is unknown, or its layers do not suit NF4.
+    """
+    if method == "qlora":
+        options["quantization_config"] = nf4(dtype)
+    try:
+        model = head.from_pretrained(
+            base.path,
+            dtype=torch.float32 if method == "full" else dtype,
+            device_map={"": device},
+            trust_remote_code=False,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise unloadable(base, error) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise unloadable(base, error) from error
+        raise
+    keep_unpacked(model)
+    model.requires_grad_(method == "full")
+    return model.eval()
+
+
+def load_classifier(base: Base, method: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """The same base with a scalar `score` head in place of the lm-head, for a reward model."""
+    return load_base(base, method, device, dtype, AutoModelForSequenceClassification, num_labels=1)
+
+
+def unloadable(base: Base, error: Exception) -> InputError:
+    """Why a model did not load, as the user's error."""
+    first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    if type(error).__name__ == "SafetensorError" or "safetensors" in first.lower() or "header" in first.lower():
+        return CorruptFile("model.path", base.id, f"its weights are corrupt ({first})", "Download or save them again.")
+    return InputError(
+        "model.path", base.id, f"does not load ({first})", "Use a causal language model that transformers knows."
+    )
+
+
+def load_tokenizer(base: Base) -> Any:
+    """The base's tokenizer, with a pad token. Where the model has none, an unused special token serves, EOS at worst:
+    masks are kept from the start, so that a shared id loses nothing.
+
+    Raises:
+        InputError: there is no tokenizer beside the weights.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            "model.path", base.id, f"its tokenizer does not load ({str(error).splitlines()[0][:160]})",
+            "Put tokenizer files beside the weights.",
+        ) from error  # fmt: skip
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(model: Any) -> int:
+    """Positions that the model was made for."""
+    return int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The PEFT configuration of an adapter.
+
+    Raises:
+        CorruptFile: it is not there, or not JSON.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptFile("adapter", str(path), "cannot be read", "Train or download the adapter again.") from error

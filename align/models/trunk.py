@@ -1,0 +1,53 @@
+"""A causal language model in two halves: the trunk that makes hidden states, and the head that makes logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.ops.logprobs import token_logprobs
+from align.types import Rollout
+
+
+def base_model(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself. Its adapters stay in force."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    """Final hidden states [B, S, D], positions counted over real tokens, no logits made."""
+    positions = (mask_BS.long().cumsum(-1) - 1).clamp_min(0)
+    out = base_model(model).get_decoder()(
+        input_ids=tokens_BS, attention_mask=mask_BS.long(), position_ids=positions, use_cache=False
+    )
+    return out.last_hidden_state
+
+
+def lm_head(model: Any) -> Any:
+    return base_model(model).get_output_embeddings()
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
+    """Rows of ids as one int64 tensor [B, S], padded on the right unless `left`."""
+    width = max(map(len, rows))
+    padded = [[value] * (width - len(r)) + list(r) if left else list(r) + [value] * (width - len(r)) for r in rows]
+    return torch.tensor(padded, dtype=torch.long)
+
+
+def scattered(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """Values back at their places in the rectangle, 0 elsewhere; gradients flow through."""
+    out = torch.zeros(mask_BT.shape, dtype=values_N.dtype, device=values_N.device)
+    return out.masked_scatter(mask_BT, values_N)
+
+
+def response_logprobs(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
+    """log p of each response token under whatever adapter is active, and the entropies: two [B, T], 0 outside the
+    response mask. Logits are made for response tokens only, a chunk at a time."""
+    # The state at column S−1 predicts column S: the response's predictors start one column before it.
+    hidden = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)[:, rollout.prompt_width - 1 : -1]
+    mask = rollout.response_mask_BT
+    picked, entropy = token_logprobs(hidden[mask], rollout.response_BT[mask], lm_head(model), temperature)
+    return scattered(picked, mask), scattered(entropy, mask)

@@ -1,0 +1,51 @@
+"""What every rollout engine does: prompts in, a `Rollout` out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Generator, Tensor
+
+from align.types import Rollout
+
+
+class Engine(Protocol):
+    """Samples one response a prompt from softmax(logits / temperature): no top-k, no top-p, no penalty, whatever the
+    checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
+        """Responses in the order of the prompts; `generator` makes them reproducible."""
+        ...
+
+
+def response_ids(rollout: Rollout) -> list[list[int]]:
+    """The sampled tokens of each response, its stop token included."""
+    rows = zip(rollout.response_BT.tolist(), rollout.response_mask_BT.tolist(), strict=True)
+    return [[i for i, real in zip(ids, mask, strict=True) if real] for ids, mask in rows]
+
+
+def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
+    """Each response as text, without its stop token."""
+    ended = rollout.ended_B.tolist()
+    ids = [row[:-1] if end else row for row, end in zip(response_ids(rollout), ended, strict=True)]
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+
+
+def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
+    """Several rollouts as one, padded to common widths, rows put back by `order` (the inverse is applied)."""
+    import torch
+    from torch.nn.functional import pad
+
+    width_P = max(p.prompt_width for p in parts)
+    width_T = max(p.tokens_BS.shape[1] - p.prompt_width for p in parts)
+
+    def widened(x: Tensor, part: Rollout, value: int) -> Tensor:
+        right = width_T - (x.shape[1] - part.prompt_width)
+        return pad(x, (width_P - part.prompt_width, right), value=value)
+
+    tokens = torch.cat([widened(p.tokens_BS, p, pad_id) for p in parts])
+    mask = torch.cat([widened(p.mask_BS, p, 0) for p in parts])
+    ended = torch.cat([p.ended_B for p in parts])
+    inverse = torch.argsort(order)
+    return Rollout(tokens[inverse], mask[inverse], width_P, ended[inverse])

@@ -1,0 +1,92 @@
+"""Rollouts with the training model itself: one key-value cache, and no work for rows that have finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from transformers import DynamicCache
+
+from align.models.trunk import base_model, lm_head, pad
+from align.rollout.engine import joined
+from align.types import Rollout
+
+
+@dataclass(frozen=True)
+class HfEngine:
+    """Samples from `model` with whatever adapter is active.
+
+    Attributes:
+        model: a causal language model, PEFT-wrapped or not.
+        stop_ids: tokens that end a response; kept as its last token.
+        pad_id: fills the rectangle; never looked at, masks are kept.
+        max_new_tokens: T at the most.
+        temperature: divides the logits.
+        batch_size: rows decoded at once; prompts are sorted by length first, so little padding is computed.
+    """
+
+    model: Any
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    batch_size: int = 128
+
+    def generate(self, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
+        lengths = torch.tensor([len(p) for p in prompts])
+        order = torch.argsort(lengths, stable=True)
+        was_training = self.model.training
+        self.model.eval()
+        parts = [self._batch([prompts[int(i)] for i in chosen], generator) for chosen in order.split(self.batch_size)]
+        self.model.train(was_training)
+        return joined(parts, order, self.pad_id)
+
+    @torch.no_grad()
+    def _batch(self, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
+        device = next(self.model.parameters()).device
+        tokens = pad(prompts, self.pad_id, left=True).to(device)
+        mask = pad([[1] * len(p) for p in prompts], 0, left=True).bool().to(device)
+        rows, width = tokens.shape
+        stops = torch.tensor(self.stop_ids, device=device)
+        response = torch.full((rows, self.max_new_tokens), self.pad_id, device=device)
+        real = torch.zeros(rows, self.max_new_tokens, dtype=torch.bool, device=device)
+        ended = torch.zeros(rows, dtype=torch.bool, device=device)
+
+        alive = torch.arange(rows, device=device)  # which rows the cache holds
+        cache = DynamicCache()
+        positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        hidden = self._forward(tokens, mask, positions, cache)
+        last, mask_live = positions[:, -1], mask
+        for t in range(self.max_new_tokens):
+            drawn = self._draw(hidden, generator)
+            response[alive, t], real[alive, t] = drawn, True
+            stopped = torch.isin(drawn, stops)
+            ended[alive[stopped]] = True
+            if t + 1 == self.max_new_tokens or bool(stopped.all()):
+                break
+            mask_live = torch.cat([mask_live, torch.ones_like(mask_live[:, :1])], dim=1)
+            last = last + 1
+            if bool(stopped.any()):
+                keep = (~stopped).nonzero().squeeze(-1)
+                alive, drawn, last, mask_live = alive[keep], drawn[keep], last[keep], mask_live[keep]
+                cache.batch_select_indices(keep)
+            hidden = self._forward(drawn[:, None], mask_live, last[:, None], cache)
+        used = int(real.any(0).sum())
+        return Rollout(
+            torch.cat([tokens, response[:, :used]], dim=1), torch.cat([mask, real[:, :used]], dim=1), width, ended
+        )
+
+    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """Hidden states of the last column [B, D]; the cache grows."""
+        out = base_model(self.model).get_decoder()(
+            input_ids=tokens, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        return out.last_hidden_state[:, -1]
+
+    def _draw(self, hidden_BD: Tensor, generator: Generator) -> Tensor:
+        """One token a row from softmax(logits / temperature)."""
+        logits = lm_head(self.model)(hidden_BD).float() / self.temperature
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
