@@ -1,0 +1,138 @@
+"""From a rollout to what the learner reads: logprobs, values, rewards, advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from align.ops.gae import gae, token_rewards
+from align.ops.kl import ESTIMATORS, kl_k1
+from align.ops.losses import explained_variance
+from align.ops.masking import masked_mean, masked_sum, masked_whiten
+from align.types import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """One batch as the learner reads it; every [B, T] is aligned with the response and 0 outside its mask.
+
+    Attributes:
+        rollout: the tokens.
+        old_logprobs_BT: of the policy that sampled, from the training model's own forward pass.
+        ref_logprobs_BT: of the reference.
+        values_BT: of the value role before this update.
+        advantages_BT: whitened over the whole batch.
+        returns_BT: what the values are fitted to.
+    """
+
+    rollout: Rollout
+    old_logprobs_BT: Tensor
+    ref_logprobs_BT: Tensor
+    values_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+
+    def __post_init__(self) -> None:
+        shape = self.rollout.response_mask_BT.shape
+        for name in ("old_logprobs_BT", "ref_logprobs_BT", "values_BT", "advantages_BT", "returns_BT"):
+            found = getattr(self, name).shape
+            if found != shape:
+                raise ValueError(f"{name} has shape {tuple(found)}, the responses {tuple(shape)}")
+
+    def rows(self, index: Tensor) -> Experience:
+        """The rows that `index` selects, without the columns that only pad the others."""
+        rollout = self.rollout.rows(index)
+        width = rollout.response_mask_BT.shape[1]
+        kept = (
+            getattr(self, name)[index][:, :width]
+            for name in ("old_logprobs_BT", "ref_logprobs_BT", "values_BT", "advantages_BT", "returns_BT")
+        )
+        return Experience(rollout, *kept)
+
+
+def by_length(rollout: Rollout, size: int) -> Iterator[Tensor]:
+    """Row indices in chunks of at most `size`, rows of like length together."""
+    order = torch.argsort(rollout.mask_BS.sum(-1), stable=True)
+    yield from order.split(size)
+
+
+def in_chunks(function: Callable[[Rollout], Tensor], rollout: Rollout, size: int) -> Tensor:
+    """`function` over a rollout, `size` rows at a time, in the rows' own order.
+
+    Args:
+        function: rollout → one number a row [B], or one a response token [B, T], for the rows it is given.
+    """
+    width = rollout.response_mask_BT.shape[1]
+    indices, parts = [], []
+    for index in by_length(rollout, size):
+        part = function(rollout.rows(index))
+        parts.append(pad(part, (0, width - part.shape[1])) if part.dim() == 2 else part)
+        indices.append(index)
+    return torch.cat(parts)[torch.argsort(torch.cat(indices))]
+
+
+def experience(
+    rollout: Rollout,
+    scores_B: Tensor,
+    old_logprobs_BT: Tensor,
+    ref_logprobs_BT: Tensor,
+    values_BT: Tensor,
+    *,
+    kl_coef: float,
+    kl_estimator: str,
+    kl_in_reward: bool,
+    gamma: float,
+    lam: float,
+    whiten_rewards: bool,
+    bootstrap_truncated: bool,
+) -> tuple[Experience, dict[str, float]]:
+    """Rewards, advantages and returns of a batch, and the figures that describe it.
+
+    Args:
+        scores_B: what each response earns at its last token.
+        bootstrap_truncated: value the continuation of a response that was cut by the value at its last token, instead
+            of taking the cut for an end.
+
+    Returns:
+        the experience; and `kl` (mean over responses of Σ_t log π − log π_ref, nats), `score`, `reward`, `length`,
+        `eos_rate`, `explained_variance`.
+    """
+    mask = rollout.response_mask_BT
+    kl_BT = ESTIMATORS[kl_estimator](old_logprobs_BT, ref_logprobs_BT)
+    rewards_BT = token_rewards(scores_B, kl_BT, mask, kl_coef if kl_in_reward else 0.0)
+    earned = masked_sum(rewards_BT, mask) / mask.shape[0]
+    if whiten_rewards:
+        rewards_BT = masked_whiten(rewards_BT, mask, shift_mean=False)
+    values_BT = torch.where(mask, values_BT, torch.zeros_like(values_BT))
+    lengths_B = rollout.lengths_B
+    bootstrap_B = None
+    if bootstrap_truncated:
+        last = values_BT.gather(1, (lengths_B - 1)[:, None]).squeeze(1)
+        bootstrap_B = torch.where(rollout.ended_B, torch.zeros_like(last), last)
+    advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask, gamma, lam, bootstrap_B)
+    made = Experience(
+        rollout, old_logprobs_BT, ref_logprobs_BT, values_BT, masked_whiten(advantages_BT, mask), returns_BT
+    )
+    figures = {
+        "kl": masked_sum(kl_k1(old_logprobs_BT, ref_logprobs_BT), mask) / mask.shape[0],
+        "score": scores_B.mean(),
+        "score_std": scores_B.std(unbiased=False),
+        "reward": earned,
+        "length": lengths_B.float().mean(),
+        "eos_rate": rollout.ended_B.float().mean(),
+        "score_length_correlation": correlation(scores_B, lengths_B.float()),
+        "value": masked_mean(values_BT, mask),
+        "explained_variance": explained_variance(values_BT, returns_BT, mask),
+    }
+    return made, {k: float(v) for k, v in figures.items()}
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's r of two [B]; 0 where either does not vary."""
+    dx, dy = x - x.mean(), y - y.mean()
+    norm = dx.norm() * dy.norm()
+    return torch.zeros(()) if norm == 0 else (dx * dy).sum() / norm

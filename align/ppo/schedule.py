@@ -1,0 +1,33 @@
+"""What happens when, as functions of the update's number alone: nothing here has a state that a resume could lose."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def generator_for(device: torch.device, seed: int, *where: str | int) -> torch.Generator:
+    """A generator for one place in a run, such as `(seed, "rollout", update)`."""
+    digest = hashlib.sha256(repr((seed, *where)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def prompt_indices(update: int, batch_size: int, total: int, seed: int) -> list[int]:
+    """Which prompts update number `update` (from 0) sees: each pass over all of them in a new random order.
+
+    A batch that reaches the end of one pass goes on into the next.
+    """
+    chosen: list[int] = []
+    position = update * batch_size
+    while len(chosen) < batch_size:
+        epoch, offset = divmod(position + len(chosen), total)
+        order = torch.randperm(total, generator=generator_for(torch.device("cpu"), seed, "prompts", epoch))
+        chosen += order[offset : offset + batch_size - len(chosen)].tolist()
+    return chosen
+
+
+def warmed_up(update: int, updates: int, warmup: float) -> float:
+    """The factor of the learning rate: linear over the first `warmup` share of the updates, then 1."""
+    steps = int(updates * warmup)
+    return min(1.0, (update + 1) / (steps + 1))

@@ -1,0 +1,98 @@
+"""The gradient steps of PPO on one batch of experience."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from align.models.roles import Roles
+from align.ops.kl import ESTIMATORS
+from align.ops.losses import kl_loss, policy_loss, value_loss
+from align.ops.masking import masked_sum
+from align.ppo.experience import Experience, by_length
+
+
+def minibatches(rows: int, count: int, generator: torch.Generator) -> list[Tensor]:
+    """A random division of `rows` rows into `count` equal parts."""
+    return list(torch.randperm(rows, generator=generator).split(rows // count))
+
+
+def accumulate(
+    roles: Roles,
+    minibatch: Experience,
+    *,
+    micro_batch: int,
+    temperature: float,
+    clip_range: float,
+    value_clip_range: float | None,
+    value_coef: float,
+    kl_loss_coef: float,
+    kl_estimator: str,
+) -> dict[str, float]:
+    """Add the gradient of one minibatch to policy and value, a micro-batch at a time.
+
+    Each loss is a sum over tokens divided by the tokens of the *whole* minibatch, so that neither the size of the
+    micro-batches nor the padding in them changes the gradient.
+
+    Returns:
+        token means over the minibatch.
+    """
+    count = float(minibatch.rollout.response_mask_BT.sum())
+    sums: dict[str, float] = {}
+    for index in by_length(minibatch.rollout, micro_batch):
+        part = minibatch.rows(index)
+        mask = part.rollout.response_mask_BT
+        logprobs, entropy = roles.logprobs("policy", part.rollout, temperature, train=True)
+        policy = policy_loss(logprobs, part.old_logprobs_BT, part.advantages_BT, mask, clip_range, count)
+        loss = policy.loss
+        if kl_loss_coef:
+            kl_BT = ESTIMATORS[kl_estimator](logprobs, part.ref_logprobs_BT)
+            loss = loss + kl_loss_coef * kl_loss(kl_BT, mask, count)
+        loss.backward()
+        values = roles.values(part.rollout, train=True)
+        value = value_loss(values, part.values_BT, part.returns_BT, mask, count, value_clip_range)
+        (value_coef * value.loss).backward()
+        found = {**policy.sums, **value.sums, "entropy": masked_sum(entropy, mask)}
+        for name, total in found.items():
+            sums[name] = sums.get(name, 0.0) + float(total)
+        sums["policy_loss"] = sums.get("policy_loss", 0.0) + float(policy.loss) * count
+    return {name: total / count for name, total in sums.items()}
+
+
+def step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, float]:
+    """Clip each role's gradient by its own norm, take one optimiser step, clear the gradients."""
+    norms = {
+        f"{role}_grad_norm": float(torch.nn.utils.clip_grad_norm_(roles.parameters_of(role), max_grad_norm))
+        for role in ("policy", "value")
+    }
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norms
+
+
+def update(
+    roles: Roles,
+    optimiser: Optimizer,
+    experience: Experience,
+    *,
+    epochs: int,
+    minibatch_count: int,
+    max_grad_norm: float,
+    generator: torch.Generator,
+    **loss: float | int | str | None,
+) -> dict[str, float]:
+    """Every epoch and minibatch over one batch; the figures are means over all steps, the first ratio apart.
+
+    Args:
+        generator: draws the minibatches; on the CPU.
+        loss: what `accumulate` takes.
+    """
+    rows = experience.rollout.tokens_BS.shape[0]
+    seen: list[dict[str, float]] = []
+    for _ in range(epochs):
+        for index in minibatches(rows, minibatch_count, generator):
+            figures = accumulate(roles, experience.rows(index), **loss)  # pyright: ignore[reportArgumentType]
+            seen.append({**figures, **step(roles, optimiser, max_grad_norm)})
+    means = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
+    return {**means, "first_ratio": seen[0]["ratio"]}

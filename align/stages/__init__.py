@@ -1,0 +1,114 @@
+"""One module a stage: `inputs(config)` names what goes in, `run(run, config)` tells the story."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import traceback
+import warnings
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.config.compose import plain
+from align.config.root import Config
+from align.errors import AlignError, InputError
+from align.run import Base, Run
+from align.track import Tracker
+from annotate.store import Store
+
+MODULES = {"full": "sft"}
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a stage starts from, resolved once, before the run has a name.
+
+    Attributes:
+        label: the readable part of the run's derived name.
+        base: the base weights.
+        records: name → `{digest, …}` of every input, as the manifest will hold it.
+    """
+
+    label: str
+    base: Base | None
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def execute(config: Config) -> int:
+    """Resolve, open the run's folder, run the stage, publish. Returns the exit status."""
+    module = importlib.import_module(f"align.stages.{MODULES.get(config.stage.name, config.stage.name)}")
+    inputs: Inputs = module.inputs(config)
+    values = plain(config)
+    with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume) as run:
+        if run.done:
+            print("This run is finished already; resume=never makes another.")
+            print(run.folder)
+            return 0
+        run.begin(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        log = log_to(run)
+        try:
+            result = module.run(run, config)
+            run.publish(result.metrics)
+        except AlignError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise InputError(
+                    "memory", type(error).__name__, "the device has too little for this run",
+                    "Lower stage.micro_batch, rollout.batch_size or data.max_length, or use method=qlora.",
+                ) from error  # fmt: skip
+            if isinstance(error, OSError):
+                raise
+            logging.getLogger("align").error("%s", traceback.format_exc())
+            print(f"align: a fault of ours: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
+            run.manifest["status"], run.manifest["error"] = "failed", f"{type(error).__name__}: {error}"
+            from align.run import write_json
+
+            write_json(run.folder / "manifest.json", run.manifest)
+            return 1
+        finally:
+            logging.getLogger().removeHandler(log)
+            log.close()
+        for line in result.summary:
+            print(line)
+        print(run.folder)
+    return 0
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for CUDA's and the host's own complaint."""
+    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+
+
+def log_to(run: Run) -> logging.Handler:
+    """Send every log record and warning of this process to the run's `log.txt`."""
+    handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    warnings.simplefilter("default")
+    return handler
+
+
+def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextManager[Tracker]:
+    """The run's metrics streams, continued after step `keep_below`, mirrored to wandb where `track=wandb`."""
+    mirror = None
+    if config.track.name == "wandb":
+        name = f"{run.manifest['stage']}/{run.manifest['name']}"
+        mirror = {"project": config.track.project, "name": name, "config": plain(config)}
+    return closing(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))
+
+
+def open_store(config: Config, create: bool = True) -> Store:
+    """The annotation store of `store.url`, or the SQLite file among the runs. A reader never makes an empty one."""
+    root = Path(config.run.root).expanduser()
+    if create and config.store.url is None:
+        root.mkdir(parents=True, exist_ok=True)
+    return Store.open(config.store.url or f"sqlite:///{root / 'annotations.db'}", create=create)

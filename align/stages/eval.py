@@ -1,0 +1,152 @@
+"""An artifact against what it started from, by a judge that training never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from align.config.eval import EvalConfig
+from align.config.root import Config, ModelConfig
+from align.data.chat import Prompt, encode_prompts, stop_token_ids, use_template
+from align.data.sources import data_record, prompts
+from align.errors import InputError
+from align.evals.comparison import Sample, summarise, write_samples
+from align.models.adapters import Policy, attach
+from align.models.base import base_of
+from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer
+from align.models.trunk import response_logprobs
+from align.ppo.experience import in_chunks
+from align.ppo.schedule import generator_for
+from align.report import Report, histogram_pair
+from align.rollout.engine import response_texts
+from align.rollout.hf import HfEngine
+from align.run import Artifact, Base, Run, resolve, write_json
+from align.stages import Inputs
+from align.stages.lineage import adapter_folder, label, start
+from align.track import peak_rss_mb
+from align.types import Result, Rollout
+from reward.rules import Sentiment
+
+
+def inputs(config: Config) -> Inputs:
+    artifact, base = start(config, config.artifact, "artifact")
+    reference = started_from(artifact, config)
+    records = {"artifact": artifact.record(), "data": data_record(config.data)}
+    if reference is not None:
+        if base_of(reference, ModelConfig(), "init").digest != base.digest:
+            raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
+        records["init"] = reference.record()
+    return Inputs(label(base, config), base, records)
+
+
+def started_from(artifact: Artifact, config: Config) -> Artifact | None:
+    """What an artifact is measured against: what its run started from; None for one that started from the base."""
+    recorded = artifact.manifest.get("inputs", {}).get("init")
+    if recorded is not None:
+        return resolve(recorded["path"], Path(config.run.root), field_name="init")
+    if artifact.manifest:
+        if artifact.whole:
+            raise InputError(
+                "artifact", artifact.ref, "is a whole model, which shares no base with what it started from",
+                "Its held-out loss before and after is in its own report.",
+            )  # fmt: skip
+        return None
+    return resolve(config.init, Path(config.run.root), field_name="init")
+
+
+def run(run: Run, config: Config) -> Result:
+    stage: EvalConfig = config.stage
+    base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
+    device = choose_device(config.device)
+    tokenizer = load_tokenizer(base)
+    use_template(tokenizer, config.data.template)
+    model = attach(
+        load_base(base, config.method.name, device, choose_dtype(config.dtype, device)), artifact.path, "policy"
+    )
+    reference = None
+    if "init" in run.inputs and not run.inputs["init"]["whole"]:
+        reference = adapter_folder(resolve(run.inputs["init"]["path"], Path(config.run.root), field_name="init"))
+        model = attach(model, reference, "reference") if reference else model
+    policies = {"ref": Policy(model, "reference" if reference else None), "policy": Policy(model, "policy")}
+
+    room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
+    found, dropped = encode_prompts(tokenizer, prompts(config.data, "test", config.seed)[: stage.prompts], room)
+    stops = stop_token_ids(tokenizer, model.generation_config)
+    rollout = config.rollout
+    engine = HfEngine(
+        model, stops, tokenizer.pad_token_id, rollout.max_new_tokens, rollout.temperature, rollout.batch_size
+    )
+
+    # One answer each, sampled as in training; then the policy's answers under both.
+    answers: dict[str, Rollout] = {}
+    for who, policy in policies.items():
+        with policy.active():
+            answers[who] = engine.generate(
+                [p.input_ids for p in found], generator_for(device, config.seed, "eval", who)
+            )
+    logprobs = {
+        who: sequence_logprobs(policy, answers["policy"], rollout.temperature) for who, policy in policies.items()
+    }
+    kl = (logprobs["policy"] - logprobs["ref"]).tolist()
+
+    samples = judged(found, answers, {who: response_texts(a, tokenizer) for who, a in answers.items()}, kl)
+    metrics = summarise(samples, config.seed) | {
+        "dropped": dropped,
+        "judge": Sentiment.name,
+        "peak_rss_mb": peak_rss_mb(),
+    }
+    write_samples(run.artifact / "samples.jsonl", samples)
+    write_json(run.artifact / "metrics.json", metrics)
+    draw(run, config, samples, metrics, artifact.ref)
+    won = metrics["win_rate"]
+    return Result(metrics, (
+        f"win rate {won['value']:.3f} [{won['low']:.3f}, {won['high']:.3f}] on {won['n']} prompts, "
+        f"gold {metrics['gold']['ref']:.3f} → {metrics['gold']['policy']:.3f}, KL {metrics['kl']:.2f} nats, "
+        f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}",
+    ))  # fmt: skip
+
+
+@torch.no_grad()
+def sequence_logprobs(policy: Policy, rollout: Rollout, temperature: float) -> torch.Tensor:
+    """log p of each whole response [B], summed over its tokens."""
+    with policy.active():
+        return in_chunks(lambda part: response_logprobs(policy.model, part, temperature)[0].sum(-1), rollout, 32)
+
+
+def judged(
+    found: list[Prompt], answers: dict[str, Rollout], texts: dict[str, list[str]], kl: list[float]
+) -> list[Sample]:
+    """Both answers to every prompt with the gold score of each."""
+    gold = {
+        who: Sentiment().score([p.conversation.answered(t) for p, t in zip(found, told, strict=True)]).tolist()
+        for who, told in texts.items()
+    }
+    lengths = {who: a.lengths_B.tolist() for who, a in answers.items()}
+    ended = {who: a.ended_B.tolist() for who, a in answers.items()}
+    return [
+        Sample(
+            prompt.conversation.id or str(i), prompt.conversation.messages, texts["ref"][i], texts["policy"][i],
+            gold["ref"][i], gold["policy"][i], lengths["ref"][i], lengths["policy"][i], ended["ref"][i],
+            ended["policy"][i], kl[i],
+        )
+        for i, prompt in enumerate(found)
+    ]  # fmt: skip
+
+
+def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: str) -> None:
+    """The report: figures, distributions, and answers side by side."""
+    report = Report(f"eval: {run.manifest['name']}", f"{ref} against what it started from; judge: {Sentiment.name}")
+    report.figures_table(metrics)
+    names = ("start", "policy")
+    for values, xlabel, caption in (
+        (([s.gold_ref for s in samples], [s.gold_policy for s in samples]), "gold score", "Gold score of the answers."),
+        (([s.length_ref for s in samples], [s.length_policy for s in samples]), "tokens", "Length of the answers."),
+    ):
+        report.plot(histogram_pair(*values, names, xlabel), caption, f"histograms of {xlabel}, start and policy")
+    rows = [
+        ("\n".join(f"{m.role}: {m.content}" for m in s.prompt), s.ref, s.policy, s.gold_ref, s.gold_policy)
+        for s in samples[: config.stage.shown]
+    ]
+    report.heading("Answers side by side").table(("prompt", "start", "policy", "gold start", "gold policy"), rows)
+    report.write(run.folder / "report.html")

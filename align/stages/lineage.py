@@ -1,0 +1,64 @@
+"""What the stages behind `sft` have in common: where they start from, and on which base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from align.config.root import Config
+from align.models.base import base_of, find_base
+from align.run import Artifact, Base, artifact_in, read_manifest, resolve
+
+
+def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base]:
+    """The artifact a stage starts from, and its base.
+
+    With `model=` given, `latest` means the newest on those weights; without, the newest of all, whose base is used.
+
+    Raises:
+        MissingArtifact: nothing is there yet; the message names the command that makes it.
+        InputError: `model=` contradicts the artifact.
+    """
+    ref = ref if ref is not None else str(getattr(config, field))
+    wanted = find_base(config.model).digest if config.model.path else None
+    artifact = resolve(ref, Path(config.run.root).expanduser(), wanted if ref.endswith(":latest") else None, field)
+    return artifact, base_of(artifact, config.model, field)
+
+
+def adapter_folder(artifact: Artifact) -> Path | None:
+    """The artifact's adapter; None where it is a whole model, which is then the base itself."""
+    return None if artifact.whole else artifact.path
+
+
+def label(base: Base, config: Config) -> str:
+    """The readable part of a run's name: model and method."""
+    name = Path(base.path).parent.name if Path(base.path).name == "artifact" else base.id.rstrip("/").rpartition("/")[2]
+    return name if name.endswith(config.method.name) else f"{name}-{config.method.name}"
+
+
+def parents_of(artifact: Artifact, root: Path) -> list[dict[str, str]]:
+    """The runs that an artifact came through, in order of training, itself last: `{stage, name, digest}` each."""
+    manifest = artifact.manifest
+    if not manifest:
+        return []
+    before: list[dict[str, str]] = []
+    for name in ("init", "reward"):
+        recorded = manifest["inputs"].get(name)
+        if recorded is None:
+            continue
+        if (Path(recorded["path"]).parent / "manifest.json").is_file():
+            before += parents_of(artifact_in(Path(recorded["path"]), recorded["ref"], verify=False), root)
+        elif "stage" in recorded:
+            before.append({k: recorded[k] for k in ("stage", "name", "digest")})
+    mine = {"stage": manifest["stage"], "name": manifest["name"], "digest": artifact.digest}
+    return [p for i, p in enumerate([*before, mine]) if p not in [*before, mine][:i]]
+
+
+def evaluation_of(artifact: Artifact, root: Path) -> dict[str, Any] | None:
+    """The figures of the newest finished evaluation of exactly this artifact; None where there is none."""
+    found = []
+    for path in (root / "eval").glob("*/manifest.json"):
+        manifest = read_manifest(path.parent)
+        if manifest["status"] == "done" and manifest["inputs"]["artifact"]["digest"] == artifact.digest:
+            found.append((manifest["times"]["finished"], manifest["metrics"]))
+    return max(found, key=lambda pair: pair[0])[1] if found else None

@@ -1,0 +1,89 @@
+"""Several answers a prompt, from where PPO will start, into the annotation store."""
+
+from __future__ import annotations
+
+from align.config.root import Config
+from align.config.sample import SampleConfig
+from align.data.chat import encode_prompts, stop_token_ids, use_template
+from align.data.sources import data_record, prompts
+from align.models.adapters import Policy, attach
+from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer
+from align.ppo.schedule import generator_for
+from align.report import Report, histogram_pair
+from align.rollout.engine import response_texts
+from align.rollout.hf import HfEngine
+from align.run import Base, Run, write_json
+from align.stages import Inputs, open_store, tracker
+from align.stages.lineage import adapter_folder, label, start
+from align.track import peak_rss_mb, progress
+from align.types import Result
+from annotate.store import Candidate
+
+PROMPTS_AT_ONCE = 64
+
+
+def inputs(config: Config) -> Inputs:
+    artifact, base = start(config)
+    records = {"init": artifact.record(), "data": data_record(config.data)}
+    return Inputs(label(base, config), base, records)
+
+
+def run(run: Run, config: Config) -> Result:
+    stage: SampleConfig = config.stage
+    base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["init"]["path"])
+    device = choose_device(config.device)
+    tokenizer = load_tokenizer(base)
+    use_template(tokenizer, config.data.template)
+    model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
+    adapter = adapter_folder(artifact)
+    policy = Policy(attach(model, adapter, "sft") if adapter else model, "sft" if adapter else None)
+    room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
+    found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed)[: stage.prompts], room)
+    stops = stop_token_ids(tokenizer, model.generation_config)
+    engine = HfEngine(
+        policy.model, stops, tokenizer.pad_token_id, config.rollout.max_new_tokens, config.rollout.temperature,
+        config.rollout.batch_size,
+    )  # fmt: skip
+    print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
+
+    sampling = {"temperature": config.rollout.temperature, "max_new_tokens": config.rollout.max_new_tokens}
+    lengths: list[int] = []
+    ended = 0
+    with open_store(config) as store, tracker(run, config) as track, progress("sample", len(found)) as bar:
+        for first in range(0, len(found), PROMPTS_AT_ONCE):
+            chunk = found[first : first + PROMPTS_AT_ONCE]
+            rows = [p.input_ids for p in chunk for _ in range(stage.candidates)]
+            with policy.active():
+                rollout = engine.generate(rows, generator_for(device, config.seed, "sample", first))
+            texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
+            with store.transaction():
+                for i, prompt in enumerate(chunk):
+                    mine = range(i * stage.candidates, (i + 1) * stage.candidates)
+                    answers = [
+                        Candidate(
+                            texts[k], base.digest, "" if artifact.whole else artifact.digest,
+                            {**sampling, "seed": config.seed, "chunk": first, "row": k}, ended=bool(ends[k]),
+                        )
+                        for k in mine
+                    ]  # fmt: skip
+                    store.add_item(config.project, f"{run.manifest['name']}/{first + i}", prompt.conversation, answers)
+            lengths += rollout.lengths_B.tolist()
+            ended += sum(ends)
+            track.log(first + len(chunk), {"answers": len(lengths), "eos_rate": ended / len(lengths)})
+            bar.advance(first + len(chunk), eos_rate=ended / len(lengths), length=sum(lengths) / len(lengths))
+        head = store.head(config.project)
+
+    metrics = {
+        "prompts": len(found), "dropped": dropped, "answers": len(lengths), "eos_rate": ended / len(lengths),
+        "mean_length": sum(lengths) / len(lengths), "peak_rss_mb": peak_rss_mb(),
+    }  # fmt: skip
+    write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
+    report = Report(f"sample: {run.manifest['name']}", f"{artifact.ref} into project {config.project}")
+    report.figures_table(metrics)
+    halves = lengths[: len(lengths) // 2], lengths[len(lengths) // 2 :]
+    report.plot(
+        histogram_pair(*halves, ("first half", "second half"), "tokens"), "Length of the answers.",
+        "histogram of answer lengths in tokens, for the first and the second half of the prompts",
+    )  # fmt: skip
+    report.write(run.folder / "report.html")
+    return Result(metrics, (f"{len(lengths)} answers to {len(found)} prompts in project {config.project}",))

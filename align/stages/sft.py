@@ -1,0 +1,88 @@
+"""Supervised instruction tuning, of an adapter (`stage=sft`) or of every weight (`stage=full`)."""
+
+from __future__ import annotations
+
+import math
+
+from align.config.root import Config
+from align.config.sft import SftConfig
+from align.data.chat import encode, use_template
+from align.data.sources import data_record, documents
+from align.models.adapters import save_adapter, with_new_adapter
+from align.models.base import find_base
+from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer
+from align.report import Report, curves
+from align.run import Base, Run
+from align.stages import Inputs, tracker
+from align.track import peak_rss_mb, progress
+from align.trainers.common import Reporter, newest_checkpoint, step_of, steps_in, training_arguments
+from align.trainers.heldout import held_out_loss
+from align.trainers.sft import train_sft
+from align.types import Result
+
+
+def inputs(config: Config) -> Inputs:
+    base = find_base(config.model)
+    label = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], config.method.name)))
+    return Inputs(label, base, {"base": {"id": base.id, "digest": base.digest}, "data": data_record(config.data)})
+
+
+def run(run: Run, config: Config) -> Result:
+    stage: SftConfig = config.stage
+    base = Base(**run.manifest["base"])
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    tokenizer = load_tokenizer(base)
+    text_only = config.data.name == "chitchat" and config.data.part == "base"
+    if not text_only:
+        use_template(tokenizer, config.data.template)
+
+    # Data: our own tokens and labels, a loss only on what the assistant writes.
+    model = load_base(base, config.method.name, device, dtype)
+    max_length = min(config.data.max_length, context_length(model))
+    train = encode(tokenizer, documents(config.data, "train", config.seed), max_length)
+    test = encode(tokenizer, documents(config.data, "test", config.seed)[: stage.eval_size], max_length)
+    print(
+        f"{len(train.rows)} rows, {train.tokens} tokens; dropped {train.too_long} longer than {max_length} tokens "
+        f"and {train.unanswered} without an assistant turn; {len(test.rows)} held out"
+    )
+
+    # The model before training, then training, then the same measure again.
+    if config.method.name != "full":
+        model = with_new_adapter(model, config.method.r, config.method.alpha)
+    before, tokens = held_out_loss(model, test.rows, tokenizer.pad_token_id)
+    steps = steps_in(len(train.rows), stage.batch_size, stage.epochs, stage.max_steps)
+    arguments = training_arguments(
+        output=run.checkpoints, device=device, dtype=dtype, lr=stage.lr, epochs=stage.epochs, max_steps=stage.max_steps,
+        batch_size=stage.batch_size, micro_batch=stage.micro_batch, warmup=stage.warmup, schedule=stage.schedule,
+        max_grad_norm=stage.max_grad_norm, weight_decay=stage.weight_decay, save_every=stage.save_every,
+        seed=config.seed, gradient_checkpointing=stage.gradient_checkpointing, total_steps=steps,
+    )  # fmt: skip
+    checkpoint = newest_checkpoint(run)
+    with tracker(run, config, step_of(checkpoint)) as track, progress(stage.name, steps, step_of(checkpoint)) as bar:
+        names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}
+        trained = train_sft(
+            model, tokenizer, train.rows, arguments, max_length=max_length, packing=stage.packing,
+            callback=Reporter(track, bar, stage.log_every, names), checkpoint=checkpoint,
+        )  # fmt: skip
+        rows = track.rows()
+    after, _ = held_out_loss(model, test.rows, tokenizer.pad_token_id)
+
+    # Publish.
+    tokenizer.save_pretrained(str(run.artifact))
+    if config.method.name == "full":
+        model.to(dtype).save_pretrained(str(run.artifact))
+    else:
+        save_adapter(model, run.artifact, base)
+    metrics = {
+        "loss_before": before, "loss_after": after, "perplexity_before": math.exp(before),
+        "perplexity_after": math.exp(after), "held_out_tokens": tokens, "trained_weights": trained, "steps": steps,
+        "train_tokens": train.tokens, "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered,
+        "peak_rss_mb": peak_rss_mb(),
+    }  # fmt: skip
+    report = Report(f"{stage.name}: {run.manifest['name']}", f"{config.method.name} on {base.id}")
+    report.figures_table(metrics)
+    report.plot(curves(rows, ("loss",)), "Training loss, nats a token.", "training loss over steps")
+    report.write(run.folder / "report.html")
+    line = f"held-out loss {before:.3f} → {after:.3f}, perplexity {math.exp(before):.1f} → {math.exp(after):.1f}"
+    return Result(metrics, (line,))

@@ -1,0 +1,47 @@
+"""Supervised instruction tuning on TRL's SFTTrainer, fed with our own tokens and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from align.data.chat import Encoded
+from align.trainers.common import fit
+
+
+def train_sft(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Encoded],
+    arguments: dict[str, Any],
+    *,
+    max_length: int,
+    packing: bool,
+    callback: TrainerCallback,
+    checkpoint: Path | None,
+) -> int:
+    """Train `model` in place, from `checkpoint` where there is one.
+
+    Packing concatenates rows up to `max_length`; positions restart and attention stays inside each row.
+
+    Returns:
+        the number of trained weights.
+    """
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [r.input_ids for r in rows],
+            "labels": [r.labels for r in rows],
+            "length": [len(r.input_ids) for r in rows],
+        }
+    )
+    settings = SFTConfig(**arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None)
+    trainer = SFTTrainer(
+        model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[callback]
+    )
+    return fit(trainer, checkpoint)
