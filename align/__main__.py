@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.errors import AlignError, InputError, StorageError
+from align.errors import AlignError, InputError
 
 STAGES = {
     "sft": "instruction tuning of an adapter (QLoRA or LoRA)",
@@ -22,7 +22,6 @@ STAGES = {
     "eval": "an artifact against what it started from",
     "export": "an adapter or a merged model that others load",
 }
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 USAGE = """usage: python -m align stage=STAGE [group=choice] [key=value]
 
   --cfg job     print the configuration that would run, and stop
@@ -48,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage(), end="")
         return 0
     if "--version" in arguments:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(f"align {version('align')}")
+        try:
+            print(f"align {version('align')}")
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            print("align (not installed)")
         return 0
     try:
         return command(arguments)
@@ -68,8 +70,9 @@ def command(arguments: list[str]) -> int:
     show = "--cfg" in arguments
     if show:
         at = arguments.index("--cfg")
-        if arguments[at + 1 : at + 2] != ["job"]:
-            raise InputError("--cfg", " ".join(arguments[at + 1 : at + 2]) or "(nothing)", "only the job's configuration is printed", "Write: --cfg job")  # fmt: skip
+        given = " ".join(arguments[at + 1 : at + 2])
+        if given != "job":
+            raise InputError("--cfg", given or "(nothing)", "prints only the job's configuration", "Write: --cfg job")
         del arguments[at : at + 2]
     if flags := [a for a in arguments if a.startswith("-")]:
         raise InputError("argument", flags[0], "is not an option", "See python -m align --help.")
@@ -86,15 +89,7 @@ def command(arguments: list[str]) -> int:
         )
     from align.stages import execute
 
-    try:
-        return execute(config)
-    except OSError as error:
-        if error.errno in STORAGE_ERRORS and not isinstance(error, AlignError):
-            raise StorageError(
-                "run.root", config.run.root, f"{error.strerror}: {error.filename or 'a file of the run'}",
-                "Free some space or make it writable, then run the same command again.",
-            ) from error  # fmt: skip
-        raise
+    return execute(config)
 
 
 def shadow_free_path() -> None:
@@ -112,9 +107,15 @@ def terminate(signum: int, frame: object) -> None:
 def entry() -> int:
     shadow_free_path()
     signal.signal(signal.SIGTERM, terminate)
-    logging.captureWarnings(True)
-    status = main()
-    sys.stdout.flush()
+    logging.captureWarnings(True)  # warnings go to the run's log.txt, each of them
+    warnings.simplefilter("default")
+    logging.raiseExceptions = False  # a full disk is reported once, not at every line that the log cannot take
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output is gone (`| head`): nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 

@@ -1,4 +1,4 @@
-"""Metrics and progress: deterministic figures to `metrics.jsonl`, everything else to `timing.jsonl`, a live line for the eyes.
+"""Metrics and progress: what is deterministic to `metrics.jsonl`, the rest to `timing.jsonl`, a live line for the eyes.
 
 `metrics.jsonl` holds nothing that changes between two runs of the same command, so that two runs can be compared by
 `cmp`. Clocks, rates and memory go to `timing.jsonl`.
@@ -43,13 +43,15 @@ class Tracker:
         self.metrics_path, self.timing_path = folder / "metrics.jsonl", folder / "timing.jsonl"
         self._started = time.perf_counter()
         for path in (self.metrics_path, self.timing_path):
-            kept = [line for line in read_rows(path) if line["step"] < keep_below]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            kept = [row for row in read_rows(path) if row["step"] < keep_below]
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("".join(map(line_of, kept)), encoding="utf-8")
+            temporary.replace(path)  # a crash here must not take the rows of the steps before the checkpoint along
         self._wandb = start_wandb(folder, wandb) if wandb else None
 
     def log(self, step: int, metrics: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> None:
         """Append `metrics` (deterministic) and `timing` (not) under `step`."""
-        row = {"step": step, **{k: finite(v) for k, v in metrics.items()}}
+        row = {"step": step, **metrics}
         clock = {"step": step, "elapsed_s": round(time.perf_counter() - self._started, 3), "peak_rss_mb": peak_rss_mb()}
         append(self.metrics_path, row)
         append(self.timing_path, {**clock, **(timing or {})})
@@ -64,16 +66,21 @@ class Tracker:
             self._wandb.finish()
 
 
+def line_of(row: Mapping[str, Any]) -> str:
+    """One line of a stream."""
+    return json.dumps({k: finite(v) for k, v in row.items()}, ensure_ascii=False) + "\n"
+
+
 def append(path: Path, row: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(line_of(row))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a stream; a last line that a crash cut short is left out."""
     rows = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 rows.append(json.loads(line))
             except ValueError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
@@ -72,10 +72,11 @@ def register() -> None:
 
 
 def files_of(search: Path | None) -> dict[str, Path]:
-    """`group/choice` → its file, of every choice of every group: ours, and those that the user adds."""
+    """`group/choice` → its file, of every choice of our groups: ours, and those that the user adds."""
+    groups = [folder.name for folder in conf_dir().iterdir() if folder.is_dir()]
     found: dict[str, Path] = {}
-    for folder in (search, conf_dir()):  # ours last: a user's file adds a choice, it replaces none
-        for path in sorted(folder.glob("*/**/*.yaml")) if folder is not None else ():
+    for folder in filter(None, (search, conf_dir())):  # ours last: a user's file adds a choice, it replaces none
+        for path in (path for group in groups for path in sorted((folder / group).rglob("*.yaml"))):
             found[path.relative_to(folder).with_suffix("").as_posix()] = path
     return found
 
@@ -120,11 +121,12 @@ def compose_raw(overrides: Sequence[str], search: Path | None = None) -> DictCon
         if f"{group}/{name}" not in files:
             names = sorted(f.partition("/")[2] for f in files if f.startswith(f"{group}/"))
             raise explain.not_a_choice(group, name, names)
+    chosen = {group: files[f"{group}/{name}"] for group, name in choices.items()}
     try:
         tree = compose_groups(choices, search)
-        restore_mandatory(tree, {group: files[f"{group}/{name}"] for group, name in choices.items()})
+        restore_mandatory(tree, chosen)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise explain.broken_file(error, files) from error
+        raise explain.broken_file(error, files, [p for p in chosen.values() if conf_dir() not in p.parents]) from error
     for key, value in values.items():
         set_value(tree, key, value, groups, choices.get("stage"))
     return tree
@@ -154,7 +156,7 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
     Raises:
         InputError: there is no such key, or it does not hold such a value.
     """
-    known = list(keys_of(tree))
+    known = list(keys_of(cast(dict[Any, Any], OmegaConf.to_container(tree))))
     if key not in known:
         leaf = key.removeprefix("stage.")
         owners = [n for n, schema in SCHEMAS["stage"].items() if leaf in {f.name for f in fields(schema)}]
@@ -180,13 +182,11 @@ def type_of(tree: DictConfig, key: str) -> type | None:
     return plain_types[0] if len(plain_types) == 1 else None
 
 
-def keys_of(node: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a tree, those that hold others included."""
-    for key, value in (
-        OmegaConf.to_container(node, resolve=False).items() if not isinstance(node, dict) else node.items()
-    ):
+def keys_of(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of nested mappings, those that hold others included."""
+    for key, value in tree.items():
         yield f"{prefix}{key}"
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from keys_of(value, f"{prefix}{key}.")
 
 

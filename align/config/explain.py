@@ -46,10 +46,10 @@ def not_a_key(key: str, value: str, known: Sequence[str], stage: str | None, own
 
 def not_a_choice(group: str, name: str, names: Sequence[str]) -> InputError:
     remedy = f"Choose one of: {', '.join(names)}."
-    if close := difflib.get_close_matches(name, names, n=1):
-        remedy = f"Did you mean {group}={close[0]}? {remedy}"
-    elif group in BY_PATH and re.search(r"[/.]", name):
+    if group in BY_PATH and re.search(r"[/.]", name):
         remedy = f"Did you mean {BY_PATH[group].format(name)}? {remedy}"
+    elif close := difflib.get_close_matches(name, names, n=1):
+        remedy = f"Did you mean {group}={close[0]}? {remedy}"
     return InputError(group, name or "(empty)", "is not a choice here", remedy)
 
 
@@ -70,15 +70,16 @@ def missing(key: str) -> InputError:
     return InputError(key, "(missing)", "has no default", f"Add {key}=VALUE.")
 
 
-def broken_file(error: Exception, files: Mapping[str, Path]) -> InputError:
+def broken_file(error: Exception, files: Mapping[str, Path], chosen: Sequence[Path]) -> InputError:
     """A group file that does not read or does not fit.
 
     Args:
         files: `group/choice` → its file, for every choice there is.
+        chosen: the files that were asked for, to name where the error names none.
     """
     text = str(error).strip()
-    named = re.search(r"In '([^']+)'", text)
-    path = files.get(named.group(1)) if named else None
+    named = re.search(r"[Ii]n '([^']+)'", text)
+    path = (files.get(named.group(1)) if named else None) or " or ".join(map(str, chosen))
     if mark := getattr(error, "problem_mark", None):  # a syntax error, which PyYAML places
         path = Path(str(mark.name).removeprefix("file://"))
         problem = f"line {mark.line + 1}: {getattr(error, 'problem', 'is not YAML')}"

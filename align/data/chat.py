@@ -77,40 +77,72 @@ def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False)
 def assistant_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
     """The rendered text and the character spans [start, end) that the assistant wrote.
 
-    A span covers the answer and the token that ends the turn, not the line break that a template puts after it.
+    A span begins where the answer's header ends (as sampling will see it), and covers the answer and the token that
+    ends the turn, not the line break or the end of text that a template puts after it.
     """
     text = render(tokenizer, conversation)
+    specials = special_texts(tokenizer)
     spans = []
     for i, message in enumerate(conversation.messages):
         if message.role != "assistant":
             continue
-        before = render(tokenizer, Conversation(conversation.messages[:i]), answer_due=True)
-        after = render(tokenizer, Conversation(conversation.messages[: i + 1]))
-        start = len(before)
-        if not (text.startswith(before) and text.startswith(after)):
-            start, after = located(text, before, after, message, conversation.id)
-        end = len(after)
-        while end > start and text[end - 1].isspace() and text[:end].rstrip() != text[:start].rstrip():
-            end -= 1
-        spans.append((start, end))
+        start, end, tail = located(tokenizer, conversation, i, text)
+        before = render(tokenizer, Conversation(conversation.messages[:i]), answer_due=True) if i else text
+        if len(before) <= end and text.startswith(before):
+            start = len(before)
+        elif start is None:
+            raise unlocated(conversation, i)
+        spans.append((start, end + turn_end(text[end:], tail, specials)))
     return text, spans
 
 
-def located(text: str, before: str, after: str, message: Message, id: str) -> tuple[int, str]:
-    """Find one assistant turn in a rendering that is not the extension of the rendering of its beginning.
+STAND_IN = "\ue000answer\ue001"  # private-use characters: in no text, and no template trims them
 
-    Some templates write the system turn into the last user turn, or drop parts of earlier turns. What they wrote
-    for this turn is still `after` minus `before`, if that stands in the text exactly once.
+
+def located(tokenizer: Any, conversation: Conversation, i: int, text: str) -> tuple[int | None, int, str]:
+    """Where the content of message `i` stands in `text`, found by rendering a stand-in in its place: whatever a
+    template trims, moves or leaves out when other turns follow, both renderings have the same text around the content.
+
+    Returns:
+        start (None where what is written before the content depends on the content), end, and what the template
+        writes behind the content when nothing follows.
+
+    Raises:
+        InputError: the content does not stand in the text exactly once.
     """
-    added = after[len(before) :] if after.startswith(before) else ""
-    if added.strip() and text.count(added) == 1:
-        start = text.index(added)
-        return start, text[: start + len(added)]
-    raise InputError(
-        f"conversation {id or '(no id)'}", message.content[:60],
-        "the chat template renders this turn differently once others follow, so its loss mask is not known",
+    turns = conversation.messages
+    turns = (*turns[:i], Message("assistant", STAND_IN), *turns[i + 1 :])
+    head, found, rest = render(tokenizer, Conversation(turns, conversation.id)).partition(STAND_IN)
+    if not found or STAND_IN in rest or not text.endswith(rest):
+        raise unlocated(conversation, i)
+    alone = render(tokenizer, Conversation(turns[: i + 1], conversation.id)).rpartition(STAND_IN)[2]
+    end = len(text) - len(rest)
+    return len(head) if text.startswith(head) and len(head) <= end else None, end, alone
+
+
+def unlocated(conversation: Conversation, i: int) -> InputError:
+    return InputError(
+        f"conversation {conversation.id or '(no id)'}", conversation.messages[i].content[:60],
+        "the chat template rewrites this turn, so its loss mask is not known",
         "Give one assistant turn a row, or use data.template=chatml.",
     )  # fmt: skip
+
+
+def turn_end(rest: str, alone: str, specials: Sequence[str]) -> int:
+    """How many characters behind an answer end its turn: up to the special token there; where the template writes none,
+    what it writes whether or not turns follow.
+
+    Args:
+        rest: the rendered text from the end of the answer.
+        alone: the same where nothing follows the turn.
+        specials: the texts of the special tokens, longest first.
+    """
+    closed = rest.lstrip()
+    for special in specials:
+        if closed.startswith(special) and alone.lstrip().startswith(special):
+            return len(rest) - len(closed) + len(special)
+    common = next((i for i, (a, b) in enumerate(zip(rest, alone, strict=False)) if a != b), min(len(rest), len(alone)))
+    return len(rest[:common].rstrip())
 
 
 def encode_conversation(tokenizer: Any, conversation: Conversation) -> Encoded:
@@ -121,7 +153,7 @@ def encode_conversation(tokenizer: Any, conversation: Conversation) -> Encoded:
             conversation.as_dicts(), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         ids, mask = list(made["input_ids"]), [bool(m) for m in made["assistant_masks"]]
-        mask = with_turn_ends(ids, mask, special_ids(tokenizer))
+        mask = with_turn_ends(ids, without_line_breaks(tokenizer, ids, mask), special_ids(tokenizer))
     else:
         text, spans = assistant_spans(tokenizer, conversation)
         made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -138,8 +170,27 @@ def with_turn_ends(ids: Sequence[int], mask: list[bool], special: frozenset[int]
     ]
 
 
+def without_line_breaks(tokenizer: Any, ids: Sequence[int], mask: list[bool]) -> list[bool]:
+    """`mask` less the line breaks behind a turn's last special token, which some templates put inside their markers:
+    sampling stops at that token, so nothing behind it is ever sampled."""
+    kept, special = list(mask), special_ids(tokenizer)
+    for end, inside in enumerate(mask):
+        if inside and not any(mask[end + 1 : end + 2]):
+            last = end
+            while last > 0 and mask[last] and ids[last] not in special and not tokenizer.decode([ids[last]]).strip():
+                last -= 1
+            if mask[last] and ids[last] in special:
+                kept[last + 1 : end + 1] = [False] * (end - last)
+    return kept
+
+
 def special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+
+def special_texts(tokenizer: Any) -> list[str]:
+    """The texts of the special tokens, longest first."""
+    return sorted((tokenizer.convert_ids_to_tokens(i) for i in special_ids(tokenizer)), key=len, reverse=True)
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
@@ -252,7 +303,12 @@ def encode_judged(tokenizer: Any, prompt: Conversation, answer: str, ended: bool
         stops: the tokens that end a turn.
     """
     text, spans = assistant_spans(tokenizer, prompt.answered(answer))
-    ids = list(tokenizer(text[: spans[-1][1]], add_special_tokens=False)["input_ids"])
+    text = text[: spans[-1][1]]
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    asked = render(tokenizer, prompt, answer_due=True)
+    given = list(tokenizer(asked, add_special_tokens=False)["input_ids"])
+    if ids[: len(given)] != given and text.startswith(asked):  # a merge across the border, which sampling cannot make
+        ids = [*given, *tokenizer(text[len(asked) :], add_special_tokens=False)["input_ids"]]
     while not ended and ids and ids[-1] in stops:
         ids.pop()
     return ids

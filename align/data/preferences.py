@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,8 @@ from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, InputError, StorageError, require
+from align.data.rows import json_rows
+from align.errors import InputError, StorageError, require
 from align.types import ROLES, Message, Preference
 
 Messages = tuple[Message, ...]
@@ -104,7 +104,8 @@ def read_with_report(path: str | Path) -> tuple[list[Preference], ReadReport]:
     pairs: list[Preference] = []
     drops: Counter[Drop] = Counter()
     rows = 0
-    for _, group in groupby(read_rows(path), key=_neighbours):
+    rows_of = (Row(path, number, data) for number, data in json_rows(path))
+    for _, group in groupby(rows_of, key=_neighbours):
         together = list(group)
         rows += len(together)
         for found in parse(together):
@@ -116,32 +117,6 @@ def read_with_report(path: str | Path) -> tuple[list[Preference], ReadReport]:
     problem = f"none of its {rows} rows holds a preference ({', '.join(drop.value for drop in drops)})"
     require(bool(pairs), "data.path", str(path), problem, "Name a file in which one answer was preferred.")
     return pairs, ReadReport(rows, len(pairs), drops[Drop.IDENTICAL], drops[Drop.TIE], drops[Drop.UNPAIRED])
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The lines of a JSON Lines file, blank ones left out but counted. Raises as `read_with_report`."""
-    line = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
-                if not raw.strip():
-                    continue
-                try:
-                    data = json.loads(raw.decode("utf-8-sig"))
-                except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
-                    shown = raw[:60].decode("utf-8", "replace").strip()
-                    problem = f"not a line of JSON in UTF-8 ({error})"
-                    raise InputError(f"{path}, row {line}", shown, problem, "Write one JSON object a line.") from error
-                if not isinstance(data, dict):
-                    problem = f"a {type(data).__name__}, not an object"
-                    raise InputError(f"{path}, row {line}", repr(data)[:60], problem, "Write one JSON object a line.")
-                yield Row(path, line, data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        problem = f"cannot be unpacked after row {line} ({error})"
-        raise CorruptFile("data.path", str(path), problem, "Fetch or write the file again.") from error
-    except OSError as error:
-        remedy = "Check the path: a JSON Lines file, plain or .gz."
-        raise InputError("data.path", str(path), f"cannot be read ({error.strerror})", remedy) from error
 
 
 def parse(rows: Sequence[Row]) -> Iterator[Preference | Drop]:

@@ -5,22 +5,22 @@ A *document* is what supervised training imitates: a `Conversation`, or plain te
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from align.config.root import DataConfig
 from align.data import chitchat
+from align.data.rows import json_rows
 from align.errors import InputError, require
 from align.run import file_digest
 from align.types import Conversation, Message
 
 Document = Conversation | str
 T = TypeVar("T")
+MORE = "Give a file with more rows, or another data.held_out."
 
 
 def data_record(data: DataConfig) -> dict[str, Any]:
@@ -50,12 +50,8 @@ def documents(data: DataConfig, split: str, seed: int = 0) -> list[Document]:
         plain = data.part == "base"
         found: list[Document] = [*chitchat.texts(part)] if plain else [*chitchat.conversations(part)]
     else:
-        found = [d for d in read_documents(Path(data.path or "")) if in_split(d, split, data.held_out)]
-        if split == "test" and not found and data.held_out > 0:
-            found = read_documents(Path(data.path or ""))[:1]
-    require(
-        bool(found), "data", data.path or data.name, f"holds no documents for {split}", "Give a file with more rows."
-    )
+        found = side(read_documents(Path(data.path or "")), split, data.held_out)
+    require(bool(found), "data", data.path or data.name, f"holds no documents for {split}", MORE)
     return shuffled(found, seed, data.limit)
 
 
@@ -68,9 +64,9 @@ def prompts(data: DataConfig, split: str, seed: int = 0) -> list[Conversation]:
     if data.name == "chitchat":
         found = chitchat.prompts("test" if split == "test" else data.part or "prompts")
     else:
-        rows = (d for d in read_documents(Path(data.path or "")) if in_split(d, split, data.held_out))
+        rows = side(read_documents(Path(data.path or "")), split, data.held_out)
         found = [asked for d in rows if (asked := question(d)) is not None]
-    require(bool(found), "data", data.path or data.name, f"holds no prompts for {split}", "Give rows with a user turn.")
+    require(bool(found), "data", data.path or data.name, f"holds no prompts for {split}", f"{MORE} A user must speak.")
     return shuffled(found, seed, data.limit)
 
 
@@ -89,52 +85,38 @@ def shuffled(items: list[T], seed: int, limit: int | None) -> list[T]:
     return items[:limit]
 
 
-def in_split(document: Document, split: str, held_out: float) -> bool:
-    """Whether a document belongs to `split`, by the hash of what it asks (or says)."""
+def side(found: list[Document], split: str, held_out: float) -> list[Document]:
+    """The documents of `split`. Where the share `held_out` is too small for a file, one content is held out all the
+    same, and then nothing trains on it."""
+    shares = [share_of(d) for d in found]
+    least = min(shares) if held_out > 0 and len(set(shares)) > 1 else -1.0
+    return [d for d, s in zip(found, shares, strict=True) if (s < held_out or s == least) == (split == "test")]
+
+
+def share_of(document: Document) -> float:
+    """A number in [0, 1) from the hash of what a document asks (or says)."""
     asked = question(document)
     content = document if isinstance(document, str) else repr(asked.messages if asked else document.messages)
-    share = int(hashlib.sha256(content.encode()).hexdigest()[:8], 16) / 2**32
-    return (share < held_out) == (split == "test")
-
-
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, object) of a JSON Lines file, plain or `.gz`; empty lines are passed over.
-
-    Raises:
-        InputError: the file is missing or not text, or a line is no JSON object.
-    """
-    opened = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise InputError(
-                        f"{path} row {number}", type(row).__name__, "is no object", "Write one object a line."
-                    )
-                yield number, row
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError("data.path", str(path), "there is no such file", "Give a JSON Lines file.") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path} row {number + isinstance(error, UnicodeDecodeError)}", str(error)[:80], "is not JSON", "Write one JSON object a line, in UTF-8."
-        ) from error  # fmt: skip
+    return int(hashlib.sha256(content.encode()).hexdigest()[:8], 16) / 2**32
 
 
 def read_documents(path: Path) -> list[Document]:
-    """Conversations (`messages`, or `prompt` with `completion`/`response`/`chosen`) and plain `text` of a JSON Lines file.
+    """Conversations (`messages`, or `prompt` with `completion`, `response` or `chosen`) and plain `text` of a file.
 
     Raises:
         InputError: a row has none of these; the message names the file and the row.
     """
-    found = [document_of(row, f"{path} row {number}", f"{path.name}:{number}") for number, row in json_rows(path)]
+    path = path.expanduser()
+    found = [document_of(row, f"{path}, row {number}", f"{path.name}:{number}") for number, row in json_rows(path)]
     require(bool(found), "data.path", str(path), "is empty", "Give at least one row.")
     return found
+
+
+def turns_of(value: Any, role: str) -> tuple[Message, ...]:
+    """Text as one turn of `role`, a list of messages as it is, nothing as no turn."""
+    if value is None:
+        return ()
+    return (Message(role, value),) if isinstance(value, str) else Conversation.of(value).messages
 
 
 def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
@@ -145,12 +127,10 @@ def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
         if "messages" in row:
             return Conversation.of(row["messages"], id)
         if "prompt" in row:
-            prompt, answer = (
-                row["prompt"],
-                next((row[k] for k in ("completion", "response", "chosen") if k in row), None),
-            )
-            asked = [Message("user", prompt)] if isinstance(prompt, str) else list(Conversation.of(prompt).messages)
-            said = [] if answer is None else [Message("assistant", answer)] if isinstance(answer, str) else list(Conversation.of(answer).messages)  # fmt: skip
+            answer = next((row[k] for k in ("completion", "response", "chosen") if k in row), None)
+            asked, said = turns_of(row["prompt"], "user"), turns_of(answer, "assistant")
+            if said[: len(asked)] == asked:  # UltraFeedback's `chosen` repeats the prompt
+                said = said[len(asked) :]
             return Conversation((*asked, *said), id)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(where, str(error), "is not a conversation", "Write {role, content} messages.") from error

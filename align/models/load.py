@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers import logging as transformers_logging
 
 from align.errors import CorruptFile, InputError
+from align.models.memory import keep_freed_memory
 from align.run import Base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,14 +80,17 @@ def load_base(
         head: the auto class, for causal language modeling or sequence classification.
 
     Raises:
-        CorruptFile: the weights are truncated or do not fit the configuration.
-        InputError: the architecture is unknown, or its layers do not suit NF4.
+        CorruptFile: the weights are truncated or incomplete.
+        InputError: the architecture is unknown, or the weights do not fit the configuration.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     if method == "qlora":
         options["quantization_config"] = nf4(dtype)
     try:
-        model = head.from_pretrained(
+        model, loaded = head.from_pretrained(
             base.path,
+            output_loading_info=True,
             dtype=torch.float32 if method == "full" else dtype,
             device_map={"": device},
             trust_remote_code=False,
@@ -100,6 +104,11 @@ def load_base(
         if type(error).__name__ == "SafetensorError":
             raise unloadable(base, error) from error
         raise
+    if absent := sorted(key for key in loaded["missing_keys"] if not key.startswith("score.")):
+        raise CorruptFile(  # transformers fills what is missing with random numbers
+            "model.path", base.id, f"its weights are incomplete ({absent[0]} is missing)",
+            "Download or save them again.",
+        )  # fmt: skip
     keep_unpacked(model)
     model.requires_grad_(method == "full")
     return model.eval()

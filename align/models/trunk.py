@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,21 @@ def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
     return out.last_hidden_state
 
 
-def lm_head(model: Any) -> Any:
-    return base_model(model).get_output_embeddings()
+def lm_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Hidden states → logits, with what some architectures do behind the projection: Gemma 2 caps, Cohere and Granite
+    scale. Without it these models' logprobs are quietly another distribution's."""
+    base = base_model(model)
+    head, config = base.get_output_embeddings(), base.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    if cap is None and scale == 1.0:
+        return head
+
+    def logits(hidden: Tensor) -> Tensor:
+        scaled = head(hidden) * scale
+        return scaled if cap is None else torch.tanh(scaled / cap) * cap
+
+    return logits
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:

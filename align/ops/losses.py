@@ -65,6 +65,8 @@ def value_loss(
 
     Sums: `value_error` (squared), `value_clip_fraction`.
     """
+    # Before the square: its derivative at NaN is NaN, and 0 · NaN from a mask behind it would be NaN still.
+    values_BT = torch.where(mask_BT, values_BT, returns_BT.detach())
     error = (values_BT - returns_BT).square()
     worst = error
     if clip_range is not None:

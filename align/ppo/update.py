@@ -56,7 +56,7 @@ def accumulate(
         found = {**policy.sums, **value.sums, "entropy": masked_sum(entropy, mask)}
         for name, total in found.items():
             sums[name] = sums.get(name, 0.0) + float(total)
-        sums["policy_loss"] = sums.get("policy_loss", 0.0) + float(policy.loss) * count
+        sums["policy_loss"] = sums.get("policy_loss", 0.0) + float(policy.loss.detach()) * count
     return {name: total / count for name, total in sums.items()}
 
 

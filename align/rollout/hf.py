@@ -82,7 +82,7 @@ class HfEngine:
     def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         """Hidden states of the last column [B, D]; the cache grows."""
         out = base_model(self.model).get_decoder()(
-            input_ids=tokens, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=tokens, attention_mask=mask.long(), position_ids=positions, cache=cache, use_cache=True
         )
         return out.last_hidden_state[:, -1]
 

@@ -6,7 +6,6 @@ import importlib
 import logging
 import sys
 import traceback
-import warnings
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import yaml
 from align.config.compose import plain
 from align.config.root import Config
 from align.errors import AlignError, InputError
-from align.run import Base, Run
+from align.run import Base, Run, storage_error, verify_outputs
 from align.track import Tracker
 from annotate.store import Store
 
@@ -40,12 +39,28 @@ class Inputs:
 
 
 def execute(config: Config) -> int:
-    """Resolve, open the run's folder, run the stage, publish. Returns the exit status."""
+    """Resolve, open the run's folder, run the stage, publish. Returns the exit status: 0, or 1 for a fault of ours.
+
+    Raises:
+        AlignError: the user's input, a full disk or an unwritable folder among it.
+    """
+    try:
+        return perform(config)
+    except AlignError:
+        raise
+    except Exception as error:
+        if blamed := blame(error, config):
+            raise blamed from error
+        raise
+
+
+def perform(config: Config) -> int:
     module = importlib.import_module(f"align.stages.{MODULES.get(config.stage.name, config.stage.name)}")
     inputs: Inputs = module.inputs(config)
     values = plain(config)
     with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume) as run:
         if run.done:
+            verify_outputs(run.folder, run.manifest)
             print("This run is finished already; resume=never makes another.")
             print(run.folder)
             return 0
@@ -57,20 +72,12 @@ def execute(config: Config) -> int:
         except AlignError:
             raise
         except Exception as error:
-            if out_of_memory(error):
-                raise InputError(
-                    "memory", type(error).__name__, "the device has too little for this run",
-                    "Lower stage.micro_batch, rollout.batch_size or data.max_length, or use method=qlora.",
-                ) from error  # fmt: skip
-            if isinstance(error, OSError):
+            if blame(error, config):
                 raise
             logging.getLogger("align").error("%s", traceback.format_exc())
             print(f"align: a fault of ours: {type(error).__name__}: {error}", file=sys.stderr)
             print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
-            run.manifest["status"], run.manifest["error"] = "failed", f"{type(error).__name__}: {error}"
-            from align.run import write_json
-
-            write_json(run.folder / "manifest.json", run.manifest)
+            run.fail(error)
             return 1
         finally:
             logging.getLogger().removeHandler(log)
@@ -79,6 +86,16 @@ def execute(config: Config) -> int:
             print(line)
         print(run.folder)
     return 0
+
+
+def blame(error: Exception, config: Config) -> InputError | None:
+    """An unexpected error as the user's own, where it is one: too little memory, a full or a locked disk."""
+    if out_of_memory(error):
+        return InputError(
+            "memory", type(error).__name__, "the device has too little for this run",
+            "Lower stage.micro_batch, rollout.batch_size or data.max_length, or use method=qlora.",
+        )  # fmt: skip
+    return storage_error(error, config.run.root)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -93,7 +110,6 @@ def log_to(run: Run) -> logging.Handler:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    warnings.simplefilter("default")
     return handler
 
 

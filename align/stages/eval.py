@@ -100,11 +100,12 @@ def run(run: Run, config: Config) -> Result:
     write_json(run.artifact / "metrics.json", metrics)
     draw(run, config, samples, metrics, artifact.ref)
     won = metrics["win_rate"]
-    return Result(metrics, (
+    line = (
         f"win rate {won['value']:.3f} [{won['low']:.3f}, {won['high']:.3f}] on {won['n']} prompts, "
         f"gold {metrics['gold']['ref']:.3f} → {metrics['gold']['policy']:.3f}, KL {metrics['kl']:.2f} nats, "
-        f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}",
-    ))  # fmt: skip
+        f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}"
+    )
+    return Result(metrics, (line,))
 
 
 @torch.no_grad()

@@ -128,7 +128,8 @@ def run(run: Run, config: Config) -> Result:
                 group["lr"] = lr * factor
             learned = update(
                 roles, optimiser, made, epochs=stage.epochs, minibatch_count=stage.minibatches,
-                max_grad_norm=stage.max_grad_norm, generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
+                max_grad_norm=stage.max_grad_norm,
+                generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
                 micro_batch=stage.micro_batch, temperature=temperature, clip_range=stage.clip_range,
                 value_clip_range=stage.value_clip_range, value_coef=stage.value_coef,
                 kl_loss_coef=kl_coef if stage.kl_in == "loss" else 0.0, kl_estimator=stage.kl_estimator,
@@ -147,7 +148,8 @@ def run(run: Run, config: Config) -> Result:
     last = rows[-10:]
     metrics = {
         **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},
-        "updates": stage.updates, "prompts": len(found), "dropped": dropped, "quantised_layers": roles.quantised_layers(),
+        "updates": stage.updates, "prompts": len(found), "dropped": dropped,
+        "quantised_layers": roles.quantised_layers(),
         "score_mean": float(shift), "score_std": float(scale), "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     report = Report(f"ppo: {run.manifest['name']}", f"from {artifact.ref}, against {config.reward.ref}")

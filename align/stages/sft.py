@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from align.config.root import Config
 from align.config.sft import SftConfig
 from align.data.chat import encode, use_template
@@ -17,7 +19,7 @@ from align.stages import Inputs, tracker
 from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, newest_checkpoint, step_of, steps_in, training_arguments
 from align.trainers.heldout import held_out_loss
-from align.trainers.sft import train_sft
+from align.trainers.sft import packed, train_sft
 from align.types import Result
 
 
@@ -49,9 +51,11 @@ def run(run: Run, config: Config) -> Result:
 
     # The model before training, then training, then the same measure again.
     if config.method.name != "full":
+        torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         model = with_new_adapter(model, config.method.r, config.method.alpha)
     before, tokens = held_out_loss(model, test.rows, tokenizer.pad_token_id)
-    steps = steps_in(len(train.rows), stage.batch_size, stage.epochs, stage.max_steps)
+    rows_seen = len(packed(train.rows, max_length)) if stage.packing else len(train.rows)
+    steps = steps_in(rows_seen, stage.batch_size, stage.epochs, stage.max_steps)
     arguments = training_arguments(
         output=run.checkpoints, device=device, dtype=dtype, lr=stage.lr, epochs=stage.epochs, max_steps=stage.max_steps,
         batch_size=stage.batch_size, micro_batch=stage.micro_batch, warmup=stage.warmup, schedule=stage.schedule,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +81,7 @@ def training_arguments(
 
 def steps_in(rows: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
     """Optimiser steps of a whole training run."""
-    return max_steps or max(1, int(-(-rows // batch_size) * epochs))
+    return max_steps or max(1, math.ceil(math.ceil(rows / batch_size) * epochs))
 
 
 def fit(trainer: Trainer, checkpoint: Path | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,9 @@ def score_head(model: Any) -> nn.Module:
     """
     wrapper = model.get_base_model().score
     trained = getattr(wrapper, "modules_to_save", None)
-    assert trained is not None and "default" in trained, "PEFT neither trains nor saves the score head"
+    assert trained is not None, "PEFT neither trains nor saves the score head"
     head = trained["default"]
-    assert isinstance(head, nn.Linear) and head.weight.is_floating_point(), "the score head is quantised"
+    assert type(head) is nn.Linear, "the score head is quantised"
     assert head.weight.requires_grad, "the score head is frozen"
     return head
 
@@ -86,11 +87,24 @@ def train_reward(
         }
     )
     # The sampler reads `length`, which the trainer would otherwise drop as unknown to the model.
-    settings = RewardConfig(**(arguments | {"remove_unused_columns": False}), max_length=None, disable_dropout=True)
+    keywords: dict[str, Any] = {**arguments, "remove_unused_columns": False}
+    settings = RewardConfig(**keywords, max_length=None, disable_dropout=True)
+    padder = copy.deepcopy(tokenizer)  # rows are padded by it, nothing else
+    padder.pad_token = tokenizer.convert_ids_to_tokens(filler_id(pairs, tokenizer.pad_token_id))
     trainer = RewardTrainer(
-        model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[callback]
+        model=model, args=settings, train_dataset=dataset, processing_class=padder, callbacks=[callback]
     )
     return fit(trainer, checkpoint)
+
+
+def filler_id(pairs: Sequence[Pair], pad_id: int) -> int:
+    """A token to pad with that no row ends with: `pad_id` if it will do.
+
+    transformers takes the score at the last token that is not the pad token. Where EOS is that too, an answer would be
+    read one token early. The padding itself is masked, so that any other token serves.
+    """
+    ends = {ids[-1] for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)}
+    return next(i for i in (pad_id, *range(len(ends) + 1)) if i not in ends)
 
 
 def pair_accuracy(chosen: Tensor, rejected: Tensor) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import TrainerCallback
+from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -33,15 +34,24 @@ def train_sft(
     Returns:
         the number of trained weights.
     """
-    dataset = Dataset.from_dict(
+    settings = SFTConfig(**arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None)
+    trainer = SFTTrainer(
+        model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer, callbacks=[callback]
+    )
+    return fit(trainer, checkpoint)
+
+
+def dataset_of(rows: Sequence[Encoded]) -> Dataset:
+    """Rows as the trainer reads them."""
+    return Dataset.from_dict(
         {
             "input_ids": [r.input_ids for r in rows],
             "labels": [r.labels for r in rows],
             "length": [len(r.input_ids) for r in rows],
         }
     )
-    settings = SFTConfig(**arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None)
-    trainer = SFTTrainer(
-        model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[callback]
-    )
-    return fit(trainer, checkpoint)
+
+
+def packed(rows: Sequence[Encoded], max_length: int) -> Dataset:
+    """Rows as the trainer will pack them, to know beforehand how many steps that makes."""
+    return pack_dataset(dataset_of(rows).select_columns(["input_ids", "labels"]), max_length, "bfd")

@@ -1,0 +1,35 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv first, and again only when
+# pyproject.toml or constraints.txt has changed. PYTHON=python3.12 chooses another interpreter (3.11 to 3.13).
+
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: venv demo test test-all lint clean
+
+venv: .venv/.dev
+
+.venv/.demo .venv/.dev: .venv/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]" --constraint constraints.txt
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+demo: .venv/.demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/quickstart/run.sh
+
+test: venv
+	$(BIN)/python -m pytest
+
+test-all: venv
+	$(BIN)/python -m pytest -m ""
+
+lint: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

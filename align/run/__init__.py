@@ -1,0 +1,41 @@
+"""A run's folder: identity, lock, manifest, atomic publication, and references to what earlier runs published.
+
+A run's identity is its resolved configuration (less where it is written and how it is watched) plus the digest of
+every input. The same identity lands in the same folder: unfinished, it is continued; finished, it is returned.
+The folder's own file descriptor is the lock, so no lock file is left behind.
+"""
+
+from align.run.artifacts import (
+    ADAPTER,
+    TOKENIZER,
+    WEIGHTS,
+    Artifact,
+    Base,
+    artifact_in,
+    hub_snapshot,
+    read_manifest,
+    resolve,
+    verify_outputs,
+)
+from align.run.files import file_digest, folder_digest, json_digest, storage_error, write_json, write_text
+from align.run.folder import Run
+
+__all__ = [
+    "ADAPTER",
+    "TOKENIZER",
+    "WEIGHTS",
+    "Artifact",
+    "Base",
+    "Run",
+    "artifact_in",
+    "file_digest",
+    "folder_digest",
+    "hub_snapshot",
+    "json_digest",
+    "read_manifest",
+    "resolve",
+    "storage_error",
+    "verify_outputs",
+    "write_json",
+    "write_text",
+]

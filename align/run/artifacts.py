@@ -1,0 +1,210 @@
+"""What runs publish, and how a later run refers to it: a path, `sft:latest`, `sft:NAME`, `hub:org/name`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.config.root import SCHEMA_VERSION
+from align.errors import CorruptFile, InputError, MissingArtifact
+from align.run.files import file_digest, folder_digest
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "added_tokens.json", "vocab*", "merges.txt")
+ADAPTER = ("adapter_config.json", "*.safetensors")
+STAGES = ("sft", "full", "sample", "annotate", "reward", "ppo", "eval", "export")
+SERVES_AS_SFT = ("sft", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Base weights, found on disk.
+
+    Attributes:
+        id: what the user called them: `pocket`, a hub id, or a folder.
+        path: the folder (or snapshot) that holds them.
+        revision: the hub's commit, where there is one.
+        digest: sha256 over weights, configuration and tokenizer; what `latest` compares.
+    """
+
+    id: str
+    path: str
+    revision: str | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Something an earlier run published.
+
+    Attributes:
+        ref: the reference it was found by.
+        path: the folder with the adapter or the model.
+        digest: sha256 over its weights and configuration.
+        base: the weights it belongs to; for a whole model, the model itself.
+        whole: True for a whole model (`stage=full`), False for an adapter.
+        manifest: its run's manifest, empty for a bare folder.
+    """
+
+    ref: str
+    path: Path
+    digest: str
+    base: Base | None
+    whole: bool
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """What a later run's manifest says of it as a parent."""
+        run = {k: self.manifest[k] for k in ("stage", "name") if k in self.manifest}
+        return {"ref": self.ref, "path": str(self.path), "digest": self.digest, "whole": self.whole, **run}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run's folder.
+
+    Raises:
+        CorruptFile: it is no run's manifest.
+        InputError: another schema version wrote it.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found, _ = manifest["schema_version"], manifest["status"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile("manifest", str(path), "is not a run's manifest", "Move the folder away.") from error
+    if found != SCHEMA_VERSION:
+        raise InputError(
+            "schema_version", found, f"{path} was written by another version of align, this one reads {SCHEMA_VERSION}",
+            "Use the version that wrote it, or move the folder away and run the command again.",
+        )  # fmt: skip
+    return manifest
+
+
+def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
+    """The artifact of a done run's folder, or a bare folder with an adapter or a model in it.
+
+    Raises:
+        MissingArtifact: the run is not done, or the folder holds neither.
+        CorruptFile: a published file is not what its manifest says.
+    """
+    manifest: dict[str, Any] = {}
+    if (folder / "manifest.json").is_file():
+        manifest = read_manifest(folder)
+        if manifest["status"] != "done":
+            raise MissingArtifact(
+                "reference", ref, f"the run in {folder} is {manifest['status']}, not done",
+                "Run the same command again to finish it.",
+            )  # fmt: skip
+        if verify:
+            verify_outputs(folder, manifest)
+        folder = folder / "artifact"
+    elif folder.name == "artifact" and (folder.parent / "manifest.json").is_file():
+        return artifact_in(folder.parent, ref, verify)
+    adapter = (folder / "adapter_config.json").is_file()
+    whole = (folder / "config.json").is_file() and not adapter
+    if not (whole or adapter or manifest):
+        raise MissingArtifact(
+            "reference", ref, f"{folder} holds neither an adapter nor a model",
+            "Give a run's folder, or one with adapter_config.json or config.json in it.",
+        )  # fmt: skip
+    digest = folder_digest(folder, (*WEIGHTS, *TOKENIZER) if whole else ADAPTER)
+    recorded = Base(**manifest["base"]) if manifest.get("base") else None
+    base = Base(ref, str(folder), None, digest) if whole else recorded
+    return Artifact(ref, folder, digest, base, whole, manifest)
+
+
+def verify_outputs(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise `CorruptFile` unless every published file is there and hashes to what the manifest says."""
+    for name, digest in manifest.get("outputs", {}).items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
+            raise CorruptFile("file", str(path), problem, "Restore it, or make it again with resume=never.")
+
+
+def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: str = "reference") -> Artifact:
+    """Find what a reference names: a path, `stage:latest`, `stage:NAME`, or `hub:org/name`.
+
+    `latest` is the newest done run, on the base `base_digest` where that is given; `sft:` also finds `full` runs.
+
+    Raises:
+        MissingArtifact: nothing is there; the message says which command produces it.
+    """
+    if ref.startswith("hub:"):
+        return artifact_in(hub_snapshot(ref[4:], None, field_name), ref)
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return artifact_in(path, ref)
+    stage, colon, name = ref.partition(":")
+    if not colon or stage not in STAGES:
+        raise MissingArtifact(
+            field_name, ref, "is neither a folder nor a reference",
+            f"Write a path, hub:ID, STAGE:latest or STAGE:NAME, with one of the stages {', '.join(STAGES)}.",
+        )  # fmt: skip
+    stages = SERVES_AS_SFT if stage == "sft" else (stage,)
+    produce = f"Make it with: python -m align stage={stage}"
+    if name != "latest":
+        for candidate in stages:
+            if (root / candidate / name / "manifest.json").is_file():
+                return artifact_in(root / candidate / name, ref)
+        raise MissingArtifact(field_name, ref, f"there is no such run under {root}", produce + f" run.name={name}")
+    done = []
+    for candidate in stages:
+        for manifest_path in (root / candidate).glob("*/manifest.json"):
+            manifest = read_manifest(manifest_path.parent)
+            if manifest["status"] == "done":
+                done.append((manifest["times"]["finished"], manifest_path.parent))
+    for _, folder in sorted(done, reverse=True):
+        artifact = artifact_in(folder, f"{folder.parent.name}:{folder.name}", verify=False)
+        if base_digest is None or (artifact.base is not None and artifact.base.digest == base_digest):
+            verify_outputs(folder, artifact.manifest)
+            return artifact
+    on_base = " on this base" if done else ""
+    raise MissingArtifact(field_name, ref, f"no finished {stage} run{on_base} under {root}", produce)
+
+
+def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
+    """The local snapshot of a hub repository, downloaded where need be: safetensors and text files only.
+
+    Raises:
+        InputError: offline, missing or gated, each with its remedy.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise InputError(
+            field_name, repo, "the hub gates this repository", "Accept its terms on the hub, then run `hf auth login`."
+        ) from error
+    except HFValidationError as error:
+        raise InputError(
+            field_name, repo, "is neither a folder here nor a hub id", "Give a folder, or an id like ORG/NAME."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            field_name,
+            repo,
+            "the hub has no such repository, or it is private",
+            "Check the id, or run `hf auth login`.",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(
+            "model.revision", revision, f"{repo} has no such revision", "Give a branch, a tag or a commit of it."
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            field_name, repo, "the hub cannot be reached and no copy is cached",
+            "Download it where there is a network and give the folder as the path.",
+        ) from error  # fmt: skip

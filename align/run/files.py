@@ -1,0 +1,75 @@
+"""Files and folders: digests, atomic writing, and what a full or locked disk looks like from Python."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from align.errors import StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+# What libraries that write in their own code say of the same, without an errno: safetensors, torch, SQLite.
+STORAGE_WORDS = re.compile(
+    "No space left on device|Disk quota exceeded|File too large|Read-only file system|database or disk is full"
+    r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"
+)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """sha256 of a JSON value in canonical form, hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def folder_digest(folder: Path, patterns: Iterable[str] = ("*",)) -> str:
+    """sha256 over the names and contents of the files in `folder` that match `patterns`, hex."""
+    files = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+    return json_digest([[p.name, file_digest(p)] for p in files])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as JSON, so that a reader or a crash sees the old file or the new one, never half."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically and durably."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def storage_error(error: BaseException, root: str) -> StorageError | None:
+    """`error` as the user's own, where it or what caused it says that the disk is full or cannot be written.
+
+    Args:
+        root: the folder of the runs, to name.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        # What a library tried in vain and handled stands among the causes too: a full disk is to blame even there.
+        errnos = (*FULL, *FORBIDDEN) if seen is error else FULL
+        if (isinstance(seen, OSError) and seen.errno in errnos) or STORAGE_WORDS.search(str(seen)):
+            place = f" ({seen.filename})" if isinstance(seen, OSError) and seen.filename else ""
+            said = (getattr(seen, "strerror", None) or str(seen)).strip().splitlines()[0]
+            return StorageError(
+                "run.root", root, f"a file cannot be written or read: {said}{place}",
+                "Free some space or change its permissions, then run the same command again to continue.",
+            )  # fmt: skip
+        seen = seen.__cause__ or seen.__context__
+    return None

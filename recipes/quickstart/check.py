@@ -1,0 +1,107 @@
+"""The figures of a finished quickstart beside the bars that it must reach; exits 1 where one is missed.
+
+Usage: python recipes/quickstart/check.py RUN_ROOT [SEED] [--save FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from align.run import read_manifest
+
+STAGES = ("sft", "sample", "annotate", "reward", "ppo", "eval", "export")
+BARS = {  # figure: (at least or at most, bar)
+    "sft_loss_drop": (">=", 0.05),
+    "reward_accuracy": (">=", 0.72),
+    "win_rate": (">=", 0.80),
+    "win_rate_low": (">=", 0.72),
+    "kl": ("<=", 10.0),
+    "distinct2_kept": (">=", 0.75),
+    "minutes": ("<=", 10.0),
+    "peak_rss_mb": ("<=", 2048.0),
+}
+
+
+def manifests(root: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """The newest finished run of each stage with this seed; `export` is the merged one."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in root.glob("*/*/manifest.json"):
+        manifest = read_manifest(path.parent)
+        if manifest["status"] != "done" or manifest["seed"] != seed:
+            continue
+        stage = manifest["stage"]
+        if stage == "export" and manifest["identity"]["config"]["export"]["name"] != "merged":
+            continue
+        if stage not in found or manifest["times"]["finished"] > found[stage]["times"]["finished"]:
+            found[stage] = manifest
+    missing = [stage for stage in STAGES if stage not in found]
+    if missing:
+        sys.exit(f"{root} has no finished {', '.join(missing)} with seed {seed}: run recipes/quickstart/run.sh first")
+    return found
+
+
+def figures(root: Path, seed: int) -> dict[str, float]:
+    """What one seed reached. Minutes run from the first stage's start to the last one's end, imports included."""
+    runs = manifests(root, seed)
+    metrics = {stage: runs[stage]["metrics"] for stage in STAGES}
+    times = [datetime.fromisoformat(runs[s]["times"][k]) for s in STAGES for k in ("started", "finished")]
+    evaluation, reward = metrics["eval"], metrics["reward"]
+    return {
+        "seed": seed,
+        "sft_loss_before": metrics["sft"]["loss_before"],
+        "sft_loss_after": metrics["sft"]["loss_after"],
+        "sft_loss_drop": metrics["sft"]["loss_before"] - metrics["sft"]["loss_after"],
+        "annotator_agreement": metrics["annotate"]["agreement"],
+        "reward_accuracy": reward["accuracy_noiseless"]["value"],
+        "reward_accuracy_noisy": reward["accuracy"]["value"],
+        "reward_ceiling_noisy": reward["ceiling"]["value"],
+        "win_rate": evaluation["win_rate"]["value"],
+        "win_rate_low": evaluation["win_rate"]["low"],
+        "win_rate_high": evaluation["win_rate"]["high"],
+        "prompts": evaluation["win_rate"]["n"],
+        "gold_sft": evaluation["gold"]["ref"],
+        "gold_ppo": evaluation["gold"]["policy"],
+        "kl": evaluation["kl"],
+        "distinct2_sft": evaluation["distinct2"]["ref"],
+        "distinct2_ppo": evaluation["distinct2"]["policy"],
+        "distinct2_kept": evaluation["distinct2"]["policy"] / evaluation["distinct2"]["ref"],
+        "length_sft": evaluation["length"]["ref"],
+        "length_ppo": evaluation["length"]["policy"],
+        "eos_rate_sft": evaluation["eos_rate"]["ref"],
+        "eos_rate_ppo": evaluation["eos_rate"]["policy"],
+        "nf4_layers": metrics["ppo"]["quantised_layers"],
+        "merged_kl": metrics["export"]["kl"],
+        "minutes": (max(times) - min(times)).total_seconds() / 60,
+        "peak_rss_mb": max(m["peak_rss_mb"] for m in metrics.values() if "peak_rss_mb" in m),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--save", type=Path, help="append the figures to the list in this JSON file")
+    given = parser.parse_args()
+    found = figures(given.root, given.seed)
+    missed = []
+    print(f"\nquickstart, seed {given.seed}")
+    for name, value in found.items():
+        sign, bar = BARS.get(name, ("", 0.0))
+        held = not sign or (value >= bar if sign == ">=" else value <= bar)
+        print(f"  {name:<22}{value:>10.4g}  {f'{sign} {bar:g}' if sign else '':<9}{'' if held else 'MISSED'}".rstrip())
+        missed += [] if held else [name]
+    if given.save:
+        before = json.loads(given.save.read_text()) if given.save.is_file() else []
+        rows = [row for row in before if row["seed"] != given.seed] + [found]
+        rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        given.save.write_text(json.dumps(sorted(rounded, key=lambda r: r["seed"]), indent=2) + "\n")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Real dialogue in, an aligned QLoRA adapter out: offline, on two CPU cores, in minutes, on the built-in model.
+# Usage: recipes/quickstart/run.sh [SEED] [RUN_ROOT]   (each seed in a root of its own: they would share a project)
+set -euo pipefail
+seed=${1:-0}
+root=${2:-runs}
+align=(python -m align "seed=$seed" "run.root=$root" project=quickstart)
+
+"${align[@]}" stage=sft
+"${align[@]}" stage=sample
+"${align[@]}" stage=annotate
+"${align[@]}" stage=reward data.allow_simulated=true
+"${align[@]}" stage=ppo
+"${align[@]}" stage=eval
+"${align[@]}" stage=export
+"${align[@]}" stage=export export=merged
+python "$(dirname "$0")/check.py" "$root" "$seed"

@@ -1,0 +1,100 @@
+"""Every choice in `conf/` composes with every stage, and every command line of a recipe parses."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from align.__main__ import STAGES
+from align.config.compose import check, compose_raw, conf_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / "recipes").glob("*/*.sh"))
+CHOICES = {
+    group.name: sorted(p.stem for p in group.glob("*.yaml")) for group in sorted(conf_dir().iterdir()) if group.is_dir()
+}
+# What a choice needs to be complete, and the pairs that a stage refuses on purpose.
+NEEDS = {("model", "hub"): ["model.path=org/name"], ("data", "jsonl"): ["data.path=a.jsonl"]}
+REFUSED = {
+    "sft": {("method", "full"), ("data", "annotations")},
+    "full": {("method", "qlora"), ("method", "lora"), ("data", "annotations")},
+    "reward": {("data", "chitchat"), ("method", "full")},
+    "ppo": {("method", "full")},
+}
+GRID = [
+    (stage, group, choice)
+    for stage in CHOICES["stage"]
+    for group, choices in CHOICES.items()
+    if group != "stage"
+    for choice in choices
+    if (group, choice) not in REFUSED.get(stage, set())
+]
+
+
+@pytest.mark.parametrize(("stage", "group", "choice"), GRID)
+def test_a_choice_with_a_stage(stage: str, group: str, choice: str):
+    config = check(compose_raw([f"stage={stage}", f"{group}={choice}", *NEEDS.get((group, choice), [])]))
+    assert config.stage.name == stage
+    assert getattr(getattr(config, group), "name", choice) == choice
+
+
+def test_every_listed_stage_has_a_configuration_and_every_configuration_is_listed():
+    assert set(STAGES) == set(CHOICES["stage"])
+
+
+# Stands in for `python` and `align`: writes down how it was called, one line a call, its words parted by 0x1f.
+STUB = """#!/usr/bin/env bash
+{ printf '%s\\x1f' "$(basename "$0")" "$@"; printf '\\n'; } >> "$RECORD"
+"""
+
+
+def commands_of(script: Path, folder: Path) -> list[list[str]]:
+    """The arguments of every `align` that a shell script runs: the script itself runs, bash expands its variables, and
+    stubs stand where Python would start."""
+    bin_folder, record = folder / "bin", folder / "record"
+    bin_folder.mkdir()
+    for name in ("python", "python3", "align", "pip"):
+        (bin_folder / name).write_text(STUB, encoding="utf-8")
+        (bin_folder / name).chmod(0o755)
+    environment = {"PATH": f"{bin_folder}:/usr/bin:/bin", "HOME": str(folder), "RECORD": str(record)}
+    subprocess.run(["bash", str(script)], cwd=folder, env=environment, check=True, capture_output=True, timeout=60)
+    calls = [line.split("\x1f")[:-1] for line in record.read_text(encoding="utf-8").splitlines()]
+    return [
+        call[3:] if call[1:3] == ["-m", "align"] else call[1:] for call in calls if "align" in (call[0], *call[2:3])
+    ]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: f"{s.parent.name}/{s.name}")
+def test_every_command_of_a_recipe(script: Path, tmp_path: Path):
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("*.safetensors"))
+    commands = commands_of(tmp_path / script.relative_to(ROOT), tmp_path)
+    assert commands
+    for arguments in commands:
+        config = check(compose_raw(arguments))
+        assert config.stage is not None, arguments
+
+
+def test_the_reader_of_scripts(tmp_path: Path):
+    script = tmp_path / "x.sh"
+    script.write_text(
+        """#!/usr/bin/env bash
+# align stage=none
+build=${1:-runs/a b}
+align=(python -m align seed=3)
+[ -d x ] || python recipes/x.py
+python -m align stage=full \\
+  "model.path=$build/start" run.name=x  # why
+for seed in 0 1; do align stage=ppo "seed=$seed" "$@" > log; done
+"${align[@]}" stage=eval
+""",
+        encoding="utf-8",
+    )
+    assert commands_of(script, tmp_path) == [
+        ["stage=full", "model.path=runs/a b/start", "run.name=x"],
+        ["stage=ppo", "seed=0"],
+        ["stage=ppo", "seed=1"],
+        ["seed=3", "stage=eval"],
+    ]

@@ -1,0 +1,369 @@
+"""The command line as a stranger meets it: bad input beside the same command with a good value, signals, full disks.
+
+What needs no process of its own runs through `main` in this one: importing torch takes longer than these runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from align.__main__ import STAGES, main
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN_FILES = {"artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl"}
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def folder(self) -> str:
+        """The last line printed."""
+        return self.out.splitlines()[-1]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def process(cwd: Path, *arguments: str, prefix: Sequence[str] = (), **options: Any) -> Ended:
+    """`python -m align` in a process of its own."""
+    command = [*prefix, sys.executable, "-m", "align", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, **options)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+Align = Callable[..., Ended]
+
+
+@pytest.fixture
+def align(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Align:
+    """One command line in this process, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*arguments: str) -> Ended:
+        capfd.readouterr()
+        status = main(arguments)
+        return Ended(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def sft(tiny_model: Path, chats: Path) -> list[str]:
+    """A command that works, in a second or two; later arguments override."""
+    return [
+        *("stage=sft", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "run.name=x"),
+        *("stage.max_steps=2", "stage.batch_size=4", "stage.micro_batch=4", "stage.eval_size=2", "data.max_length=128"),
+    ]
+
+
+def says(ended: Ended, *parts: str) -> None:
+    """Exit status 2 with one message and no traceback; each part stands in it."""
+    assert ended.status == 2, ended
+    (message,) = [line for line in ended.err.splitlines() if line.startswith("align: ")]
+    assert "Traceback" not in ended.err
+    assert not [part for part in parts if part not in message], message
+
+
+def works(ended: Ended) -> Path:
+    """Exit status 0, the run's folder as the last line, and exactly the files of the contract in it."""
+    assert ended.status == 0, ended
+    folder = Path(ended.folder)
+    assert {p.name for p in folder.iterdir()} == RUN_FILES
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "done"
+    return folder
+
+
+# --- Without a run
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("stage=sft", "--cfg", "job"), ("--version",)])
+def test_listing_help_and_configuration_are_quick_and_without_torch(tmp_path: Path, arguments: tuple[str, ...]):
+    code = (
+        "import sys, runpy\nsys.argv = ['align', *sys.argv[1:]]\n"
+        "try: runpy.run_module('align', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    took = []
+    for _ in range(3):  # the best of three: the machine may be busy with something else
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        )
+        took.append(time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+    assert min(took) < 1, took
+    assert list(tmp_path.iterdir()) == []
+    if not arguments:
+        assert all(any(line.split()[:1] == [stage] for line in done.stdout.splitlines()) for stage in STAGES)
+    if "--cfg" in arguments:
+        assert "lr: ${method.lr}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "parts"),
+    [
+        (["stage=sfft"], ["stage=sfft", "Did you mean stage=sft?"]),
+        (["modell=pocket", "stage=sft"], ["modell=pocket", "Did you mean model?"]),
+        (["stage=sft", "model=pokket"], ["model=pokket", "Did you mean model=pocket?"]),
+        (["stage=sft", "stage.lrr=3"], ["stage.lrr=3", "Did you mean stage.lr?"]),
+        (["stage=sft", "stage.lr=abc"], ["stage.lr=abc", "is not a number"]),
+        (["stage=sft", "stage.batch_size=12"], ["stage.batch_size=12", "stage.micro_batch=8"]),
+        (["stage=ppo", "stage.minibatches=3"], ["stage.batch_size=64", "stage.minibatches=3"]),
+        (["stage=sample", "stage.candidates=1"], ["stage.candidates=1", "2 to 9"]),
+        (["stage=sft", "seed=-1"], ["seed=-1", "is negative"]),
+        (["seed=1"], ["stage=(missing)", "sft, full"]),
+        (["stage=sft", "--verbose"], ["--verbose", "is not an option"]),
+        (["stage=sft", "--cfg", "hydra"], ["--cfg=hydra", "Write: --cfg job"]),
+        (["stage=sft", "--cfg"], ["--cfg=(nothing)"]),
+    ],
+)
+def test_a_command_line_that_is_wrong(align: Align, tmp_path: Path, wrong: list[str], parts: list[str]):
+    says(align(*wrong), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_command_line_as_a_process(tmp_path: Path):
+    says(process(tmp_path, "stage=sft", "foo=1"), "foo=1", "is not a key")
+    assert process(tmp_path, "stage=sft", "seed=1", "--cfg", "job").status == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Inputs of a run
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        (None, ["there is no such file"]),
+        ("", ["is empty"]),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n{"wrong": 1}\n', ["row 2", "has no field to learn from"]),
+        ('{"text": "a"}\n\n{broken\n', ["row 3"]),
+        ('{"messages": [{"role": "robot", "content": "a"}]}\n', ["row 1", "robot"]),
+        ('{"messages": [{"role": "user", "content": "only asks"}]}\n' * 3, ["leaves nothing to train on"]),
+    ],
+    ids=["missing", "empty", "no field", "no JSON", "no role", "no answer"],
+)
+def test_data_that_is_wrong(align: Align, sft: list[str], tmp_path: Path, rows: str | None, parts: list[str]):
+    path = tmp_path / "rows.jsonl"
+    if rows is not None:
+        path.write_text(rows)
+    says(align(*sft, f"data.path={path}"), "rows.jsonl" if "nothing" not in str(parts) else "", *parts)
+
+
+def test_what_is_too_long_is_counted_and_dropped(align: Align, sft: list[str], tmp_path: Path, chats: Path):
+    long = {"messages": [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "ok"}]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(chats.read_text() + json.dumps(long) + "\n")
+    ended = align(*sft, f"data.path={path}")
+    assert "dropped 1 longer than 128 tokens" in ended.out
+    assert json.loads((works(ended) / "manifest.json").read_text())["metrics"]["dropped_too_long"] == 1
+    says(align(*sft, "data.max_length=4", "run.name=y"), "data.max_length=4", "Raise data.max_length")
+
+
+def test_weights_that_are_wrong(align: Align, sft: list[str], tmp_path: Path, tiny_model: Path):
+    def broken(name: str, weights: Callable[[bytes], bytes] | None, file: str = "model.safetensors") -> str:
+        folder = tmp_path / name
+        shutil.copytree(tiny_model, folder)
+        content = (folder / file).read_bytes()
+        (folder / file).unlink()
+        if weights is not None:
+            (folder / file).write_bytes(weights(content))
+        return f"model.path={folder}"
+
+    says(align(*sft, broken("truncated", lambda b: b[: len(b) // 2])), "model.path=", "truncated", "corrupt")
+    says(align(*sft, broken("corrupt", lambda b: b"\xff" * 64 + b[64:])), "model.path=", "corrupt")
+    says(align(*sft, broken("gone", None)), "model.path=", "there are no safetensors")
+    says(align(*sft, broken("config", lambda b: b"{", "config.json")), "is not JSON")
+    says(align(*sft, "model.path=./nowhere"), "model.path=./nowhere", "there is no such folder")
+    says(align(*sft, "model.path=org/nowhere"), "model.path=org/nowhere", "the hub cannot be reached")
+    works(align(*sft, broken("whole", lambda b: b), "run.name=y"))
+
+
+def test_a_missing_artifact_names_the_command_that_makes_it(align: Align):
+    for stage, field, maker in (("sample", "init", "sft"), ("ppo", "init", "sft"), ("eval", "artifact", "ppo")):
+        says(align(f"stage={stage}"), f"{field}={maker}:latest", f"python -m align stage={maker}")
+
+
+def test_a_device_that_is_not_there(align: Align, sft: list[str]):
+    says(align(*sft, "device=quantum"), "device=quantum", "Use auto, cpu, cuda")
+    works(align(*sft, "device=cpu", "run.name=y"))
+
+
+# --- The run's folder
+
+
+def test_a_finished_run_is_printed_a_new_one_made_a_conflict_named(align: Align, sft: list[str], tmp_path: Path):
+    folder = works(align(*sft))
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    again = align(*sft)
+    assert (again.status, again.folder) == (0, str(folder))
+    assert "finished already" in again.out
+    says(align(*sft, "stage.lr=0.5"), "stage.lr=0.5", "has 0.0002", "Use another run.name, or resume=never")
+    assert works(align(*sft, "stage.lr=0.5", "resume=never")).name == "x-2"
+    assert align(*sft, "resume=must").status == 0
+    says(align(*sft, "run.name=z", "resume=must"), "resume=must", "there is no run to continue")
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    (folder / "artifact" / "adapter_model.safetensors").unlink()
+    says(align(*sft), "adapter_model.safetensors", "is missing", "resume=never")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_derived_name_continues_by_itself(align: Align, sft: list[str]):
+    nameless = [a for a in sft if a != "run.name=x"]
+    folder = works(align(*nameless))
+    assert folder.name.startswith("tiny-qlora-")
+    assert align(*nameless).folder == str(folder)
+    assert works(align(*nameless, "seed=1")) != folder
+
+
+def test_paths_with_spaces_accents_and_parentheses(align: Align, sft: list[str], tmp_path: Path, chats: Path):
+    strange = tmp_path / "mes données (l'été) ~1"
+    strange.mkdir()
+    shutil.copy(chats, strange / "à lire, [1].jsonl")
+    ended = align(
+        *sft, f"data.path={strange}/à lire, [1].jsonl", f"run.root={strange}/mes runs", "run.name=déjà vu (1)"
+    )
+    assert works(ended) == strange / "mes runs" / "sft" / "déjà vu (1)"
+
+
+def test_a_root_that_cannot_be_written(align: Align, sft: list[str], tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    says(align(*sft, "run.root=file/runs"), "run.root=file/runs", "cannot be written", "Choose another run.root")
+    works(align(*sft, "run.root=folder/runs"))
+
+
+def test_a_manifest_of_an_older_version(align: Align, sft: list[str]):
+    folder = works(align(*sft))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 0}))
+    says(align(*sft), "schema_version=0", "another version")
+    works(align(*sft, "resume=never"))
+
+
+def test_a_disk_that_fills_up(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
+    first = works(align(*sft))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("align.track.append", full)
+        says(align(*sft, "run.name=y"), "run.root=runs", "No space left on device", "Free some space")
+    assert json.loads((first / "manifest.json").read_text())["status"] == "done"
+    assert json.loads((first.parent / "y" / "manifest.json").read_text())["status"] == "failed"
+    works(align(*sft, "run.name=y", "resume=must"))
+
+
+def test_a_fault_of_ours_has_its_traceback_in_the_log(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
+    def fault(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "a file that we forgot to write")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("align.stages.sft.held_out_loss", fault)
+        ended = align(*sft)
+    assert ended.status == 1
+    assert "Traceback" not in ended.err
+    assert "runs/sft/x/log.txt" in ended.err
+    assert "Traceback" in Path("runs/sft/x/log.txt").read_text()
+    assert json.loads(Path("runs/sft/x/manifest.json").read_text())["status"] == "failed"
+    works(align(*sft))
+
+
+# --- Processes
+
+
+def test_a_real_limit_on_file_sizes(align: Align, sft: list[str], tmp_path: Path):
+    """The kernel itself refuses the weights; the libraries that write them say so each in its own way."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    says(process(tmp_path, *sft, preexec_fn=limited), "run.root=runs", "Free some space")
+    works(align(*sft, "resume=must"))
+
+
+def started(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A process in a run, its first checkpoint sealed. Python takes Ctrl-C even where a shell's `&` had it ignored."""
+    code = (
+        "import signal, sys, runpy; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.argv = ['align', *sys.argv[1:]]; runpy.run_module('align', run_name='__main__', alter_sys=True)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    began = time.monotonic()
+    while not list(cwd.glob("runs/sft/x/checkpoints/*/align_seal.json")):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() - began < 120, "no checkpoint in two minutes"
+        time.sleep(0.05)
+    return child
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_is_continued(align: Align, sft: list[str], tmp_path: Path, how: signal.Signals):
+    steps = ["stage.max_steps=200", "stage.save_every=20", "stage.log_every=1"]
+    child = started(tmp_path, *sft, *steps)
+    if how is signal.SIGINT:
+        says(align(*sft, *steps), "run=runs/sft/x", "another process is working on it")
+    child.send_signal(how)
+    _, err = child.communicate(timeout=60)
+    manifest = json.loads(Path("runs/sft/x/manifest.json").read_text())
+    if how is signal.SIGKILL:
+        assert manifest["status"] == "running"
+    else:
+        assert child.returncode == 130
+        assert manifest["status"] == "interrupted"
+        assert "Traceback" not in err
+        assert "run the same command again to continue" in err
+    ended = align(*sft, *steps)
+    assert "continuing from checkpoint-" in ended.out
+    rows = [json.loads(line) for line in (works(ended) / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 201))
+
+
+def test_a_users_own_reward_module_shadows_nothing(tmp_path: Path):
+    """`python -m` puts the working folder first on the path; `stage=ppo` imports our `reward`."""
+    (tmp_path / "reward.py").write_text("raise SystemExit('the wrong reward')\n")
+    (tmp_path / "annotate.py").write_text("raise SystemExit('the wrong annotate')\n")
+    says(process(tmp_path, "stage=ppo"), "init=sft:latest", "python -m align stage=sft")
+
+
+def test_the_working_folder_stays_importable(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    code = (
+        "import sys; sys.path[0] = sys.argv[1]; import align.__main__ as m; m.shadow_free_path(); import mine, reward;"
+        "assert sys.path[-1] == sys.argv[1] != sys.path[0]; print(reward.__file__)"
+    )
+    (tmp_path / "reward.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(ROOT / "reward" / "__init__.py"), done.stderr
+
+
+def test_output_that_nobody_reads(tmp_path: Path):
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m align stage=sft --cfg job | true"], cwd=tmp_path, env=environment(),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

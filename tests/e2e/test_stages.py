@@ -1,0 +1,293 @@
+"""The whole path on a random model of 78k weights: every stage trains, scores, stores and exports for real, offline,
+in a folder whose name has spaces, accents and parentheses. Figures mean nothing here, but they are finite."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align.__main__ import main
+from align.evals.comparison import read_samples, summarise
+from align.models.adapters import read_tensors
+from align.run import read_manifest
+from align.track import read_rows
+
+EVERY_RUN = {"artifact", "config.yaml", "log.txt", "manifest.json", "report.html"}
+STREAMS = {"metrics.jsonl", "timing.jsonl"}
+TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
+WHOLE = {"config.json", "generation_config.json", "model.safetensors"}
+SHORT = ("rollout.max_new_tokens=16", "device=cpu")
+SFT = ("stage.batch_size=8", "stage.epochs=10", "stage.lr=0.01", "stage.log_every=5")
+PPO = ("stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16")
+
+
+class Workshop:
+    """Runs commands in one `run.root`, all on the same data."""
+
+    def __init__(self, root: Path, data: Path, *given: str) -> None:
+        self.root, self.data, self.given = root, data, given
+        self.said = ""
+
+    def status(self, *arguments: str) -> int:
+        """The exit status of one command; what it printed is kept in `said`."""
+        out = io.StringIO()
+        with redirect_stdout(out), redirect_stderr(out):
+            status = main([*arguments, *self.given, *SHORT, f"run.root={self.root}"])
+        self.said = out.getvalue()
+        return status
+
+    def run(self, stage: str, *arguments: str) -> Path:
+        """The folder of a run that ended well: the last line that it printed."""
+        where = () if stage == "annotate" or "data=annotations" in arguments else self.on_file
+        assert self.status(f"stage={stage}", *where, *arguments) == 0, self.said
+        folder = Path(self.said.splitlines()[-1])
+        assert folder.parent == self.root / stage
+        return folder
+
+    @property
+    def on_file(self) -> tuple[str, ...]:
+        return ("data=jsonl", f"data.path={self.data}", "data.held_out=0.25")
+
+    def up_to_reward(self) -> dict[str, Path]:
+        return {
+            "sample": self.run("sample", "stage.prompts=24", "stage.candidates=4"),
+            "annotate": self.run("annotate"),
+            "reward": self.run(
+                "reward", "data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.micro_batch=8",
+                "stage.held_out=0.3", "stage.log_every=1",
+            ),
+        }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_network() -> Iterator[None]:
+    """Whatever calls out fails loudly."""
+
+    connect = socket.socket.connect
+
+    def only_local(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
+            raise AssertionError(f"something calls out to {address}")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", only_local)
+        patch.setattr(socket.socket, "connect_ex", only_local)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, chats: Path) -> Workshop:
+    folder = tmp_path_factory.mktemp("path") / "mes essais (été)"
+    folder.mkdir()
+    return Workshop(folder / "runs", Path(shutil.copy(chats, folder / "données d'été.jsonl")))
+
+
+@pytest.fixture(scope="module")
+def runs(shop: Workshop, tiny_model: Path) -> dict[str, Path]:
+    """Every stage once, each on what the one before left."""
+    found = {"sft": shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT)}
+    found |= shop.up_to_reward()
+    found["ppo"] = shop.run("ppo", *PPO)
+    found["eval"] = shop.run("eval", "stage.prompts=16")
+    found["adapter"] = shop.run("export")
+    found["merged"] = shop.run("export", "export=merged", "stage.prompts=4")
+    return found
+
+
+def files(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+def manifests(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    return {name: read_manifest(folder) for name, folder in runs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "streams", "artifact"),
+    [
+        ("sft", STREAMS, ADAPTER | TOKENIZER),
+        ("sample", STREAMS, {"ledger.json"}),
+        ("annotate", set(), {"ledger.json"}),
+        ("reward", STREAMS, ADAPTER | TOKENIZER),
+        ("ppo", STREAMS, ADAPTER | TOKENIZER),
+        ("eval", set(), {"metrics.json", "samples.jsonl"}),
+        ("adapter", set(), ADAPTER | TOKENIZER | {"README.md", "base.json"}),
+        ("merged", set(), WHOLE | TOKENIZER | {"README.md", "base.json"}),
+    ],
+)
+def test_a_run_leaves_exactly_these_files(
+    runs: dict[str, Path], name: str, streams: set[str], artifact: set[str]
+) -> None:
+    assert files(runs[name]) == EVERY_RUN | streams
+    assert files(runs[name] / "artifact") == artifact
+    assert set(read_manifest(runs[name])["outputs"]) == {f"artifact/{n}" for n in artifact} | {"report.html"}
+
+
+def test_manifests_tell_where_everything_came_from(runs: dict[str, Path], tiny_model: Path) -> None:
+    found = manifests(runs)
+    assert {m["status"] for m in found.values()} == {"done"}
+    base = found["sft"]["base"]
+    assert base["path"] == str(tiny_model)
+    assert all(m["base"] == base for name, m in found.items() if name != "annotate")
+    assert set(found["sft"]["inputs"]) == {"base", "data"}
+    assert set(found["ppo"]["inputs"]) == {"init", "reward", "data"}
+    for name, role, parent in (
+        ("sample", "init", "sft"), ("reward", "init", "sft"), ("ppo", "init", "sft"), ("ppo", "reward", "reward"),
+        ("eval", "artifact", "ppo"), ("eval", "init", "sft"), ("adapter", "artifact", "ppo"),
+        ("merged", "artifact", "ppo"),
+    ):  # fmt: skip
+        recorded = found[name]["inputs"][role]
+        assert (recorded["stage"], recorded["name"]) == (parent, runs[parent].name), (name, role)
+        assert len(recorded["digest"]) == 64
+    ledgers = [json.loads((runs[n] / "artifact" / "ledger.json").read_text()) for n in ("sample", "annotate")]
+    assert ledgers[0]["seq"] < ledgers[1]["seq"] == found["reward"]["inputs"]["data"]["seq"]
+    assert ledgers[1]["hash"] == found["reward"]["inputs"]["data"]["digest"]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from leaves(item)
+    if not isinstance(value, dict | list):
+        yield value
+
+
+def test_figures_are_finite_and_the_base_is_nf4(runs: dict[str, Path]) -> None:
+    found = manifests(runs)
+    for name, manifest in found.items():
+        figures = [v for v in leaves(manifest["metrics"]) if isinstance(v, float)]
+        assert figures or name == "annotate", name
+        assert all(map(math.isfinite, figures)), (name, manifest["metrics"])
+        assert all(None not in row.values() for row in read_rows(runs[name] / "metrics.jsonl")), name
+    assert found["ppo"]["metrics"]["quantised_layers"] == 14  # seven linear layers in each of two blocks
+    assert found["sft"]["metrics"]["loss_after"] < found["sft"]["metrics"]["loss_before"]
+    assert found["merged"]["metrics"]["kl"] < 0.05
+    assert [row["step"] for row in read_rows(runs["ppo"] / "metrics.jsonl")] == [1, 2]
+
+
+def test_ppo_publishes_what_it_trained(runs: dict[str, Path]) -> None:
+    trained, start, exported = (read_tensors(runs[name] / "artifact") for name in ("ppo", "sft", "adapter"))
+    assert trained.keys() == start.keys() == exported.keys()
+    assert not any(torch.equal(trained[k], start[k]) for k in start)
+    assert all(torch.equal(trained[k], exported[k]) for k in trained)
+
+
+def test_the_samples_are_the_evidence_for_the_metrics(runs: dict[str, Path]) -> None:
+    told = json.loads((runs["eval"] / "artifact" / "metrics.json").read_text())
+    samples = read_samples(runs["eval"] / "artifact" / "samples.jsonl")
+    recomputed = summarise(samples, seed=0)
+    assert {k: told[k] for k in recomputed} == recomputed
+    assert told["win_rate"]["n"] == len(samples) > 4
+
+
+def logits(model: Any, tokenizer: Any) -> torch.Tensor:
+    ids = tokenizer("<bos><|user|>I am late.<|assistant|>", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        return model(input_ids=ids).logits.float()
+
+
+def test_strangers_load_what_was_exported(runs: dict[str, Path], tiny_model: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(runs["merged"] / "artifact")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    plain = logits(base, tokenizer)
+    adapted = logits(PeftModel.from_pretrained(base, str(runs["adapter"] / "artifact")), tokenizer)
+    merged = logits(AutoModelForCausalLM.from_pretrained(runs["merged"] / "artifact"), tokenizer)
+    assert not torch.allclose(plain, adapted, atol=0.05)
+    spread = (adapted - plain).abs().mean()
+    assert (merged - adapted).abs().mean() < 0.5 * spread  # all that lies between them is the rounding to NF4
+    config = (runs["adapter"] / "artifact" / "adapter_config.json").read_text()
+    assert str(tiny_model.parent) not in config
+
+
+def test_the_same_command_again_does_nothing(shop: Workshop, runs: dict[str, Path], tiny_model: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for folder in runs.values() for p in folder.rglob("*")}
+    assert shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT) == runs["sft"]
+    assert "finished already" in shop.said
+    assert shop.run("ppo", *PPO) == runs["ppo"]
+    assert shop.run("annotate") == runs["annotate"]
+    assert {p: p.stat().st_mtime_ns for folder in runs.values() for p in folder.rglob("*")} == before
+
+
+def test_a_published_file_that_was_changed_is_refused(shop: Workshop, runs: dict[str, Path], tmp_path: Path) -> None:
+    other = tmp_path / "runs"
+    shutil.copytree(shop.root, other)
+    weights = other / "ppo" / runs["ppo"].name / "artifact" / "adapter_model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    elsewhere = Workshop(other, shop.data)
+    assert elsewhere.status("stage=export", *shop.on_file) == 2
+    assert "adapter_model.safetensors" in elsewhere.said
+    assert "sha256 differs" in elsewhere.said
+
+
+@pytest.mark.parametrize(("stage", "remedy"), [("sample", "stage=sft"), ("eval", "stage=ppo")])
+def test_a_missing_artifact_names_its_command(tmp_path: Path, chats: Path, stage: str, remedy: str) -> None:
+    empty = Workshop(tmp_path / "runs", chats)
+    assert empty.status(f"stage={stage}", *empty.on_file) == 2
+    assert f"python -m align {remedy}" in empty.said
+    assert "Traceback" not in empty.said
+
+
+def test_every_stage_under_lora(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
+    shop = Workshop(tmp_path / "runs", chats, "method=lora", "method.r=4")
+    shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT)
+    shop.up_to_reward()
+    done = read_manifest(shop.run("ppo", *PPO))
+    assert done["metrics"]["quantised_layers"] == 0
+    assert math.isfinite(done["metrics"]["last_score"])
+    assert read_manifest(shop.run("export", "export=merged", "stage.prompts=4"))["metrics"]["kl"] < 0.01
+
+
+def test_a_whole_model_serves_where_an_sft_adapter_does(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    shop = Workshop(tmp_path / "runs", chats)
+    full = shop.run("full", "model=hub", f"model.path={tiny_model}", *SFT)
+    assert files(full) == EVERY_RUN | STREAMS
+    assert files(full / "artifact") == WHOLE | TOKENIZER
+    AutoModelForCausalLM.from_pretrained(full / "artifact")
+    found = shop.up_to_reward()  # `sft:latest` finds it
+    assert read_manifest(found["sample"])["inputs"]["init"]["stage"] == "full"
+    done = read_manifest(shop.run("ppo", *PPO, "init=full:latest"))
+    assert done["inputs"]["init"]["whole"] is True
+    assert done["base"]["path"] == str(full / "artifact")
+    assert done["metrics"]["quantised_layers"] == 14
+    told = json.loads((shop.run("eval", "stage.prompts=8") / "artifact" / "metrics.json").read_text())
+    assert math.isfinite(told["kl"])
+
+
+def test_packing_trains_on_fewer_longer_rows(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
+    shop = Workshop(tmp_path / "runs", chats)
+    packed = shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT, "stage.packing=true")
+    metrics = read_manifest(packed)["metrics"]
+    assert metrics["loss_after"] < metrics["loss_before"]
+    assert metrics["steps"] == read_rows(packed / "metrics.jsonl")[-1]["step"]
+
+
+def test_wandb_keeps_its_files_beside_ours_and_stays_offline(
+    tmp_path: Path, chats: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'align[wandb]'")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    shop = Workshop(tmp_path / "runs", chats)
+    command = ("model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.log_every=1")
+    watched = shop.run("sft", *command, "track=wandb")
+    assert files(watched) == EVERY_RUN | STREAMS | {"wandb"}
+    assert list((watched / "wandb").glob("offline-run-*"))
+    assert shop.run("sft", *command) == watched  # how a run is watched is no part of what it is

@@ -1,0 +1,86 @@
+"""The wheel: built, installed without the checkout, and run from another folder beside a user's own `reward.py`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("hatchling", reason="the wheel is built with hatchling, of the dev extra")
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package alone; what it depends on comes from this environment."""
+    folder = tmp_path_factory.mktemp("site")
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", folder, wheel, cwd=folder)
+    return folder
+
+
+def test_what_the_wheel_holds(wheel: Path):
+    names = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
+    tops = {name.parts[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"align", "annotate", "reward"}
+    for source, inside in (("conf", "align/conf"), ("recipes", "align/recipes"), ("align", "align")):
+        patterns = ("*.yaml", "*.sh", "*.py", "*.json", "*.safetensors")
+        here = {p.relative_to(ROOT / source) for pattern in patterns for p in (ROOT / source).rglob(pattern)}
+        there = {name.relative_to(inside) for name in names if name.is_relative_to(inside)}
+        assert here
+        assert here <= there
+    assert not [name for name in names if name.suffix == ".pyc" or "tests" in name.parts]
+    assert not {name.parts[1] for name in names if name.parts[0].endswith(".dist-info")} ^ {
+        *("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses"),
+    }
+
+
+def test_it_runs_elsewhere(installed: Path, tmp_path: Path):
+    (tmp_path / "reward.py").write_text("raise SystemExit('the wrong reward')\n")
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("path: org/mine\n")
+
+    def align(*arguments: str) -> str:
+        return run(sys.executable, "-m", "align", *arguments, cwd=tmp_path, PYTHONPATH=str(installed))
+
+    assert "usage: python -m align stage=STAGE" in align()
+    assert "path: org/mine" in align("stage=full", "model=mine", "--cfg", "job")
+    where = "import align, reward, align.config.compose as c, align.__main__; print(align.__file__, c.conf_dir())"
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    shown = run(sys.executable, "-c", where, cwd=other, PYTHONPATH=str(installed)).split()
+    assert shown == [str(installed / "align" / "__init__.py"), str(installed / "align" / "conf")]
+
+
+def test_its_command_is_installed(installed: Path, tmp_path: Path):
+    assert "usage:" in run(installed / "bin" / "align", cwd=tmp_path, PYTHONPATH=str(installed))
+
+
+def test_its_stages_read_our_reward_beside_a_users_own(installed: Path, tmp_path: Path):
+    (tmp_path / "reward.py").write_text("raise SystemExit('the wrong reward')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "align", "stage=ppo"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "init=sft:latest" in done.stderr

@@ -1,0 +1,246 @@
+"""The loss mask and the tokens that end an answer, on the structure of the templates people use."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer
+
+from align.data.chat import (
+    CHATML,
+    IGNORED,
+    encode,
+    encode_conversation,
+    encode_judged,
+    encode_prompts,
+    encode_text,
+    stop_token_ids,
+    use_template,
+)
+from align.errors import InputError
+from align.types import Conversation
+
+
+def talk(*turns: str, system: str | None = None) -> Conversation:
+    """User and assistant in turn."""
+    first = [{"role": "system", "content": system}] if system else []
+    roles = ("user", "assistant")
+    return Conversation.of([*first, *({"role": roles[i % 2], "content": t} for i, t in enumerate(turns))], "c1")
+
+
+def trained_texts(tokenizer: Any, conversation: Conversation) -> list[str]:
+    """What the loss is on, span by span."""
+    encoded = encode_conversation(tokenizer, conversation)
+    spans: list[list[int]] = []
+    previous = IGNORED
+    for label in encoded.labels:
+        if label != IGNORED:
+            spans += [[]] if previous == IGNORED else []
+            spans[-1].append(label)
+        previous = label
+    assert all(label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
+    return [tokenizer.decode(span) for span in spans]
+
+
+def family(name: str) -> tuple[Any, Any]:
+    found = FAMILIES[name]
+    return found, make_tokenizer(found.template, found.eos)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_loss_is_on_each_answer_and_the_token_that_ends_it(name: str) -> None:
+    found, tokenizer = family(name)
+    told = trained_texts(tokenizer, talk("Hi.", "Good day.", "And?", "Fine.\nThanks", "b", "a b"))
+    # Mistral's separating space belongs to the answer's first token, as sampling produces it.
+    lead = " " if name == "mistral" else ""
+    answers = ["Good day.", "Fine.\nThanks", found.header + "a b"]
+    assert told == [lead + answer + found.end for answer in answers]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_system_turn_is_read_and_never_trained(name: str) -> None:
+    found, tokenizer = family(name)
+    conversation = talk("Hi.", "Good day.", "And?", "Fine.", system="Be brief.")
+    if not found.system:
+        with pytest.raises(InputError, match=r"conversation c1=.*system role.*data\.template=chatml"):
+            encode_conversation(tokenizer, conversation)
+        return
+    told = trained_texts(tokenizer, conversation)
+    assert [t.strip() for t in told] == ["Good day." + found.end, found.header + "Fine." + found.end]
+    assert "Be brief." in tokenizer.decode(encode_conversation(tokenizer, conversation).input_ids)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equal_answers_are_told_apart(name: str) -> None:
+    found, tokenizer = family(name)
+    told = trained_texts(tokenizer, talk("a", "b", "a", "b", "b", "b"))
+    assert [t.strip() for t in told] == ["b" + found.end] * 2 + [found.header + "b" + found.end]
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "mistral"])
+def test_a_conversation_may_open_with_the_assistant(name: str) -> None:
+    found, tokenizer = family(name)
+    opened = Conversation.of([{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "a"}])
+    assert trained_texts(tokenizer, opened) == ["Hi." + found.end]
+
+
+def test_roles_out_of_order_are_refused_by_name() -> None:
+    opened = Conversation.of([{"role": "assistant", "content": "Hi."}], "row 7")
+    with pytest.raises(InputError, match=r"conversation row 7=.*alternate"):
+        encode_conversation(make_tokenizer(MISTRAL), opened)
+
+
+def test_thoughts_of_earlier_turns_are_neither_shown_nor_trained() -> None:
+    tokenizer = make_tokenizer(QWEN3, "<|im_end|>")
+    told = trained_texts(tokenizer, talk("a", "<think>\nx\n</think>\n\nHi.", "b", "<think>\ny\n</think>\n\nBye."))
+    assert told == ["Hi.<|im_end|>", "<think>\ny\n</think>\n\nBye.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{{ m.content | upper if not loop.last else m.content }}",  # an earlier turn is rewritten
+        "{{ m.content if loop.last else '' }}",  # or dropped
+        "{{ m.content }}{{ m.content }}",  # or said twice
+    ],
+)
+def test_a_template_that_rewrites_turns_is_refused(body: str) -> None:
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n" + body + "<|im_end|>\n{% endfor %}"
+    with pytest.raises(InputError, match=r"conversation c1=Good day.*loss mask is not known.*data\.template=chatml"):
+        encode_conversation(make_tokenizer(template, "<|im_end|>"), talk("a", "Good day.", "b", "Fine."))
+
+
+def test_a_template_that_ends_turns_with_plain_text() -> None:
+    """The line break is all there is; it is not trained, and nothing of the next question is."""
+    assert trained_texts(make_tokenizer(PLAIN), talk("a", "Good day.", "b", "Fine!"))[-1].strip() == "Fine!"
+
+
+# A base model.
+
+
+def test_a_base_model_is_told_about_chatml() -> None:
+    with pytest.raises(InputError, match=r"data\.template=.*no chat template.*data\.template=chatml"):
+        use_template(make_tokenizer(None), None)
+
+
+def test_chatml_ends_with_a_token_that_the_base_knows() -> None:
+    tokenizer = make_tokenizer(None, "<|endoftext|>")
+    use_template(tokenizer, "chatml")
+    assert tokenizer.chat_template == CHATML
+    assert trained_texts(tokenizer, talk("a", "Good day.", "b", "Fine.")) == [
+        "Good day.<|endoftext|>",
+        "Fine.<|endoftext|>",
+    ]
+    assert stop_token_ids(tokenizer) == (tokenizer.eos_token_id,)
+
+
+def test_a_template_of_the_model_is_kept() -> None:
+    tokenizer = make_tokenizer(MISTRAL)
+    use_template(tokenizer, None)
+    assert tokenizer.chat_template == MISTRAL.strip()
+
+
+# Documents.
+
+
+def test_what_cannot_be_trained_on_is_counted() -> None:
+    _, tokenizer = family("qwen2.5")
+    short, long = talk("a", "b"), talk("a", "b" * 300)
+    silent = Conversation.of([{"role": "user", "content": "a"}])
+    made = encode(tokenizer, [short, long, silent, short, "plain text"], max_length=100)
+    assert (len(made.rows), made.too_long, made.unanswered) == (3, 1, 1)
+    assert made.tokens == sum(len(r.input_ids) for r in made.rows)
+    assert made.rows[0].trained == 2  # the answer's one token, and what ends it
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([Conversation.of([{"role": "user", "content": "a"}])] * 2, "2 have no assistant turn"),
+        ([talk("a", "b" * 300)] * 3, "3 conversations are longer"),
+    ],
+)
+def test_nothing_left_to_train_on_is_an_error(rows: list[Conversation], said: str) -> None:
+    _, tokenizer = family("llama3")
+    with pytest.raises(InputError, match=said) as caught:
+        encode(tokenizer, rows, max_length=100)
+    assert caught.value.field == "data.max_length"
+
+
+def test_markers_without_an_answer_are_no_silent_zero() -> None:
+    template = MARKED.replace("m.role == 'assistant'", "m.role == 'nobody'", 1)
+    with pytest.raises(InputError, match="1 have no assistant turn"):
+        encode(make_tokenizer(template), [talk("a", "b")], max_length=100)
+
+
+def test_plain_text_is_cut_into_pieces_and_closed_once() -> None:
+    tokenizer = make_tokenizer(None)
+    pieces = encode_text(tokenizer, "0123456789", max_length=5)
+    ids = [i for p in pieces for i in p.input_ids]
+    assert [len(p.input_ids) for p in pieces] == [5, 5, 2]
+    assert all(p.input_ids == p.labels for p in pieces)
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert tokenizer.decode(ids[1:-1]) == "0123456789"
+    # A last piece of one token predicts nothing, and is left out.
+    assert [len(p.input_ids) for p in encode_text(tokenizer, "012345678", max_length=5)] == [5, 5]
+
+
+# Prompts and answers.
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prompt_ends_where_the_answer_is_due(name: str) -> None:
+    found, tokenizer = family(name)
+    asked = talk("Hi.", "Good day.", "And?")
+    (prompt,), dropped = encode_prompts(tokenizer, [asked], 200)
+    whole = encode_conversation(tokenizer, asked.answered("Fine.")).input_ids
+    assert dropped == 0
+    assert whole[: len(prompt.input_ids)] == prompt.input_ids
+    rest = tokenizer.decode(whole[len(prompt.input_ids) :])
+    assert rest.lstrip().startswith(found.header + "Fine." + found.end)
+
+
+def test_prompts_too_long_are_dropped_and_counted() -> None:
+    _, tokenizer = family("llama3")
+    kept, dropped = encode_prompts(tokenizer, [talk("a"), talk("a" * 90), talk("b")], 60)
+    assert [p.conversation.messages[0].content for p in kept] == ["a", "b"]
+    assert dropped == 1
+    with pytest.raises(InputError, match=r"every one of the 2 prompts is longer.*rollout\.max_new_tokens"):
+        encode_prompts(tokenizer, [talk("a"), talk("b")], 3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_token_that_ends_a_turn_stops_an_answer(name: str) -> None:
+    found, tokenizer = family(name)
+    expected = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(found.end)}
+    assert stop_token_ids(tokenizer) == tuple(sorted(expected))
+
+
+def test_the_checkpoint_may_list_more_stops() -> None:
+    tokenizer = make_tokenizer(None)
+    eos = tokenizer.eos_token_id
+    assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=[40, eos, 41])) == (eos, 40, 41)
+    assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=40)) == (eos, 40)
+    assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=None)) == (eos,)
+
+
+@pytest.mark.parametrize("answer", ["Good day.", "\n\nb", "b.\n"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_judged_answer_is_the_prompt_the_answer_and_its_end(name: str, answer: str) -> None:
+    """Read as PPO's rollouts are: the prompt's own tokens first, though a merge could cross into the answer."""
+    found, tokenizer = family(name)
+    asked = talk("Hi.", "Good day.", "And?")
+    stops = stop_token_ids(tokenizer)
+    prompt = encode_prompts(tokenizer, [asked], 200)[0][0].input_ids
+    end = tokenizer.convert_tokens_to_ids(found.end)
+
+    ended = encode_judged(tokenizer, asked, answer, True, stops)
+    assert ended[: len(prompt)] == prompt
+    assert ended[-1] == end
+    assert tokenizer.decode(ended[len(prompt) : -1]).strip() == (found.header + answer.lstrip()).strip()
+
+    cut = encode_judged(tokenizer, asked, answer, False, stops)
+    assert cut == ended[:-1]
+    assert not set(cut[len(prompt) :]) & set(stops)

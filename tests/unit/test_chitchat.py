@@ -1,0 +1,94 @@
+"""The built-in corpus: its parts share no conversation, and what each gives has the promised shape."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib.util import find_spec
+from itertools import pairwise
+
+import pytest
+
+from align.config.root import DataConfig
+from align.data import chitchat
+from align.data.sources import documents, prompts
+from align.errors import InputError
+
+pytestmark = pytest.mark.skipif(
+    find_spec("chitchat_dataset") is None, reason="chitchat-dataset is not installed: pip install 'align[demo]'"
+)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> dict[str, dict]:
+    return json.loads(chitchat.corpus_path().read_text(encoding="utf-8"))
+
+
+def origin(conversation_id: str) -> str:
+    """The corpus's id of the conversation that a window or a prompt was cut from."""
+    return conversation_id.rpartition(":")[0]
+
+
+def test_parts_are_disjoint_and_add_up(corpus: dict[str, dict]) -> None:
+    parts = {part: [key for key, _ in chitchat.records(part)] for part in chitchat.PARTS}
+    assert sum(map(len, parts.values())) == len(corpus) == 7168
+    assert set().union(*parts.values()) == set(corpus)
+    for part, percent in chitchat.PARTS.items():
+        assert len(parts[part]) / len(corpus) == pytest.approx(percent / 100, abs=0.015), part
+
+
+def test_nothing_of_the_test_part_stands_in_another() -> None:
+    given = {
+        part: {origin(c.id) for c in (*chitchat.conversations(part), *chitchat.prompts(part))}
+        for part in chitchat.PARTS
+    }
+    assert all(len(ids) > 100 for ids in given.values())
+    seen = Counter(key for ids in given.values() for key in ids)
+    assert seen.most_common(1)[0][1] == 1
+    # Long lines are as good as a fingerprint: none of the test part's is trained on as plain text.
+    test = {line for text in chitchat.texts("test") for line in text.split("\n") if len(line) > 80}
+    base = {line for text in chitchat.texts("base") for line in text.split("\n")}
+    assert len(test) > 500
+    assert len(test & base) <= 0.001 * len(test)
+
+
+def test_conversations_alternate_and_end_with_an_answer() -> None:
+    for conversation in chitchat.conversations("sft"):
+        roles = [m.role for m in conversation.messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert 2 <= len(roles) <= chitchat.WINDOW
+        assert all(m.content.strip() for m in conversation.messages)
+
+
+def test_only_the_well_rated_are_imitated(corpus: dict[str, dict]) -> None:
+    kept = {origin(c.id) for c in chitchat.conversations("sft")}
+    ratings = {key: chitchat.rating(record) for key, record in chitchat.records("sft")}
+    assert all(ratings[key] is None or ratings[key] >= chitchat.RATING_BAR for key in kept)  # pyright: ignore
+    assert any(r is not None and r < chitchat.RATING_BAR for r in ratings.values())
+
+
+def test_prompts_end_where_an_answer_is_due() -> None:
+    for prompt in chitchat.prompts("prompts"):
+        roles = [m.role for m in prompt.messages]
+        assert roles[0] == roles[-1] == "user"
+        assert all(a != b for a, b in pairwise(roles))
+        assert len(roles) <= chitchat.CONTEXT
+        assert sum(len(m.content) for m in prompt.messages) <= chitchat.PROMPT_CHARACTERS
+
+
+def test_stages_read_their_own_parts_in_a_repeatable_order() -> None:
+    data = DataConfig(limit=50)
+    parts = {
+        "sft": documents(data, "train"), "test": documents(data, "test"), "prompts": prompts(data, "train"),
+    }  # fmt: skip
+    for part, found in parts.items():
+        assert {chitchat.part_of(origin(c.id)) for c in found if not isinstance(c, str)} == {part}
+        assert len(found) == 50
+    assert {chitchat.part_of(origin(c.id)) for c in prompts(data, "test")} == {"test"}
+    assert prompts(data, "train", 3) == prompts(data, "train", 3) != prompts(data, "train", 4)
+    assert all(isinstance(d, str) for d in documents(DataConfig(part="base", limit=5), "train"))
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(InputError, match=r"data\.part=train.*Choose one of: base, sft, prompts, test"):
+        prompts(DataConfig(part="train"), "train")

@@ -1,0 +1,225 @@
+"""From a command line to a checked configuration: what is wrong is named with field, value and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from align.config.compose import SCHEMAS, check, compose_raw, conf_dir, plain, quote, read_value
+from align.config.root import Config
+from align.errors import InputError
+
+
+def configured(*arguments: str, search: Path | None = None) -> Config:
+    return check(compose_raw(arguments, search))
+
+
+def refused(*arguments: str, search: Path | None = None) -> InputError:
+    with pytest.raises(InputError) as caught:
+        configured(*arguments, search=search)
+    assert caught.value.exit_status == 2
+    assert str(caught.value).count("\n") == 0
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("wrong", "good", "field", "value", "said"),
+    [
+        ("foo=1", "seed=1", "foo", "1", "is not a key. `python -m align stage=sft --cfg job` shows every key."),
+        ("stage.lrr=3", "stage.lr=3", "stage.lrr", "3", "is not a key. Did you mean stage.lr?"),
+        ("modell=pocket", "model=pocket", "modell", "pocket", "Did you mean model?"),
+        ("model.pth=x", "model.path=x", "model.pth", "x", "Did you mean model.path?"),
+        ("stage.foo.bar=1", "stage.epochs=1", "stage.foo.bar", "1", "is not a key"),
+        ("stage@foo=sft", "stage=sft", "stage@foo", "sft", "is not a key"),
+        ("hydra.run.dir=x", "run.root=x", "hydra.run.dir", "x", "is not a key"),
+        ("stage.kl_coef=1", "stage.lr=1", "stage.kl_coef", "1", "is not a key of stage=sft, but of stage=ppo"),
+        ("stage=sfft", "stage=sft", "stage", "sfft", "Did you mean stage=sft? Choose one of: annotate, eval,"),
+        ("stage=", "stage=sft", "stage", "(empty)", "Choose one of: annotate, eval,"),
+        ("stage=[sft,ppo]", "stage=sft", "stage", "[sft,ppo]", "is not a choice here"),
+        ("model=org/name", "model=hub model.path=org/name", "model", "org/name", "model=hub model.path=org/name?"),
+        ("data=my.jsonl", "data=jsonl data.path=my.jsonl", "data", "my.jsonl", "data=jsonl data.path=my.jsonl?"),
+        ("method=7", "method=lora", "method", "7", "Choose one of: full, lora, qlora."),
+        ("stage.lr=abc", "stage.lr=1e-5", "stage.lr", "abc", "is not a number. Give a number."),
+        ("stage.lr=", "stage.lr=0.1", "stage.lr", "(empty)", "is not a number"),
+        ("stage.lr=[1,2]", "stage.lr=1", "stage.lr", "[1,2]", "is not a number"),
+        ("stage.lr=1,2", "stage.lr=1", "stage.lr", "1,2", "is not a number"),
+        ("stage.lr=null", "stage.max_steps=null", "stage.lr", "null", "is not a number"),
+        ("stage.lr=inf", "stage.lr=10", "stage.lr", "inf", "is not a number"),
+        ("stage.lr=nan", "stage.lr=10", "stage.lr", "nan", "is not a number"),
+        ("seed=1.5", "seed=15", "seed", "1.5", "is not a whole number"),
+        ("seed=${", "seed=0", "seed", "${", "is not a whole number"),
+        ("seed=${foo}", "seed=${data.max_length}", "seed", "(given)", "Interpolation key 'foo' not found"),
+        ("stage.packing=maybe", "stage.packing=true", "stage.packing", "maybe", "is not true or false"),
+        ("run=3", "run.name=3", "run", "3", "holds several keys. Set one of them: run.name, run.root."),
+        ("+new=1", "seed=1", "argument", "+new=1", "nothing can be added"),
+        ("++new=1", "seed=1", "argument", "++new=1", "nothing can be added"),
+        ("~method", "method=lora", "argument", "~method", "nothing can be added to the configuration or taken out"),
+        ("hello", "project=hello", "argument", "hello", "is not of the form key=value"),
+        ("=3", "seed=3", "argument", "=3", "is not of the form key=value"),
+        ("model=hub", "model=hub model.path=org/x", "model.path", "(missing)", "Add model.path=VALUE."),
+        ("data=jsonl", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
+        ("data=jsonl data.path=", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
+        ("seed=-1", "seed=0", "seed", -1, "Give a seed of 0 or more."),
+        ("stage.batch_size=0", "stage.batch_size=8", "stage.batch_size", 0, "must be above zero"),
+        ("stage.batch_size=12", "stage.batch_size=24", "stage.batch_size", 12, "stage.micro_batch=8"),
+        ("method=full", "stage=full", "method", "full", "Use stage=full"),
+        ("resume=perhaps", "resume=must", "resume", "perhaps", "auto, never, must"),
+        ("schema_version=0", "schema_version=1", "schema_version", 0, "this version of align reads 1"),
+        ("run.name=a/b", "run.name=a-b", "run.name", "a/b", "without slashes"),
+    ],
+)  # fmt: skip
+def test_bad_input_beside_a_good_value(wrong: str, good: str, field: str, value: object, said: str):
+    error = refused("stage=sft", *wrong.split())
+    assert (error.field, error.value) == (field, value)
+    assert said in str(error)
+    configured("stage=sft", *good.split())
+
+
+def test_impossible_values_of_other_stages():
+    assert refused("stage=sample", "stage.candidates=1").field == "stage.candidates"
+    assert configured("stage=sample", "stage.candidates=2").stage.candidates == 2
+    error = refused("stage=ppo", "stage.batch_size=64", "stage.minibatches=3")
+    assert (error.field, error.value) == ("stage.batch_size", 64)
+    assert "not a multiple of stage.minibatches=3" in str(error)
+    assert configured("stage=ppo", "stage.batch_size=64", "stage.minibatches=4").stage.minibatches == 4
+    assert refused("stage=full", "method=lora").field == "method"
+
+
+def test_a_stage_is_asked_for_where_a_stage_key_stands_alone():
+    assert refused("stage.lr=1").field == "stage"
+
+
+def test_of_two_arguments_the_later_counts():
+    config = configured("stage=ppo", "seed=1", "method=lora", "stage=sft", "seed=2", "method=qlora")
+    assert (config.stage.name, config.seed, config.method.name) == ("sft", 2, "qlora")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("my data (é)/a.jsonl", "my data (é)/a.jsonl"),
+        ("~/data.jsonl", "~/data.jsonl"),
+        ("it's", "it's"),
+        ("a\\'b\\", "a\\'b\\"),
+        ("'a b'", "a b"),
+        ("a,b.jsonl", "a,b.jsonl"),
+        ("[draft].jsonl", "[draft].jsonl"),
+        ("[draft]", "[draft]"),
+        ("{a", "{a"),
+        ("a=b", "a=b"),
+        ("12e4567", "12e4567"),
+        ("007", "007"),
+        ("true", "true"),
+        ("日本.jsonl", "日本.jsonl"),
+        ("null", None),
+    ],
+)
+def test_text_comes_through_as_written(written: str, read: str | None):
+    assert configured("stage=sft", f"data.path={written}").data.path == read
+
+
+@pytest.mark.parametrize("text", ["plain", "it's", "\\", "a\\'", "\\\\' (é) '"])
+def test_quote_is_undone_by_reading(text: str):
+    assert read_value(quote(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("1e-5", 1e-5), ("true", True), ("null", None), ("[1,a]", [1, "a"]), ("{a:1}", {"a": 1}), ("'3'", "3"),
+     ("1,2", "1,2"), ("range(1,3)", "range(1,3)"), ("choice(1,2)", "choice(1,2)"), ("a b", "a b"), ("", "")],
+)  # fmt: skip
+def test_values_are_read_as_hydra_reads_them_and_never_as_a_sweep(text: str, value: object):
+    assert read_value(text) == value
+    assert type(read_value(text)) is type(value)
+
+
+def test_stages_and_groups_override_each_other_in_order():
+    assert configured("stage=full").method.name == "full"
+    assert configured("stage=full").stage.name == "full"
+    assert configured("stage=reward").data.name == "annotations"
+    assert configured("stage=sft", "method=lora", "method.lr=3e-4").stage.lr == 3e-4
+    assert configured("stage=sft", "method.lr=3e-4", "stage.lr=1e-3").stage.lr == 1e-3
+
+
+def test_plain_is_what_yaml_holds():
+    config = configured("stage=sft", "run.name=x")
+    assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain(config))))) == plain(config)
+    assert plain(config)["stage"]["lr"] == config.method.lr
+
+
+# --- A user's own ./conf
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    return tmp_path / "it's my (é) folder" / "conf"
+
+
+def write(mine: Path, name: str, text: str | bytes) -> None:
+    path = mine / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def test_own_group_files_work(mine: Path):
+    write(mine, "model/mine.yaml", "defaults:\n  - hub\n  - _self_\npath: org/mine\n")
+    write(mine, "model/sub/short.yaml", "path: org/short\n")
+    write(mine, "data/mine.yaml", "defaults:\n  - jsonl\n  - _self_\npath: a b.jsonl\n")
+    write(mine, "stage/slow.yaml", "defaults:\n  - sft\n  - _self_\nlr: 1e-5\n")
+    write(mine, "db/mysql.yaml", "port: 1\n")  # another tool's: none of our business
+    assert configured("stage=sft", "model=mine", search=mine).model.path == "org/mine"
+    assert configured("stage=sft", "model=sub/short", search=mine).model.path == "org/short"
+    config = configured("stage=slow", "data=mine", "seed=3", search=mine)
+    assert (config.stage.name, config.stage.lr, config.data.path, config.seed) == ("sft", 1e-5, "a b.jsonl", 3)
+    assert refused("stage=sft", "db=mysql", search=mine).field == "db"
+    assert "base, hub, mine, pocket, sub/short" in str(refused("stage=sft", "model=nope", search=mine))
+    assert refused("stage=sft", "model=mine").field == "model"
+
+
+def test_own_files_replace_none_of_ours(mine: Path):
+    write(mine, "config.yaml", "seed: 7\n")
+    write(mine, "method/lora.yaml", "r: 3\n")
+    write(mine, "model/pocket.yaml", "path: ???\n")
+    config = configured("stage=sft", "method=lora", "model=pocket", search=mine)
+    assert (config.seed, config.method.name, config.method.r, config.model.path) == (0, "lora", 16, "pocket")
+
+
+def test_own_mandatory_value(mine: Path):
+    write(mine, "model/ask.yaml", "path: ???\n")
+    assert refused("stage=sft", "model=ask", search=mine).field == "model.path"
+    assert configured("stage=sft", "model=ask", "model.path=x", search=mine).model.path == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path: [unclosed\n", "line 2"),
+        ("pathh: x\n", "Key 'pathh' not in 'ModelConfig'"),
+        ("path: {a: 1}\n", "Cannot convert"),
+        ("defaults:\n  - nosuch\n  - _self_\n", "Could not load 'model/nosuch'"),
+        ("defaults: 3\n", "defaults must be a list"),
+        ("- a\n- b\n", "list"),
+        (b"\xff\xfe\x00", "decode"),
+    ],
+)
+def test_a_broken_own_file_is_named(mine: Path, text: str | bytes, said: str):
+    write(mine, "model/mine.yaml", text)
+    error = refused("stage=sft", "model=mine", search=mine)
+    assert error.field == "configuration"
+    assert error.value == str(mine / "model/mine.yaml")
+    assert said in str(error)
+    write(mine, "model/mine.yaml", "path: x\n")
+    assert configured("stage=sft", "model=mine", search=mine).model.path == "x"
+
+
+def test_an_own_stage_file_must_say_which_stage(mine: Path):
+    write(mine, "stage/bare.yaml", "lr: 1e-5\n")
+    assert "defaults: [sft, _self_]" in str(refused("stage=bare", search=mine))
+
+
+def test_every_schema_is_reachable():
+    files = {p.relative_to(conf_dir()).as_posix() for p in conf_dir().rglob("*.yaml")}
+    assert {f"stage/{name}.yaml" for name in SCHEMAS["stage"]} <= files
+    assert {f.partition("/")[0] for f in files if "/" in f} == {"stage", *SCHEMAS["group"]}

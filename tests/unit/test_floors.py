@@ -1,0 +1,136 @@
+"""Imports point downward only, and never to a sibling: the floors of CONTRIBUTING.md, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("align", "annotate", "reward")
+FLOORS = {
+    0: ("align.types", "align.errors", "align.config"),
+    1: ("align.ops", "align.run", "align.track", "align.report", "annotate.store"),
+    2: ("align.data", "align.models"),
+    3: ("reward", "align.rollout"),
+    4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "annotate"),
+    5: ("align.stages",),
+    6: ("align.__main__",),
+}
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+MODULES = sorted(p for package in OURS for p in (ROOT / package).rglob("*.py"))
+# The one step on a floor: a schema refuses a value with an error of ours. `errors` itself imports nothing of ours.
+ALLOWED = {("align.config", "align.errors")}
+WITHOUT_TORCH = ("align.types", "align.errors", "align.config", "align.run", "align.track", "align.report")
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module's file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str | None:
+    """The room a module lies in; the longest match, so that `annotate.store` is not the rest of `annotate`."""
+    return max((r for r in FLOOR_OF if module == r or module.startswith(f"{r}.")), key=len, default=None)
+
+
+def imports(source: str, module: str = "", is_package: bool = False, top_only: bool = False) -> Iterator[str]:
+    """The full name of everything that a source imports, `from a import b` as `a.b`; inside functions too."""
+    tree = ast.parse(source)
+    hidden = {
+        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
+    }
+    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    checked = {id(n) for branch in typing for n in ast.walk(branch)}
+    for node in ast.walk(tree):
+        if top_only and id(node) in hidden | checked:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: None if node.level == int(is_package) else int(is_package) - node.level]
+            start = ".".join([*(above if node.level else []), *([node.module] if node.module else [])])
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def ours_in(path: Path) -> set[str]:
+    """The rooms that a file of ours imports, other than its own."""
+    module = name_of(path)
+    found = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+    rooms = {room_of(name) for name in found if name.partition(".")[0] in OURS}
+    return {room for room in rooms if room is not None} - {room_of(module)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: name_of(p))
+def test_imports_point_downward(path: Path):
+    module = name_of(path)
+    if module == "align":
+        assert not ours_in(path)
+        return
+    room = room_of(module)
+    assert room is not None, f"{module} is on no floor: add it here and to CONTRIBUTING.md"
+    others = {other for other in ours_in(path) if (room, other) not in ALLOWED}
+    wrong = {other: FLOOR_OF[other] for other in others if FLOOR_OF[other] >= FLOOR_OF[room]}
+    assert not wrong, f"{module} is on floor {FLOOR_OF[room]} and imports {wrong}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room_of(name_of(p)) == "align.ops"], ids=lambda p: name_of(p))
+def test_ops_are_pure_torch(path: Path):
+    allowed = ("torch", "align.ops", "__future__", "math", "collections.abc", "dataclasses", "typing")
+    found = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
+    assert not [name for name in found if not any(name == a or name.startswith(f"{a}.") for a in allowed)]
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room_of(name_of(p)) in WITHOUT_TORCH], ids=lambda p: name_of(p))
+def test_no_torch_at_module_level(path: Path):
+    found = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py", top_only=True)
+    heavy = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}
+    assert not heavy & {name.partition(".")[0] for name in found}
+
+
+def test_what_composes_a_command_never_loads_torch():
+    """The same by running it: what these modules import in turn is seen too."""
+    loaded = (
+        "import align.run, align.track, align.report, align.config.compose, align.__main__, sys; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "peft", "trl", "datasets"} & set(done.stdout.split())
+    assert "align.run" in done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import align.ops.kl", {"align.ops.kl"}),
+        ("from align import ops", {"align.ops"}),
+        ("from align.ops import kl, gae", {"align.ops.kl", "align.ops.gae"}),
+        ("def f():\n    from align.stages import execute", {"align.stages.execute"}),
+        ("from . import b", {"align.data.b"}),
+        ("from .b import c", {"align.data.b.c"}),
+        ("from ..ops import kl", {"align.ops.kl"}),
+    ],
+)
+def test_the_reader_of_imports(source: str, found: set[str]):
+    assert set(imports(source, "align.data.a")) == found
+    assert set(imports("from .a import b", "align.data", is_package=True)) == {"align.data.a.b"}
+
+
+def test_rooms():
+    expected = {
+        "annotate.store.schema": "annotate.store",
+        "annotate.simulate": "annotate",
+        "reward": "reward",
+        "align.run.files": "align.run",
+        "align.runner": None,
+        "align": None,
+    }
+    assert {module: room_of(module) for module in expected} == expected
+
+
+def test_no_file_is_longer_than_it_can_be_read():
+    assert not {name_of(p): n for p in MODULES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}

@@ -1,0 +1,297 @@
+"""Loading folders of random weights in real architectures, and what is said of folders that cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from safetensors.torch import load_file, save_file
+
+from align.config.root import ModelConfig
+from align.data.chat import IGNORED, Encoded
+from align.errors import CorruptFile, InputError
+from align.models.base import find_base
+from align.models.load import choose_device, choose_dtype, load_base, load_classifier, load_tokenizer
+from align.trainers.heldout import held_out_loss
+
+CPU = torch.device("cpu")
+SHAPE = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+# Small windows, caps and scales, so that whatever passes them over is found out.
+ARCHITECTURES = {
+    "Llama": {},
+    "Mistral": {"sliding_window": 8},
+    "Qwen2": {"use_sliding_window": False},
+    "Qwen3": {},
+    "Gemma": {},
+    "Gemma2": {"sliding_window": 8, "final_logit_softcapping": 0.3, "query_pre_attn_scalar": 32},
+    "Gemma3": {"sliding_window": 8, "query_pre_attn_scalar": 32},
+    "Phi3": {},
+}
+
+
+@pytest.fixture(scope="module")
+def architecture(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a random model, made once."""
+    import transformers
+
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            torch.manual_seed(1)
+            stem = f"{name}Text" if name == "Gemma3" else name
+            config = getattr(transformers, f"{stem}Config")(**(SHAPE | ARCHITECTURES[name]))
+            made[name] = tmp_path_factory.mktemp("models") / name
+            getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(made[name])
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may spoil."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "mon modèle (1)"))
+
+
+def base_at(folder: Path) -> Any:
+    return find_base(ModelConfig(path=str(folder)))
+
+
+def some_rows() -> list[Encoded]:
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for length in (5, 24, 17, 11):
+        ids = torch.randint(3, 320, (length,), generator=generator).tolist()
+        rows.append(Encoded(ids, [IGNORED if i < 3 else t for i, t in enumerate(ids)]))
+    return rows
+
+
+def loss_of_transformers(model: Any, rows: list[Encoded]) -> float:
+    """The mean over trained tokens of the model's own loss, a row at a time."""
+    total = count = 0
+    for row in rows:
+        tokens = torch.tensor([row.input_ids])
+        with torch.no_grad():
+            loss = model(input_ids=tokens, labels=torch.tensor([row.labels])).loss
+        total, count = total + float(loss) * row.trained, count + row.trained
+    return total / count
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_load_and_their_loss_is_the_models_own(
+    architecture: Callable[[str], Path], name: str, method: str
+) -> None:
+    model = load_base(base_at(architecture(name)), method, CPU, torch.float32)
+    packed: list[Any] = [m for m in model.modules() if isinstance(m, Linear4bit)]
+    plain = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not isinstance(m, Linear4bit)}
+    if method == "qlora":
+        assert plain == {"lm_head"}
+        assert all(m.weight.quant_type == "nf4" and m.weight.quant_state.nested for m in packed)
+    else:
+        assert not packed
+    assert all(m.support_avx512bf16_for_cpu is False for m in packed)
+    assert {p.requires_grad for p in model.parameters()} == {method == "full"}
+    assert not model.training
+
+    rows = some_rows()
+    loss, count = held_out_loss(model, rows, pad_id=0, batch_size=3)
+    assert count == sum(r.trained for r in rows)
+    assert loss == pytest.approx(loss_of_transformers(model, rows), abs=2e-5)
+
+
+def test_an_evaluation_forward_changes_neither_gradients_nor_weights(architecture: Callable[[str], Path]) -> None:
+    """Bitsandbytes repacks a `Linear4bit` on some CPUs at its first evaluation forward, unless it is forbidden."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    base, tokens = base_at(architecture("Llama")), torch.tensor([[5, 6, 7, 8]])
+    used, fresh = (load_base(base, "qlora", CPU, torch.float32) for _ in range(2))
+    with torch.no_grad():
+        used(input_ids=tokens)
+    gradients = []
+    for model in (used, fresh):
+        embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
+        model(inputs_embeds=embedded, labels=tokens).loss.backward()
+        gradients.append(embedded.grad)
+    assert torch.equal(gradients[0], gradients[1])
+    weights = [m.model.layers[0].mlp.up_proj.weight for m in (used, fresh)]
+    assert torch.equal(*(dequantize_4bit(w.data, w.quant_state) for w in weights))
+
+
+def test_a_classifier_keeps_the_base_and_has_one_score(tiny_model: Path) -> None:
+    base = base_at(tiny_model)
+    scorer, plain = load_classifier(base, "qlora", CPU, torch.float32), load_base(base, "qlora", CPU, torch.float32)
+    assert tuple(scorer.score.weight.shape) == (1, 64)
+    tokens = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        hidden = [m.model(input_ids=tokens).last_hidden_state for m in (scorer, plain)]
+    assert torch.equal(*hidden)
+
+
+# What cannot be loaded.
+
+
+def refusal(kind: type[InputError], folder: Path, load: Callable[[Any], Any] | None = None) -> InputError:
+    load = load or (lambda base: load_base(base, "lora", CPU, torch.float32))
+    with pytest.raises(kind) as caught:
+        load(base_at(folder))
+    assert caught.value.exit_status == 2
+    assert len(str(caught.value).splitlines()) == 1
+    return caught.value
+
+
+@pytest.mark.parametrize("left", [0, 4, 2000, -1])
+def test_truncated_weights_are_corrupt(copy: Path, left: int) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:left])
+    error = refusal(CorruptFile, copy)
+    assert "corrupt" in error.problem
+    assert str(copy) in str(error)
+
+
+def test_weights_that_are_missing_are_not_made_up(copy: Path) -> None:
+    """Transformers fills them with random numbers and a warning."""
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    assert "model.layers.1.mlp.up_proj.weight" in str(refusal(CorruptFile, copy))
+
+
+def test_weights_of_another_shape_are_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
+    refusal(InputError, copy)
+
+
+def test_folders_without_a_model(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in refusal(InputError, tmp_path / "empty").problem
+    assert "no such folder" in refusal(InputError, tmp_path / "absent").problem
+    (copy / "config.json").write_text("{")
+    assert "not JSON" in refusal(CorruptFile, copy).problem
+
+
+def test_an_unknown_architecture_is_refused(copy: Path) -> None:
+    (copy / "config.json").write_text(json.dumps({"model_type": "nonesuch", "architectures": ["Nonesuch"]}))
+    assert "does not load" in refusal(InputError, copy).problem
+
+
+def test_pickled_weights_are_never_read(copy: Path) -> None:
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    error = refusal(InputError, copy)
+    assert "no safetensors" in error.problem
+    assert "pickled" in error.remedy
+
+
+def test_a_missing_tokenizer_is_said(copy: Path) -> None:
+    for path in (*copy.glob("tokenizer*"), *copy.glob("chat_template*")):
+        path.unlink()
+    assert "tokenizer" in refusal(InputError, copy, load_tokenizer).problem
+
+
+def test_a_tokenizer_without_a_pad_token_gets_one(tiny_model: Path) -> None:
+    assert load_tokenizer(base_at(tiny_model)).pad_token == "<pad>"
+
+
+def test_a_tokenizer_may_pad_with_its_eos(copy: Path) -> None:
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    config.pop("pad_token", None)
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(base_at(copy))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
+
+
+# Identity.
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+def test_the_digest_changes_with_any_byte_that_matters(copy: Path, tiny_model: Path, name: str) -> None:
+    before = base_at(copy).digest
+    assert before == base_at(tiny_model).digest  # wherever it lies
+    (copy / "README.md").write_text("words")
+    assert base_at(copy).digest == before
+    raw = bytearray((copy / name).read_bytes())
+    raw[-1:] = b" " if name != "model.safetensors" else bytes([raw[-1] ^ 1])
+    (copy / name).write_bytes(raw if name != "config.json" else (copy / name).read_bytes() + b" ")
+    assert base_at(copy).digest != before
+
+
+# The hub.
+
+
+@pytest.mark.parametrize(
+    ("raised", "problem", "remedy"),
+    [
+        ("GatedRepoError", "gates", "hf auth login"),
+        ("RepositoryNotFoundError", "no such repository", "Check the id"),
+        ("LocalEntryNotFoundError", "cannot be reached", "give the folder"),
+        ("HFValidationError", "neither a folder", "ORG/NAME"),
+    ],
+)
+def test_what_the_hub_refuses_has_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, raised: str, problem: str, remedy: str
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        kind = getattr(errors, raised)
+        raise kind.__new__(kind, "no")  # some of them want a response that only the hub's client can make
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match=problem) as caught:
+        find_base(ModelConfig(path="org/name"))
+    assert (caught.value.field, caught.value.value) == ("model.path", "org/name")
+    assert remedy in caught.value.remedy
+
+
+def test_an_offline_hub_without_a_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the variable of that name, read at import
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"cannot be reached and no copy is cached.*give the folder"):
+        find_base(ModelConfig(path="org/surely-not-there"))
+
+
+def test_only_safetensors_and_text_are_downloaded(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    import huggingface_hub
+
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(repo: str, **more: Any) -> str:
+        asked.update(more, repo=repo)
+        return str(tiny_model)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    base = find_base(ModelConfig(path="org/name", revision="abc"))
+    assert (asked["repo"], asked["revision"], base.id) == ("org/name", "abc", "org/name")
+    assert not any(pattern.endswith(("bin", "pt", "pth", "*", "py")) for pattern in asked["allow_patterns"])
+
+
+# Devices.
+
+
+def test_devices_and_dtypes() -> None:
+    assert choose_dtype("auto", CPU) == torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert choose_dtype("bfloat16", CPU) == torch.bfloat16
+    assert choose_device("cpu") == CPU
+    with pytest.raises(InputError, match=r"device=quantum: is no device"):
+        choose_device("quantum")
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == CPU
+        with pytest.raises(InputError, match="no CUDA device"):
+            choose_device("cuda:0")

@@ -1,0 +1,265 @@
+"""The maths of PPO against numbers worked out by hand and definitions written out at length."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn, tensor
+from torch.testing import assert_close
+
+from align.ops.gae import gae, token_rewards
+from align.ops.kl import adapted, kl_k1, kl_k3
+from align.ops.logprobs import token_logprobs
+from align.ops.losses import explained_variance, kl_loss, policy_loss, value_loss
+from align.ops.masking import masked_mean, masked_sum, masked_var, masked_whiten
+
+NAN = math.nan
+MASK = tensor([[True, True, True], [True, False, False]])
+
+
+def ragged(rows: int, width: int, seed: int) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
+    """Random rewards and values of responses with 1 to `width` tokens, their mask, and the generator."""
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.arange(width) < torch.randint(1, width + 1, (rows, 1), generator=g)
+    rewards, values = (torch.randn(rows, width, generator=g, dtype=torch.double) for _ in range(2))
+    return rewards, values, mask, g
+
+
+# Masks: True counts.
+
+
+def test_masked_statistics_by_hand():
+    x = tensor([[1.0, 2.0, 3.0], [6.0, NAN, NAN]])
+    assert masked_sum(x, MASK) == 12
+    assert masked_mean(x, MASK) == 3
+    assert masked_var(x, MASK) == 3.5  # (4 + 1 + 0 + 9) / 4
+    with pytest.raises(ValueError, match="over nothing"):
+        masked_mean(x, torch.zeros_like(MASK))
+
+
+def test_whitened_advantages_are_centred_and_scaled():
+    x = tensor([[1.0, 2.0, 3.0], [6.0, NAN, NAN]])
+    unit = 1 / math.sqrt(3.5)
+    assert_close(masked_whiten(x, MASK), tensor([[-2 * unit, -unit, 0.0], [3 * unit, 0.0, 0.0]]))
+
+
+def test_whitened_rewards_keep_their_mean():
+    x = tensor([[1.0, 2.0, 3.0], [6.0, NAN, NAN]])
+    unit = 1 / math.sqrt(3.5)
+    white = masked_whiten(x, MASK, shift_mean=False)
+    assert_close(white, tensor([[3 - 2 * unit, 3 - unit, 3.0], [3 + 3 * unit, 0.0, 0.0]]))
+
+
+def test_whitening_what_does_not_vary_gives_zeros():
+    assert_close(masked_whiten(torch.full((2, 3), 5.0), MASK), torch.zeros(2, 3))
+
+
+# KL and its price.
+
+
+def test_kl_estimators_by_hand():
+    logprobs, ref = tensor([-1.0, -2.0, -0.5]), tensor([-2.0, -1.0, -0.5])
+    assert_close(kl_k1(logprobs, ref), tensor([1.0, -1.0, 0.0]))
+    assert_close(kl_k3(logprobs, ref), tensor([math.exp(-1), math.e - 2, 0.0]))
+
+
+def test_k3_is_never_negative_and_has_the_mean_of_k1():
+    g = torch.Generator().manual_seed(0)
+    log_p, log_q = (torch.randn(32, generator=g, dtype=torch.double).log_softmax(-1) for _ in range(2))
+    assert (kl_k3(log_p, log_q) >= 0).all()
+    assert (kl_k3(tensor([-1.0, -1.0]), tensor([-1.0 - 1e-6, -1.0 + 1e-6])) >= 0).all()  # where cancellation bites
+    true_kl = (log_p.exp() * (log_p - log_q)).sum()
+    assert_close((log_p.exp() * kl_k1(log_p, log_q)).sum(), true_kl)
+    assert_close((log_p.exp() * kl_k3(log_p, log_q)).sum(), true_kl)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (6.0, 0.1),  # on target
+        (6.6, 0.1 * (1 + 0.1 * 64 / 10_000)),
+        (5.4, 0.1 * (1 - 0.1 * 64 / 10_000)),
+        (600.0, 0.1 * (1 + 0.2 * 64 / 10_000)),  # the error is clipped to 0.2
+        (0.0, 0.1 * (1 - 0.2 * 64 / 10_000)),
+        (-5.0, 0.1 * (1 - 0.2 * 64 / 10_000)),
+    ],
+)
+def test_adaptive_coefficient_by_hand(kl: float, expected: float):
+    assert adapted(0.1, kl, target=6.0, horizon=10_000.0, samples=64) == pytest.approx(expected, rel=1e-12)
+
+
+# Rewards and advantages.
+
+
+def test_token_rewards_by_hand():
+    kl = tensor([[1.0, -2.0, 3.0], [4.0, NAN, NAN]])
+    rewards = token_rewards(tensor([10.0, 20.0]), kl, MASK, kl_coef=0.5)
+    assert_close(rewards, tensor([[-0.5, 1.0, 8.5], [18.0, 0.0, 0.0]]))
+
+
+def test_a_score_needs_a_token():
+    with pytest.raises(ValueError, match="without tokens"):
+        token_rewards(tensor([1.0]), torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool), 0.1)
+
+
+def test_gae_by_hand():
+    rewards, values = tensor([[1.0, 2.0, NAN]]), tensor([[0.5, 1.0, NAN]])
+    mask = tensor([[True, True, False]])
+    advantages, returns = gae(rewards, values, mask, gamma=0.5, lam=0.5)
+    # δ1 = 2 − 1 = 1;  δ0 = 1 + 0.5·1 − 0.5 = 1;  A0 = 1 + 0.25·1
+    assert_close(advantages, tensor([[1.25, 1.0, 0.0]]))
+    assert_close(returns, tensor([[1.75, 2.0, 0.0]]))
+    advantages, returns = gae(rewards, values, mask, gamma=0.5, lam=0.5, bootstrap_B=tensor([4.0]))
+    # δ1 = 2 + 0.5·4 − 1 = 3;  A0 = 1 + 0.25·3
+    assert_close(advantages, tensor([[1.75, 3.0, 0.0]]))
+    assert_close(returns, tensor([[2.25, 4.0, 0.0]]))
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.99, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("bootstrapped", [False, True])
+def test_gae_is_its_definition(gamma: float, lam: float, bootstrapped: bool):
+    rewards, values, mask, g = ragged(rows=9, width=7, seed=1)
+    after = torch.randn(9, generator=g, dtype=torch.double) if bootstrapped else torch.zeros(9, dtype=torch.double)
+    expected = torch.zeros_like(values)
+    for b in range(9):
+        length = int(mask[b].sum())
+        v = [*values[b, :length].tolist(), after[b].item()]
+        delta = [rewards[b, t].item() + gamma * v[t + 1] - v[t] for t in range(length)]
+        for t in range(length):
+            expected[b, t] = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, length))
+    advantages, returns = gae(rewards, values, mask, gamma, lam, after if bootstrapped else None)
+    assert_close(advantages, expected)
+    assert_close(returns[mask], (expected + values)[mask])
+    assert (returns[~mask] == 0).all()
+
+
+def test_gae_with_lambda_1_is_return_to_go_less_the_value():
+    rewards, values, mask, _ = ragged(rows=5, width=6, seed=2)
+    advantages, returns = gae(rewards, values, mask, 1.0, 1.0)
+    to_go = torch.where(mask, rewards, 0).flip(1).cumsum(1).flip(1)
+    assert_close(returns[mask], to_go[mask])
+    assert_close(advantages[mask], (to_go - values)[mask])
+
+
+@pytest.mark.parametrize("bootstrapped", [False, True])
+def test_garbage_behind_a_response_changes_nothing(bootstrapped: bool):
+    rewards, values, mask, g = ragged(rows=6, width=5, seed=3)
+    bootstrap = torch.randn(6, generator=g, dtype=torch.double) if bootstrapped else None
+    clean = gae(rewards, values, mask, 0.9, 0.8, bootstrap)
+    dirty = gae(rewards.masked_fill(~mask, NAN), values.masked_fill(~mask, NAN), mask, 0.9, 0.8, bootstrap)
+    for a, b in zip(clean, dirty, strict=True):
+        assert torch.equal(a, b)
+        assert (a[~mask] == 0).all()
+
+
+# Losses.
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (1.1, 2.0, -2.2, -2.2),  # inside: d(−ρA)/d log π = −ρA
+        (1.5, 2.0, -2.4, 0.0),  # above, and good: clipped, no gradient
+        (1.5, -2.0, 3.0, 3.0),  # above, and bad: free to come back
+        (0.5, 2.0, -1.0, -1.0),  # below, and good: free to come back
+        (0.5, -2.0, 1.6, 0.0),  # below, and bad: clipped
+    ],
+)
+def test_policy_loss_by_hand(ratio: float, advantage: float, loss: float, slope: float):
+    logprobs = tensor([[-1.0 + math.log(ratio)]], requires_grad=True)
+    found = policy_loss(logprobs, tensor([[-1.0]]), tensor([[advantage]]), tensor([[True]]), 0.2, count=1.0)
+    (gradient,) = torch.autograd.grad(found.loss, logprobs)
+    assert_close(found.loss, tensor(loss))
+    assert_close(gradient, tensor([[slope]]))
+    assert found.sums["clip_fraction"] == float(slope == 0)
+    assert_close(found.sums["ratio"], tensor(ratio))
+    assert_close(found.sums["approx_kl"], tensor(ratio - 1 - math.log(ratio)))
+
+
+def test_losses_are_sums_over_the_mask_divided_by_the_count_given():
+    old = torch.zeros(2, 3)
+    advantages = tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]])
+    found = policy_loss(torch.zeros(2, 3), old, advantages, MASK, 0.2, count=8.0)
+    assert found.loss == -10 / 8
+    assert found.sums["ratio"] == 4
+    found = value_loss(tensor([[2.0, 2.0, 2.0], [2.0, NAN, NAN]]), old, advantages, MASK, count=8.0)
+    assert found.loss == 0.5 * (1 + 0 + 1 + 4) / 8
+    assert found.sums["value_error"] == 6
+    assert kl_loss(tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]]), MASK, count=8.0) == 10 / 8
+
+
+def test_garbage_outside_the_mask_reaches_no_gradient():
+    dirty = torch.zeros(2, 3).masked_fill(~MASK, NAN)
+    logprobs, values = dirty.clone().requires_grad_(), dirty.clone().requires_grad_()
+    policy_loss(logprobs, dirty, dirty + 1, MASK, 0.2, 4.0).loss.backward()
+    value_loss(values, dirty, dirty + 1, MASK, 4.0, clip_range=0.1).loss.backward()
+    assert_close(logprobs.grad, torch.where(MASK, -0.25, 0.0))
+    assert_close(values.grad, torch.where(MASK, -0.25, 0.0))
+
+
+@pytest.mark.parametrize("clip_range", [None, 0.2, 2.0])  # 0.2: the bounded 1.2 errs less, and the larger error counts
+def test_value_loss_by_hand(clip_range: float | None):
+    values = tensor([[1.5]], requires_grad=True)
+    found = value_loss(values, tensor([[1.0]]), tensor([[1.0]]), tensor([[True]]), 1.0, clip_range)
+    (gradient,) = torch.autograd.grad(found.loss, values)
+    assert_close(found.loss, tensor(0.125))
+    assert_close(gradient, tensor([[0.5]]))
+    assert found.sums["value_clip_fraction"] == 0
+
+
+def test_values_that_moved_too_far_earn_no_more():
+    values = tensor([[1.5]], requires_grad=True)  # towards R = 2, but from 1 only 1.2 may count
+    found = value_loss(values, tensor([[1.0]]), tensor([[2.0]]), tensor([[True]]), 1.0, clip_range=0.2)
+    (gradient,) = torch.autograd.grad(found.loss, values)
+    assert_close(found.loss, tensor(0.5 * 0.8**2))
+    assert gradient == 0
+    assert found.sums["value_clip_fraction"] == 1
+    assert_close(found.sums["value_error"], tensor(0.25))
+
+
+def test_explained_variance_by_hand():
+    returns = tensor([[0.0, 2.0, 4.0], [6.0, NAN, NAN]])  # variance 5
+    assert explained_variance(returns + 7, returns, MASK) == 1  # a constant offset is not variance
+    assert explained_variance(torch.zeros(2, 3), returns, MASK) == 0
+    values = tensor([[1.0, 1.0, 5.0], [5.0, NAN, NAN]])  # residuals −1, 1, −1, 1
+    assert_close(explained_variance(values, returns, MASK), tensor(0.8))
+    assert explained_variance(values, torch.ones(2, 3), MASK) == 0  # returns that do not vary
+
+
+# Logprobs from hidden states.
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [4, 64])  # 11 rows: several chunks with a ragged last one, or one
+def test_token_logprobs_are_those_of_log_softmax(temperature: float, chunk: int):
+    torch.manual_seed(0)
+    head = nn.Linear(8, 21, bias=False)
+    hidden, targets = torch.randn(11, 8), torch.randint(21, (11,))
+    weights = torch.randn(11)
+
+    def gradients(logprobs: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((logprobs * weights).sum(), (h, head.weight))
+
+    h = hidden.clone().requires_grad_()
+    found, entropy = token_logprobs(h, targets, head, temperature, chunk)
+    found_gradients = gradients(found)
+    log_p = (head(h) / temperature).log_softmax(-1)
+    picked = log_p[torch.arange(11), targets]
+    assert_close(found, picked)
+    assert_close(entropy, torch.distributions.Categorical(logits=log_p).entropy())
+    assert not entropy.requires_grad
+    assert_close(found_gradients, gradients(picked))
+    with torch.no_grad():
+        again, _ = token_logprobs(hidden, targets, head, temperature, chunk)
+    assert torch.equal(again, found)
+
+
+def test_token_logprobs_of_half_precision_are_fp32():
+    torch.manual_seed(0)
+    head = nn.Linear(8, 21, bias=False, dtype=torch.bfloat16)
+    hidden = torch.randn(3, 8, dtype=torch.bfloat16)
+    found, entropy = token_logprobs(hidden, tensor([0, 5, 20]), head)
+    assert found.dtype == entropy.dtype == torch.float32
+    assert_close(found, head(hidden).float().log_softmax(-1)[torch.arange(3), tensor([0, 5, 20])])

@@ -1,0 +1,312 @@
+"""The learner: a step's gradient is what the paper says however the batch is cut, and nothing depends on history."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_roles import World, make_world, ragged_rollout
+from torch import Tensor, tensor
+from torch.nn.functional import pad
+from torch.testing import assert_close
+
+from align.models.roles import Roles
+from align.ppo.experience import Experience, by_length, correlation, experience, in_chunks
+from align.ppo.schedule import generator_for, prompt_indices, warmed_up
+from align.ppo.update import accumulate, minibatches, step, update
+from align.types import Rollout
+
+CPU = torch.device("cpu")
+TEMPERATURE = 0.8
+LOSS: dict[str, Any] = {
+    "micro_batch": 6,
+    "temperature": TEMPERATURE,
+    "clip_range": 0.2,
+    "value_clip_range": 0.3,
+    "value_coef": 0.7,
+    "kl_loss_coef": 0.0,
+    "kl_estimator": "k3",
+}
+ESTIMATE: dict[str, Any] = {
+    "kl_coef": 0.2,
+    "kl_estimator": "k1",
+    "kl_in_reward": True,
+    "gamma": 1.0,
+    "lam": 1.0,
+    "whiten_rewards": False,
+    "bootstrap_truncated": False,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def shared(world: World) -> Roles:
+    """Roles whose weights no test changes."""
+    return world.roles()
+
+
+def collected(roles: Roles, rollout: Rollout, size: int = 6) -> Experience:
+    def logprobs(role: Any) -> Tensor:
+        return in_chunks(lambda part: roles.logprobs(role, part, TEMPERATURE)[0], rollout, size)
+
+    scores = torch.randn(len(rollout.ended_B), generator=torch.Generator().manual_seed(3))
+    values = in_chunks(roles.values, rollout, size)
+    return experience(rollout, scores, logprobs("policy"), logprobs("reference"), values, **ESTIMATE)[0]
+
+
+@pytest.fixture(scope="module")
+def fresh(shared: Roles) -> Experience:
+    """Experience of the policy as it is, with prompts and responses of every length."""
+    return collected(shared, ragged_rollout())
+
+
+@pytest.fixture(scope="module")
+def stale(fresh: Experience) -> Experience:
+    """Experience of another policy: ratios on both sides of the clip, values that have moved."""
+    g = torch.Generator().manual_seed(4)
+    mask = fresh.rollout.response_mask_BT
+    moved = {n: torch.randn(mask.shape, generator=g) * 0.3 * mask for n in ("old_logprobs_BT", "values_BT")}
+    return replace(fresh, **{n: getattr(fresh, n) + m for n, m in moved.items()})
+
+
+def gradient(roles: Roles, made: Experience, **changes: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What one minibatch adds to each role, as one vector a role; and its figures."""
+    for role in ("policy", "value"):
+        for parameter in roles.parameters_of(role):
+            parameter.grad = None
+    figures = accumulate(roles, made, **(LOSS | changes))
+    vectors = {
+        role: torch.cat([p.grad.flatten() for p in roles.parameters_of(role) if p.grad is not None])
+        for role in ("policy", "value")
+    }
+    return vectors, figures
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for role, vector in expected.items():
+        assert vector.norm() > 1e-4
+        assert (found[role] - vector).norm() / vector.norm() < 1e-5, role
+
+
+# The first step.
+
+
+def test_the_first_ratio_is_exactly_1_on_the_same_shapes(shared: Roles, fresh: Experience):
+    _, figures = gradient(shared, fresh)
+    assert figures["ratio"] == 1
+    assert figures["approx_kl"] == 0
+    assert figures["clip_fraction"] == 0
+
+
+def test_the_first_ratio_is_nearly_1_on_others(world: World):
+    roles = world.roles()
+    made = collected(roles, ragged_rollout(), size=4)
+    optimiser = torch.optim.AdamW(roles.parameters_of("policy"), lr=1e-2)
+    figures = update(
+        roles, optimiser, made, epochs=2, minibatch_count=3, max_grad_norm=1.0,
+        generator=torch.Generator().manual_seed(0), **(LOSS | {"micro_batch": 1}),
+    )  # fmt: skip
+    assert abs(figures["first_ratio"] - 1) < 1e-5
+    assert figures["ratio"] != figures["first_ratio"]
+
+
+def test_the_first_gradient_is_reinforce_with_a_baseline(world: World, shared: Roles, fresh: Experience):
+    """−Σ A · ∇ log π / tokens, on a policy loaded by itself and read one unpadded row at a time."""
+    model = PeftModel.from_pretrained(world.load(), str(world.init), is_trainable=True).eval()
+    rollout, count = fresh.rollout, int(fresh.rollout.response_mask_BT.sum())
+    for tokens, mask, length, advantages in zip(
+        rollout.tokens_BS, rollout.mask_BS, rollout.lengths_B.tolist(), fresh.advantages_BT, strict=True
+    ):
+        ids = tokens[mask]
+        log_p = (model(ids[None]).logits[0] / TEMPERATURE).log_softmax(-1)[-length - 1 : -1]
+        picked = log_p[torch.arange(length), ids[-length:]]
+        (-(advantages[:length] * picked).sum() / count).backward()
+    expected = torch.cat([p.grad.flatten() for n, p in model.named_parameters() if p.requires_grad])
+    found, _ = gradient(shared, fresh)
+    assert_same({"policy": found["policy"]}, {"policy": expected})
+
+
+# However the batch is cut.
+
+
+@pytest.mark.parametrize("kl_loss_coef", [0.0, 0.5])
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_micro_batches_do_not_change_the_gradient(
+    shared: Roles, stale: Experience, micro_batch: int, kl_loss_coef: float
+):
+    expected, whole = gradient(shared, stale, kl_loss_coef=kl_loss_coef)
+    found, figures = gradient(shared, stale, kl_loss_coef=kl_loss_coef, micro_batch=micro_batch)
+    assert 0 < whole["clip_fraction"] < 1
+    assert 0 < whole["value_clip_fraction"] < 1
+    assert_same(found, expected)
+    assert figures == pytest.approx(whole, rel=1e-4, abs=1e-6)
+
+
+def test_padding_does_not_change_the_gradient(shared: Roles, stale: Experience, monkeypatch: pytest.MonkeyPatch):
+    expected, _ = gradient(shared, stale)
+    rollout = stale.rollout
+    wide = Rollout(
+        pad(rollout.tokens_BS, (4, 3), value=9),
+        pad(rollout.mask_BS, (4, 3), value=False),
+        rollout.prompt_width + 4,
+        rollout.ended_B,
+    )
+    names = [n for n in Experience.__slots__ if n.endswith("_BT")]
+    padded = Experience(wide, **{n: pad(getattr(stale, n), (0, 3)) for n in names})
+    found, _ = gradient(shared, padded)
+    assert_same(found, expected)
+    monkeypatch.setattr(Experience, "rows", lambda self, index: self)  # and where no column is dropped
+    found, _ = gradient(shared, padded)
+    assert_same(found, expected)
+
+
+def test_the_order_of_rows_does_not_change_the_gradient(shared: Roles, stale: Experience):
+    expected, _ = gradient(shared, stale)
+    found, _ = gradient(shared, stale.rows(tensor([5, 2, 0, 4, 1, 3])), micro_batch=4)
+    assert_same(found, expected)
+
+
+def test_each_role_is_clipped_by_its_own_norm(world: World, fresh: Experience):
+    roles = world.roles()
+    vectors, _ = gradient(roles, fresh)
+    norms = {role: float(v.norm()) for role, v in vectors.items()}
+    limit = min(norms.values()) / 2
+    everything = {role: roles.parameters_of(role) for role in ("policy", "value")}
+    before = {role: [p.detach().clone() for p in ps] for role, ps in everything.items()}
+    optimiser = torch.optim.SGD([p for ps in everything.values() for p in ps], lr=1.0)
+    figures = step(roles, optimiser, limit)
+    for role, ps in everything.items():
+        assert figures[f"{role}_grad_norm"] == pytest.approx(norms[role], rel=1e-5)
+        moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before[role], ps, strict=True)]).norm()
+        assert float(moved) == pytest.approx(limit, rel=1e-3)
+        assert all(p.grad is None for p in ps)
+
+
+def test_minibatches_divide_the_rows():
+    parts = minibatches(12, 3, torch.Generator().manual_seed(0))
+    assert [len(p) for p in parts] == [4, 4, 4]
+    assert sorted(torch.cat(parts).tolist()) == list(range(12))
+    assert torch.cat(parts).tolist() != list(range(12))
+
+
+# What happens when.
+
+
+def test_each_pass_sees_every_prompt_once():
+    seen = [i for number in range(7) for i in prompt_indices(number, 3, 7, seed=5)]
+    passes = [seen[i : i + 7] for i in range(0, 21, 7)]
+    assert all(sorted(p) == list(range(7)) for p in passes)
+    assert len({tuple(p) for p in passes}) == 3  # each in an order of its own
+    assert prompt_indices(0, 21, 7, seed=5) == seen  # a batch of several passes
+    assert [i for n in range(7) for i in prompt_indices(n, 3, 7, seed=6)] != seen
+
+
+def test_prompts_are_a_function_of_the_update_alone():
+    forwards = [prompt_indices(n, 4, 10, seed=1) for n in range(6)]
+    torch.randn(3)
+    assert [prompt_indices(n, 4, 10, seed=1) for n in reversed(range(6))] == forwards[::-1]
+
+
+def test_a_generator_is_a_function_of_its_place():
+    def drawn(*where: str | int, seed: int = 0) -> float:
+        return torch.rand((), generator=generator_for(CPU, seed, *where)).item()
+
+    first = drawn("rollout", 3)
+    torch.rand(5)
+    others = [drawn("rollout", 4), drawn("minibatches", 3), drawn("rollout", 3, seed=1), drawn("rollout", "3")]
+    assert drawn("rollout", 3) == first
+    assert len({first, *others}) == 5
+
+
+def test_warmup_by_hand():
+    assert [warmed_up(n, 60, 0.05) for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert warmed_up(0, 60, 0.0) == 1
+    assert warmed_up(0, 3, 0.05) == 1
+
+
+# Experience by hand: two responses, of two tokens and of one; the second was cut.
+
+BATCH = Rollout(
+    tensor([[1, 5, 2], [1, 6, 0]]), tensor([[1, 1, 1], [1, 1, 0]]).bool(), 1, tensor([True, False])
+)  # fmt: skip
+OLD, REF = tensor([[-1.0, -2.0], [-3.0, 0.0]]), tensor([[-1.5, -2.5], [-4.0, 0.0]])
+VALUES, SCORES = tensor([[1.0, 0.5], [1.0, float("nan")]]), tensor([2.0, 4.0])
+
+
+def by_hand(**changes: Any) -> tuple[Experience, dict[str, float]]:
+    return experience(BATCH, SCORES, OLD, REF, VALUES, **(ESTIMATE | changes))
+
+
+def test_experience_by_hand():
+    made, figures = by_hand()  # KL .5 .5 | 1: rewards −.1 1.9 | 3.8, to go 1.8 1.9 | 3.8, advantages .8 1.4 | 2.8
+    assert_close(made.returns_BT, tensor([[1.8, 1.9], [3.8, 0.0]]))
+    spread = 0.7022222**0.5
+    assert_close(
+        made.advantages_BT, tensor([[(0.8 - 5 / 3) / spread, (1.4 - 5 / 3) / spread], [(2.8 - 5 / 3) / spread, 0.0]])
+    )
+    assert_close(made.values_BT, tensor([[1.0, 0.5], [1.0, 0.0]]))
+    assert figures == pytest.approx(
+        {
+            "kl": 1.0, "score": 3.0, "score_std": 1.0, "reward": 2.8, "length": 1.5, "eos_rate": 0.5,
+            "score_length_correlation": -1.0, "value": 2.5 / 3, "explained_variance": 1 - 0.7022222 / 0.8466667,
+        },
+        abs=1e-5,
+    )  # fmt: skip
+
+
+def test_kl_in_the_loss_is_not_in_the_reward():
+    made, figures = by_hand(kl_in_reward=False)
+    assert_close(made.returns_BT, tensor([[2.0, 2.0], [4.0, 0.0]]))
+    assert figures["reward"] == 3
+    assert figures["kl"] == 1
+
+
+def test_the_estimator_changes_the_reward_and_not_the_figure():
+    made, figures = by_hand(kl_estimator="k3")
+    k3_half, k3_one = 0.1065307, 0.3678794  # exp(−d) − 1 + d
+    assert_close(
+        made.returns_BT, tensor([[2 - 0.4 * k3_half, 2 - 0.2 * k3_half], [4 - 0.2 * k3_one, 0.0]]), atol=1e-5, rtol=0
+    )
+    assert figures["kl"] == 1
+
+
+def test_a_response_that_was_cut_may_be_bootstrapped():
+    made, _ = by_hand(bootstrap_truncated=True)
+    assert_close(made.returns_BT, tensor([[1.8, 1.9], [4.8, 0.0]]))  # 3.8 + V = 1; the first one ended
+
+
+def test_whitened_rewards_keep_their_mean():
+    made, figures = by_hand(whiten_rewards=True, gamma=0.0)  # a return is then the reward itself
+    returns = made.returns_BT[BATCH.response_mask_BT]
+    assert_close(returns.mean(), tensor(5.6 / 3))
+    assert_close(returns.var(unbiased=False), tensor(1.0))
+    assert figures["reward"] == pytest.approx(2.8)  # as it was earned
+
+
+def test_correlation_by_hand():
+    assert_close(correlation(tensor([1.0, 2.0, 3.0]), tensor([2.0, 1.0, 3.0])), tensor(0.5))
+    assert correlation(tensor([1.0, 1.0]), tensor([1.0, 2.0])) == 0
+
+
+def test_chunks_come_back_in_order():
+    rollout = ragged_rollout(rows=9, seed=8)
+    shapes = []
+
+    def tokens(part: Rollout) -> Tensor:
+        shapes.append(tuple(part.tokens_BS.shape))
+        return part.response_BT * part.response_mask_BT
+
+    assert torch.equal(in_chunks(tokens, rollout, 2), rollout.response_BT * rollout.response_mask_BT)
+    assert [s[0] for s in shapes] == [2, 2, 2, 2, 1]
+    assert shapes[0][1] < rollout.tokens_BS.shape[1]  # short rows are read without the padding of long ones
+    assert torch.equal(in_chunks(lambda part: part.lengths_B, rollout, 4), rollout.lengths_B)
+    sizes = rollout.mask_BS.sum(-1)[torch.cat(list(by_length(rollout, 2)))]
+    assert sizes.tolist() == sorted(sizes.tolist())

@@ -1,0 +1,342 @@
+"""Four roles on one NF4 base: each trains what is its own, and nothing disturbs the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import modules as bnb_modules
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_roles import CPU, EOS, FP32, PAD, PROMPTS, STOPS, World, make_world, ragged_rollout, shake
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TrainerCallback
+
+from align.data.chat import encode_judged
+from align.errors import CorruptFile
+from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, with_new_adapter
+from align.models.load import load_classifier, load_tokenizer
+from align.models.roles import Roles, last_real
+from align.models.trunk import response_logprobs
+from align.ops.losses import policy_loss, value_loss
+from align.rollout.engine import response_ids
+from align.rollout.hf import HfEngine
+from align.trainers.common import training_arguments
+from align.trainers.reward import Pair, score_head, start_from, train_reward
+from align.types import Conversation, Message, Rollout
+from reward.learned import LearnedReward, score_rows
+
+ROLES = ("policy", "reference", "reward", "value")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture
+def roles(world: World) -> Roles:
+    return world.roles()
+
+
+@pytest.fixture(scope="module")
+def rollout() -> Rollout:
+    return ragged_rollout()
+
+
+def gradients(roles: Roles) -> set[str]:
+    """Where a gradient arrived: adapters by name, and the heads."""
+    heads = [("value_head", roles.value_head.weight), ("score_head", roles.score_head.weight)]
+    reached = set()
+    for name, parameter in [*roles.model.named_parameters(), *heads]:
+        if parameter.grad is not None and parameter.grad.abs().sum() > 0:
+            reached.add(next((r for r in ROLES if f".{r}." in name), name))
+    return reached
+
+
+def losses(roles: Roles, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    mask = rollout.response_mask_BT
+    ones = torch.ones(mask.shape)
+    logprobs, _ = roles.logprobs("policy", rollout, 1.0, train=True)
+    policy = policy_loss(logprobs, logprobs.detach(), ones, mask, 0.2, float(mask.sum())).loss
+    policy.backward()
+    value = value_loss(roles.values(rollout, train=True), ones, ones, mask, float(mask.sum())).loss
+    value.backward()
+    return policy, value
+
+
+# Who trains.
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_trains_in_each_role(world: World, fresh: bool):
+    roles = world.roles(fresh=fresh)
+    assert roles.quantised_layers() == 14  # seven in each of two layers
+    for role in (*ROLES, "value", "policy", "reference"):
+        for train in (True, False) if role in ("policy", "value") else (False,):
+            with roles.use(role, train):
+                trained = {n for n, p in roles.model.named_parameters() if p.requires_grad}
+                assert len(trained) == (28 if train else 0)
+                assert all(f".{role}." in n for n in trained)
+                assert roles.value_head.weight.requires_grad == (train and role == "value")
+                assert not roles.score_head.weight.requires_grad
+
+
+def test_an_optimiser_of_a_role_holds_its_own(roles: Roles):
+    names = {id(p): n for n, p in roles.model.named_parameters()}
+    policy, value = roles.parameters_of("policy"), roles.parameters_of("value")
+    assert len(policy) == 28
+    assert all(".policy." in names[id(p)] for p in policy)
+    assert value[-1] is roles.value_head.weight
+    assert len(value) == 29
+    assert all(".value." in names[id(p)] for p in value[:-1])
+    assert all(p.dtype == torch.float32 for p in policy + value)
+
+
+def test_the_policy_loss_reaches_the_policy_adapter_only(roles: Roles, rollout: Rollout):
+    logprobs, entropy = roles.logprobs("policy", rollout, 1.0, train=True)
+    logprobs.sum().backward()
+    assert gradients(roles) == {"policy"}
+    assert not entropy.requires_grad
+
+
+def test_the_value_loss_reaches_the_value_adapter_and_head_only(roles: Roles, rollout: Rollout):
+    mask = rollout.response_mask_BT
+    values = roles.values(rollout, train=True)
+    value_loss(values, values.detach(), torch.ones_like(values), mask, float(mask.sum())).loss.backward()
+    assert gradients(roles) == {"value", "value_head"}
+
+
+def test_a_role_that_only_reads_makes_no_graph(roles: Roles, rollout: Rollout):
+    assert not roles.logprobs("policy", rollout, 1.0)[0].requires_grad
+    assert not roles.values(rollout).requires_grad
+    assert not roles.scores(rollout).requires_grad
+
+
+def test_the_value_role_starts_at_0_from_the_reward_adapter(world: World):
+    roles = Roles(world.load(), world.init, world.reward, (4, 8))
+    assert (roles.values(ragged_rollout()) == 0).all()
+    tensors = dict(roles.model.named_parameters())
+    pairs = [(n, n.replace(".value.", ".reward.")) for n in tensors if ".value." in n]
+    assert len(pairs) == 28
+    assert all(torch.equal(tensors[a], tensors[b]) for a, b in pairs)
+    pairs = [(n, n.replace(".policy.", ".reference.")) for n in tensors if ".policy." in n]
+    assert all(torch.equal(tensors[a], tensors[b]) for a, b in pairs)
+
+
+# Who stays.
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_reference_and_reward_are_the_same_bits_after_training(world: World, rollout: Rollout, fresh: bool):
+    roles = world.roles(fresh=fresh)
+    engine = HfEngine(roles.model, STOPS, PAD, 6)
+    optimiser = torch.optim.AdamW([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=1e-2)
+
+    def figures() -> list[Tensor]:
+        policy, reference = (roles.logprobs(role, rollout, 0.8)[0] for role in ("policy", "reference"))
+        return [reference, roles.scores(rollout), policy, roles.values(rollout)]
+
+    before = figures()
+    assert torch.equal(before[0], before[2])  # the policy starts as the reference
+    for number in range(3):
+        with roles.use("policy"):
+            engine.generate(PROMPTS, torch.Generator().manual_seed(number))
+        losses(roles, rollout)
+        optimiser.step()
+        optimiser.zero_grad()
+    after = figures()
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+    assert (before[2] - after[2]).abs().max() > 1e-3
+    assert (before[3] - after[3]).abs().max() > 1e-3
+
+
+def test_the_policy_samples_as_the_policy(roles: Roles):
+    """The engine takes the active adapter: the other roles answer otherwise."""
+    engine = HfEngine(roles.model, STOPS, PAD, 8, temperature=1e-5)
+    said = {}
+    for role in ROLES:
+        with roles.use(role):
+            said[role] = response_ids(engine.generate(PROMPTS, torch.Generator().manual_seed(0)))
+    assert said["policy"] == said["reference"] != said["reward"] == said["value"]
+
+
+def test_the_reference_is_the_supervised_adapter(world: World, roles: Roles, rollout: Rollout):
+    alone = PeftModel.from_pretrained(world.load(), str(world.init)).eval()
+    expected, _ = response_logprobs(alone, rollout, 1.0)
+    assert_close(roles.logprobs("reference", rollout, 1.0)[0], expected, atol=1e-6, rtol=0)
+    with torch.no_grad(), alone.disable_adapter():
+        bare, _ = response_logprobs(alone, rollout, 1.0)
+    assert (bare - expected).abs().max() > 1e-2
+
+
+def test_without_an_adapter_the_base_is_the_reference(world: World, rollout: Rollout):
+    roles = world.roles(fresh=True)
+    with torch.no_grad():
+        bare, _ = response_logprobs(world.load(), rollout, 1.0)
+    assert_close(roles.logprobs("reference", rollout, 1.0)[0], bare, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        for parameter in roles.parameters_of("policy"):
+            parameter.add_(0.1)
+    assert (roles.logprobs("policy", rollout, 1.0)[0] - bare).abs().max() > 1e-2
+    assert_close(roles.logprobs("reference", rollout, 1.0)[0], bare, atol=1e-6, rtol=0)
+
+
+# The reward, read where it was trained.
+
+
+def classifier(world: World) -> Any:
+    """The reward as whoever downloads it would load it."""
+    model = AutoModelForSequenceClassification.from_pretrained(
+        world.base.path,
+        num_labels=1,
+        dtype=FP32,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=FP32,
+            llm_int8_skip_modules=["score"],
+        ),
+    )
+    model = PeftModel.from_pretrained(model, str(world.reward)).eval()
+    model.config.pad_token_id = PAD
+    return model
+
+
+def logits(model: Any, rows: list[list[int]]) -> Tensor:
+    """One row at a time: nothing to pad, nothing to pool wrongly."""
+    with torch.no_grad():
+        return torch.cat([model(input_ids=torch.tensor([row])).logits[:, 0] for row in rows])
+
+
+def test_scores_are_the_logits_of_a_classifier(world: World, roles: Roles, rollout: Rollout):
+    rows = [t[m].tolist() for t, m in zip(rollout.tokens_BS, rollout.mask_BS, strict=True)]
+    expected = logits(classifier(world), rows)
+    assert expected.std() > 0.1
+    assert_close(roles.scores(rollout), expected, atol=1e-5, rtol=0)
+
+
+def test_scores_of_rows_that_end_with_the_pad_token(world: World, roles: Roles):
+    """Pooling by `!= pad` would read such a row at the token before."""
+    tokens = torch.tensor([[1, 40, 41, PAD], [1, 50, PAD, 7]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
+    scores = roles.scores(Rollout(tokens, mask, 2, torch.tensor([True, True])))
+    model = classifier(world)
+    model.config.pad_token_id = None
+    expected = logits(model, [[1, 40, 41, PAD], [1, 50, PAD]])
+    assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+def test_a_reward_without_a_head_is_refused(world: World, tmp_path: Path):
+    folder = tmp_path / "headless"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes((world.reward / "adapter_config.json").read_bytes())
+    tensors = load_file(world.reward / WEIGHTS_FILE)
+    del tensors[SCORE_KEY]
+    save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
+    with pytest.raises(CorruptFile, match="no score head"):
+        Roles(world.load(), world.init, folder, (4, 8))
+
+
+def test_last_real_is_found_by_mask():
+    hidden = torch.arange(12.0).view(2, 6, 1)
+    mask = torch.tensor([[0, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    assert last_real(hidden, mask).tolist() == [[2.0], [11.0]]
+
+
+def conversations() -> list[Conversation]:
+    answers = ("yes!", "I like the rain when you are tired!", "no")
+    return [Conversation((Message("user", f"Hello {i}?"), Message("assistant", a))) for i, a in enumerate(answers)]
+
+
+def test_text_is_scored_as_the_trainer_scored_it(world: World):
+    tokenizer = load_tokenizer(world.base)
+    model = classifier(world)
+    scorer = LearnedReward(model, model.get_base_model().score, tokenizer, (EOS,), batch_size=2)
+    texts = [tokenizer.apply_chat_template(c.as_dicts(), tokenize=False) for c in conversations()]
+    rows = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    assert all(row[-1] == EOS for row in rows)
+    assert_close(scorer.score(conversations()), logits(model, rows), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="does not end with an answer"):
+        scorer.score([Conversation((Message("user", "Hello?"),))])
+
+
+def test_an_answer_that_was_cut_is_read_without_its_end(world: World):
+    tokenizer = load_tokenizer(world.base)
+    prompt = Conversation((Message("user", "Hello?"),))
+    whole, cut = (encode_judged(tokenizer, prompt, "yes", ended, (EOS,)) for ended in (True, False))
+    assert whole == [*cut, EOS]
+
+
+@pytest.mark.parametrize("pad_token", ["<pad>", "<eos>"])
+def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path: Path, pad_token: str):
+    """Where pad is EOS, transformers' own pooling takes the token before the EOS that the answer ended with."""
+    tokenizer = load_tokenizer(world.base)
+    tokenizer.pad_token = pad_token
+    model = with_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), 4, 8, classifier=True)
+    shake(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # TRL rounds them to bf16 before training
+            parameter.data = parameter.data.bfloat16().float()
+    pairs = [Pair([1, 40 + i, 41, EOS], [1, 50 + i, 7] if i else [1, 50, EOS]) for i in range(4)]
+    arguments = training_arguments(
+        output=tmp_path, device=CPU, dtype=FP32, lr=1e-2, epochs=1, max_steps=None, batch_size=4, micro_batch=4,
+        warmup=0.0, schedule="constant", max_grad_norm=1.0, weight_decay=0.0, save_every=100, seed=0,
+        gradient_checkpointing="false", total_steps=1,
+    )  # fmt: skip
+    rows = [row for p in pairs for row in (p.chosen_ids, p.rejected_ids)]
+    scores = dict(zip(map(tuple, rows), score_rows(model, score_head(model), rows, PAD).tolist(), strict=True))
+    before = score_head(model).weight.detach().clone()
+    seen: dict[tuple[int, ...], float] = {}
+
+    def note(module: Any, args: Any, given: dict[str, Tensor], output: Any) -> None:
+        for ids, mask, logit in zip(given["input_ids"], given["attention_mask"], output.logits[:, 0], strict=True):
+            seen[tuple(ids[mask.bool()].tolist())] = logit.item()
+
+    model.register_forward_hook(note, with_kwargs=True)
+    train_reward(model, tokenizer, pairs, arguments, callback=TrainerCallback(), checkpoint=None)
+    assert seen == pytest.approx(scores, abs=1e-5)
+    assert not torch.equal(score_head(model).weight, before)
+
+
+def test_a_reward_model_starts_from_the_supervised_adapter(world: World):
+    model = with_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), 4, 8, classifier=True)
+    assert start_from(model, world.init) == 28
+    assert (score_head(model).weight == 0).all()
+    given, tensors = load_file(world.init / WEIGHTS_FILE), dict(model.named_parameters())
+    assert all(torch.equal(t, tensors[n.replace(".weight", ".default.weight")]) for n, t in given.items())
+
+
+# The trap of repacked weights.
+
+
+def test_evaluation_does_not_repack_the_base(world: World, rollout: Rollout, monkeypatch: pytest.MonkeyPatch):
+    """On CPUs with AVX512-BF16 the first evaluation forward would change the weights, and gradients after it were wrong
+    by 99.9 %. Every CPU is told here that it is one."""
+    monkeypatch.setattr(bnb_modules, "has_avx512bf16", lambda: True)
+
+    def gradient(roles: Roles) -> Tensor:
+        losses(roles, rollout)
+        return torch.cat([p.grad.flatten() for p in roles.parameters_of("policy") if p.grad is not None])
+
+    used, unused = world.roles(), world.roles()
+    layers = [m for m in used.model.modules() if isinstance(m, bnb_modules.Linear4bit)]
+    assert layers
+    assert not any(m.support_avx512bf16_for_cpu for m in layers)
+    with used.use("policy"):
+        HfEngine(used.model, STOPS, PAD, 4).generate(PROMPTS, torch.Generator().manual_seed(0))
+    used.scores(rollout)
+    used.values(rollout)
+    assert torch.equal(gradient(used), gradient(unused))
+    # And the base that is left is the base that was loaded.
+    plain = used.model.unload().dequantize()
+    fresh = world.load().dequantize()
+    weights = dict(fresh.named_parameters())
+    assert len(weights) > 14
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, weights[name]), name

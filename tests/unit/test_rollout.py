@@ -1,0 +1,216 @@
+"""Sampling: from the right distribution, whatever stands beside a row, and with nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, tensor
+from torch.testing import assert_close
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+
+from align.models.trunk import pad, response_logprobs
+from align.rollout.engine import response_ids, response_texts
+from align.rollout.hf import HfEngine
+from align.types import Rollout
+
+PAD, EOS = 0, 2
+PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50], [1, 70, 71]]
+STOPS = tuple(range(100, 150))  # enough of them that some rows stop early and some do not
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    """The tiny model with larger weights, whose distributions are far from uniform."""
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(8)
+    return model.requires_grad_(False).eval()
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def engine(model: Any, **changes: Any) -> HfEngine:
+    return HfEngine(**({"model": model, "stop_ids": STOPS, "pad_id": PAD, "max_new_tokens": 12} | changes))
+
+
+def next_logits(model: Any, ids: list[int]) -> Tensor:
+    return model(torch.tensor([ids])).logits[0, -1]
+
+
+def test_cold_samples_are_those_of_generate(model: Any):
+    """At a temperature near 0 both take the likeliest token: this checks padding, positions, cache and stops."""
+    tokens = pad(PROMPTS, PAD, left=True)
+    mask = pad([[1] * len(p) for p in PROMPTS], 0, left=True)
+    free = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=12, eos_token_id=None)
+    stops = tuple(sorted({int(free[0, 7 + 3]), int(free[2, 7 + 6])}))
+    expected = model.generate(
+        tokens, attention_mask=mask, do_sample=False, max_new_tokens=12, eos_token_id=list(stops), pad_token_id=PAD
+    )
+    found = engine(model, stop_ids=stops, temperature=1e-5).generate(PROMPTS, seeded())
+    assert found.prompt_width == 7
+    assert set(found.ended_B.tolist()) == {True, False}  # else this proves little
+    assert torch.equal(found.tokens_BS, expected)
+
+
+def test_samples_come_from_the_whole_softmax(model: Any):
+    """E log p = −H only for samples of p itself: top-k, top-p or another temperature move the mean by far more."""
+    prompt, count = PROMPTS[0], 4000
+    drawn = engine(model, max_new_tokens=1, temperature=0.7, batch_size=1000).generate([prompt] * count, seeded())
+    log_p = (next_logits(model, prompt) / 0.7).log_softmax(-1)
+    got = log_p[drawn.response_BT[:, 0]]
+    entropy = -(log_p.exp() * log_p).sum()
+    assert abs(got.mean() + entropy) < 4 * got.std() / count**0.5
+    frequency = drawn.response_BT.flatten().bincount(minlength=len(log_p)) / count
+    assert (frequency - log_p.exp()).abs().max() < 4 * 0.5 / count**0.5
+    assert drawn.response_BT.unique().numel() > 100
+
+
+def test_generation_settings_of_the_checkpoint_have_no_influence(model: Any, monkeypatch: pytest.MonkeyPatch):
+    plain = engine(model).generate(PROMPTS, seeded())
+    settings = GenerationConfig(do_sample=True, top_k=1, top_p=0.1, repetition_penalty=5.0, temperature=0.01)
+    monkeypatch.setattr(model, "generation_config", settings)
+    assert torch.equal(engine(model).generate(PROMPTS, seeded()).tokens_BS, plain.tokens_BS)
+
+
+def test_a_seed_fixes_the_tokens(model: Any):
+    first, again, other = (engine(model).generate(PROMPTS, seeded(s)) for s in (5, 5, 6))
+    assert torch.equal(first.tokens_BS, again.tokens_BS)
+    assert torch.equal(first.mask_BS, again.mask_BS)
+    assert first.tokens_BS.shape != other.tokens_BS.shape or not torch.equal(first.tokens_BS, other.tokens_BS)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 128])
+def test_prompts_come_back_in_order(model: Any, batch_size: int):
+    rollout = engine(model, batch_size=batch_size, temperature=1e-5).generate(PROMPTS, seeded())
+    for i, prompt in enumerate(PROMPTS):
+        row = rollout.tokens_BS[i, : rollout.prompt_width][rollout.mask_BS[i, : rollout.prompt_width]]
+        assert row.tolist() == prompt
+        alone = engine(model, temperature=1e-5).generate([prompt], seeded())
+        assert response_ids(rollout)[i] == response_ids(alone)[0]
+        assert rollout.ended_B[i] == alone.ended_B[0]
+
+
+@pytest.mark.parametrize("pad_id", [PAD, STOPS[0]])
+def test_a_row_ends_with_its_stop_token(model: Any, pad_id: int):
+    rollout = engine(model, pad_id=pad_id).generate(PROMPTS * 8, seeded())
+    lengths = rollout.lengths_B.tolist()
+    assert 1 < len(set(lengths)) <= 12
+    assert set(rollout.ended_B.tolist()) == {True, False}
+    for ids, mask, length, ended in zip(
+        rollout.response_BT.tolist(), rollout.response_mask_BT.tolist(), lengths, rollout.ended_B.tolist(), strict=True
+    ):
+        assert mask == [t < length for t in range(len(mask))]  # False right behind the stop token
+        assert [i in STOPS for i in ids[:length]] == [False] * (length - 1) + [ended]
+        assert ids[length:] == [pad_id] * (len(ids) - length)
+        assert ended or length == 12
+
+
+def test_padding_with_a_stop_token_loses_nothing(model: Any):
+    apart = engine(model).generate(PROMPTS * 8, seeded())
+    shared = engine(model, pad_id=STOPS[0]).generate(PROMPTS * 8, seeded())
+    assert torch.equal(apart.mask_BS, shared.mask_BS)
+    assert torch.equal(apart.ended_B, shared.ended_B)
+    assert response_ids(apart) == response_ids(shared)
+    a, b = (response_logprobs(model, r, 1.0)[0] for r in (apart, shared))
+    assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_no_column_is_empty(model: Any):
+    rollout = engine(model, stop_ids=tuple(range(320)), max_new_tokens=9).generate(PROMPTS, seeded())
+    assert rollout.response_BT.shape == (5, 1)
+    assert rollout.ended_B.all()
+
+
+def test_the_mode_of_the_model_is_left_as_it_was(model: Any):
+    model.train()
+    engine(model, max_new_tokens=1).generate(PROMPTS[:1], seeded())
+    assert model.training
+    model.eval()
+    engine(model, max_new_tokens=1).generate(PROMPTS[:1], seeded())
+    assert not model.training
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_do_not_depend_on_padding_or_company(model: Any, temperature: float):
+    rollout = engine(model, temperature=temperature).generate(PROMPTS, seeded())
+    together, entropy = response_logprobs(model, rollout, temperature)
+    wide = Rollout(
+        torch.nn.functional.pad(rollout.tokens_BS, (5, 3), value=7),
+        torch.nn.functional.pad(rollout.mask_BS, (5, 3), value=False),
+        rollout.prompt_width + 5,
+        rollout.ended_B,
+    )
+    padded, _ = response_logprobs(model, wide, temperature)
+    assert_close(padded[:, :-3], together, atol=1e-5, rtol=0)
+    assert (padded[:, -3:] == 0).all()
+    for i, (prompt, response) in enumerate(zip(PROMPTS, response_ids(rollout), strict=True)):
+        log_p = (model(torch.tensor([prompt + response])).logits[0] / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
+        count = len(response)
+        assert_close(together[i, :count], log_p[torch.arange(count), response], atol=1e-5, rtol=0)
+        assert_close(entropy[i, :count], -(log_p.exp() * log_p).sum(-1), atol=1e-5, rtol=0)
+        assert (together[i, count:] == 0).all()
+        alone, _ = response_logprobs(model, rollout.rows(tensor([i])), temperature)
+        assert_close(alone[0], together[i, :count], atol=1e-5, rtol=0)
+
+
+def test_positions_count_real_tokens_only():
+    """Rotary positions are relative and would hide a shift: this model has learned, absolute ones."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=64, n_embd=32, n_layer=1, n_head=2)).eval()
+    with torch.no_grad():
+        model.transformer.wpe.weight.mul_(50)
+        rollout = engine(model, temperature=1e-5).generate(PROMPTS, seeded())
+        together, _ = response_logprobs(model, rollout, 1.0)
+        for i, prompt in enumerate(PROMPTS):
+            single = engine(model, temperature=1e-5).generate([prompt], seeded())
+            assert response_ids(rollout)[i] == response_ids(single)[0]
+            alone, _ = response_logprobs(model, rollout.rows(tensor([i])), 1.0)
+            assert_close(together[i, : alone.shape[1]], alone[0], atol=1e-5, rtol=0)
+
+
+# Columns: two of padding, P = 3; the responses have 3, 1 and 2 tokens.
+TOKENS = tensor([[0, 0, 5, 6, 7, 2], [0, 3, 4, 2, 0, 0], [8, 9, 5, 6, 7, 0]])
+MASK = tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]).bool()
+ROLLOUT = Rollout(TOKENS, MASK, 3, tensor([True, True, False]))
+
+
+@pytest.mark.parametrize(
+    ("index", "columns", "width"),
+    [
+        (tensor([0]), slice(2, 6), 1),
+        (tensor([1]), slice(1, 4), 2),
+        (tensor([2, 1]), slice(0, 5), 3),
+        (slice(0, 2), slice(1, 6), 2),
+    ],
+)
+def test_rows_lose_the_columns_that_only_pad_the_others(index: Any, columns: slice, width: int):
+    found = ROLLOUT.rows(index)
+    assert torch.equal(found.tokens_BS, TOKENS[index][:, columns])
+    assert torch.equal(found.mask_BS, MASK[index][:, columns])
+    assert torch.equal(found.ended_B, ROLLOUT.ended_B[index])
+    assert found.prompt_width == width
+    assert torch.equal(found.lengths_B, ROLLOUT.lengths_B[index])
+
+
+def test_the_views_of_a_rollout():
+    assert ROLLOUT.lengths_B.tolist() == [3, 1, 2]
+    assert response_ids(ROLLOUT) == [[6, 7, 2], [2], [6, 7]]
+    assert ROLLOUT.position_ids_BS.tolist() == [[0, 0, 0, 1, 2, 3], [0, 0, 1, 2, 2, 2], [0, 1, 2, 3, 4, 4]]
+
+
+def test_texts_lose_the_stop_token_and_nothing_else(tiny_tokenizer: Any):
+    hello = tiny_tokenizer("hello!", add_special_tokens=False)["input_ids"]
+    bang = tiny_tokenizer("!", add_special_tokens=False)["input_ids"]
+    rows = [[*hello, EOS], hello, [*hello, *bang]]
+    tokens = pad([[1, *row] for row in rows], PAD)
+    mask = pad([[1] * (1 + len(row)) for row in rows], 0).bool()
+    # `!` stops the third row: an ordinary token may be what ends a turn.
+    rollout = Rollout(tokens, mask, 1, tensor([True, False, True]))
+    assert response_texts(rollout, tiny_tokenizer) == ["hello!"] * 3

@@ -1,0 +1,444 @@
+"""A run's folder: who gets it, what a crash leaves, and what a reference finds."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.__main__ import STAGES as LISTED
+from align.errors import CorruptFile, InputError, MissingArtifact, RunBusy, RunConflict, StorageError
+from align.run import (
+    Base,
+    Run,
+    artifact_in,
+    file_digest,
+    folder_digest,
+    json_digest,
+    resolve,
+    storage_error,
+    write_json,
+)
+from align.run.artifacts import STAGES
+from align.run.folder import first_difference, git_state, identity_of
+
+BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
+INPUTS = {"data": {"path": "a.jsonl", "digest": "d1"}}
+
+
+def config(root: Path, name: str | None = None, **changes: Any) -> dict[str, Any]:
+    kept = {"stage": {"name": "sft", "lr": 0.1}, "seed": 0, "resume": "auto", "track": {"name": "none"}}
+    return {**kept, "run": {"root": str(root), "name": name}, **changes}
+
+
+def opened(
+    root: Path, name: str | None = None, inputs: Mapping[str, Any] = INPUTS, resume: str = "auto", **more
+) -> Run:
+    return Run.open(config(root, name, **more), inputs, more.get("base", BASE), "tiny-qlora", resume)
+
+
+def published(root: Path, name: str, stage: str = "sft", base: Base = BASE, weights: str = "w") -> Path:
+    """A done run whose artifact is an adapter."""
+    values = config(root, name, stage={"name": stage, "lr": 0.1})
+    with Run.open(values, INPUTS, base, "tiny") as run:
+        run.begin("a: 1\n")
+        (run.artifact / "adapter_config.json").write_text("{}")
+        (run.artifact / "adapter_model.safetensors").write_text(weights)
+        run.publish({"loss": 1.5})
+    return run.folder
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+# --- Digests and files
+
+
+def test_digests_by_hand(tmp_path: Path):
+    # sha256 of "abc", FIPS 180-2, appendix B.1
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "a.txt").write_text("abc")
+    assert file_digest(tmp_path / "a.txt") == abc
+    assert json_digest({"b": 1, "a": 2}) == json_digest({"a": 2, "b": 1}) != json_digest({"a": 1, "b": 2})
+    assert folder_digest(tmp_path) == json_digest([["a.txt", abc]])
+
+
+def test_a_folder_digest_sees_names_contents_and_patterns_only(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("abc")
+    before = folder_digest(tmp_path, ("*.txt", "a*"))
+    (tmp_path / "notes.md").write_text("x")
+    assert folder_digest(tmp_path, ("a*", "*.txt")) == before
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    assert folder_digest(tmp_path, ("*.txt",)) != before
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "m.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+# --- Identity
+
+
+def test_the_same_command_lands_in_the_same_folder(tmp_path: Path):
+    with opened(tmp_path) as run:
+        first = run.folder
+    assert first == tmp_path / "sft" / f"tiny-qlora-{first.name[-8:]}"
+    with opened(tmp_path, resume="auto", track={"name": "wandb"}) as run:
+        assert run.folder == first
+    with opened(tmp_path, seed=1) as run:
+        assert run.folder != first
+    with opened(tmp_path, inputs={"data": {"path": "a.jsonl", "digest": "d2"}}) as run:
+        assert run.folder != first
+
+
+def test_identity_ignores_where_and_how_it_is_watched(tmp_path: Path):
+    here, there = config(tmp_path, "x"), config(tmp_path / "b", "y", resume="never", track={"name": "wandb"})
+    assert identity_of(here, INPUTS) == identity_of(there, INPUTS)
+    assert identity_of(here, INPUTS) != identity_of(here | {"seed": 1}, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, ("a.b", 1, 2)),
+        ({"a": 1}, {"a": 1, "b": 2}, ("b", None, 2)),
+        ({"a": [1]}, {"a": [1]}, None),
+    ],
+)
+def test_first_difference(old: Any, new: Any, found: Any):
+    assert first_difference(old, new) == found
+
+
+# --- Life of a run
+
+
+def test_publish_hashes_every_output_and_only_then_says_done(tmp_path: Path):
+    with opened(tmp_path, "x") as run:
+        run.begin("a: 1\n")
+        assert manifest_of(run.folder)["status"] == "running"
+        (run.checkpoints / "big").write_text("x")
+        (run.artifact / "sub").mkdir()
+        (run.artifact / "sub" / "w").write_text("abc")
+        (run.folder / "report.html").write_text("<p>")
+        run.publish({"loss": 1.5})
+    found = manifest_of(run.folder)
+    assert found["status"] == "done"
+    assert found["metrics"] == {"loss": 1.5}
+    assert found["outputs"] == {
+        "artifact/sub/w": file_digest(run.artifact / "sub" / "w"),
+        "report.html": file_digest(run.folder / "report.html"),
+    }
+    assert sorted(p.name for p in run.folder.iterdir()) == ["artifact", "config.yaml", "manifest.json", "report.html"]
+    assert {"git", "hardware", "identity", "inputs", "base", "packages", "schema_version", "seed"} <= found.keys()
+    assert found["inputs"] == INPUTS
+    assert found["base"]["digest"] == BASE.digest
+
+
+def test_a_published_run_is_returned_and_never_touched(tmp_path: Path):
+    folder = published(tmp_path, "x")
+    before = (folder / "manifest.json").read_bytes()
+    run = opened(tmp_path, "x")
+    assert (run.done, run.resumed) == (True, False)
+    with pytest.raises(KeyboardInterrupt), run:
+        raise KeyboardInterrupt
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "interrupted"), (ValueError("x"), "failed")])
+def test_an_unfinished_run_says_why_and_is_continued(tmp_path: Path, error: BaseException, status: str):
+    run = opened(tmp_path, "x")
+    run.begin("a: 1\n")
+    (run.checkpoints / "c").write_text("kept")
+    with pytest.raises(type(error)), run:
+        raise error
+    assert manifest_of(run.folder)["status"] == status
+    began = manifest_of(run.folder)["times"]["started"]
+    with opened(tmp_path, "x") as again:
+        assert again.resumed
+        assert (again.checkpoints / "c").read_text() == "kept"
+        again.begin("a: 1\n")
+        again.publish({})
+    found = manifest_of(run.folder)
+    assert found["times"]["first_started"] == began
+    assert "error" not in found
+
+
+def test_a_crash_leaves_a_folder_that_is_continued(tmp_path: Path):
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_run import opened
+run = opened(Path({str(tmp_path)!r}), "x")
+run.begin("a: 1")
+(run.checkpoints / "c").write_text("kept")
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False).returncode == 9
+    assert manifest_of(tmp_path / "sft" / "x")["status"] == "running"
+    with opened(tmp_path, "x") as run:
+        assert run.resumed
+        assert (run.checkpoints / "c").read_text() == "kept"
+
+
+def test_resume_never_makes_a_new_folder_beside(tmp_path: Path):
+    folder = published(tmp_path, "x")
+    for expected in ("x-2", "x-3"):
+        with opened(tmp_path, "x", resume="never") as run:
+            assert (run.folder.name, run.done, run.resumed) == (expected, False, False)
+    assert manifest_of(folder)["status"] == "done"
+
+
+def test_resume_must_refuses_to_start_afresh(tmp_path: Path):
+    with pytest.raises(MissingArtifact, match="no run to continue"):
+        opened(tmp_path, "x", resume="must")
+    assert not (tmp_path / "sft").exists()
+    published(tmp_path, "x")
+    with opened(tmp_path, "x", resume="must") as run:
+        assert run.done
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        ({"seed": 1}, "seed", 1),
+        ({"stage": {"name": "sft", "lr": 0.2}}, "stage.lr", 0.2),
+        ({"inputs": {"data": {"digest": "d2"}}}, "inputs.data", "d2"),
+    ],
+)
+def test_one_name_for_two_configurations_is_refused(tmp_path: Path, changes: dict, key: str, value: Any):
+    folder = published(tmp_path, "x")
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(RunConflict) as caught:
+        opened(tmp_path, "x", **changes)
+    assert (caught.value.field, caught.value.value) == (key, value)
+    assert (folder / "manifest.json").read_bytes() == before
+    with opened(tmp_path, "x") as run:  # the refusal let go of the lock
+        assert run.done
+
+
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path):
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_run import opened
+with opened(Path({str(tmp_path)!r}), "x") as run:
+    run.begin("a: 1")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"held\n"
+    with pytest.raises(RunBusy, match="another process"):
+        opened(tmp_path, "x")
+    with opened(tmp_path, "y"):
+        pass
+    child.kill()
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+    with opened(tmp_path, "x") as run:
+        assert run.resumed
+
+
+@pytest.mark.parametrize("name", ["x", "n" * 300])
+def test_a_root_that_cannot_be_written(tmp_path: Path, name: str):
+    (tmp_path / "file").write_text("not a folder")
+    root = tmp_path if len(name) > 255 else tmp_path / "file" / "runs"
+    for resume in ("auto", "never"):
+        with pytest.raises(StorageError, match="cannot be written") as caught:
+            opened(root, name, resume=resume)
+        assert caught.value.field == "run.root"
+    with opened(tmp_path, "x"):
+        pass
+
+
+def test_a_full_disk_hides_nothing_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    folder = published(tmp_path, "x")
+    run = opened(tmp_path, "y")
+    run.begin("a: 1\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("align.run.files.write_text", full)
+        with pytest.raises(OSError, match="No space left"), run:
+            run.publish({})
+    assert manifest_of(folder)["status"] == "done"
+    assert manifest_of(run.folder)["status"] == "running"
+    with opened(tmp_path, "y") as again:
+        assert again.resumed
+
+
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/w"), True),
+        (OSError(errno.EFBIG, "File too large"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), True),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 204224 vs 204116"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_which_errors_are_the_disks(error: Exception, blamed: bool):
+    found = storage_error(error, "runs")
+    assert (found is not None) == blamed
+    if found:
+        assert (found.exit_status, found.field, found.value) == (2, "run.root", "runs")
+
+
+def test_what_caused_an_error_counts_when_the_disk_is_full_only():
+    def raised(cause: OSError) -> RuntimeError:
+        try:
+            try:
+                raise cause
+            except OSError:
+                raise RuntimeError("library failed")  # noqa: B904
+        except RuntimeError as error:
+            return error
+
+    assert storage_error(raised(OSError(errno.ENOSPC, "full")), "runs")
+    assert storage_error(raised(PermissionError(errno.EACCES, "a cache that is not ours")), "runs") is None
+
+
+# --- Manifests and references
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', "{broken"])
+def test_a_manifest_that_is_none(tmp_path: Path, text: str):
+    folder = published(tmp_path, "x")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(CorruptFile, match="manifest"):
+        opened(tmp_path, "x")
+    with pytest.raises(CorruptFile, match="manifest"):
+        resolve("sft:latest", tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_manifest_of_another_version_is_refused(tmp_path: Path, version: int):
+    folder = published(tmp_path, "x")
+    write_json(folder / "manifest.json", manifest_of(folder) | {"schema_version": version})
+    with pytest.raises(InputError, match="another version") as caught:
+        opened(tmp_path, "x")
+    assert (caught.value.field, caught.value.value) == ("schema_version", version)
+
+
+def test_latest_is_the_newest_done_run_on_the_base(tmp_path: Path):
+    other = Base("org/other", "/models/other", None, "c" * 64)
+    published(tmp_path, "a")
+    published(tmp_path, "z-oldest-by-no-means")
+    newest = published(tmp_path, "b", weights="w2")
+    published(tmp_path, "c", base=other)
+    with opened(tmp_path, "unfinished") as run:
+        run.begin("a: 1\n")
+    assert resolve("sft:latest", tmp_path, BASE.digest).path == newest / "artifact"
+    assert resolve("sft:latest", tmp_path).manifest["name"] == "c"
+    assert resolve("sft:a", tmp_path).ref == "sft:a"
+    assert resolve(str(newest), tmp_path).digest == resolve(str(newest / "artifact"), tmp_path).digest
+    with pytest.raises(MissingArtifact, match=r"no finished sft run on this base.*stage=sft"):
+        resolve("sft:latest", tmp_path, "d" * 64)
+
+
+def test_a_full_run_serves_where_sft_is_asked_for(tmp_path: Path):
+    folder = published(tmp_path, "x", stage="full")
+    assert resolve("sft:latest", tmp_path).path == resolve("sft:x", tmp_path).path == folder / "artifact"
+
+
+@pytest.mark.parametrize(
+    ("ref", "said"),
+    [
+        ("sft:latest", "Make it with: python -m align stage=sft"),
+        ("reward:nope", "Make it with: python -m align stage=reward run.name=nope"),
+        ("sftt:latest", "neither a folder nor a reference"),
+        ("no/such/folder", "neither a folder nor a reference"),
+    ],
+)
+def test_a_missing_artifact_says_what_makes_it(tmp_path: Path, ref: str, said: str):
+    with pytest.raises(MissingArtifact) as caught:
+        resolve(ref, tmp_path, field_name="init")
+    assert (caught.value.field, caught.value.value) == ("init", ref)
+    assert said in str(caught.value)
+
+
+def test_an_unfinished_run_is_no_artifact(tmp_path: Path):
+    with opened(tmp_path, "x") as run:
+        run.begin("a: 1\n")
+    with pytest.raises(MissingArtifact, match="is running, not done"):
+        resolve("sft:x", tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+def test_a_published_file_that_changed_is_not_read(tmp_path: Path, harm: str):
+    weights = published(tmp_path, "x") / "artifact" / "adapter_model.safetensors"
+    if harm == "gone":
+        weights.unlink()
+    else:
+        weights.write_text("other")
+    for ref in ("sft:x", "sft:latest", str(tmp_path / "sft" / "x")):
+        with pytest.raises(CorruptFile, match="is missing" if harm == "gone" else "sha256 differs"):
+            resolve(ref, tmp_path)
+
+
+def test_a_bare_folder(tmp_path: Path):
+    with pytest.raises(MissingArtifact, match="neither an adapter nor a model"):
+        artifact_in(tmp_path, "here")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("w")
+    found = artifact_in(tmp_path, "here")
+    assert (found.whole, found.base) == (True, Base("here", str(tmp_path), None, found.digest))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    found = artifact_in(tmp_path, "here")
+    assert (found.whole, found.base) == (False, None)
+
+
+def test_references_and_the_listing_know_the_same_stages():
+    assert set(STAGES) == set(LISTED)
+
+
+# --- Git
+
+
+def test_git_state_holds_a_difference_of_any_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_state() is None
+
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+
+    git("init", "-q")
+    (tmp_path / "a.txt").write_text("one\n")
+    git("add", "a.txt")
+    git("commit", "-qm", "first")
+    state = git_state()
+    assert state is not None
+    assert set(state) == {"commit"}
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9\n")  # Latin-1, no UTF-8
+    state = git_state()
+    assert state is not None
+    assert "+caf�" in state["diff"]
+
+
+def test_the_lock_is_not_inherited(tmp_path: Path):
+    with opened(tmp_path, "x") as run:
+        assert not os.get_inheritable(run._lock)

@@ -1,0 +1,188 @@
+"""Rows of a file as conversations, prompts and texts; the division that keeps what is held out apart."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.config.root import DataConfig
+from align.data.sources import data_record, documents, prompts, question, read_documents
+from align.errors import CorruptFile, InputError
+from align.types import Conversation
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def jsonl(path: Path, held_out: float = 0.25, **more: Any) -> DataConfig:
+    return DataConfig(name="jsonl", path=str(path), held_out=held_out, **more)
+
+
+def turns(document: Any) -> list[tuple[str, str]]:
+    return [(m.role, m.content) for m in document.messages]
+
+
+ASKED, ANSWERED = ("user", "Hi?"), ("assistant", "Hello.")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [said(*ASKED), said(*ANSWERED)]}, [ASKED, ANSWERED]),
+        ({"messages": [said("system", "Be brief."), said(*ASKED)]}, [("system", "Be brief."), ASKED]),
+        ({"prompt": "Hi?", "completion": "Hello."}, [ASKED, ANSWERED]),
+        ({"prompt": [said(*ASKED)], "completion": [said(*ANSWERED)]}, [ASKED, ANSWERED]),
+        ({"prompt": "Hi?", "response": "Hello.", "score": 3}, [ASKED, ANSWERED]),
+        ({"prompt": "Hi?", "chosen": "Hello.", "rejected": "No."}, [ASKED, ANSWERED]),
+        ({"prompt": "Hi?", "chosen": [said(*ASKED), said(*ANSWERED)], "rejected": []}, [ASKED, ANSWERED]),
+        ({"prompt": "Hi?"}, [ASKED]),
+        ({"prompt": "Hi?", "completion": None}, [ASKED]),
+    ],
+)
+def test_rows_become_conversations(tmp_path: Path, row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    (found,) = read_documents(write(tmp_path / "d.jsonl", row))
+    assert turns(found) == expected
+    assert isinstance(found, Conversation)
+    assert found.id == "d.jsonl:1"
+
+
+def test_text_stays_text(tmp_path: Path) -> None:
+    assert read_documents(write(tmp_path / "d.jsonl", {"text": "Once."})) == ["Once."]
+
+
+def test_gz_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl.gz"
+    path.write_bytes(gzip.compress('\ufeff{"text": "é"}\n\n  \n{"text": "b"}'.encode()))
+    assert read_documents(path) == ["é", "b"]
+
+
+def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "d.jsonl", {"text": "a"})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = DataConfig(name="jsonl", path="~/d.jsonl", held_out=0.0)
+    assert documents(data, "train") == ["a"]
+    assert len(data_record(data)["digest"]) == 64
+
+
+GOOD = b'{"text": "a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "row", "problem"),
+    [
+        (GOOD * 2 + b'{"text": \n', 3, "not a line of JSON"),
+        (GOOD * 2 + b'{"text": "\xe9"}\n', 3, "not a line of JSON in UTF-8"),
+        (GOOD + b"[1, 2]\n", 2, "a list, not an object"),
+        (GOOD + b'"words"\n', 2, "a str, not an object"),
+        (GOOD + b'\n{"question": "a", "answer": "b"}\n', 3, "question, answer.*no field to learn from.*`messages`"),
+        (GOOD + b"{}\n", 2, "no field to learn from"),
+        (b'{"text": 3}\n', 1, "no field to learn from"),
+        (b'{"messages": []}\n', 1, "not a conversation"),
+        (b'{"messages": null}\n', 1, "not a conversation"),
+        (b'{"messages": ["Hi"]}\n', 1, "not a conversation"),
+        (b'{"messages": [{"role": "user"}]}\n', 1, "content.*not a conversation"),
+        (b'{"messages": [{"role": "bot", "content": "a"}]}\n', 1, "bot.*not a conversation.*role"),
+        (b'{"messages": [{"role": "user", "content": ["a"]}]}\n', 1, "content.*list.*not a conversation"),
+        (b'{"prompt": 3}\n', 1, "not a conversation"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_number(tmp_path: Path, content: bytes, row: int, problem: str) -> None:
+    path = tmp_path / "bad (é).jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=problem) as caught:
+        read_documents(path)
+    assert caught.value.field == f"{path}, row {row}"
+    assert caught.value.exit_status == 2
+
+
+def test_files_that_are_no_data(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.path=.*absent\.jsonl"):
+        read_documents(tmp_path / "absent.jsonl")
+    with pytest.raises(InputError, match=r"data\.path=.*no such file"):
+        data_record(jsonl(tmp_path / "absent.jsonl"))
+    (tmp_path / "empty.jsonl").write_bytes(b"\n\n")
+    with pytest.raises(InputError, match=r"data\.path=.*is empty"):
+        read_documents(tmp_path / "empty.jsonl")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(GOOD * 5000)[:-20])
+    with pytest.raises(CorruptFile, match=r"cut\.jsonl\.gz"):
+        read_documents(tmp_path / "cut.jsonl.gz")
+    (tmp_path / "not.jsonl.gz").write_bytes(GOOD)
+    with pytest.raises(CorruptFile, match=r"not\.jsonl\.gz"):
+        read_documents(tmp_path / "not.jsonl.gz")
+
+
+# The division.
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(count)]
+
+
+def asked(found: list[Any]) -> set[str]:
+    return {c.messages[0].content for c in found}
+
+
+def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
+    data = jsonl(write(tmp_path / "d.jsonl", *rows(400)))
+    train, test = documents(data, "train"), documents(data, "test")
+    assert len(train) + len(test) == 400
+    assert not asked(train) & asked(test)
+    assert 60 < len(test) < 140
+    assert asked(prompts(data, "train")) == asked(train)
+    assert asked(prompts(data, "test")) == asked(test)
+
+
+def test_the_division_follows_the_question_and_not_the_place(tmp_path: Path) -> None:
+    first = jsonl(write(tmp_path / "a.jsonl", *rows(60)))
+    again = [{"prompt": r["prompt"], "completion": "Another."} for r in rows(60)]
+    second = jsonl(write(tmp_path / "b.jsonl", *rows(90)[60:], *again[::-1], *rows(60)))
+    held = asked(documents(first, "test"))
+    assert 0 < len(held) < 60
+    assert held == asked(documents(second, "test")) & asked(documents(first, "test") + documents(first, "train"))
+    assert not held & asked(documents(second, "train"))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_small_file_still_holds_one_row_out(tmp_path: Path, count: int) -> None:
+    data = jsonl(write(tmp_path / "d.jsonl", *rows(count)), held_out=1e-6)
+    train, test = documents(data, "train"), documents(data, "test")
+    assert (len(train), len(test)) == (count - 1, 1)
+    assert not asked(train) & asked(test)
+
+
+def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    data = jsonl(write(tmp_path / "d.jsonl", *rows(4)), held_out=0.0)
+    assert len(documents(data, "train")) == 4
+    with pytest.raises(InputError, match=r"no documents for test.*data\.held_out"):
+        documents(data, "test")
+    plain = jsonl(write(tmp_path / "t.jsonl", {"text": "a"}, {"text": "b"}), held_out=0.0)
+    with pytest.raises(InputError, match="no prompts for train"):
+        prompts(plain, "train")
+
+
+def test_order_follows_the_seed_and_limit_cuts_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", *rows(40))
+    data = jsonl(path)
+    assert documents(data, "train", 1) == documents(data, "train", 1) != documents(data, "train", 2)
+    assert documents(jsonl(path, limit=5), "train", 1) == documents(data, "train", 1)[:5]
+
+
+def test_a_question_ends_with_the_users_last_turn() -> None:
+    asking = [said("system", "s"), said("user", "a"), said("assistant", "b"), said("user", "c")]
+    for more in ([], [said("assistant", "d")]):
+        found = question(Conversation.of([*asking, *more], "id"))
+        assert found is not None
+        assert found.as_dicts() == asking
+        assert found.id == "id"
+    assert question(Conversation.of([said("assistant", "b")])) is None
+    assert question("text") is None

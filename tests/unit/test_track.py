@@ -1,0 +1,130 @@
+"""Metrics: what is deterministic apart from what is not, whole rows only, and resumption without gaps."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from align import track
+from align.errors import InputError
+from align.track import Progress, Tracker, read_rows
+
+
+def test_clocks_stay_out_of_the_metrics(tmp_path: Path):
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        tracker = Tracker(folder)
+        tracker.log(1, {"loss": 0.5, "naïve": 1}, {"tokens_s": 7.0})
+        tracker.close()
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+    assert read_rows(tmp_path / "a/metrics.jsonl") == [{"step": 1, "loss": 0.5, "naïve": 1}]
+    (timing,) = read_rows(tmp_path / "a/timing.jsonl")
+    assert timing.keys() == {"step", "elapsed_s", "peak_rss_mb", "tokens_s"}
+    assert timing["peak_rss_mb"] > 1
+
+
+def test_no_row_that_json_does_not_know(tmp_path: Path):
+    Tracker(tmp_path).log(1, {"loss": math.nan, "kl": math.inf}, {"rate": -math.inf})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for name, row in (("metrics", {"loss": None, "kl": None}), ("timing", {"rate": None})):
+        found = json.loads((tmp_path / f"{name}.jsonl").read_text(), parse_constant=refuse)
+        assert row.items() <= found.items()
+
+
+def test_a_resumed_stream_equals_an_unbroken_one(tmp_path: Path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder, steps in ((whole, (1, 2, 3, 4)), (broken, (1, 2, 3))):
+        folder.mkdir()
+        tracker = Tracker(folder)
+        for step in steps:
+            tracker.log(step, {"loss": 1 / step, "text": "é\u2028"})
+    with (broken / "metrics.jsonl").open("ab") as file:
+        file.write('{"step": 4, "text": "é'.encode()[:-1])  # the crash came in the middle of a letter
+    resumed = Tracker(broken, keep_below=3)  # the checkpoint is of step 2
+    assert [row["step"] for row in resumed.rows()] == [1, 2]
+    for step in (3, 4):
+        resumed.log(step, {"loss": 1 / step, "text": "é\u2028"})
+    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert sorted(p.name for p in broken.iterdir()) == ["metrics.jsonl", "timing.jsonl"]
+
+
+def test_a_new_run_starts_empty(tmp_path: Path):
+    Tracker(tmp_path).log(1, {"loss": 1.0})
+    assert Tracker(tmp_path).rows() == []
+
+
+def test_a_crash_while_the_kept_rows_are_written_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Tracker(tmp_path).log(1, {"loss": 1.0})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def torn(path: Path, text: str, **_: Any) -> None:
+        with path.open("w") as file:
+            file.write(text[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", torn)
+    with pytest.raises(KeyboardInterrupt):
+        Tracker(tmp_path, keep_below=2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_plain_progress_comes_at_intervals_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    clock = [100.0]
+    monkeypatch.setattr(track.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    bar = Progress("ppo", 50, start=10)
+    for done, at in ((15, 104.0), (20, 110.0), (25, 111.0), (50, 112.0)):
+        clock[0] = at
+        bar.advance(done, loss=0.12345, kl=2.0)
+    bar.close()
+    # 10 steps of this run in 10 s leave 30 s for 30 more: those before the resumption took none of its time.
+    assert capsys.readouterr().err.splitlines() == [
+        "ppo 20/50  eta 30s  loss 0.123  kl 2",
+        "ppo 50/50  eta 0s  loss 0.123  kl 2",
+    ]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with track.progress("sft", 3) as bar:
+        bar.advance(3, loss=0.5)
+    shown = capsys.readouterr()
+    assert "3/3" in shown.err
+    assert "loss 0.5" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [({}, "offline"), ({"WANDB_API_KEY": "k"}, "online"), ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline")],
+)
+def test_wandb_is_online_only_with_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mode: str
+):
+    calls: list[Any] = []
+    stub = SimpleNamespace(init=lambda **kwargs: calls.append(kwargs) or SimpleNamespace(log=calls.append))
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    Tracker(tmp_path, wandb={"project": "p", "name": "sft/x", "config": {}})
+    assert (calls[0]["mode"], calls[0]["project"], calls[0]["dir"]) == (mode, "p", str(tmp_path))
+
+
+def test_wandb_stays_away_when_it_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # any import of it fails
+    Tracker(tmp_path).log(1, {"loss": 1.0})
+    with pytest.raises(InputError, match="pip install"):
+        Tracker(tmp_path, wandb={"project": "p", "name": "x", "config": {}})

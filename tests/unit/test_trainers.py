@@ -1,0 +1,329 @@
+"""What is wrapped around TRL's trainers: fp32 adapters, a score head that is saved, checkpoints that can be trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback
+
+from align.config.root import ModelConfig
+from align.data.chat import encode
+from align.data.sources import read_documents
+from align.errors import InputError
+from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
+from align.models.base import find_base
+from align.models.load import load_base, load_classifier
+from align.trainers import common
+from align.trainers.common import SEAL, Reporter, newest_checkpoint, seal, sealed, steps_in, training_arguments
+from align.trainers.reward import Pair, score_head, start_from, train_reward
+from align.trainers.sft import packed, train_sft
+
+CPU = torch.device("cpu")
+
+
+def arguments(output: Path, steps: int, **more: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "lr": 1e-3, "epochs": 1.0, "max_steps": steps, "batch_size": 4, "micro_batch": 4, "warmup": 0.0,
+        "schedule": "constant", "max_grad_norm": 1.0, "weight_decay": 0.0, "save_every": 100, "seed": 0,
+        "gradient_checkpointing": "auto", "total_steps": steps,
+    }  # fmt: skip
+    return training_arguments(output=output, device=CPU, dtype=torch.float32, **(settings | more))
+
+
+@pytest.fixture
+def base(tiny_model: Path) -> Any:
+    return find_base(ModelConfig(path=str(tiny_model)))
+
+
+def adapted(base: Any, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return with_new_adapter(load_base(base, "qlora", CPU, torch.float32), 4, 8)
+
+
+def scorer(base: Any, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return with_new_adapter(load_classifier(base, "qlora", CPU, torch.float32), 4, 8, classifier=True)
+
+
+def lora_weights(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
+
+
+def fit_sft(model: Any, tokenizer: Any, chats: Path, output: Path, steps: int, **more: Any) -> None:
+    rows = encode(tokenizer, read_documents(chats), 128).rows
+    train_sft(
+        model, tokenizer, rows, arguments(output, steps, **more), max_length=128, packing=False,
+        callback=TrainerCallback(), checkpoint=None,
+    )  # fmt: skip
+
+
+def some_pairs() -> list[Pair]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Pair(*(torch.randint(6, 320, (int(n),), generator=generator).tolist() for n in (5 + i % 7, 9)))
+        for i in range(16)
+    ]
+
+
+def fit_reward(model: Any, tokenizer: Any, output: Path, steps: int) -> None:
+    train_reward(
+        model, tokenizer, some_pairs(), arguments(output, steps), callback=TrainerCallback(), checkpoint=None
+    )  # fmt: skip
+
+
+# Precision.
+
+
+def test_small_steps_are_not_lost_on_a_4bit_base(base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path) -> None:
+    """In bf16 a step of 1e-5 vanishes beside most elements of `lora_A`; Adam moves every one by about that."""
+    model = adapted(base)
+    assert any(isinstance(m, Linear4bit) for m in model.modules())
+    with torch.no_grad():  # with lora_B at zero lora_A would have no gradient
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    before = lora_weights(model)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    fit_sft(model, tiny_tokenizer, chats, tmp_path / "c", 1, lr=1e-5)
+    after = lora_weights(model)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    for name in before:
+        if "lora_A" in name:
+            moved = (after[name] != before[name]).float().mean()
+            assert moved == 1.0, f"{name}: only {moved:.0%} moved"
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+
+
+def test_nothing_to_train_is_a_fault() -> None:
+    with pytest.raises(AssertionError, match="nothing is trainable"):
+        common.trainable_in_fp32(nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "limit", "steps"),
+    [(40, 8, 1.0, None, 5), (41, 8, 1.0, None, 6), (40, 8, 0.5, None, 3), (40, 8, 2.0, None, 10), (40, 8, 9.0, 4, 4),
+     (3, 8, 0.1, None, 1)],
+)  # fmt: skip
+def test_steps_of_a_run(rows: int, batch: int, epochs: float, limit: int | None, steps: int) -> None:
+    assert steps_in(rows, batch, epochs, limit) == steps
+
+
+def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path) -> None:
+    class Counter(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.steps = state.global_step
+
+    counter = Counter()
+    rows = encode(tiny_tokenizer, read_documents(chats), 128).rows
+    settings = arguments(tmp_path / "c", 0, max_steps=None, epochs=0.5, batch_size=16, micro_batch=8)
+    train_sft(
+        adapted(base), tiny_tokenizer, rows, settings, max_length=128, packing=False, callback=counter, checkpoint=None
+    )  # fmt: skip
+    assert counter.steps == steps_in(len(rows), 16, 0.5, None) == 2
+
+
+class Logged(TrainerCallback):
+    """Keeps what the trainer says of each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.losses += [logs["loss"]] if "loss" in logs else []
+
+
+def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path) -> None:
+    """One step over all rows has the same loss, packed or not; a row that saw another would have another loss."""
+    rows = encode(tiny_tokenizer, read_documents(chats), 128).rows
+    losses = []
+    for packing in (False, True):
+        count = len(packed(rows, 128)) if packing else len(rows)
+        settings = arguments(tmp_path / "c", 1, batch_size=count, micro_batch=count)
+        logged = Logged()
+        train_sft(
+            adapted(base), tiny_tokenizer, rows, settings, max_length=128, packing=packing, callback=logged,
+            checkpoint=None,
+        )  # fmt: skip
+        losses += logged.losses
+    assert count < len(rows) / 2
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+
+
+# The reward model.
+
+
+def test_the_score_head_is_trained_and_saved(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    model = scorer(base)
+    start_from(model, None)
+    head = score_head(model).weight
+    assert isinstance(head, torch.Tensor)
+    assert not head.any()
+    fit_reward(model, tiny_tokenizer, tmp_path / "c", 3)
+    save_adapter(model, tmp_path / "a", base)
+    saved = read_tensors(tmp_path / "a")[SCORE_KEY]
+    assert saved.shape == (1, 64)
+    assert saved.any()
+    assert torch.equal(saved, head.detach())
+    assert not any("training_args" in p.name for p in (tmp_path / "a").iterdir())
+
+
+def test_a_reward_model_starts_from_the_sft_adapter(
+    base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path
+) -> None:
+    tuned = adapted(base)
+    fit_sft(tuned, tiny_tokenizer, chats, tmp_path / "c", 2)
+    save_adapter(tuned, tmp_path / "sft", base)
+    model = scorer(base, seed=1)
+    assert start_from(model, tmp_path / "sft") == len(lora_weights(tuned)) == 28
+    given, taken = lora_weights(tuned), lora_weights(model)
+    assert given.keys() == taken.keys()
+    assert all(torch.equal(given[n], taken[n]) for n in given)
+    assert any(t.any() for n, t in taken.items() if "lora_B" in n)
+
+
+def test_an_adapter_of_another_rank_does_not_fit(base: Any, tmp_path: Path) -> None:
+    save_adapter(with_new_adapter(load_base(base, "qlora", CPU, torch.float32), 8, 8), tmp_path / "sft", base)
+    with pytest.raises(InputError, match=r"init=.*do not fit a reward model"):
+        start_from(scorer(base), tmp_path / "sft")
+
+
+# Checkpoints.
+
+
+def test_a_seal_tells_a_torn_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"0123456789")
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    assert not sealed(folder)
+    seal(folder)
+    assert sealed(folder)
+    assert not (folder / "training_args.bin").exists()
+    for spoil in (b"012345678", b"0123456780", None):
+        (folder / "weights").write_bytes(spoil) if spoil else (folder / "weights").unlink()
+        assert not sealed(folder)
+        (folder / "weights").write_bytes(b"0123456789")
+    (folder / SEAL).write_text("{")
+    assert not sealed(folder)
+
+
+class Killed(Reporter):
+    """Ends the process, as far as the stage can tell, right after the checkpoint of one step."""
+
+    at = 6
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at + 1:
+            raise KeyboardInterrupt
+
+
+class Stage:
+    """One stage in one root, interrupted or not."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
+        self.root, self.patch, self.command = root, monkeypatch, command
+
+    def run(self, killed: bool = False) -> int:
+        from align.__main__ import main
+        from align.stages import reward, sft
+
+        torch.manual_seed(int(killed))  # a run must not depend on what ran before it in this process
+        with self.patch.context() as patch:
+            for module in (sft, reward) if killed else ():
+                patch.setattr(module, "Reporter", Killed)
+            return main([*self.command, f"run.root={self.root}", "device=cpu"])
+
+    @property
+    def folder(self) -> Path:
+        (found,) = (self.root / self.command[0].removeprefix("stage=")).iterdir()
+        return found
+
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("checkpoint-*"))
+
+
+PACE = ("stage.batch_size=4", "stage.micro_batch=2", "stage.log_every=1", "stage.save_every=2", "method.r=4")
+
+
+@pytest.fixture
+def stages(
+    tmp_path: Path, tiny_model: Path, chats: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], Stage]:
+    """`sft` or `reward` in a folder of its own; a reward model starts from the tiny model itself."""
+    pairs = tmp_path / "pairs.jsonl"
+    asked = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
+    rows = [
+        {"prompt": m[:1], "chosen": m[1:], "rejected": [{"role": "assistant", "content": "No."}], "group_id": str(i)}
+        for i, m in enumerate(asked)
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    commands = {
+        "sft": ("model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "stage.max_steps=10"),
+        "reward": (f"init={tiny_model}", "data=jsonl", f"data.path={pairs}"),
+    }
+
+    def stage(name: str, root: str) -> Stage:
+        return Stage(tmp_path / root, monkeypatch, f"stage={name}", *commands[name], *PACE)
+
+    return stage
+
+
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_a_killed_run_continues_bit_by_bit(stages: Callable[[str, str], Stage], name: str) -> None:
+    whole, parts = stages(name, "whole"), stages(name, "parts")
+    assert whole.run() == 0
+    assert parts.run(killed=True) == 130
+    assert json.loads((parts.folder / "manifest.json").read_text())["status"] == "interrupted"
+    assert [p.name for p in parts.checkpoints()] == ["checkpoint-4", "checkpoint-6"]
+    assert all(not (p / "training_args.bin").exists() for p in parts.checkpoints())
+    assert parts.run() == 0
+    assert whole.folder.name == parts.folder.name
+    assert not parts.checkpoints()
+
+    tensors = [load_file(s.folder / "artifact" / "adapter_model.safetensors") for s in (whole, parts)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensors[0][k], tensors[1][k]) for k in tensors[0])
+    streams = [(s.folder / "metrics.jsonl").read_bytes() for s in (whole, parts)]
+    assert streams[0] == streams[1]
+    assert len(streams[0].splitlines()) >= 8
+    figures = [json.loads((s.folder / "manifest.json").read_text())["metrics"] for s in (whole, parts)]
+    for told in figures:
+        told.pop("peak_rss_mb")
+    assert figures[0] == figures[1]
+
+
+def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(
+    stages: Callable[[str, str], Stage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, torn = stages("sft", "whole"), stages("sft", "torn")
+    assert whole.run() == 0
+    assert torn.run(killed=True) == 130
+    optimiser = torn.checkpoints()[-1] / "optimizer.pt"
+    optimiser.write_bytes(optimiser.read_bytes()[:-100])
+    capsys.readouterr()
+    assert torn.run() == 0
+    said = capsys.readouterr().out
+    assert "checkpoint-6 is torn or altered" in said
+    assert "continuing from checkpoint-4" in said
+    first, second = (load_file(s.folder / "artifact" / "adapter_model.safetensors") for s in (whole, torn))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_fresh_run_uses_no_old_checkpoint(tmp_path: Path) -> None:
+    class Fresh:
+        resumed = False
+        folder = tmp_path
+
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    assert newest_checkpoint(Fresh()) is None  # pyright: ignore[reportArgumentType]
+    assert not (tmp_path / "checkpoints").exists()

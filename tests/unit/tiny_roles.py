@@ -1,0 +1,80 @@
+"""What the tests of roles and of PPO share: a base, a supervised adapter and a reward model that say something.
+
+A fresh adapter and a fresh head are zero, and a random model of small weights is all but uniform: a test on those
+would not notice a swapped role.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from align.models.adapters import save_adapter, with_new_adapter
+from align.models.load import load_base, load_classifier
+from align.models.roles import Roles
+from align.run import Base
+from align.types import Rollout
+
+CPU, FP32 = torch.device("cpu"), torch.float32
+PAD, EOS = 0, 2
+STOPS = tuple(range(100, 150))
+PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50, 51], [1, 70, 71], [1, 52, 80, 81]]
+
+
+class World(NamedTuple):
+    """The artifacts on disk."""
+
+    base: Base
+    init: Path
+    reward: Path
+
+    def load(self, method: str = "qlora") -> Any:
+        return load_base(self.base, method, CPU, FP32)
+
+    def roles(self, method: str = "qlora", fresh: bool = False) -> Roles:
+        torch.manual_seed(0)
+        roles = Roles(self.load(method), None if fresh else self.init, self.reward, (4, 8))
+        with torch.no_grad():  # at 0 it would pass no gradient to the value adapter
+            roles.value_head.weight.copy_(0.1 * torch.randn(roles.value_head.weight.shape))
+        return roles
+
+
+def make_world(folder: Path, tiny_model: Path, tokenizer: Any) -> World:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(6)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    world = World(Base("tiny", str(folder / "base"), None, "0" * 64), folder / "init", folder / "reward")
+    torch.manual_seed(1)
+    for path, classifier in ((world.init, False), (world.reward, True)):
+        model = load_classifier(world.base, "qlora", CPU, FP32) if classifier else world.load()
+        model = with_new_adapter(model, 4, 8, classifier=classifier)
+        shake(model)
+        save_adapter(model, path, world.base)
+    return world
+
+
+@torch.no_grad()
+def shake(model: Any, size: float = 0.1) -> None:
+    """Move everything that trains."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(size * torch.randn(parameter.shape))
+
+
+def ragged_rollout(rows: int = 6, seed: int = 0, prompt_width: int = 5, width: int = 7) -> Rollout:
+    """Random tokens with prompts of 1 to P and responses of 1 to T tokens; each width is used by some row."""
+    g = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(1, prompt_width + 1, (rows, 1), generator=g)
+    lengths = torch.randint(1, width + 1, (rows, 1), generator=g)
+    prompts[0], lengths[-1] = prompt_width, width
+    mask = torch.cat([torch.arange(prompt_width).flip(0) < prompts, torch.arange(width) < lengths], dim=1)
+    tokens = torch.randint(6, 320, mask.shape, generator=g)
+    return Rollout(torch.where(mask, tokens, PAD), mask, prompt_width, torch.rand(rows, generator=g) < 0.5)
