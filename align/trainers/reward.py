@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
@@ -91,10 +91,13 @@ def train_reward(
     settings = RewardConfig(**keywords, max_length=None, disable_dropout=True)
     padder = copy.deepcopy(tokenizer)  # rows are padded by it, nothing else
     padder.pad_token = tokenizer.convert_ids_to_tokens(filler_id(pairs, tokenizer.pad_token_id))
-    trainer = RewardTrainer(
-        model=model, args=settings, train_dataset=dataset, processing_class=padder, callbacks=[callback]
-    )
-    return fit(trainer, checkpoint)
+
+    def trainer() -> RewardTrainer:
+        return RewardTrainer(
+            model=model, args=settings, train_dataset=dataset, processing_class=padder, callbacks=[callback]
+        )
+
+    return fit(trainer, model, checkpoint)
 
 
 def filler_id(pairs: Sequence[Pair], pad_id: int) -> int:
@@ -105,8 +108,3 @@ def filler_id(pairs: Sequence[Pair], pad_id: int) -> int:
     """
     ends = {ids[-1] for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)}
     return next(i for i in (pad_id, *range(len(ends) + 1)) if i not in ends)
-
-
-def pair_accuracy(chosen: Tensor, rejected: Tensor) -> int:
-    """How many pairs are ordered right; an equal score counts as wrong."""
-    return int((chosen > rejected).sum())

@@ -35,10 +35,13 @@ def train_sft(
         the number of trained weights.
     """
     settings = SFTConfig(**arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None)
-    trainer = SFTTrainer(
-        model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer, callbacks=[callback]
-    )
-    return fit(trainer, checkpoint)
+
+    def trainer() -> SFTTrainer:
+        return SFTTrainer(
+            model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer, callbacks=[callback]
+        )
+
+    return fit(trainer, model, checkpoint)
 
 
 def dataset_of(rows: Sequence[Encoded]) -> Dataset:

@@ -1,4 +1,4 @@
-"""A run's folder: who gets it, what a crash leaves, and what a reference finds."""
+"""A run's folder: who gets it, and what a crash, an interruption or a full disk leaves of it."""
 
 from __future__ import annotations
 
@@ -7,57 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import BASE, INPUTS, config, manifest_of, opened, published
 
-from align.__main__ import STAGES as LISTED
-from align.errors import CorruptFile, InputError, MissingArtifact, RunBusy, RunConflict, StorageError
-from align.run import (
-    Base,
-    Run,
-    artifact_in,
-    file_digest,
-    folder_digest,
-    json_digest,
-    resolve,
-    storage_error,
-    write_json,
-)
-from align.run.artifacts import STAGES
+from align.errors import MissingArtifact, RunBusy, RunConflict, StorageError
+from align.run import file_digest, folder_digest, json_digest, storage_error, write_json
 from align.run.folder import first_difference, git_state, identity_of
-
-BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
-INPUTS = {"data": {"path": "a.jsonl", "digest": "d1"}}
-
-
-def config(root: Path, name: str | None = None, **changes: Any) -> dict[str, Any]:
-    kept = {"stage": {"name": "sft", "lr": 0.1}, "seed": 0, "resume": "auto", "track": {"name": "none"}}
-    return {**kept, "run": {"root": str(root), "name": name}, **changes}
-
-
-def opened(
-    root: Path, name: str | None = None, inputs: Mapping[str, Any] = INPUTS, resume: str = "auto", **more
-) -> Run:
-    return Run.open(config(root, name, **more), inputs, more.get("base", BASE), "tiny-qlora", resume)
-
-
-def published(root: Path, name: str, stage: str = "sft", base: Base = BASE, weights: str = "w") -> Path:
-    """A done run whose artifact is an adapter."""
-    values = config(root, name, stage={"name": stage, "lr": 0.1})
-    with Run.open(values, INPUTS, base, "tiny") as run:
-        run.begin("a: 1\n")
-        (run.artifact / "adapter_config.json").write_text("{}")
-        (run.artifact / "adapter_model.safetensors").write_text(weights)
-        run.publish({"loss": 1.5})
-    return run.folder
-
-
-def manifest_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-
 
 # --- Digests and files
 
@@ -180,7 +138,7 @@ def test_a_crash_leaves_a_folder_that_is_continued(tmp_path: Path):
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_run import opened
+from run_folders import opened
 run = opened(Path({str(tmp_path)!r}), "x")
 run.begin("a: 1")
 (run.checkpoints / "c").write_text("kept")
@@ -234,7 +192,7 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path):
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_run import opened
+from run_folders import opened
 with opened(Path({str(tmp_path)!r}), "x") as run:
     run.begin("a: 1")
     print("held", flush=True)
@@ -318,100 +276,6 @@ def test_what_caused_an_error_counts_when_the_disk_is_full_only():
 
     assert storage_error(raised(OSError(errno.ENOSPC, "full")), "runs")
     assert storage_error(raised(PermissionError(errno.EACCES, "a cache that is not ours")), "runs") is None
-
-
-# --- Manifests and references
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', "{broken"])
-def test_a_manifest_that_is_none(tmp_path: Path, text: str):
-    folder = published(tmp_path, "x")
-    (folder / "manifest.json").write_text(text)
-    with pytest.raises(CorruptFile, match="manifest"):
-        opened(tmp_path, "x")
-    with pytest.raises(CorruptFile, match="manifest"):
-        resolve("sft:latest", tmp_path)
-
-
-@pytest.mark.parametrize("version", [0, 2])
-def test_a_manifest_of_another_version_is_refused(tmp_path: Path, version: int):
-    folder = published(tmp_path, "x")
-    write_json(folder / "manifest.json", manifest_of(folder) | {"schema_version": version})
-    with pytest.raises(InputError, match="another version") as caught:
-        opened(tmp_path, "x")
-    assert (caught.value.field, caught.value.value) == ("schema_version", version)
-
-
-def test_latest_is_the_newest_done_run_on_the_base(tmp_path: Path):
-    other = Base("org/other", "/models/other", None, "c" * 64)
-    published(tmp_path, "a")
-    published(tmp_path, "z-oldest-by-no-means")
-    newest = published(tmp_path, "b", weights="w2")
-    published(tmp_path, "c", base=other)
-    with opened(tmp_path, "unfinished") as run:
-        run.begin("a: 1\n")
-    assert resolve("sft:latest", tmp_path, BASE.digest).path == newest / "artifact"
-    assert resolve("sft:latest", tmp_path).manifest["name"] == "c"
-    assert resolve("sft:a", tmp_path).ref == "sft:a"
-    assert resolve(str(newest), tmp_path).digest == resolve(str(newest / "artifact"), tmp_path).digest
-    with pytest.raises(MissingArtifact, match=r"no finished sft run on this base.*stage=sft"):
-        resolve("sft:latest", tmp_path, "d" * 64)
-
-
-def test_a_full_run_serves_where_sft_is_asked_for(tmp_path: Path):
-    folder = published(tmp_path, "x", stage="full")
-    assert resolve("sft:latest", tmp_path).path == resolve("sft:x", tmp_path).path == folder / "artifact"
-
-
-@pytest.mark.parametrize(
-    ("ref", "said"),
-    [
-        ("sft:latest", "Make it with: python -m align stage=sft"),
-        ("reward:nope", "Make it with: python -m align stage=reward run.name=nope"),
-        ("sftt:latest", "neither a folder nor a reference"),
-        ("no/such/folder", "neither a folder nor a reference"),
-    ],
-)
-def test_a_missing_artifact_says_what_makes_it(tmp_path: Path, ref: str, said: str):
-    with pytest.raises(MissingArtifact) as caught:
-        resolve(ref, tmp_path, field_name="init")
-    assert (caught.value.field, caught.value.value) == ("init", ref)
-    assert said in str(caught.value)
-
-
-def test_an_unfinished_run_is_no_artifact(tmp_path: Path):
-    with opened(tmp_path, "x") as run:
-        run.begin("a: 1\n")
-    with pytest.raises(MissingArtifact, match="is running, not done"):
-        resolve("sft:x", tmp_path)
-
-
-@pytest.mark.parametrize("harm", ["changed", "gone"])
-def test_a_published_file_that_changed_is_not_read(tmp_path: Path, harm: str):
-    weights = published(tmp_path, "x") / "artifact" / "adapter_model.safetensors"
-    if harm == "gone":
-        weights.unlink()
-    else:
-        weights.write_text("other")
-    for ref in ("sft:x", "sft:latest", str(tmp_path / "sft" / "x")):
-        with pytest.raises(CorruptFile, match="is missing" if harm == "gone" else "sha256 differs"):
-            resolve(ref, tmp_path)
-
-
-def test_a_bare_folder(tmp_path: Path):
-    with pytest.raises(MissingArtifact, match="neither an adapter nor a model"):
-        artifact_in(tmp_path, "here")
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_text("w")
-    found = artifact_in(tmp_path, "here")
-    assert (found.whole, found.base) == (True, Base("here", str(tmp_path), None, found.digest))
-    (tmp_path / "adapter_config.json").write_text("{}")
-    found = artifact_in(tmp_path, "here")
-    assert (found.whole, found.base) == (False, None)
-
-
-def test_references_and_the_listing_know_the_same_stages():
-    assert set(STAGES) == set(LISTED)
 
 
 # --- Git

@@ -104,7 +104,22 @@ def test_small_steps_are_not_lost_on_a_4bit_base(base: Any, tiny_tokenizer: Any,
 
 def test_nothing_to_train_is_a_fault() -> None:
     with pytest.raises(AssertionError, match="nothing is trainable"):
-        common.trainable_in_fp32(nn.Linear(2, 2).requires_grad_(False))
+        common.trainable_in_fp32(nn.Linear(2, 2).requires_grad_(False), {})
+
+
+def test_an_adapter_starts_from_its_own_values_not_from_rounded_ones(
+    base: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """TRL rounds to bf16 as the trainer is built; with a learning rate of next to nothing the start must survive."""
+    model = scorer(base)
+    before = lora_weights(model)
+    assert any((w != w.bfloat16().float()).any() for w in before.values())
+    train_reward(
+        model, tiny_tokenizer, some_pairs(), arguments(tmp_path, 1, lr=1e-30), callback=TrainerCallback(),
+        checkpoint=None,
+    )  # fmt: skip
+    after = lora_weights(model)
+    assert all(torch.equal(before[name], after[name]) for name in before if "lora_A" in name)
 
 
 @pytest.mark.parametrize(

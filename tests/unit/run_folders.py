@@ -1,0 +1,39 @@
+"""What the tests of runs share: a configuration, short ways to open and to publish one, and its manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from align.run import Base, Run
+
+BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
+INPUTS = {"data": {"path": "a.jsonl", "digest": "d1"}}
+
+
+def config(root: Path, name: str | None = None, **changes: Any) -> dict[str, Any]:
+    kept = {"stage": {"name": "sft", "lr": 0.1}, "seed": 0, "resume": "auto", "track": {"name": "none"}}
+    return {**kept, "run": {"root": str(root), "name": name}, **changes}
+
+
+def opened(
+    root: Path, name: str | None = None, inputs: Mapping[str, Any] = INPUTS, resume: str = "auto", **more
+) -> Run:
+    return Run.open(config(root, name, **more), inputs, more.get("base", BASE), "tiny-qlora", resume)
+
+
+def published(root: Path, name: str, stage: str = "sft", base: Base = BASE, weights: str = "w") -> Path:
+    """A done run whose artifact is an adapter."""
+    values = config(root, name, stage={"name": stage, "lr": 0.1})
+    with Run.open(values, INPUTS, base, "tiny") as run:
+        run.begin("a: 1\n")
+        (run.artifact / "adapter_config.json").write_text("{}")
+        (run.artifact / "adapter_model.safetensors").write_text(weights)
+        run.publish({"loss": 1.5})
+    return run.folder
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

@@ -1,0 +1,104 @@
+"""Manifests and references: what a later run finds, and what it refuses to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from run_folders import BASE, manifest_of, opened, published
+
+from align.__main__ import STAGES as LISTED
+from align.errors import CorruptFile, InputError, MissingArtifact
+from align.run import Base, artifact_in, resolve, write_json
+from align.run.artifacts import STAGES
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', "{broken"])
+def test_a_manifest_that_is_none(tmp_path: Path, text: str):
+    folder = published(tmp_path, "x")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(CorruptFile, match="manifest"):
+        opened(tmp_path, "x")
+    with pytest.raises(CorruptFile, match="manifest"):
+        resolve("sft:latest", tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_manifest_of_another_version_is_refused(tmp_path: Path, version: int):
+    folder = published(tmp_path, "x")
+    write_json(folder / "manifest.json", manifest_of(folder) | {"schema_version": version})
+    with pytest.raises(InputError, match="another version") as caught:
+        opened(tmp_path, "x")
+    assert (caught.value.field, caught.value.value) == ("schema_version", version)
+
+
+def test_latest_is_the_newest_done_run_on_the_base(tmp_path: Path):
+    other = Base("org/other", "/models/other", None, "c" * 64)
+    published(tmp_path, "a")
+    published(tmp_path, "z-oldest-by-no-means")
+    newest = published(tmp_path, "b", weights="w2")
+    published(tmp_path, "c", base=other)
+    with opened(tmp_path, "unfinished") as run:
+        run.begin("a: 1\n")
+    assert resolve("sft:latest", tmp_path, BASE.digest).path == newest / "artifact"
+    assert resolve("sft:latest", tmp_path).manifest["name"] == "c"
+    assert resolve("sft:a", tmp_path).ref == "sft:a"
+    assert resolve(str(newest), tmp_path).digest == resolve(str(newest / "artifact"), tmp_path).digest
+    with pytest.raises(MissingArtifact, match=r"no finished sft run on this base.*stage=sft"):
+        resolve("sft:latest", tmp_path, "d" * 64)
+
+
+def test_a_full_run_serves_where_sft_is_asked_for(tmp_path: Path):
+    folder = published(tmp_path, "x", stage="full")
+    assert resolve("sft:latest", tmp_path).path == resolve("sft:x", tmp_path).path == folder / "artifact"
+
+
+@pytest.mark.parametrize(
+    ("ref", "said"),
+    [
+        ("sft:latest", "Make it with: python -m align stage=sft"),
+        ("reward:nope", "Make it with: python -m align stage=reward run.name=nope"),
+        ("sftt:latest", "neither a folder nor a reference"),
+        ("no/such/folder", "neither a folder nor a reference"),
+    ],
+)
+def test_a_missing_artifact_says_what_makes_it(tmp_path: Path, ref: str, said: str):
+    with pytest.raises(MissingArtifact) as caught:
+        resolve(ref, tmp_path, field_name="init")
+    assert (caught.value.field, caught.value.value) == ("init", ref)
+    assert said in str(caught.value)
+
+
+def test_an_unfinished_run_is_no_artifact(tmp_path: Path):
+    with opened(tmp_path, "x") as run:
+        run.begin("a: 1\n")
+    with pytest.raises(MissingArtifact, match="is running, not done"):
+        resolve("sft:x", tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+def test_a_published_file_that_changed_is_not_read(tmp_path: Path, harm: str):
+    weights = published(tmp_path, "x") / "artifact" / "adapter_model.safetensors"
+    if harm == "gone":
+        weights.unlink()
+    else:
+        weights.write_text("other")
+    for ref in ("sft:x", "sft:latest", str(tmp_path / "sft" / "x")):
+        with pytest.raises(CorruptFile, match="is missing" if harm == "gone" else "sha256 differs"):
+            resolve(ref, tmp_path)
+
+
+def test_a_bare_folder(tmp_path: Path):
+    with pytest.raises(MissingArtifact, match="neither an adapter nor a model"):
+        artifact_in(tmp_path, "here")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("w")
+    found = artifact_in(tmp_path, "here")
+    assert (found.whole, found.base) == (True, Base("here", str(tmp_path), None, found.digest))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    found = artifact_in(tmp_path, "here")
+    assert (found.whole, found.base) == (False, None)
+
+
+def test_references_and_the_listing_know_the_same_stages():
+    assert set(STAGES) == set(LISTED)
