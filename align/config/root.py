@@ -6,6 +6,7 @@ any weights are touched.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 def positive(field_name: str, value: float) -> None:
-    require(value > 0, field_name, value, "must be above zero", "Give a positive number.")
+    require(0 < value < math.inf, field_name, value, "must be above zero and finite", "Give a positive number.")
 
 
 def one_of(field_name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -187,7 +188,7 @@ class Config:
     def __post_init__(self) -> None:
         one_of("resume", self.resume, ("auto", "never", "must"))
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        require(self.seed >= 0, "seed", self.seed, "is negative", "Give a seed of 0 or more.")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "is no 32-bit number", "Give a seed from 0 to 4294967295.")
         require(bool(self.project), "project", self.project, "is empty", "Name the annotation project.")
         require(
             self.schema_version == SCHEMA_VERSION,

@@ -75,6 +75,7 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     folder.mkdir(parents=True, exist_ok=True)
     tensors = get_peft_model_state_dict(model, adapter_name=adapter)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
+    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors would leave it to its owner alone
     config = model.peft_config[adapter].to_dict()
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     config |= {"base_model_name_or_path": base.id, "revision": base.revision, "inference_mode": True}

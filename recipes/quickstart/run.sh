@@ -6,7 +6,7 @@ seed=${1:-0}
 root=${2:-runs}
 align=(python -m align "seed=$seed" "run.root=$root" project=quickstart)
 
-"${align[@]}" stage=sft
+"${align[@]}" stage=sft method.lr=2e-3 data.max_length=256 stage.max_steps=80
 "${align[@]}" stage=sample
 "${align[@]}" stage=annotate
 "${align[@]}" stage=reward data.allow_simulated=true

@@ -61,7 +61,7 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("model=hub", "model=hub model.path=org/x", "model.path", "(missing)", "Add model.path=VALUE."),
         ("data=jsonl", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
         ("data=jsonl data.path=", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
-        ("seed=-1", "seed=0", "seed", -1, "Give a seed of 0 or more."),
+        ("seed=-1", "seed=0", "seed", -1, "Give a seed from 0"),
         ("stage.batch_size=0", "stage.batch_size=8", "stage.batch_size", 0, "must be above zero"),
         ("stage.batch_size=12", "stage.batch_size=24", "stage.batch_size", 12, "stage.micro_batch=8"),
         ("method=full", "stage=full", "method", "full", "Use stage=full"),
