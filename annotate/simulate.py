@@ -68,7 +68,7 @@ def simulate(
     Raises:
         InputError: unknown project, no item in it, or no two candidates with different scores.
     """
-    annotator = f"simulated/{scorer.name}/{seed}"
+    annotator = f"simulated/{scorer.name}/{agreement if slope is None else f'slope {slope}'}/{seed}"
     items = list(store.items(project))
     require(bool(items), "project", project, "it holds no items", "Fill it first with stage=sample.")
     scores = gold_scores(items, scorer)

@@ -82,8 +82,10 @@ def sft(s: Shape, method: str) -> float:
 
 
 def ppo(s: Shape, method: str) -> float:
-    """Two adapters train, two are frozen in fp32; the cache and the activations do not live at once."""
-    return weights(s, method) + 2 * trained(s.adapter) + 2 * 4 * s.adapter + max(activations(s), cache(s))
+    """Two adapters train (fp32 weights, gradients and AdamW moments), two are frozen in fp32. PPO keeps every layer's
+    activations so far; they and the cache do not live at once."""
+    inside = s.layers * 2 * TOKENS * (8 * s.width + 4 * s.mlp) + 2 * 4 * CHUNK * s.vocabulary
+    return weights(s, method) + 2 * 16 * s.adapter + 2 * 4 * s.adapter + max(inside, cache(s))
 
 
 def main() -> None:

@@ -64,6 +64,13 @@ class PpoConfig:
         one_of("stage.kl_control", self.kl_control, ("fixed", "adaptive"))
         one_of("stage.kl_estimator", self.kl_estimator, ("k1", "k3"))
         one_of("stage.kl_in", self.kl_in, ("reward", "loss"))
+        require(
+            self.kl_in != "loss" or self.kl_estimator == "k3",
+            "stage.kl_estimator",
+            self.kl_estimator,
+            "has a gradient of expectation zero, so in the loss it would hold nothing back",
+            "Add stage.kl_estimator=k3.",
+        )
         if self.value_clip_range is not None:
             positive("stage.value_clip_range", self.value_clip_range)
         require(

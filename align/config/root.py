@@ -37,15 +37,18 @@ class ModelConfig:
 
 @dataclass
 class MethodConfig:
-    """Group `method`: which weights train, and in what precision the others are kept."""
+    """Group `method`: which weights train, and in what precision the others are kept.
 
-    name: str = "qlora"
+    `auto` is what the artifact that a stage starts from was trained with, and `qlora` where there is none.
+    """
+
+    name: str = "auto"
     r: int = 16
     alpha: int = 32
     lr: float = 2e-4
 
     def __post_init__(self) -> None:
-        one_of("method.name", self.name, ("qlora", "lora", "full"))
+        one_of("method.name", self.name, ("auto", "qlora", "lora", "full"))
         positive("method.r", self.r)
         positive("method.alpha", self.alpha)
         positive("method.lr", self.lr)

@@ -48,6 +48,9 @@ class SftConfig:
             "save_every",
         ):
             positive(f"stage.{key}", getattr(self, key))
+        if self.max_steps is not None:
+            positive("stage.max_steps", self.max_steps)
+        require(self.weight_decay >= 0, "stage.weight_decay", self.weight_decay, "is negative", "Give 0 or more.")
         require(
             0 <= self.warmup < 1, "stage.warmup", self.warmup, "is no share of the steps", "Give 0 or more, below 1."
         )

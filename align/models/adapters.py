@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -70,8 +70,6 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
 
     (`save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.)
     """
-    from peft import get_peft_model_state_dict
-
     folder.mkdir(parents=True, exist_ok=True)
     tensors = get_peft_model_state_dict(model, adapter_name=adapter)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
@@ -84,8 +82,12 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     write_json(folder / "adapter_config.json", config)
 
 
-def attach(model: Any, folder: Path, name: str, trainable: bool = False) -> PeftModel:
+def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored: bool = False) -> PeftModel:
     """Put a saved adapter on the model under `name`.
+
+    Args:
+        scored: it is a reward model's, whose `score` head is read elsewhere. PEFT passes over tensors that it finds no
+            place for; any other such tensor is an error here.
 
     Raises:
         CorruptFile: the adapter cannot be read, or it does not fit this model.
@@ -95,13 +97,20 @@ def attach(model: Any, folder: Path, name: str, trainable: bool = False) -> Peft
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), name, is_trainable=trainable)
-            return model
-        return PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CorruptFile(
             "adapter", str(folder), f"does not fit this base ({str(error).splitlines()[0][:160]})",
             "Use the base that it was trained on.",
         ) from error  # fmt: skip
+    placed = get_peft_model_state_dict(model, adapter_name=name).keys() | ({SCORE_KEY} if scored else set())
+    if strangers := sorted(read_tensors(folder).keys() - placed):
+        raise CorruptFile(
+            "adapter", str(folder), f"has tensors that this model has no place for ({strangers[0]})",
+            "A reward model is no policy: name an adapter of stage=sft or stage=ppo.",
+        )  # fmt: skip
+    return model
 
 
 @dataclass(frozen=True)

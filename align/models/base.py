@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from align.config.root import ModelConfig
@@ -58,7 +59,7 @@ def base_of(artifact: Artifact, model: ModelConfig, field: str) -> Base:
         InputError: `model=` names other weights, or the recorded ones are gone or have changed.
     """
     recorded = artifact.base
-    if artifact.whole and recorded is not None:
+    if artifact.whole and recorded is not None and model.path is None:
         return recorded
     if model.path is not None:
         given = find_base(model)
@@ -76,4 +77,4 @@ def base_of(artifact: Artifact, model: ModelConfig, field: str) -> Base:
             field, artifact.ref, f"its base {recorded.id} has changed since it was trained",
             "Restore those weights, or train again on these.",
         )  # fmt: skip
-    return recorded
+    return replace(recorded, path=found.path)

@@ -36,6 +36,8 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise InputError("device", device, "is no device", "Use auto, cpu, cuda or cuda:0.") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError("device", device, "is not supported here", "Use auto, cpu, cuda or cuda:0.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device", device, "torch sees no CUDA device", "Use device=auto or device=cpu.")
     return chosen

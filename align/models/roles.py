@@ -46,8 +46,8 @@ class Roles:
         else:
             self.model = attach(base, init, "policy", trainable=True)
             attach(self.model, init, "reference")
-        attach(self.model, reward, "reward")
-        attach(self.model, reward, "value", trainable=True)
+        attach(self.model, reward, "reward", scored=True)
+        attach(self.model, reward, "value", trainable=True, scored=True)
         self._reference_is_base = init is None
         score = read_tensors(reward).get(SCORE_KEY)
         if score is None:

@@ -8,13 +8,13 @@ import torch
 
 from align.config.eval import EvalConfig
 from align.config.root import Config, ModelConfig
-from align.data.chat import Prompt, encode_prompts, stop_token_ids, use_template
+from align.data.chat import Prompt, encode_prompts, stop_token_ids
 from align.data.sources import data_record, prompts
 from align.errors import InputError
 from align.evals.comparison import Sample, summarise, write_samples
 from align.models.adapters import Policy, attach
 from align.models.base import base_of
-from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer
+from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.models.trunk import response_logprobs
 from align.ppo.experience import in_chunks
 from align.ppo.schedule import generator_for
@@ -23,7 +23,7 @@ from align.rollout.engine import response_texts
 from align.rollout.hf import HfEngine
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs
-from align.stages.lineage import adapter_folder, label, start
+from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 from reward.rules import Sentiment
@@ -59,8 +59,7 @@ def run(run: Run, config: Config) -> Result:
     stage: EvalConfig = config.stage
     base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
     device = choose_device(config.device)
-    tokenizer = load_tokenizer(base)
-    use_template(tokenizer, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config.data.template)
     model = attach(
         load_base(base, config.method.name, device, choose_dtype(config.dtype, device)), artifact.path, "policy"
     )

@@ -11,21 +11,23 @@ from transformers import AutoModelForCausalLM
 
 from align.config.export import ExportStageConfig
 from align.config.root import Config
-from align.data.chat import encode_prompts, use_template
-from align.data.sources import prompts
+from align.data.chat import encode_prompts
+from align.data.sources import data_record, prompts
 from align.errors import InputError
 from align.export.adapter import export_adapter
 from align.export.card import render_card
 from align.export.merged import Divergence, export_merged, kl_between, merge
 from align.models.adapters import attach
-from align.models.load import DTYPES, choose_device, choose_dtype, load_base, load_tokenizer
+from align.models.load import DTYPES, choose_device, choose_dtype, load_base
 from align.models.trunk import pad
 from align.report import Report
 from align.run import Base, Run
 from align.stages import Inputs
-from align.stages.lineage import evaluation_of, label, parents_of, start
+from align.stages.lineage import evaluation_of, label, parents_of, start, tokenizer_of
 from align.track import peak_rss_mb
 from align.types import Result
+
+ROWS_AT_ONCE = 4  # full logits of these are held, twice
 
 
 def inputs(config: Config) -> Inputs:
@@ -37,16 +39,17 @@ def inputs(config: Config) -> Inputs:
             "is a whole model already",
             f"Load {artifact.path} as it is, or export an adapter.",
         )
-    return Inputs(f"{label(base, config)}-{config.export.name}", base, {"artifact": artifact.record()})
+    records = {"artifact": artifact.record()}
+    if config.export.name == "merged":  # whose fidelity is measured on prompts
+        records["data"] = data_record(config.data)
+    return Inputs(f"{label(base, config)}-{config.export.name}", base, records)
 
 
 def run(run: Run, config: Config) -> Result:
     base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    tokenizer = load_tokenizer(base)
-    if config.data.template:
-        use_template(tokenizer, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config.data.template)
     root = Path(config.run.root).expanduser()
     named = {"id": public_id(base), "revision": base.revision or "", "digest": base.digest}
     facts: dict[str, Any] = {
@@ -66,6 +69,7 @@ def run(run: Run, config: Config) -> Result:
         weights = DTYPES[config.export.dtype]
         merged = merge(load_base(base, config.method.name, device, dtype), artifact.path, weights)
         export_merged(merged, target, named, tokenizer=tokenizer)
+        del merged  # before two more models are loaded to compare
         divergence = compared(config, base, artifact.path, target, tokenizer)
         facts |= {"dtype": config.export.dtype, "divergence": divergence.as_dict()}
         (target / "README.md").write_text(render_card(facts), encoding="utf-8")
@@ -95,14 +99,26 @@ def compared(config: Config, base: Base, adapter: Path, target: Path, tokenizer:
     stage: ExportStageConfig = config.stage
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    if not tokenizer.chat_template:
-        use_template(tokenizer, config.data.template)
     found, _ = encode_prompts(
         tokenizer, prompts(config.data, "test", config.seed)[: stage.prompts], config.data.max_length
     )
-    tokens = pad([p.input_ids for p in found], tokenizer.pad_token_id).to(device)
-    mask = pad([[1] * len(p.input_ids) for p in found], 0).bool().to(device)
     trained = attach(load_base(base, config.method.name, device, dtype), adapter, "policy")
     loaded = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, device_map={"": device}).eval()
-    truth, export = (m(input_ids=tokens, attention_mask=mask.long()).logits for m in (trained, loaded))
-    return kl_between(truth, export, mask)
+    parts = []
+    for first in range(0, len(found), ROWS_AT_ONCE):
+        rows = [p.input_ids for p in found[first : first + ROWS_AT_ONCE]]
+        tokens = pad(rows, tokenizer.pad_token_id).to(device)
+        mask = pad([[1] * len(row) for row in rows], 0).bool().to(device)
+        truth, export = (m(input_ids=tokens, attention_mask=mask.long()).logits for m in (trained, loaded))
+        parts.append(kl_between(truth, export, mask))
+    return pooled(parts)
+
+
+def pooled(parts: list[Divergence]) -> Divergence:
+    """Several comparisons as one: means over all tokens, the largest of the largest."""
+    tokens = sum(p.tokens for p in parts)
+
+    def mean(name: str) -> float:
+        return sum(getattr(p, name) * p.tokens for p in parts) / tokens
+
+    return Divergence(mean("kl"), mean("top1"), max(p.max_logprob for p in parts), tokens)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align.config.root import Config
+from align.data.chat import use_template
+from align.errors import InputError
 from align.models.base import base_of, find_base
+from align.models.load import load_tokenizer
 from align.run import Artifact, Base, artifact_in, read_manifest, resolve
 
 
@@ -22,7 +26,39 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
     ref = ref if ref is not None else str(getattr(config, field))
     wanted = find_base(config.model).digest if config.model.path else None
     artifact = resolve(ref, Path(config.run.root).expanduser(), wanted if ref.endswith(":latest") else None, field)
-    return artifact, base_of(artifact, config.model, field)
+    base = base_of(artifact, config.model, field)
+    config.method.name = method_of(artifact, config.method.name, field)
+    return artifact, base
+
+
+def method_of(artifact: Artifact, given: str, field: str) -> str:
+    """The method to go on with: an adapter belongs to the precision of the base that it was trained on.
+
+    Raises:
+        InputError: `method=` contradicts the artifact.
+    """
+    config = artifact.manifest.get("identity", {}).get("config", {})
+    trained = None if artifact.whole else config.get("method", {}).get("name")
+    if given == "auto":
+        return trained or "qlora"
+    if trained not in (None, given):
+        raise InputError(
+            "method", given, f"{field}={artifact.ref} was trained with method={trained}",
+            "Drop method=, or start from an artifact of that method.",
+        )  # fmt: skip
+    return given
+
+
+def tokenizer_of(artifact: Artifact, base: Base, template: str | None) -> Any:
+    """The tokenizer and chat template that an artifact was trained with; the base's where it brings none.
+
+    Raises:
+        InputError: there is no chat template and none was asked for.
+    """
+    own = (artifact.path / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(replace(base, path=str(artifact.path)) if own else base)
+    use_template(tokenizer, template)
+    return tokenizer
 
 
 def adapter_folder(artifact: Artifact) -> Path | None:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.data.chat import encode_prompts, stop_token_ids, use_template
+from align.data.chat import encode_prompts, stop_token_ids
 from align.data.sources import data_record, prompts
+from align.errors import InputError, require
 from align.models.adapters import save_adapter
-from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer
+from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.models.roles import Roles
 from align.ops.kl import adapted
 from align.ppo.experience import experience, in_chunks
@@ -32,7 +33,7 @@ from align.report import Report, curves
 from align.rollout.hf import HfEngine
 from align.run import Base, Run, resolve
 from align.stages import Inputs, tracker
-from align.stages.lineage import adapter_folder, label, start
+from align.stages.lineage import adapter_folder, label, method_of, start, tokenizer_of
 from align.track import peak_rss_mb, progress
 from align.types import Result, Rollout
 
@@ -41,6 +42,12 @@ def inputs(config: Config) -> Inputs:
     artifact, base = start(config)
     root = Path(config.run.root).expanduser()
     reward = resolve(config.reward.ref, root, base.digest, "reward.ref")
+    if reward.whole or (reward.base is not None and reward.base.digest != base.digest):
+        raise InputError(
+            "reward.ref", reward.ref, f"is no reward adapter on the base of {artifact.ref}",
+            "Name a reward model that was trained from it: stage=reward with the same init=.",
+        )  # fmt: skip
+    method_of(reward, config.method.name, "reward.ref")
     records = {"init": artifact.record(), "reward": reward.record(), "data": data_record(config.data)}
     return Inputs(label(base, config), base, records)
 
@@ -53,8 +60,7 @@ def run(run: Run, config: Config) -> Result:
     temperature = config.rollout.temperature
 
     # One base, four roles.
-    tokenizer = load_tokenizer(base)
-    use_template(tokenizer, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config.data.template)
     model = load_base(base, config.method.name, device, dtype)
     stops = stop_token_ids(tokenizer, model.generation_config)
     room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
@@ -92,9 +98,13 @@ def run(run: Run, config: Config) -> Result:
             return engine.generate([found[i].input_ids for i in chosen], generator_for(device, config.seed, *where))
 
     # Scores are standardised once, on reference samples, so that kl_coef keeps its meaning.
-    chosen = prompt_indices(0, min(stage.normalise_on, len(found)), len(found), config.seed + 1)
+    chosen = prompt_indices(0, stage.normalise_on, len(found), config.seed + 1)
     reference_scores = score(sample("reference", chosen, "normalise"))
-    shift, scale = reference_scores.mean(), reference_scores.std(unbiased=False).clamp_min(1e-6)
+    shift, scale = reference_scores.mean(), reference_scores.std(unbiased=False)
+    require(
+        float(scale) > 0, "reward.ref", config.reward.ref, "gives every reference answer the same score",
+        "Train the reward model for longer, or on more pairs.",
+    )  # fmt: skip
 
     kl_coef = stage.kl_coef
     with tracker(run, config) as track, progress("ppo", stage.updates) as bar:

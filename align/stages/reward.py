@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
-from align.data.chat import encode_judged, stop_token_ids, use_template
+from align.data.chat import encode_judged, stop_token_ids
 from align.data.preferences import read_preferences, split_by_group
 from align.data.sources import data_record
 from align.errors import InputError
@@ -22,12 +22,11 @@ from align.models.load import (
     choose_dtype,
     context_length,
     load_classifier,
-    load_tokenizer,
 )
 from align.report import Report, calibration_bins, curves, histogram_pair, reliability
 from align.run import Base, Run
 from align.stages import Inputs, open_store, tracker
-from align.stages.lineage import adapter_folder, label, start
+from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, newest_checkpoint, step_of, steps_in, training_arguments
 from align.trainers.reward import Pair, score_head, start_from, train_reward
@@ -57,8 +56,7 @@ def run(run: Run, config: Config) -> Result:
     # Pairs, divided by prompt so that no ranking has a pair on both sides.
     judged = pairs_from(config)
     train_prefs, test_prefs = split_by_group(judged, stage.held_out, config.seed)
-    tokenizer = load_tokenizer(base)
-    use_template(tokenizer, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config.data.template)
     stops = stop_token_ids(tokenizer)
 
     # The same base with a score head; LoRA from the SFT adapter, head from zero.

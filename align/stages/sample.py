@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from align.config.root import Config
 from align.config.sample import SampleConfig
-from align.data.chat import encode_prompts, stop_token_ids, use_template
+from align.data.chat import encode_prompts, stop_token_ids
 from align.data.sources import data_record, prompts
 from align.models.adapters import Policy, attach
-from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer
+from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.ppo.schedule import generator_for
 from align.report import Report, histogram_pair
 from align.rollout.engine import response_texts
 from align.rollout.hf import HfEngine
 from align.run import Base, Run, write_json
 from align.stages import Inputs, open_store, tracker
-from align.stages.lineage import adapter_folder, label, start
+from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.track import peak_rss_mb, progress
 from align.types import Result
 from annotate.store import Candidate
@@ -32,8 +32,7 @@ def run(run: Run, config: Config) -> Result:
     stage: SampleConfig = config.stage
     base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["init"]["path"])
     device = choose_device(config.device)
-    tokenizer = load_tokenizer(base)
-    use_template(tokenizer, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config.data.template)
     model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
     adapter = adapter_folder(artifact)
     policy = Policy(attach(model, adapter, "sft") if adapter else model, "sft" if adapter else None)

@@ -25,6 +25,8 @@ from align.types import Result
 
 def inputs(config: Config) -> Inputs:
     base = find_base(config.model)
+    if config.method.name == "auto":
+        config.method.name = "qlora"
     label = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], config.method.name)))
     return Inputs(label, base, {"base": {"id": base.id, "digest": base.digest}, "data": data_record(config.data)})
 

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # The quickstart with three seeds, each in its own folder of runs; writes expected.json beside this script.
-# Usage: recipes/quickstart/seeds.sh [FOLDER]
+# Exits 1 where a seed fails or misses a bar. Usage: recipes/quickstart/seeds.sh [FOLDER]
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-runs/quickstart-seeds}
+status=0
+rm -f "$here/expected.json"
 for seed in 0 1 2; do
-  "$here/run.sh" "$seed" "$folder/$seed" || true
-  python "$here/check.py" "$folder/$seed" "$seed" --save "$here/expected.json"
+  "$here/run.sh" "$seed" "$folder/$seed" || status=1
+  python "$here/check.py" "$folder/$seed" "$seed" --save "$here/expected.json" > /dev/null || status=1
 done
+exit "$status"

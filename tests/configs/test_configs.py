@@ -20,7 +20,7 @@ CHOICES = {
 NEEDS = {("model", "hub"): ["model.path=org/name"], ("data", "jsonl"): ["data.path=a.jsonl"]}
 REFUSED = {
     "sft": {("method", "full"), ("data", "annotations")},
-    "full": {("method", "qlora"), ("method", "lora"), ("data", "annotations")},
+    "full": {("method", "auto"), ("method", "qlora"), ("method", "lora"), ("data", "annotations")},
     "reward": {("data", "chitchat"), ("method", "full")},
     "ppo": {("method", "full")},
 }

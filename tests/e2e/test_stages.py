@@ -243,17 +243,28 @@ def test_a_missing_artifact_names_its_command(tmp_path: Path, chats: Path, stage
     assert "Traceback" not in empty.said
 
 
+def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:
+    assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['reward']}") == 2
+    assert "score" in shop.said
+    assert "is no policy" in shop.said
+
+
 def test_every_stage_under_lora(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
-    shop = Workshop(tmp_path / "runs", chats, "method=lora", "method.r=4")
-    shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT)
-    shop.up_to_reward()
+    shop = Workshop(tmp_path / "runs", chats)
+    shop.run("sft", "model=hub", f"model.path={tiny_model}", "method=lora", "method.r=4", *SFT)
+    shop.up_to_reward()  # nobody says method=lora again: the adapter knows
     done = read_manifest(shop.run("ppo", *PPO))
+    assert done["identity"]["config"]["method"]["name"] == "lora"
     assert done["metrics"]["quantised_layers"] == 0
+    assert shop.status("stage=eval", "method=qlora", *shop.on_file) == 2
+    assert "was trained with method=lora" in shop.said
     assert math.isfinite(done["metrics"]["last_score"])
     assert read_manifest(shop.run("export", "export=merged", "stage.prompts=4"))["metrics"]["kl"] < 0.01
 
 
-def test_a_whole_model_serves_where_an_sft_adapter_does(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
+def test_a_whole_model_serves_where_an_sft_adapter_does(
+    tmp_path: Path, chats: Path, tiny_model: Path, runs: dict[str, Path]
+) -> None:
     from transformers import AutoModelForCausalLM
 
     shop = Workshop(tmp_path / "runs", chats)
@@ -267,6 +278,8 @@ def test_a_whole_model_serves_where_an_sft_adapter_does(tmp_path: Path, chats: P
     assert done["inputs"]["init"]["whole"] is True
     assert done["base"]["path"] == str(full / "artifact")
     assert done["metrics"]["quantised_layers"] == 14
+    assert shop.status("stage=ppo", *PPO, *shop.on_file, "init=full:latest", f"reward.ref={runs['reward']}") == 2
+    assert "is no reward adapter on the base" in shop.said
     told = json.loads((shop.run("eval", "stage.prompts=8") / "artifact" / "metrics.json").read_text())
     assert math.isfinite(told["kl"])
 

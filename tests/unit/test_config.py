@@ -40,7 +40,7 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("stage=[sft,ppo]", "stage=sft", "stage", "[sft,ppo]", "is not a choice here"),
         ("model=org/name", "model=hub model.path=org/name", "model", "org/name", "model=hub model.path=org/name?"),
         ("data=my.jsonl", "data=jsonl data.path=my.jsonl", "data", "my.jsonl", "data=jsonl data.path=my.jsonl?"),
-        ("method=7", "method=lora", "method", "7", "Choose one of: full, lora, qlora."),
+        ("method=7", "method=lora", "method", "7", "Choose one of: auto, full, lora, qlora."),
         ("stage.lr=abc", "stage.lr=1e-5", "stage.lr", "abc", "is not a number. Give a number."),
         ("stage.lr=", "stage.lr=0.1", "stage.lr", "(empty)", "is not a number"),
         ("stage.lr=[1,2]", "stage.lr=1", "stage.lr", "[1,2]", "is not a number"),

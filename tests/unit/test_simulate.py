@@ -126,7 +126,7 @@ def test_everything_it_says_is_marked_simulated(store):
     fill(store, 5)
     report = simulate(store, "p", Number(), seed=0)
     assert {r.source for r in store.rankings("p")} == {"simulated"}
-    assert report.annotator == "simulated/number/0"
+    assert report.annotator == "simulated/number/0.75/0"
     store.verify()
 
 

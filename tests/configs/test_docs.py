@@ -1,0 +1,50 @@
+"""What README and docs say exists, and every command line in them composes and validates."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from align.config.compose import check, compose_raw
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, line) of every `python -m align …` line in a bash block."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            found += [(page.name, line) for line in block.splitlines() if line.startswith("python -m align ")]
+    return found
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_a_documented_command_composes(page: str, line: str) -> None:
+    config = check(compose_raw(shlex.split(line, comments=True)[3:]))
+    assert config.stage is not None, f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tree_names_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.split("## What is where")[1].split("```")[1]
+    named = {line.split()[0] for line in tree.splitlines() if line.strip()}
+    assert len(named) > 15
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    rooms = {f"align/{p.name}/" for p in (ROOT / "align").iterdir() if (p / "__init__.py").is_file()}
+    assert rooms <= named
