@@ -162,7 +162,15 @@ def run(run: Run, config: Config) -> Result:
         "quantised_layers": roles.quantised_layers(),
         "score_mean": float(shift), "score_std": float(scale), "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    report = Report(f"ppo: {run.manifest['name']}", f"from {artifact.ref}, against {config.reward.ref}")
+    draw(run, config, rows, metrics)
+    first = rows[0]
+    line = f"score {first['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
+    return Result(metrics, (line,))
+
+
+def draw(run: Run, config: Config, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
+    """The report: figures, and how they came about over the updates."""
+    report = Report(f"ppo: {run.manifest['name']}", f"from {run.inputs['init']['ref']}, against {config.reward.ref}")
     report.figures_table(metrics)
     for keys, caption in (
         (("score",), "Score (standardised, scaled, less the penalty for no EOS)."),
@@ -174,9 +182,6 @@ def run(run: Run, config: Config) -> Result:
     ):
         report.plot(curves(rows, keys), caption, f"{', '.join(keys)} over updates")
     report.write(run.folder / "report.html")
-    first = rows[0]
-    line = f"score {first['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
-    return Result(metrics, (line,))
 
 
 class Clock:
