@@ -20,7 +20,7 @@ PARTS = {"base": 68, "sft": 14, "prompts": 12, "test": 6}  # percent of conversa
 WINDOW = 6  # turns of one training example: three exchanges
 RATING_BAR = 6.0  # of 10: what the instruction-tuning set keeps, where people rated the conversation
 CONTEXT = 3  # turns of a prompt at the most
-PROMPT_CHARACTERS = 160  # of a prompt at the most, so that a small model answers to what it can hold
+PROMPT_CHARACTERS = 100  # of a prompt at the most, so that a small model answers to what it can hold
 
 
 def corpus_path() -> Path:
@@ -97,12 +97,12 @@ def conversations(part: str) -> list[Conversation]:
 
 
 def prompts(part: str) -> list[Conversation]:
-    """Contexts of one or three turns that end with the user's, short enough for a small model."""
-    found = []
+    """Contexts of one or three turns, each ending where the other person answered; no context twice."""
+    found: dict[tuple[str, ...], str] = {}
     for key, record in records(part):
         lines = turns(record)
-        for end in range(1, len(lines), 2):
-            context = lines[max(0, end - CONTEXT) : end]
+        for end in range(1, len(lines)):
+            context = lines[end - CONTEXT if end >= CONTEXT else end - 1 : end]
             if sum(map(len, context)) <= PROMPT_CHARACTERS:
-                found.append(as_chat(context, f"{key}:{end}"))
-    return found
+                found.setdefault(tuple(context), f"{key}:{end}")
+    return [as_chat(list(context), id) for context, id in found.items()]

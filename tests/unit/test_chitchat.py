@@ -68,11 +68,13 @@ def test_only_the_well_rated_are_imitated(corpus: dict[str, dict]) -> None:
 
 
 def test_prompts_end_where_an_answer_is_due() -> None:
-    for prompt in chitchat.prompts("prompts"):
+    found = chitchat.prompts("prompts")
+    assert len({p.messages for p in found}) == len(found) > 2400
+    assert {len(p.messages) for p in found} == {1, 3}
+    for prompt in found:
         roles = [m.role for m in prompt.messages]
         assert roles[0] == roles[-1] == "user"
         assert all(a != b for a, b in pairwise(roles))
-        assert len(roles) <= chitchat.CONTEXT
         assert sum(len(m.content) for m in prompt.messages) <= chitchat.PROMPT_CHARACTERS
 
 
