@@ -18,14 +18,14 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 from align.data.chat import encode_judged
 from align.errors import CorruptFile
 from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, with_new_adapter
-from align.models.load import load_classifier, load_tokenizer
+from align.models.load import keep_unpacked, load_classifier, load_tokenizer
 from align.models.roles import Roles, last_real
 from align.models.trunk import response_logprobs
 from align.ops.losses import policy_loss, value_loss
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
 from align.trainers.common import training_arguments
-from align.trainers.reward import Pair, score_head, start_from, train_reward
+from align.trainers.reward import Ranking, score_head, start_from, train_reward
 from align.types import Conversation, Message, Rollout
 from reward.learned import LearnedReward, score_rows
 
@@ -203,6 +203,7 @@ def classifier(world: World) -> Any:
             llm_int8_skip_modules=["score"],
         ),
     )
+    keep_unpacked(model)
     model = PeftModel.from_pretrained(model, str(world.reward)).eval()
     model.config.pad_token_id = PAD
     return model
@@ -283,13 +284,13 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bf16 before training
             parameter.data = parameter.data.bfloat16().float()
-    pairs = [Pair([1, 40 + i, 41, EOS], [1, 50 + i, 7] if i else [1, 50, EOS]) for i in range(4)]
+    judged = [Ranking([[1, 40 + i, 41, EOS], [1, 50 + i, 7] if i else [1, 50, EOS]], [(0, 1)]) for i in range(4)]
     arguments = training_arguments(
         output=tmp_path, device=CPU, dtype=FP32, lr=1e-2, epochs=1, max_steps=None, batch_size=4, micro_batch=4,
         warmup=0.0, schedule="constant", max_grad_norm=1.0, weight_decay=0.0, save_every=100, seed=0,
         gradient_checkpointing="false", total_steps=1,
     )  # fmt: skip
-    rows = [row for p in pairs for row in (p.chosen_ids, p.rejected_ids)]
+    rows = [row for ranking in judged for row in ranking.texts]
     scores = dict(zip(map(tuple, rows), score_rows(model, score_head(model), rows, PAD).tolist(), strict=True))
     before = score_head(model).weight.detach().clone()
     seen: dict[tuple[int, ...], float] = {}
@@ -299,7 +300,7 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
             seen[tuple(ids[mask.bool()].tolist())] = logit.item()
 
     model.register_forward_hook(note, with_kwargs=True)
-    train_reward(model, tokenizer, pairs, arguments, callback=TrainerCallback(), checkpoint=None)
+    train_reward(model, tokenizer, judged, arguments, callback=TrainerCallback(), checkpoint=None)
     assert seen == pytest.approx(scores, abs=1e-5)
     assert not torch.equal(score_head(model).weight, before)
 
