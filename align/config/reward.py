@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class RewardStageConfig:
-    """Bradley–Terry on pairs; the LoRA starts from the SFT adapter, the head from zero."""
+    """Bradley–Terry on pairs; the LoRA starts from the SFT adapter, the head from zero.
+
+    `batch_size` and `micro_batch` count rankings: one of K answers is K texts to read; a pair is a ranking of two.
+    """
 
     name: str = "reward"
     lr: float = 1e-3
     epochs: float = 1.0
-    batch_size: int = 32
-    micro_batch: int = 32
+    batch_size: int = 16
+    micro_batch: int = 8
     warmup: float = 0.05
     schedule: str = "cosine"
     max_grad_norm: float = 1.0

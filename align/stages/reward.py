@@ -29,7 +29,7 @@ from align.stages import Inputs, open_store, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, newest_checkpoint, step_of, steps_in, training_arguments
-from align.trainers.reward import Pair, score_head, start_from, train_reward
+from align.trainers.reward import Pair, rankings, score_head, start_from, train_reward
 from align.types import Conversation, Preference, Result
 from annotate.store import preferences
 from reward.learned import score_rows
@@ -54,8 +54,7 @@ def run(run: Run, config: Config) -> Result:
     dtype = choose_dtype(config.dtype, device)
 
     # Pairs, divided by prompt so that no ranking has a pair on both sides.
-    judged = pairs_from(config)
-    train_prefs, test_prefs = split_by_group(judged, stage.held_out, config.seed)
+    train_prefs, test_prefs = split_by_group(pairs_from(config), stage.held_out, config.seed)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     stops = stop_token_ids(tokenizer)
 
@@ -69,9 +68,13 @@ def run(run: Run, config: Config) -> Result:
     max_length = min(config.data.max_length, context_length(model))
     train, dropped = encoded(tokenizer, train_prefs, stops, max_length)
     test, dropped_test = encoded(tokenizer, test_prefs, stops, max_length)
-    print(f"{len(train)} pairs to train on, {len(test)} held out, {dropped + dropped_test} longer than {max_length}")
+    judged = rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
+    print(
+        f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out, "
+        f"{dropped + dropped_test} longer than {max_length} tokens"
+    )
 
-    steps = steps_in(len(train), stage.batch_size, stage.epochs, None)
+    steps = steps_in(len(judged), stage.batch_size, stage.epochs, None)
     arguments = training_arguments(
         output=run.checkpoints, device=device, dtype=dtype, lr=stage.lr, epochs=stage.epochs, max_steps=None,
         batch_size=stage.batch_size, micro_batch=stage.micro_batch, warmup=stage.warmup, schedule=stage.schedule,
@@ -82,7 +85,7 @@ def run(run: Run, config: Config) -> Result:
     with tracker(run, config, step_of(checkpoint)) as track, progress("reward", steps, step_of(checkpoint)) as bar:
         names = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm"}
         train_reward(
-            model, tokenizer, [pair for _, pair in train], arguments,
+            model, tokenizer, judged, arguments,
             callback=Reporter(track, bar, stage.log_every, names), checkpoint=checkpoint,
         )  # fmt: skip
         rows = track.rows()
@@ -93,8 +96,9 @@ def run(run: Run, config: Config) -> Result:
     gap = scores[:, 0] - scores[:, 1]
     metrics = {
         **held_out_figures([pref for pref, _ in test], gap, config.seed),
-        "loss": float(-logsigmoid(gap).mean()), "pairs": len(train), "held_out_pairs": len(test),
-        "dropped": dropped + dropped_test, "steps": steps, "copied_tensors": copied, "peak_rss_mb": peak_rss_mb(),
+        "loss": float(-logsigmoid(gap).mean()), "pairs": len(train), "rankings": len(judged),
+        "held_out_pairs": len(test), "dropped": dropped + dropped_test, "steps": steps, "copied_tensors": copied,
+        "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"

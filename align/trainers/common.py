@@ -57,7 +57,7 @@ def training_arguments(
         "max_grad_norm": max_grad_norm,
         "weight_decay": weight_decay,
         "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch",
-        "bf16": on_cuda and dtype == torch.bfloat16,
+        "bf16": dtype == torch.bfloat16,
         "fp16": on_cuda and dtype == torch.float16,
         "use_cpu": not on_cuda,
         "gradient_checkpointing": checkpointing,

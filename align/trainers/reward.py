@@ -1,22 +1,25 @@
-"""The reward model on TRL's RewardTrainer, fed with our own token rows."""
+"""The reward model on TRL's RewardTrainer, fed with whole rankings as our own token rows."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 from transformers import TrainerCallback
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from align.errors import InputError
 from align.models.adapters import read_tensors
+from align.models.trunk import pad
 from align.trainers.common import fit
 
 
@@ -26,6 +29,33 @@ class Pair:
 
     chosen_ids: list[int]
     rejected_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Answers judged against each other, each once, however many pairs it stands in.
+
+    Attributes:
+        texts: token rows, each ending where the score is read.
+        pairs: (better, worse), as places in `texts`.
+    """
+
+    texts: list[list[int]]
+    pairs: list[tuple[int, int]]
+
+
+def rankings(pairs: Iterable[tuple[str, Pair]]) -> list[Ranking]:
+    """Pairs by the ranking that they came from, in order of their first pair.
+
+    Args:
+        pairs: each with its ranking's id.
+    """
+    found: dict[str, tuple[dict[tuple[int, ...], int], list[tuple[int, int]]]] = {}
+    for group, pair in pairs:
+        places, judged = found.setdefault(group, ({}, []))
+        better, worse = (places.setdefault(tuple(ids), len(places)) for ids in (pair.chosen_ids, pair.rejected_ids))
+        judged.append((better, worse))
+    return [Ranking([list(ids) for ids in places], judged) for places, judged in found.values()]
 
 
 def score_head(model: Any) -> nn.Module:
@@ -72,39 +102,89 @@ def start_from(model: Any, adapter: Path | None) -> int:
 def train_reward(
     model: Any,
     tokenizer: Any,
-    pairs: Sequence[Pair],
+    judged: Sequence[Ranking],
     arguments: dict[str, Any],
     *,
     callback: TrainerCallback,
     checkpoint: Path | None,
 ) -> int:
-    """Minimise −log σ(r(chosen) − r(rejected)) over `pairs`, in place. Returns the number of trained weights."""
+    """Minimise Bradley–Terry's loss over rankings, in place; see `ranking_loss`. Returns the number of trained
+    weights."""
     dataset = Dataset.from_dict(
         {
-            "chosen_ids": [p.chosen_ids for p in pairs],
-            "rejected_ids": [p.rejected_ids for p in pairs],
-            "length": [max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs],
+            "texts": [r.texts for r in judged],
+            "pairs": [r.pairs for r in judged],
+            "length": [max(map(len, r.texts)) for r in judged],
         }
     )
     # The sampler reads `length`, which the trainer would otherwise drop as unknown to the model.
     keywords: dict[str, Any] = {**arguments, "remove_unused_columns": False}
     settings = RewardConfig(**keywords, max_length=None, disable_dropout=True)
     padder = copy.deepcopy(tokenizer)  # rows are padded by it, nothing else
-    padder.pad_token = tokenizer.convert_ids_to_tokens(filler_id(pairs, tokenizer.pad_token_id))
+    filler = filler_id(judged, tokenizer.pad_token_id)
+    padder.pad_token = tokenizer.convert_ids_to_tokens(filler)
 
     def trainer() -> RewardTrainer:
-        return RewardTrainer(
-            model=model, args=settings, train_dataset=dataset, processing_class=padder, callbacks=[callback]
-        )
+        return RankingTrainer(
+            model=model, args=settings, train_dataset=dataset, processing_class=padder, callbacks=[callback],
+            data_collator=lambda rows: collated(rows, filler),
+        )  # fmt: skip
 
     return fit(trainer, model, checkpoint)
 
 
-def filler_id(pairs: Sequence[Pair], pad_id: int) -> int:
+class RankingTrainer(RewardTrainer):
+    """TRL's trainer on rankings in place of pairs: an answer that stands in K − 1 pairs is read once, not K − 1 times
+    (Ouyang et al., InstructGPT, 2022, section 3.5)."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # it holds token rows already
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        gap = pair_gaps(outputs.logits.float().squeeze(-1), inputs["pairs"])
+        loss = ranking_loss(gap, inputs["weights"])
+        seen = self._metrics["train"]
+        seen["accuracy"].append(float((gap > 0).float().mean()))
+        seen["margin"].append(float(gap.detach().mean()))
+        return (loss, outputs) if return_outputs else loss
+
+
+def collated(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tensor]:
+    """A batch of rankings: N texts [N, S] padded on the right, `pairs` [M, 2] as rows of them, and `weights` [M]."""
+    texts = [ids for row in rows for ids in row["texts"]]
+    first, pairs, weights = 0, [], []
+    for row in rows:
+        count = len(row["texts"])
+        pairs += [(first + better, first + worse) for better, worse in row["pairs"]]
+        weights += [1 / (math.comb(count, 2) * len(rows))] * len(row["pairs"])
+        first += count
+    return {
+        "input_ids": pad(texts, filler),
+        "attention_mask": pad([[1] * len(ids) for ids in texts], 0),
+        "pairs": torch.tensor(pairs),
+        "weights": torch.tensor(weights),
+    }
+
+
+def pair_gaps(scores_N: Tensor, pairs_M2: Tensor) -> Tensor:
+    """By how much the better of each pair is above the worse [M]."""
+    return scores_N[pairs_M2[:, 0]] - scores_N[pairs_M2[:, 1]]
+
+
+def ranking_loss(gap_M: Tensor, weights_M: Tensor) -> Tensor:
+    """−log σ(gap), summed with weights: a ranking of K texts spreads the weight of one over K(K − 1)/2 pairs, so that
+    one of nine answers does not outweigh 36 of two."""
+    return -(weights_M * logsigmoid(gap_M)).sum()
+
+
+def filler_id(judged: Sequence[Ranking], pad_id: int) -> int:
     """A token to pad with that no row ends with: `pad_id` if it will do.
 
     transformers takes the score at the last token that is not the pad token. Where EOS is that too, an answer would be
     read one token early. The padding itself is masked, so that any other token serves.
     """
-    ends = {ids[-1] for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)}
+    ends = {ids[-1] for ranking in judged for ids in ranking.texts}
     return next(i for i in (pad_id, *range(len(ends) + 1)) if i not in ends)

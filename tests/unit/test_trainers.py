@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file
 from torch import nn
+from torch.testing import assert_close
 from transformers import TrainerCallback
 
 from align.config.root import ModelConfig
@@ -23,7 +25,17 @@ from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.trainers import common
 from align.trainers.common import SEAL, Reporter, newest_checkpoint, seal, sealed, steps_in, training_arguments
-from align.trainers.reward import Pair, score_head, start_from, train_reward
+from align.trainers.reward import (
+    Pair,
+    Ranking,
+    collated,
+    pair_gaps,
+    ranking_loss,
+    rankings,
+    score_head,
+    start_from,
+    train_reward,
+)
 from align.trainers.sft import packed, train_sft
 
 CPU = torch.device("cpu")
@@ -65,17 +77,20 @@ def fit_sft(model: Any, tokenizer: Any, chats: Path, output: Path, steps: int, *
     )  # fmt: skip
 
 
-def some_pairs() -> list[Pair]:
+def some_rankings() -> list[Ranking]:
+    """Sixteen of two or three answers."""
     generator = torch.Generator().manual_seed(0)
-    return [
-        Pair(*(torch.randint(6, 320, (int(n),), generator=generator).tolist() for n in (5 + i % 7, 9)))
+    texts = [
+        [torch.randint(6, 320, (int(n),), generator=generator).tolist() for n in (5 + i % 7, 9, 6)[: 2 + i % 2]]
         for i in range(16)
     ]
+    return [Ranking(rows, [(a, b) for a in range(len(rows)) for b in range(a + 1, len(rows))]) for rows in texts]
 
 
-def fit_reward(model: Any, tokenizer: Any, output: Path, steps: int) -> None:
+def fit_reward(model: Any, tokenizer: Any, output: Path, steps: int, **more: Any) -> None:
     train_reward(
-        model, tokenizer, some_pairs(), arguments(output, steps), callback=TrainerCallback(), checkpoint=None
+        model, tokenizer, some_rankings(), arguments(output, steps, **more), callback=TrainerCallback(),
+        checkpoint=None,
     )  # fmt: skip
 
 
@@ -114,10 +129,7 @@ def test_an_adapter_starts_from_its_own_values_not_from_rounded_ones(
     model = scorer(base)
     before = lora_weights(model)
     assert any((w != w.bfloat16().float()).any() for w in before.values())
-    train_reward(
-        model, tiny_tokenizer, some_pairs(), arguments(tmp_path, 1, lr=1e-30), callback=TrainerCallback(),
-        checkpoint=None,
-    )  # fmt: skip
+    fit_reward(model, tiny_tokenizer, tmp_path, 1, lr=1e-30)
     after = lora_weights(model)
     assert all(torch.equal(before[name], after[name]) for name in before if "lora_A" in name)
 
@@ -204,6 +216,34 @@ def test_a_reward_model_starts_from_the_sft_adapter(
     assert given.keys() == taken.keys()
     assert all(torch.equal(given[n], taken[n]) for n in given)
     assert any(t.any() for n, t in taken.items() if "lora_B" in n)
+
+
+def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
+    a, b, c = [1, 5], [1, 6, 7], [1, 8]
+    found = rankings([("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(b, c)), ("x", Pair(a, c))])
+    assert found == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
+    batch = collated([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3)
+    assert batch["input_ids"].tolist() == [b, [*a, 3], [*c, 3], [*a, 3], [*c, 3]]
+    assert batch["attention_mask"].sum(-1).tolist() == [3, 2, 2, 2, 2]
+    assert batch["pairs"].tolist() == [[0, 1], [0, 2], [1, 2], [3, 4]]
+    assert batch["weights"].tolist() == pytest.approx([1 / 6] * 3 + [1 / 2])
+
+
+def test_the_loss_of_rankings_by_hand() -> None:
+    """Scores 2, 0, 1 with gaps 2, 1 and a reversed −1, each a third of one ranking."""
+    gap = pair_gaps(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[0, 1], [0, 2], [1, 2]]))
+    assert gap.tolist() == [2.0, 1.0, -1.0]
+    expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 3
+    assert float(ranking_loss(gap, torch.full((3,), 1 / 3))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_reward_step_does_not_depend_on_the_micro_batch(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    heads = []
+    for micro_batch in (2, 8):
+        model = scorer(base)
+        fit_reward(model, tiny_tokenizer, tmp_path / str(micro_batch), 3, batch_size=8, micro_batch=micro_batch)
+        heads.append(score_head(model).weight)
+    assert_close(heads[0], heads[1], atol=1e-6, rtol=1e-4)
 
 
 def test_an_adapter_of_another_rank_does_not_fit(base: Any, tmp_path: Path) -> None:
