@@ -32,7 +32,6 @@ class PpoConfig:
     warmup: float = 0.05
     clip_range: float = 0.2
     value_clip_range: float | None = None
-    value_coef: float = 1.0
     gamma: float = 1.0
     lam: float = 0.95
     kl_coef: float = 0.05
@@ -52,7 +51,7 @@ class PpoConfig:
     def __post_init__(self) -> None:
         for key in (
             "updates", "batch_size", "epochs", "minibatches", "micro_batch", "lr", "value_lr", "clip_range",
-            "value_coef", "gamma", "kl_target", "kl_horizon", "score_scale", "normalise_on", "max_grad_norm",
+            "gamma", "kl_target", "kl_horizon", "score_scale", "normalise_on", "max_grad_norm",
         ):  # fmt: skip
             positive(f"stage.{key}", getattr(self, key))
         for key in ("lam", "gamma", "warmup"):

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from align.errors import CorruptFile, MissingArtifact
 from align.evals.stats import paired_bootstrap, per_prompt, win_rate
-from align.evals.text import distinct_n
+from align.evals.text import distinct_n, most_risen, repetition
 from align.types import Message
 
 
@@ -92,8 +92,8 @@ def summarise(samples: Sequence[Sample], seed: int) -> dict[str, Any]:
 
     Returns:
         `win_rate` and `gold.difference` (policy minus reference) as `{value, low, high, n}`; `gold`, `length` (mean
-        tokens), `distinct1`, `distinct2` and `eos_rate` for `ref` and `policy`; `kl`, the mean sequence KL in nats, and
-        `kl_interval`. n counts prompts.
+        tokens), `distinct1`, `distinct2`, `repetition` and `eos_rate` for `ref` and `policy`; `most_risen_word` with
+        the share of answers that hold it; `kl`, the mean sequence KL in nats, and `kl_interval`. n counts prompts.
 
     Raises:
         ValueError: there are no samples.
@@ -125,6 +125,8 @@ def summarise(samples: Sequence[Sample], seed: int) -> dict[str, Any]:
             }
             for n in (1, 2)
         },
+        "repetition": {"ref": repetition([s.ref for s in samples]), "policy": repetition([s.policy for s in samples])},
+        "most_risen_word": asdict(most_risen([s.ref for s in samples], [s.policy for s in samples])),
         "eos_rate": both((s.ended_ref for s in samples), (s.ended_policy for s in samples)),
     }
 

@@ -1,4 +1,4 @@
-"""What can be said of texts by counting: diversity, repetition, length.
+"""What can be said of texts by counting: diversity, repetition, favourite words.
 
 A policy that games its reward shows here first: it repeats itself, runs long, or says one thing to everybody.
 """
@@ -6,6 +6,7 @@ A policy that games its reward shows here first: it repeats itself, runs long, o
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,28 +48,27 @@ def repetition(texts: Sequence[str], n: int = 3) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long texts are, in the caller's unit.
+class Risen:
+    """A word that one set of texts uses more than another.
 
     Attributes:
-        p05, p95: 5th and 95th percentile, linear between neighbours.
+        word: lower-cased.
+        ref, policy: share of the texts that hold it, in [0, 1].
     """
 
-    mean: float
-    median: float
-    p05: float
-    p95: float
-    longest: float
+    word: str
+    ref: float
+    policy: float
 
 
-def length_stats(lengths: Sequence[float]) -> Lengths:
-    """Mean, median and tails of lengths, usually tokens a response.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not len(lengths):
-        raise ValueError("no lengths to describe")
-    values = np.asarray(lengths, dtype=np.float64)
-    p05, median, p95 = np.quantile(values, [0.05, 0.5, 0.95])
-    return Lengths(float(values.mean()), float(median), float(p05), float(p95), float(values.max()))
+def most_risen(ref: Sequence[str], policy: Sequence[str]) -> Risen:
+    """The word whose share of texts rose most from `ref` to `policy`: what a policy that games its reward says to
+    everybody. The first by the alphabet where several rose alike; no word at all where none rose."""
+    shares = [Counter(word for text in texts for word in set(words(text))) for texts in (ref, policy)]
+    before, after = (
+        {w: count / len(texts) for w, count in found.items()}
+        for texts, found in zip((ref, policy), shares, strict=True)
+    )
+    risen = [(before.get(w, 0.0) - share, w) for w, share in after.items() if share > before.get(w, 0.0)]
+    word = min(risen)[1] if risen else ""
+    return Risen(word, before.get(word, 0.0), after.get(word, 0.0))

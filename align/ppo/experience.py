@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from align.ops.gae import gae, token_rewards
 from align.ops.kl import ESTIMATORS, kl_k1
@@ -52,27 +50,6 @@ class Experience:
             for name in ("old_logprobs_BT", "ref_logprobs_BT", "values_BT", "advantages_BT", "returns_BT")
         )
         return Experience(rollout, *kept)
-
-
-def by_length(rollout: Rollout, size: int) -> Iterator[Tensor]:
-    """Row indices in chunks of at most `size`, rows of like length together."""
-    order = torch.argsort(rollout.mask_BS.sum(-1), stable=True)
-    yield from order.split(size)
-
-
-def in_chunks(function: Callable[[Rollout], Tensor], rollout: Rollout, size: int) -> Tensor:
-    """`function` over a rollout, `size` rows at a time, in the rows' own order.
-
-    Args:
-        function: rollout → one number a row [B], or one a response token [B, T], for the rows it is given.
-    """
-    width = rollout.response_mask_BT.shape[1]
-    indices, parts = [], []
-    for index in by_length(rollout, size):
-        part = function(rollout.rows(index))
-        parts.append(pad(part, (0, width - part.shape[1])) if part.dim() == 2 else part)
-        indices.append(index)
-    return torch.cat(parts)[torch.argsort(torch.cat(indices))]
 
 
 def experience(

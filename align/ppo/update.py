@@ -10,7 +10,8 @@ from align.models.roles import Roles
 from align.ops.kl import ESTIMATORS
 from align.ops.losses import kl_loss, policy_loss, value_loss
 from align.ops.masking import masked_sum
-from align.ppo.experience import Experience, by_length
+from align.ppo.experience import Experience
+from align.rollout.chunks import by_length
 
 
 def minibatches(rows: int, count: int, generator: torch.Generator) -> list[Tensor]:
@@ -26,7 +27,6 @@ def accumulate(
     temperature: float,
     clip_range: float,
     value_clip_range: float | None,
-    value_coef: float,
     kl_loss_coef: float,
     kl_estimator: str,
 ) -> dict[str, float]:
@@ -52,7 +52,7 @@ def accumulate(
         loss.backward()
         values = roles.values(part.rollout, train=True)
         value = value_loss(values, part.values_BT, part.returns_BT, mask, count, value_clip_range)
-        (value_coef * value.loss).backward()
+        value.loss.backward()
         found = {**policy.sums, **value.sums, "entropy": masked_sum(entropy, mask)}
         for name, total in found.items():
             sums[name] = sums.get(name, 0.0) + float(total)

@@ -16,11 +16,11 @@ from align.models.adapters import Policy, attach
 from align.models.base import base_of
 from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.models.trunk import response_logprobs
-from align.ppo.experience import in_chunks
-from align.ppo.schedule import generator_for
 from align.report import Report, histogram_pair
+from align.rollout.chunks import in_chunks
 from align.rollout.engine import response_texts
 from align.rollout.hf import HfEngine
+from align.rollout.randomness import generator_for
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
@@ -98,13 +98,14 @@ def run(run: Run, config: Config) -> Result:
     write_samples(run.artifact / "samples.jsonl", samples)
     write_json(run.artifact / "metrics.json", metrics)
     draw(run, config, samples, metrics, artifact.ref)
-    won = metrics["win_rate"]
+    won, risen = metrics["win_rate"], metrics["most_risen_word"]
     line = (
         f"win rate {won['value']:.3f} [{won['low']:.3f}, {won['high']:.3f}] on {won['n']} prompts, "
         f"gold {metrics['gold']['ref']:.3f} → {metrics['gold']['policy']:.3f}, KL {metrics['kl']:.2f} nats, "
         f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}"
     )
-    return Result(metrics, (line,))
+    told = f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers"
+    return Result(metrics, (line, told))
 
 
 @torch.no_grad()

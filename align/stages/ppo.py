@@ -26,11 +26,13 @@ from align.models.adapters import save_adapter
 from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.models.roles import Roles
 from align.ops.kl import adapted
-from align.ppo.experience import experience, in_chunks
-from align.ppo.schedule import generator_for, prompt_indices, warmed_up
+from align.ppo.experience import experience
+from align.ppo.schedule import prompt_indices, warmed_up
 from align.ppo.update import update
 from align.report import Report, curves
+from align.rollout.chunks import in_chunks
 from align.rollout.hf import HfEngine
+from align.rollout.randomness import generator_for
 from align.run import Base, Run, resolve
 from align.stages import Inputs, tracker
 from align.stages.lineage import adapter_folder, label, method_of, start, tokenizer_of
@@ -141,7 +143,7 @@ def run(run: Run, config: Config) -> Result:
                 max_grad_norm=stage.max_grad_norm,
                 generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
                 micro_batch=stage.micro_batch, temperature=temperature, clip_range=stage.clip_range,
-                value_clip_range=stage.value_clip_range, value_coef=stage.value_coef,
+                value_clip_range=stage.value_clip_range,
                 kl_loss_coef=kl_coef if stage.kl_in == "loss" else 0.0, kl_estimator=stage.kl_estimator,
             )  # fmt: skip
             clock.lap("update_s")

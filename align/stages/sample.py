@@ -8,10 +8,10 @@ from align.data.chat import encode_prompts, stop_token_ids
 from align.data.sources import data_record, prompts
 from align.models.adapters import Policy, attach
 from align.models.load import choose_device, choose_dtype, context_length, load_base
-from align.ppo.schedule import generator_for
 from align.report import Report, histogram_pair
 from align.rollout.engine import response_texts
 from align.rollout.hf import HfEngine
+from align.rollout.randomness import generator_for
 from align.run import Base, Run, write_json
 from align.stages import Inputs, open_store, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of

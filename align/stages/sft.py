@@ -10,6 +10,7 @@ from align.config.root import Config
 from align.config.sft import SftConfig
 from align.data.chat import encode, use_template
 from align.data.sources import data_record, documents
+from align.evals.heldout import held_out_loss
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer
@@ -18,7 +19,6 @@ from align.run import Base, Run
 from align.stages import Inputs, tracker
 from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, newest_checkpoint, step_of, steps_in, training_arguments
-from align.trainers.heldout import held_out_loss
 from align.trainers.sft import packed, train_sft
 from align.types import Result
 

@@ -45,7 +45,7 @@ def manifests(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def figures(root: Path, seed: int) -> dict[str, float]:
+def figures(root: Path, seed: int) -> dict[str, Any]:
     """What one seed reached. Minutes run from the first stage's start to the last one's end, imports included."""
     runs = manifests(root, seed)
     metrics = {stage: runs[stage]["metrics"] for stage in STAGES}
@@ -70,6 +70,11 @@ def figures(root: Path, seed: int) -> dict[str, float]:
         "distinct2_sft": evaluation["distinct2"]["ref"],
         "distinct2_ppo": evaluation["distinct2"]["policy"],
         "distinct2_kept": evaluation["distinct2"]["policy"] / evaluation["distinct2"]["ref"],
+        "risen_word": evaluation["most_risen_word"]["word"],
+        "risen_word_sft": evaluation["most_risen_word"]["ref"],
+        "risen_word_ppo": evaluation["most_risen_word"]["policy"],
+        "repetition_sft": evaluation["repetition"]["ref"],
+        "repetition_ppo": evaluation["repetition"]["policy"],
         "length_sft": evaluation["length"]["ref"],
         "length_ppo": evaluation["length"]["policy"],
         "eos_rate_sft": evaluation["eos_rate"]["ref"],
@@ -92,8 +97,9 @@ def main() -> int:
     print(f"\nquickstart, seed {given.seed}")
     for name, value in found.items():
         sign, bar = BARS.get(name, ("", 0.0))
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         held = not sign or (value >= bar if sign == ">=" else value <= bar)
-        print(f"  {name:<22}{value:>10.4g}  {f'{sign} {bar:g}' if sign else '':<9}{'' if held else 'MISSED'}".rstrip())
+        print(f"  {name:<22}{shown:>10}  {f'{sign} {bar:g}' if sign else '':<9}{'' if held else 'MISSED'}".rstrip())
         missed += [] if held else [name]
     if given.save:
         before = json.loads(given.save.read_text()) if given.save.is_file() else []

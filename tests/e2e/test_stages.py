@@ -262,6 +262,21 @@ def test_every_stage_under_lora(tmp_path: Path, chats: Path, tiny_model: Path) -
     assert read_manifest(shop.run("export", "export=merged", "stage.prompts=4"))["metrics"]["kl"] < 0.01
 
 
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_every_stage_in_bf16(tmp_path: Path, chats: Path, tiny_model: Path, method: str) -> None:
+    """What trains stays in fp32, whatever is computed in."""
+    shop = Workshop(tmp_path / "runs", chats, "dtype=bfloat16")
+    tuned = shop.run("sft", "model=hub", f"model.path={tiny_model}", f"method={method}", "method.r=4", *SFT)
+    shop.up_to_reward()
+    done = shop.run("ppo", *PPO)
+    for run in (tuned, done):
+        assert {t.dtype for t in read_tensors(run / "artifact").values()} == {torch.float32}
+    assert abs(read_rows(done / "metrics.jsonl")[0]["first_ratio"] - 1) < 0.02
+    assert read_manifest(tuned)["metrics"]["loss_after"] < read_manifest(tuned)["metrics"]["loss_before"]
+    assert read_manifest(shop.run("export", "export=merged", "stage.prompts=4"))["metrics"]["kl"] < 0.05
+    shop.run("eval", "stage.prompts=8")
+
+
 def test_a_whole_model_serves_where_an_sft_adapter_does(
     tmp_path: Path, chats: Path, tiny_model: Path, runs: dict[str, Path]
 ) -> None:

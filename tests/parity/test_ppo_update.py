@@ -111,7 +111,7 @@ def published_losses(
             error = max(error, (torch.clip(v, v_old - reach, v_old + reach) - target) ** 2)
         value = value + 0.5 * error
         count += 1
-    return policy / count, options["value_coef"] * value / count
+    return policy / count, value / count
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -129,7 +129,7 @@ def test_an_update_is_the_published_one(seed: int, estimate: dict[str, Any], los
         "whiten_rewards": False, "bootstrap_truncated": False,
     } | estimate  # fmt: skip
     loss = {
-        "temperature": 0.7, "clip_range": 0.2, "value_clip_range": 0.2, "value_coef": 0.5, "kl_loss_coef": 0.0,
+        "temperature": 0.7, "clip_range": 0.2, "value_clip_range": 0.2, "kl_loss_coef": 0.0,
     } | loss  # fmt: skip
     rollout, sampler, reference, learner = batch(seed), Bigram(seed), Bigram(seed + 10), Bigram(seed)
     scores = torch.randn(ROWS, generator=torch.Generator().manual_seed(seed), dtype=torch.double)

@@ -41,7 +41,8 @@ def test_summary_by_hand():
     )
     found = summarise(samples, seed=0)
     assert list(found) == [
-        *("win_rate", "gold", "kl", "kl_interval", "length", "distinct1", "distinct2", "eos_rate"),
+        *("win_rate", "gold", "kl", "kl_interval", "length", "distinct1", "distinct2", "repetition"),
+        *("most_risen_word", "eos_rate"),
     ]
     assert found["win_rate"]["value"] == 2.5 / 4
     assert found["win_rate"]["n"] == 4
@@ -53,6 +54,8 @@ def test_summary_by_hand():
     assert found["length"] == {"ref": 4, "policy": 7}
     assert found["distinct1"] == {"ref": 1 / 8, "policy": 3 / 10}
     assert found["distinct2"] == {"ref": 1 / 4, "policy": 2 / 6}
+    assert found["repetition"] == {"ref": 0, "policy": 0}
+    assert found["most_risen_word"] == {"word": "yes", "ref": 0, "policy": 1}
     assert found["eos_rate"] == {"ref": 0.25, "policy": 0.75}
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from align.config.root import ModelConfig
 from align.data.chat import IGNORED, Encoded
 from align.errors import CorruptFile, InputError
+from align.evals.heldout import held_out_loss
 from align.models.base import find_base
 from align.models.load import choose_device, choose_dtype, load_base, load_classifier, load_tokenizer
-from align.trainers.heldout import held_out_loss
 
 CPU = torch.device("cpu")
 SHAPE = {

@@ -15,9 +15,11 @@ from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from align.models.roles import Roles
-from align.ppo.experience import Experience, by_length, correlation, experience, in_chunks
-from align.ppo.schedule import generator_for, prompt_indices, warmed_up
+from align.ppo.experience import Experience, correlation, experience
+from align.ppo.schedule import prompt_indices, warmed_up
 from align.ppo.update import accumulate, minibatches, step, update
+from align.rollout.chunks import by_length, in_chunks
+from align.rollout.randomness import generator_for
 from align.types import Rollout
 
 CPU = torch.device("cpu")
@@ -27,7 +29,6 @@ LOSS: dict[str, Any] = {
     "temperature": TEMPERATURE,
     "clip_range": 0.2,
     "value_clip_range": 0.3,
-    "value_coef": 0.7,
     "kl_loss_coef": 0.0,
     "kl_estimator": "k3",
 }

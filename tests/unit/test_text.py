@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.evals.text import Lengths, distinct_n, length_stats, repetition, words
+from align.evals.text import Risen, distinct_n, most_risen, repetition, words
 
 
 def test_words_are_lower_cased_and_bare():
@@ -38,8 +38,10 @@ def test_repetition_by_hand():
     assert repetition([]) == 0
 
 
-def test_length_stats_by_hand():
-    assert length_stats(list(range(101))) == Lengths(50, 50, 5, 95, 100)
-    assert length_stats([1, 2, 9]).mean == 4
-    with pytest.raises(ValueError, match="no lengths"):
-        length_stats([])
+def test_the_word_that_rose_most_by_hand():
+    ref = ["Haha yes", "no", "the end", "the dog"]
+    policy = ["haha haha yes", "HAHA", "haha the", "yes yes"]
+    assert most_risen(ref, policy) == Risen("haha", 0.25, 0.75)  # twice in one text is one text
+    assert most_risen(ref, ["yes", "dog"]) == Risen("dog", 0.25, 0.5)  # as much as `yes`: by the alphabet
+    assert most_risen(ref, ["no"]) == Risen("no", 0.25, 1.0)
+    assert most_risen(["a b"], ["a"]) == Risen("", 0.0, 0.0)
