@@ -1,0 +1,85 @@
+"""README's five commands for a user's own model and data, on random weights of real architectures with the chat
+templates of their families, from a folder and on files of the user's own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from templates import FAMILIES, make_tokenizer
+
+from align.__main__ import main
+from align.run import read_manifest
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+SHAPE = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1,
+}  # fmt: skip
+MODELS = {"Llama": "llama3", "Qwen3": "qwen3", "Gemma": "gemma"}
+SMALLER = {  # what makes a command quick; everything else is as README has it
+    "sft": ("stage.batch_size=8", "data.held_out=0.25", "stage.log_every=1"),
+    "reward": ("stage.batch_size=4", "stage.micro_batch=4", "stage.held_out=0.25", "stage.log_every=1"),
+    "ppo": (
+        "stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8", "data.held_out=0.25",
+        "rollout.max_new_tokens=8",
+    ),
+    "eval": ("data.held_out=0.25", "rollout.max_new_tokens=8"),
+    "export": (),
+}  # fmt: skip
+
+
+def commands() -> list[list[str]]:
+    """The arguments of README's lines."""
+    section = README.read_text(encoding="utf-8").split("## Your own model and data")[1]
+    block = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0]
+    return [shlex.split(line, comments=True)[3:] for line in block.splitlines()]
+
+
+def random_model(architecture: str, folder: Path) -> None:
+    import transformers
+
+    family = FAMILIES[MODELS[architecture]]
+    tokenizer = make_tokenizer(family.template, family.eos)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(**SHAPE, eos_token_id=tokenizer.eos_token_id)
+    getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def pairs(chats: Path) -> list[dict[str, Any]]:
+    turns = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
+    refused = [{"role": "assistant", "content": "No."}]
+    return [{"prompt": t[:1], "chosen": t[1:], "rejected": refused} for t in turns]
+
+
+def test_there_are_five_commands() -> None:
+    assert [c[0] for c in commands()] == [f"stage={name}" for name in SMALLER]
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_five_commands_from_a_model_folder_to_an_adapter(
+    architecture: str, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    random_model(architecture, tmp_path / "ORG" / "NAME")
+    shutil.copy(chats, "chats.jsonl")
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(chats)), encoding="utf-8")
+    for (stage, *given), smaller in zip(commands(), SMALLER.values(), strict=True):
+        status = main([stage, *given, *smaller, "device=cpu"])
+        said = capsys.readouterr()
+        assert status == 0, said.err
+        folder = Path(said.out.splitlines()[-1])
+        assert read_manifest(folder)["status"] == "done"
+        assert (folder / "report.html").is_file()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "ORG" / "NAME")
+    PeftModel.from_pretrained(base, str(folder / "artifact"))
