@@ -81,6 +81,13 @@ class SftConfig:
             "Use stage=full, which is the same stage with every weight trained.",
         )
         require(
+            config.init == type(config).init,
+            "init",
+            config.init,
+            f"stage={self.name} starts from a base model",
+            "Name the base: model=hub model.path=DIR (a merged export is one).",
+        )
+        require(
             config.data.name != "annotations",
             "data",
             config.data.name,

@@ -65,6 +65,7 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("stage.batch_size=0", "stage.batch_size=8", "stage.batch_size", 0, "must be above zero"),
         ("stage.batch_size=12", "stage.batch_size=24", "stage.batch_size", 12, "stage.micro_batch=8"),
         ("method=full", "stage=full", "method", "full", "Use stage=full"),
+        ("init=sft:mine", "init=sft:latest", "init", "sft:mine", "Name the base"),
         ("resume=perhaps", "resume=must", "resume", "perhaps", "auto, never, must"),
         ("schema_version=0", "schema_version=1", "schema_version", 0, "this version of align reads 1"),
         ("run.name=a/b", "run.name=a-b", "run.name", "a/b", "without slashes"),
