@@ -8,14 +8,14 @@ from align.data.chat import encode_prompts, stop_token_ids
 from align.data.sources import data_record, prompts
 from align.models.adapters import Policy, attach
 from align.models.load import choose_device, choose_dtype, context_length, load_base
-from align.report import Report, histogram_pair
+from align.report import Report, curves
 from align.rollout.engine import response_texts
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import generator_for
 from align.run import Base, Run, write_json
 from align.stages import Inputs, open_store, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
-from align.track import peak_rss_mb, progress
+from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 from annotate.store import Candidate
 
@@ -45,11 +45,16 @@ def run(run: Run, config: Config) -> Result:
     )  # fmt: skip
     print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
 
+    # A chunk is logged once the store has it, so that a resumed run goes on behind the last one it logged.
     sampling = {"temperature": config.rollout.temperature, "max_new_tokens": config.rollout.max_new_tokens}
-    lengths: list[int] = []
-    ended = 0
-    with open_store(config) as store, tracker(run, config) as track, progress("sample", len(found)) as bar:
-        for first in range(0, len(found), PROMPTS_AT_ONCE):
+    logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
+    done = logged[-1]["step"] if logged else 0
+    with (
+        open_store(config) as store,
+        tracker(run, config, done) as track,
+        progress("sample", len(found), done) as bar,
+    ):
+        for first in range(done, len(found), PROMPTS_AT_ONCE):
             chunk = found[first : first + PROMPTS_AT_ONCE]
             rows = [p.input_ids for p in chunk for _ in range(stage.candidates)]
             with policy.active():
@@ -66,23 +71,23 @@ def run(run: Run, config: Config) -> Result:
                         for k in mine
                     ]  # fmt: skip
                     store.add_item(config.project, f"{run.manifest['name']}/{first + i}", prompt.conversation, answers)
-            lengths += rollout.lengths_B.tolist()
-            ended += sum(ends)
-            track.log(first + len(chunk), {"answers": len(lengths), "eos_rate": ended / len(lengths)})
-            bar.advance(first + len(chunk), eos_rate=ended / len(lengths), length=sum(lengths) / len(lengths))
-        head = store.head(config.project)
+            figures = {"answers": len(rows), "eos_rate": sum(ends) / len(rows)}
+            figures["mean_length"] = float(rollout.lengths_B.sum()) / len(rows)
+            track.log(first + len(chunk), figures)
+            bar.advance(first + len(chunk), eos_rate=figures["eos_rate"], length=figures["mean_length"])
+        head, chunks = store.head(config.project), track.rows()
 
+    answered = sum(row["answers"] for row in chunks)
+    means = {k: sum(row["answers"] * row[k] for row in chunks) / answered for k in ("eos_rate", "mean_length")}
     metrics = {
-        "prompts": len(found), "dropped": dropped, "answers": len(lengths), "eos_rate": ended / len(lengths),
-        "mean_length": sum(lengths) / len(lengths), "peak_rss_mb": peak_rss_mb(),
+        "prompts": len(found), "dropped": dropped, "answers": answered, **means, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
     report = Report(f"sample: {run.manifest['name']}", f"{artifact.ref} into project {config.project}")
     report.figures_table(metrics)
-    halves = lengths[: len(lengths) // 2], lengths[len(lengths) // 2 :]
-    report.plot(
-        histogram_pair(*halves, ("first half", "second half"), "tokens"), "Length of the answers.",
-        "histogram of answer lengths in tokens, for the first and the second half of the prompts",
-    )  # fmt: skip
+    for key, caption in (
+        ("mean_length", "Length of the answers, tokens."), ("eos_rate", "Share of answers that ended by themselves."),
+    ):  # fmt: skip
+        report.plot(curves(chunks, (key,), title=f"by {PROMPTS_AT_ONCE} prompts"), caption, f"{key} over the prompts")
     report.write(run.folder / "report.html")
-    return Result(metrics, (f"{len(lengths)} answers to {len(found)} prompts in project {config.project}",))
+    return Result(metrics, (f"{answered} answers to {len(found)} prompts in project {config.project}",))

@@ -243,6 +243,40 @@ def test_a_missing_artifact_names_its_command(tmp_path: Path, chats: Path, stage
     assert "Traceback" not in empty.said
 
 
+def test_sampling_goes_on_behind_what_the_store_has(
+    tmp_path: Path, chats: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind the store's commit of the third chunk, before it was logged: two chunks are not made again."""
+    from align.rollout.hf import HfEngine
+    from align.stages import sample
+    from align.track import Tracker
+
+    command = ("stage.prompts=20", "stage.candidates=3", "data.held_out=0", f"init={runs['sft']}", "project=again")
+    monkeypatch.setattr(sample, "PROMPTS_AT_ONCE", 5)
+    generate, log, made = HfEngine.generate, Tracker.log, []
+    monkeypatch.setattr(HfEngine, "generate", lambda self, p, g: made.append(len(p)) or generate(self, p, g))
+
+    def killed(self: Tracker, step: int, *given: Any) -> None:
+        if step == 15:
+            raise KeyboardInterrupt
+        log(self, step, *given)
+
+    whole, parts = (Workshop(tmp_path / name, chats) for name in ("whole", "parts"))
+    expected = whole.run("sample", *command)
+    made.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log", killed)
+        assert parts.status("stage=sample", *parts.on_file, *command) == 130
+    assert made == [15, 15, 15]
+    found = parts.run("sample", *command)
+    assert made == [15] * 5
+    assert (found / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
+    told = [json.loads((f / "artifact" / "ledger.json").read_text())["seq"] for f in (found, expected)]
+    assert told == [20, 20]
+    figures = [{k: v for k, v in read_manifest(f)["metrics"].items() if k != "peak_rss_mb"} for f in (found, expected)]
+    assert figures[0] == figures[1]
+
+
 def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:
     assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['reward']}") == 2
     assert "score" in shop.said
