@@ -32,8 +32,9 @@ a chat template, for trying training code. It knows no facts, and what it says i
 
 - **Data**: `chitchat-dataset` 0.9 (PyPI, MIT), conversations of people; {base} % of them, by conversation, as plain
   text ({tokens:,} tokens). {rest} are kept for instruction tuning, prompts and tests.
-- **Training**: `recipes/pocket/run.sh`, `stage=full`: {steps:,} steps of 16 rows of at most 256 tokens, AdamW at 1e-3,
-  cosine, weight decay 0.1, seed {seed}; fp32 on a CPU, stored in bf16.
+- **Training**: `recipes/pocket/run.sh`, `stage=full`: {epochs:g} epochs, {steps:,} steps of 16 rows of at most 256
+  tokens, AdamW at {lr:g}, cosine, weight decay 0.1, seed {seed}; on a CPU, fp32 weights, {compute} arithmetic, stored
+  in bf16.
 - **Held out** (plain text of conversations that nothing trains on, {held_out:,} tokens): {loss:.3f} nats a token,
   perplexity {perplexity:.1f} (random weights: {before:.0f}).
 - **Tokenizer**: SentencePiece BPE with byte fallback, trained on the same part; the chat symbols are control symbols.
@@ -55,7 +56,10 @@ def package(run: Path, target: Path) -> None:
     shutil.copyfile(start / "tokenizer.model", target / "tokenizer.model")
     figures = manifest["metrics"]
     others = ", ".join(f"{percent} %" for part, percent in PARTS.items() if part != "base")
+    config = manifest["identity"]["config"]
     card = CARD.format(
+        epochs=config["stage"]["epochs"], lr=config["stage"]["lr"],
+        compute="bf16" if config["dtype"] == "bfloat16" else "fp32",
         parameters=sum(p.numel() for p in model.parameters()) / 1e6, layers=model.config.num_hidden_layers,
         width=model.config.hidden_size, vocabulary=model.config.vocab_size, base=PARTS["base"], rest=others,
         tokens=figures["train_tokens"], steps=figures["steps"], seed=manifest["seed"],
