@@ -1,0 +1,7 @@
+"""Instruction tuning, reward models and PPO on QLoRA adapters, on one machine."""
+
+import logging
+
+# On CPUs with AVX512-BF16 bitsandbytes asks at import for a kernel from a hub, and warns where there is none.
+# Nothing here wants it: `models.load.keep_unpacked` keeps its inputs away.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

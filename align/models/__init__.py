@@ -1,7 +1,1 @@
 """Models: loading, adapters, the roles on one base."""
-
-import logging
-
-# On CPUs with AVX512-BF16 bitsandbytes asks at import for a kernel from a hub, and warns where there is none.
-# Nothing here wants it: `load.keep_unpacked` keeps its inputs away.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

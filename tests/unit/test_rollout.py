@@ -13,7 +13,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaFor
 
 from align.models.trunk import pad, response_logprobs
 from align.rollout.engine import response_ids, response_texts
-from align.rollout.hf import HfEngine
+from align.rollout.hf import HfEngine, draw
 from align.types import Rollout
 
 PAD, EOS = 0, 2
@@ -214,3 +214,27 @@ def test_texts_lose_the_stop_token_and_nothing_else(tiny_tokenizer: Any):
     # `!` stops the third row: an ordinary token may be what ends a turn.
     rollout = Rollout(tokens, mask, 1, tensor([True, False, True]))
     assert response_texts(rollout, tiny_tokenizer) == ["hello!"] * 3
+
+
+def test_draws_have_their_probabilities_and_never_none():
+    """Ten thousand of four, one of which is impossible; and a row whose sum is not quite 1."""
+    rows = tensor([[0.1, 0.0, 0.6, 0.3], [0.0, 0.5, 0.499, 0.0]]).repeat(10_000, 1)
+    drawn = draw(rows, seeded()).view(-1, 2)
+    shares = [column.bincount(minlength=4) / 10_000 for column in drawn.T]
+    assert_close(shares[0], rows[0], atol=0.02, rtol=0)
+    assert_close(shares[1], rows[1] / rows[1].sum(), atol=0.02, rtol=0)
+    assert all((share[p == 0] == 0).all() for share, p in zip(shares, rows[:2], strict=True))
+
+
+@pytest.mark.parametrize("drop_below", [0.0, 0.5, 1.0])
+def test_when_finished_rows_are_dropped_changes_nothing(model: Any, monkeypatch: pytest.MonkeyPatch, drop_below: float):
+    """Never, at half, at once: the cache that is left holds the rows that go on, in their order."""
+    monkeypatch.setattr("align.rollout.hf.DROP_BELOW", drop_below)
+    free = engine(model, stop_ids=(), temperature=1e-5).generate(PROMPTS, seeded()).response_BT
+    stops = tuple({int(free[0, 3]), int(free[2, 6]), int(free[4, 8])})
+    together = engine(model, stop_ids=stops, temperature=1e-5).generate(PROMPTS, seeded())
+    assert len(set(together.lengths_B.tolist())) >= 3
+    for row, prompt in enumerate(PROMPTS):
+        alone = engine(model, stop_ids=stops, temperature=1e-5).generate([prompt], seeded())
+        assert response_ids(alone)[0] == response_ids(together)[row]
+        assert alone.ended_B[0] == together.ended_B[row]
