@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Make the built-in model again: tokenizer, random weights, training by `stage=full`, packaging.
-# About 70 minutes of one core with AVX512-BF16; on a CPU without bf16 instructions drop dtype=bfloat16 (twice as long).
-# Usage: recipes/pocket/run.sh [BUILD_FOLDER]
+# About 70 minutes of one core. Usage: recipes/pocket/run.sh [BUILD_FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=${1:-runs/pocket}
 [ -d "$build/start" ] || python recipes/pocket/prepare.py "$build/start"
 python -m align stage=full model=hub "model.path=$build/start" data.part=base data.max_length=256 \
-  method.lr=2e-3 stage.epochs=4 stage.batch_size=16 stage.micro_batch=8 stage.weight_decay=0.1 \
-  stage.eval_size=100 dtype=bfloat16 run.name=pocket "run.root=$build/runs"
+  method.lr=1e-3 stage.epochs=2 stage.batch_size=16 stage.micro_batch=16 stage.weight_decay=0.1 \
+  stage.eval_size=100 run.name=pocket "run.root=$build/runs"
 python recipes/pocket/package.py "$build/runs/full/pocket" align/models/pocket_model
