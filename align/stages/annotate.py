@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from align.config.annotate import AnnotateConfig
 from align.config.root import Config
 from align.report import Report
@@ -12,6 +10,9 @@ from align.stages import Inputs, open_store
 from align.types import Result
 from annotate.simulate import simulate
 from reward.rules import Sentiment
+
+SEEDS = 2**32
+"""How many seeds a run can have: the next annotator's begin behind them."""
 
 
 def inputs(config: Config) -> Inputs:
@@ -25,9 +26,16 @@ def inputs(config: Config) -> Inputs:
 def run(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
-        done = simulate(store, config.project, Sentiment(), config.seed, stage.agreement)
+        done = [
+            simulate(store, config.project, Sentiment(), config.seed + SEEDS * who, stage.agreement)
+            for who in range(stage.annotators)
+        ]
         head = store.head(config.project)
-    metrics = asdict(done)
+    metrics = {
+        "annotators": len(done), "items": done[0].items, "rankings": sum(d.items for d in done),
+        "added": sum(d.added for d in done), "pairs": sum(d.pairs for d in done), "tie_share": done[0].tie_share,
+        "agreement": sum(d.agreement for d in done) / len(done), "slope": done[0].slope,
+    }  # fmt: skip
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
     report = Report(f"annotate: {run.manifest['name']}", f"project {config.project}, simulated by VADER's sentiment")
     report.text(
@@ -36,5 +44,8 @@ def run(run: Run, config: Config) -> Result:
     )
     report.figures_table(metrics)
     report.write(run.folder / "report.html")
-    line = f"{done.items} items ranked, {done.pairs} pairs, {done.tie_share:.0%} tied; agreement {done.agreement:.3f}"
+    line = (
+        f"{metrics['rankings']} rankings of {metrics['items']} items, {metrics['pairs']} pairs, "
+        f"{metrics['tie_share']:.0%} tied; agreement {metrics['agreement']:.3f}"
+    )
     return Result(metrics, (line,))

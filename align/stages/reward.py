@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -91,8 +92,10 @@ def run(run: Run, config: Config) -> Result:
         rows = track.rows()
 
     # Held-out pairs, scored where training read the score.
-    tokens = [ids for _, pair in test for ids in (pair.chosen_ids, pair.rejected_ids)]
-    scores = score_rows(model.eval(), score_head(model), tokens, tokenizer.pad_token_id).view(-1, 2)
+    tokens = [tuple(ids) for _, pair in test for ids in (pair.chosen_ids, pair.rejected_ids)]
+    place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
+    each = score_rows(model.eval(), score_head(model), list(place), tokenizer.pad_token_id)
+    scores = each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
     gap = scores[:, 0] - scores[:, 1]
     metrics = {
         **held_out_figures([pref for pref, _ in test], gap, config.seed),
@@ -137,8 +140,16 @@ def encoded(
         InputError: none fits, or an answer is not one assistant turn.
     """
     kept = []
+    known: dict[tuple[Any, ...], list[int]] = {}  # an answer stands in many pairs
+
+    def ids_of(pref: Preference, side: str) -> list[int]:
+        text = (pref.prompt, getattr(pref, side), getattr(pref, f"{side}_ended"))
+        if text not in known:
+            known[text] = judged_ids(tokenizer, pref, side, stops)
+        return known[text]
+
     for pref in prefs:
-        pair = Pair(*(judged_ids(tokenizer, pref, side, stops) for side in ("chosen", "rejected")))
+        pair = Pair(ids_of(pref, "chosen"), ids_of(pref, "rejected"))
         if max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_length:
             kept.append((pref, pair))
     if not kept:

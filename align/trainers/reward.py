@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Answers judged against each other, each once, however many pairs it stands in.
+    """Answers judged against each other, by one person or several: each text once, however many pairs it stands in.
 
     Attributes:
         texts: token rows, each ending where the score is read.
@@ -108,7 +108,7 @@ def train_reward(
     callback: TrainerCallback,
     checkpoint: Path | None,
 ) -> int:
-    """Minimise Bradley–Terry's loss over rankings, in place; see `ranking_loss`. Returns the number of trained
+    """Minimise Bradley–Terry's loss over rankings, in place, weighted as `collated` says. Returns the number of trained
     weights."""
     dataset = Dataset.from_dict(
         {
@@ -121,13 +121,13 @@ def train_reward(
     keywords: dict[str, Any] = {**arguments, "remove_unused_columns": False}
     settings = RewardConfig(**keywords, max_length=None, disable_dropout=True)
     padder = copy.deepcopy(tokenizer)  # rows are padded by it, nothing else
-    filler = filler_id(judged, tokenizer.pad_token_id)
+    filler, judgements = filler_id(judged, tokenizer.pad_token_id), mean_judgements(judged)
     padder.pad_token = tokenizer.convert_ids_to_tokens(filler)
 
     def trainer() -> RewardTrainer:
         return RankingTrainer(
             model=model, args=settings, train_dataset=dataset, processing_class=padder, callbacks=[callback],
-            data_collator=lambda rows: collated(rows, filler),
+            data_collator=lambda rows: collated(rows, filler, judgements),
         )  # fmt: skip
 
     return fit(trainer, model, checkpoint)
@@ -152,14 +152,23 @@ class RankingTrainer(RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def collated(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tensor]:
-    """A batch of rankings: N texts [N, S] padded on the right, `pairs` [M, 2] as rows of them, and `weights` [M]."""
+def mean_judgements(judged: Sequence[Ranking]) -> float:
+    """Judgements a ranking: 1 where one person ordered all its texts, less with ties, more with several people."""
+    return sum(len(r.pairs) / math.comb(len(r.texts), 2) for r in judged) / len(judged)
+
+
+def collated(rows: Sequence[dict[str, Any]], filler: int, judgements: float) -> dict[str, Tensor]:
+    """A batch of rankings: N texts [N, S] padded on the right, `pairs` [M, 2] as rows of them, and `weights` [M].
+
+    A judgement of K texts spreads the weight of one over K(K − 1)/2 pairs, so that one of nine answers does not
+    outweigh 36 of two. Divided by `judgements`, the mean a ranking, the loss stays in nats a pair.
+    """
     texts = [ids for row in rows for ids in row["texts"]]
     first, pairs, weights = 0, [], []
     for row in rows:
         count = len(row["texts"])
         pairs += [(first + better, first + worse) for better, worse in row["pairs"]]
-        weights += [1 / (math.comb(count, 2) * len(rows))] * len(row["pairs"])
+        weights += [1 / (math.comb(count, 2) * len(rows) * judgements)] * len(row["pairs"])
         first += count
     return {
         "input_ids": pad(texts, filler),
@@ -175,8 +184,7 @@ def pair_gaps(scores_N: Tensor, pairs_M2: Tensor) -> Tensor:
 
 
 def ranking_loss(gap_M: Tensor, weights_M: Tensor) -> Tensor:
-    """−log σ(gap), summed with weights: a ranking of K texts spreads the weight of one over K(K − 1)/2 pairs, so that
-    one of nine answers does not outweigh 36 of two."""
+    """Bradley–Terry's −log σ(gap), summed with weights."""
     return -(weights_M * logsigmoid(gap_M)).sum()
 
 

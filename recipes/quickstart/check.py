@@ -1,6 +1,7 @@
 """The figures of a finished quickstart beside the bars that it must reach; exits 1 where one is missed.
 
 Usage: python recipes/quickstart/check.py RUN_ROOT [SEED] [--save FILE]
+`markdown(json.loads(FILE))` is the table of README.
 """
 
 from __future__ import annotations
@@ -84,6 +85,30 @@ def figures(root: Path, seed: int) -> dict[str, Any]:
         "minutes": (max(times) - min(times)).total_seconds() / 60,
         "peak_rss_mb": max(m["peak_rss_mb"] for m in metrics.values() if "peak_rss_mb" in m),
     }
+
+
+SHOWN = (  # README's rows: what, how its figures are put, the bar
+    ("held-out loss, base → SFT", "{sft_loss_before:.2f} → {sft_loss_after:.2f}", "falls"),
+    ("reward model against the noiseless order", "{reward_accuracy:.3f}", "0.720"),
+    ("… against the noisy labels, of a ceiling", "{reward_accuracy_noisy:.3f} of {reward_ceiling_noisy:.3f}", ""),
+    ("win rate over SFT, gold score", "{win_rate:.2f} [{win_rate_low:.2f}, {win_rate_high:.2f}]", "0.80, low end 0.72"),
+    ("gold score, SFT → PPO", "{gold_sft:.2f} → {gold_ppo:.2f}", ""),
+    ("KL to the reference, nats a response", "{kl:.1f}", "below 10"),
+    ("distinct-2, SFT → PPO", "{distinct2_sft:.2f} → {distinct2_ppo:.2f}", "¾ kept"),
+    ("tokens an answer, SFT → PPO", "{length_sft:.1f} → {length_ppo:.1f}", ""),
+    ("the word that rose most", "“{risen_word}” {risen_word_sft:.0%} → {risen_word_ppo:.0%}", ""),
+    ("merged against NF4 + adapter, KL a token", "{merged_kl:.0e}", ""),
+    ("peak memory, MB", "{peak_rss_mb:.0f}", "2048"),
+    ("minutes", "{minutes:.1f}", "10"),
+)  # fmt: skip
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Saved figures as README's table, one column a seed."""
+    names = [f"seed {row['seed']}" for row in rows]
+    lines = [("", *names, "bar"), ("---",) * (len(rows) + 2)]
+    lines += [(what, *(figure.format(**row) for row in rows), bar) for what, figure, bar in SHOWN]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def main() -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,16 @@ def test_the_tree_names_what_is_there() -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
     rooms = {f"align/{p.name}/" for p in (ROOT / "align").iterdir() if (p / "__init__.py").is_file()}
     assert rooms <= named
+
+
+def test_the_table_of_figures_is_what_the_recipe_reached() -> None:
+    """README's figures are those of `expected.json`, all seeds, as `check.py` puts them."""
+    recipe = ROOT / "recipes" / "quickstart"
+    spec = spec_from_file_location("check", recipe / "check.py")
+    assert spec is not None
+    assert spec.loader is not None
+    check_py = module_from_spec(spec)
+    spec.loader.exec_module(check_py)
+    rows = json.loads((recipe / "expected.json").read_text(encoding="utf-8"))
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    assert check_py.markdown(rows) in (ROOT / "README.md").read_text(encoding="utf-8")

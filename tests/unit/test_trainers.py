@@ -29,6 +29,7 @@ from align.trainers.reward import (
     Pair,
     Ranking,
     collated,
+    mean_judgements,
     pair_gaps,
     ranking_loss,
     rankings,
@@ -222,11 +223,22 @@ def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
     a, b, c = [1, 5], [1, 6, 7], [1, 8]
     found = rankings([("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(b, c)), ("x", Pair(a, c))])
     assert found == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
-    batch = collated([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3)
+    batch = collated([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=mean_judgements(found))
     assert batch["input_ids"].tolist() == [b, [*a, 3], [*c, 3], [*a, 3], [*c, 3]]
     assert batch["attention_mask"].sum(-1).tolist() == [3, 2, 2, 2, 2]
     assert batch["pairs"].tolist() == [[0, 1], [0, 2], [1, 2], [3, 4]]
     assert batch["weights"].tolist() == pytest.approx([1 / 6] * 3 + [1 / 2])
+
+
+def test_several_judgements_of_one_item_are_one_example() -> None:
+    """Two people agree on a above b, and a third does not; one also ranked another item: 4 judgements on 2 rows."""
+    a, b, c = [1, 5], [1, 6, 7], [1, 8]
+    found = rankings([("x", Pair(a, b)), ("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(a, b))])
+    assert found == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)]), Ranking([a, c], [(0, 1)])]
+    assert mean_judgements(found) == 2
+    batch = collated([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=2)
+    assert batch["weights"].tolist() == [0.25] * 4
+    assert float(ranking_loss(torch.zeros(4), batch["weights"])) == pytest.approx(math.log(2))
 
 
 def test_the_loss_of_rankings_by_hand() -> None:
