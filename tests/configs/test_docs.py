@@ -53,7 +53,7 @@ def test_the_tree_names_what_is_there() -> None:
 
 
 def test_the_table_of_figures_is_what_the_recipe_reached() -> None:
-    """README's figures are those of `expected.json`, all seeds, as `check.py` puts them."""
+    """README's figures are those of `expected.json`, every seed in it, as `check.py` puts them."""
     recipe = ROOT / "recipes" / "quickstart"
     spec = spec_from_file_location("check", recipe / "check.py")
     assert spec is not None
@@ -61,5 +61,5 @@ def test_the_table_of_figures_is_what_the_recipe_reached() -> None:
     check_py = module_from_spec(spec)
     spec.loader.exec_module(check_py)
     rows = json.loads((recipe / "expected.json").read_text(encoding="utf-8"))
-    assert [row["seed"] for row in rows] == [0, 1, 2]
+    assert [row["seed"] for row in rows] == list(range(len(rows))) != []
     assert check_py.markdown(rows) in (ROOT / "README.md").read_text(encoding="utf-8")

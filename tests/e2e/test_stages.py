@@ -277,6 +277,22 @@ def test_sampling_goes_on_behind_what_the_store_has(
     assert figures[0] == figures[1]
 
 
+def test_several_annotators_judge_every_item_each_in_their_own_way(
+    tmp_path: Path, chats: Path, runs: dict[str, Path]
+) -> None:
+    from annotate.store import Store
+
+    shop = Workshop(tmp_path / "runs", chats)
+    shop.run("sample", "stage.prompts=12", "stage.candidates=4", f"init={runs['sft']}", "data.held_out=0")
+    done = read_manifest(shop.run("annotate", "stage.annotators=3"))["metrics"]
+    assert (done["annotators"], done["items"], done["rankings"]) == (3, 12, 36)
+    with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
+        found = store.rankings("default")
+    orders = {who: tuple(r.tiers for r in found if r.annotator == who) for who in {r.annotator for r in found}}
+    assert [len(tiers) for tiers in orders.values()] == [12] * 3
+    assert len(set(orders.values())) > 1  # few of a random model's answers differ in sentiment at all
+
+
 def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:
     assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['reward']}") == 2
     assert "score" in shop.said
