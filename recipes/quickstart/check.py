@@ -129,7 +129,7 @@ def main() -> int:
     if given.save:
         before = json.loads(given.save.read_text()) if given.save.is_file() else []
         rows = [row for row in before if row["seed"] != given.seed] + [found]
-        rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
         given.save.write_text(json.dumps(sorted(rounded, key=lambda r: r["seed"]), indent=2) + "\n")
     return 1 if missed else 0
 
