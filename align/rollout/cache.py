@@ -1,7 +1,7 @@
 """A key-value cache that is reserved once, for a number of columns that is known beforehand.
 
-transformers' dynamic cache concatenates at every token, which copies all that is there; on the built-in model that was
-two thirds of a rollout's time.
+transformers' dynamic cache concatenates at every token, which copies all that is there and asks the allocator for a
+larger piece each time. docs/decisions.md says what it costs.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ class HfEngine:
 
 def draw(probabilities_BV: Tensor, generator: Generator) -> Tensor:
     """One index a row [B], each with its probability: the first whose cumulative sum exceeds a uniform number. One
-    random number a row, where `torch.multinomial` takes one a token (a ninth of a rollout's time on the built-in
-    model); summed in fp64, so that the rounding of the sum favours no index."""
+    random number a row, where `torch.multinomial` takes one for each token of the vocabulary; summed in fp64, so that
+    the rounding of the sum favours no index."""
     cumulative = probabilities_BV.double().cumsum(-1)
     uniform = torch.rand(len(cumulative), 1, generator=generator, dtype=torch.double, device=cumulative.device)
     drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)

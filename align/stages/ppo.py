@@ -19,7 +19,7 @@ from torch import Tensor
 
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.data.chat import encode_prompts, stop_token_ids
+from align.data.chat import Prompt, encode_prompts, stop_token_ids
 from align.data.sources import data_record, prompts
 from align.errors import InputError, require
 from align.models.adapters import save_adapter
@@ -56,41 +56,12 @@ def inputs(config: Config) -> Inputs:
 
 def run(run: Run, config: Config) -> Result:
     stage: PpoConfig = config.stage
-    base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["init"]["path"])
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    temperature = config.rollout.temperature
-
-    # One base, four roles.
-    tokenizer = tokenizer_of(artifact, base, config.data.template)
-    model = load_base(base, config.method.name, device, dtype)
-    stops = stop_token_ids(tokenizer, model.generation_config)
-    room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed), room)
-    reward = Path(run.inputs["reward"]["path"])
-    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-    roles = Roles(model, adapter_folder(artifact), reward, (config.method.r, config.method.alpha))
-    if config.method.name == "qlora":
-        assert roles.quantised_layers() > 0, "the base is not NF4"
-    engine = HfEngine(
-        roles.model,
-        stops,
-        tokenizer.pad_token_id,
-        config.rollout.max_new_tokens,
-        temperature,
-        config.rollout.batch_size,
-    )
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": roles.parameters_of("policy"), "lr": stage.lr},
-            {"params": roles.parameters_of("value"), "lr": stage.value_lr},
-        ],
-        weight_decay=stage.weight_decay,
-    )
-    print(
-        f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; "
-        f"one base with {roles.quantised_layers()} NF4 layers, four roles"
-    )
+    device, temperature = choose_device(config.device), config.rollout.temperature
+    base = Base(**run.manifest["base"])
+    tokenizer, roles, engine, found, dropped = cast(run, config, base, device)
+    policy = {"params": roles.parameters_of("policy"), "lr": stage.lr}
+    value = {"params": roles.parameters_of("value"), "lr": stage.value_lr}
+    optimiser = torch.optim.AdamW([policy, value], weight_decay=stage.weight_decay)
 
     def score(rollout: Rollout) -> Tensor:
         return in_chunks(roles.scores, rollout, stage.micro_batch)
@@ -168,6 +139,34 @@ def run(run: Run, config: Config) -> Result:
     first = rows[0]
     line = f"score {first['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
     return Result(metrics, (line,))
+
+
+def cast(run: Run, config: Config, base: Base, device: torch.device) -> tuple[Any, Roles, HfEngine, list[Prompt], int]:
+    """One base and its four roles, with what they work on.
+
+    Returns:
+        tokenizer, roles, the engine that samples from them, the prompts, and how many were dropped as too long.
+    """
+    artifact, _ = start(config, run.inputs["init"]["path"])
+    tokenizer = tokenizer_of(artifact, base, config.data.template)
+    model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
+    stops = stop_token_ids(tokenizer, model.generation_config)
+    room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
+    found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed), room)
+    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
+    reward = Path(run.inputs["reward"]["path"])
+    roles = Roles(model, adapter_folder(artifact), reward, (config.method.r, config.method.alpha))
+    if config.method.name == "qlora":
+        assert roles.quantised_layers() > 0, "the base is not NF4"
+    engine = HfEngine(
+        roles.model, stops, tokenizer.pad_token_id, config.rollout.max_new_tokens, config.rollout.temperature,
+        config.rollout.batch_size,
+    )  # fmt: skip
+    print(
+        f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; "
+        f"one base with {roles.quantised_layers()} NF4 layers, four roles"
+    )
+    return tokenizer, roles, engine, found, dropped
 
 
 def draw(run: Run, config: Config, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:

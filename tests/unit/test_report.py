@@ -168,11 +168,14 @@ def test_curves_pass_over_missing_and_leave_gaps():
 
 
 def test_a_dollar_in_a_label_is_a_dollar():
+    """Read as mathematics, this one would not even be drawn."""
     odd = r"$\frac{$ cost"
     rows = [{odd: 1, "a$b$": 2}]
-    render(curves(rows, [odd, "a$b$"], x=odd, title=odd))
-    render(bars({odd: {"value": 1.0}}, ylabel=odd, title=odd))
-    render(histogram_pair([1.0], [2.0], (odd, "x"), odd, odd))
+    figures = (
+        curves(rows, [odd, "a$b$"], x=odd, title=odd), bars({odd: {"value": 1.0}}, ylabel=odd, title=odd),
+        histogram_pair([1.0], [2.0], (odd, "x"), odd, odd),
+    )  # fmt: skip
+    assert all(render(figure).rstrip().endswith(b"</svg>") for figure in figures)
 
 
 def test_wilson_interval_by_hand():

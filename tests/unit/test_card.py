@@ -1,0 +1,113 @@
+"""The model card: what it says, and what it must not let through."""
+
+from __future__ import annotations
+
+import pytest
+
+from align.errors import InputError
+from align.export.card import render_card
+from align.export.merged import Divergence
+
+BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
+FACTS = {
+    "name": "support",
+    "kind": "adapter",
+    "base": BASE,
+    "method": "qlora",
+    "parents": [{"stage": "sft", "name": "a", "digest": "11aa"}, {"stage": "ppo", "name": "b"}],
+    "seed": 17,
+    "data": ["chitchat"],
+    "judge": "vader",
+    "metrics": {
+        "win_rate": {"value": 0.8125, "low": 0.75, "high": 0.875, "n": 256},
+        "gold": {"ref": 0.25, "policy": 0.78, "difference": {"value": 0.53, "low": 0.5, "high": 0.56, "n": 256}},
+        "kl": 6.7,
+        "kl_interval": {"value": 6.7, "low": 6.1, "high": 7.3, "n": 256},
+        "length": {"ref": 14.0, "policy": 20.0},
+        "distinct1": {"ref": 0.5, "policy": 0.4},
+        "distinct2": {"ref": 0.88, "policy": 0.77},
+        "eos_rate": {"ref": 0.9, "policy": 0.95},
+    },
+}
+
+
+def front_matter(card: str) -> dict:
+    yaml = pytest.importorskip("yaml")
+    _, matter, _ = card.split("---\n", 2)
+    return yaml.safe_load(matter)
+
+
+def test_card_says_what_it_is_where_from_and_how_good():
+    card = render_card(FACTS)
+    assert front_matter(card) == {
+        "base_model": "org/tiny",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["align", "lora", "sft", "ppo"],
+    }
+    for text in (
+        "# support\n",
+        "| base revision | abc123 |",
+        "| base digest | sha256:00ff |",
+        "| seed | 17 |",
+        "1. Supervised fine-tuning: `sft/a`, sha256 `11aa`\n2. PPO against the reward model: `ppo/b`\n",
+        "Data: chitchat.",
+        "quantised to NF4",
+        "on 256 held-out prompts",
+        "| win rate | 0.8125 [0.75, 0.875] |",
+        "| gold score by vader | 0.78 | 0.25 |",
+        "6.7 [6.1, 7.3]",
+        "| distinct-2 | 0.77 | 0.88 |",
+    ):
+        assert text in card, text
+    assert "Fidelity" not in card
+
+
+def test_merged_card_states_its_distance_from_what_was_trained():
+    facts = {k: v for k, v in FACTS.items() if k != "metrics"} | {"kind": "merged", "dtype": "bfloat16"}
+    card = render_card(facts | {"divergence": Divergence(9.1e-5, 0.995, 0.0625, 4096).as_dict()})
+    assert front_matter(card)["library_name"] == "transformers"
+    assert "KL 9.1e-05 nats a token, the same top token on 99.5% of 4,096" in card
+    assert "Merged into that base dequantised" in card
+    assert "| weights | bfloat16 |" in card
+    assert "BitsAndBytesConfig" not in card
+    assert "Evaluation" not in card
+
+
+def test_card_of_an_adapter_on_a_plain_base_does_not_quantise():
+    card = render_card({"name": "x", "kind": "adapter", "base": BASE, "method": "lora", "precision": "bfloat16"})
+    assert "NF4" not in card
+    assert "BitsAndBytesConfig" not in card
+    assert "in bfloat16, not quantised" in card
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parents": [{"stage": "sft", "name": "/home/me/runs/sft/a"}]},
+        {"data": ["read from ~/data/x.jsonl"]},
+        {"notes": "see file:///srv/x"},
+        {"judge": "C:\\judge"},
+    ],
+)
+def test_card_refuses_paths_of_this_machine(change):
+    with pytest.raises(InputError, match="path of this machine"):
+        render_card(FACTS | change)
+
+
+def test_card_takes_urls_and_refuses_unknown_facts():
+    assert "https://example.org/a/b" in render_card(FACTS | {"notes": "See https://example.org/a/b and [/INST]."})
+    with pytest.raises(ValueError, match="'stages'"):
+        render_card(FACTS | {"stages": []})
+    with pytest.raises(ValueError, match="neither"):
+        render_card(FACTS | {"kind": "gguf"})
+    with pytest.raises(ValueError, match="needs 'base'"):
+        render_card({"name": "x", "kind": "adapter"})
+
+
+def test_card_cannot_be_broken_out_of():
+    name = 'x"\n---\n| `a` <b>'
+    card = render_card(FACTS | {"name": name, "license": 'mit"\nevil: true'})
+    assert front_matter(card)["license"] == 'mit"\nevil: true'
+    assert "# x\" --- \\| 'a' &lt;b>\n" in card
