@@ -90,14 +90,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
     """A wandb run that writes beside ours; offline unless a key is configured, so that nothing waits for a login."""
+    key = os.environ.get("WANDB_API_KEY")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
+    if mode == "offline":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it asks its server even so
     try:
         import wandb
     except ImportError as error:
         from align.errors import InputError
 
         raise InputError("track", "wandb", "the package is not installed", "Run: pip install 'align[wandb]'") from error
-    key = os.environ.get("WANDB_API_KEY")
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
     return wandb.init(dir=str(folder.resolve()), mode=mode, reinit="finish_previous", **settings)
 
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
+from align.models.load import LOCAL_KEYS
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -28,9 +29,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 GENERATION_FILE = "generation_config.json"
-
-# Where the tokenizer was read from, which is nobody's business and wrong on any other machine.
-LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
 
 # An absolute path: at the start or after a blank, quote or bracket, so that https://… and org/name are none.
 ABSOLUTE = re.compile(r"""(?:^|(?<=[\s"'`(=\[]))(?:/[\w.@+-]+/[\w./@+-]+|~/\S+|[A-Za-z]:\\\S+)|file://\S+""")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor
@@ -23,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from align.errors import InputError
 from align.export.adapter import WEIGHTS, Adapter, check_plain, read_adapter
 from align.export.folder import check_base, publish, read_json, write_json, write_tokenizer
+from align.models.adapters import tensors_of
 
 DIVERGENCE_ELEMENTS = 1 << 23
 """Logits compared at once (64 MB of fp64 a tensor): all of a batch at a 150k vocabulary would not fit."""
@@ -189,7 +190,7 @@ def _attach(model: PreTrainedModel, adapter: Path, found: Adapter) -> PeftModel:
         wrapped = PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:
         raise InputError("adapter", adapter.name, f"does not fit this base ({error})", remedy) from error
-    placed = get_peft_model_state_dict(wrapped).keys()
+    placed = tensors_of(wrapped, "default").keys()
     if strangers := sorted(found.shapes.keys() ^ placed):
         raise InputError(WEIGHTS, strangers[0], f"does not fit this base ({len(strangers)} such keys)", remedy)
     return wrapped

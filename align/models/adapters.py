@@ -65,13 +65,22 @@ def check_tensors(folder: Path) -> None:
         raise CorruptFile("adapter", str(path), "cannot be read", "Restore the file, or train it again.") from error
 
 
+def tensors_of(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+    """One adapter's tensors under the names that PEFT saves.
+
+    Embeddings are left out: no adapter of ours trains them, and by default PEFT asks the hub for the base's
+    `config.json`, by the id that the adapter names, to learn whether their number was changed. Nothing calls out here.
+    """
+    return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+
+
 def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "default") -> None:
     """Write one adapter to the root of `folder` as PEFT and every serving engine read it, naming the base by id.
 
     (`save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.)
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = get_peft_model_state_dict(model, adapter_name=adapter)
+    tensors = tensors_of(model, adapter)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
     (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors would leave it to its owner alone
     config = model.peft_config[adapter].to_dict()
@@ -104,7 +113,7 @@ def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored:
             "adapter", str(folder), f"does not fit this base ({str(error).splitlines()[0][:160]})",
             "Use the base that it was trained on.",
         ) from error  # fmt: skip
-    placed = get_peft_model_state_dict(model, adapter_name=name).keys() | ({SCORE_KEY} if scored else set())
+    placed = tensors_of(model, name).keys() | ({SCORE_KEY} if scored else set())
     if strangers := sorted(read_tensors(folder).keys() - placed):
         raise CorruptFile(
             "adapter", str(folder), f"has tensors that this model has no place for ({strangers[0]})",

@@ -17,9 +17,12 @@ from transformers import logging as transformers_logging
 
 from align.errors import CorruptFile, InputError
 from align.models.memory import keep_freed_memory
-from align.run import Base
+from align.run import Base, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
+"""Where a tokenizer was read from, which is nobody's business and wrong on any other machine."""
+
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -148,6 +151,14 @@ def load_tokenizer(base: Base) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """The tokenizer's files, without what tells where and how it was read: the same run would differ in its bytes."""
+    tokenizer.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {k: v for k, v in config.items() if k not in LOCAL_KEYS})
 
 
 def context_length(model: Any) -> int:

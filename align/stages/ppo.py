@@ -23,7 +23,7 @@ from align.data.chat import Prompt, encode_prompts, stop_token_ids
 from align.data.sources import data_record, prompts
 from align.errors import InputError, require
 from align.models.adapters import save_adapter
-from align.models.load import choose_device, choose_dtype, context_length, load_base
+from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
 from align.models.roles import Roles
 from align.ops.kl import adapted
 from align.ppo.experience import experience
@@ -127,7 +127,7 @@ def run(run: Run, config: Config) -> Result:
         rows = track.rows()
 
     save_adapter(roles.model, run.artifact, base, "policy")
-    tokenizer.save_pretrained(str(run.artifact))
+    save_tokenizer(tokenizer, run.artifact)
     last = rows[-10:]
     metrics = {
         **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},

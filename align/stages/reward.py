@@ -23,6 +23,7 @@ from align.models.load import (
     choose_dtype,
     context_length,
     load_classifier,
+    save_tokenizer,
 )
 from align.report import Report, calibration_bins, curves, histogram_pair, reliability
 from align.run import Base, Run
@@ -105,7 +106,7 @@ def run(run: Run, config: Config) -> Result:
     }  # fmt: skip
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
-    tokenizer.save_pretrained(str(run.artifact))
+    save_tokenizer(tokenizer, run.artifact)
 
     report = Report(f"reward: {run.manifest['name']}", f"{len(train)} pairs, from {artifact.ref}")
     report.figures_table(metrics)

@@ -13,7 +13,7 @@ from align.data.sources import data_record, documents
 from align.evals.heldout import held_out_loss
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
-from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer
+from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer, save_tokenizer
 from align.report import Report, curves
 from align.run import Base, Run
 from align.stages import Inputs, tracker
@@ -75,7 +75,7 @@ def run(run: Run, config: Config) -> Result:
     after, _ = held_out_loss(model, test.rows, tokenizer.pad_token_id)
 
     # Publish.
-    tokenizer.save_pretrained(str(run.artifact))
+    save_tokenizer(tokenizer, run.artifact)
     if config.method.name == "full":
         model.to(dtype).save_pretrained(str(run.artifact))
     else:

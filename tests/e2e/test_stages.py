@@ -72,19 +72,26 @@ class Workshop:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_network() -> Iterator[None]:
-    """Whatever calls out fails loudly."""
+    """Nothing calls out, and nothing asks for a name: who swallows the error is seen at the end."""
 
-    connect = socket.socket.connect
+    connect, attempts = socket.socket.connect, []
 
     def only_local(self: socket.socket, address: Any) -> None:
         if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
-            raise AssertionError(f"something calls out to {address}")
+            attempts.append(address)
+            raise OSError(f"something calls out to {address}")
         connect(self, address)
+
+    def no_name(host: Any, *rest: Any, **options: Any) -> Any:
+        attempts.append(host)
+        raise socket.gaierror(f"something asks for {host}")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", only_local)
         patch.setattr(socket.socket, "connect_ex", only_local)
+        patch.setattr(socket, "getaddrinfo", no_name)
         yield
+    assert not attempts
 
 
 @pytest.fixture(scope="module")
@@ -283,13 +290,13 @@ def test_several_annotators_judge_every_item_each_in_their_own_way(
     from annotate.store import Store
 
     shop = Workshop(tmp_path / "runs", chats)
-    shop.run("sample", "stage.prompts=12", "stage.candidates=4", f"init={runs['sft']}", "data.held_out=0")
+    shop.run("sample", "stage.prompts=24", "stage.candidates=8", f"init={runs['sft']}", "data.held_out=0")
     done = read_manifest(shop.run("annotate", "stage.annotators=3"))["metrics"]
-    assert (done["annotators"], done["items"], done["rankings"]) == (3, 12, 36)
+    assert (done["annotators"], done["items"], done["rankings"]) == (3, 24, 72)
     with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
         found = store.rankings("default")
     orders = {who: tuple(r.tiers for r in found if r.annotator == who) for who in {r.annotator for r in found}}
-    assert [len(tiers) for tiers in orders.values()] == [12] * 3
+    assert [len(tiers) for tiers in orders.values()] == [24] * 3
     assert len(set(orders.values())) > 1  # few of a random model's answers differ in sentiment at all
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 
 from align.data.chat import encode_judged
 from align.errors import CorruptFile
-from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, with_new_adapter
+from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, save_adapter, with_new_adapter
 from align.models.load import keep_unpacked, load_classifier, load_tokenizer
 from align.models.roles import Roles, last_real
 from align.models.trunk import response_logprobs
@@ -172,6 +173,22 @@ def test_the_reference_is_the_supervised_adapter(world: World, roles: Roles, rol
     with torch.no_grad(), alone.disable_adapter():
         bare, _ = response_logprobs(alone, rollout, 1.0)
     assert (bare - expected).abs().max() > 1e-2
+
+
+def test_adapters_are_read_and_saved_without_asking_a_hub(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Their base is named by an id, which PEFT would look up."""
+    asked: list[str] = []
+
+    def note(host: str, *rest: Any, **options: Any) -> Any:
+        asked.append(host)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", note)
+    save_adapter(world.roles().model, tmp_path, world.base, "policy")
+    assert not asked
+    assert load_file(tmp_path / WEIGHTS_FILE).keys() == load_file(world.init / WEIGHTS_FILE).keys()
 
 
 def test_without_an_adapter_the_base_is_the_reference(world: World, rollout: Rollout):
