@@ -9,8 +9,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from align.errors import AlignError, InputError
+
+if TYPE_CHECKING:
+    from align.config.root import Config
 
 STAGES = {
     "sft": "instruction tuning of an adapter (QLoRA or LoRA)",
@@ -23,6 +27,7 @@ STAGES = {
     "export": "an adapter or a merged model that others load",
 }
 USAGE = """usage: python -m align stage=STAGE [group=choice] [key=value]
+       python -m align - < LINES    several such lines in one go, until one fails
 
   --cfg job     print the configuration that would run, and stop
   --help        this page
@@ -55,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("align (not installed)")
         return 0
     try:
-        return command(arguments)
+        return lines_of(sys.stdin) if arguments == ["-"] else command(arguments)
     except AlignError as error:
         print(f"align: {error}", file=sys.stderr)
         return error.exit_status
@@ -65,31 +70,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(arguments: list[str]) -> int:
-    from align.config.compose import check, compose_raw
+    if "--cfg" in arguments:
+        show(arguments)
+        return 0
+    config = composed(arguments)
+    from align.stages import execute
 
-    show = "--cfg" in arguments
-    if show:
-        at = arguments.index("--cfg")
-        given = " ".join(arguments[at + 1 : at + 2])
-        if given != "job":
-            raise InputError("--cfg", given or "(nothing)", "prints only the job's configuration", "Write: --cfg job")
-        del arguments[at : at + 2]
+    return execute(config)
+
+
+def show(arguments: list[str]) -> None:
+    """`--cfg job`: print the configuration that the other arguments make."""
+    from omegaconf import OmegaConf
+
+    from align.config.compose import compose_raw
+
+    at = arguments.index("--cfg")
+    given = " ".join(arguments[at + 1 : at + 2])
+    if given != "job":
+        raise InputError("--cfg", given or "(nothing)", "prints only the job's configuration", "Write: --cfg job")
+    rest = arguments[:at] + arguments[at + 2 :]
+    refuse_flags(rest)
+    print(OmegaConf.to_yaml(compose_raw(rest, search=Path("conf"))), end="")
+
+
+def refuse_flags(arguments: Sequence[str]) -> None:
     if flags := [a for a in arguments if a.startswith("-")]:
         raise InputError("argument", flags[0], "is not an option", "See python -m align --help.")
-    raw = compose_raw(arguments, search=Path("conf"))
-    if show:
-        from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(raw), end="")
-        return 0
-    config = check(raw)
+
+def composed(arguments: Sequence[str]) -> Config:
+    """The checked configuration of one command line that runs a stage."""
+    from align.config.compose import check, compose_raw
+
+    refuse_flags(arguments)
+    config = check(compose_raw(arguments, search=Path("conf")))
     if config.stage is None:
         raise InputError(
             "stage", "(missing)", "nothing says what to run", f"Add stage= with one of: {', '.join(STAGES)}."
         )
-    from align.stages import execute
+    return config
 
-    return execute(config)
+
+def lines_of(stream: TextIO) -> int:
+    """`python -m align -`: a command line a line."""
+    from align.batch import batch
+
+    return batch(stream, composed, main)
 
 
 def shadow_free_path() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -45,9 +46,11 @@ def test_every_listed_stage_has_a_configuration_and_every_configuration_is_liste
     assert set(STAGES) == set(CHOICES["stage"])
 
 
-# Stands in for `python` and `align`: writes down how it was called, one line a call, its words parted by 0x1f.
+# Stands in for `python` and `align`: writes down how it was called, one line a call, its words parted by 0x1f. What
+# `align -` reads is written down as the calls that its lines stand for, their quotation still to be undone.
 STUB = """#!/usr/bin/env bash
-{ printf '%s\\x1f' "$(basename "$0")" "$@"; printf '\\n'; } >> "$RECORD"
+if [ "${!#}" = - ]; then sed 's/^/-\\x1f/; s/$/\\x1f/'
+else printf '%s\\x1f' "$(basename "$0")" "$@"; echo; fi >> "$RECORD"
 """
 
 
@@ -62,6 +65,7 @@ def commands_of(script: Path, folder: Path) -> list[list[str]]:
     environment = {"PATH": f"{bin_folder}:/usr/bin:/bin", "HOME": str(folder), "RECORD": str(record)}
     subprocess.run(["bash", str(script)], cwd=folder, env=environment, check=True, capture_output=True, timeout=60)
     calls = [line.split("\x1f")[:-1] for line in record.read_text(encoding="utf-8").splitlines()]
+    calls = [["align", *shlex.split(call[1])] if call[0] == "-" else call for call in calls]
     return [
         call[3:] if call[1:3] == ["-m", "align"] else call[1:] for call in calls if "align" in (call[0], *call[2:3])
     ]
@@ -89,6 +93,9 @@ python -m align stage=full \\
   "model.path=$build/start" run.name=x  # why
 for seed in 0 1; do align stage=ppo "seed=$seed" "$@" > log; done
 "${align[@]}" stage=eval
+python -m align - <<LINES
+stage=export 'run.root=$build'
+LINES
 """,
         encoding="utf-8",
     )
@@ -97,4 +104,5 @@ for seed in 0 1; do align stage=ppo "seed=$seed" "$@" > log; done
         ["stage=ppo", "seed=0"],
         ["stage=ppo", "seed=1"],
         ["seed=3", "stage=eval"],
+        ["stage=export", "run.root=runs/a b"],
     ]

@@ -19,7 +19,8 @@ FLOORS = {
     3: ("reward", "align.rollout"),
     4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "annotate"),
     5: ("align.stages",),
-    6: ("align.__main__",),
+    6: ("align.batch",),
+    7: ("align.__main__",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 MODULES = sorted(p for package in OURS for p in (ROOT / package).rglob("*.py"))

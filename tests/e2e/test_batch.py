@@ -1,0 +1,144 @@
+"""`python -m align -`: several command lines, as if each had been given by itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from align import batch as batch_module
+from align.__main__ import main
+from align.run import read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def sft(tiny_model: Path, chats: Path) -> str:
+    """A line that works, in a second or two."""
+    words = [
+        *("stage=sft", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "run.name=x"),
+        *("stage.max_steps=2", "stage.batch_size=4", "stage.micro_batch=4", "stage.eval_size=2", "data.max_length=128"),
+    ]
+    return shlex.join(words)
+
+
+def started(cwd: Path, *lines: str) -> subprocess.Popen[str]:
+    """The command with these lines on its standard input, as the leader of a group of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # Python takes Ctrl-C even where a shell's `&` had it ignored.
+    code = (
+        "import signal, sys, runpy; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.argv = ['align', '-']; runpy.run_module('align', run_name='__main__', alter_sys=True)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdin is not None
+    child.stdin.write("\n".join(lines) + "\n")
+    child.stdin.close()
+    child.stdin = None
+    return child
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Digests of what a run left, but for cards, which name their folder."""
+    found = read_manifest(folder)["outputs"]
+    return {name: digest for name, digest in found.items() if name.startswith("artifact/") and "README" not in name}
+
+
+def test_lines_leave_what_they_leave_by_themselves(tmp_path: Path, sft: str, monkeypatch: pytest.MonkeyPatch):
+    together, alone = tmp_path / "together (été)", tmp_path / "alone"
+    second = "stage=export artifact=sft:x run.name=y"
+    roots = [shlex.quote(f"run.root={together}")]
+    child = started(tmp_path, f"{sft} {roots[0]}", "", "# what comes out", f"{roots[0]} {second}")
+    out, err = child.communicate(timeout=300)
+    assert child.returncode == 0, err
+    assert out.index("[1 of 2] stage=sft") < out.index("[2 of 2]") < out.index(str(together / "export" / "y"))
+    monkeypatch.chdir(tmp_path)
+    for line in (sft, second):
+        assert main([*shlex.split(line), f"run.root={alone}"]) == 0
+    for run in ("sft/x", "export/y"):
+        assert outputs(together / run) == outputs(alone / run) != {}
+
+
+def test_lines_where_forking_is_not_safe(
+    tmp_path: Path, sft: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(batch_module, "imported", lambda commands: False)
+    assert batch_module.batch([sft, "stage=export artifact=sft:nobody"], lambda words: None, main) == 2
+    assert read_manifest(tmp_path / "runs/sft/x")["status"] == "done"
+    assert "sft:nobody" in capfd.readouterr().err
+
+
+def test_a_cuda_build_is_not_forked(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    assert batch_module.imported([["stage=export"]])
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert not batch_module.imported([["stage=export"]])
+
+
+def test_the_first_failure_ends_it(tmp_path: Path, sft: str):
+    child = started(tmp_path, "stage=export artifact=sft:nobody", sft)
+    _, err = child.communicate(timeout=300)
+    assert child.returncode == 2
+    assert "sft:nobody" in err
+    assert not (tmp_path / "runs" / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [("stage=sftt", "stage=sft?"), ("stage=sft 'data.path=a", "quotation"), ("seed=1", "stage=")]
+)
+def test_a_wrong_line_is_found_before_any_runs(
+    tmp_path: Path, sft: str, wrong: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    import io
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{sft}\n\n{wrong}\n"))
+    assert main(["-"]) == 2
+    err = capfd.readouterr().err
+    assert "line 3" in err
+    assert said in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_line_at_all(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("# nothing\n"))
+    assert main(["-"]) == 2
+    assert "standard input=(empty)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM", "the stage alone, killed"])
+def test_signals_reach_the_stage(tmp_path: Path, sft: str, how: str):
+    child = started(tmp_path, f"{sft} stage.max_steps=500 stage.save_every=20", "stage=export artifact=sft:x")
+    began = time.monotonic()
+    while not list(tmp_path.glob("runs/sft/x/checkpoints/*/align_seal.json")):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() - began < 120, "no checkpoint in two minutes"
+        time.sleep(0.05)
+    if how == "SIGTERM":
+        child.send_signal(signal.SIGTERM)
+    elif how == "a terminal's Ctrl-C":
+        os.killpg(child.pid, signal.SIGINT)
+    else:
+        (stage,) = map(int, Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
+        os.kill(stage, signal.SIGKILL)
+    _, err = child.communicate(timeout=60)
+    killed = how.endswith("killed")
+    assert child.returncode == (137 if killed else 130), err
+    assert read_manifest(tmp_path / "runs/sft/x")["status"] == ("running" if killed else "interrupted")
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs" / "export").exists()
