@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,9 @@ class Tracker:
 
     def __init__(self, folder: Path, keep_below: int = 0, wandb: Mapping[str, Any] | None = None) -> None:
         self.metrics_path, self.timing_path = folder / "metrics.jsonl", folder / "timing.jsonl"
+        self.samples_path = folder / "samples.jsonl"
         self._started = time.perf_counter()
-        for path in (self.metrics_path, self.timing_path):
+        for path in (self.metrics_path, self.timing_path, *([self.samples_path] if self.samples_path.exists() else [])):
             kept = [row for row in read_rows(path) if row["step"] < keep_below]
             temporary = path.with_name(f".{path.name}.tmp")
             temporary.write_text("".join(map(line_of, kept)), encoding="utf-8")
@@ -57,6 +58,11 @@ class Tracker:
         append(self.timing_path, {**clock, **(timing or {})})
         if self._wandb:
             self._wandb.log({**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, step=step)
+
+    def show(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Append what was answered at `step` to `samples.jsonl`, for the eyes."""
+        for sample in samples:
+            append(self.samples_path, {"step": step, **sample})
 
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics_path)

@@ -1,4 +1,4 @@
-"""The learned reward as a scorer of text, and the rows that it is trained on."""
+"""The learned reward as a scorer: of sampled tokens on the policy's own base, of text on any other."""
 
 from __future__ import annotations
 
@@ -9,9 +9,34 @@ import torch
 from torch import Tensor, nn
 
 from align.data.chat import encode_judged
-from align.models.roles import last_real
+from align.models.chunks import in_chunks
+from align.models.roles import Roles, last_real
 from align.models.trunk import hidden_states, pad
-from align.types import Conversation
+from align.types import Conversation, Rollout
+
+
+class RoleReward:
+    """A reward model that is an adapter on the policy's own base. It reads the very tokens that were sampled: decoding
+    and tokenising them again could change where they end.
+
+    Args:
+        roles: hold it.
+        member: which of their reward adapters it is.
+        size: rows a pass.
+    """
+
+    name = "learned"
+
+    def __init__(self, roles: Roles, member: int, size: int) -> None:
+        self.roles, self.member, self.size = roles, member, size
+
+    def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
+        """Raises:
+        ValueError: there is no rollout.
+        """
+        if rollout is None:
+            raise ValueError("a reward on the policy's base reads sampled tokens")
+        return in_chunks(lambda part: self.roles.scores(part, self.member), rollout, self.size).cpu()
 
 
 class LearnedReward:
@@ -31,19 +56,23 @@ class LearnedReward:
         self.model, self.score_head, self.tokenizer = model, score_head, tokenizer
         self.stops, self.batch_size = tuple(stops), batch_size
 
-    def score(self, conversations: Sequence[Conversation]) -> Tensor:
-        """Scores [B] of conversations that end with an assistant turn which was not cut.
+    def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
+        """Scores [B] of conversations that end with an assistant turn.
+
+        Args:
+            rollout: says which of these turns were cut; without it, none was.
 
         Raises:
             ValueError: a conversation does not end with an assistant turn.
         """
         rows = []
-        for conversation in conversations:
+        ended = [True] * len(conversations) if rollout is None else rollout.ended_B.tolist()
+        for conversation, whole in zip(conversations, ended, strict=True):
             *before, last = conversation.messages
             if last.role != "assistant" or not before:
                 raise ValueError(f"conversation {conversation.id or '(no id)'} does not end with an answer")
             prompt = Conversation(tuple(before), conversation.id)
-            rows.append(encode_judged(self.tokenizer, prompt, last.content, True, self.stops))
+            rows.append(encode_judged(self.tokenizer, prompt, last.content, whole, self.stops))
         return score_rows(self.model, self.score_head, rows, self.tokenizer.pad_token_id, self.batch_size)
 
 

@@ -2,13 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from align.types import Conversation
+from align.types import Conversation, Rollout
+
+
+class Rules:
+    """The weighted sum of rules, each a function of the last assistant message.
+
+    Args:
+        rules: (weight, rule) pairs.
+    """
+
+    name = "rules"
+
+    def __init__(self, rules: Sequence[tuple[float, Callable[[str], float]]]) -> None:
+        self.rules = tuple(rules)
+
+    def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
+        answers = map(last_answer, conversations)
+        return torch.tensor([sum(w * rule(a) for w, rule in self.rules) for a in answers], dtype=torch.float32)
+
+
+def rule_of(settings: Mapping[str, Any]) -> Callable[[str], float]:
+    """The rule that `{rule: NAME, …}` describes; its settings were checked with the configuration."""
+    match settings["rule"]:
+        case "length":
+            return lambda text: length(text, settings["low"], settings["high"])
+        case "regex":
+            pattern = re.compile(str(settings["pattern"]))
+            return lambda text: float(pattern.search(text) is not None)
+        case "tags":
+            return lambda text: float(tagged(text, settings["tags"]))
+        case "json":
+            return lambda text: float(is_json(text))
+        case "sentiment":
+            return sentiment()
+    raise ValueError(settings["rule"])
+
+
+def length(text: str, low: int, high: int) -> float:
+    """1 where the answer has from `low` to `high` words; outside, what share of the nearer bound the count reaches or
+    overshoots: a slope back to the range, where a step would teach nothing."""
+    words = len(text.split())
+    return words / low if words < low else high / words if words > high else 1.0
+
+
+def is_json(text: str) -> bool:
+    """The whole answer is one JSON object or array."""
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except ValueError:
+        return False
+
+
+def tagged(text: str, tags: Sequence[str]) -> bool:
+    """The answer is `<a>…</a>` for each tag in order, each once, and nothing else but blanks between."""
+    body = r"\s*".join(rf"<{t}>(?:(?!</?{t}>).)*</{t}>" for t in tags)
+    return re.fullmatch(rf"\s*{body}\s*", text, re.DOTALL) is not None
+
+
+def sentiment() -> Callable[[str], float]:
+    """VADER's compound score of a text, from -1 (hostile) to 1 (warm), rounded to 4 digits by VADER."""
+    analyzer = SentimentIntensityAnalyzer()
+    return lambda text: analyzer.polarity_scores(text)["compound"]
 
 
 class Sentiment:
@@ -22,16 +86,15 @@ class Sentiment:
     name = "vader"
 
     def __init__(self) -> None:
-        self._analyzer = SentimentIntensityAnalyzer()
+        self._compound = sentiment()
 
-    def score(self, conversations: Sequence[Conversation]) -> Tensor:
-        """Compound scores, rounded to 4 digits by VADER: shape [B], fp32, on the CPU.
+    def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
+        """Compound scores: shape [B], fp32, on the CPU.
 
         Raises:
             ValueError: a conversation has no assistant message.
         """
-        compound = [self._analyzer.polarity_scores(last_answer(c))["compound"] for c in conversations]
-        return torch.tensor(compound, dtype=torch.float32)
+        return torch.tensor([self._compound(last_answer(c)) for c in conversations], dtype=torch.float32)
 
 
 def last_answer(conversation: Conversation) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from align.types import Conversation
+from align.types import Conversation, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +17,14 @@ class Scorer(Protocol):
     PPO optimises one scorer; evaluation measures with another that the optimiser never saw.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def score(self, conversations: Sequence[Conversation]) -> Tensor:
-        """One number a conversation, higher is better: shape [B], fp32, on the CPU."""
+    def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
+        """One number a conversation, higher is better: shape [B], fp32, on the CPU.
+
+        Args:
+            rollout: the same answers as they were sampled, row by row, where they were: a scorer on the sampler's own
+                tokenizer reads the very tokens, and any scorer may see which answers were cut.
+        """
         ...

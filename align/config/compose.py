@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -22,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from align.config import explain, root
+from align.config import explain, root, scorers
 from align.config.annotate import AnnotateConfig
 from align.config.eval import EvalConfig
 from align.config.export import ExportStageConfig
@@ -31,6 +32,7 @@ from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.config.sample import SampleConfig
 from align.config.sft import SftConfig
+from align.config.verify import VerifyConfig
 from align.errors import InputError
 
 SCHEMAS = {
@@ -42,16 +44,17 @@ SCHEMAS = {
         "ppo": PpoConfig,
         "eval": EvalConfig,
         "export": ExportStageConfig,
+        "verify": VerifyConfig,
     },
     "group": {
         "model": root.ModelConfig,
         "method": root.MethodConfig,
         "data": root.DataConfig,
-        "reward": root.RewardConfig,
         "rollout": root.RolloutConfig,
         "track": root.TrackConfig,
         "export": root.ExportConfig,
     },
+    "reward": scorers.CHOICES,
 }
 
 
@@ -178,7 +181,8 @@ def type_of(tree: DictConfig, key: str) -> type | None:
     parent, _, leaf = key.rpartition(".")
     schema = OmegaConf.get_type(OmegaConf.select(tree, parent) if parent else tree)
     hint = get_type_hints(schema).get(leaf) if is_dataclass(schema) else None
-    plain_types = [t for t in get_args(hint) or (hint,) if isinstance(t, type) and t is not type(None)]
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    plain_types = [t for t in choices if isinstance(t, type) and t is not type(None)]
     return plain_types[0] if len(plain_types) == 1 else None
 
 

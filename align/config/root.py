@@ -92,13 +92,9 @@ class DataConfig:
 
 @dataclass
 class RewardConfig:
-    """Group `reward`: what PPO optimises."""
+    """Group `reward`: what PPO optimises. Its choices are in `align/config/scorers.py`."""
 
     name: str = "learned"
-    ref: str = "reward:latest"
-
-    def __post_init__(self) -> None:
-        one_of("reward.name", self.name, ("learned",))
 
 
 @dataclass

@@ -6,22 +6,41 @@ requires a gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align.errors import CorruptFile
-from align.models.adapters import SCORE_KEY, attach, lora, read_tensors
-from align.models.trunk import hidden_states, response_logprobs
+from align.models.adapters import SCORE_KEY, attach, lora, read_tensors, save_adapter
+from align.models.trunk import hidden_size, hidden_states, logprobs_of, states_before
+from align.run import Base
 from align.types import Rollout
 
-Role = Literal["policy", "reference", "reward", "value"]
-TRAINABLE: tuple[Role, ...] = ("policy", "value")
+Role = str
+"""`policy`, `reference`, `value`, `reward`; further reward models are `reward1`, `reward2`, …"""
+TRAINABLE = ("policy", "value")
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+class Read(NamedTuple):
+    """What one pass of a role over a rollout says.
+
+    Attributes:
+        logprobs_BT: log p of each response token, 0 outside the mask.
+        entropy_BT: of the distribution that each was drawn from, nats; no gradient.
+        states_BTD: the hidden states they come from, detached.
+    """
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+    states_BTD: Tensor
 
 
 class Roles:
@@ -31,30 +50,47 @@ class Roles:
         base: a frozen causal language model (NF4 or not).
         init: folder of the adapter that the policy starts from and is measured against; None where the base itself is
             that (`stage=full`).
-        reward: folder of the reward model: its adapter and its `score` head.
+        rewards: folders of reward models, each an adapter and its `score` head; none where the reward is of another
+            kind.
         fresh: rank and alpha of the policy's adapter where `init` is None.
+        value_trunk: `own`: an adapter of its own under the value head, which starts from the reward adapter and trains;
+            `policy`: the head reads the policy's states, and no gradient of its loss reaches them; `frozen`: it reads
+            the reward adapter's. Where there is no reward model, the supervised adapter serves in its place.
 
     Attributes:
         model: the PEFT model that holds all adapters.
-        value_head: hidden → value, bias-free, fp32; starts at 0. (Its trunk starts from the reward adapter.)
-        score_head: hidden → score, frozen.
+        value_head: hidden → value, bias-free, fp32; starts at 0.
+        value_trunk: the role whose states it reads.
+        score_heads: hidden → score, frozen, one a reward model.
     """
 
-    def __init__(self, base: nn.Module, init: Path | None, reward: Path, fresh: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        init: Path | None,
+        rewards: Sequence[Path],
+        fresh: tuple[int, int],
+        value_trunk: str = "own",
+    ) -> None:
         if init is None:
             self.model = PeftModel(base, lora(*fresh), "policy")  # pyright: ignore[reportArgumentType]
         else:
             self.model = attach(base, init, "policy", trainable=True)
             attach(self.model, init, "reference")
-        attach(self.model, reward, "reward", scored=True)
-        attach(self.model, reward, "value", trainable=True, scored=True)
-        self._reference_is_base = init is None
-        score = read_tensors(reward).get(SCORE_KEY)
-        if score is None:
-            raise CorruptFile("reward.ref", str(reward), "has no score head", "Train it with stage=reward.")
         device = next(base.parameters()).device
-        self.score_head = linear(score).to(device).requires_grad_(False)
-        self.value_head = linear(torch.zeros_like(score)).to(device)
+        self.score_heads = []
+        for member, folder in enumerate(rewards):
+            attach(self.model, folder, reward_name(member), scored=True)
+            self.score_heads.append(linear(score_weight(folder)).to(device).requires_grad_(False))
+        if value_trunk == "own":
+            if start := rewards[0] if rewards else init:
+                attach(self.model, start, "value", trainable=True, scored=bool(rewards))
+            else:
+                self.model.add_adapter("value", lora(*fresh))
+        frozen = "reward" if rewards else "reference"
+        self.value_trunk = {"own": "value", "policy": "policy", "frozen": frozen}[value_trunk]
+        self._reference_is_base = init is None
+        self.value_head = linear(torch.zeros(1, hidden_size(self.model))).to(device)
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -85,26 +121,61 @@ class Roles:
         self.value_head.requires_grad_(train and role == "value")
         return nullcontext()
 
-    def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> tuple[Tensor, Tensor]:
-        """log p of each response token under `role`, and the entropies: two [B, T], 0 outside the response mask."""
+    def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> Read:
+        """The response tokens under `role`."""
         with self.use(role, train), torch.set_grad_enabled(train):
-            return response_logprobs(self.model, rollout, temperature)
+            states = states_before(self.model, rollout)
+            return Read(*logprobs_of(self.model, states, rollout, temperature), states.detach())
 
-    def values(self, rollout: Rollout, train: bool = False) -> Tensor:
-        """V of the state before each response token [B, T]; outside the mask unspecified."""
-        with self.use("value", train), torch.set_grad_enabled(train):
-            hidden = hidden_states(self.model, rollout.tokens_BS, rollout.mask_BS)[:, rollout.prompt_width - 1 : -1]
-            return self.value_head(hidden.float()).squeeze(-1)
+    def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
+        """V of the state before each response token [B, T]; outside the mask unspecified.
 
-    def scores(self, rollout: Rollout) -> Tensor:
-        """The reward model's score of each row [B], read at its last real token, which is found by mask."""
-        with self.use("reward"), torch.no_grad():
+        Args:
+            policy_states_BTD: the policy's states on this rollout where they are known: a head on the policy's trunk
+                needs no pass of its own then.
+        """
+        trained = train and self.value_trunk == "value"
+        states = policy_states_BTD if self.value_trunk == "policy" else None
+        if states is None:
+            with self.use(self.value_trunk, trained), torch.set_grad_enabled(trained):
+                states = states_before(self.model, rollout)
+        self.value_head.requires_grad_(train)
+        with torch.set_grad_enabled(train):
+            return self.value_head(states.float()).squeeze(-1)
+
+    def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
+        """A reward model's score of each row [B], read at its last real token, which is found by mask."""
+        with self.use(reward_name(member)), torch.no_grad():
             hidden = hidden_states(self.model, rollout.tokens_BS, rollout.mask_BS)
-            return self.score_head(last_real(hidden, rollout.mask_BS).float()).squeeze(-1)
+            return self.score_heads[member](last_real(hidden, rollout.mask_BS).float()).squeeze(-1)
+
+    def save_critic(self, folder: Path, base: Base) -> None:
+        """What gives values: the adapter in PEFT's format where there is one, and `value_head.safetensors`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.value_trunk == "value":
+            save_adapter(self.model, folder, base, "value")
+        save_file({"weight": self.value_head.weight.detach().cpu()}, folder / VALUE_HEAD_FILE, {"format": "pt"})
+        (folder / VALUE_HEAD_FILE).chmod(0o644)
 
     def quantised_layers(self) -> int:
         """How many linear layers of the base are NF4."""
         return sum(isinstance(m, Linear4bit) for m in self.model.modules())
+
+
+def reward_name(member: int) -> Role:
+    return f"reward{member}" if member else "reward"
+
+
+def score_weight(folder: Path) -> Tensor:
+    """The weights [1, D] of a reward model's head.
+
+    Raises:
+        CorruptFile: it has none.
+    """
+    weight = read_tensors(folder).get(SCORE_KEY)
+    if weight is None:
+        raise CorruptFile("reward.ref", str(folder), "has no score head", "Train it with stage=reward.")
+    return weight
 
 
 def linear(weight_OD: Tensor) -> nn.Linear:

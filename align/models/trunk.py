@@ -17,6 +17,11 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def hidden_size(model: Any) -> int:
+    """D."""
+    return int(base_model(model).config.get_text_config().hidden_size)
+
+
 def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
     """Final hidden states [B, S, D], positions counted over real tokens, no logits made."""
     positions = (mask_BS.long().cumsum(-1) - 1).clamp_min(0)
@@ -56,11 +61,21 @@ def scattered(values_N: Tensor, mask_BT: Tensor) -> Tensor:
     return out.masked_scatter(mask_BT, values_N)
 
 
+def states_before(model: Any, rollout: Rollout) -> Tensor:
+    """The hidden state that each response token is predicted from [B, T, D], under whatever adapter is active."""
+    # The state at column S−1 predicts column S: the response's predictors start one column before it.
+    return hidden_states(model, rollout.tokens_BS, rollout.mask_BS)[:, rollout.prompt_width - 1 : -1]
+
+
+def logprobs_of(model: Any, states_BTD: Tensor, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
+    """log p of each response token given the states before them, and the entropies: two [B, T], 0 outside the response
+    mask. Logits are made for response tokens only, a chunk at a time."""
+    mask = rollout.response_mask_BT
+    picked, entropy = token_logprobs(states_BTD[mask], rollout.response_BT[mask], lm_head(model), temperature)
+    return scattered(picked, mask), scattered(entropy, mask)
+
+
 def response_logprobs(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
     """log p of each response token under whatever adapter is active, and the entropies: two [B, T], 0 outside the
-    response mask. Logits are made for response tokens only, a chunk at a time."""
-    # The state at column S−1 predicts column S: the response's predictors start one column before it.
-    hidden = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)[:, rollout.prompt_width - 1 : -1]
-    mask = rollout.response_mask_BT
-    picked, entropy = token_logprobs(hidden[mask], rollout.response_BT[mask], lm_head(model), temperature)
-    return scattered(picked, mask), scattered(entropy, mask)
+    response mask."""
+    return logprobs_of(model, states_before(model, rollout), rollout, temperature)

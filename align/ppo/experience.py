@@ -11,6 +11,7 @@ from align.ops.gae import gae, token_rewards
 from align.ops.kl import ESTIMATORS, kl_k1
 from align.ops.losses import explained_variance
 from align.ops.masking import masked_mean, masked_sum, masked_whiten
+from align.ops.moments import Moments
 from align.types import Rollout
 
 
@@ -52,6 +53,23 @@ class Experience:
         return Experience(rollout, *kept)
 
 
+def earned(
+    raw_B: Tensor,
+    rollout: Rollout,
+    moments: Moments,
+    *,
+    score_scale: float,
+    score_clip: float | None,
+    missing_eos_penalty: float,
+) -> Tensor:
+    """What each response earns at its last token [B]: its score, standardised by `moments`, clipped to ± `score_clip`
+    and scaled, less a penalty where it did not end by itself."""
+    standard_B = moments.standardised(raw_B)
+    if score_clip is not None:
+        standard_B = standard_B.clamp(-score_clip, score_clip)
+    return score_scale * standard_B - missing_eos_penalty * (~rollout.ended_B).to(standard_B)
+
+
 def experience(
     rollout: Rollout,
     scores_B: Tensor,
@@ -81,7 +99,7 @@ def experience(
     mask = rollout.response_mask_BT
     kl_BT = ESTIMATORS[kl_estimator](old_logprobs_BT, ref_logprobs_BT)
     rewards_BT = token_rewards(scores_B, kl_BT, mask, kl_coef if kl_in_reward else 0.0)
-    earned = masked_sum(rewards_BT, mask) / mask.shape[0]
+    total = masked_sum(rewards_BT, mask) / mask.shape[0]
     if whiten_rewards:
         rewards_BT = masked_whiten(rewards_BT, mask, shift_mean=False)
     values_BT = torch.where(mask, values_BT, torch.zeros_like(values_BT))
@@ -98,7 +116,7 @@ def experience(
         "kl": masked_sum(kl_k1(old_logprobs_BT, ref_logprobs_BT), mask) / mask.shape[0],
         "score": scores_B.mean(),
         "score_std": scores_B.std(unbiased=False),
-        "reward": earned,
+        "reward": total,
         "length": lengths_B.float().mean(),
         "eos_rate": rollout.ended_B.float().mean(),
         "score_length_correlation": correlation(scores_B, lengths_B.float()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from align.rollout.randomness import generator_for
@@ -21,7 +23,11 @@ def prompt_indices(update: int, batch_size: int, total: int, seed: int) -> list[
     return chosen
 
 
-def warmed_up(update: int, updates: int, warmup: float) -> float:
-    """The factor of the learning rate: linear over the first `warmup` share of the updates, then 1."""
-    steps = int(updates * warmup)
-    return min(1.0, (update + 1) / (steps + 1))
+def lr_factor(update: int, updates: int, warmup: float, schedule: str) -> float:
+    """The factor of the learning rate at update number `update` (from 0): it rises over the first `warmup` share of the
+    updates, then stays (`constant`), or falls to nearly 0 along a line (`linear`) or half a cosine (`cosine`)."""
+    rising = int(updates * warmup)
+    if update < rising:
+        return (update + 1) / (rising + 1)
+    progress = (update - rising) / (updates - rising)
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[schedule]

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from align.models.chunks import by_length
 from align.models.roles import Roles
 from align.ops.kl import ESTIMATORS
 from align.ops.losses import kl_loss, policy_loss, value_loss
 from align.ops.masking import masked_sum
 from align.ppo.experience import Experience
-from align.rollout.chunks import by_length
 
 
 def minibatches(rows: int, count: int, generator: torch.Generator) -> list[Tensor]:
@@ -43,17 +43,18 @@ def accumulate(
     for index in by_length(minibatch.rollout, micro_batch):
         part = minibatch.rows(index)
         mask = part.rollout.response_mask_BT
-        logprobs, entropy = roles.logprobs("policy", part.rollout, temperature, train=True)
+        read = roles.logprobs("policy", part.rollout, temperature, train=True)
+        logprobs = read.logprobs_BT
         policy = policy_loss(logprobs, part.old_logprobs_BT, part.advantages_BT, mask, clip_range, count)
         loss = policy.loss
         if kl_loss_coef:
             kl_BT = ESTIMATORS[kl_estimator](logprobs, part.ref_logprobs_BT)
             loss = loss + kl_loss_coef * kl_loss(kl_BT, mask, count)
         loss.backward()
-        values = roles.values(part.rollout, train=True)
+        values = roles.values(part.rollout, train=True, policy_states_BTD=read.states_BTD)
         value = value_loss(values, part.values_BT, part.returns_BT, mask, count, value_clip_range)
         value.loss.backward()
-        found = {**policy.sums, **value.sums, "entropy": masked_sum(entropy, mask)}
+        found = {**policy.sums, **value.sums, "entropy": masked_sum(read.entropy_BT, mask)}
         for name, total in found.items():
             sums[name] = sums.get(name, 0.0) + float(total)
         sums["policy_loss"] = sums.get("policy_loss", 0.0) + float(policy.loss.detach()) * count
@@ -80,19 +81,23 @@ def update(
     minibatch_count: int,
     max_grad_norm: float,
     generator: torch.Generator,
+    max_approx_kl: float | None = None,
     **loss: float | int | str | None,
 ) -> dict[str, float]:
     """Every epoch and minibatch over one batch; the figures are means over all steps, the first ratio apart.
 
     Args:
         generator: draws the minibatches; on the CPU.
+        max_approx_kl: no further step is taken once a minibatch finds the policy this far from the one that sampled.
         loss: what `accumulate` takes.
     """
     rows = experience.rollout.tokens_BS.shape[0]
     seen: list[dict[str, float]] = []
-    for _ in range(epochs):
-        for index in minibatches(rows, minibatch_count, generator):
-            figures = accumulate(roles, experience.rows(index), **loss)  # pyright: ignore[reportArgumentType]
-            seen.append({**figures, **step(roles, optimiser, max_grad_norm)})
+    for index in (part for _ in range(epochs) for part in minibatches(rows, minibatch_count, generator)):
+        figures = accumulate(roles, experience.rows(index), **loss)  # pyright: ignore[reportArgumentType]
+        if seen and max_approx_kl is not None and figures["approx_kl"] > max_approx_kl:
+            optimiser.zero_grad(set_to_none=True)
+            break
+        seen.append({**figures, **step(roles, optimiser, max_grad_norm)})
     means = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
-    return {**means, "first_ratio": seen[0]["ratio"]}
+    return {**means, "first_ratio": seen[0]["ratio"], "steps": float(len(seen))}

@@ -14,10 +14,10 @@ from align.errors import InputError
 from align.evals.comparison import Sample, summarise, write_samples
 from align.models.adapters import Policy, attach
 from align.models.base import base_of
+from align.models.chunks import in_chunks
 from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.models.trunk import response_logprobs
 from align.report import Report, histogram_pair
-from align.rollout.chunks import in_chunks
 from align.rollout.engine import response_texts
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import generator_for

@@ -78,9 +78,10 @@ def parents_of(artifact: Artifact, root: Path) -> list[dict[str, str]]:
     if not manifest:
         return []
     before: list[dict[str, str]] = []
-    for name in ("init", "reward"):
-        recorded = manifest["inputs"].get(name)
-        if recorded is None:
+    for name, recorded in manifest["inputs"].items():
+        if name != "init" and not name.startswith("reward"):
+            continue
+        if "path" not in recorded:  # a function: no run made it
             continue
         if (Path(recorded["path"]).parent / "manifest.json").is_file():
             before += parents_of(artifact_in(Path(recorded["path"]), recorded["ref"], verify=False), root)

@@ -1,4 +1,4 @@
-"""PPO on an adapter: policy, value, reward and reference are four adapters on one base.
+"""PPO on an adapter: policy, value, reward and reference are roles on one base.
 
     for each update:
         responses from the policy; a score for each; logprobs of policy and reference, values
@@ -11,6 +11,8 @@ Ziegler et al. (2019); Huang et al., "The N+ implementation details of RLHF with
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,170 +21,181 @@ from torch import Tensor
 
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.data.chat import Prompt, encode_prompts, stop_token_ids
-from align.data.sources import data_record, prompts
-from align.errors import InputError, require
+from align.data.sources import data_record
+from align.errors import require
+from align.evals.text import repetition
 from align.models.adapters import save_adapter
-from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
-from align.models.roles import Roles
+from align.models.chunks import several_in_chunks
+from align.models.load import save_tokenizer
 from align.ops.kl import adapted
-from align.ppo.experience import experience
-from align.ppo.schedule import prompt_indices, warmed_up
+from align.ops.moments import Moments
+from align.ppo.checkpoint import restore, save
+from align.ppo.experience import earned, experience
+from align.ppo.schedule import lr_factor, prompt_indices
+from align.ppo.state import State
+from align.ppo.tripwires import counted, crossed
 from align.ppo.update import update
 from align.report import Report, curves
-from align.rollout.chunks import in_chunks
-from align.rollout.hf import HfEngine
 from align.rollout.randomness import generator_for
-from align.run import Base, Run, resolve
-from align.stages import Inputs, tracker
-from align.stages.lineage import adapter_folder, label, method_of, start, tokenizer_of
-from align.track import peak_rss_mb, progress
+from align.run import Base, Run
+from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
+from align.stages import Inputs, scoring, tracker
+from align.stages.cast import cast
+from align.stages.lineage import label, start
+from align.stages.watch import better, evaluate, hand_over, stops, warn
+from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result, Rollout
 
 
 def inputs(config: Config) -> Inputs:
     artifact, base = start(config)
-    root = Path(config.run.root).expanduser()
-    reward = resolve(config.reward.ref, root, base.digest, "reward.ref")
-    if reward.whole or (reward.base is not None and reward.base.digest != base.digest):
-        raise InputError(
-            "reward.ref", reward.ref, f"is no reward adapter on the base of {artifact.ref}",
-            "Name a reward model that was trained from it: stage=reward with the same init=.",
-        )  # fmt: skip
-    method_of(reward, config.method.name, "reward.ref")
-    records = {"init": artifact.record(), "reward": reward.record(), "data": data_record(config.data)}
-    return Inputs(label(base, config), base, records)
+    rewards = scoring.records(config.reward, Path(config.run.root).expanduser(), base, config.method.name)
+    return Inputs(label(base, config), base, {"init": artifact.record(), "data": data_record(config.data), **rewards})
 
 
 def run(run: Run, config: Config) -> Result:
     stage: PpoConfig = config.stage
-    device, temperature = choose_device(config.device), config.rollout.temperature
-    base = Base(**run.manifest["base"])
-    tokenizer, roles, engine, found, dropped = cast(run, config, base, device)
+    base, temperature = Base(**run.manifest["base"]), config.rollout.temperature
+    players = cast(run, config, base)
+    roles, prompts = players.roles, players.prompts
     policy = {"params": roles.parameters_of("policy"), "lr": stage.lr}
     value = {"params": roles.parameters_of("value"), "lr": stage.value_lr}
     optimiser = torch.optim.AdamW([policy, value], weight_decay=stage.weight_decay)
 
-    def score(rollout: Rollout) -> Tensor:
-        return in_chunks(roles.scores, rollout, stage.micro_batch)
-
-    def sample(role: Any, chosen: list[int], *where: str | int) -> Rollout:
-        with roles.use(role):
-            return engine.generate([found[i].input_ids for i in chosen], generator_for(device, config.seed, *where))
-
-    # Scores are standardised once, on reference samples, so that kl_coef keeps its meaning.
-    chosen = prompt_indices(0, stage.normalise_on, len(found), config.seed + 1)
-    reference_scores = score(sample("reference", chosen, "normalise"))
-    shift, scale = reference_scores.mean(), reference_scores.std(unbiased=False)
+    # Scores are standardised on reference samples, so that kl_coef keeps its meaning.
+    chosen = [prompts[i] for i in prompt_indices(0, stage.normalise_on, len(prompts), config.seed + 1)]
+    players, moments = players.calibrated(players.sample("reference", chosen, "normalise"))
+    state = State(stage.kl_coef, moments if stage.normalise != "off" else Moments(1, 0.0, 1.0))
     require(
-        float(scale) > 0, "reward.ref", config.reward.ref, "gives every reference answer the same score",
-        "Train the reward model for longer, or on more pairs.",
+        state.moments.deviations > 0, "reward", players.scorer.name, "gives every reference answer the same score",
+        "Train the reward model for longer, choose rules that tell answers apart, or set stage.normalise=off.",
     )  # fmt: skip
 
-    kl_coef = stage.kl_coef
-    with tracker(run, config) as track, progress("ppo", stage.updates) as bar:
-        for number in range(stage.updates):
+    price = {
+        "score_scale": stage.score_scale, "score_clip": stage.score_clip,
+        "missing_eos_penalty": stage.missing_eos_penalty,
+    }  # fmt: skip
+    checkpoint = newest_checkpoint(run)
+    state = restore(checkpoint, roles, optimiser) if checkpoint else state
+    done, tripped = step_of(checkpoint), {}
+    with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
+        for number in range(done, stage.updates):
             clock = Clock()
 
             # Roll out and score.
-            chosen = prompt_indices(number, stage.batch_size, len(found), config.seed)
-            rollout = sample("policy", chosen, "rollout", number)
+            chosen = [prompts[i] for i in prompt_indices(number, stage.batch_size, len(prompts), config.seed)]
+            answers = players.sample("policy", chosen, "rollout", number)
             clock.lap("rollout_s")
-            raw = score(rollout)
-            scores = stage.score_scale * (raw - shift) / scale
-            scores = scores - stage.missing_eos_penalty * (~rollout.ended_B).float()
+            raw, figures = players.judge(answers)
+            if stage.normalise == "running":
+                state = replace(state, moments=state.moments.joined(raw))
+            scores = earned(raw, answers.rollout, state.moments, **price)
+            clock.lap("score_s")
 
             # Estimate.
-            def logprobs_of(role: Any, rollout: Rollout = rollout) -> Tensor:
-                return in_chunks(lambda part: roles.logprobs(role, part, temperature)[0], rollout, stage.micro_batch)
+            def estimates(part: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+                own, reference = (roles.logprobs(role, part, temperature) for role in ("policy", "reference"))
+                return own.logprobs_BT, reference.logprobs_BT, roles.values(part, policy_states_BTD=own.states_BTD)
 
-            made, figures = experience(
-                rollout, scores, logprobs_of("policy"), logprobs_of("reference"),
-                in_chunks(roles.values, rollout, stage.micro_batch),
-                kl_coef=kl_coef, kl_estimator=stage.kl_estimator, kl_in_reward=stage.kl_in == "reward",
+            made, described = experience(
+                answers.rollout, scores, *several_in_chunks(estimates, answers.rollout, stage.micro_batch),
+                kl_coef=state.kl_coef, kl_estimator=stage.kl_estimator, kl_in_reward=stage.kl_in == "reward",
                 gamma=stage.gamma, lam=stage.lam, whiten_rewards=stage.whiten_rewards,
                 bootstrap_truncated=stage.bootstrap_truncated,
             )  # fmt: skip
             clock.lap("estimate_s")
 
             # Update.
-            factor = warmed_up(number, stage.updates, stage.warmup)
+            factor = lr_factor(number, stage.updates, stage.warmup, stage.schedule)
             for group, lr in zip(optimiser.param_groups, (stage.lr, stage.value_lr), strict=True):
                 group["lr"] = lr * factor
             learned = update(
                 roles, optimiser, made, epochs=stage.epochs, minibatch_count=stage.minibatches,
-                max_grad_norm=stage.max_grad_norm,
+                max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
                 generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
                 micro_batch=stage.micro_batch, temperature=temperature, clip_range=stage.clip_range,
                 value_clip_range=stage.value_clip_range,
-                kl_loss_coef=kl_coef if stage.kl_in == "loss" else 0.0, kl_estimator=stage.kl_estimator,
+                kl_loss_coef=state.kl_coef if stage.kl_in == "loss" else 0.0, kl_estimator=stage.kl_estimator,
             )  # fmt: skip
             clock.lap("update_s")
-            track.log(
-                number + 1, {**figures, **learned, "raw_score": float(raw.mean()), "kl_coef": kl_coef}, clock.laps
-            )
-            bar.advance(number + 1, score=figures["score"], kl=figures["kl"], length=figures["length"])
+            figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
+            figures["repetition"] = repetition(answers.texts)
+
+            # Look at it, and keep what is best.
+            step, ends = number + 1, number + 1 == stage.updates
+            signs = crossed(figures, stage.tripwires.limits())
+            state = replace(state, strikes=counted(state.strikes, signs))
+            tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
+            if stage.eval_every and (step % stage.eval_every == 0 or ends or stops(tripped, stage)):
+                held_out = players.sample("policy", players.held_out, "held_out")
+                measured, shown = evaluate(players, held_out, state.moments, stage, temperature, price)
+                track.show(step, shown)
+                state = replace(state, best=better(state.best, step, measured["held_out_objective"], players))
+                figures |= measured
+                clock.lap("eval_s")
             if stage.kl_control == "adaptive":
-                kl_coef = adapted(kl_coef, figures["kl"], stage.kl_target, stage.kl_horizon, stage.batch_size)
+                kl_coef = adapted(state.kl_coef, figures["kl"], stage.kl_target, stage.kl_horizon, stage.batch_size)
+                state = replace(state, kl_coef=kl_coef)
+            track.log(step, figures, clock.laps)
+            bar.advance(step, score=figures["score"], kl=figures["kl"], length=figures["length"])
+            warn(tripped, step, state.strikes, stage.tripwires)
+            if stops(tripped, stage):
+                hand_over(run, config, players, answers, raw, stage.tripwires.suspects)
+                break
+            if step % stage.save_every == 0 and not ends:
+                files = partial(save, roles=roles, optimiser=optimiser, state=state)
+                write_checkpoint(run, step, files, stage.checkpoints)
         rows = track.rows()
 
+    # Publish.
+    best = state.best if stage.publish == "best" else None
+    if best:
+        players.put_back(best.weights)
     save_adapter(roles.model, run.artifact, base, "policy")
-    save_tokenizer(tokenizer, run.artifact)
+    roles.save_critic(run.artifact / "value", base)
+    save_tokenizer(players.tokenizer, run.artifact)
     last = rows[-10:]
     metrics = {
         **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},
-        "updates": stage.updates, "prompts": len(found), "dropped": dropped,
-        "quantised_layers": roles.quantised_layers(),
-        "score_mean": float(shift), "score_std": float(scale), "peak_rss_mb": peak_rss_mb(),
+        "updates": len(rows), "published_update": best.update if best else len(rows), "tripped": sorted(tripped),
+        "prompts": len(prompts), "dropped": players.dropped, "quantised_layers": roles.quantised_layers(),
+        "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    draw(run, config, rows, metrics)
-    first = rows[0]
-    line = f"score {first['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
+    draw(run, rows, metrics)
+    line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
+    if stops(tripped, stage):
+        line += f"; stopped at update {len(rows)} by {', '.join(tripped)}"
     return Result(metrics, (line,))
 
 
-def cast(run: Run, config: Config, base: Base, device: torch.device) -> tuple[Any, Roles, HfEngine, list[Prompt], int]:
-    """One base and its four roles, with what they work on.
-
-    Returns:
-        tokenizer, roles, the engine that samples from them, the prompts, and how many were dropped as too long.
-    """
-    artifact, _ = start(config, run.inputs["init"]["path"])
-    tokenizer = tokenizer_of(artifact, base, config.data.template)
-    model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
-    stops = stop_token_ids(tokenizer, model.generation_config)
-    room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed), room)
-    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-    reward = Path(run.inputs["reward"]["path"])
-    roles = Roles(model, adapter_folder(artifact), reward, (config.method.r, config.method.alpha))
-    if config.method.name == "qlora":
-        assert roles.quantised_layers() > 0, "the base is not NF4"
-    engine = HfEngine(
-        roles.model, stops, tokenizer.pad_token_id, config.rollout.max_new_tokens, config.rollout.temperature,
-        config.rollout.batch_size,
-    )  # fmt: skip
-    print(
-        f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; "
-        f"one base with {roles.quantised_layers()} NF4 layers, four roles"
-    )
-    return tokenizer, roles, engine, found, dropped
-
-
-def draw(run: Run, config: Config, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
-    """The report: figures, and how they came about over the updates."""
-    report = Report(f"ppo: {run.manifest['name']}", f"from {run.inputs['init']['ref']}, against {config.reward.ref}")
+def draw(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
+    """The report: figures, how they came about over the updates, and the fixed prompts' answers as training went on."""
+    report = Report(f"ppo: {run.manifest['name']}", f"from {run.inputs['init']['ref']}, against {reward_line(run)}")
     report.figures_table(metrics)
     for keys, caption in (
         (("score",), "Score (standardised, scaled, less the penalty for no EOS)."),
+        (("held_out_score", "held_out_objective"), "Held-out prompts: score, and score less kl_coef times KL."),
         (("kl",), "KL to the reference, nats a response."),
         (("length",), "Length of the responses, tokens."),
         (("entropy",), "Entropy, nats a token."),
         (("explained_variance",), "Explained variance of the values."),
         (("clip_fraction", "approx_kl"), "Clip fraction and approx-KL of the steps."),
+        (("score_length_correlation", "repetition", "disagreement"), "Signs of over-optimisation."),
     ):
-        report.plot(curves(rows, keys), caption, f"{', '.join(keys)} over updates")
+        present = tuple(k for k in keys if any(k in row for row in rows))
+        if present:
+            drawn = curves([r for r in rows if present[0] in r], present)
+            report.plot(drawn, caption, f"{', '.join(present)} over updates")
+    if samples := read_rows(run.folder / "samples.jsonl"):
+        table = [(s["prompt"], s["step"], s["answer"], s["score"]) for s in sorted(samples, key=lambda s: s["prompt"])]
+        report.heading("Held-out prompts as training went on").table(("prompt", "update", "answer", "score"), table)
     report.write(run.folder / "report.html")
+
+
+def reward_line(run: Run) -> str:
+    """What the run optimised, by name."""
+    refs = [record["ref"] for name, record in run.inputs.items() if name.startswith("reward")]
+    return ", ".join(refs) or "rules"
 
 
 class Clock:

@@ -27,10 +27,11 @@ from align.models.load import (
 )
 from align.report import Report, calibration_bins, curves, histogram_pair, reliability
 from align.run import Base, Run
+from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, open_store, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, newest_checkpoint, step_of, steps_in, training_arguments
+from align.trainers.common import Reporter, steps_in, training_arguments
 from align.trainers.reward import Pair, rankings, score_head, start_from, train_reward
 from align.types import Conversation, Preference, Result
 from annotate.store import preferences

@@ -16,9 +16,10 @@ from align.models.base import find_base
 from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer, save_tokenizer
 from align.report import Report, curves
 from align.run import Base, Run
+from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
 from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, newest_checkpoint, step_of, steps_in, training_arguments
+from align.trainers.common import Reporter, steps_in, training_arguments
 from align.trainers.sft import packed, train_sft
 from align.types import Result
 

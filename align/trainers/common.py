@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.run import Run, file_digest, write_json
+from align.run.checkpoints import seal
 from align.track import Progress, Tracker
 
-SEAL = "align_seal.json"
 datasets.disable_progress_bars()
 
 
@@ -137,39 +134,6 @@ class Reporter(TrainerCallback):
             self.track.log(state.global_step, figures)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
-
-
-def seal(folder: Path) -> None:
-    """Write down the hash of every file of a checkpoint, last of all: a checkpoint without a seal is a torn one."""
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
-    write_json(folder / SEAL, {str(p.relative_to(folder)): file_digest(p) for p in files})
-
-
-def sealed(folder: Path) -> bool:
-    """Whether every file of a checkpoint is the one that was written."""
-    try:
-        digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return all((folder / name).is_file() and file_digest(folder / name) == d for name, d in digests.items())
-
-
-def newest_checkpoint(run: Run, say: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint that is whole; torn or altered ones are named, removed and passed over."""
-    if not run.resumed:
-        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-        return None
-    found = sorted(run.checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for folder in found:
-        if sealed(folder):
-            say(f"continuing from {folder.name}")
-            return folder
-        say(f"{folder.name} is torn or altered: passed over")
-        shutil.rmtree(folder)
-    return None
-
-
-def step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
+        seal(folder)

@@ -18,12 +18,20 @@ CHOICES = {
     group.name: sorted(p.stem for p in group.glob("*.yaml")) for group in sorted(conf_dir().iterdir()) if group.is_dir()
 }
 # What a choice needs to be complete, and the pairs that a stage refuses on purpose.
-NEEDS = {("model", "hub"): ["model.path=org/name"], ("data", "jsonl"): ["data.path=a.jsonl"]}
+NEEDS = {
+    ("model", "hub"): ["model.path=org/name"],
+    ("data", "jsonl"): ["data.path=a.jsonl"],
+    ("reward", "fn"): ["reward.fn=package.module:name"],
+    ("reward", "rules"): ["reward.rules=[{rule: sentiment}]"],
+    ("reward", "ensemble"): ["reward.refs=['reward:a','reward:b']"],
+    ("reward", "sum"): ["reward.parts=[{name: rules, rules: [{rule: json}]}]"],
+}
 REFUSED = {
     "sft": {("method", "full"), ("data", "annotations")},
     "full": {("method", "auto"), ("method", "qlora"), ("method", "lora"), ("data", "annotations")},
     "reward": {("data", "chitchat"), ("method", "full")},
     "ppo": {("method", "full")},
+    "verify": {("method", "full")},
 }
 GRID = [
     (stage, group, choice)

@@ -223,4 +223,4 @@ def test_an_own_stage_file_must_say_which_stage(mine: Path):
 def test_every_schema_is_reachable():
     files = {p.relative_to(conf_dir()).as_posix() for p in conf_dir().rglob("*.yaml")}
     assert {f"stage/{name}.yaml" for name in SCHEMAS["stage"]} <= files
-    assert {f.partition("/")[0] for f in files if "/" in f} == {"stage", *SCHEMAS["group"]}
+    assert {f.partition("/")[0] for f in files if "/" in f} == {"stage", "reward", *SCHEMAS["group"]}

@@ -14,11 +14,11 @@ from torch import Tensor, tensor
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
+from align.models.chunks import by_length, in_chunks
 from align.models.roles import Roles
 from align.ppo.experience import Experience, correlation, experience
-from align.ppo.schedule import prompt_indices, warmed_up
+from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.update import accumulate, minibatches, step, update
-from align.rollout.chunks import by_length, in_chunks
 from align.rollout.randomness import generator_for
 from align.types import Rollout
 
@@ -228,9 +228,12 @@ def test_a_generator_is_a_function_of_its_place():
 
 
 def test_warmup_by_hand():
-    assert [warmed_up(n, 60, 0.05) for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert warmed_up(0, 60, 0.0) == 1
-    assert warmed_up(0, 3, 0.05) == 1
+    assert [lr_factor(n, 60, 0.05, "constant") for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert lr_factor(0, 60, 0.0, "constant") == 1
+    assert lr_factor(0, 3, 0.05, "constant") == 1
+    assert [lr_factor(n, 6, 0.34, "linear") for n in range(6)] == pytest.approx([1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25])
+    cosine = [1 / 2, 1, 0.5 + 3**0.5 / 4, 0.75, 0.5, 0.25, 0.5 - 3**0.5 / 4]
+    assert [lr_factor(n, 7, 0.15, "cosine") for n in range(7)] == pytest.approx(cosine)
 
 
 # Experience by hand: two responses, of two tokens and of one; the second was cut.

@@ -50,7 +50,7 @@ def rollout() -> Rollout:
 
 def gradients(roles: Roles) -> set[str]:
     """Where a gradient arrived: adapters by name, and the heads."""
-    heads = [("value_head", roles.value_head.weight), ("score_head", roles.score_head.weight)]
+    heads = [("value_head", roles.value_head.weight), ("score_head", roles.score_heads[0].weight)]
     reached = set()
     for name, parameter in [*roles.model.named_parameters(), *heads]:
         if parameter.grad is not None and parameter.grad.abs().sum() > 0:
@@ -61,10 +61,11 @@ def gradients(roles: Roles) -> set[str]:
 def losses(roles: Roles, rollout: Rollout) -> tuple[Tensor, Tensor]:
     mask = rollout.response_mask_BT
     ones = torch.ones(mask.shape)
-    logprobs, _ = roles.logprobs("policy", rollout, 1.0, train=True)
+    logprobs, _, states = roles.logprobs("policy", rollout, 1.0, train=True)
     policy = policy_loss(logprobs, logprobs.detach(), ones, mask, 0.2, float(mask.sum())).loss
     policy.backward()
-    value = value_loss(roles.values(rollout, train=True), ones, ones, mask, float(mask.sum())).loss
+    values = roles.values(rollout, train=True, policy_states_BTD=states)
+    value = value_loss(values, ones, ones, mask, float(mask.sum())).loss
     value.backward()
     return policy, value
 
@@ -83,7 +84,7 @@ def test_what_trains_in_each_role(world: World, fresh: bool):
                 assert len(trained) == (28 if train else 0)
                 assert all(f".{role}." in n for n in trained)
                 assert roles.value_head.weight.requires_grad == (train and role == "value")
-                assert not roles.score_head.weight.requires_grad
+                assert not roles.score_heads[0].weight.requires_grad
 
 
 def test_an_optimiser_of_a_role_holds_its_own(roles: Roles):
@@ -98,10 +99,11 @@ def test_an_optimiser_of_a_role_holds_its_own(roles: Roles):
 
 
 def test_the_policy_loss_reaches_the_policy_adapter_only(roles: Roles, rollout: Rollout):
-    logprobs, entropy = roles.logprobs("policy", rollout, 1.0, train=True)
+    logprobs, entropy, states = roles.logprobs("policy", rollout, 1.0, train=True)
     logprobs.sum().backward()
     assert gradients(roles) == {"policy"}
     assert not entropy.requires_grad
+    assert not states.requires_grad
 
 
 def test_the_value_loss_reaches_the_value_adapter_and_head_only(roles: Roles, rollout: Rollout):
@@ -118,7 +120,7 @@ def test_a_role_that_only_reads_makes_no_graph(roles: Roles, rollout: Rollout):
 
 
 def test_the_value_role_starts_at_0_from_the_reward_adapter(world: World):
-    roles = Roles(world.load(), world.init, world.reward, (4, 8))
+    roles = Roles(world.load(), world.init, [world.reward], (4, 8))
     assert (roles.values(ragged_rollout()) == 0).all()
     tensors = dict(roles.model.named_parameters())
     pairs = [(n, n.replace(".value.", ".reward.")) for n in tensors if ".value." in n]
@@ -126,6 +128,27 @@ def test_the_value_role_starts_at_0_from_the_reward_adapter(world: World):
     assert all(torch.equal(tensors[a], tensors[b]) for a, b in pairs)
     pairs = [(n, n.replace(".policy.", ".reference.")) for n in tensors if ".policy." in n]
     assert all(torch.equal(tensors[a], tensors[b]) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("trunk", "role"), [("policy", "policy"), ("frozen", "reward")])
+def test_a_value_head_on_another_roles_trunk(world: World, rollout: Rollout, trunk: str, role: Any):
+    roles = world.roles(trunk=trunk)
+    assert not any(".value." in name for name, _ in roles.model.named_parameters())
+    assert roles.parameters_of("value") == [roles.value_head.weight]
+    states = roles.logprobs(role, rollout, 1.0).states_BTD
+    expected = roles.value_head(states).squeeze(-1)
+    assert torch.equal(roles.values(rollout), expected)
+    assert torch.equal(roles.values(rollout, policy_states_BTD=states if trunk == "policy" else -states), expected)
+    losses(roles, rollout)
+    assert gradients(roles) == {"policy", "value_head"}
+    policy = [p.grad.clone() for p in roles.parameters_of("policy") if p.grad is not None]
+    logprobs = roles.logprobs("policy", rollout, 1.0, train=True).logprobs_BT
+    for parameter in roles.parameters_of("policy"):
+        parameter.grad = None
+    mask = rollout.response_mask_BT
+    policy_loss(logprobs, logprobs.detach(), torch.ones(mask.shape), mask, 0.2, float(mask.sum())).loss.backward()
+    alone = [p.grad for p in roles.parameters_of("policy") if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(policy, alone, strict=True))  # nothing of the value loss is in it
 
 
 # Who stays.
@@ -258,7 +281,7 @@ def test_a_reward_without_a_head_is_refused(world: World, tmp_path: Path):
     del tensors[SCORE_KEY]
     save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
     with pytest.raises(CorruptFile, match="no score head"):
-        Roles(world.load(), world.init, folder, (4, 8))
+        Roles(world.load(), world.init, [folder], (4, 8))
 
 
 def test_last_real_is_found_by_mask():

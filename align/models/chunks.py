@@ -23,10 +23,20 @@ def in_chunks(function: Callable[[Rollout], Tensor], rollout: Rollout, size: int
     Args:
         function: rollout → one number a row [B], or one a response token [B, T], for the rows it is given.
     """
+    return several_in_chunks(lambda part: (function(part),), rollout, size)[0]
+
+
+def several_in_chunks(
+    function: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout, size: int
+) -> tuple[Tensor, ...]:
+    """The same for a function that gives several such tensors."""
     width = rollout.response_mask_BT.shape[1]
-    indices, parts = [], []
-    for index in by_length(rollout, size):
-        part = function(rollout.rows(index))
-        parts.append(pad(part, (0, width - part.shape[1])) if part.dim() == 2 else part)
-        indices.append(index)
-    return torch.cat(parts)[torch.argsort(torch.cat(indices))]
+    indices = list(by_length(rollout, size))
+    parts = zip(*(function(rollout.rows(index)) for index in indices), strict=True)
+    order = torch.argsort(torch.cat(indices))
+    return tuple(torch.cat([widened(x, width) for x in xs])[order] for xs in parts)
+
+
+def widened(x: Tensor, width: int) -> Tensor:
+    """[B, T] padded with 0 to `width` columns; a [B] as it is."""
+    return pad(x, (0, width - x.shape[1])) if x.dim() == 2 else x

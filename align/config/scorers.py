@@ -1,0 +1,176 @@
+"""Group `reward`: what PPO optimises, one schema a choice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from align.config.root import RewardConfig, one_of, positive
+from align.errors import InputError, require
+
+RULES = ("length", "regex", "json", "tags", "sentiment")
+
+
+@dataclass
+class LearnedReward(RewardConfig):
+    """A reward model. On the policy's own base it is one more adapter there; on another it brings its base and its
+    tokenizer, and reads the answers as text."""
+
+    name: str = "learned"
+    ref: str = "reward:latest"
+
+
+@dataclass
+class FunctionReward(RewardConfig):
+    """A function of the user's: a list of conversations, each a list of `{role, content}` that ends with the answer, to
+    one number each."""
+
+    name: str = "fn"
+    fn: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[\w.]+:\w+", self.fn or "") is not None, "reward.fn", self.fn or "(empty)",
+            "names no function", "Write reward.fn=package.module:name.",
+        )  # fmt: skip
+
+
+@dataclass
+class RulesReward(RewardConfig):
+    """The weighted sum of rules, each `{rule: NAME, weight: 1.0, …}` with the settings of its name.
+
+    `length` low, high (words) · `regex` pattern · `json` · `tags` tags · `sentiment`
+    """
+
+    name: str = "rules"
+    rules: Any = None
+
+    def __post_init__(self) -> None:
+        for where, rule in listed("reward.rules", self.rules):
+            one_of(f"{where}.rule", str(rule.get("rule")), RULES)
+            number(f"{where}.weight", rule.get("weight", 1.0))
+            check_rule(where, rule)
+
+
+@dataclass
+class EnsembleReward(RewardConfig):
+    """Several reward models, each standardised on the reference's samples: their mean, their least, or the mean less
+    `deviations` times their standard deviation (Coste et al., "Reward model ensembles help mitigate
+    overoptimization", 2023)."""
+
+    name: str = "ensemble"
+    refs: list[str] = field(default_factory=list)
+    combine: str = "mean"
+    deviations: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.refs) > 1, "reward.refs", self.refs, "an ensemble has two members or more",
+            "Write \"reward.refs=['reward:a','reward:b']\".",
+        )  # fmt: skip
+        one_of("reward.combine", self.combine, ("mean", "min", "mean_minus_std"))
+        positive("reward.deviations", self.deviations)
+
+
+@dataclass
+class SumReward(RewardConfig):
+    """The weighted sum of other rewards: parts such as `{name: learned, ref: reward:latest, weight: 1.0}`. Learned
+    parts are standardised on the reference's samples before they are weighed; rules and functions keep their own units.
+    """
+
+    name: str = "sum"
+    parts: Any = None
+
+    def __post_init__(self) -> None:
+        for where, part in listed("reward.parts", self.parts):
+            number(f"{where}.weight", part.get("weight", 1.0))
+            part_of(where, part)
+
+
+CHOICES: dict[str, type[RewardConfig]] = {
+    "learned": LearnedReward,
+    "fn": FunctionReward,
+    "rules": RulesReward,
+    "ensemble": EnsembleReward,
+    "sum": SumReward,
+}
+
+
+def parts_of(config: SumReward) -> list[tuple[float, RewardConfig]]:
+    """(weight, what is weighed) of every part."""
+    return [
+        (float(part.get("weight", 1.0)), part_of(where, part)) for where, part in listed("reward.parts", config.parts)
+    ]
+
+
+def part_of(where: str, part: Mapping[str, Any]) -> RewardConfig:
+    """One part of a sum as the choice that it names."""
+    name = str(part.get("name"))
+    one_of(f"{where}.name", name, tuple(CHOICES))
+    schema, given = CHOICES[name], {k: v for k, v in part.items() if k not in ("weight", "name")}
+    known = {f.name for f in fields(schema)}
+    for key, value in given.items():
+        require(key in known, f"{where}.{key}", value, f"is no setting of {name}", f"Its settings: {settings(schema)}.")
+    try:
+        return schema(**given)
+    except InputError as error:  # it speaks of `reward.fn`; here that is a key of the part
+        raise InputError(error.field.replace("reward", where, 1), error.value, error.problem, error.remedy) from error
+
+
+def settings(schema: type) -> str:
+    return ", ".join(f.name for f in fields(schema) if f.name != "name" and f.default is not MISSING) or "none"
+
+
+def listed(where: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """A list of mappings with the name of each.
+
+    Raises:
+        InputError: it is none, or it is empty.
+    """
+    right = isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value)
+    require(
+        bool(right), where, value if value else "(empty)", "is no list of settings",
+        f'Write "{where}=[{{…}},{{…}}]", as the documentation of reward= shows.',
+    )  # fmt: skip
+    return [(f"{where}[{i}]", v) for i, v in enumerate(value)]
+
+
+def number(where: str, value: Any) -> None:
+    require(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"),
+        where, value, "is no finite number", "Give a number.",
+    )  # fmt: skip
+
+
+def check_rule(where: str, rule: Mapping[str, Any]) -> None:
+    """The settings of one rule.
+
+    Raises:
+        InputError: one is missing, unknown or impossible.
+    """
+    name = rule["rule"]
+    known = {"length": ("low", "high"), "regex": ("pattern",), "tags": ("tags",)}.get(name, ())
+    for key in rule:
+        require(
+            key in ("rule", "weight", *known), f"{where}.{key}", rule[key], f"is no setting of the rule {name}",
+            f"Its settings: {', '.join((*known, 'weight'))}.",
+        )  # fmt: skip
+    for key in known:
+        require(key in rule, f"{where}.{key}", "(missing)", f"the rule {name} needs it", f"Add {key}.")
+    if name == "length":
+        low, high = rule["low"], rule["high"]
+        whole = isinstance(low, int) and isinstance(high, int) and 0 <= low <= high
+        require(whole, f"{where}.low", low, f"and high={high} are no range of words", "Give 0 <= low <= high.")
+    if name == "regex":
+        try:
+            re.compile(str(rule["pattern"]))
+        except re.error as error:
+            raise InputError(
+                f"{where}.pattern", rule["pattern"], f"is no regular expression ({error})", "Correct it."
+            ) from error
+    if name == "tags":
+        tags = rule["tags"]
+        right = isinstance(tags, list) and tags and all(re.fullmatch(r"[\w-]+", str(t)) for t in tags)
+        require(bool(right), f"{where}.tags", tags, "is no list of tag names", "Write for example [think, answer].")

@@ -1,0 +1,73 @@
+"""Checkpoints that can be trusted: each carries the hash of every file in it, written last of all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from align.run.files import file_digest, write_json
+from align.run.folder import Run
+
+SEAL = "align_seal.json"
+
+
+def seal(folder: Path) -> None:
+    """Write down the hash of every file of a checkpoint: one without a seal is a torn one."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
+    write_json(folder / SEAL, {str(p.relative_to(folder)): file_digest(p) for p in files})
+
+
+def sealed(folder: Path) -> bool:
+    """Whether every file of a checkpoint is the one that was written."""
+    try:
+        digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all((folder / name).is_file() and file_digest(folder / name) == d for name, d in digests.items())
+
+
+def write_checkpoint(run: Run, step: int, write: Callable[[Path], None], keep: int) -> None:
+    """Make checkpoint number `step`, which has its name only once it is whole, and remove all but the newest `keep`.
+
+    Args:
+        write: puts its files into the folder it is given.
+    """
+    temporary = run.checkpoints / ".unfinished"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    write(temporary)
+    for path in temporary.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    seal(temporary)
+    final = run.checkpoints / f"checkpoint-{step}"
+    shutil.rmtree(final, ignore_errors=True)  # of a run that was cut short behind it and continued before it
+    temporary.replace(final)
+    for old in found_in(run)[keep:]:
+        shutil.rmtree(old)
+
+
+def found_in(run: Run) -> list[Path]:
+    """The folders of checkpoints, newest first."""
+    return sorted(run.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
+
+
+def newest_checkpoint(run: Run, say: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint that is whole; torn or altered ones are named, removed and passed over."""
+    if not run.resumed:
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+        return None
+    for folder in found_in(run):
+        if sealed(folder):
+            say(f"continuing from {folder.name}")
+            return folder
+        say(f"{folder.name} is torn or altered: passed over")
+        shutil.rmtree(folder)
+    return None
+
+
+def step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0

@@ -1,0 +1,126 @@
+"""Who plays in PPO: one base and its roles, the engine that samples from them, the scorer, the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from align.config.ppo import PpoConfig
+from align.config.root import Config
+from align.data.chat import Prompt, encode_prompts, stop_token_ids
+from align.data.sources import prompts
+from align.errors import require
+from align.models.load import choose_device, choose_dtype, context_length, load_base
+from align.models.roles import Role, Roles
+from align.ops.moments import Moments
+from align.rollout.engine import Engine, response_texts
+from align.rollout.hf import HfEngine
+from align.rollout.randomness import generator_for
+from align.run import Base, Run
+from align.stages import scoring
+from align.stages.lineage import adapter_folder, start, tokenizer_of
+from align.types import Conversation, Rollout
+from reward.combined import comparable, judged
+from reward.scorer import Scorer
+
+
+class Answers(NamedTuple):
+    """Prompts and what one role said to them, as tokens, as text, and as whole conversations."""
+
+    prompts: Sequence[Prompt]
+    rollout: Rollout
+    texts: list[str]
+    conversations: list[Conversation]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Attributes:
+    prompts: to train on.
+    held_out: kept out of training, to measure on; none without `stage.eval_every`.
+    dropped: how many were longer than the context.
+    generator: place → its random numbers.
+    """
+
+    tokenizer: Any
+    roles: Roles
+    engine: Engine
+    scorer: Scorer
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    dropped: int
+    generator: Callable[..., torch.Generator]
+
+    def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
+        """One answer of a role to each prompt."""
+        with self.roles.use(role):
+            rollout = self.engine.generate([p.input_ids for p in prompts], self.generator(*where))
+        texts = response_texts(rollout, self.tokenizer)
+        told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
+        return Answers(prompts, rollout, texts, told)
+
+    def judge(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
+        """The raw scores [B], on the device of the rollout, and what the scorer says of them."""
+        scores, figures = judged(self.scorer, answers.conversations, answers.rollout)
+        return scores.to(answers.rollout.tokens_BS.device), figures
+
+    def calibrated(self, answers: Answers) -> tuple[Cast, Moments]:
+        """The same cast with a scorer whose members are on one scale for these answers; and the moments of its scores
+        there."""
+        players = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.rollout))
+        return players, Moments.of(players.judge(answers)[0])
+
+    @torch.no_grad()
+    def put_back(self, weights: Sequence[Tensor]) -> None:
+        """Give the policy these weights, in the order of its parameters."""
+        for parameter, weight in zip(self.roles.parameters_of("policy"), weights, strict=True):
+            parameter.copy_(weight)
+
+
+def cast(run: Run, config: Config, base: Base) -> Cast:
+    """Load everybody.
+
+    Raises:
+        InputError: no prompt is left to train on.
+    """
+    stage: PpoConfig = config.stage
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    artifact, _ = start(config, run.inputs["init"]["path"])
+    tokenizer = tokenizer_of(artifact, base, config.data.template)
+    model = load_base(base, config.method.name, device, dtype)
+    stops = stop_token_ids(tokenizer, model.generation_config)
+    room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
+    found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed), room)
+    apart = stage.eval_prompts if stage.eval_every else 0
+    require(
+        len(found) > apart, "stage.eval_prompts", apart, f"leaves none of {len(found)} prompts to train on",
+        "Set fewer apart.",
+    )  # fmt: skip
+
+    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
+    models = scoring.models_of(run.inputs)
+    rewards = [m.path for m in scoring.on_base(models, base)]
+    rank = (config.method.r, config.method.alpha)
+    roles = Roles(model, adapter_folder(artifact), rewards, rank, stage.value_trunk)
+    if config.method.name == "qlora":
+        assert roles.quantised_layers() > 0, "the base is not NF4"
+    scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype)
+    engine = HfEngine(
+        roles.model, stops, tokenizer.pad_token_id, config.rollout.max_new_tokens, config.rollout.temperature,
+        config.rollout.batch_size,
+    )  # fmt: skip
+    print(
+        f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; "
+        f"one base with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}"
+    )
+
+    def generator(*where: str | int) -> torch.Generator:
+        return generator_for(device, config.seed, *where)
+
+    training, held_out = found[: len(found) - apart], found[len(found) - apart :]
+    return Cast(tokenizer, roles, engine, scorer, training, held_out, dropped, generator)

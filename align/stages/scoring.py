@@ -1,0 +1,132 @@
+"""What `reward=` says, as the scorer that PPO optimises."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.config.root import ModelConfig, RewardConfig
+from align.config.scorers import (
+    EnsembleReward,
+    FunctionReward,
+    LearnedReward,
+    RulesReward,
+    SumReward,
+    parts_of,
+)
+from align.data.chat import stop_token_ids
+from align.errors import InputError
+from align.models.adapters import attach
+from align.models.base import base_of
+from align.models.load import load_base
+from align.models.roles import Roles, linear, score_weight
+from align.run import Artifact, Base, artifact_in, file_digest, resolve
+from align.stages.lineage import method_of, tokenizer_of
+from reward import learned
+from reward.combined import Ensemble, Sum
+from reward.function import Function, load_function, source_of
+from reward.rules import Rules, rule_of
+from reward.scorer import Scorer
+
+
+def leaves(config: RewardConfig, field: str = "reward") -> Iterator[tuple[str, RewardConfig]]:
+    """Every reward that is no combination of others, with the name of its field, in the order of the configuration."""
+    if isinstance(config, EnsembleReward):
+        for i, ref in enumerate(config.refs):
+            yield f"{field}.refs[{i}]", LearnedReward(ref=ref)
+    elif isinstance(config, SumReward):
+        for i, (_, part) in enumerate(parts_of(config)):
+            yield from leaves(part, f"{field}.parts[{i}]")
+    else:
+        yield f"{field}.ref" if isinstance(config, LearnedReward) else field, config
+
+
+def records(config: RewardConfig, root: Path, base: Base, method: str) -> dict[str, dict[str, Any]]:
+    """What the reward reads, as inputs of the run: `reward`, `reward.1`, … the reward models; `reward.fn`, … the files
+    of functions.
+
+    Raises:
+        MissingArtifact: a reward model is not there yet; the message names the command that makes it.
+        InputError: something is named that is no reward model, or no function.
+    """
+    models, files = [], []
+    for field, leaf in leaves(config):
+        if isinstance(leaf, LearnedReward):
+            models.append(model_at(leaf.ref, root, base, method, field).record())
+        elif isinstance(leaf, FunctionReward):
+            source = source_of(load_function(str(leaf.fn)))
+            files.append({"ref": leaf.fn, "digest": file_digest(source) if source else str(leaf.fn)})
+    return {
+        **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},
+        **{f"reward.fn.{i}" if i else "reward.fn": r for i, r in enumerate(files)},
+    }
+
+
+def model_at(ref: str, root: Path, base: Base, method: str, field: str) -> Artifact:
+    """A reward model. `latest` means the newest on the policy's base."""
+    artifact = resolve(ref, root, base.digest if ref.endswith(":latest") else None, field)
+    is_model = not artifact.whole and artifact.base is not None and artifact.manifest.get("stage") == "reward"
+    if not is_model:
+        raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
+    if artifact.base is not None and artifact.base.digest == base.digest:
+        method_of(artifact, method, field)
+    return artifact
+
+
+def models_of(inputs: Mapping[str, dict[str, Any]]) -> list[Artifact]:
+    """The reward models that `records` wrote down, in its order."""
+    named = {int(name.partition(".")[2] or 0): r for name, r in inputs.items() if re.fullmatch(r"reward(\.\d+)?", name)}
+    return [artifact_in(Path(named[i]["path"]), named[i]["ref"]) for i in sorted(named)]
+
+
+def on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
+    """Those that are adapters on the policy's own base."""
+    return [m for m in models if m.base is not None and m.base.digest == base.digest]
+
+
+def scorer(
+    config: RewardConfig, models: Sequence[Artifact], roles: Roles, base: Base, size: int, dtype: torch.dtype
+) -> Scorer:
+    """The scorer of a configuration.
+
+    Args:
+        models: the reward models in the order of `leaves`.
+        roles: hold those among them that are adapters on `base`, in that order.
+        size: rows a pass.
+    """
+    own = on_base(models, base)
+    device = next(roles.model.parameters()).device
+    made = iter(
+        [learned.RoleReward(roles, own.index(m), size) if m in own else foreign(m, device, dtype, size) for m in models]
+    )
+
+    def build(part: RewardConfig) -> Scorer:
+        match part:
+            case LearnedReward():
+                return next(made)
+            case EnsembleReward():
+                return Ensemble(tuple(next(made) for _ in part.refs), part.combine, part.deviations)
+            case SumReward():
+                return Sum(tuple((weight, build(inner)) for weight, inner in parts_of(part)))
+            case FunctionReward():
+                return Function(load_function(str(part.fn)), str(part.fn))
+            case RulesReward():
+                return Rules([(float(rule.get("weight", 1.0)), rule_of(rule)) for rule in part.rules])
+        raise ValueError(part.name)
+
+    return build(config)
+
+
+def foreign(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: int) -> learned.LearnedReward:
+    """A reward model on another base than the policy's: it reads text, by its own template and tokenizer."""
+    base = base_of(artifact, ModelConfig(), "reward.ref")
+    method = method_of(artifact, "auto", "reward.ref")
+    model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True)
+    head = linear(score_weight(artifact.path)).to(device)
+    tokenizer = tokenizer_of(artifact, base, None)
+    stops = stop_token_ids(tokenizer, model.generation_config)
+    return learned.LearnedReward(model, head, tokenizer, stops, size)

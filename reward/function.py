@@ -1,0 +1,87 @@
+"""A user's own function as a scorer."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.errors import InputError
+from align.types import Conversation, Rollout
+
+FIELD = "reward.fn"
+
+
+class Function:
+    """Calls `function` with a list of conversations, each a list of `{role, content}` that ends with the answer; it
+    returns one finite number each."""
+
+    def __init__(self, function: Callable[[list[list[dict[str, str]]]], Any], name: str) -> None:
+        self.function, self.name = function, name
+
+    def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
+        """Raises:
+        InputError: the function raises, or returns something else than a finite number for each conversation.
+        """
+        try:
+            given = self.function([c.as_dicts() for c in conversations])
+        except Exception as error:
+            raise InputError(
+                FIELD, self.name, f"raised {type(error).__name__}: {error}", "Correct the function."
+            ) from error
+        try:
+            scores = [float(score) for score in given]
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                FIELD, self.name, f"returned {type(given).__name__}, not a number for each conversation",
+                "Return a list of numbers.",
+            ) from error  # fmt: skip
+        if len(scores) != len(conversations):
+            raise InputError(
+                FIELD, self.name, f"returned {len(scores)} numbers for {len(conversations)} conversations",
+                "Return one for each, in their order.",
+            )  # fmt: skip
+        for score, conversation in zip(scores, conversations, strict=True):
+            if not math.isfinite(score):
+                answer = conversation.messages[-1].content
+                raise InputError(
+                    FIELD, self.name, f"returned {score} for the answer {answer[:60]!r}", "Return finite numbers."
+                )
+        return torch.tensor(scores, dtype=torch.float32)
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function that `package.module:name` names, found as Python finds modules, the working folder included.
+
+    Raises:
+        InputError: there is no such module or no such function, or importing it fails.
+    """
+    module_name, _, name = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(
+            FIELD, spec, f"{module_name} cannot be imported ({type(error).__name__}: {error})",
+            "Put it into the working folder or install it, and check that it imports.",
+        ) from error  # fmt: skip
+    function = getattr(module, name, None)
+    if not callable(function):
+        found = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_"))
+        raise InputError(
+            FIELD, spec, f"{module_name} has no function {name}", f"It has: {', '.join(found) or 'no functions'}."
+        )
+    return function
+
+
+def source_of(function: Callable[..., Any]) -> Path | None:
+    """The file that a function was written in; None where there is none, as for a built-in."""
+    try:
+        return Path(inspect.getfile(function))
+    except TypeError:
+        return None

@@ -1,0 +1,206 @@
+"""`stage=ppo` with each kind of reward, and what it looks at while it trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Ready
+
+from align.__main__ import main
+from align.models.adapters import read_tensors
+from align.run import read_manifest
+from align.track import read_rows
+from annotate.store import Store
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def ppo(ready: Ready, capfd: pytest.CaptureFixture[str]) -> Run:
+    """A PPO run with these words added to the command; returns its folder."""
+
+    def run(*words: str) -> Path:
+        assert main([*ready.ppo, f"run.root={ready.root}", *words]) == 0, capfd.readouterr().err
+        return Path(capfd.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return read_rows(folder / "metrics.jsonl")
+
+
+# The reward.
+
+
+@pytest.fixture
+def without_ref(ready: Ready) -> Ready:
+    """The command line without `reward.ref`, which only a learned reward has."""
+    return ready._replace(ppo=[w for w in ready.ppo if not w.startswith("reward.")])
+
+
+def test_a_function_as_the_reward(
+    without_ref: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    source = tmp_path / "my_reward.py"
+    source.write_text("def longer(chats):\n    return [len(chat[-1]['content']) for chat in chats]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    command = [*without_ref.ppo, f"run.root={without_ref.root}", "reward=fn", "reward.fn=my_reward:longer"]
+    assert main(command) == 0
+    folder = Path(capfd.readouterr().out.splitlines()[-1])
+    manifest = read_manifest(folder)
+    assert manifest["inputs"]["reward.fn"]["ref"] == "my_reward:longer"
+    assert "reward" not in manifest["inputs"]  # no reward model was needed
+    assert "my_reward:longer" in (folder / "report.html").read_text()
+    source.write_text(source.read_text() + "# another version\n")
+    assert main(command) == 0
+    assert Path(capfd.readouterr().out.splitlines()[-1]) != folder  # the function is an input like any other
+
+
+def test_an_ensemble_and_its_disagreement(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
+    refs = "reward.refs=['reward:a','reward:b']"
+    command = [*without_ref.ppo, f"run.root={without_ref.root}", "reward=ensemble", refs, "reward.combine=min"]
+    assert main([*command, "stage.tripwires.disagreement=0.001", "stage.tripwires.patience=1"]) == 0
+    said = capfd.readouterr().out
+    assert "contradict each other" in said
+    folder = Path(said.splitlines()[-1])
+    assert all(row["disagreement"] > 0 for row in rows(folder))
+    inputs = read_manifest(folder)["inputs"]
+    assert (inputs["reward"]["name"], inputs["reward.1"]["name"]) == ("a", "b")
+
+
+def test_a_sum_of_a_model_and_rules(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
+    parts = "{name: learned, ref: 'reward:a'}, {name: rules, weight: 0.5, rules: [{rule: length, low: 2, high: 5}]}"
+    assert main([*without_ref.ppo, f"run.root={without_ref.root}", "reward=sum", f"reward.parts=[{parts}]"]) == 0
+    assert rows(Path(capfd.readouterr().out.splitlines()[-1]))[0]["score_std"] > 0
+
+
+@pytest.mark.parametrize("trunk", ["own", "frozen"])
+def test_without_any_reward_model_the_critic_starts_from_the_policy(
+    without_ref: Ready, capfd: pytest.CaptureFixture[str], trunk: str
+):
+    rules = "reward.rules=[{rule: regex, pattern: '[aeiou]'}, {rule: length, low: 2, high: 9}]"
+    words = ["reward=rules", rules, f"stage.value_trunk={trunk}"]
+    assert main([*without_ref.ppo, f"run.root={without_ref.root}", *words]) == 0
+    critic = Path(capfd.readouterr().out.splitlines()[-1]) / "artifact" / "value"
+    adapter = {"adapter_config.json", "adapter_model.safetensors"} if trunk == "own" else set()
+    assert {p.name for p in critic.iterdir()} == {"value_head.safetensors"} | adapter
+
+
+def test_a_reward_that_tells_nothing_apart(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
+    command = [*without_ref.ppo, f"run.root={without_ref.root}", "reward=rules", "reward.rules=[{rule: json}]"]
+    assert main([*command, "run.name=flat"]) == 2
+    assert "the same score" in capfd.readouterr().err
+    assert main([*command, "run.name=off", "stage.normalise=off"]) == 0
+
+
+def test_a_reward_model_on_another_base_reads_text(
+    ready: Ready, without_ref: Ready, tiny_tokenizer: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=320, max_position_embeddings=256, eos_token_id=2, **sizes))
+    other.save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    root = f"run.root={ready.root}"
+    sft = ["stage=sft", "model=hub", f"model.path={tmp_path / 'other'}", "stage.max_steps=2", "stage.eval_size=2"]
+    assert main([*sft, *ready.data, root, "run.name=other"]) == 0
+    reward = ["stage=reward", "init=sft:other", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3"]
+    assert main([*reward, root, "run.name=other"]) == 0
+    capfd.readouterr()
+    words = ["init=sft:s", "reward.ref=reward:other", "stage.value_trunk=policy"]
+    assert main([*without_ref.ppo, root, *words]) == 0
+    folder = Path(capfd.readouterr().out.splitlines()[-1])
+    assert rows(folder)[0]["score_std"] > 0
+    digests = {read_manifest(ready.root / "reward" / n)["base"]["digest"] for n in ("a", "other")}
+    assert len(digests) == 2
+    assert read_manifest(folder)["base"]["digest"] == read_manifest(ready.root / "sft" / "s")["base"]["digest"]
+
+
+def test_what_is_no_reward_model(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
+    assert main([*without_ref.ppo, f"run.root={without_ref.root}", "reward.ref=sft:s"]) == 2
+    assert "reward.ref=sft:s: is no reward model" in capfd.readouterr().err
+
+
+# What it looks at.
+
+
+def test_held_out_prompts_choose_what_is_published(ppo: Run):
+    words = ["stage.updates=5", "stage.eval_every=2", "stage.eval_prompts=6", "stage.shown=3", "stage.lr=2e-2"]
+    best, last = ppo(*words), ppo(*words, "stage.publish=last")
+    assert rows(best) == rows(last)  # which of them is published changes nothing about how they came to be
+    measured = {row["step"]: row["held_out_objective"] for row in rows(best) if "held_out_objective" in row}
+    assert list(measured) == [2, 4, 5]
+    metrics = read_manifest(best)["metrics"]
+    assert metrics["published_update"] == max(measured, key=lambda step: measured[step])
+    same = [
+        torch.equal(a, b) for a, b in zip(*(read_tensors(r / "artifact").values() for r in (best, last)), strict=True)
+    ]
+    assert all(same) == (metrics["published_update"] == 5)
+    shown = read_rows(best / "samples.jsonl")
+    assert [s["step"] for s in shown] == [2, 2, 2, 4, 4, 4, 5, 5, 5]
+    assert len({s["prompt"] for s in shown}) == 3
+    assert shown[0]["prompt"] in (best / "report.html").read_text()
+
+
+def test_the_best_policy_is_published_not_the_last(ppo: Run, ready: Ready, monkeypatch: pytest.MonkeyPatch):
+    """The objective falls after the first look: what is published is what a run of that many updates leaves."""
+    import align.stages.ppo as stage
+
+    given = iter([1.0, 0.0])
+    evaluate = stage.evaluate
+
+    def falling(*arguments: Any) -> Any:
+        figures, shown = evaluate(*arguments)
+        return {**figures, "held_out_objective": next(given)}, shown
+
+    words = ["stage.eval_prompts=6", "stage.warmup=0", "stage.lr=1e-2"]
+    monkeypatch.setattr(stage, "evaluate", falling)
+    best = ppo(*words, "stage.updates=2", "stage.eval_every=1")
+    monkeypatch.setattr(stage, "evaluate", evaluate)
+    short = ppo(*words, "stage.updates=1", "stage.eval_every=1")
+    assert read_manifest(best)["metrics"]["published_update"] == 1
+    pairs = zip(*(read_tensors(r / "artifact").items() for r in (best, short)), strict=True)
+    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
+
+
+def test_a_tripwire_stops_the_run_and_asks_a_person(ppo: Run, ready: Ready):
+    words = ["stage.tripwires.entropy=100", "stage.tripwires.patience=2", "stage.tripwires.action=stop"]
+    folder = ppo(*words, "stage.updates=6", "stage.tripwires.suspects=3", "project=suspects")
+    assert len(rows(folder)) == 2
+    manifest = read_manifest(folder)
+    assert manifest["metrics"]["tripped"] == ["entropy"]
+    with Store.open(f"sqlite:///{ready.root / 'annotations.db'}", create=False) as store:
+        items = list(store.items("suspects"))
+    assert len(items) == 3
+    for item in items:
+        assert [c.sampling["role"] for c in item.candidates] == ["policy", "reference"]
+    assert (folder / "artifact" / "adapter_model.safetensors").is_file()
+
+
+def test_a_tripwire_warns_once(ppo: Run, ready: Ready, capfd: pytest.CaptureFixture[str]):
+    wires = ["stage.tripwires.entropy=100", "stage.tripwires.patience=2"]
+    assert main([*ready.ppo, f"run.root={ready.root}", *wires, "stage.updates=4"]) == 0
+    said = [line for line in capfd.readouterr().out.splitlines() if "entropy" in line and "below 100" in line]
+    assert len(said) == 1
+    assert said[0].startswith("update 2:")
+
+
+def test_epochs_end_early_when_the_policy_has_moved_too_far(ppo: Run):
+    words = ["stage.epochs=4", "stage.minibatches=2", "stage.lr=5e-2", "stage.warmup=0"]
+    free, held = ppo(*words), ppo(*words, "stage.max_approx_kl=1e-4")
+    assert {row["steps"] for row in rows(free)} == {8}
+    assert all(1 <= row["steps"] < 8 for row in rows(held))
+
+
+def test_metrics_are_finite_json(ppo: Run):
+    for line in (ppo() / "metrics.jsonl").read_text().splitlines():
+        assert "null" not in line
+        json.loads(line)

@@ -1,0 +1,202 @@
+"""Rules, functions, ensembles and sums: hand-computed scores, and what a user's mistake is told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, tensor
+
+from align.config.compose import check, compose_raw
+from align.config.scorers import SumReward, parts_of
+from align.errors import InputError
+from align.types import Conversation, Message, Rollout
+from reward.combined import Ensemble, Standardised, Sum, comparable, standardised
+from reward.function import Function, load_function, source_of
+from reward.rules import Rules, is_json, length, rule_of, tagged
+
+
+def asked(*answers: str) -> list[Conversation]:
+    return [Conversation((Message("user", "?"), Message("assistant", a))) for a in answers]
+
+
+class Fixed:
+    """Scores that are given."""
+
+    def __init__(self, scores: Sequence[float], name: str = "learned") -> None:
+        self.scores, self.name = tensor(scores), name
+
+    def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
+        return self.scores[: len(conversations)]
+
+
+# Rules.
+
+
+def test_length_is_one_inside_and_a_slope_outside():
+    assert [length("a " * n, 4, 8) for n in (0, 2, 4, 6, 8, 16)] == [0, 0.5, 1, 1, 1, 0.5]
+    assert length("", 0, 3) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"), [('{"a": [1]}', True), (" [1, 2]\n", True), ("12", False), ("{a: 1}", False)]
+)
+def test_json(text: str, holds: bool):
+    assert is_json(text) is holds
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("<think>why\nso</think> <answer>42</answer>\n", True),
+        ("<answer>42</answer><think>why</think>", False),
+        ("<think>why</think><answer>42</answer> and more", False),
+        ("<think>a<think>b</think></think><answer>42</answer>", False),
+        ("<think>a</think><answer>4</answer><answer>2</answer>", False),
+        ("<think>why</think>", False),
+    ],
+)
+def test_tags(text: str, holds: bool):
+    assert tagged(text, ["think", "answer"]) is holds
+
+
+def test_rules_are_weighed_and_added():
+    settings = [{"rule": "regex", "pattern": r"\d"}, {"rule": "length", "low": 2, "high": 2}, {"rule": "sentiment"}]
+    rules = Rules([(w, rule_of(s)) for w, s in zip((2.0, -1.0, 1.0), settings, strict=True)])
+    scores_B = rules.score(asked("7 tables", "tables", "good"))
+    # A digit and two words; one word of two; the same, and 1.9 / sqrt(1.9² + 15) of sentiment.
+    assert scores_B.tolist() == pytest.approx([2 - 1, -0.5, -0.5 + 0.4404])
+
+
+# A user's function.
+
+
+def test_a_function_gets_messages_and_gives_numbers():
+    function = Function(lambda chats: [len(c[-1]["content"]) + (c[0]["role"] == "user") for c in chats], "m:f")
+    assert function.score(asked("ab", "")).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda chats: [1.0], "1 numbers for 2"),
+        (lambda chats: 3.0, "float, not a number for each"),
+        (lambda chats: ["a", "b"], "not a number for each"),
+        (lambda chats: [1.0, float("nan")], "nan for the answer 'second'"),
+        (lambda chats: [1 / 0], "raised ZeroDivisionError"),
+    ],
+)
+def test_a_function_that_is_wrong(returned: object, said: str):
+    with pytest.raises(InputError, match=said) as error:
+        Function(returned, "m:f").score(asked("first", "second"))  # pyright: ignore[reportArgumentType]
+    assert str(error.value).startswith("reward.fn=m:f")
+
+
+def test_where_a_function_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "judge_of_mine.py").write_text("def brief(chats):\n    return [0.0 for _ in chats]\n")
+    (tmp_path / "broken_of_mine.py").write_text("import nothing_of_that_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = load_function("judge_of_mine:brief")
+    assert function([1, 2]) == [0.0, 0.0]
+    assert source_of(function) == tmp_path / "judge_of_mine.py"
+    for spec, said in (("judge_of_mine:long", "It has: brief"), ("broken_of_mine:f", "nothing_of_that_name")):
+        with pytest.raises(InputError, match=said):
+            load_function(spec)
+    sys.modules.pop("judge_of_mine")
+
+
+# Combinations.
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected"), [("mean", [2.0, 3.0]), ("min", [1.0, 3.0]), ("mean_minus_std", [0.0, 3.0])]
+)
+def test_an_ensemble(combine: str, expected: list[float]):
+    ensemble = Ensemble((Fixed([1.0, 3.0]), Fixed([3.0, 3.0])), combine, deviations=2.0)
+    assert ensemble.score(asked("a", "b")).tolist() == expected
+    assert ensemble.member_scores(asked("a", "b")).tolist() == [[1, 3], [3, 3]]
+
+
+def test_a_sum():
+    assert Sum(((0.5, Fixed([2.0, 4.0])), (-1.0, Fixed([1.0, 0.0])))).score(asked("a", "b")).tolist() == [0, 2]
+
+
+def test_standardised_is_mean_0_and_variance_1_there():
+    found = standardised(Fixed([1.0, 3.0]), asked("a", "b"))
+    assert found.score(asked("a", "b")).tolist() == [-1, 1]
+    assert (found.shift, found.scale) == (2, 1)
+    with pytest.raises(InputError, match="the same score"):
+        standardised(Fixed([2.0, 2.0]), asked("a", "b"))
+
+
+def test_members_on_scales_of_their_own_become_comparable():
+    """One member's scale is a hundred times the other's: the minimum would always be its own."""
+    small, large = Fixed([-1.0, 1.0, 1.0, -1.0]), Fixed([100.0, -100.0, 100.0, -100.0])
+    chats = asked(*"abcd")
+    found = comparable(Ensemble((small, large), "min"), chats)
+    assert found.score(chats).tolist() == [-1, -1, 1, -1]
+    rule = Fixed([5.0, 5.0, 5.0, 6.0], "rules")
+    total = comparable(Sum(((1.0, Ensemble((small, large))), (1.0, rule))), chats)
+    assert isinstance(total, Sum)
+    assert total.parts[1][1] is rule  # in its own units
+    assert isinstance(total.parts[0][1], Standardised)
+    expected = tensor([0.0, 0.0, 2**0.5, -(2**0.5)]) + tensor([5.0, 5.0, 5.0, 6.0])
+    torch.testing.assert_close(total.score(chats), expected)
+
+
+# What the configuration says.
+
+ENSEMBLE = ["reward=ensemble", "reward.refs=['reward:a','reward:b']"]
+SUM = "{name: learned, weight: 2}, {name: rules, rules: [{rule: json}], weight: -0.5}"
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        ["reward=fn", "reward.fn=my.module:name"],
+        ["reward=rules", "reward.rules=[{rule: length, low: 3, high: 9}, {rule: sentiment, weight: 2}]"],
+        [*ENSEMBLE, "reward.combine=mean_minus_std", "reward.deviations=0.5"],
+        ["reward=sum", f"reward.parts=[{SUM}]"],
+        ["reward.ref=reward:x"],
+    ],
+)
+def test_a_reward_that_is_right(good: list[str]):
+    assert check(compose_raw(["stage=ppo", *good])).reward.name == (good[0][7:] if "=" in good[0][:7] else "learned")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "said"),
+    [
+        (["reward=fn"], "reward.fn", "names no function"),
+        (["reward=fn", "reward.fn=module"], "reward.fn", "names no function"),
+        (["reward=fn", "reward.ref=reward:x"], "reward.ref", "is not a key"),
+        (["reward=rules"], "reward.rules", "no list"),
+        (["reward=rules", "reward.rules=[{rule: joy}]"], "reward.rules[0].rule", "sentiment"),
+        (["reward=rules", "reward.rules=[{rule: length, low: 9, high: 3}]"], "reward.rules[0].low", "range"),
+        (["reward=rules", "reward.rules=[{rule: length, low: 9}]"], "reward.rules[0].high", "needs it"),
+        (["reward=rules", "reward.rules=[{rule: json, low: 9}]"], "reward.rules[0].low", "no setting"),
+        (["reward=rules", "reward.rules=[{rule: regex, pattern: '('}]"], "reward.rules[0].pattern", "expression"),
+        (["reward=rules", "reward.rules=[{rule: tags, tags: think}]"], "reward.rules[0].tags", "list"),
+        (["reward=rules", "reward.rules=[{rule: json, weight: much}]"], "reward.rules[0].weight", "number"),
+        (["reward=ensemble", "reward.refs=['reward:a']"], "reward.refs", "two members"),
+        ([*ENSEMBLE, "reward.combine=most"], "reward.combine", "mean_minus_std"),
+        (["reward=sum"], "reward.parts", "no list"),
+        (["reward=sum", "reward.parts=[{name: luck}]"], "reward.parts[0].name", "learned"),
+        (["reward=sum", "reward.parts=[{name: fn, fn: x}]"], "reward.parts[0].fn", "names no function"),
+        (["reward=sum", "reward.parts=[{name: fn, ref: x}]"], "reward.parts[0].ref", "Its settings: fn"),
+    ],
+)
+def test_a_reward_that_is_wrong(wrong: list[str], field: str, said: str):
+    with pytest.raises(InputError) as error:
+        check(compose_raw(["stage=ppo", *wrong]))
+    assert error.value.field == field
+    assert said in str(error.value)
+
+
+def test_the_parts_of_a_sum():
+    config = check(compose_raw(["stage=ppo", "reward=sum", f"reward.parts=[{SUM}]"])).reward
+    assert isinstance(config, SumReward)
+    assert [(weight, part.name) for weight, part in parts_of(config)] == [(2, "learned"), (-0.5, "rules")]
