@@ -25,6 +25,7 @@ STAGES = {
     "ppo": "PPO on the adapter against the learned reward",
     "eval": "an artifact against what it started from",
     "export": "an adapter or a merged model that others load",
+    "verify": "prove PPO right on your base, method and precision",
 }
 USAGE = """usage: python -m align stage=STAGE [group=choice] [key=value]
        python -m align - < LINES    several such lines in one go, until one fails

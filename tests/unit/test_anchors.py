@@ -1,0 +1,175 @@
+"""The anchors hold on code that is right, and each way to break it is noticed by one that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_roles import PAD, PROMPTS, STOPS, World, make_world
+from torch import Tensor
+
+import align.models.roles
+import align.ops.gae
+import align.ops.losses
+import align.ppo.anchors
+import align.ppo.closed_form
+import align.ppo.experience
+import align.ppo.update
+import align.rollout.hf
+from align.models.roles import Read, Roles
+from align.ppo.anchors import Anchor, Setting, maths, on_model
+from align.rollout.hf import HfEngine
+from align.types import Rollout
+
+MODULES = (
+    align.ops.gae, align.ops.losses, align.ppo.anchors, align.ppo.closed_form, align.ppo.experience, align.ppo.update,
+    align.models.roles, align.rollout.hf,
+)  # fmt: skip
+TEMPERATURE = 0.8
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
+
+
+def anchors(world: World, trunk: str = "own") -> dict[str, Anchor]:
+    """All of them, by name."""
+    roles = world.roles(trunk=trunk)
+    engine = HfEngine(roles.model, STOPS, PAD, 8, TEMPERATURE)
+    drawn = 0
+
+    def draw(times: int = 20) -> Rollout:
+        nonlocal drawn
+        drawn += 1
+        with roles.use("policy"):
+            return engine.generate(PROMPTS * times, torch.Generator().manual_seed(drawn))
+
+    setting = Setting(roles, draw(1), TEMPERATURE, 3, loose=False)
+    return {anchor.name: anchor for anchor in (*maths(), *on_model(setting, draw))}
+
+
+@pytest.mark.parametrize("trunk", ["own", "policy", "frozen"])
+def test_all_hold(world: World, trunk: str):
+    found = anchors(world, trunk)
+    assert {name for name, anchor in found.items() if not anchor.holds} == set()
+    assert len(found) == 8
+
+
+def test_the_roles_are_left_as_they_were(world: World):
+    roles = world.roles()
+    before = [p.detach().clone() for role in ("policy", "value") for p in roles.parameters_of(role)]
+    engine = HfEngine(roles.model, STOPS, PAD, 8, TEMPERATURE)
+
+    def draw() -> Rollout:
+        with roles.use("policy"):
+            return engine.generate(PROMPTS, torch.Generator().manual_seed(0))
+
+    assert list(on_model(Setting(roles, draw(), TEMPERATURE, 3, loose=False), draw))
+    after = [p for role in ("policy", "value") for p in roles.parameters_of(role)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(p.grad is None for p in after)
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Any], Any]) -> None:
+    """Put `make(original)` wherever the function is used, as if its source said so."""
+    places = [module for module in MODULES if hasattr(module, name)]
+    original = getattr(places[0], name)
+    for module in places:
+        monkeypatch.setattr(module, name, make(original))
+
+
+def a_step_late(gae: Any) -> Any:
+    return lambda rewards, values, *rest: gae(rewards, values.roll(1, 1), *rest)
+
+
+def kl_as_a_prize(token_rewards: Any) -> Any:
+    return lambda scores, kl, mask, coef: token_rewards(scores, kl, mask, -coef)
+
+
+def score_at_the_width(token_rewards: Any) -> Any:
+    def paid_late(scores: Tensor, kl: Tensor, mask: Tensor, coef: float) -> Tensor:
+        rewards = token_rewards(torch.zeros_like(scores), kl, mask, coef)
+        rewards[:, -1] += scores
+        return rewards
+
+    return paid_late
+
+
+def uphill(policy_loss: Any) -> Any:
+    return lambda logprobs, old, advantages, *rest: policy_loss(logprobs, old, -advantages, *rest)
+
+
+def without_mask(policy_loss: Any) -> Any:
+    def everywhere(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, *rest: Any) -> Any:
+        return policy_loss(logprobs, old, advantages, torch.ones_like(mask), *rest)
+
+    return everywhere
+
+
+def mean_of_each_piece(policy_loss: Any) -> Any:
+    def own_count(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float, count: float) -> Any:
+        return policy_loss(logprobs, old, advantages, mask, clip, float(mask.sum()))
+
+    return own_count
+
+
+def at_temperature_1(logprobs_of: Any) -> Any:
+    return lambda model, states, rollout, temperature: logprobs_of(model, states, rollout, 1.0)
+
+
+def top_five(draw: Any) -> Any:
+    def drawn(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+        least = probabilities.topk(5).values[:, -1:]
+        return draw(torch.where(probabilities >= least, probabilities, 0.0), generator)
+
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "noticed"),
+    [
+        ("gae", a_step_late, {"gae"}),
+        ("token_rewards", kl_as_a_prize, {"rewards", "closed form"}),
+        ("token_rewards", score_at_the_width, {"rewards"}),
+        ("policy_loss", uphill, {"first gradient", "closed form"}),
+        ("policy_loss", without_mask, {"first ratio"}),
+        ("policy_loss", mean_of_each_piece, {"first gradient", "invariance"}),
+        ("logprobs_of", at_temperature_1, {"sampling", "first gradient"}),
+        ("draw", top_five, {"sampling"}),
+    ],
+)
+def test_what_is_broken_is_noticed(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Any], Any], noticed: set[str]
+):
+    broken(monkeypatch, name, make)
+    assert noticed <= {n for n, anchor in anchors(world).items() if not anchor.holds}
+
+
+def test_a_value_loss_that_reaches_the_policy(world: World, monkeypatch: pytest.MonkeyPatch):
+    logprobs = Roles.logprobs
+
+    def undetached(self: Roles, role: str, rollout: Rollout, temperature: float, train: bool = False) -> Read:
+        read = logprobs(self, role, rollout, temperature, train)
+        if not train:
+            return read
+        from align.models.trunk import states_before
+
+        with self.use(role, train):
+            return read._replace(states_BTD=states_before(self.model, rollout))
+
+    monkeypatch.setattr(Roles, "logprobs", undetached)
+    assert not anchors(world, "policy")["isolation"].holds
+
+
+def test_a_reference_that_is_the_policy(world: World, monkeypatch: pytest.MonkeyPatch):
+    use = Roles.use
+
+    def confused(self: Roles, role: str, train: bool = False) -> Any:
+        return use(self, "policy" if role == "reference" else role, train)
+
+    monkeypatch.setattr(Roles, "use", confused)
+    assert not anchors(world)["isolation"].holds
