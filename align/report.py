@@ -366,9 +366,10 @@ def histogram_pair(
     samples = [[float(v) for v in sample if math.isfinite(v)] for sample in (first, second)]
     pooled = samples[0] + samples[1]
     if pooled:
-        low, high = min(pooled), max(pooled)
-        high = high if high > low else low + 1.0
-        edges = [low + (high - low) * i / 24 for i in range(25)]
+        low, width = min(pooled), (max(pooled) - min(pooled) or 1.0) / 24
+        if width > 1 / 24 and all(v.is_integer() for v in pooled):  # unequal numbers of integers would show stripes
+            low, width = low - 0.5, math.ceil((max(pooled) - low + 1) / 24)
+        edges = [low + width * i for i in range(25)]
         for i, (sample, label) in enumerate(zip(samples, labels, strict=True)):
             weights = [1 / len(sample)] * len(sample) if sample else None
             ax.hist(sample, edges, weights=weights, color=COLOURS[i], alpha=0.55, label=label)

@@ -82,6 +82,13 @@ class DataConfig:
         if self.limit is not None:
             positive("data.limit", self.limit)
         require(
+            self.path is None or self.name == "jsonl",
+            "data.path",
+            self.path,
+            f"data={self.name} reads no file",
+            "Add data=jsonl, or drop data.path.",
+        )
+        require(
             self.name != "jsonl" or bool(self.path),
             "data.path",
             self.path or "(empty)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,11 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         one_of("stage.name", self.name, ("sft", "full"))
+        require(
+            0 < self.lr < math.inf, "stage.lr", self.lr, "must be above zero and finite; it follows method.lr",
+            "Give a positive number for either.",
+        )  # fmt: skip
         for key in (
-            "lr",
             "epochs",
             "batch_size",
             "micro_batch",

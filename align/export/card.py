@@ -155,8 +155,8 @@ def _loading(facts: Mapping[str, Any]) -> str:
 
 
 def loading_code(facts: Mapping[str, Any]) -> str:
-    """Python that loads the export, to be run from beside its folder; put the hub id in the place of its name."""
-    here = json.dumps(str(facts["name"]))
+    """Python that loads the export, to be run in its folder; elsewhere put its path or hub id in the place of `.`."""
+    here = '"."'
     if facts["kind"] == "merged":
         return (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -164,7 +164,8 @@ def loading_code(facts: Mapping[str, Any]) -> str:
             f"tokenizer = AutoTokenizer.from_pretrained({here})\n"
         )
     base = facts["base"]
-    arguments = json.dumps(base["id"])
+    builtin = base["id"] == "pocket"  # lies in the package, not on a hub
+    arguments = "pocket_folder()" if builtin else json.dumps(base["id"])
     if base.get("revision"):
         arguments += f", revision={json.dumps(base['revision'])}"
     nf4 = _precision(facts) == "nf4"
@@ -179,7 +180,8 @@ def loading_code(facts: Mapping[str, Any]) -> str:
     imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if nf4 else "")
     return (
         ("import torch\n" if nf4 else "")
-        + f"from peft import PeftModel\nfrom transformers import {imports}\n\n"
+        + f"from peft import PeftModel\nfrom transformers import {imports}\n"
+        + ("\nfrom align.models.pocket import pocket_folder\n\n" if builtin else "\n")
         + (quantised if nf4 else "")
         + f"base = AutoModelForCausalLM.from_pretrained({arguments}"
         + (", quantization_config=nf4)\n" if nf4 else ', dtype="auto")\n')

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.config.root import SCHEMA_VERSION
+from align.config.root import SCHEMA_VERSION, RunConfig
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.run.files import file_digest, folder_digest
 
@@ -145,7 +146,8 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
             f"Write a path, hub:ID, STAGE:latest or STAGE:NAME, with one of the stages {', '.join(STAGES)}.",
         )  # fmt: skip
     stages = SERVES_AS_SFT if stage == "sft" else (stage,)
-    produce = f"Make it with: python -m align stage={stage}"
+    elsewhere = "" if root == Path(RunConfig().root) else f" run.root={shlex.quote(str(root))}"
+    produce = f"Make it with: python -m align stage={stage}{elsewhere}"
     if name != "latest":
         for candidate in stages:
             if (root / candidate / name / "manifest.json").is_file():

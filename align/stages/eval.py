@@ -23,14 +23,19 @@ from align.rollout.hf import HfEngine
 from align.rollout.randomness import generator_for
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs
-from align.stages.lineage import adapter_folder, label, start, tokenizer_of
+from align.stages.lineage import adapter_folder, label, same_split, start, tokenizer_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 from reward.rules import Sentiment
 
+INIT = Config().init
+FEW = 20
+"""Below so many prompts an interval over them says little, and the report says that."""
+
 
 def inputs(config: Config) -> Inputs:
     artifact, base = start(config, config.artifact, "artifact")
+    same_split(config, artifact)
     reference = started_from(artifact, config)
     records = {"artifact": artifact.record(), "data": data_record(config.data)}
     if reference is not None:
@@ -44,7 +49,14 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
     """What an artifact is measured against: what its run started from; None for one that started from the base."""
     recorded = artifact.manifest.get("inputs", {}).get("init")
     if recorded is not None:
-        return resolve(recorded["path"], Path(config.run.root), field_name="init")
+        found = resolve(recorded["path"], Path(config.run.root), field_name="init")
+        asked = config.init != INIT and resolve(config.init, Path(config.run.root), field_name="init")
+        if asked and asked.digest != found.digest:
+            raise InputError(
+                "init", config.init, f"{artifact.ref} was trained from {recorded['ref']}, and is measured against that",
+                "Drop init=.",
+            )  # fmt: skip
+        return found
     if artifact.manifest:
         if artifact.whole:
             raise InputError(
@@ -105,7 +117,12 @@ def run(run: Run, config: Config) -> Result:
         f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}"
     )
     told = f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers"
-    return Result(metrics, (line, told))
+    lines = [line, told]
+    if len(found) < stage.prompts:
+        lines.append(f"{stage.prompts} prompts were asked for, {len(found)} are held out")
+    if len(found) < FEW:
+        lines.append(f"fewer than {FEW} prompts: the interval says little; hold out more before training")
+    return Result(metrics, tuple(lines))
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from align.models.adapters import attach
 from align.models.load import DTYPES, choose_device, choose_dtype, load_base
 from align.models.trunk import pad
 from align.report import Report
-from align.run import Base, Run
+from align.run import Base, Run, json_digest
 from align.stages import Inputs
 from align.stages.lineage import evaluation_of, label, parents_of, start, tokenizer_of
 from align.track import peak_rss_mb
@@ -40,6 +40,8 @@ def inputs(config: Config) -> Inputs:
             f"Load {artifact.path} as it is, or export an adapter.",
         )
     records = {"artifact": artifact.record()}
+    if (evaluation := evaluation_of(artifact, Path(config.run.root).expanduser())) is not None:
+        records["evaluation"] = {"digest": json_digest(evaluation)}  # stands in the card: another is another export
     if config.export.name == "merged":  # whose fidelity is measured on prompts
         records["data"] = data_record(config.data)
     return Inputs(f"{label(base, config)}-{config.export.name}", base, records)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align.config.root import Config
 from align.data.chat import use_template
+from align.data.sources import data_record
 from align.errors import InputError
 from align.models.base import base_of, find_base
 from align.models.load import load_tokenizer
@@ -64,6 +66,36 @@ def tokenizer_of(artifact: Artifact, base: Base, template: str | None) -> Any:
 def adapter_folder(artifact: Artifact) -> Path | None:
     """The artifact's adapter; None where it is a whole model, which is then the base itself."""
     return None if artifact.whole else artifact.path
+
+
+def same_split(config: Config, artifact: Artifact) -> None:
+    """Raise where what is held out of the data now was trained on before: the file is the same, the share is not.
+
+    Raises:
+        InputError: names the share that the run before had.
+    """
+    if config.data.name != "jsonl":
+        return  # the corpus has parts of its own
+    digest = data_record(config.data)["digest"]
+    for manifest in manifests_behind(artifact):
+        trained = manifest["identity"]["config"]["data"]
+        same = manifest["inputs"].get("data", {}).get("digest") == digest
+        if same and trained["held_out"] != config.data.held_out:
+            raise InputError(
+                "data.held_out", config.data.held_out,
+                f"{manifest['stage']}:{manifest['name']} held out {trained['held_out']} of this file, learned the rest",
+                f"Write data.held_out={trained['held_out']}, or give a file of its own to measure on.",
+            )  # fmt: skip
+
+
+def manifests_behind(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
+    """The manifest of an artifact's run and of the runs that it came through, as far as they are still there."""
+    if not artifact.manifest:
+        return
+    yield artifact.manifest
+    for record in artifact.manifest["inputs"].values():
+        if "whole" in record and (Path(record["path"]).parent / "manifest.json").is_file():
+            yield from manifests_behind(artifact_in(Path(record["path"]), record["ref"], verify=False))
 
 
 def label(base: Base, config: Config) -> str:

@@ -13,8 +13,8 @@ from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import encode_judged, stop_token_ids
 from align.data.preferences import read_preferences, split_by_group
-from align.data.sources import data_record
-from align.errors import InputError
+from align.data.sources import data_record, share_of
+from align.errors import InputError, require
 from align.evals.stats import paired_bootstrap, per_prompt
 from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
 from align.models.load import (
@@ -58,6 +58,10 @@ def run(run: Run, config: Config) -> Result:
 
     # Pairs, divided by prompt so that no ranking has a pair on both sides.
     train_prefs, test_prefs = split_by_group(pairs_from(config), stage.held_out, config.seed)
+    if config.data.name == "jsonl":  # a prompt that `eval` will ask must not have taught the reward either
+        apart = [p for p in train_prefs if share_of(Conversation(p.prompt)) < config.data.held_out]
+        train_prefs, test_prefs = [p for p in train_prefs if p not in apart], [*test_prefs, *apart]
+        require(bool(train_prefs), "data.held_out", config.data.held_out, "leaves no pair to train on", "Lower it.")
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     stops = stop_token_ids(tokenizer)
 
@@ -119,7 +123,8 @@ def run(run: Run, config: Config) -> Result:
         "histograms of the scores of chosen and rejected answers",
     )  # fmt: skip
     report.write(run.folder / "report.html")
-    shown = " ".join(f"{k} {v['value']:.3f}" for k, v in metrics.items() if isinstance(v, dict))
+    intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
+    shown = ", ".join(f"{k} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in intervals)
     return Result(metrics, (f"held out: {shown}",))
 
 

@@ -1,4 +1,5 @@
-"""The figures of a finished quickstart beside the bars that it must reach; exits 1 where one is missed.
+"""The figures of a finished quickstart beside the bars that it must reach; exits 1 where one on
+learning or memory is missed.
 
 Usage: python recipes/quickstart/check.py RUN_ROOT [SEED] [--save FILE]
 `markdown(json.loads(FILE))` is the table of README.
@@ -124,8 +125,9 @@ def main() -> int:
         sign, bar = BARS.get(name, ("", 0.0))
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         held = not sign or (value >= bar if sign == ">=" else value <= bar)
-        print(f"  {name:<22}{shown:>10}  {f'{sign} {bar:g}' if sign else '':<9}{'' if held else 'MISSED'}".rstrip())
-        missed += [] if held else [name]
+        verdict = "" if held else "slower than on the machine of README" if name == "minutes" else "MISSED"
+        print(f"  {name:<22}{shown:>10}  {f'{sign} {bar:g}' if sign else '':<9}{verdict}".rstrip())
+        missed += [] if held or name == "minutes" else [name]  # a slow machine learns no worse
     if given.save:
         before = json.loads(given.save.read_text()) if given.save.is_file() else []
         rows = [row for row in before if row["seed"] != given.seed] + [found]

@@ -302,6 +302,37 @@ def test_several_annotators_judge_every_item_each_in_their_own_way(
     assert len(set(orders.values())) > 1  # few of a random model's answers differ in sentiment at all
 
 
+def test_what_was_trained_on_is_not_measured(shop: Workshop, runs: dict[str, Path]) -> None:
+    again = (*shop.on_file[:2], "data.held_out=0.5")
+    assert shop.status("stage=eval", *again, "stage.prompts=4") == 2
+    assert "data.held_out=0.5: ppo:" in shop.said
+    assert "held out 0.25 of this file" in shop.said
+
+
+def test_what_an_artifact_is_measured_against_is_what_it_started_from(
+    shop: Workshop, runs: dict[str, Path], tiny_model: Path
+) -> None:
+    other = shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT, "seed=7")
+    evaluate = ("stage=eval", *shop.on_file, f"artifact={runs['ppo']}", "stage.prompts=4")
+    assert shop.status(*evaluate, f"init={other}") == 2
+    assert "is measured against that" in shop.said
+    assert shop.status(*evaluate, f"init={runs['sft']}") == 0
+
+
+def test_an_export_follows_its_evaluation(shop: Workshop, runs: dict[str, Path]) -> None:
+    before = shop.run("export", f"artifact={runs['ppo']}")
+    shop.run("eval", "stage.prompts=5", f"artifact={runs['ppo']}")
+    after = shop.run("export", f"artifact={runs['ppo']}")
+    assert before != after
+    assert "on 5 held-out prompts" in (after / "artifact" / "README.md").read_text()
+
+
+def test_few_prompts_are_said_to_be_few(shop: Workshop, runs: dict[str, Path]) -> None:
+    assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['ppo']}", "stage.prompts=200") == 0
+    assert "200 prompts were asked for" in shop.said
+    assert "the interval says little" in shop.said
+
+
 def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:
     assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['reward']}") == 2
     assert "score" in shop.said

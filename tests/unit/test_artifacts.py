@@ -56,8 +56,8 @@ def test_a_full_run_serves_where_sft_is_asked_for(tmp_path: Path):
 @pytest.mark.parametrize(
     ("ref", "said"),
     [
-        ("sft:latest", "Make it with: python -m align stage=sft"),
-        ("reward:nope", "Make it with: python -m align stage=reward run.name=nope"),
+        ("sft:latest", "Make it with: python -m align stage=sft run.root="),
+        ("reward:nope", " run.name=nope"),
         ("sftt:latest", "neither a folder nor a reference"),
         ("no/such/folder", "neither a folder nor a reference"),
     ],

@@ -60,6 +60,8 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("=3", "seed=3", "argument", "=3", "is not of the form key=value"),
         ("model=hub", "model=hub model.path=org/x", "model.path", "(missing)", "Add model.path=VALUE."),
         ("data=jsonl", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
+        ("data.path=x", "data=jsonl data.path=x", "data.path", "x", "Add data=jsonl, or drop data.path."),
+        ("method.lr=-1", "method.lr=1e-3", "stage.lr", -1.0, "it follows method.lr"),
         ("data=jsonl data.path=", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
         ("seed=-1", "seed=0", "seed", -1, "Give a seed from 0"),
         ("stage.batch_size=0", "stage.batch_size=8", "stage.batch_size", 0, "must be above zero"),
@@ -118,7 +120,8 @@ def test_of_two_arguments_the_later_counts():
     ],
 )
 def test_text_comes_through_as_written(written: str, read: str | None):
-    assert configured("stage=sft", f"data.path={written}").data.path == read
+    where = "data=jsonl" if read is not None else "data=chitchat"
+    assert configured("stage=sft", where, f"data.path={written}").data.path == read
 
 
 @pytest.mark.parametrize("text", ["plain", "it's", "\\", "a\\'", "\\\\' (é) '"])

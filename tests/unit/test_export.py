@@ -396,12 +396,13 @@ def test_a_failed_merged_export_leaves_nothing(base: Path, adapter: Path, tmp_pa
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, monkeypatch, kind: str):
     facts = {"name": "support", "kind": kind, "base": {"id": "tiny"}, "method": "qlora"}
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny").symlink_to(base)
+    support = tmp_path / "support"
     if kind == "adapter":
-        export_adapter(adapter, Path("support"), facts["base"], tokenizer=base)
+        export_adapter(adapter, support, facts["base"], tokenizer=base)
     else:
-        export_merged(merge(load(base), adapter), Path("support"), facts["base"], tokenizer=base)
+        export_merged(merge(load(base), adapter), support, facts["base"], tokenizer=base)
+    monkeypatch.chdir(support)
+    Path("tiny").symlink_to(base)
     code = loading_code(facts)
     assert code in render_card(facts)
     names: dict = {}

@@ -206,6 +206,16 @@ def test_calibration_bins_by_hand():
         calibration_bins([0.5], [])
 
 
+def test_bins_of_integers_hold_the_same_number_of_them():
+    """24 equal bins over 2 to 24 would leave empty stripes."""
+    first, second = list(range(2, 25)), [2, 2, 24]
+    figure = histogram_pair(first, second, ("a", "b"), "tokens")
+    heights = [p.get_height() for p in figure.axes[0].patches][:23]
+    assert heights == pytest.approx([1 / 23] * 23)
+    wide = histogram_pair(list(range(100)), [0], ("a", "b"), "tokens").axes[0].patches[:20]
+    assert [p.get_height() for p in wide] == pytest.approx([0.05] * 20)
+
+
 def test_plots_draw_their_numbers():
     bins = calibration_bins([0.1, 0.1, 0.9, 0.9], [0, 1, 1, 1], bins=2)
     ax = reliability(bins).axes[0]
