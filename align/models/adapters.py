@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align.errors import CorruptFile
+from align.models.lean import make_lean
 from align.models.load import adapter_config
 from align.run import Base, write_json
 
@@ -36,7 +37,9 @@ def lora(r: int, alpha: int, classifier: bool = False) -> LoraConfig:
 
 def with_new_adapter(model: Any, r: int, alpha: int, classifier: bool = False) -> PeftModel:
     """The model wrapped with a fresh adapter that changes nothing yet (`lora_B` is zero)."""
-    return get_peft_model(model, lora(r, alpha, classifier))  # pyright: ignore[reportReturnType]
+    wrapped = get_peft_model(model, lora(r, alpha, classifier))
+    make_lean(wrapped)
+    return wrapped  # pyright: ignore[reportReturnType]
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -113,6 +116,7 @@ def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored:
             "adapter", str(folder), f"does not fit this base ({str(error).splitlines()[0][:160]})",
             "Use the base that it was trained on.",
         ) from error  # fmt: skip
+    make_lean(model)
     placed = tensors_of(model, name).keys() | ({SCORE_KEY} if scored else set())
     if strangers := sorted(read_tensors(folder).keys() - placed):
         raise CorruptFile(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from align.errors import CorruptFile
 from align.models.adapters import SCORE_KEY, attach, lora, read_tensors, save_adapter
+from align.models.lean import make_lean
 from align.models.trunk import hidden_size, hidden_states, logprobs_of, states_before
 from align.run import Base
 from align.types import Rollout
@@ -74,6 +75,7 @@ class Roles:
     ) -> None:
         if init is None:
             self.model = PeftModel(base, lora(*fresh), "policy")  # pyright: ignore[reportArgumentType]
+            make_lean(self.model)
         else:
             self.model = attach(base, init, "policy", trainable=True)
             attach(self.model, init, "reference")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from align.ops.logprobs import token_logprobs
+from align.ops.logprobs import linear_logprobs, token_logprobs
 from align.types import Rollout
 
 
@@ -71,7 +71,11 @@ def logprobs_of(model: Any, states_BTD: Tensor, rollout: Rollout, temperature: f
     """log p of each response token given the states before them, and the entropies: two [B, T], 0 outside the response
     mask. Logits are made for response tokens only, a chunk at a time."""
     mask = rollout.response_mask_BT
-    picked, entropy = token_logprobs(states_BTD[mask], rollout.response_BT[mask], lm_head(model), temperature)
+    states_ND, targets_N, head = states_BTD[mask], rollout.response_BT[mask], lm_head(model)
+    if type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad:
+        picked, entropy = linear_logprobs(states_ND, targets_N, head.weight, temperature)
+    else:
+        picked, entropy = token_logprobs(states_ND, targets_N, head, temperature)
     return scattered(picked, mask), scattered(entropy, mask)
 
 

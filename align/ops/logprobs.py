@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-CHUNK = 512  # rows of logits held at once: 512 × 152k × 4 bytes are 300 MB at the largest vocabularies
+LOGITS = 1 << 22
+"""Logits held at once: 16 MB in fp32, which a cache still helps; 1,024 tokens of a vocabulary of 4,096."""
 
 
 def token_logprobs(
@@ -20,7 +21,7 @@ def token_logprobs(
     targets_N: Tensor,
     head: Callable[[Tensor], Tensor],
     temperature: float = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log p(target) and the entropy of the distribution it was drawn from, token by token.
 
@@ -34,6 +35,7 @@ def token_logprobs(
         targets_N: token ids.
         head: the lm-head, hidden → logits.
         temperature: of the distribution that is meant; the same for sampling, old, new and reference logprobs.
+        chunk: rows of logits held at once; by default as many as make `LOGITS`.
 
     Returns:
         logprobs_N, entropy_N: fp32. The entropy carries no gradient.
@@ -41,13 +43,12 @@ def token_logprobs(
 
     def piece(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(h).float() / temperature
-        normaliser = logits.logsumexp(-1)
-        picked = logits.gather(-1, y[:, None]).squeeze(-1)
-        with torch.no_grad():
-            log_p = logits - normaliser[:, None]
-            entropy = -(log_p.exp() * log_p).sum(-1)
-        return picked - normaliser, entropy
+        picked, _, entropy = described(logits, y)
+        return picked, entropy
 
+    if chunk is None:
+        with torch.no_grad():
+            chunk = rows_for(head(hidden_ND[:1]).shape[-1])
     several = hidden_ND.shape[0] > chunk
     parts = [
         checkpoint(piece, h, y, use_reentrant=False) if several and torch.is_grad_enabled() else piece(h, y)
@@ -55,3 +56,64 @@ def token_logprobs(
     ]
     logprobs, entropies = zip(*parts, strict=True)  # pyright: ignore[reportArgumentType]
     return torch.cat(logprobs), torch.cat(entropies)
+
+
+def linear_logprobs(
+    hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same for a head that is a frozen matrix and nothing more, z = W h / temperature.
+
+    Its gradient is known as soon as the distribution is,
+
+        ∂ log p(y) / ∂h = (W_y − Σ_v p_v W_v) / temperature,
+
+    so it is taken in the forward pass, chunk by chunk, and kept as [N, D]: no logits are kept or made twice.
+
+    Args:
+        weight_VD: takes no gradient.
+    """
+    chunk = chunk or rows_for(weight_VD.shape[0])
+    return Linear.apply(hidden_ND, targets_N, weight_VD, temperature, chunk)  # pyright: ignore[reportReturnType]
+
+
+class Linear(torch.autograd.Function):
+    """`linear_logprobs` as autograd takes it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[0]
+        parts = []
+        for h, y in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
+            logits = torch.nn.functional.linear(h, weight_VD).float()
+            if temperature != 1.0:
+                logits /= temperature
+            picked, p, entropy = described(logits, y)
+            slope = weight_VD[y] - p.to(weight_VD.dtype) @ weight_VD if wanted else None
+            parts.append((picked, entropy, slope))
+        logprobs, entropies, slopes = zip(*parts, strict=True)
+        if wanted:
+            ctx.save_for_backward(torch.cat(slopes) / temperature)
+        entropy = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(logprobs), entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (slope_ND,) = ctx.saved_tensors
+        return (grads[0][:, None] * slope_ND).to(slope_ND.dtype), None, None, None, None
+
+
+def described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log p of the targets [N], p [N, V] and the entropies [N]; the last two without a gradient."""
+    normaliser = logits_NV.logsumexp(-1, keepdim=True)
+    picked = logits_NV.gather(-1, targets_N[:, None]) - normaliser
+    with torch.no_grad():
+        p = (logits_NV - normaliser).exp_()
+        entropy = normaliser.squeeze(-1) - torch.einsum("nv,nv->n", p, logits_NV)
+    return picked.squeeze(-1), p, entropy
+
+
+def rows_for(vocabulary: int) -> int:
+    return max(1, LOGITS // vocabulary)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from transformers import Cache
 
 from align.models.trunk import base_model, lm_head, pad
+from align.rollout.attention import for_decoding
 from align.rollout.cache import reserved
 from align.rollout.engine import joined
 from align.types import Rollout
@@ -44,7 +45,9 @@ class HfEngine:
         order = torch.argsort(lengths, stable=True)
         was_training = self.model.training
         self.model.eval()
-        parts = [self._batch([prompts[int(i)] for i in chosen], generator) for chosen in order.split(self.batch_size)]
+        with for_decoding(base_model(self.model)):
+            chunks = order.split(self.batch_size)
+            parts = [self._batch([prompts[int(i)] for i in chosen], generator) for chosen in chunks]
         self.model.train(was_training)
         return joined(parts, order, self.pad_id)
 
@@ -97,11 +100,28 @@ class HfEngine:
         return draw(logits.softmax(-1), generator)
 
 
+BLOCK = 64
+
+
 def draw(probabilities_BV: Tensor, generator: Generator) -> Tensor:
-    """One index a row [B], each with its probability: the first whose cumulative sum exceeds a uniform number. One
-    random number a row, where `torch.multinomial` takes one for each token of the vocabulary; summed in fp64, so that
-    the rounding of the sum favours no index."""
-    cumulative = probabilities_BV.double().cumsum(-1)
-    uniform = torch.rand(len(cumulative), 1, generator=generator, dtype=torch.double, device=cumulative.device)
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
-    return drawn.clamp_max(cumulative.shape[1] - 1)
+    """One index a row [B], each with its probability: the first whose cumulative sum exceeds a uniform number.
+
+    One random number a row, where `torch.multinomial` takes one for each token of the vocabulary. The sums are taken in
+    fp64, so that rounding favours no index: of blocks of 64 first, then within the block that was hit, for a cumulative
+    sum over a whole vocabulary takes longer than all the rest.
+    """
+    blocks_BNK = pad_to(probabilities_BV, BLOCK).unflatten(1, (-1, BLOCK))
+    ends = blocks_BNK.sum(-1, dtype=torch.double).cumsum(-1)
+    uniform = torch.rand(len(ends), 1, generator=generator, dtype=torch.double, device=ends.device)
+    target = uniform * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp_max(ends.shape[1] - 1)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks_BNK.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
+    # The block's own sum may round below the one that it was chosen by: what is left must lie within it.
+    left = torch.minimum(target - before, torch.nextafter(inside[:, -1:], torch.zeros_like(target)))
+    return (block * BLOCK + torch.searchsorted(inside, left, right=True)).squeeze(-1)
+
+
+def pad_to(x_BV: Tensor, multiple: int) -> Tensor:
+    """With zeros behind, up to a multiple."""
+    return torch.nn.functional.pad(x_BV, (0, -x_BV.shape[1] % multiple))

@@ -216,6 +216,19 @@ def test_texts_lose_the_stop_token_and_nothing_else(tiny_tokenizer: Any):
     assert response_texts(rollout, tiny_tokenizer) == ["hello!"] * 3
 
 
+def test_draws_by_blocks_are_draws_by_the_whole_sum():
+    g = torch.Generator().manual_seed(0)
+    rows = torch.rand(400, 1000, generator=g) ** 8 * (torch.rand(400, 1000, generator=g) < 0.3)
+    rows[0], rows[1] = 0, 0
+    rows[0, 999], rows[1, 64] = 1, 1
+    cumulative = rows.double().cumsum(-1)
+    uniform = torch.rand(400, 1, generator=seeded(), dtype=torch.double)
+    expected = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
+    drawn = draw(rows, seeded())
+    assert torch.equal(drawn, expected)
+    assert (rows.gather(1, drawn[:, None]) > 0).all()
+
+
 def test_draws_have_their_probabilities_and_never_none():
     """Ten thousand of four, one of which is impossible; and a row whose sum is not quite 1."""
     rows = tensor([[0.1, 0.0, 0.6, 0.3], [0.0, 0.5, 0.499, 0.0]]).repeat(10_000, 1)

@@ -1,0 +1,50 @@
+"""LoRA layers with as few operations as LoRA has.
+
+PEFT's forward is made for every variant there is: in bf16 it casts the input of each layer to the adapter's fp32,
+scales in a pass, adds in a pass, and casts back. Here the low-rank product is taken in the dtype of the input and added
+by the product itself. The adapter stays in fp32; its gradient arrives there. docs/decisions.md has the figures.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear, Linear4bit
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+def make_lean(model: nn.Module) -> None:
+    """Give every plain LoRA layer of a model the short forward; adapters that come later are served too."""
+    for module in model.modules():
+        if type(module) in (Linear, Linear4bit) and not getattr(module, "fan_in_fan_out", False):
+            module.forward = MethodType(forward, module)
+
+
+def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """W x + Σ s · B A x over the active adapters."""
+    active = [name for name in self.active_adapters if name in self.lora_A]
+    if args or kwargs or self.merged or not all(plain(self, name) for name in active):
+        return type(self).forward(self, x, *args, **kwargs)
+    result = self.base_layer(x)
+    if self.disable_adapters:
+        return result
+    for name in active:
+        a, b = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(result.dtype)
+        low = linear(x, a).to(result.dtype).flatten(0, -2)
+        flat = result.flatten(0, -2)
+        if torch.is_grad_enabled():
+            flat = torch.addmm(flat, low, b.t(), alpha=self.scaling[name])
+        else:
+            flat.addmm_(low, b.t(), alpha=self.scaling[name])
+        result = flat.view_as(result)
+    return result
+
+
+def plain(layer: Any, name: str) -> bool:
+    """Whether an adapter of a layer is LoRA and nothing more: no variant, no bias, no dropout in force."""
+    dropout = layer.lora_dropout[name]
+    dropped = isinstance(dropout, nn.Dropout) and dropout.p > 0 and layer.training
+    return name not in layer.lora_variant and layer.lora_B[name].bias is None and not dropped

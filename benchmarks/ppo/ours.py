@@ -1,0 +1,114 @@
+"""Our side: the same work by the loop that `stage=ppo` runs. Run by `run.py`: python ours.py WORK-AS-JSON"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from work import PROMPTS, Work, report
+
+from align.config.root import ModelConfig
+from align.data.chat import encode_prompts, stop_token_ids
+from align.models.adapters import save_adapter, with_new_adapter
+from align.models.base import find_base
+from align.models.chunks import several_in_chunks
+from align.models.load import load_base, load_classifier, load_tokenizer
+from align.models.roles import Roles
+from align.ppo.experience import experience
+from align.ppo.update import update
+from align.rollout.hf import HfEngine
+from align.types import Conversation, Message, Rollout
+
+CPU = torch.device("cpu")
+
+
+def precision(work: Work) -> tuple[str, torch.dtype]:
+    """Method and compute dtype."""
+    return ("qlora", torch.bfloat16) if work.dtype == "nf4" else ("lora", getattr(torch, work.dtype))
+
+
+def make_adapters(work: Work, folder: Path) -> None:
+    """Fresh adapters of rank 8 in the places of a supervised one and of a reward model."""
+    base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
+    for name, load in (("init", load_base), ("reward", load_classifier)):
+        model = with_new_adapter(load(base, method, CPU, dtype), 8, 16, name == "reward")
+        save_adapter(model, folder / name, base)
+
+
+def roles_on(work: Work, folder: Path) -> Roles:
+    """The roles of a run. What they are made from is made in another process: here it would count as memory."""
+    maker = multiprocessing.get_context("fork").Process(target=make_adapters, args=(work, folder))
+    maker.start()
+    maker.join()
+    base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
+    return Roles(load_base(base, method, CPU, dtype), folder / "init", [folder / "reward"], (8, 16), work.value_trunk)
+
+
+def gemm_peak(dtype: torch.dtype, size: int = 2048, times: int = 5) -> float:
+    """The machine's best GFLOP/s on a square product."""
+    a, b = torch.randn(2, size, size).to(dtype)
+    best = 0.0
+    for _ in range(times):
+        began = time.perf_counter()
+        a @ b
+        best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e9)
+    return best
+
+
+def main(work: Work) -> None:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        roles = roles_on(work, Path(folder))  # before anything starts threads, which a fork would not have
+    peak = gemm_peak(torch.float32 if work.dtype == "float32" else torch.bfloat16)
+    tokenizer = load_tokenizer(find_base(ModelConfig(work.model)))
+    stops = () if work.fixed else stop_token_ids(tokenizer, roles.model.generation_config)
+    engine = HfEngine(roles.model, stops, tokenizer.pad_token_id, work.tokens)
+    asked = [Conversation((Message("user", text),)) for text in PROMPTS * work.batch]
+    prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
+    optimiser = torch.optim.AdamW([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=1e-5)
+
+    def estimates(part: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        own, reference = (roles.logprobs(role, part, 1.0) for role in ("policy", "reference"))
+        values = roles.values(part, policy_states_BTD=own.states_BTD)
+        return own.logprobs_BT, reference.logprobs_BT, values, roles.scores(part)
+
+    def one(number: int) -> dict[str, float]:
+        laps = {"start": time.perf_counter()}
+        rows = prompts[number * work.batch : (number + 1) * work.batch]
+        with roles.use("policy"):
+            rollout = engine.generate(rows, torch.Generator().manual_seed(number))
+        laps["rollout_s"] = time.perf_counter()
+        old, ref, values, scores = several_in_chunks(estimates, rollout, work.batch)
+        made, _ = experience(
+            rollout, scores, old, ref, values, kl_coef=0.05, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95,
+            whiten_rewards=False, bootstrap_truncated=False,
+        )  # fmt: skip
+        laps["estimate_s"] = time.perf_counter()
+        update(
+            roles, optimiser, made, epochs=work.epochs, minibatch_count=1, max_grad_norm=1.0,
+            generator=torch.Generator().manual_seed(number), micro_batch=work.batch, temperature=1.0, clip_range=0.2,
+            value_clip_range=0.2, kl_loss_coef=0.0, kl_estimator="k1",
+        )  # fmt: skip
+        laps["update_s"] = time.perf_counter()
+        times = list(laps.values())
+        return {name: b - a for name, a, b in zip(list(laps)[1:], times, times[1:], strict=False)}
+
+    laps = [one(number) for number in range(work.updates)]
+    more = {name: sorted(lap[name] for lap in laps[1:])[(len(laps) - 1) // 2] for name in laps[0]}
+    seconds = [sum(lap.values()) for lap in laps]
+    if work.dtype != "nf4":  # the counter does not see into bitsandbytes' operator; the products are the same
+        with FlopCounterMode(display=False) as counter:
+            one(0)
+        took = sorted(seconds[1:])[(len(seconds) - 1) // 2]
+        more["gemm_peak_share"] = counter.get_total_flops() / took / 1e9 / peak
+    report(work, seconds, **more, gemm_peak_gflops=peak)
+
+
+if __name__ == "__main__":
+    main(Work.of(sys.argv[1]))

@@ -1,0 +1,59 @@
+"""The work that both sides do, and how each says what it took. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+from dataclasses import asdict, dataclass
+
+PROMPTS = (
+    "Tell me about your day.",
+    "What is a good breakfast?",
+    "How do I make friends?",
+    "Why is the sky blue?",
+)
+RESULT = "RESULT "
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row of the table.
+
+    Attributes:
+        model: a folder with a chat model.
+        batch, tokens: responses an update, and new tokens each at most.
+        epochs: passes over a batch, one minibatch each.
+        updates: how many; the first warms up and is not counted.
+        dtype: of the weights; `nf4` on our side is bf16 compute.
+        fixed: True where every response has `tokens` tokens, False where it ends with its own end of turn.
+        value_trunk: ours; the peer has a second model.
+    """
+
+    model: str
+    batch: int
+    tokens: int
+    epochs: int
+    updates: int
+    dtype: str
+    fixed: bool = True
+    value_trunk: str = "own"
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, text: str) -> Work:
+        return cls(**json.loads(text))
+
+
+def report(work: Work, seconds: list[float], **more: float) -> None:
+    """Print one line that the other process reads."""
+    took = statistics.median(seconds[1:])
+    figures = {
+        "s_per_update": took,
+        "samples_per_s": work.batch / took,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **more,
+    }
+    print(RESULT + json.dumps(figures), flush=True)
