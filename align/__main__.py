@@ -126,6 +126,8 @@ def shadow_free_path() -> None:
     here = os.getcwd()
     if sys.path and sys.path[0] in ("", here):
         sys.path.append(sys.path.pop(0) or here)
+    elif here not in sys.path:  # the installed command: a user's module is found as with `python -m align`
+        sys.path.append(here)
 
 
 def terminate(signum: int, frame: object) -> None:

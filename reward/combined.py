@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from align.errors import InputError
+from align.ops.moments import Moments
 from align.types import Conversation, Rollout
 from reward.scorer import Scorer
 
@@ -88,14 +89,13 @@ def standardised(scorer: Scorer, conversations: Sequence[Conversation], rollout:
     Raises:
         InputError: they all have one score.
     """
-    scores = scorer.score(conversations, rollout)
-    shift, scale = float(scores.mean()), float(scores.std(unbiased=False))
-    if scale == 0:
+    moments = Moments.of(scorer.score(conversations, rollout))  # in fp64: of one number it is 0 to the bit
+    if moments.deviations == 0:
         raise InputError(
             "reward", scorer.name, "gives every answer of the reference the same score, so that nothing can be learned",
-            "Train the reward model for longer, choose rules that tell its answers apart, or set stage.normalise=off.",
+            "Train it for longer, or leave it out.",
         )  # fmt: skip
-    return Standardised(scorer, shift, scale)
+    return Standardised(scorer, moments.mean, moments.std)
 
 
 def comparable(scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Scorer:

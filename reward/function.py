@@ -79,9 +79,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     return function
 
 
-def source_of(function: Callable[..., Any]) -> Path | None:
-    """The file that a function was written in; None where there is none, as for a built-in."""
-    try:
-        return Path(inspect.getfile(function))
-    except TypeError:
-        return None
+def source_of(spec: str) -> Path | None:
+    """The file of the module that `package.module:name` names; None where there is none, as for a built-in."""
+    path = getattr(importlib.import_module(spec.partition(":")[0]), "__file__", None)
+    return Path(path) if path else None

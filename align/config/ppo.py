@@ -126,6 +126,16 @@ class PpoConfig:
             "has a gradient of expectation zero, so in the loss it would hold nothing back",
             "Add stage.kl_estimator=k3.",
         )
+        if self.kl_control == "adaptive":
+            require(
+                self.kl_horizon >= self.batch_size, "stage.kl_horizon", self.kl_horizon,
+                f"is less than stage.batch_size={self.batch_size}: one update could turn the price of KL around",
+                "Raise it; Ziegler et al. have 10000.",
+            )  # fmt: skip
+            require(
+                self.kl_coef > 0, "stage.kl_coef", self.kl_coef, "cannot be adapted: it would stay 0",
+                "Start from a price above 0, or use stage.kl_control=fixed.",
+            )  # fmt: skip
         require(
             self.shown <= self.eval_prompts, "stage.shown", self.shown,
             f"is more than stage.eval_prompts={self.eval_prompts}", "Show fewer.",
@@ -154,6 +164,10 @@ class PpoConfig:
             "PPO trains adapters here",
             "Use method=qlora or method=lora.",
         )
+        require(
+            config.dtype != "float16", "dtype", config.dtype, "PPO scales no loss: its gradients are too small for it",
+            "Use dtype=bfloat16 or float32.",
+        )  # fmt: skip
         require(
             self.tripwires.disagreement is None or config.reward.name == "ensemble",
             "stage.tripwires.disagreement",

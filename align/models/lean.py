@@ -26,7 +26,9 @@ def make_lean(model: nn.Module) -> None:
 def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """W x + Σ s · B A x over the active adapters."""
     active = [name for name in self.active_adapters if name in self.lora_A]
-    if args or kwargs or self.merged or not all(plain(self, name) for name in active):
+    # In fp16 the adapter's gradient would be too small for its dtype: PEFT's way takes it in fp32.
+    half = x.dtype == torch.float16 and torch.is_grad_enabled()
+    if args or kwargs or half or self.merged or not all(plain(self, name) for name in active):
         return type(self).forward(self, x, *args, **kwargs)
     result = self.base_layer(x)
     if self.disable_adapters:

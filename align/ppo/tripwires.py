@@ -6,7 +6,7 @@ reward goes on rising while the true one falls. None of these signs is proof; se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -44,6 +44,16 @@ def crossed(figures: Mapping[str, float], limits: Mapping[str, float | None]) ->
             side = "above" if wire.too_high else "below"
             told[name] = f"{name} {found:.3g} is {side} {limit:g}: {wire.meaning}"
     return told
+
+
+def tripped_in(rows: Sequence[Mapping[str, float]], limits: Mapping[str, float | None], patience: int) -> list[str]:
+    """Every wire that was crossed for `patience` updates in a row somewhere in these figures, one row an update."""
+    strikes: dict[str, int] = {}
+    found: set[str] = set()
+    for row in rows:
+        strikes = counted(strikes, crossed(row, limits))
+        found |= {name for name, count in strikes.items() if count >= patience}
+    return sorted(found)
 
 
 def counted(strikes: Mapping[str, int], crossed_now: Mapping[str, str]) -> dict[str, int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from align.errors import require
 from align.models.chunks import by_length
 from align.models.roles import Roles
 from align.ops.kl import ESTIMATORS
@@ -67,6 +70,12 @@ def step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, 
         f"{role}_grad_norm": float(torch.nn.utils.clip_grad_norm_(roles.parameters_of(role), max_grad_norm))
         for role in ("policy", "value")
     }
+    for name, norm in norms.items():
+        require(
+            math.isfinite(norm), "stage.lr", optimiser.param_groups[0]["lr"],
+            f"{name} is {norm}: the run has diverged, and no step was taken",
+            "Lower stage.lr and stage.value_lr, or raise stage.kl_coef.",
+        )  # fmt: skip
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norms

@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "align_decode"
+MORE = ("dropout", "softcap", "s_aux", "position_bias")
+"""What some architectures ask for besides; the fused kernel's wrapper knows what to do about it."""
 
 
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """As `sdpa`, which it calls for anything but one query a row.
+    """As `sdpa`, which it calls for anything but one query a row on a CPU.
 
     Args:
         query: [B, heads, 1, D]; key, value: [B, groups, S, D].
@@ -30,34 +30,29 @@ def attend(
     """
     rows, heads, new, width = query.shape
     groups = key.shape[1]
-    if new != 1 or options.get("position_bias") is not None or options.get("dropout"):
+    if new != 1 or query.device.type != "cpu" or any(options.get(name) for name in MORE):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scaling = options.get("scaling") or width**-0.5
-    scores = torch.bmm(query.reshape(rows * groups, heads // groups, width), key.flatten(0, 1).transpose(1, 2))
-    scores = scores.view(rows, groups, heads // groups, -1).float() * scaling
+    # The products in fp32, as the fused kernel takes them.
+    asked = (query.float() * scaling).reshape(rows * groups, heads // groups, width)
+    scores = torch.bmm(asked, key.float().flatten(0, 1).transpose(1, 2)).view(rows, groups, heads // groups, -1)
     if attention_mask is not None:
         if attention_mask.dtype == torch.bool:
             scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
         else:
             scores += attention_mask
-    weights = scores.softmax(-1).to(value.dtype).flatten(0, 1)
-    return torch.bmm(weights, value.flatten(0, 1)).view(rows, 1, heads, width), None
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+    weights = scores.softmax(-1).flatten(0, 1)
+    seen = torch.bmm(weights, value.float().flatten(0, 1)).to(query.dtype)
+    return seen.view(rows, 1, heads, value.shape[-1]), None
 
 
 @contextmanager
-def for_decoding(model: Any) -> Iterator[None]:
-    """Use it within this block where the model uses `sdpa` on a CPU."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    apt = before == "sdpa" and next(model.parameters()).device.type == "cpu"
-    if apt:
-        config._attn_implementation = NAME
+def for_decoding() -> Iterator[None]:
+    """Within this block it stands in for `sdpa`, under that name: some architectures look at the name of their
+    attention to choose their masks."""
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
     try:
         yield
     finally:
-        if apt:
-            config._attn_implementation = before
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = before

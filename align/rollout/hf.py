@@ -45,7 +45,7 @@ class HfEngine:
         order = torch.argsort(lengths, stable=True)
         was_training = self.model.training
         self.model.eval()
-        with for_decoding(base_model(self.model)):
+        with for_decoding():
             chunks = order.split(self.batch_size)
             parts = [self._batch([prompts[int(i)] for i in chosen], generator) for chosen in chunks]
         self.model.train(was_training)

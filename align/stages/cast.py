@@ -122,5 +122,8 @@ def cast(run: Run, config: Config, base: Base) -> Cast:
     def generator(*where: str | int) -> torch.Generator:
         return generator_for(device, config.seed, *where)
 
-    training, held_out = found[: len(found) - apart], found[len(found) - apart :]
+    held_out = found[len(found) - apart :]
+    asked = {p.conversation.messages for p in held_out}  # a prompt that a file repeats stands on one side
+    training = [p for p in found if p.conversation.messages not in asked]
+    require(bool(training), "stage.eval_prompts", apart, "leaves no other prompt to train on", "Set fewer apart.")
     return Cast(tokenizer, roles, engine, scorer, training, held_out, dropped, generator)

@@ -33,7 +33,7 @@ from align.ppo.checkpoint import restore, save
 from align.ppo.experience import earned, experience
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
-from align.ppo.tripwires import counted, crossed
+from align.ppo.tripwires import counted, crossed, tripped_in
 from align.ppo.update import update
 from align.report import Report, curves
 from align.rollout.randomness import generator_for
@@ -65,9 +65,10 @@ def run(run: Run, config: Config) -> Result:
     # Scores are standardised on reference samples, so that kl_coef keeps its meaning.
     chosen = [prompts[i] for i in prompt_indices(0, stage.normalise_on, len(prompts), config.seed + 1)]
     players, moments = players.calibrated(players.sample("reference", chosen, "normalise"))
-    state = State(stage.kl_coef, moments if stage.normalise != "off" else Moments(1, 0.0, 1.0))
+    moments = moments if stage.normalise != "off" else Moments(1, 0.0, 1.0)
+    state = State(stage.kl_coef, moments)
     require(
-        state.moments.deviations > 0, "reward", players.scorer.name, "gives every reference answer the same score",
+        moments.deviations > 0, "reward", players.scorer.name, "gives every reference answer the same score",
         "Train the reward model for longer, choose rules that tell answers apart, or set stage.normalise=off.",
     )  # fmt: skip
 
@@ -77,7 +78,7 @@ def run(run: Run, config: Config) -> Result:
     }  # fmt: skip
     checkpoint = newest_checkpoint(run)
     state = restore(checkpoint, roles, optimiser) if checkpoint else state
-    done, tripped = step_of(checkpoint), {}
+    done, tripped, suspects = step_of(checkpoint), {}, None
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
         for number in range(done, stage.updates):
             clock = Clock()
@@ -128,7 +129,7 @@ def run(run: Run, config: Config) -> Result:
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops(tripped, stage)):
                 held_out = players.sample("policy", players.held_out, "held_out")
-                measured, shown = evaluate(players, held_out, state.moments, stage, temperature, price)
+                measured, shown = evaluate(players, held_out, moments, stage, temperature, price)  # on one scale
                 track.show(step, shown)
                 state = replace(state, best=better(state.best, step, measured["held_out_objective"], players))
                 figures |= measured
@@ -140,7 +141,7 @@ def run(run: Run, config: Config) -> Result:
             bar.advance(step, score=figures["score"], kl=figures["kl"], length=figures["length"])
             warn(tripped, step, state.strikes, stage.tripwires)
             if stops(tripped, stage):
-                hand_over(run, config, players, answers, raw, stage.tripwires.suspects)
+                suspects = answers, raw, step
                 break
             if step % stage.save_every == 0 and not ends:
                 files = partial(save, roles=roles, optimiser=optimiser, state=state)
@@ -149,15 +150,18 @@ def run(run: Run, config: Config) -> Result:
 
     # Publish.
     best = state.best if stage.publish == "best" else None
+    ever = tripped_in(rows, stage.tripwires.limits(), stage.tripwires.patience)
     if best:
         players.put_back(best.weights)
     save_adapter(roles.model, run.artifact, base, "policy")
     roles.save_critic(run.artifact / "value", base)
     save_tokenizer(players.tokenizer, run.artifact)
+    if suspects:
+        hand_over(run, config, players, *suspects, stage.tripwires.suspects)
     last = rows[-10:]
     metrics = {
         **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},
-        "updates": len(rows), "published_update": best.update if best else len(rows), "tripped": sorted(tripped),
+        "updates": len(rows), "published_update": best.update if best else len(rows), "tripped": ever,
         "prompts": len(prompts), "dropped": players.dropped, "quantised_layers": roles.quantised_layers(),
         "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip

@@ -58,7 +58,8 @@ def records(config: RewardConfig, root: Path, base: Base, method: str) -> dict[s
         if isinstance(leaf, LearnedReward):
             models.append(model_at(leaf.ref, root, base, method, field).record())
         elif isinstance(leaf, FunctionReward):
-            source = source_of(load_function(str(leaf.fn)))
+            load_function(str(leaf.fn))
+            source = source_of(str(leaf.fn))
             files.append({"ref": leaf.fn, "digest": file_digest(source) if source else str(leaf.fn)})
     return {
         **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},

@@ -14,7 +14,7 @@ from align.ops.kl import kl_k1
 from align.ops.moments import Moments
 from align.ppo.experience import earned
 from align.ppo.state import Best
-from align.run import Run
+from align.run import Run, json_digest
 from align.stages import open_store
 from align.stages.cast import Answers, Cast
 from align.types import Rollout
@@ -47,7 +47,7 @@ def evaluate(
 
 def better(best: Best | None, step: int, objective: float, players: Cast) -> Best:
     """The best policy so far, now that the present one has reached `objective`."""
-    if best and best.objective >= objective:
+    if best and not objective > best.objective:
         return best
     return Best(step, objective, tuple(p.detach().clone() for p in players.roles.parameters_of("policy")))
 
@@ -64,7 +64,7 @@ def warn(tripped: Mapping[str, str], step: int, strikes: Mapping[str, int], wire
             print(f"update {step}: {told}, for {strikes[name]} updates in a row")
 
 
-def hand_over(run: Run, config: Config, players: Cast, answers: Answers, raw_B: Tensor, most: int) -> None:
+def hand_over(run: Run, config: Config, players: Cast, answers: Answers, raw_B: Tensor, step: int, most: int) -> None:
     """Put the most highly scored answers of a batch into the annotation store, each beside an answer of the reference
     to the same prompt: what the reward model likes most is where it is most likely wrong, and a person's verdict on
     it is the pair that it lacks."""
@@ -73,6 +73,7 @@ def hand_over(run: Run, config: Config, players: Cast, answers: Answers, raw_B: 
     chosen = sorted(best_of.values(), key=ranked.index)[:most]
     before = players.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
     name, digest = run.manifest["name"], run.manifest["base"]["digest"]
+    key = f"{name}/{json_digest(run.manifest['identity'])[:8]}/{step}"  # another run of that name asks other things
 
     def candidate(given: Answers, i: int, role: str) -> Candidate:
         sampling = {"run": name, "role": role, "temperature": config.rollout.temperature}
@@ -81,5 +82,5 @@ def hand_over(run: Run, config: Config, players: Cast, answers: Answers, raw_B: 
     with open_store(config) as store, store.transaction():
         for k, i in enumerate(chosen):
             pair = [candidate(answers, i, "policy"), candidate(before, k, "reference")]
-            store.add_item(config.project, f"{name}/suspect/{k}", answers.prompts[i].conversation, pair)
+            store.add_item(config.project, f"{key}/suspect/{k}", answers.prompts[i].conversation, pair)
     print(f"{len(chosen)} suspicious answers wait in project {config.project} for a person's verdict")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from align.__main__ import STAGES, main
+from align.__main__ import STAGES, main, shadow_free_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_FILES = {"artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl"}
@@ -359,6 +359,15 @@ def test_the_working_folder_stays_importable(tmp_path: Path):
         [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert done.stdout.strip() == str(ROOT / "reward" / "__init__.py"), done.stderr
+
+
+def test_the_installed_command_finds_modules_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its own folder is first on the path there, and the working folder is not on it at all."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/usr/local/bin", *(p for p in sys.path if p not in ("", os.getcwd()))])
+    shadow_free_path()
+    assert sys.path[0] == "/usr/local/bin"
+    assert sys.path[-1] == os.getcwd()
 
 
 def test_output_that_nobody_reads(tmp_path: Path):

@@ -171,6 +171,30 @@ def test_the_best_policy_is_published_not_the_last(ppo: Run, ready: Ready, monke
     assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
 
 
+def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
+    ppo: Run, ready: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With running moments a better policy would otherwise look worse; a prompt that a file repeats is learned once."""
+    import align.stages.ppo as stage
+
+    source = Path(next(w for w in ready.data if w.startswith("data.path=")).removeprefix("data.path="))
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(source.read_text() * 2)
+    evaluate, seen = stage.evaluate, []
+
+    def noted(players: Any, answers: Any, moments: Any, *rest: Any) -> Any:
+        asked = {p.conversation.messages for p in players.held_out}
+        assert not asked & {p.conversation.messages for p in players.prompts}
+        seen.append(moments)
+        return evaluate(players, answers, moments, *rest)
+
+    monkeypatch.setattr(stage, "evaluate", noted)
+    words = ["stage.updates=3", "stage.eval_every=1", "stage.eval_prompts=6", "stage.normalise=running"]
+    ppo(*words, f"data.path={twice}")
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+
+
 def test_a_tripwire_stops_the_run_and_asks_a_person(ppo: Run, ready: Ready):
     words = ["stage.tripwires.entropy=100", "stage.tripwires.patience=2", "stage.tripwires.action=stop"]
     folder = ppo(*words, "stage.updates=6", "stage.tripwires.suspects=3", "project=suspects")

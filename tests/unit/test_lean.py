@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from align.models.lean import forward, make_lean
 from align.models.load import load_base
 from align.models.trunk import response_logprobs
 from align.ops.logprobs import linear_logprobs, token_logprobs
-from align.rollout.attention import NAME, attend, for_decoding
+from align.rollout.attention import attend, for_decoding
 from align.rollout.hf import HfEngine
 
 
@@ -180,19 +181,31 @@ def test_rollouts_are_the_same_with_either_attention(groups: int, monkeypatch: p
     monkeypatch.setattr(attention.torch, "bmm", lambda *a: used.append(1) or kernel(*a))
     fast = HfEngine(model, STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
     assert used
-    assert model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr("align.rollout.hf.for_decoding", lambda model: __import__("contextlib").nullcontext())
+    monkeypatch.setattr("align.rollout.hf.for_decoding", nullcontext)
     slow = HfEngine(model, STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
     assert torch.equal(fast.tokens_BS, slow.tokens_BS)
     assert torch.equal(fast.mask_BS, slow.mask_BS)
 
 
-def test_another_attention_is_left_alone():
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, attn_implementation="eager", **sizes))
-    with for_decoding(model):
-        assert model.config._attn_implementation == "eager"
-    model.set_attn_implementation("sdpa")
-    with for_decoding(model):
-        assert model.config._attn_implementation == NAME
-    assert model.config._attn_implementation == "sdpa"
+def test_an_architecture_that_looks_at_the_name_of_its_attention(monkeypatch: pytest.MonkeyPatch):
+    """Falcon makes other masks for another name."""
+    from transformers import FalconConfig, FalconForCausalLM
+
+    torch.manual_seed(0)
+    config = FalconConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, alibi=False)
+    model = FalconForCausalLM(config).eval()
+    for weight in model.parameters():
+        weight.data *= 3
+    fast = HfEngine(model, STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
+    monkeypatch.setattr("align.rollout.hf.for_decoding", nullcontext)
+    slow = HfEngine(model, STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
+    assert torch.equal(fast.tokens_BS, slow.tokens_BS)
+
+
+def test_the_stand_in_leaves_with_its_block():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with for_decoding():
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attend
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before

@@ -14,6 +14,7 @@ from torch import Tensor, tensor
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
+from align.errors import InputError
 from align.models.chunks import by_length, in_chunks
 from align.models.roles import Roles
 from align.ppo.experience import Experience, correlation, experience
@@ -234,6 +235,17 @@ def test_warmup_by_hand():
     assert [lr_factor(n, 6, 0.34, "linear") for n in range(6)] == pytest.approx([1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25])
     cosine = [1 / 2, 1, 0.5 + 3**0.5 / 4, 0.75, 0.5, 0.25, 0.5 - 3**0.5 / 4]
     assert [lr_factor(n, 7, 0.15, "cosine") for n in range(7)] == pytest.approx(cosine)
+
+
+def test_a_gradient_that_is_not_finite_is_no_step(world: World):
+    roles = world.roles()
+    optimiser = torch.optim.AdamW(roles.parameters_of("policy"), lr=0.1)
+    before = [p.detach().clone() for p in roles.parameters_of("policy")]
+    for parameter in roles.parameters_of("policy"):
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    with pytest.raises(InputError, match="has diverged"):
+        step(roles, optimiser, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, roles.parameters_of("policy"), strict=True))
 
 
 # Experience by hand: two responses, of two tokens and of one; the second was cut.

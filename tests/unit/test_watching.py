@@ -9,7 +9,7 @@ from torch import tensor
 from align.ops.moments import Moments
 from align.ppo.experience import earned
 from align.ppo.state import Best, State
-from align.ppo.tripwires import WIRES, counted, crossed
+from align.ppo.tripwires import WIRES, counted, crossed, tripped_in
 from align.types import Rollout
 
 
@@ -52,6 +52,12 @@ def test_only_updates_in_a_row_count():
     for now in ({"kl": ""}, {"kl": "", "entropy": ""}, {"entropy": ""}):
         strikes = counted(strikes, now)
     assert strikes == {"entropy": 2}
+
+
+def test_a_wire_that_was_tripped_and_recovered_is_told():
+    rows = [{"kl": kl, "entropy": 1.0} for kl in (1, 12, 13, 1, 12)]
+    assert tripped_in(rows, {"kl": 10.0, "entropy": 0.3}, patience=2) == ["kl"]
+    assert tripped_in(rows, {"kl": 10.0, "entropy": 0.3}, patience=3) == []
 
 
 def test_a_state_survives_json():
