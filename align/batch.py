@@ -73,9 +73,10 @@ def imported(commands: Sequence[Command]) -> bool:
 
     if torch.version.cuda is not None:
         return False
-    modules = {"full": "sft"}
+    from align.stages import MODULES
+
     for stage in dict.fromkeys(w.removeprefix("stage=") for words in commands for w in words if w.startswith("stage=")):
-        importlib.import_module(f"align.stages.{modules.get(stage, stage)}")
+        importlib.import_module(f"align.stages.{MODULES.get(stage, stage)}")
     gc.collect()
     gc.freeze()  # or a child's collector would touch, and so copy, every page
     return True

@@ -145,6 +145,11 @@ class Roles:
         with torch.set_grad_enabled(train):
             return self.value_head(states.float()).squeeze(-1)
 
+    def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """What a batch is learned from besides its scores: logprobs of policy and reference, values; each [B, T]."""
+        own, reference = (self.logprobs(role, rollout, temperature) for role in ("policy", "reference"))
+        return own.logprobs_BT, reference.logprobs_BT, self.values(rollout, policy_states_BTD=own.states_BTD)
+
     def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
         """A reward model's score of each row [B], read at its last real token, which is found by mask."""
         with self.use(reward_name(member)), torch.no_grad():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,17 +63,13 @@ class Setting:
     micro_batch: int
     loose: bool
 
-    def experience(self, size: int | None = None) -> Experience:
+    def experience(self) -> Experience:
         """The batch as the learner reads it, under scores drawn at random."""
-
-        def estimates(part: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-            own, ref = (self.roles.logprobs(r, part, self.temperature) for r in ("policy", "reference"))
-            return own.logprobs_BT, ref.logprobs_BT, self.roles.values(part, policy_states_BTD=own.states_BTD)
-
+        estimates = partial(self.roles.estimates, temperature=self.temperature)
         scores = torch.randn(len(self.rollout.ended_B), generator=torch.Generator().manual_seed(0))
         return experience(
             self.rollout, scores.to(self.rollout.tokens_BS.device),
-            *several_in_chunks(estimates, self.rollout, size or self.micro_batch),
+            *several_in_chunks(estimates, self.rollout, self.micro_batch),
             kl_coef=0.1, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95, whiten_rewards=False,
             bootstrap_truncated=False,
         )[0]  # fmt: skip

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from align.config.ppo import PpoConfig
 from align.config.root import Config
@@ -27,6 +26,7 @@ from align.evals.text import repetition
 from align.models.adapters import save_adapter
 from align.models.chunks import several_in_chunks
 from align.models.load import save_tokenizer
+from align.models.roles import TRAINABLE
 from align.ops.kl import adapted
 from align.ops.moments import Moments
 from align.ppo.checkpoint import restore, save
@@ -40,11 +40,11 @@ from align.rollout.randomness import generator_for
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import Inputs, scoring, tracker
-from align.stages.cast import cast
+from align.stages.cast import Cast, cast
 from align.stages.lineage import label, start
 from align.stages.watch import better, evaluate, hand_over, stops, warn
 from align.track import peak_rss_mb, progress, read_rows
-from align.types import Result, Rollout
+from align.types import Result
 
 
 def inputs(config: Config) -> Inputs:
@@ -58,26 +58,13 @@ def run(run: Run, config: Config) -> Result:
     base, temperature = Base(**run.manifest["base"]), config.rollout.temperature
     players = cast(run, config, base)
     roles, prompts = players.roles, players.prompts
-    policy = {"params": roles.parameters_of("policy"), "lr": stage.lr}
-    value = {"params": roles.parameters_of("value"), "lr": stage.value_lr}
-    optimiser = torch.optim.AdamW([policy, value], weight_decay=stage.weight_decay)
-
-    # Scores are standardised on reference samples, so that kl_coef keeps its meaning.
-    chosen = [prompts[i] for i in prompt_indices(0, stage.normalise_on, len(prompts), config.seed + 1)]
-    players, moments = players.calibrated(players.sample("reference", chosen, "normalise"))
-    moments = moments if stage.normalise != "off" else Moments(1, 0.0, 1.0)
-    state = State(stage.kl_coef, moments)
-    require(
-        moments.deviations > 0, "reward", players.scorer.name, "gives every reference answer the same score",
-        "Train the reward model for longer, choose rules that tell answers apart, or set stage.normalise=off.",
-    )  # fmt: skip
-
-    price = {
-        "score_scale": stage.score_scale, "score_clip": stage.score_clip,
-        "missing_eos_penalty": stage.missing_eos_penalty,
-    }  # fmt: skip
+    groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
+    optimiser = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
+    players, moments = calibrate(players, config)
+    price = {k: getattr(stage, k) for k in ("score_scale", "score_clip", "missing_eos_penalty")}
+    estimates = partial(roles.estimates, temperature=temperature)
     checkpoint = newest_checkpoint(run)
-    state = restore(checkpoint, roles, optimiser) if checkpoint else state
+    state = restore(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
     done, tripped, suspects = step_of(checkpoint), {}, None
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
         for number in range(done, stage.updates):
@@ -94,10 +81,6 @@ def run(run: Run, config: Config) -> Result:
             clock.lap("score_s")
 
             # Estimate.
-            def estimates(part: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-                own, reference = (roles.logprobs(role, part, temperature) for role in ("policy", "reference"))
-                return own.logprobs_BT, reference.logprobs_BT, roles.values(part, policy_states_BTD=own.states_BTD)
-
             made, described = experience(
                 answers.rollout, scores, *several_in_chunks(estimates, answers.rollout, stage.micro_batch),
                 kl_coef=state.kl_coef, kl_estimator=stage.kl_estimator, kl_in_reward=stage.kl_in == "reward",
@@ -148,28 +131,50 @@ def run(run: Run, config: Config) -> Result:
                 write_checkpoint(run, step, files, stage.checkpoints)
         rows = track.rows()
 
-    # Publish.
-    best = state.best if stage.publish == "best" else None
-    ever = tripped_in(rows, stage.tripwires.limits(), stage.tripwires.patience)
-    if best:
-        players.put_back(best.weights)
+    if state.best and stage.publish == "best":
+        players.put_back(state.best.weights)
     save_adapter(roles.model, run.artifact, base, "policy")
     roles.save_critic(run.artifact / "value", base)
     save_tokenizer(players.tokenizer, run.artifact)
     if suspects:
         hand_over(run, config, players, *suspects, stage.tripwires.suspects)
-    last = rows[-10:]
-    metrics = {
-        **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},
-        "updates": len(rows), "published_update": best.update if best else len(rows), "tripped": ever,
-        "prompts": len(prompts), "dropped": players.dropped, "quantised_layers": roles.quantised_layers(),
-        "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
-    }  # fmt: skip
+    metrics = summary(rows, state, stage, players)
     draw(run, rows, metrics)
     line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
-    if stops(tripped, stage):
-        line += f"; stopped at update {len(rows)} by {', '.join(tripped)}"
-    return Result(metrics, (line,))
+    return Result(metrics, (line + (f"; stopped at update {len(rows)} by {', '.join(tripped)}" if suspects else ""),))
+
+
+def calibrate(players: Cast, config: Config) -> tuple[Cast, Moments]:
+    """Scores are standardised on reference samples, so that kl_coef keeps its meaning.
+
+    Raises:
+        InputError: the reward tells none of them apart.
+    """
+    stage: PpoConfig = config.stage
+    indices = prompt_indices(0, stage.normalise_on, len(players.prompts), config.seed + 1)
+    chosen = [players.prompts[i] for i in indices]
+    players, moments = players.calibrated(players.sample("reference", chosen, "normalise"))
+    if stage.normalise == "off":
+        return players, Moments(1, 0.0, 1.0)
+    require(
+        moments.deviations > 0, "reward", players.scorer.name, "gives every reference answer the same score",
+        "Train the reward model for longer, choose rules that tell answers apart, or set stage.normalise=off.",
+    )  # fmt: skip
+    return players, moments
+
+
+def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, players: Cast) -> dict[str, Any]:
+    """The run's headline figures; `last_…` are means over the last ten updates."""
+    last = rows[-10:]
+    best = state.best if stage.publish == "best" else None
+    wires = stage.tripwires
+    return {
+        **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},
+        "updates": len(rows), "published_update": best.update if best else len(rows),
+        "tripped": tripped_in(rows, wires.limits(), wires.patience), "prompts": len(players.prompts),
+        "dropped": players.dropped, "quantised_layers": players.roles.quantised_layers(),
+        "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
+    }  # fmt: skip
 
 
 def draw(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:

@@ -59,8 +59,10 @@ def run(run: Run, config: Config) -> Result:
     # Pairs, divided by prompt so that no ranking has a pair on both sides.
     train_prefs, test_prefs = split_by_group(pairs_from(config), stage.held_out, config.seed)
     if config.data.name == "jsonl":  # a prompt that `eval` will ask must not have taught the reward either
-        apart = [p for p in train_prefs if share_of(Conversation(p.prompt)) < config.data.held_out]
-        train_prefs, test_prefs = [p for p in train_prefs if p not in apart], [*test_prefs, *apart]
+        sides: dict[bool, list[Preference]] = {True: test_prefs, False: []}
+        for pref in train_prefs:
+            sides[share_of(Conversation(pref.prompt)) < config.data.held_out].append(pref)
+        train_prefs = sides[False]
         require(bool(train_prefs), "data.held_out", config.data.held_out, "leaves no pair to train on", "Lower it.")
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     stops = stop_token_ids(tokenizer)

@@ -70,10 +70,10 @@ def records(config: RewardConfig, root: Path, base: Base, method: str) -> dict[s
 def model_at(ref: str, root: Path, base: Base, method: str, field: str) -> Artifact:
     """A reward model. `latest` means the newest on the policy's base."""
     artifact = resolve(ref, root, base.digest if ref.endswith(":latest") else None, field)
-    is_model = not artifact.whole and artifact.base is not None and artifact.manifest.get("stage") == "reward"
+    is_model = not artifact.whole and artifact.manifest.get("stage", "reward") == "reward"  # or a bare folder
     if not is_model:
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
-    if artifact.base is not None and artifact.base.digest == base.digest:
+    if on_base([artifact], base):
         method_of(artifact, method, field)
     return artifact
 
@@ -85,8 +85,8 @@ def models_of(inputs: Mapping[str, dict[str, Any]]) -> list[Artifact]:
 
 
 def on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
-    """Those that are adapters on the policy's own base."""
-    return [m for m in models if m.base is not None and m.base.digest == base.digest]
+    """Those that are adapters on the policy's own base; a bare folder says of none, and is taken for one of them."""
+    return [m for m in models if m.base is None or m.base.digest == base.digest]
 
 
 def scorer(

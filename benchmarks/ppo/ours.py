@@ -74,9 +74,7 @@ def main(work: Work) -> None:
     optimiser = torch.optim.AdamW([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=1e-5)
 
     def estimates(part: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own, reference = (roles.logprobs(role, part, 1.0) for role in ("policy", "reference"))
-        values = roles.values(part, policy_states_BTD=own.states_BTD)
-        return own.logprobs_BT, reference.logprobs_BT, values, roles.scores(part)
+        return *roles.estimates(part, 1.0), roles.scores(part)
 
     def one(number: int) -> dict[str, float]:
         laps = {"start": time.perf_counter()}

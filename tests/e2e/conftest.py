@@ -39,6 +39,6 @@ def ready(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
         assert main([*line, f"run.root={root}", "rollout.max_new_tokens=12"]) == 0
     ppo = [
         *("stage=ppo", "stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16"),
-        *("rollout.max_new_tokens=12", "reward.ref=reward:a", *data),
+        *("rollout.max_new_tokens=12", "init=sft:s", "reward.ref=reward:a", *data),
     ]
     return Ready(root, ppo, data)

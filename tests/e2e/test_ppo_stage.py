@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,12 @@ def test_a_reward_model_on_another_base_reads_text(
     digests = {read_manifest(ready.root / "reward" / n)["base"]["digest"] for n in ("a", "other")}
     assert len(digests) == 2
     assert read_manifest(folder)["base"]["digest"] == read_manifest(ready.root / "sft" / "s")["base"]["digest"]
+
+
+def test_a_bare_folder_is_a_reward_model_of_this_base(without_ref: Ready, tmp_path: Path):
+    """As a hub gives it: no manifest, so that it says of no base."""
+    bare = shutil.copytree(without_ref.root / "reward" / "a" / "artifact", tmp_path / "bare")
+    assert main([*without_ref.ppo, f"run.root={without_ref.root}", f"reward.ref={bare}"]) == 0
 
 
 def test_what_is_no_reward_model(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
