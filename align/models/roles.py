@@ -44,6 +44,13 @@ class Read(NamedTuple):
     states_BTD: Tensor
 
 
+class Held(NamedTuple):
+    """What policy and value say of a rollout, with the graphs behind it."""
+
+    read: Read
+    values_BT: Tensor
+
+
 class Roles:
     """Four roles on one base.
 
@@ -144,6 +151,17 @@ class Roles:
         self.value_head.requires_grad_(train)
         with torch.set_grad_enabled(train):
             return self.value_head(states.float()).squeeze(-1)
+
+    def held(self, rollout: Rollout, temperature: float) -> Held:
+        """A pass of policy and value with their graphs, for a backward pass later, whoever plays in between."""
+        read = self.logprobs("policy", rollout, temperature, train=True)
+        return Held(read, self.values(rollout, train=True, policy_states_BTD=read.states_BTD))
+
+    def trains(self, role: Role) -> None:
+        """Let a backward pass reach `role` and nothing else, whoever has played since the forward pass."""
+        if role == "policy" or self.value_trunk == role:
+            self.use(role, train=True)
+        self.value_head.requires_grad_(role == "value")
 
     def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """What a batch is learned from besides its scores: logprobs of policy and reference, values; each [B, T]."""

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from align.ops.linear import linear
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-LOGITS = 1 << 22
-"""Logits held at once: 16 MB in fp32, which a cache still helps; 1,024 tokens of a vocabulary of 4,096."""
+LOGITS, ROWS = 1 << 20, 128
+"""Logits held at once, 4 MB in fp32, which a cache still helps: 256 tokens of a vocabulary of 4,096. But so many tokens
+at least, for a product with fewer is slow."""
 
 
 def token_logprobs(
@@ -43,8 +46,9 @@ def token_logprobs(
 
     def piece(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(h).float() / temperature
-        picked, _, entropy = described(logits, y)
-        return picked, entropy
+        picked = logits.log_softmax(-1).gather(-1, y[:, None]).squeeze(-1)
+        with torch.no_grad():
+            return picked, described(logits, y)[2]
 
     if chunk is None:
         with torch.no_grad():
@@ -86,11 +90,11 @@ class Linear(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         parts = []
         for h, y in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
-            logits = torch.nn.functional.linear(h, weight_VD).float()
+            logits = linear(h, weight_VD).float()
             if temperature != 1.0:
                 logits /= temperature
             picked, p, entropy = described(logits, y)
-            slope = weight_VD[y] - p.to(weight_VD.dtype) @ weight_VD if wanted else None
+            slope = weight_VD[y] - linear(p.to(weight_VD.dtype), weight_VD.t()) if wanted else None
             parts.append((picked, entropy, slope))
         logprobs, entropies, slopes = zip(*parts, strict=True)
         if wanted:
@@ -106,14 +110,17 @@ class Linear(torch.autograd.Function):
 
 
 def described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log p of the targets [N], p [N, V] and the entropies [N]; the last two without a gradient."""
-    normaliser = logits_NV.logsumexp(-1, keepdim=True)
-    picked = logits_NV.gather(-1, targets_N[:, None]) - normaliser
-    with torch.no_grad():
-        p = (logits_NV - normaliser).exp_()
-        entropy = normaliser.squeeze(-1) - torch.einsum("nv,nv->n", p, logits_NV)
-    return picked.squeeze(-1), p, entropy
+    """log p of the targets [N], p [N, V] and the entropies [N], without a gradient.
+
+    One pass over the logits by a fused kernel, where logsumexp takes five: the normaliser is that of the likeliest
+    token, whose p is too large to underflow.
+    """
+    p_NV = logits_NV.softmax(-1)
+    top_N, at_N = logits_NV.max(-1)
+    normaliser_N = top_N - p_NV.gather(-1, at_N[:, None]).squeeze(-1).log()
+    picked_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - normaliser_N
+    return picked_N, p_NV, normaliser_N - torch.linalg.vecdot(p_NV, logits_NV)
 
 
 def rows_for(vocabulary: int) -> int:
-    return max(1, LOGITS // vocabulary)
+    return max(ROWS, LOGITS // vocabulary)

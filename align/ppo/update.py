@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from align.errors import require
 from align.models.chunks import by_length
-from align.models.roles import Roles
+from align.models.roles import Held, Roles
 from align.ops.kl import ESTIMATORS
 from align.ops.losses import kl_loss, policy_loss, value_loss
 from align.ops.masking import masked_sum
@@ -25,6 +25,7 @@ def minibatches(rows: int, count: int, generator: torch.Generator) -> list[Tenso
 def accumulate(
     roles: Roles,
     minibatch: Experience,
+    held: Held | None = None,
     *,
     micro_batch: int,
     temperature: float,
@@ -38,24 +39,29 @@ def accumulate(
     Each loss is a sum over tokens divided by the tokens of the *whole* minibatch, so that neither the size of the
     micro-batches nor the padding in them changes the gradient.
 
+    Args:
+        held: a pass over exactly this minibatch, in this order of rows; else one is made a micro-batch.
+
     Returns:
         token means over the minibatch.
     """
     count = float(minibatch.rollout.response_mask_BT.sum())
     sums: dict[str, float] = {}
-    for index in by_length(minibatch.rollout, micro_batch):
-        part = minibatch.rows(index)
+    indices = by_length(minibatch.rollout, micro_batch)
+    for part in [minibatch] if held else map(minibatch.rows, indices):
         mask = part.rollout.response_mask_BT
-        read = roles.logprobs("policy", part.rollout, temperature, train=True)
+        read = held.read if held else roles.logprobs("policy", part.rollout, temperature, train=True)
         logprobs = read.logprobs_BT
         policy = policy_loss(logprobs, part.old_logprobs_BT, part.advantages_BT, mask, clip_range, count)
         loss = policy.loss
         if kl_loss_coef:
             kl_BT = ESTIMATORS[kl_estimator](logprobs, part.ref_logprobs_BT)
             loss = loss + kl_loss_coef * kl_loss(kl_BT, mask, count)
+        roles.trains("policy")
         loss.backward()
-        values = roles.values(part.rollout, train=True, policy_states_BTD=read.states_BTD)
+        values = held.values_BT if held else roles.values(part.rollout, True, policy_states_BTD=read.states_BTD)
         value = value_loss(values, part.values_BT, part.returns_BT, mask, count, value_clip_range)
+        roles.trains("value")
         value.loss.backward()
         found = {**policy.sums, **value.sums, "entropy": masked_sum(read.entropy_BT, mask)}
         for name, total in found.items():
@@ -85,6 +91,7 @@ def update(
     roles: Roles,
     optimiser: Optimizer,
     experience: Experience,
+    held: Held | None = None,
     *,
     epochs: int,
     minibatch_count: int,
@@ -96,6 +103,7 @@ def update(
     """Every epoch and minibatch over one batch; the figures are means over all steps, the first ratio apart.
 
     Args:
+        held: a pass over the whole batch, for the first step, where that is one minibatch.
         generator: draws the minibatches; on the CPU.
         max_approx_kl: no further step is taken once a minibatch finds the policy this far from the one that sampled.
         loss: what `accumulate` takes.
@@ -103,7 +111,8 @@ def update(
     rows = experience.rollout.tokens_BS.shape[0]
     seen: list[dict[str, float]] = []
     for index in (part for _ in range(epochs) for part in minibatches(rows, minibatch_count, generator)):
-        figures = accumulate(roles, experience.rows(index), **loss)  # pyright: ignore[reportArgumentType]
+        part, passed = (experience.rows(index), None) if seen or not held else (experience, held)
+        figures = accumulate(roles, part, passed, **loss)  # pyright: ignore[reportArgumentType]
         if seen and max_approx_kl is not None and figures["approx_kl"] > max_approx_kl:
             optimiser.zero_grad(set_to_none=True)
             break

@@ -10,9 +10,8 @@ import torch
 from torch import Generator, Tensor
 from transformers import Cache
 
+from align.models.lean.cache import ReservedCache
 from align.models.trunk import base_model, lm_head, pad
-from align.rollout.attention import for_decoding
-from align.rollout.cache import reserved
 from align.rollout.engine import joined
 from align.types import Rollout
 
@@ -44,11 +43,12 @@ class HfEngine:
         lengths = torch.tensor([len(p) for p in prompts])
         order = torch.argsort(lengths, stable=True)
         was_training = self.model.training
-        self.model.eval()
-        with for_decoding():
-            chunks = order.split(self.batch_size)
-            parts = [self._batch([prompts[int(i)] for i in chosen], generator) for chosen in chunks]
-        self.model.train(was_training)
+        if was_training:  # entering every module takes as long as a token
+            self.model.eval()
+        chunks = order.split(self.batch_size)
+        parts = [self._batch([prompts[int(i)] for i in chosen], generator) for chosen in chunks]
+        if was_training:
+            self.model.train()
         return joined(parts, order, self.pad_id)
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class HfEngine:
         ended = torch.zeros(rows, dtype=torch.bool, device=device)
 
         held, live = torch.arange(rows, device=device), torch.ones(rows, dtype=torch.bool, device=device)
-        cache = reserved(width + self.max_new_tokens)
+        cache = ReservedCache(width + self.max_new_tokens)
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
         hidden = self._forward(tokens, mask, positions, cache)
         last, mask_held = positions[:, -1], mask
@@ -96,8 +96,10 @@ class HfEngine:
 
     def _draw(self, hidden_BD: Tensor, generator: Generator) -> Tensor:
         """One token a row from softmax(logits / temperature)."""
-        logits = lm_head(self.model)(hidden_BD).float() / self.temperature
-        return draw(logits.softmax(-1), generator)
+        logits = lm_head(self.model)(hidden_BD)
+        if self.temperature != 1.0:
+            logits = logits.float() / self.temperature
+        return draw(logits.softmax(-1, dtype=torch.float32), generator)
 
 
 BLOCK = 64

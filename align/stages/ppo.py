@@ -24,12 +24,12 @@ from align.data.sources import data_record
 from align.errors import require
 from align.evals.text import repetition
 from align.models.adapters import save_adapter
-from align.models.chunks import several_in_chunks
 from align.models.load import save_tokenizer
 from align.models.roles import TRAINABLE
 from align.ops.kl import adapted
 from align.ops.moments import Moments
 from align.ppo.checkpoint import restore, save
+from align.ppo.estimates import estimated
 from align.ppo.experience import earned, experience
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
@@ -62,7 +62,6 @@ def run(run: Run, config: Config) -> Result:
     optimiser = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
     players, moments = calibrate(players, config)
     price = {k: getattr(stage, k) for k in ("score_scale", "score_clip", "missing_eos_penalty")}
-    estimates = partial(roles.estimates, temperature=temperature)
     checkpoint = newest_checkpoint(run)
     state = restore(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
     done, tripped, suspects = step_of(checkpoint), {}, None
@@ -81,11 +80,14 @@ def run(run: Run, config: Config) -> Result:
             clock.lap("score_s")
 
             # Estimate.
+            estimates, held = estimated(
+                roles, answers.rollout, temperature=temperature, micro_batch=stage.micro_batch,
+                minibatches=stage.minibatches,
+            )  # fmt: skip
             made, described = experience(
-                answers.rollout, scores, *several_in_chunks(estimates, answers.rollout, stage.micro_batch),
-                kl_coef=state.kl_coef, kl_estimator=stage.kl_estimator, kl_in_reward=stage.kl_in == "reward",
-                gamma=stage.gamma, lam=stage.lam, whiten_rewards=stage.whiten_rewards,
-                bootstrap_truncated=stage.bootstrap_truncated,
+                answers.rollout, scores, *estimates, kl_coef=state.kl_coef, kl_estimator=stage.kl_estimator,
+                kl_in_reward=stage.kl_in == "reward", gamma=stage.gamma, lam=stage.lam,
+                whiten_rewards=stage.whiten_rewards, bootstrap_truncated=stage.bootstrap_truncated,
             )  # fmt: skip
             clock.lap("estimate_s")
 
@@ -94,7 +96,7 @@ def run(run: Run, config: Config) -> Result:
             for group, lr in zip(optimiser.param_groups, (stage.lr, stage.value_lr), strict=True):
                 group["lr"] = lr * factor
             learned = update(
-                roles, optimiser, made, epochs=stage.epochs, minibatch_count=stage.minibatches,
+                roles, optimiser, made, held, epochs=stage.epochs, minibatch_count=stage.minibatches,
                 max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
                 generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
                 micro_batch=stage.micro_batch, temperature=temperature, clip_range=stage.clip_range,

@@ -6,10 +6,11 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from work import PROMPTS, Work, report
 
@@ -17,13 +18,16 @@ from align.config.root import ModelConfig
 from align.data.chat import encode_prompts, stop_token_ids
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
-from align.models.chunks import several_in_chunks
+from align.models.chunks import in_chunks
 from align.models.load import load_base, load_classifier, load_tokenizer
 from align.models.roles import Roles
+from align.ops.linear import ONEDNN, linear
+from align.ppo.estimates import estimated
 from align.ppo.experience import experience
 from align.ppo.update import update
 from align.rollout.hf import HfEngine
-from align.types import Conversation, Message, Rollout
+from align.track import peak_rss_mb
+from align.types import Conversation, Message
 
 CPU = torch.device("cpu")
 
@@ -51,21 +55,32 @@ def roles_on(work: Work, folder: Path) -> Roles:
 
 
 def gemm_peak(dtype: torch.dtype, size: int = 2048, times: int = 5) -> float:
-    """The machine's best GFLOP/s on a square product."""
+    """The machine's best GFLOP/s on a square product, by the quicker of torch's two libraries."""
     a, b = torch.randn(2, size, size).to(dtype)
     best = 0.0
-    for _ in range(times):
+    for product in (torch.matmul, linear) * times:
         began = time.perf_counter()
-        a @ b
+        product(a, b)
         best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e9)
     return best
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Of every product in a call; the counter has to be told what oneDNN's operator does."""
+
+    def product(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return 2 * x[0] * x[1] * weight[0]
+
+    onednn = {torch.ops.mkldnn._linear_pointwise: product} if ONEDNN else {}
+    with FlopCounterMode(display=False, custom_mapping=onednn) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def main(work: Work) -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         roles = roles_on(work, Path(folder))  # before anything starts threads, which a fork would not have
-    peak = gemm_peak(torch.float32 if work.dtype == "float32" else torch.bfloat16)
     tokenizer = load_tokenizer(find_base(ModelConfig(work.model)))
     stops = () if work.fixed else stop_token_ids(tokenizer, roles.model.generation_config)
     engine = HfEngine(roles.model, stops, tokenizer.pad_token_id, work.tokens)
@@ -73,23 +88,21 @@ def main(work: Work) -> None:
     prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
     optimiser = torch.optim.AdamW([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=1e-5)
 
-    def estimates(part: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return *roles.estimates(part, 1.0), roles.scores(part)
-
     def one(number: int) -> dict[str, float]:
         laps = {"start": time.perf_counter()}
         rows = prompts[number * work.batch : (number + 1) * work.batch]
         with roles.use("policy"):
             rollout = engine.generate(rows, torch.Generator().manual_seed(number))
         laps["rollout_s"] = time.perf_counter()
-        old, ref, values, scores = several_in_chunks(estimates, rollout, work.batch)
+        scores = in_chunks(roles.scores, rollout, work.batch)
+        estimates, held = estimated(roles, rollout, temperature=1.0, micro_batch=work.batch, minibatches=1)
         made, _ = experience(
-            rollout, scores, old, ref, values, kl_coef=0.05, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95,
+            rollout, scores, *estimates, kl_coef=0.05, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95,
             whiten_rewards=False, bootstrap_truncated=False,
         )  # fmt: skip
         laps["estimate_s"] = time.perf_counter()
         update(
-            roles, optimiser, made, epochs=work.epochs, minibatch_count=1, max_grad_norm=1.0,
+            roles, optimiser, made, held, epochs=work.epochs, minibatch_count=1, max_grad_norm=1.0,
             generator=torch.Generator().manual_seed(number), micro_batch=work.batch, temperature=1.0, clip_range=0.2,
             value_clip_range=0.2, kl_loss_coef=0.0, kl_estimator="k1",
         )  # fmt: skip
@@ -98,14 +111,12 @@ def main(work: Work) -> None:
         return {name: b - a for name, a, b in zip(list(laps)[1:], times, times[1:], strict=False)}
 
     laps = [one(number) for number in range(work.updates)]
+    memory = peak_rss_mb()  # before anything that an update does not need
     more = {name: sorted(lap[name] for lap in laps[1:])[(len(laps) - 1) // 2] for name in laps[0]}
     seconds = [sum(lap.values()) for lap in laps]
-    if work.dtype != "nf4":  # the counter does not see into bitsandbytes' operator; the products are the same
-        with FlopCounterMode(display=False) as counter:
-            one(0)
-        took = sorted(seconds[1:])[(len(seconds) - 1) // 2]
-        more["gemm_peak_share"] = counter.get_total_flops() / took / 1e9 / peak
-    report(work, seconds, **more, gemm_peak_gflops=peak)
+    peak = gemm_peak(torch.float32 if work.dtype == "float32" else torch.bfloat16)
+    share = flops(lambda: one(0)) / sorted(seconds[1:])[(len(seconds) - 1) // 2] / 1e9 / peak
+    report(work, seconds, peak_rss_mb=memory, **more, gemm_peak_share=share, gemm_peak_gflops=peak)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ class Bigram:
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
         return self.value[rollout.tokens_BS[:, rollout.prompt_width - 1 : -1]]
 
+    def trains(self, role: str) -> None:
+        """Both always do."""
+
 
 def batch(seed: int) -> Rollout:
     g = torch.Generator().manual_seed(seed)

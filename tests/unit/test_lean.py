@@ -1,8 +1,7 @@
-"""Short ways that must arrive where the long ones do: LoRA layers, logprobs of a plain head, attention of one token."""
+"""Short ways arrive where the long ones do: LoRA layers, whole decoders, one token, logprobs of a plain head."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,22 @@ from peft import LoraConfig, get_peft_model
 from tiny_roles import PAD, PROMPTS, STOPS, World, make_world, ragged_rollout, shake
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from align.models.adapters import with_new_adapter
-from align.models.lean import forward, make_lean
-from align.models.load import load_base
-from align.models.trunk import response_logprobs
+from align.models.lean import decoding, llama, lora, make_lean
+from align.models.trunk import base_model, hidden_states, response_logprobs
 from align.ops.logprobs import linear_logprobs, token_logprobs
-from align.rollout.attention import attend, for_decoding
 from align.rollout.hf import HfEngine
+from align.types import Rollout
 
 
 @pytest.fixture(scope="module")
@@ -28,54 +34,57 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
     return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The short passes that are made."""
+    made: list[str] = []
+    for name in ("whole", "one_token"):
+        real = getattr(llama, name)
+        monkeypatch.setattr(llama, name, lambda *a, real=real, name=name: made.append(name) or real(*a))
+    return made
+
+
 def fat(model: Any) -> Any:
-    """With PEFT's own forward again."""
+    """With transformers' and PEFT's own forwards again."""
     for module in model.modules():
         vars(module).pop("forward", None)
     return model
 
 
-def outcome(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def outcome(model: Any, rollout: Rollout | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Logprobs under the adapter, and the gradients of their sum."""
     model.zero_grad()
-    logprobs, _ = response_logprobs(model, ragged_rollout(), 1.0)
+    logprobs, _ = response_logprobs(model, rollout or ragged_rollout(), 1.0)
     logprobs.sum().backward()
     return logprobs.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("method", ["qlora", "lora"])
-def test_lean_lora_is_lora(world: World, method: str):
-    model = with_new_adapter(world.load(method), 4, 8)
-    shake(model)
-    assert any(getattr(m, "forward", None) is not None and "forward" in vars(m) for m in model.modules())
-    short, gradients = outcome(model)
-    long, expected = outcome(fat(model))
+def assert_same(model: Any, rollout: Rollout | None = None) -> None:
+    """The short way and the long one give the same logprobs and gradients, in fp32 up to rounding."""
+    make_lean(model)
+    short, gradients = outcome(model, rollout)
+    long, expected = outcome(fat(model), rollout)
     assert_close(short, long, atol=2e-5, rtol=1e-5)
     assert gradients.keys() == expected.keys() != set()
-    assert all("lora_" in name for name in gradients)
     for name, gradient in expected.items():
         assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
     make_lean(model)
     with torch.no_grad():
-        assert_close(response_logprobs(model, ragged_rollout(), 1.0)[0], long, atol=2e-5, rtol=1e-5)
+        again = response_logprobs(model, rollout or ragged_rollout(), 1.0)[0]
+    assert torch.equal(again, short)  # the first ratio of PPO is 1 to the bit
 
 
-def test_lean_lora_in_bf16_is_lora_up_to_its_rounding(world: World):
-    model = load_base(world.base, "lora", torch.device("cpu"), torch.bfloat16)
-    model = with_new_adapter(model, 4, 8)
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_lean_lora_is_lora(world: World, method: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llama, "suits", lambda *a: False)  # its layers alone
+    model = with_new_adapter(world.load(method), 4, 8)
     shake(model)
-    short, gradients = outcome(model)
-    long, expected = outcome(fat(model))
-    assert {g.dtype for g in gradients.values()} == {torch.float32}
-    assert (short - long).norm() < 0.05 * long.norm()
-    total, gap = (sum(float(g.square().sum()) for g in gs) for gs in (
-        expected.values(), [gradients[n] - g for n, g in expected.items()]
-    ))  # fmt: skip
-    assert gap < 0.01 * total
+    assert all("lora_" in name for name in outcome(model)[1])
+    assert_same(model)
 
 
 @pytest.mark.parametrize("special", [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}])
-def test_what_is_more_than_lora_goes_the_long_way(tiny_model: Path, special: dict[str, Any]):
+def test_what_is_more_than_lora_goes_the_long_way(tiny_model: Path, special: dict[str, Any], passes: list[str]):
     model = LlamaForCausalLM.from_pretrained(tiny_model)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **special))
     shake(model)
@@ -85,7 +94,8 @@ def test_what_is_more_than_lora_goes_the_long_way(tiny_model: Path, special: dic
     expected = model(input_ids=ids).logits
     make_lean(model)
     torch.manual_seed(0)
-    assert torch.equal(model(input_ids=ids).logits, expected)
+    assert_close(model(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+    assert not passes
 
 
 def test_adapters_are_switched_off_and_summed(tiny_model: Path):
@@ -98,7 +108,7 @@ def test_adapters_are_switched_off_and_summed(tiny_model: Path):
         parameter.data += 0.1 * torch.randn_like(parameter)
     make_lean(model)
     target, x = model.base_model.model[0], torch.randn(3, 8)
-    assert target.forward.__func__ is forward
+    assert target.forward.__func__ is lora.forward
     low = {
         n: x @ target.lora_A[n].weight.T @ target.lora_B[n].weight.T * target.scaling[n] for n in ("default", "other")
     }
@@ -109,6 +119,183 @@ def test_adapters_are_switched_off_and_summed(tiny_model: Path):
             assert_close(model(x), plain)
         model.base_model.set_adapter(["default", "other"])
         assert_close(model(x), plain + low["default"] + low["other"])
+
+
+# Whole decoders.
+
+SIZES = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 1024,
+}  # fmt: skip
+FAMILIES = {
+    "llama, grouped keys": LlamaConfig(num_key_value_heads=2, **SIZES),
+    "llama, every bias": LlamaConfig(attention_bias=True, mlp_bias=True, **SIZES),
+    "llama, long positions": LlamaConfig(
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }, **SIZES,
+    ),
+    "mistral": MistralConfig(num_key_value_heads=2, sliding_window=None, **SIZES),
+    "qwen2": Qwen2Config(num_key_value_heads=2, **SIZES),
+    "qwen3": Qwen3Config(num_key_value_heads=2, head_dim=32, **SIZES),
+}  # fmt: skip
+
+
+def made(config: PreTrainedConfig, targets: str | list[str] = "all-linear") -> Any:
+    """A random model that says something, with an adapter that does."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.data = 4 * weight if weight.dim() == 2 else weight + 0.1 * torch.randn_like(weight)
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
+    shake(model)
+    make_lean(model)
+    return model
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Any:
+    return made(FAMILIES[request.param])
+
+
+def test_a_decoder_is_that_of_transformers(model: Any, passes: list[str]):
+    assert_same(model)
+    assert passes == ["whole"] * 2
+    with torch.no_grad(), model.disable_adapter():
+        short = response_logprobs(model, ragged_rollout(), 1.0)[0]
+        assert_close(short, response_logprobs(fat(model), ragged_rollout(), 1.0)[0], atol=2e-5, rtol=1e-5)
+
+
+def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
+    whole = ragged_rollout()
+    full = Rollout(whole.tokens_BS.clamp_min(6), torch.ones_like(whole.mask_BS), whole.prompt_width, whole.ended_B)
+    assert_same(made(FAMILIES["qwen2"], ["q_proj", "v_proj", "down_proj"]), full)
+    assert passes == ["whole"] * 2
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_a_decoder_under_each_method(world: World, method: str, passes: list[str]):
+    model = with_new_adapter(world.load(method), 4, 8)
+    shake(model)
+    assert_same(model)
+    assert passes == ["whole"] * 2
+
+
+def test_recomputing_layers_changes_nothing(passes: list[str]):
+    model = made(FAMILIES["llama, grouped keys"])
+    once, gradients = outcome(model)
+    for layer in base_model(model).get_decoder().layers:
+        layer.gradient_checkpointing = True
+    logprobs, again = outcome(model)
+    assert torch.equal(logprobs, once)
+    assert all(torch.equal(gradients[name], again[name]) for name in gradients)
+    assert passes == ["whole"] * 2
+
+
+def test_in_bf16_it_is_as_near_to_fp32_as_transformers_is():
+    model = made(FAMILIES["qwen3"])
+    exact, right = outcome(model)
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if not weight.requires_grad:
+                setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
+    errors = []
+    for prepared in (make_lean, fat):
+        prepared(model)
+        logprobs, gradients = outcome(model)
+        assert {g.dtype for g in gradients.values()} == {torch.float32}
+        errors.append((
+            float((logprobs - exact).norm()), sum(float((gradients[n] - g).square().sum()) for n, g in right.items())
+        ))  # fmt: skip
+    (short, short_gradient), (long, long_gradient) = errors
+    assert 0 < short < 1.2 * long
+    assert 0 < short_gradient < 1.5 * long_gradient
+
+
+def test_under_autocast_it_does_not_round_the_scores():
+    model = made(FAMILIES["llama, grouped keys"])
+    model.get_base_model().bfloat16()
+    with torch.no_grad():
+        plain = response_logprobs(model, ragged_rollout(), 1.0)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rollout = ragged_rollout()
+            inside = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
+        outside = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
+    assert plain.isfinite().all()
+    assert torch.equal(inside, outside)
+
+
+LONG_WAYS: dict[str, Any] = {
+    "a sliding window": (MistralConfig(num_key_value_heads=2, sliding_window=4, **SIZES), {}),
+    "another unit": (LlamaConfig(hidden_act="gelu", **SIZES), {}),
+    "packed rows": (FAMILIES["mistral"], {"attention_mask": None, "position_ids": torch.arange(20)[None] % 10}),
+    "its inside asked for": (FAMILIES["mistral"], {"output_hidden_states": True}),
+    "a cache of its own": (FAMILIES["mistral"], {"use_cache": True}),
+    "a mask of four dimensions": (FAMILIES["mistral"], {"attention_mask": torch.zeros(1, 1, 20, 20)}),
+    "a row too long to keep its attention": (FAMILIES["mistral"], {"input_ids": torch.arange(6, 306).repeat(2)[None]}),
+}
+
+
+@pytest.mark.parametrize("why", LONG_WAYS)
+def test_what_is_not_plain_goes_the_long_way(why: str, passes: list[str]):
+    config, options = LONG_WAYS[why]
+    model = made(config)
+    ids = options.get("input_ids", torch.arange(6, 26)[None])
+    call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **options}
+    with torch.no_grad():
+        short = base_model(model).get_decoder()(**call).last_hidden_state
+        long = base_model(fat(model)).get_decoder()(**call).last_hidden_state
+    assert not passes
+    assert_close(short, long, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("trained", ["layers.1.mlp.up_proj.base_layer", "layers.0.input_layernorm", "norm"])
+def test_weights_of_the_base_that_train_go_the_long_way(trained: str, passes: list[str]):
+    model = made(FAMILIES["llama, grouped keys"])
+    weight = base_model(model).get_decoder().get_submodule(trained).weight.requires_grad_()
+    outcome(model)
+    assert not passes
+    assert weight.grad.norm() > 0
+
+
+# One token.
+
+
+@pytest.fixture(params=["copied", "as they are"])
+def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are copied for a rollout, and weights that would be too many."""
+    monkeypatch.setattr(decoding, "COPY", 1 << 30 if request.param == "copied" else 0)
+
+
+def test_rollouts_are_the_same_either_way(model: Any, passes: list[str], copies: None):
+    fast = HfEngine(model, STOPS, PAD, 12).generate(PROMPTS, torch.Generator().manual_seed(0))
+    assert passes[0] == "whole"
+    assert set(passes[1:]) == {"one_token"}
+    slow = HfEngine(fat(model), STOPS, PAD, 12).generate(PROMPTS, torch.Generator().manual_seed(0))
+    assert torch.equal(fast.tokens_BS, slow.tokens_BS)
+    assert torch.equal(fast.mask_BS, slow.mask_BS)
+    assert len(set(fast.lengths_B.tolist())) > 1  # rows left the batch
+
+
+def test_rollouts_on_four_bits_and_with_some_adapters(world: World, passes: list[str], copies: None):
+    model = get_peft_model(world.load(), LoraConfig(r=4, target_modules=["k_proj", "up_proj"], task_type="CAUSAL_LM"))
+    shake(model)
+    make_lean(model)
+    fast = HfEngine(model, STOPS, PAD, 12).generate(PROMPTS, torch.Generator().manual_seed(0))
+    assert "one_token" in passes
+    slow = HfEngine(fat(model), STOPS, PAD, 12).generate(PROMPTS, torch.Generator().manual_seed(0))
+    assert torch.equal(fast.tokens_BS, slow.tokens_BS)
+
+
+def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.MonkeyPatch, passes: list[str]):
+    model = made(FAMILIES["qwen3"])
+    slow = HfEngine(fat(model), STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
+    make_lean(model)
+    monkeypatch.setattr(llama, "LONGEST", 4)
+    mixed = HfEngine(model, STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
+    assert not passes
+    assert torch.equal(mixed.tokens_BS, slow.tokens_BS)
 
 
 # Logprobs of a head that is a matrix.
@@ -150,62 +337,3 @@ def test_the_gradient_of_linear_logprobs_by_finite_differences():
             at = [(hidden.detach().double() + sign * moved) @ weight.double().T / 0.8 for sign in (1, -1)]
             up, down = (logits.log_softmax(-1).gather(1, targets[:, None]) for logits in at)
             assert float(hidden.grad[n, d]) == pytest.approx(float((up - down).sum()) / 2e-5, abs=1e-4)
-
-
-# Attention of one token.
-
-
-def test_attention_of_one_token_is_that_of_the_fused_kernel():
-    g = torch.Generator().manual_seed(0)
-    query, (key, value) = torch.randn(3, 6, 1, 8, generator=g), torch.randn(2, 3, 2, 5, 8, generator=g)
-    mask = torch.ones(3, 1, 1, 5, dtype=torch.bool)
-    mask[0, ..., :3] = mask[1, ..., 0] = False
-    repeated = [x.repeat_interleave(3, dim=1) for x in (key, value)]
-    for given in (None, mask, torch.where(mask, 0.0, -1e9)):
-        expected = nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=given)
-        found, _ = attend(nn.Module(), query, key, value, given, scaling=8**-0.5)
-        assert_close(found, expected.transpose(1, 2))
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_rollouts_are_the_same_with_either_attention(groups: int, monkeypatch: pytest.MonkeyPatch):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=320, num_key_value_heads=groups, **sizes)).eval()
-    for weight in model.parameters():
-        weight.data *= 3
-    used = []
-    import align.rollout.attention as attention
-
-    kernel = attention.torch.bmm
-    monkeypatch.setattr(attention.torch, "bmm", lambda *a: used.append(1) or kernel(*a))
-    fast = HfEngine(model, STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
-    assert used
-    monkeypatch.setattr("align.rollout.hf.for_decoding", nullcontext)
-    slow = HfEngine(model, STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
-    assert torch.equal(fast.tokens_BS, slow.tokens_BS)
-    assert torch.equal(fast.mask_BS, slow.mask_BS)
-
-
-def test_an_architecture_that_looks_at_the_name_of_its_attention(monkeypatch: pytest.MonkeyPatch):
-    """Falcon makes other masks for another name."""
-    from transformers import FalconConfig, FalconForCausalLM
-
-    torch.manual_seed(0)
-    config = FalconConfig(vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, alibi=False)
-    model = FalconForCausalLM(config).eval()
-    for weight in model.parameters():
-        weight.data *= 3
-    fast = HfEngine(model, STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
-    monkeypatch.setattr("align.rollout.hf.for_decoding", nullcontext)
-    slow = HfEngine(model, STOPS, PAD, 8).generate(PROMPTS, torch.Generator().manual_seed(0))
-    assert torch.equal(fast.tokens_BS, slow.tokens_BS)
-
-
-def test_the_stand_in_leaves_with_its_block():
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with for_decoding():
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attend
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before

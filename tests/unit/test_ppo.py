@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from align.errors import InputError
 from align.models.chunks import by_length, in_chunks
 from align.models.roles import Roles
+from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, correlation, experience
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.update import accumulate, minibatches, step, update
@@ -118,6 +119,36 @@ def test_the_first_ratio_is_nearly_1_on_others(world: World):
     )  # fmt: skip
     assert abs(figures["first_ratio"] - 1) < 1e-5
     assert figures["ratio"] != figures["first_ratio"]
+
+
+@pytest.mark.parametrize("trunk", ["own", "policy", "frozen"])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_pass_that_estimates_is_the_one_that_is_learned_from(world: World, trunk: str, epochs: int):
+    """Where the whole batch is one micro-batch its graph is kept, whoever plays in between; else it is made anew."""
+    rollout, moved, passes = ragged_rollout(), [], []
+    for held in (True, False):
+        roles = world.roles(trunk=trunk)
+        taken = roles.logprobs
+        roles.logprobs = lambda *a, taken=taken, **k: passes.append(a[0]) or taken(*a, **k)
+        rows = {"micro_batch": 6 if held else 4, "minibatches": 1}
+        estimates, kept = estimated(roles, rollout, temperature=TEMPERATURE, **rows)
+        assert (kept is not None) == held
+        assert not any(t.requires_grad for t in estimates)
+        roles.scores(rollout)  # the reward model plays
+        scores = torch.randn(6, generator=torch.Generator().manual_seed(3))
+        made, _ = experience(rollout, scores, *estimates, **ESTIMATE)
+        optimiser = torch.optim.SGD([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=0.1)
+        before = [p.detach().clone() for p in optimiser.param_groups[0]["params"]]
+        figures = update(
+            roles, optimiser, made, kept, epochs=epochs, minibatch_count=1, max_grad_norm=1e9,
+            generator=torch.Generator().manual_seed(0), **LOSS,
+        )  # fmt: skip
+        assert figures["first_ratio"] == pytest.approx(1, abs=1e-6)
+        moved.append(
+            torch.cat([(p - b).flatten() for p, b in zip(optimiser.param_groups[0]["params"], before, strict=True)])
+        )
+    assert passes.count("policy") == epochs + 2 + epochs  # kept: one an epoch; else two to estimate, and one an epoch
+    assert (moved[0] - moved[1]).norm() < 1e-5 * moved[1].norm()
 
 
 def test_the_first_gradient_is_reinforce_with_a_baseline(world: World, shared: Roles, fresh: Experience):

@@ -192,7 +192,7 @@ def test_the_policy_samples_as_the_policy(roles: Roles):
 def test_the_reference_is_the_supervised_adapter(world: World, roles: Roles, rollout: Rollout):
     alone = PeftModel.from_pretrained(world.load(), str(world.init)).eval()
     expected, _ = response_logprobs(alone, rollout, 1.0)
-    assert_close(roles.logprobs("reference", rollout, 1.0)[0], expected, atol=1e-6, rtol=0)
+    assert_close(roles.logprobs("reference", rollout, 1.0)[0], expected, atol=1e-5, rtol=0)
     with torch.no_grad(), alone.disable_adapter():
         bare, _ = response_logprobs(alone, rollout, 1.0)
     assert (bare - expected).abs().max() > 1e-2

@@ -2,12 +2,11 @@
 
 PEFT's forward is made for every variant there is: in bf16 it casts the input of each layer to the adapter's fp32,
 scales in a pass, adds in a pass, and casts back. Here the low-rank product is taken in the dtype of the input and added
-by the product itself. The adapter stays in fp32; its gradient arrives there. docs/decisions.md has the figures.
+by the product itself. The adapter stays in fp32; its gradient arrives there.
 """
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -16,23 +15,18 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 
-def make_lean(model: nn.Module) -> None:
-    """Give every plain LoRA layer of a model the short forward; adapters that come later are served too."""
-    for module in model.modules():
-        if type(module) in (Linear, Linear4bit) and not getattr(module, "fan_in_fan_out", False):
-            module.forward = MethodType(forward, module)
+def is_lora(module: nn.Module) -> bool:
+    return type(module) in (Linear, Linear4bit) and not getattr(module, "fan_in_fan_out", False)
 
 
 def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """W x + Σ s · B A x over the active adapters."""
-    active = [name for name in self.active_adapters if name in self.lora_A]
+    active = active_on(self)
     # In fp16 the adapter's gradient would be too small for its dtype: PEFT's way takes it in fp32.
     half = x.dtype == torch.float16 and torch.is_grad_enabled()
-    if args or kwargs or half or self.merged or not all(plain(self, name) for name in active):
+    if args or kwargs or half or active is None:
         return type(self).forward(self, x, *args, **kwargs)
     result = self.base_layer(x)
-    if self.disable_adapters:
-        return result
     for name in active:
         a, b = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(result.dtype)
         low = linear(x, a).to(result.dtype).flatten(0, -2)
@@ -43,6 +37,16 @@ def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             flat.addmm_(low, b.t(), alpha=self.scaling[name])
         result = flat.view_as(result)
     return result
+
+
+def active_on(layer: Any) -> list[str] | None:
+    """The adapters in force on a layer; None where one of them is more than LoRA, or is merged into the weight."""
+    if layer.merged:
+        return None
+    if layer.disable_adapters:
+        return []
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    return active if all(plain(layer, name) for name in active) else None
 
 
 def plain(layer: Any, name: str) -> bool:

@@ -48,6 +48,20 @@ class ReservedLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def reserved(columns: int) -> Cache:
-    """An empty cache with room for `columns` tokens a row."""
-    return Cache(layer_class_to_replicate=partial(ReservedLayer, columns))  # pyright: ignore[reportArgumentType]
+class ReservedCache(Cache):
+    """An empty cache with room for `columns` tokens a row.
+
+    Attributes:
+        decoder: the weights, ready for many tokens, where the short forward filled the cache: they do not change while
+            it is in use. None where it is empty, or the model's own forward filled it.
+    """
+
+    def __init__(self, columns: int) -> None:
+        super().__init__(layer_class_to_replicate=partial(ReservedLayer, columns))  # pyright: ignore[reportArgumentType]
+        self.decoder: Any = None
+
+    @property
+    def groups(self) -> int:
+        """Heads of the keys of a layer that has some."""
+        layer: Any = self.layers[0]
+        return layer.keys.shape[1]

@@ -1,0 +1,24 @@
+"""Frozen linear layers in fp32 on a CPU, by the library that is quick at them (`align.ops.linear`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.ops.layers import Matrix, projected
+
+
+def is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear
+
+
+def forward(self: Any, x: Tensor) -> Tensor:
+    """W x + b."""
+    weight = self.weight
+    trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+    if trains or not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type):
+        return nn.Linear.forward(self, x)
+    flat = projected(x.flatten(0, -2), (Matrix(weight.to, weight.numel(), self.bias),))[0]
+    return flat.unflatten(0, x.shape[:-1])

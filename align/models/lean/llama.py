@@ -1,0 +1,134 @@
+"""The decoder of a Llama-like model on a CPU.
+
+transformers' modules are made for every device and option. On a CPU, where the time of a small model goes to what
+stands between the products, the same weights are read by `align.ops` instead: real tokens alone are computed, no
+padding; the backward pass keeps little; one new token a row has a way of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from align.models.lean.cache import ReservedCache
+from align.models.lean.decoding import one_token, steady
+from align.models.lean.weights import Decoder, Layer, NotPlainError, read
+from align.ops.attention import Places, causal_attention
+from align.ops.layers import Matrix, projected, rms_norm, rotated, swiglu
+
+FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+UNKNOWN = ("output_attentions", "output_hidden_states", "inputs_embeds")
+HARMLESS = ("use_cache", "return_dict", "num_items_in_batch")
+"""Options of a call that there is no short way for, and those that change nothing here."""
+LONGEST = 512
+"""Columns beyond which the weights of attention, S² a head, would be too many to keep for the backward pass."""
+
+
+def is_llama(module: nn.Module) -> bool:
+    return type(module).__name__ in FAMILIES and type(module).__module__.startswith("transformers.")
+
+
+def forward(
+    self: Any,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cache: Any = None,
+    **options: Any,
+) -> BaseModelOutputWithPast:
+    """As the model's own, to which it hands back what is not plain."""
+    if suits(self, input_ids, attention_mask, position_ids, cache, options):
+        try:
+            with torch.autocast("cpu", enabled=False):  # every dtype is said; autocast would round the scores
+                hidden = short(self, input_ids, attention_mask, position_ids, cache)  # pyright: ignore
+            return BaseModelOutputWithPast(last_hidden_state=hidden, cache=cache)  # pyright: ignore
+        except NotPlainError:
+            pass
+    return type(self).forward(
+        self, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache, **options
+    )
+
+
+def suits(
+    self: Any, ids: Tensor | None, mask: Tensor | None, positions: Tensor | None, cache: Any, options: dict[str, Any]
+) -> bool:
+    """Whether a call is one of those that have a short way."""
+    if ids is None or ids.device.type != "cpu" or ids.shape[1] > LONGEST or any(options.get(n) for n in UNKNOWN):
+        return False
+    if options.keys() - {*UNKNOWN, *HARMLESS}:
+        return False
+    if mask.dim() != 2 if mask is not None else positions is not None:
+        return False  # positions without a mask: several rows are packed into one
+    if torch.is_autocast_enabled("cpu") and self.embed_tokens.weight.dtype == torch.float32:
+        return False
+    if cache is None:
+        return not options.get("use_cache")
+    if not isinstance(cache, ReservedCache) or torch.is_grad_enabled() or mask is None or positions is None:
+        return False
+    return cache.get_seq_length() == 0 or (cache.decoder is not None and ids.shape[1] == 1)
+
+
+def short(
+    self: Any, ids_BS: Tensor, mask_BS: Tensor | None, positions_BS: Tensor | None, cache: ReservedCache | None
+) -> Tensor:
+    """Hidden states [B, S, D], 0 on padding."""
+    if cache is not None and cache.decoder is not None and mask_BS is not None and positions_BS is not None:
+        return one_token(self, cache.decoder, ids_BS, mask_BS.bool(), positions_BS, cache)
+    decoder = read(self)
+    mask_BS = torch.ones_like(ids_BS) if mask_BS is None else mask_BS
+    if positions_BS is None:
+        positions_BS = torch.arange(ids_BS.shape[1])[None]
+    hidden = whole(self, decoder, ids_BS, mask_BS.bool(), positions_BS, cache)
+    if cache is not None:
+        cache.decoder = steady(decoder, hidden.dtype, len(hidden))
+    return hidden
+
+
+def whole(
+    self: Any, decoder: Decoder, ids_BS: Tensor, mask_BS: Tensor, positions_BS: Tensor, cache: ReservedCache | None
+) -> Tensor:
+    """Rows from their beginning: their N real tokens go through the layers, and back into the rectangle."""
+    places = Places.of(mask_BS)
+    x_ND = self.embed_tokens(places.real(ids_BS))
+    at_N = places.real(positions_BS.expand_as(ids_BS))
+    cos_ND, sin_ND = (t[0] for t in self.rotary_emb(x_ND, position_ids=at_N[None]))
+    for number, (layer, module) in enumerate(zip(decoder.layers, self.layers, strict=True)):
+
+        def block(x_ND: Tensor, layer: Layer = layer, number: int = number) -> Tensor:
+            q, k, v = heads(layer, decoder, x_ND, cos_ND, sin_ND)
+            if cache is not None:
+                keys, values = (places.rectangle(t).transpose(1, 2) for t in (k.float(), v))
+                cache.update(keys, values, number)
+            seen = causal_attention(q, k, v, places, decoder.scale)
+            return mlp(layer, decoder, x_ND + projected(seen.flatten(1), layer.o)[0])
+
+        again = torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False)
+        x_ND = checkpoint(block, x_ND, use_reentrant=False) if again else block(x_ND)  # pyright: ignore
+    return places.rectangle(rms_norm(x_ND, decoder.norm, decoder.eps))
+
+
+def heads(layer: Layer, decoder: Decoder, x_ND: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values of N tokens, [N, heads, width] each."""
+    flat = projected(*twice(rms_norm, layer.qkv, x_ND, layer.norm, decoder.eps))
+    q, k, v = (t.unflatten(1, (-1, decoder.head)) for t in flat)
+    if layer.qk_norms is not None:
+        q, k = (rms_norm(t, weight, decoder.eps) for t, weight in zip((q, k), layer.qk_norms, strict=True))
+    return rotated(q, cos_ND, sin_ND), rotated(k, cos_ND, sin_ND), v
+
+
+def mlp(layer: Layer, decoder: Decoder, x_ND: Tensor) -> Tensor:
+    gate, up = projected(*twice(rms_norm, layer.gate_up, x_ND, layer.mlp_norm, decoder.eps))
+    return x_ND + projected(*twice(swiglu, layer.down, gate, up))[0]
+
+
+def twice(
+    made: Callable[..., Tensor], matrices: tuple[Matrix, ...], *given: Any
+) -> tuple[Tensor, tuple[Matrix, ...], Callable[[], Tensor]]:
+    """For `projected`: an input that is cheap to make once more in the backward pass, from what is kept anyhow."""
+    kept = [x.detach() if isinstance(x, Tensor) else x for x in given]
+    return made(*given), matrices, lambda: made(*kept)

@@ -1,0 +1,114 @@
+"""What a pass through a Llama-like decoder needs of transformers' and PEFT's modules, read off them as they stand."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from torch import Tensor, nn
+
+from align.models.lean.lora import active_on, is_lora
+from align.ops.layers import LowRank, Matrix
+
+
+class Layer(NamedTuple):
+    """One layer: the weights of its norms, and its matrices by the input that they read."""
+
+    norm: Tensor
+    qkv: tuple[Matrix, ...]
+    qk_norms: tuple[Tensor, Tensor] | None
+    o: tuple[Matrix, ...]
+    mlp_norm: Tensor
+    gate_up: tuple[Matrix, ...]
+    down: tuple[Matrix, ...]
+
+
+class Decoder(NamedTuple):
+    """A decoder's weights with the adapters in force.
+
+    Attributes:
+        norm: the weight of the last norm.
+        eps: of every norm.
+        head: width of a head.
+        scale: of the products of queries and keys.
+    """
+
+    layers: tuple[Layer, ...]
+    norm: Tensor
+    eps: float
+    head: int
+    scale: float
+
+
+class NotPlainError(Exception):
+    """Something that only the model's own forward knows how to compute."""
+
+
+def read(model: Any) -> Decoder:
+    """The weights of a Llama-like decoder.
+
+    Raises:
+        NotPlainError: a weight of the base trains, several adapters are in force at once, there is dropout or a sliding
+            window, or the unit is not SwiGLU.
+    """
+    config, attention = model.config, model.layers[0].self_attn
+    windowed = getattr(config, "sliding_window", None) is not None
+    if windowed and set(getattr(config, "layer_types", None) or ()) != {"full_attention"}:
+        raise NotPlainError
+    if config.hidden_act != "silu" or (model.training and config.attention_dropout):
+        raise NotPlainError
+    layers = tuple(read_layer(layer) for layer in model.layers)
+    return Decoder(layers, frozen(model.norm), config.rms_norm_eps, attention.head_dim, attention.scaling)
+
+
+def read_layer(layer: Any) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    normed = hasattr(attention, "q_norm")
+    return Layer(
+        norm=frozen(layer.input_layernorm),
+        qkv=tuple(map(read_matrix, (attention.q_proj, attention.k_proj, attention.v_proj))),
+        qk_norms=(frozen(attention.q_norm), frozen(attention.k_norm)) if normed else None,
+        o=(read_matrix(attention.o_proj),),
+        mlp_norm=frozen(layer.post_attention_layernorm),
+        gate_up=(read_matrix(mlp.gate_proj), read_matrix(mlp.up_proj)),
+        down=(read_matrix(mlp.down_proj),),
+    )
+
+
+def frozen(module: Any) -> Tensor:
+    """The weight of a module in which nothing trains."""
+    if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
+        raise NotPlainError
+    return module.weight
+
+
+def read_matrix(module: Any) -> Matrix:
+    """A linear layer and the adapter in force on it."""
+    active: list[str] = []
+    layer = module
+    if is_lora(module):
+        found = active_on(module)
+        if found is None or len(found) > 1:
+            raise NotPlainError
+        active, layer = found, module.base_layer
+    if type(layer) is Linear4bit:
+        weight = partial(unpacked, layer)
+    elif type(layer) is nn.Linear:
+        weight = layer.weight.to
+    else:
+        raise NotPlainError
+    frozen(layer)
+    size = layer.in_features * layer.out_features
+    if not active:
+        return Matrix(weight, size, layer.bias)
+    a, b = (factors[active[0]].weight for factors in (module.lora_A, module.lora_B))
+    return Matrix(weight, size, layer.bias, LowRank(a, b, module.scaling[active[0]]))
+
+
+def unpacked(layer: Linear4bit, dtype: torch.dtype) -> Tensor:
+    """The weight of a 4-bit layer."""
+    weight: Any = layer.weight
+    return dequantize_4bit(weight.data, weight.quant_state).to(dtype)

@@ -1,0 +1,37 @@
+"""What a batch is learned from besides its scores: logprobs of policy and reference, values."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from align.models.chunks import in_chunks, several_in_chunks
+from align.models.roles import Held, Roles
+from align.types import Rollout
+
+
+class Estimates(NamedTuple):
+    """Each [B, T], without a gradient."""
+
+    old_logprobs_BT: Tensor
+    ref_logprobs_BT: Tensor
+    values_BT: Tensor
+
+
+def estimated(
+    roles: Roles, rollout: Rollout, *, temperature: float, micro_batch: int, minibatches: int
+) -> tuple[Estimates, Held | None]:
+    """The estimates of a batch; and the passes behind them, where they serve the first gradient step too.
+
+    Before that step the policy is still the one that sampled. Where the whole batch is one minibatch and one
+    micro-batch, the pass that gives the old logprobs is therefore the pass that is learned from, and likewise the
+    values': their graphs are kept until then, and two passes are saved.
+    """
+    if minibatches > 1 or micro_batch < len(rollout.ended_B):
+        estimates = partial(roles.estimates, temperature=temperature)
+        return Estimates(*several_in_chunks(estimates, rollout, micro_batch)), None
+    held = roles.held(rollout, temperature)
+    reference = in_chunks(lambda part: roles.logprobs("reference", part, temperature)[0], rollout, micro_batch)
+    return Estimates(held.read.logprobs_BT.detach(), reference, held.values_BT.detach()), held

@@ -1,0 +1,147 @@
+"""The pieces of a layer against their formulas, values and gradients, in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from align.ops.attention import Places, causal_attention
+from align.ops.layers import LowRank, Matrix, projected, rms_norm, rotated, swiglu
+from align.ops.linear import linear, packed
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.double) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def wanted(*tensors: Tensor) -> list[Tensor]:
+    return [t.requires_grad_() for t in tensors]
+
+
+def test_rms_norm():
+    x, weight = wanted(random(5, 8))[0], random(8, seed=1)
+    assert_close(rms_norm(x, weight, 1e-3), x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight)
+    assert gradcheck(lambda x: rms_norm(x, weight, 1e-3), (x,))
+
+
+def test_rotated():
+    x, angles = wanted(random(5, 3, 8))[0], random(5, 4, seed=1)
+    cos, sin = (torch.cat([f(angles)] * 2, -1) for f in (torch.cos, torch.sin))
+    pairs = torch.view_as_complex(torch.stack((x[..., :4], x[..., 4:]), -1)) * torch.exp(1j * angles)[:, None]
+    assert_close(rotated(x, cos, sin), torch.cat((pairs.real, pairs.imag), -1))
+    assert gradcheck(lambda x: rotated(x, cos, sin), (x,))
+
+
+def test_swiglu():
+    gate, up = wanted(random(5, 8), random(5, 8, seed=1))
+    assert_close(swiglu(gate, up), gate * gate.sigmoid() * up)
+    assert gradcheck(swiglu, (gate, up))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_projected_gives_outputs_and_the_gradients_of_what_trains(again: bool):
+    x, *factors = wanted(random(5, 8), *(random(*s, seed=i) for i, s in enumerate([(2, 8), (6, 2), (3, 8), (4, 3)])))
+    weights, bias = [random(n, 8, seed=n) for n in (6, 7, 4)], random(7, seed=9)
+
+    def matrices(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Matrix]:
+        return [
+            Matrix(weights[0].to, 48, None, LowRank(a, b, 0.5)),
+            Matrix(weights[1].to, 56, bias),
+            Matrix(weights[2].to, 32, None, LowRank(c, d, 2.0)),
+        ]
+
+    def outputs(x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+        y = x * 1.0
+        kept = y.detach()
+        return projected(y, matrices(*factors), (lambda: kept) if again else None)
+
+    a, b, c, d = factors
+    expected = (
+        x @ weights[0].T + 0.5 * x @ a.T @ b.T,
+        x @ weights[1].T + bias,
+        x @ weights[2].T + 2.0 * x @ c.T @ d.T,
+    )
+    for found, right in zip(outputs(x, *factors), expected, strict=True):
+        assert_close(found, right)
+    assert gradcheck(outputs, (x, *factors))
+    with torch.no_grad():
+        for found, right in zip(projected(x, matrices(*factors)), expected, strict=True):
+            assert_close(found, right)
+
+
+def test_what_is_frozen_gets_no_gradient():
+    x, a, b = random(5, 8), random(2, 8), wanted(random(6, 2))[0]
+    (out,) = projected(x, [Matrix(random(6, 8, seed=3).to, 48, None, LowRank(a, b, 1.0))])
+    out.sum().backward()
+    assert b.grad is not None
+    assert a.grad is None
+    assert x.grad is None
+
+
+# Attention.
+
+RAGGED = torch.tensor([[0, 0, 1, 1, 1, 0], [1, 0, 1, 0, 1, 1], [0, 0, 0, 0, 1, 0]], dtype=torch.bool)
+
+
+def one_by_one(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """Each token of each row and head by itself."""
+    seen, first = torch.zeros_like(q), 0
+    for length in lengths:
+        for t in range(length):
+            for h in range(q.shape[1]):
+                g = h * k.shape[1] // q.shape[1]
+                row = slice(first, first + t + 1)
+                seen[first + t, h] = (scale * k[row, g] @ q[first + t, h]).softmax(-1) @ v[row, g]
+        first += length
+    return seen
+
+
+@pytest.mark.parametrize("mask", [RAGGED, torch.ones(2, 4, dtype=torch.bool)])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention(mask: Tensor, groups: int):
+    count = int(mask.sum())
+    q, k, v = wanted(random(count, 4, 6), random(count, groups, 6, seed=1), random(count, groups, 6, seed=2))
+    places = Places.of(mask)
+    with torch.no_grad():
+        expected = one_by_one(q, k, v, mask.sum(1).tolist(), 0.3)
+        assert_close(causal_attention(q, k, v, places, 0.3), expected)
+    assert gradcheck(lambda *x: causal_attention(*x, places, 0.3), (q, k, v))
+
+
+def test_attention_in_bf16_is_that_of_the_fused_kernel_up_to_rounding():
+    q, k, v = (random(4 * 9, h, 16, seed=h, dtype=torch.bfloat16).requires_grad_() for h in (6, 2, 2))
+    found = causal_attention(q, k, v, Places.of(torch.ones(4, 9, dtype=torch.bool)), 0.25)
+    rows = (t.view(4, 9, -1, 16).transpose(1, 2).double() for t in (q, k, v))
+    expected = nn.functional.scaled_dot_product_attention(*rows, is_causal=True, scale=0.25, enable_gqa=True)
+    assert_close(found.double(), expected.transpose(1, 2).reshape(36, 6, 16), atol=0.02, rtol=0.02)
+
+
+def test_places_go_there_and_back():
+    places, x = Places.of(RAGGED), random(8, 2, 3)
+    assert torch.equal(places.rectangle(x)[RAGGED], x)
+    assert not places.rectangle(x)[~RAGGED].any()
+    assert torch.equal(places.real(torch.arange(18).view(3, 6)), torch.arange(18).view(3, 6)[RAGGED])
+    assert torch.equal(places.flat(places.grouped(x, 2), 2), x)
+    assert places.grouped(x, 2).shape == (6, 4, 3)
+
+
+# Products.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.double])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_is_linear_whatever_the_layout(dtype: torch.dtype, bias: bool):
+    x, weight = random(7, 48, dtype=dtype), random(32, 48, seed=1, dtype=dtype)
+    b = random(32, seed=2, dtype=dtype) if bias else None
+    expected = nn.functional.linear(x.double(), weight.double(), None if b is None else b.double())
+    rough = {"atol": 0.2 if dtype == torch.bfloat16 else 1e-5, "rtol": 0.01}
+    for y in (x, x.T.contiguous().T, torch.cat((x, x), 1)[:, 48:]):
+        for w in (weight, weight.T.contiguous().T, packed(weight, 7)):
+            found = linear(y, w, b)
+            assert found.dtype == dtype
+            assert_close(found.double(), expected, **rough)
