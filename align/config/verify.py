@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from align.config.root import one_of, positive
 from align.errors import require
-
-if TYPE_CHECKING:
-    from align.config.root import Config
 
 
 @dataclass
@@ -27,9 +23,3 @@ class VerifyConfig:
             positive(f"stage.{key}", getattr(self, key))
         require(self.rows > 1, "stage.rows", self.rows, "leaves nothing to compare", "Give 2 or more.")
         one_of("stage.value_trunk", self.value_trunk, ("own", "policy", "frozen"))
-
-    def check(self, config: Config) -> None:
-        require(
-            config.method.name != "full", "method", "full", "PPO trains adapters here",
-            "Use method=qlora or method=lora.",
-        )  # fmt: skip

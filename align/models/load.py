@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers import logging as transformers_logging
 
 from align.errors import CorruptFile, InputError
+from align.models.lean import make_lean
 from align.models.memory import keep_freed_memory
 from align.run import Base, write_json
 
@@ -51,6 +52,11 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def choose_checkpointing(asked: str, device: torch.device) -> bool:
+    """Whether layers are computed again in the backward pass: `auto` does so where memory is the device's own."""
+    return device.type == "cuda" if asked == "auto" else asked == "true"
 
 
 def nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -116,6 +122,7 @@ def load_base(
         )  # fmt: skip
     keep_unpacked(model)
     model.requires_grad_(method == "full")
+    make_lean(model)
     return model.eval()
 
 

@@ -1,26 +1,28 @@
 """Policy, value, reward and reference on one base: four adapters, two heads, one set of base weights in memory.
 
-A role is entered with `use`. What trains in it is asserted every time, for PEFT's `set_adapter` also changes what
-requires a gradient.
+Where every weight of the policy trains, it is a second model, and the others share the frozen one it started from. A
+role is entered with `use`; what trains in it is asserted every time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.errors import CorruptFile
 from align.models.adapters import SCORE_KEY, attach, lora, read_tensors, save_adapter
 from align.models.lean import make_lean
-from align.models.trunk import hidden_size, hidden_states, logprobs_of, states_before
+from align.models.trunk import base_model, hidden_size, hidden_states, logprobs_of, states_before
 from align.run import Base
 from align.types import Rollout
 
@@ -60,13 +62,15 @@ class Roles:
             that (`stage=full`).
         rewards: folders of reward models, each an adapter and its `score` head; none where the reward is of another
             kind.
-        fresh: rank and alpha of the policy's adapter where `init` is None.
+        fresh: rank and alpha of adapters that start from nothing.
         value_trunk: `own`: an adapter of its own under the value head, which starts from the reward adapter and trains;
             `policy`: the head reads the policy's states, and no gradient of its loss reaches them; `frozen`: it reads
-            the reward adapter's. Where there is no reward model, the supervised adapter serves in its place.
+            the reward adapter's. Where there is no reward model, what the policy starts from serves in its place.
+        policy: a second model with the weights of `base`, all of which train, where the policy is no adapter.
+        autocast: the dtype that the second model computes in, if not that of its weights.
 
     Attributes:
-        model: the PEFT model that holds all adapters.
+        model: the model that holds all adapters.
         value_head: hidden → value, bias-free, fp32; starts at 0.
         value_trunk: the role whose states it reads.
         score_heads: hidden → score, frozen, one a reward model.
@@ -79,23 +83,26 @@ class Roles:
         rewards: Sequence[Path],
         fresh: tuple[int, int],
         value_trunk: str = "own",
+        policy: nn.Module | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        if init is None:
-            self.model = PeftModel(base, lora(*fresh), "policy")  # pyright: ignore[reportArgumentType]
-            make_lean(self.model)
-        else:
-            self.model = attach(base, init, "policy", trainable=True)
-            attach(self.model, init, "reference")
+        assert policy is None or init is None, "an adapter's policy is no whole model"
+        self.model: Any = base
+        self.policy, self.autocast = policy, autocast
+        if init is not None:
+            self.model = attach(attach(self.model, init, "policy", trainable=True), init, "reference")
+        elif policy is None:
+            self._add("policy", fresh)
         device = next(base.parameters()).device
         self.score_heads = []
         for member, folder in enumerate(rewards):
-            attach(self.model, folder, reward_name(member), scored=True)
+            self.model = attach(self.model, folder, reward_name(member), scored=True)
             self.score_heads.append(linear(score_weight(folder)).to(device).requires_grad_(False))
         if value_trunk == "own":
             if start := rewards[0] if rewards else init:
-                attach(self.model, start, "value", trainable=True, scored=bool(rewards))
+                self.model = attach(self.model, start, "value", trainable=True, scored=bool(rewards))
             else:
-                self.model.add_adapter("value", lora(*fresh))
+                self._add("value", fresh)
         frozen = "reward" if rewards else "reference"
         self.value_trunk = {"own": "value", "policy": "policy", "frozen": frozen}[value_trunk]
         self._reference_is_base = init is None
@@ -104,37 +111,70 @@ class Roles:
             if "lora_" in name:
                 parameter.data = parameter.data.float()
         self.model.eval()  # there is no dropout, and evaluation mode keeps it so
+        self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        self._parameters = dict(self.model.named_parameters())
         self._weights: dict[Role, dict[str, nn.Parameter]] = {
-            role: {n: p for n, p in self.model.named_parameters() if f".{role}." in n} for role in TRAINABLE
+            role: {n: p for n, p in self._parameters.items() if f".{role}." in n} for role in TRAINABLE
         }
+        if policy is not None:
+            policy.eval()
+            self._weights["policy"] = {f"policy: {n}": p for n, p in policy.named_parameters()}
+            self._parameters |= self._weights["policy"]
+
+    def _add(self, name: str, fresh: tuple[int, int]) -> None:
+        """An adapter that changes nothing yet."""
+        if isinstance(self.model, PeftModel):
+            self.model.add_adapter(name, lora(*fresh))
+        else:
+            self.model = PeftModel(self.model, lora(*fresh), name)
+        make_lean(self.model)
 
     def parameters_of(self, role: Role) -> list[nn.Parameter]:
-        """What an optimiser of `role` holds: its adapter, and for the value role its head."""
+        """What an optimiser of `role` holds: its weights, and for the value role its head."""
         head = list(self.value_head.parameters()) if role == "value" else []
         return [*self._weights[role].values(), *head]
 
-    def use(self, role: Role, train: bool = False) -> Any:
-        """Enter a role; a context manager. With `train`, its own adapter requires gradients and nothing else does.
+    @contextmanager
+    def use(self, role: Role, train: bool = False) -> Iterator[Any]:
+        """The model that plays `role`. With `train`, the role's own weights require gradients and nothing else does.
 
         Raises:
             AssertionError: something else would train.
         """
-        if role == "reference" and self._reference_is_base:
-            for parameter in self.model.parameters():
-                parameter.requires_grad_(False)
-            return self.model.disable_adapter()
-        self.model.set_adapter(role, inference_mode=not train)
-        expected = set(self._weights[role]) if train else set()
-        trainable = {n for n, p in self.model.named_parameters() if p.requires_grad}
-        assert trainable == expected, f"{role}: {sorted(trainable ^ expected)[:4]} should not differ"
+        self._enter(role, train)
+        if role != "policy" or self.policy is None:
+            yield self.model
+            return
+        device = next(self.policy.parameters()).device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            yield self.policy
+
+    def _enter(self, role: Role, train: bool) -> None:
+        """Make a role's adapter the active one, which PEFT's `set_adapter` would do in 16 ms at 30 layers."""
+        base_alone = role == "reference" and self._reference_is_base
+        for layer in self._layers:
+            layer._active_adapter, layer._disable_adapters = [role], base_alone
+        if isinstance(self.model, PeftModel) and role in self.model.peft_config:
+            self.model.active_adapter = role
+        for trainable in TRAINABLE:
+            for parameter in self._weights[trainable].values():
+                parameter.requires_grad_(train and trainable == role)
         self.value_head.requires_grad_(train and role == "value")
-        return nullcontext()
+        expected = self._weights[role].keys() if train else set()
+        trains = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
+        assert trains == expected, f"{role}: {sorted(trains ^ expected)[:4]} should not differ"
+
+    def trains(self, role: Role) -> None:
+        """Let a backward pass reach `role` and nothing else, whoever has played since the forward pass."""
+        if role == "policy" or self.value_trunk == role:
+            self._enter(role, train=True)
+        self.value_head.requires_grad_(role == "value")
 
     def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> Read:
         """The response tokens under `role`."""
-        with self.use(role, train), torch.set_grad_enabled(train):
-            states = states_before(self.model, rollout)
-            return Read(*logprobs_of(self.model, states, rollout, temperature), states.detach())
+        with self.use(role, train) as model, torch.set_grad_enabled(train):
+            states = states_before(model, rollout)
+            return Read(*logprobs_of(model, states, rollout, temperature), states.detach())
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
         """V of the state before each response token [B, T]; outside the mask unspecified.
@@ -146,8 +186,8 @@ class Roles:
         trained = train and self.value_trunk == "value"
         states = policy_states_BTD if self.value_trunk == "policy" else None
         if states is None:
-            with self.use(self.value_trunk, trained), torch.set_grad_enabled(trained):
-                states = states_before(self.model, rollout)
+            with self.use(self.value_trunk, trained) as model, torch.set_grad_enabled(trained):
+                states = states_before(model, rollout)
         self.value_head.requires_grad_(train)
         with torch.set_grad_enabled(train):
             return self.value_head(states.float()).squeeze(-1)
@@ -157,12 +197,6 @@ class Roles:
         read = self.logprobs("policy", rollout, temperature, train=True)
         return Held(read, self.values(rollout, train=True, policy_states_BTD=read.states_BTD))
 
-    def trains(self, role: Role) -> None:
-        """Let a backward pass reach `role` and nothing else, whoever has played since the forward pass."""
-        if role == "policy" or self.value_trunk == role:
-            self.use(role, train=True)
-        self.value_head.requires_grad_(role == "value")
-
     def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """What a batch is learned from besides its scores: logprobs of policy and reference, values; each [B, T]."""
         own, reference = (self.logprobs(role, rollout, temperature) for role in ("policy", "reference"))
@@ -170,9 +204,25 @@ class Roles:
 
     def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
         """A reward model's score of each row [B], read at its last real token, which is found by mask."""
-        with self.use(reward_name(member)), torch.no_grad():
-            hidden = hidden_states(self.model, rollout.tokens_BS, rollout.mask_BS)
+        with self.use(reward_name(member)) as model, torch.no_grad():
+            hidden = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
             return self.score_heads[member](last_real(hidden, rollout.mask_BS).float()).squeeze(-1)
+
+    def recompute_layers(self) -> None:
+        """Keep no more of a pass with a gradient than the input of each layer; the backward pass makes the rest again.
+        A third more time, for memory that no longer grows with the depth."""
+        for model in filter(None, (self.model, self.policy)):
+            base_model(model).activation_checkpointing_enable({"use_reentrant": False})
+            for module in model.modules():  # transformers looks at this flag of the layer, and only of it
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = True
+
+    def save_policy(self, folder: Path, base: Base, dtype: torch.dtype) -> None:
+        """The adapter in PEFT's format, or the whole model in `dtype`."""
+        if self.policy is None:
+            save_adapter(self.model, folder, base, "policy")
+        else:
+            self.policy.to(dtype).save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
 
     def save_critic(self, folder: Path, base: Base) -> None:
         """What gives values: the adapter in PEFT's format where there is one, and `value_head.safetensors`."""

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / √(mean x² + eps) · weight over the last dimension, in fp32, rounded once (Zhang and Sennrich, 2019).
-
-    Args:
-        weight_D: takes no gradient.
-    """
+    """x / √(mean x² + eps) · weight over the last dimension, in fp32, rounded once (Zhang and Sennrich, 2019)."""
     return RmsNorm.apply(x, weight_D, eps)  # pyright: ignore[reportReturnType]
 
 
@@ -43,8 +39,11 @@ class RmsNorm(torch.autograd.Function):
         wide, given = widened(x), widened(grads[0]) * weight_D
         inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + ctx.eps)
         unit = wide * inverse
+        on_weight = None
+        if ctx.needs_input_grad[1]:
+            on_weight = (grads[0] * unit).flatten(0, -2).sum(0).to(weight_D.dtype)
         along = (given * unit).mean(-1, keepdim=True)
-        return given.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), None, None
+        return given.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), on_weight, None
 
 
 def widened(x: Tensor) -> Tensor:
@@ -104,7 +103,7 @@ class SwiGlu(torch.autograd.Function):
 
 
 class LowRank(NamedTuple):
-    """What is added to a frozen matrix: s · B A (Hu et al., LoRA, 2021), with A [r, in] and B [out, r]."""
+    """What is added to a matrix: s · B A (Hu et al., LoRA, 2021), with A [r, in] and B [out, r]."""
 
     a: Tensor
     b: Tensor
@@ -112,34 +111,42 @@ class LowRank(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A frozen linear layer, W + s · B A.
+    """A linear layer, W + s · B A.
 
     Attributes:
         weight: gives W [out, in] in a dtype; called once a pass, for W may be kept quantised.
         elements: out · in.
         bias: [out], or None.
+        trained: W itself where it takes a gradient.
     """
 
     weight: Callable[[torch.dtype], Tensor]
     elements: int
     bias: Tensor | None = None
     low: LowRank | None = None
+    trained: Tensor | None = None
 
 
-def projected(
-    x_NI: Tensor, matrices: Sequence[Matrix], again: Callable[[], Tensor] | None = None
-) -> tuple[Tensor, ...]:
+class Again(NamedTuple):
+    """How to make a tensor once more: cheaper than keeping it for a backward pass, where what it is made of is kept
+    anyhow."""
+
+    made: Callable[..., Tensor]
+    of: tuple[Tensor, ...]
+
+
+def projected(x_NI: Tensor, matrices: Sequence[Matrix], again: Again | None = None) -> tuple[Tensor, ...]:
     """x through several matrices that read the same input: one [N, out] each.
 
-    The low-rank product is taken in the dtype of x and added by the product itself. Only A and B get gradients, in
-    their own dtype, and x.
+    The low-rank product is taken in the dtype of x and added by the product itself; A and B get their gradients in
+    their own dtype.
 
     Args:
-        again: makes x once more in the backward pass, where that is cheap; x is not kept for it then.
+        again: makes x in the backward pass; it is not kept then.
     """
     if not torch.is_grad_enabled():
         return project(x_NI, matrices)[0]
-    factors = [t for m in matrices if m.low for t in (m.low.a, m.low.b)]
+    factors = [t for m in matrices for t in (m.trained, m.bias, *(m.low[:2] if m.low else (None, None)))]
     return Projected.apply(x_NI, tuple(matrices), again, *factors)  # pyright: ignore[reportReturnType]
 
 
@@ -164,44 +171,49 @@ def stacked(lows: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
 
 
 class Projected(torch.autograd.Function):
-    """`projected` as autograd takes it: a gradient for x, and for A and B of each matrix that has them."""
+    """`projected` as autograd takes it. Behind its three arguments come W, bias, A and B of each matrix, None where
+    there is none; a W that is given is one that trains."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, matrices: tuple[Matrix, ...], again: Callable[[], Tensor] | None, *factors: Tensor
+        ctx: Any, x: Tensor, matrices: tuple[Matrix, ...], again: Again | None, *factors: Tensor | None
     ) -> tuple[Tensor, ...]:
         outputs, x_through_a = project(x, matrices)
-        ctx.scalings = [m.low.scaling if m.low else None for m in matrices]
-        ctx.weights = [m.weight for m in matrices]
-        ctx.again, ctx.dtype = again, x.dtype
-        ctx.save_for_backward(None if again else x, x_through_a, *factors)
+        ctx.weights, ctx.scalings = zip(*((m.weight, m.low.scaling if m.low else 0.0) for m in matrices), strict=True)
+        ctx.made, ctx.dtype, ctx.factors = again and again.made, x.dtype, len(factors)
+        ctx.save_for_backward(x_through_a, *factors, *(again.of if again else (x,)))
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, x_through_a, *factors = ctx.saved_tensors
+        x_through_a, *kept = ctx.saved_tensors
+        factors, (x, *more) = kept[: ctx.factors], kept[ctx.factors :]
         (x_wanted, _, _, *wanted), dtype = ctx.needs_input_grad, ctx.dtype
-        on_x = [linear(given, weight(dtype).t()) for given, weight in zip(grads, ctx.weights, strict=True) if x_wanted]
-        given = iter(factors)
-        adapted = [
-            (on_out, LowRank(next(given), next(given), scaling))
-            for on_out, scaling in zip(grads, ctx.scalings, strict=True)
-            if scaling is not None
+        if ctx.made and any((*wanted[::4], *wanted[2::4])):
+            x = ctx.made(x, *more)
+        on_x = [
+            linear(on_out, weight(dtype).t()) for on_out, weight in zip(grads, ctx.weights, strict=True) if x_wanted
         ]
         on_factors: list[Tensor | None] = [None] * len(factors)
-        if adapted:
-            lows, ranks = [low for _, low in adapted], [len(low.a) for _, low in adapted]
-            on_low = torch.cat([(on_out @ low.b.to(dtype)).mul_(low.scaling) for on_out, low in adapted], 1)
+        first = 0
+        for i, (on_out, scaling) in enumerate(zip(grads, ctx.scalings, strict=True)):
+            a, b = factors[4 * i + 2 : 4 * i + 4]
+            weight_wanted, bias_wanted, a_wanted, b_wanted = wanted[4 * i : 4 * i + 4]
+            if weight_wanted:
+                on_factors[4 * i] = linear(on_out.t(), x.t())
+            if bias_wanted:
+                on_factors[4 * i + 1] = on_out.sum(0)
+            if a is None:
+                continue
+            on_low = (on_out @ b.to(dtype)).mul_(scaling)
             if x_wanted:
-                on_x[0].addmm_(on_low, stacked(lows, dtype))
-            if any(wanted[::2]):
-                on_a = on_low.t() @ (ctx.again() if x is None else x)
-                on_factors[::2] = [part.to(low.a.dtype) for part, low in zip(on_a.split(ranks), lows, strict=True)]
-            if any(wanted[1::2]):
-                on_factors[1::2] = [
-                    (on_out.t() @ part).mul_(low.scaling).to(low.b.dtype)
-                    for (on_out, low), part in zip(adapted, x_through_a.split(ranks, 1), strict=True)
-                ]
+                on_x[0].addmm_(on_low, a.to(dtype))
+            if a_wanted:
+                on_factors[4 * i + 2] = (on_low.t() @ x).to(a.dtype)
+            if b_wanted:
+                low = x_through_a[:, first : first + len(a)]
+                on_factors[4 * i + 3] = (on_out.t() @ low).mul_(scaling).to(b.dtype)
+            first += len(a)
         for more in on_x[1:]:
             on_x[0].add_(more)
         return on_x[0] if on_x else None, None, None, *on_factors

@@ -165,8 +165,8 @@ def first_gradient(setting: Setting) -> Anchor:
     for b in range(len(rollout.ended_B)):
         ids = rollout.tokens_BS[b][rollout.mask_BS[b]][None]
         length = int(rollout.response_mask_BT[b].sum())
-        with roles.use("policy", train=True), torch.enable_grad():
-            logits = base_model(roles.model)(input_ids=ids).logits[0, -length - 1 : -1].float()
+        with roles.use("policy", train=True) as model, torch.enable_grad():
+            logits = base_model(model)(input_ids=ids).logits[0, -length - 1 : -1].float()
             log_p = (logits / setting.temperature).log_softmax(-1).gather(-1, ids[0, -length:, None]).squeeze(-1)
             (-(made.advantages_BT[b, :length] * log_p).sum() / count).backward()
     expected = taken(roles, "policy")

@@ -14,8 +14,14 @@ class Engine(Protocol):
     """Samples one response a prompt from softmax(logits / temperature): no top-k, no top-p, no penalty, whatever the
     checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
-        """Responses in the order of the prompts; `generator` makes them reproducible."""
+    def generate(self, model: Any, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
+        """Responses in the order of the prompts.
+
+        Args:
+            model: the policy as it trains, with the adapter active that speaks. An engine with weights of its own, in
+                another process say, takes over what has changed in it (`align.models.adapters.tensors_of`).
+            generator: makes them reproducible.
+        """
         ...
 
 

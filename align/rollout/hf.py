@@ -21,10 +21,9 @@ DROP_BELOW = 0.8
 
 @dataclass(frozen=True)
 class HfEngine:
-    """Samples from `model` with whatever adapter is active.
+    """Samples from the model itself, PEFT-wrapped or not, with whatever adapter is active.
 
     Attributes:
-        model: a causal language model, PEFT-wrapped or not.
         stop_ids: tokens that end a response; kept as its last token.
         pad_id: fills the rectangle; never looked at, masks are kept.
         max_new_tokens: T at the most.
@@ -32,28 +31,27 @@ class HfEngine:
         batch_size: rows decoded at once; prompts are sorted by length first, so little padding is computed.
     """
 
-    model: Any
     stop_ids: tuple[int, ...]
     pad_id: int
     max_new_tokens: int
     temperature: float = 1.0
     batch_size: int = 128
 
-    def generate(self, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
+    def generate(self, model: Any, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
         lengths = torch.tensor([len(p) for p in prompts])
         order = torch.argsort(lengths, stable=True)
-        was_training = self.model.training
+        was_training = model.training
         if was_training:  # entering every module takes as long as a token
-            self.model.eval()
+            model.eval()
         chunks = order.split(self.batch_size)
-        parts = [self._batch([prompts[int(i)] for i in chosen], generator) for chosen in chunks]
+        parts = [self._batch(model, [prompts[int(i)] for i in chosen], generator) for chosen in chunks]
         if was_training:
-            self.model.train()
+            model.train()
         return joined(parts, order, self.pad_id)
 
     @torch.no_grad()
-    def _batch(self, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
-        device = next(self.model.parameters()).device
+    def _batch(self, model: Any, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
+        device = next(model.parameters()).device
         tokens = pad(prompts, self.pad_id, left=True).to(device)
         mask = pad([[1] * len(p) for p in prompts], 0, left=True).bool().to(device)
         rows, width = tokens.shape
@@ -65,10 +63,10 @@ class HfEngine:
         held, live = torch.arange(rows, device=device), torch.ones(rows, dtype=torch.bool, device=device)
         cache = ReservedCache(width + self.max_new_tokens)
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-        hidden = self._forward(tokens, mask, positions, cache)
+        hidden = forward(model, tokens, mask, positions, cache)
         last, mask_held = positions[:, -1], mask
         for t in range(self.max_new_tokens):
-            drawn = self._draw(hidden, generator)
+            drawn = self._draw(model, hidden, generator)
             response[held[live], t], real[held[live], t] = drawn[live], True
             stopped = live & torch.isin(drawn, stops)
             ended[held[stopped]] = True
@@ -81,25 +79,26 @@ class HfEngine:
                 keep = live.nonzero().squeeze(-1)
                 held, drawn, last, mask_held, live = held[keep], drawn[keep], last[keep], mask_held[keep], live[keep]
                 cache.batch_select_indices(keep)
-            hidden = self._forward(drawn[:, None], mask_held, last[:, None], cache)
+            hidden = forward(model, drawn[:, None], mask_held, last[:, None], cache)
         used = int(real.any(0).sum())
         return Rollout(
             torch.cat([tokens, response[:, :used]], dim=1), torch.cat([mask, real[:, :used]], dim=1), width, ended
         )
 
-    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Hidden states of the last column [B, D]; the cache grows."""
-        out = base_model(self.model).get_decoder()(
-            input_ids=tokens, attention_mask=mask.long(), position_ids=positions, cache=cache, use_cache=True
-        )
-        return out.last_hidden_state[:, -1]
-
-    def _draw(self, hidden_BD: Tensor, generator: Generator) -> Tensor:
+    def _draw(self, model: Any, hidden_BD: Tensor, generator: Generator) -> Tensor:
         """One token a row from softmax(logits / temperature)."""
-        logits = lm_head(self.model)(hidden_BD)
+        logits = lm_head(model)(hidden_BD)
         if self.temperature != 1.0:
             logits = logits.float() / self.temperature
         return draw(logits.softmax(-1, dtype=torch.float32), generator)
+
+
+def forward(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+    """Hidden states of the last column [B, D]; the cache grows."""
+    out = base_model(model).get_decoder()(
+        input_ids=tokens, attention_mask=mask.long(), position_ids=positions, cache=cache, use_cache=True
+    )
+    return out.last_hidden_state[:, -1]
 
 
 BLOCK = 64

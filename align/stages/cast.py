@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,18 +12,18 @@ from torch import Tensor
 
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.data.chat import Prompt, encode_prompts, stop_token_ids
+from align.data.chat import Prompt, encode_prompts
 from align.data.sources import prompts
 from align.errors import require
-from align.models.load import choose_device, choose_dtype, context_length, load_base
+from align.models.load import choose_checkpointing, choose_device, choose_dtype, context_length, load_base
 from align.models.roles import Role, Roles
 from align.ops.moments import Moments
 from align.rollout.engine import Engine, response_texts
-from align.rollout.hf import HfEngine
 from align.rollout.randomness import generator_for
 from align.run import Base, Run
 from align.stages import scoring
-from align.stages.lineage import adapter_folder, start, tokenizer_of
+from align.stages.lineage import adapter_folder, frozen_as, start, tokenizer_of
+from align.stages.sampling import engine_of
 from align.types import Conversation, Rollout
 from reward.combined import comparable, judged
 from reward.scorer import Scorer
@@ -57,8 +58,8 @@ class Cast:
 
     def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
         """One answer of a role to each prompt."""
-        with self.roles.use(role):
-            rollout = self.engine.generate([p.input_ids for p in prompts], self.generator(*where))
+        with self.roles.use(role) as model:
+            rollout = self.engine.generate(model, [p.input_ids for p in prompts], self.generator(*where))
         texts = response_texts(rollout, self.tokenizer)
         told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
         return Answers(prompts, rollout, texts, told)
@@ -92,38 +93,61 @@ def cast(run: Run, config: Config, base: Base) -> Cast:
     dtype = choose_dtype(config.dtype, device)
     artifact, _ = start(config, run.inputs["init"]["path"])
     tokenizer = tokenizer_of(artifact, base, config.data.template)
-    model = load_base(base, config.method.name, device, dtype)
-    stops = stop_token_ids(tokenizer, model.generation_config)
-    room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
+    models = scoring.models_of(run.inputs)
+    rewards = [m.path for m in scoring.on_base(models, base)]
+    roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_trunk, device)
+    if choose_checkpointing(stage.gradient_checkpointing, device):
+        roles.recompute_layers()
+    scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype)
+    engine = engine_of(config, tokenizer, roles.model.generation_config)
+
+    room = min(config.data.max_length, context_length(roles.model) - config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed), room)
     apart = stage.eval_prompts if stage.eval_every else 0
     require(
         len(found) > apart, "stage.eval_prompts", apart, f"leaves none of {len(found)} prompts to train on",
         "Set fewer apart.",
     )  # fmt: skip
-
-    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-    models = scoring.models_of(run.inputs)
-    rewards = [m.path for m in scoring.on_base(models, base)]
-    rank = (config.method.r, config.method.alpha)
-    roles = Roles(model, adapter_folder(artifact), rewards, rank, stage.value_trunk)
-    if config.method.name == "qlora":
-        assert roles.quantised_layers() > 0, "the base is not NF4"
-    scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype)
-    engine = HfEngine(
-        roles.model, stops, tokenizer.pad_token_id, config.rollout.max_new_tokens, config.rollout.temperature,
-        config.rollout.batch_size,
-    )  # fmt: skip
+    training = distinct(found, apart)
+    bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     print(
-        f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; "
-        f"one base with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}"
+        f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens; "
+        f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}"
     )
 
     def generator(*where: str | int) -> torch.Generator:
         return generator_for(device, config.seed, *where)
 
-    held_out = found[len(found) - apart :]
-    asked = {p.conversation.messages for p in held_out}  # a prompt that a file repeats stands on one side
+    return Cast(tokenizer, roles, engine, scorer, training, found[len(found) - apart :], dropped, generator)
+
+
+def distinct(found: Sequence[Prompt], apart: int) -> list[Prompt]:
+    """The prompts to train on: none of the last `apart`, not even where a file repeats one of those.
+
+    Raises:
+        InputError: none is left.
+    """
+    asked = {p.conversation.messages for p in found[len(found) - apart :]}
     training = [p for p in found if p.conversation.messages not in asked]
     require(bool(training), "stage.eval_prompts", apart, "leaves no other prompt to train on", "Set fewer apart.")
-    return Cast(tokenizer, roles, engine, scorer, training, held_out, dropped, generator)
+    return training
+
+
+def roles_on(
+    base: Base, config: Config, init: Path | None, rewards: Sequence[Path], value_trunk: str, device: torch.device,
+) -> Roles:  # fmt: skip
+    """The roles of a method, on its device: adapters on one base; under `method=full` a policy of its own, and the
+    others on a frozen copy of what it starts from."""
+    dtype = choose_dtype(config.dtype, device)
+    method = config.method
+    policy = None
+    if method.name == "full":
+        policy = load_base(base, "full", device, dtype)
+    frozen = load_base(base, frozen_as(method.name), device, dtype)
+    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
+    roles = Roles(
+        frozen, init, rewards, (method.r, method.alpha), value_trunk, policy, None if dtype == torch.float32 else dtype
+    )
+    if method.name == "qlora":
+        assert roles.quantised_layers() > 0, "the base is not NF4"
+    return roles

@@ -8,7 +8,7 @@ import torch
 
 from align.config.eval import EvalConfig
 from align.config.root import Config, ModelConfig
-from align.data.chat import Prompt, encode_prompts, stop_token_ids
+from align.data.chat import Prompt, encode_prompts
 from align.data.sources import data_record, prompts
 from align.errors import InputError
 from align.evals.comparison import Sample, summarise, write_samples
@@ -19,11 +19,11 @@ from align.models.load import choose_device, choose_dtype, context_length, load_
 from align.models.trunk import response_logprobs
 from align.report import Report, histogram_pair
 from align.rollout.engine import response_texts
-from align.rollout.hf import HfEngine
 from align.rollout.randomness import generator_for
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs
 from align.stages.lineage import adapter_folder, label, same_split, start, tokenizer_of
+from align.stages.sampling import engine_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 from reward.rules import Sentiment
@@ -39,7 +39,7 @@ def inputs(config: Config) -> Inputs:
     reference = started_from(artifact, config)
     records = {"artifact": artifact.record(), "data": data_record(config.data)}
     if reference is not None:
-        if base_of(reference, ModelConfig(), "init").digest != base.digest:
+        if not artifact.whole and base_of(reference, ModelConfig(), "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
         records["init"] = reference.record()
     return Inputs(label(base, config), base, records)
@@ -60,7 +60,7 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
     if artifact.manifest:
         if artifact.whole:
             raise InputError(
-                "artifact", artifact.ref, "is a whole model, which shares no base with what it started from",
+                "artifact", artifact.ref, "was trained to imitate, not to be preferred to anything",
                 "Its held-out loss before and after is in its own report.",
             )  # fmt: skip
         return None
@@ -72,29 +72,20 @@ def run(run: Run, config: Config) -> Result:
     base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
-    model = attach(
-        load_base(base, config.method.name, device, choose_dtype(config.dtype, device)), artifact.path, "policy"
-    )
-    reference = None
-    if "init" in run.inputs and not run.inputs["init"]["whole"]:
-        reference = adapter_folder(resolve(run.inputs["init"]["path"], Path(config.run.root), field_name="init"))
-        model = attach(model, reference, "reference") if reference else model
-    policies = {"ref": Policy(model, "reference" if reference else None), "policy": Policy(model, "policy")}
+    policies = policies_of(run, config, artifact, base, device)
+    model = policies["policy"].model
 
     room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts(config.data, "test", config.seed)[: stage.prompts], room)
-    stops = stop_token_ids(tokenizer, model.generation_config)
     rollout = config.rollout
-    engine = HfEngine(
-        model, stops, tokenizer.pad_token_id, rollout.max_new_tokens, rollout.temperature, rollout.batch_size
-    )
+    engine = engine_of(config, tokenizer, model.generation_config)
 
     # One answer each, sampled as in training; then the policy's answers under both.
     answers: dict[str, Rollout] = {}
     for who, policy in policies.items():
         with policy.active():
             answers[who] = engine.generate(
-                [p.input_ids for p in found], generator_for(device, config.seed, "eval", who)
+                policy.model, [p.input_ids for p in found], generator_for(device, config.seed, "eval", who)
             )
     logprobs = {
         who: sequence_logprobs(policy, answers["policy"], rollout.temperature) for who, policy in policies.items()
@@ -123,6 +114,20 @@ def run(run: Run, config: Config) -> Result:
     if len(found) < FEW:
         lines.append(f"fewer than {FEW} prompts: the interval says little; hold out more before training")
     return Result(metrics, tuple(lines))
+
+
+def policies_of(run: Run, config: Config, artifact: Artifact, base: Base, device: torch.device) -> dict[str, Policy]:
+    """`policy`, and `ref`, what it started from: two adapters on one base, or two whole models."""
+    dtype, root = choose_dtype(config.dtype, device), Path(config.run.root)
+    started = resolve(run.inputs["init"]["path"], root, field_name="init") if "init" in run.inputs else None
+    if artifact.whole:
+        assert started is not None, "inputs() lets no such artifact pass"
+        bases = {"ref": base_of(started, ModelConfig(), "init"), "policy": base}
+        return {who: Policy(load_base(found, "lora", device, dtype)) for who, found in bases.items()}
+    model = attach(load_base(base, config.method.name, device, dtype), artifact.path, "policy")
+    reference = adapter_folder(started) if started is not None else None
+    model = attach(model, reference, "reference") if reference else model
+    return {"ref": Policy(model, "reference" if reference else None), "policy": Policy(model, "policy")}
 
 
 @torch.no_grad()

@@ -51,6 +51,11 @@ def method_of(artifact: Artifact, given: str, field: str) -> str:
     return given
 
 
+def frozen_as(method: str) -> str:
+    """How a base is kept that nothing trains: as its adapters know it, in the compute dtype beside a full policy."""
+    return "lora" if method == "full" else method
+
+
 def tokenizer_of(artifact: Artifact, base: Base, template: str | None) -> Any:
     """The tokenizer and chat template that an artifact was trained with; the base's where it brings none.
 

@@ -23,8 +23,7 @@ from align.config.root import Config
 from align.data.sources import data_record
 from align.errors import require
 from align.evals.text import repetition
-from align.models.adapters import save_adapter
-from align.models.load import save_tokenizer
+from align.models.load import choose_device, choose_dtype, save_tokenizer
 from align.models.roles import TRAINABLE
 from align.ops.kl import adapted
 from align.ops.moments import Moments
@@ -41,7 +40,7 @@ from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import Inputs, scoring, tracker
 from align.stages.cast import Cast, cast
-from align.stages.lineage import label, start
+from align.stages.lineage import frozen_as, label, start
 from align.stages.watch import better, evaluate, hand_over, stops, warn
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
@@ -49,13 +48,19 @@ from align.types import Result
 
 def inputs(config: Config) -> Inputs:
     artifact, base = start(config)
-    rewards = scoring.records(config.reward, Path(config.run.root).expanduser(), base, config.method.name)
+    require(
+        config.method.name != "full" or artifact.whole, "method", "full", f"{artifact.ref} is an adapter",
+        "Start from a whole model (init=full:latest, a folder or hub:ID), or drop method=.",
+    )  # fmt: skip
+    root = Path(config.run.root).expanduser()
+    rewards = scoring.records(config.reward, root, base, frozen_as(config.method.name))
     return Inputs(label(base, config), base, {"init": artifact.record(), "data": data_record(config.data), **rewards})
 
 
 def run(run: Run, config: Config) -> Result:
     stage: PpoConfig = config.stage
     base, temperature = Base(**run.manifest["base"]), config.rollout.temperature
+    assert stage.lr is not None  # the configuration has chosen
     players = cast(run, config, base)
     roles, prompts = players.roles, players.prompts
     groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
@@ -135,7 +140,7 @@ def run(run: Run, config: Config) -> Result:
 
     if state.best and stage.publish == "best":
         players.put_back(state.best.weights)
-    save_adapter(roles.model, run.artifact, base, "policy")
+    roles.save_policy(run.artifact, base, choose_dtype(config.dtype, choose_device(config.device)))
     roles.save_critic(run.artifact / "value", base)
     save_tokenizer(players.tokenizer, run.artifact)
     if suspects:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from align.config.root import Config
 from align.config.sample import SampleConfig
-from align.data.chat import encode_prompts, stop_token_ids
+from align.data.chat import encode_prompts
 from align.data.sources import data_record, prompts
 from align.models.adapters import Policy, attach
 from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.report import Report, curves
 from align.rollout.engine import response_texts
-from align.rollout.hf import HfEngine
 from align.rollout.randomness import generator_for
 from align.run import Base, Run, write_json
 from align.stages import Inputs, open_store, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
+from align.stages.sampling import engine_of
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 from annotate.store import Candidate
@@ -38,11 +38,7 @@ def run(run: Run, config: Config) -> Result:
     policy = Policy(attach(model, adapter, "sft") if adapter else model, "sft" if adapter else None)
     room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed)[: stage.prompts], room)
-    stops = stop_token_ids(tokenizer, model.generation_config)
-    engine = HfEngine(
-        policy.model, stops, tokenizer.pad_token_id, config.rollout.max_new_tokens, config.rollout.temperature,
-        config.rollout.batch_size,
-    )  # fmt: skip
+    engine = engine_of(config, tokenizer, model.generation_config)
     print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
 
     # A chunk is logged once the store has it, so that a resumed run goes on behind the last one it logged.
@@ -58,7 +54,7 @@ def run(run: Run, config: Config) -> Result:
             chunk = found[first : first + PROMPTS_AT_ONCE]
             rows = [p.input_ids for p in chunk for _ in range(stage.candidates)]
             with policy.active():
-                rollout = engine.generate(rows, generator_for(device, config.seed, "sample", first))
+                rollout = engine.generate(policy.model, rows, generator_for(device, config.seed, "sample", first))
             texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
             with store.transaction():
                 for i, prompt in enumerate(chunk):

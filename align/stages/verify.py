@@ -11,19 +11,19 @@ import torch
 import align
 from align.config.root import Config
 from align.config.verify import VerifyConfig
-from align.data.chat import stop_token_ids
 from align.errors import AlignError
 from align.models.base import find_base
-from align.models.load import choose_device, choose_dtype, load_base, load_tokenizer
+from align.models.load import choose_device, choose_dtype, load_tokenizer
 from align.models.roles import Roles
 from align.ppo.anchors import Anchor, Setting, maths, on_model
 from align.report import Report
-from align.rollout.hf import HfEngine
 from align.rollout.randomness import generator_for
 from align.run import Base, Run, file_digest, json_digest
 from align.run.folder import package_versions
 from align.stages import Inputs
+from align.stages.cast import roles_on
 from align.stages.lineage import label
+from align.stages.sampling import engine_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 
@@ -50,23 +50,18 @@ def run(run: Run, config: Config) -> Result:
     base, device = Base(**run.manifest["base"]), choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     tokenizer = load_tokenizer(base)
-    model = load_base(base, config.method.name, device, dtype)
-    torch.manual_seed(config.seed)
-    roles = Roles(model, None, (), (config.method.r, config.method.alpha), stage.value_trunk)
+    roles = roles_on(base, config, None, (), stage.value_trunk, device)
     shake(roles)
     rollout = config.rollout
-    engine = HfEngine(
-        roles.model, stop_token_ids(tokenizer, model.generation_config), tokenizer.pad_token_id, rollout.max_new_tokens,
-        rollout.temperature, rollout.batch_size,
-    )  # fmt: skip
+    engine = engine_of(config, tokenizer, roles.model.generation_config)
     asked = [list(tokenizer(TEXTS[i % len(TEXTS)])["input_ids"]) for i in range(stage.rows)]
     drawn = 0
 
     def draw(rows: int = 4) -> Rollout:
         nonlocal drawn
         drawn += 1
-        with roles.use("policy"):
-            return engine.generate(asked * rows, generator_for(device, config.seed, "verify", drawn))
+        with roles.use("policy") as model:
+            return engine.generate(model, asked * rows, generator_for(device, config.seed, "verify", drawn))
 
     setting = Setting(roles, draw(1), rollout.temperature, stage.micro_batch, loose=dtype != torch.float32)
     began = time.perf_counter()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from align.models.load import choose_checkpointing
 from align.run.checkpoints import seal
 from align.track import Progress, Tracker
 
@@ -40,7 +41,6 @@ def training_arguments(
     """The keyword arguments that TRL's configs have in common; every precision switch is said aloud, for TRL's own
     defaults differ from transformers'."""
     on_cuda = device.type == "cuda"
-    checkpointing = on_cuda if gradient_checkpointing == "auto" else gradient_checkpointing == "true"
     return {
         "output_dir": str(output),
         "learning_rate": lr,
@@ -57,7 +57,7 @@ def training_arguments(
         "bf16": dtype == torch.bfloat16,
         "fp16": on_cuda and dtype == torch.float16,
         "use_cpu": not on_cuda,
-        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing": choose_checkpointing(gradient_checkpointing, device),
         "save_strategy": "steps",
         "save_steps": save_every,
         "save_total_limit": 2,

@@ -83,7 +83,7 @@ def main(work: Work) -> None:
         roles = roles_on(work, Path(folder))  # before anything starts threads, which a fork would not have
     tokenizer = load_tokenizer(find_base(ModelConfig(work.model)))
     stops = () if work.fixed else stop_token_ids(tokenizer, roles.model.generation_config)
-    engine = HfEngine(roles.model, stops, tokenizer.pad_token_id, work.tokens)
+    engine = HfEngine(stops, tokenizer.pad_token_id, work.tokens)
     asked = [Conversation((Message("user", text),)) for text in PROMPTS * work.batch]
     prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
     optimiser = torch.optim.AdamW([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=1e-5)
@@ -91,8 +91,8 @@ def main(work: Work) -> None:
     def one(number: int) -> dict[str, float]:
         laps = {"start": time.perf_counter()}
         rows = prompts[number * work.batch : (number + 1) * work.batch]
-        with roles.use("policy"):
-            rollout = engine.generate(rows, torch.Generator().manual_seed(number))
+        with roles.use("policy") as model:
+            rollout = engine.generate(model, rows, torch.Generator().manual_seed(number))
         laps["rollout_s"] = time.perf_counter()
         scores = in_chunks(roles.scores, rollout, work.batch)
         estimates, held = estimated(roles, rollout, temperature=1.0, micro_batch=work.batch, minibatches=1)

@@ -31,12 +31,12 @@ def main(model: str, dtype: str, batch: int = 16, tokens: int = 64, rounds: int 
     tokenizer = load_tokenizer(find_base(ModelConfig(model)))
     asked = [Conversation((Message("user", text),)) for text in PROMPTS * (batch // len(PROMPTS))]
     prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
-    engine = HfEngine(roles.model, (), tokenizer.pad_token_id, tokens)
+    engine = HfEngine((), tokenizer.pad_token_id, tokens)
     ids = pad(prompts, tokenizer.pad_token_id, left=True)
     mask = pad([[1] * len(p) for p in prompts], 0, left=True)
 
     def ours() -> None:
-        engine.generate(prompts, torch.Generator().manual_seed(0))
+        engine.generate(roles.model, prompts, torch.Generator().manual_seed(0))
 
     def generate() -> None:
         roles.model.generate(

@@ -39,14 +39,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
 def anchors(world: World, trunk: str = "own") -> dict[str, Anchor]:
     """All of them, by name."""
     roles = world.roles(trunk=trunk)
-    engine = HfEngine(roles.model, STOPS, PAD, 8, TEMPERATURE)
+    engine = HfEngine(STOPS, PAD, 8, TEMPERATURE)
     drawn = 0
 
     def draw(times: int = 20) -> Rollout:
         nonlocal drawn
         drawn += 1
         with roles.use("policy"):
-            return engine.generate(PROMPTS * times, torch.Generator().manual_seed(drawn))
+            return engine.generate(roles.model, PROMPTS * times, torch.Generator().manual_seed(drawn))
 
     setting = Setting(roles, draw(1), TEMPERATURE, 3, loose=False)
     return {anchor.name: anchor for anchor in (*maths(), *on_model(setting, draw))}
@@ -62,11 +62,11 @@ def test_all_hold(world: World, trunk: str):
 def test_the_roles_are_left_as_they_were(world: World):
     roles = world.roles()
     before = [p.detach().clone() for role in ("policy", "value") for p in roles.parameters_of(role)]
-    engine = HfEngine(roles.model, STOPS, PAD, 8, TEMPERATURE)
+    engine = HfEngine(STOPS, PAD, 8, TEMPERATURE)
 
     def draw() -> Rollout:
         with roles.use("policy"):
-            return engine.generate(PROMPTS, torch.Generator().manual_seed(0))
+            return engine.generate(roles.model, PROMPTS, torch.Generator().manual_seed(0))
 
     assert list(on_model(Setting(roles, draw(), TEMPERATURE, 3, loose=False), draw))
     after = [p for role in ("policy", "value") for p in roles.parameters_of(role)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from align.ops.attention import Places, causal_attention
-from align.ops.layers import LowRank, Matrix, projected, rms_norm, rotated, swiglu
+from align.ops.layers import Again, LowRank, Matrix, projected, rms_norm, rotated, swiglu
 from align.ops.linear import linear, packed
 
 
@@ -24,9 +25,9 @@ def wanted(*tensors: Tensor) -> list[Tensor]:
 
 
 def test_rms_norm():
-    x, weight = wanted(random(5, 8))[0], random(8, seed=1)
+    x, weight = wanted(random(2, 5, 8), random(8, seed=1))
     assert_close(rms_norm(x, weight, 1e-3), x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight)
-    assert gradcheck(lambda x: rms_norm(x, weight, 1e-3), (x,))
+    assert gradcheck(lambda x, weight: rms_norm(x, weight, 1e-3), (x, weight))
 
 
 def test_rotated():
@@ -45,42 +46,54 @@ def test_swiglu():
 
 @pytest.mark.parametrize("again", [False, True])
 def test_projected_gives_outputs_and_the_gradients_of_what_trains(again: bool):
-    x, *factors = wanted(random(5, 8), *(random(*s, seed=i) for i, s in enumerate([(2, 8), (6, 2), (3, 8), (4, 3)])))
-    weights, bias = [random(n, 8, seed=n) for n in (6, 7, 4)], random(7, seed=9)
+    sizes = [(2, 8), (6, 2), (3, 8), (4, 3), (7, 8), (7,)]
+    x, *trained = wanted(random(5, 8), *(random(*size, seed=i) for i, size in enumerate(sizes)))
+    first, last = random(6, 8, seed=10), random(4, 8, seed=11)
 
-    def matrices(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Matrix]:
+    def matrices(a: Tensor, b: Tensor, c: Tensor, d: Tensor, weight: Tensor, bias: Tensor) -> list[Matrix]:
         return [
-            Matrix(weights[0].to, 48, None, LowRank(a, b, 0.5)),
-            Matrix(weights[1].to, 56, bias),
-            Matrix(weights[2].to, 32, None, LowRank(c, d, 2.0)),
+            Matrix(first.to, 48, low=LowRank(a, b, 0.5)),
+            Matrix(weight.to, 56, bias, trained=weight),
+            Matrix(last.to, 32, low=LowRank(c, d, 2.0)),
         ]
 
-    def outputs(x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+    def outputs(x: Tensor, *trained: Tensor) -> tuple[Tensor, ...]:
         y = x * 1.0
-        kept = y.detach()
-        return projected(y, matrices(*factors), (lambda: kept) if again else None)
+        return projected(y, matrices(*trained), Again(torch.neg, (-y.detach(),)) if again else None)
 
-    a, b, c, d = factors
+    a, b, c, d, weight, bias = trained
     expected = (
-        x @ weights[0].T + 0.5 * x @ a.T @ b.T,
-        x @ weights[1].T + bias,
-        x @ weights[2].T + 2.0 * x @ c.T @ d.T,
+        x @ first.T + 0.5 * x @ a.T @ b.T,
+        x @ weight.T + bias,
+        x @ last.T + 2.0 * x @ c.T @ d.T,
     )
-    for found, right in zip(outputs(x, *factors), expected, strict=True):
+    for found, right in zip(outputs(x, *trained), expected, strict=True):
         assert_close(found, right)
-    assert gradcheck(outputs, (x, *factors))
+    assert gradcheck(outputs, (x, *trained))
     with torch.no_grad():
-        for found, right in zip(projected(x, matrices(*factors)), expected, strict=True):
+        for found, right in zip(projected(x, matrices(*trained)), expected, strict=True):
             assert_close(found, right)
 
 
 def test_what_is_frozen_gets_no_gradient():
     x, a, b = random(5, 8), random(2, 8), wanted(random(6, 2))[0]
-    (out,) = projected(x, [Matrix(random(6, 8, seed=3).to, 48, None, LowRank(a, b, 1.0))])
+    (out,) = projected(x, [Matrix(random(6, 8, seed=3).to, 48, low=LowRank(a, b, 1.0))])
     out.sum().backward()
     assert b.grad is not None
     assert a.grad is None
     assert x.grad is None
+
+
+def test_a_backward_pass_leaves_nothing_of_what_was_kept_for_it():
+    y = wanted(random(5, 8))[0] * 1.0
+    kept = -y.detach()
+    seen = weakref.ref(kept)
+    (out,) = projected(y, [Matrix(random(6, 8).to, 48)], Again(torch.neg, (kept,)))
+    del kept
+    assert seen() is not None
+    out.sum().backward()
+    assert seen() is None
+    assert out.grad_fn is not None  # the result is still there, and may stay for long
 
 
 # Attention.

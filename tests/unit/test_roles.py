@@ -157,7 +157,7 @@ def test_a_value_head_on_another_roles_trunk(world: World, rollout: Rollout, tru
 @pytest.mark.parametrize("fresh", [False, True])
 def test_reference_and_reward_are_the_same_bits_after_training(world: World, rollout: Rollout, fresh: bool):
     roles = world.roles(fresh=fresh)
-    engine = HfEngine(roles.model, STOPS, PAD, 6)
+    engine = HfEngine(STOPS, PAD, 6)
     optimiser = torch.optim.AdamW([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=1e-2)
 
     def figures() -> list[Tensor]:
@@ -168,7 +168,7 @@ def test_reference_and_reward_are_the_same_bits_after_training(world: World, rol
     assert torch.equal(before[0], before[2])  # the policy starts as the reference
     for number in range(3):
         with roles.use("policy"):
-            engine.generate(PROMPTS, torch.Generator().manual_seed(number))
+            engine.generate(roles.model, PROMPTS, torch.Generator().manual_seed(number))
         losses(roles, rollout)
         optimiser.step()
         optimiser.zero_grad()
@@ -181,11 +181,11 @@ def test_reference_and_reward_are_the_same_bits_after_training(world: World, rol
 
 def test_the_policy_samples_as_the_policy(roles: Roles):
     """The engine takes the active adapter: the other roles answer otherwise."""
-    engine = HfEngine(roles.model, STOPS, PAD, 8, temperature=1e-5)
+    engine = HfEngine(STOPS, PAD, 8, temperature=1e-5)
     said = {}
     for role in ROLES:
         with roles.use(role):
-            said[role] = response_ids(engine.generate(PROMPTS, torch.Generator().manual_seed(0)))
+            said[role] = response_ids(engine.generate(roles.model, PROMPTS, torch.Generator().manual_seed(0)))
     assert said["policy"] == said["reference"] != said["reward"] == said["value"]
 
 
@@ -370,7 +370,7 @@ def test_evaluation_does_not_repack_the_base(world: World, rollout: Rollout, mon
     assert layers
     assert not any(m.support_avx512bf16_for_cpu for m in layers)
     with used.use("policy"):
-        HfEngine(used.model, STOPS, PAD, 4).generate(PROMPTS, torch.Generator().manual_seed(0))
+        HfEngine(STOPS, PAD, 4).generate(used.model, PROMPTS, torch.Generator().manual_seed(0))
     used.scores(rollout)
     used.values(rollout)
     assert torch.equal(gradient(used), gradient(unused))

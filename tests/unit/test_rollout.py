@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def engine(model: Any, **changes: Any) -> HfEngine:
-    return HfEngine(**({"model": model, "stop_ids": STOPS, "pad_id": PAD, "max_new_tokens": 12} | changes))
+def engine(model: Any, **changes: Any) -> Callable[..., Rollout]:
+    made = HfEngine(**({"stop_ids": STOPS, "pad_id": PAD, "max_new_tokens": 12} | changes))
+    return partial(made.generate, model)
 
 
 def next_logits(model: Any, ids: list[int]) -> Tensor:
@@ -53,7 +56,7 @@ def test_cold_samples_are_those_of_generate(model: Any):
     expected = model.generate(
         tokens, attention_mask=mask, do_sample=False, max_new_tokens=12, eos_token_id=list(stops), pad_token_id=PAD
     )
-    found = engine(model, stop_ids=stops, temperature=1e-5).generate(PROMPTS, seeded())
+    found = engine(model, stop_ids=stops, temperature=1e-5)(PROMPTS, seeded())
     assert found.prompt_width == 7
     assert set(found.ended_B.tolist()) == {True, False}  # else this proves little
     assert torch.equal(found.tokens_BS, expected)
@@ -62,7 +65,7 @@ def test_cold_samples_are_those_of_generate(model: Any):
 def test_samples_come_from_the_whole_softmax(model: Any):
     """E log p = −H only for samples of p itself: top-k, top-p or another temperature move the mean by far more."""
     prompt, count = PROMPTS[0], 4000
-    drawn = engine(model, max_new_tokens=1, temperature=0.7, batch_size=1000).generate([prompt] * count, seeded())
+    drawn = engine(model, max_new_tokens=1, temperature=0.7, batch_size=1000)([prompt] * count, seeded())
     log_p = (next_logits(model, prompt) / 0.7).log_softmax(-1)
     got = log_p[drawn.response_BT[:, 0]]
     entropy = -(log_p.exp() * log_p).sum()
@@ -73,14 +76,14 @@ def test_samples_come_from_the_whole_softmax(model: Any):
 
 
 def test_generation_settings_of_the_checkpoint_have_no_influence(model: Any, monkeypatch: pytest.MonkeyPatch):
-    plain = engine(model).generate(PROMPTS, seeded())
+    plain = engine(model)(PROMPTS, seeded())
     settings = GenerationConfig(do_sample=True, top_k=1, top_p=0.1, repetition_penalty=5.0, temperature=0.01)
     monkeypatch.setattr(model, "generation_config", settings)
-    assert torch.equal(engine(model).generate(PROMPTS, seeded()).tokens_BS, plain.tokens_BS)
+    assert torch.equal(engine(model)(PROMPTS, seeded()).tokens_BS, plain.tokens_BS)
 
 
 def test_a_seed_fixes_the_tokens(model: Any):
-    first, again, other = (engine(model).generate(PROMPTS, seeded(s)) for s in (5, 5, 6))
+    first, again, other = (engine(model)(PROMPTS, seeded(s)) for s in (5, 5, 6))
     assert torch.equal(first.tokens_BS, again.tokens_BS)
     assert torch.equal(first.mask_BS, again.mask_BS)
     assert first.tokens_BS.shape != other.tokens_BS.shape or not torch.equal(first.tokens_BS, other.tokens_BS)
@@ -88,18 +91,18 @@ def test_a_seed_fixes_the_tokens(model: Any):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 128])
 def test_prompts_come_back_in_order(model: Any, batch_size: int):
-    rollout = engine(model, batch_size=batch_size, temperature=1e-5).generate(PROMPTS, seeded())
+    rollout = engine(model, batch_size=batch_size, temperature=1e-5)(PROMPTS, seeded())
     for i, prompt in enumerate(PROMPTS):
         row = rollout.tokens_BS[i, : rollout.prompt_width][rollout.mask_BS[i, : rollout.prompt_width]]
         assert row.tolist() == prompt
-        alone = engine(model, temperature=1e-5).generate([prompt], seeded())
+        alone = engine(model, temperature=1e-5)([prompt], seeded())
         assert response_ids(rollout)[i] == response_ids(alone)[0]
         assert rollout.ended_B[i] == alone.ended_B[0]
 
 
 @pytest.mark.parametrize("pad_id", [PAD, STOPS[0]])
 def test_a_row_ends_with_its_stop_token(model: Any, pad_id: int):
-    rollout = engine(model, pad_id=pad_id).generate(PROMPTS * 8, seeded())
+    rollout = engine(model, pad_id=pad_id)(PROMPTS * 8, seeded())
     lengths = rollout.lengths_B.tolist()
     assert 1 < len(set(lengths)) <= 12
     assert set(rollout.ended_B.tolist()) == {True, False}
@@ -113,8 +116,8 @@ def test_a_row_ends_with_its_stop_token(model: Any, pad_id: int):
 
 
 def test_padding_with_a_stop_token_loses_nothing(model: Any):
-    apart = engine(model).generate(PROMPTS * 8, seeded())
-    shared = engine(model, pad_id=STOPS[0]).generate(PROMPTS * 8, seeded())
+    apart = engine(model)(PROMPTS * 8, seeded())
+    shared = engine(model, pad_id=STOPS[0])(PROMPTS * 8, seeded())
     assert torch.equal(apart.mask_BS, shared.mask_BS)
     assert torch.equal(apart.ended_B, shared.ended_B)
     assert response_ids(apart) == response_ids(shared)
@@ -123,23 +126,23 @@ def test_padding_with_a_stop_token_loses_nothing(model: Any):
 
 
 def test_no_column_is_empty(model: Any):
-    rollout = engine(model, stop_ids=tuple(range(320)), max_new_tokens=9).generate(PROMPTS, seeded())
+    rollout = engine(model, stop_ids=tuple(range(320)), max_new_tokens=9)(PROMPTS, seeded())
     assert rollout.response_BT.shape == (5, 1)
     assert rollout.ended_B.all()
 
 
 def test_the_mode_of_the_model_is_left_as_it_was(model: Any):
     model.train()
-    engine(model, max_new_tokens=1).generate(PROMPTS[:1], seeded())
+    engine(model, max_new_tokens=1)(PROMPTS[:1], seeded())
     assert model.training
     model.eval()
-    engine(model, max_new_tokens=1).generate(PROMPTS[:1], seeded())
+    engine(model, max_new_tokens=1)(PROMPTS[:1], seeded())
     assert not model.training
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_do_not_depend_on_padding_or_company(model: Any, temperature: float):
-    rollout = engine(model, temperature=temperature).generate(PROMPTS, seeded())
+    rollout = engine(model, temperature=temperature)(PROMPTS, seeded())
     together, entropy = response_logprobs(model, rollout, temperature)
     wide = Rollout(
         torch.nn.functional.pad(rollout.tokens_BS, (5, 3), value=7),
@@ -166,10 +169,10 @@ def test_positions_count_real_tokens_only():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=64, n_embd=32, n_layer=1, n_head=2)).eval()
     with torch.no_grad():
         model.transformer.wpe.weight.mul_(50)
-        rollout = engine(model, temperature=1e-5).generate(PROMPTS, seeded())
+        rollout = engine(model, temperature=1e-5)(PROMPTS, seeded())
         together, _ = response_logprobs(model, rollout, 1.0)
         for i, prompt in enumerate(PROMPTS):
-            single = engine(model, temperature=1e-5).generate([prompt], seeded())
+            single = engine(model, temperature=1e-5)([prompt], seeded())
             assert response_ids(rollout)[i] == response_ids(single)[0]
             alone, _ = response_logprobs(model, rollout.rows(tensor([i])), 1.0)
             assert_close(together[i, : alone.shape[1]], alone[0], atol=1e-5, rtol=0)
@@ -243,11 +246,11 @@ def test_draws_have_their_probabilities_and_never_none():
 def test_when_finished_rows_are_dropped_changes_nothing(model: Any, monkeypatch: pytest.MonkeyPatch, drop_below: float):
     """Never, at half, at once: the cache that is left holds the rows that go on, in their order."""
     monkeypatch.setattr("align.rollout.hf.DROP_BELOW", drop_below)
-    free = engine(model, stop_ids=(), temperature=1e-5).generate(PROMPTS, seeded()).response_BT
+    free = engine(model, stop_ids=(), temperature=1e-5)(PROMPTS, seeded()).response_BT
     stops = tuple({int(free[0, 3]), int(free[2, 6]), int(free[4, 8])})
-    together = engine(model, stop_ids=stops, temperature=1e-5).generate(PROMPTS, seeded())
+    together = engine(model, stop_ids=stops, temperature=1e-5)(PROMPTS, seeded())
     assert len(set(together.lengths_B.tolist())) >= 3
     for row, prompt in enumerate(PROMPTS):
-        alone = engine(model, stop_ids=stops, temperature=1e-5).generate([prompt], seeded())
+        alone = engine(model, stop_ids=stops, temperature=1e-5)([prompt], seeded())
         assert response_ids(alone)[0] == response_ids(together)[row]
         assert alone.ended_B[0] == together.ended_B[row]

@@ -1,4 +1,4 @@
-"""Frozen linear layers in fp32 on a CPU, by the library that is quick at them (`align.ops.linear`)."""
+"""Linear layers in fp32 on a CPU, by the library that is quick at them (`align.ops.linear`)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def is_linear(module: nn.Module) -> bool:
 def forward(self: Any, x: Tensor) -> Tensor:
     """W x + b."""
     weight = self.weight
-    trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-    if trains or not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type):
+    if not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type):
         return nn.Linear.forward(self, x)
-    flat = projected(x.flatten(0, -2), (Matrix(weight.to, weight.numel(), self.bias),))[0]
+    matrix = Matrix(weight.to, weight.numel(), self.bias, trained=weight if weight.requires_grad else None)
+    flat = projected(x.flatten(0, -2), (matrix,))[0]
     return flat.unflatten(0, x.shape[:-1])

@@ -7,7 +7,7 @@ padding; the backward pass keeps little; one new token a row has a way of its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from align.models.lean.cache import ReservedCache
 from align.models.lean.decoding import one_token, steady
 from align.models.lean.weights import Decoder, Layer, NotPlainError, read
 from align.ops.attention import Places, causal_attention
-from align.ops.layers import Matrix, projected, rms_norm, rotated, swiglu
+from align.ops.layers import Again, Matrix, projected, rms_norm, rotated, swiglu
 
 FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 UNKNOWN = ("output_attentions", "output_hidden_states", "inputs_embeds")
@@ -114,7 +114,7 @@ def whole(
 
 def heads(layer: Layer, decoder: Decoder, x_ND: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values of N tokens, [N, heads, width] each."""
-    flat = projected(*twice(rms_norm, layer.qkv, x_ND, layer.norm, decoder.eps))
+    flat = projected(*normed(decoder, x_ND, layer.norm, layer.qkv))
     q, k, v = (t.unflatten(1, (-1, decoder.head)) for t in flat)
     if layer.qk_norms is not None:
         q, k = (rms_norm(t, weight, decoder.eps) for t, weight in zip((q, k), layer.qk_norms, strict=True))
@@ -122,13 +122,13 @@ def heads(layer: Layer, decoder: Decoder, x_ND: Tensor, cos_ND: Tensor, sin_ND: 
 
 
 def mlp(layer: Layer, decoder: Decoder, x_ND: Tensor) -> Tensor:
-    gate, up = projected(*twice(rms_norm, layer.gate_up, x_ND, layer.mlp_norm, decoder.eps))
-    return x_ND + projected(*twice(swiglu, layer.down, gate, up))[0]
+    gate, up = projected(*normed(decoder, x_ND, layer.mlp_norm, layer.gate_up))
+    return x_ND + projected(swiglu(gate, up), layer.down, Again(swiglu, (gate.detach(), up.detach())))[0]
 
 
-def twice(
-    made: Callable[..., Tensor], matrices: tuple[Matrix, ...], *given: Any
-) -> tuple[Tensor, tuple[Matrix, ...], Callable[[], Tensor]]:
-    """For `projected`: an input that is cheap to make once more in the backward pass, from what is kept anyhow."""
-    kept = [x.detach() if isinstance(x, Tensor) else x for x in given]
-    return made(*given), matrices, lambda: made(*kept)
+def normed(
+    decoder: Decoder, x_ND: Tensor, weight_D: Tensor, matrices: tuple[Matrix, ...]
+) -> tuple[Tensor, tuple[Matrix, ...], Again]:
+    """A norm and the matrices that read it, for `projected`."""
+    norm = partial(rms_norm, eps=decoder.eps)
+    return norm(x_ND, weight_D), matrices, Again(norm, (x_ND.detach(), weight_D.detach()))

@@ -51,8 +51,8 @@ def read(model: Any) -> Decoder:
     """The weights of a Llama-like decoder.
 
     Raises:
-        NotPlainError: a weight of the base trains, several adapters are in force at once, there is dropout or a sliding
-            window, or the unit is not SwiGLU.
+        NotPlainError: several adapters are in force at once, there is dropout or a sliding window, or the unit is not
+            SwiGLU.
     """
     config, attention = model.config, model.layers[0].self_attn
     windowed = getattr(config, "sliding_window", None) is not None
@@ -61,28 +61,21 @@ def read(model: Any) -> Decoder:
     if config.hidden_act != "silu" or (model.training and config.attention_dropout):
         raise NotPlainError
     layers = tuple(read_layer(layer) for layer in model.layers)
-    return Decoder(layers, frozen(model.norm), config.rms_norm_eps, attention.head_dim, attention.scaling)
+    return Decoder(layers, model.norm.weight, config.rms_norm_eps, attention.head_dim, attention.scaling)
 
 
 def read_layer(layer: Any) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     normed = hasattr(attention, "q_norm")
     return Layer(
-        norm=frozen(layer.input_layernorm),
+        norm=layer.input_layernorm.weight,
         qkv=tuple(map(read_matrix, (attention.q_proj, attention.k_proj, attention.v_proj))),
-        qk_norms=(frozen(attention.q_norm), frozen(attention.k_norm)) if normed else None,
+        qk_norms=(attention.q_norm.weight, attention.k_norm.weight) if normed else None,
         o=(read_matrix(attention.o_proj),),
-        mlp_norm=frozen(layer.post_attention_layernorm),
+        mlp_norm=layer.post_attention_layernorm.weight,
         gate_up=(read_matrix(mlp.gate_proj), read_matrix(mlp.up_proj)),
         down=(read_matrix(mlp.down_proj),),
     )
-
-
-def frozen(module: Any) -> Tensor:
-    """The weight of a module in which nothing trains."""
-    if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
-        raise NotPlainError
-    return module.weight
 
 
 def read_matrix(module: Any) -> Matrix:
@@ -94,18 +87,16 @@ def read_matrix(module: Any) -> Matrix:
         if found is None or len(found) > 1:
             raise NotPlainError
         active, layer = found, module.base_layer
-    if type(layer) is Linear4bit:
-        weight = partial(unpacked, layer)
-    elif type(layer) is nn.Linear:
-        weight = layer.weight.to
-    else:
-        raise NotPlainError
-    frozen(layer)
+    low = None
+    if active:
+        a, b = (factors[active[0]].weight for factors in (module.lora_A, module.lora_B))
+        low = LowRank(a, b, module.scaling[active[0]])
     size = layer.in_features * layer.out_features
-    if not active:
-        return Matrix(weight, size, layer.bias)
-    a, b = (factors[active[0]].weight for factors in (module.lora_A, module.lora_B))
-    return Matrix(weight, size, layer.bias, LowRank(a, b, module.scaling[active[0]]))
+    if type(layer) is Linear4bit:
+        return Matrix(partial(unpacked, layer), size, layer.bias, low)
+    if type(layer) is nn.Linear:
+        return Matrix(layer.weight.to, size, layer.bias, low, layer.weight if layer.weight.requires_grad else None)
+    raise NotPlainError
 
 
 def unpacked(layer: Linear4bit, dtype: torch.dtype) -> Tensor:

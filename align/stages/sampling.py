@@ -1,0 +1,24 @@
+"""Which engine answers prompts. An engine is one file of `align/rollout`; this is the one place that names them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align.config.root import Config
+from align.data.chat import stop_token_ids
+from align.rollout.engine import Engine
+from align.rollout.hf import HfEngine
+
+
+def engine_of(config: Config, tokenizer: Any, generation_config: Any) -> Engine:
+    """The engine of `rollout.engine`.
+
+    Args:
+        generation_config: of the base, which may list more tokens that end an answer than the tokenizer knows.
+    """
+    rollout, stops = config.rollout, stop_token_ids(tokenizer, generation_config)
+    match rollout.engine:
+        case "hf":
+            sizes = (rollout.max_new_tokens, rollout.temperature, rollout.batch_size)
+            return HfEngine(stops, tokenizer.pad_token_id, *sizes)
+    raise ValueError(rollout.engine)

@@ -1,0 +1,105 @@
+"""Memory of policy, value, reward and reference on one base, beside four models of their own.
+
+python benchmarks/ppo/memory.py [MODEL_FOLDER] [--rows 16] [--save memory.json]      (by default what run.py makes)
+
+Each figure is the peak of a process over what its imports take: the models, and one update's passes on the same rows
+(a pass of each role, a gradient of policy and value). Apart, the models are what people load who have no roles: the
+policy and the value are adapters on bases of their own, reward and reference whole models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from ours import CPU, precision, roles_on
+from work import RESULT, Work
+
+from align.config.root import ModelConfig
+from align.models.adapters import with_new_adapter
+from align.models.base import find_base
+from align.models.load import load_base
+from align.models.roles import linear
+from align.models.trunk import hidden_size, hidden_states, response_logprobs, states_before
+from align.track import peak_rss_mb
+from align.types import Rollout
+
+HERE = Path(__file__).resolve().parent
+PROMPT, RESPONSE = 36, 32
+
+
+def rollout(rows: int) -> Rollout:
+    """Rows of the benchmark's size."""
+    tokens = torch.randint(10, 200, (rows, PROMPT + RESPONSE), generator=torch.Generator().manual_seed(0))
+    return Rollout(tokens, torch.ones_like(tokens, dtype=torch.bool), PROMPT, torch.ones(rows, dtype=torch.bool))
+
+
+def together(work: Work) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        roles = roles_on(work, Path(folder))
+    rows = rollout(work.batch)
+    roles.scores(rows)
+    roles.estimates(rows, 1.0)
+    read = roles.logprobs("policy", rows, 1.0, train=True)
+    read.logprobs_BT.sum().backward()
+    roles.values(rows, train=True, policy_states_BTD=read.states_BTD).sum().backward()
+
+
+def apart(work: Work) -> None:
+    base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
+    policy, value, reward, reference = (load_base(base, method, CPU, dtype) for _ in range(4))
+    policy, value = (with_new_adapter(model, 8, 16) for model in (policy, value))
+    for name, parameter in [*policy.named_parameters(), *value.named_parameters()]:
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    head = linear(torch.zeros(1, hidden_size(value)))
+    rows = rollout(work.batch)
+    with torch.no_grad():
+        hidden_states(reward, rows.tokens_BS, rows.mask_BS)
+        response_logprobs(reference, rows, 1.0)
+        response_logprobs(policy, rows, 1.0)
+        states_before(value, rows)
+    response_logprobs(policy, rows, 1.0)[0].sum().backward()
+    head(states_before(value, rows).float()).sum().backward()
+
+
+def measured(what: str, work: Work) -> float:
+    """MB over the imports of one process."""
+    command = [sys.executable, str(Path(__file__)), "--child", what, work.text()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
+    found = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    if not found:
+        raise SystemExit(f"{what} failed on {work}\n{done.stderr[-3000:]}")
+    return float(found[-1].removeprefix(RESULT))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=str(HERE / ".models" / "smollm2"))
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--child", nargs=2, metavar=("WHAT", "WORK"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        imports = peak_rss_mb()
+        {"together": together, "apart": apart}[given.child[0]](Work.of(given.child[1]))
+        print(RESULT + str(peak_rss_mb() - imports))
+        return
+    table = {}
+    print(f"{'':<28}{'one base':>10}{'four models':>13}{'ratio':>7}   MB over the imports, {given.rows} rows")
+    for dtype, trunk in (("nf4", "own"), ("nf4", "policy"), ("bfloat16", "own"), ("float32", "own")):
+        work = Work(given.model, given.rows, RESPONSE, 1, 1, dtype, value_trunk=trunk)
+        ours, theirs = measured("together", work), measured("apart", work)
+        table[f"{dtype}, value on {trunk}"] = {"together_mb": round(ours), "apart_mb": round(theirs)}
+        print(f"{dtype + ', value_trunk=' + trunk:<28}{ours:>10.0f}{theirs:>13.0f}{ours / theirs:>7.2f}", flush=True)
+    if given.save:
+        given.save.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""PPO with every weight of the policy trained: a second model beside the frozen base of the other roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Ready
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from align.__main__ import main
+from align.run import file_digest, read_manifest
+from align.stages import ppo as stage
+from align.track import read_rows
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, ready: Ready, tiny_model: Path) -> Path:
+    """Runs of `full`, and of a reward model on what it made; on answers that another policy gave."""
+    root = tmp_path_factory.mktemp("full") / "runs"
+    store = f"store.url=sqlite:///{ready.root / 'annotations.db'}"
+    sft = ["stage=full", "model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.eval_size=2"]
+    reward = ["stage=reward", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3", store]
+    for line in (
+        [*sft, *ready.data, "run.name=f"],
+        [*reward, "init=full:f", "method=lora", "run.name=lora"],
+        [*reward, "init=full:f", "run.name=nf4"],
+    ):
+        assert main([*line, f"run.root={root}"]) == 0
+    return root
+
+
+@pytest.fixture
+def command(ready: Ready) -> list[str]:
+    replaced = ("init=", "reward.ref=")
+    kept = [w for w in ready.ppo if not w.startswith(replaced)]
+    return [*kept, "method=full", "init=full:f", "reward.ref=reward:lora", "stage.lr=1e-3", "stage.updates=3"]
+
+
+def ended(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) -> Path:
+    assert main([*words, f"run.root={root}"]) == 0, capfd.readouterr().err
+    return Path(capfd.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("trunk", ["own", "policy", "frozen"])
+def test_every_weight_of_the_policy_moves_and_nothing_else(
+    root: Path, command: list[str], trunk: str, capfd: pytest.CaptureFixture[str]
+):
+    folder = ended([*command, f"stage.value_trunk={trunk}"], root, capfd)
+    before, after = (load_file(f / "artifact" / "model.safetensors") for f in (root / "full" / "f", folder))
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert (folder / "artifact" / "value" / "value_head.safetensors").is_file()
+    assert (folder / "artifact" / "value" / "adapter_config.json").is_file() == (trunk == "own")
+    rows = read_rows(folder / "metrics.jsonl")
+    assert abs(rows[0]["first_ratio"] - 1) < 1e-5
+    assert abs(rows[0]["kl"]) < 1e-4 < abs(rows[-1]["kl"])
+    assert read_manifest(folder)["metrics"]["quantised_layers"] == 0
+    assert AutoModelForCausalLM.from_pretrained(folder / "artifact").num_parameters() > 0
+
+
+def test_it_is_measured_against_the_model_that_it_started_from(
+    root: Path, command: list[str], ready: Ready, capfd: pytest.CaptureFixture[str]
+):
+    ended([*command, "run.name=p"], root, capfd)
+    words = ["stage=eval", "artifact=ppo:p", "stage.prompts=8", "rollout.max_new_tokens=12", *ready.data]
+    metrics = read_manifest(ended(words, root, capfd))["metrics"]
+    assert metrics["kl"] != 0
+    assert metrics["gold"].keys() > {"ref", "policy"}
+
+
+def test_killed_it_goes_on_to_the_bit(
+    root: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    words = [*command, "stage.save_every=1", "stage.eval_every=1", "stage.eval_prompts=4"]
+    whole = ended([*words, "run.name=whole"], root, capfd)
+    calls, real = [], stage.update
+
+    def killed(*given: Any, **more: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "update", killed)
+        assert main([*words, "run.name=parts", f"run.root={root}"]) == 130
+    parts = ended([*words, "run.name=parts"], root, capfd)
+    for name in ("artifact/model.safetensors", "artifact/value/adapter_model.safetensors", "metrics.jsonl"):
+        assert file_digest(whole / name) == file_digest(parts / name), name
+
+
+def test_recomputed_layers_change_nothing(root: Path, command: list[str], capfd: pytest.CaptureFixture[str]):
+    once, again = (
+        ended([*command, "dtype=bfloat16", f"stage.gradient_checkpointing={on}"], root, capfd)
+        for on in ("false", "true")
+    )
+    name = "artifact/model.safetensors"
+    assert once != again
+    assert file_digest(once / name) == file_digest(again / name)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["init=sft:s"], "was trained with method=qlora"),
+        (["reward.ref=reward:nf4"], "was trained with method=qlora"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    root: Path, ready: Ready, command: list[str], words: list[str], told: str, capfd: pytest.CaptureFixture[str]
+):
+    where = ready.root if words[0].startswith("init") else root
+    assert main([*command, *words, f"run.root={where}"]) == 2
+    assert told in capfd.readouterr().err
+
+
+def test_a_bare_adapter_is_no_whole_model(
+    root: Path, ready: Ready, command: list[str], tiny_model: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+):
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(ready.root / "sft" / "s" / "artifact", bare)
+    words = [*command, f"init={bare}", "model=hub", f"model.path={tiny_model}", f"run.root={root}"]
+    assert main(words) == 2
+    assert "is an adapter" in capfd.readouterr().err
+
+
+def test_verify_holds_of_it(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    words = ["stage=verify", "model=hub", f"model.path={tiny_model}", "method=full", "rollout.max_new_tokens=8"]
+    ended([*words, "stage.rows=4"], tmp_path, capfd)
