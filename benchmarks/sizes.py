@@ -11,7 +11,7 @@ GB = 1e9
 TOKENS = 4096  # of one micro-batch in training
 ROWS, CONTEXT = 32, 512  # of one rollout batch
 RANK = 16
-CHUNK = 512  # rows of logits held at once
+CHUNK = 128  # rows of logits held at once
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,9 @@ def sft(s: Shape, method: str) -> float:
 
 
 def ppo(s: Shape, method: str) -> float:
-    """Two adapters train (fp32 weights, gradients and AdamW moments), two are frozen in fp32. PPO keeps every layer's
-    activations so far; they and the cache do not live at once."""
-    inside = s.layers * 2 * TOKENS * (8 * s.width + 4 * s.mlp) + 2 * 4 * CHUNK * s.vocabulary
-    return weights(s, method) + 2 * 16 * s.adapter + 2 * 4 * s.adapter + max(inside, cache(s))
+    """Two adapters train (fp32 weights, gradients and AdamW moments), two are frozen in fp32. Activations, of one of
+    the two at a time, and the cache do not live at once."""
+    return weights(s, method) + 2 * 16 * s.adapter + 2 * 4 * s.adapter + max(activations(s), cache(s))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from ours import CPU, precision, roles_on
+from ours import precision, roles_on
 from work import RESULT, Work
 
 from align.config.root import ModelConfig
@@ -52,7 +52,7 @@ def together(work: Work) -> None:
 
 def apart(work: Work) -> None:
     base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
-    policy, value, reward, reference = (load_base(base, method, CPU, dtype) for _ in range(4))
+    policy, value, reward, reference = (load_base(base, method, torch.device("cpu"), dtype) for _ in range(4))
     policy, value = (with_new_adapter(model, 8, 16) for model in (policy, value))
     for name, parameter in [*policy.named_parameters(), *value.named_parameters()]:
         if "lora_" in name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 import sys
 import tempfile
 import time
@@ -29,8 +30,6 @@ from align.rollout.hf import HfEngine
 from align.track import peak_rss_mb
 from align.types import Conversation, Message
 
-CPU = torch.device("cpu")
-
 
 def precision(work: Work) -> tuple[str, torch.dtype]:
     """Method and compute dtype."""
@@ -41,7 +40,7 @@ def make_adapters(work: Work, folder: Path) -> None:
     """Fresh adapters of rank 8 in the places of a supervised one and of a reward model."""
     base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
     for name, load in (("init", load_base), ("reward", load_classifier)):
-        model = with_new_adapter(load(base, method, CPU, dtype), 8, 16, name == "reward")
+        model = with_new_adapter(load(base, method, torch.device(work.device), dtype), 8, 16, name == "reward")
         save_adapter(model, folder / name, base)
 
 
@@ -50,8 +49,14 @@ def roles_on(work: Work, folder: Path) -> Roles:
     maker = multiprocessing.get_context("fork").Process(target=make_adapters, args=(work, folder))
     maker.start()
     maker.join()
+    return loaded(work, folder)
+
+
+def loaded(work: Work, folder: Path) -> Roles:
+    """The roles from what `make_adapters` made."""
     base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
-    return Roles(load_base(base, method, CPU, dtype), folder / "init", [folder / "reward"], (8, 16), work.value_trunk)
+    model = load_base(base, method, torch.device(work.device), dtype)
+    return Roles(model, folder / "init", [folder / "reward"], (8, 16), work.value_trunk)
 
 
 def gemm_peak(dtype: torch.dtype, size: int = 2048, times: int = 5) -> float:
@@ -77,25 +82,25 @@ def flops(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def main(work: Work) -> None:
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        roles = roles_on(work, Path(folder))  # before anything starts threads, which a fork would not have
-    tokenizer = load_tokenizer(find_base(ModelConfig(work.model)))
+def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
+    """Update number n, as `stage=ppo` makes it: its seconds by phase."""
+    tokenizer, device = load_tokenizer(find_base(ModelConfig(work.model))), torch.device(work.device)
     stops = () if work.fixed else stop_token_ids(tokenizer, roles.model.generation_config)
     engine = HfEngine(stops, tokenizer.pad_token_id, work.tokens)
     asked = [Conversation((Message("user", text),)) for text in PROMPTS * work.batch]
     prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
     optimiser = torch.optim.AdamW([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=1e-5)
+    size = work.micro_batch or work.batch
 
     def one(number: int) -> dict[str, float]:
         laps = {"start": time.perf_counter()}
-        rows = prompts[number * work.batch : (number + 1) * work.batch]
+        first = number * work.batch % (len(prompts) - work.batch)
         with roles.use("policy") as model:
-            rollout = engine.generate(model, rows, torch.Generator().manual_seed(number))
+            generator = torch.Generator(device).manual_seed(number)
+            rollout = engine.generate(model, prompts[first : first + work.batch], generator)
         laps["rollout_s"] = time.perf_counter()
-        scores = in_chunks(roles.scores, rollout, work.batch)
-        estimates, held = estimated(roles, rollout, temperature=1.0, micro_batch=work.batch, minibatches=1)
+        scores = in_chunks(roles.scores, rollout, size)
+        estimates, held = estimated(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)
         made, _ = experience(
             rollout, scores, *estimates, kl_coef=0.05, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95,
             whiten_rewards=False, bootstrap_truncated=False,
@@ -103,20 +108,28 @@ def main(work: Work) -> None:
         laps["estimate_s"] = time.perf_counter()
         update(
             roles, optimiser, made, held, epochs=work.epochs, minibatch_count=1, max_grad_norm=1.0,
-            generator=torch.Generator().manual_seed(number), micro_batch=work.batch, temperature=1.0, clip_range=0.2,
+            generator=torch.Generator().manual_seed(number), micro_batch=size, temperature=1.0, clip_range=0.2,
             value_clip_range=0.2, kl_loss_coef=0.0, kl_estimator="k1",
         )  # fmt: skip
         laps["update_s"] = time.perf_counter()
         times = list(laps.values())
         return {name: b - a for name, a, b in zip(list(laps)[1:], times, times[1:], strict=False)}
 
+    return one
+
+
+def main(work: Work) -> None:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        roles = roles_on(work, Path(folder))  # before anything starts threads, which a fork would not have
+    one = updates(work, roles)
     laps = [one(number) for number in range(work.updates)]
     memory = peak_rss_mb()  # before anything that an update does not need
-    more = {name: sorted(lap[name] for lap in laps[1:])[(len(laps) - 1) // 2] for name in laps[0]}
+    phases = {name: statistics.median(lap[name] for lap in laps[1:]) for name in laps[0]}
     seconds = [sum(lap.values()) for lap in laps]
     peak = gemm_peak(torch.float32 if work.dtype == "float32" else torch.bfloat16)
-    share = flops(lambda: one(0)) / sorted(seconds[1:])[(len(seconds) - 1) // 2] / 1e9 / peak
-    report(work, seconds, peak_rss_mb=memory, **more, gemm_peak_share=share, gemm_peak_gflops=peak)
+    share = flops(lambda: one(0)) / statistics.median(seconds[1:]) / 1e9 / peak
+    report(work, seconds, peak_rss_mb=memory, **phases, gemm_peak_share=share, gemm_peak_gflops=peak)
 
 
 if __name__ == "__main__":

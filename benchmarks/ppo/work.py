@@ -28,6 +28,8 @@ class Work:
         dtype: of the weights; `nf4` on our side is bf16 compute.
         fixed: True where every response has `tokens` tokens, False where it ends with its own end of turn.
         value_trunk: ours; the peer has a second model.
+        micro_batch: ours; rows of one pass, all of them unless said.
+        device: ours; the peer runs on the CPU.
     """
 
     model: str
@@ -38,6 +40,8 @@ class Work:
     dtype: str
     fixed: bool = True
     value_trunk: str = "own"
+    micro_batch: int | None = None
+    device: str = "cpu"
 
     def text(self) -> str:
         return json.dumps(asdict(self))
