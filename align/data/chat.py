@@ -312,3 +312,10 @@ def encode_judged(tokenizer: Any, prompt: Conversation, answer: str, ended: bool
     while not ended and ids and ids[-1] in stops:
         ids.pop()
     return ids
+
+
+def prompt_length(tokenizer: Any, prompt: Conversation, ids: Sequence[int]) -> int:
+    """How many tokens of a judged conversation stand before its last answer."""
+    given = tokenizer(render(tokenizer, prompt, answer_due=True), add_special_tokens=False)["input_ids"]
+    same = (a == b for a, b in zip(given, ids, strict=False))
+    return next((i for i, equal in enumerate(same) if not equal), min(len(given), len(ids)))

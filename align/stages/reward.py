@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from typing import Any
-
 import torch
 from torch.nn.functional import logsigmoid
 
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
-from align.data.chat import encode_judged, stop_token_ids
-from align.data.preferences import read_preferences, split_by_group
-from align.data.sources import data_record, share_of
-from align.errors import InputError, require
-from align.evals.stats import paired_bootstrap, per_prompt
+from align.data.chat import stop_token_ids
+from align.evals.pairs import held_out_figures, shuffled_bins
 from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
 from align.models.load import (
     adapter_config,
@@ -25,29 +18,22 @@ from align.models.load import (
     load_classifier,
     save_tokenizer,
 )
-from align.report import Report, calibration_bins, curves, histogram_pair, reliability
+from align.report import Report, curves, histogram_pair, reliability
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of
-from align.stages import Inputs, open_store, tracker
+from align.stages import Inputs, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
+from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
 from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, steps_in, training_arguments
-from align.trainers.reward import Pair, rankings, score_head, start_from, train_reward
-from align.types import Conversation, Preference, Result
-from annotate.store import preferences
+from align.trainers.reward import rankings, score_head, start_from, train_reward
+from align.types import Result
 from reward.learned import score_rows
-from reward.rules import Sentiment
 
 
 def inputs(config: Config) -> Inputs:
     artifact, base = start(config)
-    if config.data.name == "annotations":
-        with open_store(config, create=False) as store:
-            head = store.head(config.project)
-        data = {"project": config.project, "seq": head.seq, "digest": head.hash}
-    else:
-        data = data_record(config.data)
-    return Inputs(label(base, config), base, {"init": artifact.record(), "data": data})
+    return Inputs(label(base, config), base, {"init": artifact.record(), "data": pairs_record(config)})
 
 
 def run(run: Run, config: Config) -> Result:
@@ -56,14 +42,7 @@ def run(run: Run, config: Config) -> Result:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    # Pairs, divided by prompt so that no ranking has a pair on both sides.
-    train_prefs, test_prefs = split_by_group(pairs_from(config), stage.held_out, config.seed)
-    if config.data.name == "jsonl":  # a prompt that `eval` will ask must not have taught the reward either
-        sides: dict[bool, list[Preference]] = {True: test_prefs, False: []}
-        for pref in train_prefs:
-            sides[share_of(Conversation(pref.prompt)) < config.data.held_out].append(pref)
-        train_prefs = sides[False]
-        require(bool(train_prefs), "data.held_out", config.data.held_out, "leaves no pair to train on", "Lower it.")
+    train_prefs, test_prefs = divided_pairs(config, stage.held_out)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     stops = stop_token_ids(tokenizer)
 
@@ -75,8 +54,8 @@ def run(run: Run, config: Config) -> Result:
     model = with_new_adapter(model, given["r"], given["lora_alpha"], classifier=True)
     copied = start_from(model, adapter)
     max_length = min(config.data.max_length, context_length(model))
-    train, dropped = encoded(tokenizer, train_prefs, stops, max_length)
-    test, dropped_test = encoded(tokenizer, test_prefs, stops, max_length)
+    train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
+    test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
     judged = rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
     print(
         f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out, "
@@ -118,7 +97,9 @@ def run(run: Run, config: Config) -> Result:
     report = Report(f"reward: {run.manifest['name']}", f"{len(train)} pairs, from {artifact.ref}")
     report.figures_table(metrics)
     report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
-    report.plot(reliability(shuffled_bins(test, gap)), "Predicted against observed.", "reliability plot")
+    report.plot(
+        reliability(shuffled_bins([pref for pref, _ in test], gap)), "Predicted against observed.", "reliability plot"
+    )
     chosen, rejected = scores[:, 0].tolist(), scores[:, 1].tolist()
     report.plot(
         histogram_pair(chosen, rejected, ("chosen", "rejected"), "score"), "Scores of held-out answers.",
@@ -128,79 +109,3 @@ def run(run: Run, config: Config) -> Result:
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
     shown = ", ".join(f"{k} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in intervals)
     return Result(metrics, (f"held out: {shown}",))
-
-
-def pairs_from(config: Config) -> list[Preference]:
-    """Pairs of the annotation store's project, or of a file."""
-    if config.data.name == "annotations":
-        with open_store(config, create=False) as store:
-            found = preferences(store, config.project, config.data.allow_simulated)
-    else:
-        found = read_preferences(config.data.path or "")
-    return found[: config.data.limit]
-
-
-def encoded(
-    tokenizer: object, prefs: list[Preference], stops: tuple[int, ...], max_length: int
-) -> tuple[list[tuple[Preference, Pair]], int]:
-    """Pairs as token rows, and how many were longer than the context.
-
-    Raises:
-        InputError: none fits, or an answer is not one assistant turn.
-    """
-    kept = []
-    known: dict[tuple[Any, ...], list[int]] = {}  # an answer stands in many pairs
-
-    def ids_of(pref: Preference, side: str) -> list[int]:
-        text = (pref.prompt, getattr(pref, side), getattr(pref, f"{side}_ended"))
-        if text not in known:
-            known[text] = judged_ids(tokenizer, pref, side, stops)
-        return known[text]
-
-    for pref in prefs:
-        pair = Pair(ids_of(pref, "chosen"), ids_of(pref, "rejected"))
-        if max(len(pair.chosen_ids), len(pair.rejected_ids)) <= max_length:
-            kept.append((pref, pair))
-    if not kept:
-        raise InputError(
-            "data.max_length", max_length, f"all {len(prefs)} pairs are longer", "Raise it, or give shorter pairs."
-        )
-    return kept, len(prefs) - len(kept)
-
-
-def judged_ids(tokenizer: object, pref: Preference, side: str, stops: tuple[int, ...]) -> list[int]:
-    """One side of a pair as the reward model reads it."""
-    turns, ended = getattr(pref, side), getattr(pref, f"{side}_ended")
-    *before, last = turns
-    return encode_judged(tokenizer, Conversation((*pref.prompt, *before), pref.id), last.content, ended, stops)
-
-
-def held_out_figures(prefs: list[Preference], gap: torch.Tensor, seed: int) -> dict[str, dict[str, float]]:
-    """Accuracy on the labels with its interval over prompts; where they are simulated also against the noiseless order,
-    and the ceiling that the noise leaves: how often the labels agree with it."""
-    groups = [p.group_id or p.id for p in prefs]
-
-    def interval(values: list[float]) -> dict[str, float]:
-        return paired_bootstrap(per_prompt(groups, values), seed=seed).as_dict()
-
-    figures = {"accuracy": interval((gap > 0).double().tolist())}
-    if all(p.source == "simulated" for p in prefs):
-        gold = Sentiment()
-        better, worse = (
-            gold.score([Conversation((*p.prompt, *getattr(p, side))) for p in prefs]) for side in ("chosen", "rejected")
-        )
-        right = better > worse  # ties never become pairs
-        figures["accuracy_noiseless"] = interval(((gap > 0) == right).double().tolist())
-        figures["ceiling"] = interval(right.double().tolist())
-    return figures
-
-
-def shuffled_bins(test: list[tuple[Preference, Pair]], gap: torch.Tensor) -> list:
-    """Calibration of P(first wins), each pair's first chosen by a hash of its id: with the chosen always first, every
-    outcome would be 1."""
-    predicted, outcomes = [], []
-    for (pref, _), g in zip(test, gap.tolist(), strict=True):
-        flipped = hashlib.sha256(pref.id.encode()).digest()[0] % 2 == 1
-        predicted.append(1 / (1 + math.exp(min(g if flipped else -g, 700.0))))
-        outcomes.append(0.0 if flipped else 1.0)
-    return calibration_bins(predicted, outcomes)

@@ -21,14 +21,7 @@ from align.errors import InputError
 from align.models.adapters import read_tensors
 from align.models.trunk import pad
 from align.trainers.common import fit
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One judged pair as token rows, each ending where the score is read."""
-
-    chosen_ids: list[int]
-    rejected_ids: list[int]
+from align.trainers.pairs import Pair
 
 
 @dataclass(frozen=True, slots=True)

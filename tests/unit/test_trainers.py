@@ -26,8 +26,8 @@ from align.models.load import load_base, load_classifier
 from align.run.checkpoints import SEAL, newest_checkpoint, seal, sealed
 from align.trainers import common
 from align.trainers.common import Reporter, steps_in, training_arguments
+from align.trainers.pairs import Pair
 from align.trainers.reward import (
-    Pair,
     Ranking,
     collated,
     mean_judgements,

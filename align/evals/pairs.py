@@ -1,0 +1,45 @@
+"""How well something that was trained on pairs orders pairs it has not seen."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from align.evals.stats import paired_bootstrap, per_prompt
+from align.report import calibration_bins
+from align.types import Conversation, Preference
+from reward.rules import Sentiment
+
+
+def held_out_figures(prefs: Sequence[Preference], gap: Tensor, seed: int) -> dict[str, dict[str, float]]:
+    """Accuracy on the labels with its interval over prompts; where they are simulated also against the noiseless order,
+    and the ceiling that the noise leaves: how often the labels agree with it."""
+    groups = [p.group_id or p.id for p in prefs]
+
+    def interval(values: list[float]) -> dict[str, float]:
+        return paired_bootstrap(per_prompt(groups, values), seed=seed).as_dict()
+
+    figures = {"accuracy": interval((gap > 0).double().tolist())}
+    if all(p.source == "simulated" for p in prefs):
+        gold = Sentiment()
+        better, worse = (
+            gold.score([Conversation((*p.prompt, *getattr(p, side))) for p in prefs]) for side in ("chosen", "rejected")
+        )
+        right = better > worse  # ties never become pairs
+        figures["accuracy_noiseless"] = interval(((gap > 0) == right).double().tolist())
+        figures["ceiling"] = interval(right.double().tolist())
+    return figures
+
+
+def shuffled_bins(prefs: Sequence[Preference], gap: Tensor) -> list:
+    """Calibration of P(first wins), each pair's first chosen by a hash of its id: with the chosen always first, every
+    outcome would be 1."""
+    predicted, outcomes = [], []
+    for pref, g in zip(prefs, gap.tolist(), strict=True):
+        flipped = hashlib.sha256(pref.id.encode()).digest()[0] % 2 == 1
+        predicted.append(1 / (1 + math.exp(min(g if flipped else -g, 700.0))))
+        outcomes.append(0.0 if flipped else 1.0)
+    return calibration_bins(predicted, outcomes)

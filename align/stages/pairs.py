@@ -1,0 +1,89 @@
+"""Preference pairs as a stage meets them: where they come from, which are held out, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from align.config.root import Config
+from align.data.chat import encode_judged, prompt_length
+from align.data.preferences import read_preferences, split_by_group
+from align.data.sources import data_record, share_of
+from align.errors import InputError, require
+from align.stages import open_store
+from align.trainers.pairs import Pair
+from align.types import Conversation, Preference
+from annotate.store import preferences
+
+
+def pairs_record(config: Config) -> dict[str, Any]:
+    """What a run's manifest says of its pairs: the head of the ledger, or the file."""
+    if config.data.name != "annotations":
+        return data_record(config.data)
+    with open_store(config, create=False) as store:
+        head = store.head(config.project)
+    return {"project": config.project, "seq": head.seq, "digest": head.hash}
+
+
+def divided_pairs(config: Config, held_out: float) -> tuple[list[Preference], list[Preference]]:
+    """Pairs to train on and pairs to measure on, divided by prompt so that no ranking has a pair on both sides. Of a
+    file, what `stage=eval` will ask must not have taught anything either.
+
+    Raises:
+        InputError: there is nothing to train on.
+    """
+    train, test = split_by_group(pairs_from(config), held_out, config.seed)
+    if config.data.name == "jsonl":
+        sides: dict[bool, list[Preference]] = {True: test, False: []}
+        for pref in train:
+            sides[share_of(Conversation(pref.prompt)) < config.data.held_out].append(pref)
+        train = sides[False]
+        require(bool(train), "data.held_out", config.data.held_out, "leaves no pair to train on", "Lower it.")
+    return train, test
+
+
+def pairs_from(config: Config) -> list[Preference]:
+    """Pairs of the annotation store's project, or of a file."""
+    if config.data.name == "annotations":
+        with open_store(config, create=False) as store:
+            found = preferences(store, config.project, config.data.allow_simulated)
+    else:
+        found = read_preferences(config.data.path or "")
+    return found[: config.data.limit]
+
+
+def encoded_pairs(
+    tokenizer: Any, prefs: Sequence[Preference], stops: tuple[int, ...], max_length: int
+) -> tuple[list[tuple[Preference, Pair]], int]:
+    """Pairs as token rows, and how many were longer than the context.
+
+    Raises:
+        InputError: none fits, or an answer is not one assistant turn.
+    """
+    kept = []
+    known: dict[tuple[Any, ...], tuple[list[int], int]] = {}  # an answer stands in many pairs
+
+    def answer(pref: Preference, side: str) -> tuple[list[int], int]:
+        text = (pref.prompt, getattr(pref, side), getattr(pref, f"{side}_ended"))
+        if text not in known:
+            known[text] = judged_ids(tokenizer, pref, side, stops)
+        return known[text]
+
+    for pref in prefs:
+        (chosen, chosen_start), (rejected, rejected_start) = (answer(pref, side) for side in ("chosen", "rejected"))
+        if max(len(chosen), len(rejected)) <= max_length:
+            kept.append((pref, Pair(chosen, rejected, chosen_start, rejected_start)))
+    if not kept:
+        raise InputError(
+            "data.max_length", max_length, f"all {len(prefs)} pairs are longer", "Raise it, or give shorter pairs."
+        )
+    return kept, len(prefs) - len(kept)
+
+
+def judged_ids(tokenizer: Any, pref: Preference, side: str, stops: tuple[int, ...]) -> tuple[list[int], int]:
+    """One side of a pair as it is judged, and where its answer begins."""
+    turns, ended = getattr(pref, side), getattr(pref, f"{side}_ended")
+    *before, last = turns
+    prompt = Conversation((*pref.prompt, *before), pref.id)
+    ids = encode_judged(tokenizer, prompt, last.content, ended, stops)
+    return ids, prompt_length(tokenizer, prompt, ids)
