@@ -23,6 +23,7 @@ STAGES = {
     "annotate": "rank the answers (for now: a simulated annotator)",
     "reward": "a reward model from preference pairs",
     "ppo": "PPO on the adapter against the learned reward",
+    "dpo": "preference pairs straight into the adapter, without a reward model",
     "eval": "an artifact against what it started from",
     "export": "an adapter or a merged model that others load",
     "verify": "prove PPO right on your base, method and precision",

@@ -25,6 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from align.config import explain, root, scorers
 from align.config.annotate import AnnotateConfig
+from align.config.dpo import DpoConfig
 from align.config.eval import EvalConfig
 from align.config.export import ExportStageConfig
 from align.config.ppo import PpoConfig
@@ -42,6 +43,7 @@ SCHEMAS = {
         "annotate": AnnotateConfig,
         "reward": RewardStageConfig,
         "ppo": PpoConfig,
+        "dpo": DpoConfig,
         "eval": EvalConfig,
         "export": ExportStageConfig,
         "verify": VerifyConfig,

@@ -55,6 +55,15 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
     return torch.tensor(padded, dtype=torch.long)
 
 
+def answered(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], filler: int, device: Any) -> Rollout:
+    """Given answers to prompts, as if they had been sampled."""
+    sides = ((prompts, True), (answers, False))
+    tokens = torch.cat([pad(rows, filler, left) for rows, left in sides], 1)
+    mask = torch.cat([pad([[1] * len(r) for r in rows], 0, left) for rows, left in sides], 1).bool()
+    ended = torch.ones(len(prompts), dtype=torch.bool)
+    return Rollout(tokens.to(device), mask.to(device), max(map(len, prompts)), ended.to(device))
+
+
 def scattered(values_N: Tensor, mask_BT: Tensor) -> Tensor:
     """Values back at their places in the rectangle, 0 elsewhere; gradients flow through."""
     out = torch.zeros(mask_BT.shape, dtype=values_N.dtype, device=values_N.device)

@@ -16,7 +16,7 @@ from align.run.files import file_digest, folder_digest
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "added_tokens.json", "vocab*", "merges.txt")
 ADAPTER = ("adapter_config.json", "*.safetensors")
-STAGES = ("sft", "full", "sample", "annotate", "reward", "ppo", "eval", "export", "verify")
+STAGES = ("sft", "full", "sample", "annotate", "reward", "ppo", "dpo", "eval", "export", "verify")
 SERVES_AS_SFT = ("sft", "full")
 
 

@@ -30,8 +30,7 @@ REFUSED = {
     "sft": {("method", "full"), ("data", "annotations")},
     "full": {("method", "auto"), ("method", "qlora"), ("method", "lora"), ("data", "annotations")},
     "reward": {("data", "chitchat"), ("method", "full")},
-    "ppo": {("method", "full")},
-    "verify": {("method", "full")},
+    "dpo": {("data", "chitchat"), ("method", "full")},
 }
 GRID = [
     (stage, group, choice)

@@ -301,11 +301,11 @@ class Stage:
 
     def run(self, killed: bool = False) -> int:
         from align.__main__ import main
-        from align.stages import reward, sft
+        from align.stages import dpo, reward, sft
 
         torch.manual_seed(int(killed))  # a run must not depend on what ran before it in this process
         with self.patch.context() as patch:
-            for module in (sft, reward) if killed else ():
+            for module in (sft, reward, dpo) if killed else ():
                 patch.setattr(module, "Reporter", Killed)
             return main([*self.command, f"run.root={self.root}", "device=cpu"])
 
@@ -325,7 +325,7 @@ PACE = ("stage.batch_size=4", "stage.micro_batch=2", "stage.log_every=1", "stage
 def stages(
     tmp_path: Path, tiny_model: Path, chats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, str], Stage]:
-    """`sft` or `reward` in a folder of its own; a reward model starts from the tiny model itself."""
+    """`sft`, `reward` or `dpo` in a folder of its own; the last two start from the tiny model itself."""
     pairs = tmp_path / "pairs.jsonl"
     asked = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
     rows = [
@@ -336,6 +336,7 @@ def stages(
     commands = {
         "sft": ("model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "stage.max_steps=10"),
         "reward": (f"init={tiny_model}", "data=jsonl", f"data.path={pairs}"),
+        "dpo": (f"init={tiny_model}", "data=jsonl", f"data.path={pairs}"),
     }
 
     def stage(name: str, root: str) -> Stage:
@@ -344,7 +345,7 @@ def stages(
     return stage
 
 
-@pytest.mark.parametrize("name", ["sft", "reward"])
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
 def test_a_killed_run_continues_bit_by_bit(stages: Callable[[str, str], Stage], name: str) -> None:
     whole, parts = stages(name, "whole"), stages(name, "parts")
     assert whole.run() == 0

@@ -1,0 +1,122 @@
+"""DPO: the policy's logprobs, against those of the adapter it started from, are the reward."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from align.config.dpo import DpoConfig
+from align.config.root import Config
+from align.data.chat import stop_token_ids
+from align.evals.pairs import held_out_figures, shuffled_bins
+from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
+from align.models.chunks import in_chunks
+from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
+from align.models.trunk import answered, response_logprobs
+from align.report import Report, curves, reliability
+from align.run import Base, Run
+from align.run.checkpoints import newest_checkpoint, step_of
+from align.stages import Inputs, tracker
+from align.stages.lineage import adapter_folder, label, start, tokenizer_of
+from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
+from align.track import peak_rss_mb, progress
+from align.trainers.common import Reporter, steps_in, training_arguments
+from align.trainers.dpo import REFERENCE, train_dpo
+from align.trainers.pairs import Pair
+from align.types import Result
+
+NAMES = {
+    "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "logps/chosen": "chosen_logprob",
+    "logps/rejected": "rejected_logprob", "grad_norm": "grad_norm",
+}  # fmt: skip
+
+
+def inputs(config: Config) -> Inputs:
+    artifact, base = start(config)
+    return Inputs(label(base, config), base, {"init": artifact.record(), "data": pairs_record(config)})
+
+
+def run(run: Run, config: Config) -> Result:
+    stage: DpoConfig = config.stage
+    base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["init"]["path"])
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+
+    # The policy is the supervised adapter, or a fresh one on a whole model.
+    train_prefs, test_prefs = divided_pairs(config, stage.held_out)
+    tokenizer = tokenizer_of(artifact, base, config.data.template)
+    model, adapter = load_base(base, config.method.name, device, dtype), adapter_folder(artifact)
+    stops = stop_token_ids(tokenizer, model.generation_config)
+    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
+    if adapter is None:
+        model = with_new_adapter(model, config.method.r, config.method.alpha)
+    else:
+        model = attach(model, adapter, "default", trainable=True)
+    max_length = min(config.data.max_length, context_length(model))
+    train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
+    test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
+    print(
+        f"{len(train)} pairs to train on, {len(test)} held out, "
+        f"{dropped + dropped_test} longer than {max_length} tokens"
+    )
+
+    steps = steps_in(len(train), stage.batch_size, stage.epochs, None)
+    arguments = training_arguments(
+        output=run.checkpoints, device=device, dtype=dtype, lr=stage.lr, epochs=stage.epochs, max_steps=None,
+        batch_size=stage.batch_size, micro_batch=stage.micro_batch, warmup=stage.warmup, schedule=stage.schedule,
+        max_grad_norm=stage.max_grad_norm, weight_decay=0.0, save_every=stage.save_every, seed=config.seed,
+        gradient_checkpointing=stage.gradient_checkpointing, total_steps=steps,
+    )  # fmt: skip
+    checkpoint = newest_checkpoint(run)
+    with tracker(run, config, step_of(checkpoint)) as track, progress("dpo", steps, step_of(checkpoint)) as bar:
+        trained = train_dpo(
+            model, tokenizer, [pair for _, pair in train], arguments, beta=stage.beta, loss=stage.loss,
+            callback=Reporter(track, bar, stage.log_every, NAMES), checkpoint=checkpoint,
+        )  # fmt: skip
+        rows = track.rows()
+
+    # Held-out pairs by the implicit reward, β · log π / π_ref of an answer.
+    pairs = [pair for _, pair in test]
+    policy, reference = (Policy(model.eval(), name) for name in ("default", REFERENCE))
+    gap = stage.beta * (
+        margins(policy, pairs, tokenizer.pad_token_id) - margins(reference, pairs, tokenizer.pad_token_id)
+    )
+    metrics = {
+        **held_out_figures([pref for pref, _ in test], gap, config.seed), "loss": float(-logsigmoid(gap).mean()),
+        "loss_before": math.log(2), "pairs": len(train), "held_out_pairs": len(test),
+        "dropped": dropped + dropped_test, "steps": steps, "trained_weights": trained, "peak_rss_mb": peak_rss_mb(),
+    }  # fmt: skip
+    save_adapter(model, run.artifact, base)
+    save_tokenizer(tokenizer, run.artifact)
+
+    report = Report(f"dpo: {run.manifest['name']}", f"{len(train)} pairs, from {artifact.ref}")
+    report.figures_table(metrics)
+    report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
+    report.plot(curves(rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps")
+    bins = shuffled_bins([pref for pref, _ in test], gap)
+    report.plot(reliability(bins), "Predicted against observed.", "reliability plot")
+    report.write(run.folder / "report.html")
+    accuracy = metrics["accuracy"]
+    line = f"held out: accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"
+    return Result(metrics, (line,))
+
+
+@torch.no_grad()
+def margins(policy: Policy, pairs: list[Pair], pad_id: int, size: int = 32) -> Tensor:
+    """log π(chosen) − log π(rejected) of each pair [M], on the CPU."""
+    sides = [
+        [(p.chosen_ids, p.chosen_start) for p in pairs],
+        [(p.rejected_ids, p.rejected_start) for p in pairs],
+    ]
+    device = next(policy.model.parameters()).device
+
+    def logprobs(rows: list[tuple[list[int], int]]) -> Tensor:
+        rollout = answered([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
+        return in_chunks(lambda part: response_logprobs(policy.model, part, 1.0)[0].sum(-1), rollout, size).cpu()
+
+    with policy.active():
+        chosen, rejected = (logprobs(rows) for rows in sides)
+    return chosen - rejected

@@ -1,0 +1,80 @@
+"""DPO on TRL's DPOTrainer, fed with our own tokens; the reference is a frozen copy of the adapter on the same base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from align.models.trunk import pad
+from align.trainers.common import fit
+from align.trainers.pairs import Pair
+
+REFERENCE = "ref"
+"""TRL copies the adapter as it starts under this name."""
+
+
+def train_dpo(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Pair],
+    arguments: dict[str, Any],
+    *,
+    beta: float,
+    loss: str,
+    callback: TrainerCallback,
+    checkpoint: Path | None,
+) -> int:
+    """Train the adapter `default` of `model` in place, from `checkpoint` where there is one; the model has a second
+    adapter afterwards, `REFERENCE`, which is what it started from.
+
+    Returns:
+        the number of trained weights.
+    """
+    dataset = Dataset.from_list(
+        [
+            {
+                "rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start],
+                "length": max(len(p.chosen_ids), len(p.rejected_ids)),
+            }
+            for p in pairs
+        ]
+    )  # fmt: skip
+    # The sampler reads `length`, which the trainer would otherwise drop as unknown to the model.
+    keywords: dict[str, Any] = {**arguments, "remove_unused_columns": False}
+    settings = DPOConfig(**keywords, max_length=None, beta=beta, loss_type=[loss], disable_dropout=True)
+
+    def trainer() -> DPOTrainer:
+        return PairTrainer(
+            model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[callback],
+            data_collator=partial(collated, filler=tokenizer.pad_token_id),
+        )  # fmt: skip
+
+    return fit(trainer, model, checkpoint)
+
+
+class PairTrainer(DPOTrainer):
+    """TRL's trainer on token rows of ours."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # it holds token rows already
+
+
+def collated(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tensor]:
+    """A batch of M pairs as 2M rows [2M, S] padded on the right: all chosen, then all rejected. `completion_mask` is 1
+    on the answers."""
+    texts = [row["rows"][side] for side in (0, 1) for row in rows]
+    starts = [row["starts"][side] for side in (0, 1) for row in rows]
+    answers = [[0] * start + [1] * (len(ids) - start) for ids, start in zip(texts, starts, strict=True)]
+    return {
+        "input_ids": pad(texts, filler),
+        "attention_mask": pad([[1] * len(ids) for ids in texts], 0),
+        "completion_mask": pad(answers, 0),
+    }

@@ -1,0 +1,171 @@
+"""DPO on pairs of ours: what is scored, what it is measured against, what moves."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import conversations
+from peft import PeftModel
+from test_trainers import arguments
+from transformers import TrainerCallback
+
+from align.__main__ import main
+from align.data.chat import encode_judged, prompt_length
+from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
+from align.models.base import base_in
+from align.models.load import load_base
+from align.run import Base, read_manifest
+from align.stages.dpo import margins
+from align.track import read_rows
+from align.trainers.dpo import REFERENCE, collated, train_dpo
+from align.trainers.pairs import Pair
+from align.types import Conversation, Message
+
+PAIRS = [
+    Pair([1, 40, 41, 50, 51, 2], [1, 40, 41, 60, 2], 3, 3),
+    Pair([1, 42, 50, 2], [1, 42, 60, 61, 62, 2], 2, 2),
+    Pair([1, 43, 44, 45, 50, 52, 53], [1, 43, 44, 45, 60, 2], 4, 4),
+    Pair([1, 46, 47, 50, 51, 2], [1, 46, 47, 63, 60, 61, 2], 3, 3),
+]
+
+
+class Seen(TrainerCallback):
+    """What the trainer logs, step by step."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.rows.append(logs)
+
+
+@pytest.fixture
+def base(tiny_model: Path) -> Base:
+    return base_in(tiny_model, "tiny")
+
+
+@pytest.fixture
+def adapter(base: Base, tmp_path: Path) -> Path:
+    """A supervised adapter that changes what the base says."""
+    torch.manual_seed(3)
+    model = with_new_adapter(load_base(base, "qlora", torch.device("cpu"), torch.float32), 4, 8)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    save_adapter(model, tmp_path / "init", base)
+    return tmp_path / "init"
+
+
+def trained(base: Base, adapter: Path, tokenizer: Any, output: Path, steps: int = 12, **more: Any) -> tuple[Any, Seen]:
+    model = attach(load_base(base, "qlora", torch.device("cpu"), torch.float32), adapter, "default", trainable=True)
+    seen, settings = Seen(), {"beta": 0.5, "loss": "sigmoid", **more}
+    given = arguments(output, steps, lr=5e-3)
+    train_dpo(model, tokenizer, PAIRS, given, callback=seen, checkpoint=None, **settings)
+    return model, seen
+
+
+def tensors(model: Any, name: str) -> dict[str, torch.Tensor]:
+    return {n.replace(f".{name}.", "."): p.detach() for n, p in model.named_parameters() if f".{name}." in n}
+
+
+def test_answers_alone_are_scored():
+    rows = [{"rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start]} for p in PAIRS[:2]]
+    batch = collated(rows, 0)
+    assert batch["input_ids"].tolist() == [
+        [1, 40, 41, 50, 51, 2], [1, 42, 50, 2, 0, 0], [1, 40, 41, 60, 2, 0], [1, 42, 60, 61, 62, 2]
+    ]  # fmt: skip
+    assert batch["attention_mask"].sum(1).tolist() == [6, 4, 5, 6]
+    assert batch["completion_mask"].tolist() == [
+        [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1]
+    ]  # fmt: skip
+
+
+def test_an_answer_begins_where_sampling_would(tiny_tokenizer: Any):
+    prompt = Conversation((Message("user", "Hello."),))
+    ids = encode_judged(tiny_tokenizer, prompt, "Good day!", True, (tiny_tokenizer.eos_token_id,))
+    start = prompt_length(tiny_tokenizer, prompt, ids)
+    assert tiny_tokenizer.decode(ids[:start]).endswith("<|assistant|>")
+    assert tiny_tokenizer.decode(ids[start:]) == "Good day!<eos>"
+
+
+def test_it_starts_at_log_2_and_learns_the_order(base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path):
+    model, seen = trained(base, adapter, tiny_tokenizer, tmp_path / "out")
+    assert seen.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # before the first step π is π_ref
+    assert seen.rows[-1]["loss"] < 0.3
+    policy, reference = (margins(Policy(model, name), PAIRS, 0) for name in ("default", REFERENCE))
+    assert ((policy - reference) > 0).all()
+
+
+def test_the_reference_is_the_supervised_adapter_and_stays_it(
+    base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path
+):
+    model, _ = trained(base, adapter, tiny_tokenizer, tmp_path / "out")
+    alone = PeftModel.from_pretrained(load_base(base, "qlora", torch.device("cpu"), torch.float32), str(adapter))
+    start, kept, moved = tensors(alone, "default"), tensors(model, REFERENCE), tensors(model, "default")
+    assert start.keys() == kept.keys() == moved.keys()
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+    assert all(not torch.equal(start[name], moved[name]) for name in start)
+    assert {p.dtype for p in moved.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_the_first_gradient_is_that_of_the_paper(
+    base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path, loss: str
+):
+    """−β σ(−h) ∇(log π(chosen) − log π(rejected)) at h = 0; of IPO ∇(h̄ − 1/2β)², h̄ in logprobs a token."""
+    beta = 0.5
+    model, _ = trained(base, adapter, tiny_tokenizer, tmp_path / "out", steps=1, beta=beta, loss=loss)
+    moved, start = tensors(model, "default"), tensors(model, REFERENCE)
+    steps = {n: moved[n] - start[n] for n in moved}  # AdamW's first step is lr · sign(gradient), clipping apart
+    fresh = attach(load_base(base, "qlora", torch.device("cpu"), torch.float32), adapter, "default", trainable=True)
+    total = torch.zeros(())
+    for pair in PAIRS:
+        sides = []
+        for ids, first in ((pair.chosen_ids, pair.chosen_start), (pair.rejected_ids, pair.rejected_start)):
+            tokens = torch.tensor([ids])
+            log_p = fresh(input_ids=tokens).logits[0, :-1].log_softmax(-1)
+            answer = log_p.gather(1, tokens[0, 1:, None])[first - 1 :]
+            sides.append(answer.mean() if loss == "ipo" else answer.sum())
+        gap = sides[0] - sides[1]
+        gap = gap - gap.detach()  # h = 0
+        total = total + ((gap - 1 / (2 * beta)).square() if loss == "ipo" else -(beta * gap).sigmoid().log())
+    (total / len(PAIRS)).backward()
+    gradients = {n.replace(".default.", "."): p.grad for n, p in fresh.named_parameters() if p.grad is not None}
+    clear = {n: g.abs() > 1e-6 for n, g in gradients.items()}
+    agree = torch.cat([(-gradients[n].sign() == steps[n].sign())[clear[n]] for n in steps])
+    assert len(agree) > 1000
+    assert agree.float().mean() > 0.999
+
+
+def test_the_stage_publishes_an_adapter_that_others_go_on_with(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    pairs, root = tmp_path / "pairs.jsonl", tmp_path / "runs"
+    no = [{"role": "assistant", "content": "No."}]
+    rows = [{"prompt": m[:1], "chosen": m[1:], "rejected": no} for m in (row["messages"] for row in conversations())]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = ["data=jsonl", f"data.path={pairs}", "data.held_out=0.2", f"run.root={root}"]
+    words = ["stage=dpo", f"init={tiny_model}", "stage.lr=5e-3", "stage.epochs=4", "stage.log_every=1", "run.name=d"]
+    assert main([*words, *data]) == 0
+    metrics = read_manifest(root / "dpo" / "d")["metrics"]
+    assert metrics["accuracy"]["value"] == 1
+    assert metrics["loss"] < metrics["loss_before"]
+    assert {"loss", "accuracy", "margin", "chosen_logprob"} <= read_rows(root / "dpo" / "d" / "metrics.jsonl")[0].keys()
+    more = ["stage=eval", "artifact=dpo:d", "rollout.max_new_tokens=4", "stage.prompts=4", *data]
+    assert main(more) == 0, capfd.readouterr().err
+    assert main(["stage=export", "artifact=dpo:latest", f"run.root={root}"]) == 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("stage.beta=0", "stage.beta"), ("method=full", "an adapter"), ("data=chitchat", "preference pairs")],
+)
+def test_what_cannot_be_is_refused(word: str, told: str, capfd: pytest.CaptureFixture[str]):
+    assert main(["stage=dpo", word]) == 2
+    assert told in capfd.readouterr().err
