@@ -9,6 +9,7 @@ from typing import Any
 
 from align.errors import InputError
 from align.export.folder import ABSOLUTE, check_base
+from align.models.base import BUILT_IN
 
 REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
@@ -164,8 +165,8 @@ def loading_code(facts: Mapping[str, Any]) -> str:
             f"tokenizer = AutoTokenizer.from_pretrained({here})\n"
         )
     base = facts["base"]
-    builtin = base["id"] == "pocket"  # lies in the package, not on a hub
-    arguments = "pocket_folder()" if builtin else json.dumps(base["id"])
+    builtin = base["id"] in BUILT_IN  # lies in an installed package, not on a hub
+    arguments = f"builtin_folder({json.dumps(base['id'])})" if builtin else json.dumps(base["id"])
     if base.get("revision"):
         arguments += f", revision={json.dumps(base['revision'])}"
     nf4 = _precision(facts) == "nf4"
@@ -181,7 +182,7 @@ def loading_code(facts: Mapping[str, Any]) -> str:
     return (
         ("import torch\n" if nf4 else "")
         + f"from peft import PeftModel\nfrom transformers import {imports}\n"
-        + ("\nfrom align.models.pocket import pocket_folder\n\n" if builtin else "\n")
+        + ("\nfrom align.models.base import builtin_folder\n\n" if builtin else "\n")
         + (quantised if nf4 else "")
         + f"base = AutoModelForCausalLM.from_pretrained({arguments}"
         + (", quantization_config=nf4)\n" if nf4 else ', dtype="auto")\n')

@@ -9,7 +9,20 @@ from pathlib import Path
 from align.config.root import ModelConfig
 from align.errors import CorruptFile, InputError
 from align.models.pocket import pocket_folder
+from align.models.smollm2 import HUB_ID, gguf_in_wheel, smollm2_folder, smollm2_snapshot
 from align.run import TOKENIZER, WEIGHTS, Artifact, Base, folder_digest, hub_snapshot
+
+BUILT_IN = ("pocket", "smollm2")
+"""Models inside installed packages, found anew on each machine wherever they lay when an artifact recorded them."""
+
+
+def builtin_folder(name: str) -> Path:
+    """The folder of a model that an installed package carries.
+
+    Raises:
+        InputError: no package with it is installed.
+    """
+    return pocket_folder() if name == "pocket" else smollm2_folder()
 
 
 def find_base(model: ModelConfig) -> Base:
@@ -19,8 +32,11 @@ def find_base(model: ModelConfig) -> Base:
         InputError: nothing is there, or what is there is not a model in safetensors.
     """
     name = model.path or "pocket"
-    if name == "pocket":
-        return base_in(pocket_folder(), "pocket")
+    if name == "smollm2" and (model.revision is not None or gguf_in_wheel() is None):
+        snapshot = smollm2_snapshot(model.revision)
+        return base_in(snapshot, HUB_ID, snapshot.name)
+    if name in BUILT_IN:
+        return base_in(builtin_folder(name), name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return base_in(folder, name)
@@ -71,7 +87,7 @@ def base_of(artifact: Artifact, model: ModelConfig, field: str) -> Base:
         return given
     if recorded is None:
         raise InputError(field, artifact.ref, "does not say which base it was trained on", "Add model.path=.")
-    found = find_base(ModelConfig(path="pocket" if recorded.id == "pocket" else recorded.path))
+    found = find_base(ModelConfig(path=recorded.id if recorded.id in BUILT_IN else recorded.path))
     if found.digest != recorded.digest:
         raise InputError(
             field, artifact.ref, f"its base {recorded.id} has changed since it was trained",

