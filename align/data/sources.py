@@ -15,7 +15,7 @@ from align.config.root import DataConfig
 from align.data import chitchat
 from align.data.rows import json_rows
 from align.errors import InputError, require
-from align.run import file_digest
+from align.run import HUB, file_digest, hub_file
 from align.types import Conversation, Message
 
 Document = Conversation | str
@@ -29,10 +29,20 @@ def data_record(data: DataConfig) -> dict[str, Any]:
     Raises:
         InputError: the file is not there.
     """
-    path = chitchat.corpus_path() if data.name == "chitchat" else Path(data.path or "").expanduser()
+    path = chitchat.corpus_path() if data.name == "chitchat" else data_file(data)
     if not path.is_file():
         raise InputError("data.path", data.path, "there is no such file", "Give the path of a JSON Lines file.")
     return {"path": data.path or data.name, "digest": file_digest(path)}
+
+
+def data_file(data: DataConfig) -> Path:
+    """The file that `data.path` names: here, or one of a hub's data set (`hub:ORG/NAME/FILE`), downloaded once.
+
+    Raises:
+        InputError: the hub does not give it.
+    """
+    path = data.path or ""
+    return hub_file(path, "data.path") if path.startswith(HUB) else Path(path).expanduser()
 
 
 def documents(data: DataConfig, split: str, seed: int = 0) -> list[Document]:
@@ -50,7 +60,7 @@ def documents(data: DataConfig, split: str, seed: int = 0) -> list[Document]:
         plain = data.part == "base"
         found: list[Document] = [*chitchat.texts(part)] if plain else [*chitchat.conversations(part)]
     else:
-        found = side(read_documents(Path(data.path or "")), split, data.held_out)
+        found = side(read_documents(data_file(data)), split, data.held_out)
     require(bool(found), "data", data.path or data.name, f"holds no documents for {split}", MORE)
     return shuffled(found, seed, data.limit)
 
@@ -64,7 +74,7 @@ def prompts(data: DataConfig, split: str, seed: int = 0) -> list[Conversation]:
     if data.name == "chitchat":
         found = chitchat.prompts("test" if split == "test" else data.part or "prompts")
     else:
-        rows = side(read_documents(Path(data.path or "")), split, data.held_out)
+        rows = side(read_documents(data_file(data)), split, data.held_out)
         found = [asked for d in rows if (asked := question(d)) is not None]
     require(bool(found), "data", data.path or data.name, f"holds no prompts for {split}", f"{MORE} A user must speak.")
     return shuffled(found, seed, data.limit)
@@ -106,7 +116,6 @@ def read_documents(path: Path) -> list[Document]:
     Raises:
         InputError: a row has none of these; the message names the file and the row.
     """
-    path = path.expanduser()
     found = [document_of(row, f"{path}, row {number}", f"{path.name}:{number}") for number, row in json_rows(path)]
     require(bool(found), "data.path", str(path), "is empty", "Give at least one row.")
     return found

@@ -12,16 +12,17 @@ from align.run.artifacts import (
     Artifact,
     Base,
     artifact_in,
-    hub_snapshot,
     read_manifest,
     resolve,
     verify_outputs,
 )
 from align.run.files import file_digest, folder_digest, json_digest, storage_error, write_json, write_text
 from align.run.folder import Run
+from align.run.hub import HUB, hub_file, hub_snapshot
 
 __all__ = [
     "ADAPTER",
+    "HUB",
     "TOKENIZER",
     "WEIGHTS",
     "Artifact",
@@ -30,6 +31,7 @@ __all__ = [
     "artifact_in",
     "file_digest",
     "folder_digest",
+    "hub_file",
     "hub_snapshot",
     "json_digest",
     "read_manifest",

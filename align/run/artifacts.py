@@ -12,6 +12,7 @@ from typing import Any
 from align.config.root import SCHEMA_VERSION, RunConfig
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.run.files import file_digest, folder_digest
+from align.run.hub import hub_snapshot
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "added_tokens.json", "vocab*", "merges.txt")
@@ -143,7 +144,7 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
     if not colon or stage not in STAGES:
         raise MissingArtifact(
             field_name, ref, "is neither a folder nor a reference",
-            f"Write a path, hub:ID, STAGE:latest or STAGE:NAME, with one of the stages {', '.join(STAGES)}.",
+            f"Write a path, base, hub:ID, STAGE:latest or STAGE:NAME, with one of the stages {', '.join(STAGES)}.",
         )  # fmt: skip
     stages = SERVES_AS_SFT if stage == "sft" else (stage,)
     elsewhere = "" if root == Path(RunConfig().root) else f" run.root={shlex.quote(str(root))}"
@@ -166,47 +167,3 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
             return artifact
     on_base = " on this base" if done else ""
     raise MissingArtifact(field_name, ref, f"no finished {stage} run{on_base} under {root}", produce)
-
-
-def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
-    """The local snapshot of a hub repository, downloaded where need be: safetensors and text files only.
-
-    Raises:
-        InputError: offline, missing or gated, each with its remedy.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise InputError(
-            field_name, repo, "the hub gates this repository", "Accept its terms on the hub, then run `hf auth login`."
-        ) from error
-    except HFValidationError as error:
-        raise InputError(
-            field_name, repo, "is neither a folder here nor a hub id", "Give a folder, or an id like ORG/NAME."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            field_name,
-            repo,
-            "the hub has no such repository, or it is private",
-            "Check the id, or run `hf auth login`.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(
-            "model.revision", revision, f"{repo} has no such revision", "Give a branch, a tag or a commit of it."
-        ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            field_name, repo, "the hub cannot be reached and no copy is cached",
-            "Download it where there is a network and give the folder as the path.",
-        ) from error  # fmt: skip

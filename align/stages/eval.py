@@ -22,7 +22,7 @@ from align.rollout.engine import response_texts
 from align.rollout.randomness import generator_for
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs
-from align.stages.lineage import adapter_folder, label, same_split, start, tokenizer_of
+from align.stages.lineage import adapter_folder, find, label, same_split, start, tokenizer_of
 from align.stages.sampling import engine_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
@@ -50,7 +50,7 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
     recorded = artifact.manifest.get("inputs", {}).get("init")
     if recorded is not None:
         found = resolve(recorded["path"], Path(config.run.root), field_name="init")
-        asked = config.init != INIT and resolve(config.init, Path(config.run.root), field_name="init")
+        asked = config.init != INIT and find(config.init, config, "init")
         if asked and asked.digest != found.digest:
             raise InputError(
                 "init", config.init, f"{artifact.ref} was trained from {recorded['ref']}, and is measured against that",
@@ -64,7 +64,7 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
                 "Its held-out loss before and after is in its own report.",
             )  # fmt: skip
         return None
-    return resolve(config.init, Path(config.run.root), field_name="init")
+    return find(config.init, config, "init")
 
 
 def run(run: Run, config: Config) -> Result:

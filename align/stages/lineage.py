@@ -20,6 +20,7 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
     """The artifact a stage starts from, and its base.
 
     With `model=` given, `latest` means the newest on those weights; without, the newest of all, whose base is used.
+    `base` is the model that `model=` names, as it is.
 
     Raises:
         MissingArtifact: nothing is there yet; the message names the command that makes it.
@@ -27,10 +28,22 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
     """
     ref = ref if ref is not None else str(getattr(config, field))
     wanted = find_base(config.model).digest if config.model.path else None
-    artifact = resolve(ref, Path(config.run.root).expanduser(), wanted if ref.endswith(":latest") else None, field)
+    artifact = find(ref, config, field, wanted if ref.endswith(":latest") else None)
     base = base_of(artifact, config.model, field)
     config.method.name = method_of(artifact, config.method.name, field)
     return artifact, base
+
+
+def find(ref: str, config: Config, field: str, base_digest: str | None = None) -> Artifact:
+    """What a reference names: `base`, or what `align.run.resolve` finds.
+
+    Raises:
+        MissingArtifact: nothing is there yet; the message names the command that makes it.
+    """
+    if ref == "base":
+        base = find_base(config.model)
+        return Artifact(ref, Path(base.path), base.digest, base, whole=True)
+    return resolve(ref, Path(config.run.root).expanduser(), base_digest, field)
 
 
 def method_of(artifact: Artifact, given: str, field: str) -> str:

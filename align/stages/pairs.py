@@ -8,7 +8,7 @@ from typing import Any
 from align.config.root import Config
 from align.data.chat import encode_judged, prompt_length
 from align.data.preferences import read_preferences, split_by_group
-from align.data.sources import data_record, share_of
+from align.data.sources import data_file, data_record, share_of
 from align.errors import InputError, require
 from align.stages import open_store
 from align.trainers.pairs import Pair
@@ -48,7 +48,7 @@ def pairs_from(config: Config) -> list[Preference]:
         with open_store(config, create=False) as store:
             found = preferences(store, config.project, config.data.allow_simulated)
     else:
-        found = read_preferences(config.data.path or "")
+        found = read_preferences(data_file(config.data))
     return found[: config.data.limit]
 
 

@@ -50,7 +50,7 @@ def inputs(config: Config) -> Inputs:
     artifact, base = start(config)
     require(
         config.method.name != "full" or artifact.whole, "method", "full", f"{artifact.ref} is an adapter",
-        "Start from a whole model (init=full:latest, a folder or hub:ID), or drop method=.",
+        "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=.",
     )  # fmt: skip
     root = Path(config.run.root).expanduser()
     rewards = scoring.records(config.reward, root, base, frozen_as(config.method.name))

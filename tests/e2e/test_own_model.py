@@ -83,3 +83,23 @@ def test_five_commands_from_a_model_folder_to_an_adapter(
         assert (folder / "report.html").is_file()
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "ORG" / "NAME")
     PeftModel.from_pretrained(base, str(folder / "artifact"))
+
+
+def test_an_instruction_model_is_a_start_as_it_is(
+    chats: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`init=base`: no supervised stage before the reward model and PPO, which is then measured against the model."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in pairs(chats)), encoding="utf-8")
+    common = ["init=base", "model=hub", f"model.path={tiny_model}", f"run.root={tmp_path}", "device=cpu", "data=jsonl"]
+    for stage in ("reward", "ppo", "eval"):
+        where = f"data.path={file if stage == 'reward' else chats}"
+        status = main([f"stage={stage}", *common, where, *SMALLER[stage]])
+        said = capsys.readouterr()
+        assert status == 0, said.err
+        manifest = read_manifest(Path(said.out.splitlines()[-1]))
+        assert manifest["base"]["id"] == str(tiny_model)
+        start = manifest["inputs"]["init"]
+        assert start["digest"] == manifest["base"]["digest"]
+        assert start["whole"] is True
+    assert manifest["metrics"]["kl"] != 0

@@ -1,0 +1,91 @@
+"""Files from the Hugging Face hub, into its own cache, with errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from align.errors import InputError
+
+HUB = "hub:"
+READ = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
+    """The local snapshot of a model's repository, downloaded where need be: safetensors and text files only.
+
+    Raises:
+        InputError: offline, missing or gated, each with its remedy.
+    """
+    from huggingface_hub import snapshot_download
+
+    with explained(repo, revision, field_name):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(READ)))
+
+
+def hub_file(ref: str, field_name: str) -> Path:
+    """One file of a data set's repository, downloaded where need be.
+
+    Args:
+        ref: `hub:ORG/NAME/PATH/TO/FILE`.
+
+    Raises:
+        InputError: it names no file, or it is offline, missing or gated, each with its remedy.
+    """
+    from huggingface_hub import hf_hub_download
+
+    org, _, rest = ref.removeprefix(HUB).partition("/")
+    name, _, file = rest.partition("/")
+    if not (org and name and file):
+        raise InputError(
+            field_name, ref, "names no file of a data set", "Write hub:ORG/NAME/FILE, with a JSON Lines file of it."
+        )
+    with explained(f"{org}/{name}", None, field_name):
+        return Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset"))
+
+
+@contextmanager
+def explained(repo: str, revision: str | None, field_name: str) -> Iterator[None]:
+    """What the hub's client raises, as the user's error."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise InputError(
+            field_name, repo, "the hub gates this repository", "Accept its terms on the hub, then run `hf auth login`."
+        ) from error
+    except HFValidationError as error:
+        raise InputError(
+            field_name, repo, "is neither a folder here nor a hub id", "Give a folder, or an id like ORG/NAME."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            field_name, repo, "the hub has no such repository, or it is private",
+            "Check the id, or run `hf auth login`.",
+        ) from error  # fmt: skip
+    except RevisionNotFoundError as error:
+        raise InputError(
+            "model.revision", revision, f"{repo} has no such revision", "Give a branch, a tag or a commit of it."
+        ) from error
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise unreachable(field_name, repo) from error
+        raise InputError(field_name, repo, "has no such file", "Look at its files on the hub.") from error
+    except OSError as error:
+        raise unreachable(field_name, repo) from error
+
+
+def unreachable(field_name: str, repo: str) -> InputError:
+    return InputError(
+        field_name, repo, "the hub cannot be reached and no copy is cached",
+        "Download it where there is a network and give the folder or file as the path.",
+    )  # fmt: skip
