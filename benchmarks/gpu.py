@@ -3,8 +3,9 @@
     python benchmarks/gpu.py [--sizes 0.5B,1.5B,7B] [--save gpu.json] [--device cuda]
 
 Needs no network: the weights are drawn here (the 7B take 13.5 GB of disk while it is measured), the tokenizer is the
-built-in model's. NF4 base with four adapters (policy, reference, reward, value), bf16 compute, recomputed layers: what
-`stage=ppo` does by default on CUDA. `--sizes tiny --device cpu` shows that the script itself works.
+built-in model's. NF4 base with four adapters of rank 8 (policy, reference, reward, value), bf16 compute, recomputed
+layers, one minibatch: `stage=ppo stage.minibatches=1 stage.micro_batch=8`. `--sizes tiny --device cpu` shows that the
+script itself works.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "ppo"))
 import torch
 from ours import loaded, make_adapters, updates
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
-from work import RESULT, Work
+from work import RESULT, Work, result_of
 
 from align.models.pocket import pocket_folder
 from align.track import peak_rss_mb
@@ -74,12 +74,7 @@ def measure(work: Work, adapters: Path) -> dict[str, float]:
 
 def child(step: str, name: str, work: Work, folder: Path) -> dict[str, Any]:
     """One step in a process of its own, whose memory ends with it."""
-    command = [sys.executable, __file__, "--child", step, name, work.text(), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    found = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-    if not found:
-        raise SystemExit(f"{step} of {name} failed\n{done.stderr[-3000:]}")
-    return json.loads(found[-1].removeprefix(RESULT))
+    return result_of([sys.executable, __file__, "--child", step, name, work.text(), str(folder)])
 
 
 def main() -> None:

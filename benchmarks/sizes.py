@@ -11,7 +11,8 @@ GB = 1e9
 TOKENS = 4096  # of one micro-batch in training
 ROWS, CONTEXT = 32, 512  # of one rollout batch
 RANK = 16
-CHUNK = 128  # rows of logits held at once
+CHUNK = 128  # rows of logits that our own logprobs hold at once
+TILE = 32_768  # columns of logits that TRL holds at once, of every token of a micro-batch
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ def trained(count: int) -> float:
 
 
 def activations(s: Shape) -> float:
-    """Bytes with gradient checkpointing: each layer's input, one layer's inside, two chunks of logits."""
+    """Bytes with gradient checkpointing: each layer's input, one layer's inside."""
     kept = 2 * s.layers * s.width * TOKENS
     inside = 2 * TOKENS * (8 * s.width + 4 * s.mlp)
-    return kept + inside + 2 * 4 * CHUNK * s.vocabulary
+    return kept + inside
 
 
 def cache(s: Shape) -> float:
@@ -76,15 +77,18 @@ def cache(s: Shape) -> float:
 
 
 def sft(s: Shape, method: str) -> float:
+    """TRL holds logits and their gradient in bf16, a tile of each."""
+    passing = activations(s) + 2 * 2 * TOKENS * min(TILE, s.vocabulary)
     if method == "full":
-        return weights(s, method) + (4 + 2) * (s.linear + s.embeddings) + activations(s)
-    return weights(s, method) + trained(s.adapter) + activations(s)
+        return weights(s, method) + (4 + 2) * (s.linear + s.embeddings) + passing
+    return weights(s, method) + trained(s.adapter) + passing
 
 
 def ppo(s: Shape, method: str) -> float:
     """Two adapters train (fp32 weights, gradients and AdamW moments), two are frozen in fp32. Activations, of one of
-    the two at a time, and the cache do not live at once."""
-    return weights(s, method) + 2 * 16 * s.adapter + 2 * 4 * s.adapter + max(activations(s), cache(s))
+    the two at a time with two chunks of fp32 logits, and the cache do not live at once."""
+    passing = activations(s) + 2 * 4 * CHUNK * s.vocabulary
+    return weights(s, method) + 2 * 16 * s.adapter + 2 * 4 * s.adapter + max(passing, cache(s))
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored:
     if strangers := sorted(read_tensors(folder).keys() - placed):
         raise CorruptFile(
             "adapter", str(folder), f"has tensors that this model has no place for ({strangers[0]})",
-            "A reward model is no policy: name an adapter of stage=sft or stage=ppo.",
+            "A reward model is no policy: name an adapter of stage=sft, stage=dpo or stage=ppo.",
         )  # fmt: skip
     return model
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -98,5 +99,9 @@ def write(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(str(folder))
+    for path in (folder / "config.json", folder / "generation_config.json"):  # alike whatever transformers wrote them
+        told = json.loads(path.read_text(encoding="utf-8"))
+        told.pop("transformers_version", None)
+        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)  # safetensors would leave it to its owner alone

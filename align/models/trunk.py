@@ -78,10 +78,15 @@ def states_before(model: Any, rollout: Rollout) -> Tensor:
 
 def logprobs_of(model: Any, states_BTD: Tensor, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
     """log p of each response token given the states before them, and the entropies: two [B, T], 0 outside the response
-    mask. Logits are made for response tokens only, a chunk at a time."""
+    mask. Logits are made for response tokens only, a chunk at a time.
+
+    Under autocast a head is taken as it is, frozen or not: the logprobs that a policy is trained on must be rounded as
+    those were that it is compared with.
+    """
     mask = rollout.response_mask_BT
     states_ND, targets_N, head = states_BTD[mask], rollout.response_BT[mask], lm_head(model)
-    if type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad:
+    plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+    if plain and not torch.is_autocast_enabled(states_ND.device.type):
         picked, entropy = linear_logprobs(states_ND, targets_N, head.weight, temperature)
     else:
         picked, entropy = token_logprobs(states_ND, targets_N, head, temperature)

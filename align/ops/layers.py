@@ -115,13 +115,13 @@ class Matrix(NamedTuple):
 
     Attributes:
         weight: gives W [out, in] in a dtype; called once a pass, for W may be kept quantised.
-        elements: out · in.
+        shape: (out, in).
         bias: [out], or None.
         trained: W itself where it takes a gradient.
     """
 
     weight: Callable[[torch.dtype], Tensor]
-    elements: int
+    shape: tuple[int, int]
     bias: Tensor | None = None
     low: LowRank | None = None
     trained: Tensor | None = None

@@ -23,9 +23,16 @@ def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
     return torch.nn.functional.linear(x_NI, weight_OI, bias_O)
 
 
+def bf16() -> bool:
+    """Whether oneDNN multiplies bf16 on this processor."""
+    return ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def packed(weight_OI: Tensor, rows: int) -> Tensor:
     """A copy of a weight, laid out for products with about so many rows: for a few rows the product spends much of its
-    time on laying the weight out anew. The weight itself where there is no oneDNN."""
-    if not ONEDNN or weight_OI.device.type != "cpu" or weight_OI.dtype not in (torch.float32, torch.bfloat16):
+    time on laying the weight out anew. The weight itself where oneDNN is missing, or has no products in its dtype: bf16
+    needs a processor that can do it."""
+    dtypes = (torch.float32, torch.bfloat16) if bf16() else (torch.float32,)
+    if not ONEDNN or weight_OI.device.type != "cpu" or weight_OI.dtype not in dtypes:
         return weight_OI
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI, rows)

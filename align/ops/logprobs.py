@@ -115,6 +115,11 @@ def described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Ten
     One pass over the logits by a fused kernel, where logsumexp takes five: the normaliser is that of the likeliest
     token, whose p is too large to underflow.
     """
+    with torch.autocast(logits_NV.device.type, enabled=False):  # it would take the sum over p in bf16
+        return _described(logits_NV, targets_N)
+
+
+def _described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p_NV = logits_NV.softmax(-1)
     top_N, at_N = logits_NV.max(-1)
     normaliser_N = top_N - p_NV.gather(-1, at_N[:, None]).squeeze(-1).log()

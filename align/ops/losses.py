@@ -1,6 +1,7 @@
-"""The two losses of PPO, each with its figures. Schulman et al., "Proximal policy optimization algorithms" (2017).
+"""The two losses of PPO, each with its figures (Schulman et al., "Proximal policy optimization algorithms", 2017), and
+DPO's.
 
-Losses are *sums* over tokens divided by a count that the caller gives: the tokens of the whole minibatch. Summing
+PPO's are *sums* over tokens divided by a count that the caller gives: the tokens of the whole minibatch. Summing
 over micro-batches then gives the same gradient however the minibatch was cut.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch.nn.functional import logsigmoid
 
 from align.ops.masking import masked_sum
 
@@ -91,3 +93,13 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
     values, returns = values_BT[mask_BT], returns_BT[mask_BT]
     spread = returns.var(unbiased=False)
     return torch.zeros_like(spread) if spread == 0 else 1 - (returns - values).var(unbiased=False) / spread
+
+
+def dpo_loss(gap_M: Tensor, beta: float, kind: str) -> Tensor:
+    """The loss of M pairs, their mean. With the gap of a pair, log (π/π_ref)(chosen) − log (π/π_ref)(rejected):
+
+    sigmoid:  −log σ(β · gap)          (Rafailov et al., DPO, 2023, eq. 7)
+    ipo:      (gap − 1 / 2β)²          (Azar et al., 2023, eq. 17), the logs being means over an answer's tokens
+    """
+    losses_M = -logsigmoid(beta * gap_M) if kind == "sigmoid" else (gap_M - 1 / (2 * beta)).square()
+    return losses_M.mean()

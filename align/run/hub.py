@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from align.errors import InputError
+from align.run.files import storage_error
 
 HUB = "hub:"
 READ = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -24,11 +26,12 @@ def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(READ)))
 
 
+@cache  # a branch may move between two looks at it: one process sees one file
 def hub_file(ref: str, field_name: str) -> Path:
     """One file of a data set's repository, downloaded where need be.
 
     Args:
-        ref: `hub:ORG/NAME/PATH/TO/FILE`.
+        ref: `hub:ORG/NAME/PATH/TO/FILE`, or `hub:ORG/NAME@REVISION/PATH/TO/FILE`.
 
     Raises:
         InputError: it names no file, or it is offline, missing or gated, each with its remedy.
@@ -37,17 +40,19 @@ def hub_file(ref: str, field_name: str) -> Path:
 
     org, _, rest = ref.removeprefix(HUB).partition("/")
     name, _, file = rest.partition("/")
+    name, _, revision = name.partition("@")
     if not (org and name and file):
         raise InputError(
             field_name, ref, "names no file of a data set", "Write hub:ORG/NAME/FILE, with a JSON Lines file of it."
         )
-    with explained(f"{org}/{name}", None, field_name):
-        return Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset"))
+    with explained(f"{org}/{name}", revision or None, field_name):
+        return Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset", revision=revision or None))
 
 
 @contextmanager
 def explained(repo: str, revision: str | None, field_name: str) -> Iterator[None]:
     """What the hub's client raises, as the user's error."""
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -73,14 +78,19 @@ def explained(repo: str, revision: str | None, field_name: str) -> Iterator[None
             "Check the id, or run `hf auth login`.",
         ) from error  # fmt: skip
     except RevisionNotFoundError as error:
+        field = "model.revision" if field_name.startswith("model") else field_name
         raise InputError(
-            "model.revision", revision, f"{repo} has no such revision", "Give a branch, a tag or a commit of it."
+            field, revision, f"{repo} has no such revision", "Give a branch, a tag or a commit of it."
         ) from error
     except EntryNotFoundError as error:
         if isinstance(error, LocalEntryNotFoundError):
             raise unreachable(field_name, repo) from error
         raise InputError(field_name, repo, "has no such file", "Look at its files on the hub.") from error
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
+            raise
+        if known := storage_error(error, str(HF_HUB_CACHE)):
+            raise known from error
         raise unreachable(field_name, repo) from error
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from align.config.dpo import DpoConfig
 from align.config.root import Config
@@ -16,6 +13,7 @@ from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.chunks import in_chunks
 from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
 from align.models.trunk import answered, response_logprobs
+from align.ops.losses import dpo_loss
 from align.report import Report, curves, reliability
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of
@@ -78,15 +76,15 @@ def run(run: Run, config: Config) -> Result:
         )  # fmt: skip
         rows = track.rows()
 
-    # Held-out pairs by the implicit reward, β · log π / π_ref of an answer.
-    pairs = [pair for _, pair in test]
+    # Held-out pairs by the implicit reward, log π / π_ref of an answer.
+    pairs, by_token = [pair for _, pair in test], stage.loss == "ipo"
     policy, reference = (Policy(model.eval(), name) for name in ("default", REFERENCE))
-    gap = stage.beta * (
-        margins(policy, pairs, tokenizer.pad_token_id) - margins(reference, pairs, tokenizer.pad_token_id)
-    )
+    own, start_gap = (margins(p, pairs, tokenizer.pad_token_id, by_token) for p in (policy, reference))
+    gap = own - start_gap
+    losses = (float(dpo_loss(of, stage.beta, stage.loss)) for of in (torch.zeros(1), gap))
     metrics = {
-        **held_out_figures([pref for pref, _ in test], gap, config.seed), "loss": float(-logsigmoid(gap).mean()),
-        "loss_before": math.log(2), "pairs": len(train), "held_out_pairs": len(test),
+        **held_out_figures([pref for pref, _ in test], gap, config.seed),
+        **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
         "dropped": dropped + dropped_test, "steps": steps, "trained_weights": trained, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     save_adapter(model, run.artifact, base)
@@ -96,8 +94,9 @@ def run(run: Run, config: Config) -> Result:
     report.figures_table(metrics)
     report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
     report.plot(curves(rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps")
-    bins = shuffled_bins([pref for pref, _ in test], gap)
-    report.plot(reliability(bins), "Predicted against observed.", "reliability plot")
+    if stage.loss == "sigmoid":  # the other says nothing of probabilities
+        bins = shuffled_bins([pref for pref, _ in test], stage.beta * gap)
+        report.plot(reliability(bins), "Predicted against observed.", "reliability plot")
     report.write(run.folder / "report.html")
     accuracy = metrics["accuracy"]
     line = f"held out: accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"
@@ -105,8 +104,8 @@ def run(run: Run, config: Config) -> Result:
 
 
 @torch.no_grad()
-def margins(policy: Policy, pairs: list[Pair], pad_id: int, size: int = 32) -> Tensor:
-    """log π(chosen) − log π(rejected) of each pair [M], on the CPU."""
+def margins(policy: Policy, pairs: list[Pair], pad_id: int, by_token: bool = False, size: int = 32) -> Tensor:
+    """log π(chosen) − log π(rejected) of each pair [M], on the CPU; `by_token`: of means over an answer's tokens."""
     sides = [
         [(p.chosen_ids, p.chosen_start) for p in pairs],
         [(p.rejected_ids, p.rejected_start) for p in pairs],
@@ -115,7 +114,8 @@ def margins(policy: Policy, pairs: list[Pair], pad_id: int, size: int = 32) -> T
 
     def logprobs(rows: list[tuple[list[int], int]]) -> Tensor:
         rollout = answered([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
-        return in_chunks(lambda part: response_logprobs(policy.model, part, 1.0)[0].sum(-1), rollout, size).cpu()
+        each = in_chunks(lambda part: response_logprobs(policy.model, part, 1.0)[0].sum(-1), rollout, size).cpu()
+        return each / torch.tensor([len(ids) - n for ids, n in rows]) if by_token else each
 
     with policy.active():
         chosen, rejected = (logprobs(rows) for rows in sides)

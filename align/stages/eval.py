@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from align.rollout.engine import response_texts
 from align.rollout.randomness import generator_for
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs
-from align.stages.lineage import adapter_folder, find, label, same_split, start, tokenizer_of
+from align.stages.lineage import BASE, adapter_folder, base_itself, find, label, same_split, start, tokenizer_of
 from align.stages.sampling import engine_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
@@ -49,7 +50,11 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
     """What an artifact is measured against: what its run started from; None for one that started from the base."""
     recorded = artifact.manifest.get("inputs", {}).get("init")
     if recorded is not None:
-        found = resolve(recorded["path"], Path(config.run.root), field_name="init")
+        found = (
+            base_itself(replace(artifact, base=Base(**artifact.manifest["base"]), whole=False))
+            if recorded["ref"] == BASE
+            else resolve(recorded["path"], Path(config.run.root), field_name="init")
+        )
         asked = config.init != INIT and find(config.init, config, "init")
         if asked and asked.digest != found.digest:
             raise InputError(

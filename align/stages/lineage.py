@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.config.root import Config
+from align.config.root import Config, ModelConfig
 from align.data.chat import use_template
 from align.data.sources import data_record
 from align.errors import InputError
 from align.models.base import base_of, find_base
 from align.models.load import load_tokenizer
 from align.run import Artifact, Base, artifact_in, read_manifest, resolve
+
+BASE = "base"
+"""The reference to the model that `model=` names, as it is."""
 
 
 def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base]:
@@ -40,10 +43,19 @@ def find(ref: str, config: Config, field: str, base_digest: str | None = None) -
     Raises:
         MissingArtifact: nothing is there yet; the message names the command that makes it.
     """
-    if ref == "base":
-        base = find_base(config.model)
-        return Artifact(ref, Path(base.path), base.digest, base, whole=True)
+    if ref == BASE:
+        return as_artifact(find_base(config.model))
     return resolve(ref, Path(config.run.root).expanduser(), base_digest, field)
+
+
+def as_artifact(base: Base) -> Artifact:
+    """A model as it is, as something to start from."""
+    return Artifact(BASE, Path(base.path), base.digest, base, whole=True)
+
+
+def base_itself(artifact: Artifact) -> Artifact:
+    """The base that an adapter was trained on, found anew where it lies by now, as what the adapter started from."""
+    return as_artifact(base_of(artifact, ModelConfig(), "init"))
 
 
 def method_of(artifact: Artifact, given: str, field: str) -> str:

@@ -60,7 +60,6 @@ def inputs(config: Config) -> Inputs:
 def run(run: Run, config: Config) -> Result:
     stage: PpoConfig = config.stage
     base, temperature = Base(**run.manifest["base"]), config.rollout.temperature
-    assert stage.lr is not None  # the configuration has chosen
     players = cast(run, config, base)
     roles, prompts = players.roles, players.prompts
     groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
@@ -97,9 +96,7 @@ def run(run: Run, config: Config) -> Result:
             clock.lap("estimate_s")
 
             # Update.
-            factor = lr_factor(number, stage.updates, stage.warmup, stage.schedule)
-            for group, lr in zip(optimiser.param_groups, (stage.lr, stage.value_lr), strict=True):
-                group["lr"] = lr * factor
+            set_rates(optimiser, stage, number)
             learned = update(
                 roles, optimiser, made, held, epochs=stage.epochs, minibatch_count=stage.minibatches,
                 max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
@@ -168,6 +165,14 @@ def calibrate(players: Cast, config: Config) -> tuple[Cast, Moments]:
         "Train the reward model for longer, choose rules that tell answers apart, or set stage.normalise=off.",
     )  # fmt: skip
     return players, moments
+
+
+def set_rates(optimiser: torch.optim.Optimizer, stage: PpoConfig, number: int) -> None:
+    """The learning rates of policy and value at an update."""
+    factor = lr_factor(number, stage.updates, stage.warmup, stage.schedule)
+    for group, lr in zip(optimiser.param_groups, (stage.lr, stage.value_lr), strict=True):
+        assert lr is not None  # the configuration has chosen
+        group["lr"] = lr * factor
 
 
 def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, players: Cast) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from ours import precision, roles_on
-from work import RESULT, Work
+from work import RESULT, Work, result_of
 
 from align.config.root import ModelConfig
 from align.models.adapters import with_new_adapter
@@ -70,12 +69,7 @@ def apart(work: Work) -> None:
 
 def measured(what: str, work: Work) -> float:
     """MB over the imports of one process."""
-    command = [sys.executable, str(Path(__file__)), "--child", what, work.text()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
-    found = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-    if not found:
-        raise SystemExit(f"{what} failed on {work}\n{done.stderr[-3000:]}")
-    return float(found[-1].removeprefix(RESULT))
+    return result_of([sys.executable, str(Path(__file__)), "--child", what, work.text()])
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-from work import RESULT, Work
+from work import Work, result_of
 
 from align.models.smollm2 import converted
 
@@ -75,13 +75,7 @@ def measured(python: Path | str, script: str, work: Work) -> dict[str, float]:
 
         work = replace(work, model=str(pocket_folder()))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
-    done = subprocess.run(
-        [str(python), str(HERE / script), work.text()], env=environment, capture_output=True, text=True
-    )
-    found = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-    if not found:
-        raise SystemExit(f"{script} failed on {work}\n{done.stderr[-3000:]}")
-    return json.loads(found[-1].removeprefix(RESULT))
+    return result_of([str(python), str(HERE / script), work.text()], environment)
 
 
 def median(of: list[dict[str, float]]) -> dict[str, float]:

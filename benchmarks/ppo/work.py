@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import statistics
+import subprocess
 from dataclasses import asdict, dataclass
+from typing import Any
 
 PROMPTS = (
     "Tell me about your day.",
@@ -49,6 +51,19 @@ class Work:
     @classmethod
     def of(cls, text: str) -> Work:
         return cls(**json.loads(text))
+
+
+def result_of(command: list[str], environment: dict[str, str] | None = None) -> Any:
+    """What a child process printed behind `RESULT`.
+
+    Raises:
+        SystemExit: it printed nothing; with the end of what it complained of.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    found = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    if not found:
+        raise SystemExit(f"{' '.join(command)} failed\n{done.stderr[-3000:]}")
+    return json.loads(found[-1].removeprefix(RESULT))
 
 
 def report(work: Work, seconds: list[float], **more: float) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import conversations
 from peft import PeftModel
 from test_trainers import arguments
 from transformers import TrainerCallback
@@ -19,6 +18,7 @@ from align.data.chat import encode_judged, prompt_length
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.base import base_in
 from align.models.load import load_base
+from align.ops.losses import dpo_loss
 from align.run import Base, read_manifest
 from align.stages.dpo import margins
 from align.track import read_rows
@@ -115,6 +115,18 @@ def test_the_reference_is_the_supervised_adapter_and_stays_it(
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_held_out_pairs_are_measured_by_the_loss_that_training_lowers(
+    base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path, loss: str
+):
+    """The trainer's own loss on its only batch, before its next step."""
+    model, _ = trained(base, adapter, tiny_tokenizer, tmp_path / "a", steps=3, loss=loss)
+    _, seen = trained(base, adapter, tiny_tokenizer, tmp_path / "b", steps=4, loss=loss)
+    policy, reference = (margins(Policy(model, name), PAIRS, 0, loss == "ipo") for name in ("default", REFERENCE))
+    assert float(dpo_loss(policy - reference, 0.5, loss)) == pytest.approx(seen.rows[3]["loss"], rel=1e-3)
+    assert float(dpo_loss(torch.zeros(1), 0.5, loss)) == pytest.approx(seen.rows[0]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
 def test_the_first_gradient_is_that_of_the_paper(
     base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path, loss: str
 ):
@@ -144,11 +156,13 @@ def test_the_first_gradient_is_that_of_the_paper(
 
 
 def test_the_stage_publishes_an_adapter_that_others_go_on_with(
-    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_model: Path, chats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     pairs, root = tmp_path / "pairs.jsonl", tmp_path / "runs"
-    no = [{"role": "assistant", "content": "No."}]
-    rows = [{"prompt": m[:1], "chosen": m[1:], "rejected": no} for m in (row["messages"] for row in conversations())]
+    no, lines = [{"role": "assistant", "content": "No."}], chats.read_text(encoding="utf-8").splitlines()
+    rows = [
+        {"prompt": m[:1], "chosen": m[1:], "rejected": no} for m in (json.loads(line)["messages"] for line in lines)
+    ]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = ["data=jsonl", f"data.path={pairs}", "data.held_out=0.2", f"run.root={root}"]
     words = ["stage=dpo", f"init={tiny_model}", "stage.lr=5e-3", "stage.epochs=4", "stage.log_every=1", "run.name=d"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
+from align.ops import linear as linear_module
 from align.ops.attention import Places, causal_attention
 from align.ops.layers import Again, LowRank, Matrix, projected, rms_norm, rotated, swiglu
 from align.ops.linear import linear, packed
@@ -52,9 +53,9 @@ def test_projected_gives_outputs_and_the_gradients_of_what_trains(again: bool):
 
     def matrices(a: Tensor, b: Tensor, c: Tensor, d: Tensor, weight: Tensor, bias: Tensor) -> list[Matrix]:
         return [
-            Matrix(first.to, 48, low=LowRank(a, b, 0.5)),
-            Matrix(weight.to, 56, bias, trained=weight),
-            Matrix(last.to, 32, low=LowRank(c, d, 2.0)),
+            Matrix(first.to, (6, 8), low=LowRank(a, b, 0.5)),
+            Matrix(weight.to, (7, 8), bias, trained=weight),
+            Matrix(last.to, (4, 8), low=LowRank(c, d, 2.0)),
         ]
 
     def outputs(x: Tensor, *trained: Tensor) -> tuple[Tensor, ...]:
@@ -77,7 +78,7 @@ def test_projected_gives_outputs_and_the_gradients_of_what_trains(again: bool):
 
 def test_what_is_frozen_gets_no_gradient():
     x, a, b = random(5, 8), random(2, 8), wanted(random(6, 2))[0]
-    (out,) = projected(x, [Matrix(random(6, 8, seed=3).to, 48, low=LowRank(a, b, 1.0))])
+    (out,) = projected(x, [Matrix(random(6, 8, seed=3).to, (6, 8), low=LowRank(a, b, 1.0))])
     out.sum().backward()
     assert b.grad is not None
     assert a.grad is None
@@ -88,7 +89,7 @@ def test_a_backward_pass_leaves_nothing_of_what_was_kept_for_it():
     y = wanted(random(5, 8))[0] * 1.0
     kept = -y.detach()
     seen = weakref.ref(kept)
-    (out,) = projected(y, [Matrix(random(6, 8).to, 48)], Again(torch.neg, (kept,)))
+    (out,) = projected(y, [Matrix(random(6, 8).to, (6, 8))], Again(torch.neg, (kept,)))
     del kept
     assert seen() is not None
     out.sum().backward()
@@ -158,3 +159,11 @@ def test_linear_is_linear_whatever_the_layout(dtype: torch.dtype, bias: bool):
             found = linear(y, w, b)
             assert found.dtype == dtype
             assert_close(found.double(), expected, **rough)
+
+
+def test_without_bf16_products_a_weight_stays_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    """oneDNN refuses to lay out what the processor cannot multiply."""
+    monkeypatch.setattr(linear_module, "bf16", lambda: False)
+    weight = random(6, 8).bfloat16()
+    assert packed(weight, 7) is weight
+    assert torch.equal(linear(random(5, 8).bfloat16(), packed(weight, 7)), random(5, 8).bfloat16() @ weight.T)

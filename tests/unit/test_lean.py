@@ -23,9 +23,10 @@ from transformers import (
 
 from align.models.adapters import with_new_adapter
 from align.models.lean import decoding, llama, lora, make_lean
+from align.models.lean.cache import ReservedCache
 from align.models.trunk import base_model, hidden_states, response_logprobs
 from align.ops.logprobs import linear_logprobs, token_logprobs
-from align.rollout.hf import HfEngine
+from align.rollout.hf import HfEngine, forward
 from align.types import Rollout
 
 
@@ -182,12 +183,15 @@ def test_a_decoder_under_each_method(world: World, method: str, passes: list[str
     assert passes == ["whole"] * 2
 
 
-def test_recomputing_layers_changes_nothing(passes: list[str]):
-    model = made(FAMILIES["llama, grouped keys"])
+def test_recomputing_layers_changes_nothing(passes: list[str], monkeypatch: pytest.MonkeyPatch):
+    model, layers, real = made(FAMILIES["llama, grouped keys"]), [], llama.heads
+    monkeypatch.setattr(llama, "heads", lambda *given: layers.append(1) or real(*given))
     once, gradients = outcome(model)
+    assert len(layers) == 2
     for layer in base_model(model).get_decoder().layers:
         layer.gradient_checkpointing = True
     logprobs, again = outcome(model)
+    assert len(layers) == 2 + 4  # forward, and once more in the backward pass
     assert torch.equal(logprobs, once)
     assert all(torch.equal(gradients[name], again[name]) for name in gradients)
     assert passes == ["whole"] * 2
@@ -285,6 +289,47 @@ def test_rollouts_on_four_bits_and_with_some_adapters(world: World, passes: list
     assert "one_token" in passes
     slow = HfEngine(STOPS, PAD, 12).generate(fat(model), PROMPTS, torch.Generator().manual_seed(0))
     assert torch.equal(fast.tokens_BS, slow.tokens_BS)
+
+
+def test_one_token_in_bf16_is_as_near_to_fp32_as_the_whole_rows_are(copies: None):
+    """Rows read to their last token but one, then that token alone."""
+    exact, bf16 = (made(FAMILIES["qwen3"]) for _ in range(2))
+    for module in bf16.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if not weight.requires_grad:
+                setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
+    ids = torch.randint(6, 320, (5, 9), generator=torch.Generator().manual_seed(0))
+    mask, at = torch.ones_like(ids), torch.arange(9).expand(5, 9)
+    right = hidden_states(exact, ids, mask.bool())[:, -1]
+
+    def last(model: Any) -> Tensor:
+        cache = ReservedCache(9)
+        forward(model, ids[:, :8], mask[:, :8], at[:, :8], cache)
+        return forward(model, ids[:, 8:], mask, at[:, 8:], cache)
+
+    with torch.no_grad():
+        assert_close(last(exact), right, atol=1e-4, rtol=1e-4)
+        alone = float((last(bf16).float() - right).norm())
+        whole = float((hidden_states(bf16, ids, mask.bool())[:, -1].float() - right).norm())
+    assert 0 < alone < 1.5 * whole
+
+
+def test_many_long_rows_go_the_long_way_where_there_is_a_gradient(
+    model: Any, monkeypatch: pytest.MonkeyPatch, passes: list[str]
+):
+    """Kept for all layers at once, the weights of attention would not fit; made again, those of one layer may."""
+    rollout = ragged_rollout()
+    columns = rollout.tokens_BS.shape[1]
+    monkeypatch.setattr(llama, "KEPT", len(rollout.tokens_BS) * columns**2 * 4 * 4)  # one layer in fp32
+    outcome(model)
+    assert not passes
+    with torch.no_grad():
+        response_logprobs(model, rollout, 1.0)
+    assert passes == ["whole"]
+    for layer in base_model(model).get_decoder().layers:
+        layer.gradient_checkpointing = True
+    outcome(model)
+    assert passes == ["whole"] * 2
 
 
 def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.MonkeyPatch, passes: list[str]):

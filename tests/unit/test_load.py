@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from align.config.root import DataConfig, ModelConfig
 from align.data.chat import IGNORED, Encoded
 from align.data.sources import data_record, documents
-from align.errors import CorruptFile, InputError
+from align.errors import CorruptFile, InputError, StorageError
 from align.evals.heldout import held_out_loss
 from align.models.base import find_base
 from align.models.load import choose_device, choose_dtype, load_base, load_classifier, load_tokenizer
@@ -290,17 +291,21 @@ def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.Monk
     file.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n')
     asked: list[Any] = []
 
-    def hf_hub_download(repo: str, name: str, *, repo_type: str) -> str:
-        asked.append((repo, name, repo_type))
+    def hf_hub_download(repo: str, name: str, *, repo_type: str, revision: str | None) -> str:
+        asked.append((repo, name, repo_type, revision))
+        if name == "full.jsonl":
+            raise OSError(errno.ENOSPC, "No space left on device")
         if name == "none.jsonl":
             raise errors.EntryNotFoundError.__new__(errors.EntryNotFoundError, "no")
         return str(file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    data = DataConfig("jsonl", "hub:Anthropic/hh-rlhf/harmless-base/test.jsonl.gz", held_out=0.0)
+    data = DataConfig("jsonl", "hub:Anthropic/hh-rlhf@v1/harmless-base/test.jsonl.gz", held_out=0.0)
     assert len(documents(data, "train")) == 1
     assert data_record(data)["path"] == data.path
-    assert set(asked) == {("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset")}
+    assert asked == [("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset", "v1")]  # once, whoever reads it
+    with pytest.raises(StorageError, match="No space left"):
+        documents(DataConfig("jsonl", "hub:org/name/full.jsonl"), "train")
     with pytest.raises(InputError, match="has no such file"):
         documents(DataConfig("jsonl", "hub:org/name/none.jsonl"), "train")
     with pytest.raises(InputError, match="names no file"):

@@ -38,7 +38,7 @@ class Group(NamedTuple):
     @classmethod
     def of(cls, matrices: tuple[Matrix, ...], dtype: torch.dtype, rows: int, copied: bool) -> Group:
         weight = packed(torch.cat([m.weight(dtype) for m in matrices]), rows) if copied else None
-        sizes = [len(m.weight(dtype)) for m in matrices]
+        sizes = [m.shape[0] for m in matrices]
         bias = None
         if any(m.bias is not None for m in matrices):
             zeros = (torch.zeros(size, dtype=dtype) for size in sizes)
@@ -90,7 +90,7 @@ def steady(decoder: Decoder, dtype: torch.dtype, rows: int) -> Steady:
     """A decoder for many tokens of so many rows: weights copied side by side, unpacked where they are quantised, and
     adapters stacked, scaled, and in the dtype of the activations."""
     matrices = [m for x in decoder.layers for m in (*x.qkv, *x.o, *x.gate_up, *x.down)]
-    copied = sum(m.elements for m in matrices) * dtype.itemsize <= COPY
+    copied = sum(m.shape[0] * m.shape[1] for m in matrices) * dtype.itemsize <= COPY
     group = partial(Group.of, dtype=dtype, rows=rows, copied=copied)
     steps = [
         Step(x.norm, group(x.qkv), x.qk_norms, group(x.o), x.mlp_norm, group(x.gate_up), group(x.down))

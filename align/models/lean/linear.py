@@ -19,6 +19,7 @@ def forward(self: Any, x: Tensor) -> Tensor:
     weight = self.weight
     if not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type):
         return nn.Linear.forward(self, x)
-    matrix = Matrix(weight.to, weight.numel(), self.bias, trained=weight if weight.requires_grad else None)
+    trained = weight if weight.requires_grad else None
+    matrix = Matrix(weight.to, (self.out_features, self.in_features), self.bias, trained=trained)
     flat = projected(x.flatten(0, -2), (matrix,))[0]
     return flat.unflatten(0, x.shape[:-1])

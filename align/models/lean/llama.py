@@ -25,8 +25,8 @@ FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 UNKNOWN = ("output_attentions", "output_hidden_states", "inputs_embeds")
 HARMLESS = ("use_cache", "return_dict", "num_items_in_batch")
 """Options of a call that there is no short way for, and those that change nothing here."""
-LONGEST = 512
-"""Columns beyond which the weights of attention, S² a head, would be too many to keep for the backward pass."""
+LONGEST, KEPT = 512, 1 << 30
+"""Columns, and bytes kept for a backward pass, beyond which the weights of attention, S² a head, are too many."""
 
 
 def is_llama(module: nn.Module) -> bool:
@@ -62,15 +62,26 @@ def suits(
         return False
     if options.keys() - {*UNKNOWN, *HARMLESS}:
         return False
+    dtype = self.embed_tokens.weight.dtype
+    if torch.is_grad_enabled() and (dtype == torch.float16 or attention_bytes(self, ids) > KEPT):
+        return False  # in fp16 the adapter's gradient would be too small for its dtype
     if mask.dim() != 2 if mask is not None else positions is not None:
         return False  # positions without a mask: several rows are packed into one
-    if torch.is_autocast_enabled("cpu") and self.embed_tokens.weight.dtype == torch.float32:
+    if torch.is_autocast_enabled("cpu") and dtype == torch.float32:
         return False
     if cache is None:
         return not options.get("use_cache")
     if not isinstance(cache, ReservedCache) or torch.is_grad_enabled() or mask is None or positions is None:
         return False
     return cache.get_seq_length() == 0 or (cache.decoder is not None and ids.shape[1] == 1)
+
+
+def attention_bytes(self: Any, ids_BS: Tensor) -> int:
+    """What a pass with a gradient keeps of attention: of all layers, or of one where they are made again."""
+    recomputed = getattr(self.layers[0], "gradient_checkpointing", False)
+    layers = 1 if recomputed else len(self.layers)
+    rows, columns = ids_BS.shape
+    return rows * columns**2 * self.config.num_attention_heads * layers * self.embed_tokens.weight.dtype.itemsize
 
 
 def short(

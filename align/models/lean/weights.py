@@ -91,11 +91,11 @@ def read_matrix(module: Any) -> Matrix:
     if active:
         a, b = (factors[active[0]].weight for factors in (module.lora_A, module.lora_B))
         low = LowRank(a, b, module.scaling[active[0]])
-    size = layer.in_features * layer.out_features
+    shape = (layer.out_features, layer.in_features)
     if type(layer) is Linear4bit:
-        return Matrix(partial(unpacked, layer), size, layer.bias, low)
+        return Matrix(partial(unpacked, layer), shape, layer.bias, low)
     if type(layer) is nn.Linear:
-        return Matrix(layer.weight.to, size, layer.bias, low, layer.weight if layer.weight.requires_grad else None)
+        return Matrix(layer.weight.to, shape, layer.bias, low, layer.weight if layer.weight.requires_grad else None)
     raise NotPlainError
 
 
