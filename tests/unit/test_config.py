@@ -35,8 +35,8 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("stage@foo=sft", "stage=sft", "stage@foo", "sft", "is not a key"),
         ("hydra.run.dir=x", "run.root=x", "hydra.run.dir", "x", "is not a key"),
         ("stage.kl_coef=1", "stage.lr=1", "stage.kl_coef", "1", "is not a key of stage=sft, but of stage=ppo"),
-        ("stage=sfft", "stage=sft", "stage", "sfft", "Did you mean stage=sft? Choose one of: annotate, eval,"),
-        ("stage=", "stage=sft", "stage", "(empty)", "Choose one of: annotate, eval,"),
+        ("stage=sfft", "stage=sft", "stage", "sfft", "Did you mean stage=sft? Choose one of: annotate, dpo, eval,"),
+        ("stage=", "stage=sft", "stage", "(empty)", "Choose one of: annotate, dpo, eval,"),
         ("stage=[sft,ppo]", "stage=sft", "stage", "[sft,ppo]", "is not a choice here"),
         ("model=org/name", "model=hub model.path=org/name", "model", "org/name", "model=hub model.path=org/name?"),
         ("data=my.jsonl", "data=jsonl data.path=my.jsonl", "data", "my.jsonl", "data=jsonl data.path=my.jsonl?"),
@@ -178,7 +178,7 @@ def test_own_group_files_work(mine: Path):
     config = configured("stage=slow", "data=mine", "seed=3", search=mine)
     assert (config.stage.name, config.stage.lr, config.data.path, config.seed) == ("sft", 1e-5, "a b.jsonl", 3)
     assert refused("stage=sft", "db=mysql", search=mine).field == "db"
-    assert "base, hub, mine, pocket, sub/short" in str(refused("stage=sft", "model=nope", search=mine))
+    assert "base, hub, mine, pocket, smollm2, sub/short" in str(refused("stage=sft", "model=nope", search=mine))
     assert refused("stage=sft", "model=mine").field == "model"
 
 
