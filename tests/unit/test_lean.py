@@ -230,6 +230,19 @@ def test_under_autocast_it_does_not_round_the_scores():
     assert torch.equal(inside, outside)
 
 
+def test_under_autocast_a_frozen_head_rounds_as_one_that_trains():
+    """PPO compares the logprobs of a policy that trains with those it had when nothing did."""
+    model = made(FAMILIES["llama, grouped keys"])
+    head = base_model(model).get_output_embeddings()
+    found = []
+    for trains in (False, True):
+        head.weight.requires_grad_(trains)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(response_logprobs(model, ragged_rollout(), 1.0))
+    for frozen, trained in zip(*found, strict=True):
+        assert torch.equal(frozen, trained)
+
+
 LONG_WAYS: dict[str, Any] = {
     "a sliding window": (MistralConfig(num_key_value_heads=2, sliding_window=4, **SIZES), {}),
     "another unit": (LlamaConfig(hidden_act="gelu", **SIZES), {}),
