@@ -1,8 +1,8 @@
-"""The figures of a finished quickstart beside the bars that it must reach; exits 1 where one on
-learning or memory is missed.
+"""The figures of a finished recipe beside the bars that it must reach, which stand in its `bars.json`; exits 1 where
+one on learning or memory is missed.
 
-Usage: python recipes/quickstart/check.py RUN_ROOT [SEED] [--save FILE]
-`markdown(json.loads(FILE))` is the table of README.
+Usage: python recipes/check.py RECIPE RUN_ROOT [SEED] [--save FILE]
+`markdown(RECIPE)` is the table of its `expected.json`, as README and docs show it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from typing import Any
 from align.run import read_manifest
 
 STAGES = ("sft", "sample", "annotate", "reward", "ppo", "eval", "export")
-BARS = {  # figure: (at least or at most, bar)
-    "sft_loss_drop": (">=", 0.05),
-    "reward_accuracy": (">=", 0.72),
-    "win_rate": (">=", 0.80),
-    "win_rate_low": (">=", 0.72),
-    "kl": ("<=", 10.0),
-    "distinct2_kept": (">=", 0.75),
-    "minutes": ("<=", 10.0),
-    "peak_rss_mb": ("<=", 2048.0),
-}
+RECIPES = Path(__file__).resolve().parent
+
+
+def read(recipe: str, name: str) -> Any:
+    return json.loads((RECIPES / recipe / name).read_text(encoding="utf-8"))
+
+
+def held(value: float, sign: str, bar: float) -> bool:
+    return value >= bar if sign == ">=" else value <= bar
 
 
 def manifests(root: Path, seed: int) -> dict[str, dict[str, Any]]:
@@ -43,15 +42,19 @@ def manifests(root: Path, seed: int) -> dict[str, dict[str, Any]]:
             found[stage] = manifest
     missing = [stage for stage in STAGES if stage not in found]
     if missing:
-        sys.exit(f"{root} has no finished {', '.join(missing)} with seed {seed}: run recipes/quickstart/run.sh first")
+        sys.exit(f"{root} has no finished {', '.join(missing)} with seed {seed}: run the recipe first")
     return found
 
 
+def seconds(run: dict[str, Any]) -> float:
+    started, finished = (datetime.fromisoformat(run["times"][key]) for key in ("started", "finished"))
+    return (finished - started).total_seconds()
+
+
 def figures(root: Path, seed: int) -> dict[str, Any]:
-    """What one seed reached. Minutes run from the first stage's start to the last one's end, imports included."""
+    """What one seed reached. Minutes are those of the stages together."""
     runs = manifests(root, seed)
     metrics = {stage: runs[stage]["metrics"] for stage in STAGES}
-    times = [datetime.fromisoformat(runs[s]["times"][k]) for s in STAGES for k in ("started", "finished")]
     evaluation, reward = metrics["eval"], metrics["reward"]
     return {
         "seed": seed,
@@ -83,51 +86,59 @@ def figures(root: Path, seed: int) -> dict[str, Any]:
         "eos_rate_ppo": evaluation["eos_rate"]["policy"],
         "nf4_layers": metrics["ppo"]["quantised_layers"],
         "merged_kl": metrics["export"]["kl"],
-        "minutes": (max(times) - min(times)).total_seconds() / 60,
+        "minutes": sum(seconds(run) for run in runs.values()) / 60,
         "peak_rss_mb": max(m["peak_rss_mb"] for m in metrics.values() if "peak_rss_mb" in m),
     }
 
 
-SHOWN = (  # README's rows: what, how its figures are put, the bar
-    ("held-out loss, base → SFT", "{sft_loss_before:.2f} → {sft_loss_after:.2f}", "falls"),
-    ("reward model against the noiseless order", "{reward_accuracy:.3f}", "0.720"),
-    ("… against the noisy labels, of a ceiling", "{reward_accuracy_noisy:.3f} of {reward_ceiling_noisy:.3f}", ""),
-    ("win rate over SFT, gold score", "{win_rate:.2f} [{win_rate_low:.2f}, {win_rate_high:.2f}]", "0.80, low end 0.72"),
-    ("gold score, SFT → PPO", "{gold_sft:.2f} → {gold_ppo:.2f}", ""),
-    ("KL to the reference, nats a response", "{kl:.1f}", "below 10"),
-    ("distinct-2, SFT → PPO", "{distinct2_sft:.2f} → {distinct2_ppo:.2f}", "¾ kept"),
-    ("tokens an answer, SFT → PPO", "{length_sft:.1f} → {length_ppo:.1f}", ""),
-    ("the word that rose most", "“{risen_word}” {risen_word_sft:.0%} → {risen_word_ppo:.0%}", ""),
-    ("merged against NF4 + adapter, KL a token", "{merged_kl:.0e}", ""),
-    ("peak memory, MB", "{peak_rss_mb:.0f}", "2048"),
-    ("minutes", "{minutes:.1f}", "10"),
+SHOWN = (  # the rows of a table: what, how its figures are put, the figures that have bars
+    ("held-out loss, base → SFT", "{sft_loss_before:.2f} → {sft_loss_after:.2f}", ("sft_loss_drop",)),
+    ("reward model against the noiseless order", "{reward_accuracy:.3f}", ("reward_accuracy",)),
+    ("… against the noisy labels, of a ceiling", "{reward_accuracy_noisy:.3f} of {reward_ceiling_noisy:.3f}", ()),
+    (
+        "win rate over SFT, gold score", "{win_rate:.2f} [{win_rate_low:.2f}, {win_rate_high:.2f}]",
+        ("win_rate", "win_rate_low"),
+    ),
+    ("gold score, SFT → PPO", "{gold_sft:.2f} → {gold_ppo:.2f}", ()),
+    ("KL to the reference, nats a response", "{kl:.1f}", ("kl",)),
+    ("distinct-2, SFT → PPO", "{distinct2_sft:.2f} → {distinct2_ppo:.2f}", ("distinct2_kept",)),
+    ("tokens an answer, SFT → PPO", "{length_sft:.1f} → {length_ppo:.1f}", ()),
+    ("the word that rose most", "“{risen_word}” {risen_word_sft:.0%} → {risen_word_ppo:.0%}", ()),
+    ("merged against NF4 + adapter, KL a token", "{merged_kl:.0e}", ()),
+    ("peak memory, MB", "{peak_rss_mb:.0f}", ("peak_rss_mb",)),
+    ("minutes", "{minutes:.1f}", ("minutes",)),
 )  # fmt: skip
+MEANT = {"sft_loss_drop": "falls by ", "win_rate_low": "low end ", "distinct2_kept": "share kept "}
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Saved figures as README's table, one column a seed."""
+def markdown(recipe: str) -> str:
+    """The figures in a recipe's `expected.json` as a table, one column a seed, beside its bars."""
+    rows, bars = read(recipe, "expected.json"), read(recipe, "bars.json")
     names = [f"seed {row['seed']}" for row in rows]
     lines = [("", *names, "bar"), ("---",) * (len(rows) + 2)]
-    lines += [(what, *(figure.format(**row) for row in rows), bar) for what, figure, bar in SHOWN]
+    for what, figure, barred in SHOWN:
+        said = (f"{MEANT.get(n, '')}{'≥' if bars[n][0] == '>=' else '≤'} {bars[n][1]:g}" for n in barred)
+        lines.append((what, *(figure.format(**row) for row in rows), ", ".join(said)))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=sorted(p.parent.name for p in RECIPES.glob("*/bars.json")))
     parser.add_argument("root", type=Path)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--save", type=Path, help="append the figures to the list in this JSON file")
     given = parser.parse_args()
-    found = figures(given.root, given.seed)
+    found, bars = figures(given.root, given.seed), read(given.recipe, "bars.json")
     missed = []
-    print(f"\nquickstart, seed {given.seed}")
+    print(f"\n{given.recipe}, seed {given.seed}")
     for name, value in found.items():
-        sign, bar = BARS.get(name, ("", 0.0))
+        sign, bar = bars.get(name, ("", 0.0))
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        held = not sign or (value >= bar if sign == ">=" else value <= bar)
-        verdict = "" if held else "slower than on the machine of README" if name == "minutes" else "MISSED"
+        met = not sign or held(value, sign, bar)
+        verdict = "" if met else "slower than on the machine of the docs" if name == "minutes" else "MISSED"
         print(f"  {name:<22}{shown:>10}  {f'{sign} {bar:g}' if sign else '':<9}{verdict}".rstrip())
-        missed += [] if held or name == "minutes" else [name]  # a slow machine learns no worse
+        missed += [] if met or name == "minutes" else [name]  # a slow machine learns no worse
     if given.save:
         before = json.loads(given.save.read_text()) if given.save.is_file() else []
         rows = [row for row in before if row["seed"] != given.seed] + [found]

@@ -17,4 +17,4 @@ $common stage=eval
 $common stage=export
 $common stage=export export=merged
 STAGES
-python "$(dirname "$0")/check.py" "$root" "$seed"
+python "$(dirname "$0")/../check.py" quickstart "$root" "$seed"

@@ -9,7 +9,7 @@ made=$(mktemp)
 echo '[]' > "$made"
 for seed in 0 1 2; do
   "$here/run.sh" "$seed" "$folder/$seed" || status=1
-  python "$here/check.py" "$folder/$seed" "$seed" --save "$made" > /dev/null || status=1
+  python "$here/../check.py" quickstart "$folder/$seed" "$seed" --save "$made" > /dev/null || status=1
 done
 cp "$made" "$here/expected.json"
 exit "$status"

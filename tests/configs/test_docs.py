@@ -7,9 +7,11 @@ import re
 import shlex
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from align.batch import split
 from align.config.compose import check, compose_raw
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +37,30 @@ def test_a_documented_command_composes(page: str, line: str) -> None:
     assert config.stage is not None, f"{page}: {line}"
 
 
+def recipe_lines() -> list[tuple[str, str]]:
+    """(recipe, line) of what every `run.sh` hands to `python -m align -`, its shell variables filled in."""
+    found = []
+    for script in sorted((ROOT / "recipes").glob("*/run.sh")):
+        text = script.read_text(encoding="utf-8")
+        given = re.findall(r'^(\w+)="?(?:\$\{\d:-)?([^"\n}]*)\}?"?$', text, re.MULTILINE)
+        for block in re.findall(r"<<STAGES\n(.*?)\nSTAGES", text, re.DOTALL):
+            for name, value in reversed(given):  # a variable's text may name those above it
+                block = block.replace(f"${name}", value)
+            found += [(script.parent.name, line) for line in block.splitlines()]
+    return found
+
+
+@pytest.mark.parametrize(("recipe", "line"), recipe_lines())
+def test_a_line_of_a_recipe_composes(recipe: str, line: str) -> None:
+    assert "$" not in line
+    assert check(compose_raw(split(line))).stage is not None, f"{recipe}: {line}"
+
+
+def test_the_lines_of_the_benchmark_compose() -> None:
+    lines = module_at(ROOT / "benchmarks" / "frontier.py").commands(Path("runs"))
+    assert len({check(compose_raw(split(line))).run.name for line in lines}) > 9
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
@@ -52,14 +78,34 @@ def test_the_tree_names_what_is_there() -> None:
     assert rooms <= named
 
 
-def test_the_table_of_figures_is_what_the_recipe_reached() -> None:
-    """README's figures are those of `expected.json`, every seed in it, as `check.py` puts them."""
-    recipe = ROOT / "recipes" / "quickstart"
-    spec = spec_from_file_location("check", recipe / "check.py")
+@pytest.mark.parametrize(("recipe", "page"), [("quickstart", "README.md"), ("smollm2", "docs/recipes.md")])
+def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str, page: str) -> None:
+    """A page's figures are those of `expected.json`, every seed in it, as `recipes/check.py` puts them, and meet the
+    bars, those on minutes too."""
+    check = module_at(ROOT / "recipes" / "check.py")
+    rows, bars = check.read(recipe, "expected.json"), check.read(recipe, "bars.json")
+    assert [row["seed"] for row in rows] == list(range(len(rows))) != []
+    assert check.markdown(recipe) in (ROOT / page).read_text(encoding="utf-8")
+    missed = [(row["seed"], name) for row in rows for name, bar in bars.items() if not check.held(row[name], *bar)]
+    assert missed == []
+
+
+@pytest.mark.parametrize(
+    ("page", "script", "figures"),
+    [
+        ("choosing.md", "benchmarks/frontier.py", "benchmarks/frontier.json"),
+        ("recipes.md", "recipes/hh/beside.py", "recipes/hh/expected.json"),
+    ],
+)
+def test_a_measured_table_is_what_its_script_found(page: str, script: str, figures: str) -> None:
+    found = json.loads((ROOT / figures).read_text(encoding="utf-8"))
+    assert module_at(ROOT / script).markdown(found) in (ROOT / "docs" / page).read_text(encoding="utf-8")
+
+
+def module_at(path: Path) -> Any:
+    spec = spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    check_py = module_from_spec(spec)
-    spec.loader.exec_module(check_py)
-    rows = json.loads((recipe / "expected.json").read_text(encoding="utf-8"))
-    assert [row["seed"] for row in rows] == list(range(len(rows))) != []
-    assert check_py.markdown(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
+    found = module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from align.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,3 +28,26 @@ def test_the_gpu_benchmark_runs_without_a_gpu():
     assert name == "tiny"
     assert all(float(figure) >= 0 for figure in figures)
     assert float(figures[0]) > 0
+
+
+@pytest.mark.slow
+def test_a_reward_model_stands_beside_trls_own(chats: Path, tiny_model: Path, tmp_path: Path):
+    """`recipes/hh/beside.py` on pairs that a model of two layers can tell apart."""
+    turns = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
+    refused = [{"role": "assistant", "content": "No."}]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "".join(json.dumps({"chosen": t[:2], "rejected": [*t[:1], *refused]}) + "\n" for t in turns), encoding="utf-8"
+    )
+    run = ["stage=reward", "init=base", "model=hub", f"model.path={tiny_model}", "method=lora", "device=cpu"]
+    data = ["data=jsonl", f"data.path={pairs}", "data.held_out=0", "stage.held_out=0.3", "stage.lr=1e-2"]
+    steps = ["stage.batch_size=4", "stage.micro_batch=2", "stage.epochs=4"]
+    assert main([*run, *data, *steps, f"run.root={tmp_path}", "run.name=pairs"]) == 0
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "recipes" / "hh" / "beside.py"), str(tmp_path / "reward" / "pairs")]
+    done = subprocess.run(command, env=threads, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    accuracies = re.findall(r"^\| (?:`stage=reward`|TRL.*) \| ([\d.]+) \[", done.stdout, re.MULTILINE)
+    assert len(accuracies) == 2
+    assert min(map(float, accuracies)) > 0.7
+    assert turns[0][0]["content"] not in done.stdout + done.stderr
