@@ -6,6 +6,8 @@ project. Leases, accounts and drafts will be tables beside these: nothing here r
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,18 +182,36 @@ def _prepare_file(path: Path, shown: str, create: bool) -> None:
         raise StorageError("store.url", shown, f"its folder cannot be made ({error.strerror})", remedy) from error
 
 
+LOCKED_S = 30
+"""Seconds that a writer waits for another."""
+
+
 def _configure_sqlite(connection, _record) -> None:
     # The driver's own transaction handling is off: `_begin` says BEGIN, and writers say BEGIN IMMEDIATE, so that
     # two of them queue at the start instead of failing at the first write.
     connection.isolation_level = None
     for pragma in (
-        "busy_timeout=30000",  # first, for switching to WAL takes a lock itself
+        f"busy_timeout={LOCKED_S * 1000}",  # first, for switching to WAL takes a lock itself
         "journal_mode=WAL",
         "synchronous=FULL",  # a vote that was acknowledged survives a power cut
         "foreign_keys=ON",
         "secure_delete=ON",  # an erased text is overwritten with zeros, not only unlinked
     ):
-        connection.execute(f"PRAGMA {pragma}").close()
+        _execute(connection, f"PRAGMA {pragma}")
+
+
+def _execute(connection, statement: str) -> None:
+    """Run a statement, again while the database is locked, for up to `LOCKED_S`: of two first connections that switch
+    to WAL at once SQLite refuses one without waiting, whatever the busy timeout, for both hold a lock already."""
+    deadline = time.monotonic() + LOCKED_S
+    while True:
+        try:
+            connection.execute(statement).close()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _begin(connection) -> None:
