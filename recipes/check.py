@@ -52,7 +52,7 @@ def seconds(run: dict[str, Any]) -> float:
 
 
 def figures(root: Path, seed: int) -> dict[str, Any]:
-    """What one seed reached. Minutes are those of the stages together."""
+    """What one seed reached. Minutes are those of the stages together, whatever was done between them."""
     runs = manifests(root, seed)
     metrics = {stage: runs[stage]["metrics"] for stage in STAGES}
     evaluation, reward = metrics["eval"], metrics["reward"]
