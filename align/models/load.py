@@ -17,7 +17,7 @@ from transformers import logging as transformers_logging
 
 from align.errors import CorruptFile, InputError
 from align.models.lean import make_lean
-from align.models.memory import keep_freed_memory
+from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.run import Base, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -96,6 +96,7 @@ def load_base(
     """
     if device.type == "cpu":
         keep_freed_memory()
+        keep_few_kernels()
     if method == "qlora":
         options["quantization_config"] = nf4(dtype)
     try:

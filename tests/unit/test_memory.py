@@ -1,0 +1,61 @@
+"""The memory of a CPU run, measured in a process of its own: both settings are taken once and for good."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+GLIBC = "import ctypes; assert ctypes.CDLL(None).mallinfo2"
+KERNELS = """
+import ctypes, sys, torch
+from align.models.memory import keep_few_kernels
+
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_size_t) for n in "arena o s h hblkhd u f uordblks fordblks keepcost".split()]
+
+glibc = ctypes.CDLL(None)
+glibc.mallinfo2.restype = Mallinfo2
+
+def used():
+    info = glibc.mallinfo2()
+    return info.uordblks + info.hblkhd
+
+if sys.argv[1] == "few":
+    keep_few_kernels()
+torch.set_num_threads(1)
+weight = torch.randn(256, 128, dtype=torch.bfloat16, requires_grad=True)
+before = used()
+for length in range(1, 301):
+    hidden = torch.randn(4, length, 128, dtype=torch.bfloat16, requires_grad=True)
+    torch.nn.functional.linear(hidden, weight).sum().backward()
+print((used() - before) / 2**20)
+"""
+
+
+def measured(script: str, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def glibc_tells_what_is_in_use() -> bool:
+    return subprocess.run([sys.executable, "-c", GLIBC], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not glibc_tells_what_is_in_use(), reason="needs glibc 2.33 or newer, to ask malloc what is in use")
+def test_kernels_of_shapes_gone_by_are_not_kept() -> None:
+    few, many = (float(measured(KERNELS, which)) for which in ("few", "many"))
+    assert few < 60, "MiB after 300 shapes"
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere bf16 does not run in oneDNN
+        assert many > 2 * few
+
+
+def test_the_users_own_cache_size_stands() -> None:
+    script = "import os; from align.models.memory import *; keep_few_kernels(); print(*map(os.getenv, KERNEL_CACHES))"
+    assert measured(script, ONEDNN_PRIMITIVE_CACHE_CAPACITY="512") == "512 64"
