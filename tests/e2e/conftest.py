@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -42,3 +44,27 @@ def ready(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
         *("rollout.max_new_tokens=12", "init=sft:s", "reward.ref=reward:a", *data),
     ]
     return Ready(root, ppo, data)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_network() -> Iterator[None]:
+    """Nothing calls out, and nothing asks for a name: who swallows the error is seen at the end."""
+
+    connect, attempts = socket.socket.connect, []
+
+    def only_local(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
+            attempts.append(address)
+            raise OSError(f"something calls out to {address}")
+        connect(self, address)
+
+    def no_name(host: Any, *rest: Any, **options: Any) -> Any:
+        attempts.append(host)
+        raise socket.gaierror(f"something asks for {host}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", only_local)
+        patch.setattr(socket.socket, "connect_ex", only_local)
+        patch.setattr(socket, "getaddrinfo", no_name)
+        yield
+    assert not attempts

@@ -3,95 +3,25 @@ in a folder whose name has spaces, accents and parentheses. Figures mean nothing
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
-import socket
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
-from align.__main__ import main
 from align.evals.comparison import read_samples, summarise
 from align.models.adapters import read_tensors
 from align.run import read_manifest
 from align.track import read_rows
 
-EVERY_RUN = {"artifact", "config.yaml", "log.txt", "manifest.json", "report.html"}
-STREAMS = {"metrics.jsonl", "timing.jsonl"}
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 WHOLE = {"config.json", "generation_config.json", "model.safetensors"}
-SHORT = ("rollout.max_new_tokens=16", "device=cpu")
-SFT = ("stage.batch_size=8", "stage.epochs=10", "stage.lr=0.01", "stage.log_every=5")
-PPO = ("stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16")
-
-
-class Workshop:
-    """Runs commands in one `run.root`, all on the same data."""
-
-    def __init__(self, root: Path, data: Path, *given: str) -> None:
-        self.root, self.data, self.given = root, data, given
-        self.said = ""
-
-    def status(self, *arguments: str) -> int:
-        """The exit status of one command; what it printed is kept in `said`."""
-        out = io.StringIO()
-        with redirect_stdout(out), redirect_stderr(out):
-            status = main([*arguments, *self.given, *SHORT, f"run.root={self.root}"])
-        self.said = out.getvalue()
-        return status
-
-    def run(self, stage: str, *arguments: str) -> Path:
-        """The folder of a run that ended well: the last line that it printed."""
-        where = () if stage == "annotate" or "data=annotations" in arguments else self.on_file
-        assert self.status(f"stage={stage}", *where, *arguments) == 0, self.said
-        folder = Path(self.said.splitlines()[-1])
-        assert folder.parent == self.root / stage
-        return folder
-
-    @property
-    def on_file(self) -> tuple[str, ...]:
-        return ("data=jsonl", f"data.path={self.data}", "data.held_out=0.25")
-
-    def up_to_reward(self) -> dict[str, Path]:
-        return {
-            "sample": self.run("sample", "stage.prompts=24", "stage.candidates=4"),
-            "annotate": self.run("annotate"),
-            "reward": self.run(
-                "reward", "data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.micro_batch=8",
-                "stage.held_out=0.3", "stage.log_every=1",
-            ),
-        }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_network() -> Iterator[None]:
-    """Nothing calls out, and nothing asks for a name: who swallows the error is seen at the end."""
-
-    connect, attempts = socket.socket.connect, []
-
-    def only_local(self: socket.socket, address: Any) -> None:
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
-            attempts.append(address)
-            raise OSError(f"something calls out to {address}")
-        connect(self, address)
-
-    def no_name(host: Any, *rest: Any, **options: Any) -> Any:
-        attempts.append(host)
-        raise socket.gaierror(f"something asks for {host}")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", only_local)
-        patch.setattr(socket.socket, "connect_ex", only_local)
-        patch.setattr(socket, "getaddrinfo", no_name)
-        yield
-    assert not attempts
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +41,6 @@ def runs(shop: Workshop, tiny_model: Path) -> dict[str, Path]:
     found["adapter"] = shop.run("export")
     found["merged"] = shop.run("export", "export=merged", "stage.prompts=4")
     return found
-
-
-def files(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()}
 
 
 def manifests(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
@@ -339,34 +265,6 @@ def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> N
     assert "is no policy" in shop.said
 
 
-def test_every_stage_under_lora(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
-    shop = Workshop(tmp_path / "runs", chats)
-    shop.run("sft", "model=hub", f"model.path={tiny_model}", "method=lora", "method.r=4", *SFT)
-    shop.up_to_reward()  # nobody says method=lora again: the adapter knows
-    done = read_manifest(shop.run("ppo", *PPO, "stage.value_trunk=policy"))
-    assert done["identity"]["config"]["method"]["name"] == "lora"
-    assert done["metrics"]["quantised_layers"] == 0
-    assert shop.status("stage=eval", "method=qlora", *shop.on_file) == 2
-    assert "was trained with method=lora" in shop.said
-    assert math.isfinite(done["metrics"]["last_score"])
-    assert read_manifest(shop.run("export", "export=merged", "stage.prompts=4"))["metrics"]["kl"] < 0.01
-
-
-@pytest.mark.parametrize("method", ["qlora", "lora"])
-def test_every_stage_in_bf16(tmp_path: Path, chats: Path, tiny_model: Path, method: str) -> None:
-    """What trains stays in fp32, whatever is computed in."""
-    shop = Workshop(tmp_path / "runs", chats, "dtype=bfloat16")
-    tuned = shop.run("sft", "model=hub", f"model.path={tiny_model}", f"method={method}", "method.r=4", *SFT)
-    shop.up_to_reward()
-    done = shop.run("ppo", *PPO, f"stage.value_trunk={'own' if method == 'qlora' else 'frozen'}")
-    for run in (tuned, done):
-        assert {t.dtype for t in read_tensors(run / "artifact").values()} == {torch.float32}
-    assert abs(read_rows(done / "metrics.jsonl")[0]["first_ratio"] - 1) < 0.02
-    assert read_manifest(tuned)["metrics"]["loss_after"] < read_manifest(tuned)["metrics"]["loss_before"]
-    assert read_manifest(shop.run("export", "export=merged", "stage.prompts=4"))["metrics"]["kl"] < 0.05
-    shop.run("eval", "stage.prompts=8")
-
-
 def test_a_whole_model_serves_where_an_sft_adapter_does(
     tmp_path: Path, chats: Path, tiny_model: Path, runs: dict[str, Path]
 ) -> None:
@@ -387,25 +285,3 @@ def test_a_whole_model_serves_where_an_sft_adapter_does(
     assert shop.status("stage=ppo", *PPO, *shop.on_file, "init=full:latest", foreign) == 0
     told = json.loads((shop.run("eval", "stage.prompts=8") / "artifact" / "metrics.json").read_text())
     assert math.isfinite(told["kl"])
-
-
-def test_packing_trains_on_fewer_longer_rows(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
-    shop = Workshop(tmp_path / "runs", chats)
-    packed = shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT, "stage.packing=true")
-    metrics = read_manifest(packed)["metrics"]
-    assert metrics["loss_after"] < metrics["loss_before"]
-    assert metrics["steps"] == read_rows(packed / "metrics.jsonl")[-1]["step"]
-
-
-def test_wandb_keeps_its_files_beside_ours_and_stays_offline(
-    tmp_path: Path, chats: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'align[wandb]'")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    shop = Workshop(tmp_path / "runs", chats)
-    command = ("model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.log_every=1")
-    watched = shop.run("sft", *command, "track=wandb")
-    assert files(watched) == EVERY_RUN | STREAMS | {"wandb"}
-    assert list((watched / "wandb").glob("offline-run-*"))
-    assert shop.run("sft", *command) == watched  # how a run is watched is no part of what it is

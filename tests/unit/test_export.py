@@ -8,113 +8,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from export_models import BASE, everywhere, load, logits, make_adapter, make_base, trained
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.export import folder
 from align.export.adapter import CONFIG, WEIGHTS, export_adapter, read_adapter
 from align.export.card import loading_code, render_card
-from align.export.merged import Divergence, export_merged, kl_between, merge
-
-BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
-TOKENS = torch.arange(3, 67).reshape(4, 16)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from align.export.merged import export_merged, merge
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A random Llama whose linear layers are all multiples of 64 (NF4's block), with a tokenizer beside it."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        initializer_range=0.2,  # wide enough that quantisation and merging have something to get wrong
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 128)}
-    raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def load(path: Path, nf4: bool = True, dtype: torch.dtype = torch.float32):
-    quantised = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    kwargs = {"quantization_config": quantised, "device_map": {"": "cpu"}} if nf4 else {}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model.eval()
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """A fresh `lora_B` is zero, and an adapter that does nothing merges right by any method."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-
-
-def make_adapter(base: Path, path: Path, **options) -> Path:
-    defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
-    model = get_peft_model(load(base), LoraConfig(**(defaults | options)))
-    randomise(model)
-    model.save_pretrained(path)
-    return path
+    return make_base(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory) -> Path:
     return make_adapter(base, tmp_path_factory.mktemp("adapters") / "policy")
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits
-
-
-def trained(base: Path, adapter: Path) -> torch.Tensor:
-    return logits(PeftModel.from_pretrained(load(base), adapter).eval())
-
-
-def everywhere(a: torch.Tensor, b: torch.Tensor) -> Divergence:
-    return kl_between(a, b, torch.ones(a.shape[:-1], dtype=torch.bool))
 
 
 # --- The adapter ------------------------------------------------------------------------------------------------------
@@ -279,115 +194,6 @@ def test_publish_under_a_file(tmp_path: Path):
         pass
     with pytest.raises(InputError, match="is a file"), folder.publish(tmp_path / "file"):
         pass
-
-
-# --- The merge --------------------------------------------------------------------------------------------------------
-
-
-def test_merge_into_nf4_is_the_trained_model_and_loads_plainly(base: Path, adapter: Path, tmp_path: Path):
-    truth = trained(base, adapter)
-    merged = merge(load(base), adapter)
-    assert everywhere(truth, logits(merged)).kl < 1e-6
-    target = export_merged(merged, tmp_path / "out", BASE, tokenizer=base, shard_size="100KB")
-    config = json.loads((target / "config.json").read_text())
-    assert "quantization_config" not in config
-    assert config["dtype"] == "float32"
-    assert len(list(target.glob("model-*.safetensors"))) > 1
-    assert (target / "model.safetensors.index.json").is_file()
-    for path in target.iterdir():
-        assert str(base.parent).encode() not in path.read_bytes(), path.name
-
-    plain = AutoModelForCausalLM.from_pretrained(target, dtype="auto").eval()
-    found = everywhere(truth, logits(plain))
-    assert found.kl < 1e-6
-    assert found.top1 == 1
-    assert found.max_logprob < 1e-3
-    # What must not pass for it: the same adapter merged into the original weights, and the base alone.
-    assert everywhere(truth, logits(merge(load(base, nf4=False), adapter))).kl > 1e-3
-    assert everywhere(truth, logits(load(base))).kl > 1e-3
-
-
-def test_merge_in_bf16_rounds_once(base: Path, adapter: Path, tmp_path: Path):
-    truth = trained(base, adapter)
-    merged = merge(load(base), adapter, torch.bfloat16)
-    exact = merge(load(base), adapter, torch.float32)
-    for (name, rounded), (_, full) in zip(merged.named_parameters(), exact.named_parameters(), strict=True):
-        assert torch.equal(rounded, full.bfloat16()), name
-    # Rotary frequencies are kept in fp32, as loading keeps them.
-    assert torch.equal(merged.model.rotary_emb.inv_freq, exact.model.rotary_emb.inv_freq)
-    target = export_merged(merged, tmp_path / "out", BASE, tokenizer=base)
-    plain = AutoModelForCausalLM.from_pretrained(target, dtype="auto").eval()
-    assert plain.dtype == torch.bfloat16
-    assert torch.equal(logits(plain), logits(merged))
-    assert 0 < everywhere(truth, logits(plain)).kl < 0.05
-
-
-def test_merge_leaves_no_trace_of_quantisation(base: Path, adapter: Path, tmp_path: Path):
-    merged = merge(load(base), adapter)
-    assert merged.is_loaded_in_4bit is False
-    assert not hasattr(merged, "peft_config")
-    # What a model read from GGUF carries although its weights are plain, and what a device map makes of saving.
-    plain = load(base, nf4=False)
-    plain.config.quantization_config = plain.hf_quantizer = BitsAndBytesConfig(load_in_4bit=True)
-    plain.hf_device_map = {"": "cpu"}
-    merged = merge(plain, adapter)
-    assert not hasattr(merged, "hf_quantizer")
-    assert not hasattr(merged, "hf_device_map")
-    export_merged(merged, tmp_path / "out", BASE, tokenizer=base)
-
-
-def test_merge_into_a_plain_base(base: Path, adapter: Path):
-    truth = logits(PeftModel.from_pretrained(load(base, nf4=False), adapter).eval())
-    assert everywhere(truth, logits(merge(load(base, nf4=False), adapter))).kl < 1e-6
-
-
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["norm"]}, {"use_rslora": True}])
-def test_merge_handles_what_an_adapter_export_cannot(base: Path, tmp_path: Path, options):
-    source = make_adapter(base, tmp_path / "source", **options)
-    if "modules_to_save" in options:
-        tensors = load_file(source / WEIGHTS)
-        save_file({k: v * 3 if k.endswith("norm.weight") else v for k, v in tensors.items()}, source / WEIGHTS)
-    truth = trained(base, source)
-    assert everywhere(truth, logits(merge(load(base), source))).kl < 1e-6
-
-
-def test_merge_refuses_what_does_not_fit(base: Path, adapter: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="fresh load"):
-        merge(PeftModel.from_pretrained(load(base), adapter).base_model.model, adapter)
-    # PEFT would drop a reward model's head without a word.
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
-    reward = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS"))
-    reward.save_pretrained(tmp_path / "reward")
-    with pytest.raises(InputError, match="does not fit this base"):
-        merge(load(base), tmp_path / "reward")
-    # An adapter of a wider model.
-    other = tmp_path / "other"
-    folder.shutil.copytree(adapter, other)
-    save_file(
-        {k: torch.cat([v, v], -1) if "lora_A" in k else v for k, v in load_file(other / WEIGHTS).items()},
-        other / WEIGHTS,
-    )
-    with pytest.raises(InputError, match="does not fit this base"):
-        merge(load(base), other)
-    # A head that is also the embedding.
-    tied = make_adapter(base, tmp_path / "tied", target_modules=["lm_head"])
-    with pytest.raises(InputError, match="target_modules=lm_head"):
-        merge(load(base), tied)
-
-
-def test_merge_refuses_repacked_weights(base: Path, adapter: Path):
-    model = load(base)
-    model.model.layers[1].mlp.up_proj.weight.quant_state.packing_format_for_cpu = True
-    with pytest.raises(RuntimeError, match=r"layers\.1\.mlp\.up_proj was repacked"):
-        merge(model, adapter)
-
-
-def test_a_failed_merged_export_leaves_nothing(base: Path, adapter: Path, tmp_path: Path):
-    merged = merge(load(base), adapter)
-    merged.config.quantization_config = {"quant_method": "bitsandbytes"}
-    with pytest.raises(RuntimeError, match="quantisation"):
-        export_merged(merged, tmp_path / "out", BASE, tokenizer=base)
-    assert not list(tmp_path.iterdir())
 
 
 # --- The card ---------------------------------------------------------------------------------------------------------

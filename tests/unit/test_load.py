@@ -259,6 +259,19 @@ def test_what_the_hub_refuses_has_a_remedy(
     assert remedy in caught.value.remedy
 
 
+def test_a_proxy_that_refuses_is_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client lets its HTTP library's errors through, which are no OSError."""
+    import httpx
+    import huggingface_hub
+
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        raise httpx.ProxyError("403 Forbidden")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match=r"cannot be reached.*give the folder"):
+        find_base(ModelConfig(path="org/name"))
+
+
 def test_an_offline_hub_without_a_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from align.ops.gae import gae, token_rewards
 from align.ops.kl import adapted, kl_k1, kl_k3
-from align.ops.logprobs import token_logprobs
+from align.ops.logprobs import linear_logprobs, token_logprobs
 from align.ops.losses import explained_variance, kl_loss, policy_loss, value_loss
 from align.ops.masking import masked_mean, masked_sum, masked_var, masked_whiten
 
@@ -263,3 +263,44 @@ def test_token_logprobs_of_half_precision_are_fp32():
     found, entropy = token_logprobs(hidden, tensor([0, 5, 20]), head)
     assert found.dtype == entropy.dtype == torch.float32
     assert_close(found, head(hidden).float().log_softmax(-1)[torch.arange(3), tensor([0, 5, 20])])
+
+
+# Logprobs of a head that is a matrix.
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [None, 1, 5])
+def test_linear_logprobs_are_token_logprobs(temperature: float, chunk: int | None):
+    g = torch.Generator().manual_seed(0)
+    weight, targets = torch.randn(23, 7, generator=g, dtype=torch.double), torch.randint(0, 23, (11,), generator=g)
+    hidden = torch.randn(11, 7, generator=g, dtype=torch.double).float()
+    weight, upstream = weight.float(), torch.randn(11, generator=g)
+    found, expected = [], []
+    for results, function in (
+        (found, lambda h: linear_logprobs(h, targets, weight, temperature, chunk)),
+        (expected, lambda h: token_logprobs(h, targets, lambda x: x @ weight.T, temperature, chunk)),
+    ):
+        h = hidden.clone().requires_grad_()
+        logprobs, entropy = function(h)
+        (logprobs * upstream).sum().backward()
+        assert not entropy.requires_grad
+        results += [logprobs.detach(), entropy.detach(), h.grad]
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert_close(linear_logprobs(hidden, targets, weight, temperature, chunk)[0], expected[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_of_linear_logprobs_by_finite_differences():
+    g = torch.Generator().manual_seed(0)
+    weight, targets = torch.randn(5, 3, generator=g), torch.tensor([0, 4])
+    hidden = torch.randn(2, 3, generator=g).requires_grad_()
+    linear_logprobs(hidden, targets, weight, 0.8)[0].sum().backward()
+    assert hidden.grad is not None
+    for n in range(2):
+        for d in range(3):
+            moved = torch.zeros(2, 3, dtype=torch.double)
+            moved[n, d] = 1e-5
+            at = [(hidden.detach().double() + sign * moved) @ weight.double().T / 0.8 for sign in (1, -1)]
+            up, down = (logits.log_softmax(-1).gather(1, targets[:, None]) for logits in at)
+            assert float(hidden.grad[n, d]) == pytest.approx(float((up - down).sum()) / 2e-5, abs=1e-4)

@@ -1,0 +1,91 @@
+"""A random base and adapters on it, and how far two models' logits lie apart: what tests of exports share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from align.export.merged import Divergence, kl_between
+
+BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
+TOKENS = torch.arange(3, 67).reshape(4, 16)
+
+
+def make_base(path: Path) -> Path:
+    """A random Llama whose linear layers are all multiples of 64 (NF4's block), with a tokenizer beside it."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.2,  # wide enough that quantisation and merging have something to get wrong
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 128)}
+    raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def load(path: Path, nf4: bool = True, dtype: torch.dtype = torch.float32):
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    kwargs = {"quantization_config": quantised, "device_map": {"": "cpu"}} if nf4 else {}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model.eval()
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """A fresh `lora_B` is zero, and an adapter that does nothing merges right by any method."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+
+
+def make_adapter(base: Path, path: Path, **options) -> Path:
+    defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(load(base), LoraConfig(**(defaults | options)))
+    randomise(model)
+    model.save_pretrained(path)
+    return path
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=TOKENS).logits
+
+
+def trained(base: Path, adapter: Path) -> torch.Tensor:
+    return logits(PeftModel.from_pretrained(load(base), adapter).eval())
+
+
+def everywhere(a: torch.Tensor, b: torch.Tensor) -> Divergence:
+    return kl_between(a, b, torch.ones(a.shape[:-1], dtype=torch.bool))
