@@ -60,9 +60,16 @@ class Tracker:
             self._wandb.log({**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, step=step)
 
     def show(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Append what was answered at `step` to `samples.jsonl`, for the eyes."""
+        """What was answered at `step`, for the eyes: printed, mirrored as a table, and appended to `samples.jsonl`."""
         for sample in samples:
             append(self.samples_path, {"step": step, **sample})
+            print(f"  {shortened(sample['prompt'])} → {shortened(sample['answer'])}  ({sample['score']:.2f})")
+        if self._wandb:
+            import wandb
+
+            columns = list(samples[0])
+            table = wandb.Table(columns=columns, data=[[sample[c] for c in columns] for sample in samples])
+            self._wandb.log({"samples": table}, step=step)
 
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics_path)
@@ -70,6 +77,12 @@ class Tracker:
     def close(self) -> None:
         if self._wandb:
             self._wandb.finish()
+
+
+def shortened(text: str, width: int = 60) -> str:
+    """On one line, with what it is too long by left out at the end."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def line_of(row: Mapping[str, Any]) -> str:

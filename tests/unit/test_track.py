@@ -128,3 +128,20 @@ def test_wandb_stays_away_when_it_is_off(tmp_path: Path, monkeypatch: pytest.Mon
     Tracker(tmp_path).log(1, {"loss": 1.0})
     with pytest.raises(InputError, match="pip install"):
         Tracker(tmp_path, wandb={"project": "p", "name": "x", "config": {}})
+
+
+def test_answers_are_shown_as_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'align[wandb]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    tracker = Tracker(tmp_path, wandb={"project": "p", "name": "ppo/x", "config": {}})
+    logged: list[dict[str, Any]] = []
+    monkeypatch.setattr(tracker._wandb, "log", lambda row, step: logged.append({**row, "step": step}))
+    tracker.show(7, [{"prompt": "Why?\n", "answer": "Because " * 20, "score": 0.123}])
+    tracker.close()
+    assert capsys.readouterr().out == f"  Why? → {'Because ' * 7}Bec…  (0.12)\n"
+    assert read_rows(tmp_path / "samples.jsonl")[0]["answer"] == "Because " * 20
+    assert logged[0]["step"] == 7
+    assert logged[0]["samples"].data == [["Why?\n", "Because " * 20, 0.123]]
