@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from align.data.chat import encode_judged
+from align.errors import require
 from align.models.chunks import in_chunks
+from align.models.load import context_length
 from align.models.roles import Roles, last_real
 from align.models.trunk import hidden_states, pad
 from align.types import Conversation, Rollout
 
 
 class RoleReward:
-    """A reward model that is an adapter on the policy's own base. It reads the very tokens that were sampled: decoding
-    and tokenising them again could change where they end.
+    """A reward model that is an adapter on the policy's own base. It reads the very tokens that were sampled, for
+    decoding and tokenising them again could change them; but for the token that ended an answer. A checkpoint may list
+    several of those, and the reward was trained at one.
 
     Args:
         roles: hold it.
         member: which of their reward adapters it is.
         size: rows a pass.
+        end: the token that its training rows end with; None reads what was sampled.
     """
 
     name = "learned"
 
-    def __init__(self, roles: Roles, member: int, size: int) -> None:
-        self.roles, self.member, self.size = roles, member, size
+    def __init__(self, roles: Roles, member: int, size: int, end: int | None) -> None:
+        self.roles, self.member, self.size, self.end = roles, member, size, end
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
         """Raises:
@@ -36,7 +41,15 @@ class RoleReward:
         """
         if rollout is None:
             raise ValueError("a reward on the policy's base reads sampled tokens")
-        return in_chunks(lambda part: self.roles.scores(part, self.member), rollout, self.size).cpu()
+        read = rollout if self.end is None else closed(rollout, self.end)
+        return in_chunks(lambda part: self.roles.scores(part, self.member), read, self.size).cpu()
+
+
+def closed(rollout: Rollout, end: int) -> Rollout:
+    """A rollout with `end` as the last token of each response that ended, whichever token it ended with."""
+    mask = rollout.mask_BS
+    last_BS = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)  # of each row the last real column
+    return replace(rollout, tokens_BS=torch.where(last_BS & rollout.ended_B[:, None], end, rollout.tokens_BS))
 
 
 class LearnedReward:
@@ -46,15 +59,22 @@ class LearnedReward:
         model: a model whose active adapter is the reward's.
         score_head: hidden → score.
         stops: the tokens that end a turn.
+        ref: what the user calls it.
     """
 
     name = "learned"
 
     def __init__(
-        self, model: Any, score_head: nn.Module, tokenizer: Any, stops: Sequence[int], batch_size: int = 32
+        self,
+        model: Any,
+        score_head: nn.Module,
+        tokenizer: Any,
+        stops: Sequence[int],
+        batch_size: int = 32,
+        ref: str = "(a model)",
     ) -> None:
         self.model, self.score_head, self.tokenizer = model, score_head, tokenizer
-        self.stops, self.batch_size = tuple(stops), batch_size
+        self.stops, self.batch_size, self.ref = tuple(stops), batch_size, ref
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
         """Scores [B] of conversations that end with an assistant turn.
@@ -64,6 +84,8 @@ class LearnedReward:
 
         Raises:
             ValueError: a conversation does not end with an assistant turn.
+            InputError: one is longer than the model's context. The sampler counts in tokens of its own, so that this
+                is not known before the answer is.
         """
         rows = []
         ended = [True] * len(conversations) if rollout is None else rollout.ended_B.tolist()
@@ -73,6 +95,11 @@ class LearnedReward:
                 raise ValueError(f"conversation {conversation.id or '(no id)'} does not end with an answer")
             prompt = Conversation(tuple(before), conversation.id)
             rows.append(encode_judged(self.tokenizer, prompt, last.content, whole, self.stops))
+        room, longest = context_length(self.model), max(map(len, rows), default=0)
+        require(
+            longest <= room, "reward.ref", self.ref, f"reads {room} tokens, and a prompt with its answer has {longest}",
+            "Lower data.max_length or rollout.max_new_tokens, or name a reward model with a longer context.",
+        )  # fmt: skip
         return score_rows(self.model, self.score_head, rows, self.tokenizer.pad_token_id, self.batch_size)
 
 

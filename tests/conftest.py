@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
     "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+OTHER_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<say>' + message['content'] + '</s>\n' }}"
+    "{% else %}{{ '<ask>' + message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<say>' }}{% endif %}"
 )
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"]
 VOCABULARY = 320  # the 256 bytes, the special tokens and some merges: a multiple of 64
@@ -63,9 +69,13 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer() -> Any:
-    """A byte-level BPE of 320 tokens with a chat template; pad, bos and eos are three different tokens."""
+def byte_bpe(special: Sequence[str], template: str, size: int, **named: str) -> Any:
+    """A byte-level BPE of `conversations()` with a chat template.
+
+    Args:
+        special: special tokens, which get the first ids.
+        named: `pad_token`, `bos_token` and `eos_token` among them.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,21 +83,33 @@ def tiny_tokenizer() -> Any:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=SPECIAL,
+        vocab_size=size,
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator((m["content"] for row in conversations() for m in row["messages"]), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        additional_special_tokens=SPECIAL[3:],
-        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=[s for s in special if s not in named.values()],
+        chat_template=template,
         model_max_length=256,
+        **named,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A byte-level BPE of 320 tokens with a chat template; pad, bos and eos are three different tokens."""
+    return byte_bpe(SPECIAL, CHAT_TEMPLATE, VOCABULARY, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer() -> Any:
+    """Another vocabulary and another template: 384 tokens, every id another's, no BOS, no markers for the loss, and a
+    line break behind the `</s>` of an answer."""
+    special = ["<ask>", "<none>", "<say>", "</s>"]
+    return byte_bpe(special, OTHER_TEMPLATE, 384, pad_token="<none>", eos_token="</s>")
 
 
 @pytest.fixture(scope="session")

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from align.config.root import one_of, positive
+from align.config.ppo import PpoConfig
+from align.config.root import positive
 from align.errors import require
 
 
 @dataclass
-class VerifyConfig:
-    """Needs nothing that was trained: it works on `model=` with fresh adapters, moved a little so that they say
-    something."""
+class VerifyConfig(PpoConfig):
+    """A line of `stage=ppo` with another stage: it takes every setting of that, and measures one batch of `rows`
+    answers under those that a batch depends on.
+
+    By default (`init=base`) it needs nothing that was trained: adapters are fresh, and moved a little so that they say
+    something.
+    """
 
     name: str = "verify"
     rows: int = 8
-    micro_batch: int = 4
-    value_trunk: str = "own"
 
     def __post_init__(self) -> None:
-        for key in ("rows", "micro_batch"):
-            positive(f"stage.{key}", getattr(self, key))
+        super().__post_init__()
+        positive("stage.rows", self.rows)
         require(self.rows > 1, "stage.rows", self.rows, "leaves nothing to compare", "Give 2 or more.")
-        one_of("stage.value_trunk", self.value_trunk, ("own", "policy", "frozen"))

@@ -314,6 +314,13 @@ def encode_judged(tokenizer: Any, prompt: Conversation, answer: str, ended: bool
     return ids
 
 
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that a reward model's rows end with, whichever token ended the answer; None where the template
+    writes none behind an answer."""
+    ids = encode_judged(tokenizer, Conversation((Message("user", "a"),)), "b", True, ())
+    return ids[-1] if ids[-1] in special_ids(tokenizer) else None
+
+
 def prompt_length(tokenizer: Any, prompt: Conversation, ids: Sequence[int]) -> int:
     """How many tokens of a judged conversation stand before its last answer."""
     given = tokenizer(render(tokenizer, prompt, answer_due=True), add_special_tokens=False)["input_ids"]

@@ -202,11 +202,20 @@ class Roles:
         own, reference = (self.logprobs(role, rollout, temperature) for role in ("policy", "reference"))
         return own.logprobs_BT, reference.logprobs_BT, self.values(rollout, policy_states_BTD=own.states_BTD)
 
+    def values_behind(self, rollout: Rollout) -> Tensor:
+        """V of the state behind each response [B]: what is yet to come where it was cut."""
+        return self._at_the_end(self.value_trunk, self.value_head, rollout)
+
     def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
         """A reward model's score of each row [B], read at its last real token, which is found by mask."""
-        with self.use(reward_name(member)) as model, torch.no_grad():
+        return self._at_the_end(reward_name(member), self.score_heads[member], rollout)
+
+    @torch.no_grad()
+    def _at_the_end(self, role: Role, head: nn.Linear, rollout: Rollout) -> Tensor:
+        """What a head makes of a role's state at each row's last token [B]."""
+        with self.use(role) as model:
             hidden = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
-            return self.score_heads[member](last_real(hidden, rollout.mask_BS).float()).squeeze(-1)
+        return head(last_real(hidden, rollout.mask_BS).float()).squeeze(-1)
 
     def recompute_layers(self) -> None:
         """Keep no more of a pass with a gradient than the input of each layer; the backward pass makes the rest again.

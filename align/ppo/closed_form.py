@@ -6,14 +6,15 @@ Z = Σ π_ref · exp(r / β) over all sequences (Ziegler et al., 2019; Korbak et
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from align.ops.gae import gae, token_rewards
-from align.ops.kl import kl_k1
-from align.ops.losses import policy_loss, value_loss
+from align.models.roles import Read
+from align.ppo.experience import experience
+from align.ppo.update import update
+from align.types import Rollout
 
 STOP = 0  # ends a sequence, so that lengths differ
 
@@ -57,12 +58,54 @@ class Problem:
         log_ref = self.logprobs(self.reference.double()).sum(1)
         return self.beta * float((log_ref + self.reward / self.beta).logsumexp(0))
 
+    def rollout(self, rows: Tensor) -> Rollout:
+        """Sequences by their number, behind a prompt of one token that says nothing."""
+        prompt = torch.zeros(len(rows), 1, dtype=torch.long)
+        tokens, mask = self.tokens[rows], self.mask[rows]
+        whole = torch.cat([torch.ones_like(prompt).bool(), mask], 1)
+        return Rollout(torch.cat([prompt, tokens], 1), whole, 1, (tokens == STOP).any(1))
+
+    def numbers(self, rollout: Rollout) -> Tensor:
+        """Which sequences a rollout has [B]."""
+        places = (self.reference.shape[1] ** torch.arange(self.tokens.shape[1])).flip(0)
+        known, width = (self.tokens * places).sum(1), rollout.response_BT.shape[1]
+        return torch.searchsorted(known, (rollout.response_BT * places[:width]).sum(1))
+
 
 def going_on(tokens: Tensor) -> Tensor:
     """True up to and including the first STOP of each row."""
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, 1:] = (tokens[:, :-1] != STOP).cumprod(1).bool()
     return mask
+
+
+class Tables:
+    """Policy, reference and value as tables over prefixes, in the places of `align.models.roles.Roles`."""
+
+    value_trunk = "value"
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.policy = nn.Parameter(problem.reference.clone())
+        self.value = nn.Parameter(torch.zeros(len(problem.reference)))
+
+    def parameters_of(self, role: str) -> list[nn.Parameter]:
+        return [self.policy if role == "policy" else self.value]
+
+    def logprobs(self, role: str, rollout: Rollout, temperature: float, train: bool = False) -> Read:
+        table = self.policy if role == "policy" else self.problem.reference
+        numbers, width = self.problem.numbers(rollout), rollout.response_BT.shape[1]
+        with torch.set_grad_enabled(train):
+            picked = self.problem.logprobs(table / temperature)[numbers][:, :width]
+        return Read(picked, torch.zeros_like(picked).detach(), torch.empty(0))
+
+    def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
+        states = self.problem.states[self.problem.numbers(rollout)][:, : rollout.response_BT.shape[1]]
+        with torch.set_grad_enabled(train):
+            return self.value[states]
+
+    def trains(self, role: str) -> None:
+        """Both always do."""
 
 
 class Solved(NamedTuple):
@@ -74,29 +117,25 @@ class Solved(NamedTuple):
 
 
 def solved(problem: Problem, lam: float = 0.95, updates: int = 600, batch: int = 512) -> Solved:
-    """PPO on the problem, by the operations that train."""
+    """PPO on the problem, by the very functions that train: `experience` and `update`."""
     g = torch.Generator().manual_seed(1)
-    table = problem.reference.clone().requires_grad_()
-    value = torch.zeros(len(table), requires_grad=True)
-    optimiser = torch.optim.Adam([table, value], lr=0.05)
+    tables: Any = Tables(problem)
+    optimiser = torch.optim.Adam([tables.policy, tables.value], lr=0.05)
     decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, total_iters=updates)
-    log_ref_all = problem.logprobs(problem.reference)
     for _ in range(updates):
-        with torch.no_grad():
-            old_all = problem.logprobs(table)
-            rows = torch.multinomial(old_all.sum(1).exp(), batch, replacement=True, generator=g)
-            mask, states, old = problem.mask[rows], problem.states[rows], old_all[rows]
-            rewards = token_rewards(problem.reward[rows], kl_k1(old, log_ref_all[rows]), mask, problem.beta)
-            old_values = value[states].clone()
-            advantages, returns = gae(rewards, old_values, mask, 1.0, lam)
-        count = float(mask.sum())
-        for _ in range(2):
-            surrogate = policy_loss(problem.logprobs(table)[rows], old, advantages, mask, 0.2, count)
-            fit = value_loss(value[states], old_values, returns, mask, count)
-            optimiser.zero_grad()
-            (surrogate.loss + fit.loss).backward()
-            optimiser.step()
+        chances = problem.logprobs(tables.policy.detach()).sum(1).exp()
+        rows = torch.multinomial(chances, batch, replacement=True, generator=g)
+        rollout = problem.rollout(rows)
+        old, ref = (tables.logprobs(role, rollout, 1.0).logprobs_BT for role in ("policy", "reference"))
+        made, _ = experience(
+            rollout, problem.reward[rows], old, ref, tables.values(rollout), kl_coef=problem.beta, kl_estimator="k1",
+            kl_in_reward=True, gamma=1.0, lam=lam, whiten_rewards=False,
+        )  # fmt: skip
+        update(
+            tables, optimiser, made, epochs=2, minibatch_count=1, max_grad_norm=100.0, generator=g, micro_batch=batch,
+            temperature=1.0, clip_range=0.2, value_clip_range=None, kl_loss_coef=0.0, kl_estimator="k1",
+        )  # fmt: skip
         decay.step()
     first = int(problem.states[0, 0])
-    reached = problem.objective(table.detach())
-    return Solved(float(problem.objective(problem.reference)), float(reached), float(value.detach()[first]))
+    reached = problem.objective(tables.policy.detach())
+    return Solved(float(problem.objective(problem.reference)), float(reached), float(tables.value.detach()[first]))

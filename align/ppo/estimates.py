@@ -13,25 +13,30 @@ from align.types import Rollout
 
 
 class Estimates(NamedTuple):
-    """Each [B, T], without a gradient."""
+    """Each [B, T] or [B], without a gradient; `behind_B` where responses that were cut are to be valued."""
 
     old_logprobs_BT: Tensor
     ref_logprobs_BT: Tensor
     values_BT: Tensor
+    behind_B: Tensor | None
 
 
 def estimated(
-    roles: Roles, rollout: Rollout, *, temperature: float, micro_batch: int, minibatches: int
+    roles: Roles, rollout: Rollout, *, temperature: float, micro_batch: int, minibatches: int, bootstrap: bool = False
 ) -> tuple[Estimates, Held | None]:
     """The estimates of a batch; and the passes behind them, where they serve the first gradient step too.
 
     Before that step the policy is still the one that sampled. Where the whole batch is one minibatch and one
     micro-batch, the pass that gives the old logprobs is therefore the pass that is learned from, and likewise the
     values': their graphs are kept until then, and two passes are saved.
+
+    Args:
+        bootstrap: value the states behind the responses too, in a pass of their own.
     """
+    behind = in_chunks(roles.values_behind, rollout, micro_batch) if bootstrap else None
     if minibatches > 1 or micro_batch < len(rollout.ended_B):
         estimates = partial(roles.estimates, temperature=temperature)
-        return Estimates(*several_in_chunks(estimates, rollout, micro_batch)), None
+        return Estimates(*several_in_chunks(estimates, rollout, micro_batch), behind), None
     held = roles.held(rollout, temperature)
     reference = in_chunks(lambda part: roles.logprobs("reference", part, temperature)[0], rollout, micro_batch)
-    return Estimates(held.read.logprobs_BT.detach(), reference, held.values_BT.detach()), held
+    return Estimates(held.read.logprobs_BT.detach(), reference, held.values_BT.detach(), behind), held

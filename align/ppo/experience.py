@@ -76,6 +76,7 @@ def experience(
     old_logprobs_BT: Tensor,
     ref_logprobs_BT: Tensor,
     values_BT: Tensor,
+    behind_B: Tensor | None = None,
     *,
     kl_coef: float,
     kl_estimator: str,
@@ -83,14 +84,13 @@ def experience(
     gamma: float,
     lam: float,
     whiten_rewards: bool,
-    bootstrap_truncated: bool,
 ) -> tuple[Experience, dict[str, float]]:
     """Rewards, advantages and returns of a batch, and the figures that describe it.
 
     Args:
         scores_B: what each response earns at its last token.
-        bootstrap_truncated: value the continuation of a response that was cut by the value at its last token, instead
-            of taking the cut for an end.
+        behind_B: V of the state behind each response, where one that was cut is worth what would have followed; without
+            it the cut is taken for an end.
 
     Returns:
         the experience; and `kl` (mean over responses of Σ_t log π − log π_ref, nats), `score`, `reward`, `length`,
@@ -104,10 +104,7 @@ def experience(
         rewards_BT = masked_whiten(rewards_BT, mask, shift_mean=False)
     values_BT = torch.where(mask, values_BT, torch.zeros_like(values_BT))
     lengths_B = rollout.lengths_B
-    bootstrap_B = None
-    if bootstrap_truncated:
-        last = values_BT.gather(1, (lengths_B - 1)[:, None]).squeeze(1)
-        bootstrap_B = torch.where(rollout.ended_B, torch.zeros_like(last), last)
+    bootstrap_B = None if behind_B is None else torch.where(rollout.ended_B, torch.zeros_like(behind_B), behind_B)
     advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask, gamma, lam, bootstrap_B)
     made = Experience(
         rollout, old_logprobs_BT, ref_logprobs_BT, values_BT, masked_whiten(advantages_BT, mask), returns_BT

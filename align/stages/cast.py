@@ -20,7 +20,7 @@ from align.models.roles import Role, Roles
 from align.ops.moments import Moments
 from align.rollout.engine import Engine, response_texts
 from align.rollout.randomness import generator_for
-from align.run import Base, Run
+from align.run import Artifact, Base, Run
 from align.stages import scoring
 from align.stages.lineage import adapter_folder, frozen_as, start, tokenizer_of
 from align.stages.sampling import engine_of
@@ -94,11 +94,12 @@ def cast(run: Run, config: Config, base: Base) -> Cast:
     artifact, _ = start(config, run.inputs["init"]["path"])
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     models = scoring.models_of(run.inputs)
+    scoring.same_template(config, models, base, tokenizer)
     rewards = [m.path for m in scoring.on_base(models, base)]
     roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_trunk, device)
     if choose_checkpointing(stage.gradient_checkpointing, device):
         roles.recompute_layers()
-    scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype)
+    scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
     engine = engine_of(config, tokenizer, roles.model.generation_config)
 
     room = min(config.data.max_length, context_length(roles.model) - config.rollout.max_new_tokens)
@@ -119,6 +120,32 @@ def cast(run: Run, config: Config, base: Base) -> Cast:
         return generator_for(device, config.seed, *where)
 
     return Cast(tokenizer, roles, engine, scorer, training, found[len(found) - apart :], dropped, generator)
+
+
+def started(config: Config) -> tuple[Artifact, Base]:
+    """What the policy starts from, and its base.
+
+    Raises:
+        InputError: every weight is to train of what is an adapter.
+    """
+    artifact, base = start(config)
+    require(
+        config.method.name != "full" or artifact.whole, "method", "full", f"{artifact.ref} is an adapter",
+        "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=.",
+    )  # fmt: skip
+    return artifact, base
+
+
+def rewarding(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
+    """What `experience` is told of a configuration, at today's price of KL."""
+    chosen = {key: getattr(stage, key) for key in ("kl_estimator", "gamma", "lam", "whiten_rewards")}
+    return {"kl_coef": kl_coef, "kl_in_reward": stage.kl_in == "reward", **chosen}
+
+
+def learning(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
+    """What `accumulate` is told of its losses."""
+    chosen = {key: getattr(stage, key) for key in ("clip_range", "value_clip_range", "kl_estimator")}
+    return {"kl_loss_coef": kl_coef if stage.kl_in == "loss" else 0.0, **chosen}
 
 
 def distinct(found: Sequence[Prompt], apart: int) -> list[Prompt]:

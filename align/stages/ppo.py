@@ -39,19 +39,15 @@ from align.rollout.randomness import generator_for
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import Inputs, scoring, tracker
-from align.stages.cast import Cast, cast
-from align.stages.lineage import frozen_as, label, start
-from align.stages.watch import better, evaluate, hand_over, stops, warn
+from align.stages.cast import Cast, cast, learning, rewarding, started
+from align.stages.lineage import frozen_as, label
+from align.stages.watch import better, evaluate, hand_over, per_answer, stops, warn
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base = start(config)
-    require(
-        config.method.name != "full" or artifact.whole, "method", "full", f"{artifact.ref} is an adapter",
-        "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=.",
-    )  # fmt: skip
+    artifact, base = started(config)
     root = Path(config.run.root).expanduser()
     rewards = scoring.records(config.reward, root, base, frozen_as(config.method.name))
     return Inputs(label(base, config), base, {"init": artifact.record(), "data": data_record(config.data), **rewards})
@@ -86,13 +82,9 @@ def run(run: Run, config: Config) -> Result:
             # Estimate.
             estimates, held = estimated(
                 roles, answers.rollout, temperature=temperature, micro_batch=stage.micro_batch,
-                minibatches=stage.minibatches,
+                minibatches=stage.minibatches, bootstrap=stage.bootstrap_truncated,
             )  # fmt: skip
-            made, described = experience(
-                answers.rollout, scores, *estimates, kl_coef=state.kl_coef, kl_estimator=stage.kl_estimator,
-                kl_in_reward=stage.kl_in == "reward", gamma=stage.gamma, lam=stage.lam,
-                whiten_rewards=stage.whiten_rewards, bootstrap_truncated=stage.bootstrap_truncated,
-            )  # fmt: skip
+            made, described = experience(answers.rollout, scores, *estimates, **rewarding(stage, state.kl_coef))
             clock.lap("estimate_s")
 
             # Update.
@@ -101,11 +93,10 @@ def run(run: Run, config: Config) -> Result:
                 roles, optimiser, made, held, epochs=stage.epochs, minibatch_count=stage.minibatches,
                 max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
                 generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
-                micro_batch=stage.micro_batch, temperature=temperature, clip_range=stage.clip_range,
-                value_clip_range=stage.value_clip_range,
-                kl_loss_coef=state.kl_coef if stage.kl_in == "loss" else 0.0, kl_estimator=stage.kl_estimator,
+                micro_batch=stage.micro_batch, temperature=temperature, **learning(stage, state.kl_coef),
             )  # fmt: skip
             clock.lap("update_s")
+            clock.rates(int(answers.rollout.lengths_B.sum()))
             figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
             figures["repetition"] = repetition(answers.texts)
 
@@ -128,7 +119,7 @@ def run(run: Run, config: Config) -> Result:
             bar.advance(step, score=figures["score"], kl=figures["kl"], length=figures["length"])
             warn(tripped, step, state.strikes, stage.tripwires)
             if stops(tripped, stage):
-                suspects = answers, raw, step
+                suspects = answers, raw, step, per_answer(tripped, players, answers, scores, made, config)
                 break
             if step % stage.save_every == 0 and not ends:
                 files = partial(save, roles=roles, optimiser=optimiser, state=state)
@@ -141,7 +132,7 @@ def run(run: Run, config: Config) -> Result:
     roles.save_critic(run.artifact / "value", base)
     save_tokenizer(players.tokenizer, run.artifact)
     if suspects:
-        hand_over(run, config, players, *suspects, stage.tripwires.suspects)
+        hand_over(run, config, players, *suspects)
     metrics = summary(rows, state, stage, players)
     draw(run, rows, metrics)
     line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
@@ -220,7 +211,7 @@ def reward_line(run: Run) -> str:
 
 
 class Clock:
-    """Seconds a phase."""
+    """Seconds a phase, and tokens a second."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
@@ -229,3 +220,8 @@ class Clock:
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name], self._last = round(now - self._last, 4), now
+
+    def rates(self, tokens: int) -> None:
+        """Tokens a second of each phase so far, for a batch of so many response tokens."""
+        for name, seconds in list(self.laps.items()):
+            self.laps[f"{name.removesuffix('_s')}_tok_s"] = round(tokens / max(seconds, 1e-9), 1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from align.config.root import ModelConfig, RewardConfig
+from align.config.root import Config, ModelConfig, RewardConfig
 from align.config.scorers import (
     EnsembleReward,
     FunctionReward,
@@ -18,11 +19,11 @@ from align.config.scorers import (
     SumReward,
     parts_of,
 )
-from align.data.chat import stop_token_ids
-from align.errors import InputError
+from align.data.chat import end_of_turn, stop_token_ids
+from align.errors import InputError, require
 from align.models.adapters import attach
 from align.models.base import base_of
-from align.models.load import load_base
+from align.models.load import load_base, load_tokenizer
 from align.models.roles import Roles, linear, score_weight
 from align.run import Artifact, Base, artifact_in, file_digest, resolve
 from align.stages.lineage import method_of, tokenizer_of
@@ -89,8 +90,38 @@ def on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
     return [m for m in models if m.base is None or m.base.digest == base.digest]
 
 
+def same_template(config: Config, models: Sequence[Artifact], base: Base, tokenizer: Any) -> None:
+    """Refuse a reward model on the policy's base that was trained with another chat template than the policy's: it
+    would read the policy's tokens, and nothing that it was trained on looked like them. A folder without a tokenizer
+    does not say, and is believed.
+
+    Args:
+        models: the reward models in the order of `leaves`.
+        tokenizer: the policy's.
+
+    Raises:
+        InputError: names the reward model.
+    """
+    named = [(field, leaf.ref) for field, leaf in leaves(config.reward) if isinstance(leaf, LearnedReward)]
+    own = on_base(models, base)
+    for (field, ref), model in zip(named, models, strict=True):
+        if model in own and (model.path / "tokenizer_config.json").is_file():
+            trained = load_tokenizer(replace(base, path=str(model.path))).chat_template
+            require(
+                trained in (None, tokenizer.chat_template), field, ref,
+                "was trained with another chat template than the policy speaks by",
+                f"Train it from the same supervised adapter, by the same template: stage=reward init={config.init}.",
+            )  # fmt: skip
+
+
 def scorer(
-    config: RewardConfig, models: Sequence[Artifact], roles: Roles, base: Base, size: int, dtype: torch.dtype
+    config: RewardConfig,
+    models: Sequence[Artifact],
+    roles: Roles,
+    base: Base,
+    size: int,
+    dtype: torch.dtype,
+    tokenizer: Any,
 ) -> Scorer:
     """The scorer of a configuration.
 
@@ -98,11 +129,14 @@ def scorer(
         models: the reward models in the order of `leaves`.
         roles: hold those among them that are adapters on `base`, in that order.
         size: rows a pass.
+        tokenizer: the policy's, whose chat template those are trained with too.
     """
     own = on_base(models, base)
     device = next(roles.model.parameters()).device
-    made = iter(
-        [learned.RoleReward(roles, own.index(m), size) if m in own else foreign(m, device, dtype, size) for m in models]
+    end = end_of_turn(tokenizer) if own else None
+    made = (
+        learned.RoleReward(roles, own.index(m), size, end) if m in own else foreign(m, device, dtype, size)
+        for m in models
     )
 
     def build(part: RewardConfig) -> Scorer:
@@ -130,4 +164,4 @@ def foreign(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: 
     head = linear(score_weight(artifact.path)).to(device)
     tokenizer = tokenizer_of(artifact, base, None)
     stops = stop_token_ids(tokenizer, model.generation_config)
-    return learned.LearnedReward(model, head, tokenizer, stops, size)
+    return learned.LearnedReward(model, head, tokenizer, stops, size, artifact.ref)

@@ -1,41 +1,46 @@
-"""Is PPO right here? The anchors of `align/ppo/anchors.py` on the user's own base, method and precision."""
+"""Is PPO right here? The anchors of `align/ppo` on the user's own base, method, precision and settings."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import align
 from align.config.root import Config
+from align.config.scorers import LearnedReward
 from align.config.verify import VerifyConfig
 from align.errors import AlignError
-from align.models.base import find_base
-from align.models.load import choose_device, choose_dtype, load_tokenizer
+from align.models.load import choose_checkpointing, choose_device, choose_dtype, load_tokenizer
 from align.models.roles import Roles
-from align.ppo.anchors import Anchor, Setting, maths, on_model
+from align.ppo.anchors import Anchor, maths
+from align.ppo.own_model import Setting, on_model
 from align.report import Report
 from align.rollout.randomness import generator_for
 from align.run import Base, Run, file_digest, json_digest
 from align.run.folder import package_versions
-from align.stages import Inputs
-from align.stages.cast import roles_on
-from align.stages.lineage import label
+from align.stages import Inputs, scoring
+from align.stages.cast import learning, rewarding, roles_on, started
+from align.stages.lineage import BASE, adapter_folder, frozen_as, label, start
 from align.stages.sampling import engine_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 
-PASSES = 60
-"""About how many forward passes of the batch the anchors on the model cost, a backward pass counted as two."""
+PASSES, DRAWS = 70, 12
+"""About how many forward passes of the batch the anchors on the model cost, a backward pass counted as two; and how
+many rollouts of it; those of more rows count less than so many."""
 TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something about the sea.", "Why?")
 
 
 def inputs(config: Config) -> Inputs:
-    base = find_base(config.model)
-    config.method.name = "qlora" if config.method.name == "auto" else config.method.name
-    return Inputs(label(base, config), base, {"code": {"digest": code_digest()}})
+    artifact, base = started(config)
+    untold = config.init == BASE and config.reward == LearnedReward()
+    root = Path(config.run.root).expanduser()
+    rewards = {} if untold else scoring.records(config.reward, root, base, frozen_as(config.method.name))
+    return Inputs(label(base, config), base, {"code": {"digest": code_digest()}, "init": artifact.record(), **rewards})
 
 
 def code_digest() -> str:
@@ -49,9 +54,14 @@ def run(run: Run, config: Config) -> Result:
     stage: VerifyConfig = config.stage
     base, device = Base(**run.manifest["base"]), choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    tokenizer = load_tokenizer(base)
-    roles = roles_on(base, config, None, (), stage.value_trunk, device)
+    artifact, _ = start(config, run.inputs["init"]["path"])
+    rewards = [model.path for model in scoring.on_base(scoring.models_of(run.inputs), base)]
+    roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_trunk, device)
     shake(roles)
+    if choose_checkpointing(stage.gradient_checkpointing, device):
+        roles.recompute_layers()
+    own = (artifact.path / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(replace(base, path=str(artifact.path)) if own else base)
     rollout = config.rollout
     engine = engine_of(config, tokenizer, roles.model.generation_config)
     asked = [list(tokenizer(TEXTS[i % len(TEXTS)])["input_ids"]) for i in range(stage.rows)]
@@ -63,10 +73,17 @@ def run(run: Run, config: Config) -> Result:
         with roles.use("policy") as model:
             return engine.generate(model, asked * rows, generator_for(device, config.seed, "verify", drawn))
 
-    setting = Setting(roles, draw(1), rollout.temperature, stage.micro_batch, loose=dtype != torch.float32)
+    batch = draw(1)  # the first one warms up
     began = time.perf_counter()
-    roles.logprobs("policy", setting.rollout, rollout.temperature)
-    print(f"{base.id}, {config.method.name}, {dtype}: about {PASSES * (time.perf_counter() - began):.0f} s")
+    draw(1)
+    sampled = time.perf_counter()
+    roles.logprobs("policy", batch, rollout.temperature)
+    seconds = DRAWS * (sampled - began) + PASSES * (time.perf_counter() - sampled)
+    print(f"{base.id}, {config.method.name}, {dtype}: about {seconds:.0f} s")
+    setting = Setting(
+        roles, batch, rollout.temperature, min(stage.micro_batch, stage.rows // 2), dtype != torch.float32,
+        rewarding(stage, stage.kl_coef), learning(stage, stage.kl_coef), stage.bootstrap_truncated,
+    )  # fmt: skip
 
     found: list[Anchor] = []
     verdicts = ("FAILS", "holds")

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, tensor
 
 from align.config.ppo import PpoConfig, TripwireConfig
 from align.config.root import Config
+from align.evals.text import repetition
 from align.models.chunks import in_chunks
 from align.ops.kl import kl_k1
 from align.ops.moments import Moments
-from align.ppo.experience import earned
+from align.ppo.experience import Experience, earned
 from align.ppo.state import Best
+from align.ppo.tripwires import WIRES
 from align.run import Run, json_digest
 from align.stages import open_store
 from align.stages.cast import Answers, Cast
 from align.types import Rollout
 from annotate.store import Candidate
+from reward.combined import Ensemble
 
 
 def evaluate(
@@ -64,23 +67,90 @@ def warn(tripped: Mapping[str, str], step: int, strikes: Mapping[str, int], wire
             print(f"update {step}: {told}, for {strikes[name]} updates in a row")
 
 
-def hand_over(run: Run, config: Config, players: Cast, answers: Answers, raw_B: Tensor, step: int, most: int) -> None:
-    """Put the most highly scored answers of a batch into the annotation store, each beside an answer of the reference
-    to the same prompt: what the reward model likes most is where it is most likely wrong, and a person's verdict on
-    it is the pair that it lacks."""
-    ranked = raw_B.argsort(descending=True, stable=True).tolist()
-    best_of = {answers.prompts[i].conversation: i for i in reversed(ranked)}  # of each prompt the highest alone
-    chosen = sorted(best_of.values(), key=ranked.index)[:most]
+def per_answer(
+    wires: Iterable[str], players: Cast, answers: Answers, scores_B: Tensor, made: Experience, config: Config
+) -> dict[str, list[float]]:
+    """What each answer adds to the figure that each of these wires reads. That figure is the mean over answers, but for
+    two: `repetition` passes over answers of a word or two, which have 0 here; and the update measured the entropy token
+    by token as the policy moved, where it is that of the present policy here.
+
+    Args:
+        scores_B: what the answers earned.
+        made: of these answers.
+    """
+    rollout = answers.rollout
+
+    def entropy(part: Rollout) -> Tensor:
+        read = players.roles.logprobs("policy", part, config.rollout.temperature)
+        return read.entropy_BT.sum(-1) / part.lengths_B
+
+    def figure(wire: str) -> Tensor:
+        match wire:
+            case "length_correlation":
+                pair = scores_B, rollout.lengths_B.float()
+                score_B, length_B = (Moments.of(x).standardised(x) for x in pair)
+                return (score_B * length_B).nan_to_num()  # where one of them does not vary, nothing follows it
+            case "disagreement":
+                assert isinstance(players.scorer, Ensemble)  # nothing else measures it
+                return players.scorer.member_scores(answers.conversations, rollout).std(1, unbiased=False)
+            case "kl":
+                return kl_k1(made.old_logprobs_BT, made.ref_logprobs_BT).sum(-1)
+            case "entropy":
+                return in_chunks(entropy, rollout, config.stage.micro_batch)
+            case "repetition":
+                return tensor([repetition([text]) for text in answers.texts])
+        raise ValueError(wire)
+
+    return {wire: figure(wire).tolist() for wire in wires}
+
+
+def ranked(figures: Mapping[str, Sequence[float]], scores: Sequence[float]) -> list[int]:
+    """Answers, the most suspicious first: by the sum of their places under each wire, and by the score where that is
+    equal.
+
+    Args:
+        figures: wire → its figure of each answer, which is suspicious on the wire's own side.
+        scores: of the reward.
+    """
+    total = [0] * len(scores)
+    for wire, found in figures.items():
+        side = -1 if WIRES[wire].too_high else 1
+        order = sorted(range(len(scores)), key=lambda i: (side * found[i], -scores[i]))
+        for place, i in enumerate(order):
+            total[i] += place
+    return sorted(range(len(scores)), key=lambda i: (total[i], -scores[i]))
+
+
+def hand_over(
+    run: Run, config: Config, players: Cast, answers: Answers, raw_B: Tensor, step: int,
+    figures: Mapping[str, Sequence[float]],
+) -> None:  # fmt: skip
+    """Put the answers of a batch that show most of what tripped its wires into the annotation store, each beside an
+    answer of the reference to the same prompt: there the reward model is most likely wrong, and a person's verdict is
+    the pair that it lacks.
+
+    Args:
+        raw_B: the scores of the reward.
+        figures: what `per_answer` found.
+    """
+    order = ranked(figures, raw_B.tolist())
+    worst_of = {answers.prompts[i].conversation: i for i in reversed(order)}  # of each prompt the worst alone
+    chosen = sorted(worst_of.values(), key=order.index)[: config.stage.tripwires.suspects]
     before = players.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
+    before_B, _ = players.judge(before)
     name, digest = run.manifest["name"], run.manifest["base"]["digest"]
     key = f"{name}/{json_digest(run.manifest['identity'])[:8]}/{step}"  # another run of that name asks other things
 
-    def candidate(given: Answers, i: int, role: str) -> Candidate:
-        sampling = {"run": name, "role": role, "temperature": config.rollout.temperature}
+    def candidate(given: Answers, scores_B: Tensor, i: int, **told: Any) -> Candidate:
+        sampling = {"run": name, "temperature": config.rollout.temperature, "score": float(scores_B[i]), **told}
         return Candidate(given.texts[i], digest, sampling=sampling, ended=bool(given.rollout.ended_B[i]))
 
     with open_store(config) as store, store.transaction():
         for k, i in enumerate(chosen):
-            pair = [candidate(answers, i, "policy"), candidate(before, k, "reference")]
+            wires = {wire: found[i] for wire, found in figures.items()}
+            pair = [
+                candidate(answers, raw_B, i, role="policy", wires=wires),
+                candidate(before, before_B, k, role="reference"),
+            ]
             store.add_item(config.project, f"{key}/suspect/{k}", answers.prompts[i].conversation, pair)
     print(f"{len(chosen)} suspicious answers wait in project {config.project} for a person's verdict")

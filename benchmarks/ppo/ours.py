@@ -103,7 +103,7 @@ def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
         estimates, held = estimated(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)
         made, _ = experience(
             rollout, scores, *estimates, kl_coef=0.05, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95,
-            whiten_rewards=False, bootstrap_truncated=False,
+            whiten_rewards=False,
         )  # fmt: skip
         laps["estimate_s"] = time.perf_counter()
         update(

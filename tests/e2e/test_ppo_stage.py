@@ -15,6 +15,7 @@ from conftest import Ready
 from align.__main__ import main
 from align.models.adapters import read_tensors
 from align.run import read_manifest
+from align.stages.watch import ranked
 from align.track import read_rows
 from annotate.store import Store
 
@@ -93,36 +94,20 @@ def test_without_any_reward_model_the_critic_starts_from_the_policy(
     assert {p.name for p in critic.iterdir()} == {"value_head.safetensors"} | adapter
 
 
+def test_a_reward_model_of_another_chat_template(without_ref: Ready, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    other = shutil.copytree(without_ref.root / "reward" / "a" / "artifact", tmp_path / "other")
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another #}")
+    (other / "adapter_model.safetensors").write_bytes(b"")  # no weights are looked at before
+    assert main([*without_ref.ppo, f"run.root={without_ref.root}", f"reward.ref={other}"]) == 2
+    assert f"reward.ref={other}: was trained with another chat template" in capfd.readouterr().err
+
+
 def test_a_reward_that_tells_nothing_apart(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
     command = [*without_ref.ppo, f"run.root={without_ref.root}", "reward=rules", "reward.rules=[{rule: json}]"]
     assert main([*command, "run.name=flat"]) == 2
     assert "the same score" in capfd.readouterr().err
     assert main([*command, "run.name=off", "stage.normalise=off"]) == 0
-
-
-def test_a_reward_model_on_another_base_reads_text(
-    ready: Ready, without_ref: Ready, tiny_tokenizer: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(5)
-    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    other = LlamaForCausalLM(LlamaConfig(vocab_size=320, max_position_embeddings=256, eos_token_id=2, **sizes))
-    other.save_pretrained(tmp_path / "other")
-    tiny_tokenizer.save_pretrained(tmp_path / "other")
-    root = f"run.root={ready.root}"
-    sft = ["stage=sft", "model=hub", f"model.path={tmp_path / 'other'}", "stage.max_steps=2", "stage.eval_size=2"]
-    assert main([*sft, *ready.data, root, "run.name=other"]) == 0
-    reward = ["stage=reward", "init=sft:other", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3"]
-    assert main([*reward, root, "run.name=other"]) == 0
-    capfd.readouterr()
-    words = ["init=sft:s", "reward.ref=reward:other", "stage.value_trunk=policy"]
-    assert main([*without_ref.ppo, root, *words]) == 0
-    folder = Path(capfd.readouterr().out.splitlines()[-1])
-    assert rows(folder)[0]["score_std"] > 0
-    digests = {read_manifest(ready.root / "reward" / n)["base"]["digest"] for n in ("a", "other")}
-    assert len(digests) == 2
-    assert read_manifest(folder)["base"]["digest"] == read_manifest(ready.root / "sft" / "s")["base"]["digest"]
 
 
 def test_a_bare_folder_is_a_reward_model_of_this_base(without_ref: Ready, tmp_path: Path):
@@ -213,7 +198,30 @@ def test_a_tripwire_stops_the_run_and_asks_a_person(ppo: Run, ready: Ready):
     assert len(items) == 3
     for item in items:
         assert [c.sampling["role"] for c in item.candidates] == ["policy", "reference"]
+        assert [sorted(c.sampling) for c in item.candidates] == [
+            ["role", "run", "score", "temperature", "wires"], ["role", "run", "score", "temperature"],
+        ]  # fmt: skip
+    shown = [item.candidates[0].sampling["wires"] for item in items]
+    assert all(wires.keys() == {"entropy"} for wires in shown)
+    assert shown == sorted(shown, key=lambda wires: wires["entropy"])  # the least first
     assert (folder / "artifact" / "adapter_model.safetensors").is_file()
+
+
+def test_what_is_handed_over_shows_what_tripped(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
+    """The whole batch, where every prompt is another: by the figure of the wire, which is the mean of theirs."""
+    refs = ["reward=ensemble", "reward.refs=['reward:a','reward:b']", "stage.tripwires.disagreement=1e-6"]
+    ends = ["stage.tripwires.patience=1", "stage.tripwires.action=stop", "stage.tripwires.kl=-9", "project=disputed"]
+    assert main([*without_ref.ppo, f"run.root={without_ref.root}", *refs, *ends, "stage.tripwires.entropy=null"]) == 0
+    (row,) = rows(Path(capfd.readouterr().out.splitlines()[-1]))
+    with Store.open(f"sqlite:///{without_ref.root / 'annotations.db'}", create=False) as store:
+        told = [item.candidates[0].sampling for item in store.items("disputed")]
+    assert len(told) == 8
+    each = {wire: [t["wires"][wire] for t in told] for wire in told[0]["wires"]}
+    assert {wire: sum(found) / 8 for wire, found in each.items()} == {
+        wire: pytest.approx(row[wire], rel=1e-4, abs=1e-6) for wire in ("disagreement", "kl")
+    }
+    assert ranked(each, [t["score"] for t in told]) == list(range(8))
+    assert sum(t["score"] for t in told) / 8 == pytest.approx(row["raw_score"], rel=1e-4)
 
 
 def test_a_tripwire_warns_once(ppo: Run, ready: Ready, capfd: pytest.CaptureFixture[str]):

@@ -22,6 +22,7 @@ from conftest import Ready
 from align.__main__ import main
 from align.run import Run, file_digest, read_manifest
 from align.run.checkpoints import SEAL
+from align.track import read_rows
 
 UPDATES = 9
 PPO = [
@@ -68,7 +69,6 @@ def state(root: Path) -> dict[str, str]:
     run = root / "ppo" / "x"
     assert read_manifest(run)["status"] == "done"
     kept = root / "ppo" / "kept"
-    assert sorted(p.name for p in kept.iterdir()) == ["checkpoint-6", "checkpoint-8"]
     files = [*run.glob("artifact/*.safetensors"), *run.glob("artifact/value/*.safetensors"), run / "metrics.jsonl"]
     files += [run / "samples.jsonl", kept / "checkpoint-8" / "state.safetensors", kept / "checkpoint-8" / "state.json"]
     assert len(files) == 7
@@ -81,6 +81,7 @@ def uninterrupted(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> dic
     child = in_a_fork(traced(arguments))
     child.join()
     assert child.exitcode == 0
+    assert sorted(p.name for p in (root / "ppo/kept").iterdir()) == ["checkpoint-6", "checkpoint-8"]
     return state(root)
 
 
@@ -127,28 +128,32 @@ def test_killed_inside_a_checkpoint(ready: Ready, uninterrupted: dict[str, str],
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments(ready: Ready, uninterrupted: dict[str, str], tmp_path: Path):
+def test_killed_at_ten_random_moments(
+    ready: Ready, uninterrupted: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """Each kill falls one or two updates beyond where the run had ever been, and a random moment into what follows. A
+    run that has come to its end begins again."""
     root, arguments = copied(ready, tmp_path)
-    rng, kills, began = random.Random(0), 0, time.monotonic()
-    while kills < 10:
+    run, rng, kills, continued, began = root / "ppo/x", random.Random(0), 0, 0, time.monotonic()
+    finished = False
+    while kills < 10 or not finished:
+        newest = max((p.name for p in run.glob("checkpoints/checkpoint-*")), default="")  # whole, as it has its name
+        further = len(read_rows(run / "metrics.jsonl")) + rng.randint(1, 2)
         child = in_a_fork(traced(arguments))
-        started = time.monotonic()
-        patience = rng.uniform(0.3, 3.0)
-        while child.is_alive() and time.monotonic() - started < patience:
+        while child.is_alive() and (kills == 10 or len(read_rows(run / "metrics.jsonl")) < further):
+            assert time.monotonic() - began < 300
             time.sleep(0.01)
-        if not child.is_alive():  # it had the time to finish: begin again
-            assert child.exitcode == 0
-            assert state(root) == uninterrupted
-            shutil.rmtree(root / "ppo")
-            continue
+        time.sleep(rng.uniform(0, 0.3))
         child.kill()
         child.join()
-        kills += 1
-        assert time.monotonic() - began < 300
-    child = in_a_fork(traced(arguments))
-    child.join()
-    assert child.exitcode == 0
-    assert state(root) == uninterrupted
+        assert child.exitcode in (0, -signal.SIGKILL)
+        said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("continuing from")]
+        assert said == ([f"continuing from {newest}"] if newest else [])
+        kills, continued = kills + (child.exitcode != 0), continued + bool(newest)
+        if finished := read_manifest(run)["status"] == "done":
+            assert state(root) == uninterrupted
+            shutil.rmtree(root / "ppo")
+    assert continued >= 5
 
 
 @pytest.mark.parametrize("damage", ["a bit", "a missing file"])

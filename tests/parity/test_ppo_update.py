@@ -64,8 +64,12 @@ def places(rollout: Rollout) -> Iterator[tuple[int, int, int, int]]:
             yield b, t, int(rollout.tokens_BS[b, PROMPT + t - 1]), int(rollout.tokens_BS[b, PROMPT + t])
 
 
+def last_tokens(rollout: Rollout) -> Tensor:
+    return torch.stack([tokens[mask][-1] for tokens, mask in zip(rollout.tokens_BS, rollout.mask_BS, strict=True)])
+
+
 def published_advantages(
-    rollout: Rollout, scores: Tensor, old: Tensor, ref: Tensor, values: Tensor, options: dict[str, Any]
+    rollout: Rollout, scores: Tensor, old: Tensor, ref: Tensor, values: Tensor, behind: Any, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     mask = rollout.mask_BS[:, PROMPT:]
     lengths = mask.sum(1).tolist()
@@ -81,8 +85,8 @@ def published_advantages(
         rewards[mask] = (real - real.mean()) / real.std(unbiased=False) + real.mean()
     raw, returns = torch.zeros_like(values), torch.zeros_like(values)
     for b, t, _, _ in places(rollout):
-        cut = options["bootstrap_truncated"] and not rollout.ended_B[b]
-        after = [*values[b, : lengths[b]].tolist(), float(values[b, lengths[b] - 1]) if cut else 0.0]
+        cut = behind is not None and not rollout.ended_B[b]
+        after = [*values[b, : lengths[b]].tolist(), float(behind[b]) if cut else 0.0]
         for k in range(t, lengths[b]):
             delta = rewards[b, k] + options["gamma"] * after[k + 1] - after[k]
             raw[b, t] += (options["gamma"] * options["lam"]) ** (k - t) * delta
@@ -125,13 +129,13 @@ def published_losses(
     [
         ({}, {}),
         ({"kl_estimator": "k3", "whiten_rewards": True, "gamma": 0.9}, {"value_clip_range": None}),
-        ({"kl_in_reward": False, "bootstrap_truncated": True, "lam": 1.0}, {"kl_loss_coef": 0.3, "temperature": 1.0}),
+        ({"kl_in_reward": False, "bootstrap": True, "lam": 1.0}, {"kl_loss_coef": 0.3, "temperature": 1.0}),
     ],
 )
 def test_an_update_is_the_published_one(seed: int, estimate: dict[str, Any], loss: dict[str, Any]):
     estimate = {
         "kl_coef": 0.1, "kl_estimator": "k1", "kl_in_reward": True, "gamma": 1.0, "lam": 0.95,
-        "whiten_rewards": False, "bootstrap_truncated": False,
+        "whiten_rewards": False, "bootstrap": False,
     } | estimate  # fmt: skip
     loss = {
         "temperature": 0.7, "clip_range": 0.2, "value_clip_range": 0.2, "kl_loss_coef": 0.0,
@@ -141,12 +145,13 @@ def test_an_update_is_the_published_one(seed: int, estimate: dict[str, Any], los
     with torch.no_grad():
         old, ref = (m.logprobs("", rollout, loss["temperature"])[0] for m in (sampler, reference))
         values = sampler.values(rollout)
+        behind = sampler.value[last_tokens(rollout)] if estimate.pop("bootstrap") else None
         shift = Bigram(seed + 20)  # the learner has taken steps since: ratios and values have moved
         learner.logits.add_(0.3 * shift.logits)
         learner.value.add_(0.3 * shift.value)
 
-    made, _ = experience(rollout, scores, old, ref, values, **estimate)
-    advantages, returns = published_advantages(rollout, scores, old, ref, values, estimate)
+    made, _ = experience(rollout, scores, old, ref, values, behind, **estimate)
+    advantages, returns = published_advantages(rollout, scores, old, ref, values, behind, estimate)
     assert_close(made.advantages_BT, advantages, **CLOSE)
     assert_close(made.returns_BT, returns, **CLOSE)
 

@@ -16,6 +16,7 @@ from align.data.chat import (
     encode_judged,
     encode_prompts,
     encode_text,
+    end_of_turn,
     stop_token_ids,
     use_template,
 )
@@ -224,6 +225,16 @@ def test_the_checkpoint_may_list_more_stops() -> None:
     assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=[40, eos, 41])) == (eos, 40, 41)
     assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=40)) == (eos, 40)
     assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=None)) == (eos,)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_reward_models_rows_end_with_one_token(name: str) -> None:
+    found, tokenizer = family(name)
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids(found.end)
+
+
+def test_a_template_that_ends_turns_with_plain_text_has_no_such_token() -> None:
+    assert end_of_turn(make_tokenizer(PLAIN)) is None
 
 
 @pytest.mark.parametrize("answer", ["Good day.", "\n\nb", "b.\n"])

@@ -41,7 +41,6 @@ ESTIMATE: dict[str, Any] = {
     "gamma": 1.0,
     "lam": 1.0,
     "whiten_rewards": False,
-    "bootstrap_truncated": False,
 }
 
 
@@ -133,7 +132,8 @@ def test_the_pass_that_estimates_is_the_one_that_is_learned_from(world: World, t
         rows = {"micro_batch": 6 if held else 4, "minibatches": 1}
         estimates, kept = estimated(roles, rollout, temperature=TEMPERATURE, **rows)
         assert (kept is not None) == held
-        assert not any(t.requires_grad for t in estimates)
+        assert estimates.behind_B is None
+        assert not any(t.requires_grad for t in estimates[:3])
         roles.scores(rollout)  # the reward model plays
         scores = torch.randn(6, generator=torch.Generator().manual_seed(3))
         made, _ = experience(rollout, scores, *estimates, **ESTIMATE)
@@ -288,8 +288,8 @@ OLD, REF = tensor([[-1.0, -2.0], [-3.0, 0.0]]), tensor([[-1.5, -2.5], [-4.0, 0.0
 VALUES, SCORES = tensor([[1.0, 0.5], [1.0, float("nan")]]), tensor([2.0, 4.0])
 
 
-def by_hand(**changes: Any) -> tuple[Experience, dict[str, float]]:
-    return experience(BATCH, SCORES, OLD, REF, VALUES, **(ESTIMATE | changes))
+def by_hand(behind: Tensor | None = None, **changes: Any) -> tuple[Experience, dict[str, float]]:
+    return experience(BATCH, SCORES, OLD, REF, VALUES, behind, **(ESTIMATE | changes))
 
 
 def test_experience_by_hand():
@@ -326,8 +326,8 @@ def test_the_estimator_changes_the_reward_and_not_the_figure():
 
 
 def test_a_response_that_was_cut_may_be_bootstrapped():
-    made, _ = by_hand(bootstrap_truncated=True)
-    assert_close(made.returns_BT, tensor([[1.8, 1.9], [4.8, 0.0]]))  # 3.8 + V = 1; the first one ended
+    made, _ = by_hand(tensor([9.0, 0.25]))
+    assert_close(made.returns_BT, tensor([[1.8, 1.9], [4.05, 0.0]]))  # 3.8 and V behind; the first one ended
 
 
 def test_whitened_rewards_keep_their_mean():

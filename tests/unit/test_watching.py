@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
-from torch import tensor
+from torch import Tensor, tensor
 
+from align.config.compose import check, compose_raw
+from align.models.roles import Read
 from align.ops.moments import Moments
-from align.ppo.experience import earned
+from align.ppo.experience import Experience, earned, experience
 from align.ppo.state import Best, State
 from align.ppo.tripwires import WIRES, counted, crossed, tripped_in
-from align.types import Rollout
+from align.stages.cast import Answers
+from align.stages.watch import per_answer, ranked
+from align.types import Conversation, Message, Rollout
+from reward.combined import Ensemble, judged
 
 
 def test_moments_of_parts_are_those_of_the_whole():
@@ -69,3 +77,90 @@ def test_a_state_survives_json():
     assert again == state
     plain = State(0.1, Moments(1, 0.0, 1.0))
     assert State.of(json.loads(json.dumps(plain.numbers())), ()) == plain
+
+
+# Which answers show what a wire found.
+
+TEXTS = ("no", "a b c a b c a b c", "a b c d e f", "so so so so")
+SCORES = tensor([2.0, 0.0, 4.0, 3.0])
+LENGTHS = (1, 4, 3, 2)
+MASK = torch.arange(4) < tensor(LENGTHS)[:, None]
+
+
+class Given:
+    """A scorer that says what it is told to."""
+
+    name = "learned"
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = tensor(scores)
+
+    def score(self, conversations: Any, rollout: Any = None) -> Tensor:
+        return self.scores
+
+
+def batch() -> tuple[Answers, Experience, dict[str, float]]:
+    """Four answers of 1 to 4 tokens behind a prompt of one, and the figures of the update that they belong to."""
+    mask = torch.cat([torch.ones(4, 1, dtype=torch.bool), MASK], 1)
+    rollout = Rollout(torch.arange(20).view(4, 5), mask, 1, torch.ones(4, dtype=torch.bool))
+    told = [Conversation((Message("user", "?"), Message("assistant", text))) for text in TEXTS]
+    old, ref = tensor([[-1.0], [-2.0], [-1.5], [-0.5]]) * MASK, tensor([[-4.0], [-1.0], [-2.0], [-3.0]]) * MASK
+    made, figures = experience(
+        rollout, SCORES, old, ref, torch.zeros(4, 4), kl_coef=0.1, kl_estimator="k1", kl_in_reward=True, gamma=1.0,
+        lam=0.95, whiten_rewards=False,
+    )  # fmt: skip
+    return Answers([], rollout, list(TEXTS), told), made, figures
+
+
+def players() -> Any:
+    """Their entropy at a token is a tenth of its id; two members of an ensemble score."""
+
+    def logprobs(role: str, part: Rollout, temperature: float) -> Read:
+        assert (role, temperature) == ("policy", 0.7)
+        entropy = torch.where(part.response_mask_BT, part.response_BT / 10, 0.0)
+        return Read(torch.zeros_like(entropy), entropy, entropy)
+
+    ensemble = Ensemble((Given(0.0, 5.0, 1.0, 3.0), Given(2.0, 5.0, 7.0, 4.0)))
+    return SimpleNamespace(roles=SimpleNamespace(logprobs=logprobs), scorer=ensemble)
+
+
+@pytest.mark.parametrize(
+    ("wire", "each", "order"),
+    [
+        # A quarter below the mean score and 3/2 below the mean length, and so on, over both standard deviations.
+        ("length_correlation", [x / (2.1875 * 1.25) ** 0.5 for x in (0.375, -3.375, 0.875, -0.375)], [2, 0, 3, 1]),
+        ("disagreement", [1.0, 0.0, 3.0, 0.5], [2, 0, 3, 1]),
+        ("kl", [3.0, -4.0, 1.5, 5.0], [3, 0, 2, 1]),
+        ("entropy", [0.1, 0.75, 1.2, 1.65], [0, 1, 2, 3]),
+        ("repetition", [0.0, 4 / 7, 0.0, 0.5], [1, 3, 2, 0]),  # an equal sign is broken by the score
+    ],
+)
+def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, each: list[float], order: list[int]):
+    answers, made, figures = batch()
+    config = check(compose_raw(["stage=ppo", "rollout.temperature=0.7", "stage.micro_batch=2"]))
+    found = per_answer([wire], players(), answers, SCORES, made, config)
+    assert found == {wire: pytest.approx(each, abs=1e-4)}
+    assert ranked(found, SCORES.tolist()) == order
+    figures |= judged(players().scorer, answers.conversations, answers.rollout)[1]
+    if wire not in ("entropy", "repetition"):
+        assert sum(found[wire]) / 4 == pytest.approx(figures[WIRES[wire].figure])
+
+
+def test_every_wire_has_a_figure_of_each_answer():
+    answers, made, _ = batch()
+    config = check(compose_raw(["stage=ppo", "rollout.temperature=0.7"]))
+    assert per_answer(WIRES, players(), answers, SCORES, made, config).keys() == WIRES.keys()
+
+
+def test_lengths_that_are_all_alike_explain_no_score():
+    answers, made, _ = batch()
+    found = per_answer(
+        ["length_correlation"], players(), answers, torch.ones(4), made, check(compose_raw(["stage=ppo"]))
+    )
+    assert found == {"length_correlation": [0.0] * 4}
+
+
+def test_after_several_wires_an_answer_that_shows_all_of_them_comes_first():
+    figures = {"kl": [9.0, 8.0, 0.0, 1.0], "entropy": [3.0, 0.1, 0.2, 4.0]}
+    assert ranked(figures, [0.0, 0.0, 0.0, 9.0]) == [1, 0, 2, 3]  # places 0+2, 1+0, 3+1, 2+3
+    assert ranked({"kl": [1.0, 2.0], "entropy": [1.0, 2.0]}, [0.0, 5.0]) == [1, 0]  # 1 each: the score decides

@@ -6,13 +6,15 @@ docs/decisions.md has the figures.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 
 from torch import nn
 
 from align.models.lean import linear, llama, lora
 
-__all__ = ["make_lean"]
+__all__ = ["make_lean", "plainly"]
 
 
 def make_lean(model: nn.Module) -> None:
@@ -22,3 +24,17 @@ def make_lean(model: nn.Module) -> None:
         for kind, served in ((linear, linear.is_linear), (lora, lora.is_lora), (llama, llama.is_llama)):
             if served(module):
                 module.forward = MethodType(kind.forward, module)
+
+
+@contextmanager
+def plainly(*models: nn.Module | None) -> Iterator[None]:
+    """With the forwards that these models came with, in place of the short ones."""
+    modules = (module for model in models if model is not None for module in model.modules())
+    short = {linear.forward, lora.forward, llama.forward}
+    lean = [module for module in modules if getattr(vars(module).get("forward"), "__func__", None) in short]
+    taken = [(module, vars(module).pop("forward")) for module in lean]
+    try:
+        yield
+    finally:
+        for module, forward in taken:
+            module.forward = forward

@@ -1,0 +1,131 @@
+"""A reward model on the policy's base: read where it was trained, and only by a policy of its own chat template."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from templates import PLAIN
+from tiny_roles import CPU, FP32, World, make_world
+from torch import Tensor
+from torch.testing import assert_close
+
+from align.config.compose import check, compose_raw
+from align.config.scorers import LearnedReward
+from align.data.chat import CHATML, Prompt, encode_prompts, stop_token_ids
+from align.errors import InputError
+from align.models.load import load_classifier, load_tokenizer
+from align.models.trunk import answered
+from align.run import Artifact
+from align.stages.scoring import same_template, scorer
+from align.types import Conversation, Message, Rollout
+from reward.scorer import Scorer
+
+ASKED = [Conversation((Message("user", text),)) for text in ("Hello?", "I am tired. What about the rain?", "Why?")]
+SAID = ("yes!", "I like the rain when you are tired!", "no")
+OTHER = 300
+"""A second token that the checkpoint lists as its EOS, as Llama 3 and Qwen 2.5 do."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world: World) -> Any:
+    return load_tokenizer(world.base)
+
+
+def model_in(folder: Path) -> Artifact:
+    return Artifact("reward:it", folder, "", None, whole=False)
+
+
+def reward_of(world: World, tokenizer: Any) -> Scorer:
+    models = [model_in(world.reward)]
+    return scorer(LearnedReward(), models, world.roles(), world.base, 2, FP32, tokenizer)
+
+
+def sampled(tokenizer: Any, *ends: int) -> Rollout:
+    """The answers as a policy says them, each ended by one of these tokens."""
+    prompts: list[Prompt] = encode_prompts(tokenizer, ASKED, 200)[0]
+    said = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in SAID]
+    rows = [[*ids, end] for ids, end in zip(said, ends, strict=True)]
+    return answered([p.input_ids for p in prompts], rows, tokenizer.pad_token_id, CPU)
+
+
+def classified(world: World, rows: list[list[int]]) -> Tensor:
+    """What the classifier says that the reward was trained as, a row at a time."""
+    model = PeftModel.from_pretrained(load_classifier(world.base, "qlora", CPU, FP32), str(world.reward)).eval()
+    model.config.pad_token_id = None
+    with torch.no_grad():
+        return torch.cat([model(input_ids=torch.tensor([row])).logits[:, 0] for row in rows])
+
+
+def test_whichever_token_ended_an_answer_the_score_is_that_of_the_training_row(world: World, tokenizer: Any):
+    generation = type("Generation", (), {"eos_token_id": [tokenizer.eos_token_id, OTHER]})
+    assert stop_token_ids(tokenizer, generation) == (tokenizer.eos_token_id, OTHER)
+    told = [c.answered(text) for c, text in zip(ASKED, SAID, strict=True)]
+    texts = [tokenizer.apply_chat_template(c.as_dicts(), tokenize=False) for c in told]
+    expected = classified(world, [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts])
+    assert expected.std() > 0.1
+    reward = reward_of(world, tokenizer)
+    for ends in ([tokenizer.eos_token_id] * 3, [OTHER] * 3, [OTHER, tokenizer.eos_token_id, OTHER]):
+        rollout = sampled(tokenizer, *ends)
+        before = rollout.tokens_BS.clone()
+        assert_close(reward.score(told, rollout), expected, atol=1e-5, rtol=0)
+        assert torch.equal(rollout.tokens_BS, before)  # the learner has what was sampled
+
+
+def test_an_answer_that_was_cut_is_read_as_it_was_sampled(world: World, tokenizer: Any):
+    cut = replace(sampled(tokenizer, OTHER, OTHER, OTHER), ended_B=torch.tensor([True, False, False]))
+    rows = [t[m].tolist() for t, m in zip(cut.tokens_BS, cut.mask_BS, strict=True)]
+    rows[0][-1] = tokenizer.eos_token_id
+    assert_close(reward_of(world, tokenizer).score([], cut), classified(world, rows), atol=1e-5, rtol=0)
+
+
+def test_where_the_template_ends_no_turn_what_was_sampled_is_read(world: World):
+    plain = load_tokenizer(world.base)
+    plain.chat_template = PLAIN
+    rollout = sampled(plain, OTHER, OTHER, OTHER)
+    rows = [t[m].tolist() for t, m in zip(rollout.tokens_BS, rollout.mask_BS, strict=True)]
+    assert_close(reward_of(world, plain).score([], rollout), classified(world, rows), atol=1e-5, rtol=0)
+
+
+# The same template.
+
+
+@pytest.fixture
+def folder(world: World, tokenizer: Any, tmp_path: Path) -> Path:
+    """A reward model with the tokenizer that it was trained with."""
+    folder = shutil.copytree(world.reward, tmp_path / "reward")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_reward_model_of_another_template_is_refused(world: World, tokenizer: Any, folder: Path):
+    config = check(compose_raw(["stage=ppo", "reward=ensemble", "reward.refs=['reward:a','reward:it']", "init=sft:s"]))
+    same_template(config, [model_in(folder)] * 2, world.base, tokenizer)
+    other = load_tokenizer(world.base)
+    other.chat_template = CHATML
+    other.save_pretrained(shutil.copytree(folder, folder.with_name("other")))
+    models = [model_in(folder), model_in(folder.with_name("other"))]
+    with pytest.raises(InputError, match=r"reward\.refs\[1\]=reward:it: .*another chat template.*init=sft:s"):
+        same_template(config, models, world.base, tokenizer)
+    elsewhere = replace(models[1], base=replace(world.base, digest="another"))
+    same_template(config, [models[0], elsewhere], world.base, tokenizer)  # reads text, by its own template
+    with pytest.raises(InputError, match=r"reward\.refs\[0\]"):
+        same_template(config, models, world.base, other)  # what the policy speaks by decides
+
+
+@pytest.mark.parametrize("kept", ["nothing", "no template"])
+def test_a_folder_that_says_nothing_of_a_template_is_believed(world: World, tokenizer: Any, folder: Path, kept: str):
+    for file in folder.glob("*chat_template*" if kept == "no template" else "*token*"):
+        file.unlink()
+    assert (folder / "tokenizer_config.json").is_file() == (kept == "no template")
+    same_template(check(compose_raw(["stage=ppo"])), [model_in(folder)], world.base, tokenizer)
