@@ -138,6 +138,10 @@ def test_held_out_prompts_choose_what_is_published(ppo: Run):
     assert all(same) == (metrics["published_update"] == 5)
     shown = read_rows(best / "samples.jsonl")
     assert [s["step"] for s in shown] == [2, 2, 2, 4, 4, 4, 5, 5, 5]
+    for row, timed in zip(rows(best), read_rows(best / "timing.jsonl"), strict=True):
+        for phase in ("rollout", "score", "estimate", "update"):
+            tokens = timed[f"{phase}_tok_s"] * timed[f"{phase}_s"]
+            assert tokens == pytest.approx(8 * row["length"], rel=0.1)  # a clock of 0.1 ms, a rate of 0.1
     assert len({s["prompt"] for s in shown}) == 3
     assert shown[0]["prompt"] in (best / "report.html").read_text()
 
