@@ -67,7 +67,7 @@ class Tracker:
         if self._wandb:
             import wandb
 
-            columns = list(samples[0])
+            columns: list[Any] = list(samples[0])
             table = wandb.Table(columns=columns, data=[[sample[c] for c in columns] for sample in samples])
             self._wandb.log({"samples": table}, step=step)
 

@@ -36,7 +36,8 @@ def estimated(
     behind = in_chunks(roles.values_behind, rollout, micro_batch) if bootstrap else None
     if minibatches > 1 or micro_batch < len(rollout.ended_B):
         estimates = partial(roles.estimates, temperature=temperature)
-        return Estimates(*several_in_chunks(estimates, rollout, micro_batch), behind), None
+        old, reference, values = several_in_chunks(estimates, rollout, micro_batch)
+        return Estimates(old, reference, values, behind), None
     held = roles.held(rollout, temperature)
     reference = in_chunks(lambda part: roles.logprobs("reference", part, temperature)[0], rollout, micro_batch)
     return Estimates(held.read.logprobs_BT.detach(), reference, held.values_BT.detach(), behind), held
