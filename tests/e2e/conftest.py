@@ -46,7 +46,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
     return Ready(root, ppo, data)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def no_network() -> Iterator[None]:
     """Nothing calls out, and nothing asks for a name: who swallows the error is seen at the end."""
 

@@ -13,6 +13,8 @@ from align.models.adapters import read_tensors
 from align.run import read_manifest
 from align.track import read_rows
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 
 def test_every_stage_under_lora(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
     shop = Workshop(tmp_path / "runs", chats)

@@ -19,6 +19,7 @@ from align.models.adapters import read_tensors
 from align.run import read_manifest
 from align.track import read_rows
 
+pytestmark = pytest.mark.usefixtures("no_network")
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 WHOLE = {"config.json", "generation_config.json", "model.safetensors"}

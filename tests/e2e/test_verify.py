@@ -11,6 +11,7 @@ from align.__main__ import main
 from align.ppo import update
 from align.run import read_manifest
 
+pytestmark = pytest.mark.usefixtures("no_network")
 SHORT = ["rollout.max_new_tokens=8", "device=cpu"]
 
 
