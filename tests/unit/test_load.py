@@ -328,6 +328,18 @@ def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.Monk
 # Devices.
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_processor_that_would_crawl_in_bf16_is_named(
+    native: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("align.models.load.bf16", lambda: native)
+    assert choose_dtype("bfloat16", CPU) == torch.bfloat16
+    assert ("float32 is many times faster" in capsys.readouterr().out) is not native
+    for dtype, device in (("auto", CPU), ("float32", CPU), ("bfloat16", torch.device("cuda"))):
+        choose_dtype(dtype, device)
+        assert capsys.readouterr().out == ""
+
+
 def test_devices_and_dtypes() -> None:
     assert choose_dtype("auto", CPU) == torch.float32
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
