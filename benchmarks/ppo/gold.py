@@ -3,11 +3,11 @@
     recipes/quickstart/seeds.sh runs/gold
     python benchmarks/ppo/gold.py runs/gold [--save benchmarks/ppo/gold.json] [--dtype bfloat16]
 
-Ours is the quickstart's PPO with each value trunk. The peer, TRL 1.12.0 in fp32, starts from the same supervised model
-(merged; its LoRA is a fresh one), with the same reward model (merged; standardised and scaled as ours is), the same
-prompts and the same settings, at the best of three learning rates on the first seed, for its value model trains every
-weight at the rate of the policy's adapter. All are judged by `stage=eval` on prompts that nothing trained on. Finished
-runs are not made again.
+Ours is the quickstart's PPO, the value on a trunk of its own and on the policy's. The peer, TRL 1.12.0 in fp32, starts
+from the same supervised model (merged; its LoRA is a fresh one), with the same reward model (merged; standardised and
+scaled as ours is), the same prompts and the same settings, at the best of four learning rates on the first seed: its
+value model trains every weight at the rate of the policy's adapter. All are judged by `stage=eval` on prompts that
+nothing trained on. Finished runs are not made again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from align.export.merged import merge
 from align.models.load import load_base, load_classifier, load_tokenizer
 from align.run import Artifact, Base, read_manifest, resolve
 
-TRUNKS = ("own", "policy", "frozen")
-RATES = (1e-4, 3e-4, 1e-3)
+TRUNKS = ("own", "policy")
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 QUICKSTART = HERE.parents[1] / "recipes" / "quickstart" / "run.sh"
 Figures = dict[str, float]
 
