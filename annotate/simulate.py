@@ -22,7 +22,7 @@ from itertools import combinations, islice
 import numpy as np
 
 from align.errors import require
-from annotate.store import Item, Ranking, Store
+from annotate.store import Item, Judgement, Store, Vote
 from reward.scorer import Scorer
 
 COMMIT_EVERY = 200
@@ -84,9 +84,8 @@ def simulate(
                 if len(gold) < len(item.candidates):
                     continue  # added since we scored: the next call's
                 tiers = noisy_tiers(gold, slope, random.Random(f"{seed}/{item.id}"))
-                store.record_ranking(
-                    project, item.id, tiers, annotator=annotator, key=f"{annotator}/{item.id}", source="simulated"
-                )
+                judgement = Judgement(tuple(tuple(tier) for tier in tiers), source="simulated")
+                store.record(project, item.id, judgement, annotator=annotator, key=f"{annotator}/{item.id}")
                 added += 1
 
     name = store.pseudonym(project, annotator)
@@ -157,7 +156,7 @@ def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) 
     return (low + high) / 2
 
 
-def tally(rankings: Sequence[Ranking], scores: Mapping[str, float]) -> tuple[int, int, int]:
+def tally(rankings: Sequence[Vote], scores: Mapping[str, float]) -> tuple[int, int, int]:
     """Pairs in the rankings, those tied in the gold scores, and the untied ones ordered as the gold orders them."""
     pairs = tied = agreed = 0
     for ranking in rankings:

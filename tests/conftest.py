@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from postgres import new_schema, programs, server
 
 # One assistant turn is `<|assistant|>ANSWER<eos>`; the markers say where the loss is.
 CHAT_TEMPLATE = (
@@ -46,6 +48,24 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server."""
+    if (binaries := programs()) is None:
+        pytest.skip("no PostgreSQL server is installed (Debian's package `postgresql`)")
+    pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `postgres`)")
+    with server(binaries) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An annotation store that nobody has made yet, in each kind of database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'annotations.db'}"
+    return new_schema(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
 
 
 def conversations() -> list[dict[str, Any]]:

@@ -2,18 +2,25 @@
 
     store = Store.open("sqlite:///runs/annotations.db")
     item = store.add_item("quickstart", "sample-1/17", prompt, [Candidate("Hello!"), Candidate("What?")])
-    store.record_ranking("quickstart", item, [[f"{item}-0"], [f"{item}-1"]], annotator="ann", key="tab-1/0")
+    best_first = Judgement(((f"{item}-0",), (f"{item}-1",)))
+    store.record("quickstart", item, best_first, annotator="ann", key="tab-1/0")
     prefs = preferences(store, "quickstart")
 
-ledger    the hash chain's arithmetic, pure         schema    the tables, and how a database is opened
-records   the records and their rows                database  the store itself
-queries   what it asks of its tables                verify    the walk over chain and contents
+ledger    the hash chain's arithmetic, pure         tables, migrations   what lies in the database, and how it came to
+records   the records and their rows                schema               how a database is opened
+queries   what is asked of the tables               database             the store itself
+projects  settings and guidelines                   verify               the walk over chain and contents
 pairs     rankings → preference pairs
 """
 
 from annotate.store.database import Store
 from annotate.store.ledger import Head
 from annotate.store.pairs import preferences
-from annotate.store.records import Candidate, Item, Ranking
+from annotate.store.projects import Settings, configure, publish_guidelines
+from annotate.store.queries import AlreadyJudged
+from annotate.store.records import Candidate, Item, Judgement, Vote
 
-__all__ = ["Candidate", "Head", "Item", "Ranking", "Store", "preferences"]
+__all__ = [
+    "AlreadyJudged", "Candidate", "Head", "Item", "Judgement", "Settings", "Store", "Vote", "configure", "preferences",
+    "publish_guidelines",
+]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,30 +13,42 @@ from sqlalchemy import Connection, Engine, delete, exists, insert, select
 from align.errors import InputError, require
 from align.types import Conversation
 from annotate.store.ledger import Head, canonical, salted_digest
+from annotate.store.projects import met
 from annotate.store.queries import (
+    VOTES,
     act,
+    add_work,
     annotator_of,
     append,
+    check_expected,
+    check_first,
     check_item,
+    check_judgement,
     check_project,
     check_same_item,
-    check_tiers,
+    close_leases,
+    count_work,
+    counts,
     erasure_of,
     head_of,
     meet,
+    same_vote,
     stands,
 )
 from annotate.store.records import (
     Candidate,
     Item,
-    Ranking,
+    Judgement,
+    Vote,
     candidate_row,
     item_of,
     item_payload,
     prompt_row,
-    ranking_of,
+    remark_row,
+    vote_of,
 )
-from annotate.store.schema import annotators, candidates, connect, explained, ledger, prompts, store_meta
+from annotate.store.schema import connect, explained
+from annotate.store.tables import annotators, candidates, drafts, leases, ledger, prompts, remarks, store_meta, work
 from annotate.store.verify import verify
 
 PAGE = 500
@@ -73,104 +84,111 @@ class Store:
     # Writing
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """What this thread writes inside commits together or not at all; thousands of acts cost one fsync."""
-        with self._writing():
-            yield
+    def transaction(self) -> Iterator[Connection]:
+        """What this thread writes inside commits together or not at all; thousands of acts cost one fsync.
 
-    def add_item(self, project: str, key: str, prompt: Conversation, answers: Sequence[Candidate]) -> str:
+        The connection is for the rooms of `annotate` that write tables of their own.
+        """
+        with self.writing() as connection:
+            yield connection
+
+    def add_item(
+        self,
+        project: str,
+        key: str,
+        prompt: Conversation,
+        answers: Sequence[Candidate],
+        *,
+        priority: float = 0.0,
+        expected: Sequence[Sequence[int]] | None = None,
+    ) -> str:
         """Adds a prompt with its K candidates; returns the item's id, a function of project and key alone.
 
         Args:
             key: names the act, for instance `<run>/<conversation id>`: adding it again returns the first item, even
                 one erased since. It outlives an erasure, so it must not be made from the content.
+            priority: higher is judged earlier in a project whose order is `priority`.
+            expected: of a gold item, the known answer: positions of the candidates in tiers, best first.
 
         Raises:
-            InputError: K < 2, an empty project or key, or the key was used for other content.
+            InputError: K < 2, an empty project or key, a known answer that leaves out or repeats a candidate, or the
+                key was used for other content.
         """
         require(bool(project.strip()), "project", project, "it is empty", "Name one, for instance project=quickstart.")
         require(bool(key), "key", key, "an item needs one", "Name the run and the prompt, for instance sample-1/17.")
         problem = f"{len(answers)} answer(s) cannot be ranked"
         require(len(answers) >= 2, "candidates", len(answers), problem, "Sample at least 2 a prompt.")
         item = hashlib.sha256(canonical([project, key]).encode()).hexdigest()[:16]
-        with self._writing() as connection:
+        known = check_expected(item, len(answers), expected)
+        with self.writing() as connection:
             before = act(connection, project, "candidates", key)
             if before is not None:
-                check_same_item(connection, before, prompt, answers)
+                check_same_item(connection, before, prompt, answers, known)
                 return item
             first = prompt_row(project, item, prompt)
             rows = [candidate_row(project, item, k, answer) for k, answer in enumerate(answers)]
             connection.execute(insert(prompts), first)
             connection.execute(insert(candidates), rows)
-            append(connection, project, "candidates", item_payload(first, rows), item=item, key=key)
+            append(connection, project, "candidates", item_payload(first, rows) | known, item=item, key=key)
+            wanted = 0 if known else met(connection, project).wanted(item)
+            add_work(connection, project, item, wanted, priority, gold=bool(known))
         return item
 
-    def record_ranking(
-        self,
-        project: str,
-        item: str,
-        tiers: Sequence[Sequence[str]],
-        *,
-        annotator: str,
-        key: str,
-        source: str = "human",
-        strength: int | None = None,
-        guideline_version: str = "",
-    ) -> int:
-        """Records a judgement and returns its row in the ledger.
+    def record(self, project: str, item: str, judgement: Judgement, *, annotator: str, key: str) -> int:
+        """Records what an annotator said of an item and returns its row in the ledger.
 
         Args:
-            tiers: candidate ids, best tier first; together exactly the item's candidates, each once.
+            judgement: its tiers hold exactly the item's candidates, each once; of a skip, nothing.
             annotator: the identity (erasable); the ledger sees a pseudonym.
             key: the act's idempotency key: the same key with the same judgement returns the first row. It outlives an
                 erasure, so it must not name the annotator; a random one is best.
 
         Raises:
+            AlreadyJudged: this annotator's judgement of the item stands, and this is no repeat.
             InputError: unknown project, item or candidate; a candidate missing or twice; the key was used for another
-                judgement; the annotator's ranking of this item still stands.
+                judgement.
         """
-        require(bool(annotator), "annotator", annotator, "a ranking needs one", "Say who judged.")
-        require(bool(key), "key", key, "a ranking needs one", "Send a fresh random key with every judgement.")
-        judged = {
-            "tiers": [sorted(tier) for tier in tiers],  # within a tier order means nothing
-            "source": source,
-            "strength": strength,
-            "guideline_version": guideline_version,
-        }
-        with self._writing() as connection:
+        require(bool(annotator), "annotator", annotator, "a judgement needs one", "Say who judged.")
+        require(bool(key), "key", key, "a judgement needs one", "Send a fresh random key with every judgement.")
+        with self.writing() as connection:
             person = annotator_of(connection, project, annotator)
-            before = act(connection, project, "ranking", key)
+            before = act(connection, project, judgement.kind, key)
             if before is not None:
-                known = {name: value for name, value in json.loads(before.payload).items() if name in judged}
-                if person is None or (before.item, before.annotator, known) != (item, person.pseudonym, judged):
+                if person is None or not same_vote(connection, before, item, person.pseudonym, judgement):
                     raise InputError("key", key, "it was used for another judgement", "Send a fresh key.")
                 return before.seq
-            check_tiers(connection, project, item, judged["tiers"])
+            check_judgement(connection, project, item, judgement)
             if person is None:
                 person = meet(connection, project, annotator)
-            mine = select(ledger.c.seq).where(stands(project), ledger.c.item == item)
-            earlier = connection.execute(mine.where(ledger.c.annotator == person.pseudonym)).scalar()
-            if earlier is not None:
-                problem = f"this annotator's ranking of it stands (seq {earlier})"
-                raise InputError("item", item, problem, "Retract that one first.")
-            payload = {**judged, "annotator_digest": salted_digest(person.salt, annotator)}
-            return append(connection, project, "ranking", payload, item=item, annotator=person.pseudonym, key=key)
+            check_first(connection, project, item, person.pseudonym, judgement)
+            payload = judgement.payload() | {"annotator_digest": salted_digest(person.salt, annotator)}
+            seq = head_of(connection).seq + 1
+            if remark := judgement.remark():
+                row = remark_row(project, seq, item, person.pseudonym, remark)
+                connection.execute(insert(remarks), row)
+                payload["remark"] = salted_digest(row["salt"], remark)
+            append(connection, project, judgement.kind, payload, item=item, annotator=person.pseudonym, key=key)
+            if counts(judgement):
+                count_work(connection, project, item, judged=1)
+            return seq
 
     def retract(self, project: str, seq: int) -> int:
-        """Takes a ranking back (undo); returns the retraction's row, the first one if it was retracted before.
+        """Takes a judgement back (undo); returns the retraction's row, the first one if it was retracted before.
 
         Raises:
-            InputError: `seq` is no ranking of this project.
+            InputError: `seq` is no ranking or skip of this project.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             of_project = ledger.c.project == project
             row = connection.execute(select(ledger).where(of_project, ledger.c.seq == seq)).first()
-            if row is None or row.kind != "ranking":
+            if row is None or row.kind not in VOTES:
                 check_project(connection, project)
-                raise InputError("seq", seq, f"it is no ranking of project {project}", "Give the seq of a ranking.")
+                raise InputError("seq", seq, f"it is no judgement of project {project}", "Give a vote's seq.")
             before = connection.execute(select(ledger.c.seq).where(ledger.c.retracts == seq)).scalar()
             if before is not None:
                 return before
+            if counts(vote_of(row, None)):
+                count_work(connection, project, row.item, judged=-1)
             return append(connection, project, "retraction", {}, item=row.item, annotator=row.annotator, retracts=seq)
 
     def erase_content(self, project: str, item: str) -> int:
@@ -179,7 +197,7 @@ class Store:
         Raises:
             InputError: unknown project or item.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             check_item(connection, project, item)
             before = erasure_of(connection, project, item)
             if before is not None:
@@ -187,17 +205,20 @@ class Store:
             its = (candidates.c.project == project, candidates.c.prompt_id == item)
             connection.execute(delete(candidates).where(*its))
             connection.execute(delete(prompts).where(prompts.c.project == project, prompts.c.id == item))
+            for table in (remarks, drafts, work, leases):
+                connection.execute(delete(table).where(table.c.project == project, table.c.item == item))
             seq = append(connection, project, "erasure", {"what": "item"}, item=item)
             self._local.erased = True
             return seq
 
     def erase_annotator(self, project: str, identity: str) -> int:
-        """Erases who an annotator is; the rankings stay, under a pseudonym that nobody can resolve any more.
+        """Erases who an annotator is and what they wrote; the items that they hold go back. The rankings stay, under a
+        pseudonym that nobody can resolve any more.
 
         Raises:
             InputError: unknown project or identity.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             person = annotator_of(connection, project, identity)
             if person is None:
                 check_project(connection, project)
@@ -206,6 +227,11 @@ class Store:
                 raise InputError("annotator", identity, problem, remedy)
             mine = (annotators.c.project == project, annotators.c.pseudonym == person.pseudonym)
             connection.execute(delete(annotators).where(*mine))
+            for table in (remarks, drafts):
+                connection.execute(
+                    delete(table).where(table.c.project == project, table.c.annotator == person.pseudonym)
+                )
+            close_leases(connection, project, leases.c.annotator == person.pseudonym)
             seq = append(connection, project, "erasure", {"what": "annotator"}, annotator=person.pseudonym)
             self._local.erased = True
             return seq
@@ -221,21 +247,50 @@ class Store:
         Raises:
             InputError: unknown project.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             check_project(connection, project)
         return self._walk(project, unranked_by)
 
-    def rankings(self, project: str) -> list[Ranking]:
-        """The rankings that stand: not retracted, their item not erased; in ledger order."""
-        with self._reading() as connection:
+    def item(self, project: str, id: str) -> Item:
+        """One item.
+
+        Raises:
+            InputError: unknown project or item, or it was erased.
+        """
+        with self.reading() as connection:
+            row = (
+                connection.execute(select(prompts).where(prompts.c.project == project, prompts.c.id == id))
+                .mappings()
+                .first()
+            )
+            if row is None:
+                check_item(connection, project, id)
+                raise InputError("item", id, "it was erased", "Take another.")
+            its = (candidates.c.project == project, candidates.c.prompt_id == id)
+            return item_of(row, connection.execute(select(candidates).where(*its)).mappings().all())
+
+    def rankings(self, project: str) -> list[Vote]:
+        """The rankings that stand: not retracted, their item not erased; in ledger order. Raises as `items` does."""
+        return self._votes(project, "ranking")
+
+    def skips(self, project: str) -> list[Vote]:
+        """The skips that stand, likewise."""
+        return self._votes(project, "skip")
+
+    def _votes(self, project: str, kind: str) -> list[Vote]:
+        with self.reading() as connection:
             check_project(connection, project)
             present = exists().where(prompts.c.project == ledger.c.project, prompts.c.id == ledger.c.item)
-            rows = connection.execute(select(ledger).where(stands(project), present).order_by(ledger.c.seq)).all()
-        return [ranking_of(row) for row in rows]
+            with_it = (remarks.c.project == ledger.c.project) & (remarks.c.seq == ledger.c.seq)
+            query = select(ledger, remarks.c.content).outerjoin(remarks, with_it)
+            rows = connection.execute(
+                query.where(stands(project), ledger.c.kind == kind, present).order_by(ledger.c.seq)
+            ).all()
+        return [vote_of(row, row.content) for row in rows]
 
     def pseudonym(self, project: str, identity: str) -> str | None:
         """What the ledger calls an annotator; None for one it has not met."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             person = annotator_of(connection, project, identity)
         return None if person is None else person.pseudonym
 
@@ -245,7 +300,7 @@ class Store:
         Raises:
             InputError: unknown project.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             if project is not None:
                 check_project(connection, project)
             return head_of(connection, project)
@@ -259,13 +314,13 @@ class Store:
         Raises:
             CorruptFile: `value` is the first bad row's seq.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             return verify(connection, expected)
 
     # Connections
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def writing(self) -> Iterator[Connection]:
         """The open transaction of this thread, or a new one: the only writer until it ends."""
         inherited = getattr(self._local, "connection", None)
         if inherited is not None:
@@ -285,7 +340,7 @@ class Store:
                 self._empty_log()
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
         """One consistent view; within `transaction()` it sees what was written so far."""
         inherited = getattr(self._local, "connection", None)
         if inherited is not None:
@@ -306,7 +361,7 @@ class Store:
         ours = (prompts.c.project == ledger.c.project) & (prompts.c.id == ledger.c.item)
         query = select(ledger.c.seq, prompts).join(prompts, ours)
         query = query.where(ledger.c.project == project, ledger.c.kind == "candidates", ledger.c.seq > after)
-        with self._reading() as connection:
+        with self.reading() as connection:
             person = None if unranked_by is None else annotator_of(connection, project, unranked_by)
             if person is not None:
                 mine = ledger.alias("mine")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from align.errors import InputError, require
 from align.types import Message, Preference
 from annotate.store.database import Store
-from annotate.store.records import Item, Ranking
+from annotate.store.records import Item, Vote
 
 
-def pairs_of(ranking: Ranking, item: Item) -> list[Preference]:
+def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
     """Every pair across the ranking's tiers, as one group: at most K(K-1)/2 records.
 
     A tie yields no pair. Nor do two candidates with the same text: sampling can give one answer twice, and whatever
@@ -37,13 +37,14 @@ def pairs_of(ranking: Ranking, item: Item) -> list[Preference]:
 
 
 def preferences(store: Store, project: str, allow_simulated: bool = False) -> list[Preference]:
-    """The pairs of every ranking of a project that stands (not retracted, its item not erased), in ledger order.
+    """The pairs of every ranking of a project that stands (not retracted, its item not erased), in ledger order. Gold
+    items and repeats measure the annotators and are left out.
 
     Raises:
         InputError: unknown project, nothing ranked, no pair in what was ranked, or rankings by the stand-in for a
             person where only people's were asked for.
     """
-    rankings = store.rankings(project)
+    rankings = [ranking for ranking in store.rankings(project) if ranking.purpose == "work"]
     require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
     simulated = sum(ranking.source == "simulated" for ranking in rankings)
     if simulated and not allow_simulated:

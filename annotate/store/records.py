@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -43,28 +44,44 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
-    """One judgement as the ledger holds it.
+class Judgement:
+    """What an annotator said of an item: a ranking of its answers, or why they skipped it.
 
     Attributes:
-        seq: its row.
-        item: the id of the item judged.
-        tiers: candidate ids, best tier first; ids within a tier are tied.
-        annotator: a pseudonym.
+        tiers: candidate ids, best tier first; ids within a tier are tied. Empty where the item was skipped.
         source: `human` or `simulated`.
-        strength: how sure or how much better, in the guideline's units; None where nobody said.
-        guideline_version: the guideline that the annotator had read; empty where there was none.
-        created_at: UTC, ISO 8601.
+        strength: how much better the first tier is, in the guideline's units; None where nobody said.
+        quality: `good` or `bad` where that was said of all answers together; else empty.
+        ratings: by candidate id, a number for every attribute that was rated.
+        flagged: ids of the candidates that were called harmful; the item's own id where the prompt was.
+        skipped: why the item was skipped; empty for a ranking.
+        shown: the candidate ids in the order on the screen; empty where there was no screen.
+        seconds: that the annotator looked at it; None where nobody measured.
+        purpose: `work`; `gold`, an item with a known answer; or `repeat`, one that the annotator had judged before.
+            Only work is trained on.
+        guideline_version: of the guidelines that the annotator had read; empty where there were none.
+        rationale: why, in the annotator's words. Erasable.
+        demonstration: the answer that they would have given. Erasable.
     """
 
-    seq: int
-    item: str
-    tiers: tuple[tuple[str, ...], ...]
-    annotator: str
-    source: str
-    strength: int | None
-    guideline_version: str
-    created_at: str
+    tiers: tuple[tuple[str, ...], ...] = ()
+    source: str = "human"
+    strength: int | None = None
+    quality: str = ""
+    ratings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    flagged: tuple[str, ...] = ()
+    skipped: str = ""
+    shown: tuple[str, ...] = ()
+    seconds: float | None = None
+    purpose: str = "work"
+    guideline_version: str = ""
+    rationale: str = ""
+    demonstration: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Of its row in the ledger."""
+        return "skip" if self.skipped else "ranking"
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -76,6 +93,58 @@ class Ranking:
             for lower in self.tiers[i + 1 :]
             for worse in lower
         )
+
+    def payload(self) -> dict[str, Any]:
+        """What the ledger keeps of it: everything but the remark; what nobody said is left out."""
+        said = {
+            "tiers": [sorted(tier) for tier in self.tiers],  # within a tier order means nothing
+            "source": self.source,
+            "strength": self.strength,
+            "guideline_version": self.guideline_version,
+        }
+        more = {
+            "quality": self.quality,
+            "ratings": {id: dict(rated) for id, rated in self.ratings.items()},
+            "flagged": sorted(self.flagged),
+            "skipped": self.skipped,
+            "shown": list(self.shown),
+            "seconds": self.seconds,
+            "purpose": "" if self.purpose == "work" else self.purpose,
+        }
+        return said | {name: value for name, value in more.items() if value not in ("", None, [], {})}
+
+    def remark(self) -> str:
+        """The erasable part as canonical JSON; empty where there is none."""
+        said = {name: getattr(self, name) for name in ("rationale", "demonstration") if getattr(self, name)}
+        return canonical(said) if said else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote(Judgement):
+    """A judgement as the ledger holds it.
+
+    Attributes:
+        seq: its row.
+        item: the id of the item judged.
+        annotator: a pseudonym.
+        created_at: UTC, ISO 8601.
+    """
+
+    seq: int
+    item: str
+    annotator: str
+    created_at: str
+
+
+def shuffle_of(name: str) -> float:
+    """A number in [0, 1) that a name alone decides."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16) / 16**13
+
+
+def remark_row(project: str, seq: int, item: str, annotator: str, content: str) -> dict[str, Any]:
+    """The row of `remarks`, with a fresh salt."""
+    who = {"project": project, "seq": seq, "item": item, "annotator": annotator}
+    return {**who, "content": content, "salt": secrets.token_hex(16)}
 
 
 def prompt_row(project: str, item: str, prompt: Conversation, salt: str = "") -> dict[str, Any]:
@@ -129,16 +198,12 @@ def item_of(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> 
     )
 
 
-def ranking_of(row: Any) -> Ranking:
-    """The record of a `ranking` row of the ledger."""
-    judged = json.loads(row.payload)
-    return Ranking(
-        seq=row.seq,
-        item=row.item,
-        tiers=tuple(tuple(tier) for tier in judged["tiers"]),
-        annotator=row.annotator,
-        source=judged["source"],
-        strength=judged["strength"],
-        guideline_version=judged["guideline_version"],
-        created_at=row.created_at,
-    )
+def vote_of(row: Any, remark: str | None) -> Vote:
+    """The record of a `ranking` or `skip` row of the ledger, with its remark where there is one."""
+    said = json.loads(row.payload)
+    for digest in ("annotator_digest", "remark"):
+        said.pop(digest, None)
+    said |= {"tiers": tuple(tuple(tier) for tier in said["tiers"])}
+    said |= {name: tuple(said[name]) for name in ("flagged", "shown") if name in said}
+    who = {"seq": row.seq, "item": row.item, "annotator": row.annotator, "created_at": row.created_at}
+    return Vote(**said, **json.loads(remark or "{}"), **who)

@@ -1,8 +1,4 @@
-"""The annotation store's tables and how a database is opened.
-
-Three erasable tables hold what people wrote and who they are; the ledger holds what happened to it. Every row has a
-project. Leases, accounts and drafts will be tables beside these: nothing here reads or forbids them.
-"""
+"""How a store is opened: its URL, its durability, and the version of its tables."""
 
 from __future__ import annotations
 
@@ -12,107 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import (
-    DDL,
-    Boolean,
-    Column,
-    Connection,
-    Engine,
-    ForeignKeyConstraint,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    create_engine,
-    event,
-    insert,
-    inspect,
-    select,
-)
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from align.errors import CorruptFile, InputError, StorageError
+from annotate.store.tables import metadata, store_meta
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 EXAMPLES = "Write store.url=sqlite:///runs/annotations.db or store.url=postgresql+psycopg://user@host/name."
 
-metadata = MetaData()
-
-store_meta = Table(
-    "align_store",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("schema_version", Integer, nullable=False),
-)
-
-prompts = Table(
-    "prompts",
-    metadata,
-    Column("project", String(200), primary_key=True),
-    Column("id", String(64), primary_key=True),
-    Column("messages", Text, nullable=False),  # canonical JSON of [{role, content}, …]
-    Column("salt", String(64), nullable=False),
-)
-
-candidates = Table(
-    "candidates",
-    metadata,
-    Column("project", String(200), primary_key=True),
-    Column("id", String(64), primary_key=True),
-    Column("prompt_id", String(64), nullable=False),
-    Column("position", Integer, nullable=False),  # 0 … K-1, as sampled; never the order shown to a person
-    Column("text", Text, nullable=False),
-    Column("model_digest", String(200), nullable=False),
-    Column("adapter_digest", String(200), nullable=False),
-    Column("sampling", Text, nullable=False),  # canonical JSON
-    Column("ended", Boolean, nullable=False),  # True: ended with EOS; False: cut at the length limit
-    Column("salt", String(64), nullable=False),
-    ForeignKeyConstraint(["project", "prompt_id"], ["prompts.project", "prompts.id"], ondelete="CASCADE"),
-    UniqueConstraint("project", "prompt_id", "position"),
-)
-
-annotators = Table(
-    "annotators",
-    metadata,
-    Column("project", String(200), primary_key=True),
-    Column("pseudonym", String(64), primary_key=True),  # random, so that it says nothing once the identity is gone
-    Column("identity", String(320), nullable=False),
-    Column("salt", String(64), nullable=False),
-    UniqueConstraint("project", "identity"),
-)
-
-# No foreign keys: the ledger outlives the contents that it speaks of.
-ledger = Table(
-    "ledger",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=False),
-    Column("project", String(200), nullable=False),
-    Column("kind", String(20), nullable=False),
-    Column("item", String(64)),
-    Column("annotator", String(64)),
-    Column("key", String(300)),
-    Column("retracts", Integer, unique=True),
-    Column("created_at", String(40), nullable=False),
-    Column("payload", Text, nullable=False),
-    Column("prev_hash", String(64), nullable=False),
-    Column("hash", String(64), nullable=False),
-    UniqueConstraint("project", "kind", "key"),
-    Index("ledger_by_item", "project", "item", "kind", "annotator"),
-    Index("ledger_by_kind", "project", "kind", "seq"),
-)
-
-# A slip of the hand in a SQL shell should not rewrite history; an attacker drops the trigger, and meets the hashes.
-for _verb in ("UPDATE", "DELETE"):
-    _ddl = DDL(
-        f"CREATE TRIGGER ledger_no_{_verb.lower()} BEFORE {_verb} ON ledger "
-        "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-    )
-    event.listen(ledger, "after_create", _ddl.execute_if(dialect="sqlite"))
+LOCK = 0x616C69676E
+"""PostgreSQL's advisory lock that whoever makes or changes the tables holds."""
 
 
 def connect(url: str, create: bool = True) -> Engine:
@@ -127,6 +35,19 @@ def connect(url: str, create: bool = True) -> Engine:
         StorageError: the database cannot be reached or written.
         CorruptFile: the file is no SQLite database.
     """
+    engine = _engine(url, create)
+    shown = engine.url.render_as_string(hide_password=True)
+    try:
+        with explained(shown):
+            _ready(engine, shown, create)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _engine(url: str, create: bool) -> Engine:
+    """An engine whose transactions and durability are ours; the database has not been looked at."""
     parsed = _parse(url)
     shown = parsed.render_as_string(hide_password=True)
     on_sqlite = parsed.get_backend_name() == "sqlite"
@@ -139,12 +60,6 @@ def connect(url: str, create: bool = True) -> Engine:
     if on_sqlite:
         event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin)
-    try:
-        with explained(shown):
-            _migrate(engine, shown, create)
-    except BaseException:
-        engine.dispose()
-        raise
     return engine
 
 
@@ -220,27 +135,61 @@ def _begin(connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
-def _migrate(engine: Engine, shown: str, create: bool) -> None:
+def _ready(engine: Engine, shown: str, create: bool) -> None:
     """Makes the tables in an empty database; refuses any schema but this one."""
     with engine.connect() as connection, connection.begin():
         version = _version(connection, shown)
     if version is None:
         if not create:
             raise InputError("store.url", shown, "there is no store", "Fill one first with stage=sample.")
-        with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        with _alone(engine) as connection:
             version = _version(connection, shown)  # again, under the lock: another process may have been first
-            if version is None:
-                metadata.create_all(connection)
-                connection.execute(insert(store_meta).values(id=1, schema_version=SCHEMA_VERSION))
-                version = SCHEMA_VERSION
+            version = _upgraded(connection, version) if version is None else version
     if version != SCHEMA_VERSION:
         age, remedy = (
             ("a newer", "Upgrade align: pip install -U align.")
             if version > SCHEMA_VERSION
-            else ("an older", "Read it with the align that wrote it, or begin a new store under another store.url.")
+            else ("an older", "Bring it up to date with stage=annotate stage.action=migrate; keep a copy of it first.")
         )
         problem = f"the store has schema_version {version}, of {age} align; this one reads {SCHEMA_VERSION}"
         raise InputError("store.url", shown, problem, remedy)
+
+
+def migrate(url: str) -> tuple[int, int]:
+    """Brings an older store's tables up to date, in one transaction; the versions it had and has.
+
+    Raises:
+        InputError: there is no store, or a newer one; see `connect`.
+    """
+    engine = _engine(url, create=False)
+    shown = engine.url.render_as_string(hide_password=True)
+    try:
+        with explained(shown):
+            with _alone(engine) as connection:
+                before = _version(connection, shown)
+                if before is not None and before < SCHEMA_VERSION:
+                    return before, _upgraded(connection, before)
+            _ready(engine, shown, create=False)
+            return SCHEMA_VERSION, SCHEMA_VERSION
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[Connection]:
+    """A transaction that makes or changes tables: one at a time, whoever else has the same idea."""
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        if engine.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
+        yield connection
+
+
+def _upgraded(connection: Connection, version: int | None) -> int:
+    """The tables made or brought up to date; the version they have now."""
+    from annotate.store.migrations import upgrade  # alembic, which only this needs, takes a third of a second
+
+    upgrade(connection, version)
+    return connection.execute(select(store_meta.c.schema_version)).scalar_one()
 
 
 def _version(connection: Connection, shown: str) -> int | None:

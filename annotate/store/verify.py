@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ from sqlalchemy import Connection, select
 
 from align.errors import CorruptFile
 from annotate.store.ledger import GENESIS, RESTORE, Entry, Head, advance, corrupt, salted_digest
+from annotate.store.queries import VOTES
 from annotate.store.records import item_payload
-from annotate.store.schema import annotators, candidates, ledger, prompts
+from annotate.store.tables import annotators, candidates, guidelines, ledger, prompts, remarks
 
 Subject = tuple[str, str]
 """(project, item id or pseudonym)."""
@@ -28,7 +30,8 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
     entries = [Entry(**row._asdict()) for row in rows]
     # Where an erasure is claimed, the content must be gone; the claim itself is checked when the walk reaches it.
     erased = {(e.project, e.item or e.annotator or ""): e.seq for e in entries if e.kind == "erasure"}
-    items, people = _items(connection), _people(connection)
+    items, people, remarked = _items(connection), _people(connection), _remarks(connection)
+    texts = {(row.project, row.version): row.text for row in connection.execute(select(guidelines))}
 
     head, spoken_of = Head(0, GENESIS), set()
     for entry in entries:
@@ -37,8 +40,11 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
             raise corrupt(entry.seq, "the row is not the one that the expected head names")
         if entry.kind == "candidates":
             _check_item(entry, items, erased)
-        elif entry.kind == "ranking":
+        elif entry.kind in VOTES:
             _check_annotator(entry, people, erased)
+            _check_remark(entry, remarked.pop((entry.project, entry.seq), None), erased)
+        elif entry.kind == "guidelines":
+            _check_guidelines(entry, texts.pop((entry.project, json.loads(entry.payload)["version"]), None))
         elif entry.kind == "erasure":
             subject = (entry.project, entry.item or entry.annotator or "")
             if subject in items or subject in people:
@@ -46,8 +52,11 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
         spoken_of |= {(entry.project, entry.item), (entry.project, entry.annotator)}
     if expected is not None and head.seq < expected.seq:
         raise corrupt(head.seq + 1, f"the ledger's tail is cut: it ends at seq {head.seq}, not {expected.seq}")
-    if strangers := sorted(id for project, id in {**items, **people} if (project, id) not in spoken_of):
+    # An annotator who has not voted yet is nobody's concern.
+    if strangers := sorted(id for project, id in items if (project, id) not in spoken_of):
         raise CorruptFile("store", strangers[:3], "the ledger speaks of no such contents", RESTORE)
+    if remarked or texts:
+        raise CorruptFile("store", sorted({**remarked, **texts})[:3], "the ledger speaks of no such text", RESTORE)
     return head
 
 
@@ -56,7 +65,7 @@ def _check_item(entry: Entry, items: Mapping[Subject, dict[str, Any]], erased: M
     if found is None:
         if (entry.project, entry.item or "") not in erased:
             raise corrupt(entry.seq, f"the contents of item {entry.item} are gone, and nobody erased them")
-    elif (entry.project, entry.item or "") not in erased and found != json.loads(entry.payload):
+    elif (entry.project, entry.item or "") not in erased and not found.items() <= json.loads(entry.payload).items():
         raise corrupt(entry.seq, f"the contents of item {entry.item} are not those that were added")
 
 
@@ -68,6 +77,27 @@ def _check_annotator(entry: Entry, people: Mapping[Subject, Any], erased: Mappin
             raise corrupt(entry.seq, f"annotator {entry.annotator} is gone, and nobody erased them")
     elif salted_digest(person.salt, person.identity) != json.loads(entry.payload)["annotator_digest"]:
         raise corrupt(entry.seq, f"annotator {entry.annotator} is not who judged")
+
+
+def _check_remark(entry: Entry, found: Any, erased: Mapping[Subject, int]) -> None:
+    digest = json.loads(entry.payload).get("remark")
+    gone = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
+    if found is None:
+        if digest is not None and not gone:
+            raise corrupt(entry.seq, "what the annotator wrote is gone, and nobody erased it")
+    elif gone or digest != salted_digest(found.salt, found.content):
+        raise corrupt(entry.seq, "what the annotator wrote is not what lies there")
+    elif (found.item, found.annotator) != (entry.item, entry.annotator):
+        raise corrupt(entry.seq, "what the annotator wrote lies with another vote")
+
+
+def _check_guidelines(entry: Entry, text: str | None) -> None:
+    if text is None or hashlib.sha256(text.encode()).hexdigest() != json.loads(entry.payload)["digest"]:
+        raise corrupt(entry.seq, "the guidelines are not those that were published")
+
+
+def _remarks(connection: Connection) -> dict[tuple[str, int], Any]:
+    return {(row.project, row.seq): row for row in connection.execute(select(remarks))}
 
 
 def _items(connection: Connection) -> dict[Subject, dict[str, Any]]:

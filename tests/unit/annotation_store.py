@@ -1,13 +1,16 @@
 """What the tests of the annotation store share: short ways to fill one, and to look or meddle behind its back."""
 
-import sqlite3
 from pathlib import Path
 from uuid import uuid4
 
 from align.types import Conversation, Message
-from annotate.store import Candidate, Store
+from annotate.store import Candidate, Judgement, Store
 
 TABLES = ("prompts", "candidates", "annotators", "ledger")
+UNGUARDED = {
+    "sqlite": tuple(f"DROP TRIGGER IF EXISTS ledger_no_{verb}" for verb in ("update", "delete")),
+    "postgresql": ("ALTER TABLE ledger DISABLE TRIGGER ledger_append_only",),
+}
 
 
 def url_of(folder: Path) -> str:
@@ -24,22 +27,27 @@ def add(store: Store, key: str = "run/0", project: str = "p", texts: tuple[str, 
 
 def rank(store: Store, item: str, order: str, annotator: str = "ann@example.org", **more) -> int:
     """`order` as in "0>12": candidate 0 first, 1 and 2 tied below it."""
-    tiers = [[f"{item}-{k}" for k in tier] for tier in order.split(">")]
-    return store.record_ranking("p", item, tiers, annotator=annotator, **{"key": uuid4().hex, **more})
+    key = more.pop("key", uuid4().hex)
+    return store.record("p", item, said(item, order, **more), annotator=annotator, key=key)
 
 
-def tamper(folder: Path, *statements: str) -> None:
-    """Edits the file behind the store's back, as somebody would who knows to drop the triggers."""
-    with sqlite3.connect(folder / "annotations.db") as connection:
-        for trigger in ("update", "delete"):
-            connection.execute(f"DROP TRIGGER IF EXISTS ledger_no_{trigger}")
-        for statement in statements:
-            connection.execute(statement)
-    connection.close()
+def said(item: str, order: str, **more) -> Judgement:
+    tiers = tuple(tuple(f"{item}-{k}" for k in tier) for tier in order.split(">"))
+    return Judgement(tiers, **more)
 
 
-def counts(folder: Path) -> dict[str, int]:
-    with sqlite3.connect(folder / "annotations.db") as connection:
-        found = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in TABLES}
-    connection.close()
-    return found
+def tamper(store: Store, *statements: str) -> None:
+    """Edits the tables behind the store's back, as somebody would who knows to drop the triggers."""
+    with store.transaction() as connection:
+        for statement in (*UNGUARDED[connection.dialect.name], *statements):
+            connection.exec_driver_sql(statement)
+
+
+def counts(store: Store) -> dict[str, int]:
+    with store.reading() as connection:
+        return {name: connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() for name in TABLES}
+
+
+def asked(store: Store, query: str) -> list[tuple]:
+    with store.reading() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(query)]

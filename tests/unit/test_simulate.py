@@ -11,7 +11,7 @@ import torch
 from align.errors import InputError
 from align.types import Conversation, Message
 from annotate.simulate import calibrate_slope, noisy_tiers, simulate, tally
-from annotate.store import Candidate, Ranking, Store
+from annotate.store import Candidate, Store, Vote
 
 torch.set_num_threads(1)
 
@@ -93,7 +93,7 @@ def test_a_steep_slope_is_the_gold_order():
 def test_tally_by_hand():
     scores = {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0}
     # Untied: ab ac ad bd cd. This ranking has ab, ac wrong and the rest right.
-    ranking = Ranking(1, "i", (("b", "c"), ("a",), ("d",)), "x", "simulated", None, "", "")
+    ranking = Vote((("b", "c"), ("a",), ("d",)), "simulated", seq=1, item="i", annotator="x", created_at="")
     assert tally([ranking], scores) == (6, 1, 3)
 
 
@@ -133,7 +133,7 @@ def test_everything_it_says_is_marked_simulated(store):
 def test_interrupted_and_continued_it_ranks_as_if_uninterrupted(store, tmp_path, monkeypatch):
     monkeypatch.setattr("annotate.simulate.COMMIT_EVERY", 4)
     fill(store, 20)
-    record, calls = store.record_ranking, []
+    record, calls = store.record, []
 
     def dies_at_the_tenth(*args, **more):
         calls.append(args)
@@ -141,7 +141,7 @@ def test_interrupted_and_continued_it_ranks_as_if_uninterrupted(store, tmp_path,
             raise KeyboardInterrupt
         return record(*args, **more)
 
-    monkeypatch.setattr(store, "record_ranking", dies_at_the_tenth)
+    monkeypatch.setattr(store, "record", dies_at_the_tenth)
     with pytest.raises(KeyboardInterrupt):
         simulate(store, "p", Number(), seed=3)
     assert len(store.rankings("p")) == 8  # two whole batches

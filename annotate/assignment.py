@@ -1,0 +1,344 @@
+"""Who judges what next: exclusive leases, and votes that end them, in one transaction with the ledger.
+
+    desk = Desk(store, "quickstart")
+    task = desk.take("ann")
+    seq, following = desk.vote("ann", task.token, key, Judgement(tiers))
+
+An item is *leased* to one annotator for each vote that it still wants. A lease ends with a vote, with its return, or
+when its holder has shown no sign of life for a while; then the item goes to somebody else, and a vote that comes late
+is taken all the same. Nobody is given an item that they have judged or hold, but for deliberate repeats.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, case, delete, exists, func, insert, select, update
+
+from align.errors import InputError, require
+from annotate.clock import Clock
+from annotate.orders import chance, shown_order
+from annotate.store import Item, Judgement, Settings, Store
+from annotate.store.ledger import canonical
+from annotate.store.projects import guidelines_of, settings_of, state_of
+from annotate.store.queries import (
+    VOTES,
+    act,
+    annotator_of,
+    close_leases,
+    count_work,
+    counts,
+    meet,
+    remark_of,
+    stands,
+)
+from annotate.store.records import vote_of
+from annotate.store.tables import drafts, leases, ledger, work
+
+REPEAT_AFTER = 10
+"""Other items that lie between a vote and its repeat, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An item as one annotator holds it.
+
+    Attributes:
+        token: of the lease; only its annotator can vote with it.
+        item: the prompt and its candidates, by position.
+        shown: the candidates' ids as they are to stand on the screen.
+        draft: what the annotator had saved of a judgement, or had said before taking it back; empty at first.
+        expires_at: seconds since 1970, unless renewed.
+    """
+
+    token: str
+    item: Item
+    shown: tuple[str, ...]
+    draft: Mapping[str, Any]
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an annotator and their project are.
+
+    Attributes:
+        mine: the annotator's standing rankings, gold and repeats among them.
+        quota: asked of them; 0: no number.
+        done, wanted: rankings of the whole project, gold and repeats aside.
+    """
+
+    mine: int
+    quota: int
+    done: int
+    wanted: int
+
+
+class Desk:
+    """Gives out the items of one project, and takes the votes. Safe to share between threads and processes.
+
+    Args:
+        clock: seconds since 1970.
+
+    Raises:
+        InputError: unknown project.
+    """
+
+    def __init__(self, store: Store, project: str, clock: Callable[[], float] | None = None) -> None:
+        self.store, self.project, self.clock = store, project, clock or Clock()
+        with store.transaction() as db:
+            settings = settings_of(db, project)
+            # A wall clock that was set back while we were down must not make leases outlast their time.
+            latest = self._expiry(settings)
+            late = (leases.c.project == project, leases.c.state == "open", leases.c.expires_at > latest)
+            db.execute(update(leases).where(*late).values(expires_at=latest))
+            recount(db, project)
+
+    def take(self, annotator: str) -> Task | None:
+        """The annotator's next item: one they hold, or a new one, leased to them; None where nothing is left for them,
+        their quota is reached, or the project is not open."""
+        with self.store.transaction() as db:
+            return self._next(db, self._pseudonym(db, annotator))
+
+    def vote(self, annotator: str, token: str, key: str, judgement: Judgement) -> tuple[int, Task | None]:
+        """Records a judgement (or a skip) of a leased item, ends the lease, and takes the next, all or nothing.
+
+        Args:
+            key: idempotency key: the same vote sent again gives the same seq, and the item that is next by now.
+            judgement: `shown`, `purpose`, `source` and `guideline_version` are set here, whatever it says.
+
+        Raises:
+            AlreadyJudged: the annotator has judged the item, in another tab for instance.
+            InputError: no such lease of this annotator, or as `Store.record` does.
+        """
+        with self.store.transaction() as db:
+            who = self._pseudonym(db, annotator)
+            lease = self._lease(db, who, token)
+            guidelines = guidelines_of(db, self.project)
+            judgement = replace(
+                judgement, shown=tuple(json.loads(lease.shown)), purpose=lease.purpose, source="human",
+                guideline_version="" if guidelines is None else str(guidelines[0]),
+            )  # fmt: skip
+            sent_before = act(db, self.project, judgement.kind, key)
+            seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)
+            if sent_before is None:  # else it is a copy, which must not bring back what was taken back since
+                close_leases(db, self.project, self._mine(who, lease.item, lease.purpose), "returned")
+                db.execute(update(leases).where(leases.c.token == token).values(state="judged", vote=seq))
+                db.execute(delete(drafts).where(*self._my_draft(who, lease.item)))
+            return seq, self._next(db, who)
+
+    def undo(self, annotator: str, seq: int) -> Task:
+        """Takes one of the annotator's votes back and gives them the item again, what they had said as its draft.
+
+        Asked again, it does nothing more.
+
+        Raises:
+            InputError: no vote of this annotator, or its item was erased.
+        """
+        with self.store.transaction() as db:
+            who = self._pseudonym(db, annotator)
+            mine = (ledger.c.project == self.project, ledger.c.seq == seq, ledger.c.annotator == who)
+            row = db.execute(select(ledger).where(*mine, ledger.c.kind.in_(VOTES))).first()
+            if row is None:
+                raise InputError("seq", seq, "it is no vote of yours", "Give the seq of one of your own.")
+            of_item = (leases.c.project == self.project, leases.c.annotator == who, leases.c.item == row.item)
+            lease = db.execute(select(leases).where(*of_item, leases.c.vote == seq)).first()
+            if lease is not None:
+                self.store.retract(self.project, seq)
+                self._save(db, who, lease.item, draft_of(vote_of(row, remark_of(db, self.project, seq))))
+                self._open_again(db, lease)
+            else:
+                lease = db.execute(select(leases).where(*of_item, leases.c.state == "open")).first()
+            if lease is None:
+                raise InputError("seq", seq, "its item is not to be judged again", "Go on with the next one.")
+            return self._task(db, who, lease)
+
+    def renew(self, annotator: str, token: str) -> bool:
+        """A sign of life; whether the item is still kept for the annotator. Where it is not, it is with somebody else,
+        and a vote is taken all the same."""
+        with self.store.transaction() as db:
+            lease = self._lease(db, self._pseudonym(db, annotator), token)
+            if lease.state == "expired" and self._wanted_again(db, lease):
+                self._open_again(db, lease)
+                return True
+            if lease.state == "open":
+                self._prolong(db, token)
+            return lease.state == "open"
+
+    def save_draft(self, annotator: str, token: str, content: Mapping[str, Any]) -> None:
+        """Keeps what the annotator has said so far, over a refresh, a restart and the end of the lease."""
+        with self.store.transaction() as db:
+            who = self._pseudonym(db, annotator)
+            lease = self._lease(db, who, token)
+            if lease.state != "judged":
+                self._save(db, who, lease.item, content)
+
+    def give_back(self, annotator: str, token: str) -> None:
+        """Returns an item unjudged, for somebody else."""
+        with self.store.transaction() as db:
+            lease = self._lease(db, self._pseudonym(db, annotator), token)
+            close_leases(db, self.project, leases.c.token == lease.token, "returned")
+
+    def progress(self, annotator: str) -> Progress:
+        with self.store.reading() as db:
+            person = annotator_of(db, self.project, annotator)
+            mine = 0 if person is None else self._judged_by(db, person.pseudonym)
+            done = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
+            sums = select(func.coalesce(func.sum(done), 0), func.coalesce(func.sum(work.c.wanted), 0))
+            row = db.execute(sums.where(work.c.project == self.project)).one()
+            return Progress(mine, settings_of(db, self.project).quota, int(row[0]), int(row[1]))
+
+    # What comes next
+
+    def _next(self, db: Connection, who: str) -> Task | None:
+        held = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "open")
+        lease = db.execute(select(leases).where(*held).order_by(leases.c.number).limit(1)).first()
+        if lease is not None:  # overdue or not: nobody else has asked for it
+            self._prolong(db, lease.token)
+            return self._task(db, who, lease)
+        close_leases(db, self.project, leases.c.expires_at < self.clock())
+        settings = settings_of(db, self.project)
+        over = settings.quota and self._judged_by(db, who) >= settings.quota
+        if over or state_of(db, self.project) != "open":
+            return None
+        latest = select(func.max(leases.c.number)).where(leases.c.project == self.project, leases.c.annotator == who)
+        last = db.execute(latest).scalar()
+        number = 0 if last is None else last + 1
+        purpose, item, shown = self._choose(db, who, number, settings)
+        return None if item is None else self._grant(db, who, number, purpose, item, shown)
+
+    def _choose(
+        self, db: Connection, who: str, number: int, settings: Settings
+    ) -> tuple[str, str | None, tuple[str, ...]]:
+        """Purpose and item of a new lease, and the order of a repeat; no item where nothing is left."""
+        if chance(settings.gold_share, who, number, "gold"):
+            gold = db.execute(self._fresh(who).where(work.c.gold).order_by(work.c.shuffle).limit(1)).scalar()
+            if gold is not None:
+                return "gold", gold, ()
+        if chance(settings.repeat_share, who, number, "repeat"):
+            earlier = self._to_repeat(db, who, number)
+            if earlier is not None:
+                return "repeat", earlier.item, tuple(reversed(json.loads(earlier.shown)))
+        left = self._fresh(who).where(work.c.judged + work.c.leased < work.c.wanted)
+        order = (work.c.priority.desc(), work.c.shuffle) if settings.order == "priority" else (work.c.shuffle,)
+        return "work", db.execute(left.order_by(*order).limit(1)).scalar(), ()
+
+    def _fresh(self, who: str) -> Select[Any]:
+        """Items that the annotator neither holds nor has judged or skipped."""
+        held = (leases.c.project == self.project, leases.c.item == work.c.item, leases.c.annotator == who)
+        theirs = exists().where(*held, leases.c.state.in_(("open", "judged")))
+        said = exists().where(stands(self.project), ledger.c.item == work.c.item, ledger.c.annotator == who)
+        return select(work.c.item).where(work.c.project == self.project, ~theirs, ~said)
+
+    def _to_repeat(self, db: Connection, who: str, number: int) -> Row[Any] | None:
+        """The annotator's first ranking that lies far enough back and has not been repeated."""
+        again = leases.alias("again")
+        repeated = exists().where(
+            again.c.project == self.project, again.c.annotator == who, again.c.item == leases.c.item,
+            again.c.purpose == "repeat", again.c.state.in_(("open", "judged")),
+        )  # fmt: skip
+        ranked = exists().where(stands(self.project), ledger.c.seq == leases.c.vote, ledger.c.kind == "ranking")
+        far = leases.c.number < number - REPEAT_AFTER
+        mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.purpose == "work", far)
+        return db.execute(select(leases).where(*mine, ranked, ~repeated).order_by(leases.c.number).limit(1)).first()
+
+    def _grant(
+        self, db: Connection, who: str, number: int, purpose: str, item: str, shown: tuple[str, ...]
+    ) -> Task | None:
+        content = self.store.item(self.project, item)
+        ids, alike = [candidate.id for candidate in content.candidates], leases.c.k == len(content.candidates)
+        mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.purpose != "repeat")
+        turn = db.execute(select(func.count()).select_from(leases).where(*mine, alike)).scalar_one()
+        row = {
+            "token": secrets.token_urlsafe(24), "project": self.project, "annotator": who, "number": number,
+            "item": item, "purpose": purpose, "shown": canonical(list(shown or shown_order(ids, who, turn))),
+            "k": len(ids), "state": "open", "granted_at": self.clock(), "vote": None,
+            "expires_at": self._expiry(settings_of(db, self.project)),
+        }  # fmt: skip
+        db.execute(insert(leases), row)
+        if purpose == "work":
+            count_work(db, self.project, item, leased=1)
+        return self._task(db, who, self._lease(db, who, row["token"]))
+
+    # Leases
+
+    def _lease(self, db: Connection, who: str, token: str) -> Row[Any]:
+        mine = (leases.c.project == self.project, leases.c.token == token, leases.c.annotator == who)
+        lease = db.execute(select(leases).where(*mine)).first()
+        if lease is None:
+            raise InputError("token", token, "you hold no such item", "Ask for the next one.")
+        return lease
+
+    def _task(self, db: Connection, who: str, lease: Row[Any]) -> Task:
+        draft = db.execute(select(drafts.c.content).where(*self._my_draft(who, lease.item))).scalar()
+        expiry = select(leases.c.expires_at).where(leases.c.token == lease.token)
+        return Task(
+            lease.token, self.store.item(self.project, lease.item), tuple(json.loads(lease.shown)),
+            json.loads(draft or "{}"), db.execute(expiry).scalar_one(),
+        )  # fmt: skip
+
+    def _open_again(self, db: Connection, lease: Row[Any]) -> None:
+        db.execute(update(leases).where(leases.c.token == lease.token).values(state="open", vote=None))
+        self._prolong(db, lease.token)
+        if lease.purpose == "work":
+            count_work(db, self.project, lease.item, leased=1)
+
+    def _wanted_again(self, db: Connection, lease: Row[Any]) -> bool:
+        """Whether an item that went back from a lease still wants somebody, and its holder has not taken it anew."""
+        place = (work.c.project == self.project, work.c.item == lease.item)
+        left = db.execute(select(work.c.wanted - work.c.judged - work.c.leased).where(*place)).scalar()
+        mine = self._mine(lease.annotator, lease.item, lease.purpose)
+        anew = db.execute(select(leases.c.token).where(mine, leases.c.state.in_(("open", "judged")))).first()
+        return anew is None and left is not None and (lease.purpose != "work" or left > 0)
+
+    def _mine(self, who: str, item: str, purpose: str) -> ColumnElement[bool]:
+        theirs = (leases.c.annotator == who) & (leases.c.item == item) & (leases.c.purpose == purpose)
+        return (leases.c.project == self.project) & theirs
+
+    def _prolong(self, db: Connection, token: str) -> None:
+        until = self._expiry(settings_of(db, self.project))
+        db.execute(update(leases).where(leases.c.token == token).values(expires_at=until))
+
+    def _expiry(self, settings: Settings) -> float:
+        return self.clock() + 60 * settings.lease_minutes
+
+    # Annotators
+
+    def _pseudonym(self, db: Connection, annotator: str) -> str:
+        require(bool(annotator), "annotator", annotator, "an item needs somebody to judge it", "Say who asks.")
+        return (annotator_of(db, self.project, annotator) or meet(db, self.project, annotator)).pseudonym
+
+    def _judged_by(self, db: Connection, who: str) -> int:
+        mine = (stands(self.project), ledger.c.kind == "ranking", ledger.c.annotator == who)
+        return db.execute(select(func.count()).select_from(ledger).where(*mine)).scalar_one()
+
+    def _my_draft(self, who: str, item: str) -> tuple[ColumnElement[bool], ...]:
+        return drafts.c.project == self.project, drafts.c.item == item, drafts.c.annotator == who
+
+    def _save(self, db: Connection, who: str, item: str, content: Mapping[str, Any]) -> None:
+        db.execute(delete(drafts).where(*self._my_draft(who, item)))
+        row = {"project": self.project, "item": item, "annotator": who, "content": canonical(dict(content))}
+        db.execute(insert(drafts), row)
+
+
+def draft_of(judgement: Judgement) -> dict[str, Any]:
+    """What a judgement says, as a draft of the next one."""
+    names = ("tiers", "strength", "quality", "ratings", "flagged", "skipped", "rationale", "demonstration")
+    return {name: getattr(judgement, name) for name in names}
+
+
+def recount(db: Connection, project: str) -> None:
+    """Sets the counters of `work` to what the ledger and the open leases say."""
+    votes = db.execute(select(ledger).where(stands(project), ledger.c.kind == "ranking")).all()
+    judged = Counter(row.item for row in votes if counts(vote_of(row, None)))
+    held = select(leases.c.item).where(leases.c.project == project, leases.c.state == "open")
+    leased = Counter(db.execute(held.where(leases.c.purpose == "work")).scalars())
+    for row in db.execute(select(work).where(work.c.project == project)).all():
+        right = {"judged": judged[row.item], "leased": leased[row.item]}
+        if (row.judged, row.leased) != (right["judged"], right["leased"]):
+            db.execute(update(work).where(work.c.project == project, work.c.item == row.item).values(right))

@@ -1,0 +1,199 @@
+"""A project: how its items are given out, what annotators are asked, and the guidelines that they read.
+
+Settings and guidelines change while people work; each change is a row of the ledger, so that a vote's row says by which
+rules it was cast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from align.errors import CorruptFile, InputError, require
+from annotate.store.ledger import RESTORE, canonical
+from annotate.store.queries import append, check_project
+from annotate.store.records import shuffle_of
+from annotate.store.tables import guidelines, projects, work
+
+if TYPE_CHECKING:
+    from annotate.store.database import Store
+
+STATES = ("open", "paused", "closed")
+ORDERS = ("random", "priority")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a project's items are given out and what is asked.
+
+    Attributes:
+        title: what annotators see it called; empty: the project's name.
+        attributes: what each answer is rated on, besides the ranking; empty: nothing.
+        scale: the highest rating, the lowest being 1.
+        overlap: how many people judge each item of the share `overlap_share`; one judges each of the others.
+        overlap_share: from 0 to 1, of the items, chosen by a hash of their id.
+        gold_share: from 0 to 1: how often an annotator is given a gold item that they have not seen.
+        repeat_share: from 0 to 1: how often one is given an item that they have judged, its answers turned round.
+        order: `random`, or `priority`: items of the highest priority first.
+        lease_minutes: how long an item is kept for whoever opened it and shows no sign of life.
+        quota: votes asked of each annotator; 0: as many as there are.
+        blurred: answers are hidden until asked for.
+    """
+
+    title: str = ""
+    attributes: tuple[str, ...] = ()
+    scale: int = 5
+    overlap: int = 1
+    overlap_share: float = 1.0
+    gold_share: float = 0.0
+    repeat_share: float = 0.0
+    order: str = "random"
+    lease_minutes: float = 30.0
+    quota: int = 0
+    blurred: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("overlap_share", "gold_share", "repeat_share"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, name, value, "it is no share", "Give a number from 0 to 1.")
+        require(self.overlap >= 1, "overlap", self.overlap, "nobody would judge anything", "Give 1 or more.")
+        require(self.quota >= 0, "quota", self.quota, "it is no number of votes", "Give 0 for no limit.")
+        require(2 <= self.scale <= 10, "scale", self.scale, "it cannot be shown", "Give 2 to 10.")
+        known = ", ".join(ORDERS)
+        require(self.order in ORDERS, "order", self.order, "it is no order", f"Choose one of: {known}.")
+        possible = 0 < self.lease_minutes < math.inf
+        require(possible, "lease_minutes", self.lease_minutes, "it is no time", "Give a number of minutes above 0.")
+        names = self.attributes
+        good = len(set(names)) == len(names) and all(names)
+        require(good, "attributes", list(names), "a name is empty or given twice", "Name each attribute once.")
+
+    def wanted(self, item: str) -> int:
+        """How many people are to judge an item."""
+        return self.overlap if shuffle_of(f"overlap/{item}") < self.overlap_share else 1
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Settings:
+        """From JSON values.
+
+        Raises:
+            InputError: an unknown name, or a value of another type.
+        """
+        types = {field.name: type(getattr(cls(), field.name)) for field in fields(cls)}
+        given = {}
+        for name, value in values.items():
+            require(name in types, "settings", name, "there is no such setting", f"There are {', '.join(types)}.")
+            if types[name] is tuple and isinstance(value, list | tuple):
+                fits, value = all(isinstance(part, str) for part in value), tuple(value)
+            elif types[name] is float:
+                fits = isinstance(value, int | float) and not isinstance(value, bool)
+            else:
+                fits = type(value) is types[name]
+            require(fits, name, value, "it has another type", f"Give something like {getattr(cls(), name)!r}.")
+            given[name] = value
+        return cls(**given)
+
+
+def settings_of(connection: Connection, project: str) -> Settings:
+    """The project's settings; what was never set is as `Settings` has it.
+
+    Raises:
+        InputError: unknown project.
+    """
+    text = connection.execute(select(projects.c.settings).where(projects.c.name == project)).scalar()
+    if text is None:
+        check_project(connection, project)
+        return Settings()
+    try:
+        return Settings.read(json.loads(text))
+    except (ValueError, InputError) as error:
+        raise CorruptFile("projects.settings", project, f"the settings cannot be read ({error})", RESTORE) from error
+
+
+def met(connection: Connection, project: str) -> Settings:
+    """The settings of a project, which is made where there is none."""
+    if connection.execute(select(projects.c.name).where(projects.c.name == project)).first() is None:
+        connection.execute(insert(projects), {"name": project, "settings": "{}", "state": "open"})
+    return settings_of(connection, project)
+
+
+def state_of(connection: Connection, project: str) -> str:
+    """`open`, `paused` or `closed`.
+
+    Raises:
+        InputError: unknown project.
+    """
+    found = connection.execute(select(projects.c.state).where(projects.c.name == project)).scalar()
+    if found is None:
+        check_project(connection, project)
+    return found or "open"
+
+
+def configure(
+    store: Store, project: str, values: Mapping[str, Any] | None = None, state: str | None = None
+) -> Settings:
+    """Changes the settings that `values` names, and the state; makes the project where there is none.
+
+    Votes of items that people hold are taken in every state; new items are given out in `open` alone.
+
+    Raises:
+        InputError: an unknown setting or state, or a value that it cannot have.
+    """
+    require(bool(project.strip()), "project", project, "it is empty", "Name one, for instance project=quickstart.")
+    known = ", ".join(STATES)
+    require(state is None or state in STATES, "state", state, "there is no such state", f"Choose one of: {known}.")
+    with store.transaction() as connection:
+        before = met(connection, project)
+        after = Settings.read(asdict(before) | dict(values or {}))
+        changed = {name: value for name, value in asdict(after).items() if value != getattr(before, name)}
+        state_before = state_of(connection, project)
+        if state is not None and state != state_before:
+            changed["state"] = state
+        if not changed:
+            return after
+        changed = {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+        row = {"settings": canonical(asdict(after)), "state": state or state_before}
+        connection.execute(update(projects).where(projects.c.name == project), row)
+        append(connection, project, "settings", changed)
+        if {"overlap", "overlap_share"} & changed.keys():
+            _want_anew(connection, project, after)
+    return after
+
+
+def _want_anew(connection: Connection, project: str, settings: Settings) -> None:
+    items = connection.execute(select(work.c.item).where(work.c.project == project, ~work.c.gold)).scalars().all()
+    for item in items:
+        mine = (work.c.project == project, work.c.item == item)
+        connection.execute(update(work).where(*mine).values(wanted=settings.wanted(item)))
+
+
+def publish_guidelines(store: Store, project: str, text: str) -> int:
+    """A new version of the project's guidelines, in Markdown; returns its number, the last one's where nothing changed.
+
+    Raises:
+        InputError: an empty text.
+    """
+    require(bool(text.strip()), "guidelines", text, "they are empty", "Say what makes an answer good.")
+    with store.transaction() as connection:
+        met(connection, project)
+        last = guidelines_of(connection, project)
+        if last is not None and last[1] == text:
+            return last[0]
+        version = 1 if last is None else last[0] + 1
+        connection.execute(insert(guidelines), {"project": project, "version": version, "text": text})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        append(connection, project, "guidelines", {"version": version, "digest": digest})
+    return version
+
+
+def guidelines_of(connection: Connection, project: str, version: int | None = None) -> tuple[int, str] | None:
+    """A version of the guidelines and its number, the newest unless one is named; None where there is none."""
+    newest = select(func.max(guidelines.c.version)).where(guidelines.c.project == project).scalar_subquery()
+    query = select(guidelines.c.version, guidelines.c.text).where(guidelines.c.project == project)
+    row = connection.execute(query.where(guidelines.c.version == (newest if version is None else version))).first()
+    return None if row is None else (row.version, row.text)

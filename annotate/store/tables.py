@@ -1,0 +1,164 @@
+"""The annotation store's tables, as they are now; `migrations/` holds how they came to be.
+
+The erasable ones hold what people wrote and who they are; the ledger holds what happened to it, and is never changed.
+What stands in `work`, `leases` and `drafts` says who judges what next: all of it can be lost without losing a vote.
+Every row has a project.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData()
+
+store_meta = Table(
+    "align_store",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("schema_version", Integer, nullable=False),
+)
+
+prompts = Table(
+    "prompts",
+    metadata,
+    Column("project", String(200), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("messages", Text, nullable=False),  # canonical JSON of [{role, content}, …]
+    Column("salt", String(64), nullable=False),
+)
+
+candidates = Table(
+    "candidates",
+    metadata,
+    Column("project", String(200), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("prompt_id", String(64), nullable=False),
+    Column("position", Integer, nullable=False),  # 0 … K-1, as sampled; never the order shown to a person
+    Column("text", Text, nullable=False),
+    Column("model_digest", String(200), nullable=False),
+    Column("adapter_digest", String(200), nullable=False),
+    Column("sampling", Text, nullable=False),  # canonical JSON
+    Column("ended", Boolean, nullable=False),  # True: ended with EOS; False: cut at the length limit
+    Column("salt", String(64), nullable=False),
+    ForeignKeyConstraint(["project", "prompt_id"], ["prompts.project", "prompts.id"], ondelete="CASCADE"),
+    UniqueConstraint("project", "prompt_id", "position"),
+)
+
+annotators = Table(
+    "annotators",
+    metadata,
+    Column("project", String(200), primary_key=True),
+    Column("pseudonym", String(64), primary_key=True),  # random, so that it says nothing once the identity is gone
+    Column("identity", String(320), nullable=False),
+    Column("salt", String(64), nullable=False),
+    UniqueConstraint("project", "identity"),
+)
+
+# No foreign keys: the ledger outlives the contents that it speaks of. A trigger refuses to change it: a slip of the
+# hand in a SQL shell should not rewrite history; an attacker drops the trigger, and meets the hashes.
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("project", String(200), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("item", String(64)),
+    Column("annotator", String(64)),
+    Column("key", String(300)),
+    Column("retracts", Integer, unique=True),
+    Column("created_at", String(40), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("prev_hash", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    UniqueConstraint("project", "kind", "key"),
+    Index("ledger_by_item", "project", "item", "kind", "annotator"),
+    Index("ledger_by_kind", "project", "kind", "seq"),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("settings", Text, nullable=False),  # canonical JSON of `Settings`
+    Column("state", String(10), nullable=False),  # open, paused or closed
+)
+
+guidelines = Table(
+    "guidelines",
+    metadata,
+    Column("project", String(200), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),  # 1, 2, 3, …
+    Column("text", Text, nullable=False),  # Markdown
+)
+
+remarks = Table(
+    "remarks",
+    metadata,
+    Column("project", String(200), primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),  # of the vote that it goes with
+    Column("item", String(64), nullable=False),
+    Column("annotator", String(64), nullable=False),
+    Column("content", Text, nullable=False),  # canonical JSON of {rationale, demonstration}
+    Column("salt", String(64), nullable=False),
+)
+
+LEFT = text("judged + leased < wanted")
+
+# One row an item. The two counters are what the ledger and the open leases say, kept so that the next item is found
+# without counting; `Desk` counts anew when it opens.
+work = Table(
+    "work",
+    metadata,
+    Column("project", String(200), primary_key=True),
+    Column("item", String(64), primary_key=True),
+    Column("wanted", Integer, nullable=False),  # people who are to judge it; 0 for a gold item
+    Column("judged", Integer, nullable=False),  # standing rankings by people, neither gold nor repeated
+    Column("leased", Integer, nullable=False),  # open leases, likewise
+    Column("shuffle", Float(53), nullable=False),  # in [0, 1), a function of the id: the random order
+    Column("priority", Float(53), nullable=False),  # higher goes first where the project says so
+    Column("gold", Boolean, nullable=False),  # its answer is known: asked of everyone, to see how they judge
+    Index("work_by_shuffle", "project", "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
+    Index("work_by_priority", "project", "priority", "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("token", String(64), primary_key=True),
+    Column("project", String(200), nullable=False),
+    Column("annotator", String(64), nullable=False),
+    Column("number", Integer, nullable=False),  # the annotator's 0th, 1st, 2nd, …
+    Column("item", String(64), nullable=False),
+    Column("purpose", String(10), nullable=False),  # work, gold or repeat
+    Column("k", Integer, nullable=False),  # how many candidates
+    Column("shown", Text, nullable=False),  # canonical JSON: candidate ids as they stand on the screen
+    Column("state", String(10), nullable=False),  # open, judged, expired or returned
+    Column("granted_at", Float(53), nullable=False),  # seconds since 1970, by the desk's clock
+    Column("expires_at", Float(53), nullable=False),
+    Column("vote", Integer),  # the seq of the vote it led to
+    UniqueConstraint("project", "annotator", "number"),
+    Index("leases_by_item", "project", "item", "annotator"),
+    Index("leases_by_state", "project", "state", "expires_at"),
+)
+
+drafts = Table(
+    "drafts",
+    metadata,
+    Column("project", String(200), primary_key=True),
+    Column("item", String(64), primary_key=True),
+    Column("annotator", String(64), primary_key=True),
+    Column("content", Text, nullable=False),  # canonical JSON
+)

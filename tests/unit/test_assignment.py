@@ -1,0 +1,475 @@
+"""Who judges what next: leases, votes, undo, drafts, and what holds whatever happens in between."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from annotation_store import add, ask, said
+
+from align.errors import InputError
+from annotate.assignment import REPEAT_AFTER, Desk
+from annotate.clock import Clock
+from annotate.orders import chance, shown_order
+from annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, preferences, publish_guidelines
+from annotate.store.tables import leases, work
+
+
+class Hands:
+    """A clock that the test sets."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def store(store_url):
+    with Store.open(store_url) as store:
+        yield store
+
+
+@pytest.fixture
+def clock():
+    return Hands()
+
+
+def desk_of(store, clock=None, items=3, **settings):
+    for i in range(items):
+        add(store, f"run/{i}")
+    configure(store, "p", settings)
+    return Desk(store, "p", clock)
+
+
+def best_first(task, **more):
+    return said(task.item.id, "0>1>2", **more)
+
+
+def judge(desk, who, task, key=None, **more):
+    return desk.vote(who, task.token, key or f"{who}/{task.token}", best_first(task, **more))
+
+
+def counters(store):
+    with store.reading() as db:
+        rows = db.execute(work.select()).all()
+    return {row.item: (row.judged, row.leased) for row in rows}
+
+
+# Leases
+
+
+def test_an_item_has_one_holder_and_is_the_same_until_it_is_judged(store):
+    desk = desk_of(store)
+    ann, bob = desk.take("ann"), desk.take("bob")
+    assert ann.item.id != bob.item.id
+    again = desk.take("ann")
+    assert (again.token, again.item.id, again.shown) == (ann.token, ann.item.id, ann.shown)
+    seq, following = judge(desk, "ann", ann)
+    assert {ann.item.id, bob.item.id, following.item.id} == {item.id for item in store.items("p")}
+    (vote,) = store.rankings("p")
+    assert (vote.seq, vote.item, vote.shown, vote.source) == (seq, ann.item.id, ann.shown, "human")
+    assert desk.take("cem") is None  # the others are held
+
+
+def test_every_item_is_judged_as_often_as_was_asked_and_by_different_people(store):
+    desk = desk_of(store, items=20, overlap=2, overlap_share=0.5)
+    people, busy = ["ann", "bob", "cem"], True
+    while busy:
+        busy = False
+        for who in people:
+            if task := desk.take(who):
+                judge(desk, who, task)
+                busy = True
+    votes = store.rankings("p")
+    per_item = Counter(vote.item for vote in votes)
+    assert set(per_item.values()) == {1, 2}
+    assert len({(vote.item, vote.annotator) for vote in votes}) == len(votes) == sum(per_item.values())
+    with store.reading() as db:
+        assert per_item == {row.item: row.wanted for row in db.execute(work.select())}
+    done = desk.progress("ann")
+    assert (done.done, done.wanted) == (len(votes), len(votes))
+
+
+def test_more_overlap_wakes_items_that_were_done(store):
+    desk = desk_of(store, items=2)
+    for _ in range(2):
+        judge(desk, "ann", desk.take("ann"))
+    assert desk.take("bob") is None
+    configure(store, "p", {"overlap": 2})
+    assert desk.take("bob") is not None
+    assert desk.take("ann") is None
+
+
+def test_an_overdue_item_goes_to_somebody_else_and_a_late_vote_is_taken(store, clock):
+    desk = desk_of(store, clock, items=1, lease_minutes=10)
+    task = desk.take("ann")
+    clock.now += 599
+    assert desk.take("bob") is None
+    clock.now += 2
+    other = desk.take("bob")
+    assert other.item.id == task.item.id
+    assert desk.renew("ann", task.token) is False
+    late, _ = judge(desk, "ann", task)
+    judge(desk, "bob", other)
+    assert [vote.annotator for vote in store.rankings("p")] == [store.pseudonym("p", who) for who in ("ann", "bob")]
+    assert counters(store)[task.item.id] == (2, 0)
+    assert late
+
+
+def test_an_overdue_item_that_nobody_asked_for_stays(store, clock):
+    desk = desk_of(store, clock, items=1)
+    task = desk.take("ann")
+    clock.now += 1e6
+    assert desk.take("ann").token == task.token
+    assert desk.renew("ann", task.token)
+    assert desk.take("bob") is None
+
+
+def test_an_item_that_expired_comes_back_to_whoever_shows_life_while_it_is_free(store, clock):
+    desk = desk_of(store, clock, items=2)
+    task = desk.take("ann")
+    clock.now += 1e6
+    other = desk.take("bob")  # expires ann's; takes one of the two, by chance hers
+    free = other.item.id != task.item.id
+    assert desk.renew("ann", task.token) is free
+    assert sorted(counters(store).values()) == ([(0, 1), (0, 1)] if free else [(0, 0), (0, 1)])
+
+
+def test_a_sign_of_life_keeps_an_item(store, clock):
+    desk = desk_of(store, clock, items=1, lease_minutes=10)
+    task = desk.take("ann")
+    for _ in range(5):
+        clock.now += 500
+        assert desk.renew("ann", task.token)
+        assert desk.take("bob") is None
+
+
+def test_a_wall_clock_that_jumps_ends_no_lease(store, monkeypatch):
+    desk = desk_of(store, Clock(), items=1)
+    task = desk.take("ann")
+    monkeypatch.setattr("time.time", lambda: 4e9)
+    assert desk.take("bob") is None
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert desk.take("bob") is None
+    assert desk.take("ann").token == task.token
+
+
+def test_a_clock_set_back_during_a_restart_makes_no_lease_last(store, clock):
+    desk_of(store, clock, items=1, lease_minutes=10).take("ann")
+    earlier = Hands()
+    earlier.now = 0.0  # the lease ends at 1600 by the old clock
+    desk = Desk(store, "p", earlier)
+    earlier.now = 601
+    assert desk.take("bob") is not None
+
+
+def test_an_item_given_back_is_somebody_elses(store):
+    desk = desk_of(store, items=1)
+    task = desk.take("ann")
+    desk.give_back("ann", task.token)
+    assert desk.take("bob").item.id == task.item.id
+
+
+def test_nobody_uses_anothers_lease(store):
+    desk = desk_of(store)
+    task = desk.take("ann")
+    for act in (
+        lambda: judge(desk, "bob", task),
+        lambda: desk.renew("bob", task.token),
+        lambda: desk.save_draft("bob", task.token, {}),
+        lambda: desk.give_back("bob", task.token),
+    ):
+        with pytest.raises(InputError) as caught:
+            act()
+        assert caught.value.field == "token"
+    seq, _ = judge(desk, "ann", task)
+    with pytest.raises(InputError, match="no vote of yours"):
+        desk.undo("bob", seq)
+    assert len(store.rankings("p")) == 1
+
+
+def test_a_project_that_pauses_takes_votes_and_gives_nothing_new(store):
+    desk = desk_of(store)
+    task = desk.take("ann")
+    configure(store, "p", state="paused")
+    assert desk.take("ann").token == task.token
+    _, following = judge(desk, "ann", task)
+    assert following is None
+    configure(store, "p", state="open")
+    assert desk.take("ann") is not None
+
+
+def test_a_quota_is_an_annotators_own(store):
+    desk = desk_of(store, quota=1)
+    _, following = judge(desk, "ann", desk.take("ann"))
+    assert following is None
+    assert desk.take("bob") is not None
+    assert (desk.progress("ann").mine, desk.progress("bob").mine, desk.progress("ann").quota) == (1, 0, 1)
+
+
+def test_the_highest_priority_comes_first_where_the_project_says_so(store):
+    ids = [
+        store.add_item("p", f"{i}", ask(f"question {i}"), [Candidate("a"), Candidate("b")], priority=p)
+        for i, p in enumerate((0.1, 0.9, 0.5))
+    ]
+    configure(store, "p", {"order": "priority"})
+    desk = Desk(store, "p")
+    assert [desk.take(who).item.id for who in ("ann", "bob", "cem")] == [ids[1], ids[2], ids[0]]
+
+
+# Votes
+
+
+def test_a_vote_sent_again_counts_once(store):
+    desk = desk_of(store)
+    task = desk.take("ann")
+    seq, following = judge(desk, "ann", task, "k", rationale="because")
+    again, still = judge(desk, "ann", task, "k", rationale="because")
+    assert (again, still.token) == (seq, following.token)
+    with pytest.raises(InputError, match="another judgement"):
+        judge(desk, "ann", task, "k", rationale="no reason")
+    assert len(store.rankings("p")) == 1
+
+
+def test_a_second_tab_cannot_vote_over_the_first(store):
+    desk = desk_of(store)
+    task = desk.take("ann")
+    seq, _ = judge(desk, "ann", task, "tab-1")
+    with pytest.raises(AlreadyJudged, match=rf"seq {seq}"):
+        judge(desk, "ann", task, "tab-2")
+    assert len(store.rankings("p")) == 1
+
+
+def test_a_vote_that_is_refused_leaves_the_lease(store):
+    desk = desk_of(store)
+    task = desk.take("ann")
+    before = counters(store)
+    with pytest.raises(InputError):
+        desk.vote("ann", task.token, "k", said(task.item.id, "0>1"))
+    assert counters(store) == before
+    assert desk.take("ann").token == task.token
+
+
+def test_everything_that_was_said_comes_back(store):
+    desk = desk_of(store, attributes=["helpful", "honest"])
+    publish_guidelines(store, "p", "# Be fair")
+    task = desk.take("ann")
+    first, second, third = (candidate.id for candidate in task.item.candidates)
+    given = best_first(
+        task, strength=2, quality="good", ratings={first: {"helpful": 5, "honest": 4}}, flagged=(third, task.item.id),
+        seconds=12.5, rationale="It is kinder.", demonstration="I am well — and you?", source="simulated",
+    )  # fmt: skip
+    seq, _ = desk.vote("ann", task.token, "k", given)
+    (vote,) = store.rankings("p")
+    expected = replace(
+        given, shown=task.shown, source="human", guideline_version="1", flagged=tuple(sorted(given.flagged))
+    )
+    assert {name: getattr(vote, name) for name in Judgement.__dataclass_fields__} == {
+        name: getattr(expected, name) for name in Judgement.__dataclass_fields__
+    }
+    assert (vote.seq, second in vote.tiers[1]) == (seq, True)
+    store.verify()
+
+
+def test_a_skip_leaves_the_item_to_others_and_is_not_asked_again(store):
+    desk = desk_of(store, items=1)
+    task = desk.take("ann")
+    _, following = desk.vote("ann", task.token, "k", Judgement(skipped="I cannot tell", rationale="no idea"))
+    assert following is None
+    (skip,) = store.skips("p")
+    assert (skip.skipped, skip.rationale, skip.shown) == ("I cannot tell", "no idea", task.shown)
+    assert store.rankings("p") == []
+    assert desk.take("bob").item.id == task.item.id
+
+
+# Undo and drafts
+
+
+def test_undo_gives_the_item_back_with_what_was_said_and_the_order_it_stood_in(store):
+    desk = desk_of(store, items=3)
+    first = desk.take("ann")
+    one, second = judge(desk, "ann", first, strength=3, rationale="why")
+    two, third = judge(desk, "ann", second)
+    back = desk.undo("ann", two)
+    back = desk.undo("ann", one)
+    assert (back.token, back.shown) == (first.token, first.shown)
+    assert (back.draft["strength"], back.draft["rationale"]) == (3, "why")
+    assert [tuple(tier) for tier in back.draft["tiers"]] == list(best_first(first).tiers)
+    assert store.rankings("p") == []
+    assert desk.undo("ann", one).token == first.token  # asked again, because the answer was lost
+    assert counters(store) == {item.id: (0, 1) for item in store.items("p")}
+    _, following = judge(desk, "ann", back, "new-1")
+    assert following.token == second.token
+    _, following = judge(desk, "ann", following, "new-2")
+    assert following.token == third.token
+    assert len(store.rankings("p")) == 2
+    store.verify()
+
+
+def test_a_late_copy_of_a_vote_that_was_taken_back_does_not_bring_it_back(store):
+    desk = desk_of(store)
+    task = desk.take("ann")
+    seq, _ = judge(desk, "ann", task, "k")
+    desk.undo("ann", seq)
+    again, following = judge(desk, "ann", task, "k")
+    assert (again, following.token, store.rankings("p")) == (seq, task.token, [])
+
+
+def test_a_vote_out_of_sight_can_still_be_taken_back(store):
+    desk = desk_of(store, items=2)
+    seqs = []
+    for _ in range(2):
+        seqs.append(judge(desk, "ann", desk.take("ann"))[0])
+    assert desk.take("ann") is None
+    assert desk.undo("ann", seqs[0]) is not None
+    with pytest.raises(InputError, match="no vote of yours"):
+        desk.undo("ann", 1)
+
+
+def test_a_draft_outlives_its_lease(store, clock):
+    desk = desk_of(store, clock, items=1)
+    task = desk.take("ann")
+    desk.save_draft("ann", task.token, {"rationale": "half a sen"})
+    assert Desk(store, "p", clock).take("ann").draft == {"rationale": "half a sen"}
+    clock.now += 1e6
+    other = desk.take("bob")
+    assert other.draft == {}
+    desk.give_back("bob", other.token)
+    assert desk.take("ann").draft == {"rationale": "half a sen"}
+    judge(desk, "ann", desk.take("ann"))
+    with store.reading() as db:
+        assert db.exec_driver_sql("SELECT count(*) FROM drafts").scalar() == 0
+
+
+# Gold and repeats
+
+
+def test_gold_is_asked_of_everyone_once_and_trained_on_by_nobody(store):
+    gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
+    desk = desk_of(store, items=3, gold_share=1.0)
+    for who in ("ann", "bob"):
+        task = desk.take(who)
+        assert task.item.id == gold
+        _, following = desk.vote(who, task.token, who, said(gold, "0>1"))
+        assert following.item.id != gold
+        desk.give_back(who, following.token)
+    assert {vote.purpose for vote in store.rankings("p")} == {"gold"}
+    with pytest.raises(InputError, match="nothing in it has been ranked"):
+        preferences(store, "p")
+    judge(desk, "ann", desk.take("ann"))
+    assert {pref.group_id for pref in preferences(store, "p")}.isdisjoint({gold})
+
+
+@pytest.mark.parametrize("expected", [[[0]], [[0], [0, 1]], [[0], [], [1]], [[0], [2]]])
+def test_a_known_answer_that_is_no_order_is_refused(store, expected):
+    with pytest.raises(InputError) as caught:
+        store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=expected)
+    assert caught.value.field == "expected"
+
+
+def test_a_repeat_comes_later_and_turned_round_and_once(store):
+    desk = desk_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
+    seen, task = [], desk.take("ann")
+    while task is not None:
+        seen.append(task)
+        _, task = judge(desk, "ann", task)
+    first = {}
+    for place, task in enumerate(seen):
+        if task.item.id in first:
+            before, shown = first.pop(task.item.id)
+            assert place - before > REPEAT_AFTER
+            assert task.shown == tuple(reversed(shown))
+        else:
+            first[task.item.id] = (place, task.shown)
+    purposes = Counter(vote.purpose for vote in store.rankings("p"))
+    assert purposes["work"] == REPEAT_AFTER + 3
+    assert purposes["repeat"] >= 2
+    assert len(preferences(store, "p")) == 3 * (REPEAT_AFTER + 3)  # repeats measure, they do not teach
+    store.verify()
+
+
+def test_a_first_vote_can_be_made_again_while_its_repeat_stands(store):
+    desk = desk_of(store, items=REPEAT_AFTER + 1, repeat_share=1.0)
+    task, votes = desk.take("ann"), []
+    while task is not None:
+        seq, following = judge(desk, "ann", task)
+        votes.append((seq, task))
+        task = following
+    repeat = next(vote for vote in store.rankings("p") if vote.purpose == "repeat")
+    seq, task = next((seq, task) for seq, task in votes if task.item.id == repeat.item)
+    judge(desk, "ann", desk.undo("ann", seq), "again")
+    assert {v.purpose for v in store.rankings("p") if v.item == repeat.item} == {"work", "repeat"}
+
+
+# The order on the screen
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 9])
+def test_every_position_stands_equally_often_in_every_place(k):
+    ids = [str(i) for i in range(k)]
+    for block in range(5):
+        orders = [shown_order(ids, "ann", block * k + i) for i in range(k)]
+        assert all(sorted(order) == ids for order in orders)
+        for place in range(k):
+            assert {order[place] for order in orders} == set(ids)
+    assert shown_order(ids, "ann", 3) == shown_order(ids, "ann", 3)
+
+
+def test_two_annotators_see_different_orders():
+    orders = [[shown_order("ab", who, turn) for turn in range(40)] for who in ("ann", "bob")]
+    assert orders[0] != orders[1]
+    assert 8 <= sum(a == b for a, b in zip(*orders, strict=True)) <= 32
+
+
+def test_a_chance_befalls_its_share():
+    hits = sum(chance(0.2, f"who{n % 7}", n, "gold") for n in range(4000))
+    assert hits == pytest.approx(800, abs=80)
+    assert not any(chance(0.0, "ann", n, "gold") for n in range(100))
+    assert all(chance(1.0, "ann", n, "gold") for n in range(100))
+
+
+# Whatever happens
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(store, clock, seed):
+    """Some hundred acts at random: takes, votes, skips, undos, returns, signs of life, and time that passes."""
+    rng = random.Random(seed)
+    desk = desk_of(store, clock, items=12, overlap=2, overlap_share=0.5, lease_minutes=5, repeat_share=0.2)
+    held: dict[str, dict] = {who: {} for who in ("ann", "bob", "cem")}
+    votes: dict[str, list[int]] = {who: [] for who in held}
+    for step in range(150):
+        who, act = rng.choice(sorted(held)), rng.choice("tttvvvvsurgw")
+        mine = list(held[who].values())
+        if act == "t" and (task := desk.take(who)):
+            held[who][task.token] = task
+        elif act in "vs" and mine:
+            task = held[who].pop(rng.choice(mine).token)
+            judgement = Judgement(skipped="no") if act == "s" else best_first(task)
+            try:
+                votes[who].append(desk.vote(who, task.token, f"{seed}/{step}", judgement)[0])
+            except AlreadyJudged:  # under another lease: this one had run out, or was given back
+                assert any(v.item == task.item.id for v in (*store.rankings("p"), *store.skips("p")))
+        elif act == "u" and votes[who]:
+            task = desk.undo(who, votes[who].pop(rng.randrange(len(votes[who]))))
+            held[who][task.token] = task
+        elif act == "r" and mine:
+            desk.give_back(who, rng.choice(mine).token)
+        elif act == "g" and mine:
+            desk.renew(who, rng.choice(mine).token)
+        elif act == "w":
+            clock.now += rng.choice((1, 60, 301))
+
+        before = counters(store)
+        Desk(store, "p", clock)  # counts anew
+        assert counters(store) == before
+    standing = [vote for vote in (*store.rankings("p"), *store.skips("p")) if vote.purpose == "work"]
+    assert len({(vote.item, vote.annotator) for vote in standing}) == len(standing) > 10
+    with store.reading() as db:
+        rows = db.execute(leases.select()).all()
+    for row in rows:
+        twins = [r for r in rows if (r.item, r.annotator, r.purpose) == (row.item, row.annotator, row.purpose)]
+        assert sum(r.state in ("open", "judged") for r in twins) <= 1
+    store.verify()
