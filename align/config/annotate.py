@@ -1,26 +1,55 @@
-"""`stage=annotate`: judgements of the sampled answers."""
+"""`stage=annotate`: the annotation store, from the command line."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from align.config.root import one_of, positive
 from align.errors import require
 
+ACTIONS = {
+    "simulate": "a simulated annotator ranks every item",
+    "import": "prompts and answers from a file into the project",
+    "configure": "settings, state and guidelines of the project",
+    "export": "the votes as files that others train on",
+    "verify": "the chain of the ledger, and every content that was not erased",
+    "backup": "the whole store in one file",
+    "restore": "a backup into an empty store",
+    "migrate": "an older store's tables brought up to date",
+    "erase": "an item, or an annotator's identity and words",
+}
+NEEDS_PATH = ("import", "backup", "restore")
+
 
 @dataclass
 class AnnotateConfig:
-    """`annotator=simulated` is a documented stand-in for a person, for demos and tests: it ranks by a sentiment score,
-    with noise such that it agrees with the noiseless order on the share `agreement` of untied pairs. `annotators` of
-    them judge every item, each with noise of its own: their rankings of an item are read together by `stage=reward`."""
+    """What is done with the annotation store: `action`, one of those above.
+
+    `simulate` is a documented stand-in for a person, for demos and tests: it ranks by a sentiment score, with noise
+    such that it agrees with the noiseless order on the share `agreement` of untied pairs. `annotators` of them judge
+    every item, each with noise of its own: their rankings of an item are read together by `stage=reward`.
+
+    `path` is the file to import, to back up into or to restore from; `source` names an imported file's rows.
+    `settings`, `state` and `guidelines` (a Markdown file) are the project's. `head` is a run that read the store, such
+    as `reward:latest`: `verify` finds a tail that was cut since. `item` or `annotator` is whom `erase` concerns.
+    """
 
     name: str = "annotate"
-    annotator: str = "simulated"
+    action: str = "simulate"
     annotators: int = 1
     agreement: float = 0.75
+    path: str | None = None
+    source: str = ""
+    settings: Any = None
+    state: str | None = None
+    guidelines: str | None = None
+    head: str | None = None
+    item: str | None = None
+    annotator: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("stage.annotator", self.annotator, ("simulated",))
+        one_of("stage.action", self.action, tuple(ACTIONS))
         positive("stage.annotators", self.annotators)
         require(
             0.5 < self.agreement < 1,
@@ -28,4 +57,34 @@ class AnnotateConfig:
             self.agreement,
             "is no agreement better than chance",
             "Give a share above 0.5 and below 1.",
+        )
+        named = self.path is not None
+        require(
+            named or self.action not in NEEDS_PATH,
+            "stage.path",
+            self.path,
+            f"stage.action={self.action} needs a file",
+            "Add stage.path=FILE.",
+        )
+        require(
+            self.settings is None or isinstance(self.settings, dict),
+            "stage.settings",
+            self.settings,
+            "is no mapping",
+            'Write "stage.settings={overlap: 2}".',
+        )
+        told = self.settings or self.state or self.guidelines
+        require(
+            self.action != "configure" or bool(told),
+            "stage.settings",
+            self.settings,
+            "stage.action=configure is told nothing",
+            'Add "stage.settings={overlap: 2}", stage.state=paused or stage.guidelines=FILE.md.',
+        )
+        require(
+            self.action != "erase" or (self.item is None) != (self.annotator is None),
+            "stage.item",
+            self.item,
+            "stage.action=erase erases an item or an annotator",
+            "Add stage.item=ID or stage.annotator=NAME.",
         )

@@ -122,9 +122,13 @@ def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextMan
     return closing(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))
 
 
+def store_url(config: Config) -> str:
+    """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
+    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / 'annotations.db'}"
+
+
 def open_store(config: Config, create: bool = True) -> Store:
-    """The annotation store of `store.url`, or the SQLite file among the runs. A reader never makes an empty one."""
-    root = Path(config.run.root).expanduser()
+    """The annotation store. A reader never makes an empty one."""
     if create and config.store.url is None:
-        root.mkdir(parents=True, exist_ok=True)
-    return Store.open(config.store.url or f"sqlite:///{root / 'annotations.db'}", create=create)
+        Path(config.run.root).expanduser().mkdir(parents=True, exist_ok=True)
+    return Store.open(store_url(config), create=create)

@@ -1,14 +1,26 @@
-"""Judgements of the sampled answers; for now by the simulated annotator, through the store's own door."""
+"""The annotation store from the command line: what goes in and out of it, and whether it is what was written."""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 from align.config.annotate import AnnotateConfig
 from align.config.root import Config
+from align.errors import InputError, require
 from align.report import Report
-from align.run import Run, json_digest, write_json
-from align.stages import Inputs, open_store
+from align.run import Run, json_digest, resolve, write_json
+from align.stages import Inputs, open_store, store_url
+from align.stages.lineage import readers_of
 from align.types import Result
+from annotate.archive import backup, restore
+from annotate.exporting import export
+from annotate.importing import import_items
 from annotate.simulate import simulate
+from annotate.store import Head, configure, publish_guidelines
+from annotate.store.schema import migrate
 from reward.rules import Sentiment
 
 SEEDS = 2**32
@@ -16,36 +28,150 @@ SEEDS = 2**32
 
 
 def inputs(config: Config) -> Inputs:
-    """What is to be judged is the input, not what has been judged already: a continued run is the same run."""
-    with open_store(config, create=False) as store:
-        items = json_digest([item.id for item in store.items(config.project)])
     stage: AnnotateConfig = config.stage
-    return Inputs(f"{config.project}-{stage.annotator}", None, {"items": {"project": config.project, "digest": items}})
+    label = f"{config.project}-{stage.action}"
+    if stage.action == "simulate":
+        # What is to be judged is the input, not what has been judged already: a continued run is the same run.
+        with open_store(config, create=False) as store:
+            items = json_digest([item.id for item in store.items(config.project)])
+        return Inputs(label, None, {"items": {"project": config.project, "digest": items}})
+    read = {"guidelines": stage.guidelines} | ({} if stage.action == "backup" else {"path": stage.path})
+    for name, given in read.items():
+        there = given is None or Path(given).expanduser().exists()
+        require(there, f"stage.{name}", given, "there is no such file", "Check the path.")
+    # The others look at a store that changes, or change it: asked again, each is done again.
+    return Inputs(label, None, {"asked": {"digest": secrets.token_hex(8)}})
 
 
 def run(run: Run, config: Config) -> Result:
+    stage: AnnotateConfig = config.stage
+    result = DO[stage.action](run, config)
+    report = Report(f"annotate: {run.manifest['name']}", f"{stage.action}, project {config.project}")
+    if stage.action == "simulate":
+        report.text(
+            "A **simulated** annotator, a stand-in for a person: it ranks by a sentiment score with Bradley–Terry "
+            "noise, so that near ties come out at random and clear cases do not. Every record says `source: simulated`."
+        )
+    report.figures_table(result.metrics)
+    report.write(run.folder / "report.html")
+    return result
+
+
+def simulated(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         done = [
             simulate(store, config.project, Sentiment(), config.seed + SEEDS * who, stage.agreement)
             for who in range(stage.annotators)
         ]
-        head = store.head(config.project)
+        note_head(run, config.project, store.head(config.project))
     metrics = {
         "annotators": len(done), "items": done[0].items, "rankings": sum(d.items for d in done),
         "added": sum(d.added for d in done), "pairs": sum(d.pairs for d in done), "tie_share": done[0].tie_share,
         "agreement": sum(d.agreement for d in done) / len(done), "slope": done[0].slope,
     }  # fmt: skip
-    write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
-    report = Report(f"annotate: {run.manifest['name']}", f"project {config.project}, simulated by VADER's sentiment")
-    report.text(
-        "A **simulated** annotator, a stand-in for a person: it ranks by a sentiment score with Bradley–Terry noise, "
-        "so that near ties come out at random and clear cases do not. Every record says `source: simulated`."
-    )
-    report.figures_table(metrics)
-    report.write(run.folder / "report.html")
     line = (
         f"{metrics['rankings']} rankings of {metrics['items']} items, {metrics['pairs']} pairs, "
         f"{metrics['tie_share']:.0%} tied; agreement {metrics['agreement']:.3f}"
     )
     return Result(metrics, (line,))
+
+
+def imported(run: Run, config: Config) -> Result:
+    path = Path(config.stage.path).expanduser()
+    with open_store(config) as store:
+        found = import_items(store, config.project, path, config.stage.source)
+        note_head(run, config.project, store.head(config.project))
+    line = f"{found.rows} rows, {found.added} of them new in project {config.project}"
+    return Result({"rows": found.rows, "added": found.added}, (line,))
+
+
+def configured(run: Run, config: Config) -> Result:
+    stage: AnnotateConfig = config.stage
+    with open_store(config) as store, store.transaction():
+        settings = configure(store, config.project, stage.settings, stage.state)
+        version = None
+        if stage.guidelines:
+            text = Path(stage.guidelines).expanduser().read_text(encoding="utf-8")
+            version = publish_guidelines(store, config.project, text)
+    lines = (f"project {config.project}: {settings}", *([f"guidelines, version {version}"] if version else []))
+    return Result({"guidelines": version} if version else {}, lines)
+
+
+def exported(run: Run, config: Config) -> Result:
+    with open_store(config, create=False) as store, store.reading():
+        rows = export(store, config.project, run.artifact)
+        note_head(run, config.project, store.head(config.project))
+    return Result(rows, tuple(f"{run.artifact / name}: {number} rows" for name, number in rows.items()))
+
+
+def verified(run: Run, config: Config) -> Result:
+    with open_store(config, create=False) as store:
+        head = store.verify(head_in(config.stage.head, Path(config.run.root).expanduser(), config.project))
+    return Result({"rows": head.seq}, (f"{head.seq} rows, each what was written; the head is {head.hash}",))
+
+
+def backed_up(run: Run, config: Config) -> Result:
+    path = Path(config.stage.path).expanduser()
+    with open_store(config, create=False) as store:
+        about = backup(store, path)
+    line = f"{path}: {about['rows']} rows, the ledger up to row {about['seq']}"
+    return Result({"rows": about["rows"], "seq": about["seq"]}, (line,))
+
+
+def restored(run: Run, config: Config) -> Result:
+    with open_store(config) as store:
+        head = restore(store, Path(config.stage.path).expanduser())
+    return Result({"seq": head.seq}, (f"the ledger up to row {head.seq}, each what was written",))
+
+
+def migrated(run: Run, config: Config) -> Result:
+    before, after = migrate(store_url(config))
+    line = f"schema_version {before} → {after}" if before != after else f"it has schema_version {after} already"
+    return Result({"before": before, "after": after}, (line,))
+
+
+def erased(run: Run, config: Config) -> Result:
+    stage: AnnotateConfig = config.stage
+    with open_store(config, create=False) as store:
+        if stage.item is not None:
+            what, first = f"item {stage.item}", store.first_row(config.project, item=stage.item)
+            tombstone = store.erase_content(config.project, stage.item)
+        else:
+            name = store.pseudonym(config.project, stage.annotator or "")
+            first = None if name is None else store.first_row(config.project, annotator=name)
+            what, tombstone = f"annotator {name}", store.erase_annotator(config.project, stage.annotator or "")
+    used = [] if first is None else readers_of(Path(config.run.root).expanduser(), config.project, first, tombstone)
+    lines = [f"{what} is erased; row {tombstone} of the ledger says so"]
+    lines += ["runs that read it, or what was made from it:" if used else "no run read it", *used]
+    return Result({"tombstone": tombstone, "runs": used}, tuple(lines))
+
+
+DO: dict[str, Callable[[Run, Config], Result]] = {
+    "simulate": simulated, "import": imported, "configure": configured, "export": exported, "verify": verified,
+    "backup": backed_up, "restore": restored, "migrate": migrated, "erase": erased,
+}  # fmt: skip
+
+
+def note_head(run: Run, project: str, head: Head) -> None:
+    write_json(run.artifact / "ledger.json", {"project": project, "seq": head.seq, "hash": head.hash})
+
+
+def head_in(ref: str | None, root: Path, project: str) -> Head | None:
+    """The head of the project's ledger that a run noted when it read the store.
+
+    Raises:
+        InputError: no such run, or it did not read the project.
+    """
+    if ref is None:
+        return None
+    inputs = resolve(ref, root, field_name="stage.head").manifest.get("inputs", {})
+    found = next((record for record in inputs.values() if is_head(record, project)), None)
+    if found is None:
+        problem = f"it did not read project {project}"
+        raise InputError("stage.head", ref, problem, "Name a run of stage=reward or stage=dpo that did.")
+    return Head(found["seq"], found["digest"])
+
+
+def is_head(record: dict[str, Any], project: str) -> bool:
+    return record.get("project") == project and "seq" in record

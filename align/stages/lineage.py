@@ -161,3 +161,25 @@ def evaluation_of(artifact: Artifact, root: Path) -> dict[str, Any] | None:
         if manifest["status"] == "done" and manifest["inputs"]["artifact"]["digest"] == artifact.digest:
             found.append((manifest["times"]["finished"], manifest["metrics"]))
     return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def readers_of(root: Path, project: str, first: int, last: int) -> list[str]:
+    """The runs that read an annotation project while rows `first` to `last` of its ledger were its newest, and those
+    that were made from them: `stage/name`, each after what it came from."""
+    manifests = {}
+    for path in sorted(root.glob("*/*/manifest.json")):
+        found = read_manifest(path.parent)
+        manifests[f"{found['stage']}/{found['name']}"] = found["inputs"]
+    used = [
+        name
+        for name, inputs in manifests.items()
+        if any(r.get("project") == project and first <= r.get("seq", 0) < last for r in inputs.values())
+    ]
+    for parent in used:  # grows while we walk it
+        children = (
+            name
+            for name, inputs in manifests.items()
+            if any(f"{r.get('stage')}/{r.get('name')}" == parent for r in inputs.values())
+        )
+        used += [name for name in children if name not in used]
+    return used

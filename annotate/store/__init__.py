@@ -8,9 +8,9 @@
 
 ledger    the hash chain's arithmetic, pure         tables, migrations   what lies in the database, and how it came to
 records   the records and their rows                schema               how a database is opened
-queries   what is asked of the tables               database             the store itself
-projects  settings and guidelines                   verify               the walk over chain and contents
-pairs     rankings → preference pairs
+queries   what is asked of the tables               connections          writers and readers
+projects  settings and guidelines                   database             the store itself
+pairs     rankings → preference pairs               verify               the walk over chain and contents
 """
 
 from annotate.store.database import Store

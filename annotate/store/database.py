@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, exists, insert, select
+from sqlalchemy import Engine, delete, exists, func, insert, select
 
 from align.errors import InputError, require
 from align.types import Conversation
+from annotate.store.connections import Connections
 from annotate.store.ledger import Head, canonical, salted_digest
 from annotate.store.projects import met
 from annotate.store.queries import (
@@ -47,8 +47,8 @@ from annotate.store.records import (
     remark_row,
     vote_of,
 )
-from annotate.store.schema import connect, explained
-from annotate.store.tables import annotators, candidates, drafts, leases, ledger, prompts, remarks, store_meta, work
+from annotate.store.schema import connect
+from annotate.store.tables import annotators, candidates, drafts, leases, ledger, prompts, remarks, work
 from annotate.store.verify import verify
 
 PAGE = 500
@@ -56,16 +56,19 @@ PAGE = 500
 
 
 class Store:
-    """An open store. Safe to share between threads; a process opens its own."""
+    """An open store. Safe to share between threads; a process opens its own.
+
+    Attributes:
+        shown: its URL without the password.
+        reading, transaction: of `Connections`: a view, and a transaction that commits all that is written in it or
+            nothing. Their connection is for the rooms of `annotate` that have tables of their own to read or write.
+    """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        # One view a read: what SQLite gives in any transaction, PostgreSQL only gives when asked. Its writers must not
-        # ask: they would keep the view from before they waited for their turn.
-        views = engine.dialect.name == "postgresql"
-        self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if views else engine
-        self._shown = engine.url.render_as_string(hide_password=True)
-        self._local = threading.local()
+        self._connections = Connections(engine)
+        self.shown = self._connections.shown
+        self.reading = self._connections.reading
+        self.transaction = self._connections.writing
 
     @classmethod
     def open(cls, url: str, create: bool = True) -> Store:
@@ -73,7 +76,7 @@ class Store:
         return cls(connect(url, create))
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._connections.close()
 
     def __enter__(self) -> Store:
         return self
@@ -82,15 +85,6 @@ class Store:
         self.close()
 
     # Writing
-
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """What this thread writes inside commits together or not at all; thousands of acts cost one fsync.
-
-        The connection is for the rooms of `annotate` that write tables of their own.
-        """
-        with self.writing() as connection:
-            yield connection
 
     def add_item(
         self,
@@ -120,7 +114,7 @@ class Store:
         require(len(answers) >= 2, "candidates", len(answers), problem, "Sample at least 2 a prompt.")
         item = hashlib.sha256(canonical([project, key]).encode()).hexdigest()[:16]
         known = check_expected(item, len(answers), expected)
-        with self.writing() as connection:
+        with self.transaction() as connection:
             before = act(connection, project, "candidates", key)
             if before is not None:
                 check_same_item(connection, before, prompt, answers, known)
@@ -150,7 +144,7 @@ class Store:
         """
         require(bool(annotator), "annotator", annotator, "a judgement needs one", "Say who judged.")
         require(bool(key), "key", key, "a judgement needs one", "Send a fresh random key with every judgement.")
-        with self.writing() as connection:
+        with self.transaction() as connection:
             person = annotator_of(connection, project, annotator)
             before = act(connection, project, judgement.kind, key)
             if before is not None:
@@ -178,7 +172,7 @@ class Store:
         Raises:
             InputError: `seq` is no ranking or skip of this project.
         """
-        with self.writing() as connection:
+        with self.transaction() as connection:
             of_project = ledger.c.project == project
             row = connection.execute(select(ledger).where(of_project, ledger.c.seq == seq)).first()
             if row is None or row.kind not in VOTES:
@@ -197,7 +191,7 @@ class Store:
         Raises:
             InputError: unknown project or item.
         """
-        with self.writing() as connection:
+        with self.transaction() as connection:
             check_item(connection, project, item)
             before = erasure_of(connection, project, item)
             if before is not None:
@@ -208,7 +202,7 @@ class Store:
             for table in (remarks, drafts, work, leases):
                 connection.execute(delete(table).where(table.c.project == project, table.c.item == item))
             seq = append(connection, project, "erasure", {"what": "item"}, item=item)
-            self._local.erased = True
+            self._connections.erased()
             return seq
 
     def erase_annotator(self, project: str, identity: str) -> int:
@@ -218,7 +212,7 @@ class Store:
         Raises:
             InputError: unknown project or identity.
         """
-        with self.writing() as connection:
+        with self.transaction() as connection:
             person = annotator_of(connection, project, identity)
             if person is None:
                 check_project(connection, project)
@@ -233,7 +227,7 @@ class Store:
                 )
             close_leases(connection, project, leases.c.annotator == person.pseudonym)
             seq = append(connection, project, "erasure", {"what": "annotator"}, annotator=person.pseudonym)
-            self._local.erased = True
+            self._connections.erased()
             return seq
 
     # Reading
@@ -288,11 +282,24 @@ class Store:
             ).all()
         return [vote_of(row, row.content) for row in rows]
 
+    def entries(self, project: str) -> Iterator[dict[str, Any]]:
+        """The project's rows of the ledger, as they are hashed, in its order. Raises as `items` does."""
+        with self.reading() as connection:
+            check_project(connection, project)
+            rows = select(ledger).where(ledger.c.project == project).order_by(ledger.c.seq)
+            yield from (dict(row) for row in connection.execute(rows).mappings())
+
     def pseudonym(self, project: str, identity: str) -> str | None:
         """What the ledger calls an annotator; None for one it has not met."""
         with self.reading() as connection:
             person = annotator_of(connection, project, identity)
         return None if person is None else person.pseudonym
+
+    def first_row(self, project: str, *, item: str | None = None, annotator: str | None = None) -> int | None:
+        """The first row of the ledger that speaks of an item or of a pseudonym."""
+        about = ledger.c.item == item if item is not None else ledger.c.annotator == annotator
+        with self.reading() as connection:
+            return connection.execute(select(func.min(ledger.c.seq)).where(ledger.c.project == project, about)).scalar()
 
     def head(self, project: str | None = None) -> Head:
         """The last row, of one project or of the whole ledger (`Head(0, GENESIS)` while it is empty).
@@ -317,38 +324,7 @@ class Store:
         with self.reading() as connection:
             return verify(connection, expected)
 
-    # Connections
-
-    @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """The open transaction of this thread, or a new one: the only writer until it ends."""
-        inherited = getattr(self._local, "connection", None)
-        if inherited is not None:
-            yield inherited
-            return
-        with explained(self._shown):
-            with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
-                # SQLite's BEGIN IMMEDIATE already made this the only writer; PostgreSQL queues writers on this row.
-                connection.execute(select(store_meta.c.id).with_for_update())
-                self._local.connection = connection
-                self._local.erased = False
-                try:
-                    yield connection
-                finally:
-                    self._local.connection = None
-            if self._local.erased:
-                self._empty_log()
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """One consistent view; within `transaction()` it sees what was written so far."""
-        inherited = getattr(self._local, "connection", None)
-        if inherited is not None:
-            yield inherited
-            return
-        with explained(self._shown):
-            with self._readers.connect() as connection, connection.begin():
-                yield connection
+    # Pages
 
     def _walk(self, project: str, unranked_by: str | None) -> Iterator[Item]:
         after = 0
@@ -373,15 +349,3 @@ class Store:
             for answer in connection.execute(select(candidates).where(*within)).mappings():
                 answers[answer["prompt_id"]].append(answer)
         return [(row["seq"], item_of(row, answers[row["id"]])) for row in rows]
-
-    def _empty_log(self) -> None:
-        """Empties SQLite's write-ahead log, which would keep an erased text until it is overwritten by chance.
-
-        Waits for readers as long as any lock is waited for; if one outlasts that, the next erasure or close empties it.
-        """
-        if self._engine.dialect.name == "sqlite":
-            connection = self._engine.raw_connection()  # no BEGIN: a checkpoint cannot run inside a transaction
-            try:
-                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                connection.close()

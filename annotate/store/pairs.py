@@ -25,6 +25,7 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
             group_id=item.id,
             annotator=ranking.annotator,
             source=ranking.source,
+            margin=None if ranking.strength is None else float(ranking.strength),
             strength=ranking.strength,
             guideline_version=ranking.guideline_version,
             created_at=ranking.created_at,

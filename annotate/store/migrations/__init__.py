@@ -6,11 +6,14 @@ A store says in `align_store.schema_version` which revision it has reached; alem
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, inspect
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every step
 
 VERSION_TABLE = "align_alembic_version"
 FIRST = "0001"

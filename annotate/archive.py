@@ -1,0 +1,108 @@
+"""A whole store in one file, taken while people work, and put back into an empty store of either kind.
+
+The file is gzipped JSON Lines: a head that names the schema and the ledger's head, a line for every row of every table,
+and a last line that counts them. It holds all that the store holds, identities and texts among it: keep it as the store
+itself is kept. What is erased from the store later lives on in it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Table, insert, select
+
+from align.data.rows import json_rows
+from align.errors import CorruptFile, InputError, StorageError, require
+from annotate.store import Head, Store
+from annotate.store.schema import SCHEMA_VERSION
+from annotate.store.tables import ledger, metadata, store_meta
+
+FORMAT = "align annotation store"
+AT_ONCE = 500
+AGAIN = "Take another backup; this one cannot be trusted."
+
+
+def tables() -> list[Table]:
+    """Every table but the note of its own version, those first that others refer to."""
+    return [table for table in metadata.sorted_tables if table is not store_meta]
+
+
+def backup(store: Store, path: Path) -> dict[str, Any]:
+    """Writes the store as it is at one moment; the file appears whole or not at all. Returns its head line.
+
+    Raises:
+        CorruptFile: the store is not what was written: a backup of it would hide that.
+    """
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        with store.reading() as connection, gzip.open(unfinished, "wt", encoding="utf-8") as file:
+            head = asdict(store.verify())
+            taken = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "taken_at": taken, **head}
+            file.write(json.dumps(about) + "\n")
+            rows = 0
+            for table in tables():
+                order = [ledger.c.seq] if table is ledger else list(table.primary_key.columns)
+                for row in connection.execute(select(table).order_by(*order)).mappings():
+                    file.write(json.dumps({"table": table.name, "row": dict(row)}) + "\n")
+                    rows += 1
+            file.write(json.dumps({"rows": rows}) + "\n")
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        remedy = "Name a file in a folder that you can write to, on a disk with room."
+        raise StorageError("stage.path", str(path), f"it cannot be written ({error.strerror})", remedy) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return about | {"rows": rows}
+
+
+def restore(store: Store, path: Path) -> Head:
+    """Fills an empty store from a backup, in one transaction, and checks every hash before it commits.
+
+    Raises:
+        InputError: the store is not empty, or the file is no backup of this schema.
+        CorruptFile: the file is cut short or was changed.
+    """
+    lines = json_rows(path)
+    _, about = next(lines, (0, {}))
+    problem = "it is no backup of an annotation store"
+    require(about.get("format") == FORMAT, "stage.path", str(path), problem, "Name a file of stage.action=backup.")
+    version = about.get("schema_version")
+    problem = f"its schema_version is {version}, and this align reads {SCHEMA_VERSION}"
+    require(version == SCHEMA_VERSION, "stage.path", str(path), problem, "Restore it with the align that wrote it.")
+    known = {table.name: table for table in tables()}
+    waiting: list[dict[str, Any]] = []
+    rows, counted = 0, None
+    with store.transaction() as connection:
+        if store.head().seq:
+            raise InputError("store.url", store.shown, "the store is not empty", "Restore into one that is not there.")
+
+        def flush() -> None:
+            if waiting:
+                connection.execute(insert(known[waiting[0]["table"]]), [line["row"] for line in waiting])
+                waiting.clear()
+
+        for number, line in lines:
+            if "rows" in line:
+                counted = line["rows"]
+                break
+            if line.get("table") not in known or set(line["row"]) != set(known[line["table"]].columns.keys()):
+                raise CorruptFile(f"{path}, row {number}", line.get("table"), "it is no row of a table", AGAIN)
+            if waiting and (waiting[0]["table"] != line["table"] or len(waiting) == AT_ONCE):
+                flush()
+            waiting.append(line)
+            rows += 1
+        flush()
+        if counted != rows:
+            raise CorruptFile("stage.path", str(path), f"it is cut short: {rows} rows, and no count of them", AGAIN)
+        return store.verify(Head(about["seq"], about["hash"]))

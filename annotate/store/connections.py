@@ -1,0 +1,83 @@
+"""An open database: one writer at a time, readers with a view each, and what an erasure leaves behind emptied."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, select
+
+from annotate.store.schema import explained
+from annotate.store.tables import store_meta
+
+
+class Connections:
+    """Transactions and views of the threads of one process. What a thread begins inside another of its own joins it.
+
+    Attributes:
+        shown: the database's URL without the password.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # One view a read: what SQLite gives in any transaction, PostgreSQL only gives when asked. Its writers must not
+        # ask: they would keep the view from before they waited for their turn.
+        views = engine.dialect.name == "postgresql"
+        self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if views else engine
+        self.shown = engine.url.render_as_string(hide_password=True)
+        self._local = threading.local()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction of the only writer: what is written inside commits together or not at all. Thousands of acts in
+        one cost one fsync."""
+        inherited = getattr(self._local, "writing", None)
+        if inherited is not None:
+            yield inherited
+            return
+        with explained(self.shown):
+            with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
+                # SQLite's BEGIN IMMEDIATE already made this the only writer; PostgreSQL queues writers on this row.
+                connection.execute(select(store_meta.c.id).with_for_update())
+                self._local.writing, self._local.erased = connection, False
+                try:
+                    yield connection
+                finally:
+                    self._local.writing = None
+            if self._local.erased:
+                self._empty_log()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One consistent view; within `writing` it sees what was written so far."""
+        inherited = getattr(self._local, "writing", None) or getattr(self._local, "reading", None)
+        if inherited is not None:
+            yield inherited
+            return
+        with explained(self.shown):
+            with self._readers.connect() as connection, connection.begin():
+                self._local.reading = connection
+                try:
+                    yield connection
+                finally:
+                    self._local.reading = None
+
+    def erased(self) -> None:
+        """Says that this thread's transaction erased something."""
+        self._local.erased = True
+
+    def _empty_log(self) -> None:
+        """Empties SQLite's write-ahead log, which would keep an erased text until it is overwritten by chance.
+
+        Waits for readers as long as any lock is waited for; if one outlasts that, the next erasure or close empties it.
+        """
+        if self._engine.dialect.name == "sqlite":
+            connection = self._engine.raw_connection()  # no BEGIN: a checkpoint cannot run inside a transaction
+            try:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()

@@ -1,0 +1,145 @@
+"""`stage=annotate` from the command line: what goes in and out of the store, and whose runs an erasure concerns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from workshop import EVERY_RUN, Workshop, files
+
+from align.run import read_manifest
+from annotate.store import Store
+
+ITEMS = [{"id": str(i), "prompt": f"q {i}", "answers": ["wonderful", "awful", "a table"]} for i in range(6)]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    return Workshop(tmp_path / "runs", tmp_path / "none", "project=p")
+
+
+def store_of(shop: Workshop) -> Store:
+    return Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False)
+
+
+def asked(shop: Workshop, action: str, *arguments: str) -> Path:
+    return shop.run("annotate", f"stage.action={action}", *arguments)
+
+
+def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Path) -> None:
+    folder = asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    assert files(folder) >= EVERY_RUN
+    assert read_manifest(folder)["metrics"] == {"rows": 6, "added": 6}
+    guide = tmp_path / "guide.md"
+    guide.write_text("# Be fair")
+    asked(shop, "configure", "stage.settings={overlap: 2}", "stage.state=paused", f"stage.guidelines={guide}")
+    assert "overlap=2" in shop.said
+    assert "version 1" in shop.said
+    asked(shop, "simulate")
+    pairs = asked(shop, "export") / "artifact" / "preferences.jsonl"
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    assert len(rows) == 18
+    assert {row["source"] for row in rows} == {"simulated"}
+    backup, other = tmp_path / "b.jsonl.gz", f"store.url=sqlite:///{tmp_path / 'other.db'}"
+    asked(shop, "backup", f"stage.path={backup}")
+    asked(shop, "restore", f"stage.path={backup}", other)
+    asked(shop, "verify")
+    here = shop.said.splitlines()[-2]
+    asked(shop, "verify", other)
+    assert shop.said.splitlines()[-2] == here
+    asked(shop, "migrate")
+    assert "schema_version 2 already" in shop.said
+
+
+def test_the_same_command_again_is_done_again(shop: Workshop, tmp_path: Path) -> None:
+    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    first = asked(shop, "verify")
+    assert asked(shop, "verify") != first
+    with sqlite3.connect(shop.root / "annotations.db") as connection:
+        connection.execute("UPDATE candidates SET text = 'forged' WHERE text = 'awful'")
+    connection.close()
+    assert shop.status("stage=annotate", "stage.action=verify") == 2
+    assert "ledger.seq=1: the contents of item" in shop.said
+
+
+def test_a_cut_tail_shows_against_the_run_that_read_it_and_an_erasure_is_none(
+    shop: Workshop, tmp_path: Path, chats: Path, tiny_model
+) -> None:
+    model = Workshop(shop.root, chats, "project=p")
+    model.run("sft", "model=hub", f"model.path={tiny_model}", "data.template=chatml", "stage.max_steps=2")
+    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    asked(shop, "simulate")
+    train = ("data=annotations", "data.allow_simulated=true", "stage.held_out=0.3", "stage.batch_size=8")
+    reward = model.run("reward", *train)
+    asked(shop, "verify", f"stage.head={reward}")
+    cut = tmp_path / "cut.db"
+    shutil.copy(shop.root / "annotations.db", cut)
+    with store_of(shop) as store:
+        last, item = store.head().seq, store.rankings("p")[0].item
+    with sqlite3.connect(cut) as connection:
+        connection.execute("DROP TRIGGER ledger_no_delete")
+        connection.execute(f"DELETE FROM ledger WHERE seq = {last}")
+    connection.close()
+    url = f"store.url=sqlite:///{cut}"
+    asked(shop, "verify", url)
+    assert shop.status("stage=annotate", "stage.action=verify", f"stage.head={reward}", url) == 2
+    assert f"ledger.seq={last}: the ledger's tail is cut" in shop.said
+
+    asked(shop, "erase", f"stage.item={item}")
+    assert f"reward/{reward.name}" in shop.said
+    asked(shop, "erase", "stage.annotator=simulated/vader/0.75/0")
+    assert f"reward/{reward.name}" in shop.said
+    asked(shop, "verify", "stage.head=reward:latest")  # an erasure is no tampering
+
+
+def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop, tmp_path: Path) -> None:
+    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    asked(shop, "simulate")
+    with store_of(shop) as store:
+        item, head = store.rankings("p")[0].item, store.head().seq
+
+    def run(stage: str, name: str, **inputs: dict) -> None:
+        folder = shop.root / stage / name
+        folder.mkdir(parents=True)
+        manifest = {"schema_version": 1, "status": "done", "stage": stage, "name": name, "inputs": inputs}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    run("reward", "mine", data={"project": "p", "seq": head, "digest": "d"})
+    run("reward", "others", data={"project": "q", "seq": head, "digest": "d"})
+    run("reward", "before", data={"project": "p", "seq": 0, "digest": "d"})
+    run("ppo", "mine", reward={"stage": "reward", "name": "mine", "digest": "d"})
+    run("ppo", "others", reward={"stage": "reward", "name": "others", "digest": "d"})
+    run("export", "mine", artifact={"stage": "ppo", "name": "mine", "digest": "d"})
+    folder = asked(shop, "erase", f"stage.item={item}")
+    assert read_manifest(folder)["metrics"]["runs"] == ["reward/mine", "ppo/mine", "export/mine"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["stage.action=import"], "stage.path=None: stage.action=import needs a file"),
+        (["stage.action=import", "stage.path=none.jsonl"], "stage.path=none.jsonl: there is no such file"),
+        (["stage.action=dance"], "stage.action=dance: is not a choice here"),
+        (["stage.action=configure"], "stage.action=configure is told nothing"),
+        (["stage.action=configure", "stage.settings=3"], "stage.settings=3: is no mapping"),
+        (["stage.action=configure", "stage.settings={overlapp: 2}"], "there is no such setting"),
+        (["stage.action=configure", "stage.state=asleep"], "there is no such state"),
+        (["stage.action=erase"], "stage.action=erase erases an item or an annotator"),
+        (["stage.action=erase", "stage.item=i", "stage.annotator=a"], "erases an item or an annotator"),
+        (["stage.action=erase", "stage.item=nope"], "item=nope: project p has no such item"),
+        (["stage.action=erase", "stage.annotator=nobody"], "no such annotator"),
+        (["stage.action=verify", "stage.head=nowhere"], "nowhere"),
+        (["stage.action=restore", "stage.path=nowhere"], "stage.path=nowhere: there is no such file"),
+        (["stage.action=backup", "stage.path=no/such/folder/b.gz"], "no/such/folder"),
+        (["project=q", "stage.action=export"], "project=q: the store has no such project"),
+    ],
+)
+def test_what_cannot_be_done_is_said(shop: Workshop, tmp_path: Path, words: list[str], says: str) -> None:
+    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    shop.given = () if words[0].startswith("project") else shop.given
+    assert shop.status("stage=annotate", *words) == 2, shop.said
+    assert says in shop.said

@@ -1,0 +1,295 @@
+"""What goes into the annotation store and out of it: imported files, exported ones, and backups."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from annotation_store import add, asked, rank, said, tamper
+from datasets import Dataset, DatasetDict
+from postgres import new_schema
+
+from align.data.preferences import read_preferences
+from align.data.sources import read_documents
+from align.errors import CorruptFile, InputError
+from annotate.archive import backup, restore
+from annotate.assignment import Desk
+from annotate.exporting import export
+from annotate.importing import Imported, import_items
+from annotate.store import Judgement, Store, configure, preferences, publish_guidelines
+
+
+@pytest.fixture
+def store(store_url):
+    with Store.open(store_url) as store:
+        yield store
+
+
+ROWS = [
+    {"id": "a", "prompt": "How are you?", "answers": ["Fine", "Bad"], "priority": 0.4},
+    {
+        "prompt": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Grüße"}],
+        "answers": [
+            {"text": "Hello", "model": "m1", "adapter": "x", "sampling": {"seed": 3}},
+            {"text": "", "ended": False},
+        ],
+    },
+    {"id": 7, "prompt": "2+2?", "answers": ["4", "5", "four"], "expected": [[0, 2], [1]]},
+]
+
+
+def written(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# In
+
+
+def test_every_row_becomes_an_item_once(store, tmp_path):
+    path = written(tmp_path / "items.jsonl", ROWS)
+    assert import_items(store, "p", path) == Imported(3, 3)
+    head = store.head()
+    assert import_items(store, "p", path) == Imported(3, 0)
+    assert store.head() == head
+    assert import_items(store, "p", path, source="other") == Imported(3, 3)
+    first, second, third, *_ = store.items("p")
+    assert (first.prompt.as_dicts(), [c.text for c in first.candidates]) == (
+        [{"role": "user", "content": "How are you?"}],
+        ["Fine", "Bad"],
+    )
+    assert [m.content for m in second.prompt.messages] == ["Be kind.", "Grüße"]
+    hello, cut = second.candidates
+    assert (hello.model_digest, hello.adapter_digest, hello.sampling, hello.ended) == ("m1", "x", {"seed": 3}, True)
+    assert (cut.text, cut.ended) == ("", False)
+    gold = dict(asked(store, "SELECT item, gold FROM work"))
+    assert [bool(gold[item.id]) for item in (first, second, third)] == [False, False, True]
+    known = json.loads(asked(store, "SELECT payload FROM ledger WHERE seq = 3")[0][0])["expected"]
+    assert known == [[f"{third.id}-0", f"{third.id}-2"], [f"{third.id}-1"]]
+    store.verify()
+
+
+def test_a_row_changed_since_is_refused(store, tmp_path):
+    import_items(store, "p", written(tmp_path / "items.jsonl", ROWS))
+    changed = [ROWS[0] | {"answers": ["Fine", "Worse"]}, *ROWS[1:]]
+    with pytest.raises(InputError, match=r"row 1, key.*other content"):
+        import_items(store, "p", written(tmp_path / "items.jsonl", changed))
+
+
+def test_a_saved_data_set_is_read_like_a_file(store, tmp_path):
+    rows = [{"prompt": f"q{i}", "answers": ["a", "b"], "priority": i / 2} for i in range(3)]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    assert import_items(store, "p", tmp_path / "saved") == Imported(3, 3)
+    assert [item.prompt.messages[0].content for item in store.items("p")] == ["q0", "q1", "q2"]
+    assert [row[0] for row in asked(store, "SELECT priority FROM work ORDER BY priority")] == [0, 0.5, 1]
+    DatasetDict(train=Dataset.from_list(rows)).save_to_disk(tmp_path / "parts")
+    with pytest.raises(InputError, match=r"several parts \(train\)"):
+        import_items(store, "p", tmp_path / "parts")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no saved data set"):
+        import_items(store, "p", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ({"answers": ["only"]}, "answers"),
+        ({"answers": "no list"}, "answers"),
+        ({"answers": None}, "answers"),
+        ({"answers": ["a", 3]}, r"answers\[1\]"),
+        ({"answers": ["a", {"txt": "b"}]}, r"answers\[1\]"),
+        ({"answers": ["a", {"text": "b", "modle": "m"}]}, r"answers\[1\]"),
+        ({"answers": ["a", {"text": "b", "ended": "yes"}]}, r"answers\[1\]"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [{"role": "user"}]}, "prompt"),
+        ({"prompt": [{"role": "assistant", "content": "Hi"}]}, "prompt"),
+        ({"prompt": [{"role": "robot", "content": "Hi"}]}, "prompt"),
+        ({"priority": "high"}, "priority"),
+        ({"priority": float("nan")}, "priority"),
+        ({"expected": [[0]]}, "expected"),
+        ({"expected": 3}, "expected"),
+        ({"id": [1]}, "id"),
+        ({"answer": ["a", "b"]}, "answer"),
+    ],
+)
+def test_a_bad_row_is_named_and_nothing_of_the_file_is_taken(store, tmp_path, change, column):
+    path = written(tmp_path / "items.jsonl", [ROWS[0], ROWS[2] | change])
+    with pytest.raises(InputError, match=rf"items\.jsonl, row 2, {column}"):
+        import_items(store, "p", path)
+    assert store.head().seq == 0
+
+
+def test_an_empty_file_is_refused(store, tmp_path):
+    with pytest.raises(InputError, match="holds no rows"):
+        import_items(store, "p", written(tmp_path / "items.jsonl", []))
+
+
+# Out
+
+
+@pytest.fixture
+def judged(store):
+    """Three items of three answers: a ranking with everything, a tie of the best two, all good; a skip; gold."""
+    publish_guidelines(store, "p", "# Be fair")
+    ids = [add(store, f"run/{i}") for i in range(4)]
+    more = {"strength": 2, "rationale": "kind", "demonstration": "I am fine!", "guideline_version": "1"}
+    rank(store, ids[0], "0>1>2", flagged=(f"{ids[0]}-2",), ratings={f"{ids[0]}-0": {"helpful": 5}}, **more)
+    rank(store, ids[1], "01>2")
+    rank(store, ids[2], "012", quality="good")
+    store.record("p", ids[3], Judgement(skipped="no idea"), annotator="ann@example.org", key="skip")
+    rank(store, ids[3], "0>1>2", annotator="bob", purpose="gold")
+    return store, ids
+
+
+def rows_in(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_is_exported_can_be_trained_on_and_traced(judged, tmp_path):
+    store, ids = judged
+    found = export(store, "p", tmp_path)
+    assert found == {name: len(rows_in(tmp_path / name)) for name in found}
+    pairs = read_preferences(tmp_path / "preferences.jsonl")
+    kept = [(p.prompt, p.chosen, p.rejected, p.group_id, p.margin, p.id) for p in pairs]
+    assert kept == [(p.prompt, p.chosen, p.rejected, p.group_id, p.margin, p.id) for p in preferences(store, "p")]
+    whole = read_preferences(tmp_path / "implicit.jsonl")
+    assert [(p.prompt, p.chosen, p.rejected) for p in whole] == [(p.prompt, p.chosen, p.rejected) for p in pairs]
+    assert [p.margin for p in pairs] == [2.0] * 3 + [None] * 2
+    per_vote = Counter()
+    for row in rows_in(tmp_path / "preferences.jsonl"):
+        per_vote[row["vote"]] += row["weight"]
+        assert row["annotator"] == store.pseudonym("p", "ann@example.org")
+        assert {"adapter", "model"} == row["chosen_from"].keys()
+    votes = {vote.item: vote.seq for vote in store.rankings("p")}
+    assert per_vote == pytest.approx({votes[ids[0]]: 1, votes[ids[1]]: 2 / 3})  # of a tie one pair of three is missing
+
+
+def test_rankings_keep_ties_and_read_back_as_pairs(judged, tmp_path):
+    store, ids = judged
+    export(store, "p", tmp_path)
+    rows = {row["item"]: row for row in rows_in(tmp_path / "rankings.jsonl")}
+    assert [answer["rank"] for answer in rows[ids[1]]["answers"]] == [1, 1, 2]
+    first = rows[ids[0]]
+    assert [answer["flagged"] for answer in first["answers"]] == [False, False, True]
+    assert (first["answers"][0]["ratings"], first["rationale"], first["guideline_version"]) == (
+        {"helpful": 5},
+        "kind",
+        "1",
+    )
+    assert rows.keys() == set(ids[:3])
+    assert len(read_preferences(tmp_path / "rankings.jsonl")) == 5
+
+
+def test_unpaired_rows_and_demonstrations(judged, tmp_path):
+    store, ids = judged
+    export(store, "p", tmp_path)
+    labels: dict[str, list] = {}
+    for row in rows_in(tmp_path / "unpaired.jsonl"):
+        labels.setdefault(row["item"], []).append((row["completion"][0]["content"], row["label"]))
+    assert labels == {
+        ids[0]: [("fine", True), ("eh", False)],
+        ids[1]: [("fine", True), ("bad", True), ("eh", False)],
+        ids[2]: [("fine", True), ("bad", True), ("eh", True)],
+    }
+    (shown,) = read_documents(tmp_path / "demonstrations.jsonl")
+    assert [m.content for m in shown.messages] == ["question of run/0", "I am fine!"]
+    ledger = rows_in(tmp_path / "ledger.jsonl")
+    assert [row["seq"] for row in ledger] == list(range(1, store.head().seq + 1))
+    assert ledger[-1]["hash"] == store.head().hash
+
+
+# Backups
+
+
+def fill(store):
+    add(store, "q/0", project="q")
+    configure(store, "p", {"overlap": 2, "attributes": ["helpful"]})
+    publish_guidelines(store, "p", "# Be fair")
+    for i in range(3):
+        add(store, f"run/{i}")
+    desk = Desk(store, "p")
+    task = desk.take("ann")
+    _, held = desk.vote("ann", task.token, "k", said(task.item.id, "0>1>2", rationale="wär schön"))
+    desk.save_draft("ann", held.token, {"rationale": "half"})
+    store.erase_content("p", next(item.id for item in store.items("p") if item.id not in (task.item.id, held.item.id)))
+    return held
+
+
+@pytest.mark.parametrize("into", ["sqlite", "postgresql"])
+def test_a_backup_is_the_store_in_either_kind_of_database(store, tmp_path, request, into):
+    held = fill(store)
+    about = backup(store, tmp_path / "b.jsonl.gz")
+    assert (about["seq"], about["hash"]) == (store.head().seq, store.head().hash)
+    assert [path.name for path in tmp_path.glob("b.*")] == ["b.jsonl.gz"]
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    if into == "postgresql":
+        url = new_schema(request.getfixturevalue("postgres"), f"r{tmp_path.name[-20:]}".lower().replace("-", "_"))
+    with Store.open(url) as other:
+        assert restore(other, tmp_path / "b.jsonl.gz") == store.head() == other.verify()
+        assert other.rankings("p") == store.rankings("p")
+        assert list(other.items("q")) == list(store.items("q"))
+        again = Desk(other, "p").take("ann")
+        assert (again.token, again.draft) == (held.token, {"rationale": "half"})
+        with pytest.raises(InputError, match="not empty"):
+            restore(other, tmp_path / "b.jsonl.gz")
+        with pytest.raises(InputError, match="stands"):
+            rank(other, other.rankings("p")[0].item, "0>1>2", annotator="ann")
+
+
+def test_a_backup_is_taken_of_one_moment_while_people_work(store, tmp_path, monkeypatch):
+    fill(store)
+    head, real = store.head(), Store.verify
+
+    def verify_while_someone_adds(self, expected=None):
+        found = real(self, expected)
+        if not asked_already:
+            asked_already.append(True)
+            import threading
+
+            thread = threading.Thread(target=lambda: add(store, "meanwhile"))
+            thread.start()
+            thread.join()
+        return found
+
+    asked_already: list[bool] = []
+    monkeypatch.setattr(Store, "verify", verify_while_someone_adds)
+    backup(store, tmp_path / "b.jsonl.gz")
+    assert store.head().seq == head.seq + 1
+    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
+        assert restore(other, tmp_path / "b.jsonl.gz") == head
+
+
+def test_what_was_tampered_with_is_not_backed_up(store, tmp_path):
+    fill(store)
+    tamper(store, "UPDATE candidates SET text = 'forged' WHERE position = 0")
+    with pytest.raises(CorruptFile):
+        backup(store, tmp_path / "b.jsonl.gz")
+    assert list(tmp_path.glob("b.*")) == []
+
+
+def test_a_backup_that_was_cut_or_changed_restores_nothing(store, tmp_path):
+    fill(store)
+    backup(store, tmp_path / "b.jsonl.gz")
+    lines = gzip.decompress((tmp_path / "b.jsonl.gz").read_bytes()).decode().splitlines()
+    forged = [line.replace('\\"content\\":\\"question', '\\"content\\":\\"forged') for line in lines]
+    assert forged != lines
+    for name, broken, error in (
+        ("cut", lines[:-5], "cut short"),
+        ("less", [*lines[:-5], *lines[-4:]], "cut short"),
+        ("forged", forged, "not those that were added"),
+        ("strange", [*lines[:3], '{"table": "users", "row": {}}', *lines[3:]], "no row of a table"),
+        ("older", [lines[0].replace('"schema_version": 2', '"schema_version": 1'), *lines[1:]], "schema_version is 1"),
+        ("other", ["{}", *lines[1:]], "no backup"),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(broken) + "\n")
+        with Store.open(f"sqlite:///{tmp_path / name}.db") as other:
+            with pytest.raises(InputError, match=error):
+                restore(other, tmp_path / f"{name}.jsonl")
+            assert other.head().seq == 0
+            assert asked(other, "SELECT count(*) FROM candidates") == [(0,)]
+    data = (tmp_path / "b.jsonl.gz").read_bytes()
+    (tmp_path / "torn.jsonl.gz").write_bytes(data[: len(data) // 2])
+    with Store.open(f"sqlite:///{tmp_path / 'torn.db'}") as other, pytest.raises(CorruptFile, match="unpacked"):
+        restore(other, tmp_path / "torn.jsonl.gz")
