@@ -8,20 +8,23 @@ itself is kept. What is erased from the store later lives on in it.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from sqlalchemy import Table, insert, select
+from sqlalchemy import Connection, Table, insert, select
 
 from align.data.rows import json_rows
 from align.errors import CorruptFile, InputError, StorageError, require
 from annotate.store import Head, Store
+from annotate.store.counting import recount
 from annotate.store.schema import SCHEMA_VERSION
-from annotate.store.tables import ledger, metadata, store_meta
+from annotate.store.tables import ledger, metadata, projects, store_meta
 
 FORMAT = "align annotation store"
 AT_ONCE = 500
@@ -38,24 +41,20 @@ def backup(store: Store, path: Path) -> dict[str, Any]:
 
     Raises:
         CorruptFile: the store is not what was written: a backup of it would hide that.
+        InputError: there is such a file already, or it cannot be written.
     """
+    taken = datetime.now(UTC).isoformat(timespec="seconds")
     unfinished = path.with_name(f"{path.name}.part")
+    require(not path.exists(), "stage.path", str(path), "there is such a file already", "Name a new one.")
     try:
-        with store.reading() as connection, gzip.open(unfinished, "wt", encoding="utf-8") as file:
-            head = asdict(store.verify())
-            taken = datetime.now(UTC).isoformat(timespec="seconds")
-            about = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "taken_at": taken, **head}
-            file.write(json.dumps(about) + "\n")
-            rows = 0
-            for table in tables():
-                order = [ledger.c.seq] if table is ledger else list(table.primary_key.columns)
-                for row in connection.execute(select(table).order_by(*order)).mappings():
-                    file.write(json.dumps({"table": table.name, "row": dict(row)}) + "\n")
-                    rows += 1
-            file.write(json.dumps({"rows": rows}) + "\n")
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        private = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it names people
+        with store.reading() as connection, os.fdopen(private, "wb") as raw:
+            about = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "taken_at": taken, **asdict(store.verify())}
+            with gzip.open(raw, "wt", encoding="utf-8") as file:
+                rows = write(file, about, connection)
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.link(unfinished, path)  # unlike a rename it replaces nothing
     except OSError as error:
         if isinstance(error, InputError):
             raise
@@ -64,6 +63,25 @@ def backup(store: Store, path: Path) -> dict[str, Any]:
     finally:
         unfinished.unlink(missing_ok=True)
     return about | {"rows": rows}
+
+
+def write(file: TextIO, about: dict[str, Any], connection: Connection) -> int:
+    """The lines of a backup; the number of rows."""
+    digest, rows = hashlib.sha256(), 0
+
+    def line(value: dict[str, Any]) -> None:
+        text = json.dumps(value) + "\n"
+        digest.update(text.encode())
+        file.write(text)
+
+    line(about)
+    for table in tables():
+        order = [ledger.c.seq] if table is ledger else list(table.primary_key.columns)
+        for row in connection.execute(select(table).order_by(*order)).mappings():
+            line({"table": table.name, "row": dict(row)})
+            rows += 1
+    file.write(json.dumps({"rows": rows, "sha256": digest.hexdigest()}) + "\n")
+    return rows
 
 
 def restore(store: Store, path: Path) -> Head:
@@ -80,29 +98,44 @@ def restore(store: Store, path: Path) -> Head:
     version = about.get("schema_version")
     problem = f"its schema_version is {version}, and this align reads {SCHEMA_VERSION}"
     require(version == SCHEMA_VERSION, "stage.path", str(path), problem, "Restore it with the align that wrote it.")
+    with store.transaction() as connection:
+        for table in tables():
+            if connection.execute(select(table).limit(1)).first() is not None:
+                remedy = "Restore into one that is not there."
+                raise InputError("store.url", store.shown, f"the store is not empty ({table.name})", remedy)
+        read(path, about, lines, connection)
+        head = store.verify(Head(about["seq"], about["hash"]))
+        for project in connection.execute(select(projects.c.name)).scalars().all():
+            recount(connection, project)
+        return head
+
+
+def read(
+    path: Path, about: dict[str, Any], lines: Iterable[tuple[int, dict[str, Any]]], connection: Connection
+) -> None:
+    """Inserts the rows of a backup; raises where they are not what was written."""
     known = {table.name: table for table in tables()}
     waiting: list[dict[str, Any]] = []
-    rows, counted = 0, None
-    with store.transaction() as connection:
-        if store.head().seq:
-            raise InputError("store.url", store.shown, "the store is not empty", "Restore into one that is not there.")
+    digest, rows, end = hashlib.sha256((json.dumps(about) + "\n").encode()), 0, {}
 
-        def flush() -> None:
-            if waiting:
-                connection.execute(insert(known[waiting[0]["table"]]), [line["row"] for line in waiting])
-                waiting.clear()
+    def flush() -> None:
+        if waiting:
+            connection.execute(insert(known[waiting[0]["table"]]), [line["row"] for line in waiting])
+            waiting.clear()
 
-        for number, line in lines:
-            if "rows" in line:
-                counted = line["rows"]
-                break
-            if line.get("table") not in known or set(line["row"]) != set(known[line["table"]].columns.keys()):
-                raise CorruptFile(f"{path}, row {number}", line.get("table"), "it is no row of a table", AGAIN)
-            if waiting and (waiting[0]["table"] != line["table"] or len(waiting) == AT_ONCE):
-                flush()
-            waiting.append(line)
-            rows += 1
-        flush()
-        if counted != rows:
-            raise CorruptFile("stage.path", str(path), f"it is cut short: {rows} rows, and no count of them", AGAIN)
-        return store.verify(Head(about["seq"], about["hash"]))
+    for number, line in lines:
+        if "rows" in line:
+            end = line
+            break
+        if line.get("table") not in known or set(line["row"]) != set(known[line["table"]].columns.keys()):
+            raise CorruptFile(f"{path}, row {number}", line.get("table"), "it is no row of a table", AGAIN)
+        if waiting and (waiting[0]["table"] != line["table"] or len(waiting) == AT_ONCE):
+            flush()
+        digest.update((json.dumps(line) + "\n").encode())
+        waiting.append(line)
+        rows += 1
+    if end.get("rows") != rows:
+        raise CorruptFile("stage.path", str(path), f"it is cut short: {rows} rows, and no count of them", AGAIN)
+    if end.get("sha256") != digest.hexdigest():
+        raise CorruptFile("stage.path", str(path), "it is not what was written (its sha256 differs)", AGAIN)
+    flush()

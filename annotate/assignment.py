@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from align.errors import InputError, require
 from annotate.clock import Clock
 from annotate.orders import chance, shown_order
 from annotate.store import Item, Judgement, Settings, Store
+from annotate.store.checks import check_text
 from annotate.store.ledger import canonical
 from annotate.store.projects import guidelines_of, settings_of, state_of
 from annotate.store.queries import (
@@ -32,7 +32,6 @@ from annotate.store.queries import (
     annotator_of,
     close_leases,
     count_work,
-    counts,
     meet,
     remark_of,
     stands,
@@ -41,7 +40,9 @@ from annotate.store.records import vote_of
 from annotate.store.tables import drafts, leases, ledger, work
 
 REPEAT_AFTER = 10
-"""Other items that lie between a vote and its repeat, at least."""
+"""Other votes that lie between a vote and its repeat, at least."""
+SUMS_LAST_S = 5
+"""Seconds for which the sums over a project's items are shown again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +98,24 @@ class Desk:
             latest = self._expiry(settings)
             late = (leases.c.project == project, leases.c.state == "open", leases.c.expires_at > latest)
             db.execute(update(leases).where(*late).values(expires_at=latest))
-            recount(db, project)
+        self._sums = (float("-inf"), 0, 0)
 
     def take(self, annotator: str) -> Task | None:
         """The annotator's next item: one they hold, or a new one, leased to them; None where nothing is left for them,
         their quota is reached, or the project is not open."""
         with self.store.transaction() as db:
             return self._next(db, self._pseudonym(db, annotator))
+
+    def held(self, annotator: str, token: str) -> Task:
+        """The item of a lease of the annotator's, ended or not.
+
+        Raises:
+            InputError: there is none, or its item was erased.
+        """
+        with self.store.reading() as db:
+            person = annotator_of(db, self.project, annotator)
+            who = "" if person is None else person.pseudonym
+            return self._task(db, who, self._lease(db, who, token))
 
     def vote(self, annotator: str, token: str, key: str, judgement: Judgement) -> tuple[int, Task | None]:
         """Records a judgement (or a skip) of a leased item, ends the lease, and takes the next, all or nothing.
@@ -119,17 +131,16 @@ class Desk:
         with self.store.transaction() as db:
             who = self._pseudonym(db, annotator)
             lease = self._lease(db, who, token)
-            guidelines = guidelines_of(db, self.project)
             judgement = replace(
                 judgement, shown=tuple(json.loads(lease.shown)), purpose=lease.purpose, source="human",
-                guideline_version="" if guidelines is None else str(guidelines[0]),
+                guideline_version="" if lease.guidelines is None else str(lease.guidelines),
             )  # fmt: skip
             sent_before = act(db, self.project, judgement.kind, key)
             seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)
             if sent_before is None:  # else it is a copy, which must not bring back what was taken back since
                 close_leases(db, self.project, self._mine(who, lease.item, lease.purpose), "returned")
                 db.execute(update(leases).where(leases.c.token == token).values(state="judged", vote=seq))
-                db.execute(delete(drafts).where(*self._my_draft(who, lease.item)))
+                db.execute(delete(drafts).where(*self._my_draft(who, lease.item, lease.purpose)))
             return seq, self._next(db, who)
 
     def undo(self, annotator: str, seq: int) -> Task:
@@ -150,10 +161,13 @@ class Desk:
             lease = db.execute(select(leases).where(*of_item, leases.c.vote == seq)).first()
             if lease is not None:
                 self.store.retract(self.project, seq)
-                self._save(db, who, lease.item, draft_of(vote_of(row, remark_of(db, self.project, seq))))
+                self._save(db, lease, draft_of(vote_of(row, remark_of(db, self.project, seq))))
+                if lease.purpose == "work":  # a repeat of what is not said any more repeats nothing
+                    close_leases(db, self.project, self._mine(who, lease.item, "repeat"), "returned")
                 self._open_again(db, lease)
             else:
-                lease = db.execute(select(leases).where(*of_item, leases.c.state == "open")).first()
+                again = (leases.c.state == "open", leases.c.purpose != "repeat")
+                lease = db.execute(select(leases).where(*of_item, *again)).first()
             if lease is None:
                 raise InputError("seq", seq, "its item is not to be judged again", "Go on with the next one.")
             return self._task(db, who, lease)
@@ -176,7 +190,7 @@ class Desk:
             who = self._pseudonym(db, annotator)
             lease = self._lease(db, who, token)
             if lease.state != "judged":
-                self._save(db, who, lease.item, content)
+                self._save(db, lease, content)
 
     def give_back(self, annotator: str, token: str) -> None:
         """Returns an item unjudged, for somebody else."""
@@ -185,13 +199,31 @@ class Desk:
             close_leases(db, self.project, leases.c.token == lease.token, "returned")
 
     def progress(self, annotator: str) -> Progress:
+        """How far they are; the project's sums may be some seconds old, for they take a look at every item."""
         with self.store.reading() as db:
             person = annotator_of(db, self.project, annotator)
             mine = 0 if person is None else self._judged_by(db, person.pseudonym)
-            done = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
-            sums = select(func.coalesce(func.sum(done), 0), func.coalesce(func.sum(work.c.wanted), 0))
-            row = db.execute(sums.where(work.c.project == self.project)).one()
-            return Progress(mine, settings_of(db, self.project).quota, int(row[0]), int(row[1]))
+            at, done, wanted = self._sums
+            if self.clock() - at > SUMS_LAST_S:
+                judged = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
+                sums = select(func.coalesce(func.sum(judged), 0), func.coalesce(func.sum(work.c.wanted), 0))
+                done, wanted = map(int, db.execute(sums.where(work.c.project == self.project)).one())
+                self._sums = (self.clock(), done, wanted)
+            return Progress(mine, settings_of(db, self.project).quota, done, wanted)
+
+    def idle(self, annotator: str) -> str:
+        """Why `take` has nothing for an annotator: `paused` or `closed`, their `quota`, all that is left is `held` by
+        others, or all is `done`."""
+        with self.store.reading() as db:
+            state, settings = state_of(db, self.project), settings_of(db, self.project)
+            person = annotator_of(db, self.project, annotator)
+            who = "" if person is None else person.pseudonym
+            held = self._fresh(who).where(work.c.leased > 0, work.c.judged < work.c.wanted).limit(1)
+            if state != "open":
+                return state
+            if settings.quota and self._judged_by(db, who) >= settings.quota:
+                return "quota"
+            return "done" if db.execute(held).first() is None else "held"
 
     # What comes next
 
@@ -221,21 +253,25 @@ class Desk:
             if gold is not None:
                 return "gold", gold, ()
         if chance(settings.repeat_share, who, number, "repeat"):
-            earlier = self._to_repeat(db, who, number)
+            earlier = self._to_repeat(db, who)
             if earlier is not None:
                 return "repeat", earlier.item, tuple(reversed(json.loads(earlier.shown)))
-        left = self._fresh(who).where(work.c.judged + work.c.leased < work.c.wanted)
         order = (work.c.priority.desc(), work.c.shuffle) if settings.order == "priority" else (work.c.shuffle,)
-        return "work", db.execute(left.order_by(*order).limit(1)).scalar(), ()
+        item = None
+        for passed in (("open", "judged", "returned"), ("open", "judged")):  # what they gave back comes last
+            if item is None:
+                left = self._fresh(who, passed).where(work.c.wanted > work.c.judged + work.c.leased)
+                item = db.execute(left.order_by(*order).limit(1)).scalar()
+        return "work", item, ()
 
-    def _fresh(self, who: str) -> Select[Any]:
-        """Items that the annotator neither holds nor has judged or skipped."""
+    def _fresh(self, who: str, passed: Sequence[str] = ("open", "judged")) -> Select[Any]:
+        """Items that the annotator has not judged or skipped, nor has a lease of in one of these states."""
         held = (leases.c.project == self.project, leases.c.item == work.c.item, leases.c.annotator == who)
-        theirs = exists().where(*held, leases.c.state.in_(("open", "judged")))
+        theirs = exists().where(*held, leases.c.state.in_(passed))
         said = exists().where(stands(self.project), ledger.c.item == work.c.item, ledger.c.annotator == who)
         return select(work.c.item).where(work.c.project == self.project, ~theirs, ~said)
 
-    def _to_repeat(self, db: Connection, who: str, number: int) -> Row[Any] | None:
+    def _to_repeat(self, db: Connection, who: str) -> Row[Any] | None:
         """The annotator's first ranking that lies far enough back and has not been repeated."""
         again = leases.alias("again")
         repeated = exists().where(
@@ -243,21 +279,27 @@ class Desk:
             again.c.purpose == "repeat", again.c.state.in_(("open", "judged")),
         )  # fmt: skip
         ranked = exists().where(stands(self.project), ledger.c.seq == leases.c.vote, ledger.c.kind == "ranking")
-        far = leases.c.number < number - REPEAT_AFTER
-        mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.purpose == "work", far)
-        return db.execute(select(leases).where(*mine, ranked, ~repeated).order_by(leases.c.number).limit(1)).first()
+        mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "judged")
+        newest = select(leases.c.vote).where(*mine).order_by(leases.c.vote.desc())
+        far = db.execute(newest.offset(REPEAT_AFTER).limit(1)).scalar()
+        due = (leases.c.purpose == "work", leases.c.vote <= (0 if far is None else far))
+        return db.execute(select(leases).where(*mine, *due, ranked, ~repeated).order_by(leases.c.vote).limit(1)).first()
 
     def _grant(
         self, db: Connection, who: str, number: int, purpose: str, item: str, shown: tuple[str, ...]
     ) -> Task | None:
         content = self.store.item(self.project, item)
-        ids, alike = [candidate.id for candidate in content.candidates], leases.c.k == len(content.candidates)
-        mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.purpose != "repeat")
-        turn = db.execute(select(func.count()).select_from(leases).where(*mine, alike)).scalar_one()
+        ids = [candidate.id for candidate in content.candidates]
+        alike = (leases.c.project == self.project, leases.c.annotator == who, leases.c.k == len(ids))
+        last = db.execute(select(func.max(leases.c.turn)).where(*alike)).scalar()
+        turn = -1 if last is None else last
+        turn += purpose != "repeat"  # whose order is given: it takes no turn
+        guidelines = guidelines_of(db, self.project)
         row = {
             "token": secrets.token_urlsafe(24), "project": self.project, "annotator": who, "number": number,
             "item": item, "purpose": purpose, "shown": canonical(list(shown or shown_order(ids, who, turn))),
-            "k": len(ids), "state": "open", "granted_at": self.clock(), "vote": None,
+            "k": len(ids), "turn": turn, "state": "open", "granted_at": self.clock(), "vote": None,
+            "guidelines": None if guidelines is None else guidelines[0],
             "expires_at": self._expiry(settings_of(db, self.project)),
         }  # fmt: skip
         db.execute(insert(leases), row)
@@ -275,7 +317,7 @@ class Desk:
         return lease
 
     def _task(self, db: Connection, who: str, lease: Row[Any]) -> Task:
-        draft = db.execute(select(drafts.c.content).where(*self._my_draft(who, lease.item))).scalar()
+        draft = db.execute(select(drafts.c.content).where(*self._my_draft(who, lease.item, lease.purpose))).scalar()
         expiry = select(leases.c.expires_at).where(leases.c.token == lease.token)
         return Task(
             lease.token, self.store.item(self.project, lease.item), tuple(json.loads(lease.shown)),
@@ -311,34 +353,24 @@ class Desk:
 
     def _pseudonym(self, db: Connection, annotator: str) -> str:
         require(bool(annotator), "annotator", annotator, "an item needs somebody to judge it", "Say who asks.")
+        check_text("annotator", annotator, 320)
         return (annotator_of(db, self.project, annotator) or meet(db, self.project, annotator)).pseudonym
 
     def _judged_by(self, db: Connection, who: str) -> int:
         mine = (stands(self.project), ledger.c.kind == "ranking", ledger.c.annotator == who)
         return db.execute(select(func.count()).select_from(ledger).where(*mine)).scalar_one()
 
-    def _my_draft(self, who: str, item: str) -> tuple[ColumnElement[bool], ...]:
-        return drafts.c.project == self.project, drafts.c.item == item, drafts.c.annotator == who
+    def _my_draft(self, who: str, item: str, purpose: str) -> tuple[ColumnElement[bool], ...]:
+        mine = (drafts.c.project == self.project, drafts.c.annotator == who)
+        return *mine, drafts.c.item == item, drafts.c.purpose == purpose
 
-    def _save(self, db: Connection, who: str, item: str, content: Mapping[str, Any]) -> None:
-        db.execute(delete(drafts).where(*self._my_draft(who, item)))
-        row = {"project": self.project, "item": item, "annotator": who, "content": canonical(dict(content))}
-        db.execute(insert(drafts), row)
+    def _save(self, db: Connection, lease: Row[Any], content: Mapping[str, Any]) -> None:
+        db.execute(delete(drafts).where(*self._my_draft(lease.annotator, lease.item, lease.purpose)))
+        names = {"project": self.project, "item": lease.item, "annotator": lease.annotator, "purpose": lease.purpose}
+        db.execute(insert(drafts), {**names, "content": canonical(dict(content))})
 
 
 def draft_of(judgement: Judgement) -> dict[str, Any]:
     """What a judgement says, as a draft of the next one."""
     names = ("tiers", "strength", "quality", "ratings", "flagged", "skipped", "rationale", "demonstration")
     return {name: getattr(judgement, name) for name in names}
-
-
-def recount(db: Connection, project: str) -> None:
-    """Sets the counters of `work` to what the ledger and the open leases say."""
-    votes = db.execute(select(ledger).where(stands(project), ledger.c.kind == "ranking")).all()
-    judged = Counter(row.item for row in votes if counts(vote_of(row, None)))
-    held = select(leases.c.item).where(leases.c.project == project, leases.c.state == "open")
-    leased = Counter(db.execute(held.where(leases.c.purpose == "work")).scalars())
-    for row in db.execute(select(work).where(work.c.project == project)).all():
-        right = {"judged": judged[row.item], "leased": leased[row.item]}
-        if (row.judged, row.leased) != (right["judged"], right["leased"]):
-            db.execute(update(work).where(work.c.project == project, work.c.item == row.item).values(right))

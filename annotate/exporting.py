@@ -17,27 +17,30 @@ from typing import Any
 
 from align.types import Message, Preference
 from annotate.store import Item, Store, Vote
-from annotate.store.pairs import pairs_of
-
-PAIRS = ("preferences.jsonl", "implicit.jsonl")
+from annotate.store.pairs import pairs_of, to_learn_from
 
 
-def export(store: Store, project: str, folder: Path) -> dict[str, int]:
+def export(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
     """Writes all of the files above; the number of rows by file. Gold items and repeats are in the ledger alone.
 
     Raises:
-        InputError: unknown project.
+        InputError: unknown project, nothing ranked, or rankings by the stand-in for a person that were not asked for.
     """
-    votes = [vote for vote in store.rankings(project) if vote.purpose == "work"]
-    items = {item.id: item for item in store.items(project)}
-    votes = [vote for vote in votes if vote.item in items]  # one erased between the two reads is gone
+    with store.reading():  # one view for all of it
+        votes = to_learn_from(store, project, allow_simulated)
+        items = {item.id: item for item in store.items(project)}
+        skips, ledger = store.skips(project), store.entries(project)
+    pairs = [(vote, pair) for vote in votes for pair in pairs_of(vote, items[vote.item])]
+    # Trainers take a column of margins that is full, or none.
+    margins = all(pair.margin is not None for _, pair in pairs)
+    shown = sorted((vote for vote in (*votes, *skips) if vote.demonstration), key=lambda vote: vote.seq)
     kinds = {
-        "preferences.jsonl": (explicit(pair, vote, items[vote.item]) for vote, pair in paired(votes, items)),
-        "implicit.jsonl": (implicit(pair, vote, items[vote.item]) for vote, pair in paired(votes, items)),
+        "preferences.jsonl": (explicit(pair) | traced(pair, vote, items[vote.item], margins) for vote, pair in pairs),
+        "implicit.jsonl": (implicit(pair) | traced(pair, vote, items[vote.item], margins) for vote, pair in pairs),
         "rankings.jsonl": (ranking(vote, items[vote.item]) for vote in votes),
         "unpaired.jsonl": (row for vote in votes for row in unpaired(vote, items[vote.item])),
-        "demonstrations.jsonl": (demonstration(v, items[v.item]) for v in votes if v.demonstration),
-        "ledger.jsonl": store.entries(project),
+        "demonstrations.jsonl": (demonstration(vote, items[vote.item]) for vote in shown),
+        "ledger.jsonl": iter(ledger),
     }
     return {name: write_rows(folder / name, rows) for name, rows in kinds.items()}
 
@@ -47,26 +50,19 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
         return sum(1 for row in rows if file.write(json.dumps(row, ensure_ascii=False) + "\n"))
 
 
-def paired(votes: Iterable[Vote], items: dict[str, Item]) -> Iterator[tuple[Vote, Preference]]:
-    return ((vote, pair) for vote in votes for pair in pairs_of(vote, items[vote.item]))
+def explicit(pair: Preference) -> dict[str, Any]:
+    return {name: dicts(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")}
 
 
-def explicit(pair: Preference, vote: Vote, item: Item) -> dict[str, Any]:
-    return {"prompt": dicts(pair.prompt), "chosen": dicts(pair.chosen), "rejected": dicts(pair.rejected)} | (
-        pair_trace(pair, vote, item)
-    )
+def implicit(pair: Preference) -> dict[str, Any]:
+    return {side: dicts((*pair.prompt, *getattr(pair, side))) for side in ("chosen", "rejected")}
 
 
-def implicit(pair: Preference, vote: Vote, item: Item) -> dict[str, Any]:
-    sides = {side: dicts((*pair.prompt, *getattr(pair, side))) for side in ("chosen", "rejected")}
-    return sides | pair_trace(pair, vote, item)
-
-
-def pair_trace(pair: Preference, vote: Vote, item: Item) -> dict[str, Any]:
-    """Where a pair comes from, and what it weighs: all pairs of one ranking weigh 1 together."""
+def traced(pair: Preference, vote: Vote, item: Item, margins: bool) -> dict[str, Any]:
+    """Where a pair comes from, and what it weighs: K(K-1)/2 pairs of one ranking weigh 1 together."""
     better, worse = pair.id.partition(":")[2].split(">")
     k = len(item.candidates)
-    said = {} if pair.margin is None else {"margin": pair.margin}
+    said = {"margin": pair.margin} if margins else {}
     return said | {
         "id": pair.id, "group_id": pair.group_id, "weight": 2 / (k * (k - 1)), "strength": vote.strength,
         "chosen_from": origin(item, better), "rejected_from": origin(item, worse),
@@ -85,16 +81,20 @@ def ranking(vote: Vote, item: Item) -> dict[str, Any]:
 
 
 def unpaired(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
-    """The best tier is good and the worst is not, unless the annotator said that all are the one or the other."""
+    """The best tier is good and the worst is not, unless the annotator said that all are the one or the other. A text
+    that would be both, for sampling gave it twice, is neither."""
     last = len(vote.tiers) - 1
+    labels = {}
     for place, tier in enumerate(vote.tiers):
         if vote.quality:
-            label = vote.quality == "good"
+            labels |= dict.fromkeys(tier, vote.quality == "good")
         elif last > 0 and place in (0, last):
-            label = place == 0
-        else:
-            continue
-        for candidate in (c for c in item.candidates if c.id in tier):
+            labels |= dict.fromkeys(tier, place == 0)
+    judged = [candidate for candidate in item.candidates if candidate.id in labels]
+    said = {(candidate.text, labels[candidate.id]) for candidate in judged}
+    for candidate in judged:
+        label = labels[candidate.id]
+        if (candidate.text, not label) not in said:
             completion = dicts((Message("assistant", candidate.text),))
             row = {"prompt": dicts(item.prompt.messages), "completion": completion, "label": label}
             yield row | {"id": f"{vote.seq}:{candidate.id}", **origin(item, candidate.id)} | trace(vote)

@@ -4,12 +4,12 @@
     {"id": "greet-2", "prompt": [{"role": "user", "content": "Hi"}], "answers": [{"text": "Hello", "model": "a"}, …],
      "priority": 0.7, "expected": [[0], [1, 2]]}
 
-A file is taken whole or not at all, and taking it again adds nothing.
+Every row is checked before the first is taken, and taking a file again adds nothing.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,13 @@ from align.data.rows import json_rows
 from align.errors import InputError, require
 from align.types import Conversation, Message
 from annotate.store import Candidate, Store
+from annotate.store.checks import check_expected, check_text
+from annotate.store.ledger import canonical
 
 HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")
+AT_ONCE = 200
+"""Items in one transaction."""
 ANSWER = ("text", "model", "adapter", "sampling", "ended")
 
 
@@ -37,21 +41,43 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> Im
     """Adds every row as an item.
 
     Args:
-        source: names the rows: a row's item is a function of project, source and the row's `id` (or its number).
+        source: names the rows: a row's item is a function of project, source and the row's `id` (or its number). The
+            store keeps a digest of these, not the words.
 
     Raises:
-        InputError: no such file, or a bad row: names file, row (from 1) and column. Nothing was added then.
+        InputError: no such file, or a bad row: names file, row (from 1) and column. Nothing was added then, but for a
+            row whose id is known with other answers: those before it were.
     """
     source = source or path.name.removesuffix(".gz").removesuffix(".jsonl")
-    rows = 0
-    with store.transaction():
-        before = store.head().seq
-        for number, row in rows_of(path):
-            where = f"{path}, row {number}"
-            add_row(store, project, where, f"import/{source}/{row.get('id', number)}", row)
-            rows += 1
-        require(rows > 0, "stage.path", str(path), "it holds no rows", HELP)
-        return Imported(rows, store.head().seq - before)  # nothing else writes meanwhile
+    items, first = [], {}
+    for number, row in rows_of(path):
+        item = item_of(f"{path}, row {number}", source, number, row)
+        if (before := first.setdefault(item.key, number)) != number:
+            where, problem = f"{path}, row {number}, id", f"row {before} has it too"
+            raise InputError(where, row.get("id"), problem, "Give every row an id of its own, or none.")
+        items.append(item)
+    require(bool(items), "stage.path", str(path), "it holds no rows", HELP)
+    added = 0
+    for start in range(0, len(items), AT_ONCE):  # a writer at a time: people vote in between
+        with store.transaction():
+            head = store.head().seq
+            for item in items[start : start + AT_ONCE]:
+                add(store, project, item)
+            added += store.head().seq - head
+    return Imported(len(items), added)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that was checked: `where` and `id` say which."""
+
+    where: str
+    id: Any
+    key: str
+    prompt: Conversation
+    answers: tuple[Candidate, ...]
+    priority: float
+    expected: list[list[int]] | None
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -74,23 +100,26 @@ def saved_rows(path: Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
     return enumerate(found, start=1)  # type: ignore[arg-type]
 
 
-def add_row(store: Store, project: str, where: str, key: str, row: Mapping[str, Any]) -> None:
+def item_of(file_and_row: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
     def refuse(column: str, problem: str, value: Any = None) -> InputError:
         shown = repr(row.get(column) if value is None else value)
-        return InputError(f"{where}, {column}", shown if len(shown) <= 80 else f"{shown[:77]}…", problem, HELP)
+        where = f"{file_and_row}, {column}"
+        return InputError(where, shown if len(shown) <= 80 else f"{shown[:77]}…", problem, HELP)
 
     for column in row.keys() - set(COLUMNS):
         raise refuse(column, f"there is no such column (there are {', '.join(COLUMNS)})")
-    answers = row.get("answers")
+    answers, expected = row.get("answers"), row.get("expected")
     if not isinstance(answers, list) or len(answers) < 2:
         raise refuse("answers", "not a list of two or more answers")
     priority = row.get("priority", 0.0)
-    if isinstance(priority, bool) or not isinstance(priority, int | float) or not math.isfinite(priority):
+    if isinstance(priority, bool) or not isinstance(priority, int | float) or not abs(priority) < 1e300:
         raise refuse("priority", "not a finite number")
-    if not isinstance(row.get("id", ""), str | int):
+    if isinstance(row.get("id"), bool) or not isinstance(row.get("id", ""), str | int):
         raise refuse("id", "neither a text nor a whole number")
     try:
         prompt = prompt_of(row.get("prompt"))
+        for turn in prompt.messages:
+            check_text("prompt", turn.content)
     except (KeyError, TypeError, ValueError) as error:
         raise refuse("prompt", f"neither a text nor a list of messages that ends with the user ({error})") from error
     candidates = []
@@ -100,11 +129,23 @@ def add_row(store: Store, project: str, where: str, key: str, row: Mapping[str, 
         except (TypeError, ValueError) as error:
             raise refuse(f"answers[{k}]", str(error), answer) from error
     try:
-        store.add_item(project, key, prompt, candidates, priority=priority, expected=row.get("expected"))
+        check_expected("", len(answers), expected)
+    except (TypeError, ValueError) as error:
+        raise refuse("expected", "not every answer's position once, in a list of tiers") from error
+    name = ["id", row["id"]] if "id" in row else ["row", number]
+    key = f"import/{hashlib.sha256(canonical([source, *name]).encode()).hexdigest()[:32]}"
+    return Row(file_and_row, row.get("id"), key, prompt, tuple(candidates), float(priority), expected)
+
+
+def add(store: Store, project: str, row: Row) -> None:
+    try:
+        store.add_item(project, row.key, row.prompt, row.answers, priority=row.priority, expected=row.expected)
     except InputError as error:
-        raise InputError(f"{where}, {error.field}", error.value, error.problem, error.remedy) from error
-    except TypeError as error:
-        raise refuse("expected", "not a list of lists of positions") from error
+        if error.field != "key":
+            raise InputError(f"{row.where}, {error.field}", error.value, error.problem, error.remedy) from error
+        problem = "a row of this name was taken before, with other content"
+        remedy = "Give rows an id of their own, or this file a name: stage.source=NAME."
+        raise InputError(f"{row.where}, id", row.id, problem, remedy) from error
 
 
 def prompt_of(value: Any) -> Conversation:
@@ -116,7 +157,7 @@ def prompt_of(value: Any) -> Conversation:
 
 def candidate_of(value: Any) -> Candidate:
     if isinstance(value, str):
-        return Candidate(value)
+        value = {"text": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("text"), str):
         raise TypeError("neither a text nor an object with a text")
     if unknown := sorted(value.keys() - set(ANSWER)):
@@ -125,6 +166,10 @@ def candidate_of(value: Any) -> Candidate:
     for name, kind in (("model", str), ("adapter", str), ("sampling", Mapping), ("ended", bool)):
         if name in given and not isinstance(given[name], kind):
             raise TypeError(f"its {name} is a {type(given[name]).__name__}")
+    check_text("text", given["text"])
+    for name in ("model", "adapter"):
+        check_text(name, given.get(name, ""), 200)
+    canonical(dict(given.get("sampling", {})))  # raises for what JSON cannot say
     return Candidate(
         given["text"], given.get("model", ""), given.get("adapter", ""), given.get("sampling", {}),
         given.get("ended", True),

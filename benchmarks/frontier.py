@@ -27,7 +27,7 @@ from align.run import read_manifest
 PAIRS = (
     "stage=sft method.lr=2e-3 data.max_length=256 stage.max_steps=80",
     "stage=sample stage.prompts=1000 rollout.batch_size=512",
-    "stage=annotate stage.annotators=1",
+    "stage=annotate stage.action=simulate stage.annotators=1",
     "stage=reward data.allow_simulated=true stage.epochs=2 stage.batch_size=8",
 )
 DPO = {

@@ -39,6 +39,15 @@ def inputs(config: Config) -> Inputs:
     for name, given in read.items():
         there = given is None or Path(given).expanduser().exists()
         require(there, f"stage.{name}", given, "there is no such file", "Check the path.")
+    if stage.action == "export":  # the run reads the project, as a run of stage=reward does: an erasure concerns it
+        with open_store(config, create=False) as store:
+            head = store.head(config.project)
+        record = {"project": config.project, "seq": head.seq, "digest": head.hash}
+        return Inputs(label, None, {"annotations": record})
+    if stage.action == "erase" and stage.annotator is not None:
+        # From here on they have no name: what the run writes down must not say whom it erased.
+        with open_store(config, create=False) as store:
+            stage.annotator = store.known(config.project, stage.annotator)
     # The others look at a store that changes, or change it: asked again, each is done again.
     return Inputs(label, None, {"asked": {"digest": secrets.token_hex(8)}})
 
@@ -92,15 +101,22 @@ def configured(run: Run, config: Config) -> Result:
         settings = configure(store, config.project, stage.settings, stage.state)
         version = None
         if stage.guidelines:
-            text = Path(stage.guidelines).expanduser().read_text(encoding="utf-8")
-            version = publish_guidelines(store, config.project, text)
+            version = publish_guidelines(store, config.project, text_of(stage.guidelines))
     lines = (f"project {config.project}: {settings}", *([f"guidelines, version {version}"] if version else []))
     return Result({"guidelines": version} if version else {}, lines)
 
 
+def text_of(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = "Name a Markdown file in UTF-8."
+        raise InputError("stage.guidelines", path, f"it cannot be read ({error})", remedy) from error
+
+
 def exported(run: Run, config: Config) -> Result:
-    with open_store(config, create=False) as store, store.reading():
-        rows = export(store, config.project, run.artifact)
+    with open_store(config, create=False) as store:
+        rows = export(store, config.project, run.artifact, config.data.allow_simulated)
         note_head(run, config.project, store.head(config.project))
     return Result(rows, tuple(f"{run.artifact / name}: {number} rows" for name, number in rows.items()))
 
@@ -133,23 +149,24 @@ def migrated(run: Run, config: Config) -> Result:
 
 def erased(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
+    root = Path(config.run.root).expanduser()
     with open_store(config, create=False) as store:
+        which = {"item": stage.item} if stage.item is not None else {"annotator": stage.annotator}
+        first = store.first_row(config.project, **which)
+        used, unread = readers_of(root, config.project, first or 0, store.head().seq + 1)
         if stage.item is not None:
-            what, first = f"item {stage.item}", store.first_row(config.project, item=stage.item)
             tombstone = store.erase_content(config.project, stage.item)
         else:
-            name = store.pseudonym(config.project, stage.annotator or "")
-            first = None if name is None else store.first_row(config.project, annotator=name)
-            what, tombstone = f"annotator {name}", store.erase_annotator(config.project, stage.annotator or "")
-    used = [] if first is None else readers_of(Path(config.run.root).expanduser(), config.project, first, tombstone)
-    lines = [f"{what} is erased; row {tombstone} of the ledger says so"]
+            tombstone = store.erase_annotator(config.project, stage.annotator or "")
+    lines = [f"{' '.join(map(str, *which.items()))} is erased; row {tombstone} of the ledger says so"]
     lines += ["runs that read it, or what was made from it:" if used else "no run read it", *used]
-    return Result({"tombstone": tombstone, "runs": used}, tuple(lines))
+    lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
+    return Result({"tombstone": tombstone, "runs": used, "unreadable": unread}, tuple(lines))
 
 
 DO: dict[str, Callable[[Run, Config], Result]] = {
-    "simulate": simulated, "import": imported, "configure": configured, "export": exported, "verify": verified,
-    "backup": backed_up, "restore": restored, "migrate": migrated, "erase": erased,
+    "simulate": simulated, "import": imported, "configure": configured, "export": exported,
+    "verify": verified, "backup": backed_up, "restore": restored, "migrate": migrated, "erase": erased,
 }  # fmt: skip
 
 

@@ -163,23 +163,26 @@ def evaluation_of(artifact: Artifact, root: Path) -> dict[str, Any] | None:
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def readers_of(root: Path, project: str, first: int, last: int) -> list[str]:
+def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:
     """The runs that read an annotation project while rows `first` to `last` of its ledger were its newest, and those
-    that were made from them: `stage/name`, each after what it came from."""
-    manifests = {}
+    that were made from them: `stage/name`, each after what it came from. And the manifests that cannot be read."""
+    manifests, unread = {}, []
     for path in sorted(root.glob("*/*/manifest.json")):
-        found = read_manifest(path.parent)
-        manifests[f"{found['stage']}/{found['name']}"] = found["inputs"]
+        try:
+            found = read_manifest(path.parent)
+            manifests[f"{found['stage']}/{found['name']}"] = found
+        except (InputError, KeyError):
+            unread.append(str(path))
     used = [
         name
-        for name, inputs in manifests.items()
-        if any(r.get("project") == project and first <= r.get("seq", 0) < last for r in inputs.values())
+        for name, manifest in manifests.items()
+        if any(r.get("project") == project and first <= r.get("seq", -1) < last for r in manifest["inputs"].values())
     ]
     for parent in used:  # grows while we walk it
-        children = (
-            name
-            for name, inputs in manifests.items()
-            if any(f"{r.get('stage')}/{r.get('name')}" == parent for r in inputs.values())
-        )
-        used += [name for name in children if name not in used]
-    return used
+        files = set(manifests[parent].get("outputs", {}).values())
+        for name, manifest in manifests.items():
+            inputs = manifest["inputs"].values()
+            child = any(f"{r.get('stage')}/{r.get('name')}" == parent or r.get("digest") in files for r in inputs)
+            if child and name not in used:
+                used.append(name)
+    return used, unread

@@ -17,7 +17,7 @@ from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.stages.sampling import engine_of
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
-from annotate.store import Candidate
+from annotate.store import Candidate, storable
 
 PROMPTS_AT_ONCE = 64
 
@@ -61,7 +61,7 @@ def run(run: Run, config: Config) -> Result:
                     mine = range(i * stage.candidates, (i + 1) * stage.candidates)
                     answers = [
                         Candidate(
-                            texts[k], base.digest, "" if artifact.whole else artifact.digest,
+                            storable(texts[k]), base.digest, "" if artifact.whole else artifact.digest,
                             {**sampling, "seed": config.seed, "chunk": first, "row": k}, ended=bool(ends[k]),
                         )
                         for k in mine

@@ -20,7 +20,7 @@ from align.run import Run, json_digest
 from align.stages import open_store
 from align.stages.cast import Answers, Cast
 from align.types import Rollout
-from annotate.store import Candidate
+from annotate.store import Candidate, storable
 from reward.combined import Ensemble
 
 
@@ -143,7 +143,7 @@ def hand_over(
 
     def candidate(given: Answers, scores_B: Tensor, i: int, **told: Any) -> Candidate:
         sampling = {"run": name, "temperature": config.rollout.temperature, "score": float(scores_B[i]), **told}
-        return Candidate(given.texts[i], digest, sampling=sampling, ended=bool(given.rollout.ended_B[i]))
+        return Candidate(storable(given.texts[i]), digest, sampling=sampling, ended=bool(given.rollout.ended_B[i]))
 
     with open_store(config) as store, store.transaction():
         for k, i in enumerate(chosen):

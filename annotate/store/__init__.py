@@ -9,18 +9,19 @@
 ledger    the hash chain's arithmetic, pure         tables, migrations   what lies in the database, and how it came to
 records   the records and their rows                schema               how a database is opened
 queries   what is asked of the tables               connections          writers and readers
+checks    what is refused before it is written
 projects  settings and guidelines                   database             the store itself
 pairs     rankings → preference pairs               verify               the walk over chain and contents
 """
 
+from annotate.store.checks import AlreadyJudged
 from annotate.store.database import Store
 from annotate.store.ledger import Head
 from annotate.store.pairs import preferences
 from annotate.store.projects import Settings, configure, publish_guidelines
-from annotate.store.queries import AlreadyJudged
-from annotate.store.records import Candidate, Item, Judgement, Vote
+from annotate.store.records import Candidate, Item, Judgement, Vote, storable
 
 __all__ = [
     "AlreadyJudged", "Candidate", "Head", "Item", "Judgement", "Settings", "Store", "Vote", "configure", "preferences",
-    "publish_guidelines",
+    "publish_guidelines", "storable",
 ]  # fmt: skip

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, select
 
-from annotate.store.schema import explained
-from annotate.store.tables import store_meta
+from annotate.store.schema import LOCKED_S, explained
+from annotate.store.tables import annotators, candidates, drafts, leases, prompts, remarks, store_meta
 
 
 class Connections:
@@ -27,6 +27,7 @@ class Connections:
         self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if views else engine
         self.shown = engine.url.render_as_string(hide_password=True)
         self._local = threading.local()
+        self._to_empty = False
 
     def close(self) -> None:
         self._engine.dispose()
@@ -42,14 +43,17 @@ class Connections:
         with explained(self.shown):
             with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
                 # SQLite's BEGIN IMMEDIATE already made this the only writer; PostgreSQL queues writers on this row.
+                if self._engine.dialect.name == "postgresql":
+                    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCKED_S}s'")
                 connection.execute(select(store_meta.c.id).with_for_update())
                 self._local.writing, self._local.erased = connection, False
                 try:
                     yield connection
                 finally:
                     self._local.writing = None
-            if self._local.erased:
-                self._empty_log()
+            self._to_empty |= self._local.erased
+            if self._to_empty:
+                self._to_empty = not self._emptied()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -70,14 +74,20 @@ class Connections:
         """Says that this thread's transaction erased something."""
         self._local.erased = True
 
-    def _empty_log(self) -> None:
-        """Empties SQLite's write-ahead log, which would keep an erased text until it is overwritten by chance.
+    def _emptied(self) -> bool:
+        """Overwrites what an erasure left where nothing points at it any more; whether that could be done.
 
-        Waits for readers as long as any lock is waited for; if one outlasts that, the next erasure or close empties it.
+        SQLite keeps it in the write-ahead log, which a reader (a backup) holds: the next write tries again. PostgreSQL
+        keeps it in the tables until they are vacuumed; its own log and its archives have a life of their own.
         """
         if self._engine.dialect.name == "sqlite":
             connection = self._engine.raw_connection()  # no BEGIN: a checkpoint cannot run inside a transaction
             try:
-                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                return connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
             finally:
                 connection.close()
+        outside = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        names = ", ".join(table.name for table in (prompts, candidates, annotators, remarks, drafts, leases))
+        with outside.connect() as connection:
+            connection.exec_driver_sql(f"VACUUM {names}")
+        return True

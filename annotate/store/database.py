@@ -5,35 +5,35 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Engine, delete, exists, func, insert, select
 
 from align.errors import InputError, require
 from align.types import Conversation
+from annotate.store.checks import check_expected, check_first, check_judgement, check_same_item, check_text
 from annotate.store.connections import Connections
 from annotate.store.ledger import Head, canonical, salted_digest
 from annotate.store.projects import met
 from annotate.store.queries import (
     VOTES,
     act,
-    add_work,
     annotator_of,
     append,
-    check_expected,
-    check_first,
     check_item,
-    check_judgement,
     check_project,
-    check_same_item,
     close_leases,
     count_work,
     counts,
     erasure_of,
     head_of,
+    is_gold,
     meet,
     same_vote,
+    set_priority,
     stands,
+    work_row,
 )
 from annotate.store.records import (
     Candidate,
@@ -101,7 +101,7 @@ class Store:
         Args:
             key: names the act, for instance `<run>/<conversation id>`: adding it again returns the first item, even
                 one erased since. It outlives an erasure, so it must not be made from the content.
-            priority: higher is judged earlier in a project whose order is `priority`.
+            priority: higher is judged earlier where the project's order is `priority`; a known item takes the new one.
             expected: of a gold item, the known answer: positions of the candidates in tiers, best first.
 
         Raises:
@@ -114,10 +114,20 @@ class Store:
         require(len(answers) >= 2, "candidates", len(answers), problem, "Sample at least 2 a prompt.")
         item = hashlib.sha256(canonical([project, key]).encode()).hexdigest()[:16]
         known = check_expected(item, len(answers), expected)
+        texts = (*(turn.content for turn in prompt.messages), *(answer.text for answer in answers))
+        for text in texts:
+            check_text("text", text)
+        named = {"project": [project], "model": [a.model_digest for a in answers]}
+        named["adapter"] = [a.adapter_digest for a in answers]
+        for name, values in named.items():
+            for value in values:
+                check_text(name, value, 200)
+        check_text("key", key, 300)
         with self.transaction() as connection:
             before = act(connection, project, "candidates", key)
             if before is not None:
                 check_same_item(connection, before, prompt, answers, known)
+                set_priority(connection, project, item, priority)
                 return item
             first = prompt_row(project, item, prompt)
             rows = [candidate_row(project, item, k, answer) for k, answer in enumerate(answers)]
@@ -125,14 +135,17 @@ class Store:
             connection.execute(insert(candidates), rows)
             append(connection, project, "candidates", item_payload(first, rows) | known, item=item, key=key)
             wanted = 0 if known else met(connection, project).wanted(item)
-            add_work(connection, project, item, wanted, priority, gold=bool(known))
+            connection.execute(
+                insert(work), work_row(project, item, priority) | {"wanted": wanted, "gold": bool(known)}
+            )
         return item
 
     def record(self, project: str, item: str, judgement: Judgement, *, annotator: str, key: str) -> int:
         """Records what an annotator said of an item and returns its row in the ledger.
 
         Args:
-            judgement: its tiers hold exactly the item's candidates, each once; of a skip, nothing.
+            judgement: its tiers hold exactly the item's candidates, each once; of a skip, nothing. Of a gold item its
+                purpose is gold, whatever it says.
             annotator: the identity (erasable); the ledger sees a pseudonym.
             key: the act's idempotency key: the same key with the same judgement returns the first row. It outlives an
                 erasure, so it must not name the annotator; a random one is best.
@@ -144,8 +157,12 @@ class Store:
         """
         require(bool(annotator), "annotator", annotator, "a judgement needs one", "Say who judged.")
         require(bool(key), "key", key, "a judgement needs one", "Send a fresh random key with every judgement.")
+        check_text("annotator", annotator, 320)
+        check_text("key", key, 300)
         with self.transaction() as connection:
             person = annotator_of(connection, project, annotator)
+            if is_gold(connection, project, item):
+                judgement = replace(judgement, purpose="gold")
             before = act(connection, project, judgement.kind, key)
             if before is not None:
                 if person is None or not same_vote(connection, before, item, person.pseudonym, judgement):
@@ -205,28 +222,24 @@ class Store:
             self._connections.erased()
             return seq
 
-    def erase_annotator(self, project: str, identity: str) -> int:
+    def erase_annotator(self, project: str, pseudonym: str) -> int:
         """Erases who an annotator is and what they wrote; the items that they hold go back. The rankings stay, under a
         pseudonym that nobody can resolve any more.
 
         Raises:
-            InputError: unknown project or identity.
+            InputError: unknown project or pseudonym.
         """
         with self.transaction() as connection:
-            person = annotator_of(connection, project, identity)
-            if person is None:
+            mine = (annotators.c.project == project, annotators.c.pseudonym == pseudonym)
+            if connection.execute(delete(annotators).where(*mine)).rowcount == 0:
                 check_project(connection, project)
-                problem = f"project {project} knows no such annotator"
-                remedy = "Check the spelling; an erased one is not known either."
-                raise InputError("annotator", identity, problem, remedy)
-            mine = (annotators.c.project == project, annotators.c.pseudonym == person.pseudonym)
-            connection.execute(delete(annotators).where(*mine))
+                remedy = "Ask `known` for it; an erased one is not known any more."
+                raise InputError("annotator", pseudonym, f"project {project} knows no such annotator", remedy)
             for table in (remarks, drafts):
-                connection.execute(
-                    delete(table).where(table.c.project == project, table.c.annotator == person.pseudonym)
-                )
-            close_leases(connection, project, leases.c.annotator == person.pseudonym)
-            seq = append(connection, project, "erasure", {"what": "annotator"}, annotator=person.pseudonym)
+                theirs = (table.c.project == project, table.c.annotator == pseudonym)
+                connection.execute(delete(table).where(*theirs))
+            close_leases(connection, project, leases.c.annotator == pseudonym)
+            seq = append(connection, project, "erasure", {"what": "annotator"}, annotator=pseudonym)
             self._connections.erased()
             return seq
 
@@ -282,12 +295,26 @@ class Store:
             ).all()
         return [vote_of(row, row.content) for row in rows]
 
-    def entries(self, project: str) -> Iterator[dict[str, Any]]:
+    def known(self, project: str, identity: str) -> str:
+        """The pseudonym of an annotator.
+
+        Raises:
+            InputError: unknown project or identity.
+        """
+        found = self.pseudonym(project, identity)
+        if found is None:
+            with self.reading() as connection:
+                check_project(connection, project)
+            remedy = "Check the spelling; an erased one is not known either."
+            raise InputError("annotator", identity, f"project {project} knows no such annotator", remedy)
+        return found
+
+    def entries(self, project: str) -> list[dict[str, Any]]:
         """The project's rows of the ledger, as they are hashed, in its order. Raises as `items` does."""
         with self.reading() as connection:
             check_project(connection, project)
             rows = select(ledger).where(ledger.c.project == project).order_by(ledger.c.seq)
-            yield from (dict(row) for row in connection.execute(rows).mappings())
+            return [dict(row) for row in connection.execute(rows).mappings()]
 
     def pseudonym(self, project: str, identity: str) -> str | None:
         """What the ledger calls an annotator; None for one it has not met."""

@@ -9,7 +9,8 @@ from annotate.store.records import Item, Vote
 
 
 def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
-    """Every pair across the ranking's tiers, as one group: at most K(K-1)/2 records.
+    """Every pair across the ranking's tiers, as one group: at most K(K-1)/2 records. Of an item of two answers the
+    strength is the margin.
 
     A tie yields no pair. Nor do two candidates with the same text: sampling can give one answer twice, and whatever
     was said of such a pair holds nothing to learn.
@@ -25,7 +26,7 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
             group_id=item.id,
             annotator=ranking.annotator,
             source=ranking.source,
-            margin=None if ranking.strength is None else float(ranking.strength),
+            margin=float(ranking.strength) if ranking.strength and len(item.candidates) == 2 else None,
             strength=ranking.strength,
             guideline_version=ranking.guideline_version,
             created_at=ranking.created_at,
@@ -37,6 +38,17 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
     ]
 
 
+def to_learn_from(store: Store, project: str, allow_simulated: bool = False) -> list[Vote]:
+    """The rankings that stand and are neither of gold items nor repeats, in ledger order. Raises as `preferences`."""
+    rankings = [ranking for ranking in store.rankings(project) if ranking.purpose == "work"]
+    require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
+    simulated = sum(ranking.source == "simulated" for ranking in rankings)
+    if simulated and not allow_simulated:
+        problem = f"{simulated} of its {len(rankings)} rankings are simulated, not a person's"
+        raise InputError("project", project, problem, "Say data.allow_simulated=true to use them all the same.")
+    return rankings
+
+
 def preferences(store: Store, project: str, allow_simulated: bool = False) -> list[Preference]:
     """The pairs of every ranking of a project that stands (not retracted, its item not erased), in ledger order. Gold
     items and repeats measure the annotators and are left out.
@@ -45,12 +57,7 @@ def preferences(store: Store, project: str, allow_simulated: bool = False) -> li
         InputError: unknown project, nothing ranked, no pair in what was ranked, or rankings by the stand-in for a
             person where only people's were asked for.
     """
-    rankings = [ranking for ranking in store.rankings(project) if ranking.purpose == "work"]
-    require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
-    simulated = sum(ranking.source == "simulated" for ranking in rankings)
-    if simulated and not allow_simulated:
-        problem = f"{simulated} of its {len(rankings)} rankings are simulated, not a person's"
-        raise InputError("project", project, problem, "Say data.allow_simulated=true to train on them all the same.")
+    rankings = to_learn_from(store, project, allow_simulated)
     items = {item.id: item for item in store.items(project)}
     # An item erased between the two reads is missing here, and its ranking with it.
     found = [pair for r in rankings if r.item in items for pair in pairs_of(r, items[r.item])]

@@ -148,13 +148,15 @@ def configure(
     known = ", ".join(STATES)
     require(state is None or state in STATES, "state", state, "there is no such state", f"Choose one of: {known}.")
     with store.transaction() as connection:
+        mine = select(projects.c.name).where(projects.c.name == project)
+        new = connection.execute(mine).first() is None
         before = met(connection, project)
         after = Settings.read(asdict(before) | dict(values or {}))
         changed = {name: value for name, value in asdict(after).items() if value != getattr(before, name)}
         state_before = state_of(connection, project)
         if state is not None and state != state_before:
             changed["state"] = state
-        if not changed:
+        if not changed and not new:
             return after
         changed = {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
         row = {"settings": canonical(asdict(after)), "state": state or state_before}

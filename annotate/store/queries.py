@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, exists, insert, select, update
 
-from align.errors import InputError, require
-from align.types import Conversation
+from align.errors import InputError
 from annotate.store.ledger import GENESIS, Entry, Head, canonical, entry_hash, salted_digest
-from annotate.store.records import Candidate, Judgement, candidate_row, item_payload, prompt_row, shuffle_of
-from annotate.store.tables import annotators, candidates, leases, ledger, prompts, remarks, work
-
-
-class AlreadyJudged(InputError):
-    """The annotator has judged the item, and that judgement stands."""
-
+from annotate.store.records import Judgement, shuffle_of
+from annotate.store.tables import annotators, leases, ledger, remarks, work
 
 VOTES = ("ranking", "skip")
 """Kinds of the ledger's rows that say what an annotator thought of an item."""
@@ -64,7 +57,8 @@ def meet(connection: Connection, project: str, identity: str) -> Row[Any]:
     """A new annotator, under a random pseudonym."""
     names = {"pseudonym": f"a{secrets.token_hex(6)}", "salt": secrets.token_hex(16)}
     connection.execute(insert(annotators), {"project": project, "identity": identity, **names})
-    return connection.execute(select(annotators).where(annotators.c.pseudonym == names["pseudonym"])).one()
+    mine = (annotators.c.project == project, annotators.c.pseudonym == names["pseudonym"])
+    return connection.execute(select(annotators).where(*mine)).one()
 
 
 def erasure_of(connection: Connection, project: str, item: str) -> int | None:
@@ -85,76 +79,6 @@ def check_item(connection: Connection, project: str, item: str) -> None:
     if connection.execute(select(ledger.c.seq).where(*where)).first() is None:
         check_project(connection, project)
         raise InputError("item", item, f"project {project} has no such item", "Take an id that the store gave.")
-
-
-def check_same_item(
-    connection: Connection, before: Row[Any], prompt: Conversation, answers: Sequence[Candidate], known: dict[str, Any]
-) -> None:
-    """Raises unless the row's item holds just this content; an erased one is left in peace."""
-    here = (candidates.c.project == before.project, candidates.c.prompt_id == before.item)
-    kept = connection.execute(select(candidates.c.position, candidates.c.salt).where(*here))
-    salts = {row.position: row.salt for row in kept}
-    where = (prompts.c.project == before.project, prompts.c.id == before.item)
-    salt = connection.execute(select(prompts.c.salt).where(*where)).scalar()
-    if salt is None and erasure_of(connection, before.project, before.item) is not None:
-        return
-    first = prompt_row(before.project, before.item, prompt, salt or "")
-    rows = [candidate_row(before.project, before.item, k, a, salts.get(k, "")) for k, a in enumerate(answers)]
-    if item_payload(first, rows) | known != json.loads(before.payload):
-        raise InputError("key", before.key, "it was used for other content", "Give every prompt and run its own key.")
-
-
-def check_expected(item: str, k: int, expected: Sequence[Sequence[int]] | None) -> dict[str, Any]:
-    """What the ledger keeps of a gold item's known answer: its tiers of candidate ids; of another item nothing."""
-    if expected is None:
-        return {}
-    good = sorted(position for tier in expected for position in tier) == list(range(k)) and all(expected)
-    require(good, "expected", [list(t) for t in expected], "it is no order of the answers", "Name 0 … K-1 once each.")
-    return {"expected": [sorted(f"{item}-{position}" for position in tier) for tier in expected]}
-
-
-def check_judgement(connection: Connection, project: str, item: str, judgement: Judgement) -> None:
-    """Raises unless the item is there and the judgement speaks of its candidates alone, in a ranking of each once."""
-    check_item(connection, project, item)
-    where = (candidates.c.project == project, candidates.c.prompt_id == item)
-    known = set(connection.execute(select(candidates.c.id).where(*where)).scalars())
-    require(bool(known), "item", item, "it was erased", "Rank another.")
-    named = {"ratings": set(judgement.ratings), "flagged": set(judgement.flagged) - {item}}
-    for name, ids in named.items():
-        strange = sorted(ids - known)
-        require(not strange, name, strange, f"no candidates of item {item}", f"There are {', '.join(sorted(known))}.")
-    if judgement.skipped:
-        nothing = not judgement.tiers
-        require(nothing, "tiers", judgement.tiers, "a skipped item has no ranking", "Skip it or rank it.")
-    else:
-        check_tiers(item, known, judgement.tiers)
-
-
-def check_tiers(item: str, known: set[str], tiers: Sequence[Sequence[str]]) -> None:
-    """Raises unless the tiers hold every candidate, each once."""
-    ranked = [id for tier in tiers for id in tier]
-    unknown, missing = sorted(set(ranked) - known), sorted(known - set(ranked))
-    twice = sorted({id for id in ranked if ranked.count(id) > 1})
-    require(not unknown, "tiers", unknown, f"no candidates of item {item}", f"Rank {', '.join(sorted(known))}.")
-    require(
-        not missing, "tiers", missing, f"candidates of item {item} are not ranked", "Rank every one; ties share a tier."
-    )
-    require(not twice, "tiers", twice, "ranked more than once", "Name every candidate once.")
-    require(all(tiers), "tiers", [list(t) for t in tiers], "it has an empty tier", "Leave empty tiers out.")
-
-
-def check_first(connection: Connection, project: str, item: str, annotator: str, judgement: Judgement) -> None:
-    """Raises where the annotator's judgement of the item stands; a repeat needs one, and there is one repeat."""
-    mine = select(ledger.c.seq, ledger.c.payload).where(stands(project), ledger.c.item == item)
-    rows = connection.execute(mine.where(ledger.c.annotator == annotator).order_by(ledger.c.seq)).all()
-    again = [row for row in rows if json.loads(row.payload).get("purpose") == "repeat"]
-    first = [row for row in rows if row not in again]
-    if judgement.purpose == "repeat":
-        require(bool(first), "item", item, "this annotator has not judged it", "Judge it first.")
-    earlier = again if judgement.purpose == "repeat" else first
-    if earlier:
-        problem = f"this annotator's judgement of it stands (seq {earlier[0].seq})"
-        raise AlreadyJudged("item", item, problem, "Retract that one first.")
 
 
 def same_vote(connection: Connection, row: Row[Any], item: str, annotator: str, judgement: Judgement) -> bool:
@@ -184,9 +108,19 @@ def counts(judgement: Judgement) -> bool:
     return judgement.kind == "ranking" and judgement.source == "human" and judgement.purpose == "work"
 
 
-def add_work(connection: Connection, project: str, item: str, wanted: int, priority: float, gold: bool) -> None:
-    row = {"project": project, "item": item, "wanted": wanted, "judged": 0, "leased": 0, "gold": gold}
-    connection.execute(insert(work), row | {"shuffle": shuffle_of(item), "priority": priority})
+def work_row(project: str, item: str, priority: float) -> dict[str, Any]:
+    counters = {"wanted": 0, "judged": 0, "leased": 0, "gold": False}
+    return {"project": project, "item": item, "shuffle": shuffle_of(item), "priority": priority, **counters}
+
+
+def is_gold(connection: Connection, project: str, item: str) -> bool:
+    found = select(work.c.gold).where(work.c.project == project, work.c.item == item)
+    return bool(connection.execute(found).scalar())
+
+
+def set_priority(connection: Connection, project: str, item: str, priority: float) -> None:
+    mine = (work.c.project == project, work.c.item == item, work.c.priority != priority)
+    connection.execute(update(work).where(*mine).values(priority=priority))
 
 
 def count_work(connection: Connection, project: str, item: str, judged: int = 0, leased: int = 0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,12 @@ class Item:
     candidates: tuple[Candidate, ...]
 
 
+UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
+
+SKIPS = ("unsure", "language", "broken", "harmful", "other")
+"""Why an item may be skipped: a closed list, for the ledger keeps it for ever. Words go into the rationale."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What an annotator said of an item: a ranking of its answers, or why they skipped it.
@@ -50,16 +57,16 @@ class Judgement:
     Attributes:
         tiers: candidate ids, best tier first; ids within a tier are tied. Empty where the item was skipped.
         source: `human` or `simulated`.
-        strength: how much better the first tier is, in the guideline's units; None where nobody said.
+        strength: of two answers, how much better the first tier is: 1 to 3, 0 of a tie; None where nobody said.
         quality: `good` or `bad` where that was said of all answers together; else empty.
         ratings: by candidate id, a number for every attribute that was rated.
         flagged: ids of the candidates that were called harmful; the item's own id where the prompt was.
-        skipped: why the item was skipped; empty for a ranking.
+        skipped: why the item was skipped, one of `SKIPS`; empty for a ranking.
         shown: the candidate ids in the order on the screen; empty where there was no screen.
         seconds: that the annotator looked at it; None where nobody measured.
         purpose: `work`; `gold`, an item with a known answer; or `repeat`, one that the annotator had judged before.
             Only work is trained on.
-        guideline_version: of the guidelines that the annotator had read; empty where there were none.
+        guideline_version: of the guidelines in force when the item was given; empty where there were none.
         rationale: why, in the annotator's words. Erasable.
         demonstration: the answer that they would have given. Erasable.
     """
@@ -139,6 +146,11 @@ class Vote(Judgement):
 def shuffle_of(name: str) -> float:
     """A number in [0, 1) that a name alone decides."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16) / 16**13
+
+
+def storable(text: str) -> str:
+    """A model's text without what no database keeps: NUL and lone surrogates become U+FFFD."""
+    return UNWRITABLE.sub("\ufffd", text)
 
 
 def remark_row(project: str, seq: int, item: str, annotator: str, content: str) -> dict[str, Any]:

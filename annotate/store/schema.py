@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from align.errors import CorruptFile, InputError, StorageError
 from annotate.store.tables import metadata, store_meta
@@ -18,6 +19,9 @@ from annotate.store.tables import metadata, store_meta
 SCHEMA_VERSION = 2
 
 EXAMPLES = "Write store.url=sqlite:///runs/annotations.db or store.url=postgresql+psycopg://user@host/name."
+
+POOL = {"max_overflow": 60, "pool_timeout": 60}
+"""More connections than a server has threads, so that each waits for the lock and none for a connection."""
 
 LOCK = 0x616C69676E
 """PostgreSQL's advisory lock that whoever makes or changes the tables holds."""
@@ -54,7 +58,8 @@ def _engine(url: str, create: bool) -> Engine:
     if on_sqlite and parsed.database and parsed.database != ":memory:" and not parsed.database.startswith("file:"):
         _prepare_file(Path(parsed.database), shown, create)
     try:
-        engine = create_engine(parsed, hide_parameters=True)
+        in_memory = on_sqlite and parsed.database in (None, "", ":memory:")
+        engine = create_engine(parsed, hide_parameters=True, **({} if in_memory else POOL))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise InputError("store.url", shown, f"its driver is not installed ({error})", EXAMPLES) from error
     if on_sqlite:
@@ -68,6 +73,9 @@ def explained(shown: str) -> Iterator[None]:
     """Turns what the database itself could not do into an `InputError` on `store.url`; never quotes SQL or contents."""
     try:
         yield
+    except PoolTimeout as error:
+        remedy = "Somebody holds it for long; send again what you sent."
+        raise StorageError("store.url", shown, "every connection waits for the database", remedy) from error
     except OperationalError as error:
         remedy = "Check that it is reachable and writable, that the disk has room, and that nobody else holds it."
         raise StorageError("store.url", shown, f"the database refused ({error.orig})", remedy) from error

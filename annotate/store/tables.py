@@ -86,6 +86,7 @@ ledger = Table(
     UniqueConstraint("project", "kind", "key"),
     Index("ledger_by_item", "project", "item", "kind", "annotator"),
     Index("ledger_by_kind", "project", "kind", "seq"),
+    Index("ledger_by_annotator", "project", "annotator", "kind"),
 )
 
 projects = Table(
@@ -115,7 +116,8 @@ remarks = Table(
     Column("salt", String(64), nullable=False),
 )
 
-LEFT = text("judged + leased < wanted")
+# SQLite takes a partial index where the query says its condition in the same words; `test_assignment` asks its planner.
+LEFT = text("wanted > judged + leased")
 
 # One row an item. The two counters are what the ledger and the open leases say, kept so that the next item is found
 # without counting; `Desk` counts anew when it opens.
@@ -131,7 +133,8 @@ work = Table(
     Column("priority", Float(53), nullable=False),  # higher goes first where the project says so
     Column("gold", Boolean, nullable=False),  # its answer is known: asked of everyone, to see how they judge
     Index("work_by_shuffle", "project", "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
-    Index("work_by_priority", "project", "priority", "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
+    Index("work_by_priority", "project", text("priority DESC"), "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
+    Index("work_gold", "project", "shuffle", sqlite_where=text("gold = 1"), postgresql_where=text("gold")),
 )
 
 leases = Table(
@@ -144,7 +147,9 @@ leases = Table(
     Column("item", String(64), nullable=False),
     Column("purpose", String(10), nullable=False),  # work, gold or repeat
     Column("k", Integer, nullable=False),  # how many candidates
+    Column("turn", Integer, nullable=False),  # the annotator's 0th, 1st, 2nd, … of so many
     Column("shown", Text, nullable=False),  # canonical JSON: candidate ids as they stand on the screen
+    Column("guidelines", Integer),  # the version in force when it was given
     Column("state", String(10), nullable=False),  # open, judged, expired or returned
     Column("granted_at", Float(53), nullable=False),  # seconds since 1970, by the desk's clock
     Column("expires_at", Float(53), nullable=False),
@@ -152,6 +157,8 @@ leases = Table(
     UniqueConstraint("project", "annotator", "number"),
     Index("leases_by_item", "project", "item", "annotator"),
     Index("leases_by_state", "project", "state", "expires_at"),
+    Index("leases_of_annotator", "project", "annotator", "state", "number"),
+    Index("leases_by_turn", "project", "annotator", "k", "turn"),
 )
 
 drafts = Table(
@@ -160,5 +167,6 @@ drafts = Table(
     Column("project", String(200), primary_key=True),
     Column("item", String(64), primary_key=True),
     Column("annotator", String(64), primary_key=True),
+    Column("purpose", String(10), primary_key=True),
     Column("content", Text, nullable=False),  # canonical JSON
 )

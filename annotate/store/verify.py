@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select
 
 from align.errors import CorruptFile
 from annotate.store.ledger import GENESIS, RESTORE, Entry, Head, advance, corrupt, salted_digest
+from annotate.store.projects import Settings, settings_of
 from annotate.store.queries import VOTES
 from annotate.store.records import item_payload
-from annotate.store.tables import annotators, candidates, guidelines, ledger, prompts, remarks
+from annotate.store.tables import annotators, candidates, guidelines, ledger, projects, prompts, remarks, work
 
 Subject = tuple[str, str]
 """(project, item id or pseudonym)."""
@@ -34,6 +35,7 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
     texts = {(row.project, row.version): row.text for row in connection.execute(select(guidelines))}
 
     head, spoken_of = Head(0, GENESIS), set()
+    changes: dict[str, dict[str, Any]] = defaultdict(dict)
     for entry in entries:
         head = advance(head, entry)
         if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
@@ -45,6 +47,8 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
             _check_remark(entry, remarked.pop((entry.project, entry.seq), None), erased)
         elif entry.kind == "guidelines":
             _check_guidelines(entry, texts.pop((entry.project, json.loads(entry.payload)["version"]), None))
+        elif entry.kind == "settings":
+            changes[entry.project] |= json.loads(entry.payload)
         elif entry.kind == "erasure":
             subject = (entry.project, entry.item or entry.annotator or "")
             if subject in items or subject in people:
@@ -57,7 +61,24 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
         raise CorruptFile("store", strangers[:3], "the ledger speaks of no such contents", RESTORE)
     if remarked or texts:
         raise CorruptFile("store", sorted({**remarked, **texts})[:3], "the ledger speaks of no such text", RESTORE)
+    _check_settings(connection, changes)
+    _check_gold(connection, entries)
     return head
+
+
+def _check_settings(connection: Connection, changes: Mapping[str, dict[str, Any]]) -> None:
+    for row in connection.execute(select(projects)):
+        said = dict(changes.get(row.name, {}))
+        state = said.pop("state", "open")
+        if (settings_of(connection, row.name), row.state) != (Settings.read(said), state):
+            raise CorruptFile("projects", row.name, "its settings are not those of the ledger", RESTORE)
+
+
+def _check_gold(connection: Connection, entries: Sequence[Entry]) -> None:
+    known = {(e.project, e.item) for e in entries if e.kind == "candidates" and "expected" in json.loads(e.payload)}
+    for row in connection.execute(select(work.c.project, work.c.item, work.c.gold)):
+        if bool(row.gold) != ((row.project, row.item) in known):
+            raise CorruptFile("work", row.item, "the ledger says otherwise whether it is a gold item", RESTORE)
 
 
 def _check_item(entry: Entry, items: Mapping[Subject, dict[str, Any]], erased: Mapping[Subject, int]) -> None:

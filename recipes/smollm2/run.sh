@@ -12,7 +12,7 @@ common="seed=$seed 'run.root=$root' project=smollm2 dtype=$dtype"
 python -m align - <<STAGES
 $common stage=sft model=smollm2 method.lr=5e-4 data.max_length=128 stage.max_steps=40 stage.eval_size=64
 $common stage=sample stage.prompts=600
-$common stage=annotate stage.annotators=4
+$common stage=annotate stage.action=simulate stage.annotators=4
 $common stage=reward data.allow_simulated=true stage.batch_size=8 stage.lr=5e-4
 $common stage=ppo stage.updates=24 stage.kl_coef=0.1 stage.batch_size=32 stage.epochs=1 stage.minibatches=2 stage.micro_batch=16 stage.normalise_on=128
 $common stage=eval stage.prompts=200

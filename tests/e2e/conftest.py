@@ -34,7 +34,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
     for line in (
         [*sft, *data, "run.name=s"],
         ["stage=sample", *data, "stage.prompts=24"],
-        ["stage=annotate"],
+        ["stage=annotate", "stage.action=simulate"],
         [*reward, "run.name=a"],
         [*reward, "run.name=b", "seed=1"],
     ):

@@ -40,7 +40,9 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     assert "overlap=2" in shop.said
     assert "version 1" in shop.said
     asked(shop, "simulate")
-    pairs = asked(shop, "export") / "artifact" / "preferences.jsonl"
+    assert shop.status("stage=annotate", "stage.action=export") == 2
+    assert "data.allow_simulated=true" in shop.said
+    pairs = asked(shop, "export", "data.allow_simulated=true") / "artifact" / "preferences.jsonl"
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     assert len(rows) == 18
     assert {row["source"] for row in rows} == {"simulated"}
@@ -93,6 +95,13 @@ def test_a_cut_tail_shows_against_the_run_that_read_it_and_an_erasure_is_none(
     assert f"reward/{reward.name}" in shop.said
     asked(shop, "erase", "stage.annotator=simulated/vader/0.75/0")
     assert f"reward/{reward.name}" in shop.said
+    shop.status("stage=annotate", "stage.action=erase", "stage.annotator=simulated/vader/0.75/0")
+    assert "knows no such annotator" in shop.said
+    for folder in shop.root.glob("annotate/*erase*"):  # nobody learns there who it was
+        written = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+        manifest = json.loads(written.pop("manifest.json"))
+        del manifest["git"]  # which quotes this very test while it is being changed
+        assert "simulated/vader" not in json.dumps([written, manifest])
     asked(shop, "verify", "stage.head=reward:latest")  # an erasure is no tampering
 
 
@@ -114,8 +123,17 @@ def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop,
     run("ppo", "mine", reward={"stage": "reward", "name": "mine", "digest": "d"})
     run("ppo", "others", reward={"stage": "reward", "name": "others", "digest": "d"})
     run("export", "mine", artifact={"stage": "ppo", "name": "mine", "digest": "d"})
+    exported = asked(shop, "export", "data.allow_simulated=true")
+    pairs = read_manifest(exported)["outputs"]["artifact/preferences.jsonl"]
+    run("dpo", "from-file", data={"path": "a-copy.jsonl", "digest": pairs})
+    strange = shop.root / "ppo" / "strange"
+    strange.mkdir()
+    (strange / "manifest.json").write_text("{}")
     folder = asked(shop, "erase", f"stage.item={item}")
-    assert read_manifest(folder)["metrics"]["runs"] == ["reward/mine", "ppo/mine", "export/mine"]
+    found = read_manifest(folder)["metrics"]
+    of_stage = f"annotate/{exported.name}"
+    assert found["runs"] == [of_stage, "reward/mine", "dpo/from-file", "ppo/mine", "export/mine"]
+    assert found["unreadable"] == [str(strange / "manifest.json")]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +146,12 @@ def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop,
         (["stage.action=configure", "stage.settings=3"], "stage.settings=3: is no mapping"),
         (["stage.action=configure", "stage.settings={overlapp: 2}"], "there is no such setting"),
         (["stage.action=configure", "stage.state=asleep"], "there is no such state"),
+        (["stage.action=configure", "stage.guidelines=."], "stage.guidelines=.: it cannot be read"),
         (["stage.action=erase"], "stage.action=erase erases an item or an annotator"),
         (["stage.action=erase", "stage.item=i", "stage.annotator=a"], "erases an item or an annotator"),
         (["stage.action=erase", "stage.item=nope"], "item=nope: project p has no such item"),
         (["stage.action=erase", "stage.annotator=nobody"], "no such annotator"),
-        (["stage.action=verify", "stage.head=nowhere"], "nowhere"),
+        (["stage.action=verify", "stage.head=nowhere"], "stage.head=nowhere"),
         (["stage.action=restore", "stage.path=nowhere"], "stage.path=nowhere: there is no such file"),
         (["stage.action=backup", "stage.path=no/such/folder/b.gz"], "no/such/folder"),
         (["project=q", "stage.action=export"], "project=q: the store has no such project"),

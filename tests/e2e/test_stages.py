@@ -154,7 +154,7 @@ def test_the_same_command_again_does_nothing(shop: Workshop, runs: dict[str, Pat
     assert shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT) == runs["sft"]
     assert "finished already" in shop.said
     assert shop.run("ppo", *PPO) == runs["ppo"]
-    assert shop.run("annotate") == runs["annotate"]
+    assert shop.run("annotate", "stage.action=simulate") == runs["annotate"]
     assert {p: p.stat().st_mtime_ns for folder in runs.values() for p in folder.rglob("*")} == before
 
 
@@ -220,7 +220,7 @@ def test_several_annotators_judge_every_item_each_in_their_own_way(
 
     shop = Workshop(tmp_path / "runs", chats)
     shop.run("sample", "stage.prompts=24", "stage.candidates=8", f"init={runs['sft']}", "data.held_out=0")
-    done = read_manifest(shop.run("annotate", "stage.annotators=3"))["metrics"]
+    done = read_manifest(shop.run("annotate", "stage.action=simulate", "stage.annotators=3"))["metrics"]
     assert (done["annotators"], done["items"], done["rankings"]) == (3, 24, 72)
     with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
         found = store.rankings("default")

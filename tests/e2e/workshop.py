@@ -45,7 +45,7 @@ class Workshop:
     def up_to_reward(self) -> dict[str, Path]:
         return {
             "sample": self.run("sample", "stage.prompts=24", "stage.candidates=4"),
-            "annotate": self.run("annotate"),
+            "annotate": self.run("annotate", "stage.action=simulate"),
             "reward": self.run(
                 "reward", "data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.micro_batch=8",
                 "stage.held_out=0.3", "stage.log_every=1",

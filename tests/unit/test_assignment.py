@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 from annotation_store import add, ask, said
+from sqlalchemy.event import listen
 
 from align.errors import InputError
 from annotate.assignment import REPEAT_AFTER, Desk
 from annotate.clock import Clock
 from annotate.orders import chance, shown_order
 from annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, preferences, publish_guidelines
+from annotate.store.counting import recount
 from annotate.store.tables import leases, work
 
 
@@ -201,6 +203,30 @@ def test_a_project_that_pauses_takes_votes_and_gives_nothing_new(store):
     assert desk.take("ann") is not None
 
 
+def test_why_there_is_nothing(store):
+    desk = desk_of(store, items=1)
+    task = desk.take("ann")
+    assert (desk.take("bob"), desk.idle("bob")) == (None, "held")
+    judge(desk, "ann", task)
+    assert desk.idle("bob") == "done"
+    configure(store, "p", {"overlap": 2, "quota": 1})
+    assert desk.idle("ann") == "quota"
+    configure(store, "p", state="paused")
+    assert desk.idle("bob") == "paused"
+
+
+def test_what_one_gave_back_comes_last(store):
+    desk = desk_of(store, items=3)
+    first = desk.take("ann")
+    desk.give_back("ann", first.token)
+    others = []
+    for _ in range(2):
+        others.append(desk.take("ann"))
+        judge(desk, "ann", others[-1])
+    assert first.item.id not in {task.item.id for task in others}
+    assert desk.take("ann").item.id == first.item.id
+
+
 def test_a_quota_is_an_annotators_own(store):
     desk = desk_of(store, quota=1)
     _, following = judge(desk, "ann", desk.take("ann"))
@@ -231,6 +257,18 @@ def test_a_vote_sent_again_counts_once(store):
     with pytest.raises(InputError, match="another judgement"):
         judge(desk, "ann", task, "k", rationale="no reason")
     assert len(store.rankings("p")) == 1
+
+
+def test_new_guidelines_change_nothing_about_what_was_given_before(store):
+    publish_guidelines(store, "p", "# One")
+    desk = desk_of(store)
+    task = desk.take("ann")
+    publish_guidelines(store, "p", "# Two")
+    seq, following = judge(desk, "ann", task, "k")
+    publish_guidelines(store, "p", "# Three")
+    assert judge(desk, "ann", task, "k")[0] == seq
+    judge(desk, "ann", following)
+    assert [vote.guideline_version for vote in store.rankings("p")] == ["1", "2"]
 
 
 def test_a_second_tab_cannot_vote_over_the_first(store):
@@ -276,10 +314,10 @@ def test_everything_that_was_said_comes_back(store):
 def test_a_skip_leaves_the_item_to_others_and_is_not_asked_again(store):
     desk = desk_of(store, items=1)
     task = desk.take("ann")
-    _, following = desk.vote("ann", task.token, "k", Judgement(skipped="I cannot tell", rationale="no idea"))
+    _, following = desk.vote("ann", task.token, "k", Judgement(skipped="unsure", rationale="no idea"))
     assert following is None
     (skip,) = store.skips("p")
-    assert (skip.skipped, skip.rationale, skip.shown) == ("I cannot tell", "no idea", task.shown)
+    assert (skip.skipped, skip.rationale, skip.shown) == ("unsure", "no idea", task.shown)
     assert store.rankings("p") == []
     assert desk.take("bob").item.id == task.item.id
 
@@ -390,6 +428,36 @@ def test_a_repeat_comes_later_and_turned_round_and_once(store):
     store.verify()
 
 
+def test_a_repeat_is_judged_afresh_and_far_from_the_last_vote(store):
+    desk = desk_of(store, items=REPEAT_AFTER + 4, repeat_share=1.0)
+    first = desk.take("ann")
+    seq, task = judge(desk, "ann", first, rationale="first time")
+    for _ in range(REPEAT_AFTER - 1):
+        _, task = judge(desk, "ann", task)
+    judge(desk, "ann", desk.undo("ann", seq), "anew", rationale="second time")
+    seen = []
+    while task is not None and task.item.id != first.item.id:
+        seen.append(task.item.id)
+        assert task.draft == {}
+        _, task = judge(desk, "ann", task)
+    assert task is None or len(seen) >= REPEAT_AFTER
+    assert task is None or task.draft == {}
+
+
+def test_undoing_what_is_being_repeated_takes_the_repeat_back(store):
+    desk = desk_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
+    task, seqs = desk.take("ann"), {}
+    while task.item.id not in seqs:
+        seqs[task.item.id], task = judge(desk, "ann", task)
+    back = desk.undo("ann", seqs[task.item.id])
+    assert back.item.id == task.item.id
+    assert back.token != task.token
+    _, following = judge(desk, "ann", back, "anew")
+    assert following is not None
+    assert following.item.id != back.item.id
+    store.verify()
+
+
 def test_a_first_vote_can_be_made_again_while_its_repeat_stands(store):
     desk = desk_of(store, items=REPEAT_AFTER + 1, repeat_share=1.0)
     task, votes = desk.take("ann"), []
@@ -401,6 +469,59 @@ def test_a_first_vote_can_be_made_again_while_its_repeat_stands(store):
     seq, task = next((seq, task) for seq, task in votes if task.item.id == repeat.item)
     judge(desk, "ann", desk.undo("ann", seq), "again")
     assert {v.purpose for v in store.rankings("p") if v.item == repeat.item} == {"work", "repeat"}
+
+
+def test_what_a_gold_item_is_said_to_be_is_never_trained_on(store):
+    gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
+    store.record("p", gold, said(gold, "0>1", source="simulated"), annotator="bot", key="k")
+    store.record("p", add(store), said(add(store), "0>1>2", source="simulated"), annotator="bot", key="l")
+    assert {pref.group_id for pref in preferences(store, "p", allow_simulated=True)} == {add(store)}
+    assert {vote.purpose for vote in store.rankings("p") if vote.item == gold} == {"gold"}
+    assert store.record("p", gold, said(gold, "0>1", source="simulated"), annotator="bot", key="k")
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"strength": 4}, "strength"),
+        ({"strength": True}, "strength"),
+        ({"strength": "x"}, "strength"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"seconds": -1}, "seconds"),
+        ({"quality": "meh"}, "quality"),
+        ({"source": "robot"}, "source"),
+        ({"purpose": "fun"}, "purpose"),
+        ({"skipped": "my name is Ann"}, "skipped"),
+        ({"rationale": "half \ud83d"}, "rationale"),
+        ({"demonstration": "nul \x00"}, "demonstration"),
+        ({"rationale": "x" * 100_001}, "rationale"),
+        ({"ratings": {"ID": {"nope": 3}}}, "ratings"),
+        ({"ratings": {"ID": {"helpful": 9}}}, "ratings.helpful"),
+        ({"ratings": {"other": {"helpful": 1}}}, "ratings"),
+        ({"flagged": ("other",)}, "flagged"),
+        ({"shown": ("other",)}, "shown"),
+    ],
+)
+def test_the_ledger_takes_nothing_that_cannot_be_read_back(store, more, field):
+    item = add(store)
+    configure(store, "p", {"attributes": ["helpful"]})
+    if "ID" in more.get("ratings", {}):
+        more = {"ratings": {f"{item}-0": more["ratings"]["ID"]}}
+    head = store.head()
+    with pytest.raises(InputError) as caught:
+        store.record("p", item, said(item, "0>1>2", **more), annotator="ann", key="k")
+    assert caught.value.field == field
+    assert store.head() == head
+
+
+@pytest.mark.parametrize("name", ["x" * 321, "nul\x00", "half \ud83d"])
+def test_a_name_that_one_database_could_not_keep_is_refused_by_both(store, name):
+    item = add(store)
+    with pytest.raises(InputError) as caught:
+        store.record("p", item, said(item, "0>1>2"), annotator=name, key="k")
+    assert caught.value.field == "annotator"
+    with pytest.raises(InputError):
+        Desk(store, "p").take(name)
 
 
 # The order on the screen
@@ -430,6 +551,33 @@ def test_a_chance_befalls_its_share():
     assert all(chance(1.0, "ann", n, "gold") for n in range(100))
 
 
+def listened(db) -> list:
+    queries: list = []
+    listen(db, "before_cursor_execute", lambda c, cursor, text, given, *_: queries.append((text, given)))
+    return queries
+
+
+def test_the_next_item_is_found_without_looking_at_the_others(tmp_path):
+    """SQLite's own account of how it does what `take` and `vote` ask for."""
+    with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
+        for order in ("random", "priority"):
+            desk = desk_of(store, items=5, order=order, overlap=2, gold_share=1.0, repeat_share=1.0)
+            with store.transaction() as db:
+                queries = listened(db)
+                judge(desk, order, desk.take(order))
+                asked_for = [query for query in queries if query[0].startswith("SELECT")]
+                plans = [
+                    (text, row[-1])
+                    for text, given in asked_for
+                    for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given).all()
+                ]
+            assert len(asked_for) > 10
+            for text, step in plans:
+                newest = "ORDER BY ledger.seq DESC" in text  # along the primary key, and no farther than one row
+                assert newest or not step.startswith("SCAN"), f"{step}: {text}"
+                assert "TEMP B-TREE" not in step or "FROM work" not in text, f"{step}: {text}"
+
+
 # Whatever happens
 
 
@@ -447,7 +595,7 @@ def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(sto
             held[who][task.token] = task
         elif act in "vs" and mine:
             task = held[who].pop(rng.choice(mine).token)
-            judgement = Judgement(skipped="no") if act == "s" else best_first(task)
+            judgement = Judgement(skipped="unsure") if act == "s" else best_first(task)
             try:
                 votes[who].append(desk.vote(who, task.token, f"{seed}/{step}", judgement)[0])
             except AlreadyJudged:  # under another lease: this one had run out, or was given back
@@ -462,9 +610,8 @@ def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(sto
         elif act == "w":
             clock.now += rng.choice((1, 60, 301))
 
-        before = counters(store)
-        Desk(store, "p", clock)  # counts anew
-        assert counters(store) == before
+        with store.transaction() as db:
+            assert recount(db, "p") == 0, f"after step {step}, {act}"
     standing = [vote for vote in (*store.rankings("p"), *store.skips("p")) if vote.purpose == "work"]
     assert len({(vote.item, vote.annotator) for vote in standing}) == len(standing) > 10
     with store.reading() as db:

@@ -73,7 +73,7 @@ def test_every_row_becomes_an_item_once(store, tmp_path):
 def test_a_row_changed_since_is_refused(store, tmp_path):
     import_items(store, "p", written(tmp_path / "items.jsonl", ROWS))
     changed = [ROWS[0] | {"answers": ["Fine", "Worse"]}, *ROWS[1:]]
-    with pytest.raises(InputError, match=r"row 1, key.*other content"):
+    with pytest.raises(InputError, match=r"row 1, id=a: .*other content.*stage\.source="):
         import_items(store, "p", written(tmp_path / "items.jsonl", changed))
 
 
@@ -111,6 +111,16 @@ def test_a_saved_data_set_is_read_like_a_file(store, tmp_path):
         ({"expected": [[0]]}, "expected"),
         ({"expected": 3}, "expected"),
         ({"id": [1]}, "id"),
+        ({"id": True}, "id"),
+        ({"id": "a"}, "id"),
+        ({"priority": 10**400}, "priority"),
+        ({"expected": [[True], [False], [2]]}, "expected"),
+        ({"expected": [["0"], [1], [2]]}, "expected"),
+        ({"answers": ["a", "\ud83d"]}, r"answers\[1\]"),
+        ({"answers": ["a", "b\x00"]}, r"answers\[1\]"),
+        ({"answers": ["a", {"text": "b", "model": "m" * 201}]}, r"answers\[1\]"),
+        ({"answers": ["a", {"text": "b", "sampling": {"t": float("nan")}}]}, r"answers\[1\]"),
+        ({"prompt": "half an emoji \ud83d"}, "prompt"),
         ({"answer": ["a", "b"]}, "answer"),
     ],
 )
@@ -119,6 +129,21 @@ def test_a_bad_row_is_named_and_nothing_of_the_file_is_taken(store, tmp_path, ch
     with pytest.raises(InputError, match=rf"items\.jsonl, row 2, {column}"):
         import_items(store, "p", path)
     assert store.head().seq == 0
+
+
+def test_a_row_is_known_by_its_id_or_its_number_and_takes_a_new_priority(store, tmp_path):
+    rows = [{"id": 2, "prompt": "a", "answers": ["x", "y"]}, {"prompt": "b", "answers": ["x", "y"], "priority": 0.1}]
+    path = written(tmp_path / "items.jsonl", rows)
+    assert import_items(store, "p", path) == Imported(2, 2)
+    rows[1]["priority"] = 0.9
+    assert import_items(store, "p", written(path, rows)) == Imported(2, 0)
+    assert sorted(row[0] for row in asked(store, "SELECT priority FROM work")) == [0.0, 0.9]
+
+
+def test_a_long_file_is_taken_in_parts_between_which_others_write(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("annotate.importing.AT_ONCE", 2)
+    rows = [{"prompt": f"q{i}", "answers": ["x", "y"]} for i in range(5)]
+    assert import_items(store, "p", written(tmp_path / "items.jsonl", rows)) == Imported(5, 5)
 
 
 def test_an_empty_file_is_refused(store, tmp_path):
@@ -133,12 +158,19 @@ def test_an_empty_file_is_refused(store, tmp_path):
 def judged(store):
     """Three items of three answers: a ranking with everything, a tie of the best two, all good; a skip; gold."""
     publish_guidelines(store, "p", "# Be fair")
+    configure(store, "p", {"attributes": ["helpful"]})
     ids = [add(store, f"run/{i}") for i in range(4)]
     more = {"strength": 2, "rationale": "kind", "demonstration": "I am fine!", "guideline_version": "1"}
     rank(store, ids[0], "0>1>2", flagged=(f"{ids[0]}-2",), ratings={f"{ids[0]}-0": {"helpful": 5}}, **more)
     rank(store, ids[1], "01>2")
     rank(store, ids[2], "012", quality="good")
-    store.record("p", ids[3], Judgement(skipped="no idea"), annotator="ann@example.org", key="skip")
+    store.record(
+        "p",
+        ids[3],
+        Judgement(skipped="unsure", demonstration="I would say this"),
+        annotator="ann@example.org",
+        key="skip",
+    )
     rank(store, ids[3], "0>1>2", annotator="bob", purpose="gold")
     return store, ids
 
@@ -156,7 +188,7 @@ def test_what_is_exported_can_be_trained_on_and_traced(judged, tmp_path):
     assert kept == [(p.prompt, p.chosen, p.rejected, p.group_id, p.margin, p.id) for p in preferences(store, "p")]
     whole = read_preferences(tmp_path / "implicit.jsonl")
     assert [(p.prompt, p.chosen, p.rejected) for p in whole] == [(p.prompt, p.chosen, p.rejected) for p in pairs]
-    assert [p.margin for p in pairs] == [2.0] * 3 + [None] * 2
+    assert not any("margin" in row for row in rows_in(tmp_path / "preferences.jsonl"))  # of three answers there is none
     per_vote = Counter()
     for row in rows_in(tmp_path / "preferences.jsonl"):
         per_vote[row["vote"]] += row["weight"]
@@ -193,11 +225,39 @@ def test_unpaired_rows_and_demonstrations(judged, tmp_path):
         ids[1]: [("fine", True), ("bad", True), ("eh", False)],
         ids[2]: [("fine", True), ("bad", True), ("eh", True)],
     }
-    (shown,) = read_documents(tmp_path / "demonstrations.jsonl")
-    assert [m.content for m in shown.messages] == ["question of run/0", "I am fine!"]
+    shown = read_documents(tmp_path / "demonstrations.jsonl")
+    assert [m.content for d in shown for m in d.messages] == [
+        "question of run/0", "I am fine!", "question of run/3", "I would say this",
+    ]  # fmt: skip
     ledger = rows_in(tmp_path / "ledger.jsonl")
     assert [row["seq"] for row in ledger] == list(range(1, store.head().seq + 1))
     assert ledger[-1]["hash"] == store.head().hash
+
+
+def test_a_strength_is_a_margin_where_every_pair_has_one(store, tmp_path):
+    ids = [add(store, f"run/{i}", texts=("yes", "no")) for i in range(3)]
+    for strength, item in enumerate(ids[:2], start=1):
+        rank(store, item, "0>1", strength=strength)
+    export(store, "p", tmp_path)
+    assert [row["margin"] for row in rows_in(tmp_path / "preferences.jsonl")] == [1.0, 2.0]
+    rank(store, ids[2], "1>0")
+    export(store, "p", tmp_path)
+    assert not any("margin" in row for row in rows_in(tmp_path / "preferences.jsonl"))
+
+
+def test_an_answer_that_was_sampled_twice_is_neither_good_nor_bad(store, tmp_path):
+    rank(store, add(store, texts=("same", "mid", "same")), "0>1>2")
+    rank(store, add(store, "run/1", texts=("same", "mid", "other")), "0>1>2")
+    export(store, "p", tmp_path)
+    rows = rows_in(tmp_path / "unpaired.jsonl")
+    assert [(row["completion"][0]["content"], row["label"]) for row in rows] == [("same", True), ("other", False)]
+
+
+def test_simulated_rankings_leave_only_when_asked_for(store, tmp_path):
+    rank(store, add(store), "0>1>2", source="simulated")
+    with pytest.raises(InputError, match="simulated"):
+        export(store, "p", tmp_path)
+    assert export(store, "p", tmp_path, allow_simulated=True)["preferences.jsonl"] == 3
 
 
 # Backups
@@ -215,6 +275,16 @@ def fill(store):
     desk.save_draft("ann", held.token, {"rationale": "half"})
     store.erase_content("p", next(item.id for item in store.items("p") if item.id not in (task.item.id, held.item.id)))
     return held
+
+
+def test_a_backup_replaces_nothing_and_is_for_its_owners_eyes(store, tmp_path):
+    fill(store)
+    backup(store, tmp_path / "b.jsonl.gz")
+    assert (tmp_path / "b.jsonl.gz").stat().st_mode & 0o777 == 0o600
+    before = (tmp_path / "b.jsonl.gz").read_bytes()
+    with pytest.raises(InputError, match="there is such a file already"):
+        backup(store, tmp_path / "b.jsonl.gz")
+    assert (tmp_path / "b.jsonl.gz").read_bytes() == before
 
 
 @pytest.mark.parametrize("into", ["sqlite", "postgresql"])
@@ -278,7 +348,7 @@ def test_a_backup_that_was_cut_or_changed_restores_nothing(store, tmp_path):
     for name, broken, error in (
         ("cut", lines[:-5], "cut short"),
         ("less", [*lines[:-5], *lines[-4:]], "cut short"),
-        ("forged", forged, "not those that were added"),
+        ("forged", forged, "its sha256 differs"),
         ("strange", [*lines[:3], '{"table": "users", "row": {}}', *lines[3:]], "no row of a table"),
         ("older", [lines[0].replace('"schema_version": 2', '"schema_version": 1'), *lines[1:]], "schema_version is 1"),
         ("other", ["{}", *lines[1:]], "no backup"),

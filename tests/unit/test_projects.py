@@ -6,12 +6,13 @@ import sqlite3
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from annotation_store import add, asked, rank, said, tamper, url_of
+from annotation_store import add, ask, asked, rank, said, tamper, url_of
 from postgres import new_schema
 from sqlalchemy import create_engine
 
 from align.errors import CorruptFile, InputError
-from annotate.store import Settings, Store, configure, preferences, publish_guidelines
+from annotate.store import Candidate, Settings, Store, configure, preferences, publish_guidelines
+from annotate.store.counting import recount
 from annotate.store.migrations import VERSION_TABLE
 from annotate.store.projects import guidelines_of, settings_of, state_of
 from annotate.store.schema import migrate
@@ -95,6 +96,43 @@ def test_guidelines_have_versions_and_the_ledger_knows_their_text(store):
     assert caught.value.value == 2
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE projects SET settings = '{\"overlap\": 5}'",
+        "UPDATE projects SET state = 'closed'",
+        "UPDATE work SET gold = true",
+    ],
+)
+def test_settings_and_gold_are_those_of_the_ledger(store, statement):
+    add(store)
+    configure(store, "p", {"overlap": 2}, state="paused")
+    store.verify()
+    tamper(store, statement)
+    with pytest.raises(CorruptFile):
+        store.verify()
+
+
+def test_counting_anew_makes_what_is_missing(store):
+    item = add(store)
+    gold = store.add_item("p", "g", ask(), [Candidate("a"), Candidate("b")], expected=[[0], [1]])
+    configure(store, "p", {"overlap": 3})
+    rank(store, item, "0>1>2")
+    before = asked(store, "SELECT item, wanted, judged, leased, gold FROM work ORDER BY item")
+    tamper(store, "DELETE FROM work")
+    with store.transaction() as db:
+        assert recount(db, "p") == 2
+    assert asked(store, "SELECT item, wanted, judged, leased, gold FROM work ORDER BY item") == before
+    assert {row[0]: row[1:3] for row in before} == {item: (3, 1), gold: (0, 0)}
+
+
+def test_a_new_project_is_a_row_of_the_ledger(store):
+    configure(store, "p", {})
+    assert store.head().seq == 1
+    configure(store, "p", {})
+    assert store.head().seq == 1
+
+
 # What annotators write
 
 
@@ -145,7 +183,7 @@ def test_erasing_the_item_or_the_annotator_takes_the_remark_with_it(remarked):
     remarked.verify()
     other = next(remarked.items("p")).id
     rank(remarked, other, "2>1>0", annotator="bob", rationale="mine")
-    remarked.erase_annotator("p", "bob")
+    remarked.erase_annotator("p", remarked.known("p", "bob"))
     assert asked(remarked, "SELECT content FROM remarks") == []
     assert len(remarked.rankings("p")) == 2
     remarked.verify()
@@ -166,7 +204,9 @@ def test_an_erased_remark_makes_a_repeated_vote_no_other_one(remarked):
 def test_a_new_store_has_the_tables_that_the_code_speaks_of(store):
     with store.reading() as db:
         context = MigrationContext.configure(db, opts={"version_table": VERSION_TABLE, "compare_type": True})
-        assert compare_metadata(context, metadata) == []
+        found = compare_metadata(context, metadata)
+    # SQLite does not tell in which direction an index goes; `test_assignment` asks its planner about that one.
+    assert [change for change in found if getattr(change[1], "name", "") != "work_by_priority"] == []
 
 
 def old_store(folder):
@@ -181,6 +221,7 @@ def old_store(folder):
     connection = sqlite3.connect(folder / "annotations.db")
     for name in ("projects", "guidelines", "remarks", "work", "leases", "drafts", VERSION_TABLE):
         connection.execute(f"DROP TABLE {name}")
+    connection.execute("DROP INDEX ledger_by_annotator")
     connection.execute("UPDATE align_store SET schema_version = 1")
     connection.commit()
     connection.close()

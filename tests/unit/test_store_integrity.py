@@ -3,10 +3,12 @@
 import hashlib
 import json
 import multiprocessing
+import sqlite3
 import threading
 
 import pytest
 from annotation_store import add, ask, asked, counts, rank, tamper, url_of
+from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
 from align.errors import CorruptFile, InputError
@@ -65,6 +67,22 @@ def erase_and_look(store, tmp_path):
         rank(store, item, "0>1", annotator="bob")
 
 
+def test_what_a_reader_kept_in_the_log_goes_with_the_next_write(tmp_path):
+    secret = "Xq7-only-here"
+    with Store.open(url_of(tmp_path)) as store:
+        item = store.add_item("p", "run/1", ask(f"{secret} asked"), [Candidate(f"{secret} 1"), Candidate("2")])
+        with sqlite3.connect(tmp_path / "annotations.db") as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM prompts").fetchone()
+            store._connections._engine.dispose()  # the next connection waits for the reader but a moment
+            event.listen(store._connections._engine, "connect", lambda c, _: c.execute("PRAGMA busy_timeout=100"))
+            store.erase_content("p", item)
+            assert any(secret.encode() in file.read_bytes() for file in tmp_path.iterdir())
+        reader.close()
+        add(store, "later")
+        assert not any(secret.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+
 def test_a_resumed_run_does_not_bring_an_erased_item_back(store):
     item = add(store)
     store.erase_content("p", item)
@@ -82,14 +100,14 @@ def test_a_digest_cannot_be_confirmed_by_guessing(store):
 
 def test_an_erased_annotator_cannot_be_found_but_the_rankings_stay(store, tmp_path):
     seq = rank(store, add(store), "0>1>2")
-    store.erase_annotator("p", "ann@example.org")
+    store.erase_annotator("p", store.known("p", "ann@example.org"))
     assert counts(store)["annotators"] == 0
     assert not any(b"ann@example.org" in file.read_bytes() for file in tmp_path.iterdir() if "shm" not in file.name)
     assert [r.seq for r in store.rankings("p")] == [seq]
     assert store.pseudonym("p", "ann@example.org") is None
     store.verify()
     with pytest.raises(InputError, match="no such annotator"):
-        store.erase_annotator("p", "ann@example.org")
+        store.known("p", "ann@example.org")
 
 
 # Tampering

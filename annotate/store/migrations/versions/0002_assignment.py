@@ -43,9 +43,13 @@ def upgrade() -> None:
         sa.Column("priority", sa.Float(53), nullable=False),
         sa.Column("gold", sa.Boolean, nullable=False),
     )
-    left = sa.text("judged + leased < wanted")
-    for name, columns in (("shuffle", ["shuffle"]), ("priority", ["priority", "shuffle"])):
+    left = sa.text("wanted > judged + leased")
+    for name, columns in (("shuffle", ["shuffle"]), ("priority", [sa.text("priority DESC"), "shuffle"])):
         op.create_index(f"work_by_{name}", "work", ["project", *columns], sqlite_where=left, postgresql_where=left)
+    op.create_index(
+        "work_gold", "work", ["project", "shuffle"], sqlite_where=sa.text("gold = 1"), postgresql_where=sa.text("gold")
+    )
+    op.create_index("ledger_by_annotator", "ledger", ["project", "annotator", "kind"])
     op.create_table(
         "leases",
         sa.Column("token", sa.String(64), primary_key=True),
@@ -55,7 +59,9 @@ def upgrade() -> None:
         sa.Column("item", sa.String(64), nullable=False),
         sa.Column("purpose", sa.String(10), nullable=False),
         sa.Column("k", sa.Integer, nullable=False),
+        sa.Column("turn", sa.Integer, nullable=False),
         sa.Column("shown", sa.Text, nullable=False),
+        sa.Column("guidelines", sa.Integer),
         sa.Column("state", sa.String(10), nullable=False),
         sa.Column("granted_at", sa.Float(53), nullable=False),
         sa.Column("expires_at", sa.Float(53), nullable=False),
@@ -64,11 +70,14 @@ def upgrade() -> None:
     )
     op.create_index("leases_by_item", "leases", ["project", "item", "annotator"])
     op.create_index("leases_by_state", "leases", ["project", "state", "expires_at"])
+    op.create_index("leases_of_annotator", "leases", ["project", "annotator", "state", "number"])
+    op.create_index("leases_by_turn", "leases", ["project", "annotator", "k", "turn"])
     op.create_table(
         "drafts",
         sa.Column("project", sa.String(200), primary_key=True),
         sa.Column("item", sa.String(64), primary_key=True),
         sa.Column("annotator", sa.String(64), primary_key=True),
+        sa.Column("purpose", sa.String(10), primary_key=True),
         sa.Column("content", sa.Text, nullable=False),
     )
     connection = op.get_bind()
