@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: venv demo test test-all lint clean
+.PHONY: venv demo annotate test test-all lint clean
 
 venv: .venv/.dev
 
@@ -18,6 +18,9 @@ $(BIN)/python:
 
 demo: .venv/.demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/quickstart/run.sh
+
+annotate: .venv/.demo
+	$(BIN)/python -m align stage=annotate project=quickstart
 
 test: venv
 	$(BIN)/python -m pytest

@@ -20,7 +20,7 @@ STAGES = {
     "sft": "instruction tuning of an adapter (QLoRA or LoRA)",
     "full": "the same with every weight trained",
     "sample": "several answers a prompt into the annotation store",
-    "annotate": "rankings of the answers: simulate them, and what goes in and out of their store",
+    "annotate": "rank the answers in a browser; what goes in and out of their store",
     "reward": "a reward model from preference pairs",
     "ppo": "PPO on the adapter against the learned reward",
     "dpo": "preference pairs straight into the adapter, without a reward model",

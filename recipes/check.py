@@ -36,6 +36,8 @@ def manifests(root: Path, seed: int) -> dict[str, dict[str, Any]]:
         if manifest["status"] != "done" or manifest["seed"] != seed:
             continue
         stage = manifest["stage"]
+        if stage == "annotate" and manifest["identity"]["config"]["stage"].get("action") != "simulate":
+            continue
         if stage == "export" and manifest["identity"]["config"]["export"]["name"] != "merged":
             continue
         if stage not in found or manifest["times"]["finished"] > found[stage]["times"]["finished"]:

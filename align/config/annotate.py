@@ -9,6 +9,7 @@ from align.config.root import one_of, positive
 from align.errors import require
 
 ACTIONS = {
+    "serve": "the ranking page in a browser on this machine",
     "simulate": "a simulated annotator ranks every item",
     "import": "prompts and answers from a file into the project",
     "configure": "settings, state and guidelines of the project",
@@ -26,6 +27,9 @@ NEEDS_PATH = ("import", "backup", "restore")
 class AnnotateConfig:
     """What is done with the annotation store: `action`, one of those above.
 
+    `serve` shows the ranking page to the user who is logged in, at `port` of the loopback interface: it prints the
+    link.
+
     `simulate` is a documented stand-in for a person, for demos and tests: it ranks by a sentiment score, with noise
     such that it agrees with the noiseless order on the share `agreement` of untied pairs. `annotators` of them judge
     every item, each with noise of its own: their rankings of an item are read together by `stage=reward`.
@@ -36,7 +40,8 @@ class AnnotateConfig:
     """
 
     name: str = "annotate"
-    action: str = "simulate"
+    action: str = "serve"
+    port: int = 7861
     annotators: int = 1
     agreement: float = 0.75
     path: str | None = None
@@ -51,6 +56,8 @@ class AnnotateConfig:
     def __post_init__(self) -> None:
         one_of("stage.action", self.action, tuple(ACTIONS))
         positive("stage.annotators", self.annotators)
+        known = 1024 <= self.port < 65536
+        require(known, "stage.port", self.port, "is no port of a user's", "Give a number from 1024 to 65535.")
         require(
             0.5 < self.agreement < 1,
             "stage.agreement",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
+from getpass import getuser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from align.stages import Inputs, open_store, store_url
 from align.stages.lineage import readers_of
 from align.types import Result
 from annotate.archive import backup, restore
+from annotate.assignment import Desk
 from annotate.exporting import export
 from annotate.importing import import_items
 from annotate.simulate import simulate
@@ -64,6 +67,32 @@ def run(run: Run, config: Config) -> Result:
     report.figures_table(result.metrics)
     report.write(run.folder / "report.html")
     return result
+
+
+def served(run: Run, config: Config) -> Result:
+    from annotate.web.server import serve  # Gradio takes seconds to import
+
+    stage: AnnotateConfig = config.stage
+    name = getuser()
+    with open_store(config, create=False) as store:
+        desk = Desk(store, config.project)
+        before = desk.progress(name).mine
+        print(f"{name} annotates project {config.project}; Ctrl+C ends it")
+        serve(desk, name, stage.port, key_beside(Path(config.run.root).expanduser()))
+        done = desk.progress(name)
+        note_head(run, config.project, store.head(config.project))
+    metrics = {"rankings": done.mine - before, "done": done.done, "wanted": done.wanted}
+    return Result(metrics, (f"{metrics['rankings']} rankings by {name}; all: {done.done} of {done.wanted}",))
+
+
+def key_beside(root: Path) -> str:
+    """The key of the link: made once for a folder of runs, so that a page outlives a restart of its server; for the
+    user's own eyes."""
+    path = root / "annotate.key"
+    if not path.is_file():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(24))
+    return path.read_text()
 
 
 def simulated(run: Run, config: Config) -> Result:
@@ -165,7 +194,7 @@ def erased(run: Run, config: Config) -> Result:
 
 
 DO: dict[str, Callable[[Run, Config], Result]] = {
-    "simulate": simulated, "import": imported, "configure": configured, "export": exported,
+    "serve": served, "simulate": simulated, "import": imported, "configure": configured, "export": exported,
     "verify": verified, "backup": backed_up, "restore": restored, "migrate": migrated, "erase": erased,
 }  # fmt: skip
 

@@ -19,4 +19,8 @@ $common stage=eval
 $common stage=export
 $common stage=export export=merged
 STAGES
-python "$(dirname "$0")/../check.py" quickstart "$root" "$seed"
+status=0
+python "$(dirname "$0")/../check.py" quickstart "$root" "$seed" || status=$?
+echo
+echo "Rank the same answers yourself, in a browser: python -m align stage=annotate project=quickstart 'run.root=$root'"
+exit "$status"

@@ -1,0 +1,94 @@
+"""An item as the page shows it, and what the page says of it as a judgement.
+
+The page knows answers by their place on the screen, 0 to K-1: an id would tell which model wrote which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from align.errors import require
+from annotate.assignment import Task
+from annotate.store import Judgement, storable
+from annotate.web.markup import rendered
+
+Place = int
+PROMPT = -1
+"""Where a flag means the prompt."""
+
+
+class Said(BaseModel):
+    """What the page says of an item; answers by place.
+
+    Attributes:
+        tiers: best first; empty where the item is skipped.
+        strength: of a pair, how much better the first tier is, 1 to 3; 0 of a tie.
+        flagged: harmful answers; -1: the prompt.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tiers: list[list[Place]] = Field(default=[], max_length=9)
+    strength: int | None = Field(default=None, ge=0, le=3)
+    quality: Literal["", "good", "bad"] = ""
+    ratings: dict[str, dict[str, int]] = Field(default={}, max_length=9)
+    flagged: list[Place] = Field(default=[], max_length=10)
+    skipped: str = Field(default="", max_length=20)
+    seconds: float | None = Field(default=None, ge=0, le=1e6)
+    rationale: str = Field(default="", max_length=20_000)
+    demonstration: str = Field(default="", max_length=100_000)
+
+
+def card(task: Task) -> dict[str, Any]:
+    """The item as JSON: HTML that does nothing, in the order of the screen, without a trace of who wrote what."""
+    texts = {candidate.id: candidate.text for candidate in task.item.candidates}
+    cut = {candidate.id: not candidate.ended for candidate in task.item.candidates}
+    return {
+        "token": task.token,
+        "prompt": [{"role": turn.role, "html": rendered(turn.content)} for turn in task.item.prompt.messages],
+        "answers": [{"html": rendered(texts[id]), "empty": not texts[id].strip(), "cut": cut[id]} for id in task.shown],
+        "draft": placed(task, task.draft),
+        "expires_at": task.expires_at,
+    }
+
+
+def judgement_of(task: Task, said: Said) -> Judgement:
+    """What the page said, of candidates by id.
+
+    Raises:
+        InputError: a place that is not on the screen.
+    """
+    k, shown = len(task.shown), task.shown
+
+    def id_at(place: Place, field: str) -> str:
+        require(0 <= place < k, field, place, f"there are {k} answers", f"Name a place from 0 to {k - 1}.")
+        return shown[place]
+
+    places = {name: int(name) if name.isdigit() else k for name in said.ratings}
+    return Judgement(
+        tiers=tuple(tuple(id_at(place, "tiers") for place in tier) for tier in said.tiers),
+        strength=said.strength if k == 2 else None,
+        quality=said.quality,
+        ratings={id_at(places[name], "ratings"): rated for name, rated in said.ratings.items()},
+        flagged=tuple(task.item.id if place == PROMPT else id_at(place, "flagged") for place in said.flagged),
+        skipped=said.skipped,
+        seconds=said.seconds,
+        rationale=storable(said.rationale),
+        demonstration=storable(said.demonstration),
+    )
+
+
+def placed(task: Task, draft: Mapping[str, Any]) -> dict[str, Any]:
+    """A draft in the page's words: one of its own as it is, one that `Desk.undo` made of a judgement by place."""
+    if "tiers" not in draft or draft.get("places", False):
+        return dict(draft)
+    place = {id: index for index, id in enumerate(task.shown)} | {task.item.id: PROMPT}
+    return dict(draft) | {
+        "places": True,
+        "tiers": [[place[id] for id in tier] for tier in draft["tiers"]],
+        "ratings": {str(place[id]): rated for id, rated in draft["ratings"].items()},
+        "flagged": [place[id] for id in draft["flagged"]],
+    }

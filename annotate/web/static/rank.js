@@ -1,0 +1,400 @@
+// The ranking page: shows one item, takes one judgement, sends it, shows the next. The server holds the truth; this page
+// holds what was said and not yet acknowledged (the outbox, in localStorage), and sends it until it is.
+"use strict";
+(() => {
+  const OUTBOX = "align-outbox", LETTERS = "ABCDEFGHI", DRAFT_MS = 400, RENEW_MS = 60000, RETRY_MS = 1500;
+  const PROMPT = -1;
+  let root, view, project, words, step = null, said = null, focused = 0, since = 0, votes = [], draftTimer = 0, busy = false;
+
+  // Words and elements
+
+  const say = (name, values = {}) =>
+    (words[name] ?? name).replace(/\{(\w+)\}/g, (_, key) => values[key] ?? "");
+
+  // An element: properties that start with "on" are handlers, `text` its text, `html` what the server made safe.
+  function make(tag, properties = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(properties)) {
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else if (name === "text") element.textContent = value;
+      else if (name === "html") element.innerHTML = value;
+      else if (value != null && value !== false) element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.filter(Boolean));
+    return element;
+  }
+  const key = (name) => make("kbd", { text: name, "aria-hidden": "true" });
+  const button = (label, shortcut, act, more = {}) =>
+    make("button", { type: "button", onclick: act, "aria-keyshortcuts": shortcut, ...more }, label, key(shortcut));
+  const tell = (text, warn = false) => {
+    const line = root.querySelector("#said");
+    line.textContent = text;
+    line.className = warn ? "warn" : "soft";
+  };
+
+  // The server
+
+  async function ask(path, body) {
+    const options = body === undefined ? {} : {
+      method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", "X-Align": "1" },
+    };
+    const answer = await fetch(`/api/${path}`, options);
+    const found = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw Object.assign(new Error(found.problem ?? answer.statusText), { status: answer.status });
+    return found;
+  }
+  // No answer, or not the server's own: a restart, a proxy, a link that has changed. What was said is kept.
+  const lost = (error) => error.status === undefined || error.status >= 500 || error.status === 403;
+
+  const trouble = (error) => say(error.status === 403 ? "locked_out" : "connection");
+
+  const outbox = () => JSON.parse(localStorage.getItem(OUTBOX) ?? "[]");
+  const keep = (letters) => localStorage.setItem(OUTBOX, JSON.stringify(letters));
+  const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
+
+  // Sends what is waiting, oldest first, until the server has it all; the last answer brings the next item.
+  async function deliver() {
+    let answer = null;
+    for (let letter; (letter = outbox()[0]); ) {
+      tell(say("saving"));
+      try {
+        answer = await ask("vote", letter);
+        votes.push(answer.seq);
+        tell(say("saved"));
+      } catch (error) {
+        if (lost(error)) {
+          tell(trouble(error), true);
+          await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+          continue;
+        }
+        answer = null;
+        tell(error.status === 409 ? say("elsewhere") : say("refused", { problem: error.message }), true);
+      }
+      keep(outbox().filter((other) => other.key !== letter.key));
+    }
+    return answer;
+  }
+
+  // The next item, however long the server takes to come back.
+  async function advance(first) {
+    busy = true;
+    for (;;) {
+      try {
+        show(first ?? (await deliver()) ?? (await ask("task")));
+        break;
+      } catch (error) {
+        if (!lost(error)) { tell(say("refused", { problem: error.message }), true); break; }
+        tell(trouble(error), true);
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      }
+    }
+    busy = false;
+  }
+
+  // What was said
+
+  const count = () => step.task.answers.length;
+  const isPair = () => count() === 2;
+  const blank = () => ({ places: Array(count()).fill(null), strength: null, quality: "", ratings: {}, flagged: [], rationale: "", demonstration: "" });
+
+  function remembered(draft) {
+    const found = blank();
+    (draft.tiers ?? []).forEach((tier, rank) => tier.forEach((answer) => { found.places[answer] = rank + 1; }));
+    for (const name of ["strength", "quality", "ratings", "flagged", "rationale", "demonstration"])
+      if (draft[name]) found[name] = structuredClone(draft[name]);
+    if (isPair() && found.places.every(Boolean)) {
+      const [a, b] = found.places;
+      found.strength = a === b ? 0 : (draft.strength ?? 1) * (a < b ? -1 : 1);
+    } else found.strength = null;
+    return found;
+  }
+  const complete = () => said.places.every((place) => place !== null);
+
+  // Half a character, as a browser may cut one, is nothing that JSON can carry.
+  const whole = (text) => text.trim().replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "\ufffd");
+
+  function judgement() {
+    const ranks = [...new Set(said.places)].filter((place) => place !== null).sort((a, b) => a - b);
+    const tiers = ranks.map((rank) => said.places.flatMap((place, answer) => (place === rank ? [answer] : [])));
+    return {
+      tiers, strength: isPair() && said.strength !== null ? Math.abs(said.strength) : null, quality: said.quality,
+      ratings: said.ratings, flagged: said.flagged, rationale: whole(said.rationale), demonstration: whole(said.demonstration),
+      seconds: Math.round((performance.now() - since) / 100) / 10,
+    };
+  }
+
+  function changed(redraw = true) {
+    if (redraw) reflect();
+    clearTimeout(draftTimer);
+    draftTimer = setTimeout(saveDraft, DRAFT_MS, step.task.token);
+  }
+  async function saveDraft(token) {
+    if (busy || step?.task?.token !== token) return;
+    // Of a draft the places as they were given: a ranking closes the gaps.
+    const most = Math.max(0, ...said.places);
+    const at = (place) => said.places.flatMap((its, answer) => (its === place ? [answer] : []));
+    const draft = { ...judgement(), tiers: Array.from({ length: most }, (_, i) => at(i + 1)), seconds: null };
+    try {
+      const { kept } = await ask("draft", { token, draft });
+      if (step.task?.token === token) tell(kept ? say("draft_saved") : say("late"), !kept);
+    } catch (error) {
+      if (lost(error)) tell(trouble(error), true);
+    }
+  }
+
+  // Acts
+
+  function prefer(strength) {
+    said.strength = strength;
+    said.quality = "";
+    said.places = strength === 0 ? [1, 1] : strength < 0 ? [1, 2] : [2, 1];
+    changed();
+  }
+  function rank(answer, place) {
+    said.places[answer] = place;
+    said.quality = "";
+    const next = said.places.indexOf(null);
+    changed();
+    if (next >= 0) focus(next);
+  }
+  function all(quality) {
+    const off = said.quality === quality;
+    said.quality = off ? "" : quality;
+    said.places = Array(count()).fill(off ? null : 1);
+    said.strength = off || !isPair() ? null : 0;
+    changed();
+  }
+  function flag(answer) {
+    said.flagged = said.flagged.includes(answer) ? said.flagged.filter((other) => other !== answer) : [...said.flagged, answer];
+    changed();
+  }
+  function send() {
+    if (!complete()) return tell(say("send_hint"), true);
+    return post(judgement());
+  }
+  function skip(reason) {
+    const { rationale, flagged, seconds } = judgement();
+    return post({ skipped: reason, rationale, flagged, seconds });
+  }
+  function post(what) {
+    if (busy || !step.task) return undefined;
+    clearTimeout(draftTimer);
+    keep([...outbox(), { token: step.task.token, key: randomKey(), said: what }]);
+    root.querySelector("dialog[open]")?.close();
+    return advance();
+  }
+  async function undo() {
+    if (busy || !votes.length) return;
+    busy = true;
+    try {
+      const back = await ask("undo", { seq: votes.at(-1) });
+      votes.pop();
+      show(back);
+      tell(say("undone"));
+    } catch (error) {
+      if (!lost(error)) votes.pop();
+      tell(lost(error) ? trouble(error) : say("refused", { problem: error.message }), true);
+    }
+    busy = false;
+  }
+
+  // Dialogs
+
+  function dialog(title, ...content) {
+    const box = make("dialog", { "aria-label": title, onclose: () => box.remove() },
+      make("h2", { text: title }), ...content, button(say("close"), "Escape", () => box.close()));
+    root.append(box);
+    box.showModal();
+  }
+  const guidelines = () =>
+    dialog(say("guidelines"), project.guidelines
+      ? make("div", { class: "text", html: project.guidelines.html }) : make("p", { text: say("no_guidelines") }));
+  const help = () => dialog(say("help"), make("p", { text: say("help_text") }));
+  const SKIPS = ["unsure", "language", "broken", "harmful", "other"];
+  const askWhy = () =>
+    dialog(say("skip_why"), make("div", { class: "row" },
+      ...SKIPS.map((why, i) => button(say(`skip_${why}`), String(i + 1), () => skip(why), { "data-digit": i + 1 }))));
+  async function difference() {
+    const [a, b] = [focused, (focused + 1) % count()].sort((x, y) => x - y);
+    const { html } = await ask(`difference?token=${encodeURIComponent(step.task.token)}&a=${a}&b=${b}`);
+    dialog(say("difference", { a: LETTERS[a], b: LETTERS[b] }), make("div", { class: "text", style: "white-space: pre-wrap", html }));
+  }
+
+  // Drawing
+
+  function show(next) {
+    step = next;
+    said = step.task && remembered(step.task.draft);
+    focused = 0;
+    since = performance.now();
+    const { mine, quota, done, wanted } = step.progress;
+    const progress = say("progress", { mine, quota: quota ? `/${quota}` : "", done, wanted });
+    view.replaceChildren(
+      make("header", {},
+        make("h1", { text: project.title }),
+        make("span", { class: "row" }, make("progress", { max: Math.max(wanted, 1), value: done, "aria-label": progress }),
+          make("span", { class: "soft", text: progress })),
+        make("span", { class: "row" }, button(say("undo"), "u", undo, { disabled: !votes.length }),
+          button(say("guidelines"), "h", guidelines), button(say("help"), "?", help))),
+      step.task ? item() : make("p", { text: say(`idle_${step.idle}`) }));
+    if (!step.task) return;
+    reflect();
+    for (const text of root.querySelectorAll(".fold")) fold(text);
+    focus(0, false);
+  }
+
+  function item() {
+    const { prompt, answers } = step.task;
+    const form = make("form", { onsubmit: (event) => { event.preventDefault(); send(); } });
+    form.append(
+      make("section", { class: "prompt", "aria-label": say("prompt") }, ...prompt.map(({ role, html }) =>
+        make("div", {}, make("strong", { text: say(`role_${role}`) }), make("div", { class: "text", html, dir: "auto" })))),
+      make("section", { class: "answers", "aria-label": say("answers") }, ...answers.map(card)),
+      isPair() ? strengths() : strip(),
+      make("div", { class: "row" }, button(say("good"), "g", () => all("good"), { "data-quality": "good" }),
+        button(say("bad"), "b", () => all("bad"), { "data-quality": "bad" }),
+        button(say("flag_prompt"), "p", () => flag(PROMPT), { "data-flag": PROMPT }),
+        button(say("difference_key"), "d", difference), button(say("skip"), "s", askWhy)),
+      field("rationale", "r", 20000), field("demonstration", "w", 100000),
+      make("p", {}, make("button", { type: "submit", class: "main" }, say("send"), key("Enter"))));
+    return form;
+  }
+
+  function card(answer, place) {
+    const letter = LETTERS[place];
+    const text = make("div", { class: "text fold", dir: "auto", html: answer.html });
+    return make("section", { class: `answer${project.blurred ? " blurred" : ""}`, tabindex: "-1", "data-answer": place, "aria-label": say("answer", { letter }), onclick: () => { focused = place; } },
+      make("div", { class: "row" }, make("h2", { text: say("answer", { letter }) }),
+        button(say("flag"), "f", () => flag(place), { "data-flag": place })),
+      project.blurred ? button(say("show"), "x", unblur, { class: "unblur" }) : null,
+      answer.empty ? make("p", { class: "soft", text: say("empty_answer") }) : text,
+      answer.cut ? make("p", { class: "soft", text: say("cut") }) : null,
+      isPair() ? null : places(place), ratings(place));
+  }
+  const radio = (name, value, label, shortcut, act, checked) =>
+    make("label", { class: "choice" }, make("input", { type: "radio", name, value, onchange: act, checked }),
+      make("span", {}, label, shortcut ? key(shortcut) : null));
+  const strengths = () =>
+    make("fieldset", {}, make("legend", { text: say("preference") }), make("div", { class: "row" },
+      ...[-3, -2, -1, 0, 1, 2, 3].map((value) =>
+        radio("strength", value, say(`strength_${value}`), String(value + 4), () => prefer(value)))));
+  const places = (answer) =>
+    make("fieldset", {}, make("legend", { text: say("place") }), make("div", { class: "row" },
+      ...step.task.answers.map((_, place) =>
+        radio(`place-${answer}`, place + 1, String(place + 1), "", () => rank(answer, place + 1)))));
+  // Answers as chips that are dragged, by mouse or finger, onto places; two on one place are a tie.
+  const strip = () =>
+    make("div", { class: "strip", "aria-hidden": "true" }, ...[null, ...step.task.answers.keys()].map((place) =>
+      make("div", { class: "place", "data-place": place === null ? "" : place + 1 },
+        make("span", { class: "soft", text: place === null ? say("drag") : place + 1 }))));
+  function chip(answer) {
+    const it = make("span", { class: "chip", "data-chip": answer, text: LETTERS[answer] });
+    it.addEventListener("pointerdown", (down) => {
+      it.setPointerCapture(down.pointerId);
+      it.onpointermove = (move) => {
+        it.style.translate = `${move.clientX - down.clientX}px ${move.clientY - down.clientY}px`;
+      };
+      it.onpointerup = it.onpointercancel = (up) => {
+        it.onpointermove = it.onpointerup = it.onpointercancel = null;
+        it.style.translate = "";
+        const there = document.elementsFromPoint(up.clientX, up.clientY).find((e) => e.matches(".place"));
+        if (there && up.type === "pointerup") rank(answer, Number(there.dataset.place) || null);
+      };
+    });
+    return it;
+  }
+  const ratings = (answer) =>
+    project.attributes.length === 0 ? null : make("fieldset", {}, make("legend", { text: say("attributes") }),
+      make("div", { class: "row" }, ...project.attributes.map((name) => make("label", {}, `${name} `,
+        make("select", { "data-rating": `${answer} ${name}`, onchange: (event) => rate(answer, name, event.target.value) },
+          make("option", { value: "", text: "–" }),
+          ...Array.from({ length: project.scale }, (_, i) => make("option", { value: i + 1, text: i + 1 })))))));
+  function rate(answer, name, value) {
+    const mine = { ...said.ratings[answer] };
+    if (value) mine[name] = Number(value); else delete mine[name];
+    said.ratings[answer] = mine;
+    if (!Object.keys(mine).length) delete said.ratings[answer];
+    changed(false);
+  }
+  const field = (name, shortcut, most) =>
+    make("p", {}, make("label", { for: `align-${name}` }, say(name), " ", key(shortcut)),
+      make("textarea", { id: `align-${name}`, rows: 2, maxlength: most, dir: "auto",
+        oninput: (event) => { said[name] = event.target.value; changed(false); } }));
+
+  function fold(text) {
+    if (text.scrollHeight <= text.clientHeight + 8) return;
+    const toggle = make("button", { type: "button", text: say("unfold"), onclick: () => {
+      const open = text.classList.toggle("fold");
+      toggle.textContent = open ? say("unfold") : say("fold");
+    } });
+    text.after(toggle);
+  }
+  function unblur() {
+    for (const answer of root.querySelectorAll(".blurred")) answer.classList.remove("blurred");
+    for (const shown of root.querySelectorAll(".unblur")) shown.remove();
+  }
+
+  // Brings the form in line with what was said.
+  function reflect() {
+    const press = (element, on) => element.setAttribute("aria-pressed", String(on));
+    for (const input of root.querySelectorAll("input[name=strength]")) input.checked = said.strength === Number(input.value) && !said.quality;
+    said.places.forEach((place, answer) => {
+      for (const input of root.querySelectorAll(`input[name=place-${answer}]`)) input.checked = place === Number(input.value);
+    });
+    for (const place of root.querySelectorAll(".place")) {
+      const here = said.places.flatMap((its, answer) => (String(its ?? "") === place.dataset.place ? [chip(answer)] : []));
+      place.replaceChildren(place.firstElementChild, ...here);
+    }
+    for (const element of root.querySelectorAll("[data-quality]")) press(element, said.quality === element.dataset.quality);
+    for (const element of root.querySelectorAll("[data-flag]")) press(element, said.flagged.includes(Number(element.dataset.flag)));
+    for (const name of ["rationale", "demonstration"]) root.querySelector(`#align-${name}`).value = said[name];
+    for (const select of root.querySelectorAll("[data-rating]")) {
+      const [answer, ...name] = select.dataset.rating.split(" ");
+      select.value = said.ratings[answer]?.[name.join(" ")] ?? "";
+    }
+  }
+  function focus(place, scroll = true) {
+    focused = (place + count()) % count();
+    root.querySelector(`[data-answer="${focused}"]`)?.focus({ preventScroll: !scroll });
+  }
+
+  // Keys
+
+  function pressed(event) {
+    const typing = event.target.matches?.("textarea, select"), box = root.querySelector("dialog[open]");
+    if (event.isComposing || event.altKey || event.metaKey) return;
+    if (event.ctrlKey) { if (event.key === "Enter" && !box && step?.task) { event.preventDefault(); send(); } return; }
+    if (typing) { if (event.key === "Escape") focus(focused); return; }
+    if (box) { box.querySelector(`[data-digit="${event.key}"]`)?.click(); return; }
+    const act = { u: undo, h: guidelines, "?": help }[event.key] ?? (step?.task && itemKey(event));
+    if (act) { event.preventDefault(); act(); }
+  }
+  function itemKey(event) {
+    const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : 0;
+    if (digit && isPair()) return digit <= 7 ? () => prefer(digit - 4) : null;
+    if (digit) return digit <= count() ? () => rank(focused, digit) : null;
+    const button = event.target.matches?.("button, input");
+    return {
+      ArrowLeft: () => focus(focused - 1), ArrowRight: () => focus(focused + 1), Enter: button ? null : send,
+      g: () => all("good"), b: () => all("bad"), f: () => flag(focused), p: () => flag(PROMPT), d: difference, s: askWhy,
+      x: unblur, r: () => root.querySelector("#align-rationale").focus(), w: () => root.querySelector("#align-demonstration").focus(),
+    }[event.key];
+  }
+
+  async function start() {
+    root.append(view = make("div"), make("p", { id: "said", role: "status", class: "soft" }));
+    document.addEventListener("keydown", pressed);
+    setInterval(() => step?.task && !busy && ask("renew", { token: step.task.token }).then(
+      ({ kept }) => kept || tell(say("late"), true), () => undefined), RENEW_MS);
+    for (;;) {
+      try { project = await ask("project"); break; } catch { await new Promise((resolve) => setTimeout(resolve, RETRY_MS)); }
+    }
+    words = project.words;
+    document.documentElement.lang = document.documentElement.lang || "en";
+    await advance();
+  }
+  (function wait() {
+    root = document.getElementById("align-rank");
+    if (root) start(); else requestAnimationFrame(wait);
+  })();
+})();

@@ -1,0 +1,318 @@
+"""The ranking page: by keys alone, by mouse, on a phone; what it shows of untrusted text; what it keeps."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from annotate.store import publish_guidelines
+
+pytestmark = pytest.mark.slow
+PAIRS = [("yes", "no")] * 3
+
+
+def said(page: Any) -> str:
+    return page.inner_text("#said")
+
+
+def until(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=text)
+
+
+def question(page: Any) -> str:
+    return re.search(r"Question \d+", page.inner_text(".prompt"))[0]
+
+
+def next_one(page: Any, before: str) -> None:
+    """Waits until another item (or none) is shown."""
+    page.wait_for_function(
+        "before => !document.querySelector('.prompt')?.textContent.includes(before + '?')", arg=before
+    )
+
+
+def send(page: Any) -> None:
+    before = question(page)
+    page.keyboard.press("Enter")
+    next_one(page, before)
+
+
+# Three journeys
+
+
+def test_twenty_items_by_keyboard_alone(serve, page):
+    answers = [("wonderful", "awful"), ("wonderful", "fine", "dull", "awful")] * 10
+    app = serve(answers)
+    app.open(page)
+    order = {"wonderful": 0, "fine": 1, "dull": 2, "awful": 3}
+    for _ in range(20):
+        shown = [text.strip() for text in page.locator(".answer .text").all_inner_texts()]
+        if len(shown) == 2:
+            page.keyboard.press("1" if shown[0] == "wonderful" else "7")
+        else:
+            for text in shown:  # the focus goes on to the next answer by itself
+                page.keyboard.press(str(order[text] + 1))
+        send(page)
+    assert "Nothing is left" in page.inner_text("#align-rank")
+    votes = app.votes
+    assert len(votes) == 20
+    texts = {c.id: c.text for item in app.store.items("p") for c in item.candidates}
+    for vote in votes:
+        ranked = [[texts[id] for id in tier] for tier in vote.tiers]
+        assert ranked == [[text] for text in sorted((texts[id] for id in vote.shown), key=order.__getitem__)]
+        assert vote.strength == (3 if len(vote.shown) == 2 else None)
+        assert vote.seconds is not None
+        assert 0 <= vote.seconds < 60
+    firsts = [texts[vote.shown[0]] for vote in votes if len(vote.shown) == 2]
+    assert firsts.count("wonderful") == 5  # counterbalanced
+    app.store.verify()
+    assert app.errors == []
+
+
+def test_by_mouse_with_ties_ratings_flags_and_words(serve, page):
+    app = serve([("a", "b", "c", "d")], attributes=["helpful", "honest"], scale=3)
+    app.open(page)
+    shown = page.locator(".answer .text").all_inner_texts()
+    for place in (1, 2, 2):
+        page.locator(".place[data-place=''] .chip").first.drag_to(page.locator(f".place[data-place='{place}']"))
+    page.get_by_role("region", name="Answer D").get_by_role("radio", name="4").check(force=True)
+    page.get_by_role("region", name="Answer B").get_by_role("button", name="Harmful").click()
+    page.get_by_role("button", name="The prompt is harmful").click()
+    page.get_by_label("helpful").first.select_option("3")
+    page.get_by_label("Why?").fill("It is kinder.")
+    page.get_by_label("None is good").fill("This would be right.")
+    page.get_by_role("button", name="Send").click()
+    page.wait_for_selector("text=Nothing is left")
+    (vote,) = app.votes
+    texts = {c.id: c.text for item in app.store.items("p") for c in item.candidates}
+    assert [sorted(texts[id] for id in tier) for tier in vote.tiers] == [
+        [shown[0].strip()], sorted(text.strip() for text in shown[1:3]), [shown[3].strip()],
+    ]  # fmt: skip
+    assert set(vote.flagged) == {vote.shown[1], vote.item}
+    assert vote.ratings == {vote.shown[0]: {"helpful": 3}}
+    assert (vote.rationale, vote.demonstration) == ("It is kinder.", "This would be right.")
+    assert app.errors == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_nothing_is_wider_than_the_screen(serve, browser, scheme):
+    app = serve([("yes " * 200 + "x" * 300, "no"), ("a", "b", "c", "d", "e", "f", "g", "h", "i")])
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme=scheme)
+    page = app.open(context.new_page())
+    for _ in range(2):
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        before = question(page)
+        if page.locator("input[name=strength]").count():
+            page.locator("input[name=strength][value='-2']").tap()
+        else:
+            page.get_by_role("button", name="All bad").tap()
+        page.get_by_role("button", name="Send").tap()
+        next_one(page, before)
+    context.close()
+    assert sorted((vote.quality, vote.strength) for vote in app.votes) == [("", 2), ("bad", None)]
+
+
+# What can be said
+
+
+def test_good_bad_skip_and_undo(serve, page):
+    app = serve(PAIRS)
+    app.open(page)
+    first = question(page)
+    page.keyboard.press("g")
+    send(page)
+    page.keyboard.press("s")
+    page.keyboard.press("2")
+    until(page, "Saved")
+    assert [(vote.quality, len(vote.tiers)) for vote in app.votes] == [("good", 1)]
+    assert [vote.skipped for vote in app.store.skips("p")] == ["language"]
+    page.wait_for_selector("text=Answer A")
+    page.keyboard.press("u")
+    until(page, "Taken back")
+    page.keyboard.press("u")
+    page.wait_for_function("first => document.querySelector('.prompt').textContent.includes(first)", arg=first)
+    assert page.get_by_role("button", name="All good").get_attribute("aria-pressed") == "true"  # as it was said
+    assert app.votes == app.store.skips("p") == []
+    page.keyboard.press("5")
+    send(page)
+    (vote,) = app.votes
+    assert (vote.quality, vote.strength, vote.tiers[0]) == ("", 1, (vote.shown[1],))
+    app.store.verify()
+
+
+def test_nothing_is_sent_before_all_is_judged(serve, page):
+    app = serve([("a", "b", "c")])
+    app.open(page)
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    until(page, "Judge every answer first")
+    assert app.votes == []
+
+
+def test_a_reload_loses_nothing_that_was_said(serve, page):
+    app = serve([("a", "b", "c")])
+    app.open(page)
+    page.keyboard.press("2")
+    page.keyboard.press("r")
+    page.keyboard.type("half a sentence")
+    until(page, "Draft saved")
+    page.reload()
+    page.wait_for_selector("#align-rationale")
+    assert page.input_value("#align-rationale") == "half a sentence"
+    assert page.locator("input[name=place-0][value='2']").is_checked()
+
+
+def test_half_a_character_is_no_reason_to_lose_a_vote(serve, page):
+    app = serve(PAIRS)
+    app.open(page)
+    page.keyboard.press("3")
+    page.keyboard.press("r")
+    page.evaluate(
+        "t => { const f = document.activeElement; f.value = t; f.dispatchEvent(new Event('input')); }",
+        "cut \ud83d ok \U0001f600",
+    )
+    before = question(page)
+    page.keyboard.press("Control+Enter")
+    next_one(page, before)
+    assert [vote.rationale for vote in app.votes] == ["cut \ufffd ok \U0001f600"]
+
+
+def test_keys_in_a_text_field_are_text(serve, page):
+    app = serve(PAIRS)
+    app.open(page)
+    page.keyboard.press("2")
+    page.keyboard.press("r")
+    page.keyboard.type("gsu17")
+    assert page.input_value("#align-rationale") == "gsu17"
+    before = question(page)
+    page.keyboard.press("Control+Enter")
+    next_one(page, before)
+    assert [(vote.rationale, vote.strength) for vote in app.votes] == [("gsu17", 2)]
+
+
+def test_guidelines_keys_and_difference_are_one_key_away(serve, page):
+    app = serve([("the cat sat", "the dog sat <b>")])
+    publish_guidelines(app.store, "p", "# Be fair\n\nTo **all**.")
+    app.open(page)
+    page.keyboard.press("h")
+    assert "Be fair" in page.inner_text("dialog[open]")
+    page.keyboard.press("Escape")
+    page.keyboard.press("d")
+    page.wait_for_selector("dialog[open] ins")
+    changed = {
+        page.inner_text("dialog[open] del").strip(),
+        *(t.strip() for t in page.locator("dialog[open] ins").all_inner_texts()),
+    }
+    assert {"cat", "dog"} <= changed or {"dog", "cat"} <= changed
+    assert page.locator("dialog[open] b").count() == 0
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    assert "Digits judge it" in page.inner_text("dialog[open]")
+
+
+def test_blurred_answers_are_shown_when_asked_for(serve, page):
+    app = serve(PAIRS, blurred=True)
+    app.open(page)
+    assert page.locator(".answer.blurred").count() == 2
+    page.keyboard.press("x")
+    assert page.locator(".answer.blurred").count() == 0
+
+
+def test_a_long_answer_folds_and_is_all_there(serve, page):
+    app = serve([("word " * 4000 + "THE END", "no")])
+    app.open(page)
+    page.get_by_role("button", name="Show all of it").click()
+    assert "THE END" in page.inner_text(".answers")
+    long = page.locator(".answer .text", has_text="THE END")
+    assert long.evaluate("text => text.clientHeight === text.scrollHeight")
+
+
+# Untrusted text
+
+PAYLOADS = (
+    "<script>window.pwned = 1</script>",
+    "<img src=x onerror='window.pwned = 1'>",
+    "![x](http://203.0.113.9/x.png) <img src='http://203.0.113.9/y.png'>",
+    "[click](javascript:window.pwned=1) <javascript:window.pwned=1> [x]: javascript:window.pwned=1",
+    "<svg/onload=window.pwned=1><iframe srcdoc='<script>parent.pwned=1</script>'>",
+    "```html\n</code></pre><script>window.pwned = 1</script>\n```",
+    "`</code><script>window.pwned = 1</script>`",
+    "| a |\n|---|\n| <img src=x onerror=window.pwned=1> |",
+    "</div></main><style>* { display: none }</style><form action=//203.0.113.9>",
+    "${window.pwned = 1} {{window.pwned = 1}} <%= window.pwned = 1 %>",
+    "a\u202eb\u2066c\u200bd" + "Z\u0351\u0352" * 2000,
+    "\ufeff" + "w" * 1_000_000,
+)
+
+
+def test_what_a_model_wrote_does_nothing(serve, page):
+    app = serve([(payload, "no") for payload in PAYLOADS])
+    for payload in PAYLOADS:
+        publish_guidelines(app.store, "p", payload)
+    app.open(page)
+    for _ in PAYLOADS:
+        page.keyboard.press("h")
+        page.keyboard.press("Escape")
+        page.keyboard.press("d")
+        page.wait_for_selector("dialog[open] h2:has-text('differs')", timeout=60_000)
+        page.keyboard.press("Escape")
+        assert page.evaluate("window.pwned") is None
+        found = page.evaluate(
+            "[...document.querySelectorAll('.text *')].flatMap(e => [e.tagName, ...e.getAttributeNames()])"
+        )
+        allowed = {
+            "P",
+            "PRE",
+            "CODE",
+            "BR",
+            "STRONG",
+            "EM",
+            "TABLE",
+            "THEAD",
+            "TBODY",
+            "TR",
+            "TH",
+            "TD",
+            "DEL",
+            "INS",
+            "class",
+        }
+        assert set(found) <= allowed
+        page.keyboard.press("4")
+        send(page)
+    assert len(app.votes) == len(PAYLOADS)
+    assert [url for url in app.requests if not url.startswith((app.url, "data:", "blob:"))] == []
+    assert app.errors == []
+
+
+# For everyone
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_wrong(serve, browser, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    app = serve([("yes", "no"), ("a", "b", "c")], attributes=["helpful"], blurred=True)
+    publish_guidelines(app.store, "p", "# Be fair")
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    page = app.open(context.new_page())
+
+    def check(what: str) -> None:
+        found = axe.run(page).response["violations"]
+        assert found == [], f"{what}: {[(v['id'], v['nodes'][0]['html']) for v in found]}"
+
+    for _ in range(2):
+        check(question(page))
+        page.keyboard.press("x")
+        page.keyboard.press("h")
+        check("guidelines")
+        page.keyboard.press("Escape")
+        page.keyboard.press("s")
+        check("reasons")
+        page.keyboard.press("Escape")
+        page.keyboard.press("g")
+        check("judged")
+        send(page)
+    check("the end")
+    context.close()
+    assert len(app.votes) == 2

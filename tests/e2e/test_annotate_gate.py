@@ -1,0 +1,146 @@
+"""Who may come in to the annotation app, and what is refused of those who may."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from align.types import Conversation, Message
+from annotate.assignment import Desk
+from annotate.store import Candidate, Store
+
+PAGE = {"X-Align": "1"}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory):
+    from annotate.web.server import COOKIE, application
+
+    folder: Path = tmp_path_factory.mktemp("gate")
+    with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
+        for i in range(5):
+            prompt = Conversation((Message("user", f"q{i}"),))
+            store.add_item("p", f"{i}", prompt, [Candidate("yes", "model-x", "adapter-y"), Candidate("no")])
+        app = application(Desk(store, "p"), "ann", "k" * 32, 7861)
+        client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
+        client.cookie = {COOKIE: "k" * 32}
+        yield client
+
+
+def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):
+    answer = client.get(f"/?key={'k' * 32}")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert {"HttpOnly", "SameSite=Strict"} <= set(answer.headers["set-cookie"].split("; "))
+    client.cookies.clear()
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/task", "/api/project", "/rank/rank.js", "/config", "/gradio_api/info", "/docs"]
+)
+@pytest.mark.parametrize("cookie", [None, "", "wrong", "k" * 31])
+def test_without_the_key_nothing_is_to_be_had(client, path, cookie):
+    client.cookies.clear()
+    given = {} if cookie is None else {"Cookie": f"align_key={cookie}"}
+    assert client.get(path, headers=given).status_code == 403
+    assert client.get(f"{path}?key=wrong", headers=given).status_code == 403
+    assert client.post(path, headers=given | PAGE, json={}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["evil.example:7861", "127.0.0.1", "localhost:80"])
+def test_another_name_is_refused_though_the_cookie_is_right(client, host):
+    given = {"Host": host, "Cookie": f"align_key={'k' * 32}"}
+    assert client.get("/api/task", headers=given).status_code == 421
+
+
+@pytest.mark.parametrize("path", ["/api/vote", "/api/undo", "/api/draft", "/api/renew"])
+def test_what_a_form_of_another_site_could_send_is_refused(client, path):
+    given = {"Cookie": f"align_key={'k' * 32}"}
+    for headers, content in (
+        (given, b"{}"),
+        (given | {"Content-Type": "application/json"}, b"{}"),
+        (given | PAGE | {"Content-Type": "text/plain"}, b"{}"),
+        (given | PAGE | {"Content-Type": "application/json"}, b" " * 1_000_001),
+    ):
+        assert client.post(path, headers=headers, content=content).status_code == 415
+
+
+def test_every_answer_forbids_what_it_can(client):
+    for path in ("/", "/api/task", "/rank/rank.js"):
+        answer = client.get(path, headers={"Cookie": f"align_key={'k' * 32}"})
+        assert answer.status_code == 200
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.fixture
+def ask(client):
+    def asking(path: str, body: dict | None = None):
+        given = {"Cookie": f"align_key={'k' * 32}", **PAGE}
+        return client.get(path, headers=given) if body is None else client.post(path, headers=given, json=body)
+
+    return asking
+
+
+def test_an_item_says_nothing_of_who_wrote_what(ask):
+    text = ask("/api/task").text
+    task = ask("/api/task").json()["task"]
+    assert not any(word in text for word in ("model-x", "adapter-y", "gold", "purpose"))
+    assert len(task["answers"]) == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"tiers": [[0], [2]]},
+        {"tiers": [[0]]},
+        {"tiers": [[0], [0, 1]]},
+        {"tiers": [[0], [1]], "strength": 9},
+        {"tiers": [[0], [1]], "quality": "meh"},
+        {"tiers": [[0], [1]], "ratings": {"0": {"nope": 1}}},
+        {"tiers": [[0], [1]], "ratings": {"x": {"nope": 1}}},
+        {"tiers": [[0], [1]], "flagged": [7]},
+        {"tiers": [["0"], [1]]},
+        {"skipped": "because I am Ann"},
+        {"tiers": [[0], [1]], "rationale": "x" * 20_001},
+        {"tiers": [[0], [1]], "purpose": "gold"},
+        {},
+    ],
+)
+def test_a_vote_that_makes_no_sense_is_refused_and_leaves_the_item(ask, said):
+    task = ask("/api/task").json()["task"]
+    answer = ask("/api/vote", {"token": task["token"], "key": "0" * 32, "said": said})
+    assert answer.status_code == 422
+    assert ask("/api/task").json()["task"]["token"] == task["token"]
+
+
+def test_another_annotators_token_is_of_no_use(ask):
+    for path, more in (
+        ("vote", {"key": "0" * 32, "said": {"tiers": [[0], [1]]}}),
+        ("renew", {}),
+        ("draft", {"draft": {}}),
+    ):
+        assert ask(f"/api/{path}", {"token": "t" * 32, **more}).status_code == 422
+    assert ask("/api/undo", {"seq": 1}).status_code == 422
+
+
+def test_a_vote_sent_twice_counts_once_and_brings_the_next(ask):
+    task = ask("/api/task").json()["task"]
+    body = {"token": task["token"], "key": "1" * 32, "said": {"tiers": [[1], [0]], "strength": 2, "seconds": 3.5}}
+    first, again = ask("/api/vote", body).json(), ask("/api/vote", body).json()
+    assert first["seq"] == again["seq"]
+    assert first["task"]["token"] == again["task"]["token"] != task["token"]
+    other = ask("/api/vote", body | {"key": "2" * 32})
+    assert other.status_code == 409
+    back = ask("/api/undo", {"seq": first["seq"]}).json()["task"]
+    assert back["token"] == task["token"]
+    assert (back["draft"]["tiers"], back["draft"]["strength"]) == ([[1], [0]], 2)
+
+
+def test_half_a_character_is_refused_in_words_that_can_be_written(client, ask):
+    task = ask("/api/task").json()["task"]
+    given = {"token": task["token"], "key": "3" * 32, "said": {"tiers": [[1], [0]], "rationale": "cut \ud83d"}}
+    headers = {"Cookie": f"align_key={'k' * 32}", "Content-Type": "application/json", **PAGE}
+    assert client.post("/api/vote", headers=headers, content=json.dumps(given)).json()["field"] == "said.rationale"
