@@ -89,9 +89,12 @@ def key_beside(root: Path) -> str:
     """The key of the link: made once for a folder of runs, so that a page outlives a restart of its server; for the
     user's own eyes."""
     path = root / "annotate.key"
-    if not path.is_file():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    if not path.is_file() or len(path.read_text()) < 32:  # a crash may have left less
+        unfinished = path.with_name("annotate.key.part")
+        unfinished.unlink(missing_ok=True)
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24))
+        os.replace(unfinished, path)
     return path.read_text()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from annotate.assignment import Desk, Task
+from annotate.store.ledger import canonical
 from annotate.store.projects import guidelines_of, settings_of
 from annotate.web.cards import Said, card, judgement_of
 from annotate.web.markup import compared, rendered
@@ -57,6 +59,7 @@ def routes(desk: Desk, who: Callable[..., str]) -> APIRouter:
         with desk.store.reading() as db:
             settings, guidelines = settings_of(db, desk.project), guidelines_of(db, desk.project)
         return {
+            "id": sha256(canonical([desk.store.shown, desk.project]).encode()).hexdigest()[:16],
             "title": settings.title or desk.project,
             "attributes": settings.attributes,
             "scale": settings.scale,

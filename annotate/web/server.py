@@ -17,7 +17,7 @@ from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
-from align.errors import InputError, StorageError
+from align.errors import InputError, StorageError, require
 from annotate.assignment import Desk
 from annotate.store import AlreadyJudged
 
@@ -95,6 +95,7 @@ class Gate:
     """Lets in who has the key, and nobody else's pages; see the module."""
 
     def __init__(self, app: ASGIApp, key: str, hosts: set[str]) -> None:
+        require(len(key) >= 32, "key", "(not shown)", "it is too short to keep anybody out", "Give 32 characters.")
         self.app, self.key, self.hosts = app, key, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

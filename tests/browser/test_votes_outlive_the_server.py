@@ -77,6 +77,16 @@ def test_killed_in_the_middle_it_loses_nothing_and_the_page_goes_on(page: Any, t
         assert len({vote.item for vote in votes}) == 4
 
 
+def test_what_waits_for_one_project_is_not_thrown_at_another(serve: Any, page: Any) -> None:
+    app = serve([("yes", "no")])
+    page.add_init_script("localStorage.setItem('align-outbox/another', '[{\"key\": \"theirs\"}]')")
+    app.open(page)
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Nothing is left")
+    assert page.evaluate("localStorage.getItem('align-outbox/another')") == '[{"key": "theirs"}]'
+
+
 def test_two_tabs_of_one_annotator(serve: Any, page: Any) -> None:
     app = serve([("yes", "no"), ("yes", "no")])
     app.open(page)

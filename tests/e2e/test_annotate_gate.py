@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from align.errors import InputError
 from align.types import Conversation, Message
 from annotate.assignment import Desk
 from annotate.store import Candidate, Store
@@ -28,6 +29,14 @@ def client(tmp_path_factory: pytest.TempPathFactory):
         client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
         client.cookie = {COOKIE: "k" * 32}
         yield client
+
+
+@pytest.mark.parametrize("key", ["", "short"])
+def test_a_key_that_keeps_nobody_out_is_refused(key):
+    from annotate.web.server import Gate
+
+    with pytest.raises(InputError, match="too short"):
+        Gate(None, key, set())
 
 
 def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):

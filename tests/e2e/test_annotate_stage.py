@@ -11,6 +11,7 @@ import pytest
 from workshop import EVERY_RUN, Workshop, files
 
 from align.run import read_manifest
+from align.stages.annotate import key_beside
 from annotate.store import Store
 
 ITEMS = [{"id": str(i), "prompt": f"q {i}", "answers": ["wonderful", "awful", "a table"]} for i in range(6)]
@@ -55,6 +56,15 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     assert shop.said.splitlines()[-2] == here
     asked(shop, "migrate")
     assert "schema_version 2 already" in shop.said
+
+
+def test_a_key_that_a_crash_cut_short_is_made_anew(tmp_path: Path) -> None:
+    first = key_beside(tmp_path)
+    assert key_beside(tmp_path) == first
+    assert len(first) >= 32
+    (tmp_path / "annotate.key").write_text("")
+    assert len(key_beside(tmp_path)) >= 32
+    assert (tmp_path / "annotate.key").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_same_command_again_is_done_again(shop: Workshop, tmp_path: Path) -> None:

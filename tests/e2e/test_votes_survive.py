@@ -128,7 +128,7 @@ def test_a_full_disk_is_said_and_the_vote_is_taken_once_there_is_room(tmp_path: 
         with store.reading() as db:  # the one connection of the pool keeps the limit
             pages = db.exec_driver_sql("PRAGMA page_count").scalar()
             db.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-        told = Judgement(tuple((id,) for id in task.shown), rationale="because " * 20_000)
+        told = Judgement(tuple((id,) for id in task.shown), rationale="because " * 10_000)
         with pytest.raises(StorageError, match="full"):
             desk.vote("ann", task.token, "k", told)
         assert store.rankings("p") == []

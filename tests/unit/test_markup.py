@@ -1,5 +1,7 @@
 """What models and people wrote, as HTML that does nothing."""
 
+import time
+
 import pytest
 
 from annotate.web.markup import PLAIN_ABOVE, compared, rendered, visible
@@ -29,6 +31,12 @@ def test_words_that_differ_are_marked_and_escaped():
     assert compared("the cat <b>", "the dog <b>") == "the <del>cat</del><ins>dog</ins> &lt;b&gt;"
     assert compared("same", "same") == "same"
     assert "4000 words were compared" in compared("a " * 5000, "b")
+
+
+def test_texts_of_few_words_do_not_take_minutes():
+    started = time.monotonic()
+    compared("a " * 4000, "a b " * 2000)
+    assert time.monotonic() - started < 10
 
 
 def test_every_word_that_the_page_says_is_in_the_one_file():

@@ -2,7 +2,7 @@
 // holds what was said and not yet acknowledged (the outbox, in localStorage), and sends it until it is.
 "use strict";
 (() => {
-  const OUTBOX = "align-outbox", LETTERS = "ABCDEFGHI", DRAFT_MS = 400, RENEW_MS = 60000, RETRY_MS = 1500;
+  const LETTERS = "ABCDEFGHI", DRAFT_MS = 400, RENEW_MS = 60000, RETRY_MS = 1500;
   const PROMPT = -1;
   let root, view, project, words, step = null, said = null, focused = 0, since = 0, votes = [], draftTimer = 0, busy = false;
 
@@ -48,8 +48,10 @@
 
   const trouble = (error) => say(error.status === 403 ? "locked_out" : "connection");
 
-  const outbox = () => JSON.parse(localStorage.getItem(OUTBOX) ?? "[]");
-  const keep = (letters) => localStorage.setItem(OUTBOX, JSON.stringify(letters));
+  // One for each project of each store: another's, served at the same port, would refuse these letters.
+  const shelf = () => `align-outbox/${project.id}`;
+  const outbox = () => JSON.parse(localStorage.getItem(shelf()) ?? "[]");
+  const keep = (letters) => localStorage.setItem(shelf(), JSON.stringify(letters));
   const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 
   // Sends what is waiting, oldest first, until the server has it all; the last answer brings the next item.
@@ -373,9 +375,9 @@
     const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : 0;
     if (digit && isPair()) return digit <= 7 ? () => prefer(digit - 4) : null;
     if (digit) return digit <= count() ? () => rank(focused, digit) : null;
-    const button = event.target.matches?.("button, input");
+    const button = event.target.matches?.("button, input"), typed = event.target.matches?.("input");  // its own arrows
     return {
-      ArrowLeft: () => focus(focused - 1), ArrowRight: () => focus(focused + 1), Enter: button ? null : send,
+      ArrowLeft: typed ? null : () => focus(focused - 1), ArrowRight: typed ? null : () => focus(focused + 1), Enter: button ? null : send,
       g: () => all("good"), b: () => all("bad"), f: () => flag(focused), p: () => flag(PROMPT), d: difference, s: askWhy,
       x: unblur, r: () => root.querySelector("#align-rationale").focus(), w: () => root.querySelector("#align-demonstration").focus(),
     }[event.key];
