@@ -20,7 +20,7 @@ from typing import Any
 
 from align.run import read_manifest
 
-RATES = {"qlora": (1e-3, 3e-3, 1e-2), "lora": (1e-3, 3e-3, 1e-2), "full": (3e-4, 1e-3, 3e-3)}
+RATES = {"qlora": (3e-4, 1e-3, 3e-3), "lora": (3e-4, 1e-3, 3e-3), "full": (1e-4, 3e-4, 1e-3)}
 TUNING_SEED, SEEDS = 9, (0, 1, 2)
 SETTINGS = ("data.max_length=256", "stage.max_steps=80")
 FIGURES = ("loss_after", "peak_rss_mb", "seconds")

@@ -5,6 +5,7 @@ The page knows answers by their place on the screen, 0 to K-1: an id would tell 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -67,7 +68,7 @@ def judgement_of(task: Task, said: Said) -> Judgement:
         require(0 <= place < k, field, place, f"there are {k} answers", f"Name a place from 0 to {k - 1}.")
         return shown[place]
 
-    places = {name: int(name) if name.isdigit() else k for name in said.ratings}
+    places = {name: int(name) if re.fullmatch("[0-9]", name) else k for name in said.ratings}
     return Judgement(
         tiers=tuple(tuple(id_at(place, "tiers") for place in tier) for tier in said.tiers),
         strength=said.strength if k == 2 else None,

@@ -18,9 +18,13 @@ COMPARED = 4_000
 """Words of each of two answers that are compared."""
 
 # Characters that turn the direction of text or show nothing, and controls: named in place, so that all read the same.
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+# (Not the joiners U+200C and U+200D, which emoji and some scripts need.)
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\u3164\ufeff\uffa0"
+    "\U000e0000-\U000e007f]"
+)
 MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
-MARKDOWN.disable(["image", "link", "autolink", "reference"])
+MARKDOWN.disable(["image", "link", "autolink", "reference", "entity"])
 
 
 def rendered(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from annotate.assignment import Desk, Task
@@ -44,7 +44,14 @@ def routes(desk: Desk, who: Callable[..., str]) -> APIRouter:
     Args:
         who: a FastAPI dependency: the identity of whoever sent a request, which has been let in already.
     """
-    router, annotator = APIRouter(prefix="/api"), Depends(who)
+    id = sha256(canonical([desk.store.shown, desk.project]).encode()).hexdigest()[:16]
+
+    def meant_for_us(request: Request) -> None:
+        """A page of another project, which was served here before, must keep what it has: 503 says so."""
+        if request.method == "POST" and request.headers["x-align"] != id:
+            raise HTTPException(503, "another project is served here now")
+
+    router, annotator = APIRouter(prefix="/api", dependencies=[Depends(meant_for_us)]), Depends(who)
 
     def step(name: str, task: Task | None) -> dict[str, Any]:
         """What the page shows next."""
@@ -59,7 +66,7 @@ def routes(desk: Desk, who: Callable[..., str]) -> APIRouter:
         with desk.store.reading() as db:
             settings, guidelines = settings_of(db, desk.project), guidelines_of(db, desk.project)
         return {
-            "id": sha256(canonical([desk.store.shown, desk.project]).encode()).hexdigest()[:16],
+            "id": id,
             "title": settings.title or desk.project,
             "attributes": settings.attributes,
             "scale": settings.scale,

@@ -1,9 +1,10 @@
 """Who may come in, and what answers: one process, one project, one annotator on this machine.
 
 Whoever has the link that the server prints comes in, as with a notebook server: the link's key becomes a cookie that no
-script reads and no other site sends. Everything else is refused: other hosts' names (DNS rebinding), requests without
-the cookie, and requests that change something unless they are JSON of the page's own, which a form of another site
-cannot send. There are no accounts yet: until there are, it binds to the loopback interface alone.
+script reads and no other site sends. Everything else is refused: other hosts' names (DNS rebinding), other pages'
+requests (another port's of this machine too), requests without the cookie, and what changes something unless it is JSON
+of the page's own, which a form cannot send. There are no accounts yet: until there are, it binds to the loopback
+interface alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import secrets
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -29,13 +29,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from annotate.web.page import HEAD, page
 from annotate.web.routes import routes
 from annotate.web.words import STATIC
 
-COOKIE = "align_key"
 BODY_LIMIT = 1_000_000
 """Bytes of a request."""
 # Gradio's templates are evaluated from strings; what models wrote never gets there.
@@ -70,7 +70,7 @@ def application(desk: Desk, annotator: str, key: str, port: int) -> ASGIApp:
     app = gradio.mount_gradio_app(
         app, page(), path="/", footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, head=HEAD
     )
-    return Gate(app, key, {f"127.0.0.1:{port}", f"localhost:{port}"})
+    return Gate(app, key, port)
 
 
 def explained(status: int) -> Callable[[Request, Exception], JSONResponse]:
@@ -94,21 +94,26 @@ def misread(_: Request, error: Exception) -> JSONResponse:
 class Gate:
     """Lets in who has the key, and nobody else's pages; see the module."""
 
-    def __init__(self, app: ASGIApp, key: str, hosts: set[str]) -> None:
+    def __init__(self, app: ASGIApp, key: str, port: int) -> None:
         require(len(key) >= 32, "key", "(not shown)", "it is too short to keep anybody out", "Give 32 characters.")
-        self.app, self.key, self.hosts = app, key, hosts
+        self.app, self.key = app, key
+        self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        self.cookie = f"align_key_{port}"  # browsers send a host's cookies to all of its ports
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if headers.get(b"host") not in self.hosts:
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if host not in self.hosts:
             await refuse(scope, send, 421, "This server is known by another name.")
+        elif origin not in (None, f"http://{host}"):
+            await refuse(scope, send, 403, "Another page asks.")
         elif self.known(given := parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]):
-            cookie = f"{COOKIE}={given}; Path=/; HttpOnly; SameSite=Strict"
+            cookie = f"{self.cookie}={given}; Path=/; HttpOnly; SameSite=Strict"
             await respond(send, 303, b"", [(b"location", b"/"), (b"set-cookie", cookie.encode())])
-        elif not self.known(cookie_of(headers.get(b"cookie", ""))):
+        elif not self.known(cookie_parser(headers.get(b"cookie", "")).get(self.cookie, "")):
             await refuse(scope, send, 403, "Open the link that the server printed when it started.")
         elif scope["type"] == "http" and (problem := unlike_the_page(scope, headers)):
             await refuse(scope, send, 415, problem)
@@ -119,15 +124,12 @@ class Gate:
         return secrets.compare_digest(given.encode(), self.key.encode())
 
 
-def cookie_of(header: str) -> str:
-    found = SimpleCookie(header).get(COOKIE)
-    return "" if found is None else found.value
-
-
 def unlike_the_page(scope: Scope, headers: dict[bytes, str]) -> str:
-    """What keeps a request to the JSON routes from being one of the page's own; empty where nothing does."""
-    if scope["method"] in ("GET", "HEAD") or not scope["path"].startswith("/api/"):
+    """What keeps a request from being one of the page's own; empty where nothing does."""
+    if scope["method"] in ("GET", "HEAD"):
         return ""
+    if not scope["path"].startswith("/api/"):  # Gradio's own, such as uploads, which the page has no use for
+        return "There is nothing here that could be changed."
     if not headers.get(b"content-type", "").startswith("application/json") or b"x-align" not in headers:
         return "Send JSON, with the header X-Align."
     length = headers.get(b"content-length", "")
@@ -162,7 +164,12 @@ def serve(desk: Desk, annotator: str, port: int, key: str, told: Callable[[str],
         InputError: the port is taken.
     """
     config = uvicorn.Config(
-        application(desk, annotator, key, port), host="127.0.0.1", port=port, log_level="warning", ws="none"
+        application(desk, annotator, key, port),
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
+        ws="none",
+        timeout_graceful_shutdown=3,
     )
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -141,6 +141,55 @@ def test_good_bad_skip_and_undo(serve, page):
     app.store.verify()
 
 
+def test_undo_after_a_reload_and_a_key_that_is_held_takes_one_back(serve, page):
+    app = serve(PAIRS)
+    app.open(page)
+    for _ in range(2):
+        page.keyboard.press("2")
+        send(page)
+    page.reload()
+    page.wait_for_selector("#align-rank form")
+    page.keyboard.down("u")
+    for _ in range(5):
+        page.keyboard.down("u")  # the keyboard repeats
+    page.keyboard.up("u")
+    until(page, "Taken back")
+    page.wait_for_timeout(500)
+    assert len(app.votes) == 1
+
+
+def test_keys_judge_the_answer_that_has_the_focus(serve, page):
+    app = serve([("a", "b", "c")])
+    app.open(page)
+    page.get_by_role("region", name="Answer C").get_by_role("button", name="Harmful").focus()
+    page.keyboard.press("1")
+    for place in ("2", "3"):
+        page.keyboard.press(place)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Nothing is left")
+    (vote,) = app.votes
+    assert vote.tiers == tuple((id,) for id in (vote.shown[2], vote.shown[0], vote.shown[1]))
+
+
+def test_a_ranking_after_all_good_begins_anew(serve, page):
+    app = serve([("a", "b", "c")])
+    app.open(page)
+    page.keyboard.press("g")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    until(page, "Judge every answer first")
+    assert app.votes == []
+    page.keyboard.press("2")
+    page.keyboard.press("3")
+    page.keyboard.press("ArrowLeft")  # to the last one; then all places anew
+    for place in ("1", "2", "3"):
+        page.keyboard.press(place)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Nothing is left")
+    (vote,) = app.votes
+    assert (vote.quality, vote.tiers) == ("", tuple((vote.shown[i],) for i in (2, 0, 1)))
+
+
 def test_nothing_is_sent_before_all_is_judged(serve, page):
     app = serve([("a", "b", "c")])
     app.open(page)

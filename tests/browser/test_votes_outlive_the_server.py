@@ -87,6 +87,39 @@ def test_what_waits_for_one_project_is_not_thrown_at_another(serve: Any, page: A
     assert page.evaluate("localStorage.getItem('align-outbox/another')") == '[{"key": "theirs"}]'
 
 
+@pytest.mark.parametrize("answer", [(404, "<h1>not here</h1>"), (200, "<h1>hello</h1>"), (200, "{}"), (503, "{}")])
+def test_an_answer_that_is_not_the_servers_loses_nothing(serve: Any, page: Any, answer: tuple[int, str]) -> None:
+    app = serve([("yes", "no")])
+    app.open(page)
+    status, body = answer
+    page.route("**/api/vote", lambda route: route.fulfill(status=status, body=body))
+    page.keyboard.press("6")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    page.unroute("**/api/vote")
+    page.wait_for_selector("text=Nothing is left")
+    assert [vote.strength for vote in app.votes] == [2]
+
+
+def test_words_written_while_the_server_was_away_outlive_a_reload(serve: Any, page: Any) -> None:
+    app = serve([("yes", "no")])
+    app.open(page)
+    page.route("**/api/draft", lambda route: route.abort())
+    page.keyboard.press("w")
+    page.keyboard.type("a long answer of my own")
+    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    page.reload()
+    page.wait_for_selector("#align-demonstration")
+    assert page.input_value("#align-demonstration") == "a long answer of my own"
+    page.unroute("**/api/draft")
+    page.keyboard.press("s")
+    page.keyboard.press("5")
+    page.wait_for_selector("text=Nothing is left")
+    assert [(skip.skipped, skip.demonstration) for skip in app.store.skips("p")] == [
+        ("other", "a long answer of my own")
+    ]
+
+
 def test_two_tabs_of_one_annotator(serve: Any, page: Any) -> None:
     app = serve([("yes", "no"), ("yes", "no")])
     app.open(page)

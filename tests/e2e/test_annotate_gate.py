@@ -13,12 +13,12 @@ from align.types import Conversation, Message
 from annotate.assignment import Desk
 from annotate.store import Candidate, Store
 
-PAGE = {"X-Align": "1"}
+PAGE = {"X-Align": "a page"}
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory):
-    from annotate.web.server import COOKIE, application
+    from annotate.web.server import application
 
     folder: Path = tmp_path_factory.mktemp("gate")
     with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
@@ -27,7 +27,6 @@ def client(tmp_path_factory: pytest.TempPathFactory):
             store.add_item("p", f"{i}", prompt, [Candidate("yes", "model-x", "adapter-y"), Candidate("no")])
         app = application(Desk(store, "p"), "ann", "k" * 32, 7861)
         client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
-        client.cookie = {COOKIE: "k" * 32}
         yield client
 
 
@@ -36,7 +35,7 @@ def test_a_key_that_keeps_nobody_out_is_refused(key):
     from annotate.web.server import Gate
 
     with pytest.raises(InputError, match="too short"):
-        Gate(None, key, set())
+        Gate(None, key, 7861)
 
 
 def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):
@@ -52,7 +51,7 @@ def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):
 @pytest.mark.parametrize("cookie", [None, "", "wrong", "k" * 31])
 def test_without_the_key_nothing_is_to_be_had(client, path, cookie):
     client.cookies.clear()
-    given = {} if cookie is None else {"Cookie": f"align_key={cookie}"}
+    given = {} if cookie is None else {"Cookie": f"align_key_7861={cookie}"}
     assert client.get(path, headers=given).status_code == 403
     assert client.get(f"{path}?key=wrong", headers=given).status_code == 403
     assert client.post(path, headers=given | PAGE, json={}).status_code == 403
@@ -60,13 +59,13 @@ def test_without_the_key_nothing_is_to_be_had(client, path, cookie):
 
 @pytest.mark.parametrize("host", ["evil.example:7861", "127.0.0.1", "localhost:80"])
 def test_another_name_is_refused_though_the_cookie_is_right(client, host):
-    given = {"Host": host, "Cookie": f"align_key={'k' * 32}"}
+    given = {"Host": host, "Cookie": f"align_key_7861={'k' * 32}"}
     assert client.get("/api/task", headers=given).status_code == 421
 
 
 @pytest.mark.parametrize("path", ["/api/vote", "/api/undo", "/api/draft", "/api/renew"])
 def test_what_a_form_of_another_site_could_send_is_refused(client, path):
-    given = {"Cookie": f"align_key={'k' * 32}"}
+    given = {"Cookie": f"align_key_7861={'k' * 32}"}
     for headers, content in (
         (given, b"{}"),
         (given | {"Content-Type": "application/json"}, b"{}"),
@@ -76,9 +75,37 @@ def test_what_a_form_of_another_site_could_send_is_refused(client, path):
         assert client.post(path, headers=headers, content=content).status_code == 415
 
 
+def test_a_page_of_another_project_is_told_to_keep_what_it_has(client):
+    given = {"Cookie": f"align_key_7861={'k' * 32}", "X-Align": "another", "Content-Type": "application/json"}
+    assert client.post("/api/vote", headers=given, json={}).status_code == 503
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/upload", "/gradio_api/queue/join", "/login", "//api/vote", "/api%2fvote"]
+)
+def test_gradios_own_routes_change_nothing(client, path):
+    given = {"Cookie": f"align_key_7861={'k' * 32}", **PAGE}
+    assert client.post(path, headers=given, json={}).status_code in (415, 503, 404)
+    assert client.post(path, headers=given, files={"files": b"x"}).status_code == 415
+
+
+@pytest.mark.parametrize("path", ["/", "/api/task", "/gradio_api/info"])
+def test_another_port_of_this_machine_is_another_page(client, path):
+    given = {"Cookie": f"align_key_7861={'k' * 32}", "Origin": "http://localhost:3000"}
+    assert client.get(path, headers=given).status_code == 403
+    assert client.get("/api/task", headers=given | {"Origin": "http://127.0.0.1:7861"}).status_code == 200
+
+
+@pytest.mark.parametrize("other", ['foo={"a": "b"}', "p=a b", "x", "a[b]=1", "a/b=1", "align_key=old"])
+def test_other_programs_cookies_lock_nobody_out(client, other):
+    client.cookies.clear()
+    given = {"Cookie": f"{other}; align_key_7861={'k' * 32}"}
+    assert client.get("/api/task", headers=given).status_code == 200
+
+
 def test_every_answer_forbids_what_it_can(client):
     for path in ("/", "/api/task", "/rank/rank.js"):
-        answer = client.get(path, headers={"Cookie": f"align_key={'k' * 32}"})
+        answer = client.get(path, headers={"Cookie": f"align_key_7861={'k' * 32}"})
         assert answer.status_code == 200
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -87,7 +114,9 @@ def test_every_answer_forbids_what_it_can(client):
 @pytest.fixture
 def ask(client):
     def asking(path: str, body: dict | None = None):
-        given = {"Cookie": f"align_key={'k' * 32}", **PAGE}
+        given = {"Cookie": f"align_key_7861={'k' * 32}"}
+        if body is not None:
+            given["X-Align"] = client.get("/api/project", headers=given).json()["id"]
         return client.get(path, headers=given) if body is None else client.post(path, headers=given, json=body)
 
     return asking
@@ -110,6 +139,7 @@ def test_an_item_says_nothing_of_who_wrote_what(ask):
         {"tiers": [[0], [1]], "quality": "meh"},
         {"tiers": [[0], [1]], "ratings": {"0": {"nope": 1}}},
         {"tiers": [[0], [1]], "ratings": {"x": {"nope": 1}}},
+        {"tiers": [[0], [1]], "ratings": {"²": {"nope": 1}}},
         {"tiers": [[0], [1]], "flagged": [7]},
         {"tiers": [["0"], [1]]},
         {"skipped": "because I am Ann"},
@@ -151,5 +181,6 @@ def test_a_vote_sent_twice_counts_once_and_brings_the_next(ask):
 def test_half_a_character_is_refused_in_words_that_can_be_written(client, ask):
     task = ask("/api/task").json()["task"]
     given = {"token": task["token"], "key": "3" * 32, "said": {"tiers": [[1], [0]], "rationale": "cut \ud83d"}}
-    headers = {"Cookie": f"align_key={'k' * 32}", "Content-Type": "application/json", **PAGE}
+    headers = {"Cookie": f"align_key_7861={'k' * 32}", "Content-Type": "application/json"}
+    headers["X-Align"] = ask("/api/project").json()["id"]
     assert client.post("/api/vote", headers=headers, content=json.dumps(given)).json()["field"] == "said.rationale"

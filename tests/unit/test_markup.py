@@ -16,14 +16,21 @@ def test_markdown_is_rendered_but_for_what_leads_somewhere():
     assert rendered("<b onclick=x>") == "<p>&lt;b onclick=x&gt;</p>\n"
 
 
+def test_what_an_entity_would_hide_stands_as_it_was_written():
+    assert rendered("a &#x202E;b &ZeroWidthSpace; &amp;") == "<p>a &amp;#x202E;b &amp;ZeroWidthSpace; &amp;amp;</p>\n"
+
+
 def test_a_very_long_text_is_all_there():
     text = "<b>" + "x" * PLAIN_ABOVE
     assert rendered(text) == f"<pre>&lt;b&gt;{'x' * PLAIN_ABOVE}</pre>"
 
 
-@pytest.mark.parametrize("unseen", ["\u202e", "\u2066", "\u200b", "\ufeff", "\x00", "\x1b", "\x7f"])
+@pytest.mark.parametrize(
+    "unseen", ["\u202e", "\u2066", "\u200b", "\ufeff", "\x00", "\x1b", "\x7f", "\xad", "\u3164", "\U000e0041"]
+)
 def test_what_cannot_be_seen_is_named(unseen):
     assert visible(f"a{unseen}b") == f"a⟨U+{ord(unseen):04X}⟩b"
+    assert f"U+{ord(unseen):04X}" in rendered(f"a{unseen}b")
     assert visible("tab\tand\r\nlines\r") == "tab\tand\nlines\n"
 
 

@@ -4,7 +4,7 @@
 (() => {
   const LETTERS = "ABCDEFGHI", DRAFT_MS = 400, RENEW_MS = 60000, RETRY_MS = 1500;
   const PROMPT = -1;
-  let root, view, project, words, step = null, said = null, focused = 0, since = 0, votes = [], draftTimer = 0, busy = false;
+  let root, view, project, words, step = null, said = null, focused = 0, since = 0, votes = [], draftTimer = 0, busy = false, drafting = Promise.resolve();
 
   // Words and elements
 
@@ -36,22 +36,26 @@
 
   async function ask(path, body) {
     const options = body === undefined ? {} : {
-      method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", "X-Align": "1" },
+      method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", "X-Align": project.id },
     };
     const answer = await fetch(`/api/${path}`, options);
-    const found = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw Object.assign(new Error(found.problem ?? answer.statusText), { status: answer.status });
+    const found = await answer.json();
+    const { status } = answer;
+    if (!answer.ok) throw Object.assign(new Error(found.problem), { status, refused: found.field !== undefined });
     return found;
   }
-  // No answer, or not the server's own: a restart, a proxy, a link that has changed. What was said is kept.
-  const lost = (error) => error.status === undefined || error.status >= 500 || error.status === 403;
-
+  // Whatever is not this project's server saying no to these very words: a restart, a proxy, another program at the port.
+  // What was said is kept, and sent again.
+  const lost = (error) => !(error.refused && (error.status === 409 || error.status === 422));
   const trouble = (error) => say(error.status === 403 ? "locked_out" : "connection");
 
   // One for each project of each store: another's, served at the same port, would refuse these letters.
   const shelf = () => `align-outbox/${project.id}`;
-  const outbox = () => JSON.parse(localStorage.getItem(shelf()) ?? "[]");
-  const keep = (letters) => localStorage.setItem(shelf(), JSON.stringify(letters));
+  const read = (storage, name, otherwise) => JSON.parse(storage.getItem(`${shelf()}${name}`) ?? otherwise);
+  const write = (storage, name, value) => storage.setItem(`${shelf()}${name}`, JSON.stringify(value));
+  const outbox = () => read(localStorage, "", "[]");
+  const keep = (letters) => write(localStorage, "", letters);
+  const noteVotes = () => write(sessionStorage, "/votes", votes);
   const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 
   // Sends what is waiting, oldest first, until the server has it all; the last answer brings the next item.
@@ -61,7 +65,9 @@
       tell(say("saving"));
       try {
         answer = await ask("vote", letter);
+        if (!Number.isInteger(answer.seq)) throw new Error("that was not the server's answer");
         votes.push(answer.seq);
+        noteVotes();
         tell(say("saved"));
       } catch (error) {
         if (lost(error)) {
@@ -70,6 +76,7 @@
           continue;
         }
         answer = null;
+        write(localStorage, "/refused", [...read(localStorage, "/refused", "[]"), letter]);
         tell(error.status === 409 ? say("elsewhere") : say("refused", { problem: error.message }), true);
       }
       keep(outbox().filter((other) => other.key !== letter.key));
@@ -79,7 +86,7 @@
 
   // The next item, however long the server takes to come back.
   async function advance(first) {
-    busy = true;
+    occupied(true);
     for (;;) {
       try {
         show(first ?? (await deliver()) ?? (await ask("task")));
@@ -90,7 +97,11 @@
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
     }
-    busy = false;
+    occupied(false);
+  }
+  function occupied(on) {
+    busy = view.inert = on;
+    if (!on && step?.task) focus(focused, false);
   }
 
   // What was said
@@ -121,27 +132,35 @@
     return {
       tiers, strength: isPair() && said.strength !== null ? Math.abs(said.strength) : null, quality: said.quality,
       ratings: said.ratings, flagged: said.flagged, rationale: whole(said.rationale), demonstration: whole(said.demonstration),
-      seconds: Math.round((performance.now() - since) / 100) / 10,
+      seconds: Math.min(Math.round((performance.now() - since) / 100) / 10, 1e6),
     };
   }
 
   function changed(redraw = true) {
     if (redraw) reflect();
     clearTimeout(draftTimer);
-    draftTimer = setTimeout(saveDraft, DRAFT_MS, step.task.token);
+    write(localStorage, "/draft", { token: step.task.token, draft: draft() });
+    draftTimer = setTimeout(saveDraft, DRAFT_MS);
   }
-  async function saveDraft(token) {
-    if (busy || step?.task?.token !== token) return;
+  function draft() {
     // Of a draft the places as they were given: a ranking closes the gaps.
     const most = Math.max(0, ...said.places);
     const at = (place) => said.places.flatMap((its, answer) => (its === place ? [answer] : []));
-    const draft = { ...judgement(), tiers: Array.from({ length: most }, (_, i) => at(i + 1)), seconds: null };
-    try {
-      const { kept } = await ask("draft", { token, draft });
-      if (step.task?.token === token) tell(kept ? say("draft_saved") : say("late"), !kept);
-    } catch (error) {
-      if (lost(error)) tell(trouble(error), true);
-    }
+    return { ...judgement(), tiers: Array.from({ length: most }, (_, i) => at(i + 1)), seconds: null };
+  }
+  // One after the other, the newest last; what a lost connection kept back is sent again.
+  function saveDraft() {
+    const kept = read(localStorage, "/draft", "null");
+    clearTimeout(draftTimer);
+    if (!kept) return drafting;
+    drafting = drafting.then(() => ask("draft", kept)).then(
+      ({ kept: ours }) => { if (step?.task?.token === kept.token) tell(ours ? say("draft_saved") : say("late"), !ours); },
+      (error) => {
+        if (!lost(error)) return;
+        tell(trouble(error), true);
+        draftTimer = setTimeout(saveDraft, RETRY_MS);
+      });
+    return drafting;
   }
 
   // Acts
@@ -152,12 +171,14 @@
     said.places = strength === 0 ? [1, 1] : strength < 0 ? [1, 2] : [2, 1];
     changed();
   }
-  function rank(answer, place) {
+  function rank(answer, place, byKey = false) {
+    if (said.quality) said.places.fill(null); // "all good" says nothing of which is better
     said.places[answer] = place;
     said.quality = "";
-    const next = said.places.indexOf(null);
     changed();
-    if (next >= 0) focus(next);
+    if (!byKey) return; // a hand on the mouse, or on the arrows of a radio group, stays where it is
+    const next = said.places.indexOf(null);
+    focus(next >= 0 ? next : answer + 1);
   }
   function all(quality) {
     const off = said.quality === quality;
@@ -175,29 +196,33 @@
     return post(judgement());
   }
   function skip(reason) {
-    const { rationale, flagged, seconds } = judgement();
-    return post({ skipped: reason, rationale, flagged, seconds });
+    const { rationale, demonstration, flagged, seconds } = judgement();
+    return post({ skipped: reason, rationale, demonstration, flagged, seconds });
   }
   function post(what) {
     if (busy || !step.task) return undefined;
     clearTimeout(draftTimer);
     keep([...outbox(), { token: step.task.token, key: randomKey(), said: what }]);
+    localStorage.removeItem(`${shelf()}/draft`);
     root.querySelector("dialog[open]")?.close();
     return advance();
   }
   async function undo() {
     if (busy || !votes.length) return;
-    busy = true;
+    occupied(true);
+    await saveDraft();
     try {
       const back = await ask("undo", { seq: votes.at(-1) });
       votes.pop();
+      localStorage.removeItem(`${shelf()}/draft`);
       show(back);
       tell(say("undone"));
     } catch (error) {
       if (!lost(error)) votes.pop();
       tell(lost(error) ? trouble(error) : say("refused", { problem: error.message }), true);
     }
-    busy = false;
+    noteVotes();
+    occupied(false);
   }
 
   // Dialogs
@@ -218,15 +243,21 @@
       ...SKIPS.map((why, i) => button(say(`skip_${why}`), String(i + 1), () => skip(why), { "data-digit": i + 1 }))));
   async function difference() {
     const [a, b] = [focused, (focused + 1) % count()].sort((x, y) => x - y);
-    const { html } = await ask(`difference?token=${encodeURIComponent(step.task.token)}&a=${a}&b=${b}`);
+    const { token } = step.task;
+    const found = await ask(`difference?token=${encodeURIComponent(token)}&a=${a}&b=${b}`).catch((error) => tell(trouble(error), true));
+    if (!found || busy || step.task?.token !== token) return;
+    const { html } = found;
     dialog(say("difference", { a: LETTERS[a], b: LETTERS[b] }), make("div", { class: "text", style: "white-space: pre-wrap", html }));
   }
 
   // Drawing
 
   function show(next) {
+    if (!next.progress) throw new Error("that was not the server's answer");
     step = next;
-    said = step.task && remembered(step.task.draft);
+    const kept = read(localStorage, "/draft", "null"); // newer than the server's, where it was said while that was away
+    said = step.task && remembered(kept?.token === step.task.token ? kept.draft : step.task.draft);
+    for (const open of root.querySelectorAll("dialog")) open.remove();
     focused = 0;
     since = performance.now();
     const { mine, quota, done, wanted } = step.progress;
@@ -265,7 +296,7 @@
   function card(answer, place) {
     const letter = LETTERS[place];
     const text = make("div", { class: "text fold", dir: "auto", html: answer.html });
-    return make("section", { class: `answer${project.blurred ? " blurred" : ""}`, tabindex: "-1", "data-answer": place, "aria-label": say("answer", { letter }), onclick: () => { focused = place; } },
+    return make("section", { class: `answer${project.blurred ? " blurred" : ""}`, tabindex: "-1", "data-answer": place, "aria-label": say("answer", { letter }), onfocusin: () => { focused = place; } },
       make("div", { class: "row" }, make("h2", { text: say("answer", { letter }) }),
         button(say("flag"), "f", () => flag(place), { "data-flag": place })),
       project.blurred ? button(say("show"), "x", unblur, { class: "unblur" }) : null,
@@ -364,7 +395,8 @@
 
   function pressed(event) {
     const typing = event.target.matches?.("textarea, select"), box = root.querySelector("dialog[open]");
-    if (event.isComposing || event.altKey || event.metaKey) return;
+    if (event.isComposing || event.altKey || event.metaKey || busy) return;
+    if (event.repeat && !typing && !event.key.startsWith("Arrow") && event.key !== "Tab") return event.preventDefault();
     if (event.ctrlKey) { if (event.key === "Enter" && !box && step?.task) { event.preventDefault(); send(); } return; }
     if (typing) { if (event.key === "Escape") focus(focused); return; }
     if (box) { box.querySelector(`[data-digit="${event.key}"]`)?.click(); return; }
@@ -374,7 +406,7 @@
   function itemKey(event) {
     const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : 0;
     if (digit && isPair()) return digit <= 7 ? () => prefer(digit - 4) : null;
-    if (digit) return digit <= count() ? () => rank(focused, digit) : null;
+    if (digit) return digit <= count() ? () => rank(focused, digit, true) : null;
     const button = event.target.matches?.("button, input"), typed = event.target.matches?.("input");  // its own arrows
     return {
       ArrowLeft: typed ? null : () => focus(focused - 1), ArrowRight: typed ? null : () => focus(focused + 1), Enter: button ? null : send,
@@ -392,6 +424,7 @@
       try { project = await ask("project"); break; } catch { await new Promise((resolve) => setTimeout(resolve, RETRY_MS)); }
     }
     words = project.words;
+    votes = read(sessionStorage, "/votes", "[]");
     document.documentElement.lang = document.documentElement.lang || "en";
     await advance();
   }
