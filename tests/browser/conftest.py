@@ -3,59 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from annotation_app import KEY, WHO, App, fill, free_port
 
-from align.types import Conversation, Message
 from annotate.assignment import Desk
-from annotate.store import Candidate, Store, Vote, configure
-
-KEY = "k" * 32
-WHO = "ann"
-
-
-@dataclass
-class App:
-    """A store, the server on it, and what the page asked for and complained about."""
-
-    store: Store
-    url: str
-    requests: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    @property
-    def votes(self) -> list[Vote]:
-        return self.store.rankings("p")
-
-    def open(self, page: Any) -> Any:
-        """The page with its first item, watched."""
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("dialog", lambda dialog: (self.errors.append(dialog.message), dialog.dismiss()))
-        page.goto(f"{self.url}/?key={KEY}")
-        page.wait_for_selector("#align-rank header", timeout=60_000)
-        return page
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def fill(store: Store, answers: Sequence[Sequence[str]], **settings: Any) -> None:
-    """One item for each sequence of answers."""
-    for i, texts in enumerate(answers):
-        prompt = Conversation((Message("system", "Be kind."), Message("user", f"Question {i}?")))
-        store.add_item("p", f"run/{i}", prompt, [Candidate(text) for text in texts])
-    configure(store, "p", settings)
+from annotate.store import Store
 
 
 @pytest.fixture(scope="session")

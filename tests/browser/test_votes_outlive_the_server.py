@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import fill, free_port
+from annotation_app import fill, free_port
 
 from annotate.store import Store
 
