@@ -5,23 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from workshop import Ready
 
 from align.__main__ import main
-
-
-class Ready(NamedTuple):
-    """Attributes:
-    root: runs of `sft`, `sample`, `annotate` and two of `reward`, named `a` and `b`.
-    ppo: the words of a command that trains on them in a second or two; later words override.
-    data: the words that name the data.
-    """
-
-    root: Path
-    ppo: list[str]
-    data: list[str]
 
 
 @pytest.fixture(scope="session")

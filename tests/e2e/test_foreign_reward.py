@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import Ready
 from peft import PeftModel
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from workshop import Ready
 
 from align.__main__ import main
 from align.errors import InputError

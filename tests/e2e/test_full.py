@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ready
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
+from workshop import Ready
 
 from align.__main__ import main
 from align.run import file_digest, read_manifest

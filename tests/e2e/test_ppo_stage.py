@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ready
+from workshop import Ready
 
 from align.__main__ import main
 from align.models.adapters import read_tensors

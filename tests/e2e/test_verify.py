@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Ready
+from workshop import Ready
 
 from align.__main__ import main
 from align.ppo import update

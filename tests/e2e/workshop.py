@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 from align.__main__ import main
 
@@ -13,6 +14,18 @@ STREAMS = {"metrics.jsonl", "timing.jsonl"}
 SHORT = ("rollout.max_new_tokens=16", "device=cpu")
 SFT = ("stage.batch_size=8", "stage.epochs=10", "stage.lr=0.01", "stage.log_every=5")
 PPO = ("stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16")
+
+
+class Ready(NamedTuple):
+    """Attributes:
+    root: runs of `sft`, `sample`, `annotate` and two of `reward`, named `a` and `b`.
+    ppo: the words of a command that trains on them in a second or two; later words override.
+    data: the words that name the data.
+    """
+
+    root: Path
+    ppo: list[str]
+    data: list[str]
 
 
 class Workshop:
