@@ -5,14 +5,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from annotation_store import add, ask, said
-from sqlalchemy.event import listen
+from annotation_store import ask, said
+from desks import best_first, counters, desk_of, judge
 
 from align.errors import InputError
-from annotate.assignment import REPEAT_AFTER, Desk
+from annotate.assignment import Desk
 from annotate.clock import Clock
-from annotate.orders import chance, shown_order
-from annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, preferences, publish_guidelines
+from annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
 from annotate.store.counting import recount
 from annotate.store.tables import leases, work
 
@@ -36,27 +35,6 @@ def store(store_url):
 @pytest.fixture
 def clock():
     return Hands()
-
-
-def desk_of(store, clock=None, items=3, **settings):
-    for i in range(items):
-        add(store, f"run/{i}")
-    configure(store, "p", settings)
-    return Desk(store, "p", clock)
-
-
-def best_first(task, **more):
-    return said(task.item.id, "0>1>2", **more)
-
-
-def judge(desk, who, task, key=None, **more):
-    return desk.vote(who, task.token, key or f"{who}/{task.token}", best_first(task, **more))
-
-
-def counters(store):
-    with store.reading() as db:
-        rows = db.execute(work.select()).all()
-    return {row.item: (row.judged, row.leased) for row in rows}
 
 
 # Leases
@@ -379,203 +357,6 @@ def test_a_draft_outlives_its_lease(store, clock):
     judge(desk, "ann", desk.take("ann"))
     with store.reading() as db:
         assert db.exec_driver_sql("SELECT count(*) FROM drafts").scalar() == 0
-
-
-# Gold and repeats
-
-
-def test_gold_is_asked_of_everyone_once_and_trained_on_by_nobody(store):
-    gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
-    desk = desk_of(store, items=3, gold_share=1.0)
-    for who in ("ann", "bob"):
-        task = desk.take(who)
-        assert task.item.id == gold
-        _, following = desk.vote(who, task.token, who, said(gold, "0>1"))
-        assert following.item.id != gold
-        desk.give_back(who, following.token)
-    assert {vote.purpose for vote in store.rankings("p")} == {"gold"}
-    with pytest.raises(InputError, match="nothing in it has been ranked"):
-        preferences(store, "p")
-    judge(desk, "ann", desk.take("ann"))
-    assert {pref.group_id for pref in preferences(store, "p")}.isdisjoint({gold})
-
-
-@pytest.mark.parametrize("expected", [[[0]], [[0], [0, 1]], [[0], [], [1]], [[0], [2]]])
-def test_a_known_answer_that_is_no_order_is_refused(store, expected):
-    with pytest.raises(InputError) as caught:
-        store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=expected)
-    assert caught.value.field == "expected"
-
-
-def test_a_repeat_comes_later_and_turned_round_and_once(store):
-    desk = desk_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
-    seen, task = [], desk.take("ann")
-    while task is not None:
-        seen.append(task)
-        _, task = judge(desk, "ann", task)
-    first = {}
-    for place, task in enumerate(seen):
-        if task.item.id in first:
-            before, shown = first.pop(task.item.id)
-            assert place - before > REPEAT_AFTER
-            assert task.shown == tuple(reversed(shown))
-        else:
-            first[task.item.id] = (place, task.shown)
-    purposes = Counter(vote.purpose for vote in store.rankings("p"))
-    assert purposes["work"] == REPEAT_AFTER + 3
-    assert purposes["repeat"] >= 2
-    assert len(preferences(store, "p")) == 3 * (REPEAT_AFTER + 3)  # repeats measure, they do not teach
-    store.verify()
-
-
-def test_a_repeat_is_judged_afresh_and_far_from_the_last_vote(store):
-    desk = desk_of(store, items=REPEAT_AFTER + 4, repeat_share=1.0)
-    first = desk.take("ann")
-    seq, task = judge(desk, "ann", first, rationale="first time")
-    for _ in range(REPEAT_AFTER - 1):
-        _, task = judge(desk, "ann", task)
-    judge(desk, "ann", desk.undo("ann", seq), "anew", rationale="second time")
-    seen = []
-    while task is not None and task.item.id != first.item.id:
-        seen.append(task.item.id)
-        assert task.draft == {}
-        _, task = judge(desk, "ann", task)
-    assert task is None or len(seen) >= REPEAT_AFTER
-    assert task is None or task.draft == {}
-
-
-def test_undoing_what_is_being_repeated_takes_the_repeat_back(store):
-    desk = desk_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
-    task, seqs = desk.take("ann"), {}
-    while task.item.id not in seqs:
-        seqs[task.item.id], task = judge(desk, "ann", task)
-    back = desk.undo("ann", seqs[task.item.id])
-    assert back.item.id == task.item.id
-    assert back.token != task.token
-    _, following = judge(desk, "ann", back, "anew")
-    assert following is not None
-    assert following.item.id != back.item.id
-    store.verify()
-
-
-def test_a_first_vote_can_be_made_again_while_its_repeat_stands(store):
-    desk = desk_of(store, items=REPEAT_AFTER + 1, repeat_share=1.0)
-    task, votes = desk.take("ann"), []
-    while task is not None:
-        seq, following = judge(desk, "ann", task)
-        votes.append((seq, task))
-        task = following
-    repeat = next(vote for vote in store.rankings("p") if vote.purpose == "repeat")
-    seq, task = next((seq, task) for seq, task in votes if task.item.id == repeat.item)
-    judge(desk, "ann", desk.undo("ann", seq), "again")
-    assert {v.purpose for v in store.rankings("p") if v.item == repeat.item} == {"work", "repeat"}
-
-
-def test_what_a_gold_item_is_said_to_be_is_never_trained_on(store):
-    gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
-    store.record("p", gold, said(gold, "0>1", source="simulated"), annotator="bot", key="k")
-    store.record("p", add(store), said(add(store), "0>1>2", source="simulated"), annotator="bot", key="l")
-    assert {pref.group_id for pref in preferences(store, "p", allow_simulated=True)} == {add(store)}
-    assert {vote.purpose for vote in store.rankings("p") if vote.item == gold} == {"gold"}
-    assert store.record("p", gold, said(gold, "0>1", source="simulated"), annotator="bot", key="k")
-
-
-@pytest.mark.parametrize(
-    ("more", "field"),
-    [
-        ({"strength": 4}, "strength"),
-        ({"strength": True}, "strength"),
-        ({"strength": "x"}, "strength"),
-        ({"seconds": float("nan")}, "seconds"),
-        ({"seconds": -1}, "seconds"),
-        ({"quality": "meh"}, "quality"),
-        ({"source": "robot"}, "source"),
-        ({"purpose": "fun"}, "purpose"),
-        ({"skipped": "my name is Ann"}, "skipped"),
-        ({"rationale": "half \ud83d"}, "rationale"),
-        ({"demonstration": "nul \x00"}, "demonstration"),
-        ({"rationale": "x" * 100_001}, "rationale"),
-        ({"ratings": {"ID": {"nope": 3}}}, "ratings"),
-        ({"ratings": {"ID": {"helpful": 9}}}, "ratings.helpful"),
-        ({"ratings": {"other": {"helpful": 1}}}, "ratings"),
-        ({"flagged": ("other",)}, "flagged"),
-        ({"shown": ("other",)}, "shown"),
-    ],
-)
-def test_the_ledger_takes_nothing_that_cannot_be_read_back(store, more, field):
-    item = add(store)
-    configure(store, "p", {"attributes": ["helpful"]})
-    if "ID" in more.get("ratings", {}):
-        more = {"ratings": {f"{item}-0": more["ratings"]["ID"]}}
-    head = store.head()
-    with pytest.raises(InputError) as caught:
-        store.record("p", item, said(item, "0>1>2", **more), annotator="ann", key="k")
-    assert caught.value.field == field
-    assert store.head() == head
-
-
-@pytest.mark.parametrize("name", ["x" * 321, "nul\x00", "half \ud83d"])
-def test_a_name_that_one_database_could_not_keep_is_refused_by_both(store, name):
-    item = add(store)
-    with pytest.raises(InputError) as caught:
-        store.record("p", item, said(item, "0>1>2"), annotator=name, key="k")
-    assert caught.value.field == "annotator"
-    with pytest.raises(InputError):
-        Desk(store, "p").take(name)
-
-
-# The order on the screen
-
-
-@pytest.mark.parametrize("k", [2, 3, 4, 9])
-def test_every_position_stands_equally_often_in_every_place(k):
-    ids = [str(i) for i in range(k)]
-    for block in range(5):
-        orders = [shown_order(ids, "ann", block * k + i) for i in range(k)]
-        assert all(sorted(order) == ids for order in orders)
-        for place in range(k):
-            assert {order[place] for order in orders} == set(ids)
-    assert shown_order(ids, "ann", 3) == shown_order(ids, "ann", 3)
-
-
-def test_two_annotators_see_different_orders():
-    orders = [[shown_order("ab", who, turn) for turn in range(40)] for who in ("ann", "bob")]
-    assert orders[0] != orders[1]
-    assert 8 <= sum(a == b for a, b in zip(*orders, strict=True)) <= 32
-
-
-def test_a_chance_befalls_its_share():
-    hits = sum(chance(0.2, f"who{n % 7}", n, "gold") for n in range(4000))
-    assert hits == pytest.approx(800, abs=80)
-    assert not any(chance(0.0, "ann", n, "gold") for n in range(100))
-    assert all(chance(1.0, "ann", n, "gold") for n in range(100))
-
-
-def listened(db) -> list:
-    queries: list = []
-    listen(db, "before_cursor_execute", lambda c, cursor, text, given, *_: queries.append((text, given)))
-    return queries
-
-
-def test_the_next_item_is_found_without_looking_at_the_others(tmp_path):
-    """SQLite's own account of how it does what `take` and `vote` ask for."""
-    with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
-        for order in ("random", "priority"):
-            desk = desk_of(store, items=5, order=order, overlap=2, gold_share=1.0, repeat_share=1.0)
-            with store.transaction() as db:
-                queries = listened(db)
-                judge(desk, order, desk.take(order))
-                asked_for = [query for query in queries if query[0].startswith("SELECT")]
-                plans = [
-                    (text, row[-1])
-                    for text, given in asked_for
-                    for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given).all()
-                ]
-            assert len(asked_for) > 10
-            for text, step in plans:
-                newest = "ORDER BY ledger.seq DESC" in text  # along the primary key, and no farther than one row
-                assert newest or not step.startswith("SCAN"), f"{step}: {text}"
-                assert "TEMP B-TREE" not in step or "FROM work" not in text, f"{step}: {text}"
 
 
 # Whatever happens

@@ -205,7 +205,7 @@ def test_a_new_store_has_the_tables_that_the_code_speaks_of(store):
     with store.reading() as db:
         context = MigrationContext.configure(db, opts={"version_table": VERSION_TABLE, "compare_type": True})
         found = compare_metadata(context, metadata)
-    # SQLite does not tell in which direction an index goes; `test_assignment` asks its planner about that one.
+    # SQLite does not tell in which direction an index goes; `test_gold_and_repeats` asks its planner about that one.
     assert [change for change in found if getattr(change[1], "name", "") != "work_by_priority"] == []
 
 
