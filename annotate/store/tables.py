@@ -116,7 +116,8 @@ remarks = Table(
     Column("salt", String(64), nullable=False),
 )
 
-# SQLite takes a partial index where the query says its condition in the same words; `test_gold_and_repeats` asks its planner.
+# SQLite takes a partial index where the query says its condition in the same words; `test_gold_and_repeats` asks its
+# planner.
 LEFT = text("wanted > judged + leased")
 
 # One row an item. The two counters are what the ledger and the open leases say, kept so that the next item is found
