@@ -20,7 +20,7 @@ demo: .venv/.demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/quickstart/run.sh
 
 annotate: .venv/.demo
-	$(BIN)/python -m align stage=annotate project=quickstart
+	$(BIN)/python -m align stage=annotate stage.demo=true project=quickstart
 
 test: venv
 	$(BIN)/python -m pytest

@@ -24,7 +24,7 @@ from align.errors import CorruptFile, InputError, StorageError, require
 from annotate.store import Head, Store
 from annotate.store.counting import recount
 from annotate.store.schema import SCHEMA_VERSION
-from annotate.store.tables import ledger, metadata, projects, store_meta
+from annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
 
 FORMAT = "align annotation store"
 AT_ONCE = 500
@@ -32,8 +32,9 @@ AGAIN = "Take another backup; this one cannot be trusted."
 
 
 def tables() -> list[Table]:
-    """Every table but the note of its own version, those first that others refer to."""
-    return [table for table in metadata.sorted_tables if table is not store_meta]
+    """Every table but the note of its own version and what lets people in for a while, those first that others refer
+    to."""
+    return [table for table in metadata.sorted_tables if table not in (store_meta, sessions, invitations)]
 
 
 def backup(store: Store, path: Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from getpass import getuser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
-from align.config.annotate import AnnotateConfig
+from align.config.annotate import LOOPBACK, AnnotateConfig
 from align.config.root import Config
 from align.errors import InputError, require
 from align.report import Report
@@ -18,7 +19,6 @@ from align.stages import Inputs, open_store, store_url
 from align.stages.lineage import readers_of
 from align.types import Result
 from annotate.archive import backup, restore
-from annotate.assignment import Desk
 from annotate.exporting import export
 from annotate.importing import import_items
 from annotate.simulate import simulate
@@ -47,10 +47,15 @@ def inputs(config: Config) -> Inputs:
             head = store.head(config.project)
         record = {"project": config.project, "seq": head.seq, "digest": head.hash}
         return Inputs(label, None, {"annotations": record})
+    # From here on people have no name: what the run writes down must not say whom it concerned.
     if stage.action == "erase" and stage.annotator is not None:
-        # From here on they have no name: what the run writes down must not say whom it erased.
         with open_store(config, create=False) as store:
             stage.annotator = store.known(config.project, stage.annotator)
+    if stage.action == "invite" and stage.annotator is not None:
+        from annotate.accounts import Accounts
+
+        with open_store(config, create=False) as store:
+            stage.annotator = Accounts(store).handle(config.project, stage.annotator)
     # The others look at a store that changes, or change it: asked again, each is done again.
     return Inputs(label, None, {"asked": {"digest": secrets.token_hex(8)}})
 
@@ -70,19 +75,60 @@ def run(run: Run, config: Config) -> Result:
 
 
 def served(run: Run, config: Config) -> Result:
-    from annotate.web.server import serve  # Gradio takes seconds to import
+    from annotate.accounts import Accounts, Person
+    from annotate.web.desks import Desks
+    from annotate.web.server import AccountDoor, KeyDoor, application, serve  # Gradio takes seconds to import
 
     stage: AnnotateConfig = config.stage
-    name = getuser()
+    url, others = origins(stage)
+    cookie = f"align_{{}}_{stage.port}".format
     with open_store(config, create=False) as store:
-        desk = Desk(store, config.project)
-        before = desk.progress(name).mine
-        print(f"{name} annotates project {config.project}; Ctrl+C ends it")
-        serve(desk, name, stage.port, key_beside(Path(config.run.root).expanduser()))
-        done = desk.progress(name)
+        before = store.head(config.project).seq  # and whether there is such a project
+        desks = Desks(store)
+        if stage.demo:
+            key, person = key_beside(Path(config.run.root).expanduser()), Person(getuser(), {config.project: "admin"})
+            door, links = KeyDoor(key, person, cookie("key")), [f"open {url}/?key={key}"]
+        else:
+            accounts = Accounts(store)
+            first = accounts.first_admin(config.project)
+            door, links = AccountDoor(accounts, cookie("session")), [f"open {url}/?project={quote(config.project)}"]
+            if first is not None:
+                links.append(f"nobody manages it yet; the first admin, once, within a day: {url}/invite?token={first}")
+        if url.startswith("http:") and urlsplit(url).hostname not in LOOPBACK:
+            links.append("passwords and answers travel in the clear: put a proxy with TLS in front, docs/annotating.md")
+        links.append("Ctrl+C ends it, and what was said stays")
+        serve(
+            application(desks, door, [url, *others]),
+            stage.host,
+            stage.port,
+            lambda: print(*links, sep="\n", flush=True),
+        )
+        done = desks.of(config.project).progress(getuser())
+        added = sum(vote.seq > before for vote in store.rankings(config.project))
         note_head(run, config.project, store.head(config.project))
-    metrics = {"rankings": done.mine - before, "done": done.done, "wanted": done.wanted}
-    return Result(metrics, (f"{metrics['rankings']} rankings by {name}; all: {done.done} of {done.wanted}",))
+    metrics = {"rankings": added, "done": done.done, "wanted": done.wanted}
+    return Result(metrics, (f"{added} rankings; all: {done.done} of {done.wanted}",))
+
+
+def origins(stage: AnnotateConfig) -> tuple[str, list[str]]:
+    """Under which addresses browsers know the server: the one that is told to people, and further ones."""
+    if stage.url is not None:
+        return stage.url, []
+    return f"http://127.0.0.1:{stage.port}", [f"http://localhost:{stage.port}"]
+
+
+def invited(run: Run, config: Config) -> Result:
+    from annotate.accounts import Accounts
+
+    stage: AnnotateConfig = config.stage
+    with open_store(config, create=False) as store:
+        accounts = Accounts(store)
+        name = "" if stage.annotator is None else accounts.behind(config.project, stage.annotator)
+        token = accounts.invite(config.project, stage.role, name)
+    print(
+        f"once, within a week: {origins(stage)[0]}/invite?token={token}"
+    )  # not in the run's folder, which others read
+    return Result({}, (f"an invitation to project {config.project}, as {stage.role}",))
 
 
 def key_beside(root: Path) -> str:
@@ -197,8 +243,9 @@ def erased(run: Run, config: Config) -> Result:
 
 
 DO: dict[str, Callable[[Run, Config], Result]] = {
-    "serve": served, "simulate": simulated, "import": imported, "configure": configured, "export": exported,
-    "verify": verified, "backup": backed_up, "restore": restored, "migrate": migrated, "erase": erased,
+    "serve": served, "invite": invited, "simulate": simulated, "import": imported, "configure": configured,
+    "export": exported, "verify": verified, "backup": backed_up, "restore": restored,
+    "migrate": migrated, "erase": erased,
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ records   the records and their rows                schema               how a d
 queries   what is asked of the tables               connections          writers and readers
 checks    what is refused before it is written
 projects  settings and guidelines                   database             the store itself
-pairs     rankings → preference pairs               verify               the walk over chain and contents
+people    accounts and what they may do where       verify               the walk over chain and contents
+pairs     rankings → preference pairs
 """
 
 from annotate.store.checks import AlreadyJudged

@@ -9,7 +9,21 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, Engine, select
 
 from annotate.store.schema import LOCKED_S, explained
-from annotate.store.tables import annotators, candidates, drafts, leases, prompts, remarks, store_meta
+from annotate.store.tables import (
+    annotators,
+    candidates,
+    drafts,
+    invitations,
+    leases,
+    members,
+    prompts,
+    remarks,
+    sessions,
+    store_meta,
+    users,
+)
+
+ERASABLE = (prompts, candidates, annotators, remarks, drafts, leases, users, members, sessions, invitations)
 
 
 class Connections:
@@ -87,7 +101,7 @@ class Connections:
             finally:
                 connection.close()
         outside = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        names = ", ".join(table.name for table in (prompts, candidates, annotators, remarks, drafts, leases))
+        names = ", ".join(table.name for table in ERASABLE)
         with outside.connect() as connection:
             connection.exec_driver_sql(f"VACUUM {names}")
         return True

@@ -15,6 +15,7 @@ from align.types import Conversation
 from annotate.store.checks import check_expected, check_first, check_judgement, check_same_item, check_text
 from annotate.store.connections import Connections
 from annotate.store.ledger import Head, canonical, salted_digest
+from annotate.store.people import leave
 from annotate.store.projects import met
 from annotate.store.queries import (
     VOTES,
@@ -223,18 +224,20 @@ class Store:
             return seq
 
     def erase_annotator(self, project: str, pseudonym: str) -> int:
-        """Erases who an annotator is and what they wrote; the items that they hold go back. The rankings stay, under a
-        pseudonym that nobody can resolve any more.
+        """Erases who an annotator is and what they wrote; the items that they hold go back, and their account goes,
+        unless another project has it too. The rankings stay, under a pseudonym that nobody can resolve any more.
 
         Raises:
             InputError: unknown project or pseudonym.
         """
         with self.transaction() as connection:
             mine = (annotators.c.project == project, annotators.c.pseudonym == pseudonym)
-            if connection.execute(delete(annotators).where(*mine)).rowcount == 0:
+            name = connection.execute(delete(annotators).where(*mine).returning(annotators.c.identity)).scalar()
+            if name is None:
                 check_project(connection, project)
                 remedy = "Ask `known` for it; an erased one is not known any more."
                 raise InputError("annotator", pseudonym, f"project {project} knows no such annotator", remedy)
+            leave(connection, project, name)
             for table in (remarks, drafts):
                 theirs = (table.c.project == project, table.c.annotator == pseudonym)
                 connection.execute(delete(table).where(*theirs))

@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from align.errors import CorruptFile, InputError, StorageError
 from annotate.store.tables import metadata, store_meta
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 EXAMPLES = "Write store.url=sqlite:///runs/annotations.db or store.url=postgresql+psycopg://user@host/name."
 

@@ -2,7 +2,7 @@
 
 The erasable ones hold what people wrote and who they are; the ledger holds what happened to it, and is never changed.
 What stands in `work`, `leases` and `drafts` says who judges what next: all of it can be lost without losing a vote.
-Every row has a project.
+Every row of these has a project; users are the whole store's, and `members` says what they may do where.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Float,
+    ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -170,4 +171,41 @@ drafts = Table(
     Column("annotator", String(64), primary_key=True),
     Column("purpose", String(10), primary_key=True),
     Column("content", Text, nullable=False),  # canonical JSON
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(320), nullable=False, unique=True),  # the identity of their annotator in every project
+    Column("password", Text, nullable=False),  # an argon2 hash
+    Column("created_at", Float(53), nullable=False),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("project", String(200), primary_key=True),
+    Column("user", String(32), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", String(10), nullable=False),  # annotator, reviewer or admin
+)
+
+# Of sessions and invitations the token's SHA-256: whoever reads the database can use neither.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("user", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("expires_at", Float(53), nullable=False),
+    Index("sessions_of_user", "user"),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("project", String(200), nullable=False),
+    Column("role", String(10), nullable=False),
+    Column("name", String(320), nullable=False),  # whom it is for; empty: whoever has it chooses a name
+    Column("expires_at", Float(53), nullable=False),
 )

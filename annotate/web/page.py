@@ -5,10 +5,10 @@ from __future__ import annotations
 import gradio
 
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="stylesheet" href="/rank/rank.css"><script src="/rank/rank.js" defer></script>"""
+<link rel="stylesheet" href="/static/app.css"><script src="/static/rank.js" defer></script>"""
 
 
 def page() -> gradio.Blocks:
     with gradio.Blocks(title="align", analytics_enabled=False, fill_width=True) as blocks:
-        gradio.HTML('<div id="align-rank"></div>', elem_id="align", padding=False)
+        gradio.HTML('<div id="align-app"></div>', elem_id="align", padding=False)
     return blocks

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from hashlib import sha256
 from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from annotate.accounts import Person
 from annotate.assignment import Desk, Task
-from annotate.store.ledger import canonical
 from annotate.store.projects import guidelines_of, settings_of
 from annotate.web.cards import Said, card, judgement_of
+from annotate.web.desks import Desks
+from annotate.web.gate import manages
 from annotate.web.markup import compared, rendered
 from annotate.web.words import WORDS
 
@@ -38,71 +38,89 @@ class UndoBody(BaseModel):
     seq: int
 
 
-def routes(desk: Desk, who: Callable[..., str]) -> APIRouter:
-    """The routes of one project.
+def person_of(request: Request) -> Person:
+    """Who asks, as the gate found."""
+    person = request.scope["person"]
+    assert person is not None
+    return person
+
+
+def routes(desks: Desks, accounts: bool) -> APIRouter:
+    """The routes of every project; a request names its own by the header X-Align.
 
     Args:
-        who: a FastAPI dependency: the identity of whoever sent a request, which has been let in already.
+        accounts: whether people can log out.
     """
-    id = sha256(canonical([desk.store.shown, desk.project]).encode()).hexdigest()[:16]
+    router, asking = APIRouter(prefix="/api"), Depends(person_of)
 
-    def meant_for_us(request: Request) -> None:
-        """A page of another project, which was served here before, must keep what it has: 503 says so."""
-        if request.method == "POST" and request.headers["x-align"] != id:
-            raise HTTPException(503, "another project is served here now")
+    def desk_of(request: Request, person: Person = asking) -> Desk:
+        """A page of another person or project must keep what it has: 403 says so."""
+        desk = desks.named(person, request.headers.get("x-align", ""))
+        if desk is None:
+            raise HTTPException(403, "this is no project of whoever is logged in")
+        return desk
 
-    router, annotator = APIRouter(prefix="/api", dependencies=[Depends(meant_for_us)]), Depends(who)
+    here = Depends(desk_of)
 
-    def step(name: str, task: Task | None) -> dict[str, Any]:
-        """What the page shows next."""
-        done = desk.progress(name)
-        progress = {"mine": done.mine, "quota": done.quota, "done": done.done, "wanted": done.wanted}
-        if task is None:
-            return {"task": None, "idle": desk.idle(name), "progress": progress}
-        return {"task": card(task), "progress": progress}
+    @router.get("/projects")
+    def projects(person: Person = asking) -> dict[str, Any]:
+        with desks.store.reading() as db:
+            titles = {name: settings_of(db, name).title or name for name in person.roles}
+        mine = [{"id": desks.id(person, name), "name": name, "title": title} for name, title in titles.items()]
+        return {
+            "projects": mine, "person": person.name, "accounts": accounts, "manages": manages(person), "words": WORDS
+        }  # fmt: skip
 
     @router.get("/project")
-    def project() -> dict[str, Any]:
+    def project(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
         with desk.store.reading() as db:
             settings, guidelines = settings_of(db, desk.project), guidelines_of(db, desk.project)
         return {
-            "id": id,
+            "id": desks.id(person, desk.project),
             "title": settings.title or desk.project,
             "attributes": settings.attributes,
             "scale": settings.scale,
             "blurred": settings.blurred,
             "guidelines": None if guidelines is None else {"version": guidelines[0], "html": rendered(guidelines[1])},
-            "words": WORDS,
         }
 
     @router.get("/task")
-    def task(name: str = annotator) -> dict[str, Any]:
-        return step(name, desk.take(name))
+    def task(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
+        return step(desk, person, desk.take(person.name))
 
     @router.post("/vote")
-    def vote(body: VoteBody, name: str = annotator) -> dict[str, Any]:
-        judgement = judgement_of(desk.held(name, body.token), body.said)
-        seq, following = desk.vote(name, body.token, body.key, judgement)
-        return {"seq": seq, **step(name, following)}
+    def vote(body: VoteBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
+        judgement = judgement_of(desk.held(person.name, body.token), body.said)
+        seq, following = desk.vote(person.name, body.token, body.key, judgement)
+        return {"seq": seq, **step(desk, person, following)}
 
     @router.post("/undo")
-    def undo(body: UndoBody, name: str = annotator) -> dict[str, Any]:
-        return step(name, desk.undo(name, body.seq))
+    def undo(body: UndoBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
+        return step(desk, person, desk.undo(person.name, body.seq))
 
     @router.post("/draft")
-    def draft(body: DraftBody, name: str = annotator) -> dict[str, Any]:
-        desk.save_draft(name, body.token, {"places": True, **body.draft.model_dump(exclude_defaults=True)})
-        return {"kept": desk.renew(name, body.token)}
+    def draft(body: DraftBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
+        desk.save_draft(person.name, body.token, {"places": True, **body.draft.model_dump(exclude_defaults=True)})
+        return {"kept": desk.renew(person.name, body.token)}
 
     @router.post("/renew")
-    def renew(body: Body, name: str = annotator) -> dict[str, Any]:
-        return {"kept": desk.renew(name, body.token)}
+    def renew(body: Body, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
+        return {"kept": desk.renew(person.name, body.token)}
 
     @router.get("/difference")
-    def difference(token: str, a: int, b: int, name: str = annotator) -> dict[str, str]:
-        held = desk.held(name, token)
+    def difference(token: str, a: int, b: int, desk: Desk = here, person: Person = asking) -> dict[str, str]:
+        held = desk.held(person.name, token)
         texts = {candidate.id: candidate.text for candidate in held.item.candidates}
         before, after = (held.shown[place % len(held.shown)] for place in (a, b))
         return {"html": compared(texts[before], texts[after])}
 
     return router
+
+
+def step(desk: Desk, person: Person, task: Task | None) -> dict[str, Any]:
+    """What the page shows next."""
+    done = desk.progress(person.name)
+    progress = {"mine": done.mine, "quota": done.quota, "done": done.done, "wanted": done.wanted}
+    if task is None:
+        return {"task": None, "idle": desk.idle(person.name), "progress": progress}
+    return {"task": card(task), "progress": progress}

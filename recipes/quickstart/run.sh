@@ -22,5 +22,5 @@ STAGES
 status=0
 python "$(dirname "$0")/../check.py" quickstart "$root" "$seed" || status=$?
 echo
-echo "Rank the same answers yourself, in a browser: python -m align stage=annotate project=quickstart 'run.root=$root'"
+echo "Rank the same answers yourself, in a browser: python -m align stage=annotate stage.demo=true project=quickstart 'run.root=$root'"
 exit "$status"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.types import Conversation, Message
+from annotate.accounts import Accounts
 from annotate.store import Candidate, Store, Vote, configure
 
 KEY = "k" * 32
@@ -20,6 +21,7 @@ class App:
 
     store: Store
     url: str
+    accounts: Accounts
     requests: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -27,13 +29,16 @@ class App:
     def votes(self) -> list[Vote]:
         return self.store.rankings("p")
 
-    def open(self, page: Any) -> Any:
-        """The page with its first item, watched."""
+    def watch(self, page: Any) -> Any:
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("dialog", lambda dialog: (self.errors.append(dialog.message), dialog.dismiss()))
-        page.goto(f"{self.url}/?key={KEY}")
-        page.wait_for_selector("#align-rank header", timeout=60_000)
+        return page
+
+    def open(self, page: Any) -> Any:
+        """The page with its first item, watched."""
+        self.watch(page).goto(f"{self.url}/?key={KEY}")
+        page.wait_for_selector("#align-app header", timeout=60_000)
         return page
 
 

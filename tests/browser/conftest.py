@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from annotation_app import KEY, WHO, App, fill, free_port
+from argon2 import PasswordHasher
 
-from annotate.assignment import Desk
+from annotate.accounts import Accounts, Person
 from annotate.store import Store
 
 
@@ -39,24 +40,28 @@ def page(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
-    """Starts the app on items with these answers."""
+    """Starts the app on items with these answers, for whoever has the link or, with `accounts`, an account."""
     import uvicorn
 
-    from annotate.web.server import application
+    from annotate.web.desks import Desks
+    from annotate.web.server import AccountDoor, KeyDoor, application
 
     running: list[tuple[Any, threading.Thread, Store]] = []
 
-    def start(answers: Sequence[Sequence[str]], **settings: Any) -> App:
+    def start(answers: Sequence[Sequence[str]], accounts: bool = False, **settings: Any) -> App:
         store, port = Store.open(f"sqlite:///{tmp_path / 'annotations.db'}"), free_port()
         fill(store, answers, **settings)
-        app = application(Desk(store, "p"), WHO, KEY, port)
+        known = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        door = KeyDoor(KEY, Person(WHO, {"p": "annotator"}), f"align_key_{port}")
+        door = AccountDoor(known, f"align_session_{port}") if accounts else door
+        app = application(Desks(store), door, [f"http://127.0.0.1:{port}"])
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         running.append((server, thread, store))
         while not server.started:
             time.sleep(0.01)
-        return App(store, f"http://127.0.0.1:{port}")
+        return App(store, f"http://127.0.0.1:{port}", known)
 
     yield start
     for server, thread, store in running:

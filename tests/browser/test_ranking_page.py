@@ -54,7 +54,7 @@ def test_twenty_items_by_keyboard_alone(serve, page):
             for text in shown:  # the focus goes on to the next answer by itself
                 page.keyboard.press(str(order[text] + 1))
         send(page)
-    assert "Nothing is left" in page.inner_text("#align-rank")
+    assert "Nothing is left" in page.inner_text("#align-app")
     votes = app.votes
     assert len(votes) == 20
     texts = {c.id: c.text for item in app.store.items("p") for c in item.candidates}
@@ -148,7 +148,7 @@ def test_undo_after_a_reload_and_a_key_that_is_held_takes_one_back(serve, page):
         page.keyboard.press("2")
         send(page)
     page.reload()
-    page.wait_for_selector("#align-rank form")
+    page.wait_for_selector("#align-app form")
     page.keyboard.down("u")
     for _ in range(5):
         page.keyboard.down("u")  # the keyboard repeats

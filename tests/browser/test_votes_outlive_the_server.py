@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from annotation_app import fill, free_port
+from sqlalchemy import event
 
 from annotate.store import Store
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def start(root: Path, port: int) -> tuple[subprocess.Popen[str], str]:
     """The command that a user gives, and the link that it prints."""
-    words = ["stage=annotate", "project=p", f"run.root={root}", f"stage.port={port}"]
+    words = ["stage=annotate", "stage.demo=true", "project=p", f"run.root={root}", f"stage.port={port}"]
     server = subprocess.Popen([sys.executable, "-u", "-m", "align", *words], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     for line in server.stdout:
@@ -39,7 +40,7 @@ def open_page(page: Any, link: str) -> None:
         except Exception:  # it has said its link and is not listening yet
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    page.wait_for_selector("#align-rank header", timeout=60_000)
+    page.wait_for_selector("#align-app header", timeout=60_000)
 
 
 def test_killed_in_the_middle_it_loses_nothing_and_the_page_goes_on(page: Any, tmp_path: Path) -> None:
@@ -61,14 +62,14 @@ def test_killed_in_the_middle_it_loses_nothing_and_the_page_goes_on(page: Any, t
     server, again = start(root, port)
     assert again == link  # the page's key still opens
     page.wait_for_function("document.querySelector('#said').textContent.includes('Saved')", timeout=60_000)
-    page.wait_for_selector("#align-rank form")
+    page.wait_for_selector("#align-app form")
     page.keyboard.press("4")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('header').textContent.includes('You: 4')")
     server.send_signal(signal.SIGINT)
     out = server.communicate(timeout=60)[0]
     assert server.returncode == 0
-    assert "2 rankings by" in out
+    assert "2 rankings; all: 4 of 6" in out
     assert (root / "annotate.key").stat().st_mode & 0o777 == 0o600
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
         store.verify()
@@ -133,4 +134,39 @@ def test_two_tabs_of_one_annotator(serve: Any, page: Any) -> None:
     other.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
     assert [vote.strength for vote in app.votes] == [3]
     assert other.inner_text(".prompt") == page.inner_text(".prompt")  # both have gone on
+    assert app.errors == []
+
+
+def test_a_full_disk_is_said_to_the_annotator_and_the_vote_is_taken_once_there_is_room(serve: Any, page: Any) -> None:
+    app = serve([("yes", "no")] * 2)
+    app.open(page)
+    limit = [1]  # SQLite takes what the file has for the least
+    engine = app.store._connections._engine
+    event.listen(engine, "checkout", lambda driver, *_: driver.execute(f"PRAGMA max_page_count = {limit[0]}"))
+    page.keyboard.press("r")
+    page.keyboard.type("because ")
+    page.evaluate("document.activeElement.value = 'because '.repeat(2400)")
+    page.keyboard.type("x")
+    page.keyboard.press("Escape")
+    page.wait_for_function("document.querySelector('#said').textContent.includes('disk is full')")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(2000)
+    assert "is kept here" in page.inner_text("#said")
+    assert app.votes == []
+    limit[0] = 1_000_000
+    page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
+    assert [len(vote.rationale) for vote in app.votes] == [len("because " * 2400) + 1]
+
+
+def test_a_database_that_is_locked_for_half_a_minute_costs_a_wait_and_nothing_else(serve: Any, page: Any) -> None:
+    app = serve([("yes", "no")] * 2)
+    app.open(page)
+    with app.store.transaction():  # whoever else writes
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        page.wait_for_function("document.querySelector('#said').textContent.includes('locked')", timeout=45_000)
+        assert "is kept here" in page.inner_text("#said")
+    page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')", timeout=60_000)
+    assert [vote.strength for vote in app.votes] == [3]
     assert app.errors == []

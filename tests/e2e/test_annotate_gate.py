@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from align.errors import InputError
 from align.types import Conversation, Message
-from annotate.assignment import Desk
+from annotate.accounts import Person
 from annotate.store import Candidate, Store
 
 PAGE = {"X-Align": "a page"}
@@ -18,24 +18,26 @@ PAGE = {"X-Align": "a page"}
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory):
-    from annotate.web.server import application
+    from annotate.web.desks import Desks
+    from annotate.web.server import KeyDoor, application
 
     folder: Path = tmp_path_factory.mktemp("gate")
     with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
         for i in range(5):
             prompt = Conversation((Message("user", f"q{i}"),))
             store.add_item("p", f"{i}", prompt, [Candidate("yes", "model-x", "adapter-y"), Candidate("no")])
-        app = application(Desk(store, "p"), "ann", "k" * 32, 7861)
+        door = KeyDoor("k" * 32, Person("ann", {"p": "annotator"}), "align_key_7861")
+        app = application(Desks(store), door, ["http://127.0.0.1:7861", "http://localhost:7861"])
         client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
         yield client
 
 
 @pytest.mark.parametrize("key", ["", "short"])
 def test_a_key_that_keeps_nobody_out_is_refused(key):
-    from annotate.web.server import Gate
+    from annotate.web.gate import KeyDoor
 
     with pytest.raises(InputError, match="too short"):
-        Gate(None, key, 7861)
+        KeyDoor(key, Person("ann", {}), "c")
 
 
 def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):
@@ -46,7 +48,7 @@ def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api/task", "/api/project", "/rank/rank.js", "/config", "/gradio_api/info", "/docs"]
+    "path", ["/", "/api/task", "/api/project", "/static/rank.js", "/config", "/gradio_api/info", "/docs"]
 )
 @pytest.mark.parametrize("cookie", [None, "", "wrong", "k" * 31])
 def test_without_the_key_nothing_is_to_be_had(client, path, cookie):
@@ -77,7 +79,7 @@ def test_what_a_form_of_another_site_could_send_is_refused(client, path):
 
 def test_a_page_of_another_project_is_told_to_keep_what_it_has(client):
     given = {"Cookie": f"align_key_7861={'k' * 32}", "X-Align": "another", "Content-Type": "application/json"}
-    assert client.post("/api/vote", headers=given, json={}).status_code == 503
+    assert client.post("/api/vote", headers=given, json={}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_a_page_of_another_project_is_told_to_keep_what_it_has(client):
 )
 def test_gradios_own_routes_change_nothing(client, path):
     given = {"Cookie": f"align_key_7861={'k' * 32}", **PAGE}
-    assert client.post(path, headers=given, json={}).status_code in (415, 503, 404)
+    assert client.post(path, headers=given, json={}).status_code in (403, 415, 404)
     assert client.post(path, headers=given, files={"files": b"x"}).status_code == 415
 
 
@@ -93,18 +95,18 @@ def test_gradios_own_routes_change_nothing(client, path):
 def test_another_port_of_this_machine_is_another_page(client, path):
     given = {"Cookie": f"align_key_7861={'k' * 32}", "Origin": "http://localhost:3000"}
     assert client.get(path, headers=given).status_code == 403
-    assert client.get("/api/task", headers=given | {"Origin": "http://127.0.0.1:7861"}).status_code == 200
+    assert client.get("/api/projects", headers=given | {"Origin": "http://127.0.0.1:7861"}).status_code == 200
 
 
 @pytest.mark.parametrize("other", ['foo={"a": "b"}', "p=a b", "x", "a[b]=1", "a/b=1", "align_key=old"])
 def test_other_programs_cookies_lock_nobody_out(client, other):
     client.cookies.clear()
     given = {"Cookie": f"{other}; align_key_7861={'k' * 32}"}
-    assert client.get("/api/task", headers=given).status_code == 200
+    assert client.get("/api/projects", headers=given).status_code == 200
 
 
 def test_every_answer_forbids_what_it_can(client):
-    for path in ("/", "/api/task", "/rank/rank.js"):
+    for path in ("/", "/api/projects", "/static/rank.js"):
         answer = client.get(path, headers={"Cookie": f"align_key_7861={'k' * 32}"})
         assert answer.status_code == 200
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
@@ -115,8 +117,7 @@ def test_every_answer_forbids_what_it_can(client):
 def ask(client):
     def asking(path: str, body: dict | None = None):
         given = {"Cookie": f"align_key_7861={'k' * 32}"}
-        if body is not None:
-            given["X-Align"] = client.get("/api/project", headers=given).json()["id"]
+        given["X-Align"] = client.get("/api/projects", headers=given).json()["projects"][0]["id"]
         return client.get(path, headers=given) if body is None else client.post(path, headers=given, json=body)
 
     return asking

@@ -55,7 +55,7 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     asked(shop, "verify", other)
     assert shop.said.splitlines()[-2] == here
     asked(shop, "migrate")
-    assert "schema_version 2 already" in shop.said
+    assert "schema_version 3 already" in shop.said
 
 
 def test_a_key_that_a_crash_cut_short_is_made_anew(tmp_path: Path) -> None:

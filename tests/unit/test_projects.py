@@ -1,14 +1,14 @@
 """A project's settings and guidelines, what annotators write beside their votes, and stores of an older schema."""
 
 import json
-import sqlite3
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from annotation_store import add, ask, asked, rank, said, tamper, url_of
 from postgres import new_schema
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, inspect
+from sqlalchemy.exc import SQLAlchemyError
 
 from align.errors import CorruptFile, InputError
 from annotate.store import Candidate, Settings, Store, configure, preferences, publish_guidelines
@@ -209,57 +209,73 @@ def test_a_new_store_has_the_tables_that_the_code_speaks_of(store):
     assert [change for change in found if getattr(change[1], "name", "") != "work_by_priority"] == []
 
 
-def old_store(folder):
-    """A store as the first version left it: two items, the first ranked by two people, one of whom took it back."""
-    with Store.open(url_of(folder)) as store:
+def old_store(url, version):
+    """A store as an earlier version left it: two items, the first ranked by two people, one of whom took it back."""
+    with Store.open(url) as store:
         ids = [add(store, f"run/{i}") for i in range(2)]
         for who in ("ann", "bob"):
             seq = rank(store, ids[0], "0>1>2", annotator=who)
         store.retract("p", seq)
         rank(store, ids[1], "0>1>2", source="simulated")
         head = store.head()
-    connection = sqlite3.connect(folder / "annotations.db")
-    for name in ("projects", "guidelines", "remarks", "work", "leases", "drafts", VERSION_TABLE):
-        connection.execute(f"DROP TABLE {name}")
-    connection.execute("DROP INDEX ledger_by_annotator")
-    connection.execute("UPDATE align_store SET schema_version = 1")
-    connection.commit()
-    connection.close()
+    before = {1: ("projects", "guidelines", "remarks", "work", "leases", "drafts", VERSION_TABLE), 2: ()}[version]
+    gone = ("sessions", "members", "invitations", "users", *before)
+    undone = [f"DROP TABLE {name}" for name in gone]
+    if version == 1:
+        undone.append("DROP INDEX ledger_by_annotator")
+        if "postgresql" in url:
+            undone += ["DROP TRIGGER ledger_append_only ON ledger", "DROP FUNCTION align_append_only()"]
+    else:
+        undone.append(f"UPDATE {VERSION_TABLE} SET version_num = '0002'")
+    changed(url, *undone, f"UPDATE align_store SET schema_version = {version}")
     return ids, head
 
 
-def test_an_older_store_is_refused_with_the_command_and_then_brought_up_to_date(tmp_path):
-    ids, head = old_store(tmp_path)
-    with pytest.raises(InputError, match=r"schema_version 1, of an older align.*stage\.action=migrate"):
-        Store.open(url_of(tmp_path))
-    assert migrate(url_of(tmp_path)) == (1, 2)
-    assert migrate(url_of(tmp_path)) == (2, 2)
-    with Store.open(url_of(tmp_path)) as store:
+def changed(url, *statements):
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_store_is_refused_with_the_command_and_then_brought_up_to_date(store_url, tmp_path, version):
+    ids, head = old_store(store_url, version)
+    with pytest.raises(InputError, match=rf"schema_version {version}, of an older align.*stage\.action=migrate"):
+        Store.open(store_url)
+    assert migrate(store_url) == (version, 3)
+    assert migrate(store_url) == (3, 3)
+    with Store.open(store_url) as store:
         assert store.verify(head) == head
         assert len(preferences(store, "p", allow_simulated=True)) == 6
         assert asked(store, "SELECT name, settings, state FROM projects") == [("p", "{}", "open")]
         counted = asked(store, "SELECT item, wanted, judged, leased FROM work ORDER BY judged DESC")
         assert counted == [(ids[0], 1, 1, 0), (ids[1], 1, 0, 0)]
         shuffled = dict(asked(store, "SELECT item, shuffle FROM work"))
+        with store.reading() as db:
+            context = MigrationContext.configure(db, opts={"version_table": VERSION_TABLE})
+            missing = [
+                c for c in compare_metadata(context, metadata) if getattr(c[1], "name", "") != "work_by_priority"
+            ]
+        assert missing == []
     with Store.open(f"sqlite:///{tmp_path / 'new.db'}") as new:
         assert [add(new, f"run/{i}") for i in range(2)] == ids
         assert dict(asked(new, "SELECT item, shuffle FROM work")) == shuffled
 
 
-def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path):
-    _, head = old_store(tmp_path)
-    connection = sqlite3.connect(tmp_path / "annotations.db")
-    connection.execute("CREATE TABLE drafts (x INTEGER)")  # what the migration is going to make
-    connection.commit()
-    with pytest.raises(InputError):
-        migrate(url_of(tmp_path))
-    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+def test_a_migration_that_fails_leaves_the_store_as_it_was(store_url):
+    _, head = old_store(store_url, 1)
+    changed(store_url, "CREATE TABLE drafts (x INTEGER)")  # what the migration is going to make
+    with pytest.raises((InputError, SQLAlchemyError)):
+        migrate(store_url)
+    engine = create_engine(store_url)
+    tables = set(inspect(engine).get_table_names())
+    engine.dispose()
     assert tables == {"align_store", "prompts", "candidates", "annotators", "ledger", "drafts"}
-    connection.execute("DROP TABLE drafts")
-    connection.commit()
-    connection.close()
-    assert migrate(url_of(tmp_path)) == (1, 2)
-    with Store.open(url_of(tmp_path)) as store:
+    changed(store_url, "DROP TABLE drafts")
+    assert migrate(store_url) == (1, 3)
+    with Store.open(store_url) as store:
         assert store.verify(head) == head
 
 

@@ -4,7 +4,7 @@
 (() => {
   const LETTERS = "ABCDEFGHI", DRAFT_MS = 400, RENEW_MS = 60000, RETRY_MS = 1500;
   const PROMPT = -1;
-  let root, view, project, words, step = null, said = null, focused = 0, since = 0, votes = [], draftTimer = 0, busy = false, drafting = Promise.resolve();
+  let root, view, home, project, words, step = null, said = null, focused = 0, since = 0, votes = [], draftTimer = 0, busy = false, drafting = Promise.resolve();
 
   // Words and elements
 
@@ -35,8 +35,9 @@
   // The server
 
   async function ask(path, body) {
-    const options = body === undefined ? {} : {
-      method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", "X-Align": project.id },
+    const headers = { "X-Align": project?.id ?? "" };
+    const options = body === undefined ? { headers } : {
+      method: "POST", body: JSON.stringify(body), headers: { ...headers, "Content-Type": "application/json" },
     };
     const answer = await fetch(`/api/${path}`, options);
     const found = await answer.json();
@@ -47,9 +48,10 @@
   // Whatever is not this project's server saying no to these very words: a restart, a proxy, another program at the port.
   // What was said is kept, and sent again.
   const lost = (error) => !(error.refused && (error.status === 409 || error.status === 422));
-  const trouble = (error) => say(error.status === 403 ? "locked_out" : "connection");
+  const trouble = (error) => [401, 403].includes(error.status) ? say("locked_out")
+    : error.refused ? say("not_kept", { problem: error.message }) : say("connection");
 
-  // One for each project of each store: another's, served at the same port, would refuse these letters.
+  // One for each person in each project of each store: another's would be refused, or taken for somebody else's.
   const shelf = () => `align-outbox/${project.id}`;
   const read = (storage, name, otherwise) => JSON.parse(storage.getItem(`${shelf()}${name}`) ?? otherwise);
   const write = (storage, name, value) => storage.setItem(`${shelf()}${name}`, JSON.stringify(value));
@@ -268,7 +270,7 @@
         make("span", { class: "row" }, make("progress", { max: Math.max(wanted, 1), value: done, "aria-label": progress }),
           make("span", { class: "soft", text: progress })),
         make("span", { class: "row" }, button(say("undo"), "u", undo, { disabled: !votes.length }),
-          button(say("guidelines"), "h", guidelines), button(say("help"), "?", help))),
+          button(say("guidelines"), "h", guidelines), button(say("help"), "?", help)), person()),
       step.task ? item() : make("p", { text: say(`idle_${step.idle}`) }));
     if (!step.task) return;
     reflect();
@@ -415,21 +417,42 @@
     }[event.key];
   }
 
+  // Who is logged in, and the ways out; nothing where the link alone lets in.
+  const person = () =>
+    make("span", { class: "row" }, home.manages ? make("a", { href: "/manage/", text: say("manage") }) : null,
+      home.projects.length > 1 ? make("a", { href: "/?project=", text: say("projects") }) : null,
+      home.accounts ? make("a", { href: "/password", title: say("change_password"), text: home.person }) : null,
+      home.accounts ? make("form", { method: "post", action: "/logout" }, make("button", { type: "submit", text: say("log_out") })) : null);
+  const choice = (asked, all) => [
+    make("header", {}, make("h1", { text: say("projects") }), person()),
+    asked ? make("p", { class: "warn", role: "alert", text: say("no_such_project", { project: asked }) }) : null,
+    all.length ? make("ul", {}, ...all.map(({ name, title }) =>
+      make("li", {}, make("a", { href: `/?project=${encodeURIComponent(name)}`, text: title })))) : make("p", { text: say("no_projects") }),
+  ].filter(Boolean);
+
+  async function patiently(path) {
+    for (;;) {
+      try { return await ask(path); } catch { await new Promise((resolve) => setTimeout(resolve, RETRY_MS)); }
+    }
+  }
   async function start() {
     root.append(view = make("div"), make("p", { id: "said", role: "status", class: "soft" }));
     document.addEventListener("keydown", pressed);
     setInterval(() => step?.task && !busy && ask("renew", { token: step.task.token }).then(
       ({ kept }) => kept || tell(say("late"), true), () => undefined), RENEW_MS);
-    for (;;) {
-      try { project = await ask("project"); break; } catch { await new Promise((resolve) => setTimeout(resolve, RETRY_MS)); }
-    }
-    words = project.words;
-    votes = read(sessionStorage, "/votes", "[]");
+    home = await patiently("projects");
+    words = home.words;
     document.documentElement.lang = document.documentElement.lang || "en";
+    const asked = new URLSearchParams(location.search).get("project"), all = home.projects;
+    const chosen = all.find(({ name }) => name === asked) ?? (asked === null && all.length === 1 ? all[0] : null);
+    if (!chosen) return view.replaceChildren(...choice(asked, all));
+    project = chosen;
+    project = await patiently("project");
+    votes = read(sessionStorage, "/votes", "[]");
     await advance();
   }
   (function wait() {
-    root = document.getElementById("align-rank");
+    root = document.getElementById("align-app");
     if (root) start(); else requestAnimationFrame(wait);
   })();
 })();

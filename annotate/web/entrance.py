@@ -1,0 +1,183 @@
+"""The pages at the door: log in, accept an invitation, set another password, leave. Plain forms, without a script."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from align.errors import InputError
+from annotate.accounts import SESSION_S, SHORTEST_PASSWORD, Accounts, Invitation, Person, Refused
+from annotate.web.gate import session_cookie
+from annotate.web.words import WORDS
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>align: {title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="/static/app.css">
+</head><body class="entrance"><main id="align-app"><h1>{title}</h1>{problem}{content}</main></body></html>"""
+
+
+async def fields(request: Request) -> dict[str, str]:
+    """What a form of ours says."""
+    said = await request.form(max_files=0, max_fields=10)
+    return {name: value for name, value in said.items() if isinstance(value, str)}
+
+
+Said = Annotated[dict[str, str], Depends(fields)]
+
+
+def entrance(accounts: Accounts, cookie: str) -> APIRouter:
+    """The routes, for people with accounts.
+
+    Args:
+        cookie: the name of the session's.
+    """
+    router = APIRouter()
+
+    def session_of(request: Request) -> str:
+        return request.cookies.get(cookie, "")
+
+    def go(request: Request, to: str, session: str | None = None, seconds: int = SESSION_S) -> Response:
+        answer = RedirectResponse(to, 303)
+        if session is not None:
+            answer.headers["set-cookie"] = session_cookie(cookie, session, request.scope["origin"], seconds)
+        return answer
+
+    @router.get("/login")
+    def login_page(request: Request, invite: str = "") -> Response:
+        known = request.scope["person"] is not None
+        return go(request, invitation_link(invite)) if known else page("log_in", login_form(invite))
+
+    @router.post("/login")
+    def log_in(request: Request, said: Said) -> Response:
+        invite, address = said.get("invite", ""), request.client.host if request.client else ""
+        try:
+            session = accounts.log_in(said.get("name", ""), said.get("password", ""), address)
+        except InputError as error:
+            return page("log_in", login_form(invite, said.get("name", "")), error)
+        return go(request, invitation_link(invite), session)
+
+    @router.post("/logout")
+    def log_out(request: Request) -> Response:
+        accounts.log_out(session_of(request))
+        return go(request, "/login", "", 0)
+
+    @router.get("/invite")
+    def invitation_page(request: Request, token: str = "") -> Response:
+        invitation = accounts.invited(token)
+        if invitation is None:
+            return page("invitation", "", Refused("token", "(not shown)", WORDS["no_invitation"], WORDS["ask_again"]))
+        return page("invitation", invitation_form(invitation, token, request.scope["person"]))
+
+    @router.post("/invite")
+    def accept(request: Request, said: Said) -> Response:
+        token, name = said.get("token", ""), said.get("name", "")
+        person: Person | None = request.scope["person"]
+        invitation = accounts.invited(token)
+        try:
+            if "join" in said and person is not None:
+                accounts.join(token, person)
+                return go(request, "/")
+            return go(request, "/", accounts.accept(token, name, new_password(said)))
+        except InputError as error:
+            again = "" if invitation is None else invitation_form(invitation, token, person, name)
+            return page("invitation", again, error)
+
+    @router.get("/password")
+    def password_page() -> Response:
+        return page("change_password", password_form())
+
+    @router.post("/password")
+    def change_password(request: Request, said: Said) -> Response:
+        try:
+            accounts.change_password(session_of(request), said.get("old", ""), new_password(said))
+        except InputError as error:
+            return page("change_password", password_form(), error)
+        return go(request, "/")
+
+    return router
+
+
+def new_password(said: dict[str, str]) -> str:
+    """Raises: InputError: it was not typed the same twice."""
+    password = said.get("password", "")
+    if password != said.get("again", ""):
+        raise InputError("password", "(not shown)", "the two passwords differ", "Type the same one twice.")
+    return password
+
+
+def page(title: str, content: str, error: InputError | None = None) -> Response:
+    problem = "" if error is None else f'<p class="warn" role="alert">{escape(f"{error.problem}. {error.remedy}")}</p>'
+    status = 200 if error is None else 403 if isinstance(error, Refused) else 422
+    return HTMLResponse(PAGE.format(title=escape(WORDS[title]), problem=problem, content=content), status)
+
+
+def invitation_link(token: str) -> str:
+    """Where somebody goes who has logged in: to the invitation that they came with, or to the items."""
+    return f"/invite?token={quote(token)}" if token else "/"
+
+
+def login_form(invite: str, name: str = "") -> str:
+    return form("/login", named_field(name), password_field("password", "current-password"), send("log_in"),
+                hidden("invite", invite))  # fmt: skip
+
+
+def invitation_form(invitation: Invitation, token: str, person: Person | None, name: str = "") -> str:
+    """To make an account, or, for somebody who has one, to join."""
+    words = WORDS["invited"].format(project=invitation.project, role=WORDS[f"role_{invitation.role}"])
+    told = f"<p>{escape(words)}</p>"
+    if person is not None and invitation.name in ("", person.name):
+        joined = send("join").format(name=escape(person.name))
+        return told + form("/invite", hidden("token", token), hidden("join", "yes"), joined)
+    made = form(
+        "/invite", hidden("token", token), named_field(invitation.name or name, fixed=bool(invitation.name)),
+        *new_password_fields(), send("accept"),
+    )  # fmt: skip
+    link = (
+        "" if invitation.name else f'<p><a href="/login?invite={quote(token)}">{escape(WORDS["have_account"])}</a></p>'
+    )
+    return told + made + link
+
+
+def password_form() -> str:
+    return form(
+        "/password", password_field("old", "current-password", "old_password"), *new_password_fields(),
+        send("change_password"),
+    )  # fmt: skip
+
+
+def form(action: str, *parts: str) -> str:
+    return f'<form method="post" action="{action}">{"".join(parts)}</form>'
+
+
+def hidden(name: str, value: str) -> str:
+    return f'<input type="hidden" name="{name}" value="{escape(value)}">'
+
+
+def named_field(value: str, fixed: bool = False) -> str:
+    more = "readonly" if fixed else "autofocus"
+    return labelled("name", f'type="text" autocomplete="username" maxlength="100" value="{escape(value)}" {more}')
+
+
+def new_password_fields() -> tuple[str, str]:
+    return (
+        password_field("password", "new-password", "new_password", SHORTEST_PASSWORD),
+        password_field("again", "new-password", "password_again", SHORTEST_PASSWORD),
+    )
+
+
+def password_field(name: str, autocomplete: str, label: str = "password", shortest: int = 0) -> str:
+    least = f' minlength="{shortest}"' if shortest else ""
+    return labelled(name, f'type="password" autocomplete="{autocomplete}" maxlength="1000"{least}', label)
+
+
+def labelled(name: str, attributes: str, label: str = "name") -> str:
+    words = escape(WORDS[label].format(shortest=SHORTEST_PASSWORD))
+    return f'<p><label for="{name}">{words}</label><input id="{name}" name="{name}" required {attributes}></p>'
+
+
+def send(label: str) -> str:
+    return f'<p><button type="submit" class="main">{escape(WORDS[label])}</button></p>'

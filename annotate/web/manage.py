@@ -1,0 +1,150 @@
+"""The pages of those who run a project: who is in it, how it gives out its items, and its guidelines.
+
+A Gradio app of its own, beside the annotators' page. Whoever asks is known by their cookie at each event, for a page
+that was opened once may ask again when its reader is an admin no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from html import escape
+from typing import Any
+
+import gradio
+
+from align.errors import InputError
+from annotate.accounts import ROLES, Accounts, Person
+from annotate.store import Settings, configure, publish_guidelines
+from annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
+from annotate.web.desks import Desks
+from annotate.web.gate import Door
+from annotate.web.words import WORDS
+
+OUT = "out"
+"""The choice that takes somebody out of a project, where a role may be chosen."""
+SETTINGS = tuple(field.name for field in fields(Settings))
+
+
+class Manager:
+    """What the pages ask of a store, for whoever may.
+
+    Args:
+        url: of the server, as people are told it.
+    """
+
+    def __init__(self, desks: Desks, accounts: Accounts, door: Door, url: str) -> None:
+        self.desks, self.accounts, self.door, self.url = desks, accounts, door, url
+
+    def person(self, request: gradio.Request, project: str, role: str) -> Person:
+        """Who asks; an error that the page shows, unless they have the role."""
+        person = self.door.who(dict(request.cookies))
+        if person is None or not person.may(project, role):
+            raise gradio.Error(WORDS["not_yours"])
+        return person
+
+    def projects(self, request: gradio.Request) -> Any:
+        """Those of which whoever asks sees more than the items."""
+        person = self.door.who(dict(request.cookies))
+        mine = [] if person is None else [name for name in person.roles if person.may(name, "reviewer")]
+        asked = request.query_params.get("project", "")
+        return gradio.Dropdown(choices=mine, value=asked if asked in mine else next(iter(mine), None))
+
+    def people(self, project: str, request: gradio.Request) -> list[list[str]]:
+        self.person(request, project, "admin")
+        return [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
+
+    def invite(self, project: str, role: str, name: str, request: gradio.Request) -> str:
+        self.person(request, project, "admin")
+        return f"{self.url}/invite?token={self.accounts.invite(project, role, name.strip())}"
+
+    def change(self, project: str, name: str, role: str, request: gradio.Request) -> list[list[str]]:
+        self.person(request, project, "admin")
+        self.accounts.set_role(project, name, None if role == OUT else role)
+        return self.people(project, request)
+
+    def project(self, project: str, request: gradio.Request) -> list[Any]:
+        """State, guidelines, and the settings in their order."""
+        self.person(request, project, "admin")
+        with self.desks.store.reading() as db:
+            settings, state, text = settings_of(db, project), state_of(db, project), guidelines_of(db, project)
+        values = asdict(settings) | {"attributes": ", ".join(settings.attributes)}
+        return [state, "" if text is None else text[1], *(values[name] for name in SETTINGS)]
+
+    def save(self, project: str, state: str, *values: Any, request: gradio.Request) -> str:
+        self.person(request, project, "admin")
+        given = dict(zip(SETTINGS, values, strict=True))
+        given["attributes"] = [name for part in given["attributes"].split(",") if (name := part.strip())]
+        configure(self.desks.store, project, given, state)
+        return WORDS["saved"]
+
+    def publish(self, project: str, text: str, request: gradio.Request) -> str:
+        self.person(request, project, "admin")
+        return WORDS["published"].format(version=publish_guidelines(self.desks.store, project, text))
+
+
+def explained(act: Callable[..., Any]) -> Callable[..., Any]:
+    """An error of ours as one that Gradio shows, its text as text."""
+    from functools import wraps
+
+    @wraps(act)
+    def acting(*given: Any, **named: Any) -> Any:
+        try:
+            return act(*given, **named)
+        except InputError as error:
+            raise gradio.Error(escape(f"{error.problem}. {error.remedy}"), duration=None) from error
+
+    return acting
+
+
+def manage_page(manager: Manager) -> gradio.Blocks:
+    words = WORDS
+    with gradio.Blocks(title=f"align: {words['manage']}", analytics_enabled=False) as blocks:
+        gradio.Markdown(f"# {words['manage']}")
+        project = gradio.Dropdown(label=words["project"], allow_custom_value=True)
+        with gradio.Tab(words["people"]):
+            people_tab(manager, project)
+        with gradio.Tab(words["project"]):
+            project_tab(manager, project)
+        blocks.load(manager.projects, outputs=project)
+    return blocks
+
+
+def people_tab(manager: Manager, project: gradio.Dropdown) -> None:
+    roles = [(WORDS[f"role_{role}"], role) for role in ROLES]
+    table = gradio.Dataframe(headers=[WORDS["name"], WORDS["role"]], datatype="str", interactive=False)
+    project.change(explained(manager.people), project, table)
+    gradio.Markdown(f"## {WORDS['invite']}\n{WORDS['invite_told']}")
+    with gradio.Row():
+        name = gradio.Textbox(label=WORDS["name_for"], max_length=100)
+        role = gradio.Dropdown(roles, value="annotator", label=WORDS["role"])
+    link = gradio.Textbox(label=WORDS["link"], interactive=False, buttons=["copy"])
+    gradio.Button(WORDS["invite"]).click(explained(manager.invite), [project, role, name], link)
+    gradio.Markdown(f"## {WORDS['change_role']}")
+    with gradio.Row():
+        who = gradio.Textbox(label=WORDS["name"], max_length=100)
+        to = gradio.Dropdown([*roles, (WORDS["take_out"], OUT)], value="annotator", label=WORDS["role"])
+    gradio.Button(WORDS["change_role"]).click(explained(manager.change), [project, who, to], table)
+
+
+def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
+    state = gradio.Radio([(WORDS[f"state_{name}"], name) for name in STATES], label=WORDS["state"])
+    settings = [setting(name, getattr(Settings(), name)) for name in SETTINGS]
+    told = gradio.Markdown()
+    gradio.Button(WORDS["save"]).click(explained(manager.save), [project, state, *settings], told)
+    text = gradio.Textbox(label=WORDS["guidelines_text"], lines=12)
+    published = gradio.Markdown()
+    gradio.Button(WORDS["publish"]).click(explained(manager.publish), [project, text], published)
+    project.change(explained(manager.project), project, [state, text, *settings])
+
+
+def setting(name: str, default: Any) -> Any:
+    """The field of a setting, by the type of its default."""
+    label = WORDS[f"setting_{name}"]
+    if isinstance(default, bool):
+        return gradio.Checkbox(label=label)
+    if isinstance(default, int | float):
+        return gradio.Number(label=label, precision=0 if isinstance(default, int) else None)
+    if name == "order":
+        return gradio.Dropdown([(WORDS[f"order_{order}"], order) for order in ORDERS], label=label)
+    return gradio.Textbox(label=label)

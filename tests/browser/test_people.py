@@ -1,0 +1,218 @@
+"""Accounts in the browser: from the first admin's link to two annotators at once; what managers do; who is told no."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from annotate.store.projects import guidelines_of, settings_of, state_of
+
+pytestmark = pytest.mark.slow
+GOOD = "correct horse battery"
+
+
+def accept(page: Any, link: str, name: str) -> None:
+    """Opens an invitation and chooses a name and a password, by keys."""
+    page.goto(link)
+    if page.get_attribute("#name", "readonly") is None:
+        page.fill("#name", name)
+    page.fill("#password", GOOD)
+    page.fill("#again", GOOD)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#align-app header", timeout=60_000)
+
+
+def log_in(page: Any, url: str, name: str) -> None:
+    page.goto(url)
+    page.fill("#name", name)
+    page.fill("#password", GOOD)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#align-app header", timeout=60_000)
+
+
+def judge(page: Any, times: int) -> list[str]:
+    """Says that the left answer is better, so often; the questions."""
+    asked = []
+    for _ in range(times):
+        asked.append(page.inner_text(".prompt"))
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        page.wait_for_function("t => document.querySelector('.prompt')?.innerText !== t", arg=asked[-1])
+    return asked
+
+
+def manage(page: Any, tab: str) -> None:
+    page.click("text=Manage")
+    page.wait_for_selector(f"button[role=tab]:has-text('{tab}')", timeout=60_000)
+    page.click(f"button[role=tab]:has-text('{tab}')")
+
+
+def shown_link(page: Any) -> str:
+    values = "[...document.querySelectorAll('textarea, input')].map(e => e.value)"
+    page.wait_for_function(f"{values}.some(v => v.includes('/invite?token='))")
+    return page.evaluate(f"{values}.find(v => v.includes('/invite?token='))")
+
+
+@pytest.fixture
+def visitor(browser: Any):
+    """A browser of somebody else's."""
+    opened = []
+
+    def visiting(**more: Any) -> Any:
+        opened.append(browser.new_context(viewport={"width": 1280, "height": 900}, **more))
+        page = opened[-1].new_page()
+        page.set_default_timeout(20_000)
+        return page
+
+    yield visiting
+    for context in opened:
+        context.close()
+
+
+def test_from_the_first_admins_link_to_two_annotators_at_once(serve, visitor):
+    app = serve([("yes", "no")] * 6, accounts=True)
+    admin, ann, bob = (app.watch(visitor()) for _ in range(3))
+    accept(admin, f"{app.url}/invite?token={app.accounts.first_admin('p')}", "root")
+    manage(admin, "People")
+    for page, name in ((ann, "ann"), (bob, "bob")):
+        admin.click("button:has-text('Invite')")
+        accept(page, shown_link(admin), name)
+        admin.reload()
+        manage_again(admin)
+    assert "bob" in admin.inner_text("table")
+    first = ann.inner_text(".prompt"), bob.inner_text(".prompt")
+    assert first[0] != first[1]
+    asked = [*judge(ann, 2), *judge(bob, 2)]
+    assert len(set(asked)) == 4
+    assert {app.store.known("p", name) for name in ("ann", "bob")} == {vote.annotator for vote in app.votes}
+    ann.click("text=Log out")
+    ann.wait_for_selector("#password")
+    log_in(ann, app.url, "ANN")
+    assert "You: 2" in ann.inner_text("header")
+    assert app.errors == []
+    assert all(url.startswith(app.url) for url in app.requests)
+
+
+def manage_again(page: Any) -> None:
+    page.wait_for_selector("button[role=tab]:has-text('People')", timeout=60_000)
+    page.click("button[role=tab]:has-text('People')")
+    page.wait_for_selector("table >> text=root")
+
+
+def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
+    app = serve([("yes", "no")] * 3, accounts=True)
+    page = app.watch(visitor())
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'admin')}", "root")
+    manage(page, "Project")
+    page.wait_for_function("[...document.querySelectorAll('input')].some(e => e.value === '30')")  # they are shown
+    page.get_by_label("People who judge an item").fill("2")
+    page.get_by_label("Each answer is rated on").fill("helpful, harmless")
+    page.get_by_label("paused").check()
+    page.click("button:has-text('Save')")
+    page.wait_for_selector("text=Saved")
+    page.get_by_label("Guidelines, in Markdown").fill("# Be fair")
+    page.click("button:has-text('Publish')")
+    page.wait_for_selector("text=Published as version 1")
+    with app.store.reading() as db:
+        settings = settings_of(db, "p")
+        assert (settings.overlap, settings.attributes, state_of(db, "p")) == (2, ("helpful", "harmless"), "paused")
+        assert guidelines_of(db, "p") == (1, "# Be fair")
+    page.get_by_label("Highest rating").fill("99")
+    page.click("button:has-text('Save')")
+    page.wait_for_selector("text=it cannot be shown")
+    page.goto(app.url)
+    page.wait_for_selector("text=This project is paused")
+
+
+@pytest.mark.parametrize(
+    "name", ["<img/src=x/onerror=alert(1)>", "[a](javascript:alert(1))", "<script>alert(1)</script>"]
+)
+def test_what_somebody_is_called_does_nothing_to_who_manages_them(serve, visitor, name):
+    app = serve([("yes", "no")], accounts=True)
+    app.accounts.accept(app.accounts.invite("p", "annotator"), name, GOOD)
+    page = app.watch(visitor())
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'admin')}", "root")
+    manage(page, "People")
+    page.wait_for_selector("table >> text=root")
+    assert name in page.inner_text("table")
+    page.get_by_label("Name", exact=True).first.fill(name)
+    page.click("button:has-text('Change a role')")
+    page.wait_for_timeout(500)
+    page.get_by_label("Name", exact=True).first.fill(f"{name}{name}")
+    page.click("button:has-text('Change a role')")
+    page.wait_for_selector("text=nobody of that name")
+    assert app.errors == []
+    assert page.locator("table a, table img, table script").count() == 0
+
+
+def test_who_logs_in_after_another_sends_nothing_of_theirs(serve, page):
+    app = serve([("yes", "no")] * 4, accounts=True)
+    app.watch(page)
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "ann")
+    page.route("**/api/vote", lambda route: route.abort())
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    page.unroute("**/api/vote")
+    page.context.clear_cookies()
+    page.wait_for_function("document.querySelector('#said').textContent.includes('log in again')")
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "bob")
+    judge(page, 1)
+    assert [vote.annotator for vote in app.votes] == [app.store.known("p", "bob")]
+    page.click("text=Log out")
+    page.wait_for_selector("#password")
+    log_in(page, app.url, "ann")
+    page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
+    assert {vote.annotator for vote in app.votes} == {app.store.known("p", name) for name in ("ann", "bob")}
+
+
+def test_of_two_projects_one_is_chosen(serve, page):
+    app = serve([("yes", "no")] * 2, accounts=True)
+    from align.types import Conversation, Message
+    from annotate.store import Candidate
+
+    prompt = Conversation((Message("user", "elsewhere"),))
+    app.store.add_item("q", "0", prompt, [Candidate("a"), Candidate("b")])
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "ann")
+    page.goto(f"{app.url}/invite?token={app.accounts.invite('q', 'annotator')}")
+    page.click("text=Join as ann")
+    page.wait_for_selector("text=Your projects")
+    page.click("li >> text=q")
+    page.wait_for_selector("text=elsewhere")
+    page.goto(f"{app.url}/?project=nope")
+    page.wait_for_selector("text=You are not in project nope")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_wrong_at_the_door_or_with_the_managers(serve, visitor, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    app = serve([("yes", "no")], accounts=True)
+    page = visitor(color_scheme=scheme, bypass_csp=True)
+    token = app.accounts.invite("p", "admin")
+
+    def check(what: str) -> None:
+        found = axe.run(page).response["violations"]
+        assert found == [], f"{what}: {[(v['id'], v['nodes'][0]['html']) for v in found]}"
+
+    page.goto(f"{app.url}/login")
+    check("log in")
+    page.fill("#name", "nobody")
+    page.fill("#password", "x")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[role=alert]")
+    check("refused")
+    page.goto(f"{app.url}/invite?token={token}")
+    check("invitation")
+    accept(page, f"{app.url}/invite?token={token}", "root")
+    check("an item")
+    page.goto(f"{app.url}/password")
+    check("password")
+    page.goto(app.url)
+    page.wait_for_selector("#align-app header")
+    for tab in ("People", "Project"):
+        manage(page, tab)
+        page.wait_for_timeout(1500)
+        check(tab)
+        page.goto(app.url)
+        page.wait_for_selector("#align-app header")

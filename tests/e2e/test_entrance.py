@@ -1,0 +1,249 @@
+"""Accounts over HTTP: invitations, logging in and out, and what each role may ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from argon2 import PasswordHasher
+from starlette.testclient import TestClient
+
+from align.types import Conversation, Message
+from annotate.accounts import Accounts
+from annotate.store import Candidate, Store
+
+GOOD = "correct horse battery"
+URL = "https://annotate.example.org"
+FROM_PAGE = {"Origin": URL}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
+        for project in ("p", "q"):
+            for i in range(4):
+                prompt = Conversation((Message("user", f"{project}{i}"),))
+                store.add_item(project, f"{i}", prompt, [Candidate("yes"), Candidate("no")])
+        yield store
+
+
+@pytest.fixture
+def accounts(store) -> Accounts:
+    return Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+
+
+@pytest.fixture
+def browser(store, accounts):
+    """Opens a browser of its own on the app."""
+    from annotate.web.desks import Desks
+    from annotate.web.server import AccountDoor, application
+
+    app = application(Desks(store), AccountDoor(accounts, "align_session_7861"), [URL])
+    return lambda: TestClient(app, base_url=URL, follow_redirects=False)
+
+
+@pytest.fixture
+def someone(browser, accounts):
+    """Opens a browser in which somebody is logged in."""
+
+    def arriving(name: str, role: str = "annotator", project: str = "p") -> TestClient:
+        client = browser()
+        said = {"token": accounts.invite(project, role), "name": name, "password": GOOD, "again": GOOD}
+        assert client.post("/invite", data=said, headers=FROM_PAGE).headers["location"] == "/"
+        return client
+
+    return arriving
+
+
+def places(client: TestClient) -> dict[str, str]:
+    return {row["name"]: row["id"] for row in client.get("/api/projects").json()["projects"]}
+
+
+def ask(client: TestClient, path: str, body: dict | None = None, project: str = "p"):
+    headers = {"X-Align": places(client)[project]}
+    return client.get(path, headers=headers) if body is None else client.post(path, headers=headers, json=body)
+
+
+def test_an_invitation_makes_an_account_and_its_cookie_no_script_sees(browser, accounts):
+    client, token = browser(), accounts.invite("p", "annotator")
+    form = client.get("/invite", params={"token": token})
+    assert (form.status_code, "project p as annotator" in form.text) == (200, True)
+    said = {"token": token, "name": "Ann", "password": GOOD, "again": GOOD}
+    answer = client.post("/invite", data=said, headers=FROM_PAGE)
+    assert {"HttpOnly", "SameSite=Lax", "Secure", "Path=/"} <= set(answer.headers["set-cookie"].split("; "))
+    assert client.get("/api/projects").json()["person"] == "ann"
+    assert ask(client, "/api/task").json()["task"]["answers"]
+    again = browser().post("/invite", data=said, headers=FROM_PAGE)
+    assert (again.status_code, "over or was used" in again.text) == (403, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 303), ("/manage", 303), ("/manage/", 303), ("/password", 303), ("/api/projects", 401), ("/api/task", 401),
+        ("/static/rank.js", 401), ("/config", 401), ("/manage/config", 401), ("/gradio_api/info", 401),
+        ("/manage/gradio_api/queue/data?session_hash=x", 401), ("/docs", 401), ("/openapi.json", 401),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("cookie", [None, "align_session_7861=", f"align_session_7861={'x' * 43}"])
+def test_a_stranger_gets_the_log_in_page_and_nothing_else(browser, path, status, cookie):
+    answer = browser().get(path, headers={} if cookie is None else {"Cookie": cookie})
+    assert answer.status_code == status
+    assert status != 303 or answer.headers["location"] == "/login"
+    assert browser().get("/login").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/api/vote", "/api/task", "/manage/gradio_api/queue/join", "/password"])
+def test_a_stranger_changes_nothing(browser, path):
+    headers = FROM_PAGE | {"X-Align": "x"}
+    assert browser().post(path, json={}, headers=headers).status_code in (303, 401)
+
+
+def test_log_in_and_out(someone, browser):
+    someone("ann")
+    client = browser()
+    wrong = client.post("/login", data={"name": "ann", "password": "wrong"}, headers=FROM_PAGE)
+    assert (wrong.status_code, "no such name and password" in wrong.text) == (403, True)
+    answer = client.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    kept = dict(client.cookies)
+    assert client.post("/logout", data={"yes": "1"}, headers=FROM_PAGE).headers["location"] == "/login"
+    stolen = browser()
+    stolen.cookies.update(kept)
+    assert stolen.get("/api/projects").status_code == 401  # the session is over, not only forgotten by the browser
+
+
+@pytest.mark.parametrize("path", ["/login", "/logout", "/invite", "/password"])
+@pytest.mark.parametrize(
+    "origin", [{}, {"Origin": "null"}, {"Origin": "https://evil.example"}, {"Origin": "http://annotate.example.org"}]
+)
+def test_a_form_of_another_site_is_refused(someone, path, origin):
+    client = someone("ann")
+    assert client.post(path, data={"name": "ann", "password": GOOD}, headers=origin).status_code in (403, 415)
+    assert client.get("/api/projects").status_code == 200
+
+
+def test_a_form_is_a_form_and_no_larger_than_one(browser):
+    assert browser().post("/login", json={"name": "ann"}, headers=FROM_PAGE).status_code == 415
+    assert browser().post("/login", data={"name": "x" * 30_000}, headers=FROM_PAGE).status_code == 415
+    assert browser().post("/login", files={"name": b"x"}, headers=FROM_PAGE).status_code == 415
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</title><b>"])
+def test_what_somebody_types_is_shown_as_text(browser, accounts, name):
+    token = accounts.invite("p", "annotator")
+    said = {"name": name, "password": "x", "again": "y", "token": token}
+    for path in ("/login", "/invite"):
+        text = browser().post(path, data=said, headers=FROM_PAGE).text
+        assert name not in text
+        assert not re.search(r"<(script|img|b)\b", text)
+    assert name not in browser().get("/login", params={"invite": name}).text
+
+
+@pytest.mark.parametrize("invite", ["https://evil.example", "//evil.example", "\r\nSet-Cookie: a=b"])
+def test_a_log_in_leads_nowhere_else(someone, browser, invite):
+    someone("ann")
+    said = {"name": "ann", "password": GOOD, "invite": invite}
+    assert browser().post("/login", data=said, headers=FROM_PAGE).headers["location"].startswith("/invite?token=")
+
+
+def test_another_password(someone, browser):
+    client, other = someone("ann"), browser()
+    other.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE)
+    said = {"old": GOOD, "password": "another good one", "again": "another good one"}
+    differ = client.post("/password", data=said | {"again": "another"}, headers=FROM_PAGE)
+    assert (differ.status_code, "differ" in differ.text) == (422, True)
+    assert client.post("/password", data=said, headers=FROM_PAGE).status_code == 303
+    assert client.get("/api/projects").status_code == 200
+    assert other.get("/api/projects").status_code == 401
+
+
+def test_somebody_with_an_account_joins_by_a_link(someone, accounts):
+    client = someone("ann")
+    token = accounts.invite("q", "reviewer")
+    assert "Join as ann" in client.get("/invite", params={"token": token}).text
+    assert client.post("/invite", data={"token": token, "join": "yes"}, headers=FROM_PAGE).status_code == 303
+    assert set(places(client)) == {"p", "q"}
+
+
+def test_a_project_of_others_is_none_of_theirs(someone):
+    ann, bob = someone("ann"), someone("bob", project="q")
+    theirs = places(bob)["q"]
+    assert ann.get("/api/task", headers={"X-Align": theirs}).status_code == 403
+    assert ann.post("/api/vote", headers={"X-Align": theirs}, json={}).status_code == 403
+
+
+def test_anothers_lease_and_vote_cannot_be_used(someone, store):
+    ann, bob = someone("ann"), someone("bob")
+    task = ask(ann, "/api/task").json()["task"]
+    assert ask(bob, "/api/task").json()["task"]["token"] != task["token"]
+    body = {"token": task["token"], "key": "1" * 32, "said": {"tiers": [[0], [1]], "strength": 1}}
+    assert ask(bob, "/api/vote", body).status_code == 422
+    for path in ("renew", "draft"):
+        more = {"draft": {}} if path == "draft" else {}
+        assert ask(bob, f"/api/{path}", {"token": task["token"], **more}).status_code == 422
+    assert ask(bob, f"/api/difference?token={task['token']}&a=0&b=1").status_code == 422
+    seq = ask(ann, "/api/vote", body).json()["seq"]
+    assert ask(bob, "/api/undo", {"seq": seq}).status_code == 422
+    assert len(store.rankings("p")) == 1
+
+
+def test_who_is_taken_out_keeps_what_they_said_in_their_page(someone, accounts):
+    ann = someone("ann")
+    place = places(ann)["p"]
+    task = ask(ann, "/api/task").json()["task"]
+    accounts.set_role("p", "ann", None)
+    body = {"token": task["token"], "key": "1" * 32, "said": {"tiers": [[0], [1]]}}
+    assert ann.post("/api/vote", headers={"X-Align": place}, json=body).status_code == 401
+    accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", GOOD)
+    ann.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE)
+    assert ann.post("/api/vote", headers={"X-Align": place}, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("role", ["annotator", "reviewer", "admin"])
+def test_the_managers_pages_are_for_them(someone, role):
+    client = someone("ann", role)
+    status = 403 if role == "annotator" else 200
+    for path in ("/manage/", "/manage/config", "/manage/gradio_api/info"):
+        assert client.get(path).status_code == status
+    assert client.get("/api/projects").json()["manages"] is (role != "annotator")
+
+
+def call(client: TestClient, fn: str, data: list) -> str:
+    """Runs a function of the managers' page as its script does: joins the queue and reads what comes."""
+    with client:  # which starts the queue
+        config = client.get("/manage/config").json()
+        index = next(d["id"] for d in config["dependencies"] if d["api_name"] == fn)
+        body = {"data": data, "fn_index": index, "session_hash": "s1", "trigger_id": None, "event_data": None}
+        joined = client.post("/manage/gradio_api/queue/join", json=body, headers=FROM_PAGE)
+        if joined.status_code != 200:
+            return joined.text
+        return client.get("/manage/gradio_api/queue/data", params={"session_hash": "s1"}).text
+
+
+def test_a_reviewer_may_look_and_not_manage(someone, accounts):
+    client = someone("ann", "reviewer")
+    for fn, data in (
+        ("people", ["p"]), ("invite", ["p", "admin", ""]), ("change", ["p", "ann", "admin"]), ("publish", ["p", "x"]),
+    ):  # fmt: skip
+        assert "for admins of the project" in call(client, fn, data)
+    assert accounts.members("p") == {"ann": "reviewer"}
+
+
+def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):
+    client = someone("ann", "admin")
+    assert "for admins of the project" in call(client, "invite", ["q", "admin", ""])
+    link = re.search(rf"{URL}/invite\?token=([\w-]+)", call(client, "invite", ["p", "reviewer", ""]))
+    assert link is not None
+    assert accounts.invited(link[1]).role == "reviewer"
+
+
+@pytest.mark.parametrize("path", ["upload", "run/invite", "call/invite", "api/invite", "component_server", "stream/1"])
+def test_gradios_other_ways_in_are_closed(someone, path):
+    client = someone("ann", "admin")
+    for start in ("/manage/gradio_api", "/gradio_api"):
+        assert client.post(f"{start}/{path}", json={"data": []}, headers=FROM_PAGE).status_code == 415
+    assert client.post("/gradio_api/queue/join", json={}, headers=FROM_PAGE).status_code == 415
+    assert client.get("/gradio_api/proxy=https://example.org/").status_code == 404

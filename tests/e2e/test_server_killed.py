@@ -1,0 +1,70 @@
+"""The server of `stage=annotate` is killed under fifty annotators, again and again: what it acknowledged is there."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from annotate.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+ENOUGH, KILLS = 3000, 4
+
+
+def crowd_module() -> Any:
+    spec = spec_from_file_location("crowd", ROOT / "benchmarks" / "annotation" / "crowd.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_killed_under_load_it_loses_no_acknowledged_vote_and_gives_nothing_twice(
+    store_url: str, tmp_path: Path
+) -> None:
+    module, rng = crowd_module(), random.Random(1)
+    with module.filled(store_url, ENOUGH + 500) as store:
+        people = module.hired(store, 50)
+    port, seen = module.free_port(), module.Seen()
+    failed: list[BaseException] = []
+
+    def annotate() -> None:
+        try:
+            module.crowd(
+                f"http://127.0.0.1:{port}", people, every_s=0, enough=lambda s: len(s.acknowledged) >= ENOUGH, seen=seen
+            )
+        except BaseException as error:
+            failed.append(error)
+
+    crowd = threading.Thread(target=annotate, daemon=True)
+    for kill in range(KILLS):
+        with module.serving(tmp_path, port, f"store.url={store_url}") as server:
+            if kill == 0:
+                crowd.start()
+            target = (kill + rng.random()) * ENOUGH / KILLS
+            while len(seen.acknowledged) < target and not failed:
+                crowd.join(0.01)
+            server.kill()
+            server.wait()
+    with module.serving(tmp_path, port, f"store.url={store_url}"):
+        crowd.join(400)
+    assert failed == []
+    assert seen.refused == []
+    assert seen.tries > KILLS  # they felt it
+    assert len(seen.acknowledged) >= ENOUGH
+    with Store.open(store_url, create=False) as store:
+        store.verify()
+        names = {store.known(module.PROJECT, name): name for name in people if store.pseudonym(module.PROJECT, name)}
+        votes = store.rankings(module.PROJECT)
+    kept = {vote.seq: names[vote.annotator] for vote in votes}
+    assert [seq for seq, name in seen.acknowledged if kept.get(seq) != name] == []
+    assert len({seq for seq, _ in seen.acknowledged}) == len(seen.acknowledged)
+    assert max(Counter(vote.item for vote in votes).values()) == 1  # overlap is 1, and no lease ran out
