@@ -19,6 +19,7 @@ from align.stages import Inputs, open_store, store_url
 from align.stages.lineage import readers_of
 from align.types import Result
 from annotate.archive import backup, restore
+from annotate.assignment import Desk
 from annotate.exporting import export
 from annotate.importing import import_items
 from annotate.simulate import simulate
@@ -103,7 +104,7 @@ def served(run: Run, config: Config) -> Result:
             stage.port,
             lambda: print(*links, sep="\n", flush=True),
         )
-        done = desks.of(config.project).progress(getuser())
+        done = Desk(store, config.project).progress(getuser())
         added = sum(vote.seq > before for vote in store.rankings(config.project))
         note_head(run, config.project, store.head(config.project))
     metrics = {"rankings": added, "done": done.done, "wanted": done.wanted}

@@ -16,7 +16,7 @@ from annotate.web.words import WORDS
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>align: {title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="/static/app.css">
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="/align/app.css">
 </head><body class="entrance"><main id="align-app"><h1>{title}</h1>{problem}{content}</main></body></html>"""
 
 

@@ -100,7 +100,7 @@ class AccountDoor:
         return None
 
     def stranger(self, path: str) -> Answer | None:
-        if path in ("/login", "/invite", "/static/app.css"):
+        if path in ("/login", "/invite", "/align/app.css"):
             return None
         if path in ("/", MANAGE, f"{MANAGE}/", "/password"):
             return 303, b"", [(b"location", b"/login")]

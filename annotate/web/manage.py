@@ -40,7 +40,7 @@ class Manager:
         """Who asks; an error that the page shows, unless they have the role."""
         person = self.door.who(dict(request.cookies))
         if person is None or not person.may(project, role):
-            raise gradio.Error(WORDS["not_yours"])
+            raise gradio.Error(WORDS["not_yours"], print_exception=False)
         return person
 
     def projects(self, request: gradio.Request) -> Any:
@@ -71,7 +71,7 @@ class Manager:
         values = asdict(settings) | {"attributes": ", ".join(settings.attributes)}
         return [state, "" if text is None else text[1], *(values[name] for name in SETTINGS)]
 
-    def save(self, project: str, state: str, *values: Any, request: gradio.Request) -> str:
+    def save(self, project: str, state: str, request: gradio.Request, *values: Any) -> str:
         self.person(request, project, "admin")
         given = dict(zip(SETTINGS, values, strict=True))
         given["attributes"] = [name for part in given["attributes"].split(",") if (name := part.strip())]
@@ -92,7 +92,7 @@ def explained(act: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return act(*given, **named)
         except InputError as error:
-            raise gradio.Error(escape(f"{error.problem}. {error.remedy}"), duration=None) from error
+            raise gradio.Error(escape(f"{error.problem}. {error.remedy}"), duration=None, print_exception=False) from error
 
     return acting
 
@@ -100,7 +100,7 @@ def explained(act: Callable[..., Any]) -> Callable[..., Any]:
 def manage_page(manager: Manager) -> gradio.Blocks:
     words = WORDS
     with gradio.Blocks(title=f"align: {words['manage']}", analytics_enabled=False) as blocks:
-        gradio.Markdown(f"# {words['manage']}")
+        gradio.Markdown(f"# {words['manage']}\n[{words['to_items']}](/)")
         project = gradio.Dropdown(label=words["project"], allow_custom_value=True)
         with gradio.Tab(words["people"]):
             people_tab(manager, project)
@@ -129,7 +129,8 @@ def people_tab(manager: Manager, project: gradio.Dropdown) -> None:
 
 def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
     state = gradio.Radio([(WORDS[f"state_{name}"], name) for name in STATES], label=WORDS["state"])
-    settings = [setting(name, getattr(Settings(), name)) for name in SETTINGS]
+    with gradio.Row():
+        settings = [setting(name, getattr(Settings(), name)) for name in SETTINGS]
     told = gradio.Markdown()
     gradio.Button(WORDS["save"]).click(explained(manager.save), [project, state, *settings], told)
     text = gradio.Textbox(label=WORDS["guidelines_text"], lines=12)
@@ -142,9 +143,9 @@ def setting(name: str, default: Any) -> Any:
     """The field of a setting, by the type of its default."""
     label = WORDS[f"setting_{name}"]
     if isinstance(default, bool):
-        return gradio.Checkbox(label=label)
+        return gradio.Checkbox(label=label, min_width=320)
     if isinstance(default, int | float):
-        return gradio.Number(label=label, precision=0 if isinstance(default, int) else None)
+        return gradio.Number(label=label, precision=0 if isinstance(default, int) else None, min_width=320)
     if name == "order":
-        return gradio.Dropdown([(WORDS[f"order_{order}"], order) for order in ORDERS], label=label)
-    return gradio.Textbox(label=label)
+        return gradio.Dropdown([(WORDS[f"order_{order}"], order) for order in ORDERS], label=label, min_width=320)
+    return gradio.Textbox(label=label, min_width=320)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio
 
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="stylesheet" href="/static/app.css"><script src="/static/rank.js" defer></script>"""
+<link rel="stylesheet" href="/align/app.css"><script src="/align/rank.js" defer></script>"""
 
 
 def page() -> gradio.Blocks:

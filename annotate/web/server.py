@@ -44,7 +44,7 @@ def application(desks: Desks, door: Door, origins: Sequence[str]) -> ASGIApp:
     if isinstance(door, AccountDoor):
         known = door.accounts
         app.include_router(entrance(known, door.cookie))
-    app.mount("/static", StaticFiles(directory=STATIC))
+    app.mount("/align", StaticFiles(directory=STATIC))
     app.add_exception_handler(RequestValidationError, misread)
     for error, status in ((AlreadyJudged, 409), (StorageError, 503), (Refused, 403), (InputError, 422)):
         app.add_exception_handler(error, explained(status))

@@ -48,7 +48,7 @@ def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api/task", "/api/project", "/static/rank.js", "/config", "/gradio_api/info", "/docs"]
+    "path", ["/", "/api/task", "/api/project", "/align/rank.js", "/config", "/gradio_api/info", "/docs"]
 )
 @pytest.mark.parametrize("cookie", [None, "", "wrong", "k" * 31])
 def test_without_the_key_nothing_is_to_be_had(client, path, cookie):
@@ -106,7 +106,7 @@ def test_other_programs_cookies_lock_nobody_out(client, other):
 
 
 def test_every_answer_forbids_what_it_can(client):
-    for path in ("/", "/api/projects", "/static/rank.js"):
+    for path in ("/", "/api/projects", "/align/rank.js"):
         answer = client.get(path, headers={"Cookie": f"align_key_7861={'k' * 32}"})
         assert answer.status_code == 200
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]

@@ -83,7 +83,7 @@ def test_an_invitation_makes_an_account_and_its_cookie_no_script_sees(browser, a
     ("path", "status"),
     [
         ("/", 303), ("/manage", 303), ("/manage/", 303), ("/password", 303), ("/api/projects", 401), ("/api/task", 401),
-        ("/static/rank.js", 401), ("/config", 401), ("/manage/config", 401), ("/gradio_api/info", 401),
+        ("/align/rank.js", 401), ("/config", 401), ("/manage/config", 401), ("/gradio_api/info", 401),
         ("/manage/gradio_api/queue/data?session_hash=x", 401), ("/docs", 401), ("/openapi.json", 401),
     ],
 )  # fmt: skip
