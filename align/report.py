@@ -321,14 +321,14 @@ def calibration_bins(predicted: Sequence[float], outcomes: Sequence[float], bins
     return result
 
 
-def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share: (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
 
     Never leaves [0, 1] and has width at 0 and at n, where the normal approximation has none.
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
 
     Args:
-        successes: 0 … n; a tie may count as ½.
+        successes: 0 … n. Neither need be whole: a tie may count as ½, and dependent trials for fewer than they are.
     """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} is no share")

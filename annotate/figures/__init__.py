@@ -1,0 +1,19 @@
+"""What a project's votes say about its annotators and their agreement: the numbers, and plots of them.
+
+    found = figures(store, "quickstart")          # JSON-ready
+    (folder / "votes.svg").write_bytes(plots.per_day(found))
+    (folder / "people.csv").write_text(people_csv(store, "quickstart"))
+
+estimates   figures with their intervals, and those that are undefined
+view        what is read of the store, all at one moment
+agreement   Krippendorff's alpha, Cohen's kappa, raw agreement, contradictions
+bias        towards what stands first on the screen, and towards the longer answer
+people      a row an annotator
+project     all of it together
+plots       drawn from what `figures` returns
+"""
+
+from annotate.figures.estimates import Estimate, Undefined
+from annotate.figures.project import figures, people_csv
+
+__all__ = ["Estimate", "Undefined", "figures", "people_csv"]

@@ -1,0 +1,234 @@
+"""How far annotators agree: pure functions.
+
+The unit is a pair of candidates of one item, in the order of their positions, and what an annotator says of it is −1
+where the first is better, 0 for a tie, +1 where the second is. Of two answers with a strength there is more: from −3
+(the first is much better) to +3. The pairs of one item depend on each other, so what is resampled is items.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import krippendorff
+import numpy as np
+from numpy.typing import NDArray
+
+from annotate.figures.estimates import Estimate, Figure, Undefined, share
+from annotate.store import Vote
+
+Level = Literal["nominal", "ordinal"]
+
+ALONE = Undefined("nobody judged the same item")
+NO_STRENGTHS = Undefined("no item has two strengths")
+UNANIMOUS = Undefined("unanimous")
+
+SHARED_ITEMS = 10
+"""Items that two annotators must share for a kappa: of fewer it says next to nothing."""
+MOST_UNDEFINED = 0.05
+"""Share of unanimous resamples above which the others are no picture of the whole, and there is no interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """What several annotators said of one item.
+
+    Attributes:
+        item: its id.
+        annotators: R pseudonyms, each once.
+        seqs: of their votes.
+        values_RU: a row an annotator, a column a pair of candidates.
+    """
+
+    item: str
+    annotators: tuple[str, ...]
+    seqs: tuple[int, ...]
+    values_RU: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Kappa:
+    """Cohen's kappa of two annotators.
+
+    Attributes:
+        annotators: two pseudonyms, in alphabetical order.
+        items, pairs: that both judged.
+        direction: plain, over −1, 0 and +1.
+        strength: with quadratic weights, over −3 … +3.
+    """
+
+    annotators: tuple[str, str]
+    items: int
+    pairs: int
+    direction: float | Undefined
+    strength: float | Undefined
+
+
+def directions(vote: Vote, ids: Sequence[str]) -> list[int]:
+    """What a ranking says of each pair of K candidates, K(K−1)/2 values in the order of `combinations(ids, 2)`."""
+    place = {id: k for k, tier in enumerate(vote.tiers) for id in tier}
+    ranks = [place[id] for id in ids]
+    return [(a > b) - (a < b) for a, b in combinations(ranks, 2)]
+
+
+def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], strength: bool = False) -> list[Panel]:
+    """The items that at least two annotators ranked, in the order of their first votes.
+
+    Args:
+        votes: standing rankings, one for each annotator and item.
+        candidates: by item, its candidates' ids by position.
+        strength: the signed strength instead of the direction, of items with two candidates, where one was given.
+    """
+    by_item: dict[str, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        if not strength or (vote.strength is not None and len(candidates[vote.item]) == 2):
+            by_item[vote.item].append(vote)
+    found = []
+    for item, said in by_item.items():
+        if len(said) > 1:
+            rows = [directions(vote, candidates[item]) for vote in said]
+            scale = np.array([[vote.strength if strength else 1] for vote in said], dtype=np.int64)
+            names, seqs = tuple(vote.annotator for vote in said), tuple(vote.seq for vote in said)
+            found.append(Panel(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
+    return found
+
+
+# Krippendorff's alpha
+
+
+def alpha(panels: Sequence[Panel], level: Level, seed: int = 0, resamples: int = 1000) -> Figure:
+    """Krippendorff's alpha, with a percentile interval from a bootstrap over items.
+
+    There is no interval for a single item, nor where many resamples are unanimous, which have no alpha. Source:
+    Krippendorff 2019, "Content Analysis", chapter 12; Efron and Tibshirani 1993, "An Introduction to the Bootstrap",
+    chapter 13.
+
+    Args:
+        level: of measurement: which differences weigh more.
+    """
+    if not panels:
+        return ALONE
+    domain = np.unique(np.concatenate([panel.values_RU.ravel() for panel in panels]))
+    if len(domain) < 2:
+        return UNANIMOUS
+    counts = [(panel.values_RU[:, :, None] == domain).sum(axis=0) for panel in panels]
+    value = krippendorff.alpha(value_counts=np.concatenate(counts), value_domain=domain, level_of_measurement=level)
+    low, high = _interval(np.stack([coincidences(counts_UV) for counts_UV in counts]), level, seed, resamples)
+    return Estimate(float(value), low, high, len(panels))
+
+
+def coincidences(counts_UV: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The coincidence matrix, [V][V], of one item: ordered pairs of annotators by what they said, each unit weighing as
+    much as it has annotators.
+
+    Args:
+        counts_UV: how many of the item's annotators, all of whom judged each unit, said what of it.
+    """
+    annotators = counts_UV[0].sum()
+    return (counts_UV.T @ counts_UV - np.diag(counts_UV.sum(axis=0))) / (annotators - 1)
+
+
+def alphas(coincidences_BVV: NDArray[np.float64], level: Level) -> NDArray[np.float64]:
+    """Alpha of each of B coincidence matrices; nan where all said the same. What the package does for one table of
+    units, for the sums of a thousand resamples at once.
+
+    Args:
+        coincidences_BVV: over the values in ascending order.
+    """
+    n_BV = coincidences_BVV.sum(axis=2)
+    # The ordinal distance of two values is the number of values said between them, half of either included.
+    middle_BV = n_BV.cumsum(axis=1) - n_BV / 2
+    apart_BVV = (middle_BV[:, :, None] - middle_BV[:, None, :]) ** 2
+    if level == "nominal":
+        apart_BVV = np.broadcast_to(1 - np.eye(n_BV.shape[1]), coincidences_BVV.shape)
+    observed_B = (coincidences_BVV * apart_BVV).sum(axis=(1, 2))
+    expected_B = (n_BV[:, :, None] * n_BV[:, None, :] * apart_BVV).sum(axis=(1, 2)) / (n_BV.sum(axis=1) - 1)
+    return 1 - np.divide(observed_B, expected_B, out=np.full_like(observed_B, np.nan), where=expected_B > 0)
+
+
+def _interval(
+    coincidences_IVV: NDArray[np.float64], level: Level, seed: int, resamples: int
+) -> tuple[float | None, float | None]:
+    items, values = coincidences_IVV.shape[:2]
+    # Items with the same coincidences are interchangeable: how often each sort is drawn is multinomial.
+    sorts, number = np.unique(coincidences_IVV.reshape(items, -1), axis=0, return_counts=True)
+    drawn_BS = np.random.default_rng(seed).multinomial(items, number / items, size=resamples)
+    found_B = alphas((drawn_BS @ sorts).reshape(resamples, values, values), level)
+    known = found_B[~np.isnan(found_B)]
+    if items < 2 or len(known) < (1 - MOST_UNDEFINED) * resamples:
+        return None, None
+    low, high = np.quantile(known, (0.025, 0.975))
+    return float(low), float(high)
+
+
+# Others
+
+
+def raw_agreement(panels: Sequence[Panel]) -> Figure:
+    """Share of the pairs of annotators on a unit who say the same of it, with an interval over items; see `share`."""
+    if not panels:
+        return ALONE
+    same, pairs = [], []
+    for panel in panels:
+        values = panel.values_RU
+        alike = (values[:, None, :] == values[None, :, :]).sum()  # ordered, and each with itself
+        same.append((int(alike) - values.size) // 2)
+        pairs.append(values.size * (len(values) - 1) // 2)
+    return share(same, pairs)
+
+
+def contradictions(panel: Panel) -> int:
+    """Pairs of annotators, over all units, of whom one says that the first is better and the other that the second is;
+    a tie contradicts neither."""
+    first, second = (panel.values_RU < 0).sum(axis=0), (panel.values_RU > 0).sum(axis=0)
+    return int((first * second).sum())
+
+
+def kappas(directions: Sequence[Panel], strengths: Sequence[Panel], at_least: int = SHARED_ITEMS) -> list[Kappa]:
+    """Of each two annotators who share so many items, those with the most in common first.
+
+    Args:
+        directions, strengths: what `panels` finds of one and the other.
+    """
+    plain, weighted = _tables(directions), _tables(strengths)
+    none = (0, np.zeros((1, 1), dtype=np.int64))
+    found = [
+        Kappa(pair, items, int(table.sum()), kappa(table), kappa(weighted.get(pair, none)[1], quadratic=True))
+        for pair, (items, table) in plain.items()
+        if items >= at_least
+    ]
+    return sorted(found, key=lambda two: (-two.items, two.annotators))
+
+
+def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undefined:
+    """Cohen's kappa of two annotators, 1 − Σ w·O / Σ w·E, E being what their frequencies would give by chance.
+
+    Source: Cohen 1960, "A coefficient of agreement for nominal scales"; 1968, "Weighted kappa".
+
+    Args:
+        table_VV: how often one said the row's value and the other the column's, values in ascending order.
+        quadratic: w = (i − j)², else 1 off the diagonal.
+    """
+    total, places = table_VV.sum(), np.arange(len(table_VV))
+    if not total:
+        return NO_STRENGTHS
+    apart = places[:, None] - places
+    weights = apart**2 if quadratic else apart != 0
+    chance = np.outer(table_VV.sum(axis=1), table_VV.sum(axis=0)) / total
+    expected = float((weights * chance).sum())
+    return 1 - float((weights * table_VV).sum()) / expected if expected else UNANIMOUS
+
+
+def _tables(panels: Sequence[Panel]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
+    """By two annotators, the items they share and how often one said what and the other what, −3 … +3."""
+    tables: dict[tuple[str, str], NDArray[np.int64]] = defaultdict(lambda: np.zeros((7, 7), dtype=np.int64))
+    items: dict[tuple[str, str], int] = defaultdict(int)
+    for panel in panels:
+        rows = sorted(zip(panel.annotators, panel.values_RU + 3, strict=True), key=lambda row: row[0])
+        for (one, mine), (other, theirs) in combinations(rows, 2):
+            items[one, other] += 1
+            np.add.at(tables[one, other], (mine, theirs), 1)
+    return {pair: (items[pair], table) for pair, table in tables.items()}

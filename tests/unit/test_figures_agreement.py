@@ -1,0 +1,225 @@
+"""Agreement: textbook values, values by hand, and what is undefined."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import krippendorff
+import numpy as np
+import pytest
+from votes import ids_of, voted
+
+from annotate.figures.agreement import (
+    ALONE,
+    NO_STRENGTHS,
+    UNANIMOUS,
+    Kappa,
+    Panel,
+    alpha,
+    alphas,
+    coincidences,
+    contradictions,
+    directions,
+    kappa,
+    kappas,
+    panels,
+    raw_agreement,
+)
+from annotate.figures.estimates import Estimate, Undefined, as_json
+
+# Krippendorff 2011, "Computing Krippendorff's alpha-reliability", section C and on: four observers, twelve units, the
+# last of which has one value and is no panel. He finds 0.743 (nominal) and 0.815 (ordinal).
+UNITS = [[1, 1, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4], [4, 4, 4, 4], [1, 1, 2, 1],
+         [2, 2, 2, 2], [5, 5, 5], [1, 1]]  # fmt: skip
+
+
+def panel(*rows: list[int], item: str = "i") -> Panel:
+    """A row an annotator: a, b, c, …"""
+    return Panel(item, tuple("abcdefgh"[: len(rows)]), tuple(range(len(rows))), np.array(rows))
+
+
+def found(votes, **more) -> list[Panel]:
+    return panels(votes, ids_of(votes), **more)
+
+
+def summed(panels: list[Panel], domain: list[int]) -> np.ndarray:
+    return sum(coincidences((one.values_RU[:, :, None] == np.array(domain)).sum(axis=0)) for one in panels)  # type: ignore[return-value]
+
+
+# Units
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("0>1>2", [-1, -1, -1]),
+        ("2>1>0", [1, 1, 1]),
+        ("1>0>2", [1, -1, -1]),
+        ("0>12", [-1, -1, 0]),
+        ("012", [0, 0, 0]),
+    ],
+)
+def test_what_a_ranking_says_of_each_pair(order, expected):
+    assert directions(voted("i", order), ("i-0", "i-1", "i-2")) == expected
+
+
+def test_a_panel_is_an_item_that_two_people_judged():
+    votes = [voted("i", "0>1", "ann"), voted("j", "0>1", "ann"), voted("i", "1>0", "bob")]
+    (one,) = found(votes)
+    assert (one.item, one.annotators, one.seqs) == ("i", ("ann", "bob"), (votes[0].seq, votes[2].seq))
+    assert one.values_RU.tolist() == [[-1], [1]]
+
+
+def test_strengths_are_signed_and_of_two_answers_alone():
+    votes = [voted("i", "0>1", "ann", strength=3), voted("i", "1>0", "bob", strength=2), voted("i", "01", "cat")]
+    votes += [voted("k", "0>1>2", who, strength=1) for who in ("ann", "bob")]
+    votes += [voted("j", "01", "ann", strength=0), voted("j", "0>1", "bob", strength=1)]
+    assert [one.values_RU.ravel().tolist() for one in found(votes, strength=True)] == [[-3, 2], [0, -1]]
+
+
+# Alpha
+
+
+@pytest.mark.parametrize(("level", "expected"), [("nominal", 0.743), ("ordinal", 0.815)])
+def test_the_textbook_alpha(level, expected):
+    units = [panel(*([value] for value in unit), item=str(k)) for k, unit in enumerate(UNITS)]
+    estimate = alpha(units, level)
+    assert isinstance(estimate, Estimate)
+    assert estimate.value == pytest.approx(expected, abs=5e-4)
+    assert estimate.n == len(UNITS)
+    assert estimate.low < estimate.value < estimate.high
+    assert alphas(summed(units, [1, 2, 3, 4, 5])[None], level)[0] == pytest.approx(estimate.value, abs=1e-12)
+
+
+def test_two_observers_of_two_values():
+    """Krippendorff 2011, section A: ten units, alpha 0.095."""
+    rows = [int(v) for v in "0100000010"], [int(v) for v in "1110010000"]
+    units = [panel([a], [b], item=str(k)) for k, (a, b) in enumerate(zip(*rows, strict=True))]
+    assert alpha(units, "nominal").value == pytest.approx(0.095, abs=5e-4)
+
+
+def test_three_answers_with_a_tie():
+    """By hand: −1 is said five times and 0 once; 2 of 6 coincidences differ, and 2·5·1/5 would by chance."""
+    said = found([voted("i", "0>1>2", "ann"), voted("i", "0>12", "bob")])
+    estimate = alpha(said, "nominal")
+    assert estimate == Estimate(pytest.approx(0.0), None, None, 1)  # one item bears no interval
+    assert raw_agreement(said).value == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal"])
+def test_many_alphas_at_once_are_those_of_the_package(level):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        counts = rng.multinomial(4, rng.dirichlet(np.ones(7)), size=12)
+        ours = alphas(coincidences(counts)[None], level)[0]
+        theirs = krippendorff.alpha(value_counts=counts, value_domain=range(7), level_of_measurement=level)
+        assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+def test_unanimous_is_undefined_and_not_one():
+    votes = [voted(item, "0>1", who) for item in "ijk" for who in ("ann", "bob")]
+    said = found(votes)
+    assert alpha(said, "nominal") == UNANIMOUS
+    assert json.dumps(as_json({"alpha": alpha(said, "nominal")})) == '{"alpha": "undefined (unanimous)"}'
+    assert raw_agreement(said).value == 1.0
+    assert np.isnan(alphas(summed(said, [-1, 0, 1])[None], "nominal"))
+
+
+def test_a_single_annotator_agrees_with_nobody():
+    said = found([voted("i", "0>1"), voted("j", "0>1")])
+    assert alpha(said, "nominal") == raw_agreement(said) == ALONE
+    assert str(ALONE) == "undefined (nobody judged the same item)"
+
+
+def test_there_is_no_interval_where_many_resamples_are_unanimous():
+    agreed = [panel([-1], [-1], item=str(k)) for k in range(50)]
+    once = alpha([*agreed, panel([-1], [1])], "nominal")
+    # By hand: 2 of 102 coincidences differ, and 2·101·1/101 would by chance.
+    assert once == Estimate(pytest.approx(0.0), None, None, 51)
+    often = alpha([*agreed, *(panel([-1], [1], item=f"x{k}") for k in range(9))], "nominal")
+    assert often.low < often.value < often.high
+
+
+def test_the_interval_comes_from_items_and_not_from_pairs():
+    """Three pairs of an item that always say the same are worth one, not three."""
+    rng = random.Random(0)
+    said = [(rng.choice((-1, 1)), rng.choice((-1, 1, 1))) for _ in range(30)]
+    said = [(a, a if rng.random() < 0.6 else b) for a, b in said]
+    triples = alpha([panel([a] * 3, [b] * 3, item=str(k)) for k, (a, b) in enumerate(said)], "nominal")
+    thrice = alpha([panel([a], [b], item=f"{k}") for k, (a, b) in enumerate(said * 3)], "nominal")
+    assert triples.value == pytest.approx(thrice.value)
+    assert triples.high - triples.low > 1.5 * (thrice.high - thrice.low)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    units = [panel(*([value] for value in unit), item=str(k)) for k, unit in enumerate(UNITS)]
+    assert alpha(units, "nominal", seed=1) == alpha(units, "nominal", seed=1) != alpha(units, "nominal", seed=2)
+
+
+def test_the_interval_of_alpha_covers_it():
+    """Two annotators say the truth, a fair coin, with probability 0.8 each: alpha is 1 − 0.32/0.5."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(150):
+        truth, right = rng.choice((-1, 1), size=80), rng.random((2, 80)) < 0.8
+        values = np.where(right, truth, -truth)
+        units = [panel([a], [b], item=str(k)) for k, (a, b) in enumerate(values.T.tolist())]
+        estimate = alpha(units, "nominal", seed=seed, resamples=300)
+        covered += estimate.low <= 0.36 <= estimate.high
+    assert 0.88 <= covered / 150 <= 0.99
+
+
+# Kappa
+
+
+def test_kappa_by_hand():
+    """20 and 15 times both, 5 and 10 times one: 0.7 observed, 0.5·0.6 + 0.5·0.4 by chance."""
+    assert kappa(np.array([[20, 5], [10, 15]])) == pytest.approx((0.7 - 0.5) / (1 - 0.5))
+    # Weights 0, 1, 4: 2 observed; rows 3, 2, 1 and columns 2, 2, 2 give 8 by chance.
+    assert kappa(np.array([[2, 1, 0], [0, 1, 1], [0, 0, 1]]), quadratic=True) == pytest.approx(1 - 2 / 8)
+
+
+def test_kappa_of_the_unanimous_is_undefined():
+    assert kappa(np.array([[5, 0], [0, 0]])) == UNANIMOUS
+    assert kappa(np.array([[0, 5], [0, 0]])) == pytest.approx(0.0)  # each always says the same, and never both
+    assert kappa(np.array([[0]])) == NO_STRENGTHS
+
+
+def test_two_annotators_have_a_kappa_where_they_share_enough_items():
+    orders = {"i": ("0>1", "0>1"), "j": ("1>0", "1>0"), "k": ("0>1", "1>0"), "l": ("1>0", "1>0")}
+    both = [(item, *pair) for item, said in orders.items() for pair in zip(("bob", "ann"), said, strict=True)]
+    votes = [voted(item, order, who) for item, who, order in both]
+    votes.append(voted("i", "01", "cat"))
+    said = found(votes)
+    # Both −1 once, both +1 twice, bob −1 against ann's +1 once: 3/4 observed, (1·2 + 3·2)/16 by chance.
+    expected = Kappa(("ann", "bob"), 4, 4, pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2)), NO_STRENGTHS)
+    assert kappas(said, [], at_least=4) == [expected]
+    assert kappas(said, [], at_least=5) == []
+    assert len(kappas(said, [], at_least=1)) == 3
+
+
+def test_kappa_of_strengths_weighs_by_distance():
+    said = [(-3, -2), (3, 3), (1, 2), (-1, -3)]
+    votes = []
+    for k, values in enumerate(said):
+        for who, value in zip(("ann", "bob"), values, strict=True):
+            votes.append(voted(f"i{k}", "0>1" if value < 0 else "1>0", who, strength=abs(value)))
+    (two,) = kappas(found(votes), found(votes, strength=True), at_least=1)
+    # Σ (a − b)² = 1 + 0 + 1 + 4; by chance Σ over all sixteen pairings, over four.
+    chance = sum((a - b) ** 2 for a, _ in said for _, b in said) / 4
+    assert two.strength == pytest.approx(1 - 6 / chance)
+    assert two.direction == pytest.approx(1.0)
+
+
+# Contradictions
+
+
+def test_a_tie_contradicts_nobody():
+    assert contradictions(panel([-1, 0, 1], [-1, 1, 0])) == 0
+    assert contradictions(panel([-1, 0, 1], [1, 1, -1])) == 2
+    assert contradictions(panel([-1], [-1], [1])) == 2
+
+
+def test_what_is_undefined_says_why():
+    assert as_json(Undefined("unanimous")) == "undefined (unanimous)"

@@ -1,0 +1,144 @@
+"""Shares with their intervals, and the biases: by hand, by simulation, found where injected and not where not."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from votes import voted
+
+from align.report import wilson_interval
+from annotate.figures.bias import length_bias, position_bias
+from annotate.figures.estimates import NOTHING, ONE_SIDED, Estimate, log_odds, share
+from annotate.orders import shown_order
+
+
+def ranked(rng: random.Random, ids: tuple[str, ...], follow: float) -> list[str]:
+    """An order that is the screen's with probability `follow`, else any: the earlier of two wins ½ + follow/2."""
+    return list(ids) if rng.random() < follow else rng.sample(ids, len(ids))
+
+
+def votes_of(rng: random.Random, number: int, k: int, follow: float, annotator: str = "ann") -> list:
+    found = []
+    for turn in range(number):
+        screen = shown_order("012345678"[:k], annotator, turn)
+        order = ranked(rng, screen, follow)
+        found.append(voted(f"i{turn}", ">".join(order), annotator, screen="".join(screen)))
+    return found
+
+
+# Shares
+
+
+def test_a_share_of_single_trials_has_wilsons_interval():
+    """By hand, z = 1.96: (0.8 + z²/20 ± z √(0.016 + z²/400)) / (1 + z²/10)."""
+    found = share([1] * 8 + [0] * 2, [1] * 10)
+    assert found == Estimate(0.8, pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4), 10)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(8, 10))
+
+
+def test_dependent_trials_count_for_fewer():
+    """Four clusters of three, all or none: deff = (4/3 · 9/144) / (0.25/11) = 11/3."""
+    found = share([3, 0, 3, 0], [3, 3, 3, 3])
+    assert (found.low, found.high) == pytest.approx(wilson_interval(18 / 11, 36 / 11))
+    assert found.n == 12
+
+
+def test_trials_that_balance_within_clusters_count_for_no_more_than_they_are():
+    found = share([1, 1, 1, 1], [2, 2, 2, 2])
+    assert (found.low, found.high) == pytest.approx(wilson_interval(4, 8))
+
+
+def test_where_dependence_cannot_be_told_a_cluster_counts_once():
+    assert (share([3, 3], [3, 3]).low, share([2], [3]).low) == pytest.approx(
+        (wilson_interval(2, 2)[0], wilson_interval(2 / 3, 1)[0])
+    )
+
+
+def test_clusters_without_trials_do_not_count():
+    assert share([1, 0, 0], [1, 0, 1]) == share([1, 0], [1, 1])
+    assert share([0], [0]) == share([], []) == NOTHING
+
+
+def test_log_odds():
+    found = log_odds(Estimate(0.75, 0.5, 0.9, 8))
+    assert found == Estimate(pytest.approx(math.log(3)), pytest.approx(0.0), pytest.approx(math.log(9)), 8)
+    assert log_odds(share([2], [2])) == log_odds(share([0], [2])) == ONE_SIDED
+    assert log_odds(NOTHING) == NOTHING
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("follow", [0.0, 0.3])
+def test_the_interval_covers_the_share(k, follow):
+    rng = random.Random(0)
+    covered = naive = 0
+    for _ in range(300):
+        found = position_bias(votes_of(rng, 60, k, follow)).share
+        truth = 0.5 + follow / 2
+        covered += found.low <= truth <= found.high
+        low, high = wilson_interval(found.value * found.n, found.n)
+        naive += low <= truth <= high
+    assert 0.92 <= covered / 300 <= 0.985
+    if k == 5:
+        assert naive / 300 < 0.9  # as if the pairs of a ranking were independent
+
+
+# Position
+
+
+def test_the_earlier_answer_of_two():
+    votes = [
+        voted("i", "0>1", screen="01"),
+        voted("j", "0>1", screen="10"),
+        voted("k", "1>0", screen="10"),
+        voted("l", "01", screen="01"),  # a tie favours no side
+        voted("m", "0>1", source="simulated"),  # no screen
+    ]
+    found = position_bias(votes)
+    assert found.share == share([1, 0, 1], [1, 1, 1])
+    assert found.log_odds.value == pytest.approx(math.log(2))
+
+
+def test_the_earlier_answers_of_three_with_a_tie():
+    """On the screen 2, 0, 1; said 0 above 1 and 2: of two untied pairs, 0 before 1 is one."""
+    assert position_bias([voted("i", "0>12", screen="201")]).share.value == 0.5
+    assert position_bias([voted("i", "2>0>1", screen="201")]).share == share([3], [3])
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_an_injected_bias_is_found_and_none_is_not(k):
+    biased = position_bias(votes_of(random.Random(1), 400, k, 0.3)).share
+    assert biased.low > 0.5
+    assert biased.low < 0.65 < biased.high
+    fair = position_bias(votes_of(random.Random(2), 400, k, 0.0))
+    assert fair.share.low < 0.5 < fair.share.high
+    assert fair.log_odds.low < 0 < fair.log_odds.high
+
+
+def test_whoever_always_prefers_one_candidate_has_no_bias_to_a_side():
+    """The order on the screen is counterbalanced, so a true preference cancels out."""
+    votes = [voted(f"i{t}", "0>1", screen="".join(shown_order("01", "ann", t))) for t in range(40)]
+    assert position_bias(votes).share.value == 0.5
+
+
+# Length
+
+
+def test_the_longer_answer():
+    lengths = {"i-0": 10, "i-1": 5, "i-2": 5, "j-0": 3, "j-1": 9}
+    votes = [voted("i", "0>1>2"), voted("j", "0>1"), voted("j", "01", "bob")]
+    found = length_bias(votes, lengths).share
+    assert found == share([2, 0], [2, 1])  # the pair of equal lengths is left out, and the tie
+
+
+def test_who_judges_the_same_item_sees_the_same_lengths():
+    votes = [voted(f"i{n}", "0>1" if n % 2 else "1>0", who) for n in range(20) for who in ("ann", "bob", "cat")]
+    lengths = {f"i{n}-{k}": 5 - k for n in range(20) for k in (0, 1)}
+    found = length_bias(votes, lengths).share
+    assert found.n == 60
+    assert found.high - found.low > 0.9 * (lambda low, high: high - low)(*wilson_interval(10, 20))
+
+
+def test_no_votes_have_no_bias():
+    assert position_bias([]).share == length_bias([], {}).log_odds == NOTHING

@@ -1,0 +1,156 @@
+"""A row an annotator: gold, repeats, times, and a table that no spreadsheet runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from annotation_store import add, ask, rank
+from votes import voted
+
+from annotate.figures import Undefined, people_csv
+from annotate.figures.estimates import NOTHING, share
+from annotate.figures.people import CEILING_S, UNMEASURED, as_csv, consistency, gold_accuracy, people, ties
+from annotate.figures.view import read
+from annotate.store import Candidate, Judgement, Store
+
+EXPECTED = {"g": (("g-0", "g-2"), ("g-1",)), "h": (("h-0",), ("h-1",)), "t": (("t-0", "t-1"),)}
+
+
+@pytest.fixture
+def store(store_url):
+    with Store.open(store_url) as store:
+        yield store
+
+
+def everyone(store) -> dict:
+    return {person.identity: person for person in people(read(store, "p"))}
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+# Gold, repeats, ties
+
+
+def test_gold_accuracy():
+    """0 and 2 are better than 1; which of them is better is not asked."""
+    votes = [
+        voted("g", "2>0>1", purpose="gold"),  # both right
+        voted("g", "0>1>2", purpose="gold"),  # one of two
+        voted("g", "012", purpose="gold"),  # a tie orders nothing
+        voted("h", "0>1", purpose="gold"),
+        voted("t", "0>1", purpose="gold"),  # its answers are tied: nothing is asked
+        voted("w", "1>0"),
+    ]
+    assert gold_accuracy(votes, EXPECTED) == (share([2, 1, 0, 1], [2, 2, 2, 1]), 4, 2)
+    assert gold_accuracy([], EXPECTED) == (NOTHING, 0, 0)
+
+
+def test_a_repeat_says_the_same_or_not():
+    votes = [
+        voted("i", "0>1>2"),
+        voted("i", "0>2>1", purpose="repeat"),  # two of three pairs
+        voted("j", "0>12"),
+        voted("j", "0>12", purpose="repeat"),
+        voted("k", "0>1", purpose="repeat"),  # the first one was taken back
+    ]
+    assert consistency(votes) == share([2, 3], [3, 3])
+    assert consistency(votes[:1]) == NOTHING
+
+
+def test_ties_are_a_share_of_pairs():
+    assert ties([voted("i", "0>12"), voted("j", "01")]) == share([1, 1], [3, 1])
+
+
+# Out of the store
+
+
+def test_what_a_person_did(store):
+    items = [add(store, f"run/{n}") for n in range(4)]
+    rank(store, items[0], "0>12", "ann", seconds=10, shown=tuple(f"{items[0]}-{k}" for k in (1, 0, 2)))
+    rank(store, items[1], "0>1>2", "ann", seconds=20, flagged=(items[1],))
+    back = rank(store, items[2], "0>1>2", "ann", seconds=CEILING_S * 100)
+    store.retract("p", back)
+    store.record("p", items[2], Judgement(skipped="unsure", seconds=6), annotator="ann", key="skip")
+    ann = everyone(store)["ann"]
+    assert (ann.rankings, ann.retracted, ann.flagged, ann.simulated) == (2, 1, 1, False)
+    assert ann.skips == {"unsure": 1, "language": 0, "broken": 0, "harmful": 0, "other": 0}
+    assert ann.seconds == 15
+    assert ann.hours == pytest.approx((10 + 20 + CEILING_S + 6) / 3600)
+    assert ann.ties == share([1, 0], [3, 3])
+    assert ann.position.share == share([1], [2])
+    # "fine" is longer than "bad" and "eh", and "bad" than "eh".
+    assert ann.length.share == share([2, 3], [2, 3])
+    assert ann.gold == ann.repeats == NOTHING
+    assert ann.first <= ann.last
+
+
+def test_gold_comes_from_the_ledger(store):
+    gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[1], [0]])
+    rank(store, gold, "1>0", "ann")
+    rank(store, gold, "0>1", "bob")
+    found = everyone(store)
+    assert (found["ann"].gold, found["ann"].gold_right) == (share([1], [1]), 1)
+    assert (found["bob"].gold, found["bob"].gold_right) == (share([0], [1]), 0)
+    assert found["bob"].position.share == NOTHING
+    assert found["bob"].seconds == UNMEASURED
+
+
+def test_who_was_erased_keeps_a_row_without_a_name(store):
+    item, other = add(store), add(store, "run/1")
+    rank(store, item, "0>1>2", "ann", seconds=1800)
+    rank(store, other, "0>1>2", "ann", seconds=30)
+    rank(store, item, "0>1>2", "bob")
+    known = store.known("p", "ann")
+    store.erase_annotator("p", known)
+    store.erase_content("p", item)
+    ann, bob = people(read(store, "p"))
+    assert (ann.pseudonym, ann.identity, ann.rankings) == (known, None, 1)
+    assert (bob.identity, bob.rankings, bob.ties) == ("bob", 0, NOTHING)
+    assert ann.hours == pytest.approx((CEILING_S + 30) / 3600)  # the time was spent, whatever became of the item
+
+
+def test_a_project_without_votes_has_no_people(store):
+    add(store)
+    assert people(read(store, "p")) == []
+    text = people_csv(store, "p")
+    assert text.count("\r\n") == 1
+    assert text.startswith("pseudonym,identity,")
+
+
+# As CSV
+
+
+def test_the_table_says_what_the_rows_say(store):
+    item = add(store)
+    rank(store, item, "0>1>2", "ann", seconds=9, shown=tuple(f"{item}-{k}" for k in range(3)))
+    rank(store, item, "0>12", "bot", source="simulated")
+    ann, bot = table(people_csv(store, "p"))
+    assert (ann["identity"], ann["rankings"], ann["simulated"], ann["skips_unsure"]) == ("ann", "1", "False", "0")
+    assert (ann["position"], ann["position_n"], ann["position_log_odds"]) == (
+        "1.0", "3", "undefined (always the same side)",
+    )  # fmt: skip
+    low = share([3], [3]).low
+    assert float(ann["position_low"]) == pytest.approx(low)
+    assert float(ann["hours"]) == pytest.approx(9 / 3600)
+    assert (bot["simulated"], bot["position"], bot["position_low"]) == ("True", "undefined (nothing to count)", "")
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_a_spreadsheet_runs_no_name(store, first):
+    name = f'{first}HYPERLINK("http://example.org"),"x'
+    rank(store, add(store), "0>1>2", name)
+    (row,) = table(people_csv(store, "p"))
+    assert row["identity"] == f"'{name}"
+
+
+def test_a_negative_number_stays_a_number(store):
+    for n in range(3):
+        item = add(store, f"run/{n}", texts=("a", "bb"))
+        rank(store, item, "0>1" if n else "1>0", "ann")
+    (row,) = table(as_csv(people(read(store, "p"))))
+    assert float(row["length_log_odds"]) < 0
+    assert not isinstance(people(read(store, "p"))[0].length.share, Undefined)

@@ -1,0 +1,22 @@
+"""What the tests of the figures share: votes without a store."""
+
+from itertools import count
+
+from annotation_store import said
+
+from annotate.store import Vote
+
+SEQS = count(1)
+
+
+def voted(item: str, order: str, annotator: str = "ann", **more) -> Vote:
+    """As `said`; `screen="10"` is what was shown: candidate 1 first, then 0."""
+    if "screen" in more:
+        more["shown"] = tuple(f"{item}-{k}" for k in more.pop("screen"))
+    tiers = said(item, order).tiers
+    return Vote(tiers, seq=next(SEQS), item=item, annotator=annotator, created_at="2026-01-01T00:00:00+00:00", **more)
+
+
+def ids_of(votes: list[Vote]) -> dict[str, tuple[str, ...]]:
+    """The candidates' ids of the votes' items, by position."""
+    return {vote.item: tuple(sorted(id for tier in vote.tiers for id in tier)) for vote in votes}
