@@ -22,6 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, case, delete, exi
 from align.errors import InputError, require
 from annotate.clock import Clock
 from annotate.orders import chance, shown_order
+from annotate.reviewing import contested
 from annotate.store import Item, Judgement, Settings, Store
 from annotate.store.checks import check_text
 from annotate.store.ledger import canonical
@@ -42,7 +43,7 @@ from annotate.store.tables import drafts, leases, ledger, work
 REPEAT_AFTER = 10
 """Other votes that lie between a vote and its repeat, at least."""
 SUMS_LAST_S = 5
-"""Seconds for which the sums over a project's items are shown again."""
+"""Seconds for which what takes a look at every item is not looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Task:
     Attributes:
         token: of the lease; only its annotator can vote with it.
         item: the prompt and its candidates, by position.
+        purpose: as a judgement has it; never shown to an annotator.
         shown: the candidates' ids as they are to stand on the screen.
         draft: what the annotator had saved of a judgement, or had said before taking it back; empty at first.
         expires_at: seconds since 1970, unless renewed.
@@ -59,6 +61,7 @@ class Task:
 
     token: str
     item: Item
+    purpose: str
     shown: tuple[str, ...]
     draft: Mapping[str, Any]
     expires_at: float
@@ -99,12 +102,21 @@ class Desk:
             late = (leases.c.project == project, leases.c.state == "open", leases.c.expires_at > latest)
             db.execute(update(leases).where(*late).values(expires_at=latest))
         self._sums = (float("-inf"), 0, 0)
+        self._contested: tuple[float, list[str]] = (float("-inf"), [])
 
     def take(self, annotator: str) -> Task | None:
         """The annotator's next item: one they hold, or a new one, leased to them; None where nothing is left for them,
         their quota is reached, or the project is not open."""
         with self.store.transaction() as db:
             return self._next(db, self._pseudonym(db, annotator))
+
+    def take_review(self, reviewer: str) -> Task | None:
+        """An item that annotators disagree on, the most contradicted first; None where nothing is left to settle."""
+        if self.clock() - self._contested[0] > SUMS_LAST_S:  # a look at every vote, before anybody has to wait for it
+            with self.store.reading() as db:
+                self._contested = (self.clock(), contested(db, self.project))
+        with self.store.transaction() as db:
+            return self._next_review(db, self._pseudonym(db, reviewer))
 
     def held(self, annotator: str, token: str) -> Task:
         """The item of a lease of the annotator's, ended or not.
@@ -141,7 +153,7 @@ class Desk:
                 close_leases(db, self.project, self._mine(who, lease.item, lease.purpose), "returned")
                 db.execute(update(leases).where(leases.c.token == token).values(state="judged", vote=seq))
                 db.execute(delete(drafts).where(*self._my_draft(who, lease.item, lease.purpose)))
-            return seq, self._next(db, who)
+            return seq, self._next_review(db, who) if lease.purpose == "review" else self._next(db, who)
 
     def undo(self, annotator: str, seq: int) -> Task:
         """Takes one of the annotator's votes back and gives them the item again, what they had said as its draft.
@@ -228,21 +240,45 @@ class Desk:
     # What comes next
 
     def _next(self, db: Connection, who: str) -> Task | None:
-        held = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "open")
-        lease = db.execute(select(leases).where(*held).order_by(leases.c.number).limit(1)).first()
-        if lease is not None:  # overdue or not: nobody else has asked for it
-            self._prolong(db, lease.token)
-            return self._task(db, who, lease)
+        held = self._held(db, who, leases.c.purpose != "review")
+        if held is not None:
+            return held
         close_leases(db, self.project, leases.c.expires_at < self.clock())
         settings = settings_of(db, self.project)
         over = settings.quota and self._judged_by(db, who) >= settings.quota
         if over or state_of(db, self.project) != "open":
             return None
-        latest = select(func.max(leases.c.number)).where(leases.c.project == self.project, leases.c.annotator == who)
-        last = db.execute(latest).scalar()
-        number = 0 if last is None else last + 1
+        number = self._number(db, who)
         purpose, item, shown = self._choose(db, who, number, settings)
         return None if item is None else self._grant(db, who, number, purpose, item, shown)
+
+    def _next_review(self, db: Connection, who: str) -> Task | None:
+        held = self._held(db, who, leases.c.purpose == "review")
+        if held is not None:
+            return held
+        close_leases(db, self.project, leases.c.expires_at < self.clock())
+        given = (leases.c.project == self.project, leases.c.purpose == "review")
+        taken = set(db.execute(select(leases.c.item).where(*given, leases.c.state.in_(("open", "judged")))).scalars())
+        left = [item for item in self._contested[1] if item not in taken][:50]
+        there = (work.c.project == self.project, work.c.item.in_(left))  # not erased since
+        known = set(db.execute(select(work.c.item).where(*there)).scalars())
+        item = next((item for item in left if item in known), None)
+        return None if item is None else self._grant(db, who, self._number(db, who), "review", item, ())
+
+    def _held(self, db: Connection, who: str, which: ColumnElement[bool]) -> Task | None:
+        """What somebody holds already, overdue or not: nobody else has asked for it."""
+        open_ones = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "open")
+        lease = db.execute(select(leases).where(*open_ones, which).order_by(leases.c.number).limit(1)).first()
+        if lease is None:
+            return None
+        self._prolong(db, lease.token)
+        return self._task(db, who, lease)
+
+    def _number(self, db: Connection, who: str) -> int:
+        """Of the annotator's next lease."""
+        mine = (leases.c.project == self.project, leases.c.annotator == who)
+        last = db.execute(select(func.max(leases.c.number)).where(*mine)).scalar()
+        return 0 if last is None else last + 1
 
     def _choose(
         self, db: Connection, who: str, number: int, settings: Settings
@@ -320,7 +356,7 @@ class Desk:
         draft = db.execute(select(drafts.c.content).where(*self._my_draft(who, lease.item, lease.purpose))).scalar()
         expiry = select(leases.c.expires_at).where(leases.c.token == lease.token)
         return Task(
-            lease.token, self.store.item(self.project, lease.item), tuple(json.loads(lease.shown)),
+            lease.token, self.store.item(self.project, lease.item), lease.purpose, tuple(json.loads(lease.shown)),
             json.loads(draft or "{}"), db.execute(expiry).scalar_one(),
         )  # fmt: skip
 

@@ -187,6 +187,12 @@ def contradictions(panel: Panel) -> int:
     return int((first * second).sum())
 
 
+def ranked_by_contradictions(panels: Sequence[Panel]) -> list[tuple[int, Panel]]:
+    """The panels that hold any, each with their number, the most first."""
+    found = [(contradictions(panel), panel) for panel in panels]
+    return sorted([row for row in found if row[0]], key=lambda row: (-row[0], row[1].seqs[0]))
+
+
 def kappas(directions: Sequence[Panel], strengths: Sequence[Panel], at_least: int = SHARED_ITEMS) -> list[Kappa]:
     """Of each two annotators who share so many items, those with the most in common first.
 

@@ -151,7 +151,7 @@ def gold_accuracy(
 
 def consistency(rankings: Sequence[Vote]) -> Figure:
     """The share of pairs, over the repeats of one annotator, of which both rankings say the same; clustered by vote."""
-    first = {vote.item: vote for vote in rankings if vote.purpose != "repeat"}
+    first = {vote.item: vote for vote in rankings if vote.purpose not in ("repeat", "review")}
     same, pairs = [], []
     for again in rankings:
         if again.purpose == "repeat" and again.item in first:

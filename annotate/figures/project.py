@@ -12,9 +12,9 @@ from annotate.figures.agreement import (
     NO_STRENGTHS,
     Panel,
     alpha,
-    contradictions,
     kappas,
     panels,
+    ranked_by_contradictions,
     raw_agreement,
 )
 from annotate.figures.bias import length_bias, position_bias
@@ -29,6 +29,8 @@ SECONDS = (0, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 
 def figures(store: Store, project: str, seed: int = 0) -> dict[str, Any]:
     """The project's figures: numbers, texts, None, lists and objects alone; what is undefined is a text that says why.
+
+    Disagreements are those that no reviewer has settled.
 
     `totals`, `hours`, `per_day`, `seconds`, `agreement`, `position`, `length`, `people` and `disagreements`. An
     interval is `{value, low, high, n}`, at 95 %. Votes count that stand: not retracted, their item not erased.
@@ -63,7 +65,7 @@ def figures(store: Store, project: str, seed: int = 0) -> dict[str, Any]:
             "position": position_bias(work),
             "length": length_bias(work, view.lengths),
             "people": everyone,
-            "disagreements": disagreements(said),
+            "disagreements": disagreements([panel for panel in said if panel.item not in view.settled]),
         }
     )
 
@@ -89,7 +91,7 @@ def totals(view: View) -> dict[str, Any]:
         "rankings": len(view.rankings),
         "by_people": sources["human"],
         "simulated": sources["simulated"],
-        "by_purpose": {purpose: purposes[purpose] for purpose in ("work", "gold", "repeat")},
+        "by_purpose": {purpose: purposes[purpose] for purpose in ("work", "gold", "repeat", "review")},
         "items": len(wanted),
         "items_done": sum(view.judged[item] >= wanted[item] for item in wanted),
         "gold_items": len(view.expected.keys() & view.candidates.keys()),
@@ -126,14 +128,11 @@ def seconds(view: View) -> dict[str, Any]:
 
 def disagreements(said: Sequence[Panel]) -> list[dict[str, Any]]:
     """The items on which annotators contradict each other, for adjudication, the most contradicted first."""
-    found = [(contradictions(panel), panel) for panel in said]
-    found.sort(key=lambda row: (-row[0], row[1].seqs[0]))
     return [
         {
             "item": panel.item,
             "contradictions": number,
             "votes": [{"seq": seq, "annotator": who} for seq, who in zip(panel.seqs, panel.annotators, strict=True)],
         }
-        for number, panel in found
-        if number
+        for number, panel in ranked_by_contradictions(said)
     ]

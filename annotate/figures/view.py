@@ -43,8 +43,13 @@ class View:
 
     @property
     def work(self) -> list[Vote]:
-        """The rankings that are trained on: neither of gold items nor repeats."""
+        """The rankings that the project asked for: neither of gold items, nor repeats, nor a reviewer's."""
         return [vote for vote in self.rankings if vote.purpose == "work"]
+
+    @property
+    def settled(self) -> set[str]:
+        """The items that a reviewer has settled."""
+        return {vote.item for vote in self.rankings if vote.purpose == "review"}
 
 
 def read(store: Store, project: str) -> View:

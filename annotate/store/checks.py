@@ -18,7 +18,7 @@ from annotate.store.tables import candidates, ledger, prompts
 
 QUALITIES = ("", "good", "bad")
 SOURCES = ("human", "simulated")
-PURPOSES = ("work", "gold", "repeat")
+PURPOSES = ("work", "gold", "repeat", "review")
 
 
 class AlreadyJudged(InputError):
@@ -119,14 +119,17 @@ def check_tiers(item: str, known: set[str], tiers: Sequence[Sequence[str]]) -> N
 
 
 def check_first(connection: Connection, project: str, item: str, annotator: str, judgement: Judgement) -> None:
-    """Raises where the annotator's judgement of the item stands; a repeat needs one, and there is one repeat."""
+    """Raises where the annotator's judgement of the item stands; a repeat needs one, and there is one repeat. A review
+    is a reviewer's second judgement of what they may have judged as others did."""
     mine = select(ledger.c.seq, ledger.c.payload).where(stands(project), ledger.c.item == item)
     rows = connection.execute(mine.where(ledger.c.annotator == annotator).order_by(ledger.c.seq)).all()
-    again = [row for row in rows if json.loads(row.payload).get("purpose") == "repeat"]
-    first = [row for row in rows if row not in again]
+    kinds: dict[str, list[int]] = {"first": [], "repeat": [], "review": []}
+    for seq, payload in rows:
+        purpose = json.loads(payload).get("purpose")
+        kinds[purpose if purpose in kinds else "first"].append(seq)
     if judgement.purpose == "repeat":
-        require(bool(first), "item", item, "this annotator has not judged it", "Judge it first.")
-    earlier = again if judgement.purpose == "repeat" else first
+        require(bool(kinds["first"]), "item", item, "this annotator has not judged it", "Judge it first.")
+    earlier = kinds[judgement.purpose if judgement.purpose in kinds else "first"]
     if earlier:
-        problem = f"this annotator's judgement of it stands (seq {earlier[0].seq})"
+        problem = f"this annotator's judgement of it stands (seq {earlier[0]})"
         raise AlreadyJudged("item", item, problem, "Retract that one first.")

@@ -39,8 +39,11 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
 
 
 def to_learn_from(store: Store, project: str, allow_simulated: bool = False) -> list[Vote]:
-    """The rankings that stand and are neither of gold items nor repeats, in ledger order. Raises as `preferences`."""
-    rankings = [ranking for ranking in store.rankings(project) if ranking.purpose == "work"]
+    """The rankings that stand and are neither of gold items nor repeats, in ledger order; of an item that a reviewer
+    settled, the newest review alone. Raises as `preferences`."""
+    rankings = [ranking for ranking in store.rankings(project) if ranking.purpose in ("work", "review")]
+    settled = {ranking.item: ranking for ranking in rankings if ranking.purpose == "review"}
+    rankings = [ranking for ranking in rankings if settled.get(ranking.item, ranking) is ranking]
     require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
     simulated = sum(ranking.source == "simulated" for ranking in rankings)
     if simulated and not allow_simulated:
@@ -51,7 +54,7 @@ def to_learn_from(store: Store, project: str, allow_simulated: bool = False) -> 
 
 def preferences(store: Store, project: str, allow_simulated: bool = False) -> list[Preference]:
     """The pairs of every ranking of a project that stands (not retracted, its item not erased), in ledger order. Gold
-    items and repeats measure the annotators and are left out.
+    items and repeats measure the annotators and are left out; what a reviewer settled stands alone.
 
     Raises:
         InputError: unknown project, nothing ranked, no pair in what was ranked, or rankings by the stand-in for a

@@ -64,8 +64,9 @@ class Judgement:
         skipped: why the item was skipped, one of `SKIPS`; empty for a ranking.
         shown: the candidate ids in the order on the screen; empty where there was no screen.
         seconds: that the annotator looked at it; None where nobody measured.
-        purpose: `work`; `gold`, an item with a known answer; or `repeat`, one that the annotator had judged before.
-            Only work is trained on.
+        purpose: `work`; `gold`, an item with a known answer; `repeat`, one that the annotator had judged before; or
+            `review`, what a reviewer settles of an item that others disagree on. Work is trained on, and in its place
+            the newest review of an item.
         guideline_version: of the guidelines in force when the item was given; empty where there were none.
         rationale: why, in the annotator's words. Erasable.
         demonstration: the answer that they would have given. Erasable.

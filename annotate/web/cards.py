@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from align.errors import require
 from annotate.assignment import Task
-from annotate.store import Judgement, storable
+from annotate.store import Judgement, Vote, storable
 from annotate.web.markup import rendered
 
 Place = int
@@ -54,6 +54,13 @@ def card(task: Task) -> dict[str, Any]:
         "draft": placed(task, task.draft),
         "expires_at": task.expires_at,
     }
+
+
+def opinion(task: Task, vote: Vote) -> dict[str, Any]:
+    """What an annotator said of the item, for whoever settles it: tiers by place, and their words as HTML."""
+    place = {id: index for index, id in enumerate(task.shown)}
+    tiers = [[place[id] for id in tier] for tier in vote.tiers]
+    return {"who": vote.annotator, "tiers": tiers, "strength": vote.strength, "html": rendered(vote.rationale)}
 
 
 def judgement_of(task: Task, said: Said) -> Judgement:

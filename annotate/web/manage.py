@@ -1,4 +1,4 @@
-"""The pages of those who run a project: who is in it, how it gives out its items, and its guidelines.
+"""The pages of those who run a project: what its votes say, who is in it, how its items are given out, its guidelines.
 
 A Gradio app of its own, beside the annotators' page. Whoever asks is known by their cookie at each event, for a page
 that was opened once may ask again when its reader is an admin no more.
@@ -17,10 +17,13 @@ from align.errors import InputError
 from annotate.accounts import ROLES, Accounts, Person
 from annotate.store import Settings, configure, publish_guidelines
 from annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
+from annotate.web.dashboard import dashboard_tab, shown, table
 from annotate.web.desks import Desks
 from annotate.web.gate import Door
 from annotate.web.words import WORDS
 
+MANAGE_HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="stylesheet" href="/align/manage.css">"""
 OUT = "out"
 """The choice that takes somebody out of a project, where a role may be chosen."""
 SETTINGS = tuple(field.name for field in fields(Settings))
@@ -50,15 +53,20 @@ class Manager:
         asked = request.query_params.get("project", "")
         return gradio.Dropdown(choices=mine, value=asked if asked in mine else next(iter(mine), None))
 
-    def people(self, project: str, request: gradio.Request) -> list[list[str]]:
+    def figures(self, project: str, request: gradio.Request) -> str:
+        self.person(request, project, "reviewer")
+        return shown(self.desks.store, project)
+
+    def people(self, project: str, request: gradio.Request) -> str:
         self.person(request, project, "admin")
-        return [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
+        rows = [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
+        return table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
 
     def invite(self, project: str, role: str, name: str, request: gradio.Request) -> str:
         self.person(request, project, "admin")
         return f"{self.url}/invite?token={self.accounts.invite(project, role, name.strip())}"
 
-    def change(self, project: str, name: str, role: str, request: gradio.Request) -> list[list[str]]:
+    def change(self, project: str, name: str, role: str, request: gradio.Request) -> str:
         self.person(request, project, "admin")
         self.accounts.set_role(project, name, None if role == OUT else role)
         return self.people(project, request)
@@ -92,7 +100,9 @@ def explained(act: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return act(*given, **named)
         except InputError as error:
-            raise gradio.Error(escape(f"{error.problem}. {error.remedy}"), duration=None, print_exception=False) from error
+            raise gradio.Error(
+                escape(f"{error.problem}. {error.remedy}"), duration=None, print_exception=False
+            ) from error
 
     return acting
 
@@ -102,6 +112,8 @@ def manage_page(manager: Manager) -> gradio.Blocks:
     with gradio.Blocks(title=f"align: {words['manage']}", analytics_enabled=False) as blocks:
         gradio.Markdown(f"# {words['manage']}\n[{words['to_items']}](/)")
         project = gradio.Dropdown(label=words["project"], allow_custom_value=True)
+        with gradio.Tab(words["figures"]):
+            dashboard_tab(explained(manager.figures), project)
         with gradio.Tab(words["people"]):
             people_tab(manager, project)
         with gradio.Tab(words["project"]):
@@ -112,8 +124,8 @@ def manage_page(manager: Manager) -> gradio.Blocks:
 
 def people_tab(manager: Manager, project: gradio.Dropdown) -> None:
     roles = [(WORDS[f"role_{role}"], role) for role in ROLES]
-    table = gradio.Dataframe(headers=[WORDS["name"], WORDS["role"]], datatype="str", interactive=False)
-    project.change(explained(manager.people), project, table)
+    everyone = gradio.HTML()
+    project.change(explained(manager.people), project, everyone)
     gradio.Markdown(f"## {WORDS['invite']}\n{WORDS['invite_told']}")
     with gradio.Row():
         name = gradio.Textbox(label=WORDS["name_for"], max_length=100)
@@ -124,7 +136,7 @@ def people_tab(manager: Manager, project: gradio.Dropdown) -> None:
     with gradio.Row():
         who = gradio.Textbox(label=WORDS["name"], max_length=100)
         to = gradio.Dropdown([*roles, (WORDS["take_out"], OUT)], value="annotator", label=WORDS["role"])
-    gradio.Button(WORDS["change_role"]).click(explained(manager.change), [project, who, to], table)
+    gradio.Button(WORDS["change_role"]).click(explained(manager.change), [project, who, to], everyone)
 
 
 def project_tab(manager: Manager, project: gradio.Dropdown) -> None:

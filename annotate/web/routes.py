@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from annotate.accounts import Person
 from annotate.assignment import Desk, Task
+from annotate.reviewing import said_of
 from annotate.store.projects import guidelines_of, settings_of
-from annotate.web.cards import Said, card, judgement_of
+from annotate.web.cards import Said, card, judgement_of, opinion
 from annotate.web.desks import Desks
 from annotate.web.gate import manages
 from annotate.web.markup import compared, rendered
@@ -66,7 +67,10 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
     def projects(person: Person = asking) -> dict[str, Any]:
         with desks.store.reading() as db:
             titles = {name: settings_of(db, name).title or name for name in person.roles}
-        mine = [{"id": desks.id(person, name), "name": name, "title": title} for name, title in titles.items()]
+        mine = [
+            {"id": desks.id(person, name), "name": name, "title": title, "reviews": person.may(name, "reviewer")}
+            for name, title in titles.items()
+        ]
         return {
             "projects": mine, "person": person.name, "accounts": accounts, "manages": manages(person), "words": WORDS
         }  # fmt: skip
@@ -88,9 +92,17 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
     def task(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
         return step(desk, person, desk.take(person.name))
 
+    @router.get("/review")
+    def review(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
+        check_reviewer(person, desk)
+        return step(desk, person, desk.take_review(person.name))
+
     @router.post("/vote")
     def vote(body: VoteBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        judgement = judgement_of(desk.held(person.name, body.token), body.said)
+        held = desk.held(person.name, body.token)
+        if held.purpose == "review":
+            check_reviewer(person, desk)
+        judgement = judgement_of(held, body.said)
         seq, following = desk.vote(person.name, body.token, body.key, judgement)
         return {"seq": seq, **step(desk, person, following)}
 
@@ -117,10 +129,19 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
     return router
 
 
+def check_reviewer(person: Person, desk: Desk) -> None:
+    if not person.may(desk.project, "reviewer"):
+        raise HTTPException(403, "this is for reviewers and admins of the project")
+
+
 def step(desk: Desk, person: Person, task: Task | None) -> dict[str, Any]:
     """What the page shows next."""
     done = desk.progress(person.name)
     progress = {"mine": done.mine, "quota": done.quota, "done": done.done, "wanted": done.wanted}
     if task is None:
         return {"task": None, "idle": desk.idle(person.name), "progress": progress}
-    return {"task": card(task), "progress": progress}
+    others = {}
+    if task.purpose == "review":
+        with desk.store.reading() as db:
+            others = {"others": [opinion(task, vote) for vote in said_of(db, desk.project, task.item.id)]}
+    return {"task": card(task) | others, "progress": progress}

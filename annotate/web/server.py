@@ -21,10 +21,11 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from annotate.web.dashboard import files
 from annotate.web.desks import Desks
 from annotate.web.entrance import entrance
 from annotate.web.gate import MANAGE, AccountDoor, Door, Gate, KeyDoor
-from annotate.web.manage import Manager, manage_page
+from annotate.web.manage import MANAGE_HEAD, Manager, manage_page
 from annotate.web.page import HEAD, page
 from annotate.web.routes import routes
 from annotate.web.words import STATIC
@@ -44,12 +45,15 @@ def application(desks: Desks, door: Door, origins: Sequence[str]) -> ASGIApp:
     if isinstance(door, AccountDoor):
         known = door.accounts
         app.include_router(entrance(known, door.cookie))
+    app.include_router(files(desks.store))
     app.mount("/align", StaticFiles(directory=STATIC))
     app.add_exception_handler(RequestValidationError, misread)
     for error, status in ((AlreadyJudged, 409), (StorageError, 503), (Refused, 403), (InputError, 422)):
         app.add_exception_handler(error, explained(status))
     quiet = {"footer_links": [], "run_history": False, "ssr_mode": False, "enable_monitoring": False}
-    app = gradio.mount_gradio_app(app, manage_page(Manager(desks, known, door, origins[0])), path=MANAGE, **quiet)
+    app = gradio.mount_gradio_app(
+        app, manage_page(Manager(desks, known, door, origins[0])), path=MANAGE, head=MANAGE_HEAD, **quiet
+    )
     app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **quiet)  # what comes after it is never asked
     return Gate(app, door, origins)
 

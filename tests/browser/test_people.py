@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from annotate.store import Judgement
 from annotate.store.projects import guidelines_of, settings_of, state_of
 
 pytestmark = pytest.mark.slow
@@ -75,13 +76,13 @@ def test_from_the_first_admins_link_to_two_annotators_at_once(serve, visitor):
     admin, ann, bob = (app.watch(visitor()) for _ in range(3))
     accept(admin, f"{app.url}/invite?token={app.accounts.first_admin('p')}", "root")
     manage(admin, "People")
-    admin.wait_for_selector("[role=row] >> text=root")
+    admin.wait_for_selector("td >> text=root")
     for page, name in ((ann, "ann"), (bob, "bob")):
         admin.click("button:has-text('Invite')")
         accept(page, shown_link(admin), name)
         admin.reload()
         manage_again(admin)
-    admin.wait_for_selector("[role=row] >> text=bob")
+    admin.wait_for_selector("td >> text=bob")
     first = ann.inner_text(".prompt"), bob.inner_text(".prompt")
     assert first[0] != first[1]
     asked = [*judge(ann, 2), *judge(bob, 2)]
@@ -98,7 +99,7 @@ def test_from_the_first_admins_link_to_two_annotators_at_once(serve, visitor):
 def manage_again(page: Any) -> None:
     page.wait_for_selector("button[role=tab]:has-text('People')", timeout=60_000)
     page.click("button[role=tab]:has-text('People')")
-    page.wait_for_selector("[role=row] >> text=root")
+    page.wait_for_selector("td >> text=root")
 
 
 def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
@@ -128,7 +129,14 @@ def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
 
 
 @pytest.mark.parametrize(
-    "name", ["<img/src=x/onerror=alert(1)>", "[a](javascript:alert(1))", "<script>alert(1)</script>"]
+    "name",
+    [
+        "<img/src=x/onerror=alert(1)>",
+        "[a](javascript:alert(1))",
+        "<script>alert(1)</script>",
+        "${alert(1)}",
+        "{{alert(1)}}",
+    ],
 )
 def test_what_somebody_is_called_does_nothing_to_who_manages_them(serve, visitor, name):
     app = serve([("yes", "no")], accounts=True)
@@ -136,8 +144,8 @@ def test_what_somebody_is_called_does_nothing_to_who_manages_them(serve, visitor
     page = app.watch(visitor())
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'admin')}", "root")
     manage(page, "People")
-    page.wait_for_selector("[role=row] >> text=root")
-    assert any(name in row for row in page.locator("[role=row]").all_inner_texts())
+    page.wait_for_selector("td >> text=root")
+    assert any(name in row for row in page.locator("td").all_inner_texts())
     page.get_by_label("Name", exact=True).first.fill(name)
     page.click("button:has-text('Change a role')")
     page.wait_for_timeout(500)
@@ -145,7 +153,7 @@ def test_what_somebody_is_called_does_nothing_to_who_manages_them(serve, visitor
     page.click("button:has-text('Change a role')")
     page.wait_for_selector("text=nobody of that name")
     assert app.errors == []
-    assert page.locator("[role=row] :is(a, img, script)").count() == 0
+    assert page.locator("td :is(a, img, script)").count() == 0
 
 
 def test_who_logs_in_after_another_sends_nothing_of_theirs(serve, page):
@@ -212,9 +220,38 @@ def test_axe_finds_nothing_wrong_at_the_door_or_with_the_managers(serve, visitor
     check("password")
     page.goto(app.url)
     page.wait_for_selector("#align-app header")
-    for tab in ("People", "Project"):
+    for tab in ("Figures", "People", "Project"):
         manage(page, tab)
         page.wait_for_timeout(1500)
         check(tab)
         page.goto(app.url)
         page.wait_for_selector("#align-app header")
+
+
+def test_a_reviewer_sees_the_figures_and_settles_what_two_disagree_on(serve, visitor):
+    app = serve([("yes", "no")] * 3, accounts=True, overlap=2)
+    for who, order in (("ann", (0, 1)), ("bob", (1, 0))):
+        for item in app.store.items("p"):
+            tiers = tuple((f"{item.id}-{k}",) for k in order)
+            said = Judgement(tiers, strength=2, rationale="<img src=x onerror=alert(1)>", seconds=12)
+            app.store.record("p", item.id, said, annotator=who, key=f"{who}/{item.id}")
+    page = app.watch(visitor())
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'reviewer')}", "rev")
+    manage(page, "Figures")
+    page.wait_for_selector("img[alt='Votes per day']")
+    rows = page.locator("tr").all_inner_texts()
+    assert any("Krippendorff" in row and "-0." in row for row in rows)
+    assert sum("ann" in row for row in rows) >= 1
+    page.click("text=Back to the items")
+    page.click("text=Settle disagreements")
+    page.wait_for_selector("text=What annotators said")
+    assert "<img src=x" in page.inner_text("#align-app")
+    for _ in range(3):
+        asked = page.locator(".prompt").first.inner_text()
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        page.wait_for_function("t => document.querySelector('.prompt')?.innerText !== t", arg=asked)
+    page.wait_for_selector("text=Nothing is left to settle")
+    assert [vote.purpose for vote in app.votes].count("review") == 3
+    assert app.errors == []
+    assert all(url.startswith((app.url, "data:")) for url in app.requests)

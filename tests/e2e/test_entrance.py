@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 from argon2 import PasswordHasher
@@ -12,7 +13,7 @@ from starlette.testclient import TestClient
 
 from align.types import Conversation, Message
 from annotate.accounts import Accounts
-from annotate.store import Candidate, Store
+from annotate.store import Candidate, Store, configure
 
 GOOD = "correct horse battery"
 URL = "https://annotate.example.org"
@@ -247,3 +248,34 @@ def test_gradios_other_ways_in_are_closed(someone, path):
         assert client.post(f"{start}/{path}", json={"data": []}, headers=FROM_PAGE).status_code == 415
     assert client.post("/gradio_api/queue/join", json={}, headers=FROM_PAGE).status_code == 415
     assert client.get("/gradio_api/proxy=https://example.org/").status_code == 404
+
+
+def test_figures_are_for_reviewers_of_the_project(someone):
+    ann, rev = someone("ann"), someone("rev", "reviewer")
+    for path in ("/manage/figures.json", "/manage/people.csv"):
+        assert ann.get(path, params={"project": "p"}).status_code == 403
+        assert rev.get(path, params={"project": "q"}).status_code == 403
+        assert rev.get(path, params={"project": "p"}).status_code == 200
+    assert rev.get("/manage/figures.json", params={"project": "p"}).json()["agreement"]["alpha"].startswith("undefined")
+    assert "attachment" in rev.get("/manage/people.csv", params={"project": "p"}).headers["content-disposition"]
+
+
+def test_what_is_settled_is_a_reviewers_to_settle(someone, store, accounts):
+    ann, bob, rev = someone("ann"), someone("bob"), someone("rev", "reviewer")
+    configure(store, "p", {"overlap": 2})
+    for client, better in ((ann, "yes"), (bob, "no")):
+        for _ in range(4):
+            task = ask(client, "/api/task").json()["task"]
+            first = next(place for place, answer in enumerate(task["answers"]) if better in answer["html"])
+            said = {"tiers": [[first], [1 - first]], "strength": 1, "rationale": "<b>because</b>"}
+            assert ask(client, "/api/vote", {"token": task["token"], "key": token_hex(16), "said": said}).is_success
+    assert ask(ann, "/api/review").status_code == 403
+    task = ask(rev, "/api/review").json()["task"]
+    assert len(task["others"]) == 2
+    assert "&lt;b&gt;because" in task["others"][0]["html"]
+    body = {"token": task["token"], "key": "1" * 32, "said": {"tiers": [[0], [1]], "strength": 3}}
+    accounts.set_role("p", "rev", "annotator")
+    assert ask(rev, "/api/vote", body).status_code == 403
+    accounts.set_role("p", "rev", "reviewer")
+    assert ask(rev, "/api/vote", body).json()["seq"] == store.rankings("p")[-1].seq
+    assert store.rankings("p")[-1].purpose == "review"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
@@ -22,6 +23,7 @@ def crowd_module() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
+    sys.modules["crowd"] = module  # its dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
 

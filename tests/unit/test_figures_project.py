@@ -62,7 +62,7 @@ def test_the_totals(store):
     totals = figures(store, "p")["totals"]
     assert totals["rankings"] == 12
     assert (totals["by_people"], totals["simulated"]) == (11, 1)
-    assert totals["by_purpose"] == {"work": 10, "gold": 2, "repeat": 0}
+    assert totals["by_purpose"] == {"work": 10, "gold": 2, "repeat": 0, "review": 0}
     assert (totals["items"], totals["items_done"], totals["gold_items"]) == (7, 4, 1)
     assert totals["skips"] == {"unsure": 0, "language": 0, "broken": 1, "harmful": 0, "other": 0}
     assert totals["retracted"] == 1

@@ -4,6 +4,7 @@
 (() => {
   const LETTERS = "ABCDEFGHI", DRAFT_MS = 400, RENEW_MS = 60000, RETRY_MS = 1500;
   const PROMPT = -1;
+  const reviewing = new URLSearchParams(location.search).has("review");  // settling what others disagree on
   let root, view, home, project, words, step = null, said = null, focused = 0, since = 0, votes = [], draftTimer = 0, busy = false, drafting = Promise.resolve();
 
   // Words and elements
@@ -91,7 +92,7 @@
     occupied(true);
     for (;;) {
       try {
-        show(first ?? (await deliver()) ?? (await ask("task")));
+        show(first ?? (await deliver()) ?? (await ask(reviewing ? "review" : "task")));
         break;
       } catch (error) {
         if (!lost(error)) { tell(say("refused", { problem: error.message }), true); break; }
@@ -271,7 +272,7 @@
           make("span", { class: "soft", text: progress })),
         make("span", { class: "row" }, button(say("undo"), "u", undo, { disabled: !votes.length }),
           button(say("guidelines"), "h", guidelines), button(say("help"), "?", help)), person()),
-      step.task ? item() : make("p", { text: say(`idle_${step.idle}`) }));
+      step.task ? item() : make("p", { text: say(`idle_${reviewing ? "reviewed" : step.idle}`) }));
     if (!step.task) return;
     reflect();
     for (const text of root.querySelectorAll(".fold")) fold(text);
@@ -281,9 +282,10 @@
   function item() {
     const { prompt, answers } = step.task;
     const form = make("form", { onsubmit: (event) => { event.preventDefault(); send(); } });
-    form.append(
+    form.append(...[
       make("section", { class: "prompt", "aria-label": say("prompt") }, ...prompt.map(({ role, html }) =>
         make("div", {}, make("strong", { text: say(`role_${role}`) }), make("div", { class: "text", html, dir: "auto" })))),
+      step.task.others ? opinions() : null,
       make("section", { class: "answers", "aria-label": say("answers") }, ...answers.map(card)),
       isPair() ? strengths() : strip(),
       make("div", { class: "row" }, button(say("good"), "g", () => all("good"), { "data-quality": "good" }),
@@ -291,10 +293,19 @@
         button(say("flag_prompt"), "p", () => flag(PROMPT), { "data-flag": PROMPT }),
         button(say("difference_key"), "d", difference), button(say("skip"), "s", askWhy)),
       field("rationale", "r", 20000), field("demonstration", "w", 100000),
-      make("p", {}, make("button", { type: "submit", class: "main" }, say("send"), key("Enter"))));
+      make("p", {}, make("button", { type: "submit", class: "main" }, say("send"), key("Enter"))),
+    ].filter(Boolean));
     return form;
   }
 
+  // What annotators said, for whoever settles it: "A = C > B", and why.
+  const opinions = () =>
+    make("section", { class: "prompt", "aria-label": say("others") }, make("h2", { text: say("others") }),
+      ...step.task.others.map(({ who, tiers, strength, html }) => {
+        const order = tiers.map((tier) => tier.map((place) => LETTERS[place]).sort().join(" = ")).join(" > ");
+        return make("div", {}, make("strong", { text: `${order}${strength ? ` (${strength})` : ""} ` }), make("span", { class: "soft", text: who }),
+          make("div", { class: "text", html, dir: "auto" }));
+      }));
   function card(answer, place) {
     const letter = LETTERS[place];
     const text = make("div", { class: "text fold", dir: "auto", html: answer.html });
@@ -420,6 +431,8 @@
   // Who is logged in, and the ways out; nothing where the link alone lets in.
   const person = () =>
     make("span", { class: "row" }, home.manages ? make("a", { href: "/manage/", text: say("manage") }) : null,
+      project?.reviews && !reviewing ? make("a", { href: `/?project=${encodeURIComponent(project.name)}&review`, text: say("review") }) : null,
+      reviewing ? make("a", { href: `/?project=${encodeURIComponent(project?.name ?? "")}`, text: say("to_items") }) : null,
       home.projects.length > 1 ? make("a", { href: "/?project=", text: say("projects") }) : null,
       home.accounts ? make("a", { href: "/password", title: say("change_password"), text: home.person }) : null,
       home.accounts ? make("form", { method: "post", action: "/logout" }, make("button", { type: "submit", text: say("log_out") })) : null);
@@ -447,7 +460,7 @@
     const chosen = all.find(({ name }) => name === asked) ?? (asked === null && all.length === 1 ? all[0] : null);
     if (!chosen) return view.replaceChildren(...choice(asked, all));
     project = chosen;
-    project = await patiently("project");
+    project = { ...chosen, ...(await patiently("project")) };
     votes = read(sessionStorage, "/votes", "[]");
     await advance();
   }

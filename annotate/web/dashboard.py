@@ -1,0 +1,160 @@
+"""What the votes of a project say, for reviewers and admins: a tab of the managers' page, and the numbers as files."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+import gradio
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import JSONResponse, Response
+
+from annotate.accounts import Person
+from annotate.figures import figures, people_csv, plots
+from annotate.store import Store
+from annotate.web.gate import MANAGE
+from annotate.web.words import WORDS
+
+PLOTS = ("per_day", "seconds", "position", "length")
+PEOPLE = (
+    "rankings",
+    "skips",
+    "retracted",
+    "flagged",
+    "ties",
+    "seconds",
+    "hours",
+    "gold",
+    "repeats",
+    "position",
+    "last",
+)
+SHOWN = 200
+"""Disagreements on the page; the JSON has all."""
+DRAWING = threading.Lock()
+"""matplotlib's settings are the process's."""
+
+
+def files(store: Store) -> APIRouter:
+    """The numbers as JSON, and a row an annotator as CSV."""
+    router = APIRouter(prefix=MANAGE)
+
+    def allowed(request: Request, project: str) -> None:
+        person: Person = request.scope["person"]
+        if not person.may(project, "reviewer"):
+            raise HTTPException(403, "this is for reviewers and admins of the project")
+
+    @router.get("/figures.json")
+    def numbers(request: Request, project: str) -> Response:
+        allowed(request, project)
+        return JSONResponse(figures(store, project))
+
+    @router.get("/people.csv")
+    def hours(request: Request, project: str) -> Response:
+        allowed(request, project)
+        named = {"content-disposition": 'attachment; filename="people.csv"'}
+        return Response(people_csv(store, project), media_type="text/csv; charset=utf-8", headers=named)
+
+    return router
+
+
+def shown(store: Store, project: str) -> str:
+    """All of it as HTML of our own making."""
+    found = figures(store, project)
+    with DRAWING:
+        drawn = [(WORDS[f"plot_{name}"], getattr(plots, name)(found)) for name in PLOTS]
+    links = (
+        f'<p><a href="{MANAGE}/{file}?project={quote(project)}">{escape(WORDS[f"file_{name}"])}</a></p>'
+        for name, file in (("json", "figures.json"), ("csv", "people.csv"))
+    )
+    heads = [WORDS["name"], WORDS["pseudonym"], *(WORDS[f"person_{name}"] for name in PEOPLE)]
+    return "".join(
+        (
+            table(WORDS["figures"], [WORDS["figure"], WORDS["value"]], about(found)),
+            *links,
+            f'<div class="row">{"".join(image(alt, svg) for alt, svg in drawn)}</div>',
+            table(WORDS["people"], heads, [person(row) for row in found["people"]]),
+            table(WORDS["disagreements"], [WORDS["item"], WORDS["contradictions"], WORDS["annotators"]],
+                  [contradicted(row) for row in found["disagreements"][:SHOWN]]),
+        )
+    )  # fmt: skip
+
+
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that scrolls by keys too (Gradio's own does not: axe-core's scrollable-region-focusable)."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    name = escape(title)
+    return (
+        f'<h2>{name}</h2><div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def image(alt: str, svg: bytes) -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
+
+
+def about(found: Mapping[str, Any]) -> list[list[str]]:
+    """A row a figure of the whole project."""
+    totals, agreement, seconds = found["totals"], found["agreement"], found["seconds"]
+    rows = {
+        "rankings": f"{totals['by_people']:,}",
+        "simulated": f"{totals['simulated']:,}",
+        "done": f"{totals['items_done']:,} / {totals['items']:,}",
+        "skips": counted(totals["skips"]),
+        "ties": said(totals["ties"]),
+        "retracted": f"{totals['retracted']:,}",
+        "flagged": f"{totals['flagged']:,}",
+        "hours": f"{found['hours']['total']:.1f}",
+        "seconds": " – ".join(said(seconds[name]) for name in ("lower_quartile", "median", "upper_quartile")),
+        "alpha": said(agreement["alpha"]),
+        "alpha_strength": said(agreement["alpha_strength"]),
+        "raw": said(agreement["raw"]),
+        "kappa": "; ".join(
+            f"{' – '.join(k['annotators'])}: {coefficient(k['direction'])}" for k in agreement["kappas"][:20]
+        ),
+        "position": said(found["position"]["share"]),
+        "length": said(found["length"]["share"]),
+    }
+    return [[WORDS[f"figure_{name}"], value or "–"] for name, value in rows.items()]
+
+
+def person(row: Mapping[str, Any]) -> list[str]:
+    values = dict(row) | {"position": row["position"]["share"], "last": (row["last"] or "–")[:16].replace("T", " ")}
+    values["skips"] = counted(row["skips"])
+    return [row["identity"] or WORDS["erased"], row["pseudonym"], *(said(values[name]) for name in PEOPLE)]
+
+
+def contradicted(row: Mapping[str, Any]) -> list[str]:
+    return [row["item"], str(row["contradictions"]), ", ".join(vote["annotator"] for vote in row["votes"])]
+
+
+def said(value: Any) -> str:
+    """A figure in words: an estimate with its interval and number, or why there is none."""
+    if isinstance(value, Mapping):
+        interval = "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
+        return f"{value['value']:.2f}{interval} ({value['n']:,})"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def coefficient(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def counted(skips: Mapping[str, int]) -> str:
+    """How many, and why."""
+    why = ", ".join(f"{WORDS[f'skip_{reason}']}: {number}" for reason, number in skips.items() if number)
+    return f"{sum(skips.values())}{f' ({why})' if why else ''}"
+
+
+def dashboard_tab(read: Callable[..., str], project: gradio.Dropdown) -> None:
+    """The tab; `read` gives what `shown` does for a project, to whoever may see it."""
+    again = gradio.Button(WORDS["refresh"])
+    drawn = gradio.HTML()
+    for event in (project.change, again.click):
+        event(read, project, drawn)
