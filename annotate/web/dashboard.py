@@ -115,9 +115,7 @@ def about(found: Mapping[str, Any]) -> list[list[str]]:
         "alpha": said(agreement["alpha"]),
         "alpha_strength": said(agreement["alpha_strength"]),
         "raw": said(agreement["raw"]),
-        "kappa": "; ".join(
-            f"{' – '.join(k['annotators'])}: {coefficient(k['direction'])}" for k in agreement["kappas"][:20]
-        ),
+        "kappa": "; ".join(kappa(two) for two in agreement["kappas"][:20]),
         "position": said(found["position"]["share"]),
         "length": said(found["length"]["share"]),
     }
@@ -142,8 +140,10 @@ def said(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def coefficient(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+def kappa(two: Mapping[str, Any]) -> str:
+    """Of two annotators."""
+    value = two["direction"]
+    return f"{' – '.join(two['annotators'])}: {f'{value:.2f}' if isinstance(value, float) else value}"
 
 
 def counted(skips: Mapping[str, int]) -> str:

@@ -110,7 +110,7 @@ def explained(act: Callable[..., Any]) -> Callable[..., Any]:
 def manage_page(manager: Manager) -> gradio.Blocks:
     words = WORDS
     with gradio.Blocks(title=f"align: {words['manage']}", analytics_enabled=False) as blocks:
-        gradio.Markdown(f"# {words['manage']}\n[{words['to_items']}](/)")
+        gradio.HTML(f'<h1>{words["manage"]}</h1><p><a href="/">{words["to_items"]}</a></p>')
         project = gradio.Dropdown(label=words["project"], allow_custom_value=True)
         with gradio.Tab(words["figures"]):
             dashboard_tab(explained(manager.figures), project)
