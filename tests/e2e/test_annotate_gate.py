@@ -185,3 +185,27 @@ def test_half_a_character_is_refused_in_words_that_can_be_written(client, ask):
     headers = {"Cookie": f"align_key_7861={'k' * 32}", "Content-Type": "application/json"}
     headers["X-Align"] = ask("/api/project").json()["id"]
     assert client.post("/api/vote", headers=headers, content=json.dumps(given)).json()["field"] == "said.rationale"
+
+
+def test_a_taken_port_is_named_and_answers_do_not_wait_for_acknowledgements():
+    import asyncio
+    import socket
+
+    from annotate.web.server import listening
+
+    with listening("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        taken.listen()
+        with pytest.raises(InputError, match="it cannot be had"):
+            listening("127.0.0.1", port)
+
+        async def undelayed() -> int:
+            found = asyncio.get_running_loop().create_future()
+            server = await asyncio.start_server(lambda _, writer: found.set_result(writer), sock=taken)
+            _, here = await asyncio.open_connection("127.0.0.1", port)
+            there = await found
+            here.close()
+            server.close()
+            return there.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+        assert asyncio.run(undelayed()) != 0
