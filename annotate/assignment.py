@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, case, delete, exists, func, insert, select, update
@@ -23,7 +23,7 @@ from align.errors import InputError, require
 from annotate.clock import Clock
 from annotate.orders import chance, shown_order
 from annotate.reviewing import contested
-from annotate.store import Item, Judgement, Settings, Store
+from annotate.store import Judgement, Settings, Store
 from annotate.store.checks import check_text
 from annotate.store.ledger import canonical
 from annotate.store.projects import guidelines_of, settings_of, state_of
@@ -39,48 +39,12 @@ from annotate.store.queries import (
 )
 from annotate.store.records import vote_of
 from annotate.store.tables import drafts, leases, ledger, work
+from annotate.tasks import Progress, Task, draft_of
 
 REPEAT_AFTER = 10
 """Other votes that lie between a vote and its repeat, at least."""
 SUMS_LAST_S = 5
 """Seconds for which what takes a look at every item is not looked at again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """An item as one annotator holds it.
-
-    Attributes:
-        token: of the lease; only its annotator can vote with it.
-        item: the prompt and its candidates, by position.
-        purpose: as a judgement has it; never shown to an annotator.
-        shown: the candidates' ids as they are to stand on the screen.
-        draft: what the annotator had saved of a judgement, or had said before taking it back; empty at first.
-        expires_at: seconds since 1970, unless renewed.
-    """
-
-    token: str
-    item: Item
-    purpose: str
-    shown: tuple[str, ...]
-    draft: Mapping[str, Any]
-    expires_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an annotator and their project are.
-
-    Attributes:
-        mine: the annotator's standing rankings, gold and repeats among them.
-        quota: asked of them; 0: no number.
-        done, wanted: rankings of the whole project, gold and repeats aside.
-    """
-
-    mine: int
-    quota: int
-    done: int
-    wanted: int
 
 
 class Desk:
@@ -404,9 +368,3 @@ class Desk:
         db.execute(delete(drafts).where(*self._my_draft(lease.annotator, lease.item, lease.purpose)))
         names = {"project": self.project, "item": lease.item, "annotator": lease.annotator, "purpose": lease.purpose}
         db.execute(insert(drafts), {**names, "content": canonical(dict(content))})
-
-
-def draft_of(judgement: Judgement) -> dict[str, Any]:
-    """What a judgement says, as a draft of the next one."""
-    names = ("tiers", "strength", "quality", "ratings", "flagged", "skipped", "rationale", "demonstration")
-    return {name: getattr(judgement, name) for name in names}

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class RewardStageConfig:
     """Bradley–Terry on pairs; the LoRA starts from the SFT adapter, the head from zero.
 
+    `prioritise` writes into the annotation store how unsure the trained model is of each of the project's items, for
+    those to be judged first: with data=annotations, in a project whose `order` is `priority`.
+
     `batch_size` and `micro_batch` count rankings: one of K answers is K texts to read; a pair is a ranking of two.
     """
 
@@ -31,6 +34,7 @@ class RewardStageConfig:
     log_every: int = 10
     save_every: int = 50
     gradient_checkpointing: str = "auto"
+    prioritise: bool = False
 
     def __post_init__(self) -> None:
         for key in ("lr", "epochs", "batch_size", "micro_batch", "max_grad_norm", "log_every", "save_every"):
@@ -62,6 +66,13 @@ class RewardStageConfig:
             config.data.name,
             "holds no preference pairs",
             "Use data=annotations with project=NAME, or data=jsonl with data.path=PAIRS.jsonl.",
+        )
+        require(
+            config.data.name == "annotations" or not self.prioritise,
+            "stage.prioritise",
+            self.prioritise,
+            "the items of a file are nobody's to judge",
+            "Use data=annotations with project=NAME.",
         )
         require(
             config.method.name != "full",

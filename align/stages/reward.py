@@ -24,6 +24,7 @@ from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
+from align.stages.priority import prioritise
 from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, steps_in, training_arguments
 from align.trainers.reward import rankings, score_head, start_from, train_reward
@@ -93,6 +94,8 @@ def run(run: Run, config: Config) -> Result:
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
     save_tokenizer(tokenizer, run.artifact)
+    if stage.prioritise:
+        metrics["prioritised"] = prioritise(config, model, score_head(model), tokenizer, stops, max_length)
 
     report = Report(f"reward: {run.manifest['name']}", f"{len(train)} pairs, from {artifact.ref}")
     report.figures_table(metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -140,6 +140,15 @@ class Store:
                 insert(work), work_row(project, item, priority) | {"wanted": wanted, "gold": bool(known)}
             )
         return item
+
+    def prioritise(self, project: str, priorities: Mapping[str, float]) -> int:
+        """Says how early items are to be judged, by id, where the project's order is `priority`; higher is earlier. It
+        is no row of the ledger. Returns how many are there to be judged: those erased since are passed over."""
+        with self.transaction() as connection:
+            for item, priority in priorities.items():
+                set_priority(connection, project, item, priority)
+            there = select(work.c.item).where(work.c.project == project)
+            return len(priorities.keys() & set(connection.execute(there).scalars()))
 
     def record(self, project: str, item: str, judgement: Judgement, *, annotator: str, key: str) -> int:
         """Records what an annotator said of an item and returns its row in the ledger.

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from annotate.accounts import Person
-from annotate.assignment import Desk, Task
+from annotate.assignment import Desk
 from annotate.reviewing import said_of
 from annotate.store.projects import guidelines_of, settings_of
+from annotate.tasks import Task
 from annotate.web.cards import Said, card, judgement_of, opinion
 from annotate.web.desks import Desks
 from annotate.web.gate import manages
