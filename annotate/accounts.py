@@ -11,22 +11,20 @@ Passwords are kept as argon2id hashes (RFC 9106), sessions and invitations as SH
 
 from __future__ import annotations
 
-import hashlib
+import math
 import secrets
-import threading
 import time
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher
-from argon2.exceptions import VerificationError
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from align.errors import InputError, require
+from annotate.credentials import Passwords, Refused, checked, digest, is_name, named, network, tidy
 from annotate.store import Store
 from annotate.store.people import is_annotator, leave, number_of_admins, roles_of, user_named
-from annotate.store.queries import annotator_of, check_project, close_leases
+from annotate.store.queries import annotator_of, check_project, close_leases, meet
 from annotate.store.tables import annotators, invitations, leases, members, sessions, users
 from annotate.throttle import Throttle
 
@@ -35,13 +33,8 @@ ROLES = ("annotator", "reviewer", "admin")
 SESSION_S = 14 * 86400
 """A session ends when nobody has come for so long."""
 INVITATION_S = 7 * 86400
-SHORTEST_PASSWORD = 12
-AT_ONCE = 2
-"""Passwords that are hashed at a time: each takes 64 MiB."""
-
-
-class Refused(InputError):
-    """Somebody may not come in."""
+TRIES, TRIES_MANY = 5, 50
+"""Wrong passwords that cost no wait: for a name from one network; for a name, or from a network, in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +57,18 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What a link is for. `name` is empty where whoever has it chooses one."""
+    """What a link is for.
+
+    Attributes:
+        name: whom; empty: whoever has it chooses one.
+        resets: whether it may set the password of that name: there is no such account yet, or whoever made it manages
+            every project that the account is in. Else it only lets join who logs in.
+    """
 
     project: str
     role: str
     name: str
+    resets: bool
 
 
 class Accounts:
@@ -82,11 +82,8 @@ class Accounts:
     def __init__(
         self, store: Store, clock: Callable[[], float] = time.time, hasher: PasswordHasher | None = None
     ) -> None:
-        self.store, self.clock, self.hasher = store, clock, hasher or PasswordHasher()
+        self.store, self.clock, self.passwords = store, clock, Passwords(hasher or PasswordHasher())
         self._tries = Throttle(time.monotonic)
-        self._slots = threading.Semaphore(AT_ONCE)
-        # An unknown name takes as long as a known one.
-        self._nobodys = self.hasher.hash(secrets.token_hex(16))
 
     # Coming in
 
@@ -98,11 +95,13 @@ class Accounts:
 
         Raises:
             Refused: no such name and password, or too many attempts.
+            Busy: come back in a moment.
         """
         user = self._proved(name, password, address)
+        stale = self.passwords.stale(user.password)
+        kept = self.passwords.hashed(password) if stale else user.password
         with self.store.transaction() as db:
-            if self.hasher.check_needs_rehash(user.password):
-                db.execute(update(users).where(users.c.id == user.id).values(password=self._hashed(password)))
+            self._set_password(db, user, kept)
             return self._open_session(db, user.id)
 
     def who(self, session: str) -> Person | None:
@@ -134,19 +133,23 @@ class Accounts:
         if person is None:
             raise Refused("session", "(not shown)", "it is over", "Log in again.")
         user = self._proved(person.name, old, f"session of {person.name}")
-        kept = self._hashed(checked(person.name, new))
+        kept = self.passwords.hashed(checked(person.name, new))
         with self.store.transaction() as db:
-            db.execute(update(users).where(users.c.id == user.id).values(password=kept))
+            self._set_password(db, user, kept)
+            db.execute(delete(invitations).where(invitations.c.name == person.name))
             db.execute(delete(sessions).where(sessions.c.user == user.id, sessions.c.digest != digest(session)))
 
     # Invitations
 
-    def invite(self, project: str, role: str, name: str = "", lasts_s: float = INVITATION_S) -> str:
+    def invite(
+        self, project: str, role: str, name: str = "", lasts_s: float = INVITATION_S, by: Person | None = None
+    ) -> str:
         """A token that lets somebody in, once.
 
         Args:
             name: whom it is for; of somebody who has an account it sets a new password, and the role. Empty: whoever
                 has it chooses a name.
+            by: an admin of the project; None: the operator of the server.
 
         Raises:
             InputError: unknown project or role, or a name that nobody can have.
@@ -156,13 +159,16 @@ class Accounts:
         with self.store.transaction() as db:
             check_project(db, project)
             db.execute(delete(invitations).where(invitations.c.expires_at < self.clock()))
+            maker = None if by is None else user_named(db, by.name)
             row = {"digest": digest(token), "project": project, "role": role, "name": name}
+            row["made_by"] = "" if maker is None else maker.id
             db.execute(insert(invitations), row | {"expires_at": self.clock() + lasts_s})
         return token
 
     def first_admin(self, project: str) -> str | None:
         """An invitation for the project's first admin, which replaces any before it; None where there is one."""
         with self.store.transaction() as db:
+            db.execute(delete(invitations).where(invitations.c.expires_at < self.clock()))
             if number_of_admins(db, project):
                 return None
             earlier = (invitations.c.project == project, invitations.c.role == "admin", invitations.c.name == "")
@@ -181,15 +187,19 @@ class Accounts:
             Refused: the invitation is over, was used, or is for somebody else; or somebody has the name.
             InputError: a name or password that nobody can have.
         """
+        if self.invited(token) is None:  # before a password is hashed for whoever comes by
+            raise over()
         name = named(name)
-        kept = self._hashed(checked(name, password))
+        kept = self.passwords.hashed(checked(name, password))
         with self.store.transaction() as db:
             invitation = self._used(db, token)
             user = user_named(db, name)
             if invitation.name:
-                theirs = invitation.name == name
-                if not theirs:
+                if invitation.name != name:
                     raise Refused("name", name, f"the invitation is for {invitation.name}", "Ask for one of your own.")
+                if not invitation.resets:
+                    remedy = "Log in and open the link again; who runs the server can set a new password."
+                    raise Refused("name", name, "the account is in projects of others too", remedy)
             elif user is not None or is_annotator(db, name):
                 remedy = "Choose another; if it is yours, log in and open the link again, or ask for one by this name."
                 raise Refused("name", name, "somebody here has that name", remedy)
@@ -200,7 +210,8 @@ class Accounts:
                 id = user.id
                 db.execute(update(users).where(users.c.id == id).values(password=kept))
                 db.execute(delete(sessions).where(sessions.c.user == id))
-            self._raise(db, invitation, id)
+            db.execute(delete(invitations).where(invitations.c.name == name))
+            self._promote(db, invitation, id)
             return self._open_session(db, id)
 
     def join(self, token: str, person: Person) -> None:
@@ -213,7 +224,7 @@ class Accounts:
             invitation, user = self._used(db, token), user_named(db, person.name)
             if user is None or invitation.name not in ("", person.name):
                 raise Refused("token", "(not shown)", "the invitation is for somebody else", "Ask for one of your own.")
-            self._raise(db, invitation, user.id)
+            self._promote(db, invitation, user.id)
 
     # Members
 
@@ -223,6 +234,23 @@ class Accounts:
             found = select(users.c.name, members.c.role).join(members, members.c.user == users.c.id)
             rows = db.execute(found.where(members.c.project == project).order_by(users.c.name))
             return {row.name: row.role for row in rows}
+
+    def pseudonym(self, project: str, name: str) -> str:
+        """Of somebody who has judged in a project, or is a member of it or invited to it by name: who was not met yet
+        gets one.
+
+        Raises:
+            InputError: nobody of that name is known there.
+        """
+        with self.store.transaction() as db:
+            person = annotator_of(db, project, name) or annotator_of(db, project, tidy(name))
+            if person is None:
+                user = user_named(db, tidy(name))
+                asked = (invitations.c.project == project, invitations.c.name == tidy(name))
+                known = user is not None and project in roles_of(db, user.id)
+                if known or db.execute(select(invitations.c.digest).where(*asked)).first() is not None:
+                    person = meet(db, project, tidy(name))
+        return self.store.known(project, name) if person is None else person.pseudonym
 
     def handle(self, project: str, name: str) -> str:
         """What stands for somebody where no name may: their pseudonym in a project, or else their account's id.
@@ -274,24 +302,34 @@ class Accounts:
                 if person is not None:
                     close_leases(db, project, leases.c.annotator == person.pseudonym, "returned")
                 leave(db, project, user.name)
-            else:
-                self._give(db, project, user.id, role)
+                self.store.erased()
+                return
+            if role != "admin":
+                mine = (invitations.c.project == project, invitations.c.made_by == user.id)
+                db.execute(delete(invitations).where(*mine))
+            self._give(db, project, user.id, role)
 
     # Rows
 
     def _invitation(self, db: Connection, token: str) -> Invitation | None:
         valid = (invitations.c.digest == digest(token), invitations.c.expires_at > self.clock())
         row = db.execute(select(invitations).where(*valid)).first()
-        return None if row is None else Invitation(row.project, row.role, row.name)
+        if row is None:
+            return None
+        user = user_named(db, row.name)
+        theirs = {} if user is None else roles_of(db, user.id)
+        managed = roles_of(db, row.made_by) if row.made_by else dict.fromkeys(theirs, "admin")
+        resets = all(managed.get(project) == "admin" for project in theirs)
+        return Invitation(row.project, row.role, row.name, resets)
 
     def _used(self, db: Connection, token: str) -> Invitation:
         found = self._invitation(db, token)
         if found is None:
-            raise Refused("token", "(not shown)", "the invitation is over or was used", "Ask for a new one.")
+            raise over()
         db.execute(delete(invitations).where(invitations.c.digest == digest(token)))
         return found
 
-    def _raise(self, db: Connection, invitation: Invitation, user: str) -> None:
+    def _promote(self, db: Connection, invitation: Invitation, user: str) -> None:
         """Gives the role of an invitation, unless they have a higher one."""
         before = roles_of(db, user).get(invitation.project)
         if before is None or ROLES.index(before) < ROLES.index(invitation.role):
@@ -311,65 +349,35 @@ class Accounts:
 
     def _proved(self, name: str, password: str, address: str) -> Row:
         """The user whose name and password these are. Raises as `log_in` does."""
-        name = tidy(name)
-        tried = (f"name {name}", f"address {address}")
-        wait = max(map(self._tries.wait, tried))
-        if wait > 0:
-            raise Refused("name", name, f"too many attempts; the next counts in {wait:.0f} s", "Wait, then try again.")
-        with self.store.reading() as db:
-            user = user_named(db, name)
-        matches = self._matches(self._nobodys if user is None else user.password, password)
+        name, place = tidy(name), network(address)
+        here = f"name {name[:100]} from {place}"
+        for what, free in ((here, TRIES), (f"name {name[:100]}", TRIES_MANY), (f"from {place}", TRIES_MANY)):
+            wait = self._tries.attempt(what, free)
+            if wait > 0:
+                problem = f"too many attempts; the next counts in {math.ceil(wait)} s"
+                raise Refused("name", name, problem, "Wait, then try again.")
+        user = None
+        if is_name(name):  # what nobody can be called no database is asked
+            with self.store.reading() as db:
+                user = user_named(db, name)
+        matches = self.passwords.matches(None if user is None else user.password, password)
         if user is None or not matches:
-            for what in tried:
-                self._tries.failed(what)
             raise Refused("name", name, "no such name and password", "Check both; an admin can send a new link.")
-        self._tries.succeeded(tried[0])
+        self._tries.succeeded(here)
+        self._tries.forgive(f"name {name[:100]}")
+        self._tries.forgive(f"from {place}")
         return user
 
-    def _hashed(self, password: str) -> str:
-        with self._slots:
-            return self.hasher.hash(password)
+    def _set_password(self, db: Connection, user: Row, kept: str) -> None:
+        """Of a user who proved themselves a moment ago.
 
-    def _matches(self, kept: str, password: str) -> bool:
-        try:
-            with self._slots:
-                return self.hasher.verify(kept, password[:1000])
-        except VerificationError:
-            return False
-
-
-def digest(token: str) -> str:
-    """Of a random token of 256 bits: nothing slower is needed."""
-    return hashlib.sha256(token.encode()).hexdigest()
+        Raises:
+            Refused: the password has been set anew since, or the account is gone.
+        """
+        still = (users.c.id == user.id, users.c.password == user.password)
+        if db.execute(update(users).where(*still).values(password=kept)).rowcount == 0:
+            raise Refused("name", user.name, "the password was set anew meanwhile", "Log in with the new one.")
 
 
-def tidy(name: str) -> str:
-    """A name as it is compared: look-alikes of one letter, and capitals, are one."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()
-
-
-def named(name: str) -> str:
-    """A name that somebody can have, tidied.
-
-    Raises:
-        InputError: it is empty, too long, or holds what cannot be seen.
-    """
-    name = tidy(name)
-    require(0 < len(name) <= 100, "name", name, "it is empty or too long", "Give 1 to 100 characters.")
-    seen = all(letter == " " or not unicodedata.category(letter).startswith(("C", "Z")) for letter in name)
-    require(seen, "name", name, "it holds what cannot be seen", "Use letters, digits and signs.")
-    return name
-
-
-def checked(name: str, password: str) -> str:
-    """A password that may be chosen (NIST SP 800-63B: length is what counts, no rule of composition).
-
-    Raises:
-        InputError: it is too short, too long, or the name.
-    """
-    good = SHORTEST_PASSWORD <= len(password) <= 1000
-    require(
-        good, "password", "(not shown)", "it is too short or too long", f"Give {SHORTEST_PASSWORD} or more letters."
-    )
-    require(tidy(password) != name, "password", "(not shown)", "it is the name", "Choose another.")
-    return password
+def over() -> Refused:
+    return Refused("token", "(not shown)", "the invitation is over or was used", "Ask for a new one.")

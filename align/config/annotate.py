@@ -80,6 +80,13 @@ class AnnotateConfig:
             "Leave stage.host at 127.0.0.1, or stage.demo=true out.",
         )
         require(
+            self.url is None or not self.demo,
+            "stage.url",
+            self.url,
+            "stage.demo=true lets in whoever has a link, without an account",
+            "Leave stage.url out, or stage.demo=true.",
+        )
+        require(
             here or self.url is not None,
             "stage.url",
             self.url,

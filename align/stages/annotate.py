@@ -18,6 +18,7 @@ from align.run import Run, json_digest, resolve, write_json
 from align.stages import Inputs, open_store, store_url
 from align.stages.lineage import readers_of
 from align.types import Result
+from annotate.accounts import Accounts, Person
 from annotate.archive import backup, restore
 from annotate.assignment import Desk
 from annotate.exporting import export
@@ -49,14 +50,11 @@ def inputs(config: Config) -> Inputs:
         record = {"project": config.project, "seq": head.seq, "digest": head.hash}
         return Inputs(label, None, {"annotations": record})
     # From here on people have no name: what the run writes down must not say whom it concerned.
-    if stage.action == "erase" and stage.annotator is not None:
+    if stage.annotator is not None and stage.action in ("erase", "invite"):
         with open_store(config, create=False) as store:
-            stage.annotator = store.known(config.project, stage.annotator)
-    if stage.action == "invite" and stage.annotator is not None:
-        from annotate.accounts import Accounts
-
-        with open_store(config, create=False) as store:
-            stage.annotator = Accounts(store).handle(config.project, stage.annotator)
+            accounts = Accounts(store)
+            known = accounts.pseudonym if stage.action == "erase" else accounts.handle
+            stage.annotator = known(config.project, stage.annotator)
     # The others look at a store that changes, or change it: asked again, each is done again.
     return Inputs(label, None, {"asked": {"digest": secrets.token_hex(8)}})
 
@@ -76,7 +74,6 @@ def run(run: Run, config: Config) -> Result:
 
 
 def served(run: Run, config: Config) -> Result:
-    from annotate.accounts import Accounts, Person
     from annotate.web.desks import Desks
     from annotate.web.server import AccountDoor, KeyDoor, application, serve  # Gradio takes seconds to import
 
@@ -96,7 +93,9 @@ def served(run: Run, config: Config) -> Result:
             if first is not None:
                 links.append(f"nobody manages it yet; the first admin, once, within a day: {url}/invite?token={first}")
         if url.startswith("http:") and urlsplit(url).hostname not in LOOPBACK:
-            links.append("passwords and answers travel in the clear: put a proxy with TLS in front, docs/annotating.md")
+            links.append(
+                "passwords and answers travel in the clear: put a proxy with TLS in front, docs/annotating-for-a-team.md"
+            )
         links.append("Ctrl+C ends it, and what was said stays")
         serve(
             application(desks, door, [url, *others]),
@@ -104,7 +103,7 @@ def served(run: Run, config: Config) -> Result:
             stage.port,
             lambda: print(*links, sep="\n", flush=True),
         )
-        done = Desk(store, config.project).progress(getuser())
+        done = Desk(store, config.project).progress("")  # the project's sums; nobody's own
         added = sum(vote.seq > before for vote in store.rankings(config.project))
         note_head(run, config.project, store.head(config.project))
     metrics = {"rankings": added, "done": done.done, "wanted": done.wanted}
@@ -113,14 +112,14 @@ def served(run: Run, config: Config) -> Result:
 
 def origins(stage: AnnotateConfig) -> tuple[str, list[str]]:
     """Under which addresses browsers know the server: the one that is told to people, and further ones."""
-    if stage.url is not None:
-        return stage.url, []
-    return f"http://127.0.0.1:{stage.port}", [f"http://localhost:{stage.port}"]
+    if stage.url is not None:  # as browsers write it
+        url = stage.url.lower()
+        return url.removesuffix(":443" if url.startswith("https:") else ":80"), []
+    host = f"[{stage.host}]" if ":" in stage.host else stage.host
+    return f"http://{host}:{stage.port}", [f"http://localhost:{stage.port}"]
 
 
 def invited(run: Run, config: Config) -> Result:
-    from annotate.accounts import Accounts
-
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         accounts = Accounts(store)

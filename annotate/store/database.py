@@ -63,6 +63,7 @@ class Store:
         shown: its URL without the password.
         reading, transaction: of `Connections`: a view, and a transaction that commits all that is written in it or
             nothing. Their connection is for the rooms of `annotate` that have tables of their own to read or write.
+        erased: to be called within a transaction that erased something.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -70,6 +71,7 @@ class Store:
         self.shown = self._connections.shown
         self.reading = self._connections.reading
         self.transaction = self._connections.writing
+        self.erased = self._connections.erased
 
     @classmethod
     def open(cls, url: str, create: bool = True) -> Store:

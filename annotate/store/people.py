@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Row, delete, exists, func, select
+from sqlalchemy import Connection, Row, delete, exists, func, select, true
 
 from annotate.store.tables import annotators, invitations, members, users
 
@@ -23,15 +23,20 @@ def number_of_admins(connection: Connection, project: str) -> int:
 
 
 def is_annotator(connection: Connection, name: str) -> bool:
-    """Whether somebody of this name has judged in any project, with an account or without."""
-    return connection.execute(select(annotators.c.pseudonym).where(annotators.c.identity == name)).first() is not None
+    """Whether somebody of this name, in small letters, has judged in any project, with an account or without."""
+    theirs = select(annotators.c.pseudonym).where(func.lower(annotators.c.identity) == name)
+    return connection.execute(theirs.limit(1)).first() is not None
 
 
 def leave(connection: Connection, project: str, name: str) -> None:
-    """Takes somebody out of a project; their account goes, with its sessions, where it is in no project any more."""
-    connection.execute(delete(invitations).where(invitations.c.project == project, invitations.c.name == name))
+    """Takes somebody out of a project, with the links that they made or that are for them; their account goes, with its
+    sessions, where it is in no project any more."""
+    of_project = invitations.c.project == project
     user = user_named(connection, name)
     if user is not None:
         connection.execute(delete(members).where(members.c.project == project, members.c.user == user.id))
+        connection.execute(delete(invitations).where(of_project, invitations.c.made_by == user.id))
         elsewhere = exists().where(members.c.user == user.id)
-        connection.execute(delete(users).where(users.c.id == user.id, ~elsewhere))
+        if connection.execute(delete(users).where(users.c.id == user.id, ~elsewhere)).rowcount:
+            of_project = true()
+    connection.execute(delete(invitations).where(of_project, invitations.c.name == name))

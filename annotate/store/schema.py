@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -100,6 +101,8 @@ def _prepare_file(path: Path, shown: str, create: bool) -> None:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():  # it names people: for its user's eyes, and its log takes after it
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
     except OSError as error:
         remedy = "Choose a folder that you can write to."
         raise StorageError("store.url", shown, f"its folder cannot be made ({error.strerror})", remedy) from error

@@ -207,5 +207,6 @@ invitations = Table(
     Column("project", String(200), nullable=False),
     Column("role", String(10), nullable=False),
     Column("name", String(320), nullable=False),  # whom it is for; empty: whoever has it chooses a name
+    Column("made_by", String(32), nullable=False),  # a user; empty: the operator of the server
     Column("expires_at", Float(53), nullable=False),
 )

@@ -9,8 +9,9 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from align.errors import InputError
-from annotate.accounts import SESSION_S, SHORTEST_PASSWORD, Accounts, Invitation, Person, Refused
+from align.errors import InputError, StorageError
+from annotate.accounts import SESSION_S, Accounts, Invitation, Person
+from annotate.credentials import SHORTEST_PASSWORD, Busy, Refused
 from annotate.web.gate import session_cookie
 from annotate.web.words import WORDS
 
@@ -47,23 +48,25 @@ def entrance(accounts: Accounts, cookie: str) -> APIRouter:
         return answer
 
     @router.get("/login")
-    def login_page(request: Request, invite: str = "") -> Response:
+    def login_page(request: Request, invite: str = "", project: str = "") -> Response:
         known = request.scope["person"] is not None
-        return go(request, invitation_link(invite)) if known else page("log_in", login_form(invite))
+        return go(request, onward(invite, project)) if known else page("log_in", login_form(invite, project))
 
     @router.post("/login")
     def log_in(request: Request, said: Said) -> Response:
-        invite, address = said.get("invite", ""), request.client.host if request.client else ""
+        invite, project = said.get("invite", ""), said.get("project", "")
+        address = request.client.host if request.client else ""
         try:
             session = accounts.log_in(said.get("name", ""), said.get("password", ""), address)
         except InputError as error:
-            return page("log_in", login_form(invite, said.get("name", "")), error)
-        return go(request, invitation_link(invite), session)
+            return page("log_in", login_form(invite, project, said.get("name", "")), error)
+        return go(request, onward(invite, project), session)
 
     @router.post("/logout")
-    def log_out(request: Request) -> Response:
+    def log_out(request: Request, said: Said) -> Response:
         accounts.log_out(session_of(request))
-        return go(request, "/login", "", 0)
+        invite = said.get("invite", "")
+        return go(request, f"/invite?token={quote(invite)}" if invite else "/login", "", 0)
 
     @router.get("/invite")
     def invitation_page(request: Request, token: str = "") -> Response:
@@ -111,35 +114,39 @@ def new_password(said: dict[str, str]) -> str:
 
 def page(title: str, content: str, error: InputError | None = None) -> Response:
     problem = "" if error is None else f'<p class="warn" role="alert">{escape(f"{error.problem}. {error.remedy}")}</p>'
-    status = 200 if error is None else 403 if isinstance(error, Refused) else 422
+    if isinstance(error, StorageError) and not isinstance(error, Busy):
+        raise error  # which the app explains, to strangers without what the database says
+    status = 200 if error is None else 403 if isinstance(error, Refused) else 503 if isinstance(error, Busy) else 422
     return HTMLResponse(PAGE.format(title=escape(WORDS[title]), problem=problem, content=content), status)
 
 
-def invitation_link(token: str) -> str:
+def onward(invite: str, project: str) -> str:
     """Where somebody goes who has logged in: to the invitation that they came with, or to the items."""
-    return f"/invite?token={quote(token)}" if token else "/"
+    return f"/invite?token={quote(invite)}" if invite else f"/?project={quote(project, safe='')}" if project else "/"
 
 
-def login_form(invite: str, name: str = "") -> str:
-    return form("/login", named_field(name), password_field("password", "current-password"), send("log_in"),
-                hidden("invite", invite))  # fmt: skip
+def login_form(invite: str, project: str, name: str = "") -> str:
+    return form(
+        "/login", named_field(name), password_field("password", "current-password"), send("log_in"),
+        hidden("invite", invite), hidden("project", project),
+    )  # fmt: skip
 
 
 def invitation_form(invitation: Invitation, token: str, person: Person | None, name: str = "") -> str:
-    """To make an account, or, for somebody who has one, to join."""
+    """To make an account or set its password; to join, for somebody who has one and is logged in."""
     words = WORDS["invited"].format(project=invitation.project, role=WORDS[f"role_{invitation.role}"])
-    told = f"<p>{escape(words)}</p>"
+    parts = [f"<p>{escape(words)}</p>"]
     if person is not None and invitation.name in ("", person.name):
         joined = send("join").format(name=escape(person.name))
-        return told + form("/invite", hidden("token", token), hidden("join", "yes"), joined)
-    made = form(
-        "/invite", hidden("token", token), named_field(invitation.name or name, fixed=bool(invitation.name)),
-        *new_password_fields(), send("accept"),
-    )  # fmt: skip
-    link = (
-        "" if invitation.name else f'<p><a href="/login?invite={quote(token)}">{escape(WORDS["have_account"])}</a></p>'
-    )
-    return told + made + link
+        parts.append(form("/invite", hidden("token", token), hidden("join", "yes"), joined))
+    if person is not None and invitation.name != person.name:
+        parts.append(form("/logout", hidden("invite", token), send("somebody_else").format(name=escape(person.name))))
+    if invitation.resets and (person is None or invitation.name == person.name):
+        named = named_field(invitation.name or name, fixed=bool(invitation.name))
+        parts.append(form("/invite", hidden("token", token), named, *new_password_fields(), send("accept")))
+    if person is None:
+        parts.append(f'<p><a href="/login?invite={quote(token)}">{escape(WORDS["have_account"])}</a></p>')
+    return "".join(parts)
 
 
 def password_form() -> str:

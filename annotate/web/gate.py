@@ -43,6 +43,7 @@ HEADERS = (
     (b"referrer-policy", b"same-origin"),  # with no-referrer a browser's own forms come with Origin: null
     (b"cache-control", b"no-store"),
 )
+CANNOT_READ = "The server cannot read its store."
 Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
 """Status, body and headers."""
 
@@ -56,7 +57,7 @@ class Door(Protocol):
         """The cookie that a link gives whoever opens it; None where it is no such link."""
         ...
 
-    def stranger(self, path: str) -> Answer | None:
+    def stranger(self, path: str, query: str) -> Answer | None:
         """What somebody unknown is told; None where they may have what they ask for."""
         ...
 
@@ -79,7 +80,7 @@ class KeyDoor:
         given = parse_qs(query).get("key", [""])[0]
         return f"{self.cookie}={given}; Path=/; HttpOnly; SameSite=Strict" if self._fits(given) else None
 
-    def stranger(self, path: str) -> Answer | None:
+    def stranger(self, path: str, query: str) -> Answer | None:
         return refusal(403, "Open the link that the server printed when it started.")
 
     def _fits(self, given: str) -> bool:
@@ -99,11 +100,13 @@ class AccountDoor:
     def opened(self, query: str) -> str | None:
         return None
 
-    def stranger(self, path: str) -> Answer | None:
+    def stranger(self, path: str, query: str) -> Answer | None:
         if path in ("/login", "/invite", "/align/app.css"):
             return None
-        if path in ("/", MANAGE, f"{MANAGE}/", "/password"):
-            return 303, b"", [(b"location", b"/login")]
+        if path in ("/", MANAGE, f"{MANAGE}/", "/password", "/logout"):
+            project = parse_qs(query).get("project", [""])[0] if path == "/" else ""
+            where = f"/login?project={quote(project, safe='')}" if project else "/login"
+            return 303, b"", [(b"location", where.encode())]
         return refusal(401, "Log in.")
 
 
@@ -134,20 +137,21 @@ class Gate:
         """What the request is told in place of an answer; None where it may pass: then its scope says who asks, and by
         which of our origins."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        cookies = "; ".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie")
+        query, path = scope["query_string"].decode("latin-1"), scope["path"]
         ours = self.origins.get(headers.get(b"host", ""))
         if ours is None:
             return refusal(421, "This server is known by another name.")
         if headers.get(b"origin", ours) != ours:
             return refusal(403, "Another page asks.")
-        cookie = self.door.opened(scope["query_string"].decode("latin-1"))
+        cookie = self.door.opened(query)
         if cookie is not None:
             return 303, b"", [(b"location", b"/"), (b"set-cookie", cookie.encode())]
         try:
-            person = await run_in_threadpool(self.door.who, cookie_parser(headers.get(b"cookie", "")))
-        except StorageError as error:
-            return refusal(503, error.problem)
-        path = scope["path"]
-        if person is None and (answer := self.door.stranger(path)) is not None:
+            person = await run_in_threadpool(self.door.who, cookie_parser(cookies))
+        except StorageError:
+            return refusal(503, CANNOT_READ)  # and not why: it may be a stranger who asks
+        if person is None and (answer := self.door.stranger(path, query)) is not None:
             return answer
         if "/proxy=" in path:  # Gradio would fetch from elsewhere
             return refusal(404, "There is nothing here.")
@@ -180,7 +184,7 @@ def unlike_the_page(method: str, path: str, headers: Mapping[bytes, str]) -> str
             return "Send JSON from the page itself."
     else:  # Gradio's own, such as uploads, which no page has a use for
         return "There is nothing here that could be changed."
-    length = headers.get(b"content-length", "")
+    length = headers.get(b"content-length", "") if b"transfer-encoding" not in headers else ""
     return "" if length.isdigit() and int(length) <= most else f"Send at most {most} bytes, and say so."
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import wraps
 from html import escape
 from typing import Any
 
@@ -33,10 +34,11 @@ class Manager:
     """What the pages ask of a store, for whoever may.
 
     Args:
+        accounts: None where there are none, for one person has the link.
         url: of the server, as people are told it.
     """
 
-    def __init__(self, desks: Desks, accounts: Accounts, door: Door, url: str) -> None:
+    def __init__(self, desks: Desks, accounts: Accounts | None, door: Door, url: str) -> None:
         self.desks, self.accounts, self.door, self.url = desks, accounts, door, url
 
     def person(self, request: gradio.Request, project: str, role: str) -> Person:
@@ -56,20 +58,6 @@ class Manager:
     def figures(self, project: str, request: gradio.Request) -> str:
         self.person(request, project, "reviewer")
         return shown(self.desks.store, project)
-
-    def people(self, project: str, request: gradio.Request) -> str:
-        self.person(request, project, "admin")
-        rows = [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
-        return table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
-
-    def invite(self, project: str, role: str, name: str, request: gradio.Request) -> str:
-        self.person(request, project, "admin")
-        return f"{self.url}/invite?token={self.accounts.invite(project, role, name.strip())}"
-
-    def change(self, project: str, name: str, role: str, request: gradio.Request) -> str:
-        self.person(request, project, "admin")
-        self.accounts.set_role(project, name, None if role == OUT else role)
-        return self.people(project, request)
 
     def project(self, project: str, request: gradio.Request) -> list[Any]:
         """State, guidelines, and the settings in their order."""
@@ -91,9 +79,29 @@ class Manager:
         return WORDS["published"].format(version=publish_guidelines(self.desks.store, project, text))
 
 
-def explained(act: Callable[..., Any]) -> Callable[..., Any]:
+class Members:
+    """Who is in a project, for its admins."""
+
+    def __init__(self, manager: Manager, accounts: Accounts) -> None:
+        self.manager, self.accounts = manager, accounts
+
+    def people(self, project: str, request: gradio.Request) -> str:
+        self.manager.person(request, project, "admin")
+        rows = [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
+        return table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
+
+    def invite(self, project: str, role: str, name: str, request: gradio.Request) -> str:
+        by = self.manager.person(request, project, "admin")
+        return f"{self.manager.url}/invite?token={self.accounts.invite(project, role, name.strip(), by=by)}"
+
+    def change(self, project: str, name: str, role: str, request: gradio.Request) -> str:
+        self.manager.person(request, project, "admin")
+        self.accounts.set_role(project, name, None if role == OUT else role)
+        return self.people(project, request)
+
+
+def shown_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
     """An error of ours as one that Gradio shows, its text as text."""
-    from functools import wraps
 
     @wraps(act)
     def acting(*given: Any, **named: Any) -> Any:
@@ -113,30 +121,31 @@ def manage_page(manager: Manager) -> gradio.Blocks:
         gradio.HTML(f'<h1>{words["manage"]}</h1><p><a href="/">{words["to_items"]}</a></p>')
         project = gradio.Dropdown(label=words["project"], allow_custom_value=True)
         with gradio.Tab(words["figures"]):
-            dashboard_tab(explained(manager.figures), project)
-        with gradio.Tab(words["people"]):
-            people_tab(manager, project)
+            dashboard_tab(shown_in_page(manager.figures), project)
+        if manager.accounts is not None:
+            with gradio.Tab(words["people"]):
+                people_tab(Members(manager, manager.accounts), project)
         with gradio.Tab(words["project"]):
             project_tab(manager, project)
         blocks.load(manager.projects, outputs=project)
     return blocks
 
 
-def people_tab(manager: Manager, project: gradio.Dropdown) -> None:
+def people_tab(members: Members, project: gradio.Dropdown) -> None:
     roles = [(WORDS[f"role_{role}"], role) for role in ROLES]
     everyone = gradio.HTML()
-    project.change(explained(manager.people), project, everyone)
+    project.change(shown_in_page(members.people), project, everyone)
     gradio.Markdown(f"## {WORDS['invite']}\n{WORDS['invite_told']}")
     with gradio.Row():
         name = gradio.Textbox(label=WORDS["name_for"], max_length=100)
         role = gradio.Dropdown(roles, value="annotator", label=WORDS["role"])
     link = gradio.Textbox(label=WORDS["link"], interactive=False, buttons=["copy"])
-    gradio.Button(WORDS["invite"]).click(explained(manager.invite), [project, role, name], link)
+    gradio.Button(WORDS["invite"]).click(shown_in_page(members.invite), [project, role, name], link)
     gradio.Markdown(f"## {WORDS['change_role']}")
     with gradio.Row():
         who = gradio.Textbox(label=WORDS["name"], max_length=100)
         to = gradio.Dropdown([*roles, (WORDS["take_out"], OUT)], value="annotator", label=WORDS["role"])
-    gradio.Button(WORDS["change_role"]).click(explained(manager.change), [project, who, to], everyone)
+    gradio.Button(WORDS["change_role"]).click(shown_in_page(members.change), [project, who, to], everyone)
 
 
 def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
@@ -144,11 +153,11 @@ def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
     with gradio.Row():
         settings = [setting(name, getattr(Settings(), name)) for name in SETTINGS]
     told = gradio.Markdown()
-    gradio.Button(WORDS["save"]).click(explained(manager.save), [project, state, *settings], told)
+    gradio.Button(WORDS["save"]).click(shown_in_page(manager.save), [project, state, *settings], told)
     text = gradio.Textbox(label=WORDS["guidelines_text"], lines=12)
     published = gradio.Markdown()
-    gradio.Button(WORDS["publish"]).click(explained(manager.publish), [project, text], published)
-    project.change(explained(manager.project), project, [state, text, *settings])
+    gradio.Button(WORDS["publish"]).click(shown_in_page(manager.publish), [project, text], published)
+    project.change(shown_in_page(manager.project), project, [state, text, *settings])
 
 
 def setting(name: str, default: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from align.errors import InputError, StorageError
-from annotate.accounts import Accounts, Refused
+from annotate.credentials import Refused
 from annotate.store import AlreadyJudged
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # else it calls out when it starts
@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from annotate.web.dashboard import files
 from annotate.web.desks import Desks
 from annotate.web.entrance import entrance
-from annotate.web.gate import MANAGE, AccountDoor, Door, Gate, KeyDoor
+from annotate.web.gate import CANNOT_READ, MANAGE, AccountDoor, Door, Gate, KeyDoor
 from annotate.web.manage import MANAGE_HEAD, Manager, manage_page
 from annotate.web.page import HEAD, page
 from annotate.web.routes import routes
@@ -41,10 +41,9 @@ def application(desks: Desks, door: Door, origins: Sequence[str]) -> ASGIApp:
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(routes(desks, accounts=isinstance(door, AccountDoor)))
-    known = Accounts(desks.store)
+    known = door.accounts if isinstance(door, AccountDoor) else None
     if isinstance(door, AccountDoor):
-        known = door.accounts
-        app.include_router(entrance(known, door.cookie))
+        app.include_router(entrance(door.accounts, door.cookie))
     app.include_router(files(desks.store))
     app.mount("/align", StaticFiles(directory=STATIC))
     app.add_exception_handler(RequestValidationError, misread)
@@ -61,8 +60,10 @@ def application(desks: Desks, door: Door, origins: Sequence[str]) -> ASGIApp:
 def explained(status: int) -> Callable[[Request, Exception], JSONResponse]:
     """An error of ours as JSON."""
 
-    def answer(_: Request, error: Exception) -> JSONResponse:
+    def answer(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, InputError)
+        if isinstance(error, StorageError) and request.scope["person"] is None:
+            return JSONResponse({"problem": CANNOT_READ}, status)  # a database says more than strangers should read
         return JSONResponse({"field": error.field, "problem": error.problem, "remedy": error.remedy}, status)
 
     return answer

@@ -6,12 +6,16 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
+from starlette.testclient import TestClient
 from workshop import EVERY_RUN, Workshop, files
 
+from align.config.annotate import AnnotateConfig
 from align.run import read_manifest
-from align.stages.annotate import key_beside
+from align.stages.annotate import key_beside, origins
+from annotate.accounts import Accounts
 from annotate.store import Store
 
 ITEMS = [{"id": str(i), "prompt": f"q {i}", "answers": ["wonderful", "awful", "a table"]} for i in range(6)]
@@ -173,3 +177,74 @@ def test_what_cannot_be_done_is_said(shop: Workshop, tmp_path: Path, words: list
     shop.given = () if words[0].startswith("project") else shop.given
     assert shop.status("stage=annotate", *words) == 2, shop.said
     assert says in shop.said
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["stage.demo=true", "stage.host=0.0.0.0", "stage.url=https://a.example"], "stage.host"),
+        (["stage.demo=true", "stage.url=https://a.example"], "stage.url"),
+        (["stage.host=0.0.0.0"], "stage.url"),
+        (["stage.url=https://a.example/path"], "stage.url"),
+        (["stage.url=a.example"], "stage.url"),
+        (["stage.role=owner", "stage.action=invite"], "stage.role"),
+    ],
+)
+def test_a_server_that_would_let_anybody_in_is_not_started(shop: Workshop, words: list[str], field: str) -> None:
+    assert shop.status("stage=annotate", *words) == 2
+    assert field in shop.said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"url": "https://Annotate.Example.org:443"}, "https://annotate.example.org"),
+        ({"url": "http://127.0.0.1:80"}, "http://127.0.0.1"),
+        ({"url": "https://a.example:8443"}, "https://a.example:8443"),
+        ({"host": "::1", "port": 7000}, "http://[::1]:7000"),
+        ({}, "http://127.0.0.1:7861"),
+    ],
+)
+def test_the_address_is_as_browsers_write_it(words: dict, expected: str) -> None:
+    assert origins(AnnotateConfig(**words))[0] == expected
+
+
+def test_an_invitation_names_nobody_in_the_runs_folder(shop: Workshop, tmp_path: Path) -> None:
+    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    name = f"{token_hex(8)}@example.org"
+    folder = asked(shop, "invite", "stage.role=admin")
+    token = shop.said.split("/invite?token=")[1].split()[0]
+    with store_of(shop) as store:
+        Accounts(store).accept(token, name, "correct horse battery")
+    again = asked(shop, "invite", f"stage.annotator={name.upper()}")
+    assert "/invite?token=" in shop.said
+    gone = asked(shop, "erase", f"stage.annotator={name}")
+    with store_of(shop) as store:
+        assert Accounts(store).members("p") == {}
+        store.verify()
+    for path in (path for run in (folder, again, gone) for path in run.rglob("*") if path.is_file()):
+        text = path.read_text(errors="replace").lower()
+        assert [secret for secret in (name, token.lower()) if secret in text] == [], path
+    assert (shop.root / "annotations.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_first_admins_link_is_printed_and_lets_them_in(shop: Workshop, tmp_path: Path, monkeypatch) -> None:
+    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    seen = []
+
+    def served(app, host, port, told) -> None:
+        told()
+        client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
+        seen.append(client.get("/login").status_code)
+
+    monkeypatch.setattr("annotate.web.server.serve", served)
+    asked(shop, "serve")
+    assert seen == [200]
+    assert "/?project=p" in shop.said
+    token = shop.said.split("/invite?token=")[1].split()[0]
+    with store_of(shop) as store:
+        Accounts(store).accept(token, "root", "correct horse battery")
+        assert Accounts(store).members("p") == {"root": "admin"}
+    asked(shop, "serve", "stage.url=http://192.168.1.5:7861", "stage.host=0.0.0.0")
+    assert "/invite" not in shop.said
+    assert "in the clear" in shop.said

@@ -11,6 +11,7 @@ import pytest
 from argon2 import PasswordHasher
 from starlette.testclient import TestClient
 
+from align.errors import StorageError
 from align.types import Conversation, Message
 from annotate.accounts import Accounts
 from annotate.store import Candidate, Store, configure
@@ -83,9 +84,9 @@ def test_an_invitation_makes_an_account_and_its_cookie_no_script_sees(browser, a
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/", 303), ("/manage", 303), ("/manage/", 303), ("/password", 303), ("/api/projects", 401), ("/api/task", 401),
-        ("/align/rank.js", 401), ("/config", 401), ("/manage/config", 401), ("/gradio_api/info", 401),
-        ("/manage/gradio_api/queue/data?session_hash=x", 401), ("/docs", 401), ("/openapi.json", 401),
+        ("/", 303), ("/logout", 303), ("/manage", 303), ("/manage/", 303), ("/password", 303), ("/docs", 401),
+        ("/api/projects", 401), ("/api/task", 401), ("/align/rank.js", 401), ("/config", 401), ("/openapi.json", 401),
+        ("/manage/config", 401), ("/gradio_api/info", 401), ("/manage/gradio_api/queue/data?session_hash=x", 401),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("cookie", [None, "align_session_7861=", f"align_session_7861={'x' * 43}"])
@@ -279,3 +280,67 @@ def test_what_is_settled_is_a_reviewers_to_settle(someone, store, accounts):
     accounts.set_role("p", "rev", "reviewer")
     assert ask(rev, "/api/vote", body).json()["seq"] == store.rankings("p")[-1].seq
     assert store.rankings("p")[-1].purpose == "review"
+
+
+def test_a_link_for_somebody_who_is_logged_in_sets_their_password(someone, accounts, browser):
+    client = someone("ann")
+    token = accounts.invite("p", "annotator", "ann")
+    assert {"new-password", "Join as ann"} <= set(
+        re.findall(r"new-password|Join as ann", client.get(f"/invite?token={token}").text)
+    )
+    said = {"token": token, "name": "ann", "password": "another good one", "again": "another good one"}
+    assert client.post("/invite", data=said, headers=FROM_PAGE).status_code == 303
+    logged_in = browser().post("/login", data={"name": "ann", "password": "another good one"}, headers=FROM_PAGE)
+    assert logged_in.status_code == 303
+
+
+def test_a_link_opened_in_somebody_elses_browser_lets_them_log_out_first(someone, accounts):
+    client = someone("ann")
+    token = accounts.invite("p", "annotator", "bob")
+    text = client.get(f"/invite?token={token}").text
+    assert "I am not ann" in text
+    assert "Join as" not in text
+    answer = client.post("/logout", data={"invite": token}, headers=FROM_PAGE)
+    assert answer.headers["location"] == f"/invite?token={token}"
+    assert "new-password" in client.get(f"/invite?token={token}").text
+
+
+def test_the_printed_links_project_is_kept_over_the_log_in(someone, browser):
+    someone("ann")
+    client = browser()
+    where = client.get("/", params={"project": "p&q=/x"}).headers["location"]
+    assert where == "/login?project=p%26q%3D%2Fx"
+    assert 'name="project" value="p&amp;q=/x"' in client.get(where).text
+    said = {"name": "ann", "password": GOOD, "project": "p&q=/x"}
+    assert client.post("/login", data=said, headers=FROM_PAGE).headers["location"] == "/?project=p%26q%3D%2Fx"
+
+
+def test_strangers_do_not_read_what_the_database_says(browser, store, monkeypatch):
+    client = browser()
+
+    def broken():
+        raise StorageError("store.url", "secret", "the secret database is down", "Mend it.")
+
+    monkeypatch.setattr(store, "reading", broken)
+    answers = [
+        client.get("/api/projects", headers={"Cookie": "align_session_7861=x"}),
+        client.get("/invite?token=x"),
+        client.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE),
+    ]
+    assert [answer.status_code for answer in answers] == [503] * 3
+    assert not any("secret" in answer.text for answer in answers)
+
+
+def test_a_body_whose_length_is_not_said_is_refused(someone):
+    client = someone("ann")
+    headers = {"X-Align": places(client)["p"], "Content-Type": "application/json"}
+    for more in ({"Transfer-Encoding": "chunked"}, {"Transfer-Encoding": "chunked", "Content-Length": "5"}):
+        assert client.post("/api/vote", headers=headers | more, content=iter([b"{}"])).status_code == 415
+
+
+def test_a_cookie_in_two_headers_is_read(someone):
+    client = someone("ann")
+    session = client.cookies["align_session_7861"]
+    client.cookies.clear()
+    headers = [("Cookie", f"align_session_7861={session}"), ("Cookie", "other=1")]
+    assert client.get("/api/projects", headers=headers).status_code == 200

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -11,8 +13,9 @@ from argon2 import PasswordHasher
 from sqlalchemy import select, text
 
 from align.errors import InputError
-from annotate.accounts import INVITATION_S, SESSION_S, Accounts, Person, Refused
+from annotate.accounts import INVITATION_S, SESSION_S, TRIES, TRIES_MANY, Accounts, Person
 from annotate.assignment import Desk
+from annotate.credentials import WAITING, Busy, Refused
 from annotate.store import Judgement, Store
 from annotate.store.tables import invitations, leases, members, sessions, users
 from annotate.throttle import Throttle
@@ -61,7 +64,7 @@ def test_nothing_in_the_database_lets_anybody_in(accounts, store):
 
 
 def test_the_default_hasher_costs_what_the_rfc_asks(store):
-    assert "$argon2id$v=19$m=65536,t=3,p=4$" in Accounts(store).hasher.hash("x")
+    assert "$argon2id$v=19$m=65536,t=3,p=4$" in Accounts(store).passwords.hashed("x")
 
 
 def test_a_session_is_its_persons_until_it_is_over(accounts, time):
@@ -80,10 +83,10 @@ def test_a_session_is_its_persons_until_it_is_over(accounts, time):
     assert accounts.who("") is accounts.who("x" * 43) is None
 
 
-@pytest.mark.parametrize("name", ["ANN", " ann ", "ａｎｎ"])
+@pytest.mark.parametrize("name", ["ANN X", " ann  x ", "ａｎｎ x"])
 def test_a_name_is_known_however_it_is_written(accounts, name):
-    member(accounts, "Ann")
-    assert accounts.who(accounts.log_in(name, GOOD, "here")).name == "ann"
+    member(accounts, "Ann X")
+    assert accounts.who(accounts.log_in(name, GOOD, "here")).name == "ann x"
     with pytest.raises(Refused, match="somebody here has that name"):
         member(accounts, name)
 
@@ -97,39 +100,125 @@ def test_a_wrong_password_and_an_unknown_name_are_told_the_same(accounts, name, 
         accounts.log_in(name, password, "here")
 
 
-def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(accounts, monkeypatch):
+def guess(accounts: Accounts, name: str, address: str, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(Refused, match="no such name"):
+            accounts.log_in(name, "wrong password", address)
+
+
+def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(accounts):
+    clock = Time()
+    accounts._tries = Throttle(clock)
+    for name in ("ann", "bob"):
+        member(accounts, name)
+    guess(accounts, "ann", "there", TRIES + 1)
+    with pytest.raises(Refused, match="too many attempts; the next counts in 1 s"):
+        accounts.log_in("ann", GOOD, "there")
+    assert accounts.log_in("ann", GOOD, "elsewhere")  # nobody is kept out by a stranger's few guesses
+    assert accounts.log_in("bob", GOOD, "there")
+    clock.now += 1
+    assert accounts.log_in("ann", GOOD, "there")
+    guess(accounts, "ann", "there", TRIES)  # which forgave those before
+
+
+def test_many_guesses_from_everywhere_or_at_everybody_are_slowed_too(accounts):
     clock = Time()
     accounts._tries = Throttle(clock)
     member(accounts, "ann")
-    member(accounts, "bob")
-    for _ in range(6):
-        with pytest.raises(Refused, match="no such name"):
-            accounts.log_in("ann", "wrong password", "there")
+    for i in range(TRIES_MANY + 1):
+        guess(accounts, "ann", f"10.0.0.{i}", 1)
     with pytest.raises(Refused, match="too many attempts"):
         accounts.log_in("ann", GOOD, "elsewhere")
+    for i in range(TRIES_MANY + 1):
+        guess(accounts, f"name {i}", f"2001:db8::{i:x}", 1)  # one customer's network
     with pytest.raises(Refused, match="too many attempts"):
-        accounts.log_in("bob", GOOD, "there")  # from where the guesses came
-    assert accounts.log_in("bob", GOOD, "elsewhere")
-    clock.now += 1
-    assert accounts.log_in("ann", GOOD, "elsewhere")
-    assert accounts._tries.wait("name ann") == 0
+        accounts.log_in("bob", "wrong password", "2001:db8::ffff")
+
+
+def test_guesses_at_once_are_no_more_than_guesses_in_a_row(accounts, monkeypatch):
+    member(accounts, "ann")
+    looked, together = [], threading.Barrier(30)
+    monkeypatch.setattr(accounts.passwords, "matches", lambda *_: looked.append(1))
+
+    def guessing() -> None:
+        together.wait()
+        with suppress(Refused):
+            accounts.log_in("ann", "wrong password", "there")
+
+    threads = [threading.Thread(target=guessing) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(looked) == TRIES + 1
 
 
 def test_waits_double_and_end():
     clock = Time()
-    throttle = Throttle(clock, free=2, longest=10, names=3)
+    throttle = Throttle(clock, longest=10, names=3)
     waits = []
     for _ in range(8):
-        throttle.failed("a")
-        waits.append(throttle.wait("a"))
+        assert throttle.attempt("a", 2) == 0
+        waits.append(throttle.attempt("a", 2) if throttle._failures["a"].until > clock.now else 0)
+        clock.now += waits[-1]
     assert waits == [0, 0, 1, 2, 4, 8, 10, 10]
-    clock.now += 21
-    throttle.failed("a")
-    assert throttle.wait("a") == 0  # long ago
+    clock.now += 11
+    throttle.attempt("a", 2)
+    assert throttle.attempt("a", 2) == 0  # long ago
     for name in "bcd":
         for _ in range(3):
-            throttle.failed(name)
-    assert (throttle.wait("a"), throttle.wait("d")) == (0, 1)  # the oldest was forgotten
+            throttle.attempt(name, 2)
+    assert (throttle.attempt("a", 2), throttle.attempt("d", 2)) == (0, 1)  # the oldest was forgotten
+
+
+def test_strangers_at_the_door_are_told_to_come_back_and_hash_nothing(accounts, monkeypatch):
+    monkeypatch.setattr(accounts.passwords, "hashed", lambda _: pytest.fail("a password was hashed"))
+    with pytest.raises(Refused, match="over or was used"):
+        accounts.accept("x", "ann", GOOD)
+    for _ in range(WAITING):
+        accounts.passwords._room.acquire()
+    with pytest.raises(Busy, match="many people"):
+        accounts.log_in("ann", GOOD, "here")
+
+
+def test_an_unknown_name_costs_what_a_known_one_does(accounts, monkeypatch):
+    member(accounts, "ann")
+    verified, hasher = [], accounts.passwords.hasher
+
+    class Counting:
+        def verify(self, kept: str, password: str) -> bool:
+            verified.append(kept)
+            return hasher.verify(kept, password)
+
+    monkeypatch.setattr(accounts.passwords, "hasher", Counting())
+    for name in ("nobody", "a\x00b", "\u202e", "x" * 200):
+        with pytest.raises(Refused, match="no such name"):
+            accounts.log_in(name, GOOD, "here")
+    assert len(verified) == 4
+
+
+def test_a_hash_that_cost_less_is_made_anew(store, accounts):
+    member(accounts, "ann")
+    dearer = Accounts(store, hasher=PasswordHasher(time_cost=2, memory_cost=16, parallelism=1))
+    assert dearer.log_in("ann", GOOD, "here")
+    with store.reading() as db:
+        assert "m=16,t=2" in db.execute(select(users.c.password)).scalar_one()
+    assert dearer.log_in("ann", GOOD, "here")
+
+
+def test_a_session_that_the_old_password_would_open_is_none(accounts, monkeypatch):
+    member(accounts, "ann")
+    matches = accounts.passwords.matches
+
+    def meanwhile(kept: str | None, password: str) -> bool:
+        found = matches(kept, password)
+        monkeypatch.setattr(accounts.passwords, "matches", matches)
+        accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", "another good one")
+        return found
+
+    monkeypatch.setattr(accounts.passwords, "matches", meanwhile)
+    with pytest.raises(Refused, match="set anew"):
+        accounts.log_in("ann", GOOD, "here")
 
 
 def test_an_invitation_works_once_and_for_a_while(accounts, time):
@@ -150,7 +239,9 @@ def test_an_invitation_works_once_and_for_a_while(accounts, time):
     ("name", "password", "problem"),
     [
         ("", GOOD, "empty"), ("x" * 101, GOOD, "too long"), ("a\u202eb", GOOD, "cannot be seen"),
-        ("a\nb", GOOD, "cannot be seen"), ("ann", "short", "too short"), ("ann", "x" * 1001, "too long"),
+        ("a\nb\u200b", GOOD, "cannot be seen"), ("ann\ufe0f", GOOD, "cannot be seen"),
+        ("\u2800", GOOD, "cannot be seen"),
+        ("\u0430nn", GOOD, "two alphabets"), ("ann", "short", "too short"), ("ann", "x" * 1001, "too long"),
         ("a" * 12, "A" * 12, "it is the name"),
     ],
 )  # fmt: skip
@@ -281,3 +372,72 @@ def test_an_account_outlives_its_erasure_in_one_of_two_projects(accounts, store)
     Desk(store, "p").take("ann")
     store.erase_annotator("p", store.known("p", "ann"))
     assert accounts.who(session).roles == {"q": "annotator"}
+
+
+def test_an_admin_of_one_project_takes_over_nobodys_account_in_another(accounts, store):
+    add(store, "run/0", project="q")
+    root = member(accounts, "root", "admin", "q")
+    eve = accounts.who(member(accounts, "eve", "admin"))
+    token = accounts.invite("p", "annotator", "root", by=eve)
+    assert not accounts.invited(token).resets
+    with pytest.raises(Refused, match="projects of others"):
+        accounts.accept(token, "root", GOOD)
+    accounts.join(token, accounts.who(root))  # root themselves may
+    assert accounts.who(root).roles == {"p": "annotator", "q": "admin"}
+    ann = member(accounts, "ann")
+    assert accounts.who(ann) is not None
+    accounts.accept(accounts.invite("p", "annotator", "ann", by=eve), "ann", "another good one")
+    accounts.accept(accounts.invite("p", "annotator", "root"), "root", "another good one")  # the operator may
+
+
+def test_links_end_with_a_new_password_and_with_the_role_of_who_made_them(accounts):
+    member(accounts, "root", "admin")
+    eve = accounts.who(member(accounts, "eve", "admin"))
+    session = member(accounts, "ann")
+    links = [accounts.invite("p", "annotator", "ann") for _ in range(3)]
+    accounts.accept(links[0], "ann", "another good one")
+    assert accounts.invited(links[1]) is None
+    links = [accounts.invite("p", "annotator", "ann")]
+    assert accounts.who(session) is None
+    fresh = accounts.log_in("ann", "another good one", "here")
+    accounts.change_password(fresh, "another good one", GOOD)
+    assert accounts.invited(links[0]) is None
+    for role in ("annotator", None):
+        back = accounts.invite("p", "admin", by=eve)
+        accounts.set_role("p", "eve", role)
+        assert accounts.invited(back) is None
+        if role:
+            accounts.set_role("p", "eve", "admin")
+
+
+def test_a_member_who_never_judged_can_be_erased(accounts, store):
+    member(accounts, "Yan@Example.org")
+    store.erase_annotator("p", accounts.pseudonym("p", "yan@example.org"))
+    accounts.invite("p", "annotator", "zoe@example.org")
+    store.erase_annotator("p", accounts.pseudonym("p", "Zoe@example.org"))
+    with store.reading() as db:
+        assert [db.execute(select(table)).all() for table in (users, members, invitations)] == [[], [], []]
+    with pytest.raises(InputError, match="no such annotator"):
+        accounts.pseudonym("p", "nobody")
+    store.verify()
+
+
+def test_with_the_account_go_its_invitations_everywhere(accounts, store):
+    add(store, "run/0", project="q")
+    member(accounts, "ann")
+    member(accounts, "root", "admin")
+    accounts.invite("q", "annotator", "ann")
+    accounts.set_role("p", "ann", None)
+    with store.reading() as db:
+        assert db.execute(select(invitations)).all() == []
+
+
+def test_what_is_over_is_not_kept(accounts, store, time):
+    member(accounts, "ann")
+    accounts.invite("p", "annotator", "bob")
+    time.now += SESSION_S + 1
+    accounts.first_admin("p")
+    accounts.log_in("ann", GOOD, "here")
+    with store.reading() as db:
+        assert len(db.execute(select(sessions)).all()) == 1
+        assert {row.name for row in db.execute(select(invitations))} == {""}

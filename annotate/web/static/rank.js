@@ -27,9 +27,9 @@
   const key = (name) => make("kbd", { text: name, "aria-hidden": "true" });
   const button = (label, shortcut, act, more = {}) =>
     make("button", { type: "button", onclick: act, "aria-keyshortcuts": shortcut, ...more }, label, key(shortcut));
-  const tell = (text, warn = false) => {
+  const tell = (text, warn = false, ...more) => {
     const line = root.querySelector("#said");
-    line.textContent = text;
+    line.replaceChildren(text, ...more);
     line.className = warn ? "warn" : "soft";
   };
 
@@ -49,8 +49,9 @@
   // Whatever is not this project's server saying no to these very words: a restart, a proxy, another program at the port.
   // What was said is kept, and sent again.
   const lost = (error) => !(error.refused && (error.status === 409 || error.status === 422));
-  const trouble = (error) => [401, 403].includes(error.status) ? say("locked_out")
-    : error.refused ? say("not_kept", { problem: error.message }) : say("connection");
+  const trouble = (error) => [401, 403].includes(error.status) ? [say("locked_out"), true, " ", logIn()]
+    : [error.refused ? say("not_kept", { problem: error.message }) : say("connection"), true];
+  const logIn = () => (home?.accounts ? make("a", { href: "/login", target: "_blank", text: say("log_in") }) : "");
 
   // One for each person in each project of each store: another's would be refused, or taken for somebody else's.
   const shelf = () => `align-outbox/${project.id}`;
@@ -74,12 +75,12 @@
         tell(say("saved"));
       } catch (error) {
         if (lost(error)) {
-          tell(trouble(error), true);
+          tell(...trouble(error));
           await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
           continue;
         }
         answer = null;
-        write(localStorage, "/refused", [...read(localStorage, "/refused", "[]"), letter]);
+        write(localStorage, "/refused", [...read(localStorage, "/refused", "[]"), letter].slice(-20));
         tell(error.status === 409 ? say("elsewhere") : say("refused", { problem: error.message }), true);
       }
       keep(outbox().filter((other) => other.key !== letter.key));
@@ -96,7 +97,7 @@
         break;
       } catch (error) {
         if (!lost(error)) { tell(say("refused", { problem: error.message }), true); break; }
-        tell(trouble(error), true);
+        tell(...trouble(error));
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
     }
@@ -160,7 +161,7 @@
       ({ kept: ours }) => { if (step?.task?.token === kept.token) tell(ours ? say("draft_saved") : say("late"), !ours); },
       (error) => {
         if (!lost(error)) return;
-        tell(trouble(error), true);
+        tell(...trouble(error));
         draftTimer = setTimeout(saveDraft, RETRY_MS);
       });
     return drafting;
@@ -222,7 +223,7 @@
       tell(say("undone"));
     } catch (error) {
       if (!lost(error)) votes.pop();
-      tell(lost(error) ? trouble(error) : say("refused", { problem: error.message }), true);
+      tell(...(lost(error) ? trouble(error) : [say("refused", { problem: error.message }), true]));
     }
     noteVotes();
     occupied(false);
@@ -247,7 +248,7 @@
   async function difference() {
     const [a, b] = [focused, (focused + 1) % count()].sort((x, y) => x - y);
     const { token } = step.task;
-    const found = await ask(`difference?token=${encodeURIComponent(token)}&a=${a}&b=${b}`).catch((error) => tell(trouble(error), true));
+    const found = await ask(`difference?token=${encodeURIComponent(token)}&a=${a}&b=${b}`).catch((error) => tell(...trouble(error)));
     if (!found || busy || step.task?.token !== token) return;
     const { html } = found;
     dialog(say("difference", { a: LETTERS[a], b: LETTERS[b] }), make("div", { class: "text", style: "white-space: pre-wrap", html }));
@@ -434,14 +435,18 @@
       project?.reviews && !reviewing ? make("a", { href: `/?project=${encodeURIComponent(project.name)}&review`, text: say("review") }) : null,
       reviewing ? make("a", { href: `/?project=${encodeURIComponent(project?.name ?? "")}`, text: say("to_items") }) : null,
       home.projects.length > 1 ? make("a", { href: "/?project=", text: say("projects") }) : null,
-      home.accounts ? make("a", { href: "/password", title: say("change_password"), text: home.person }) : null,
-      home.accounts ? make("form", { method: "post", action: "/logout" }, make("button", { type: "submit", text: say("log_out") })) : null);
+      home.accounts ? make("span", { class: "soft", text: home.person }) : null,
+      home.accounts ? make("a", { href: "/password", text: say("change_password") }) : null,
+      home.accounts ? make("form", { method: "post", action: "/logout", onsubmit: forget }, make("button", { type: "submit", text: say("log_out") })) : null);
   const choice = (asked, all) => [
     make("header", {}, make("h1", { text: say("projects") }), person()),
     asked ? make("p", { class: "warn", role: "alert", text: say("no_such_project", { project: asked }) }) : null,
     all.length ? make("ul", {}, ...all.map(({ name, title }) =>
       make("li", {}, make("a", { href: `/?project=${encodeURIComponent(name)}`, text: title })))) : make("p", { text: say("no_projects") }),
   ].filter(Boolean);
+
+  // What the server has of a draft need not stay in a browser that others use; what it has not is in the outbox.
+  const forget = () => project && localStorage.removeItem(`${shelf()}/draft`);
 
   async function patiently(path) {
     for (;;) {

@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("project", sa.String(200), nullable=False),
         sa.Column("role", sa.String(10), nullable=False),
         sa.Column("name", sa.String(320), nullable=False),
+        sa.Column("made_by", sa.String(32), nullable=False),
         sa.Column("expires_at", sa.Float(53), nullable=False),
     )
     op.execute("UPDATE align_store SET schema_version = 3")
