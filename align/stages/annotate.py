@@ -93,9 +93,7 @@ def served(run: Run, config: Config) -> Result:
             if first is not None:
                 links.append(f"nobody manages it yet; the first admin, once, within a day: {url}/invite?token={first}")
         if url.startswith("http:") and urlsplit(url).hostname not in LOOPBACK:
-            links.append(
-                "passwords and answers travel in the clear: put a proxy with TLS in front, docs/annotating-for-a-team.md"
-            )
+            links.append("passwords and answers travel in the clear: put a proxy with TLS in front of it")
         links.append("Ctrl+C ends it, and what was said stays")
         serve(
             application(desks, door, [url, *others]),

@@ -46,6 +46,19 @@ def measured(root: Path, annotators: int, every_s: float, seconds: float) -> dic
     }  # fmt: skip
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """The table of docs/annotating-for-a-team.md."""
+    lines = [
+        "| annotators | a vote every | votes | p50, ms | p95, ms | p99, ms | asked: p95, ms | server CPU a vote, ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        times = " | ".join(f"{row['ms'][name]:.0f}" for name in ("p50", "p95", "p99"))
+        who = f"| {row['annotators']} | {row['every_s']:g} s | {row['votes']:,} | {times} "
+        lines.append(f"{who}| {row['bar_p95_ms']} | {row['server_cpu_ms_a_vote']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def cpu_seconds(pid: int) -> float:
     """Of a process, in user and system mode together (Linux)."""
     words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -65,6 +78,7 @@ def main() -> None:
         rows.append(row)
         print(f"{annotators} annotators, a vote every {every_s:g} s: {row['votes']} votes, {row['ms']} ms, bar {bar}")
     found = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "items": ITEMS, "rows": rows}
+    print("\n" + markdown(found))
     if given.save:
         given.save.write_text(json.dumps(found, indent=2) + "\n")
 
