@@ -117,7 +117,7 @@ def shown_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
 
 def manage_page(manager: Manager) -> gradio.Blocks:
     words = WORDS
-    with gradio.Blocks(title=f"align: {words['manage']}", analytics_enabled=False) as blocks:
+    with gradio.Blocks(title=f"align: {words['manage']}", analytics_enabled=False, fill_width=True) as blocks:
         gradio.HTML(f'<h1>{words["manage"]}</h1><p><a href="/">{words["to_items"]}</a></p>')
         project = gradio.Dropdown(label=words["project"], allow_custom_value=True)
         with gradio.Tab(words["figures"]):
