@@ -50,10 +50,15 @@ def test_every_word_that_the_page_says_is_in_the_one_file():
     import re
 
     script = (STATIC / "rank.js").read_text(encoding="utf-8")
-    used = set(re.findall(r'say\("(\w+)"', script))
-    assert used
-    assert used <= WORDS.keys()
-    families = [name.removesuffix("${") for name in re.findall(r"say\(`(\w+_)\$\{", script)]
+    pages = [path.read_text(encoding="utf-8") for path in STATIC.parent.glob("*.py")]
+    said = set(re.findall(r'say\("(\w+)"', script))
+    assert said
+    named = {word for page in pages for word in re.findall(r'(?:WORDS|words)\[["\'](\w+)["\']\]', page)}
+    assert said | named <= WORDS.keys()
+    families = re.findall(r"say\(`(\w+_)\$\{", script)
+    families += [name for page in pages for name in re.findall(r'WORDS\[f["\'](\w+_)\{', page)]
     grown = {word for word in WORDS if any(word.startswith(family) for family in families)}
-    fields = {"rationale", "demonstration", "locked_out", "connection"}  # named where they are used
-    assert WORDS.keys() == used | grown | fields
+    # Named where they are used: of fields in the script, of forms at the door.
+    fields = {"rationale", "demonstration", "locked_out", "connection"}
+    forms = {word for word in WORDS for page in pages if f'"{word}"' in page}
+    assert WORDS.keys() == said | named | grown | fields | forms

@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 
+from align.models.memory import KERNEL_CACHES
+
 GLIBC = "import ctypes; assert ctypes.CDLL(None).mallinfo2"
 KERNELS = """
 import ctypes, sys, torch
@@ -37,9 +39,11 @@ print((used() - before) / 2**20)
 
 
 def measured(script: str, *arguments: str, **environment: str) -> str:
+    # Without what a command sets that ran in this process before.
+    inherited = {name: value for name, value in os.environ.items() if name not in KERNEL_CACHES}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        env={**os.environ, **environment}, capture_output=True, text=True, check=True, timeout=120,
+        env={**inherited, **environment}, capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     return done.stdout.strip()
 
