@@ -259,10 +259,8 @@ class Accounts:
             InputError: nobody of that name has judged in the project or has an account.
         """
         with self.store.reading() as db:
-            person, user = (
-                annotator_of(db, project, name) or annotator_of(db, project, tidy(name)),
-                user_named(db, tidy(name)),
-            )
+            person = annotator_of(db, project, name) or annotator_of(db, project, tidy(name))
+            user = user_named(db, tidy(name))
         if person is not None:
             return person.pseudonym
         if user is None:
@@ -273,9 +271,8 @@ class Accounts:
     def behind(self, project: str, handle: str) -> str:
         """The name behind a handle. Raises: InputError: nobody's."""
         with self.store.reading() as db:
-            person = select(annotators.c.identity).where(
-                annotators.c.project == project, annotators.c.pseudonym == handle
-            )
+            theirs = (annotators.c.project == project, annotators.c.pseudonym == handle)
+            person = select(annotators.c.identity).where(*theirs)
             user = select(users.c.name).where(users.c.id == handle)
             found = db.execute(person).scalar() or db.execute(user).scalar()
         if found is None:

@@ -75,7 +75,8 @@ def run(run: Run, config: Config) -> Result:
 
 def served(run: Run, config: Config) -> Result:
     from annotate.web.desks import Desks
-    from annotate.web.server import AccountDoor, KeyDoor, application, serve  # Gradio takes seconds to import
+    from annotate.web.gate import AccountDoor, KeyDoor
+    from annotate.web.server import application, serve  # Gradio takes seconds to import
 
     stage: AnnotateConfig = config.stage
     url, others = origins(stage)
@@ -123,9 +124,8 @@ def invited(run: Run, config: Config) -> Result:
         accounts = Accounts(store)
         name = "" if stage.annotator is None else accounts.behind(config.project, stage.annotator)
         token = accounts.invite(config.project, stage.role, name)
-    print(
-        f"once, within a week: {origins(stage)[0]}/invite?token={token}"
-    )  # not in the run's folder, which others read
+    # Printed, and not in the run's folder, which others may read.
+    print(f"once, within a week: {origins(stage)[0]}/invite?token={token}")
     return Result({}, (f"an invitation to project {config.project}, as {stage.role}",))
 
 

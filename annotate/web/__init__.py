@@ -4,6 +4,7 @@ server    what answers, and where            gate      who may come in: every re
 entrance  log in, accept an invitation       desks     which desk a request is for
 routes    leases, votes, drafts as JSON      page      the annotators' Gradio page
 cards     an item as the page shows it       manage    the Gradio pages of those who run a project
-markup    text of models and people as HTML that does nothing
-static/   the ranking widget: one script, one style sheet; strings.json: every word of the interface
+markup    text of models and people as HTML   dashboard what a project's votes say, for reviewers
+          that does nothing
+static/   the ranking widget's script, style sheets; strings.json: every word of the interface
 """

@@ -192,6 +192,7 @@ def test_of_two_projects_one_is_chosen(serve, page):
     page.wait_for_selector("text=elsewhere")
     page.goto(f"{app.url}/?project=nope")
     page.wait_for_selector("text=You are not in project nope")
+    assert page.locator("li").all_inner_texts() == ["p", "q"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
