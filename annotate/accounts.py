@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from align.errors import InputError, require
 from annotate.credentials import Passwords, Refused, checked, digest, is_name, named, network, tidy
+from annotate.invitations import Invitation, Pending, invitation_of, over, pending, revoke, used
 from annotate.store import Store
 from annotate.store.people import is_annotator, leave, number_of_admins, roles_of, user_named
 from annotate.store.queries import annotator_of, check_project, close_leases, meet
@@ -53,22 +54,6 @@ class Person:
         """Whether they have this role in a project, or one above it."""
         mine = self.roles.get(project)
         return mine is not None and ROLES.index(mine) >= ROLES.index(role)
-
-
-@dataclass(frozen=True, slots=True)
-class Invitation:
-    """What a link is for.
-
-    Attributes:
-        name: whom; empty: whoever has it chooses one.
-        resets: whether it may set the password of that name: there is no such account yet, or whoever made it manages
-            every project that the account is in. Else it only lets join who logs in.
-    """
-
-    project: str
-    role: str
-    name: str
-    resets: bool
 
 
 class Accounts:
@@ -178,7 +163,17 @@ class Accounts:
     def invited(self, token: str) -> Invitation | None:
         """What an invitation is for; None where it is none (any more)."""
         with self.store.reading() as db:
-            return self._invitation(db, token)
+            return invitation_of(db, token, self.clock())
+
+    def pending(self, project: str) -> list[Pending]:
+        """The invitations to a project that are good still, the newest last."""
+        with self.store.reading() as db:
+            return pending(db, project, self.clock())
+
+    def revoke(self, project: str, id: str) -> None:
+        """Ends an invitation. Raises: InputError: the project has none of that id (any more)."""
+        with self.store.transaction() as db:
+            revoke(db, project, id)
 
     def accept(self, token: str, name: str, password: str) -> str:
         """Makes the account, or sets its new password (which ends its sessions), gives the role, and opens a session.
@@ -192,7 +187,7 @@ class Accounts:
         name = named(name)
         kept = self.passwords.hashed(checked(name, password))
         with self.store.transaction() as db:
-            invitation = self._used(db, token)
+            invitation = used(db, token, self.clock())
             user = user_named(db, name)
             if invitation.name:
                 if invitation.name != name:
@@ -221,7 +216,7 @@ class Accounts:
             Refused: the invitation is over, was used, or is for somebody else.
         """
         with self.store.transaction() as db:
-            invitation, user = self._used(db, token), user_named(db, person.name)
+            invitation, user = used(db, token, self.clock()), user_named(db, person.name)
             if user is None or invitation.name not in ("", person.name):
                 raise Refused("token", "(not shown)", "the invitation is for somebody else", "Ask for one of your own.")
             self._promote(db, invitation, user.id)
@@ -308,24 +303,6 @@ class Accounts:
 
     # Rows
 
-    def _invitation(self, db: Connection, token: str) -> Invitation | None:
-        valid = (invitations.c.digest == digest(token), invitations.c.expires_at > self.clock())
-        row = db.execute(select(invitations).where(*valid)).first()
-        if row is None:
-            return None
-        user = user_named(db, row.name)
-        theirs = {} if user is None else roles_of(db, user.id)
-        managed = roles_of(db, row.made_by) if row.made_by else dict.fromkeys(theirs, "admin")
-        resets = all(managed.get(project) == "admin" for project in theirs)
-        return Invitation(row.project, row.role, row.name, resets)
-
-    def _used(self, db: Connection, token: str) -> Invitation:
-        found = self._invitation(db, token)
-        if found is None:
-            raise over()
-        db.execute(delete(invitations).where(invitations.c.digest == digest(token)))
-        return found
-
     def _promote(self, db: Connection, invitation: Invitation, user: str) -> None:
         """Gives the role of an invitation, unless they have a higher one."""
         before = roles_of(db, user).get(invitation.project)
@@ -374,7 +351,3 @@ class Accounts:
         still = (users.c.id == user.id, users.c.password == user.password)
         if db.execute(update(users).where(*still).values(password=kept)).rowcount == 0:
             raise Refused("name", user.name, "the password was set anew meanwhile", "Log in with the new one.")
-
-
-def over() -> Refused:
-    return Refused("token", "(not shown)", "the invitation is over or was used", "Ask for a new one.")

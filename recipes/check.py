@@ -12,6 +12,7 @@ import json
 import sys
 from datetime import datetime
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from align.run import read_manifest
@@ -29,23 +30,28 @@ def held(value: float, sign: str, bar: float) -> bool:
 
 
 def manifests(root: Path, seed: int) -> dict[str, dict[str, Any]]:
-    """The newest finished run of each stage with this seed; `export` is the merged one."""
+    """The newest finished run of each stage with this seed. `export` is the merged one; `annotate` made the votes: a
+    simulated annotator's, else a browser's, for the demo's user may have opened the page afterwards."""
     found: dict[str, dict[str, Any]] = {}
     for path in root.glob("*/*/manifest.json"):
         manifest = read_manifest(path.parent)
         if manifest["status"] != "done" or manifest["seed"] != seed:
             continue
-        stage = manifest["stage"]
-        if stage == "annotate" and manifest["identity"]["config"]["stage"].get("action") != "simulate":
+        config, stage = manifest["identity"]["config"], manifest["stage"]
+        if stage == "annotate" and config["stage"].get("action") not in ("simulate", "serve"):
             continue
-        if stage == "export" and manifest["identity"]["config"]["export"]["name"] != "merged":
+        if stage == "export" and config["export"]["name"] != "merged":
             continue
-        if stage not in found or manifest["times"]["finished"] > found[stage]["times"]["finished"]:
+        if stage not in found or rank(manifest) > rank(found[stage]):
             found[stage] = manifest
     missing = [stage for stage in STAGES if stage not in found]
     if missing:
         sys.exit(f"{root} has no finished {', '.join(missing)} with seed {seed}: run the recipe first")
     return found
+
+
+def rank(manifest: dict[str, Any]) -> tuple[bool, str]:
+    return manifest["identity"]["config"]["stage"].get("action") == "simulate", manifest["times"]["finished"]
 
 
 def seconds(run: dict[str, Any]) -> float:
@@ -57,16 +63,13 @@ def figures(root: Path, seed: int) -> dict[str, Any]:
     """What one seed reached. Minutes are those of the stages together, whatever was done between them."""
     runs = manifests(root, seed)
     metrics = {stage: runs[stage]["metrics"] for stage in STAGES}
-    evaluation, reward = metrics["eval"], metrics["reward"]
+    evaluation = metrics["eval"]
     return {
         "seed": seed,
         "sft_loss_before": metrics["sft"]["loss_before"],
         "sft_loss_after": metrics["sft"]["loss_after"],
         "sft_loss_drop": metrics["sft"]["loss_before"] - metrics["sft"]["loss_after"],
-        "annotator_agreement": metrics["annotate"]["agreement"],
-        "reward_accuracy": reward["accuracy_noiseless"]["value"],
-        "reward_accuracy_noisy": reward["accuracy"]["value"],
-        "reward_ceiling_noisy": reward["ceiling"]["value"],
+        **judged(metrics["annotate"], metrics["reward"]),
         "win_rate": evaluation["win_rate"]["value"],
         "win_rate_low": evaluation["win_rate"]["low"],
         "win_rate_high": evaluation["win_rate"]["high"],
@@ -93,10 +96,29 @@ def figures(root: Path, seed: int) -> dict[str, Any]:
     }
 
 
+def judged(votes: dict[str, Any], reward: dict[str, Any]) -> dict[str, float]:
+    """The reward model on held-out pairs; only of a simulated annotator the order without the noise is known."""
+    accuracy = reward["accuracy"]
+    if "agreement" not in votes:
+        return {
+            f"reward_held_out{end}": accuracy[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+        }
+    return {
+        "annotator_agreement": votes["agreement"],
+        "reward_accuracy": reward["accuracy_noiseless"]["value"],
+        "reward_accuracy_noisy": accuracy["value"],
+        "reward_ceiling_noisy": reward["ceiling"]["value"],
+    }
+
+
 SHOWN = (  # the rows of a table: what, how its figures are put, the figures that have bars
     ("held-out loss, base → SFT", "{sft_loss_before:.2f} → {sft_loss_after:.2f}", ("sft_loss_drop",)),
     ("reward model against the noiseless order", "{reward_accuracy:.3f}", ("reward_accuracy",)),
     ("… against the noisy labels, of a ceiling", "{reward_accuracy_noisy:.3f} of {reward_ceiling_noisy:.3f}", ()),
+    (
+        "reward model on held-out pairs",
+        "{reward_held_out:.2f} [{reward_held_out_low:.2f}, {reward_held_out_high:.2f}]", (),
+    ),
     (
         "win rate over SFT, gold score", "{win_rate:.2f} [{win_rate_low:.2f}, {win_rate_high:.2f}]",
         ("win_rate", "win_rate_low"),
@@ -119,7 +141,9 @@ def markdown(recipe: str) -> str:
     names = [f"seed {row['seed']}" for row in rows]
     lines = [("", *names, "bar"), ("---",) * (len(rows) + 2)]
     for what, figure, barred in SHOWN:
-        said = (f"{MEANT.get(n, '')}{'≥' if bars[n][0] == '>=' else '≤'} {bars[n][1]:g}" for n in barred)
+        if not all(name in rows[0] for _, name, _, _ in Formatter().parse(figure) if name):
+            continue  # of the other kind of annotator
+        said = (f"{MEANT.get(n, '')}{'≥' if bars[n][0] == '>=' else '≤'} {bars[n][1]:g}" for n in barred if n in bars)
         lines.append((what, *(figure.format(**row) for row in rows), ", ".join(said)))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from align.errors import StorageError, require
 from annotate.accounts import Accounts, Person
+from annotate.web.words import WORDS
 
 BODY_LIMIT, FORM_LIMIT = 1_000_000, 20_000
 """Bytes of a request: of JSON, of a form."""
@@ -107,7 +109,7 @@ class AccountDoor:
             project = parse_qs(query).get("project", [""])[0] if path == "/" else ""
             where = f"/login?project={quote(project, safe='')}" if project else "/login"
             return 303, b"", [(b"location", where.encode())]
-        return refusal(401, "Log in.")
+        return refusal(401, WORDS["session_over"] if path.startswith(MANAGE) else "Log in.")
 
 
 class Gate:
@@ -204,7 +206,8 @@ def with_headers(send: Send) -> Send:
 
 
 def refusal(status: int, problem: str) -> Answer:
-    return status, json.dumps({"problem": problem}).encode(), [(b"content-type", b"application/json")]
+    said = {"problem": problem, "detail": escape(problem)}  # Gradio's pages show the latter, as HTML
+    return status, json.dumps(said).encode(), [(b"content-type", b"application/json")]
 
 
 async def respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from functools import wraps
 from html import escape
 from typing import Any
@@ -85,19 +86,39 @@ class Members:
     def __init__(self, manager: Manager, accounts: Accounts) -> None:
         self.manager, self.accounts = manager, accounts
 
-    def people(self, project: str, request: gradio.Request) -> str:
+    def shown(self, project: str, request: gradio.Request) -> list[Any]:
+        """Who is in it, the links that are out, and the choice of one."""
         self.manager.person(request, project, "admin")
         rows = [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
-        return table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
+        people = table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
+        links = self.accounts.pending(project)
+        heads = [WORDS[f"link_{column}"] for column in ("name", "role", "by", "until", "id")]
+        out = [
+            [link.name or WORDS["link_anybody"], WORDS[f"role_{link.role}"], link.made_by or WORDS["link_operator"],
+             until(link.expires_at), link.id]
+            for link in links
+        ]  # fmt: skip
+        return [people, table(WORDS["links"], heads, out), gradio.Dropdown([link.id for link in links], value=None)]
 
-    def invite(self, project: str, role: str, name: str, request: gradio.Request) -> str:
+    def invite(self, project: str, role: str, name: str, request: gradio.Request) -> list[Any]:
         by = self.manager.person(request, project, "admin")
-        return f"{self.manager.url}/invite?token={self.accounts.invite(project, role, name.strip(), by=by)}"
+        link = f"{self.manager.url}/invite?token={self.accounts.invite(project, role, name.strip(), by=by)}"
+        return [link, *self.shown(project, request)]
 
-    def change(self, project: str, name: str, role: str, request: gradio.Request) -> str:
+    def revoke(self, project: str, link: str | None, request: gradio.Request) -> list[Any]:
+        self.manager.person(request, project, "admin")
+        self.accounts.revoke(project, link or "")
+        return self.shown(project, request)
+
+    def change(self, project: str, name: str, role: str, request: gradio.Request) -> list[Any]:
         self.manager.person(request, project, "admin")
         self.accounts.set_role(project, name, None if role == OUT else role)
-        return self.people(project, request)
+        return self.shown(project, request)
+
+
+def until(seconds: float) -> str:
+    """A time since 1970, as a page shows it."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def shown_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,18 +155,25 @@ def manage_page(manager: Manager) -> gradio.Blocks:
 def people_tab(members: Members, project: gradio.Dropdown) -> None:
     roles = [(WORDS[f"role_{role}"], role) for role in ROLES]
     everyone = gradio.HTML()
-    project.change(shown_in_page(members.people), project, everyone)
     gradio.Markdown(f"## {WORDS['invite']}\n{WORDS['invite_told']}")
     with gradio.Row():
         name = gradio.Textbox(label=WORDS["name_for"], max_length=100)
         role = gradio.Dropdown(roles, value="annotator", label=WORDS["role"])
+    invite = gradio.Button(WORDS["invite"])
     link = gradio.Textbox(label=WORDS["link"], interactive=False, buttons=["copy"])
-    gradio.Button(WORDS["invite"]).click(shown_in_page(members.invite), [project, role, name], link)
+    links = gradio.HTML()
+    one = gradio.Dropdown(label=WORDS["link_id"], allow_custom_value=True)  # so that ours is the check
+    revoke = gradio.Button(WORDS["revoke"])
     gradio.Markdown(f"## {WORDS['change_role']}")
     with gradio.Row():
         who = gradio.Textbox(label=WORDS["name"], max_length=100)
         to = gradio.Dropdown([*roles, (WORDS["take_out"], OUT)], value="annotator", label=WORDS["role"])
-    gradio.Button(WORDS["change_role"]).click(shown_in_page(members.change), [project, who, to], everyone)
+    change = gradio.Button(WORDS["change_role"])
+    shown = [everyone, links, one]
+    project.change(shown_in_page(members.shown), project, shown)
+    invite.click(shown_in_page(members.invite), [project, role, name], [link, *shown])
+    revoke.click(shown_in_page(members.revoke), [project, one], shown)
+    change.click(shown_in_page(members.change), [project, who, to], shown)
 
 
 def project_tab(manager: Manager, project: gradio.Dropdown) -> None:

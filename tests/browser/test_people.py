@@ -128,6 +128,45 @@ def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
     other.wait_for_selector("text=This project is paused")
 
 
+def test_a_link_is_taken_back(serve, visitor):
+    app = serve([("yes", "no")], accounts=True)
+    page = app.watch(visitor())
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'admin')}", "root")
+    manage(page, "People")
+    page.wait_for_selector("td >> text=root")
+    page.get_by_label("For whom").fill("ann")
+    page.click("button:has-text('Invite')")
+    link = shown_link(page)
+    page.wait_for_selector("td >> text=ann")
+    [out] = app.accounts.pending("p")
+    assert (out.name, out.made_by) == ("ann", "root")
+    page.get_by_label("Link", exact=True).click()
+    page.click(f"li[role=option]:has-text('{out.id}')")
+    page.click("button:has-text('Take the link back')")
+    page.wait_for_selector("td >> text=ann", state="detached")
+    other = visitor()
+    other.goto(link)
+    other.wait_for_selector("text=this invitation is over or was used")
+    assert app.errors == []
+
+
+def test_what_was_typed_outlives_the_session(serve, visitor):
+    app = serve([("yes", "no")], accounts=True)
+    page = app.watch(visitor())
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'admin')}", "root")
+    manage(page, "Project")
+    page.wait_for_function("[...document.querySelectorAll('input')].some(e => e.value === '30')")
+    page.get_by_label("Guidelines, in Markdown").fill("# Written for an hour")
+    page.context.clear_cookies()
+    page.click("button:has-text('Publish')")
+    page.wait_for_selector("text=log in again in another tab")
+    log_in(page.context.new_page(), app.url, "root")
+    page.click("button:has-text('Publish')")
+    page.wait_for_selector("text=Published as version 1")
+    with app.store.reading() as db:
+        assert guidelines_of(db, "p") == (1, "# Written for an hour")
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -260,6 +260,29 @@ def test_guidelines_keys_and_difference_are_one_key_away(serve, page):
     assert "Digits judge it" in page.inner_text("dialog[open]")
 
 
+def test_keys_of_one_letter_can_be_turned_off(serve, page):
+    app = serve(PAIRS)
+    app.open(page)
+    page.keyboard.press("?")
+    page.uncheck("#align-letters")
+    page.keyboard.press("Escape")
+    page.reload()
+    page.wait_for_selector(".answer")
+    for key in ("1", "h", "s", "?"):
+        page.keyboard.press(key)
+    assert page.locator("dialog[open], input:checked").count() == 0
+    page.check("input[name=strength][value='-1']")
+    before = question(page)
+    page.keyboard.press("Control+Enter")
+    next_one(page, before)
+    assert [vote.strength for vote in app.votes] == [1]
+    page.click("button:has-text('Keys')")
+    page.check("#align-letters")
+    page.keyboard.press("Escape")
+    page.keyboard.press("g")
+    page.wait_for_selector("[data-quality=good][aria-pressed=true]")
+
+
 def test_blurred_answers_are_shown_when_asked_for(serve, page):
     app = serve(PAIRS, blurred=True)
     app.open(page)
@@ -358,6 +381,9 @@ def test_axe_finds_nothing_wrong(serve, browser, scheme):
         page.keyboard.press("Escape")
         page.keyboard.press("s")
         check("reasons")
+        page.keyboard.press("Escape")
+        page.keyboard.press("?")
+        check("keys")
         page.keyboard.press("Escape")
         page.keyboard.press("g")
         check("judged")

@@ -227,11 +227,14 @@ def call(client: TestClient, fn: str, data: list) -> str:
 
 def test_a_reviewer_may_look_and_not_manage(someone, accounts):
     client = someone("ann", "reviewer")
+    accounts.invite("p", "annotator")
     for fn, data in (
-        ("people", ["p"]), ("invite", ["p", "admin", ""]), ("change", ["p", "ann", "admin"]), ("publish", ["p", "x"]),
+        ("shown", ["p"]), ("revoke", ["p", accounts.pending("p")[0].id]), ("invite", ["p", "admin", ""]),
+        ("change", ["p", "ann", "admin"]), ("publish", ["p", "x"]),
     ):  # fmt: skip
         assert "for admins of the project" in call(client, fn, data)
     assert accounts.members("p") == {"ann": "reviewer"}
+    assert len(accounts.pending("p")) == 1
 
 
 def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):

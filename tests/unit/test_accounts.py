@@ -410,6 +410,31 @@ def test_links_end_with_a_new_password_and_with_the_role_of_who_made_them(accoun
             accounts.set_role("p", "eve", "admin")
 
 
+def test_links_that_are_out_are_listed_and_taken_back(accounts, store, time):
+    add(store, "run/0", project="q")
+    root = accounts.who(member(accounts, "root", "admin"))
+    first = accounts.invite("p", "annotator", "Ann", by=root)
+    time.now += 60
+    second, elsewhere = accounts.invite("p", "reviewer"), accounts.invite("q", "annotator")
+    assert [(link.role, link.name, link.made_by) for link in accounts.pending("p")] == [
+        ("annotator", "ann", "root"),
+        ("reviewer", "", ""),
+    ]
+    assert accounts.pending("p")[0].expires_at == time.now - 60 + INVITATION_S
+    accounts.revoke("p", accounts.pending("p")[0].id)
+    assert accounts.invited(first) is None
+    with pytest.raises(Refused, match="over or was used"):
+        accounts.accept(first, "ann", GOOD)
+    other = accounts.pending("q")[0].id
+    for nobody in (other, "", "%" * 12, "_" * 12, accounts.pending("p")[0].id[:5]):  # an admin of p has no say in q
+        with pytest.raises(InputError, match="has ended"):
+            accounts.revoke("p", nobody)
+    assert accounts.invited(second) is not None
+    assert accounts.invited(elsewhere) is not None
+    time.now += INVITATION_S
+    assert accounts.pending("p") == []
+
+
 def test_a_member_who_never_judged_can_be_erased(accounts, store):
     member(accounts, "Yan@Example.org")
     store.erase_annotator("p", accounts.pseudonym("p", "yan@example.org"))

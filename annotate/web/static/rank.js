@@ -240,7 +240,11 @@
   const guidelines = () =>
     dialog(say("guidelines"), project.guidelines
       ? make("div", { class: "text", html: project.guidelines.html }) : make("p", { text: say("no_guidelines") }));
-  const help = () => dialog(say("help"), make("p", { text: say("help_text") }));
+  // Who dictates, or leans on keys, can do without those of one letter (WCAG 2.1.4).
+  const letters = () => localStorage.getItem("align-letters") !== "off";
+  const help = () => dialog(say("help"), make("p", { text: say("help_text") }),
+    make("p", {}, make("label", {}, make("input", { type: "checkbox", id: "align-letters", checked: letters(),
+      onchange: (event) => localStorage.setItem("align-letters", event.target.checked ? "on" : "off") }), ` ${say("letters")}`)));
   const SKIPS = ["unsure", "language", "broken", "harmful", "other"];
   const askWhy = () =>
     dialog(say("skip_why"), make("div", { class: "row" },
@@ -413,6 +417,7 @@
     if (event.repeat && !typing && !event.key.startsWith("Arrow") && event.key !== "Tab") return event.preventDefault();
     if (event.ctrlKey) { if (event.key === "Enter" && !box && step?.task) { event.preventDefault(); send(); } return; }
     if (typing) { if (event.key === "Escape") focus(focused); return; }
+    if (event.key.length === 1 && !letters()) return;
     if (box) { box.querySelector(`[data-digit="${event.key}"]`)?.click(); return; }
     const act = { u: undo, h: guidelines, "?": help }[event.key] ?? (step?.task && itemKey(event));
     if (act) { event.preventDefault(); act(); }
