@@ -1,6 +1,6 @@
 """A scripted annotator at the real page: Chromium, the keyboard, and a taste for warm answers, written down here.
 
-    python recipes/forty/label.py PROJECT RUN_ROOT [--items 40] [--port 7861]
+    python recipes/forty/label.py PROJECT RUN_ROOT [--items 40] [KEY=VALUE …]
 
 It starts `stage=annotate stage.demo=true`, opens the link that this prints, reads what stands on the screen, presses
 the keys that a person would press, and ends the server by Ctrl+C. The store takes its votes for a person's: this is a
@@ -30,12 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project")
     parser.add_argument("root", type=Path)
+    parser.add_argument("more", nargs="*", metavar="KEY=VALUE", help="further words of the command")
     parser.add_argument("--items", type=int, default=40)
-    parser.add_argument("--port", type=int, default=7861)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     given = parser.parse_args()
-    words = ["stage=annotate", "stage.demo=true", f"project={given.project}", f"run.root={given.root}"]
-    words.append(f"stage.port={given.port}")
+    words = ["stage=annotate", "stage.demo=true", f"project={given.project}", f"run.root={given.root}", *given.more]
     with serving(words) as link, sync_playwright() as running:
         browser = running.chromium.launch(executable_path=given.chromium, args=["--no-sandbox"])
         page = browser.new_page()

@@ -13,7 +13,7 @@ python -m align - <<STAGES
 $common stage=sft method.lr=2e-3 data.max_length=256 stage.max_steps=80
 $common stage=sample stage.prompts=40
 STAGES
-python "$(dirname "$0")/label.py" forty "$root"
+python "$(dirname "$0")/label.py" forty "$root" "seed=$seed"
 python -m align - <<STAGES
 $common stage=reward data=annotations stage.epochs=16 stage.batch_size=8
 $common stage=ppo stage.updates=20 stage.epochs=1 stage.minibatches=4 stage.micro_batch=16 stage.lr=1e-3

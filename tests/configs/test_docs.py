@@ -78,7 +78,9 @@ def test_the_tree_names_what_is_there() -> None:
     assert rooms <= named
 
 
-@pytest.mark.parametrize(("recipe", "page"), [("quickstart", "README.md"), ("smollm2", "docs/recipes.md")])
+@pytest.mark.parametrize(
+    ("recipe", "page"), [("quickstart", "README.md"), ("smollm2", "docs/recipes.md"), ("forty", "docs/recipes.md")]
+)
 def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str, page: str) -> None:
     """A page's figures are those of `expected.json`, every seed in it, as `recipes/check.py` puts them, and meet the
     bars, those on minutes too."""
