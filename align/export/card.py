@@ -35,7 +35,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `dtype` of a merged model; `parents` in order of training, each `{stage, name, digest}`; `seed`;
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
             `align.evals.comparison.summarise`; `divergence` between the trained and the merged model, the layout of
-            `align.export.merged.Divergence`; `license`, `language`, `tags`; `notes`, a paragraph.
+            `align.ops.divergence.Divergence`; `license`, `language`, `tags`; `notes`, a paragraph.
 
     Raises:
         ValueError: a key is unknown, or `kind` is neither of the two.

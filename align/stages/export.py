@@ -16,10 +16,11 @@ from align.data.sources import data_record, prompts
 from align.errors import InputError
 from align.export.adapter import export_adapter
 from align.export.card import render_card
-from align.export.merged import Divergence, export_merged, kl_between, merge
+from align.export.merged import export_merged, merge
 from align.models.adapters import attach
 from align.models.load import DTYPES, choose_device, choose_dtype, load_base
 from align.models.trunk import pad
+from align.ops.divergence import Divergence, kl_between, pooled
 from align.report import Report
 from align.run import Base, Run, json_digest
 from align.stages import Inputs
@@ -114,13 +115,3 @@ def compared(config: Config, base: Base, adapter: Path, target: Path, tokenizer:
         truth, export = (m(input_ids=tokens, attention_mask=mask.long()).logits for m in (trained, loaded))
         parts.append(kl_between(truth, export, mask))
     return pooled(parts)
-
-
-def pooled(parts: list[Divergence]) -> Divergence:
-    """Several comparisons as one: means over all tokens, the largest of the largest."""
-    tokens = sum(p.tokens for p in parts)
-
-    def mean(name: str) -> float:
-        return sum(getattr(p, name) * p.tokens for p in parts) / tokens
-
-    return Divergence(mean("kl"), mean("top1"), max(p.max_logprob for p in parts), tokens)

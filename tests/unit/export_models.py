@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align.export.merged import Divergence, kl_between
+from align.ops.divergence import Divergence, kl_between
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
 TOKENS = torch.arange(3, 67).reshape(4, 16)

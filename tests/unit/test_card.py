@@ -6,7 +6,7 @@ import pytest
 
 from align.errors import InputError
 from align.export.card import render_card
-from align.export.merged import Divergence
+from align.ops.divergence import Divergence
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
 FACTS = {

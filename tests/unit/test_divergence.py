@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from align.export.merged import kl_between
+from align.ops.divergence import kl_between
 
 
 def test_kl_by_hand():
@@ -35,7 +35,7 @@ def test_kl_does_not_depend_on_chunks_or_on_masked_rows(monkeypatch):
     torch.manual_seed(0)
     a, b, mask = torch.randn(3, 7, 11), torch.randn(3, 7, 11), torch.rand(3, 7) > 0.4
     whole = kl_between(a, b, mask)
-    monkeypatch.setattr("align.export.merged.DIVERGENCE_ELEMENTS", 22)
+    monkeypatch.setattr("align.ops.divergence.DIVERGENCE_ELEMENTS", 22)
     a[~mask] = torch.nan
     chunked = kl_between(a, b, mask)
     assert chunked.kl == pytest.approx(whole.kl, rel=1e-12)
