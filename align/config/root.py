@@ -134,14 +134,36 @@ class TrackConfig:
 
 @dataclass
 class ExportConfig:
-    """Group `export`: what leaves the workshop."""
+    """Group `export`: what leaves the workshop.
+
+    `dtype` is that of a merged model, and of the base written beside an adapter. `into` is what `merged` merges into:
+    the dequantised NF4 base that the adapter knows, or the `original` weights. `base=none` leaves the base beside an
+    adapter out. `require` names engines that must have been asked for the receipt; `accept` the rows of it whose missed
+    bounds do not matter. `path` is the folder that `check` measures again.
+    """
 
     name: str = "adapter"
     dtype: str = "bfloat16"
+    into: str = "auto"
+    base: str = "auto"
+    require: list[str] = field(default_factory=list)
+    accept: list[str] = field(default_factory=list)
+    path: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("export.name", self.name, ("adapter", "merged"))
+        one_of("export.name", self.name, ("adapter", "merged", "check"))
         one_of("export.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        one_of("export.into", self.into, ("auto", "original"))
+        one_of("export.base", self.base, ("auto", "none"))
+        for engine in self.require:
+            one_of("export.require", engine, ("transformers", "llama.cpp", "vLLM"))
+        require(
+            (self.path is not None) == (self.name == "check"),
+            "export.path",
+            self.path,
+            "is the folder that export=check measures again",
+            "Write export=check export.path=FOLDER, or leave it out.",
+        )
 
 
 @dataclass

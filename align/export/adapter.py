@@ -1,13 +1,13 @@
-"""A LoRA adapter as every engine reads it: PEFT's own two files at the root of a folder.
+"""A LoRA adapter as every engine reads it: PEFT's own two files at the root of a folder, lowered to plain LoRA.
 
-Training libraries write more than engines understand, and engines pass over in silence what they do not read: an
-adapter of a kind that would come out wrong is refused here, by name, instead of being served wrong there.
+Training libraries write more than engines understand, and engines pass over in silence what they do not read. What
+plain LoRA can say is said in it (`align.export.lowering`); what it cannot is refused here, by name, instead of being
+served wrong there.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.export.folder import check_base, publish, read_json, write_json, write_tokenizer
+from align.export.folder import check_base, read_json, write_json, write_tokenizer
+from align.export.lowering import REPEATABLE, Factors, lower
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "Export it merged: export=merged."
@@ -145,16 +147,16 @@ def check_plain(adapter: Adapter, allow: tuple[str, ...] = ()) -> None:
     """
     config = adapter.config
     init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init.startswith(CHANGES_BASE):
-        problem = "it changes the base's own weights, so on the base as published it is another model"
+    if isinstance(init, str) and init.startswith(CHANGES_BASE) and init not in REPEATABLE:
+        problem = "it changed the base's own weights by what nobody can find again: on the base it is another model"
         remedy = (
             "Convert it with PEFT's path_initial_model_for_weight_conversion, or train with init_lora_weights=true."
         )
         raise InputError("init_lora_weights", init, problem, remedy)
     reasons = {
-        "modules_to_save": "whole modules travel with it, which engines that serve adapters refuse or ignore",
-        "use_dora": "engines that serve adapters refuse DoRA or ignore its magnitudes",
-        "bias": "engines that serve adapters do not read its biases",
+        "modules_to_save": "whole modules travel with it: vLLM refuses them, llama.cpp's converter stops at them",
+        "use_dora": "vLLM and SGLang refuse DoRA, llama.cpp's converter stops at its magnitudes",
+        "bias": "vLLM refuses biases, and llama.cpp's converter stops at them",
     }
     harmless = {*READ_BY_ENGINES, *TRAINING_ONLY} - reasons.keys()
     for key in sorted(config.keys() - harmless - set(allow)):
@@ -183,30 +185,25 @@ def engine_config(config: Mapping[str, Any], base: Mapping[str, str]) -> dict[st
     }
 
 
-def export_adapter(
+def write_adapter(
+    folder: Path,
     source: Path,
-    target: Path,
     base: Mapping[str, str],
     *,
     tokenizer: Path | PreTrainedTokenizerBase,
+    initial: Mapping[str, Factors] | None = None,
     generation: GenerationConfig | None = None,
-    card: str = "",
-    replace: bool = False,
-) -> Path:
-    """Write an adapter for deployment: the weights byte for byte, the config that engines read, tokenizer and template.
+) -> None:
+    """Write an adapter for deployment: plain LoRA in fp32, the config that engines read, tokenizer and template.
 
     Args:
+        folder: an empty one, of `align.export.folder.publish`.
         source: a PEFT adapter's folder.
-        target: the folder to create; it appears complete or not at all.
         base: `id`, `revision` and `digest` of the model the adapter was trained on. The digest goes into `base.json`,
             since PEFT warns at keys of `adapter_config.json` that it does not know.
         tokenizer: the base's folder (tokenizer, chat template and generation config are copied), or a tokenizer.
+        initial: see `align.export.lowering`; needed where `init_lora_weights` is one of `REPEATABLE`.
         generation: sampling defaults, in the place of the folder's.
-        card: the text of `README.md`, from `align.export.card`.
-        replace: True to put it in the place of an earlier export.
-
-    Returns:
-        `target`.
 
     Raises:
         CorruptFile, MissingArtifact, InputError, StorageError: see `read_adapter`, `check_plain` and `publish`.
@@ -214,11 +211,27 @@ def export_adapter(
     check_base(base)
     adapter = read_adapter(source)
     check_plain(adapter)
-    with publish(target, replace) as folder:
-        shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
-        write_json(folder / CONFIG, engine_config(adapter.config, base))
-        write_json(folder / "base.json", dict(base))
-        write_tokenizer(folder, tokenizer, generation)
-        if card:
-            (folder / "README.md").write_text(card, encoding="utf-8")
-    return target
+    plain, factors = lower(adapter.config, factors_in(source), initial)
+    tensors = {
+        f"base_model.model.{module}.lora_{side}.weight": tensor.cpu()
+        for module, pair in factors.items()
+        for side, tensor in zip("AB", pair, strict=True)
+    }
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    write_json(folder / CONFIG, engine_config({**adapter.config, **plain}, base))
+    write_json(folder / "base.json", dict(base))
+    write_tokenizer(folder, tokenizer, generation)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase) -> None:
+    """Raises: InputError: the adapter was trained with tokens that its base does not have, and can carry none."""
+    if added := sorted(tokenizer.get_vocab().keys() - base.get_vocab().keys()):
+        problem = f"{len(added)} tokens were added to the base's: vLLM and llama.cpp have no embedding for them"
+        raise InputError("tokenizer", added[0], problem, MERGE)
+
+
+def factors_in(source: Path) -> dict[str, Factors]:
+    """`lora_A` and `lora_B` of each module of an adapter that was read and found whole."""
+    tensors = load_file(source / WEIGHTS)
+    found = {match["module"]: key for key in tensors if (match := KEY.fullmatch(key)) and match["side"] == "A"}
+    return {module: (tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")]) for module, key in found.items()}

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from align.errors import InputError
 from align.export.folder import ABSOLUTE, check_base
+from align.export.receipt import HEADS, Row, cells
 from align.models.base import BUILT_IN
 
 REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
-    *("method", "precision", "dtype", "parents", "seed", "data", "judge", "metrics", "divergence"),
+    *("method", "precision", "dtype", "into", "parents", "seed", "data", "judge", "metrics", "receipt", "licences"),
     *("license", "language", "tags", "notes"),
 )
 TITLES = {
@@ -32,10 +37,12 @@ def render_card(facts: Mapping[str, Any]) -> str:
         facts: a plain mapping, everything but the first three optional:
             `name`; `kind` (`adapter` or `merged`); `base` (`id`, `revision`, `digest`);
             `method` (`qlora`, `lora`, `full`); `precision` of the base in training (`nf4`, `bfloat16`, `float32`);
-            `dtype` of a merged model; `parents` in order of training, each `{stage, name, digest}`; `seed`;
+            `dtype` of a merged model; `into`, `nf4-dequantised` or `original`;
+            `parents` in order of training, each `{stage, name, digest}`; `seed`;
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
-            `align.evals.comparison.summarise`; `divergence` between the trained and the merged model, the layout of
-            `align.ops.divergence.Divergence`; `license`, `language`, `tags`; `notes`, a paragraph.
+            `align.evals.comparison.summarise`; `licences`, pairs of what it was made of and that licence, the base
+            first; `receipt`, a list of `align.export.receipt.Row`; `license`, `language`,
+            `tags`; `notes`, a paragraph.
 
     Raises:
         ValueError: a key is unknown, or `kind` is neither of the two.
@@ -51,7 +58,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
     for key, text in _texts(facts):
         if ABSOLUTE.search(text):
             raise InputError(key, text, "is a path of this machine, which means nothing elsewhere", "Name it instead.")
-    sections = (_what(facts), _training(facts), _evaluation(facts), _fidelity(facts), _loading(facts))
+    sections = (_what(facts), _training(facts), _evaluation(facts), _fidelity(facts), _licences(facts), _loading(facts))
     return _front_matter(facts) + f"\n# {_line(facts['name'])}\n\n" + "\n".join(s for s in sections if s)
 
 
@@ -64,6 +71,8 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
         "pipeline_tag": "text-generation",
         "tags": list(dict.fromkeys(["align", *(["lora"] if adapter else []), *_stages(facts), *facts.get("tags", ())])),
     }
+    base_licence = next((licence for _, licence in facts.get("licences", ())), "")
+    fields |= {"license": base_licence} if base_licence else {}
     fields |= {key: facts[key] for key in ("license", "language") if facts.get(key)}
     # JSON is YAML: quoted so, no name can end the string it stands in.
     lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())
@@ -106,6 +115,8 @@ def _trained_on(facts: Mapping[str, Any]) -> str:
     if precision != "nf4":
         return f"Trained on the base in {_line(precision or 'the precision it is published in')}, not quantised."
     start = "Trained on the base quantised to NF4 (4 bits, double quantisation). "
+    if facts["kind"] == "merged" and facts.get("into") == "original":
+        return start + "Merged into the original weights, on which it is measurably another model."
     if facts["kind"] == "merged":
         return start + "Merged into that base dequantised, not into the original weights."
     return start + "Load it on the same: on the original weights it is measurably another model."
@@ -140,15 +151,42 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
 
 
 def _fidelity(facts: Mapping[str, Any]) -> str:
-    found = facts.get("divergence")
-    if not found:
+    rows: list[Row] = facts.get("receipt") or []
+    if not rows:
         return ""
-    return (
-        "## Fidelity of the merge\n\n"
-        "Between the model that was trained (base and adapter apart) and the merged one: "
-        f"KL {_number(found['kl'])} nats a token, the same top token on {found['top1']:.1%} of {found['tokens']:,}, "
-        f"largest logprob difference {_number(found['max_logprob'])}.\n"
+    text = (
+        "## Receipt\n\nThis export, loaded back, beside the model that was trained (base and adapter apart, in fp32), "
+        "on fixed prompts; differences in nats. An engine that was not checked may say anything.\n\n"
+        + _table(HEADS, cells(rows))
     )
+    gap = next((row.found for row in rows if row.base == "original" and row.bound is None), None)
+    if gap is not None:
+        text += (
+            f"\nOn the **original** weights of the base the adapter is another model: KL {_number(gap.kl)} nats a "
+            f"token from what was trained, the same top token on {gap.top1:.1%} of {gap.tokens:,}.\n"
+        )
+    return text
+
+
+def _licences(facts: Mapping[str, Any]) -> str:
+    rows = facts.get("licences") or []
+    if not rows:
+        return ""
+    return "## Licences\n\nOf what it was made of; it can be given away as all of these allow.\n\n" + _table(
+        ("", "licence"), [(what, licence or "not stated: ask whoever gave it") for what, licence in rows]
+    )
+
+
+def licence_in(folder: Path) -> str:
+    """The licence that a model's own card states in its front matter; empty where it states none."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    try:
+        said = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:
+        return ""
+    return str(said.get("license") or "") if isinstance(said, dict) else ""
 
 
 def _loading(facts: Mapping[str, Any]) -> str:

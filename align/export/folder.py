@@ -148,8 +148,9 @@ def write_tokenizer(
 
 
 def _sync(folder: Path) -> None:
-    """Bytes on disk before the name that promises them."""
+    """Bytes on disk before the name that promises them; for others to read, which safetensors leaves to the owner."""
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(0o644)
             with path.open("rb") as file:
                 os.fsync(file.fileno())

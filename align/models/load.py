@@ -80,6 +80,19 @@ def keep_unpacked(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def in_fp32(model: Any) -> Any:
+    """The same weights, computed with in fp32: NF4 codes stay as they are, everything else is widened. In place."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = torch.float32
+            weight: Any = module.weight
+            weight.quant_state.dtype = torch.float32
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return model
+
+
 def load_base(
     base: Base,
     method: str,

@@ -11,7 +11,7 @@ from align.errors import InputError
 from align.run.files import storage_error
 
 HUB = "hub:"
-READ = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+READ = ("README.md", "*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:

@@ -1,34 +1,34 @@
-"""What others load: the adapter in PEFT's format, or a model with the adapter merged in."""
+"""What others load: the adapter in PEFT's format, or a model with it merged in; each with a receipt of what it says."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from align.config.export import ExportStageConfig
 from align.config.root import Config
-from align.data.chat import encode_prompts
-from align.data.sources import data_record, prompts
+from align.data.sources import licence_of
 from align.errors import InputError
-from align.export.adapter import export_adapter
-from align.export.card import render_card
-from align.export.merged import export_merged, merge
-from align.models.adapters import attach
-from align.models.load import DTYPES, choose_device, choose_dtype, load_base
-from align.models.trunk import pad
-from align.ops.divergence import Divergence, kl_between, pooled
+from align.export.adapter import check_vocabulary, read_adapter, write_adapter
+from align.export.bases import DEQUANTISED, cast, dequantised_beside
+from align.export.card import licence_in, render_card
+from align.export.engines import logits_of
+from align.export.folder import publish
+from align.export.lowering import initial_factors
+from align.export.merged import merge, write_merged
+from align.export.receipt import HEADS, Row, accepting, as_text, cells, checked_receipt, judged, write_receipt
+from align.export.trained import Trained, adapter_rows, merged_rows, trained_model
+from align.models.base import BUILT_IN
+from align.models.load import DTYPES, choose_device, choose_dtype, in_fp32, load_base, load_tokenizer
 from align.report import Report
-from align.run import Base, Run, json_digest
+from align.run import Artifact, Base, Run, folder_digest, json_digest
 from align.stages import Inputs
-from align.stages.lineage import evaluation_of, label, parents_of, start, tokenizer_of
+from align.stages.lineage import data_behind, evaluation_of, label, parents_of, start, tokenizer_of
 from align.track import peak_rss_mb
 from align.types import Result
-
-ROWS_AT_ONCE = 4  # full logits of these are held, twice
 
 
 def inputs(config: Config) -> Inputs:
@@ -43,75 +43,164 @@ def inputs(config: Config) -> Inputs:
     records = {"artifact": artifact.record()}
     if (evaluation := evaluation_of(artifact, Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = {"digest": json_digest(evaluation)}  # stands in the card: another is another export
-    if config.export.name == "merged":  # whose fidelity is measured on prompts
-        records["data"] = data_record(config.data)
+    if config.export.path is not None:
+        records["export"] = {"digest": folder_digest(Path(config.export.path).expanduser())}
     return Inputs(f"{label(base, config)}-{config.export.name}", base, records)
 
 
 def run(run: Run, config: Config) -> Result:
     base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
+    dtype = choose_dtype(trained_in(artifact) or config.dtype, device)
+    trained = trained_model(base, artifact.path, config.method.name, device, dtype, tokenizer)
+
+    if config.export.name == "check":
+        rows = check(config, artifact, trained)
+        line = f"{config.export.path} is what was trained as {artifact.ref}"
+    else:
+        target = run.folder / "artifact"
+        shutil.rmtree(target, ignore_errors=True)
+        with publish(target) as folder:  # which stays only if the receipt is good
+            rows = DO[config.export.name](config, trained, folder)
+            rows = accepting(rows, config.export.accept)
+            (folder / "README.md").write_text(card(run, config, artifact, trained, rows), encoding="utf-8")
+            write_receipt(folder, rows, about(config, artifact, trained))
+            shown(rows, config)
+        line = f"{config.export.name} of {artifact.ref} in {target}"
+
+    report = Report(f"export: {run.manifest['name']}", f"{artifact.ref} as {config.export.name}")
+    report.text(
+        "The receipt: what was exported, loaded back as anyone would load it, beside the model that was trained "
+        f"({'NF4 base' if trained.kind == 'nf4' else 'base'} and adapter, in fp32), on the same prompts, token by "
+        "token. Differences in nats. An engine that was **not checked** may say anything."
+    )
+    report.table(HEADS, cells(rows))
+    report.write(run.folder / "report.html")
+    return Result(metrics_of(base, rows), (line,))
+
+
+def adapter(config: Config, trained: Trained, folder: Path) -> list[Row]:
+    check_vocabulary(trained.tokenizer, load_tokenizer(trained.base))
+    read = read_adapter(trained.adapter).config
+    initial = None
+    if isinstance(read.get("init_lora_weights"), str):
+        initial = initial_factors(load_base(trained.base, trained.method, trained.device, trained.dtype), read)
+    named = named_base(trained.base)
+    write_adapter(folder, trained.adapter, named, tokenizer=trained.tokenizer, initial=initial)
+    return adapter_rows(trained, folder, base_beside(config, trained), config.export.dtype)
+
+
+def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
+    into, dtype = merged_into(config, trained), DTYPES[config.export.dtype]
+    method = trained.method if into == DEQUANTISED else "lora"
+    base = in_fp32(load_base(trained.base, method, trained.device, trained.dtype))
+    model = merge(base, trained.adapter, torch.float32)
+    summed = logits_of(model, trained.rows)
+    cast(model, dtype)
+    write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer)
+    del base, model  # before others are loaded to compare
+    return merged_rows(trained, folder, into, config.export.dtype, summed)
+
+
+DO: dict[str, Callable[[Config, Trained, Path], list[Row]]] = {"adapter": adapter, "merged": merged}
+
+
+def check(config: Config, artifact: Artifact, trained: Trained) -> list[Row]:
+    """An export that was made before, measured again, with what its receipt says of how it was made.
+
+    Raises:
+        CorruptFile: a file of it is not the one that the receipt speaks of.
+        InputError: it is an export of something else, or it misses a bound.
+    """
+    folder = Path(config.export.path or "").expanduser()
+    said = checked_receipt(folder)
+    wanted = about(config, artifact, trained)
+    for what in ("artifact", "base"):
+        if said.get(what) != wanted[what]:
+            problem = f"{folder.name} was made of another {what}"
+            raise InputError("artifact", artifact.ref, problem, "Name the artifact that was exported.")
+    if said["kind"] == "merged":
+        rows = merged_rows(trained, folder, said["into"], said["dtype"], None)
+    else:
+        config.export.dtype, config.export.base = said["dtype"], said["beside"]
+        rows = adapter_rows(trained, folder, base_beside(config, trained), said["dtype"])
+    waved = {row["name"] for row in said["rows"] if row["accepted"]}
+    rows = accepting(rows, [row.name for row in rows if row.name in waved])
+    shown(rows, config)
+    return rows
+
+
+def base_beside(config: Config, trained: Trained) -> Path | None:
+    """The dequantised base beside the runs, written where it is not there; None where there is to be none."""
+    if trained.kind != "nf4" or config.export.base == "none":
+        return None
+    dtype, bases = DTYPES[config.export.dtype], Path(config.run.root).expanduser() / "bases"
+    named = named_base(trained.base)
+    return dequantised_beside(bases, trained.base, named, trained.dtype, dtype, trained.device, trained.tokenizer)
+
+
+def merged_into(config: Config, trained: Trained) -> str:
+    return DEQUANTISED if trained.kind == "nf4" and config.export.into == "auto" else "original"
+
+
+def about(config: Config, artifact: Artifact, trained: Trained) -> dict[str, Any]:
+    """What a receipt speaks of, and how it was made."""
+    made = {"kind": config.export.name, "dtype": config.export.dtype, "beside": config.export.base}
+    return {
+        **made, "into": merged_into(config, trained), "base": named_base(trained.base), "artifact": artifact.digest,
+    }  # fmt: skip
+
+
+def named_base(base: Base) -> dict[str, str]:
+    """The base as another machine may know it: `id`, `revision`, `digest`. What came from no hub has no revision, and
+    is called by its folder's name: a path is nobody's business, and `models/mine` would pass for a repository."""
+    known = base.revision or base.id in BUILT_IN
+    return {
+        "id": base.id if known else Path(base.id).name, "revision": base.revision or "", "digest": base.digest,
+    }  # fmt: skip
+
+
+def trained_in(artifact: Artifact) -> str | None:
+    """The dtype that the artifact's run was told; None where it chose one, or is not known."""
+    told = artifact.manifest.get("identity", {}).get("config", {}).get("dtype", "auto")
+    return None if told == "auto" else told
+
+
+def shown(rows: list[Row], config: Config) -> None:
+    """The receipt in the terminal. Raises: InputError: it is not good, see `align.export.receipt.judged`."""
+    print(as_text(rows), flush=True)
+    judged(rows, config.export.require)
+
+
+def card(run: Run, config: Config, artifact: Artifact, trained: Trained, rows: list[Row]) -> str:
     root = Path(config.run.root).expanduser()
-    named = {"id": public_id(base), "revision": base.revision or "", "digest": base.digest}
     facts: dict[str, Any] = {
-        "name": f"{run.manifest['stage']}-{run.manifest['name']}", "kind": config.export.name, "base": named,
-        "method": config.method.name, "parents": parents_of(artifact, root), "seed": config.seed,
+        "name": f"{run.manifest['stage']}-{run.manifest['name']}", "kind": config.export.name,
+        "base": named_base(trained.base), "method": trained.method, "parents": parents_of(artifact, root),
+        "seed": config.seed, "receipt": rows, "data": data_behind(artifact),
+        "licences": licences(artifact, trained.base), "dtype": config.export.dtype,
+        "into": merged_into(config, trained),
+        "precision": "nf4" if trained.kind == "nf4" else str(trained.dtype).removeprefix("torch."),
     }  # fmt: skip
     if (evaluation := evaluation_of(artifact, root)) is not None:
         facts |= {"metrics": evaluation, "judge": evaluation.get("judge", "")}
-    target = run.folder / "artifact"
-    shutil.rmtree(target, ignore_errors=True)
-
-    metrics: dict[str, Any] = {"base": base.id, "base_digest": base.digest}
-    if config.export.name == "adapter":
-        facts |= {"precision": "nf4" if config.method.name == "qlora" else str(dtype).removeprefix("torch.")}
-        export_adapter(artifact.path, target, named, tokenizer=tokenizer, card=render_card(facts))
-    else:
-        weights = DTYPES[config.export.dtype]
-        merged = merge(load_base(base, config.method.name, device, dtype), artifact.path, weights)
-        export_merged(merged, target, named, tokenizer=tokenizer)
-        del merged  # before two more models are loaded to compare
-        divergence = compared(config, base, artifact.path, target, tokenizer)
-        facts |= {"dtype": config.export.dtype, "divergence": divergence.as_dict()}
-        (target / "README.md").write_text(render_card(facts), encoding="utf-8")
-        metrics |= {"kl": divergence.kl, "top1": divergence.top1, "max_logprob": divergence.max_logprob}
-    metrics["peak_rss_mb"] = peak_rss_mb()
-
-    report = Report(f"export: {run.manifest['name']}", f"{artifact.ref} as {config.export.name}")
-    report.figures_table(metrics)
-    if "kl" in metrics:
-        report.text(
-            "The figures compare the merged model, loaded back as anyone would load it, with the model that was "
-            f"trained ({'NF4 base' if config.method.name == 'qlora' else 'base'} and adapter), token by token."
-        )
-    report.write(run.folder / "report.html")
-    close = f", KL {metrics['kl']:.2g} nats a token from what was trained" if "kl" in metrics else ""
-    return Result(metrics, (f"{config.export.name} of {artifact.ref} in {target}{close}",))
+    return render_card(facts)
 
 
-def public_id(base: Base) -> str:
-    """The base's name as another machine may know it: never a path of this one."""
-    return base.id if not Path(base.id).is_absolute() and not base.id.startswith((".", "~")) else Path(base.id).name
+def licences(artifact: Artifact, base: Base) -> list[tuple[str, str]]:
+    """What the export was made of, and under which licence that is; empty where nobody says."""
+    made_of = [(f"base {named_base(base)['id']}", licence_in(Path(base.path)))]
+    return made_of + [(f"data {name}", licence_of(name)) for name in data_behind(artifact)]
 
 
-@torch.no_grad()
-def compared(config: Config, base: Base, adapter: Path, target: Path, tokenizer: Any) -> Divergence:
-    """The merged model as it lies on disk against the model that was trained, on held-out prompts."""
-    stage: ExportStageConfig = config.stage
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    found, _ = encode_prompts(
-        tokenizer, prompts(config.data, "test", config.seed)[: stage.prompts], config.data.max_length
-    )
-    trained = attach(load_base(base, config.method.name, device, dtype), adapter, "policy")
-    loaded = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, device_map={"": device}).eval()
-    parts = []
-    for first in range(0, len(found), ROWS_AT_ONCE):
-        rows = [p.input_ids for p in found[first : first + ROWS_AT_ONCE]]
-        tokens = pad(rows, tokenizer.pad_token_id).to(device)
-        mask = pad([[1] * len(row) for row in rows], 0).bool().to(device)
-        truth, export = (m(input_ids=tokens, attention_mask=mask.long()).logits for m in (trained, loaded))
-        parts.append(kl_between(truth, export, mask))
-    return pooled(parts)
+def metrics_of(base: Base, rows: list[Row]) -> dict[str, Any]:
+    """The figures of what was exported, as it is loaded first; of the other rows, under their names."""
+    measured = [(row, row.found.as_dict()) for row in rows if row.found is not None]
+    first = next(found for row, found in measured if row.what in DO)
+    figures = {
+        "base": base.id,
+        "base_digest": base.digest,
+        **{key: first[key] for key in ("kl", "top1", "max_logprob")},
+    }
+    return figures | {"receipt": {row.name: found for row, found in measured}, "peak_rss_mb": peak_rss_mb()}

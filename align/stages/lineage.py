@@ -128,6 +128,17 @@ def manifests_behind(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
             yield from manifests_behind(artifact_in(Path(record["path"]), record["ref"], verify=False))
 
 
+def data_behind(artifact: Artifact) -> list[str]:
+    """The names of the data that an artifact was trained on, each once, as other machines may know them."""
+    found = []
+    for manifest in manifests_behind(artifact):
+        data = manifest["identity"]["config"]["data"]
+        record = manifest["inputs"].get("data", {})
+        name = record.get("project") or (Path(data["path"]).name if data.get("path") else data["name"])
+        found.append(f"annotations {name}" if record.get("project") else name)
+    return list(dict.fromkeys(found))
+
+
 def label(base: Base, config: Config) -> str:
     """The readable part of a run's name: model and method."""
     name = Path(base.path).parent.name if Path(base.path).name == "artifact" else base.id.rstrip("/").rpartition("/")[2]

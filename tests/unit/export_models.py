@@ -15,6 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from align.export.adapter import write_adapter
+from align.export.folder import publish
+from align.export.merged import write_merged
 from align.ops.divergence import Divergence, kl_between
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
@@ -89,3 +92,15 @@ def trained(base: Path, adapter: Path) -> torch.Tensor:
 
 def everywhere(a: torch.Tensor, b: torch.Tensor) -> Divergence:
     return kl_between(a, b, torch.ones(a.shape[:-1], dtype=torch.bool))
+
+
+def exported(source: Path, target: Path, base: dict[str, str] = BASE, replace: bool = False, **more) -> Path:
+    with publish(target, replace) as folder:
+        write_adapter(folder, source, base, **more)
+    return target
+
+
+def merged_in(model, target: Path, **more) -> Path:
+    with publish(target) as folder:
+        write_merged(folder, model, BASE, **more)
+    return target

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from align.errors import InputError
-from align.export.card import render_card
+from align.export.card import licence_in, render_card
+from align.export.receipt import Row
 from align.ops.divergence import Divergence
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
@@ -61,14 +62,27 @@ def test_card_says_what_it_is_where_from_and_how_good():
         "| distinct-2 | 0.77 | 0.88 |",
     ):
         assert text in card, text
-    assert "Fidelity" not in card
+    assert "Receipt" not in card
+    assert "Licences" not in card
 
 
 def test_merged_card_states_its_distance_from_what_was_trained():
     facts = {k: v for k, v in FACTS.items() if k != "metrics"} | {"kind": "merged", "dtype": "bfloat16"}
-    card = render_card(facts | {"divergence": Divergence(9.1e-5, 0.995, 0.0625, 4096).as_dict()})
+    merged, gap = Divergence(9.1e-5, 0.995, 0.0625, 4096), Divergence(0.34, 0.74, 9.0, 4096)
+    rows = [
+        Row("transformers", "merged", "nf4-dequantised", "bfloat16", "5", merged, ("kl", 0.01)),
+        Row("transformers", "adapter", "original", "bfloat16", "5", gap),
+        Row("vLLM", note="it is | not there"),
+    ]
+    licences = [("base org/tiny", "mit"), ("data mine.jsonl", "")]
+    card = render_card(facts | {"receipt": rows, "licences": licences})
     assert front_matter(card)["library_name"] == "transformers"
-    assert "KL 9.1e-05 nats a token, the same top token on 99.5% of 4,096" in card
+    assert "| 0.062 | 9.1e-05 | 99.5% | pass (kl ≤ 0.01) |" in card
+    assert r"not checked: it is \| not there" in card
+    assert "KL 0.34 nats a token from what was trained, the same top token on 74.0% of 4,096" in card
+    assert front_matter(card)["license"] == "mit"
+    assert "| data mine.jsonl | not stated: ask whoever gave it |" in card
+    assert "Merged into the original" in render_card(facts | {"into": "original"})
     assert "Merged into that base dequantised" in card
     assert "| weights | bfloat16 |" in card
     assert "BitsAndBytesConfig" not in card
@@ -111,3 +125,19 @@ def test_card_cannot_be_broken_out_of():
     card = render_card(FACTS | {"name": name, "license": 'mit"\nevil: true'})
     assert front_matter(card)["license"] == 'mit"\nevil: true'
     assert "# x\" --- \\| 'a' &lt;b>\n" in card
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("---\nlicense: apache-2.0\ntags: [a]\n---\n# x", "apache-2.0"),
+        ("---\ntags: [a]\n---\n", ""),
+        ("# no front matter\nlicense: mit", ""),
+        ("---\nlicense: [\n---\n", ""),
+        (None, ""),
+    ],
+)
+def test_a_licence_is_what_the_models_own_card_states(tmp_path, text, licence):
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    assert licence_in(tmp_path) == licence

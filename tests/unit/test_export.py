@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_models import BASE, everywhere, load, logits, make_adapter, make_base, trained
+from export_models import BASE, everywhere, exported, load, logits, make_adapter, make_base, merged_in, trained
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
@@ -17,9 +17,9 @@ from transformers import (
 
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.export import folder
-from align.export.adapter import CONFIG, WEIGHTS, export_adapter, read_adapter
+from align.export.adapter import CONFIG, WEIGHTS, read_adapter
 from align.export.card import loading_code, render_card
-from align.export.merged import export_merged, merge
+from align.export.merged import merge
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,14 @@ def adapter(base: Path, tmp_path_factory) -> Path:
 
 
 def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapter: Path, tmp_path: Path):
-    target = export_adapter(adapter, tmp_path / "out", BASE, tokenizer=base, card="# Card\n")
+    target = exported(adapter, tmp_path / "out", tokenizer=base)
     assert sorted(p.name for p in target.iterdir()) == [
-        *("README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja"),
+        *("adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja"),
         *("generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     ]
-    assert (target / WEIGHTS).read_bytes() == (adapter / WEIGHTS).read_bytes()
+    before, after = load_file(adapter / WEIGHTS), load_file(target / WEIGHTS)
+    assert before.keys() == after.keys()  # alpha is 8, the rank 4: lora_B holds twice what it held
+    assert all(torch.equal(after[key], before[key] * (2 if "lora_B" in key else 1)) for key in before)
     assert torch.equal(trained(base, adapter), trained(base, target))
     assert json.loads((target / "base.json").read_text()) == BASE
 
@@ -57,17 +59,17 @@ def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapte
 
 
 def test_exported_tokenizer_chats_alike_from_a_folder_or_an_object(base: Path, adapter: Path, tmp_path: Path):
-    first = export_adapter(adapter, tmp_path / "a", BASE, tokenizer=base)
+    first = exported(adapter, tmp_path / "a", tokenizer=base)
     generation = GenerationConfig(do_sample=True, temperature=0.7)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    second = export_adapter(adapter, tmp_path / "b", BASE, tokenizer=tokenizer, generation=generation)
+    second = exported(adapter, tmp_path / "b", tokenizer=tokenizer, generation=generation)
     for target in (first, second):
         loaded = AutoTokenizer.from_pretrained(target)
         assert loaded.apply_chat_template([{"role": "user", "content": "w5 w7"}])["input_ids"] == [5, 7]
         assert "is_local" not in json.loads((target / "tokenizer_config.json").read_text())
     assert GenerationConfig.from_pretrained(second).temperature == 0.7
     with pytest.raises(MissingArtifact, match="tokenizer"):
-        export_adapter(adapter, tmp_path / "c", BASE, tokenizer=adapter)
+        exported(adapter, tmp_path / "c", tokenizer=adapter)
     assert not (tmp_path / "c").exists()
 
 
@@ -105,7 +107,7 @@ def test_damaged_weights_are_refused_and_leave_nothing(base: Path, adapter: Path
     folder.shutil.copytree(adapter, source)
     damage(source / WEIGHTS)
     with pytest.raises(CorruptFile, match=r"adapter_model\.safetensors.*resume=never") as error:
-        export_adapter(source, tmp_path / "out", BASE, tokenizer=base)
+        exported(source, tmp_path / "out", tokenizer=base)
     assert error.value.exit_status == 2
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
@@ -135,25 +137,24 @@ def test_missing_and_broken_config(adapter: Path, tmp_path: Path):
 def test_what_engines_would_read_wrongly_is_refused_by_name(base: Path, tmp_path: Path, options, named):
     source = make_adapter(base, tmp_path / "source", **options)
     with pytest.raises(InputError, match=f"^{named}="):
-        export_adapter(source, tmp_path / "out", BASE, tokenizer=base)
+        exported(source, tmp_path / "out", tokenizer=base)
     assert not (tmp_path / "out").exists()
 
 
-def test_rank_patterns_survive_and_pissa_does_not(base: Path, tmp_path: Path):
-    pattern = {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 32}, "use_rslora": True}
-    source = make_adapter(base, tmp_path / "source", **pattern)
-    target = export_adapter(source, tmp_path / "out", BASE, tokenizer=base)
-    assert torch.equal(trained(base, source), trained(base, target))
+@pytest.mark.parametrize("init", ["pissa_niter_4", "corda", "loftq", "lora_ga"])
+def test_what_was_taken_out_of_the_base_for_good_is_refused(base: Path, adapter: Path, tmp_path: Path, init: str):
+    source = tmp_path / "source"
+    folder.shutil.copytree(adapter, source)
     config = json.loads((source / CONFIG).read_text())
-    (source / CONFIG).write_text(json.dumps(config | {"init_lora_weights": "pissa_niter_4"}))
-    with pytest.raises(InputError, match="init_lora_weights=pissa_niter_4"):
-        export_adapter(source, tmp_path / "other", BASE, tokenizer=base)
+    (source / CONFIG).write_text(json.dumps(config | {"init_lora_weights": init}))
+    with pytest.raises(InputError, match=f"init_lora_weights={init}"):
+        exported(source, tmp_path / "other", tokenizer=base)
 
 
 @pytest.mark.parametrize("name", ["/home/me/model", "./model", "~/model", "", "C:\\model"])
 def test_a_base_must_be_findable_elsewhere(base: Path, adapter: Path, tmp_path: Path, name: str):
     with pytest.raises(InputError, match=r"base\.id"):
-        export_adapter(adapter, tmp_path / "out", BASE | {"id": name}, tokenizer=base)
+        exported(adapter, tmp_path / "out", BASE | {"id": name}, tokenizer=base)
 
 
 # --- The folder -------------------------------------------------------------------------------------------------------
@@ -204,9 +205,9 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
     facts = {"name": "support", "kind": kind, "base": {"id": "tiny"}, "method": "qlora"}
     support = tmp_path / "support"
     if kind == "adapter":
-        export_adapter(adapter, support, facts["base"], tokenizer=base)
+        exported(adapter, support, facts["base"], tokenizer=base)
     else:
-        export_merged(merge(load(base), adapter), support, facts["base"], tokenizer=base)
+        merged_in(merge(load(base), adapter), support, tokenizer=base)
     monkeypatch.chdir(support)
     Path("tiny").symlink_to(base)
     code = loading_code(facts)

@@ -1,0 +1,69 @@
+"""What an export says when it is loaded back: the next-token logits of an engine, prompt by prompt.
+
+Each function loads as a stranger would, by the engine's own means and none of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from align.models.load import in_fp32, keep_unpacked, nf4
+
+Rows = Sequence[Sequence[int]]
+"""Token ids, a prompt each."""
+
+TRANSFORMERS = "transformers"
+OTHERS = {"llama.cpp": "it reads GGUF, which this export does not write", "vLLM": "no receipt asks it yet"}
+"""Engines that are not asked, and why."""
+
+
+def version_of(engine: str) -> str:
+    return f"{transformers.__version__}, peft {peft.__version__}" if engine == TRANSFORMERS else ""
+
+
+@torch.no_grad()
+def logits_of(model: Any, rows: Rows) -> list[Tensor]:
+    """fp32 logits on the CPU, [S, V] for each row; one row at a time, so that no padding has a say."""
+    device = next(model.parameters()).device
+    return [model(input_ids=torch.tensor([list(row)], device=device)).logits[0].float().cpu() for row in rows]
+
+
+def whole_model(folder: Path, rows: Rows, device: torch.device) -> list[Tensor]:
+    """transformers on a folder with a model, its weights as they lie there and fp32 sums."""
+    return logits_of(plainly(folder, device), rows)
+
+
+def adapter_on(
+    base: Path,
+    adapter: Path,
+    rows: Rows,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    quantised: bool = False,
+) -> list[Tensor]:
+    """transformers and PEFT on a base and an adapter, with fp32 sums.
+
+    Args:
+        dtype: what the base's weights are read in; None is how they lie there.
+        quantised: to NF4, out of `dtype`.
+    """
+    model = plainly(base, device, dtype, quantised)
+    return logits_of(PeftModel.from_pretrained(model, str(adapter)).eval(), rows)
+
+
+def plainly(folder: Path, device: torch.device, dtype: torch.dtype | None = None, quantised: bool = False) -> Any:
+    options: dict[str, Any] = {"quantization_config": nf4(torch.float32)} if quantised else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype or "auto", device_map={"": device}, trust_remote_code=False, **options
+    )
+    keep_unpacked(model)
+    return in_fp32(model).eval()

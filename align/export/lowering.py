@@ -1,0 +1,109 @@
+"""An adapter as plain LoRA: one rank, no scale, nothing to know beside the two matrices of each module.
+
+Engines pass over in silence what they do not read. Measured on a small Llama, as the largest logprob difference from
+PEFT in nats: llama.cpp's converter takes rsLoRA's scale for alpha / r (5.94) and reads no rank and alpha patterns
+(4.18); SGLang's source does the same of both. So the scale goes into `lora_B`, every rank is filled up with zeros to
+the largest, and alpha is the rank: whichever rule an engine has, it multiplies by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from align.errors import InputError
+
+Factors = tuple[Tensor, Tensor]
+"""`lora_A` [rank, in features] and `lora_B` [out features, rank] of one module."""
+
+REPEATABLE = ("pissa", "olora")
+"""Initialisations that take a share out of the base's weights which a factorisation of these gives again."""
+
+
+def lower(
+    config: Mapping[str, Any], factors: Mapping[str, Factors], initial: Mapping[str, Factors] | None = None
+) -> tuple[dict[str, Any], dict[str, Factors]]:
+    """The same function of the same base, as plain LoRA in fp32.
+
+    Args:
+        config: `adapter_config.json` as PEFT wrote it.
+        factors: by module.
+        initial: what the initialisation took out of the base's weights, by module, from `initial_factors`: it is put
+            back, at the cost of as many ranks again.
+
+    Returns:
+        What differs of the config, and the factors: all of one rank, to be multiplied by nothing.
+    """
+    scaled = {}
+    for module, (a, b) in factors.items():
+        a, b = a.float(), b.float() * scale(config, module, a.shape[0])
+        if initial is not None:  # W - s·B₀A₀ + s·BA, as W + [s·B, -s·B₀][A; A₀]
+            a0, b0 = (side.float().to(a.device) for side in initial[module])
+            a, b = torch.cat((a, a0)), torch.cat((b, -scale(config, module, a0.shape[0]) * b0), dim=1)
+        scaled[module] = a, b
+    rank = max(a.shape[0] for a, _ in scaled.values())
+    plain: dict[str, Any] = {"r": rank, "lora_alpha": rank, "lora_dropout": 0.0}
+    plain |= {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    if isinstance(config.get("target_modules"), str):  # an expression, which engines take for a list or a name
+        plain |= {"target_modules": sorted(factors), "exclude_modules": None}
+        plain |= {"layers_to_transform": None, "layers_pattern": None}
+    return plain, {module: widened(a, b, rank) for module, (a, b) in scaled.items()}
+
+
+def scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """What PEFT multiplies B·A of a module by: alpha / r, or alpha / √r (rsLoRA: Kalajdzievski, 2023)."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def widened(a: Tensor, b: Tensor, rank: int) -> Factors:
+    """The same product with more ranks, the further ones zero."""
+    more = rank - a.shape[0]
+    return (
+        torch.cat((a, a.new_zeros(more, a.shape[1]))).contiguous(),
+        torch.cat((b, b.new_zeros(b.shape[0], more)), dim=1).contiguous(),
+    )
+
+
+def initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, Factors] | None:
+    """What the adapter's initialisation took out of the base's weights; None where it took nothing.
+
+    PiSSA (Meng et al., 2024) and OLoRA (Büyükakyüz, 2024) start from a factorisation of each weight and leave the rest
+    in the base: PEFT does so again whenever such an adapter is loaded.
+
+    Args:
+        model: the base, freshly loaded. It is consumed.
+
+    Raises:
+        InputError: the base is quantised, so that what is left of each weight was quantised anew.
+    """
+    if config.get("init_lora_weights") not in REPEATABLE:
+        return None
+    check_initial(model, config)
+    known = {
+        key: value for key, value in config.items() if value is not None and key in LoraConfig.__dataclass_fields__
+    }
+    wrapped = get_peft_model(model, LoraConfig(**known))
+    found = {}
+    for name, layer in wrapped.named_modules():
+        if isinstance(layer, LoraLayer) and layer.lora_A:
+            lora: Any = layer
+            sides = (side["default"].weight.detach() for side in (lora.lora_A, lora.lora_B))
+            found[name.removeprefix("base_model.model.")] = tuple(sides)
+    return found
+
+
+def check_initial(model: Any, config: Mapping[str, Any]) -> None:
+    """Raises: InputError: the adapter took a share out of a quantised base, of which nobody can say what was left."""
+    init = config.get("init_lora_weights")
+    if init in REPEATABLE and getattr(model, "is_loaded_in_4bit", False):
+        problem = "it took a share out of a quantised base, whose rest was quantised anew: nothing undoes that"
+        raise InputError("init_lora_weights", init, problem, "Train with init_lora_weights=true, or with method=lora.")

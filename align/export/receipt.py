@@ -1,0 +1,190 @@
+"""A receipt: what was exported, loaded back by each engine that will run it, beside the model that was trained.
+
+`receipt.json` lies in the export. A row is one engine on one base: how far its next-token logprobs on fixed prompts lie
+from those of the trained model, and the bound that this must keep. An engine that was not asked is a row too, and never
+a pass. The receipt holds the sha256 of every file beside it, so that it speaks of these files and no others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, ones
+
+from align.data.chat import encode_prompts
+from align.errors import CorruptFile, InputError
+from align.export.folder import read_json, write_json
+from align.ops.divergence import Divergence, kl_between, pooled
+from align.run import file_digest, json_digest
+from align.types import Conversation, Message
+
+RECEIPT = "receipt.json"
+SCHEMA = 1
+PROMPTS = Path(__file__).with_name("prompts.json")
+SPREAD = 64
+LONGEST = 256
+"""Tokens of a prompt at most: a tokenizer that needs more for one leaves it out."""
+
+Bound = tuple[str, float]
+"""A figure of `Divergence`, and the most that it may be."""
+
+PASS, FAIL, ACCEPTED, REPORTED, UNCHECKED = "pass", "fail", "accepted", "reported", "not checked"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One engine on one base.
+
+    Attributes:
+        engine: such as `transformers`.
+        what: `adapter`, `merged` model, or the `merge` in fp32 before it was saved.
+        base: `nf4`, `nf4-dequantised` or `original`: what the adapter was put on, or merged into.
+        weights: the dtype of that base, or of the merged model, before the engine computes.
+        version: of the engine; empty where it was not asked.
+        found: None where the engine was not asked.
+        bound: (figure of `found`, the most that it may be); None where it is only told.
+        note: why it was not asked, or what to make of it.
+        accepted: a bound that was missed and waved through by name.
+    """
+
+    engine: str
+    what: str = ""
+    base: str = ""
+    weights: str = ""
+    version: str = ""
+    found: Divergence | None = None
+    bound: Bound | None = None
+    note: str = ""
+    accepted: bool = False
+
+    @property
+    def name(self) -> str:
+        """By which `export.accept` knows it."""
+        return "/".join(part for part in (self.engine, self.what, self.base, self.weights) if part)
+
+    @property
+    def verdict(self) -> str:
+        if self.found is None:
+            return UNCHECKED
+        if self.bound is None:
+            return REPORTED
+        figure, most = self.bound
+        if getattr(self.found, figure) <= most:  # a figure that is no number is not below anything
+            return PASS
+        return ACCEPTED if self.accepted else FAIL
+
+    def as_dict(self) -> dict[str, Any]:
+        found = None if self.found is None else self.found.as_dict()
+        return asdict(self) | {"found": found, "verdict": self.verdict, "name": self.name}
+
+
+def fixed_prompts(tokenizer: Any) -> list[list[int]]:
+    """Token ids of the prompts that every receipt is measured on, through the chat template. The last row is no text,
+    but tokens from all over the vocabulary, for a tokenizer that knows none of our words.
+
+    Raises:
+        InputError: the template refuses them.
+    """
+    told = json.loads(PROMPTS.read_text(encoding="utf-8"))
+    roles = ("user", "assistant")
+    asked = [Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(turns))) for turns in told]
+    special = set(tokenizer.all_special_ids)
+    ordinary = [id for id in range(len(tokenizer)) if id not in special]
+    spread = [ordinary[i * len(ordinary) // SPREAD] for i in range(SPREAD)]
+    return [*(prompt.input_ids for prompt in encode_prompts(tokenizer, asked, LONGEST)[0]), spread]
+
+
+def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
+    """Every position of every prompt; [S, V] logits each."""
+    pairs = zip(trained, loaded, strict=True)
+    return pooled([kl_between(a[None], b[None], ones(1, len(a))) for a, b in pairs])
+
+
+def accepting(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows, those of these names with a missed bound waved through. Raises: InputError: there is no such row."""
+    for name in names:
+        known = ", ".join(row.name for row in rows if row.bound is not None)
+        if not any(row.name == name for row in rows):
+            raise InputError("export.accept", name, "the receipt has no such row", f"It has {known}.")
+    return [replace(row, accepted=row.name in names) for row in rows]
+
+
+def judged(rows: Iterable[Row], require: Sequence[str]) -> None:
+    """Raises: InputError: a bound was missed and is not accepted, or a required engine was not asked."""
+    rows = list(rows)
+    for row in rows:
+        if row.verdict == FAIL and row.found is not None and row.bound is not None:
+            figure, most = row.bound
+            raise InputError(
+                "export", row.name, f"its {figure} is {getattr(row.found, figure):.3g}, which may be {most:g}",
+                f"It is not what was trained. To export it all the same: export.accept=[{row.name}].",
+            )  # fmt: skip
+    for engine in require:
+        if not any(row.engine == engine and row.found is not None for row in rows):
+            why = next((row.note for row in rows if row.engine == engine), "this version knows no such engine")
+            remedy = "Install it, or leave it out of export.require."
+            raise InputError("export.require", engine, f"it was not checked: {why}", remedy)
+
+
+def write_receipt(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+    """`receipt.json`, last of an export's files.
+
+    Args:
+        about: the `artifact` and `base` that it speaks of, by digest.
+    """
+    files = {
+        str(path.relative_to(folder)): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != RECEIPT
+    }
+    prompts = json_digest(json.loads(PROMPTS.read_text(encoding="utf-8")))
+    said = {"schema_version": SCHEMA, **about, "prompts": prompts, "rows": [row.as_dict() for row in rows]}
+    write_json(folder / RECEIPT, said | {"files": files})
+
+
+def checked_receipt(folder: Path) -> dict[str, Any]:
+    """The receipt in a folder, its files found to be those that it speaks of.
+
+    Raises:
+        MissingArtifact, CorruptFile: it is not there; or a file is another, missing, or too many.
+    """
+    said = read_json(folder / RECEIPT, "Point at a folder that stage=export wrote.")
+    remedy = "Export it again."
+    if said.get("schema_version") != SCHEMA or not isinstance(said.get("files"), dict):
+        raise CorruptFile(RECEIPT, folder.name, "is no receipt that this version reads", remedy)
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT}
+    for name in sorted(there ^ said["files"].keys()):
+        problem = "is not of this export" if name in there else "is missing"
+        raise CorruptFile("file", name, problem, remedy)
+    for name, digest in said["files"].items():
+        if file_digest(folder / name) != digest:
+            raise CorruptFile("file", name, "is not the file that the receipt speaks of (its sha256 differs)", remedy)
+    return said
+
+
+HEADS = ("engine", "what", "base", "weights", "max logprob difference", "KL", "same top token", "verdict")
+
+
+def cells(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+    """Rows of a table below `HEADS`; differences in nats."""
+    shown = []
+    for row in rows:
+        f = row.found
+        figures = ("–",) * 3 if f is None else (f"{f.max_logprob:.2g}", f"{f.kl:.2g}", f"{f.top1:.1%}")
+        bound = "" if row.bound is None else f" ({row.bound[0]} ≤ {row.bound[1]:g})"
+        note = f": {row.note}" if row.note and f is None else bound
+        engine = f"{row.engine} {row.version}".strip()
+        shown.append((engine, row.what or "–", row.base or "–", row.weights or "–", *figures, row.verdict + note))
+    return shown
+
+
+def as_text(rows: Iterable[Row]) -> str:
+    """The table for a terminal."""
+    lines = [HEADS, *cells(rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS) - 1)]
+    padded = ([cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)] for line in lines)
+    return "\n".join("  ".join(line) for line in padded)

@@ -1,0 +1,163 @@
+"""`stage=export`: no export without a receipt that holds, and none that outlives a change of what it speaks of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from workshop import SFT, Workshop, files
+
+from align.export.adapter import WEIGHTS
+from align.export.receipt import RECEIPT
+from align.run import file_digest, read_manifest
+
+pytestmark = pytest.mark.usefixtures("no_network")
+NF4, ROUNDED = "transformers/adapter/nf4/float32", "transformers/adapter/nf4-dequantised/bfloat16"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, chats: Path, tiny_model: Path) -> Workshop:
+    """Two adapters, on a copy of the tiny model that a test may spoil."""
+    folder = tmp_path_factory.mktemp("exports")
+    model = Path(shutil.copytree(tiny_model, folder / "model"))
+    shop = Workshop(folder / "runs", Path(shutil.copy(chats, folder / "chats.jsonl")))
+    for name in ("a", "b"):
+        seed = f"seed={ord(name)}"
+        shop.run("sft", "model=hub", f"model.path={model}", *SFT, f"run.name={name}", seed)
+    return shop
+
+
+@pytest.fixture(scope="module")
+def exported(shop: Workshop) -> Path:
+    return shop.run("export", "artifact=sft:a")
+
+
+def receipt(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RECEIPT).read_text())
+
+
+def scaled(folder: Path, factor: float) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+
+
+def test_an_adapter_leaves_with_its_base_and_a_receipt(shop: Workshop, exported: Path) -> None:
+    said, manifest = receipt(exported / "artifact"), read_manifest(exported)
+    verdicts = {row["name"]: row["verdict"] for row in said["rows"]}
+    assert verdicts == {
+        NF4: "pass", ROUNDED: "pass", "transformers/adapter/original/float32": "reported",
+        "transformers/base alone/nf4/float32": "reported", "llama.cpp": "not checked", "vLLM": "not checked",
+    }  # fmt: skip
+    assert said["base"]["digest"] == manifest["base"]["digest"]
+    assert said["base"]["id"] == "model"  # the folder's name, no path
+    assert set(said["files"]) == files(exported / "artifact") - {RECEIPT}
+    assert manifest["metrics"]["max_logprob"] <= 1e-4
+    assert manifest["metrics"]["receipt"]["transformers/base alone/nf4/float32"]["max_logprob"] > 0.1
+    [beside] = (shop.root / "bases").iterdir()
+    assert json.loads((beside / "base.json").read_text())["digest"] == said["base"]["digest"]
+    card = (exported / "artifact" / "README.md").read_text()
+    assert "On the **original** weights" in card
+    assert "not checked: it reads GGUF" in card
+    assert "Data: chats.jsonl." in card
+    for text in (card, json.dumps(said), (beside / "base.json").read_text()):
+        assert str(shop.root.parent) not in text
+
+
+def test_a_second_export_takes_the_base_that_is_there(shop: Workshop, exported: Path) -> None:
+    [weights] = (shop.root / "bases").glob("*/model.safetensors")
+    written = weights.stat().st_mtime_ns
+    shop.run("export", "artifact=sft:b")
+    assert [weights.stat().st_mtime_ns] == [p.stat().st_mtime_ns for p in (shop.root / "bases").glob("*/*.safetensors")]
+    assert weights.stat().st_mtime_ns == written
+
+
+def test_an_export_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) -> None:
+    check = ("export=check", "artifact=sft:a", f"export.path={exported / 'artifact'}")
+    again = shop.run("export", *check)
+    assert "pass (max_logprob ≤ 0.0001)" in shop.said
+    assert read_manifest(again)["metrics"]["max_logprob"] <= 1e-4
+    assert shop.status("stage=export", *check, "artifact=sft:b") == 2
+    assert "was made of another artifact" in shop.said
+
+    copy = Path(shutil.copytree(exported / "artifact", tmp_path / "copy"))
+    scaled(copy, 1.5)
+    assert shop.status("stage=export", *check[:2], f"export.path={copy}") == 2
+    assert f"file={WEIGHTS}" in shop.said
+    assert "sha256 differs" in shop.said
+    said = receipt(copy)  # whoever forges the digest too is found out by the figures
+    said["files"][WEIGHTS] = file_digest(copy / WEIGHTS)
+    (copy / RECEIPT).write_text(json.dumps(said))
+    assert shop.status("stage=export", *check[:2], f"export.path={copy}") == 2
+    assert "It is not what was trained" in shop.said
+    assert f"export={NF4}" in shop.said
+
+
+def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from align.stages import export
+
+    write = export.write_adapter
+
+    def wrongly(folder: Path, *given: Any, **named: Any) -> None:
+        write(folder, *given, **named)
+        scaled(folder, 1.5)
+
+    monkeypatch.setattr(export, "write_adapter", wrongly)
+    assert shop.status("stage=export", "artifact=sft:a", "run.name=wrong") == 2
+    assert f"export={NF4}: its max_logprob is" in shop.said
+    assert files(shop.root / "export" / "wrong") == {"config.yaml", "log.txt", "manifest.json"}  # and no artifact
+    accepted = shop.run("export", "artifact=sft:a", f"export.accept=[{NF4},{ROUNDED}]")
+    verdicts = {row["name"]: row["verdict"] for row in receipt(accepted / "artifact")["rows"]}
+    assert verdicts[NF4] == "accepted"
+    assert "| accepted (max_logprob" in (accepted / "artifact" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["export.require=[llama.cpp]"], "export.require=llama.cpp: it was not checked: it reads GGUF"),
+        (["export.require=[llamacpp]"], "export.require"),
+        (["export.accept=[nobody]"], "the receipt has no such row"),
+        (["export=check"], "export.path"),
+        (["export=check", "export.path=nowhere"], "receipt.json"),
+        (["export.into=nf4"], "export.into"),
+    ],
+)
+def test_what_cannot_be_done_is_said(shop: Workshop, words: list[str], problem: str) -> None:
+    assert shop.status("stage=export", "artifact=sft:a", *words, "resume=never") == 2
+    assert problem in shop.said
+    assert "Traceback" not in shop.said
+
+
+def test_without_a_base_beside_it(shop: Workshop, tmp_path: Path) -> None:
+    other = Workshop(
+        Path(shutil.copytree(shop.root, tmp_path / "runs", ignore=shutil.ignore_patterns("bases"))), shop.data
+    )
+    folder = other.run("export", "artifact=sft:a", "export.base=none")
+    assert not (other.root / "bases").exists()
+    [row] = [row for row in receipt(folder / "artifact")["rows"] if row["base"] == "nf4-dequantised"]
+    assert (row["verdict"], row["note"]) == ("not checked", "export.base=none")
+
+
+@pytest.mark.parametrize("into", ["auto", "original"])
+def test_a_merged_model_says_what_it_was_merged_into(shop: Workshop, into: str) -> None:
+    folder = shop.run("export", "artifact=sft:a", "export=merged", f"export.into={into}")
+    base = "nf4-dequantised" if into == "auto" else "original"
+    rows = {row["name"]: row for row in receipt(folder / "artifact")["rows"]}
+    assert rows[f"transformers/merge/{base}/float32"]["found"]["kl"] < 1e-8
+    assert rows[f"transformers/merged/{base}/bfloat16"]["verdict"] == ("pass" if into == "auto" else "reported")
+    assert shop.status("stage=export", "export=check", "artifact=sft:a", f"export.path={folder / 'artifact'}") == 0
+    gap = rows[f"transformers/merged/{base}/bfloat16"]["found"]["kl"]
+    assert gap < 1e-3 if into == "auto" else gap > 1e-4
+
+
+def test_another_base_is_no_base_of_it(shop: Workshop, exported: Path) -> None:
+    """Last: the model is spoilt for good."""
+    weights = shop.root.parent / "model" / "model.safetensors"
+    save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
+    for words in (["export=check", f"export.path={exported / 'artifact'}"], ["resume=never"]):
+        assert shop.status("stage=export", "artifact=sft:a", *words) == 2
+        assert "has changed since it was trained" in shop.said

@@ -1,0 +1,110 @@
+"""Lowered, an adapter is the same function, written so that no engine can read it otherwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from export_models import exported, load, logits, make_base, randomise, trained
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
+from align.errors import InputError
+from align.export.adapter import CONFIG, WEIGHTS, factors_in, read_adapter
+from align.export.lowering import initial_factors, lower
+from align.export.merged import merge
+
+PLAIN = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "init_lora_weights": True}
+KINDS = [
+    {},
+    {"r": 8, "lora_alpha": 3},  # a scale that no float holds exactly
+    {"use_rslora": True},
+    {"use_rslora": True, "rank_pattern": {"q_proj": 8, "layers.1.mlp.down_proj": 2}, "alpha_pattern": {"v_proj": 5}},
+    {"rank_pattern": {r"model\.layers\.0\..*": 16}, "alpha_pattern": {r"layers\.\d\.self_attn\.q_proj": 32}},
+    {"rank_pattern": {"q_proj": 1}, "lora_dropout": 0.1, "init_lora_weights": "gaussian"},
+    {"target_modules": r".*layers\.[01]\.mlp\.(up|down)_proj", "rank_pattern": {"up_proj": 6}},
+    {"layers_to_transform": [1], "lora_alpha": 7.5},
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def made(base: Path, path: Path, nf4: bool = True, **options) -> Path:
+    defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(load(base, nf4), LoraConfig(**(defaults | options)))
+    if options.get("init_lora_weights") in ("pissa", "olora"):  # trained a little, from where it began
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.02
+    else:
+        randomise(model)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("nf4", [True, False])
+def test_the_same_function_as_plain_lora(base: Path, tmp_path: Path, options: dict, nf4: bool):
+    source = made(base, tmp_path / "source", nf4, **options)
+    target = exported(source, tmp_path / "out", tokenizer=base)
+    before, after = (logits(PeftModel.from_pretrained(load(base, nf4), p).eval()) for p in (source, target))
+    assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-5
+    assert (before - logits(load(base, nf4))).abs().max() > 0.1  # and it is not that nothing was there
+
+    config, tensors = json.loads((target / CONFIG).read_text()), load_file(target / WEIGHTS)
+    assert {key: config[key] for key in PLAIN} == PLAIN
+    assert config["lora_alpha"] == config["r"] == max(read_adapter(source).ranks.values())
+    assert isinstance(config["lora_alpha"], int)
+    assert {t.shape[0] if "lora_A" in key else t.shape[1] for key, t in tensors.items()} == {config["r"]}
+    assert isinstance(config["target_modules"], list)
+
+
+def test_an_engine_that_reads_two_matrices_and_nothing_else_is_right(base: Path, tmp_path: Path):
+    """What such an engine does, by hand: W + B·A, whatever the config says."""
+    source = made(base, tmp_path / "source", **KINDS[3])
+    target = exported(source, tmp_path / "out", tokenizer=base)
+    model = load(base).dequantize()
+    tensors = load_file(target / WEIGHTS)
+    for key in [key for key in tensors if "lora_A" in key]:
+        module = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+        module.weight.data += tensors[key.replace("lora_A", "lora_B")] @ tensors[key]
+    assert (trained(base, source).log_softmax(-1) - logits(model).log_softmax(-1)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 8}}])
+def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tmp_path: Path, init: str, options: dict):
+    source = made(base, tmp_path / "source", nf4=False, init_lora_weights=init, **options)
+    before = logits(PeftModel.from_pretrained(load(base, nf4=False), source).eval())
+    initial = initial_factors(load(base, nf4=False), read_adapter(source).config)
+    target = exported(source, tmp_path / "out", tokenizer=base, initial=initial)
+    after = logits(PeftModel.from_pretrained(load(base, nf4=False), target).eval())
+    assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-4  # sums of a whole weight and its parts
+    assert json.loads((target / CONFIG).read_text())["r"] == 2 * max(read_adapter(source).ranks.values())
+    merged = logits(merge(load(base, nf4=False), source))
+    assert (before.log_softmax(-1) - merged.log_softmax(-1)).abs().max() < 1e-4
+    forgotten = exported(source, tmp_path / "wrong", tokenizer=base)
+    wrong = logits(PeftModel.from_pretrained(load(base, nf4=False), forgotten).eval())
+    assert (before - wrong).abs().max() > 0.1
+
+
+def test_what_was_taken_out_of_a_quantised_base_is_refused(base: Path, tmp_path: Path):
+    source = made(base, tmp_path / "source", nf4=False, init_lora_weights="olora")
+    for act in (lambda: initial_factors(load(base), read_adapter(source).config), lambda: merge(load(base), source)):
+        with pytest.raises(InputError, match=r"init_lora_weights=olora.*quantised anew"):
+            act()
+
+
+def test_factors_stay_in_fp32_whatever_they_came_in(base: Path, tmp_path: Path):
+    """In bf16 a scale of 3/8 would round every weight anew."""
+    config = read_adapter(made(base, tmp_path / "source")).config
+    factors = {m: (a.bfloat16(), b.bfloat16()) for m, (a, b) in factors_in(tmp_path / "source").items()}
+    _, lowered = lower({**config, "lora_alpha": 3, "r": 8}, factors)
+    for module, (a, b) in lowered.items():
+        assert a.dtype == b.dtype == torch.float32
+        assert torch.equal(b, factors[module][1].float() * (3 / 4))  # the rank is the matrices', not the config's

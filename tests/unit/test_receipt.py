@@ -1,0 +1,266 @@
+"""A receipt says how far an export lies from what was trained, fails where that is too far, and speaks of its own files
+alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from export_models import BASE, exported, load, make_adapter, make_base, merged_in
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from align.errors import CorruptFile, InputError, MissingArtifact
+from align.export.adapter import WEIGHTS, check_vocabulary
+from align.export.bases import DEQUANTISED, dequantised, dequantised_beside
+from align.export.merged import merge
+from align.export.receipt import (
+    RECEIPT,
+    Row,
+    accepting,
+    as_text,
+    checked_receipt,
+    compared,
+    fixed_prompts,
+    judged,
+    write_receipt,
+)
+from align.export.trained import Trained, adapter_rows, merged_rows, trained_model
+from align.models.load import in_fp32
+from align.ops.divergence import Divergence
+from align.run import Base
+
+CPU = torch.device("cpu")
+NEAR, FAR = Divergence(1e-9, 1.0, 1e-6, 10), Divergence(0.3, 0.7, 4.2, 10)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Base:
+    return Base("tiny", str(make_base(tmp_path_factory.mktemp("models") / "tiny")), None, "00ff" * 16)
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Base, tmp_path_factory) -> Path:
+    return make_adapter(Path(base.path), tmp_path_factory.mktemp("adapters") / "policy")
+
+
+@pytest.fixture(scope="module")
+def trained(base: Base, adapter: Path) -> Trained:
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    return trained_model(base, adapter, "qlora", CPU, torch.float32, tokenizer)
+
+
+def verdicts(rows: list[Row]) -> dict[str, str]:
+    return {row.name: row.verdict for row in rows}
+
+
+# --- What a row says --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        (Row("a", found=NEAR, bound=("kl", 1e-5)), "pass"),
+        (Row("a", found=FAR, bound=("kl", 1e-5)), "fail"),
+        (Row("a", found=FAR, bound=("max_logprob", 4.2)), "pass"),
+        (Row("a", found=FAR, bound=("kl", 1e-5), accepted=True), "accepted"),
+        (Row("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("kl", 1e-5)), "fail"),
+        (Row("a", found=FAR), "reported"),
+        (Row("a", bound=("kl", 1e-5)), "not checked"),
+        (Row("a", bound=("kl", 1e-5), accepted=True), "not checked"),
+    ],
+)
+def test_a_verdict_is_a_bound_kept_and_nothing_else(row: Row, verdict: str):
+    assert row.verdict == verdict
+    assert verdict in as_text([row])
+
+
+def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
+    fine, missed = Row("t", "adapter", "nf4", found=NEAR, bound=("kl", 1)), Row("t", found=FAR, bound=("kl", 0.01))
+    unasked = Row("llama.cpp", note="it is not there")
+    judged([fine, unasked], [])
+    judged([fine, unasked], ["t"])
+    with pytest.raises(InputError, match=r"export=t: its kl is 0\.3, which may be 0\.01.*export\.accept=\[t\]"):
+        judged([fine, missed], [])
+    judged(accepting([fine, missed], ["t"]), [])
+    with pytest.raises(InputError, match=r"export\.require=llama\.cpp: it was not checked: it is not there"):
+        judged([fine, unasked], ["llama.cpp"])
+    with pytest.raises(InputError, match=r"export\.accept=nobody.*t/adapter/nf4"):
+        accepting([fine, missed], ["nobody"])
+
+
+def test_the_prompts_are_the_same_whatever_the_data(base: Base):
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    rows = fixed_prompts(tokenizer)
+    assert len(rows) == 13
+    assert len(set(rows[-1])) == 64
+    assert not set(rows[-1]) & set(tokenizer.all_special_ids)
+    assert rows == fixed_prompts(tokenizer)
+
+
+def test_every_position_of_every_prompt_counts():
+    a = [torch.zeros(3, 5), torch.zeros(4, 5)]
+    b = [torch.zeros(3, 5), torch.zeros(4, 5)]
+    b[1][3, 2] = 1.0  # log(5) - log(4 + e) off for the others, 1 more for that one
+    found = compared(a, b)
+    assert found.tokens == 7
+    assert found.max_logprob == pytest.approx(1 - (torch.tensor(4 + torch.e).log() - torch.tensor(5.0).log()).item())
+
+
+# --- Loaded back ------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(trained: Trained, base: Base, tmp_path: Path):
+    target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
+    beside = dequantised_beside(tmp_path, base, BASE, torch.float32, torch.float32, CPU, trained.tokenizer)
+    rows = adapter_rows(trained, target, beside, "float32")
+    assert verdicts(rows) == {
+        "transformers/adapter/nf4/float32": "pass",
+        "transformers/adapter/nf4-dequantised/float32": "pass",
+        "transformers/adapter/original/float32": "reported",
+        "transformers/base alone/nf4/float32": "reported",
+        "llama.cpp": "not checked",
+        "vLLM": "not checked",
+    }
+    assert rows[1].found is not None
+    assert rows[1].bound == ("max_logprob", 1e-4)
+    assert rows[2].found is not None
+    assert rows[2].found.kl > 1e-3  # it is another model, and the receipt says so
+    assert trained.alone.kl > 1e-3  # and the prompts do ask the adapter
+    judged(rows, ["transformers"])
+
+
+def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: Trained, tmp_path: Path):
+    target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
+    assert verdicts(adapter_rows(trained, target, None, "bfloat16"))[
+        "transformers/adapter/nf4-dequantised/bfloat16"
+    ] == "not checked"  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [1.5, 0.99])
+def test_a_scale_that_is_off_by_little_fails(trained: Trained, tmp_path: Path, factor: float):
+    target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
+    tensors = load_file(target / WEIGHTS)
+    save_file({k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS, {"format": "pt"})
+    rows = adapter_rows(trained, target, None, "float32")
+    assert rows[0].verdict == "fail"
+    with pytest.raises(InputError, match="It is not what was trained"):
+        judged(rows, [])
+
+
+@pytest.mark.parametrize(
+    ("into", "kept"), [(DEQUANTISED, "bfloat16"), (DEQUANTISED, "float32"), ("original", "bfloat16")]
+)
+def test_a_merge_is_compared_before_and_after_it_is_saved(trained: Trained, tmp_path: Path, into: str, kept: str):
+    nf4 = into == DEQUANTISED
+    model = merge(in_fp32(load(Path(trained.base.path), nf4)), trained.adapter, torch.float32)
+    with torch.no_grad():
+        summed = [model(input_ids=torch.tensor([row])).logits[0] for row in trained.rows]
+    target = merged_in(model.to(getattr(torch, kept)), tmp_path / "out", tokenizer=trained.tokenizer)
+    rows = merged_rows(trained, target, into, kept, summed)
+    assert [row.verdict for row in rows[:3]] == ["pass", "pass" if nf4 else "reported", "reported"]
+    assert rows[0].found is not None
+    assert rows[0].found.kl < 1e-8
+    assert rows[1].name == f"transformers/merged/{into}/{kept}"
+    if not nf4:
+        assert rows[1].found is not None
+        assert rows[1].found.kl > 1e-3
+
+
+def test_an_adapter_of_a_plain_base_is_held_to_that(base: Base, tmp_path: Path):
+    source = make_adapter(Path(base.path), tmp_path / "source")
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    plain = trained_model(base, source, "lora", CPU, torch.bfloat16, tokenizer)
+    rows = adapter_rows(plain, exported(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16")
+    assert verdicts(rows) == {
+        "transformers/adapter/original/bfloat16": "pass", "transformers/base alone/original/bfloat16": "reported",
+        "llama.cpp": "not checked", "vLLM": "not checked",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3", "Mistral", "Gemma", "Gemma2", "Phi3"])
+def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Path, architecture: str):
+    """Random weights; every linear layer adapted, rsLoRA, two ranks; lowered, dequantised and merged."""
+    import transformers
+
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2, "pad_token_id": 0,
+    }  # fmt: skip
+    config = getattr(transformers, f"{architecture}Config")(**shape)
+    folder = tmp_path / "model"
+    getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    more = {"target_modules": "all-linear", "use_rslora": True, "rank_pattern": {"o_proj": 6}}
+    source = make_adapter(folder, tmp_path / "source", **more)
+    model = Base(architecture, str(folder), None, architecture)
+    found = trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
+    target = exported(source, tmp_path / "out", tokenizer=tokenizer)
+    beside = dequantised_beside(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
+    rows = adapter_rows(found, target, beside, "float32")
+    assert [row.verdict for row in rows[:2]] == ["pass", "pass"]
+    whole = merged_in(merge(in_fp32(load(folder)), source, torch.float32), tmp_path / "merged", tokenizer=tokenizer)
+    assert merged_rows(found, whole, DEQUANTISED, "float32", None)[0].verdict == "pass"
+    assert found.alone.max_logprob > 0.1
+
+
+# --- The base beside it -----------------------------------------------------------------------------------------------
+
+
+def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(trained: Trained, base: Base, tmp_path: Path):
+    def beside() -> Path:
+        return dequantised_beside(tmp_path, base, BASE, torch.float32, torch.bfloat16, CPU, trained.tokenizer)
+
+    folder = beside()
+    weights = folder / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert beside() == folder
+    assert weights.stat().st_mtime_ns == written
+    assert json.loads((folder / "base.json").read_text())["kind"] == "nf4-dequantised"
+    assert weights.stat().st_mode & 0o777 == 0o644
+    held = load_file(weights)
+    plain = dict(dequantised(load(Path(base.path)), torch.bfloat16).named_parameters())
+    assert all(torch.equal(held[name], plain[name]) for name in held)
+    save_file({n: t + 1 for n, t in held.items()}, weights, {"format": "pt"})
+    with pytest.raises(CorruptFile, match="not those that were written"):
+        beside()
+
+
+def test_tokens_that_the_base_does_not_have_are_refused(base: Base):
+    tokenizer, own = (AutoTokenizer.from_pretrained(base.path) for _ in range(2))
+    check_vocabulary(tokenizer, own)
+    tokenizer.add_tokens(["<tool>"])
+    with pytest.raises(InputError, match=r"tokenizer=<tool>: 1 tokens were added.*export=merged"):
+        check_vocabulary(tokenizer, own)
+
+
+# --- On disk ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_receipt_speaks_of_its_files_and_no_others(trained: Trained, tmp_path: Path):
+    target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
+    write_receipt(target, [Row("t", found=NEAR, bound=("kl", 1.0)), Row("vLLM", note="why")], {"base": BASE})
+    said = checked_receipt(target)
+    assert [(row["name"], row["verdict"]) for row in said["rows"]] == [("t", "pass"), ("vLLM", "not checked")]
+    assert set(said["files"]) == {path.name for path in target.iterdir()} - {RECEIPT}
+    (target / "more").write_text("x")
+    with pytest.raises(CorruptFile, match="more: is not of this export"):
+        checked_receipt(target)
+    (target / "more").unlink()
+    tensors = load_file(target / WEIGHTS)
+    save_file({k: v * 1.5 if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS, {"format": "pt"})
+    with pytest.raises(CorruptFile, match=f"file={WEIGHTS}.*sha256 differs"):
+        checked_receipt(target)
+    (target / WEIGHTS).unlink()
+    with pytest.raises(CorruptFile, match=f"{WEIGHTS}: is missing"):
+        checked_receipt(target)
+    (target / RECEIPT).write_text("{}")
+    with pytest.raises(CorruptFile, match="no receipt that this version reads"):
+        checked_receipt(target)
+    (target / RECEIPT).unlink()
+    with pytest.raises(MissingArtifact, match=r"receipt\.json"):
+        checked_receipt(target)
