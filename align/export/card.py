@@ -189,8 +189,16 @@ def licence_in(folder: Path) -> str:
     return str(said.get("license") or "") if isinstance(said, dict) else ""
 
 
+TALK = """
+chat = [{"role": "user", "content": "Hi, how are you?"}]
+asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**asked.to(model.device), max_new_tokens=64, do_sample=True)[0, asked["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+"""
+
+
 def _loading(facts: Mapping[str, Any]) -> str:
-    return f"## Loading\n\n```python\n{loading_code(facts)}```\n"
+    return f"## Loading, and talking to it\n\n```python\n{loading_code(facts)}{TALK}```\n"
 
 
 def loading_code(facts: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from align.models.lean import plainly
 from align.models.load import in_fp32, keep_unpacked, nf4
 
 Rows = Sequence[Sequence[int]]
@@ -32,14 +33,16 @@ def version_of(engine: str) -> str:
 
 @torch.no_grad()
 def logits_of(model: Any, rows: Rows) -> list[Tensor]:
-    """fp32 logits on the CPU, [S, V] for each row; one row at a time, so that no padding has a say."""
+    """fp32 logits on the CPU, [S, V] for each row; one row at a time, so that no padding has a say, and by the forwards
+    that the engine came with."""
     device = next(model.parameters()).device
-    return [model(input_ids=torch.tensor([list(row)], device=device)).logits[0].float().cpu() for row in rows]
+    with plainly(model):
+        return [model(input_ids=torch.tensor([list(row)], device=device)).logits[0].float().cpu() for row in rows]
 
 
 def whole_model(folder: Path, rows: Rows, device: torch.device) -> list[Tensor]:
     """transformers on a folder with a model, its weights as they lie there and fp32 sums."""
-    return logits_of(plainly(folder, device), rows)
+    return logits_of(as_published(folder, device), rows)
 
 
 def adapter_on(
@@ -56,11 +59,11 @@ def adapter_on(
         dtype: what the base's weights are read in; None is how they lie there.
         quantised: to NF4, out of `dtype`.
     """
-    model = plainly(base, device, dtype, quantised)
+    model = as_published(base, device, dtype, quantised)
     return logits_of(PeftModel.from_pretrained(model, str(adapter)).eval(), rows)
 
 
-def plainly(folder: Path, device: torch.device, dtype: torch.dtype | None = None, quantised: bool = False) -> Any:
+def as_published(folder: Path, device: torch.device, dtype: torch.dtype | None = None, quantised: bool = False) -> Any:
     options: dict[str, Any] = {"quantization_config": nf4(torch.float32)} if quantised else {}
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype or "auto", device_map={"": device}, trust_remote_code=False, **options

@@ -25,6 +25,7 @@ NEEDS = {
     ("reward", "rules"): ["reward.rules=[{rule: sentiment}]"],
     ("reward", "ensemble"): ["reward.refs=['reward:a','reward:b']"],
     ("reward", "sum"): ["reward.parts=[{name: rules, rules: [{rule: json}]}]"],
+    ("export", "check"): ["export.path=runs/export/a"],
 }
 REFUSED = {
     "sft": {("method", "full"), ("data", "annotations")},

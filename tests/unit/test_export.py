@@ -18,7 +18,7 @@ from transformers import (
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.export import folder
 from align.export.adapter import CONFIG, WEIGHTS, read_adapter
-from align.export.card import loading_code, render_card
+from align.export.card import TALK, loading_code, render_card
 from align.export.merged import merge
 
 
@@ -211,9 +211,10 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
     monkeypatch.chdir(support)
     Path("tiny").symlink_to(base)
     code = loading_code(facts)
-    assert code in render_card(facts)
+    assert code + TALK in render_card(facts)
     names: dict = {}
-    exec(code, names)
+    exec(code + TALK, names)
+    assert len(names["answer"]) > 0
     for module in names["model"].modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
