@@ -24,7 +24,6 @@ from annotate.clock import Clock
 from annotate.orders import chance, shown_order
 from annotate.reviewing import contested
 from annotate.store import Judgement, Settings, Store
-from annotate.store.checks import check_text
 from annotate.store.ledger import canonical
 from annotate.store.projects import guidelines_of, settings_of, state_of
 from annotate.store.queries import (
@@ -37,14 +36,15 @@ from annotate.store.queries import (
     remark_of,
     stands,
 )
-from annotate.store.records import vote_of
+from annotate.store.records import check_text, vote_of
 from annotate.store.tables import drafts, leases, ledger, work
 from annotate.tasks import Progress, Task, draft_of
 
 REPEAT_AFTER = 10
 """Other votes that lie between a vote and its repeat, at least."""
-SUMS_LAST_S = 5
-"""Seconds for which what takes a look at every item is not looked at again."""
+SUMS_LAST_S, CONTESTED_LAST_S = 1, 5
+"""Seconds for which what takes a look at every item, or at every vote, is not looked at again."""
+RECENT = 100
 
 
 class Desk:
@@ -76,7 +76,9 @@ class Desk:
 
     def take_review(self, reviewer: str) -> Task | None:
         """An item that annotators disagree on, the most contradicted first; None where nothing is left to settle."""
-        if self.clock() - self._contested[0] > SUMS_LAST_S:  # a look at every vote, before anybody has to wait for it
+        if (
+            self.clock() - self._contested[0] > CONTESTED_LAST_S
+        ):  # a look at every vote, before anybody has to wait for it
             with self.store.reading() as db:
                 self._contested = (self.clock(), contested(db, self.project))
         with self.store.transaction() as db:
@@ -160,6 +162,20 @@ class Desk:
                 self._prolong(db, token)
             return lease.state == "open"
 
+    def is_judged(self, annotator: str, token: str) -> bool:
+        """Whether the annotator has judged what this lease gave them."""
+        with self.store.reading() as db:
+            return self._lease(db, self._pseudonym(db, annotator), token).state == "judged"
+
+    def recent(self, annotator: str) -> list[int]:
+        """The `seq` of the annotator's last votes that stand, the newest last: what a page that is opened can undo."""
+        with self.store.reading() as db:
+            person = annotator_of(db, self.project, annotator)
+            who = "" if person is None else person.pseudonym
+            mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "judged")
+            last = select(leases.c.vote).where(*mine).order_by(leases.c.vote.desc()).limit(RECENT)
+            return db.execute(last).scalars().all()[::-1]  # type: ignore[return-value]
+
     def save_draft(self, annotator: str, token: str, content: Mapping[str, Any]) -> None:
         """Keeps what the annotator has said so far, over a refresh, a restart and the end of the lease."""
         with self.store.transaction() as db:
@@ -174,13 +190,13 @@ class Desk:
             lease = self._lease(db, self._pseudonym(db, annotator), token)
             close_leases(db, self.project, leases.c.token == lease.token, "returned")
 
-    def progress(self, annotator: str) -> Progress:
-        """How far they are; the project's sums may be some seconds old, for they take a look at every item."""
+    def progress(self, annotator: str, anew: bool = False) -> Progress:
+        """How far they are. The project's sums take a look at every item and may be a second old, unless `anew`."""
         with self.store.reading() as db:
             person = annotator_of(db, self.project, annotator)
             mine = 0 if person is None else self._judged_by(db, person.pseudonym)
             at, done, wanted = self._sums
-            if self.clock() - at > SUMS_LAST_S:
+            if anew or self.clock() - at > SUMS_LAST_S:
                 judged = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
                 sums = select(func.coalesce(func.sum(judged), 0), func.coalesce(func.sum(work.c.wanted), 0))
                 done, wanted = map(int, db.execute(sums.where(work.c.project == self.project)).one())

@@ -19,10 +19,11 @@ from align.data.rows import json_rows
 from align.errors import InputError, require
 from align.types import Conversation, Message
 from annotate.store import Candidate, Store
-from annotate.store.checks import check_expected, check_text
+from annotate.store.checks import check_expected
 from annotate.store.ledger import canonical
+from annotate.store.records import MOST_ANSWERS, check_text
 
-HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row.'
+HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")
 AT_ONCE = 200
 """Items in one transaction."""
@@ -106,11 +107,11 @@ def item_of(file_and_row: str, source: str, number: int, row: Mapping[str, Any])
         where = f"{file_and_row}, {column}"
         return InputError(where, shown if len(shown) <= 80 else f"{shown[:77]}…", problem, HELP)
 
-    for column in row.keys() - set(COLUMNS):
+    for column in sorted(row.keys() - set(COLUMNS)):
         raise refuse(column, f"there is no such column (there are {', '.join(COLUMNS)})")
     answers, expected = row.get("answers"), row.get("expected")
-    if not isinstance(answers, list) or len(answers) < 2:
-        raise refuse("answers", "not a list of two or more answers")
+    if not isinstance(answers, list) or not 2 <= len(answers) <= MOST_ANSWERS:
+        raise refuse("answers", f"not a list of 2 to {MOST_ANSWERS} answers")
     priority = row.get("priority", 0.0)
     if isinstance(priority, bool) or not isinstance(priority, int | float) or not abs(priority) < 1e300:
         raise refuse("priority", "not a finite number")
@@ -150,6 +151,8 @@ def add(store: Store, project: str, row: Row) -> None:
 
 def prompt_of(value: Any) -> Conversation:
     prompt = Conversation((Message("user", value),)) if isinstance(value, str) else Conversation.of(value)
+    if not prompt.messages[-1].content.strip():
+        raise ValueError("its last turn is empty")
     if prompt.messages[-1].role != "user":
         raise ValueError(f"its last turn is the {prompt.messages[-1].role}'s")
     return prompt

@@ -26,12 +26,14 @@ class Invitation:
         name: whom; empty: whoever has it chooses one.
         resets: whether it may set the password of that name: there is no such account yet, or whoever made it manages
             every project that the account is in. Else it only lets join who logs in.
+        known: whether there is an account of that name.
     """
 
     project: str
     role: str
     name: str
     resets: bool
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def invitation_of(db: Connection, token: str, now: float) -> Invitation | None:
     theirs = {} if user is None else roles_of(db, user.id)
     managed = roles_of(db, row.made_by) if row.made_by else dict.fromkeys(theirs, "admin")
     resets = all(managed.get(project) == "admin" for project in theirs)
-    return Invitation(row.project, row.role, row.name, resets)
+    return Invitation(row.project, row.role, row.name, resets, user is not None)
 
 
 def used(db: Connection, token: str, now: float) -> Invitation:

@@ -7,6 +7,7 @@ any weights are touched.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,6 +219,9 @@ class Config:
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         require(0 <= self.seed < 2**32, "seed", self.seed, "is no 32-bit number", "Give a seed from 0 to 4294967295.")
         require(bool(self.project), "project", self.project, "is empty", "Name the annotation project.")
+        plain = re.fullmatch(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}", self.project) is not None
+        problem = "cannot be part of a folder's name, which runs on it have"
+        require(plain, "project", self.project, problem, "Use up to 100 characters, without slashes or a dot in front.")
         require(
             self.schema_version == SCHEMA_VERSION,
             "schema_version",

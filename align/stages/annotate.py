@@ -25,6 +25,8 @@ from annotate.exporting import export
 from annotate.importing import import_items
 from annotate.simulate import simulate
 from annotate.store import Head, configure, publish_guidelines
+from annotate.store.projects import state_of
+from annotate.store.queries import known_projects
 from annotate.store.schema import migrate
 from reward.rules import Sentiment
 
@@ -173,12 +175,15 @@ def imported(run: Run, config: Config) -> Result:
 
 def configured(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
-    with open_store(config) as store, store.transaction():
+    with open_store(config) as store, store.transaction() as db:
+        new = config.project not in known_projects(db)
         settings = configure(store, config.project, stage.settings, stage.state)
         version = None
         if stage.guidelines:
             version = publish_guidelines(store, config.project, text_of(stage.guidelines))
-    lines = (f"project {config.project}: {settings}", *([f"guidelines, version {version}"] if version else []))
+        state = state_of(db, config.project)
+    made = "a new project" if new else "project"
+    lines = (f"{made} {config.project}: {state}, {settings}", *([f"guidelines, version {version}"] if version else []))
     return Result({"guidelines": version} if version else {}, lines)
 
 
@@ -199,6 +204,7 @@ def exported(run: Run, config: Config) -> Result:
 
 def verified(run: Run, config: Config) -> Result:
     with open_store(config, create=False) as store:
+        store.head(config.project)  # whether there is such a project
         head = store.verify(head_in(config.stage.head, Path(config.run.root).expanduser(), config.project))
     return Result({"rows": head.seq}, (f"{head.seq} rows, each what was written; the head is {head.hash}",))
 

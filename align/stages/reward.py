@@ -111,4 +111,5 @@ def run(run: Run, config: Config) -> Result:
     report.write(run.folder / "report.html")
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
     shown = ", ".join(f"{k} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in intervals)
-    return Result(metrics, (f"held out: {shown}",))
+    said = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
+    return Result(metrics, (*said, f"held out: {shown}"))

@@ -13,7 +13,7 @@ from align.errors import InputError, require
 from align.types import Conversation
 from annotate.store.projects import Settings, settings_of
 from annotate.store.queries import check_item, erasure_of, stands
-from annotate.store.records import SKIPS, UNWRITABLE, Candidate, Judgement, candidate_row, item_payload, prompt_row
+from annotate.store.records import SKIPS, Candidate, Judgement, candidate_row, check_text, item_payload, prompt_row
 from annotate.store.tables import candidates, ledger, prompts
 
 QUALITIES = ("", "good", "bad")
@@ -93,16 +93,6 @@ def check_ratings(judgement: Judgement, settings: Settings) -> None:
         require(attribute in settings.attributes, "ratings", attribute, "nobody asked for it", f"Rate {names}.")
         fits = type(rated) is int and 1 <= rated <= settings.scale
         require(fits, f"ratings.{attribute}", rated, "it is not on the scale", f"Give 1 to {settings.scale}.")
-
-
-def check_text(field: str, text: str, most: int | None = None) -> None:
-    """Raises for what one of the databases could not keep, or a file not be written with."""
-    shown = text if len(text) <= 60 else f"{text[:60]}…"
-    fits = most is None or len(text) <= most
-    require(fits, field, shown, f"it has {len(text)} characters", f"Give at most {most}.")
-    bad = UNWRITABLE.search(text)
-    problem = f"it holds U+{ord(bad[0]):04X}, which is no character" if bad else ""
-    require(not bad, field, shown.encode(errors="replace").decode(), problem, "Take it out.")
 
 
 def check_tiers(item: str, known: set[str], tiers: Sequence[Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, delete, exists, func, insert, select
 
 from align.errors import InputError, require
 from align.types import Conversation
-from annotate.store.checks import check_expected, check_first, check_judgement, check_same_item, check_text
+from annotate.store.checks import check_expected, check_first, check_judgement, check_same_item
 from annotate.store.connections import Connections
 from annotate.store.ledger import Head, canonical, salted_digest
 from annotate.store.people import leave
@@ -37,11 +37,13 @@ from annotate.store.queries import (
     work_row,
 )
 from annotate.store.records import (
+    MOST_ANSWERS,
     Candidate,
     Item,
     Judgement,
     Vote,
     candidate_row,
+    check_text,
     item_of,
     item_payload,
     prompt_row,
@@ -108,13 +110,14 @@ class Store:
             expected: of a gold item, the known answer: positions of the candidates in tiers, best first.
 
         Raises:
-            InputError: K < 2, an empty project or key, a known answer that leaves out or repeats a candidate, or the
-                key was used for other content.
+            InputError: K below 2 or above `MOST_ANSWERS`, an empty project or key, a known answer that leaves out or
+                repeats a candidate, or the key was used for other content.
         """
         require(bool(project.strip()), "project", project, "it is empty", "Name one, for instance project=quickstart.")
         require(bool(key), "key", key, "an item needs one", "Name the run and the prompt, for instance sample-1/17.")
         problem = f"{len(answers)} answer(s) cannot be ranked"
-        require(len(answers) >= 2, "candidates", len(answers), problem, "Sample at least 2 a prompt.")
+        possible = 2 <= len(answers) <= MOST_ANSWERS
+        require(possible, "candidates", len(answers), problem, f"Give 2 to {MOST_ANSWERS} a prompt.")
         item = hashlib.sha256(canonical([project, key]).encode()).hexdigest()[:16]
         known = check_expected(item, len(answers), expected)
         texts = (*(turn.content for turn in prompt.messages), *(answer.text for answer in answers))

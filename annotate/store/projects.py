@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from align.errors import CorruptFile, InputError, require
 from annotate.store.ledger import RESTORE, canonical
 from annotate.store.queries import append, check_project
-from annotate.store.records import shuffle_of
+from annotate.store.records import check_text, shuffle_of
 from annotate.store.tables import guidelines, projects, work
 
 if TYPE_CHECKING:
@@ -26,6 +25,11 @@ if TYPE_CHECKING:
 
 STATES = ("open", "paused", "closed")
 ORDERS = ("random", "priority")
+MOST_PEOPLE, MOST_VOTES, MOST_ATTRIBUTES, WEEK = 100, 1_000_000, 12, 7 * 24 * 60
+KINDS = {
+    str: "text", bool: "true or false", int: "a whole number", float: "a number",
+    tuple: "a list of names, such as [helpful, harmless]",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +65,25 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("overlap_share", "gold_share", "repeat_share"):
             value = getattr(self, name)
-            require(0 <= value <= 1, name, value, "it is no share", "Give a number from 0 to 1.")
-        require(self.overlap >= 1, "overlap", self.overlap, "nobody would judge anything", "Give 1 or more.")
-        require(self.quota >= 0, "quota", self.quota, "it is no number of votes", "Give 0 for no limit.")
+            require(0 <= value <= 1, name, value, "it is no share of one", "Give a number from 0 to 1.")
+        check_text("title", self.title, 200)
+        some = 1 <= self.overlap <= MOST_PEOPLE
+        require(some, "overlap", self.overlap, "so many cannot judge an item", f"Give 1 to {MOST_PEOPLE}.")
+        counted = 0 <= self.quota <= MOST_VOTES
+        require(counted, "quota", self.quota, "it is no number of votes", f"Give up to {MOST_VOTES}, 0 for no limit.")
         require(2 <= self.scale <= 10, "scale", self.scale, "it cannot be shown", "Give 2 to 10.")
         known = ", ".join(ORDERS)
         require(self.order in ORDERS, "order", self.order, "it is no order", f"Choose one of: {known}.")
-        possible = 0 < self.lease_minutes < math.inf
-        require(possible, "lease_minutes", self.lease_minutes, "it is no time", "Give a number of minutes above 0.")
+        possible = 0 < self.lease_minutes <= WEEK
+        told = f"Give a number of minutes above 0, up to {WEEK}."
+        require(possible, "lease_minutes", self.lease_minutes, "it is no time to keep an item", told)
         names = self.attributes
         good = len(set(names)) == len(names) and all(names)
         require(good, "attributes", list(names), "a name is empty or given twice", "Name each attribute once.")
+        few = len(names) <= MOST_ATTRIBUTES
+        require(few, "attributes", len(names), "so many cannot be rated", f"Name up to {MOST_ATTRIBUTES}.")
+        for name in names:
+            check_text("attributes", name, 60)
 
     def wanted(self, item: str) -> int:
         """How many people are to judge an item."""
@@ -94,7 +106,7 @@ class Settings:
                 fits = isinstance(value, int | float) and not isinstance(value, bool)
             else:
                 fits = type(value) is types[name]
-            require(fits, name, value, "it has another type", f"Give something like {getattr(cls(), name)!r}.")
+            require(fits, name, value, f"it is not {KINDS[types[name]]}", f"Give {KINDS[types[name]]}.")
             given[name] = value
         return cls(**given)
 

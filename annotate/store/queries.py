@@ -69,9 +69,13 @@ def erasure_of(connection: Connection, project: str, item: str) -> int | None:
 
 def check_project(connection: Connection, project: str) -> None:
     if connection.execute(select(ledger.c.seq).where(ledger.c.project == project).limit(1)).first() is None:
-        known = connection.execute(select(ledger.c.project).distinct().order_by(ledger.c.project)).scalars().all()
+        known = known_projects(connection)
         remedy = f"It holds {', '.join(known)}." if known else "Fill it first with stage=sample."
         raise InputError("project", project, "the store has no such project", remedy)
+
+
+def known_projects(connection: Connection) -> list[str]:
+    return list(connection.execute(select(ledger.c.project).distinct().order_by(ledger.c.project)).scalars())
 
 
 def check_item(connection: Connection, project: str, item: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.errors import require
 from align.types import Conversation
 from annotate.store.ledger import canonical, salted_digest
 
@@ -44,7 +45,20 @@ class Item:
     candidates: tuple[Candidate, ...]
 
 
+MOST_ANSWERS = 9
+"""Of an item: what one key each can place."""
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def check_text(field: str, text: str, most: int | None = None) -> None:
+    """Raises for what one of the databases could not keep, or a file not be written with."""
+    shown = text if len(text) <= 60 else f"{text[:60]}…"
+    fits = most is None or len(text) <= most
+    require(fits, field, shown, f"it has {len(text)} characters", f"Give at most {most}.")
+    bad = UNWRITABLE.search(text)
+    problem = f"it holds U+{ord(bad[0]):04X}, which is no character" if bad else ""
+    require(not bad, field, shown.encode(errors="replace").decode(), problem, "Take it out.")
+
 
 SKIPS = ("unsure", "language", "broken", "harmful", "other")
 """Why an item may be skipped: a closed list, for the ledger keeps it for ever. Words go into the rationale."""

@@ -113,11 +113,18 @@ def new_password(said: dict[str, str]) -> str:
 
 
 def page(title: str, content: str, error: InputError | None = None) -> Response:
-    problem = "" if error is None else f'<p class="warn" role="alert">{escape(f"{error.problem}. {error.remedy}")}</p>'
+    problem = "" if error is None else f'<p class="warn" role="alert">{escape(said_of(error))}</p>'
     if isinstance(error, StorageError) and not isinstance(error, Busy):
         raise error  # which the app explains, to strangers without what the database says
     status = 200 if error is None else 403 if isinstance(error, Refused) else 503 if isinstance(error, Busy) else 422
     return HTMLResponse(PAGE.format(title=escape(WORDS[title]), problem=problem, content=content), status)
+
+
+def said_of(error: InputError) -> str:
+    """With the field, and its value where that is no secret."""
+    shown = error.value if isinstance(error.value, str) and error.value != "(not shown)" else ""
+    named = f"{WORDS.get(error.field, error.field)}: " if not isinstance(error, Refused) else ""
+    return f"{named}{f'{shown[:80]}: ' if named and shown else ''}{error.problem}. {error.remedy}"
 
 
 def onward(invite: str, project: str) -> str:
@@ -134,7 +141,8 @@ def login_form(invite: str, project: str, name: str = "") -> str:
 
 def invitation_form(invitation: Invitation, token: str, person: Person | None, name: str = "") -> str:
     """To make an account or set its password; to join, for somebody who has one and is logged in."""
-    words = WORDS["invited"].format(project=invitation.project, role=WORDS[f"role_{invitation.role}"])
+    told = "resets" if invitation.known and invitation.resets else "invited"
+    words = WORDS[told].format(project=invitation.project, role=WORDS[f"role_{invitation.role}"], name=invitation.name)
     parts = [f"<p>{escape(words)}</p>"]
     if person is not None and invitation.name in ("", person.name):
         joined = send("join").format(name=escape(person.name))

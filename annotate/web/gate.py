@@ -133,7 +133,8 @@ class Gate:
             if answer is None:
                 await self.app(scope, receive, with_headers(send))
             else:
-                await respond(send, *answer)
+                page = any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
+                await respond(send, *(in_words(*answer) if page else answer))
 
     async def _refused(self, scope: Scope) -> Answer | None:
         """What the request is told in place of an answer; None where it may pass: then its scope says who asks, and by
@@ -208,6 +209,13 @@ def with_headers(send: Send) -> Send:
 def refusal(status: int, problem: str) -> Answer:
     said = {"problem": problem, "detail": escape(problem)}  # Gradio's pages show the latter, as HTML
     return status, json.dumps(said).encode(), [(b"content-type", b"application/json")]
+
+
+def in_words(status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+    """A refusal for whoever typed an address into a browser."""
+    if not body:
+        return status, body, headers
+    return status, json.loads(body)["problem"].encode(), [(b"content-type", b"text/plain; charset=utf-8")]
 
 
 async def respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

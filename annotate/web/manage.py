@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio
 
-from align.errors import InputError
+from align.errors import InputError, require
 from annotate.accounts import ROLES, Accounts, Person
 from annotate.store import Settings, configure, publish_guidelines
 from annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
@@ -49,6 +49,11 @@ class Manager:
             raise gradio.Error(WORDS["not_yours"], print_exception=False)
         return person
 
+    def may_see(self, request: gradio.Request, project: str) -> bool:
+        """Whether whoever opens a page may see what is for admins: it is loaded for all who may open it."""
+        person = self.door.who(dict(request.cookies))
+        return person is not None and person.may(project, "admin")
+
     def projects(self, request: gradio.Request) -> Any:
         """Those of which whoever asks sees more than the items."""
         person = self.door.who(dict(request.cookies))
@@ -60,24 +65,33 @@ class Manager:
         self.person(request, project, "reviewer")
         return shown(self.desks.store, project)
 
+    def tabs(self, project: str, request: gradio.Request) -> list[Any]:
+        """Those that are for admins are shown to them."""
+        admin = self.may_see(request, project)
+        return [gradio.Tab(visible=admin and self.accounts is not None), gradio.Tab(visible=admin)]
+
     def project(self, project: str, request: gradio.Request) -> list[Any]:
-        """State, guidelines, and the settings in their order."""
-        self.person(request, project, "admin")
+        """State, guidelines, and the settings in their order; nothing for who may not see them."""
+        if not self.may_see(request, project):
+            return [gradio.skip()] * (2 + len(SETTINGS))
         with self.desks.store.reading() as db:
             settings, state, text = settings_of(db, project), state_of(db, project), guidelines_of(db, project)
         values = asdict(settings) | {"attributes": ", ".join(settings.attributes)}
         return [state, "" if text is None else text[1], *(values[name] for name in SETTINGS)]
 
-    def save(self, project: str, state: str, request: gradio.Request, *values: Any) -> str:
+    def save(self, project: str, state: str, request: gradio.Request, *values: Any) -> list[Any]:
+        """Keeps settings and state; shows them as they are then."""
         self.person(request, project, "admin")
         given = dict(zip(SETTINGS, values, strict=True))
         given["attributes"] = [name for part in given["attributes"].split(",") if (name := part.strip())]
         configure(self.desks.store, project, given, state)
-        return WORDS["saved"]
+        gradio.Info(WORDS["saved"])
+        [state, _, *settings] = self.project(project, request)
+        return [state, *settings]
 
-    def publish(self, project: str, text: str, request: gradio.Request) -> str:
+    def publish(self, project: str, text: str, request: gradio.Request) -> None:
         self.person(request, project, "admin")
-        return WORDS["published"].format(version=publish_guidelines(self.desks.store, project, text))
+        gradio.Info(WORDS["published"].format(version=publish_guidelines(self.desks.store, project, text)))
 
 
 class Members:
@@ -87,8 +101,9 @@ class Members:
         self.manager, self.accounts = manager, accounts
 
     def shown(self, project: str, request: gradio.Request) -> list[Any]:
-        """Who is in it, the links that are out, and the choice of one."""
-        self.manager.person(request, project, "admin")
+        """Who is in it, the links that are out, and the choice of one; nothing for who may not see them."""
+        if not self.manager.may_see(request, project):
+            return [gradio.skip()] * 3
         rows = [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
         people = table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
         links = self.accounts.pending(project)
@@ -107,6 +122,7 @@ class Members:
 
     def revoke(self, project: str, link: str | None, request: gradio.Request) -> list[Any]:
         self.manager.person(request, project, "admin")
+        require(bool(link), "link", "", "none was chosen", "Choose one of the list.")
         self.accounts.revoke(project, link or "")
         return self.shown(project, request)
 
@@ -129,9 +145,10 @@ def shown_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return act(*given, **named)
         except InputError as error:
-            raise gradio.Error(
-                escape(f"{error.problem}. {error.remedy}"), duration=None, print_exception=False
-            ) from error
+            label = WORDS.get(f"setting_{error.field}") or WORDS.get(error.field) or error.field
+            value = str(error.value) if len(str(error.value)) <= 80 else f"{str(error.value)[:79]}…"
+            said = f"{label}: {value}: {error.problem}. {error.remedy}"
+            raise gradio.Error(escape(said), duration=None, print_exception=False) from error
 
     return acting
 
@@ -143,11 +160,12 @@ def manage_page(manager: Manager) -> gradio.Blocks:
         project = gradio.Dropdown(label=words["project"], allow_custom_value=True)
         with gradio.Tab(words["figures"]):
             dashboard_tab(shown_in_page(manager.figures), project)
-        if manager.accounts is not None:
-            with gradio.Tab(words["people"]):
+        with gradio.Tab(words["people"], visible=False) as people:
+            if manager.accounts is not None:
                 people_tab(Members(manager, manager.accounts), project)
-        with gradio.Tab(words["project"]):
+        with gradio.Tab(words["project"], visible=False) as settings:
             project_tab(manager, project)
+        project.change(manager.tabs, project, [people, settings])
         blocks.load(manager.projects, outputs=project)
     return blocks
 
@@ -180,11 +198,9 @@ def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
     state = gradio.Radio([(WORDS[f"state_{name}"], name) for name in STATES], label=WORDS["state"])
     with gradio.Row():
         settings = [setting(name, getattr(Settings(), name)) for name in SETTINGS]
-    told = gradio.Markdown()
-    gradio.Button(WORDS["save"]).click(shown_in_page(manager.save), [project, state, *settings], told)
+    gradio.Button(WORDS["save"]).click(shown_in_page(manager.save), [project, state, *settings], [state, *settings])
     text = gradio.Textbox(label=WORDS["guidelines_text"], lines=12)
-    published = gradio.Markdown()
-    gradio.Button(WORDS["publish"]).click(shown_in_page(manager.publish), [project, text], published)
+    gradio.Button(WORDS["publish"]).click(shown_in_page(manager.publish), [project, text])
     project.change(shown_in_page(manager.project), project, [state, text, *settings])
 
 

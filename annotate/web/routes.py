@@ -86,6 +86,7 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
             "attributes": settings.attributes,
             "scale": settings.scale,
             "blurred": settings.blurred,
+            "votes": desk.recent(person.name),
             "guidelines": None if guidelines is None else {"version": guidelines[0], "html": rendered(guidelines[1])},
         }
 
@@ -114,11 +115,11 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
     @router.post("/draft")
     def draft(body: DraftBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
         desk.save_draft(person.name, body.token, {"places": True, **body.draft.model_dump(exclude_defaults=True)})
-        return {"kept": desk.renew(person.name, body.token)}
+        return standing(desk, person, body.token)
 
     @router.post("/renew")
     def renew(body: Body, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        return {"kept": desk.renew(person.name, body.token)}
+        return standing(desk, person, body.token)
 
     @router.get("/difference")
     def difference(token: str, a: int, b: int, desk: Desk = here, person: Person = asking) -> dict[str, str]:
@@ -135,9 +136,15 @@ def check_reviewer(person: Person, desk: Desk) -> None:
         raise HTTPException(403, "this is for reviewers and admins of the project")
 
 
+def standing(desk: Desk, person: Person, token: str) -> dict[str, bool]:
+    """Whether an item is still kept for whoever has it on their screen, or was judged by them elsewhere."""
+    kept = desk.renew(person.name, token)
+    return {"kept": kept, "judged": not kept and desk.is_judged(person.name, token)}
+
+
 def step(desk: Desk, person: Person, task: Task | None) -> dict[str, Any]:
     """What the page shows next."""
-    done = desk.progress(person.name)
+    done = desk.progress(person.name, anew=task is None)
     progress = {"mine": done.mine, "quota": done.quota, "done": done.done, "wanted": done.wanted}
     if task is None:
         return {"task": None, "idle": desk.idle(person.name), "progress": progress}

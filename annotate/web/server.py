@@ -103,6 +103,6 @@ def listening(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        remedy = "Give another, such as stage.port=7862."
+        remedy = f"Give another, such as stage.port={port + 1 if port < 65535 else port - 1}."
         raise InputError("stage.port", port, f"it cannot be had ({error.strerror})", remedy) from error
     return listener

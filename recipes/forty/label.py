@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE", help="further words of the command")
     parser.add_argument("--items", type=int, default=40)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     words = ["stage=annotate", "stage.demo=true", f"project={given.project}", f"run.root={given.root}", *given.more]
     with serving(words) as link, sync_playwright() as running:
         browser = running.chromium.launch(executable_path=given.chromium, args=["--no-sandbox"])

@@ -122,10 +122,32 @@ def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
         assert guidelines_of(db, "p") == (1, "# Be fair")
     page.get_by_label("Highest rating").fill("99")
     page.click("button:has-text('Save')")
-    page.wait_for_selector("text=it cannot be shown")
+    page.wait_for_selector("text=Highest rating: 99: it cannot be shown")
     other = visitor()
     accept(other, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "ann")
     other.wait_for_selector("text=This project is paused")
+
+
+def test_a_reviewer_sees_the_figures_alone(serve, visitor):
+    app = serve([("yes", "no")], accounts=True)
+    page = app.watch(visitor())
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'reviewer')}", "rev")
+    manage(page, "Figures")
+    page.wait_for_selector("img[alt='Votes per day']")
+    page.wait_for_timeout(1000)
+    assert page.locator("button[role=tab]:visible").all_inner_texts() == ["Figures"]
+    assert page.locator("text=This is for admins").count() == 0
+
+
+def test_a_new_password_by_a_link_says_what_it_replaces(serve, visitor):
+    app = serve([("yes", "no")], accounts=True)
+    app.accounts.accept(app.accounts.invite("p", "annotator"), "ann", GOOD)
+    page = visitor()
+    page.goto(f"{app.url}/invite?token={app.accounts.invite('p', 'annotator', 'ann')}")
+    assert "Choose a new password for ann" in page.inner_text("body")
+    page.goto(f"{app.url}/manage")
+    page.goto(f"{app.url}/api/task")
+    assert page.inner_text("body") == "Log in."  # in words, for whoever typed an address
 
 
 def test_a_link_is_taken_back(serve, visitor):

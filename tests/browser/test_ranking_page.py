@@ -132,7 +132,7 @@ def test_good_bad_skip_and_undo(serve, page):
     until(page, "Taken back")
     page.keyboard.press("u")
     page.wait_for_function("first => document.querySelector('.prompt').textContent.includes(first)", arg=first)
-    assert page.get_by_role("button", name="All good").get_attribute("aria-pressed") == "true"  # as it was said
+    assert page.get_by_role("button", name="Both good").get_attribute("aria-pressed") == "true"  # as it was said
     assert app.votes == app.store.skips("p") == []
     page.keyboard.press("5")
     send(page)
@@ -257,7 +257,112 @@ def test_guidelines_keys_and_difference_are_one_key_away(serve, page):
     assert page.locator("dialog[open] b").count() == 0
     page.keyboard.press("Escape")
     page.keyboard.press("?")
-    assert "Digits judge it" in page.inner_text("dialog[open]")
+    told = page.inner_text("dialog[open]")
+    assert all(key in told.split() for key in "ugbfpsdrwhx")
+
+
+@pytest.mark.parametrize("answers", [("yes", "no"), ("a", "b", "c")])
+def test_enter_sends_after_a_click_and_does_not_press_the_button_again(serve, page, answers):
+    app = serve([answers, answers])
+    app.open(page)
+    page.locator("[data-answer='1'] [data-flag]").click()
+    page.locator("[data-quality=bad]").click()
+    assert page.evaluate("document.activeElement.dataset.answer") == "1"  # the card that was clicked
+    before = question(page)
+    page.keyboard.press("Enter")
+    next_one(page, before)
+    (vote,) = app.votes
+    assert (vote.quality, vote.flagged) == ("bad", (vote.shown[1],))
+    page.locator("[data-quality=good]").focus()
+    page.keyboard.press("Enter")  # who came by keys presses it
+    page.wait_for_selector("[data-quality=good][aria-pressed=true]")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 700)])
+def test_what_the_page_says_is_on_the_screen(serve, page, width, height):
+    app = serve([["word " * 80] * 9])
+    page.set_viewport_size({"width": width, "height": height})
+    app.open(page)
+    page.keyboard.press("Enter")
+    until(page, "Judge every answer first")
+    box = page.locator("#said").bounding_box()
+    assert box["y"] >= 0
+    assert box["y"] + box["height"] <= height + 1
+
+
+def test_long_guidelines_open_at_their_beginning(serve, page):
+    app = serve(PAIRS)
+    publish_guidelines(app.store, "p", "\n\n".join(f"Rule {n}" for n in range(80)))
+    app.open(page)
+    page.keyboard.press("h")
+    page.wait_for_selector("dialog[open]")
+    assert page.evaluate("document.querySelector('dialog[open]').scrollTop") == 0
+    assert page.evaluate("document.querySelector('dialog[open]').scrollHeight") > 800
+    page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("broken", ["getItem", "setItem"])
+def test_a_browser_that_keeps_nothing_still_sends(serve, page, broken):
+    """Full, or forbidden: what was said is in the page, and is sent."""
+    app = serve(PAIRS)
+    page.add_init_script(
+        f"Storage.prototype.{broken} = () => {{ throw new DOMException('no', 'QuotaExceededError'); }}"
+    )
+    app.open(page)
+    page.keyboard.press("2")
+    if broken == "setItem":
+        page.wait_for_function("document.querySelector('#said').textContent.includes('no room')")
+    before = question(page)
+    page.keyboard.press("Enter")
+    next_one(page, before)
+    assert [vote.strength for vote in app.votes] == [2]
+    assert app.errors == []
+
+
+def test_an_item_that_was_judged_in_another_window_is_said_to_be(serve, page):
+    app = serve(PAIRS)
+    app.open(page)
+    other = app.open(page.context.new_page())
+    other.keyboard.press("1")
+    before = question(other)
+    other.keyboard.press("Enter")
+    next_one(other, before)
+    page.keyboard.press("r")
+    page.keyboard.type("my reasons")
+    until(page, "You judged this item in another window")
+    page.keyboard.press("Escape")
+    page.keyboard.press("3")
+    page.keyboard.press("Enter")
+    page.click("text=Not taken by the server: 1")
+    assert "my reasons" in page.inner_text("dialog[open]")
+    page.click("text=Forget these")
+    assert page.locator("text=Not taken by the server").count() == 0
+    assert len(app.votes) == 1
+
+
+def test_a_page_that_is_opened_anew_can_take_back_what_was_said_before(serve, page):
+    app = serve(PAIRS)
+    app.open(page)
+    first = question(page)
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    next_one(page, first)
+    anew = app.open(page.context.new_page())
+    anew.keyboard.press("u")
+    until(anew, "Taken back")
+    assert question(anew) == first
+    assert app.votes == []
+
+
+def test_the_last_page_counts_to_the_end(serve, page):
+    app = serve(PAIRS[:2])
+    app.open(page)
+    for _ in range(2):
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(300)
+    page.wait_for_selector("text=Nothing is left to judge")
+    assert "You: 2. All: 2 of 2" in page.inner_text("header")
 
 
 def test_keys_of_one_letter_can_be_turned_off(serve, page):

@@ -229,12 +229,17 @@ def test_a_reviewer_may_look_and_not_manage(someone, accounts):
     client = someone("ann", "reviewer")
     accounts.invite("p", "annotator")
     for fn, data in (
-        ("shown", ["p"]), ("revoke", ["p", accounts.pending("p")[0].id]), ("invite", ["p", "admin", ""]),
+        ("revoke", ["p", accounts.pending("p")[0].id]), ("invite", ["p", "admin", ""]),
         ("change", ["p", "ann", "admin"]), ("publish", ["p", "x"]),
     ):  # fmt: skip
         assert "for admins of the project" in call(client, fn, data)
     assert accounts.members("p") == {"ann": "reviewer"}
     assert len(accounts.pending("p")) == 1
+    accounts.accept(accounts.invite("p", "annotator"), "somebody", GOOD)
+    for fn in ("shown", "project"):  # what the page loads by itself shows them nothing
+        loaded = call(client, fn, ["p"])
+        assert "process_completed" in loaded
+        assert not any(word in loaded for word in ("somebody", "for admins", accounts.pending("p")[0].id))
 
 
 def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):

@@ -56,6 +56,8 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("+new=1", "seed=1", "argument", "+new=1", "nothing can be added"),
         ("++new=1", "seed=1", "argument", "++new=1", "nothing can be added"),
         ("~method", "method=lora", "argument", "~method", "nothing can be added to the configuration or taken out"),
+        ("project=a/b", "project=a-b", "project", "a/b", "cannot be part of a folder's name"),
+        ("project=.hidden", "project=hidden", "project", ".hidden", "cannot be part of a folder's name"),
         ("hello", "project=hello", "argument", "hello", "is not of the form key=value"),
         ("=3", "seed=3", "argument", "=3", "is not of the form key=value"),
         ("model=hub", "model=hub model.path=org/x", "model.path", "(missing)", "Add model.path=VALUE."),

@@ -95,6 +95,8 @@ def test_a_saved_data_set_is_read_like_a_file(store, tmp_path):
     ("change", "column"),
     [
         ({"answers": ["only"]}, "answers"),
+        ({"answers": list("abcdefghij")}, "answers"),
+        ({"prompt": " "}, "prompt"),
         ({"answers": "no list"}, "answers"),
         ({"answers": None}, "answers"),
         ({"answers": ["a", 3]}, r"answers\[1\]"),

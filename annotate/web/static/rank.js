@@ -2,10 +2,10 @@
 // holds what was said and not yet acknowledged (the outbox, in localStorage), and sends it until it is.
 "use strict";
 (() => {
-  const LETTERS = "ABCDEFGHI", DRAFT_MS = 400, RENEW_MS = 60000, RETRY_MS = 1500;
+  const LETTERS = "ABCDEFGHI", DRAFT_MS = 400, RENEW_MS = 30000, RETRY_MS = 1500, AWAY_MS = 600000;
   const PROMPT = -1;
   const reviewing = new URLSearchParams(location.search).has("review");  // settling what others disagree on
-  let root, view, home, project, words, step = null, said = null, focused = 0, since = 0, votes = [], draftTimer = 0, busy = false, drafting = Promise.resolve();
+  let root, view, home, project, words, step = null, said = null, focused = 0, since = 0, seen = 0, votes = [], draftTimer = 0, busy = false, drafting = Promise.resolve();
 
   // Words and elements
 
@@ -25,13 +25,21 @@
     return element;
   }
   const key = (name) => make("kbd", { text: name, "aria-hidden": "true" });
+  // A click by mouse leaves the focus with the answers: Enter sends then, and does not press the button again.
   const button = (label, shortcut, act, more = {}) =>
-    make("button", { type: "button", onclick: act, "aria-keyshortcuts": shortcut, ...more }, label, key(shortcut));
+    make("button", { type: "button", "aria-keyshortcuts": shortcut, ...more, onclick: (event) => {
+      const at = event.currentTarget.closest("[data-answer]")?.dataset.answer;
+      act(event);
+      if (event.detail && step?.task && !busy && !root.querySelector("dialog[open]")) focus(Number(at ?? focused), false);
+    } }, label, key(shortcut));
+  let troubled = false;
   const tell = (text, warn = false, ...more) => {
     const line = root.querySelector("#said");
     line.replaceChildren(text, ...more);
     line.className = warn ? "warn" : "soft";
+    troubled = false;
   };
+  const tellTrouble = (error) => { tell(...trouble(error)); troubled = true; };
 
   // The server
 
@@ -43,7 +51,7 @@
     const answer = await fetch(`/api/${path}`, options);
     const found = await answer.json();
     const { status } = answer;
-    if (!answer.ok) throw Object.assign(new Error(found.problem), { status, refused: found.field !== undefined });
+    if (!answer.ok) throw Object.assign(new Error([found.problem, found.remedy].filter(Boolean).join(". ")), { status, refused: found.field !== undefined });
     return found;
   }
   // Whatever is not this project's server saying no to these very words: a restart, a proxy, another program at the port.
@@ -55,11 +63,27 @@
 
   // One for each person in each project of each store: another's would be refused, or taken for somebody else's.
   const shelf = () => `align-outbox/${project.id}`;
-  const read = (storage, name, otherwise) => JSON.parse(storage.getItem(`${shelf()}${name}`) ?? otherwise);
-  const write = (storage, name, value) => storage.setItem(`${shelf()}${name}`, JSON.stringify(value));
-  const outbox = () => read(localStorage, "", "[]");
-  const keep = (letters) => write(localStorage, "", letters);
-  const noteVotes = () => write(sessionStorage, "/votes", votes);
+  // A browser may keep nothing, or have no room: then this page does, as long as it is open.
+  const spare = new Map();
+  function shelved(storage, name, act) {
+    try { return act(window[storage], `${shelf()}${name}`); } catch { return undefined; }
+  }
+  const read = (storage, name, otherwise) =>
+    JSON.parse(spare.get(`${shelf()}${name}`) ?? shelved(storage, name, (there, at) => there.getItem(at)) ?? otherwise);
+  function write(storage, name, value) {
+    const text = JSON.stringify(value);
+    const kept = shelved(storage, name, (there, at) => { there.setItem(at, text); return there.getItem(at) === text; });
+    if (kept) spare.delete(`${shelf()}${name}`); else spare.set(`${shelf()}${name}`, text);
+    return kept;
+  }
+  function drop(name) {
+    spare.delete(`${shelf()}${name}`);
+    shelved("localStorage", name, (there, at) => there.removeItem(at));
+  }
+  const outbox = () => read("localStorage", "", "[]");
+  const keep = (letters) => write("localStorage", "", letters);
+  const noteVotes = () => write("sessionStorage", "/votes", votes);
+  const refused = () => read("localStorage", "/refused", "[]");
   const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 
   // Sends what is waiting, oldest first, until the server has it all; the last answer brings the next item.
@@ -75,12 +99,12 @@
         tell(say("saved"));
       } catch (error) {
         if (lost(error)) {
-          tell(...trouble(error));
+          tellTrouble(error);
           await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
           continue;
         }
         answer = null;
-        write(localStorage, "/refused", [...read(localStorage, "/refused", "[]"), letter].slice(-20));
+        write("localStorage", "/refused", [...refused(), { ...letter, at: new Date().toISOString() }].slice(-20));
         tell(error.status === 409 ? say("elsewhere") : say("refused", { problem: error.message }), true);
       }
       keep(outbox().filter((other) => other.key !== letter.key));
@@ -97,7 +121,7 @@
         break;
       } catch (error) {
         if (!lost(error)) { tell(say("refused", { problem: error.message }), true); break; }
-        tell(...trouble(error));
+        tellTrouble(error);
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
     }
@@ -143,7 +167,7 @@
   function changed(redraw = true) {
     if (redraw) reflect();
     clearTimeout(draftTimer);
-    write(localStorage, "/draft", { token: step.task.token, draft: draft() });
+    if (!write("localStorage", "/draft", { token: step.task.token, draft: draft() })) tell(say("no_room"), true);
     draftTimer = setTimeout(saveDraft, DRAFT_MS);
   }
   function draft() {
@@ -154,17 +178,22 @@
   }
   // One after the other, the newest last; what a lost connection kept back is sent again.
   function saveDraft() {
-    const kept = read(localStorage, "/draft", "null");
+    const kept = read("localStorage", "/draft", "null");
     clearTimeout(draftTimer);
     if (!kept) return drafting;
     drafting = drafting.then(() => ask("draft", kept)).then(
-      ({ kept: ours }) => { if (step?.task?.token === kept.token) tell(ours ? say("draft_saved") : say("late"), !ours); },
+      ({ kept: ours, judged }) => { if (step?.task?.token === kept.token) standing(ours, judged, say("draft_saved")); },
       (error) => {
         if (!lost(error)) return;
-        tell(...trouble(error));
+        tellTrouble(error);
         draftTimer = setTimeout(saveDraft, RETRY_MS);
       });
     return drafting;
+  }
+
+  // What became of the item on the screen: ours still, judged by us in another window, or with somebody else.
+  function standing(ours, judged, otherwise) {
+    if (judged) tell(say("judged_elsewhere"), true); else if (!ours) tell(say("late"), true); else if (otherwise) tell(otherwise);
   }
 
   // Acts
@@ -207,7 +236,7 @@
     if (busy || !step.task) return undefined;
     clearTimeout(draftTimer);
     keep([...outbox(), { token: step.task.token, key: randomKey(), said: what }]);
-    localStorage.removeItem(`${shelf()}/draft`);
+    drop("/draft");
     root.querySelector("dialog[open]")?.close();
     return advance();
   }
@@ -218,12 +247,12 @@
     try {
       const back = await ask("undo", { seq: votes.at(-1) });
       votes.pop();
-      localStorage.removeItem(`${shelf()}/draft`);
+      drop("/draft");
       show(back);
       tell(say("undone"));
     } catch (error) {
       if (!lost(error)) votes.pop();
-      tell(...(lost(error) ? trouble(error) : [say("refused", { problem: error.message }), true]));
+      if (lost(error)) tellTrouble(error); else tell(say("refused", { problem: error.message }), true);
     }
     noteVotes();
     occupied(false);
@@ -233,7 +262,7 @@
 
   function dialog(title, ...content) {
     const box = make("dialog", { "aria-label": title, onclose: () => box.remove() },
-      make("h2", { text: title }), ...content, button(say("close"), "Escape", () => box.close()));
+      make("h2", { text: title, tabindex: "-1", autofocus: true }), ...content, button(say("close"), "Escape", () => box.close()));
     root.append(box);
     box.showModal();
   }
@@ -241,10 +270,20 @@
     dialog(say("guidelines"), project.guidelines
       ? make("div", { class: "text", html: project.guidelines.html }) : make("p", { text: say("no_guidelines") }));
   // Who dictates, or leans on keys, can do without those of one letter (WCAG 2.1.4).
-  const letters = () => localStorage.getItem("align-letters") !== "off";
-  const help = () => dialog(say("help"), make("p", { text: say("help_text") }),
+  const letters = () => { try { return localStorage.getItem("align-letters") !== "off"; } catch { return true; } };
+  const KEYS = [["← →", "help_move"], ["1 – 9", "help_digits"], ["Enter", "send"], ["u", "undo"], ["g", "good"], ["b", "bad"],
+    ["f", "flag"], ["p", "flag_prompt"], ["s", "skip"], ["d", "difference_key"], ["r", "rationale"], ["w", "demonstration"],
+    ["Escape, Ctrl+Enter", "help_field"], ["h", "guidelines"], ["x", "show"], ["?", "help"]];
+  const help = () => dialog(say("help"),
+    make("dl", { class: "keys" }, ...KEYS.flatMap(([name, word]) => [make("dt", {}, make("kbd", { text: name })), make("dd", { text: say(word) })])),
     make("p", {}, make("label", {}, make("input", { type: "checkbox", id: "align-letters", checked: letters(),
-      onchange: (event) => localStorage.setItem("align-letters", event.target.checked ? "on" : "off") }), ` ${say("letters")}`)));
+      onchange: (event) => { try { localStorage.setItem("align-letters", event.target.checked ? "on" : "off"); } catch { /* for now */ } } }),
+      ` ${say("letters")}`)));
+  // What the server would not take, in the words that were said: nothing is thrown away unseen.
+  const showRefused = () => dialog(say("not_sent", { count: refused().length }),
+    ...refused().map(({ at, said: what }) => make("pre", { class: "text", style: "white-space: pre-wrap",
+      text: [at, what.rationale, what.demonstration, JSON.stringify(what)].filter(Boolean).join("\n") })),
+    make("p", {}, button(say("forget"), "", () => { drop("/refused"); root.querySelector("dialog[open]").close(); show(step); })));
   const SKIPS = ["unsure", "language", "broken", "harmful", "other"];
   const askWhy = () =>
     dialog(say("skip_why"), make("div", { class: "row" },
@@ -252,7 +291,7 @@
   async function difference() {
     const [a, b] = [focused, (focused + 1) % count()].sort((x, y) => x - y);
     const { token } = step.task;
-    const found = await ask(`difference?token=${encodeURIComponent(token)}&a=${a}&b=${b}`).catch((error) => tell(...trouble(error)));
+    const found = await ask(`difference?token=${encodeURIComponent(token)}&a=${a}&b=${b}`).catch(tellTrouble);
     if (!found || busy || step.task?.token !== token) return;
     const { html } = found;
     dialog(say("difference", { a: LETTERS[a], b: LETTERS[b] }), make("div", { class: "text", style: "white-space: pre-wrap", html }));
@@ -263,7 +302,8 @@
   function show(next) {
     if (!next.progress) throw new Error("that was not the server's answer");
     step = next;
-    const kept = read(localStorage, "/draft", "null"); // newer than the server's, where it was said while that was away
+    if (troubled) tell("");  // it is over
+    const kept = read("localStorage", "/draft", "null"); // newer than the server's, where it was said while that was away
     said = step.task && remembered(kept?.token === step.task.token ? kept.draft : step.task.draft);
     for (const open of root.querySelectorAll("dialog")) open.remove();
     focused = 0;
@@ -276,7 +316,8 @@
         make("span", { class: "row" }, make("progress", { max: Math.max(wanted, 1), value: done, "aria-label": progress }),
           make("span", { class: "soft", text: progress })),
         make("span", { class: "row" }, button(say("undo"), "u", undo, { disabled: !votes.length }),
-          button(say("guidelines"), "h", guidelines), button(say("help"), "?", help)), person()),
+          button(say("guidelines"), "h", guidelines), button(say("help"), "?", help),
+          refused().length ? make("button", { type: "button", text: say("not_sent", { count: refused().length }), onclick: showRefused }) : null), person()),
       step.task ? item() : make("p", { text: say(`idle_${reviewing ? "reviewed" : step.idle}`) }));
     if (!step.task) return;
     reflect();
@@ -291,10 +332,10 @@
       make("section", { class: "prompt", "aria-label": say("prompt") }, ...prompt.map(({ role, html }) =>
         make("div", {}, make("strong", { text: say(`role_${role}`) }), make("div", { class: "text", html, dir: "auto" })))),
       step.task.others ? opinions() : null,
-      make("section", { class: "answers", "aria-label": say("answers") }, ...answers.map(card)),
+      make("section", { class: "answers", "data-count": count(), "aria-label": say("answers") }, ...answers.map(card)),
       isPair() ? strengths() : strip(),
-      make("div", { class: "row" }, button(say("good"), "g", () => all("good"), { "data-quality": "good" }),
-        button(say("bad"), "b", () => all("bad"), { "data-quality": "bad" }),
+      make("div", { class: "row" }, button(say(isPair() ? "both_good" : "good"), "g", () => all("good"), { "data-quality": "good" }),
+        button(say(isPair() ? "both_bad" : "bad"), "b", () => all("bad"), { "data-quality": "bad" }),
         button(say("flag_prompt"), "p", () => flag(PROMPT), { "data-flag": PROMPT }),
         button(say("difference_key"), "d", difference), button(say("skip"), "s", askWhy)),
       field("rationale", "r", 20000), field("demonstration", "w", 100000),
@@ -326,7 +367,7 @@
     make("label", { class: "choice" }, make("input", { type: "radio", name, value, onchange: act, checked }),
       make("span", {}, label, shortcut ? key(shortcut) : null));
   const strengths = () =>
-    make("fieldset", {}, make("legend", { text: say("preference") }), make("div", { class: "row" },
+    make("fieldset", {}, make("legend", { text: say("preference") }), make("div", { class: "row strengths" },
       ...[-3, -2, -1, 0, 1, 2, 3].map((value) =>
         radio("strength", value, say(`strength_${value}`), String(value + 4), () => prefer(value)))));
   const places = (answer) =>
@@ -451,7 +492,7 @@
   ].filter(Boolean);
 
   // What the server has of a draft need not stay in a browser that others use; what it has not is in the outbox.
-  const forget = () => project && localStorage.removeItem(`${shelf()}/draft`);
+  const forget = () => project && drop("/draft");
 
   async function patiently(path) {
     for (;;) {
@@ -461,8 +502,14 @@
   async function start() {
     root.append(view = make("div"), make("p", { id: "said", role: "status", class: "soft" }));
     document.addEventListener("keydown", pressed);
-    setInterval(() => step?.task && !busy && ask("renew", { token: step.task.token }).then(
-      ({ kept }) => kept || tell(say("late"), true), () => undefined), RENEW_MS);
+    for (const sign of ["keydown", "pointermove", "scroll"]) document.addEventListener(sign, () => { seen = performance.now(); }, true);
+    // Nobody keeps an item by a tab that was left open; and whoever waits for one need not ask.
+    setInterval(() => {
+      if (busy || document.hidden || !step) return;
+      if (!step.task) advance();
+      else if (performance.now() - seen < AWAY_MS)
+        ask("renew", { token: step.task.token }).then(({ kept, judged }) => standing(kept, judged, ""), () => undefined);
+    }, RENEW_MS);
     home = await patiently("projects");
     words = home.words;
     document.documentElement.lang = document.documentElement.lang || "en";
@@ -471,7 +518,7 @@
     if (!chosen) return view.replaceChildren(...choice(asked, all));
     project = chosen;
     project = { ...chosen, ...(await patiently("project")) };
-    votes = read(sessionStorage, "/votes", "[]");
+    votes = read("sessionStorage", "/votes", JSON.stringify(project.votes));
     await advance();
   }
   (function wait() {
