@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.errors import CorruptFile
 from align.export.folder import publish, read_json, write_json, write_tokenizer
 from align.models.load import in_fp32, load_base
-from align.run import WEIGHTS, Base, folder_digest
+from align.run import WEIGHTS, Base, folder_digest, json_digest
 
 DEQUANTISED = "nf4-dequantised"
 ABOUT = "base.json"
@@ -37,14 +37,17 @@ def dequantised_beside(
         CorruptFile: what is there is not what was written.
     """
     kept = str(dtype).removeprefix("torch.")
-    folder = root / f"{Path(named['id']).name}-{DEQUANTISED}-{kept}-{base.digest[:12]}"
+    quantised = str(trained).removeprefix("torch.")  # the codes depend on it where the base is stored in more bits
+    which = json_digest([base.digest, quantised])[:12]
+    folder = root / f"{Path(named['id']).name}-{DEQUANTISED}-{kept}-{which}"
     if not (folder / ABOUT).is_file():
         model = dequantised(load_base(base, "qlora", device, trained), dtype)
         with publish(folder, replace=True) as part:
             model.save_pretrained(part)
             check_plain_weights(part, dtype)
             write_tokenizer(part, tokenizer)
-            about = {**named, "kind": DEQUANTISED, "dtype": kept, "weights": folder_digest(part, WEIGHTS)}
+            about = {**named, "kind": DEQUANTISED, "dtype": kept, "quantised_from": quantised}
+            about["weights"] = folder_digest(part, WEIGHTS)
             write_json(part / ABOUT, about)
     remedy = f"Remove {folder}; the next stage=export writes it anew."
     if read_json(folder / ABOUT, remedy).get("weights") != folder_digest(folder, WEIGHTS):

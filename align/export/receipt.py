@@ -82,9 +82,12 @@ class Row:
         return asdict(self) | {"found": found, "verdict": self.verdict, "name": self.name}
 
 
-def fixed_prompts(tokenizer: Any) -> list[list[int]]:
+def fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
     """Token ids of the prompts that every receipt is measured on, through the chat template. The last row is no text,
     but tokens from all over the vocabulary, for a tokenizer that knows none of our words.
+
+    Args:
+        longest: tokens that the model has positions for.
 
     Raises:
         InputError: the template refuses them.
@@ -95,7 +98,8 @@ def fixed_prompts(tokenizer: Any) -> list[list[int]]:
     special = set(tokenizer.all_special_ids)
     ordinary = [id for id in range(len(tokenizer)) if id not in special]
     spread = [ordinary[i * len(ordinary) // SPREAD] for i in range(SPREAD)]
-    return [*(prompt.input_ids for prompt in encode_prompts(tokenizer, asked, LONGEST)[0]), spread]
+    fitting = encode_prompts(tokenizer, asked, min(LONGEST, longest))[0]
+    return [*(prompt.input_ids for prompt in fitting), spread[:longest]]
 
 
 def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:

@@ -14,7 +14,7 @@ from align.export.bases import DEQUANTISED
 from align.export.engines import OTHERS, TRANSFORMERS, adapter_on, logits_of, version_of, whole_model
 from align.export.receipt import Bound, Row, compared, fixed_prompts
 from align.models.adapters import attach
-from align.models.load import in_fp32, load_base
+from align.models.load import context_length, in_fp32, load_base
 from align.ops.divergence import Divergence
 from align.run import Base
 
@@ -72,8 +72,8 @@ def trained_model(
     Raises:
         CorruptFile, InputError: base or adapter do not load, or do not fit each other.
     """
-    rows = fixed_prompts(tokenizer)
     model = attach(in_fp32(load_base(base, method, device, dtype)), adapter, "policy")
+    rows = fixed_prompts(tokenizer, context_length(model))
     logits = logits_of(model, rows)
     with model.disable_adapter():
         alone = compared(logits, logits_of(model, rows))

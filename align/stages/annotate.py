@@ -83,7 +83,7 @@ def served(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
     url, others = origins(stage)
     cookie = f"align_{{}}_{stage.port}".format
-    with open_store(config, create=False) as store:
+    with open_store(config, create=False) as store, store.alone():
         before = store.head(config.project).seq  # and whether there is such a project
         desks = Desks(store)
         if stage.demo:

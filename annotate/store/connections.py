@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
 
 from sqlalchemy import Connection, Engine, select
 
+from align.errors import InputError
 from annotate.store.schema import LOCKED_S, explained
 from annotate.store.tables import (
     annotators,
@@ -24,6 +28,10 @@ from annotate.store.tables import (
 )
 
 ERASABLE = (prompts, candidates, annotators, remarks, drafts, leases, users, members, sessions, invitations)
+
+PATIENCE = 10
+SERVING = 7861
+"""PostgreSQL's number of the lock that a server holds on its database."""
 
 
 class Connections:
@@ -84,6 +92,40 @@ class Connections:
                 finally:
                     self._local.reading = None
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """As the only one who serves this store, until the end of the block or of the process.
+
+        Raises:
+            InputError: another process serves it.
+        """
+        if self._engine.dialect.name == "postgresql":
+            lock = f"({SERVING}, hashtext(current_schema()))"  # a database may hold several stores
+            with explained(self.shown), self._engine.connect() as connection:
+                self._hold(lambda: connection.exec_driver_sql(f"SELECT pg_try_advisory_lock{lock}").scalar_one())
+                connection.commit()  # the lock is the session's; an open transaction would keep rows from the vacuum
+                try:
+                    yield
+                finally:
+                    connection.invalidate()  # ends the session, and its lock with it
+            return
+        path = self._engine.url.database
+        if not path or path == ":memory:":
+            yield
+            return
+        with open(f"{path}.serving", "w") as file:  # the locks of the database's own file are SQLite's
+            self._hold(lambda: is_locked(file))
+            yield
+
+    def _hold(self, attempt: Callable[[], bool]) -> None:
+        """Tries for a moment: of a server that was killed the database may not know yet."""
+        for tries in range(PATIENCE):
+            if attempt():
+                return
+            time.sleep(0.2 if tries < PATIENCE - 1 else 0)
+        remedy = "End that one first; one process serves every project of a store."
+        raise InputError("store.url", self.shown, "another process serves it", remedy)
+
     def erased(self) -> None:
         """Says that this thread's transaction erased something."""
         self._local.erased = True
@@ -105,3 +147,11 @@ class Connections:
         with outside.connect() as connection:
             connection.exec_driver_sql(f"VACUUM {names}")
         return True
+
+
+def is_locked(file: IO[str]) -> bool:
+    """Locks a file for this process, if no other has it; whether it is ours."""
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -66,6 +66,7 @@ class Store:
         reading, transaction: of `Connections`: a view, and a transaction that commits all that is written in it or
             nothing. Their connection is for the rooms of `annotate` that have tables of their own to read or write.
         erased: to be called within a transaction that erased something.
+        alone: of `Connections`: a block for the one process that serves the store.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -74,6 +75,7 @@ class Store:
         self.reading = self._connections.reading
         self.transaction = self._connections.writing
         self.erased = self._connections.erased
+        self.alone = self._connections.alone
 
     @classmethod
     def open(cls, url: str, create: bool = True) -> Store:

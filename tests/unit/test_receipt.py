@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_models import BASE, exported, load, make_adapter, make_base, merged_in
+from export_models import BASE, exported, load, make_adapter, make_base, merged_in, randomise
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -206,6 +207,33 @@ def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Pa
     whole = merged_in(merge(in_fp32(load(folder)), source, torch.float32), tmp_path / "merged", tokenizer=tokenizer)
     assert merged_rows(found, whole, DEQUANTISED, "float32", None)[0].verdict == "pass"
     assert found.alone.max_logprob > 0.1
+
+
+def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: Path):
+    """GPT-2: 48 learned positions, where most of the prompts are longer; Conv1D, whose weights lie the other way."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    torch.manual_seed(0)
+    shape = {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 48, "initializer_range": 0.2}
+    folder = tmp_path / "model"
+    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=2)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model = get_peft_model(
+        load(folder, nf4=False),
+        LoraConfig(r=4, lora_alpha=3, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM"),
+    )
+    randomise(model)
+    model.save_pretrained(tmp_path / "source")
+    gpt2 = Base("gpt2", str(folder), None, "gpt2")
+    found = trained_model(gpt2, tmp_path / "source", "lora", CPU, torch.float32, tokenizer)
+    assert max(map(len, found.rows)) <= 48
+    rows = adapter_rows(found, exported(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer), None, "float32")
+    assert rows[0].verdict == "pass"
+    assert found.alone.max_logprob > 0.1
+    merged = merge(load(folder, nf4=False), tmp_path / "source", torch.float32)
+    whole = merged_in(merged, tmp_path / "merged", tokenizer=tokenizer)
+    assert merged_rows(found, whole, "original", "float32", None)[0].verdict == "pass"
 
 
 # --- The base beside it -----------------------------------------------------------------------------------------------

@@ -220,6 +220,17 @@ def test_urls_that_lead_nowhere(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # a reader's typo makes no file
 
 
+def test_one_process_at_a_time_serves_a_store(store, store_url):
+    add(store)
+    with Store.open(store_url) as other:
+        with store.alone():
+            with pytest.raises(InputError, match="another process serves it"), other.alone():
+                pass
+            add(other, "run/1")  # which may be written and read all the same
+        with other.alone():
+            pass
+
+
 def test_a_password_is_not_shown():
     with pytest.raises(InputError) as caught:
         Store.open("nosuch://user:hunter2@host/name")
