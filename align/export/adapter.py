@@ -24,6 +24,7 @@ from align.export.lowering import REPEATABLE, Factors, lower
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "Export it merged: export=merged."
+OWN_TOKENIZER = "Train with the base's own tokenizer."
 RETRAIN = "Restore it from a copy, or train again with resume=never."
 
 # What says which function the adapter computes, and so what an engine needs to read.
@@ -61,6 +62,8 @@ TRAINING_ONLY = (
     "revision",
     "velora_config",
 )
+MERGEABLE = ("modules_to_save", "use_dora", "bias")
+"""Keys of what no engine serves as an adapter, and a merge can take."""
 # These initialisations take their share out of the base weights: on the untouched base the adapter is another model.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
@@ -212,6 +215,11 @@ def write_adapter(
     adapter = read_adapter(source)
     check_plain(adapter)
     plain, factors = lower(adapter.config, factors_in(source), initial)
+    for module, pair in factors.items():
+        if not all(bool(side.isfinite().all()) for side in pair):
+            raise InputError(
+                WEIGHTS, module, "its scale makes nan or infinity of it", "Train with a smaller lora_alpha."
+            )
     tensors = {
         f"base_model.model.{module}.lora_{side}.weight": tensor.cpu()
         for module, pair in factors.items()
@@ -227,7 +235,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, base: PreTrainedTokeniz
     """Raises: InputError: the adapter was trained with tokens that its base does not have, and can carry none."""
     if added := sorted(tokenizer.get_vocab().keys() - base.get_vocab().keys()):
         problem = f"{len(added)} tokens were added to the base's: vLLM and llama.cpp have no embedding for them"
-        raise InputError("tokenizer", added[0], problem, MERGE)
+        raise InputError("tokenizer", added[0], problem, OWN_TOKENIZER)
 
 
 def factors_in(source: Path) -> dict[str, Factors]:

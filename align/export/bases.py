@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.errors import CorruptFile
+from align.errors import CorruptFile, InputError
 from align.export.folder import publish, read_json, write_json, write_tokenizer
 from align.models.load import in_fp32, load_base
 from align.run import WEIGHTS, Base, folder_digest, json_digest
@@ -36,10 +36,8 @@ def dequantised_beside(
     Raises:
         CorruptFile: what is there is not what was written.
     """
-    kept = str(dtype).removeprefix("torch.")
-    quantised = str(trained).removeprefix("torch.")  # the codes depend on it where the base is stored in more bits
-    which = json_digest([base.digest, quantised])[:12]
-    folder = root / f"{Path(named['id']).name}-{DEQUANTISED}-{kept}-{which}"
+    kept, quantised = (str(of).removeprefix("torch.") for of in (dtype, trained))
+    folder = root / dequantised_name(base, named, trained, dtype)
     if not (folder / ABOUT).is_file():
         model = dequantised(load_base(base, "qlora", device, trained), dtype)
         with publish(folder, replace=True) as part:
@@ -49,10 +47,27 @@ def dequantised_beside(
             about = {**named, "kind": DEQUANTISED, "dtype": kept, "quantised_from": quantised}
             about["weights"] = folder_digest(part, WEIGHTS)
             write_json(part / ABOUT, about)
-    remedy = f"Remove {folder}; the next stage=export writes it anew."
+    remedy = f"Remove {folder}, and export again with resume=never."
     if read_json(folder / ABOUT, remedy).get("weights") != folder_digest(folder, WEIGHTS):
         raise CorruptFile("base", folder.name, "its weights are not those that were written", remedy)
     return folder
+
+
+def dequantised_name(base: Base, named: dict[str, str], trained: torch.dtype, dtype: torch.dtype) -> str:
+    """Its folder's. The codes depend on what they were quantised from, where the base is stored in more bits."""
+    which = json_digest([base.digest, str(trained)])[:12]
+    return f"{Path(named['id']).name}-{DEQUANTISED}-{str(dtype).removeprefix('torch.')}-{which}"
+
+
+def weights_dtype(folder: Path) -> str:
+    """In which a model's weights lie in a folder. Raises: CorruptFile: in several, or none."""
+    kinds = set()
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as file:
+            kinds |= {str(file.get_tensor(key).dtype).removeprefix("torch.") for key in file.keys()}  # noqa: SIM118
+    if len(kinds) != 1:
+        raise CorruptFile("weights", folder.name, f"their dtypes are {sorted(kinds)}", "Export it again.")
+    return kinds.pop()
 
 
 def dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -84,6 +99,9 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+            if not bool(parameter.data.isfinite().all()):
+                problem = "cannot hold a weight of this model"
+                raise InputError("export.dtype", str(dtype).removeprefix("torch."), problem, "Use bfloat16.")
 
 
 def forget_quantisation(model: Any) -> None:

@@ -159,7 +159,9 @@ def _fidelity(facts: Mapping[str, Any]) -> str:
         "on fixed prompts; differences in nats. An engine that was not checked may say anything.\n\n"
         + _table(HEADS, cells(rows))
     )
-    gap = next((row.found for row in rows if row.base == "original" and row.bound is None), None)
+    gap = next(
+        (row.found for row in rows if row.what == "adapter" and row.base == "original" and row.bound is None), None
+    )
     if gap is not None:
         text += (
             f"\nOn the **original** weights of the base the adapter is another model: KL {_number(gap.kl)} nats a "

@@ -5,6 +5,7 @@ Each function loads as a stranger would, by the engine's own means and none of o
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ def logits_of(model: Any, rows: Rows) -> list[Tensor]:
 
 def whole_model(folder: Path, rows: Rows, device: torch.device) -> list[Tensor]:
     """transformers on a folder with a model, its weights as they lie there and fp32 sums."""
-    return logits_of(as_published(folder, device), rows)
+    model = as_published(folder, device)
+    logits = logits_of(model, rows)
+    del model
+    freed()
+    return logits
 
 
 def adapter_on(
@@ -60,7 +65,19 @@ def adapter_on(
         quantised: to NF4, out of `dtype`.
     """
     model = as_published(base, device, dtype, quantised)
-    return logits_of(PeftModel.from_pretrained(model, str(adapter)).eval(), rows)
+    model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    logits = logits_of(model, rows)
+    del model
+    freed()
+    return logits
+
+
+def freed() -> None:
+    """Models that nothing refers to any more give their memory back now: the short forwards are bound to modules, in
+    circles, and the next model is as large."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def as_published(folder: Path, device: torch.device, dtype: torch.dtype | None = None, quantised: bool = False) -> Any:

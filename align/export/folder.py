@@ -52,27 +52,35 @@ def publish(target: Path, replace: bool = False) -> Iterator[Path]:
         raise InputError("target", target.name, "already holds files", "Choose another folder or remove it first.")
     part = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
     try:
-        part.mkdir(parents=True)
+        with unwritable(target):
+            part.mkdir(parents=True)
         yield part
-        _sync(part)
-        if target.is_dir() and any(target.iterdir()):
-            old = part.with_suffix(".old")
-            os.replace(target, old)
-            os.replace(part, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(part, target)  # POSIX renames over an empty folder
-    except OSError as error:
-        if isinstance(error, InputError):
-            raise
-        raise StorageError(
-            "target",
-            target.name,
-            f"cannot be written ({error.strerror or error})",
-            "Free space or choose another folder.",
-        ) from error
+        with unwritable(target):
+            moved(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def moved(part: Path, target: Path) -> None:
+    """Gives a finished folder its name, in the place of what had it."""
+    _sync(part)
+    if target.is_dir() and any(target.iterdir()):
+        old = part.with_suffix(".old")
+        os.replace(target, old)
+        os.replace(part, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(part, target)  # POSIX renames over an empty folder
+
+
+@contextmanager
+def unwritable(target: Path) -> Iterator[None]:
+    """What the disk says against a folder, as the user's own error."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise StorageError("target", target.name, problem, "Free space or choose another folder.") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

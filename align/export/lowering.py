@@ -87,7 +87,7 @@ def initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, Factors]
     """
     if config.get("init_lora_weights") not in REPEATABLE:
         return None
-    check_initial(model, config)
+    check_initial(getattr(model, "is_loaded_in_4bit", False), config)
     known = {
         key: value for key, value in config.items() if value is not None and key in LoraConfig.__dataclass_fields__
     }
@@ -101,9 +101,9 @@ def initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, Factors]
     return found
 
 
-def check_initial(model: Any, config: Mapping[str, Any]) -> None:
+def check_initial(quantised: bool, config: Mapping[str, Any]) -> None:
     """Raises: InputError: the adapter took a share out of a quantised base, of which nobody can say what was left."""
     init = config.get("init_lora_weights")
-    if init in REPEATABLE and getattr(model, "is_loaded_in_4bit", False):
+    if init in REPEATABLE and quantised:
         problem = "it took a share out of a quantised base, whose rest was quantised anew: nothing undoes that"
         raise InputError("init_lora_weights", init, problem, "Train with init_lora_weights=true, or with method=lora.")

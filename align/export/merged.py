@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import InputError
-from align.export.adapter import WEIGHTS, Adapter, check_plain, read_adapter
+from align.export.adapter import MERGEABLE, WEIGHTS, Adapter, check_plain, read_adapter
 from align.export.bases import cast, check_plain_weights, forget_quantisation, refuse_repacked
 from align.export.folder import check_base, write_json, write_tokenizer
 from align.export.lowering import check_initial
@@ -45,8 +45,8 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
         RuntimeError: bitsandbytes has repacked the base's weights, which dequantise to garbage.
     """
     found = read_adapter(adapter)
-    check_plain(found, allow=("modules_to_save", "use_dora", "bias"))
-    check_initial(model, found.config)
+    check_plain(found, MERGEABLE)
+    check_initial(getattr(model, "is_loaded_in_4bit", False), found.config)
     _check_mergeable(model, found)
     dtype = dtype or model.dtype
     if getattr(model, "is_loaded_in_4bit", False):

@@ -8,7 +8,9 @@ a pass. The receipt holds the sha256 of every file beside it, so that it speaks 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ LONGEST = 256
 Bound = tuple[str, float]
 """A figure of `Divergence`, and the most that it may be."""
 
+ALONE = "base alone"
+"""What is no export, and measured as a yardstick."""
 PASS, FAIL, ACCEPTED, REPORTED, UNCHECKED = "pass", "fail", "accepted", "reported", "not checked"
 
 
@@ -73,7 +77,8 @@ class Row:
         if self.bound is None:
             return REPORTED
         figure, most = self.bound
-        if getattr(self.found, figure) <= most:  # a figure that is no number is not below anything
+        whole = all(map(math.isfinite, (self.found.kl, self.found.top1, self.found.max_logprob)))
+        if whole and getattr(self.found, figure) <= most:
             return PASS
         return ACCEPTED if self.accepted else FAIL
 
@@ -89,8 +94,7 @@ def fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
     Args:
         longest: tokens that the model has positions for.
 
-    Raises:
-        InputError: the template refuses them.
+    A prompt that the template refuses, or that is too long, is left out.
     """
     told = json.loads(PROMPTS.read_text(encoding="utf-8"))
     roles = ("user", "assistant")
@@ -98,8 +102,11 @@ def fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
     special = set(tokenizer.all_special_ids)
     ordinary = [id for id in range(len(tokenizer)) if id not in special]
     spread = [ordinary[i * len(ordinary) // SPREAD] for i in range(SPREAD)]
-    fitting = encode_prompts(tokenizer, asked, min(LONGEST, longest))[0]
-    return [*(prompt.input_ids for prompt in fitting), spread[:longest]]
+    found = []
+    for conversation in asked:
+        with suppress(InputError):
+            found += encode_prompts(tokenizer, [conversation], min(LONGEST, longest))[0]
+    return [*(prompt.input_ids for prompt in found), spread[:longest]]
 
 
 def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
@@ -111,33 +118,37 @@ def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
 def accepting(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """The rows, those of these names with a missed bound waved through. Raises: InputError: there is no such row."""
     for name in names:
-        known = ", ".join(row.name for row in rows if row.bound is not None)
-        if not any(row.name == name for row in rows):
-            raise InputError("export.accept", name, "the receipt has no such row", f"It has {known}.")
+        bound = [row.name for row in rows if row.bound is not None]
+        if name not in bound:
+            raise InputError("export.accept", name, "no such row has a bound", f"Those are {', '.join(bound)}.")
     return [replace(row, accepted=row.name in names) for row in rows]
 
 
 def judged(rows: Iterable[Row], require: Sequence[str]) -> None:
     """Raises: InputError: a bound was missed and is not accepted, or a required engine was not asked."""
     rows = list(rows)
-    for row in rows:
-        if row.verdict == FAIL and row.found is not None and row.bound is not None:
-            figure, most = row.bound
-            raise InputError(
-                "export", row.name, f"its {figure} is {getattr(row.found, figure):.3g}, which may be {most:g}",
-                f"It is not what was trained. To export it all the same: export.accept=[{row.name}].",
-            )  # fmt: skip
+    failed = [row for row in rows if row.verdict == FAIL]
+    if failed:
+        said = (
+            f"{row.name}: {row.bound[0]} is {getattr(row.found, row.bound[0]):.3g}, which may be {row.bound[1]:g}"
+            for row in failed
+            if row.bound is not None
+        )
+        names = ",".join(row.name for row in failed)
+        remedy = f"It is not what was trained. To export it all the same: export.accept=[{names}]."
+        raise InputError("export", failed[0].name, "; ".join(said), remedy)
     for engine in require:
-        if not any(row.engine == engine and row.found is not None for row in rows):
+        if not any(row.engine == engine and row.found is not None and row.what != ALONE for row in rows):
             why = next((row.note for row in rows if row.engine == engine), "this version knows no such engine")
             remedy = "Install it, or leave it out of export.require."
             raise InputError("export.require", engine, f"it was not checked: {why}", remedy)
 
 
-def write_receipt(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+def write_receipt(folder: Path, rows: Sequence[Row], prompts: Sequence[Sequence[int]], about: dict[str, Any]) -> None:
     """`receipt.json`, last of an export's files.
 
     Args:
+        prompts: token ids that were asked.
         about: the `artifact` and `base` that it speaks of, by digest.
     """
     files = {
@@ -145,8 +156,12 @@ def write_receipt(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> N
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != RECEIPT
     }
-    prompts = json_digest(json.loads(PROMPTS.read_text(encoding="utf-8")))
-    said = {"schema_version": SCHEMA, **about, "prompts": prompts, "rows": [row.as_dict() for row in rows]}
+    asked = {
+        "number": len(prompts),
+        "tokens": sum(map(len, prompts)),
+        "digest": json_digest([list(p) for p in prompts]),
+    }
+    said = {"schema_version": SCHEMA, **about, "prompts": asked, "rows": [row.as_dict() for row in rows]}
     write_json(folder / RECEIPT, said | {"files": files})
 
 
@@ -158,7 +173,9 @@ def checked_receipt(folder: Path) -> dict[str, Any]:
     """
     said = read_json(folder / RECEIPT, "Point at a folder that stage=export wrote.")
     remedy = "Export it again."
-    if said.get("schema_version") != SCHEMA or not isinstance(said.get("files"), dict):
+    rows = said.get("rows")
+    whole = isinstance(said.get("files"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
+    if said.get("schema_version") != SCHEMA or not whole:
         raise CorruptFile(RECEIPT, folder.name, "is no receipt that this version reads", remedy)
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT}
     for name in sorted(there ^ said["files"].keys()):
@@ -168,6 +185,35 @@ def checked_receipt(folder: Path) -> dict[str, Any]:
         if file_digest(folder / name) != digest:
             raise CorruptFile("file", name, "is not the file that the receipt speaks of (its sha256 differs)", remedy)
     return said
+
+
+def agreeing(said: dict[str, Any], rows: Sequence[Row]) -> None:
+    """What a receipt claims, against what was measured again.
+
+    Raises:
+        CorruptFile: it claims a measurement that was not made, or another result.
+    """
+    measured = {row.name: row.found for row in rows if row.found is not None}
+    absent = {row.name for row in rows if row.found is None and row.what}  # for want of a base to put it on
+    for row in said["rows"]:
+        name, claimed = str(row.get("name")), row.get("found")
+        if (claimed is None and row.get("verdict") == UNCHECKED) or name in absent:
+            continue
+        found = measured.get(name)
+        if found is None:
+            problem = "the receipt claims what was not measured here"
+        elif not isinstance(claimed, dict) or not all(
+            close(claimed.get(key), getattr(found, key)) for key in ("kl", "top1", "max_logprob")
+        ):
+            problem = "the receipt claims another result than was measured again"
+        else:
+            continue
+        raise CorruptFile(RECEIPT, name, problem, "Do not trust it: export again.")
+
+
+def close(claimed: Any, found: float) -> bool:
+    """Alike but for rounding on another machine."""
+    return isinstance(claimed, float | int) and abs(claimed - found) <= max(1e-4, 0.05 * abs(found))
 
 
 HEADS = ("engine", "what", "base", "weights", "max logprob difference", "KL", "same top token", "verdict")

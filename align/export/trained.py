@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
+from align.errors import CorruptFile, require
+from align.export.adapter import OWN_TOKENIZER
 from align.export.bases import DEQUANTISED
-from align.export.engines import OTHERS, TRANSFORMERS, adapter_on, logits_of, version_of, whole_model
-from align.export.receipt import Bound, Row, compared, fixed_prompts
+from align.export.engines import OTHERS, TRANSFORMERS, adapter_on, freed, logits_of, version_of, whole_model
+from align.export.receipt import ALONE, Bound, Row, compared, fixed_prompts
 from align.models.adapters import attach
 from align.models.load import context_length, in_fp32, load_base
 from align.ops.divergence import Divergence
@@ -52,7 +55,7 @@ class Trained:
 
     @property
     def without(self) -> Row:
-        return Row(TRANSFORMERS, "base alone", self.kind, name_of(self.dtype), version_of(TRANSFORMERS), self.alone)
+        return Row(TRANSFORMERS, ALONE, self.kind, name_of(self.dtype), version_of(TRANSFORMERS), self.alone)
 
     @property
     def kind(self) -> str:
@@ -74,9 +77,16 @@ def trained_model(
     """
     model = attach(in_fp32(load_base(base, method, device, dtype)), adapter, "policy")
     rows = fixed_prompts(tokenizer, context_length(model))
+    rooms = model.get_input_embeddings().weight.shape[0]
+    beyond = f"has ids beyond the {rooms} rows of the base's embedding"
+    require(max(map(max, rows)) < rooms >= len(tokenizer), "tokenizer", len(tokenizer), beyond, OWN_TOKENIZER)
     logits = logits_of(model, rows)
+    finite = all(bool(part.isfinite().all()) for part in logits)
+    require(finite, "artifact", adapter.name, "what was trained says nan or infinity", "Train it again.")
     with model.disable_adapter():
         alone = compared(logits, logits_of(model, rows))
+    del model
+    freed()
     return Trained(base, adapter, method, device, dtype, tokenizer, rows, logits, alone)
 
 
@@ -104,26 +114,36 @@ def adapter_rows(trained: Trained, folder: Path, dequantised: Path | None, kept:
 def merged_rows(trained: Trained, folder: Path, into: str, kept: str, summed: Sequence[Tensor] | None) -> list[Row]:
     """A merged model as it lies on disk and, where `summed` are its logits then, before it was cast to `kept`.
 
-    Merged into the original weights a QLoRA adapter makes another model: the merge is held to what the adapter says on
-    these, and how far that lies from what was trained is told.
+    Merged into the original weights a QLoRA adapter makes another model: it is held to what the adapter says on these,
+    and how far that lies from what was trained is told.
     """
-    known = into in (trained.kind, DEQUANTISED)
-    found = []
-    if summed is not None:
-        if known:
-            found.append(trained.beside(summed, "merge", into, "float32", MERGED))
-        else:
-            unmerged = adapter_on(
-                Path(trained.base.path), trained.adapter, trained.rows, trained.device, trained.dtype
-            )  # fmt: skip
-            there = compared(unmerged, summed)
-            found.append(Row(TRANSFORMERS, "merge", into, "float32", version_of(TRANSFORMERS), there, MERGED))
+    base, known = Path(trained.base.path), into in (trained.kind, DEQUANTISED)
+    truth = trained.logits
+    if not known:
+        truth = adapter_on(base, trained.adapter, trained.rows, trained.device, trained.dtype)
     loaded = whole_model(folder, trained.rows, trained.device)
-    bound = MERGED if kept == "float32" else ROUNDED
-    found.append(trained.beside(loaded, "merged", into, kept, bound if known else None))
+    found = []
+    for what, weights, logits, bound in (
+        ("merge", "float32", summed, MERGED),
+        ("merged", kept, loaded, MERGED if kept == "float32" else ROUNDED),
+    ):
+        if logits is not None:
+            divergence = compared(truth, logits)
+            found.append(Row(TRANSFORMERS, what, into, weights, version_of(TRANSFORMERS), divergence, bound))
+    if not known:
+        found.append(trained.beside(loaded, "gap", into, kept, None))
     if trained.kind == "nf4":
         found.append(on_original(trained, trained.adapter))
     return [*found, trained.without, *unasked()]
+
+
+def check_tokenizer(trained: Trained, folder: Path) -> None:
+    """Raises: CorruptFile: the tokenizer or chat template in an export does not read the prompts as the trained one."""
+    exported = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    longest = max(map(len, trained.rows))
+    if fixed_prompts(exported, longest) != [list(row) for row in fixed_prompts(trained.tokenizer, longest)]:
+        problem = "its tokens of the fixed prompts are others than in training"
+        raise CorruptFile("tokenizer", folder.name, problem, "Export it again.")
 
 
 def on_original(trained: Trained, adapter: Path) -> Row:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -61,7 +62,7 @@ def kl_between(logits_a: Tensor, logits_b: Tensor, mask: Tensor) -> Divergence:
         difference = torch.where(a == b, 0.0, a - b)
         kl += torch.where(a.isneginf(), 0.0, a.exp() * difference).sum().item()
         same += (a.argmax(-1) == b.argmax(-1)).sum().item()
-        largest = max(largest, difference.abs().max().item())
+        largest = worst((largest, difference.abs().max().item()))
     return Divergence(kl / len(rows), same / len(rows), largest, len(rows))
 
 
@@ -72,4 +73,10 @@ def pooled(parts: Sequence[Divergence]) -> Divergence:
     def mean(name: str) -> float:
         return sum(getattr(p, name) * p.tokens for p in parts) / tokens
 
-    return Divergence(mean("kl"), mean("top1"), max(p.max_logprob for p in parts), tokens)
+    return Divergence(mean("kl"), mean("top1"), worst(p.max_logprob for p in parts), tokens)
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest; nan where one is, which Python's `max` would lose."""
+    found = list(values)
+    return math.nan if any(map(math.isnan, found)) else max(found)

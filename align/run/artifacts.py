@@ -159,7 +159,8 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
     for candidate in stages:
         for manifest_path in (root / candidate).glob("*/manifest.json"):
             manifest = read_manifest(manifest_path.parent)
-            if manifest["status"] == "done":
+            checks = manifest["identity"]["config"].get("export", {}).get("name") == "check"  # which publish nothing
+            if manifest["status"] == "done" and not (candidate == "export" and checks):
                 done.append((manifest["times"]["finished"], manifest_path.parent))
     for _, folder in sorted(done, reverse=True):
         artifact = artifact_in(folder, f"{folder.parent.name}:{folder.name}", verify=False)

@@ -68,6 +68,7 @@ def perform(config: Config) -> int:
         log = log_to(run)
         try:
             result = module.run(run, config)
+            run.manifest["hardware"] |= computed_on(config)
             run.publish(result.metrics)
         except AlignError:
             raise
@@ -88,12 +89,24 @@ def perform(config: Config) -> int:
     return 0
 
 
+def computed_on(config: Config) -> dict[str, str]:
+    """What `device=auto dtype=auto` came to; nothing where nothing was computed."""
+    if "torch" not in sys.modules:
+        return {}
+    from align.models.load import choose_device
+
+    device = choose_device(config.device).type
+    chosen = "bfloat16" if device == "cuda" else "float32"
+    return {"device": device, "dtype": chosen if config.dtype == "auto" else config.dtype}
+
+
 def blame(error: Exception, config: Config) -> InputError | None:
     """An unexpected error as the user's own, where it is one: too little memory, a full or a locked disk."""
     if out_of_memory(error):
         return InputError(
             "memory", type(error).__name__, "the device has too little for this run",
-            "Lower stage.micro_batch, rollout.batch_size or data.max_length, or use method=qlora.",
+            "Lower stage.micro_batch, rollout.batch_size or data.max_length, or use method=qlora; stage=export holds a "
+            "model in fp32: give it device=cpu.",
         )  # fmt: skip
     return storage_error(error, config.run.root)
 

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from align.config.root import Config
 from align.data.sources import licence_of
 from align.errors import InputError
-from align.export.adapter import check_vocabulary, read_adapter, write_adapter
-from align.export.bases import DEQUANTISED, cast, dequantised_beside
+from align.export.adapter import MERGEABLE, check_plain, check_vocabulary, read_adapter, write_adapter
+from align.export.bases import ABOUT, DEQUANTISED, cast, dequantised_beside, dequantised_name, weights_dtype
 from align.export.card import licence_in, render_card
-from align.export.engines import logits_of
-from align.export.folder import publish
-from align.export.lowering import initial_factors
+from align.export.engines import freed, logits_of
+from align.export.folder import publish, read_json
+from align.export.lowering import check_initial, initial_factors
 from align.export.merged import merge, write_merged
-from align.export.receipt import HEADS, Row, accepting, as_text, cells, checked_receipt, judged, write_receipt
-from align.export.trained import Trained, adapter_rows, merged_rows, trained_model
+from align.export.receipt import (
+    HEADS,
+    RECEIPT,
+    Row,
+    accepting,
+    agreeing,
+    as_text,
+    cells,
+    checked_receipt,
+    judged,
+    write_receipt,
+)
+from align.export.trained import Trained, adapter_rows, check_tokenizer, merged_rows, trained_model
 from align.models.base import BUILT_IN
 from align.models.load import DTYPES, choose_device, choose_dtype, in_fp32, load_base, load_tokenizer
 from align.report import Report
-from align.run import Artifact, Base, Run, folder_digest, json_digest
+from align.run import Artifact, Base, Run, json_digest
 from align.stages import Inputs
-from align.stages.lineage import data_behind, evaluation_of, label, parents_of, start, tokenizer_of
+from align.stages.lineage import data_behind, evaluation_of, label, parents_of, start, tokenizer_of, trained_in
 from align.track import peak_rss_mb
 from align.types import Result
 
 
 def inputs(config: Config) -> Inputs:
+    told = config.method.name
     artifact, base = start(config, config.artifact, "artifact")
     if artifact.whole:
         raise InputError(
@@ -40,16 +54,33 @@ def inputs(config: Config) -> Inputs:
             "is a whole model already",
             f"Load {artifact.path} as it is, or export an adapter.",
         )
+    if not artifact.manifest:
+        check_stranger(artifact, base, told)
     records = {"artifact": artifact.record()}
     if (evaluation := evaluation_of(artifact, Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = {"digest": json_digest(evaluation)}  # stands in the card: another is another export
-    if config.export.path is not None:
-        records["export"] = {"digest": folder_digest(Path(config.export.path).expanduser())}
+    if config.export.name == "check":
+        records["asked"] = {"digest": secrets.token_hex(8)}  # each time anew
     return Inputs(f"{label(base, config)}-{config.export.name}", base, records)
+
+
+def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
+    """Raises: InputError: an adapter that no run here made is of another base, or nobody says how it was trained."""
+    known = artifact.path / ABOUT
+    digest = read_json(known, "Export it again.").get("digest") if known.is_file() else None
+    if digest and digest != base.digest:
+        problem = f"its {ABOUT} names another base ({str(digest)[:12]}) than {base.id} ({base.digest[:12]})"
+        raise InputError("artifact", artifact.ref, problem, "Name the base it was trained on: model.path=.")
+    if method == "auto":
+        problem = f"nothing says how {artifact.ref} was trained"
+        raise InputError("method", method, problem, "Say method=qlora (on an NF4 base) or method=lora.")
 
 
 def run(run: Run, config: Config) -> Result:
     base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
+    found = read_adapter(artifact.path)
+    check_plain(found, () if config.export.name == "adapter" else MERGEABLE)
+    check_initial(config.method.name == "qlora", found.config)
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     dtype = choose_dtype(trained_in(artifact) or config.dtype, device)
@@ -62,10 +93,10 @@ def run(run: Run, config: Config) -> Result:
         target = run.folder / "artifact"
         shutil.rmtree(target, ignore_errors=True)
         with publish(target) as folder:  # which stays only if the receipt is good
-            rows = DO[config.export.name](config, trained, folder)
-            rows = accepting(rows, config.export.accept)
+            rows = accepting(DO[config.export.name](config, trained, folder), config.export.accept)
+            check_tokenizer(trained, folder)
             (folder / "README.md").write_text(card(run, config, artifact, trained, rows), encoding="utf-8")
-            write_receipt(folder, rows, about(config, artifact, trained))
+            write_receipt(folder, rows, trained.rows, about(config, artifact, trained))
             shown(rows, config)
         line = f"{config.export.name} of {artifact.ref} in {target}"
 
@@ -85,50 +116,73 @@ def adapter(config: Config, trained: Trained, folder: Path) -> list[Row]:
     read = read_adapter(trained.adapter).config
     initial = None
     if isinstance(read.get("init_lora_weights"), str):
-        initial = initial_factors(load_base(trained.base, trained.method, trained.device, trained.dtype), read)
+        base = in_fp32(load_base(trained.base, trained.method, trained.device, trained.dtype))
+        initial = initial_factors(base, read)
     named = named_base(trained.base)
-    write_adapter(folder, trained.adapter, named, tokenizer=trained.tokenizer, initial=initial)
+    generation = None
+    if (Path(trained.base.path) / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(trained.base.path)
+    write_adapter(
+        folder, trained.adapter, named, tokenizer=trained.tokenizer, initial=initial, generation=generation
+    )  # fmt: skip
     return adapter_rows(trained, folder, base_beside(config, trained), config.export.dtype)
 
 
 def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
-    into, dtype = merged_into(config, trained), DTYPES[config.export.dtype]
-    method = trained.method if into == DEQUANTISED else "lora"
-    base = in_fp32(load_base(trained.base, method, trained.device, trained.dtype))
-    model = merge(base, trained.adapter, torch.float32)
+    model = merged_model(config, trained)
     summed = logits_of(model, trained.rows)
-    cast(model, dtype)
+    cast(model, DTYPES[config.export.dtype])
+    model.config.dtype = DTYPES[config.export.dtype]
     write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer)
-    del base, model  # before others are loaded to compare
-    return merged_rows(trained, folder, into, config.export.dtype, summed)
+    del model
+    freed()  # before others are loaded to compare
+    return merged_rows(trained, folder, merged_into(config, trained), config.export.dtype, summed)
+
+
+def merged_model(config: Config, trained: Trained) -> Any:
+    """In fp32."""
+    method = trained.method if merged_into(config, trained) == DEQUANTISED else "lora"
+    base = in_fp32(load_base(trained.base, method, trained.device, trained.dtype))
+    return merge(base, trained.adapter, torch.float32)
 
 
 DO: dict[str, Callable[[Config, Trained, Path], list[Row]]] = {"adapter": adapter, "merged": merged}
 
 
 def check(config: Config, artifact: Artifact, trained: Trained) -> list[Row]:
-    """An export that was made before, measured again, with what its receipt says of how it was made.
+    """An export that was made before, measured again. Its receipt is believed in nothing: what it is, its files say;
+    what may be missed, `export.accept` says; and what the receipt claims has to be found again.
 
     Raises:
-        CorruptFile: a file of it is not the one that the receipt speaks of.
+        CorruptFile: a file of it is not the one that the receipt speaks of, or the receipt claims another result.
         InputError: it is an export of something else, or it misses a bound.
     """
     folder = Path(config.export.path or "").expanduser()
+    folder = folder / "artifact" if (folder / "artifact" / RECEIPT).is_file() else folder
     said = checked_receipt(folder)
     wanted = about(config, artifact, trained)
     for what in ("artifact", "base"):
         if said.get(what) != wanted[what]:
             problem = f"{folder.name} was made of another {what}"
             raise InputError("artifact", artifact.ref, problem, "Name the artifact that was exported.")
-    if said["kind"] == "merged":
-        rows = merged_rows(trained, folder, said["into"], said["dtype"], None)
+    if (folder / "config.json").is_file():
+        summed = logits_of(merged_model(config, trained), trained.rows)
+        freed()
+        rows = merged_rows(trained, folder, merged_into(config, trained), weights_dtype(folder), summed)
     else:
-        config.export.dtype, config.export.base = said["dtype"], said["beside"]
-        rows = adapter_rows(trained, folder, base_beside(config, trained), said["dtype"])
-    waved = {row["name"] for row in said["rows"] if row["accepted"]}
-    rows = accepting(rows, [row.name for row in rows if row.name in waved])
+        rows = adapter_rows(trained, folder, beside_already(config, trained), config.export.dtype)
+    check_tokenizer(trained, folder)
+    rows = accepting(rows, config.export.accept)
     shown(rows, config)
+    agreeing(said, rows)
     return rows
+
+
+def beside_already(config: Config, trained: Trained) -> Path | None:
+    """The dequantised base beside the runs, if it is there: a check writes nothing."""
+    folder = Path(config.run.root).expanduser() / "bases"
+    there = dequantised_name(trained.base, named_base(trained.base), trained.dtype, DTYPES[config.export.dtype])
+    return base_beside(config, trained) if (folder / there).is_dir() else None
 
 
 def base_beside(config: Config, trained: Trained) -> Path | None:
@@ -146,10 +200,8 @@ def merged_into(config: Config, trained: Trained) -> str:
 
 def about(config: Config, artifact: Artifact, trained: Trained) -> dict[str, Any]:
     """What a receipt speaks of, and how it was made."""
-    made = {"kind": config.export.name, "dtype": config.export.dtype, "beside": config.export.base}
-    return {
-        **made, "into": merged_into(config, trained), "base": named_base(trained.base), "artifact": artifact.digest,
-    }  # fmt: skip
+    made = {"kind": config.export.name, "dtype": config.export.dtype, "into": merged_into(config, trained)}
+    return {**made, "base": named_base(trained.base), "artifact": artifact.digest}
 
 
 def named_base(base: Base) -> dict[str, str]:
@@ -159,12 +211,6 @@ def named_base(base: Base) -> dict[str, str]:
     return {
         "id": base.id if known else Path(base.id).name, "revision": base.revision or "", "digest": base.digest,
     }  # fmt: skip
-
-
-def trained_in(artifact: Artifact) -> str | None:
-    """The dtype that the artifact's run was told; None where it chose one, or is not known."""
-    told = artifact.manifest.get("identity", {}).get("config", {}).get("dtype", "auto")
-    return None if told == "auto" else told
 
 
 def shown(rows: list[Row], config: Config) -> None:

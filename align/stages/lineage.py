@@ -128,6 +128,12 @@ def manifests_behind(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
             yield from manifests_behind(artifact_in(Path(record["path"]), record["ref"], verify=False))
 
 
+def trained_in(artifact: Artifact) -> str | None:
+    """The dtype that an artifact's run computed in; None where nobody wrote it down."""
+    told = artifact.manifest.get("identity", {}).get("config", {}).get("dtype", "auto")
+    return artifact.manifest.get("hardware", {}).get("dtype") if told == "auto" else told
+
+
 def data_behind(artifact: Artifact) -> list[str]:
     """The names of the data that an artifact was trained on, each once, as other machines may know them."""
     found = []

@@ -57,7 +57,7 @@ def manifests(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
         ("reward", STREAMS, ADAPTER | TOKENIZER),
         ("ppo", STREAMS, ADAPTER | TOKENIZER | {"value"}),
         ("eval", set(), {"metrics.json", "samples.jsonl"}),
-        ("adapter", set(), ADAPTER | TOKENIZER | {"README.md", "base.json", "receipt.json"}),
+        ("adapter", set(), ADAPTER | TOKENIZER | {"README.md", "base.json", "receipt.json", "generation_config.json"}),
         ("merged", set(), WHOLE | TOKENIZER | {"README.md", "base.json", "receipt.json"}),
     ],
 )

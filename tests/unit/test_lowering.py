@@ -100,6 +100,14 @@ def test_what_was_taken_out_of_a_quantised_base_is_refused(base: Path, tmp_path:
             act()
 
 
+def test_a_scale_that_is_too_large_is_refused(base: Path, tmp_path: Path):
+    source = made(base, tmp_path / "source")
+    config = json.loads((source / CONFIG).read_text())
+    (source / CONFIG).write_text(json.dumps(config | {"lora_alpha": 10**42}))
+    with pytest.raises(InputError, match="nan or infinity"):
+        exported(source, tmp_path / "out", tokenizer=base)
+
+
 def test_factors_stay_in_fp32_whatever_they_came_in(base: Path, tmp_path: Path):
     """In bf16 a scale of 3/8 would round every weight anew."""
     config = read_adapter(made(base, tmp_path / "source")).config

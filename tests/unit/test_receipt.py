@@ -4,6 +4,7 @@ alone."""
 from __future__ import annotations
 
 import json
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from align.export.receipt import (
     RECEIPT,
     Row,
     accepting,
+    agreeing,
     as_text,
     checked_receipt,
     compared,
@@ -68,6 +70,7 @@ def verdicts(rows: list[Row]) -> dict[str, str]:
         (Row("a", found=FAR, bound=("max_logprob", 4.2)), "pass"),
         (Row("a", found=FAR, bound=("kl", 1e-5), accepted=True), "accepted"),
         (Row("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("kl", 1e-5)), "fail"),
+        (Row("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("max_logprob", 1e-4)), "fail"),
         (Row("a", found=FAR), "reported"),
         (Row("a", bound=("kl", 1e-5)), "not checked"),
         (Row("a", bound=("kl", 1e-5), accepted=True), "not checked"),
@@ -83,13 +86,16 @@ def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
     unasked = Row("llama.cpp", note="it is not there")
     judged([fine, unasked], [])
     judged([fine, unasked], ["t"])
-    with pytest.raises(InputError, match=r"export=t: its kl is 0\.3, which may be 0\.01.*export\.accept=\[t\]"):
+    with pytest.raises(InputError, match=r"export=t: t: kl is 0\.3, which may be 0\.01.*export\.accept=\[t\]"):
         judged([fine, missed], [])
     judged(accepting([fine, missed], ["t"]), [])
     with pytest.raises(InputError, match=r"export\.require=llama\.cpp: it was not checked: it is not there"):
         judged([fine, unasked], ["llama.cpp"])
-    with pytest.raises(InputError, match=r"export\.accept=nobody.*t/adapter/nf4"):
-        accepting([fine, missed], ["nobody"])
+    for name in ("nobody", "llama.cpp"):  # nothing is waved through that has no bound
+        with pytest.raises(InputError, match=rf"export\.accept={name}.*t/adapter/nf4"):
+            accepting([fine, missed, unasked], [name])
+    with pytest.raises(InputError, match=r"export\.require=t"):  # the yardstick is no export
+        judged([Row("t", "base alone", found=NEAR)], ["t"])
 
 
 def test_the_prompts_are_the_same_whatever_the_data(base: Base):
@@ -108,6 +114,21 @@ def test_every_position_of_every_prompt_counts():
     found = compared(a, b)
     assert found.tokens == 7
     assert found.max_logprob == pytest.approx(1 - (torch.tensor(4 + torch.e).log() - torch.tensor(5.0).log()).item())
+
+
+def test_what_is_no_number_is_near_to_nothing():
+    a, nan = torch.zeros(3, 5), torch.full((3, 5), torch.nan)
+    for pair in (([a, a], [a, nan]), ([a, nan], [a, a]), ([a, a], [nan, a])):
+        found = compared(*pair)
+        assert Row("t", found=found, bound=("max_logprob", 1e9)).verdict == "fail"
+        assert isnan(found.max_logprob)
+
+
+def test_a_template_that_refuses_words_leaves_the_tokens(base: Base):
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    rows = fixed_prompts(tokenizer)
+    assert [len(row) for row in rows] == [64]
 
 
 # --- Loaded back ------------------------------------------------------------------------------------------------------
@@ -161,13 +182,17 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: Trained, tmp_
         summed = [model(input_ids=torch.tensor([row])).logits[0] for row in trained.rows]
     target = merged_in(model.to(getattr(torch, kept)), tmp_path / "out", tokenizer=trained.tokenizer)
     rows = merged_rows(trained, target, into, kept, summed)
-    assert [row.verdict for row in rows[:3]] == ["pass", "pass" if nf4 else "reported", "reported"]
+    assert [row.verdict for row in rows[:3]] == ["pass", "pass", "reported"]  # each on its own base
     assert rows[0].found is not None
     assert rows[0].found.kl < 1e-8
     assert rows[1].name == f"transformers/merged/{into}/{kept}"
     if not nf4:
-        assert rows[1].found is not None
-        assert rows[1].found.kl > 1e-3
+        assert rows[2].name == "transformers/gap/original/bfloat16"
+        assert rows[2].found is not None
+        assert rows[2].found.kl > 1e-3
+    tensors = load_file(target / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in tensors.items()}, target / "model.safetensors", {"format": "pt"})
+    assert merged_rows(trained, target, into, kept, None)[0].verdict == "fail"
 
 
 def test_an_adapter_of_a_plain_base_is_held_to_that(base: Base, tmp_path: Path):
@@ -262,8 +287,15 @@ def test_tokens_that_the_base_does_not_have_are_refused(base: Base):
     tokenizer, own = (AutoTokenizer.from_pretrained(base.path) for _ in range(2))
     check_vocabulary(tokenizer, own)
     tokenizer.add_tokens(["<tool>"])
-    with pytest.raises(InputError, match=r"tokenizer=<tool>: 1 tokens were added.*export=merged"):
+    with pytest.raises(InputError, match=r"tokenizer=<tool>: 1 tokens were added"):
         check_vocabulary(tokenizer, own)
+
+
+def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: Trained):
+    tokenizer = AutoTokenizer.from_pretrained(trained.base.path)
+    tokenizer.add_tokens([f"<tool {n}>" for n in range(9)])
+    with pytest.raises(InputError, match="beyond the 128 rows"):
+        trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
 
 
 # --- On disk ----------------------------------------------------------------------------------------------------------
@@ -271,10 +303,21 @@ def test_tokens_that_the_base_does_not_have_are_refused(base: Base):
 
 def test_a_receipt_speaks_of_its_files_and_no_others(trained: Trained, tmp_path: Path):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    write_receipt(target, [Row("t", found=NEAR, bound=("kl", 1.0)), Row("vLLM", note="why")], {"base": BASE})
+    rows = [Row("t", found=NEAR, bound=("kl", 1.0)), Row("vLLM", note="why")]
+    write_receipt(target, rows, trained.rows, {"base": BASE})
     said = checked_receipt(target)
     assert [(row["name"], row["verdict"]) for row in said["rows"]] == [("t", "pass"), ("vLLM", "not checked")]
     assert set(said["files"]) == {path.name for path in target.iterdir()} - {RECEIPT}
+    assert said["prompts"]["number"] == len(trained.rows)
+    agreeing(said, rows)
+    for forged in (
+        {"rows": [{**said["rows"][0], "found": {"kl": 0.5, "top1": 1.0, "max_logprob": 1e-6}}]},
+        {"rows": [{"name": "vLLM", "verdict": "pass", "found": {"kl": 0.0, "top1": 1.0, "max_logprob": 0.0}}]},
+        {"rows": [{"name": "vLLM", "verdict": "pass", "found": None}]},
+        {"rows": [{}]},
+    ):
+        with pytest.raises(CorruptFile, match="the receipt claims"):
+            agreeing(forged, rows)
     (target / "more").write_text("x")
     with pytest.raises(CorruptFile, match="more: is not of this export"):
         checked_receipt(target)
