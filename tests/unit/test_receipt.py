@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.export.adapter import WEIGHTS, check_vocabulary
 from align.export.bases import DEQUANTISED, dequantised, dequantised_beside
+from align.export.engines import logits_of
 from align.export.merged import merge
 from align.export.receipt import (
     RECEIPT,
@@ -31,7 +32,7 @@ from align.export.receipt import (
     write_receipt,
 )
 from align.export.trained import Trained, adapter_rows, merged_rows, trained_model
-from align.models.load import in_fp32
+from align.models.load import in_fp32, load_base
 from align.ops.divergence import Divergence
 from align.run import Base
 
@@ -193,6 +194,20 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: Trained, tmp_
     tensors = load_file(target / "model.safetensors")
     save_file({k: v * 1.5 for k, v in tensors.items()}, target / "model.safetensors", {"format": "pt"})
     assert merged_rows(trained, target, into, kept, None)[0].verdict == "fail"
+
+
+def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_path: Path):
+    """`dequantize` hands out what the checkpoint was saved in, unless it is told: half of the bits would go here."""
+    folder = tmp_path / "model"
+    load(Path(base.path), nf4=False, dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer.save_pretrained(folder)
+    source = make_adapter(folder, tmp_path / "source")
+    few = Base("few", str(folder), None, "few")
+    found = trained_model(few, source, "qlora", CPU, torch.bfloat16, tokenizer)
+    model = merge(in_fp32(load_base(few, "qlora", CPU, torch.bfloat16)), source, torch.float32)
+    divergence = compared(found.logits, logits_of(model, found.rows))
+    assert divergence.max_logprob < 1e-4
 
 
 def test_an_adapter_of_a_plain_base_is_held_to_that(base: Base, tmp_path: Path):
