@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.export.folder import check_base, read_json, write_json, write_tokenizer
+from align.export.folder import check_base, read_json, write_tokenizer
 from align.export.lowering import REPEATABLE, Factors, lower
+from align.run import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "Export it merged: export=merged."

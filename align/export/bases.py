@@ -14,9 +14,9 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError
-from align.export.folder import publish, read_json, write_json, write_tokenizer
-from align.models.load import in_fp32, load_base
-from align.run import WEIGHTS, Base, folder_digest, json_digest
+from align.export.folder import publish, read_json, write_tokenizer
+from align.models.load import in_fp32, load_base, name_of
+from align.run import WEIGHTS, Base, folder_digest, json_digest, write_json
 
 DEQUANTISED = "nf4-dequantised"
 ABOUT = "base.json"
@@ -36,7 +36,7 @@ def dequantised_beside(
     Raises:
         CorruptFile: what is there is not what was written.
     """
-    kept, quantised = (str(of).removeprefix("torch.") for of in (dtype, trained))
+    kept, quantised = name_of(dtype), name_of(trained)
     folder = root / dequantised_name(base, named, trained, dtype)
     if not (folder / ABOUT).is_file():
         model = dequantised(load_base(base, "qlora", device, trained), dtype)
@@ -56,7 +56,7 @@ def dequantised_beside(
 def dequantised_name(base: Base, named: dict[str, str], trained: torch.dtype, dtype: torch.dtype) -> str:
     """Its folder's. The codes depend on what they were quantised from, where the base is stored in more bits."""
     which = json_digest([base.digest, str(trained)])[:12]
-    return f"{Path(named['id']).name}-{DEQUANTISED}-{str(dtype).removeprefix('torch.')}-{which}"
+    return f"{Path(named['id']).name}-{DEQUANTISED}-{name_of(dtype)}-{which}"
 
 
 def weights_dtype(folder: Path) -> str:
@@ -64,7 +64,7 @@ def weights_dtype(folder: Path) -> str:
     kinds = set()
     for shard in folder.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as file:
-            kinds |= {str(file.get_tensor(key).dtype).removeprefix("torch.") for key in file.keys()}  # noqa: SIM118
+            kinds |= {name_of(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
     if len(kinds) != 1:
         raise CorruptFile("weights", folder.name, f"their dtypes are {sorted(kinds)}", "Export it again.")
     return kinds.pop()
@@ -101,7 +101,7 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
             if not bool(parameter.data.isfinite().all()):
                 problem = "cannot hold a weight of this model"
-                raise InputError("export.dtype", str(dtype).removeprefix("torch."), problem, "Use bfloat16.")
+                raise InputError("export.dtype", name_of(dtype), problem, "Use bfloat16.")
 
 
 def forget_quantisation(model: Any) -> None:

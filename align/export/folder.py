@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.models.load import LOCAL_KEYS
+from align.run import write_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -81,11 +82,6 @@ def unwritable(target: Path) -> Iterator[None]:
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise StorageError("target", target.name, problem, "Free space or choose another folder.") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Sorted and indented, so that two exports of one artifact are the same bytes."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from torch import Tensor, ones
 
 from align.data.chat import encode_prompts
 from align.errors import CorruptFile, InputError
-from align.export.folder import read_json, write_json
+from align.export.folder import read_json
 from align.ops.divergence import Divergence, kl_between, pooled
-from align.run import file_digest, json_digest
+from align.run import file_digest, json_digest, write_json
 from align.types import Conversation, Message
 
 RECEIPT = "receipt.json"

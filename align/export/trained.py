@@ -17,7 +17,7 @@ from align.export.bases import DEQUANTISED
 from align.export.engines import OTHERS, TRANSFORMERS, adapter_on, freed, logits_of, version_of, whole_model
 from align.export.receipt import ALONE, Bound, Row, compared, fixed_prompts
 from align.models.adapters import attach
-from align.models.load import context_length, in_fp32, load_base
+from align.models.load import context_length, in_fp32, load_base, name_of
 from align.ops.divergence import Divergence
 from align.run import Base
 
@@ -103,7 +103,7 @@ def adapter_rows(trained: Trained, folder: Path, dequantised: Path | None, kept:
     found = [trained.beside(on_own, "adapter", trained.kind, name_of(trained.dtype), EXACT)]
     if trained.kind == "nf4":
         if dequantised is None:
-            found.append(Row(TRANSFORMERS, "adapter", DEQUANTISED, kept, note="export.base=none"))
+            found.append(Row(TRANSFORMERS, "adapter", DEQUANTISED, kept, note="that base does not lie beside the runs"))
         else:
             loaded = adapter_on(dequantised, folder, trained.rows, trained.device)
             found.append(trained.beside(loaded, "adapter", DEQUANTISED, kept, EXACT if kept == "float32" else ROUNDED))
@@ -155,7 +155,3 @@ def on_original(trained: Trained, adapter: Path) -> Row:
 
 def unasked() -> list[Row]:
     return [Row(engine, note=why) for engine, why in OTHERS.items()]
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -58,6 +58,11 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """As `DTYPES` and users call it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def choose_checkpointing(asked: str, device: torch.device) -> bool:
     """Whether layers are computed again in the backward pass: `auto` does so where memory is the device's own."""
     return device.type == "cuda" if asked == "auto" else asked == "true"

@@ -35,7 +35,16 @@ from align.export.receipt import (
 )
 from align.export.trained import Trained, adapter_rows, check_tokenizer, merged_rows, trained_model
 from align.models.base import BUILT_IN
-from align.models.load import DTYPES, choose_device, choose_dtype, in_fp32, load_base, load_tokenizer
+from align.models.load import (
+    DTYPES,
+    adapter_config,
+    choose_device,
+    choose_dtype,
+    in_fp32,
+    load_base,
+    load_tokenizer,
+    name_of,
+)
 from align.report import Report
 from align.run import Artifact, Base, Run, json_digest
 from align.stages import Inputs
@@ -112,9 +121,9 @@ def run(run: Run, config: Config) -> Result:
 
 
 def adapter(config: Config, trained: Trained, folder: Path) -> list[Row]:
+    """Writes the adapter, lowered, and the base that it knows; asks them back."""
     check_vocabulary(trained.tokenizer, load_tokenizer(trained.base))
-    read = read_adapter(trained.adapter).config
-    initial = None
+    read, initial = adapter_config(trained.adapter), None
     if isinstance(read.get("init_lora_weights"), str):
         base = in_fp32(load_base(trained.base, trained.method, trained.device, trained.dtype))
         initial = initial_factors(base, read)
@@ -129,6 +138,7 @@ def adapter(config: Config, trained: Trained, folder: Path) -> list[Row]:
 
 
 def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
+    """Writes base and adapter as one model; asks it before it is cast, and back."""
     model = merged_model(config, trained)
     summed = logits_of(model, trained.rows)
     cast(model, DTYPES[config.export.dtype])
@@ -170,7 +180,7 @@ def check(config: Config, artifact: Artifact, trained: Trained) -> list[Row]:
         freed()
         rows = merged_rows(trained, folder, merged_into(config, trained), weights_dtype(folder), summed)
     else:
-        rows = adapter_rows(trained, folder, beside_already(config, trained), config.export.dtype)
+        rows = adapter_rows(trained, folder, base_beside(config, trained, write=False), config.export.dtype)
     check_tokenizer(trained, folder)
     rows = accepting(rows, config.export.accept)
     shown(rows, config)
@@ -178,19 +188,14 @@ def check(config: Config, artifact: Artifact, trained: Trained) -> list[Row]:
     return rows
 
 
-def beside_already(config: Config, trained: Trained) -> Path | None:
-    """The dequantised base beside the runs, if it is there: a check writes nothing."""
-    folder = Path(config.run.root).expanduser() / "bases"
-    there = dequantised_name(trained.base, named_base(trained.base), trained.dtype, DTYPES[config.export.dtype])
-    return base_beside(config, trained) if (folder / there).is_dir() else None
-
-
-def base_beside(config: Config, trained: Trained) -> Path | None:
-    """The dequantised base beside the runs, written where it is not there; None where there is to be none."""
+def base_beside(config: Config, trained: Trained, write: bool = True) -> Path | None:
+    """The dequantised base beside the runs, written where it is not there if `write`; None where there is none."""
     if trained.kind != "nf4" or config.export.base == "none":
         return None
     dtype, bases = DTYPES[config.export.dtype], Path(config.run.root).expanduser() / "bases"
     named = named_base(trained.base)
+    if not write and not (bases / dequantised_name(trained.base, named, trained.dtype, dtype)).is_dir():
+        return None
     return dequantised_beside(bases, trained.base, named, trained.dtype, dtype, trained.device, trained.tokenizer)
 
 
@@ -227,7 +232,7 @@ def card(run: Run, config: Config, artifact: Artifact, trained: Trained, rows: l
         "seed": config.seed, "receipt": rows, "data": data_behind(artifact),
         "licences": licences(artifact, trained.base), "dtype": config.export.dtype,
         "into": merged_into(config, trained),
-        "precision": "nf4" if trained.kind == "nf4" else str(trained.dtype).removeprefix("torch."),
+        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype),
     }  # fmt: skip
     if (evaluation := evaluation_of(artifact, root)) is not None:
         facts |= {"metrics": evaluation, "judge": evaluation.get("judge", "")}

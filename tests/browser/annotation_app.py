@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,3 +55,28 @@ def fill(store: Store, answers: Sequence[Sequence[str]], **settings: Any) -> Non
         prompt = Conversation((Message("system", "Be kind."), Message("user", f"Question {i}?")))
         store.add_item("p", f"run/{i}", prompt, [Candidate(text) for text in texts])
     configure(store, "p", settings)
+
+
+def said(page: Any) -> str:
+    return page.inner_text("#said")
+
+
+def until(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=text)
+
+
+def question(page: Any) -> str:
+    return re.search(r"Question \d+", page.inner_text(".prompt"))[0]
+
+
+def next_one(page: Any, before: str) -> None:
+    """Waits until another item (or none) is shown."""
+    page.wait_for_function(
+        "before => !document.querySelector('.prompt')?.textContent.includes(before + '?')", arg=before
+    )
+
+
+def send(page: Any) -> None:
+    before = question(page)
+    page.keyboard.press("Enter")
+    next_one(page, before)

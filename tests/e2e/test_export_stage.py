@@ -183,7 +183,7 @@ def test_without_a_base_beside_it(shop: Workshop, tmp_path: Path) -> None:
     folder = other.run("export", "artifact=sft:a", "export.base=none")
     assert not (other.root / "bases").exists()
     [row] = [row for row in receipt(folder / "artifact")["rows"] if row["base"] == "nf4-dequantised"]
-    assert (row["verdict"], row["note"]) == ("not checked", "export.base=none")
+    assert (row["verdict"], row["note"]) == ("not checked", "that base does not lie beside the runs")
 
 
 @pytest.mark.parametrize("into", ["auto", "original"])
