@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.export.folder import check_base, read_json, write_tokenizer
@@ -194,9 +194,9 @@ def write_adapter(
     source: Path,
     base: Mapping[str, str],
     *,
-    tokenizer: Path | PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
+    beside: Path | None = None,
     initial: Mapping[str, Factors] | None = None,
-    generation: GenerationConfig | None = None,
 ) -> None:
     """Write an adapter for deployment: plain LoRA in fp32, the config that engines read, tokenizer and template.
 
@@ -205,9 +205,8 @@ def write_adapter(
         source: a PEFT adapter's folder.
         base: `id`, `revision` and `digest` of the model the adapter was trained on. The digest goes into `base.json`,
             since PEFT warns at keys of `adapter_config.json` that it does not know.
-        tokenizer: the base's folder (tokenizer, chat template and generation config are copied), or a tokenizer.
+        beside: the base's folder, see `align.export.folder.write_tokenizer`.
         initial: see `align.export.lowering`; needed where `init_lora_weights` is one of `REPEATABLE`.
-        generation: sampling defaults, in the place of the folder's.
 
     Raises:
         CorruptFile, MissingArtifact, InputError, StorageError: see `read_adapter`, `check_plain` and `publish`.
@@ -229,7 +228,7 @@ def write_adapter(
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     write_json(folder / CONFIG, engine_config({**adapter.config, **plain}, base))
     write_json(folder / "base.json", dict(base))
-    write_tokenizer(folder, tokenizer, generation)
+    write_tokenizer(folder, tokenizer, beside)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase) -> None:

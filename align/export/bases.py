@@ -43,7 +43,7 @@ def dequantised_beside(
         with publish(folder, replace=True) as part:
             model.save_pretrained(part)
             check_plain_weights(part, dtype)
-            write_tokenizer(part, tokenizer)
+            write_tokenizer(part, tokenizer, Path(base.path))
             about = {**named, "kind": DEQUANTISED, "dtype": kept, "quantised_from": quantised}
             about["weights"] = folder_digest(part, WEIGHTS)
             write_json(part / ABOUT, about)

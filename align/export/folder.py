@@ -12,24 +12,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.models.load import LOCAL_KEYS
 from align.run import write_json
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-)
-GENERATION_FILE = "generation_config.json"
+BESIDE_TOKENIZER = ("tokenizer.model", "generation_config.json")
+"""What no tokenizer writes: SentencePiece's own file, which llama.cpp's converter reads, and the sampling defaults."""
 
 # An absolute path: at the start or after a blank, quote or bracket, so that https://… and org/name are none.
 ABSOLUTE = re.compile(r"""(?:^|(?<=[\s"'`(=\[]))(?:/[\w.@+-]+/[\w./@+-]+|~/\S+|[A-Za-z]:\\\S+)|file://\S+""")
@@ -123,32 +113,19 @@ def check_base(base: Mapping[str, str]) -> None:
         )
 
 
-def write_tokenizer(
-    folder: Path, source: Path | PreTrainedTokenizerBase, generation: GenerationConfig | None = None
-) -> None:
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, base: Path | None = None) -> None:
     """Tokenizer, chat template and generation config, without a trace of where they were read from.
 
     Args:
         folder: where to write.
-        source: a folder whose tokenizer files are copied byte for byte, with its generation config, or a tokenizer.
-        generation: written in the place of the folder's own generation config.
-
-    Raises:
-        MissingArtifact: the source folder holds no tokenizer.
+        base: the folder of the base, which has what the tokenizer does not write.
     """
-    if isinstance(source, Path):
-        for name in (*TOKENIZER_FILES, GENERATION_FILE):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-        if not (folder / "tokenizer_config.json").is_file():
-            remedy = "Point at the folder of the model that the adapter was trained on."
-            raise MissingArtifact("tokenizer", str(source), "there is no tokenizer_config.json in it", remedy)
-    else:
-        source.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     config = read_json(folder / "tokenizer_config.json", "Point at a folder with an intact tokenizer.")
     write_json(folder / "tokenizer_config.json", {k: v for k, v in config.items() if k not in LOCAL_KEYS})
-    if generation is not None:
-        generation.save_pretrained(folder)
+    for name in BESIDE_TOKENIZER:
+        if base is not None and (base / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(base / name, folder / name)
 
 
 def _sync(folder: Path) -> None:

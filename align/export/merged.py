@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import InputError
 from align.export.adapter import MERGEABLE, WEIGHTS, Adapter, check_plain, read_adapter
@@ -73,8 +73,8 @@ def write_merged(
     model: PreTrainedModel,
     base: Mapping[str, str],
     *,
-    tokenizer: Path | PreTrainedTokenizerBase,
-    generation: GenerationConfig | None = None,
+    tokenizer: PreTrainedTokenizerBase,
+    beside: Path | None = None,
     shard_size: str = "5GB",
 ) -> None:
     """Write a model so that plain `AutoModelForCausalLM.from_pretrained` loads it.
@@ -83,15 +83,14 @@ def write_merged(
         folder: an empty one, of `align.export.folder.publish`.
         model: what `merge` returned.
         base: `id`, `revision` and `digest` of the model it grew from, kept in `base.json`.
-        tokenizer: the base's folder (tokenizer, chat template and generation config are copied), or a tokenizer.
-        generation: sampling defaults, in the place of the folder's.
+        beside: the base's folder, see `align.export.folder.write_tokenizer`.
         shard_size: the most one safetensors file holds.
     """
     check_base(base)
     model.save_pretrained(folder, max_shard_size=shard_size)
     check_plain_weights(folder, model.dtype)
     write_json(folder / "base.json", dict(base))
-    write_tokenizer(folder, tokenizer, generation)
+    write_tokenizer(folder, tokenizer, beside)
 
 
 def _check_mergeable(model: PreTrainedModel, adapter: Adapter) -> None:

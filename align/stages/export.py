@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from align.config.root import Config
 from align.data.sources import licence_of
@@ -128,12 +127,9 @@ def adapter(config: Config, trained: Trained, folder: Path) -> list[Row]:
         base = in_fp32(load_base(trained.base, trained.method, trained.device, trained.dtype))
         initial = initial_factors(base, read)
     named = named_base(trained.base)
-    generation = None
-    if (Path(trained.base.path) / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(trained.base.path)
     write_adapter(
-        folder, trained.adapter, named, tokenizer=trained.tokenizer, initial=initial, generation=generation
-    )  # fmt: skip
+        folder, trained.adapter, named, tokenizer=trained.tokenizer, beside=Path(trained.base.path), initial=initial
+    )
     return adapter_rows(trained, folder, base_beside(config, trained), config.export.dtype)
 
 
@@ -143,7 +139,7 @@ def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
     summed = logits_of(model, trained.rows)
     cast(model, DTYPES[config.export.dtype])
     model.config.dtype = DTYPES[config.export.dtype]
-    write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer)
+    write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer, beside=Path(trained.base.path))
     del model
     freed()  # before others are loaded to compare
     return merged_rows(trained, folder, merged_into(config, trained), config.export.dtype, summed)

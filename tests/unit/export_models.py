@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -92,6 +94,11 @@ def trained(base: Path, adapter: Path) -> torch.Tensor:
 
 def everywhere(a: torch.Tensor, b: torch.Tensor) -> Divergence:
     return kl_between(a, b, torch.ones(a.shape[:-1], dtype=torch.bool))
+
+
+def with_tokenizer(base: Path) -> dict[str, Any]:
+    """The tokenizer of a base, and what lies beside it."""
+    return {"tokenizer": AutoTokenizer.from_pretrained(base), "beside": base}
 
 
 def exported(source: Path, target: Path, base: dict[str, str] = BASE, replace: bool = False, **more) -> Path:

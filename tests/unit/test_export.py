@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
 import pytest
 import torch
-from export_models import BASE, everywhere, exported, load, logits, make_adapter, make_base, merged_in, trained
+from export_models import (
+    BASE,
+    everywhere,
+    exported,
+    load,
+    logits,
+    make_adapter,
+    make_base,
+    merged_in,
+    trained,
+    with_tokenizer,
+)
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
@@ -36,7 +48,7 @@ def adapter(base: Path, tmp_path_factory) -> Path:
 
 
 def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapter: Path, tmp_path: Path):
-    target = exported(adapter, tmp_path / "out", tokenizer=base)
+    target = exported(adapter, tmp_path / "out", **with_tokenizer(base))
     assert sorted(p.name for p in target.iterdir()) == [
         *("adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja"),
         *("generation_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -58,19 +70,16 @@ def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapte
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_exported_tokenizer_chats_alike_from_a_folder_or_an_object(base: Path, adapter: Path, tmp_path: Path):
-    first = exported(adapter, tmp_path / "a", tokenizer=base)
-    generation = GenerationConfig(do_sample=True, temperature=0.7)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    second = exported(adapter, tmp_path / "b", tokenizer=tokenizer, generation=generation)
-    for target in (first, second):
-        loaded = AutoTokenizer.from_pretrained(target)
-        assert loaded.apply_chat_template([{"role": "user", "content": "w5 w7"}])["input_ids"] == [5, 7]
-        assert "is_local" not in json.loads((target / "tokenizer_config.json").read_text())
-    assert GenerationConfig.from_pretrained(second).temperature == 0.7
-    with pytest.raises(MissingArtifact, match="tokenizer"):
-        exported(adapter, tmp_path / "c", tokenizer=adapter)
-    assert not (tmp_path / "c").exists()
+def test_an_exported_tokenizer_chats_alike_and_brings_what_lies_beside_it(base: Path, adapter: Path, tmp_path: Path):
+    own = Path(shutil.copytree(base, tmp_path / "base"))
+    (own / "tokenizer.model").write_bytes(b"pieces")
+    GenerationConfig(do_sample=True, temperature=0.7).save_pretrained(own)
+    target = exported(adapter, tmp_path / "out", **with_tokenizer(own))
+    loaded = AutoTokenizer.from_pretrained(target)
+    assert loaded.apply_chat_template([{"role": "user", "content": "w5 w7"}])["input_ids"] == [5, 7]
+    assert "is_local" not in json.loads((target / "tokenizer_config.json").read_text())
+    assert (target / "tokenizer.model").read_bytes() == b"pieces"
+    assert GenerationConfig.from_pretrained(target).temperature == 0.7
 
 
 def truncated(path: Path) -> None:
@@ -107,7 +116,7 @@ def test_damaged_weights_are_refused_and_leave_nothing(base: Path, adapter: Path
     folder.shutil.copytree(adapter, source)
     damage(source / WEIGHTS)
     with pytest.raises(CorruptFile, match=r"adapter_model\.safetensors.*resume=never") as error:
-        exported(source, tmp_path / "out", tokenizer=base)
+        exported(source, tmp_path / "out", **with_tokenizer(base))
     assert error.value.exit_status == 2
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
@@ -137,7 +146,7 @@ def test_missing_and_broken_config(adapter: Path, tmp_path: Path):
 def test_what_engines_would_read_wrongly_is_refused_by_name(base: Path, tmp_path: Path, options, named):
     source = make_adapter(base, tmp_path / "source", **options)
     with pytest.raises(InputError, match=f"^{named}="):
-        exported(source, tmp_path / "out", tokenizer=base)
+        exported(source, tmp_path / "out", **with_tokenizer(base))
     assert not (tmp_path / "out").exists()
 
 
@@ -148,13 +157,13 @@ def test_what_was_taken_out_of_the_base_for_good_is_refused(base: Path, adapter:
     config = json.loads((source / CONFIG).read_text())
     (source / CONFIG).write_text(json.dumps(config | {"init_lora_weights": init}))
     with pytest.raises(InputError, match=f"init_lora_weights={init}"):
-        exported(source, tmp_path / "other", tokenizer=base)
+        exported(source, tmp_path / "other", **with_tokenizer(base))
 
 
 @pytest.mark.parametrize("name", ["/home/me/model", "./model", "~/model", "", "C:\\model"])
 def test_a_base_must_be_findable_elsewhere(base: Path, adapter: Path, tmp_path: Path, name: str):
     with pytest.raises(InputError, match=r"base\.id"):
-        exported(adapter, tmp_path / "out", BASE | {"id": name}, tokenizer=base)
+        exported(adapter, tmp_path / "out", BASE | {"id": name}, **with_tokenizer(base))
 
 
 # --- The folder -------------------------------------------------------------------------------------------------------
@@ -205,9 +214,9 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
     facts = {"name": "support", "kind": kind, "base": {"id": "tiny"}, "method": "qlora"}
     support = tmp_path / "support"
     if kind == "adapter":
-        exported(adapter, support, facts["base"], tokenizer=base)
+        exported(adapter, support, facts["base"], **with_tokenizer(base))
     else:
-        merged_in(merge(load(base), adapter), support, tokenizer=base)
+        merged_in(merge(load(base), adapter), support, **with_tokenizer(base))
     monkeypatch.chdir(support)
     Path("tiny").symlink_to(base)
     code = loading_code(facts)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_models import exported, load, logits, make_base, randomise, trained
+from export_models import exported, load, logits, make_base, randomise, trained, with_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
@@ -51,7 +51,7 @@ def made(base: Path, path: Path, nf4: bool = True, **options) -> Path:
 @pytest.mark.parametrize("nf4", [True, False])
 def test_the_same_function_as_plain_lora(base: Path, tmp_path: Path, options: dict, nf4: bool):
     source = made(base, tmp_path / "source", nf4, **options)
-    target = exported(source, tmp_path / "out", tokenizer=base)
+    target = exported(source, tmp_path / "out", **with_tokenizer(base))
     before, after = (logits(PeftModel.from_pretrained(load(base, nf4), p).eval()) for p in (source, target))
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-5
     assert (before - logits(load(base, nf4))).abs().max() > 0.1  # and it is not that nothing was there
@@ -67,7 +67,7 @@ def test_the_same_function_as_plain_lora(base: Path, tmp_path: Path, options: di
 def test_an_engine_that_reads_two_matrices_and_nothing_else_is_right(base: Path, tmp_path: Path):
     """What such an engine does, by hand: W + B·A, whatever the config says."""
     source = made(base, tmp_path / "source", **KINDS[3])
-    target = exported(source, tmp_path / "out", tokenizer=base)
+    target = exported(source, tmp_path / "out", **with_tokenizer(base))
     model = load(base).dequantize()
     tensors = load_file(target / WEIGHTS)
     for key in [key for key in tensors if "lora_A" in key]:
@@ -82,13 +82,13 @@ def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tm
     source = made(base, tmp_path / "source", nf4=False, init_lora_weights=init, **options)
     before = logits(PeftModel.from_pretrained(load(base, nf4=False), source).eval())
     initial = initial_factors(load(base, nf4=False), read_adapter(source).config)
-    target = exported(source, tmp_path / "out", tokenizer=base, initial=initial)
+    target = exported(source, tmp_path / "out", **with_tokenizer(base), initial=initial)
     after = logits(PeftModel.from_pretrained(load(base, nf4=False), target).eval())
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-4  # sums of a whole weight and its parts
     assert json.loads((target / CONFIG).read_text())["r"] == 2 * max(read_adapter(source).ranks.values())
     merged = logits(merge(load(base, nf4=False), source))
     assert (before.log_softmax(-1) - merged.log_softmax(-1)).abs().max() < 1e-4
-    forgotten = exported(source, tmp_path / "wrong", tokenizer=base)
+    forgotten = exported(source, tmp_path / "wrong", **with_tokenizer(base))
     wrong = logits(PeftModel.from_pretrained(load(base, nf4=False), forgotten).eval())
     assert (before - wrong).abs().max() > 0.1
 
@@ -105,7 +105,7 @@ def test_a_scale_that_is_too_large_is_refused(base: Path, tmp_path: Path):
     config = json.loads((source / CONFIG).read_text())
     (source / CONFIG).write_text(json.dumps(config | {"lora_alpha": 10**42}))
     with pytest.raises(InputError, match="nan or infinity"):
-        exported(source, tmp_path / "out", tokenizer=base)
+        exported(source, tmp_path / "out", **with_tokenizer(base))
 
 
 def test_factors_stay_in_fp32_whatever_they_came_in(base: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_models import everywhere, load, logits, make_adapter, make_base, merged_in, trained
+from export_models import everywhere, load, logits, make_adapter, make_base, merged_in, trained, with_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -36,7 +36,7 @@ def test_merge_into_nf4_is_the_trained_model_and_loads_plainly(base: Path, adapt
     truth = trained(base, adapter)
     merged = merge(load(base), adapter)
     assert everywhere(truth, logits(merged)).kl < 1e-6
-    target = merged_in(merged, tmp_path / "out", tokenizer=base, shard_size="100KB")
+    target = merged_in(merged, tmp_path / "out", **with_tokenizer(base), shard_size="100KB")
     config = json.loads((target / "config.json").read_text())
     assert "quantization_config" not in config
     assert config["dtype"] == "float32"
@@ -63,7 +63,7 @@ def test_merge_in_bf16_rounds_once(base: Path, adapter: Path, tmp_path: Path):
         assert torch.equal(rounded, full.bfloat16()), name
     # Rotary frequencies are kept in fp32, as loading keeps them.
     assert torch.equal(merged.model.rotary_emb.inv_freq, exact.model.rotary_emb.inv_freq)
-    target = merged_in(merged, tmp_path / "out", tokenizer=base)
+    target = merged_in(merged, tmp_path / "out", **with_tokenizer(base))
     plain = AutoModelForCausalLM.from_pretrained(target, dtype="auto").eval()
     assert plain.dtype == torch.bfloat16
     assert torch.equal(logits(plain), logits(merged))
@@ -81,7 +81,7 @@ def test_merge_leaves_no_trace_of_quantisation(base: Path, adapter: Path, tmp_pa
     merged = merge(plain, adapter)
     assert not hasattr(merged, "hf_quantizer")
     assert not hasattr(merged, "hf_device_map")
-    merged_in(merged, tmp_path / "out", tokenizer=base)
+    merged_in(merged, tmp_path / "out", **with_tokenizer(base))
 
 
 def test_merge_into_a_plain_base(base: Path, adapter: Path):
@@ -134,5 +134,5 @@ def test_a_failed_merged_export_leaves_nothing(base: Path, adapter: Path, tmp_pa
     merged = merge(load(base), adapter)
     merged.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(RuntimeError, match="quantisation"):
-        merged_in(merged, tmp_path / "out", tokenizer=base)
+        merged_in(merged, tmp_path / "out", **with_tokenizer(base))
     assert not list(tmp_path.iterdir())
