@@ -140,7 +140,9 @@ class ExportConfig:
     `dtype` is that of a merged model, and of the base written beside an adapter. `into` is what `merged` merges into:
     the dequantised NF4 base that the adapter knows, or the `original` weights. `base=none` leaves the base beside an
     adapter out. `require` names engines that must have been asked for the receipt; `accept` the rows of it whose missed
-    bounds do not matter. `path` is the folder that `check` measures again.
+    bounds do not matter. `path` is the folder that `check` measures again. `llama_cpp` and `vllm` are the Python that
+    has the engine: `auto` is this one, `none` does not ask it. `converters` is a folder with llama.cpp's converters;
+    `quantised` the variants of a GGUF base in fewer bits.
     """
 
     name: str = "adapter"
@@ -150,9 +152,15 @@ class ExportConfig:
     require: list[str] = field(default_factory=list)
     accept: list[str] = field(default_factory=list)
     path: str | None = None
+    llama_cpp: str = "auto"
+    vllm: str = "auto"
+    converters: str | None = None
+    quantised: list[str] = field(default_factory=lambda: ["q8_0", "q4_k_m"])
 
     def __post_init__(self) -> None:
-        one_of("export.name", self.name, ("adapter", "merged", "check"))
+        one_of("export.name", self.name, ("adapter", "merged", "gguf", "all", "check"))
+        for weights in self.quantised:
+            one_of("export.quantised", weights, ("q8_0", "q4_k_m"))
         one_of("export.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         one_of("export.into", self.into, ("auto", "original"))
         one_of("export.base", self.base, ("auto", "none"))

@@ -243,3 +243,8 @@ def factors_in(source: Path) -> dict[str, Factors]:
     tensors = load_file(source / WEIGHTS)
     found = {match["module"]: key for key in tensors if (match := KEY.fullmatch(key)) and match["side"] == "A"}
     return {module: (tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")]) for module, key in found.items()}
+
+
+def rank_of(folder: Path) -> int:
+    """Of an adapter that was lowered."""
+    return int(read_json(folder / CONFIG, RETRAIN)["r"])

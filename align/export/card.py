@@ -13,13 +13,18 @@ import yaml
 
 from align.errors import InputError
 from align.export.folder import ABSOLUTE, check_base
-from align.export.receipt import HEADS, Row, cells
+from align.export.receipt import HEADS, Row, cells, gap_in
 from align.models.base import BUILT_IN
 
+KINDS = {
+    "adapter": "A LoRA adapter",
+    "merged": "A model with its adapter merged in",
+    "gguf": "A model and its LoRA adapter as GGUF",
+}
 REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
     *("method", "precision", "dtype", "into", "parents", "seed", "data", "judge", "metrics", "receipt", "licences"),
-    *("license", "language", "tags", "notes"),
+    *("license", "language", "tags", "notes", "served"),
 )
 TITLES = {
     "sft": "Supervised fine-tuning",
@@ -35,25 +40,25 @@ def render_card(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: a plain mapping, everything but the first three optional:
-            `name`; `kind` (`adapter` or `merged`); `base` (`id`, `revision`, `digest`);
+            `name`; `kind` (`adapter`, `merged` or `gguf`); `base` (`id`, `revision`, `digest`);
             `method` (`qlora`, `lora`, `full`); `precision` of the base in training (`nf4`, `bfloat16`, `float32`);
             `dtype` of a merged model; `into`, `nf4-dequantised` or `original`;
             `parents` in order of training, each `{stage, name, digest}`; `seed`;
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
             `align.evals.comparison.summarise`; `licences`, pairs of what it was made of and that licence, the base
-            first; `receipt`, a list of `align.export.receipt.Row`; `license`, `language`,
-            `tags`; `notes`, a paragraph.
+            first; `receipt`, a list of `align.export.receipt.Row`; `served`, the name that the launch files give it;
+            `license`, `language`, `tags`; `notes`, a paragraph.
 
     Raises:
-        ValueError: a key is unknown, or `kind` is neither of the two.
+        ValueError: a key or `kind` is unknown.
         InputError: a value names a path of this machine.
     """
     if unknown := facts.keys() - {*REQUIRED, *OPTIONAL}:
         raise ValueError(f"a card has no {sorted(unknown)[0]!r}; it has {', '.join((*REQUIRED, *OPTIONAL))}")
     if missing := {*REQUIRED} - facts.keys():
         raise ValueError(f"a card needs {sorted(missing)[0]!r}")
-    if facts["kind"] not in ("adapter", "merged"):
-        raise ValueError(f"kind={facts['kind']!r} is neither adapter nor merged")
+    if facts["kind"] not in KINDS:
+        raise ValueError(f"kind={facts['kind']!r} is none of {', '.join(KINDS)}")
     check_base(facts["base"])
     for key, text in _texts(facts):
         if ABSOLUTE.search(text):
@@ -63,7 +68,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
 
 
 def _front_matter(facts: Mapping[str, Any]) -> str:
-    adapter = facts["kind"] == "adapter"
+    adapter = facts["kind"] != "merged"
     fields: dict[str, Any] = {
         "base_model": facts["base"]["id"],
         "base_model_relation": "adapter" if adapter else "finetune",
@@ -81,8 +86,7 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
 
 def _what(facts: Mapping[str, Any]) -> str:
     base, merged = facts["base"], facts["kind"] == "merged"
-    what = "A model" if facts.get("method") == "full" else "A model with its adapter merged in"
-    what = what if merged else "A LoRA adapter"
+    what = "A model" if facts.get("method") == "full" else KINDS[facts["kind"]]
     rows = [("base model", base["id"]), ("base revision", base.get("revision")), ("base digest", base.get("digest"))]
     rows += [("weights", facts.get("dtype") if merged else None), ("seed", facts.get("seed"))]
     notes = f"\n{_line(facts['notes'])}\n" if facts.get("notes") else ""
@@ -119,6 +123,10 @@ def _trained_on(facts: Mapping[str, Any]) -> str:
         return start + "Merged into the original weights, on which it is measurably another model."
     if facts["kind"] == "merged":
         return start + "Merged into that base dequantised, not into the original weights."
+    if facts["kind"] == "gguf" and facts.get("into") == "original":
+        return start + "The base here is of the original weights, on which it is measurably another model."
+    if facts["kind"] == "gguf":
+        return start + "The base here is that one dequantised, not the original weights."
     return start + "Load it on the same: on the original weights it is measurably another model."
 
 
@@ -159,9 +167,7 @@ def _fidelity(facts: Mapping[str, Any]) -> str:
         "on fixed prompts; differences in nats. An engine that was not checked may say anything.\n\n"
         + _table(HEADS, cells(rows))
     )
-    gap = next(
-        (row.found for row in rows if row.what == "adapter" and row.base == "original" and row.bound is None), None
-    )
+    gap = gap_in(rows)
     if gap is not None:
         text += (
             f"\nOn the **original** weights of the base the adapter is another model: KL {_number(gap.kl)} nats a "
@@ -199,8 +205,24 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 """
 
 
+SERVE = "\nTo serve it as `{}`, over HTTP: `sh launch/vllm.sh` (vLLM).\n"
+SERVE_GGUF = (
+    "\nTo serve it as `{0}`, over HTTP: `sh launch/llama-server.sh` (llama.cpp), or\n"
+    "`ollama create {0} -f Modelfile && ollama run {0}` where there is a `Modelfile`.\n"
+)
+TALK_GGUF = """from llama_cpp import Llama
+
+model = Llama("base-f16.gguf", lora_path="adapter-f16.gguf", n_ctx=2048, verbose=False)
+chat = [{"role": "user", "content": "Hi, how are you?"}]
+print(model.create_chat_completion(chat, max_tokens=64)["choices"][0]["message"]["content"])
+"""
+
+
 def _loading(facts: Mapping[str, Any]) -> str:
-    return f"## Loading, and talking to it\n\n```python\n{loading_code(facts)}{TALK}```\n"
+    gguf = facts["kind"] == "gguf"
+    code = TALK_GGUF if gguf else loading_code(facts) + TALK
+    serve = (SERVE_GGUF if gguf else SERVE).format(_line(facts["served"])) if facts.get("served") else ""
+    return f"## Loading, and talking to it\n\n```python\n{code}```\n{serve}"
 
 
 def loading_code(facts: Mapping[str, Any]) -> str:

@@ -24,12 +24,7 @@ Rows = Sequence[Sequence[int]]
 """Token ids, a prompt each."""
 
 TRANSFORMERS = "transformers"
-OTHERS = {"llama.cpp": "it reads GGUF, which this export does not write", "vLLM": "no receipt asks it yet"}
-"""Engines that are not asked, and why."""
-
-
-def version_of(engine: str) -> str:
-    return f"{transformers.__version__}, peft {peft.__version__}" if engine == TRANSFORMERS else ""
+VERSION = f"{transformers.__version__}, peft {peft.__version__}"
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, ones
 
-from align.data.chat import encode_prompts
+from align.data.chat import encode_prompts, render
 from align.errors import CorruptFile, InputError
 from align.export.folder import read_json
 from align.ops.divergence import Divergence, kl_between, pooled
@@ -88,25 +88,30 @@ class Row:
 
 
 def fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
-    """Token ids of the prompts that every receipt is measured on, through the chat template. The last row is no text,
-    but tokens from all over the vocabulary, for a tokenizer that knows none of our words.
+    """Token ids of the prompts that every receipt is measured on. The last row is no text, but tokens from all over the
+    vocabulary, for a tokenizer that knows none of our words.
 
     Args:
         longest: tokens that the model has positions for.
-
-    A prompt that the template refuses, or that is too long, is left out.
     """
-    told = json.loads(PROMPTS.read_text(encoding="utf-8"))
-    roles = ("user", "assistant")
-    asked = [Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(turns))) for turns in told]
     special = set(tokenizer.all_special_ids)
     ordinary = [id for id in range(len(tokenizer)) if id not in special]
     spread = [ordinary[i * len(ordinary) // SPREAD] for i in range(SPREAD)]
+    return [*(ids for _, ids in fixed_texts(tokenizer, longest)), spread[:longest]]
+
+
+def fixed_texts(tokenizer: Any, longest: int = LONGEST) -> list[tuple[str, list[int]]]:
+    """The fixed prompts through the chat template, each as text and as token ids. One that the template refuses, or
+    that is too long, is left out."""
+    told = json.loads(PROMPTS.read_text(encoding="utf-8"))
+    roles = ("user", "assistant")
+    asked = [Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(turns))) for turns in told]
     found = []
     for conversation in asked:
         with suppress(InputError):
-            found += encode_prompts(tokenizer, [conversation], min(LONGEST, longest))[0]
-    return [*(prompt.input_ids for prompt in found), spread[:longest]]
+            [prompt], _ = encode_prompts(tokenizer, [conversation], min(LONGEST, longest))
+            found.append((render(tokenizer, conversation, answer_due=True), prompt.input_ids))
+    return found
 
 
 def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
@@ -116,17 +121,12 @@ def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
 
 
 def accepting(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows, those of these names with a missed bound waved through. Raises: InputError: there is no such row."""
-    for name in names:
-        bound = [row.name for row in rows if row.bound is not None]
-        if name not in bound:
-            raise InputError("export.accept", name, "no such row has a bound", f"Those are {', '.join(bound)}.")
+    """The rows, those of these names with a missed bound waved through."""
     return [replace(row, accepted=row.name in names) for row in rows]
 
 
-def judged(rows: Iterable[Row], require: Sequence[str]) -> None:
-    """Raises: InputError: a bound was missed and is not accepted, or a required engine was not asked."""
-    rows = list(rows)
+def judged(rows: Iterable[Row]) -> None:
+    """Raises: InputError: a bound was missed and is not accepted."""
     failed = [row for row in rows if row.verdict == FAIL]
     if failed:
         said = (
@@ -137,11 +137,26 @@ def judged(rows: Iterable[Row], require: Sequence[str]) -> None:
         names = ",".join(row.name for row in failed)
         remedy = f"It is not what was trained. To export it all the same: export.accept=[{names}]."
         raise InputError("export", failed[0].name, "; ".join(said), remedy)
+
+
+def settled(rows: Sequence[Row], accept: Sequence[str], require: Sequence[str]) -> None:
+    """What was asked of the whole receipt. Raises: InputError: no row of an accepted name has a bound, or a required
+    engine was not asked."""
+    bound = {row.name: None for row in rows if row.bound is not None}
+    for name in accept:
+        if name not in bound:
+            raise InputError("export.accept", name, "no such row has a bound", f"Those are {', '.join(bound)}.")
     for engine in require:
         if not any(row.engine == engine and row.found is not None and row.what != ALONE for row in rows):
             why = next((row.note for row in rows if row.engine == engine), "this version knows no such engine")
             remedy = "Install it, or leave it out of export.require."
             raise InputError("export.require", engine, f"it was not checked: {why}", remedy)
+
+
+def gap_in(rows: Iterable[Row]) -> Divergence | None:
+    """How far the adapter lies from what was trained on the original weights, where it was not trained on these."""
+    wanted = ("transformers", "adapter", "original", None)
+    return next((row.found for row in rows if (row.engine, row.what, row.base, row.bound) == wanted), None)
 
 
 def write_receipt(folder: Path, rows: Sequence[Row], prompts: Sequence[Sequence[int]], about: dict[str, Any]) -> None:
@@ -187,20 +202,29 @@ def checked_receipt(folder: Path) -> dict[str, Any]:
     return said
 
 
-def agreeing(said: dict[str, Any], rows: Sequence[Row]) -> None:
+def agreeing(said: dict[str, Any], rows: Sequence[Row], untold: Container[str] = ()) -> None:
     """What a receipt claims, against what was measured again.
+
+    Args:
+        untold: engines that nobody shall ask, whose claims are left alone.
 
     Raises:
         CorruptFile: it claims a measurement that was not made, or another result.
     """
     measured = {row.name: row.found for row in rows if row.found is not None}
     absent = {row.name for row in rows if row.found is None and row.what}  # for want of a base to put it on
+    unasked = {row.engine: row.note for row in rows if row.found is None and not row.what}
     for row in said["rows"]:
-        name, claimed = str(row.get("name")), row.get("found")
+        name, engine, claimed = str(row.get("name")), str(row.get("engine")), row.get("found")
         if (claimed is None and row.get("verdict") == UNCHECKED) or name in absent:
             continue
-        found = measured.get(name)
-        if found is None:
+        if engine in unasked and engine in untold:
+            continue
+        found, remedy = measured.get(name), "Do not trust it: export again."
+        if found is None and engine in unasked:
+            problem = f"the receipt claims what was not measured here ({unasked[engine]})"
+            remedy = "Do not trust it: export again, or check it where that engine can be asked."
+        elif found is None:
             problem = "the receipt claims what was not measured here"
         elif not isinstance(claimed, dict) or not all(
             close(claimed.get(key), getattr(found, key)) for key in ("kl", "top1", "max_logprob")
@@ -208,7 +232,7 @@ def agreeing(said: dict[str, Any], rows: Sequence[Row]) -> None:
             problem = "the receipt claims another result than was measured again"
         else:
             continue
-        raise CorruptFile(RECEIPT, name, problem, "Do not trust it: export again.")
+        raise CorruptFile(RECEIPT, name, problem, remedy)
 
 
 def close(claimed: Any, found: float) -> bool:

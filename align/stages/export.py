@@ -1,25 +1,31 @@
-"""What others load: the adapter in PEFT's format, or a model with it merged in; each with a receipt of what it says."""
+"""What others load: the adapter in PEFT's format, a model with it merged in, both as GGUF; each with a receipt."""
 
 from __future__ import annotations
 
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from align.config.root import Config
-from align.data.sources import licence_of
 from align.errors import InputError
-from align.export.adapter import MERGEABLE, check_plain, check_vocabulary, read_adapter, write_adapter
-from align.export.bases import ABOUT, DEQUANTISED, cast, dequantised_beside, dequantised_name, weights_dtype
-from align.export.card import licence_in, render_card
+from align.export.adapter import MERGEABLE, check_plain, read_adapter
+from align.export.bases import (
+    ABOUT,
+    cast,
+    weights_dtype,
+)
+from align.export.converters import converters_in
 from align.export.engines import freed, logits_of
 from align.export.folder import publish, read_json
-from align.export.lowering import check_initial, initial_factors
-from align.export.merged import merge, write_merged
+from align.export.foreign import LLAMA_CPP, Answer, interpreter
+from align.export.gguf import ADAPTER, F16, base_file, gguf_beside, write_gguf
+from align.export.launch import served_name
+from align.export.lowering import check_initial
+from align.export.merged import write_merged
+from align.export.ollama import ollama_file
 from align.export.receipt import (
     HEADS,
     RECEIPT,
@@ -29,31 +35,41 @@ from align.export.receipt import (
     as_text,
     cells,
     checked_receipt,
+    gap_in,
     judged,
+    settled,
     write_receipt,
 )
-from align.export.trained import Trained, adapter_rows, check_tokenizer, merged_rows, trained_model
-from align.models.base import BUILT_IN
+from align.export.rows import adapter_rows, gguf_answer, gguf_rows, merged_rows
+from align.export.trained import Trained, check_tokenizer, trained_model
 from align.models.load import (
     DTYPES,
-    adapter_config,
     choose_device,
     choose_dtype,
-    in_fp32,
-    load_base,
-    load_tokenizer,
-    name_of,
 )
 from align.report import Report
 from align.run import Artifact, Base, Run, json_digest
 from align.stages import Inputs
-from align.stages.lineage import data_behind, evaluation_of, label, parents_of, start, tokenizer_of, trained_in
+from align.stages.exported import (
+    about,
+    base_beside,
+    bases_of,
+    card,
+    gguf_source,
+    into,
+    launchers,
+    lowered,
+    merged_model,
+    named_base,
+    told,
+)
+from align.stages.lineage import evaluation_of, label, start, tokenizer_of, trained_in
 from align.track import peak_rss_mb
 from align.types import Result
 
 
 def inputs(config: Config) -> Inputs:
-    told = config.method.name
+    method = config.method.name  # as it was told: `start` settles `auto`
     artifact, base = start(config, config.artifact, "artifact")
     if artifact.whole:
         raise InputError(
@@ -63,10 +79,12 @@ def inputs(config: Config) -> Inputs:
             f"Load {artifact.path} as it is, or export an adapter.",
         )
     if not artifact.manifest:
-        check_stranger(artifact, base, told)
+        check_stranger(artifact, base, method)
     records = {"artifact": artifact.record()}
     if (evaluation := evaluation_of(artifact, Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = {"digest": json_digest(evaluation)}  # stands in the card: another is another export
+    if config.export.name in ("gguf", "all"):
+        converters_in(config.export.converters)  # before anything is loaded
     if config.export.name == "check":
         records["asked"] = {"digest": secrets.token_hex(8)}  # each time anew
     return Inputs(f"{label(base, config)}-{config.export.name}", base, records)
@@ -86,8 +104,9 @@ def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
 
 def run(run: Run, config: Config) -> Result:
     base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
+    kinds = tuple(DO) if config.export.name == "all" else (config.export.name,)
     found = read_adapter(artifact.path)
-    check_plain(found, () if config.export.name == "adapter" else MERGEABLE)
+    check_plain(found, () if {"adapter", "gguf"} & set(kinds) else MERGEABLE)
     check_initial(config.method.name == "qlora", found.config)
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
@@ -95,18 +114,18 @@ def run(run: Run, config: Config) -> Result:
     trained = trained_model(base, artifact.path, config.method.name, device, dtype, tokenizer)
 
     if config.export.name == "check":
-        rows = check(config, artifact, trained)
+        receipts = {"check": check(config, artifact, trained)}
         line = f"{config.export.path} is what was trained as {artifact.ref}"
     else:
-        target = run.folder / "artifact"
+        target, receipts = run.folder / "artifact", {}
         shutil.rmtree(target, ignore_errors=True)
-        with publish(target) as folder:  # which stays only if the receipt is good
-            rows = accepting(DO[config.export.name](config, trained, folder), config.export.accept)
-            check_tokenizer(trained, folder)
-            (folder / "README.md").write_text(card(run, config, artifact, trained, rows), encoding="utf-8")
-            write_receipt(folder, rows, trained.rows, about(config, artifact, trained))
-            shown(rows, config)
-        line = f"{config.export.name} of {artifact.ref} in {target}"
+        with publish(target) as whole:  # which stays only if every receipt is good
+            for kind in kinds:
+                folder = whole / kind if len(kinds) > 1 else whole
+                folder.mkdir(exist_ok=True)
+                receipts[kind] = written(run, config, artifact, trained, kind, folder)
+            settled([row for rows in receipts.values() for row in rows], config.export.accept, config.export.require)
+        line = f"{', '.join(kinds)} of {artifact.ref} in {target}"
 
     report = Report(f"export: {run.manifest['name']}", f"{artifact.ref} as {config.export.name}")
     report.text(
@@ -114,23 +133,34 @@ def run(run: Run, config: Config) -> Result:
         f"({'NF4 base' if trained.kind == 'nf4' else 'base'} and adapter, in fp32), on the same prompts, token by "
         "token. Differences in nats. An engine that was **not checked** may say anything."
     )
-    report.table(HEADS, cells(rows))
+    for kind, rows in receipts.items():
+        if len(receipts) > 1:
+            report.text(f"**{kind}**")
+        report.table(HEADS, cells(rows))
     report.write(run.folder / "report.html")
-    return Result(metrics_of(base, rows), (line,))
+    return Result(metrics_of(base, receipts), (line,))
+
+
+def written(run: Run, config: Config, artifact: Artifact, trained: Trained, kind: str, folder: Path) -> list[Row]:
+    """One export: its files, what each engine says of them, the card and the receipt.
+
+    Raises:
+        InputError: the receipt is not good, see `align.export.receipt.judged`.
+    """
+    name = served_name(*(str(artifact.manifest.get(key, "")) for key in ("stage", "name"))) or artifact.path.name
+    rows = accepting(DO[kind](config, trained, folder), config.export.accept)
+    check_tokenizer(trained, folder)
+    launchers(config, trained, kind, folder, name, gap_in(rows))
+    (folder / "README.md").write_text(card(run, config, artifact, trained, kind, name, rows), encoding="utf-8")
+    write_receipt(folder, rows, trained.rows, about(config, artifact, trained, kind))
+    shown(rows)
+    return rows
 
 
 def adapter(config: Config, trained: Trained, folder: Path) -> list[Row]:
     """Writes the adapter, lowered, and the base that it knows; asks them back."""
-    check_vocabulary(trained.tokenizer, load_tokenizer(trained.base))
-    read, initial = adapter_config(trained.adapter), None
-    if isinstance(read.get("init_lora_weights"), str):
-        base = in_fp32(load_base(trained.base, trained.method, trained.device, trained.dtype))
-        initial = initial_factors(base, read)
-    named = named_base(trained.base)
-    write_adapter(
-        folder, trained.adapter, named, tokenizer=trained.tokenizer, beside=Path(trained.base.path), initial=initial
-    )
-    return adapter_rows(trained, folder, base_beside(config, trained), config.export.dtype)
+    lowered(trained, folder)
+    return adapter_rows(trained, folder, base_beside(config, trained), config.export.dtype, told(config))
 
 
 def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
@@ -142,17 +172,38 @@ def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
     write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer, beside=Path(trained.base.path))
     del model
     freed()  # before others are loaded to compare
-    return merged_rows(trained, folder, merged_into(config, trained), config.export.dtype, summed)
+    return merged_rows(trained, folder, into(config, trained), config.export.dtype, summed, told(config))
 
 
-def merged_model(config: Config, trained: Trained) -> Any:
-    """In fp32."""
-    method = trained.method if merged_into(config, trained) == DEQUANTISED else "lora"
-    base = in_fp32(load_base(trained.base, method, trained.device, trained.dtype))
-    return merge(base, trained.adapter, torch.float32)
+def gguf(config: Config, trained: Trained, folder: Path) -> list[Row]:
+    """Writes base and adapter as GGUF, with a Modelfile; asks llama.cpp."""
+    source, python = gguf_source(config, trained), interpreter(LLAMA_CPP, config.export.llama_cpp)
+    beside = gguf_beside(bases_of(config), source, config.export.quantised, python)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        plain = Path(work) / "adapter"
+        plain.mkdir()
+        lowered(trained, plain)
+        write_gguf(folder, beside, plain, source)
+    answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, told(config))
+    if answer is not None:
+        starts = bool(answer.said["begins_with_bos"])
+        written = ollama_file(folder, trained.tokenizer, starts, base_file(F16), ADAPTER)
+        (folder / "Modelfile").write_text(written, encoding="utf-8")
+    return asked_gguf(config, trained, folder, answer)
 
 
-DO: dict[str, Callable[[Config, Trained, Path], list[Row]]] = {"adapter": adapter, "merged": merged}
+def asked_gguf(config: Config, trained: Trained, folder: Path, answer: Answer | None) -> list[Row]:
+    def in_f32() -> Answer | None:
+        bases_of(config).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=bases_of(config)) as work:
+            base = Path(work) / base_file("f32")
+            gguf_source(config, trained).convert(base, "f32")
+            return gguf_answer(trained, base, folder / ADAPTER, told(config), precise=True)
+
+    return gguf_rows(trained, folder, into(config, trained), told(config), answer, in_f32)
+
+
+DO: dict[str, Callable[[Config, Trained, Path], list[Row]]] = {"adapter": adapter, "merged": merged, "gguf": gguf}
 
 
 def check(config: Config, artifact: Artifact, trained: Trained) -> list[Row]:
@@ -166,88 +217,40 @@ def check(config: Config, artifact: Artifact, trained: Trained) -> list[Row]:
     folder = Path(config.export.path or "").expanduser()
     folder = folder / "artifact" if (folder / "artifact" / RECEIPT).is_file() else folder
     said = checked_receipt(folder)
-    wanted = about(config, artifact, trained)
+    wanted = about(config, artifact, trained, "check")
     for what in ("artifact", "base"):
         if said.get(what) != wanted[what]:
             problem = f"{folder.name} was made of another {what}"
             raise InputError("artifact", artifact.ref, problem, "Name the artifact that was exported.")
-    if (folder / "config.json").is_file():
+    if (folder / ADAPTER).is_file():
+        answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, told(config))
+        rows = asked_gguf(config, trained, folder, answer)
+    elif (folder / "config.json").is_file():
         summed = logits_of(merged_model(config, trained), trained.rows)
         freed()
-        rows = merged_rows(trained, folder, merged_into(config, trained), weights_dtype(folder), summed)
+        rows = merged_rows(trained, folder, into(config, trained), weights_dtype(folder), summed, told(config))
     else:
-        rows = adapter_rows(trained, folder, base_beside(config, trained, write=False), config.export.dtype)
+        beside = base_beside(config, trained, write=False)
+        rows = adapter_rows(trained, folder, beside, config.export.dtype, told(config))
     check_tokenizer(trained, folder)
     rows = accepting(rows, config.export.accept)
-    shown(rows, config)
-    agreeing(said, rows)
+    shown(rows)
+    settled(rows, config.export.accept, config.export.require)
+    agreeing(said, rows, untold=[engine for engine, where in told(config).items() if where == "none"])
     return rows
 
 
-def base_beside(config: Config, trained: Trained, write: bool = True) -> Path | None:
-    """The dequantised base beside the runs, written where it is not there if `write`; None where there is none."""
-    if trained.kind != "nf4" or config.export.base == "none":
-        return None
-    dtype, bases = DTYPES[config.export.dtype], Path(config.run.root).expanduser() / "bases"
-    named = named_base(trained.base)
-    if not write and not (bases / dequantised_name(trained.base, named, trained.dtype, dtype)).is_dir():
-        return None
-    return dequantised_beside(bases, trained.base, named, trained.dtype, dtype, trained.device, trained.tokenizer)
-
-
-def merged_into(config: Config, trained: Trained) -> str:
-    return DEQUANTISED if trained.kind == "nf4" and config.export.into == "auto" else "original"
-
-
-def about(config: Config, artifact: Artifact, trained: Trained) -> dict[str, Any]:
-    """What a receipt speaks of, and how it was made."""
-    made = {"kind": config.export.name, "dtype": config.export.dtype, "into": merged_into(config, trained)}
-    return {**made, "base": named_base(trained.base), "artifact": artifact.digest}
-
-
-def named_base(base: Base) -> dict[str, str]:
-    """The base as another machine may know it: `id`, `revision`, `digest`. What came from no hub has no revision, and
-    is called by its folder's name: a path is nobody's business, and `models/mine` would pass for a repository."""
-    known = base.revision or base.id in BUILT_IN
-    return {
-        "id": base.id if known else Path(base.id).name, "revision": base.revision or "", "digest": base.digest,
-    }  # fmt: skip
-
-
-def shown(rows: list[Row], config: Config) -> None:
+def shown(rows: list[Row]) -> None:
     """The receipt in the terminal. Raises: InputError: it is not good, see `align.export.receipt.judged`."""
     print(as_text(rows), flush=True)
-    judged(rows, config.export.require)
+    judged(rows)
 
 
-def card(run: Run, config: Config, artifact: Artifact, trained: Trained, rows: list[Row]) -> str:
-    root = Path(config.run.root).expanduser()
-    facts: dict[str, Any] = {
-        "name": f"{run.manifest['stage']}-{run.manifest['name']}", "kind": config.export.name,
-        "base": named_base(trained.base), "method": trained.method, "parents": parents_of(artifact, root),
-        "seed": config.seed, "receipt": rows, "data": data_behind(artifact),
-        "licences": licences(artifact, trained.base), "dtype": config.export.dtype,
-        "into": merged_into(config, trained),
-        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype),
-    }  # fmt: skip
-    if (evaluation := evaluation_of(artifact, root)) is not None:
-        facts |= {"metrics": evaluation, "judge": evaluation.get("judge", "")}
-    return render_card(facts)
-
-
-def licences(artifact: Artifact, base: Base) -> list[tuple[str, str]]:
-    """What the export was made of, and under which licence that is; empty where nobody says."""
-    made_of = [(f"base {named_base(base)['id']}", licence_in(Path(base.path)))]
-    return made_of + [(f"data {name}", licence_of(name)) for name in data_behind(artifact)]
-
-
-def metrics_of(base: Base, rows: list[Row]) -> dict[str, Any]:
-    """The figures of what was exported, as it is loaded first; of the other rows, under their names."""
-    measured = [(row, row.found.as_dict()) for row in rows if row.found is not None]
-    first = next(found for row, found in measured if row.what in DO)
-    figures = {
-        "base": base.id,
-        "base_digest": base.digest,
-        **{key: first[key] for key in ("kl", "top1", "max_logprob")},
-    }
-    return figures | {"receipt": {row.name: found for row, found in measured}, "peak_rss_mb": peak_rss_mb()}
+def metrics_of(base: Base, receipts: dict[str, list[Row]]) -> dict[str, Any]:
+    """The figures of what was exported, as it is loaded first; of all rows, under their names."""
+    rows = [row for rows in receipts.values() for row in rows if row.found is not None]
+    measured = {row.name: row.found.as_dict() for row in rows if row.found is not None}
+    first = next((measured[row.name] for row in rows if row.bound is not None), {})
+    figures = {key: first[key] for key in ("kl", "top1", "max_logprob") if first}
+    about = {"base": base.id, "base_digest": base.digest, "peak_rss_mb": peak_rss_mb()}
+    return about | figures | {"receipt": measured}

@@ -114,7 +114,7 @@ def test_card_takes_urls_and_refuses_unknown_facts():
     assert "https://example.org/a/b" in render_card(FACTS | {"notes": "See https://example.org/a/b and [/INST]."})
     with pytest.raises(ValueError, match="'stages'"):
         render_card(FACTS | {"stages": []})
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="is none of adapter, merged, gguf"):
         render_card(FACTS | {"kind": "gguf"})
     with pytest.raises(ValueError, match="needs 'base'"):
         render_card({"name": "x", "kind": "adapter"})

@@ -1,0 +1,73 @@
+"""vLLM, asked by `align.export.foreign` in a process of its own; needs `vllm` and nothing of ours.
+
+The request is JSON on standard input: `out`, a folder; `model`, a folder; `adapter`, another or null, and the `rank` to
+make room for; `threads`; `rows`, token ids a prompt. The answer: `answer.json` and `logits.npz` in the folder, [S, V]
+logprobs in fp32 a row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VOCABULARY = -1
+"""To vLLM: all of it."""
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: a short prompt at a time
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import vllm  # pyright: ignore[reportMissingImports]
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    rows = request["rows"]
+    options: dict[str, Any] = {}
+    adapter = None
+    if request["adapter"] is not None:
+        options = {"enable_lora": True, "max_lora_rank": request["rank"], "max_loras": 1}
+        adapter = LoRARequest("adapter", 1, request["adapter"])
+    model = vllm.LLM(
+        request["model"],
+        dtype="float32",
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        max_logprobs=VOCABULARY,
+        max_model_len=max(map(len, rows)) + 1,
+        **options,
+    )
+    asked = vllm.SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        logprobs=VOCABULARY,
+        prompt_logprobs=VOCABULARY,
+        flat_logprobs=True,
+        detokenize=False,
+    )
+    logits = {}
+    for i, row in enumerate(rows):
+        [said] = model.generate([{"prompt_token_ids": row}], asked, lora_request=adapter, use_tqdm=False)
+        positions = [*range(1, len(row))]
+        logits[str(i)] = np.stack(
+            [*(dense(said.prompt_logprobs, at) for at in positions), dense(said.outputs[0].logprobs, 0)]
+        )
+    np.savez(Path(request["out"]) / "logits.npz", **logits)
+    (Path(request["out"]) / "answer.json").write_text(json.dumps({"version": vllm.__version__}), encoding="utf-8")
+
+
+def dense(flat: Any, at: int) -> np.ndarray:
+    """[V]: what is said of position `at`, by token id. vLLM lists the token that came first, and then all by rank."""
+    start, end = flat.start_indices[at], flat.end_indices[at]
+    ids, logprobs = np.array(flat.token_ids[start:end]), np.array(flat.logprobs[start:end], dtype=np.float32)
+    found = np.full(ids.max() + 1, -np.inf, dtype=np.float32)
+    found[ids] = logprobs
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""llama.cpp's own converters to GGUF, found and run. `llama-cpp-python` carries them in its source archive alone:
+
+    python -m align.export.converters [llama_cpp_python-VERSION.tar.gz]
+
+unpacks them from the archive given, or from the one that pip downloads, to where `export=gguf` looks for them. A clone
+of llama.cpp has them too: `export.converters=FOLDER`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from align.errors import CorruptFile, InputError
+
+PACKAGE = "llama-cpp-python"
+HF, LORA = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
+NEEDED = re.compile(rf"[^/]+/vendor/llama\.cpp/((?:{HF}|{LORA}|LICENSE|(?:conversion|gguf-py/gguf)/.+\.py))")
+INSTALL = "python -m align.export.converters"
+
+# What the converters say in a traceback, and what that means to whoever exports.
+KNOWN = (
+    (
+        "BPE pre-tokenizer was not recognized",
+        "tokenizer",
+        "llama.cpp's converter does not know how it cuts text before its merges",
+        "Export it as export=adapter or export=merged, or train on a base whose tokenizer llama.cpp knows.",
+    ),
+    (
+        "is not supported",
+        "model",
+        "llama.cpp's converter does not know this architecture",
+        "Export it as export=adapter or export=merged.",
+    ),
+)
+
+
+def default_folder() -> Path:
+    """`$XDG_CACHE_HOME/align/llama.cpp`, `~/.cache/align/llama.cpp` unless said."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align" / "llama.cpp"
+
+
+def converters_in(folder: str | None) -> Path:
+    """The folder with both converters. Raises: InputError: they are not there."""
+    place = Path(folder).expanduser() if folder else default_folder()
+    for name in (HF, LORA):
+        if not (place / name).is_file():
+            problem = f"llama.cpp's {name} is not there"
+            raise InputError("export.converters", str(place), problem, f"Run {INSTALL}, or name a clone of llama.cpp.")
+    return place
+
+
+def convert_model(converters: Path, model: Path, target: Path, name: str, weights: str) -> None:
+    """A folder with a model, in fp32, as one GGUF file.
+
+    Args:
+        name: what the file says it is called.
+        weights: `f16` or `f32`.
+
+    Raises:
+        InputError: the converter does not know the architecture or the tokenizer.
+        RuntimeError: it fails otherwise.
+    """
+    words = [model, "--outfile", target, "--outtype", weights, "--model-name", name]
+    _run(converters / HF, words, target)
+
+
+def convert_adapter(converters: Path, base: Path, adapter: Path, target: Path) -> None:
+    """A folder with a plain LoRA in PEFT's format as one GGUF file in f16. Raises: see `convert_model`.
+
+    Args:
+        base: a folder with the base's configuration.
+    """
+    _run(converters / LORA, ["--base", base, "--outfile", target, "--outtype", "f16", adapter], target)
+
+
+def _run(script: Path, words: list[str | Path], target: Path) -> None:
+    nothing_from_a_hub = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, words)],
+        env=nothing_from_a_hub, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    if done.returncode == 0 and target.is_file():
+        return
+    for sign, field, problem, remedy in KNOWN:
+        if sign in done.stderr:
+            raise InputError(field, target.stem, problem, remedy)
+    raise RuntimeError(f"{script.name} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """The converters out of the source archive, in the place of older ones.
+
+    Raises:
+        CorruptFile: it is no such archive.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        part = Path(work) / "part"
+        try:
+            with tarfile.open(archive) as tar:
+                for member in tar:
+                    if member.isfile() and (match := NEEDED.fullmatch(member.name)):
+                        member.name = match[1]
+                        tar.extract(member, part, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            remedy = f"Download {PACKAGE} again."
+            raise CorruptFile("archive", str(archive), f"cannot be read ({error})", remedy) from error
+        if not all((part / name).is_file() for name in (HF, LORA)):
+            remedy = f"Name the source archive of {PACKAGE}, 0.3.30 or newer."
+            raise CorruptFile("archive", str(archive), f"holds no {LORA}", remedy)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+
+def download(folder: Path) -> Path:
+    """The source archive in the version that is installed, or the newest. Raises: InputError: pip cannot have it."""
+    try:
+        wanted = f"{PACKAGE}=={metadata.version(PACKAGE)}"
+    except metadata.PackageNotFoundError:
+        wanted = PACKAGE
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE]
+    done = subprocess.run([*pip, "--dest", str(folder), wanted], capture_output=True, text=True)
+    found = sorted(folder.glob("llama_cpp_python-*.tar.gz"))
+    if done.returncode or not found:
+        problem = f"pip could not download it ({(done.stderr.strip() or 'no reason given').splitlines()[-1]})"
+        raise InputError("archive", wanted, problem, f"Give the archive itself: {INSTALL} llama_cpp_python-….tar.gz")
+    return found[0]
+
+
+def main(words: list[str]) -> int:
+    folder = default_folder()
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            unpack(Path(words[0]) if words else download(Path(work)), folder)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""Files that start an engine on an export: shell scripts, to be run where the export lies; no paths of this machine."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from align.errors import InputError
+from align.ops.divergence import Divergence
+
+LAUNCH = "launch"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM's `max_lora_rank` is one of these (0.32)."""
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest that holds the adapter. Raises: InputError: none does."""
+    for most in RANKS:
+        if rank <= most:
+            return most
+    raise InputError("r", rank, f"vLLM serves adapters of rank {RANKS[-1]} at most", "Train one of a lower rank.")
+
+
+def served_name(*parts: str) -> str:
+    """What an engine calls it, of the letters that all take."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
+
+
+def launches_adapter(
+    folder: Path, name: str, base: str, beside: Path | None, rank: int, gap: Divergence | None
+) -> None:
+    """`launch/vllm.sh` and `launch/vllm-resolver.sh` of an adapter's export.
+
+    Args:
+        name: by which requests ask for it.
+        base: the base's id, by which requests ask for that.
+        beside: the folder of the dequantised base, in `bases/` beside the runs; None where the base is used as it is
+            published.
+        gap: how far the adapter on the original weights lies from what was trained.
+    """
+    if rank > RANKS[-1]:
+        return
+    place = "base=${BASE:-" + shlex.quote(base) + "}"
+    if beside is not None:
+        place = f"base=${{BASE:-$here/../../../../bases/{shlex.quote(beside.name)}}}"
+    why = "# BASE, a folder or a hub id, puts it on another base than it was trained on.\n"
+    if gap is not None:
+        why = (
+            "# It was trained on the base in NF4, of which this is the dequantised one. BASE puts it on another: on\n"
+            f"# the original weights it is another model, KL {gap.kl:.2g} nats a token from what was trained, the\n"
+            f"# same top token on {gap.top1:.0%}.\n"
+        )
+    serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base)} --enable-lora --max-lora-rank '
+    serve += f"{vllm_rank(rank)} \\\n  "
+    write(
+        folder / LAUNCH / "vllm.sh",
+        f"# vLLM with this adapter, asked for as the model {name}.\n{why}",
+        f'{place}\n{serve}--lora-modules {shlex.quote(name)}="$here/.." "$@"\n',
+    )
+    write(
+        folder / LAUNCH / "vllm-resolver.sh",
+        "# vLLM with all adapters of a folder, each found by its name when it is first asked for. ADAPTERS holds a\n"
+        f"# folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it.\n{why}",
+        f"{place}\nexport VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_PLUGINS=lora_filesystem_resolver\n"
+        'export VLLM_LORA_RESOLVER_CACHE_DIR="${ADAPTERS:?names the folder of the adapters}"\n' + serve + '"$@"\n',
+    )
+
+
+def launches_merged(folder: Path, name: str) -> None:
+    """`launch/vllm.sh` of a merged model."""
+    write(
+        folder / LAUNCH / "vllm.sh",
+        f"# vLLM with this model, asked for as {name}.\n",
+        f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} "$@"\n',
+    )
+
+
+def launches_gguf(folder: Path, name: str, adapter: str) -> None:
+    """`launch/llama-server.sh` of a base and an adapter in GGUF."""
+    write(
+        folder / LAUNCH / "llama-server.sh",
+        f"# llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS, such as q8_0, takes the base in\n"
+        '# fewer bits. A request may turn the adapter off: "lora": [{"id": 0, "scale": 0}].\n',
+        f'exec llama-server --model "$here/../base-${{WEIGHTS:-f16}}.gguf" --lora "$here/../{adapter}" \\\n'
+        f'  --alias {shlex.quote(name)} --jinja "$@"\n',
+    )
+
+
+def write(path: Path, about: str, body: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    here = 'here=$(cd "$(dirname "$0")" && pwd)\n'
+    path.write_text(f"#!/bin/sh\n{about}set -eu\n{here}{body}", encoding="utf-8")

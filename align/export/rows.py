@@ -1,0 +1,182 @@
+"""The rows of a receipt: each export on each base, in each engine that is there, beside the model that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from align.export.adapter import rank_of
+from align.export.bases import DEQUANTISED
+from align.export.engines import TRANSFORMERS, VERSION, adapter_on, whole_model
+from align.export.foreign import LLAMA_CPP, VLLM, Answer, ask, interpreter, why_unasked
+from align.export.gguf import ADAPTER, F16, check_reading, texts_of
+from align.export.launch import vllm_rank
+from align.export.receipt import FAIL, Bound, Row, compared, fixed_texts
+from align.export.trained import Trained
+from align.models.load import name_of
+
+EXACT: Bound = ("max_logprob", 1e-4)
+"""Of the same numbers summed in fp32 by another loader."""
+MERGED: Bound = ("kl", 1e-5)
+"""Of a merge done and compared in fp32."""
+ROUNDED: Bound = ("kl", 1e-2)
+"""Of weights that lost bits when they were saved."""
+GGUF: Bound = ("max_logprob", 0.02)
+"""Of llama.cpp's f16 weights, activations and cache."""
+PRECISE: Bound = ("max_logprob", 0.005)
+"""Of llama.cpp in fp32, with the adapter in f16."""
+
+Told = Mapping[str, str]
+"""For each engine of `align.export.foreign`, `auto`, `none` or the Python that has it."""
+READS_GGUF = "it reads GGUF: export=gguf"
+READS_NO_GGUF = "it reads no adapter in GGUF"
+
+
+def adapter_rows(trained: Trained, folder: Path, dequantised: Path | None, kept: str, told: Told) -> list[Row]:
+    """An exported adapter on each base that somebody may put it on.
+
+    Args:
+        dequantised: the folder of that base, its weights in `kept`; None where it was not written.
+    """
+    base, bound = Path(trained.base.path), EXACT if kept == "float32" else ROUNDED
+    on_own = adapter_on(
+        base, folder, trained.rows, trained.device, trained.dtype, quantised=trained.kind == "nf4"
+    )  # fmt: skip
+    found = [trained.beside(on_own, "adapter", trained.kind, name_of(trained.dtype), EXACT)]
+    if trained.kind == "nf4":
+        if dequantised is None:
+            found.append(Row(TRANSFORMERS, "adapter", DEQUANTISED, kept, note="that base does not lie beside the runs"))
+        else:
+            loaded = adapter_on(dequantised, folder, trained.rows, trained.device)
+            found.append(trained.beside(loaded, "adapter", DEQUANTISED, kept, bound))
+            found.append(vllm_row(trained, dequantised, folder, DEQUANTISED, kept, bound, told))
+        found.append(on_original(trained, folder))
+    else:
+        found.append(vllm_row(trained, base, folder, "original", name_of(trained.dtype), ROUNDED, told))
+    return unasked_last([*found, trained.without, Row(LLAMA_CPP, note=READS_GGUF)])
+
+
+def merged_rows(
+    trained: Trained, folder: Path, into: str, kept: str, summed: Sequence[Tensor] | None, told: Told
+) -> list[Row]:
+    """A merged model as it lies on disk and, where `summed` are its logits then, before it was cast to `kept`.
+
+    Merged into the original weights a QLoRA adapter makes another model: it is held to what the adapter says on these,
+    and how far that lies from what was trained is told.
+    """
+    known, truth = held_to(trained, into)
+    loaded = whole_model(folder, trained.rows, trained.device)
+    bound = MERGED if kept == "float32" else ROUNDED
+    found = []
+    for what, weights, logits, most in (("merge", "float32", summed, MERGED), ("merged", kept, loaded, bound)):
+        if logits is not None:
+            found.append(Row(TRANSFORMERS, what, into, weights, VERSION, compared(truth, logits), most))
+    found.append(vllm_row(trained, folder, None, into, kept, bound, told, truth))
+    return unasked_last([*found, *apart(trained, known, loaded, into, kept), Row(LLAMA_CPP, note=READS_GGUF)])
+
+
+def gguf_answer(trained: Trained, base: Path, adapter: Path, told: Told, precise: bool = False) -> Answer | None:
+    """llama.cpp on two GGUF files; None where it is not there.
+
+    Args:
+        precise: with its cache of keys and values in f32, and not in f16.
+
+    Raises:
+        InputError: it reads text otherwise than the model was trained to, or does not load them.
+    """
+    python = interpreter(LLAMA_CPP, told[LLAMA_CPP])
+    if python is None:
+        return None
+    prompts = fixed_texts(trained.tokenizer, max(map(len, trained.rows)))
+    answer = ask(
+        LLAMA_CPP, python, model=str(base), adapter=str(adapter), precise=precise,
+        rows=[list(row) for row in trained.rows], texts=texts_of(trained.tokenizer, prompts),
+    )  # fmt: skip
+    check_reading(trained.tokenizer, prompts, answer)
+    return answer
+
+
+def gguf_rows(
+    trained: Trained, folder: Path, into: str, told: Told, first: Answer | None, in_f32: Callable[[], Answer | None]
+) -> list[Row]:
+    """Base and adapter in llama.cpp; the variants in fewer bits are told, and held to no bound.
+
+    Args:
+        first: `gguf_answer` on the base in f16.
+        in_f32: gives that on the base in f32, with a cache in f32. It is asked only where f16 alone misses its bound:
+            models with large activations do so by llama.cpp's own rounding, and what was converted is told apart from
+            it so. That has to be exact then, and f16 is held to what other lost bits are.
+    """
+    if first is None:
+        rows = apart(trained, True, (), into, F16)
+        return [*rows, Row(LLAMA_CPP, note=why_unasked(LLAMA_CPP, told[LLAMA_CPP])), Row(VLLM, note=READS_NO_GGUF)]
+    known, truth = held_to(trained, into)
+
+    def row(answer: Answer, weights: str, bound: Bound | None) -> Row:
+        divergence = compared(truth, same_rooms(answer, truth))
+        return Row(LLAMA_CPP, "adapter", into, weights, answer.version, divergence, bound)
+
+    found = [row(first, F16, GGUF)]
+    if found[0].verdict == FAIL and (precise := in_f32()):
+        found = [row(precise, "f32", PRECISE), replace(found[0], bound=ROUNDED)]
+    for path in sorted(folder.glob("base-*.gguf"), reverse=True):
+        weights = path.stem.removeprefix("base-")
+        if weights != F16 and (answer := gguf_answer(trained, path, folder / ADAPTER, told)):
+            found.append(row(answer, weights, None))
+    loaded = same_rooms(first, truth)
+    told_only = apart(trained, known, loaded, into, F16, LLAMA_CPP, first.version)
+    return [*found, *told_only, Row(VLLM, note=READS_NO_GGUF)]
+
+
+def unasked_last(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: row.found is None and not row.what)
+
+
+def held_to(trained: Trained, into: str) -> tuple[bool, Sequence[Tensor]]:
+    """Whether these weights are what was trained, and the logits that an export on them must have."""
+    if into in (trained.kind, DEQUANTISED):
+        return True, trained.logits
+    return False, adapter_on(Path(trained.base.path), trained.adapter, trained.rows, trained.device, trained.dtype)
+
+
+def apart(
+    trained: Trained, known: bool, loaded: Sequence[Tensor], into: str, kept: str,
+    engine: str = TRANSFORMERS, version: str = VERSION,
+) -> list[Row]:  # fmt: skip
+    """What is only told: an export on weights that were not trained, beside what was; the original base; no adapter."""
+    gap = [] if known else [Row(engine, "gap", into, kept, version, compared(trained.logits, loaded))]
+    original = [on_original(trained, trained.adapter)] if trained.kind == "nf4" else []
+    return [*gap, *original, trained.without]
+
+
+def on_original(trained: Trained, adapter: Path) -> Row:
+    """What most people will do with an adapter of QLoRA's. Told, and not held to a bound: it is another model."""
+    base = Path(trained.base.path)
+    loaded = adapter_on(base, adapter, trained.rows, trained.device, trained.dtype)
+    return trained.beside(loaded, "adapter", "original", name_of(trained.dtype), None)
+
+
+def vllm_row(
+    trained: Trained, model: Path, adapter: Path | None, base: str, kept: str, bound: Bound, told: Told,
+    truth: Sequence[Tensor] | None = None,
+) -> Row:  # fmt: skip
+    """vLLM on a folder with a model, and an adapter on it; its sums in fp32."""
+    python = interpreter(VLLM, told[VLLM])
+    if python is None:
+        return Row(VLLM, note=why_unasked(VLLM, told[VLLM]))
+    truth = trained.logits if truth is None else truth
+    rank = None if adapter is None else vllm_rank(rank_of(adapter))
+    answer = ask(
+        VLLM, python, model=str(model), adapter=None if adapter is None else str(adapter), rank=rank,
+        rows=[list(row) for row in trained.rows],
+    )  # fmt: skip
+    what = "merged" if adapter is None else "adapter"
+    return Row(VLLM, what, base, kept, answer.version, compared(truth, same_rooms(answer, truth)), bound)
+
+
+def same_rooms(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:
+    """Logits over the vocabulary that the trained model has: engines pad theirs."""
+    return [logits[:, : wanted.shape[1]] for logits, wanted in zip(answer.logits, truth, strict=True)]
