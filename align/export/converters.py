@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from importlib import metadata
 from pathlib import Path
 
@@ -72,13 +73,13 @@ def convert_model(converters: Path, model: Path, target: Path, name: str, weight
     _run(converters / HF, words, target)
 
 
-def convert_adapter(converters: Path, base: Path, adapter: Path, target: Path) -> None:
-    """A folder with a plain LoRA in PEFT's format as one GGUF file in f16. Raises: see `convert_model`.
+def convert_adapter(converters: Path, adapter: Path, base: Path, target: Path, weights: str) -> None:
+    """A folder with a plain LoRA in PEFT's format as one GGUF file. Raises: see `convert_model`.
 
     Args:
         base: a folder with the base's configuration.
     """
-    _run(converters / LORA, ["--base", base, "--outfile", target, "--outtype", "f16", adapter], target)
+    _run(converters / LORA, ["--base", base, "--outfile", target, "--outtype", weights, adapter], target)
 
 
 def _run(script: Path, words: list[str | Path], target: Path) -> None:
@@ -110,7 +111,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     if member.isfile() and (match := NEEDED.fullmatch(member.name)):
                         member.name = match[1]
                         tar.extract(member, part, filter="data")
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             remedy = f"Download {PACKAGE} again."
             raise CorruptFile("archive", str(archive), f"cannot be read ({error})", remedy) from error
         if not all((part / name).is_file() for name in (HF, LORA)):

@@ -25,7 +25,7 @@ from align.export.foreign import LLAMA_CPP, Answer, ask
 from align.run import file_digest, json_digest, write_json
 
 ADAPTER = "adapter-f16.gguf"
-F16 = "f16"
+F16, F32 = "f16", "f32"
 LARGEST = 65504.0
 """Of an f16."""
 
@@ -106,7 +106,7 @@ def gguf_beside(root: Path, source: Source, quantised: Sequence[str], python: st
 
 def check_range(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
-        if float(parameter.abs().max()) > LARGEST:
+        if float(parameter.detach().abs().max()) > LARGEST:
             problem = f"{name} holds a weight that f16 cannot"
             raise InputError("export", "gguf", problem, "Export it as export=merged.")
 
@@ -120,7 +120,7 @@ def write_gguf(folder: Path, beside: Path, adapter: Path, source: Source) -> Non
     """
     for path in sorted(beside.glob("*.gguf")):
         linked(path, folder / path.name)
-    convert_adapter(source.converters, source.folder, adapter, folder / ADAPTER)
+    convert_adapter(source.converters, adapter, source.folder, folder / ADAPTER, F16)
     for path in adapter.iterdir():  # tokenizer, template, base.json: for whoever renders the chat outside the engine
         if path.suffix != ".safetensors" and path.name != "adapter_config.json":
             shutil.copyfile(path, folder / path.name)

@@ -12,7 +12,7 @@ from align.export.adapter import rank_of
 from align.export.bases import DEQUANTISED
 from align.export.engines import TRANSFORMERS, VERSION, adapter_on, whole_model
 from align.export.foreign import LLAMA_CPP, VLLM, Answer, ask, interpreter, why_unasked
-from align.export.gguf import ADAPTER, F16, check_reading, texts_of
+from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of
 from align.export.launch import vllm_rank
 from align.export.receipt import FAIL, Bound, Row, compared, fixed_texts
 from align.export.trained import Trained
@@ -26,8 +26,8 @@ ROUNDED: Bound = ("kl", 1e-2)
 """Of weights that lost bits when they were saved."""
 GGUF: Bound = ("max_logprob", 0.02)
 """Of llama.cpp's f16 weights, activations and cache."""
-PRECISE: Bound = ("max_logprob", 0.005)
-"""Of llama.cpp in fp32, with the adapter in f16."""
+PRECISE: Bound = ("max_logprob", 1e-3)
+"""Of llama.cpp in f32: the weights of base and adapter, and its cache."""
 
 Told = Mapping[str, str]
 """For each engine of `align.export.foreign`, `auto`, `none` or the Python that has it."""
@@ -106,9 +106,9 @@ def gguf_rows(
 
     Args:
         first: `gguf_answer` on the base in f16.
-        in_f32: gives that on the base in f32, with a cache in f32. It is asked only where f16 alone misses its bound:
-            models with large activations do so by llama.cpp's own rounding, and what was converted is told apart from
-            it so. That has to be exact then, and f16 is held to what other lost bits are.
+        in_f32: gives that of the same in f32. It is asked only where f16 misses its bound: models with large
+            activations do so by llama.cpp's own rounding, and what was converted is told apart from it so. That has to
+            be exact then, and f16 is held to what other lost bits are.
     """
     if first is None:
         rows = apart(trained, True, (), into, F16)
@@ -121,7 +121,7 @@ def gguf_rows(
 
     found = [row(first, F16, GGUF)]
     if found[0].verdict == FAIL and (precise := in_f32()):
-        found = [row(precise, "f32", PRECISE), replace(found[0], bound=ROUNDED)]
+        found = [row(precise, F32, PRECISE), replace(found[0], bound=ROUNDED)]
     for path in sorted(folder.glob("base-*.gguf"), reverse=True):
         weights = path.stem.removeprefix("base-")
         if weights != F16 and (answer := gguf_answer(trained, path, folder / ADAPTER, told)):

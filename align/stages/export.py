@@ -17,11 +17,11 @@ from align.export.bases import (
     cast,
     weights_dtype,
 )
-from align.export.converters import converters_in
+from align.export.converters import convert_adapter, converters_in
 from align.export.engines import freed, logits_of
 from align.export.folder import publish, read_json
 from align.export.foreign import LLAMA_CPP, Answer, interpreter
-from align.export.gguf import ADAPTER, F16, base_file, gguf_beside, write_gguf
+from align.export.gguf import ADAPTER, F16, F32, base_file, gguf_beside, write_gguf
 from align.export.launch import served_name
 from align.export.lowering import check_initial
 from align.export.merged import write_merged
@@ -180,10 +180,7 @@ def gguf(config: Config, trained: Trained, folder: Path) -> list[Row]:
     source, python = gguf_source(config, trained), interpreter(LLAMA_CPP, config.export.llama_cpp)
     beside = gguf_beside(bases_of(config), source, config.export.quantised, python)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        plain = Path(work) / "adapter"
-        plain.mkdir()
-        lowered(trained, plain)
-        write_gguf(folder, beside, plain, source)
+        write_gguf(folder, beside, lowered(trained, Path(work) / "adapter"), source)
     answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, told(config))
     if answer is not None:
         starts = bool(answer.said["begins_with_bos"])
@@ -196,9 +193,11 @@ def asked_gguf(config: Config, trained: Trained, folder: Path, answer: Answer | 
     def in_f32() -> Answer | None:
         bases_of(config).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=bases_of(config)) as work:
-            base = Path(work) / base_file("f32")
-            gguf_source(config, trained).convert(base, "f32")
-            return gguf_answer(trained, base, folder / ADAPTER, told(config), precise=True)
+            source, base, made = gguf_source(config, trained), Path(work) / base_file(F32), Path(work) / "f32.gguf"
+            source.convert(base, F32)
+            plain = lowered(trained, Path(work) / "adapter")
+            convert_adapter(source.converters, plain, source.folder, made, F32)
+            return gguf_answer(trained, base, made, told(config), precise=True)
 
     return gguf_rows(trained, folder, into(config, trained), told(config), answer, in_f32)
 

@@ -70,7 +70,9 @@ def about(config: Config, artifact: Artifact, trained: Trained, kind: str) -> di
     return {**made, "base": named_base(trained.base), "artifact": artifact.digest}
 
 
-def lowered(trained: Trained, folder: Path) -> None:
+def lowered(trained: Trained, folder: Path) -> Path:
+    """Writes the adapter as plain LoRA into a folder, which may be there."""
+    folder.mkdir(exist_ok=True)
     check_vocabulary(trained.tokenizer, load_tokenizer(trained.base))
     read, initial = adapter_config(trained.adapter), None
     if isinstance(read.get("init_lora_weights"), str):
@@ -80,6 +82,7 @@ def lowered(trained: Trained, folder: Path) -> None:
         folder, trained.adapter, named_base(trained.base), tokenizer=trained.tokenizer,
         beside=Path(trained.base.path), initial=initial,
     )  # fmt: skip
+    return folder
 
 
 def merged_model(config: Config, trained: Trained) -> Any:

@@ -115,7 +115,7 @@ def test_card_takes_urls_and_refuses_unknown_facts():
     with pytest.raises(ValueError, match="'stages'"):
         render_card(FACTS | {"stages": []})
     with pytest.raises(ValueError, match="is none of adapter, merged, gguf"):
-        render_card(FACTS | {"kind": "gguf"})
+        render_card(FACTS | {"kind": "onnx"})
     with pytest.raises(ValueError, match="needs 'base'"):
         render_card({"name": "x", "kind": "adapter"})
 

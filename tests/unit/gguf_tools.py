@@ -1,0 +1,79 @@
+"""What tests of GGUF share: tiny models that speak through the built-in tokenizer, which llama.cpp can read."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from align.errors import InputError
+from align.export.adapter import write_adapter
+from align.export.bases import DEQUANTISED, dequantised
+from align.export.converters import converters_in
+from align.export.gguf import Source, gguf_beside, write_gguf
+from align.export.trained import Trained
+from align.models.base import builtin_folder
+from align.models.load import in_fp32, load_base
+from align.run import Base
+
+BASE = {"id": "org/tiny", "revision": "abc123", "digest": "00ff" * 16}
+
+
+def missing() -> str:
+    """Why llama.cpp cannot be asked here; empty where it can."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        return "llama-cpp-python is not installed (the extra `llama-cpp`)"
+    try:
+        converters_in(None)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+needs_llama_cpp = pytest.mark.skipif(bool(missing()), reason=missing())
+
+
+def make_model(folder: Path, architecture: str = "Llama") -> Base:
+    """Random weights, wide enough that quantisation and rounding have something to get wrong."""
+    pocket = builtin_folder("pocket")
+    tokenizer = AutoTokenizer.from_pretrained(pocket)
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "initializer_range": 0.1,
+        "max_position_embeddings": 512, "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    config = getattr(transformers, f"{architecture}Config")(**shape)
+    getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copy(pocket / "tokenizer.model", folder)
+    return Base(architecture, str(folder), None, architecture)
+
+
+def source_of(trained: Trained, into: str = DEQUANTISED) -> Source:
+    def load() -> Any:
+        if into == DEQUANTISED:
+            model = load_base(trained.base, "qlora", trained.device, trained.dtype)
+            return dequantised(model, torch.float32)
+        return in_fp32(load_base(trained.base, "lora", trained.device, trained.dtype))
+
+    return Source(BASE, into, load, Path(trained.base.path), trained.tokenizer, converters_in(None))
+
+
+def export_gguf(
+    trained: Trained, root: Path, into: str = DEQUANTISED, quantised: tuple[str, ...] = (), python: str | None = None
+) -> Path:
+    """A folder with base and adapter."""
+    source, folder, plain = source_of(trained, into), root / "out", root / "plain"
+    for path in (folder, plain):
+        path.mkdir(parents=True)
+    write_adapter(plain, trained.adapter, BASE, tokenizer=trained.tokenizer, beside=Path(trained.base.path))
+    write_gguf(folder, gguf_beside(root / "bases", source, quantised, python), plain, source)
+    return folder

@@ -1,0 +1,99 @@
+"""llama.cpp's converters out of the source archive that carries them."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from align.errors import CorruptFile, InputError
+from align.export import converters
+from align.export.converters import HF, LORA, convert_model, converters_in, default_folder, main, unpack
+
+CARRIED = (HF, LORA, "LICENSE", "conversion/base.py", "gguf-py/gguf/__init__.py")
+
+
+def archive(
+    path: Path, names: tuple[str, ...] = CARRIED, top: str = "llama_cpp_python-0.3.36/vendor/llama.cpp"
+) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name in (*names, "src/llama.cpp", "conversion/notes.md", "../../pyproject.toml"):
+            member = tarfile.TarInfo(f"{top}/{name}")
+            member.size = len(name)
+            tar.addfile(member, io.BytesIO(name.encode()))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "align" / "llama.cpp"
+
+
+def test_what_converting_needs_is_unpacked_and_nothing_else(tmp_path: Path, cache: Path, capsys):
+    with pytest.raises(InputError, match=r"export\.converters=.*is not there.*python -m align\.export\.converters"):
+        converters_in(None)
+    assert main([str(archive(tmp_path / "a.tar.gz"))]) == 0
+    assert capsys.readouterr().out == f"{cache}\n"
+    assert {str(path.relative_to(cache)) for path in cache.rglob("*.*") if path.is_file()} | {"LICENSE"} == set(CARRIED)
+    assert converters_in(None) == cache == default_folder()
+    (cache / "conversion" / "old.py").write_text("")
+    assert main([str(archive(tmp_path / "b.tar.gz"))]) == 0
+    assert not (cache / "conversion" / "old.py").exists()  # another version's
+    assert [path.name for path in cache.parent.iterdir()] == ["llama.cpp"]
+
+
+def test_an_archive_that_is_none_leaves_what_was_there(tmp_path: Path, cache: Path, capsys):
+    unpack(archive(tmp_path / "a.tar.gz"), cache)
+    half = tmp_path / "half.tar.gz"
+    half.write_bytes((tmp_path / "a.tar.gz").read_bytes()[:60])
+    for bad, problem in (
+        (half, "cannot be read"),
+        (tmp_path / "nowhere.tar.gz", "cannot be read"),
+        (archive(tmp_path / "old.tar.gz", (HF,)), f"holds no {LORA}"),
+        (archive(tmp_path / "other.tar.gz", top="other-1/src"), f"holds no {LORA}"),
+    ):
+        with pytest.raises(CorruptFile, match=problem):
+            unpack(bad, cache)
+        assert main([str(bad)]) == 2
+        assert "archive=" in capsys.readouterr().err
+        assert converters_in(None) == cache
+
+
+def test_it_is_downloaded_in_the_version_that_is_installed(tmp_path: Path, cache: Path, monkeypatch):
+    ready, asked = archive(tmp_path / "ready.tar.gz").read_bytes(), []
+
+    def pip(words, **named):
+        asked.append(words)
+        where = Path(words[words.index("--dest") + 1])
+        (where / "llama_cpp_python-0.3.30.tar.gz").write_bytes(ready)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(converters.subprocess, "run", pip)
+    monkeypatch.setattr(converters.metadata, "version", lambda name: "0.3.30")
+    assert main([]) == 0
+    assert asked[0][:4] == [sys.executable, "-m", "pip", "download"]
+    assert asked[0][-1] == "llama-cpp-python==0.3.30"
+    assert converters_in(None) == cache
+
+
+def test_pip_that_downloads_nothing_is_told_in_its_words(monkeypatch, capsys):
+    def pip(words, **named):
+        return subprocess.CompletedProcess(words, 1, "", "noise\nERROR: No matching distribution found\n")
+
+    monkeypatch.setattr(converters.subprocess, "run", pip)
+    assert main([]) == 2
+    assert "No matching distribution found" in capsys.readouterr().err
+
+
+def test_a_converter_that_fails_otherwise_is_a_fault_with_its_traceback(tmp_path: Path):
+    (tmp_path / HF).write_text("raise OSError('the disk is full')")
+    with pytest.raises(RuntimeError, match=r"(?s)ended with status 1.*the disk is full"):
+        convert_model(tmp_path, tmp_path, tmp_path / "x.gguf", "x", "f16")
+    (tmp_path / HF).write_text("")  # says nothing and writes nothing
+    with pytest.raises(RuntimeError, match="ended with status 0"):
+        convert_model(tmp_path, tmp_path, tmp_path / "x.gguf", "x", "f16")

@@ -1,0 +1,217 @@
+"""Base and adapter as GGUF are what was trained, in llama.cpp itself, and text is read there as it was in training."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from export_models import load, make_adapter, make_base
+from gguf_tools import BASE, export_gguf, make_model, needs_llama_cpp, source_of
+from transformers import AutoTokenizer
+
+from align.errors import CorruptFile, InputError
+from align.export import rows as receipt_rows
+from align.export.adapter import write_adapter
+from align.export.bases import DEQUANTISED
+from align.export.converters import convert_adapter, convert_model, converters_in
+from align.export.foreign import LLAMA_CPP, Answer, ask, interpreter
+from align.export.gguf import ADAPTER, LARGEST, check_range, check_reading, gguf_beside, special_tokens, texts_of
+from align.export.receipt import Row, fixed_texts
+from align.export.rows import gguf_answer, gguf_rows
+from align.export.trained import Trained, trained_model
+
+pytestmark = needs_llama_cpp
+CPU = torch.device("cpu")
+ASKED, NOBODY = ({LLAMA_CPP: where, "vLLM": "none"} for where in ("auto", "none"))
+F16_ROW = f"llama.cpp/adapter/{DEQUANTISED}/f16"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("gguf")
+    model = make_model(folder / "model")
+    adapter = make_adapter(Path(model.path), folder / "adapter", target_modules="all-linear", use_rslora=True)
+    return trained_model(model, adapter, "qlora", CPU, torch.float32, AutoTokenizer.from_pretrained(model.path))
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Trained, tmp_path_factory) -> Path:
+    return export_gguf(trained, tmp_path_factory.mktemp("export"), quantised=("q8_0",), python=sys.executable)
+
+
+def answer_of(trained: Trained, folder: Path) -> Answer:
+    answer = gguf_answer(trained, folder / "base-f16.gguf", folder / ADAPTER, ASKED)
+    assert answer is not None
+    return answer
+
+
+def measured(trained: Trained, folder: Path, into: str = DEQUANTISED, in_f32=lambda: None) -> dict[str, Row]:
+    rows = gguf_rows(trained, folder, into, ASKED, answer_of(trained, folder), in_f32)
+    return {row.name: row for row in rows}
+
+
+def test_llama_cpp_runs_what_was_trained(trained: Trained, exported: Path):
+    assert {path.name for path in exported.glob("*.gguf")} == {"base-f16.gguf", "base-q8_0.gguf", ADAPTER}
+    rows = measured(trained, exported)
+    assert {name: row.verdict for name, row in rows.items()} == {
+        F16_ROW: "pass", f"llama.cpp/adapter/{DEQUANTISED}/q8_0": "reported",
+        "transformers/adapter/original/float32": "reported", "transformers/base alone/nf4/float32": "reported",
+        "vLLM": "not checked",
+    }  # fmt: skip
+    assert rows[F16_ROW].bound == ("max_logprob", 0.02)
+    assert trained.alone.max_logprob > 1  # there was something to get wrong
+    assert (exported / "tokenizer.json").is_file()
+    assert not (exported / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3", "Mistral", "Gemma"])
+def test_other_architectures_run_there_as_they_were_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+):
+    if architecture.startswith("Qwen"):  # whose converter takes a tokenizer of theirs: the weights alone are compared
+        monkeypatch.setattr(receipt_rows, "check_reading", lambda *given: None)
+    model = make_model(tmp_path / "model", architecture)
+    adapter = make_adapter(Path(model.path), tmp_path / "adapter", target_modules="all-linear")
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    found = trained_model(model, adapter, "qlora", CPU, torch.float32, tokenizer)
+    folder = export_gguf(found, tmp_path / "export")
+    assert measured(found, folder)[F16_ROW].verdict == "pass"
+
+
+def test_an_adapter_that_was_scaled_is_found_out(trained: Trained, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    weights = trained.adapter / "adapter_model.safetensors"
+    scaled = Path(tmp_path / "scaled")
+    scaled.mkdir()
+    (scaled / "adapter_config.json").write_bytes((trained.adapter / "adapter_config.json").read_bytes())
+    tensors = {k: v * 1.5 if "lora_B" in k else v for k, v in load_file(weights).items()}
+    save_file(tensors, scaled / weights.name, {"format": "pt"})
+    folder = export_gguf(replace(trained, adapter=scaled), tmp_path / "export")
+    assert measured(trained, folder)[F16_ROW].verdict == "fail"
+
+
+def test_the_base_is_the_one_that_was_trained_on(trained: Trained, tmp_path: Path):
+    """Merged into the original weights it is held to what the adapter says on these, and the gap is told."""
+    folder = export_gguf(trained, tmp_path, into="original")
+    rows = measured(trained, folder, into="original")
+    assert rows["llama.cpp/adapter/original/f16"].verdict == "pass"
+    gap = rows["llama.cpp/gap/original/f16"]
+    assert gap.verdict == "reported"
+    assert gap.found is not None
+    assert gap.found.kl > 1e-4
+    assert measured(trained, folder)[F16_ROW].verdict == "fail"  # and is not passed off as the other
+
+
+def test_where_f16_rounds_too_much_the_files_are_held_to_f32(
+    trained: Trained, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(receipt_rows, "GGUF", ("max_logprob", 1e-9))
+    base, adapter, source = tmp_path / "base.gguf", tmp_path / "adapter.gguf", source_of(trained)
+    source.convert(base, "f32")
+    (tmp_path / "plain").mkdir()
+    write_adapter(tmp_path / "plain", trained.adapter, BASE, tokenizer=trained.tokenizer)
+    convert_adapter(source.converters, tmp_path / "plain", source.folder, adapter, "f32")
+    rows = measured(trained, exported, in_f32=lambda: gguf_answer(trained, base, adapter, ASKED, precise=True))
+    exact, rounded = rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"], rows[F16_ROW]
+    assert (exact.verdict, rounded.verdict) == ("pass", "pass")
+    assert exact.found is not None
+    assert rounded.found is not None
+    assert exact.found.max_logprob < rounded.found.max_logprob / 100
+    assert rounded.bound == ("kl", 1e-2)
+    other = measured(trained, exported, in_f32=lambda: answer_of(trained, exported))
+    assert other[f"llama.cpp/adapter/{DEQUANTISED}/f32"].verdict == "fail"  # a file in f16 is not that in f32
+
+
+def test_without_llama_cpp_nothing_is_a_pass(trained: Trained, tmp_path: Path):
+    folder = export_gguf(trained, tmp_path, quantised=("q8_0",), python=interpreter(LLAMA_CPP, "none"))
+    assert not (folder / "base-q8_0.gguf").exists()
+    assert gguf_answer(trained, folder / "base-f16.gguf", folder / ADAPTER, NOBODY) is None
+    rows = gguf_rows(trained, folder, DEQUANTISED, NOBODY, None, lambda: None)
+    assert "pass" not in {row.verdict for row in rows}
+    assert {row.name: row.note for row in rows}[LLAMA_CPP] == "told not to ask it"
+
+
+def test_a_base_is_written_once_and_known_by_its_files(trained: Trained, tmp_path: Path):
+    source = source_of(trained)
+    first = gguf_beside(tmp_path, source, (), None)
+    written = (first / "base-f16.gguf").stat().st_mtime_ns
+    assert gguf_beside(tmp_path, source, (), None) == first
+    assert (first / "base-f16.gguf").stat().st_mtime_ns == written
+    assert gguf_beside(tmp_path, replace(source, named=BASE | {"digest": "another"}), (), None) != first
+    with (first / "base-f16.gguf").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CorruptFile, match="is not the file that was written"):
+        gguf_beside(tmp_path, source, (), None)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+def test_what_llama_cpp_does_not_load_is_an_error_with_its_words(trained: Trained, exported: Path, tmp_path: Path):
+    broken = tmp_path / "base-f16.gguf"
+    broken.write_bytes((exported / "base-f16.gguf").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"export=llama\.cpp: it does not take what was exported.*llama_cpp=none"):
+        gguf_answer(trained, broken, exported / ADAPTER, ASKED)
+    with pytest.raises(InputError, match="cannot make q8_0"):
+        ask(LLAMA_CPP, sys.executable, quantise=[str(broken), str(tmp_path / "to.gguf"), "q8_0"])
+    with pytest.raises(InputError, match=r"export\.llama_cpp=.*there is no such Python"):
+        interpreter(LLAMA_CPP, str(tmp_path / "python"))
+
+
+def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_tokenizer):
+    """Byte-level BPE whose cutting llama.cpp's converter does not know."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from align.run import Base
+
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **shape)).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    adapter = make_adapter(tmp_path / "model", tmp_path / "adapter")
+    model = Base("own", str(tmp_path / "model"), None, "own")
+    found = trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
+    with pytest.raises(InputError, match=r"tokenizer=.*does not know how it cuts text.*export=merged"):
+        gguf_beside(tmp_path / "bases", source_of(found), (), None)
+    assert not list((tmp_path / "bases").iterdir())
+
+
+def test_an_architecture_that_the_converter_does_not_know(tmp_path: Path):
+    base = make_base(tmp_path / "model")
+    config = (base / "config.json").read_text()
+    (base / "config.json").write_text(config.replace("LlamaForCausalLM", "NobodysForCausalLM"))
+    with pytest.raises(InputError, match=r"model=.*does not know this architecture.*export=merged"):
+        convert_model(converters_in(None), base, tmp_path / "x.gguf", "x", "f16")
+
+
+def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
+    model = load(make_base(tmp_path / "model"), nf4=False)
+    check_range(model)
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 2 * LARGEST
+    with pytest.raises(InputError, match=r"up_proj.*holds a weight that f16 cannot"):
+        check_range(model)
+
+
+def test_text_that_is_read_otherwise_is_refused(trained: Trained, exported: Path):
+    tokenizer = trained.tokenizer
+    prompts = fixed_texts(tokenizer)
+    answer = answer_of(trained, exported)
+    assert len(answer.said["tokens"]) == len(texts_of(tokenizer, prompts))
+    check_reading(tokenizer, prompts, answer)
+    end, count = dict(special_tokens(tokenizer))["<|end|>"], len(special_tokens(tokenizer))
+
+    def saying(**said) -> Answer:
+        return replace(answer, said={**answer.said, **said})
+
+    split = [[id, id] if [id] == [end] else [id] for _, id in special_tokens(tokenizer)]
+    with pytest.raises(InputError, match=r"tokenizer=<\|end\|>: is token"):
+        check_reading(tokenizer, prompts, saying(tokens=split + answer.said["tokens"][count:]))
+    wrong = [list(row) for row in answer.said["tokens"]]
+    wrong[count][4] += 1
+    with pytest.raises(InputError, match="cuts it into other tokens, from the 5th on"):
+        check_reading(tokenizer, prompts, saying(tokens=wrong))
+    with pytest.raises(InputError, match="chat_template=x: is another"):
+        check_reading(tokenizer, prompts, saying(template="x"))
+    with pytest.raises(InputError, match=r"eos_token=<\|end\|>: is token \d+, and 2 in llama\.cpp"):
+        check_reading(tokenizer, prompts, saying(eos=2))

@@ -1,0 +1,100 @@
+"""The launch files, run: with stand-ins for the engines on the PATH that print what they were started with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from align.errors import InputError
+from align.export.launch import (
+    launches_adapter,
+    launches_gguf,
+    launches_merged,
+    served_name,
+    vllm_rank,
+)
+from align.ops.divergence import Divergence
+
+GAP = Divergence(0.41, 0.69, 15.0, 818)
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Path:
+    """A folder with `vllm` and `llama-server` that print their arguments, one a line, and then vLLM's settings."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("vllm", "llama-server"):
+        script = folder / name
+        script.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nenv | grep ^VLLM_ | sort || true\n")
+        script.chmod(0o755)
+    return folder
+
+
+def started(script: Path, engines: Path, *more: str, **settings: str) -> list[str]:
+    env = {"PATH": f"{engines}:{os.environ['PATH']}"} | settings
+    done = subprocess.run(["sh", str(script), *more], env=env, capture_output=True, text=True, cwd="/", check=True)
+    return done.stdout.splitlines()
+
+
+def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
+    folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
+    for path in (folder, beside):
+        path.mkdir(parents=True)
+    launches_adapter(folder, "ppo-x", "org/pocket", beside, 12, GAP)
+    script = folder / "launch" / "vllm.sh"
+    said = started(script, engines, "--port", "8001")
+    assert Path(said[1]).samefile(beside)
+    name, _, adapter = said[8].partition("=")
+    assert name == "ppo-x"
+    assert Path(adapter).samefile(folder)
+    assert said[:1] + said[2:8] + said[9:] == [
+        "serve", "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "16", "--lora-modules",
+        "--port", "8001",
+    ]  # fmt: skip
+    assert started(script, engines, BASE="org/other")[1] == "org/other"
+    assert "KL 0.41 nats a token" in script.read_text()
+    assert str(tmp_path) not in script.read_text()
+
+
+def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
+    """The served name is the base's id: vLLM takes an adapter only for the base that its configuration names."""
+    launches_adapter(tmp_path, "ppo-x", "org/pocket", None, 64, None)
+    script = tmp_path / "launch" / "vllm-resolver.sh"
+    said = started(script, engines, ADAPTERS="/srv/adapters")
+    assert said == [
+        "serve", "org/pocket", "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "64",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", "VLLM_LORA_RESOLVER_CACHE_DIR=/srv/adapters",
+        "VLLM_PLUGINS=lora_filesystem_resolver",
+    ]  # fmt: skip
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        started(script, engines)
+    assert "ADAPTERS: names the folder of the adapters" in error.value.stderr
+
+
+def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
+    launches_merged(tmp_path, "ppo-x")
+    said = started(tmp_path / "launch" / "vllm.sh", engines)
+    assert Path(said[1]).samefile(tmp_path)
+    assert said[2:4] == ["--served-model-name", "ppo-x"]
+    launches_gguf(tmp_path, "ppo-x", "adapter-f16.gguf")
+    for name in ("base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf"):
+        (tmp_path / name).touch()
+    script = tmp_path / "launch" / "llama-server.sh"
+    for settings, base in (({}, "base-f16.gguf"), ({"WEIGHTS": "q8_0"}, "base-q8_0.gguf")):
+        said = started(script, engines, "-c", "512", **settings)
+        assert (said[0], said[2], said[4:]) == ("--model", "--lora", ["--alias", "ppo-x", "--jinja", "-c", "512"])
+        assert Path(said[1]).samefile(tmp_path / base)
+        assert Path(said[3]).samefile(tmp_path / "adapter-f16.gguf")
+
+
+def test_ranks_and_names_are_those_that_engines_take(tmp_path: Path):
+    assert [vllm_rank(rank) for rank in (1, 8, 9, 64, 257, 512)] == [8, 8, 16, 64, 320, 512]
+    with pytest.raises(InputError, match="r=513"):
+        vllm_rank(513)
+    launches_adapter(tmp_path, "x", "b", None, 513, None)
+    assert not (tmp_path / "launch").exists()  # no file that cannot work
+    assert served_name("ppo", "größer & 'so'") == "ppo-gr-er-so"
+    assert served_name("", "") == ""

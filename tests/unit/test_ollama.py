@@ -1,0 +1,144 @@
+"""Ollama's Go templates say what the chat templates say: compared in Python, and rendered by Go itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from transformers import AutoTokenizer
+
+from align.data.chat import CHATML
+from align.export.ollama import Turns, go_template, ollama_file, pieces_of
+from align.models.base import builtin_folder
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content"
+    " + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n'"
+    " }}{% endif %}"
+)
+DEFAULT_SYSTEM = (
+    '{% for m in messages %}{% if loop.first and m.role != \'system\' %}{{ \'<|system|>You {{are}} """kind""".\t\''
+    " + '<|end|>\n' }}{% endif %}{{ '<|' + m.role + '|>' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+INST = (  # the system's text stands inside the first turn: no text around each turn says that
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% else %}{{ raise_exception('no') }}{% endif %}"
+    "{% endfor %}"
+)
+TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
+COUNTS = "{% for m in messages %}{{ loop.index ~ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+SAID = [CHATML, LLAMA3, DEFAULT_SYSTEM, INST]
+TALK: Turns = [("user", "Hi!"), ("assistant", "Hello {{ you }}."), ("user", "Bye\n“now”")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(builtin_folder("pocket"))
+
+
+def render(tokenizer, turns: Turns, due: bool) -> str | None:
+    try:
+        messages = [{"role": role, "content": text} for role, text in turns]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=due)
+    except Exception:
+        return None
+
+
+def pieces(tokenizer, template: str):
+    tokenizer.chat_template = template
+    return pieces_of(lambda turns, due: render(tokenizer, turns, due))
+
+
+@pytest.mark.parametrize(
+    "template", [CHATML, LLAMA3, DEFAULT_SYSTEM, INST], ids=["chatml", "llama3", "default", "inst"]
+)
+def test_a_template_is_what_stands_around_each_turn(tokenizer, template: str):
+    found = pieces(tokenizer, template)
+    assert found is not None
+    assert found.text(TALK) == render(tokenizer, TALK, True)
+    asked = [("system", "Be brief."), *TALK]
+    if template == INST:
+        assert found.head_of_system is None
+    else:
+        assert found.text(asked) == render(tokenizer, asked, True)
+
+
+@pytest.mark.parametrize("template", [TRIMS, COUNTS, "{{ raise_exception('no') }}"])
+def test_a_template_that_is_more_is_not_guessed_at(tokenizer, template: str):
+    assert pieces(tokenizer, template) is None
+
+
+def test_a_modelfile(tokenizer, tmp_path: Path):
+    tokenizer.chat_template = AutoTokenizer.from_pretrained(builtin_folder("pocket")).chat_template
+    shutil.copy(builtin_folder("pocket") / "generation_config.json", tmp_path)
+    text = ollama_file(tmp_path, tokenizer, True, "base-f16.gguf", "adapter-f16.gguf")
+    assert text.splitlines()[1:3] == ["FROM ./base-f16.gguf", "ADAPTER ./adapter-f16.gguf"]
+    assert 'PARAMETER stop "<|end|>"' in text
+    assert "<s>" not in text  # llama.cpp puts it there
+    assert 'TEMPLATE """<s>' not in text
+    assert "<s><|system|>{{ .System }}" in ollama_file(tmp_path, tokenizer, False, "b", "a")
+    tokenizer.chat_template = TRIMS
+    assert "# No TEMPLATE" in ollama_file(tmp_path, tokenizer, True, "b", "a")
+
+
+GO = """
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"text/template"
+)
+
+func main() {
+	var asked []map[string]any
+	if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil {
+		panic(err)
+	}
+	for _, one := range asked {
+		parsed := template.Must(template.New("").Option("missingkey=zero").Parse(one["Template"].(string)))
+		parsed.Execute(os.Stdout, one)
+		os.Stdout.WriteString("\\x00")
+	}
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed (Debian's package `golang-go`)")
+def test_go_renders_the_same(tokenizer, tmp_path: Path):
+    """As Ollama does it: `.System` holds the system's text, `.Messages` every turn, that one too."""
+    asked, wanted = [], []
+    for template in SAID:
+        found = pieces(tokenizer, template)
+        assert found is not None
+        for system in ([], [("system", "Be “brief”.")]):
+            if system and found.head_of_system is None:
+                continue
+            turns = [*system, *TALK]
+            messages = [{"Role": role, "Content": text} for role, text in turns]
+            text = system[0][1] if system else ""
+            asked.append({"Template": go_template(found, ""), "System": text, "Messages": messages})
+            wanted.append(render(tokenizer, turns, True))
+    (tmp_path / "main.go").write_text(GO)
+    done = subprocess.run(
+        ["go", "run", str(tmp_path / "main.go")],
+        input=json.dumps(asked), capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.split("\x00")[:-1] == wanted
+    assert len(wanted) == 7
+
+
+def test_what_begins_an_action_or_ends_the_string_is_quoted():
+    found = SimpleNamespace(
+        head='{{ """ \t', head_of_system=None, tail_of_system="", user=("", ""), assistant=("", ""), due="\n"
+    )
+    template = go_template(found, "")  # pyright: ignore[reportArgumentType]
+    assert '"""' not in template
+    assert "\t" not in template
+    assert template.endswith("{{ end }}{{ end }}\n")
