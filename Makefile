@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: venv demo annotate test test-all lint clean
+.PHONY: venv demo annotate llama-cpp test test-all lint clean
 
 venv: .venv/.dev
 
@@ -21,6 +21,10 @@ demo: .venv/.demo
 
 annotate: .venv/.demo
 	$(BIN)/python -m align stage=annotate stage.demo=true project=quickstart
+
+llama-cpp: venv
+	$(BIN)/python -m pip install --quiet --editable ".[llama-cpp]" --constraint constraints.txt
+	$(BIN)/python -m align.export.converters
 
 test: venv
 	$(BIN)/python -m pytest

@@ -27,7 +27,7 @@ ROUNDED: Bound = ("kl", 1e-2)
 GGUF: Bound = ("max_logprob", 0.02)
 """Of llama.cpp's f16 weights, activations and cache."""
 PRECISE: Bound = ("max_logprob", 1e-3)
-"""Of llama.cpp in f32: the weights of base and adapter, and its cache."""
+"""Of another engine in fp32: the weights of base and adapter, and all that it computes."""
 
 Told = Mapping[str, str]
 """For each engine of `align.export.foreign`, `auto`, `none` or the Python that has it."""
@@ -52,10 +52,10 @@ def adapter_rows(trained: Trained, folder: Path, dequantised: Path | None, kept:
         else:
             loaded = adapter_on(dequantised, folder, trained.rows, trained.device)
             found.append(trained.beside(loaded, "adapter", DEQUANTISED, kept, bound))
-            found.append(vllm_row(trained, dequantised, folder, DEQUANTISED, kept, bound, told))
+            found.append(vllm_row(trained, dequantised, folder, DEQUANTISED, kept, told))
         found.append(on_original(trained, folder))
     else:
-        found.append(vllm_row(trained, base, folder, "original", name_of(trained.dtype), ROUNDED, told))
+        found.append(vllm_row(trained, base, folder, "original", name_of(trained.dtype), told))
     return unasked_last([*found, trained.without, Row(LLAMA_CPP, note=READS_GGUF)])
 
 
@@ -74,7 +74,7 @@ def merged_rows(
     for what, weights, logits, most in (("merge", "float32", summed, MERGED), ("merged", kept, loaded, bound)):
         if logits is not None:
             found.append(Row(TRANSFORMERS, what, into, weights, VERSION, compared(truth, logits), most))
-    found.append(vllm_row(trained, folder, None, into, kept, bound, told, truth))
+    found.append(vllm_row(trained, folder, None, into, kept, told, truth))
     return unasked_last([*found, *apart(trained, known, loaded, into, kept), Row(LLAMA_CPP, note=READS_GGUF)])
 
 
@@ -160,7 +160,7 @@ def on_original(trained: Trained, adapter: Path) -> Row:
 
 
 def vllm_row(
-    trained: Trained, model: Path, adapter: Path | None, base: str, kept: str, bound: Bound, told: Told,
+    trained: Trained, model: Path, adapter: Path | None, base: str, kept: str, told: Told,
     truth: Sequence[Tensor] | None = None,
 ) -> Row:  # fmt: skip
     """vLLM on a folder with a model, and an adapter on it; its sums in fp32."""
@@ -173,7 +173,7 @@ def vllm_row(
         VLLM, python, model=str(model), adapter=None if adapter is None else str(adapter), rank=rank,
         rows=[list(row) for row in trained.rows],
     )  # fmt: skip
-    what = "merged" if adapter is None else "adapter"
+    what, bound = "merged" if adapter is None else "adapter", PRECISE if kept == "float32" else ROUNDED
     return Row(VLLM, what, base, kept, answer.version, compared(truth, same_rooms(answer, truth)), bound)
 
 

@@ -23,7 +23,7 @@ from align.export.receipt import Row, fixed_texts
 from align.export.rows import gguf_answer, gguf_rows
 from align.export.trained import Trained, trained_model
 
-pytestmark = needs_llama_cpp
+pytestmark = [needs_llama_cpp, pytest.mark.slow]
 CPU = torch.device("cpu")
 ASKED, NOBODY = ({LLAMA_CPP: where, "vLLM": "none"} for where in ("auto", "none"))
 F16_ROW = f"llama.cpp/adapter/{DEQUANTISED}/f16"

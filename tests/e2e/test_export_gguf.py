@@ -1,0 +1,145 @@
+"""`stage=export export=gguf|all`: what llama.cpp will run, with its own word on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf_tools import make_model, needs_llama_cpp
+from workshop import SFT, Workshop
+
+from align.export.receipt import RECEIPT
+from align.run import file_digest, read_manifest
+
+pytestmark = [pytest.mark.usefixtures("no_network"), pytest.mark.slow, needs_llama_cpp]
+F16_ROW = "llama.cpp/adapter/nf4-dequantised/f16"
+ONE = "export.quantised=[q8_0]"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, chats: Path) -> Workshop:
+    folder = tmp_path_factory.mktemp("gguf")
+    make_model(folder / "model")
+    shop = Workshop(folder / "runs", Path(shutil.copy(chats, folder / "chats.jsonl")))
+    shop.run("sft", "model=hub", f"model.path={folder / 'model'}", *SFT, "run.name=a")
+    return shop
+
+
+@pytest.fixture(scope="module")
+def exported(shop: Workshop) -> Path:
+    return shop.run("export", "artifact=sft:a", "export=gguf", ONE)
+
+
+def receipt(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RECEIPT).read_text())
+
+
+def test_base_and_adapter_leave_as_gguf_with_llama_cpps_word_on_them(shop: Workshop, exported: Path) -> None:
+    artifact = exported / "artifact"
+    said = receipt(artifact)
+    assert {row["name"]: row["verdict"] for row in said["rows"]} == {
+        F16_ROW: "pass", "llama.cpp/adapter/nf4-dequantised/q8_0": "reported",
+        "transformers/adapter/original/float32": "reported", "transformers/base alone/nf4/float32": "reported",
+        "vLLM": "not checked",
+    }  # fmt: skip
+    assert said["kind"] == "gguf"
+    assert {"base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf", "Modelfile", "launch/llama-server.sh"} < set(
+        said["files"]
+    )
+    assert read_manifest(exported)["metrics"]["max_logprob"] <= 0.02
+    template = re.search(r'TEMPLATE """(.*)"""', (artifact / "Modelfile").read_text(), re.S)
+    assert template is not None
+    assert "<|user|>{{ .Content }}<|end|>" in template[1]
+    for path in artifact.rglob("*"):  # no file names a path of this machine
+        assert path.is_dir() or str(shop.root.parent).encode() not in path.read_bytes(), path.name
+
+
+def test_the_base_is_shared_by_its_adapters(shop: Workshop, exported: Path) -> None:
+    [base] = (shop.root / "bases").glob("*-gguf-*/base-f16.gguf")
+    assert base.samefile(exported / "artifact" / "base-f16.gguf")
+
+
+def test_the_cards_own_words_talk_to_it(exported: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (exported / "artifact" / "README.md").read_text(), re.S)
+    assert code is not None
+    done = subprocess.run(
+        [sys.executable, "-c", code[1]], cwd=exported / "artifact", capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_it_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) -> None:
+    check = ("export=check", "artifact=sft:a")
+    shop.run("export", *check, f"export.path={exported}")
+    assert "pass (max_logprob ≤ 0.02)" in shop.said
+    copy = Path(shutil.copytree(exported / "artifact", tmp_path / "copy"))
+    adapter = copy / "adapter-f16.gguf"
+    whole = bytearray(adapter.read_bytes())
+    whole[-4096:] = bytes(4096)  # as if it had not learnt all
+    adapter.write_bytes(whole)
+    assert shop.status("stage=export", *check, f"export.path={copy}") == 2
+    assert "sha256 differs" in shop.said
+    said = receipt(copy)
+    said["files"][adapter.name] = file_digest(adapter)
+    (copy / RECEIPT).write_text(json.dumps(said))
+    assert shop.status("stage=export", *check, f"export.path={copy}") == 2
+    assert "It is not what was trained" in shop.said or "claims another result" in shop.said
+    shutil.copytree(exported / "artifact", copy, dirs_exist_ok=True)
+    assert shop.status("stage=export", *check, f"export.path={copy}", "export.into=original") == 2
+    assert shop.status("stage=export", *check, f"export.path={copy}", "export.llama_cpp=none") == 0
+    assert "not checked: told not to ask it" in shop.said
+
+
+def test_everything_at_once(shop: Workshop) -> None:
+    folder = shop.run("export", "artifact=sft:a", "export=all", "export.require=[llama.cpp,transformers]", ONE)
+    assert {path.name for path in (folder / "artifact").iterdir()} == {"adapter", "merged", "gguf"}
+    for kind in ("adapter", "merged", "gguf"):
+        assert receipt(folder / "artifact" / kind)["kind"] == kind
+        assert (folder / "artifact" / kind / "README.md").is_file()
+    rows = read_manifest(folder)["metrics"]["receipt"]
+    assert {F16_ROW, "transformers/adapter/nf4/float32", "transformers/merge/nf4-dequantised/float32"} < set(rows)
+    check = ("stage=export", "export=check", "artifact=sft:a")
+    assert shop.status(*check, f"export.path={folder / 'artifact' / 'gguf'}") == 0
+
+
+def test_without_llama_cpp_it_is_not_checked(shop: Workshop, tmp_path: Path) -> None:
+    words = ("artifact=sft:a", "export=gguf", "export.llama_cpp=none")
+    assert shop.status("stage=export", *words, "export.require=[llama.cpp]") == 2
+    assert "export.require=llama.cpp: it was not checked: told not to ask it" in shop.said
+    folder = shop.run("export", *words) / "artifact"
+    assert {row["verdict"] for row in receipt(folder)["rows"]} == {"reported", "not checked"}
+    assert not (folder / "base-q8_0.gguf").exists()
+    assert not (folder / "Modelfile").exists()
+    assert shop.status("stage=export", "artifact=sft:a", "export=gguf", f"export.converters={tmp_path}") == 2
+    assert "python -m align.export.converters" in shop.said
+    assert shop.status("stage=export", *words[:2], f"export.llama_cpp={tmp_path / 'python'}", "resume=never") == 2
+    assert "there is no such Python" in shop.said
+
+
+def test_what_llama_cpp_says_otherwise_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from align.stages import exported as made
+
+    write = made.write_adapter
+
+    def wrongly(folder: Path, *given: Any, **named: Any) -> None:
+        write(folder, *given, **named)
+        weights = folder / "adapter_model.safetensors"
+        tensors = {k: v * 1.5 if "lora_B" in k else v for k, v in load_file(weights).items()}
+        save_file(tensors, weights, {"format": "pt"})
+
+    monkeypatch.setattr(made, "write_adapter", wrongly)
+    assert shop.status("stage=export", "artifact=sft:a", "export=gguf", "run.name=wrong", ONE) == 2
+    assert "It is not what was trained" in shop.said
+    assert F16_ROW in shop.said
+    assert not (shop.root / "export" / "wrong" / "artifact").exists()
+    left = [path.name for path in (shop.root / "bases").iterdir() if "-gguf-" not in path.name]
+    assert not [name for name in left if name.startswith("tmp")]
