@@ -89,5 +89,7 @@ def ask(engine: str, python: str, **request: Any) -> Answer:
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line that speaks of an error, or the last."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return f"it does not take what was exported (status {done.returncode}: {lines[-1] if lines else 'no reason given'})"
+    words = next((line for line in reversed(lines) if "error" in line.lower()), (lines or ["no reason given"])[-1])
+    return f"it does not take what was exported (status {done.returncode}: {words})"

@@ -62,9 +62,24 @@ def launches_adapter(
         folder / LAUNCH / "vllm-resolver.sh",
         "# vLLM with all adapters of a folder, each found by its name when it is first asked for. ADAPTERS holds a\n"
         f"# folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it.\n{why}",
-        f"{place}\nexport VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_PLUGINS=lora_filesystem_resolver\n"
-        'export VLLM_LORA_RESOLVER_CACHE_DIR="${ADAPTERS:?names the folder of the adapters}"\n' + serve + '"$@"\n',
+        f"{place}\n" + RESOLVER.format(base=shlex.quote(base)) + serve + '"$@"\n',
     )
+
+
+RESOLVER = """adapters=$(cd "${{ADAPTERS:?names the folder of the adapters}}" && pwd)
+export VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_PLUGINS=lora_filesystem_resolver
+export VLLM_LORA_RESOLVER_CACHE_DIR="$adapters"
+# vLLM takes an adapter only where its adapter_config.json names the base in the very words that vLLM was given: so the
+# folder is given by a link of that name.
+if [ -d "$base" ]; then
+  base=$(cd "$base" && pwd)
+  room=$(mktemp -d)
+  mkdir -p "$(dirname "$room"/{base})"
+  ln -s "$base" "$room"/{base}
+  cd "$room"
+  base={base}
+fi
+"""
 
 
 def launches_merged(folder: Path, name: str) -> None:

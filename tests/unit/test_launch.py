@@ -23,12 +23,12 @@ GAP = Divergence(0.41, 0.69, 15.0, 818)
 
 @pytest.fixture
 def engines(tmp_path: Path) -> Path:
-    """A folder with `vllm` and `llama-server` that print their arguments, one a line, and then vLLM's settings."""
+    """A folder with `vllm` and `llama-server` that print their arguments, one a line, vLLM's settings, and where."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("vllm", "llama-server"):
         script = folder / name
-        script.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nenv | grep ^VLLM_ | sort || true\n")
+        script.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nenv | grep ^VLLM_ | sort && pwd\n")
         script.chmod(0o755)
     return folder
 
@@ -45,7 +45,7 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
         path.mkdir(parents=True)
     launches_adapter(folder, "ppo-x", "org/pocket", beside, 12, GAP)
     script = folder / "launch" / "vllm.sh"
-    said = started(script, engines, "--port", "8001")
+    *said, _ = started(script, engines, "--port", "8001")
     assert Path(said[1]).samefile(beside)
     name, _, adapter = said[8].partition("=")
     assert name == "ppo-x"
@@ -60,15 +60,23 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
 
 
 def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
-    """The served name is the base's id: vLLM takes an adapter only for the base that its configuration names."""
-    launches_adapter(tmp_path, "ppo-x", "org/pocket", None, 64, None)
-    script = tmp_path / "launch" / "vllm-resolver.sh"
-    said = started(script, engines, ADAPTERS="/srv/adapters")
-    assert said == [
+    folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
+    for path in (folder, beside):
+        path.mkdir(parents=True)
+    launches_adapter(folder, "ppo-x", "org/pocket", beside, 64, None)
+    script, adapters = folder / "launch" / "vllm-resolver.sh", tmp_path / "adapters"
+    adapters.mkdir()
+    wanted = [
         "serve", "org/pocket", "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "64",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", "VLLM_LORA_RESOLVER_CACHE_DIR=/srv/adapters",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", f"VLLM_LORA_RESOLVER_CACHE_DIR={adapters}",
         "VLLM_PLUGINS=lora_filesystem_resolver",
     ]  # fmt: skip
+    *said, where = started(script, engines, ADAPTERS=str(adapters), TMPDIR=str(tmp_path))
+    assert said == wanted
+    assert (Path(where) / "org" / "pocket").samefile(beside)
+    *said, where = started(script, engines, ADAPTERS=str(adapters), BASE="org/pocket")  # from the hub
+    assert said == wanted
+    assert where == "/"
     with pytest.raises(subprocess.CalledProcessError) as error:
         started(script, engines)
     assert "ADAPTERS: names the folder of the adapters" in error.value.stderr
@@ -76,7 +84,7 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
 
 def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
     launches_merged(tmp_path, "ppo-x")
-    said = started(tmp_path / "launch" / "vllm.sh", engines)
+    *said, _ = started(tmp_path / "launch" / "vllm.sh", engines)
     assert Path(said[1]).samefile(tmp_path)
     assert said[2:4] == ["--served-model-name", "ppo-x"]
     launches_gguf(tmp_path, "ppo-x", "adapter-f16.gguf")
@@ -84,7 +92,7 @@ def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
         (tmp_path / name).touch()
     script = tmp_path / "launch" / "llama-server.sh"
     for settings, base in (({}, "base-f16.gguf"), ({"WEIGHTS": "q8_0"}, "base-q8_0.gguf")):
-        said = started(script, engines, "-c", "512", **settings)
+        *said, _ = started(script, engines, "-c", "512", **settings)
         assert (said[0], said[2], said[4:]) == ("--model", "--lora", ["--alias", "ppo-x", "--jinja", "-c", "512"])
         assert Path(said[1]).samefile(tmp_path / base)
         assert Path(said[3]).samefile(tmp_path / "adapter-f16.gguf")
