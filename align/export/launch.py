@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 from align.errors import InputError
@@ -44,24 +45,18 @@ def launches_adapter(
     place = "base=${BASE:-" + shlex.quote(base) + "}"
     if beside is not None:
         place = f"base=${{BASE:-$here/../../../../bases/{shlex.quote(beside.name)}}}"
-    why = "# BASE, a folder or a hub id, puts it on another base than it was trained on.\n"
-    if gap is not None:
-        why = (
-            "# It was trained on the base in NF4, of which this is the dequantised one. BASE puts it on another: on\n"
-            f"# the original weights it is another model, KL {gap.kl:.2g} nats a token from what was trained, the\n"
-            f"# same top token on {gap.top1:.0%}.\n"
-        )
+    why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {told(gap)}"
     serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base)} --enable-lora --max-lora-rank '
     serve += f"{vllm_rank(rank)} \\\n  "
     write(
         folder / LAUNCH / "vllm.sh",
-        f"# vLLM with this adapter, asked for as the model {name}.\n{why}",
+        f"vLLM with this adapter, asked for as the model {name}. {why}",
         f'{place}\n{serve}--lora-modules {shlex.quote(name)}="$here/.." "$@"\n',
     )
     write(
         folder / LAUNCH / "vllm-resolver.sh",
-        "# vLLM with all adapters of a folder, each found by its name when it is first asked for. ADAPTERS holds a\n"
-        f"# folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it.\n{why}",
+        "vLLM with all adapters of a folder, each found by its name when it is first asked for. ADAPTERS holds a "
+        f"folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it. {why}",
         f"{place}\n" + RESOLVER.format(base=shlex.quote(base)) + serve + '"$@"\n',
     )
 
@@ -82,27 +77,37 @@ fi
 """
 
 
-def launches_merged(folder: Path, name: str) -> None:
+def launches_merged(folder: Path, name: str, gap: Divergence | None) -> None:
     """`launch/vllm.sh` of a merged model."""
     write(
         folder / LAUNCH / "vllm.sh",
-        f"# vLLM with this model, asked for as {name}.\n",
+        f"vLLM with this model, asked for as {name}. {told(gap)}",
         f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} "$@"\n',
     )
 
 
-def launches_gguf(folder: Path, name: str, adapter: str) -> None:
+def launches_gguf(folder: Path, name: str, adapter: str, gap: Divergence | None) -> None:
     """`launch/llama-server.sh` of a base and an adapter in GGUF."""
     write(
         folder / LAUNCH / "llama-server.sh",
-        f"# llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS, such as q8_0, takes the base in\n"
-        '# fewer bits. A request may turn the adapter off: "lora": [{"id": 0, "scale": 0}].\n',
+        f"llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS, such as q8_0, takes the base in "
+        'fewer bits. A request may turn the adapter off: "lora": [{"id": 0, "scale": 0}]. ' + told(gap),
         f'exec llama-server --model "$here/../base-${{WEIGHTS:-f16}}.gguf" --lora "$here/../{adapter}" \\\n'
         f'  --alias {shlex.quote(name)} --jinja "$@"\n',
     )
 
 
+def told(gap: Divergence | None) -> str:
+    if gap is None:
+        return ""
+    return (
+        "It was trained on the base in NF4. On the original weights the adapter is another model: "
+        f"KL {gap.kl:.2g} nats a token from what was trained, the same top token on {gap.top1:.0%}."
+    )
+
+
 def write(path: Path, about: str, body: str) -> None:
     path.parent.mkdir(exist_ok=True)
+    said = textwrap.fill(about, 110, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
     here = 'here=$(cd "$(dirname "$0")" && pwd)\n'
-    path.write_text(f"#!/bin/sh\n{about}set -eu\n{here}{body}", encoding="utf-8")
+    path.write_text(f"#!/bin/sh\n{said}\nset -eu\n{here}{body}", encoding="utf-8")

@@ -124,9 +124,9 @@ def launchers(config: Config, trained: Trained, kind: str, folder: Path, name: s
     if kind == "adapter":
         launches_adapter(folder, name, base, base_beside(config, trained), rank_of(folder), gap)
     elif kind == "merged":
-        launches_merged(folder, name)
+        launches_merged(folder, name, gap)
     else:
-        launches_gguf(folder, name, ADAPTER)
+        launches_gguf(folder, name, ADAPTER, gap)
 
 
 def card(run: Run, config: Config, artifact: Artifact, trained: Trained, kind: str, name: str, rows: list[Row]) -> str:
