@@ -75,5 +75,6 @@ def export_gguf(
     for path in (folder, plain):
         path.mkdir(parents=True)
     write_adapter(plain, trained.adapter, BASE, tokenizer=trained.tokenizer, beside=Path(trained.base.path))
-    write_gguf(folder, gguf_beside(root / "bases", source, quantised, python), plain, source)
+    bases = [gguf_beside(root / "bases", source, weights, python) for weights in ("f16", *quantised)]
+    write_gguf(folder, bases, plain, source)
     return folder

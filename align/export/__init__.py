@@ -1,6 +1,6 @@
 """What leaves the project: an adapter, a merged model, GGUF; each with a card, launch files and a receipt.
 
-What is written: `adapter` (`lowering` makes it plain LoRA), `merged`, `gguf` (by llama.cpp's own `converters`), `bases`,
+What is written: `adapter` (`lowering` makes it plain LoRA), `merged`, `gguf` (by llama.cpp's `converters`), `bases`,
 and beside each `card`, `launch`, `ollama`; `folder` lets all of it appear whole or not at all.
 
 What is measured: `trained` is the model that must be found again, `engines` loads exports by transformers, `foreign`

@@ -41,7 +41,6 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
         n_threads_batch=request["threads"],
         type_k=kept_in,
         type_v=kept_in,
-        verbose=False,
     )
     logits = {}
     for i, row in enumerate(rows):

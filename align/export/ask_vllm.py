@@ -23,6 +23,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: a short prompt at a time
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     import vllm  # pyright: ignore[reportMissingImports]
     from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 

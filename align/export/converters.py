@@ -19,11 +19,14 @@ import zlib
 from importlib import metadata
 from pathlib import Path
 
-from align.errors import CorruptFile, InputError
+from align.errors import CorruptFile, InputError, StorageError
+from align.export.processes import last_words, run_quietly
+from align.run import file_digest, json_digest
 
 PACKAGE = "llama-cpp-python"
 HF, LORA = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
-NEEDED = re.compile(rf"[^/]+/vendor/llama\.cpp/((?:{HF}|{LORA}|LICENSE|(?:conversion|gguf-py/gguf)/.+\.py))")
+NEEDED = re.compile(rf"[^/]+/vendor/llama\.cpp/({HF}|{LORA}|LICENSE|(?:conversion|gguf-py/gguf)/[\w/]+\.py)")
+COMPARE = Path(__file__).with_name("compare_gguf.py")
 INSTALL = "python -m align.export.converters"
 
 # What the converters say in a traceback, and what that means to whoever exports.
@@ -35,7 +38,7 @@ KNOWN = (
         "Export it as export=adapter or export=merged, or train on a base whose tokenizer llama.cpp knows.",
     ),
     (
-        "is not supported",
+        r"Model \S+ is not supported|Architecture .+ not supported",
         "model",
         "llama.cpp's converter does not know this architecture",
         "Export it as export=adapter or export=merged.",
@@ -58,6 +61,12 @@ def converters_in(folder: str | None) -> Path:
     return place
 
 
+def digest_of(converters: Path) -> str:
+    """sha256 over their sources, hex: another converter makes another file."""
+    sources = sorted([converters / HF, converters / LORA, *(converters / "conversion").rglob("*.py")])
+    return json_digest([[str(path.relative_to(converters)), file_digest(path)] for path in sources])
+
+
 def convert_model(converters: Path, model: Path, target: Path, name: str, weights: str) -> None:
     """A folder with a model, in fp32, as one GGUF file.
 
@@ -70,7 +79,7 @@ def convert_model(converters: Path, model: Path, target: Path, name: str, weight
         RuntimeError: it fails otherwise.
     """
     words = [model, "--outfile", target, "--outtype", weights, "--model-name", name]
-    _run(converters / HF, words, target)
+    _run(converters / HF, words, target, name)
 
 
 def convert_adapter(converters: Path, adapter: Path, base: Path, target: Path, weights: str) -> None:
@@ -79,20 +88,28 @@ def convert_adapter(converters: Path, adapter: Path, base: Path, target: Path, w
     Args:
         base: a folder with the base's configuration.
     """
-    _run(converters / LORA, ["--base", base, "--outfile", target, "--outtype", weights, adapter], target)
+    _run(converters / LORA, ["--base", base, "--outfile", target, "--outtype", weights, adapter], target, base.name)
 
 
-def _run(script: Path, words: list[str | Path], target: Path) -> None:
+def alike(converters: Path, whole: Path, rounded: Path) -> str:
+    """Compares two GGUF files of one model, in f32 and in f16: empty where each tensor of the second is that of the
+    first, rounded; else the name of the first that is not."""
+    words = [sys.executable, "-I", str(COMPARE), str(converters / "gguf-py"), str(whole), str(rounded)]
+    done = run_quietly(words, "comparing GGUF files")
+    if done.returncode:
+        raise RuntimeError(f"comparing {rounded.name}: {last_words(done.stderr)}")
+    return done.stdout.strip()
+
+
+def _run(script: Path, words: list[str | Path], target: Path, name: str) -> None:
     nothing_from_a_hub = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, words)],
-        env=nothing_from_a_hub, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    words = [sys.executable, script, *words]
+    done = run_quietly([str(w) for w in words], script.name, env=nothing_from_a_hub, stdin=subprocess.DEVNULL)
     if done.returncode == 0 and target.is_file():
         return
     for sign, field, problem, remedy in KNOWN:
-        if sign in done.stderr:
-            raise InputError(field, target.stem, problem, remedy)
+        if re.search(sign, done.stderr):
+            raise InputError(field, name, problem, remedy)
     raise RuntimeError(f"{script.name} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
 
 
@@ -101,19 +118,21 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         CorruptFile: it is no such archive.
+        OSError: the folder cannot be written.
     """
+    try:
+        with tarfile.open(archive) as tar:
+            needed = [(m, match[1]) for m in tar if m.isfile() and (match := NEEDED.fullmatch(m.name))]
+            sources = {name: file.read() for member, name in needed if (file := tar.extractfile(member))}
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        remedy = f"Download {PACKAGE} again."
+        raise CorruptFile("archive", str(archive), f"cannot be read ({error})", remedy) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         part = Path(work) / "part"
-        try:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    if member.isfile() and (match := NEEDED.fullmatch(member.name)):
-                        member.name = match[1]
-                        tar.extract(member, part, filter="data")
-        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-            remedy = f"Download {PACKAGE} again."
-            raise CorruptFile("archive", str(archive), f"cannot be read ({error})", remedy) from error
+        for name, source in sources.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(source)
         if not all((part / name).is_file() for name in (HF, LORA)):
             remedy = f"Name the source archive of {PACKAGE}, 0.3.30 or newer."
             raise CorruptFile("archive", str(archive), f"holds no {LORA}", remedy)
@@ -144,6 +163,12 @@ def main(words: list[str]) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        print(
+            StorageError("converters", str(folder), f"cannot be written ({error})", "Choose $XDG_CACHE_HOME."),
+            file=sys.stderr,
+        )
+        return StorageError.exit_status
     print(folder)
     return 0
 

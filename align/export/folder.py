@@ -132,6 +132,6 @@ def _sync(folder: Path) -> None:
     """Bytes on disk before the name that promises them; for others to read, which safetensors leaves to the owner."""
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(0o644)
+            path.chmod(0o644 if path.stat().st_nlink == 1 else 0o444)  # what others share is changed by none
             with path.open("rb") as file:
                 os.fsync(file.fileno())

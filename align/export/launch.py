@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import InputError
@@ -28,36 +29,54 @@ def served_name(*parts: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
 
 
-def launches_adapter(
-    folder: Path, name: str, base: str, beside: Path | None, rank: int, gap: Divergence | None
-) -> None:
-    """`launch/vllm.sh` and `launch/vllm-resolver.sh` of an adapter's export.
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The base that an adapter is served on.
+
+    Attributes:
+        id: by which requests ask for it, and by which the adapter's configuration names it.
+        folder: seen from the launch files; empty where it is the hub's.
+        revision: of the hub's.
+    """
+
+    id: str
+    folder: str = ""
+    revision: str = ""
+
+    @property
+    def place(self) -> str:
+        """Shell that sets `base`."""
+        if self.folder:
+            found = f"base=${{BASE:-$here/{shlex.quote(self.folder)}}}\n"
+            return found + '[ -d "$base" ] || { echo "$base is not there: set BASE" >&2; exit 2; }\n'
+        if not self.revision:  # its id is a name of ours, which a hub may know as something else
+            return "base=${BASE:?names the folder of the base}\n"
+        pinned = f'[ -n "${{BASE:-}}" ] || set -- --revision {shlex.quote(self.revision)} "$@"\n'
+        return f"base=${{BASE:-{shlex.quote(self.id)}}}\n{pinned}"
+
+
+def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Divergence | None) -> None:
+    """`launch/vllm.sh` and `launch/vllm-resolver.sh` of an adapter's export; none where vLLM serves no such rank.
 
     Args:
         name: by which requests ask for it.
-        base: the base's id, by which requests ask for that.
-        beside: the folder of the dequantised base, in `bases/` beside the runs; None where the base is used as it is
-            published.
         gap: how far the adapter on the original weights lies from what was trained.
     """
     if rank > RANKS[-1]:
         return
-    place = "base=${BASE:-" + shlex.quote(base) + "}"
-    if beside is not None:
-        place = f"base=${{BASE:-$here/../../../../bases/{shlex.quote(beside.name)}}}"
-    why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {told(gap)}"
-    serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base)} --enable-lora --max-lora-rank '
+    why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {gap_in_words(gap)}"
+    serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base.id)} --enable-lora --max-lora-rank '
     serve += f"{vllm_rank(rank)} \\\n  "
     write(
         folder / LAUNCH / "vllm.sh",
         f"vLLM with this adapter, asked for as the model {name}. {why}",
-        f'{place}\n{serve}--lora-modules {shlex.quote(name)}="$here/.." "$@"\n',
+        f'{base.place}{serve}--lora-modules {shlex.quote(name)}="$here/.." "$@"\n',
     )
     write(
         folder / LAUNCH / "vllm-resolver.sh",
         "vLLM with all adapters of a folder, each found by its name when it is first asked for. ADAPTERS holds a "
         f"folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it. {why}",
-        f"{place}\n" + RESOLVER.format(base=shlex.quote(base)) + serve + '"$@"\n',
+        base.place + RESOLVER.format(base=shlex.quote(base.id)) + serve + '"$@"\n',
     )
 
 
@@ -81,7 +100,7 @@ def launches_merged(folder: Path, name: str, gap: Divergence | None) -> None:
     """`launch/vllm.sh` of a merged model."""
     write(
         folder / LAUNCH / "vllm.sh",
-        f"vLLM with this model, asked for as {name}. {told(gap)}",
+        f"vLLM with this model, asked for as {name}. {gap_in_words(gap)}",
         f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} "$@"\n',
     )
 
@@ -91,13 +110,13 @@ def launches_gguf(folder: Path, name: str, adapter: str, gap: Divergence | None)
     write(
         folder / LAUNCH / "llama-server.sh",
         f"llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS, such as q8_0, takes the base in "
-        'fewer bits. A request may turn the adapter off: "lora": [{"id": 0, "scale": 0}]. ' + told(gap),
+        'fewer bits. A request may turn the adapter off: "lora": [{"id": 0, "scale": 0}]. ' + gap_in_words(gap),
         f'exec llama-server --model "$here/../base-${{WEIGHTS:-f16}}.gguf" --lora "$here/../{adapter}" \\\n'
         f'  --alias {shlex.quote(name)} --jinja "$@"\n',
     )
 
 
-def told(gap: Divergence | None) -> str:
+def gap_in_words(gap: Divergence | None) -> str:
     if gap is None:
         return ""
     return (

@@ -107,17 +107,17 @@ def go_template(pieces: Pieces, bos: str) -> str:
 
 
 def literal(text: str) -> str:
-    """As both files say it: what begins an action in Go, what ends the Modelfile's string, and what that file's parser
+    """As both files say it: what may begin an action in Go, or end the Modelfile's string, and what that file's parser
     drops are written as a string inside an action."""
-    return re.sub(r'\{\{|"""|.', lambda found: found[0] if plain(found[0]) else in_go(found[0]), text)
+    return re.sub(r".", lambda found: found[0] if plain(found[0]) else in_go(found[0]), text)
 
 
-def plain(text: str) -> bool:
-    return len(text) == 1 and text.isprintable()
+def plain(letter: str) -> bool:
+    return letter.isprintable() and letter not in '{"'
 
 
-def in_go(text: str) -> str:
-    return '{{ "' + "".join(f"\\U{ord(letter):08x}" for letter in text) + '" }}'
+def in_go(letter: str) -> str:
+    return f'{{{{ "\\U{ord(letter):08x}" }}}}'
 
 
 def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, adapter: str) -> str:

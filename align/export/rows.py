@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from align.export.bases import DEQUANTISED
 from align.export.engines import TRANSFORMERS, VERSION, adapter_on, whole_model
 from align.export.foreign import LLAMA_CPP, VLLM, Answer, ask, interpreter, why_unasked
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of
-from align.export.launch import vllm_rank
+from align.export.launch import RANKS, vllm_rank
 from align.export.receipt import FAIL, Bound, Row, compared, fixed_texts
 from align.export.trained import Trained
 from align.models.load import name_of
@@ -26,11 +26,14 @@ ROUNDED: Bound = ("kl", 1e-2)
 """Of weights that lost bits when they were saved."""
 GGUF: Bound = ("max_logprob", 0.02)
 """Of llama.cpp's f16 weights, activations and cache."""
+ENGINE: Bound = ("kl", 1e-3)
+"""Of llama.cpp's f16 on numbers that are known to be right."""
 PRECISE: Bound = ("max_logprob", 1e-3)
 """Of another engine in fp32: the weights of base and adapter, and all that it computes."""
 
 Told = Mapping[str, str]
 """For each engine of `align.export.foreign`, `auto`, `none` or the Python that has it."""
+OLLAMA = "Ollama"
 READS_GGUF = "it reads GGUF: export=gguf"
 READS_NO_GGUF = "it reads no adapter in GGUF"
 
@@ -99,36 +102,53 @@ def gguf_answer(trained: Trained, base: Path, adapter: Path, told: Told, precise
     return answer
 
 
+@dataclass(frozen=True, slots=True)
+class InF32:
+    """The same base and adapter, converted to f32.
+
+    Attributes:
+        answer: of llama.cpp on these, with its cache in f32.
+        other: the first tensor of the exported files that is not theirs, rounded to f16; empty where all are.
+    """
+
+    answer: Answer
+    other: str
+
+
 def gguf_rows(
-    trained: Trained, folder: Path, into: str, told: Told, first: Answer | None, in_f32: Callable[[], Answer | None]
+    trained: Trained, folder: Path, into: str, told: Told, first: Answer | None, in_f32: Callable[[], InF32 | None]
 ) -> list[Row]:
     """Base and adapter in llama.cpp; the variants in fewer bits are told, and held to no bound.
 
     Args:
         first: `gguf_answer` on the base in f16.
-        in_f32: gives that of the same in f32. It is asked only where f16 misses its bound: models with large
-            activations do so by llama.cpp's own rounding, and what was converted is told apart from it so. That has to
-            be exact then, and f16 is held to what other lost bits are.
+        in_f32: the same in f32. It is asked for only where f16 misses its bound: models with large activations do so by
+            llama.cpp's own rounding. Where f32 is exact, and the exported numbers are those of f32 but for their own
+            rounding, that is what it was.
     """
+    not_run = [Row(OLLAMA, note="its Modelfile is not run"), Row(VLLM, note=READS_NO_GGUF)]
     if first is None:
         rows = apart(trained, True, (), into, F16)
-        return [*rows, Row(LLAMA_CPP, note=why_unasked(LLAMA_CPP, told[LLAMA_CPP])), Row(VLLM, note=READS_NO_GGUF)]
+        return [*rows, Row(LLAMA_CPP, note=why_unasked(LLAMA_CPP, told[LLAMA_CPP])), *not_run]
     known, truth = held_to(trained, into)
 
-    def row(answer: Answer, weights: str, bound: Bound | None) -> Row:
+    def row(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> Row:
         divergence = compared(truth, same_rooms(answer, truth))
-        return Row(LLAMA_CPP, "adapter", into, weights, answer.version, divergence, bound)
+        return Row(LLAMA_CPP, "adapter", into, weights, answer.version, divergence, bound, note)
 
     found = [row(first, F16, GGUF)]
-    if found[0].verdict == FAIL and (precise := in_f32()):
-        found = [row(precise, F32, PRECISE), replace(found[0], bound=ROUNDED)]
+    if found[0].verdict == FAIL and (exact := in_f32()):
+        if exact.other:
+            found = [replace(found[0], note=f"{exact.other} is not what was converted")]
+        else:
+            rounded = f"{GGUF[0]} misses {GGUF[1]:g} by llama.cpp's rounding: the same numbers in f32 do not"
+            found = [row(exact.answer, F32, PRECISE), row(first, F16, ENGINE, rounded)]
     for path in sorted(folder.glob("base-*.gguf"), reverse=True):
         weights = path.stem.removeprefix("base-")
         if weights != F16 and (answer := gguf_answer(trained, path, folder / ADAPTER, told)):
             found.append(row(answer, weights, None))
     loaded = same_rooms(first, truth)
-    told_only = apart(trained, known, loaded, into, F16, LLAMA_CPP, first.version)
-    return [*found, *told_only, Row(VLLM, note=READS_NO_GGUF)]
+    return [*found, *apart(trained, known, loaded, into, F16, LLAMA_CPP, first.version), *not_run]
 
 
 def unasked_last(rows: Sequence[Row]) -> list[Row]:
@@ -168,9 +188,12 @@ def vllm_row(
     if python is None:
         return Row(VLLM, note=why_unasked(VLLM, told[VLLM]))
     truth = trained.logits if truth is None else truth
-    rank = None if adapter is None else vllm_rank(rank_of(adapter))
+    rank = None if adapter is None else rank_of(adapter)
+    if rank is not None and rank > RANKS[-1]:
+        return Row(VLLM, note=f"it serves adapters of rank {RANKS[-1]} at most")
     answer = ask(
-        VLLM, python, model=str(model), adapter=None if adapter is None else str(adapter), rank=rank,
+        VLLM, python, model=str(model), adapter=None if adapter is None else str(adapter),
+        rank=None if rank is None else vllm_rank(rank),
         rows=[list(row) for row in trained.rows],
     )  # fmt: skip
     what, bound = "merged" if adapter is None else "adapter", PRECISE if kept == "float32" else ROUNDED

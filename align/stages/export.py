@@ -17,12 +17,12 @@ from align.export.bases import (
     cast,
     weights_dtype,
 )
-from align.export.converters import convert_adapter, converters_in
-from align.export.engines import freed, logits_of
+from align.export.converters import alike, convert_adapter, converters_in
+from align.export.engines import TRANSFORMERS, freed, logits_of
 from align.export.folder import publish, read_json
-from align.export.foreign import LLAMA_CPP, Answer, interpreter
+from align.export.foreign import LLAMA_CPP, VLLM, Answer, interpreter, version_of, why_unasked
 from align.export.gguf import ADAPTER, F16, F32, base_file, gguf_beside, write_gguf
-from align.export.launch import served_name
+from align.export.launch import LAUNCH, served_name
 from align.export.lowering import check_initial
 from align.export.merged import write_merged
 from align.export.ollama import ollama_file
@@ -40,7 +40,7 @@ from align.export.receipt import (
     settled,
     write_receipt,
 )
-from align.export.rows import adapter_rows, gguf_answer, gguf_rows, merged_rows
+from align.export.rows import InF32, adapter_rows, gguf_answer, gguf_rows, merged_rows
 from align.export.trained import Trained, check_tokenizer, trained_model
 from align.models.load import (
     DTYPES,
@@ -50,18 +50,18 @@ from align.models.load import (
 from align.report import Report
 from align.run import Artifact, Base, Run, json_digest
 from align.stages import Inputs
-from align.stages.exported import (
+from align.stages.exporting import (
     about,
     base_beside,
     bases_of,
     card,
+    engines,
     gguf_source,
     into,
     launchers,
     lowered,
     merged_model,
     named_base,
-    told,
 )
 from align.stages.lineage import evaluation_of, label, start, tokenizer_of, trained_in
 from align.track import peak_rss_mb
@@ -83,11 +83,28 @@ def inputs(config: Config) -> Inputs:
     records = {"artifact": artifact.record()}
     if (evaluation := evaluation_of(artifact, Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = {"digest": json_digest(evaluation)}  # stands in the card: another is another export
+    found = {engine: version_of(engine, where) for engine, where in engines(config).items()}
+    records["engines"] = found | {"digest": json_digest(found)}  # one that was installed since is asked
+    if config.export.name != "check":
+        check_askable(config, found)
     if config.export.name in ("gguf", "all"):
-        converters_in(config.export.converters)  # before anything is loaded
+        converters_in(config.export.converters)
     if config.export.name == "check":
         records["asked"] = {"digest": secrets.token_hex(8)}  # each time anew
     return Inputs(f"{label(base, config)}-{config.export.name}", base, records)
+
+
+def check_askable(config: Config, found: dict[str, str]) -> None:
+    """Raises: InputError: an engine is required that this export does not ask, or that is not there."""
+    kinds = tuple(DO) if config.export.name == "all" else (config.export.name,)
+    asked = {TRANSFORMERS, *(LLAMA_CPP if kind == "gguf" else VLLM for kind in kinds)}
+    for engine in config.export.require:
+        if engine not in asked:
+            problem = f"export={config.export.name} does not ask it"
+            raise InputError("export.require", engine, problem, f"It asks {', '.join(sorted(asked))}.")
+        if engine in found and not found[engine]:
+            problem = f"it cannot be asked: {why_unasked(engine, engines(config)[engine])}"
+            raise InputError("export.require", engine, problem, "Install it, or leave it out of export.require.")
 
 
 def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
@@ -114,7 +131,7 @@ def run(run: Run, config: Config) -> Result:
     trained = trained_model(base, artifact.path, config.method.name, device, dtype, tokenizer)
 
     if config.export.name == "check":
-        receipts = {"check": check(config, artifact, trained)}
+        receipts = {folder.name: check(config, artifact, trained, folder) for folder in folders_of(config)}
         line = f"{config.export.path} is what was trained as {artifact.ref}"
     else:
         target, receipts = run.folder / "artifact", {}
@@ -123,7 +140,8 @@ def run(run: Run, config: Config) -> Result:
             for kind in kinds:
                 folder = whole / kind if len(kinds) > 1 else whole
                 folder.mkdir(exist_ok=True)
-                receipts[kind] = written(run, config, artifact, trained, kind, folder)
+                home = target / kind if len(kinds) > 1 else target
+                receipts[kind] = written(run, config, artifact, trained, kind, folder, home)
             settled([row for rows in receipts.values() for row in rows], config.export.accept, config.export.require)
         line = f"{', '.join(kinds)} of {artifact.ref} in {target}"
 
@@ -141,8 +159,13 @@ def run(run: Run, config: Config) -> Result:
     return Result(metrics_of(base, receipts), (line,))
 
 
-def written(run: Run, config: Config, artifact: Artifact, trained: Trained, kind: str, folder: Path) -> list[Row]:
+def written(
+    run: Run, config: Config, artifact: Artifact, trained: Trained, kind: str, folder: Path, home: Path
+) -> list[Row]:
     """One export: its files, what each engine says of them, the card and the receipt.
+
+    Args:
+        home: where `folder` will lie in the end.
 
     Raises:
         InputError: the receipt is not good, see `align.export.receipt.judged`.
@@ -150,8 +173,9 @@ def written(run: Run, config: Config, artifact: Artifact, trained: Trained, kind
     name = served_name(*(str(artifact.manifest.get(key, "")) for key in ("stage", "name"))) or artifact.path.name
     rows = accepting(DO[kind](config, trained, folder), config.export.accept)
     check_tokenizer(trained, folder)
-    launchers(config, trained, kind, folder, name, gap_in(rows))
-    (folder / "README.md").write_text(card(run, config, artifact, trained, kind, name, rows), encoding="utf-8")
+    launchers(config, trained, kind, folder, home, name, gap_in(rows))
+    served = name if (folder / LAUNCH).is_dir() else ""
+    (folder / "README.md").write_text(card(run, config, artifact, trained, kind, served, rows), encoding="utf-8")
     write_receipt(folder, rows, trained.rows, about(config, artifact, trained, kind))
     shown(rows)
     return rows
@@ -160,7 +184,7 @@ def written(run: Run, config: Config, artifact: Artifact, trained: Trained, kind
 def adapter(config: Config, trained: Trained, folder: Path) -> list[Row]:
     """Writes the adapter, lowered, and the base that it knows; asks them back."""
     lowered(trained, folder)
-    return adapter_rows(trained, folder, base_beside(config, trained), config.export.dtype, told(config))
+    return adapter_rows(trained, folder, base_beside(config, trained), config.export.dtype, engines(config))
 
 
 def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
@@ -172,49 +196,62 @@ def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
     write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer, beside=Path(trained.base.path))
     del model
     freed()  # before others are loaded to compare
-    return merged_rows(trained, folder, into(config, trained), config.export.dtype, summed, told(config))
+    return merged_rows(trained, folder, into(config, trained), config.export.dtype, summed, engines(config))
 
 
 def gguf(config: Config, trained: Trained, folder: Path) -> list[Row]:
     """Writes base and adapter as GGUF, with a Modelfile; asks llama.cpp."""
     source, python = gguf_source(config, trained), interpreter(LLAMA_CPP, config.export.llama_cpp)
-    beside = gguf_beside(bases_of(config), source, config.export.quantised, python)
+    wanted = [F16, *(config.export.quantised if python else ())]
+    bases = [gguf_beside(bases_of(config), source, weights, python) for weights in wanted]
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        write_gguf(folder, beside, lowered(trained, Path(work) / "adapter"), source)
-    answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, told(config))
+        write_gguf(folder, bases, lowered(trained, Path(work) / "adapter"), source)
+    answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, engines(config))
     if answer is not None:
         starts = bool(answer.said["begins_with_bos"])
-        written = ollama_file(folder, trained.tokenizer, starts, base_file(F16), ADAPTER)
-        (folder / "Modelfile").write_text(written, encoding="utf-8")
+        text = ollama_file(folder, trained.tokenizer, starts, base_file(F16), ADAPTER)
+        (folder / "Modelfile").write_text(text, encoding="utf-8")
     return asked_gguf(config, trained, folder, answer)
 
 
 def asked_gguf(config: Config, trained: Trained, folder: Path, answer: Answer | None) -> list[Row]:
-    def in_f32() -> Answer | None:
+    def in_f32() -> InF32 | None:
         bases_of(config).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=bases_of(config)) as work:
-            source, base, made = gguf_source(config, trained), Path(work) / base_file(F32), Path(work) / "f32.gguf"
+            source, base, made = gguf_source(config, trained), Path(work) / base_file(F32), Path(work) / "adapter.gguf"
             source.convert(base, F32)
             plain = lowered(trained, Path(work) / "adapter")
             convert_adapter(source.converters, plain, source.folder, made, F32)
-            return gguf_answer(trained, base, made, told(config), precise=True)
+            pairs = ((base, folder / base_file(F16)), (made, folder / ADAPTER))
+            other = next((name for pair in pairs if (name := alike(source.converters, *pair))), "")
+            exact = gguf_answer(trained, base, made, engines(config), precise=True)
+            return None if exact is None else InF32(exact, other)
 
-    return gguf_rows(trained, folder, into(config, trained), told(config), answer, in_f32)
+    return gguf_rows(trained, folder, into(config, trained), engines(config), answer, in_f32)
 
 
 DO: dict[str, Callable[[Config, Trained, Path], list[Row]]] = {"adapter": adapter, "merged": merged, "gguf": gguf}
 
 
-def check(config: Config, artifact: Artifact, trained: Trained) -> list[Row]:
+def folders_of(config: Config) -> list[Path]:
+    """Those with a receipt: `export.path` itself, the `artifact/` in it, or what `export=all` wrote there."""
+    path = Path(config.export.path or "").expanduser()
+    for place in (path, path / "artifact"):
+        if (place / RECEIPT).is_file():
+            return [place]
+        if several := sorted(found.parent for found in place.glob(f"*/{RECEIPT}")):
+            return several
+    return [path]
+
+
+def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) -> list[Row]:
     """An export that was made before, measured again. Its receipt is believed in nothing: what it is, its files say;
     what may be missed, `export.accept` says; and what the receipt claims has to be found again.
 
     Raises:
         CorruptFile: a file of it is not the one that the receipt speaks of, or the receipt claims another result.
-        InputError: it is an export of something else, or it misses a bound.
+        InputError: it is an export of something else, it misses a bound, or nothing that has one could be asked here.
     """
-    folder = Path(config.export.path or "").expanduser()
-    folder = folder / "artifact" if (folder / "artifact" / RECEIPT).is_file() else folder
     said = checked_receipt(folder)
     wanted = about(config, artifact, trained, "check")
     for what in ("artifact", "base"):
@@ -222,20 +259,23 @@ def check(config: Config, artifact: Artifact, trained: Trained) -> list[Row]:
             problem = f"{folder.name} was made of another {what}"
             raise InputError("artifact", artifact.ref, problem, "Name the artifact that was exported.")
     if (folder / ADAPTER).is_file():
-        answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, told(config))
+        answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, engines(config))
         rows = asked_gguf(config, trained, folder, answer)
     elif (folder / "config.json").is_file():
         summed = logits_of(merged_model(config, trained), trained.rows)
         freed()
-        rows = merged_rows(trained, folder, into(config, trained), weights_dtype(folder), summed, told(config))
+        rows = merged_rows(trained, folder, into(config, trained), weights_dtype(folder), summed, engines(config))
     else:
         beside = base_beside(config, trained, write=False)
-        rows = adapter_rows(trained, folder, beside, config.export.dtype, told(config))
+        rows = adapter_rows(trained, folder, beside, config.export.dtype, engines(config))
     check_tokenizer(trained, folder)
     rows = accepting(rows, config.export.accept)
     shown(rows)
+    if not any(row.bound and row.found for row in rows):
+        problem = "nothing could be asked here that would say whether it is what was trained"
+        raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
     settled(rows, config.export.accept, config.export.require)
-    agreeing(said, rows, untold=[engine for engine, where in told(config).items() if where == "none"])
+    agreeing(said, rows, untold=[engine for engine, where in engines(config).items() if where == "none"])
     return rows
 
 

@@ -46,7 +46,7 @@ def test_base_and_adapter_leave_as_gguf_with_llama_cpps_word_on_them(shop: Works
     assert {row["name"]: row["verdict"] for row in said["rows"]} == {
         F16_ROW: "pass", "llama.cpp/adapter/nf4-dequantised/q8_0": "reported",
         "transformers/adapter/original/float32": "reported", "transformers/base alone/nf4/float32": "reported",
-        "vLLM": "not checked",
+        "Ollama": "not checked", "vLLM": "not checked",
     }  # fmt: skip
     assert said["kind"] == "gguf"
     assert {"base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf", "Modelfile", "launch/llama-server.sh"} < set(
@@ -91,10 +91,23 @@ def test_it_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) ->
     (copy / RECEIPT).write_text(json.dumps(said))
     assert shop.status("stage=export", *check, f"export.path={copy}") == 2
     assert "It is not what was trained" in shop.said or "claims another result" in shop.said
-    shutil.copytree(exported / "artifact", copy, dirs_exist_ok=True)
+    shutil.rmtree(copy)
+    shutil.copytree(exported / "artifact", copy)
+    base = copy / "base-f16.gguf"  # another in its place, and the receipt forged to fit
+    base.chmod(0o644)
+    shutil.copyfile(copy / "base-q8_0.gguf", base)
+    said = receipt(copy)
+    said["files"][base.name] = file_digest(base)
+    for row in said["rows"]:
+        row["found"] = next((r["found"] for r in said["rows"] if r["weights"] == "q8_0"), None) or row["found"]
+    (copy / RECEIPT).write_text(json.dumps(said))
+    assert shop.status("stage=export", *check, f"export.path={copy}") == 2
+    assert "It is not what was trained" in shop.said or "claims another result" in shop.said
+    shutil.rmtree(copy)
+    shutil.copytree(exported / "artifact", copy)
     assert shop.status("stage=export", *check, f"export.path={copy}", "export.into=original") == 2
-    assert shop.status("stage=export", *check, f"export.path={copy}", "export.llama_cpp=none") == 0
-    assert "not checked: told not to ask it" in shop.said
+    assert shop.status("stage=export", *check, f"export.path={copy}", "export.llama_cpp=none") == 2
+    assert "nothing could be asked here that would say whether it is what was trained" in shop.said
 
 
 def test_everything_at_once(shop: Workshop) -> None:
@@ -106,27 +119,37 @@ def test_everything_at_once(shop: Workshop) -> None:
     rows = read_manifest(folder)["metrics"]["receipt"]
     assert {F16_ROW, "transformers/adapter/nf4/float32", "transformers/merge/nf4-dequantised/float32"} < set(rows)
     check = ("stage=export", "export=check", "artifact=sft:a")
-    assert shop.status(*check, f"export.path={folder / 'artifact' / 'gguf'}") == 0
+    assert shop.status(*check, f"export.path={folder}") == 0  # all three
+    assert shop.said.count("verdict") == 3
+    launch = folder / "artifact" / "adapter" / "launch" / "vllm.sh"
+    seen = re.search(r"\$here/(\S+)}", launch.read_text())
+    assert seen is not None
+    assert (launch.parent / seen[1] / "config.json").is_file()  # the base, from where the export lies
 
 
 def test_without_llama_cpp_it_is_not_checked(shop: Workshop, tmp_path: Path) -> None:
     words = ("artifact=sft:a", "export=gguf", "export.llama_cpp=none")
     assert shop.status("stage=export", *words, "export.require=[llama.cpp]") == 2
-    assert "export.require=llama.cpp: it was not checked: told not to ask it" in shop.said
+    assert "export.require=llama.cpp: it cannot be asked: told not to ask it" in shop.said
+    assert shop.status("stage=export", *words, "export.require=[vLLM]") == 2
+    assert "export.require=vLLM: export=gguf does not ask it. It asks llama.cpp, transformers" in shop.said
     folder = shop.run("export", *words) / "artifact"
     assert {row["verdict"] for row in receipt(folder)["rows"]} == {"reported", "not checked"}
     assert not (folder / "base-q8_0.gguf").exists()
     assert not (folder / "Modelfile").exists()
+    again = shop.run("export", *words[:2], ONE)  # now it can be asked, and is
+    assert again != folder.parent
     assert shop.status("stage=export", "artifact=sft:a", "export=gguf", f"export.converters={tmp_path}") == 2
     assert "python -m align.export.converters" in shop.said
     assert shop.status("stage=export", *words[:2], f"export.llama_cpp={tmp_path / 'python'}", "resume=never") == 2
-    assert "there is no such Python" in shop.said
+    assert "export.llama_cpp=" in shop.said
+    assert "it does not run" in shop.said
 
 
 def test_what_llama_cpp_says_otherwise_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import load_file, save_file
 
-    from align.stages import exported as made
+    from align.stages import exporting as made
 
     write = made.write_adapter
 
@@ -141,5 +164,4 @@ def test_what_llama_cpp_says_otherwise_is_not_published(shop: Workshop, monkeypa
     assert "It is not what was trained" in shop.said
     assert F16_ROW in shop.said
     assert not (shop.root / "export" / "wrong" / "artifact").exists()
-    left = [path.name for path in (shop.root / "bases").iterdir() if "-gguf-" not in path.name]
-    assert not [name for name in left if name.startswith("tmp")]
+    assert not [path.name for path in (shop.root / "bases").iterdir() if not (path / "base.json").is_file()]

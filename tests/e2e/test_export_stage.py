@@ -143,15 +143,15 @@ def test_an_adapter_that_no_run_made(shop: Workshop, exported: Path, tmp_path: P
 
 
 def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    from align.stages import exported
+    from align.stages import exporting
 
-    write = exported.write_adapter
+    write = exporting.write_adapter
 
     def wrongly(folder: Path, *given: Any, **named: Any) -> None:
         write(folder, *given, **named)
         scaled(folder, 1.5)
 
-    monkeypatch.setattr(exported, "write_adapter", wrongly)
+    monkeypatch.setattr(exporting, "write_adapter", wrongly)
     assert shop.status("stage=export", "artifact=sft:a", "run.name=wrong") == 2
     assert f"{NF4}: max_logprob is" in shop.said
     assert files(shop.root / "export" / "wrong") == {"config.yaml", "log.txt", "manifest.json"}  # and no artifact
@@ -164,7 +164,10 @@ def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["export.require=[llama.cpp]"], "export.require=llama.cpp: it was not checked: it reads GGUF"),
+        (
+            ["export.require=[llama.cpp]"],
+            "export.require=llama.cpp: export=adapter does not ask it",
+        ),
         (["export.require=[llamacpp]"], "export.require"),
         (["export.accept=[nobody]"], "no such row has a bound"),
         (["export=check"], "export.path"),

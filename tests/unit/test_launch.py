@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from align.errors import InputError
 from align.export.launch import (
+    Served,
     launches_adapter,
     launches_gguf,
     launches_merged,
@@ -39,6 +41,12 @@ def started(script: Path, engines: Path, *more: str, **settings: str) -> list[st
     return done.stdout.splitlines()
 
 
+def refused(script: Path, engines: Path, **settings: str) -> str:
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        started(script, engines, **settings)
+    return error.value.stderr
+
+
 def gap_told(script: Path) -> bool:
     return "KL 0.41 nats a token from what was trained" in " ".join(script.read_text().replace("\n# ", " ").split())
 
@@ -47,7 +55,7 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
     folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
     for path in (folder, beside):
         path.mkdir(parents=True)
-    launches_adapter(folder, "ppo-x", "org/pocket", beside, 12, GAP)
+    launches_adapter(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 12, GAP)
     script = folder / "launch" / "vllm.sh"
     *said, _ = started(script, engines, "--port", "8001")
     assert Path(said[1]).samefile(beside)
@@ -58,7 +66,11 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
         "serve", "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "16", "--lora-modules",
         "--port", "8001",
     ]  # fmt: skip
-    assert started(script, engines, BASE="org/other")[1] == "org/other"
+    other = tmp_path / "other"
+    other.mkdir()
+    assert started(script, engines, BASE=str(other))[1] == str(other)
+    shutil.move(beside, tmp_path / "elsewhere")
+    assert "is not there: set BASE" in refused(script, engines)
     assert gap_told(script)
     assert str(tmp_path) not in script.read_text()
 
@@ -67,7 +79,7 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
     folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
     for path in (folder, beside):
         path.mkdir(parents=True)
-    launches_adapter(folder, "ppo-x", "org/pocket", beside, 64, None)
+    launches_adapter(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 64, None)
     script, adapters = folder / "launch" / "vllm-resolver.sh", tmp_path / "adapters"
     adapters.mkdir()
     wanted = [
@@ -78,12 +90,15 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
     *said, where = started(script, engines, ADAPTERS=str(adapters), TMPDIR=str(tmp_path))
     assert said == wanted
     assert (Path(where) / "org" / "pocket").samefile(beside)
-    *said, where = started(script, engines, ADAPTERS=str(adapters), BASE="org/pocket")  # from the hub
-    assert said == wanted
+    launches_adapter(folder, "ppo-x", Served("org/pocket", revision="abc"), 64, None)  # the hub's
+    *said, where = started(script, engines, ADAPTERS=str(adapters))
+    assert said == [*wanted[:7], "--revision", "abc", *wanted[7:]]
     assert where == "/"
-    with pytest.raises(subprocess.CalledProcessError) as error:
-        started(script, engines)
-    assert "ADAPTERS: names the folder of the adapters" in error.value.stderr
+    *said, _ = started(script, engines, ADAPTERS=str(adapters), BASE="org/pocket")
+    assert said == wanted
+    launches_adapter(folder, "ppo-x", Served("pocket"), 64, None)  # a name of ours
+    assert "BASE: names the folder of the base" in refused(folder / "launch" / "vllm.sh", engines)
+    assert "ADAPTERS: names the folder of the adapters" in refused(script, engines, BASE=str(beside))
 
 
 def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
@@ -108,7 +123,7 @@ def test_ranks_and_names_are_those_that_engines_take(tmp_path: Path):
     assert [vllm_rank(rank) for rank in (1, 8, 9, 64, 257, 512)] == [8, 8, 16, 64, 320, 512]
     with pytest.raises(InputError, match="r=513"):
         vllm_rank(513)
-    launches_adapter(tmp_path, "x", "b", None, 513, None)
+    launches_adapter(tmp_path, "x", Served("b"), 513, None)
     assert not (tmp_path / "launch").exists()  # no file that cannot work
     assert served_name("ppo", "größer & 'so'") == "ppo-gr-er-so"
     assert served_name("", "") == ""

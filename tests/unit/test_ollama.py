@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
@@ -32,7 +31,8 @@ INST = (  # the system's text stands inside the first turn: no text around each 
 )
 TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
 COUNTS = "{% for m in messages %}{{ loop.index ~ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
-SAID = [CHATML, LLAMA3, DEFAULT_SYSTEM, INST]
+BRACES = CHATML.replace("<|im_start|>", '<{"').replace("<|im_end|>", '"}>"')  # which both files read otherwise
+SAID = [CHATML, LLAMA3, DEFAULT_SYSTEM, BRACES, INST]
 TALK: Turns = [("user", "Hi!"), ("assistant", "Hello {{ you }}."), ("user", "Bye\n“now”")]
 
 
@@ -54,9 +54,7 @@ def pieces(tokenizer, template: str):
     return pieces_of(lambda turns, due: render(tokenizer, turns, due))
 
 
-@pytest.mark.parametrize(
-    "template", [CHATML, LLAMA3, DEFAULT_SYSTEM, INST], ids=["chatml", "llama3", "default", "inst"]
-)
+@pytest.mark.parametrize("template", SAID, ids=["chatml", "llama3", "default", "braces", "inst"])
 def test_a_template_is_what_stands_around_each_turn(tokenizer, template: str):
     found = pieces(tokenizer, template)
     assert found is not None
@@ -123,7 +121,9 @@ def test_go_renders_the_same(tokenizer, tmp_path: Path):
             turns = [*system, *TALK]
             messages = [{"Role": role, "Content": text} for role, text in turns]
             text = system[0][1] if system else ""
-            asked.append({"Template": go_template(found, ""), "System": text, "Messages": messages})
+            text_in_go = go_template(found, "")
+            assert '"""' not in f'{text_in_go}"'  # nor together with what ends it
+            asked.append({"Template": text_in_go, "System": text, "Messages": messages})
             wanted.append(render(tokenizer, turns, True))
     (tmp_path / "main.go").write_text(GO)
     done = subprocess.run(
@@ -131,14 +131,4 @@ def test_go_renders_the_same(tokenizer, tmp_path: Path):
         input=json.dumps(asked), capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     assert done.stdout.split("\x00")[:-1] == wanted
-    assert len(wanted) == 7
-
-
-def test_what_begins_an_action_or_ends_the_string_is_quoted():
-    found = SimpleNamespace(
-        head='{{ """ \t', head_of_system=None, tail_of_system="", user=("", ""), assistant=("", ""), due="\n"
-    )
-    template = go_template(found, "")  # pyright: ignore[reportArgumentType]
-    assert '"""' not in template
-    assert "\t" not in template
-    assert template.endswith("{{ end }}{{ end }}\n")
+    assert len(wanted) == 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from align.export.card import licence_in, render_card
 from align.export.converters import converters_in
 from align.export.foreign import LLAMA_CPP, VLLM
 from align.export.gguf import ADAPTER, Source
-from align.export.launch import launches_adapter, launches_gguf, launches_merged
+from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
 from align.export.lowering import initial_factors
 from align.export.merged import merge
 from align.export.receipt import (
@@ -41,7 +42,7 @@ from align.run import Artifact, Base, Run
 from align.stages.lineage import data_behind, evaluation_of, parents_of
 
 
-def told(config: Config) -> dict[str, str]:
+def engines(config: Config) -> dict[str, str]:
     """Where each engine is, or that it is not to be asked."""
     return {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
 
@@ -66,7 +67,7 @@ def named_base(base: Base) -> dict[str, str]:
 
 def about(config: Config, artifact: Artifact, trained: Trained, kind: str) -> dict[str, Any]:
     """What a receipt speaks of, and how it was made."""
-    made = {"kind": kind, "dtype": config.export.dtype, "into": into(config, trained)}
+    made = {"kind": kind, "dtype": "float16" if kind == "gguf" else config.export.dtype, "into": into(config, trained)}
     return {**made, "base": named_base(trained.base), "artifact": artifact.digest}
 
 
@@ -101,13 +102,21 @@ def plain_base(config: Config, trained: Trained) -> Any:
 
 def base_beside(config: Config, trained: Trained, write: bool = True) -> Path | None:
     """The dequantised base beside the runs, written where it is not there if `write`; None where there is none."""
+    folder = base_folder(config, trained)
+    if folder is None or not (write or folder.is_dir()):
+        return None
+    dtype, named = DTYPES[config.export.dtype], named_base(trained.base)
+    return dequantised_beside(
+        folder.parent, trained.base, named, trained.dtype, dtype, trained.device, trained.tokenizer
+    )
+
+
+def base_folder(config: Config, trained: Trained) -> Path | None:
+    """Where that base is to lie."""
     if trained.kind != "nf4" or config.export.base == "none":
         return None
-    dtype, bases = DTYPES[config.export.dtype], bases_of(config)
-    named = named_base(trained.base)
-    if not write and not (bases / dequantised_name(trained.base, named, trained.dtype, dtype)).is_dir():
-        return None
-    return dequantised_beside(bases, trained.base, named, trained.dtype, dtype, trained.device, trained.tokenizer)
+    named, dtype = named_base(trained.base), DTYPES[config.export.dtype]
+    return bases_of(config) / dequantised_name(trained.base, named, trained.dtype, dtype)
 
 
 def gguf_source(config: Config, trained: Trained) -> Source:
@@ -118,11 +127,19 @@ def gguf_source(config: Config, trained: Trained) -> Source:
     )  # fmt: skip
 
 
-def launchers(config: Config, trained: Trained, kind: str, folder: Path, name: str, gap: Divergence | None) -> None:
-    """The files that start an engine on an export."""
-    base = named_base(trained.base)["id"]
+def launchers(
+    config: Config, trained: Trained, kind: str, folder: Path, home: Path, name: str, gap: Divergence | None
+) -> None:
+    """The files that start an engine on an export.
+
+    Args:
+        home: where `folder` will lie in the end.
+    """
     if kind == "adapter":
-        launches_adapter(folder, name, base, base_beside(config, trained), rank_of(folder), gap)
+        named, beside = named_base(trained.base), base_folder(config, trained)
+        seen = os.path.relpath(beside, home / LAUNCH) if beside is not None else ""
+        revision = "" if named["id"] in BUILT_IN else named["revision"]
+        launches_adapter(folder, name, Served(named["id"], seen, revision), rank_of(folder), gap)
     elif kind == "merged":
         launches_merged(folder, name, gap)
     else:

@@ -1,0 +1,122 @@
+"""Engines in processes of their own: found where they are installed, and heard out when they fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from align.errors import InputError
+from align.export import ask_vllm, foreign
+from align.export.foreign import LLAMA_CPP, VLLM, ask, interpreter, version_in, version_of
+from align.export.processes import last_words, run_quietly
+
+
+def python(path: Path, body: str) -> str:
+    """A Python of a test's own: a script that is run in its place."""
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_an_engine_is_there_where_its_python_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert interpreter(VLLM, "none") is None
+    assert version_of(VLLM, "none") == ""
+    has = python(tmp_path / "has", "echo 9.9")
+    assert interpreter(VLLM, has) == has
+    assert version_of(VLLM, has) == "9.9"
+    # A folder of that name in the working directory, or on PYTHONPATH, is no engine: nobody would find it there.
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    version_in.cache_clear()
+    bare = python(tmp_path / "bare", f'exec "{sys.executable}" -S "$@"')
+    with pytest.raises(InputError, match=rf"export\.vllm={bare}: it has no vllm"):
+        interpreter(VLLM, bare)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"), [("exit 3", r"it is no Python \(status 3\)"), (None, "it does not run"), ("", "it has no")]
+)
+def test_what_is_no_python_is_told_by_its_field(tmp_path: Path, body: str | None, problem: str):
+    told = python(tmp_path / "python", body) if body is not None else str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=rf"export\.llama_cpp=.*{problem}"):
+        interpreter(LLAMA_CPP, told)
+
+
+def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stand_in = tmp_path / "ask_llama_cpp.py"
+    monkeypatch.setattr(foreign, "__file__", str(tmp_path / "foreign.py"))
+    stand_in.write_text(
+        "import json, sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "asked = json.load(sys.stdin)\n"
+        "np.savez(Path(asked['out']) / 'logits.npz', **{'0': np.eye(2), '1': np.ones((1, 2))})\n"
+        "answer = {'version': '1.2', 'heard': asked['rows'], 'threads': asked['threads'], 'path': sys.path[0]}\n"
+        "(Path(asked['out']) / 'answer.json').write_text(json.dumps(answer))\n"
+    )
+    answer = ask(LLAMA_CPP, sys.executable, rows=[[1, 2], [3]])
+    assert (answer.version, answer.said["heard"], answer.said["threads"]) == ("1.2", [[1, 2], [3]], 1)
+    assert [tuple(logits.shape) for logits in answer.logits] == [(2, 2), (1, 2)]
+    assert answer.said["path"] != str(tmp_path)  # isolated
+    stand_in.write_text(
+        "import os, sys\nsys.stderr.write('error: no such tensor\\nbye\\n')\nsys.stderr.flush()\nos.abort()\n"
+    )
+    with pytest.raises(
+        InputError, match=r"export=llama\.cpp: .*status -6: error: no such tensor.*nothing says that it works"
+    ):
+        ask(LLAMA_CPP, sys.executable, rows=[])
+    stand_in.write_text("")  # ends well, and says nothing
+    with pytest.raises(InputError, match="no reason given"):
+        ask(LLAMA_CPP, sys.executable, rows=[])
+
+
+def test_what_takes_hours_is_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("align.export.processes.LONGEST", 0.2)
+    with pytest.raises(RuntimeError, match="waiting took more than"):
+        run_quietly([sys.executable, "-c", "import time; time.sleep(60)"], "waiting")
+    assert last_words("") == "no reason given"
+    assert last_words("a\n\nValueError: b\nc\n") == "ValueError: b"
+
+
+def test_vllms_lists_become_rows_by_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for the library alone: it lists the token that came first, and then all by rank."""
+    truth = np.log(np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]], dtype=np.float32))
+
+    def flat(positions: list[tuple[int, np.ndarray] | None]) -> SimpleNamespace:
+        made = SimpleNamespace(start_indices=[], end_indices=[], token_ids=[], logprobs=[])
+        for position in positions:
+            made.start_indices.append(len(made.token_ids))
+            if position is not None:
+                came, row = position
+                ids = [came, *np.argsort(-row)]
+                made.token_ids += ids
+                made.logprobs += [row[id] for id in ids]
+            made.end_indices.append(len(made.token_ids))
+        return made
+
+    class Model:
+        def __init__(self, model: str, **options):
+            assert (model, options["max_lora_rank"], options["dtype"]) == ("base", 16, "float32")
+
+        def generate(self, asked, sampling, lora_request, use_tqdm):
+            assert (asked, lora_request) == ([{"prompt_token_ids": [3, 1, 2]}], ("adapter", 1, "folder"))
+            prompt = flat([None, (1, truth[0]), (2, truth[1])])
+            return [SimpleNamespace(prompt_logprobs=prompt, outputs=[SimpleNamespace(logprobs=flat([(0, truth[2])]))])]
+
+    library = SimpleNamespace(LLM=Model, SamplingParams=lambda **given: given, __version__="0.32.0")
+    requests = SimpleNamespace(LoRARequest=lambda *given: given)
+    for name, module in (("vllm", library), ("vllm.lora", SimpleNamespace()), ("vllm.lora.request", requests)):
+        monkeypatch.setitem(sys.modules, name, module)
+    asked = {"out": str(tmp_path), "model": "base", "adapter": "folder", "rank": 16, "rows": [[3, 1, 2]], "threads": 1}
+    monkeypatch.setattr(ask_vllm.json, "load", lambda source: asked)
+    ask_vllm.main()
+    assert json.loads((tmp_path / "answer.json").read_text()) == {"version": "0.32.0"}
+    with np.load(tmp_path / "logits.npz") as said:
+        assert np.array_equal(said["0"], truth)
