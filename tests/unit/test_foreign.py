@@ -60,6 +60,7 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
         "np.savez(Path(asked['out']) / 'logits.npz', **{'0': np.eye(2), '1': np.ones((1, 2))})\n"
         "answer = {'version': '1.2', 'heard': asked['rows'], 'threads': asked['threads'], 'path': sys.path[0]}\n"
         "(Path(asked['out']) / 'answer.json').write_text(json.dumps(answer))\n"
+        "sys.exit('falls while it is taken down')\n"
     )
     answer = ask(LLAMA_CPP, sys.executable, rows=[[1, 2], [3]])
     assert (answer.version, answer.said["heard"], answer.said["threads"]) == ("1.2", [[1, 2], [3]], 1)
