@@ -23,7 +23,8 @@ annotate: .venv/.demo
 	$(BIN)/python -m align stage=annotate stage.demo=true project=quickstart
 
 llama-cpp: venv
-	$(BIN)/python -m pip install --quiet --editable ".[llama-cpp]" --constraint constraints.txt
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" \
+	  $(BIN)/python -m pip install --quiet --editable ".[llama-cpp]" --constraint constraints.txt
 	$(BIN)/python -m align.export.converters
 
 test: venv
