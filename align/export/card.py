@@ -68,13 +68,15 @@ def render_card(facts: Mapping[str, Any]) -> str:
 
 
 def _front_matter(facts: Mapping[str, Any]) -> str:
-    adapter = facts["kind"] != "merged"
+    kind = facts["kind"]
+    tags = {"adapter": ("lora",), "merged": (), "gguf": ("lora", "gguf")}[kind]
+    library = {"adapter": "peft", "merged": "transformers"}.get(kind)  # GGUF is of no one library
     fields: dict[str, Any] = {
         "base_model": facts["base"]["id"],
-        "base_model_relation": "adapter" if adapter else "finetune",
-        "library_name": "peft" if adapter else "transformers",
+        "base_model_relation": "finetune" if kind == "merged" else "adapter",
+        **({"library_name": library} if library else {}),
         "pipeline_tag": "text-generation",
-        "tags": list(dict.fromkeys(["align", *(["lora"] if adapter else []), *_stages(facts), *facts.get("tags", ())])),
+        "tags": list(dict.fromkeys(["align", *tags, *_stages(facts), *facts.get("tags", ())])),
     }
     base_licence = next((licence for _, licence in facts.get("licences", ())), "")
     fields |= {"license": base_licence} if base_licence else {}

@@ -141,3 +141,17 @@ def test_a_licence_is_what_the_models_own_card_states(tmp_path, text, licence):
     if text is not None:
         (tmp_path / "README.md").write_text(text)
     assert licence_in(tmp_path) == licence
+
+
+def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
+    facts = FACTS | {"kind": "gguf", "served": "ppo-x", "into": "nf4-dequantised"}
+    card = render_card(facts)
+    assert "A model and its LoRA adapter as GGUF for chat" in card
+    assert "The base here is that one dequantised" in card
+    assert "`sh launch/llama-server.sh`" in card
+    assert "`ollama create ppo-x -f Modelfile && ollama run ppo-x`" in card
+    matter = front_matter(card)
+    assert "gguf" in matter["tags"]
+    assert "library_name" not in matter
+    assert "on which it is measurably another model" in render_card(facts | {"into": "original"})
+    assert "launch/" not in render_card(facts | {"served": ""})
