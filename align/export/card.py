@@ -24,7 +24,7 @@ KINDS = {
 REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
     *("method", "precision", "dtype", "into", "parents", "seed", "data", "judge", "metrics", "receipt", "licences"),
-    *("license", "language", "tags", "notes", "served"),
+    *("license", "language", "tags", "notes", "served", "modelfile"),
 )
 TITLES = {
     "sft": "Supervised fine-tuning",
@@ -47,6 +47,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
             `align.evals.comparison.summarise`; `licences`, pairs of what it was made of and that licence, the base
             first; `receipt`, a list of `align.export.receipt.Row`; `served`, the name that the launch files give it;
+            `modelfile`, whether there is one;
             `license`, `language`, `tags`; `notes`, a paragraph.
 
     Raises:
@@ -169,6 +170,8 @@ def _fidelity(facts: Mapping[str, Any]) -> str:
         "on fixed prompts; differences in nats. An engine that was not checked may say anything.\n\n"
         + _table(HEADS, cells(rows))
     )
+    if facts["kind"] != "adapter" and facts.get("into") == "original" and _precision(facts) == "nf4":
+        text += MADE_ANEW + "\n"
     gap = gap_in(rows)
     if gap is not None:
         text += (
@@ -207,14 +210,16 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 """
 
 
-SERVE = "\nTo serve it as `{}`, over HTTP: `sh launch/vllm.sh` (vLLM).\n"
-SERVE_GGUF = (
-    "\nTo serve it as `{0}`, over HTTP: `sh launch/llama-server.sh` (llama.cpp), or\n"
-    "`ollama create {0} -f Modelfile && ollama run {0}` where there is a `Modelfile`.\n"
+MADE_ANEW = (
+    " Made of the original weights, it is another model: `merge`, `merged` and `adapter` on `original` are beside the "
+    "adapter on those weights, and `gap` is how far that lies from what was trained."
 )
+SERVE = "\nTo serve it as `{}`, over HTTP: `sh launch/vllm.sh` (vLLM).\n"
+SERVE_GGUF = "\nTo serve it as `{}`, over HTTP: `sh launch/llama-server.sh` (llama.cpp's own server).\n"
+OLLAMA = "\nWith Ollama: `ollama create {0} -f Modelfile && ollama run {0}`.\n"
 TALK_GGUF = """from llama_cpp import Llama
 
-model = Llama("base-f16.gguf", lora_path="adapter-f16.gguf", n_ctx=2048, verbose=False)
+model = Llama("base-f16.gguf", lora_path="adapter-f16.gguf", n_ctx=0, verbose=False)
 chat = [{"role": "user", "content": "Hi, how are you?"}]
 print(model.create_chat_completion(chat, max_tokens=64)["choices"][0]["message"]["content"])
 """
@@ -224,7 +229,8 @@ def _loading(facts: Mapping[str, Any]) -> str:
     gguf = facts["kind"] == "gguf"
     code = TALK_GGUF if gguf else loading_code(facts) + TALK
     serve = (SERVE_GGUF if gguf else SERVE).format(_line(facts["served"])) if facts.get("served") else ""
-    return f"## Loading, and talking to it\n\n```python\n{code}```\n{serve}"
+    ollama = OLLAMA.format(_line(facts["served"])) if facts.get("modelfile") and facts.get("served") else ""
+    return f"## Loading, and talking to it\n\n```python\n{code}```\n{serve}{ollama}"
 
 
 def loading_code(facts: Mapping[str, Any]) -> str:

@@ -157,6 +157,9 @@ def download(folder: Path) -> Path:
 
 def main(words: list[str]) -> int:
     folder = default_folder()
+    if set(words) & {"-h", "--help"}:
+        print(__doc__)
+        return 0
     try:
         with tempfile.TemporaryDirectory() as work:
             unpack(Path(words[0]) if words else download(Path(work)), folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 from uuid import uuid4
 
@@ -41,13 +43,30 @@ def publish(target: Path, replace: bool = False) -> Iterator[Path]:
         raise InputError("target", target.name, "is a file", "Choose a folder that does not exist yet.")
     if target.is_dir() and any(target.iterdir()) and not replace:
         raise InputError("target", target.name, "already holds files", "Choose another folder or remove it first.")
-    part = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
-    try:
-        with unwritable(target):
-            part.mkdir(parents=True)
+    with workroom(target) as part:
         yield part
         with unwritable(target):
             moved(part, target)
+
+
+@contextmanager
+def workroom(beside: Path) -> Iterator[Path]:
+    """A folder to work in, beside a target and on its disk, that is removed in the end; and with it what a process that
+    was killed left for the same target.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    here = f".{beside.name}.{gethostname()}-"
+    for left in beside.parent.glob(f"{glob.escape(here)}*.part"):
+        owner = left.name.removeprefix(here).partition("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    part = beside.with_name(f"{here}{os.getpid()}-{uuid4().hex[:8]}.part")
+    try:
+        with unwritable(beside):
+            part.mkdir(parents=True)
+        yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -71,7 +90,8 @@ def unwritable(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
-        raise StorageError("target", target.name, problem, "Free space or choose another folder.") from error
+        remedy = "Free space, make it writable, or choose another folder."
+        raise StorageError("target", str(target), problem, remedy) from error
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def version_in(engine: str, python: str) -> str:
         problem = f"it does not run ({error})"
         raise InputError(f"export.{MODULES[engine]}", python, problem, "Name the bin/python of a venv.") from error
     if done.returncode:
-        problem = f"it is no Python (status {done.returncode})"
+        problem = f"it is no Python of 3.8 or newer (status {done.returncode})"
         raise InputError(f"export.{MODULES[engine]}", python, problem, "Name the bin/python of a venv.")
     return done.stdout.strip()
 

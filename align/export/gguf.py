@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from align.errors import CorruptFile, InputError
 from align.export.bases import ABOUT
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
-from align.export.folder import publish, read_json, write_tokenizer
+from align.export.folder import publish, read_json, workroom, write_tokenizer
 from align.export.foreign import LLAMA_CPP, Answer, ask, version_in
 from align.export.receipt import fixed_texts
 from align.run import file_digest, json_digest, write_json
@@ -63,8 +62,8 @@ class Source:
             InputError: a weight is too large for f16; or the converter does not know the model, see `convert_model`.
         """
         name = Path(self.named["id"]).name
-        with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            plain = Path(work) / name
+        with workroom(target) as work:
+            plain = work / name
             model = self.load()
             if weights == F16:
                 check_range(model)
@@ -115,7 +114,7 @@ def gguf_beside(root: Path, source: Source, weights: str, python: str | None) ->
                 whole = gguf_beside(root, source, F16, python)
                 ask(LLAMA_CPP, str(python), quantise=[str(whole), str(part / file), weights])
             write_json(part / ABOUT, {**source.named, "kind": source.kind, "sha256": file_digest(part / file)})
-    remedy = f"Remove {folder}, and export again with resume=never."
+    remedy = f"Remove {folder} and do this again; exports that share the file have to be made again too."
     if not (folder / file).is_file() or file_digest(folder / file) != read_json(folder / ABOUT, remedy).get("sha256"):
         raise CorruptFile("base", f"{folder.name}/{file}", "is not the file that was written", remedy)
     return folder / file

@@ -12,6 +12,7 @@ from align.errors import InputError
 from align.ops.divergence import Divergence
 
 LAUNCH = "launch"
+ABSENT = "the dequantised base is not there; bring it along, or set BASE"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM's `max_lora_rank` is one of these (0.32)."""
 
@@ -48,7 +49,7 @@ class Served:
         """Shell that sets `base`."""
         if self.folder:
             found = f"base=${{BASE:-$here/{shlex.quote(self.folder)}}}\n"
-            return found + '[ -d "$base" ] || { echo "$base is not there: set BASE" >&2; exit 2; }\n'
+            return found + f'[ -n "${{BASE:-}}" ] || [ -d "$base" ] || {{ echo "{ABSENT}: $base" >&2; exit 2; }}\n'
         if not self.revision:  # its id is a name of ours, which a hub may know as something else
             return "base=${BASE:?names the folder of the base}\n"
         pinned = f'[ -n "${{BASE:-}}" ] || set -- --revision {shlex.quote(self.revision)} "$@"\n'
@@ -84,7 +85,7 @@ RESOLVER = """adapters=$(cd "${{ADAPTERS:?names the folder of the adapters}}" &&
 export VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_PLUGINS=lora_filesystem_resolver
 export VLLM_LORA_RESOLVER_CACHE_DIR="$adapters"
 # vLLM takes an adapter only where its adapter_config.json names the base in the very words that vLLM was given: so the
-# folder is given by a link of that name.
+# folder is given by a link of that name, in a folder of its own: paths among the arguments have to be absolute.
 if [ -d "$base" ]; then
   base=$(cd "$base" && pwd)
   room=$(mktemp -d)
@@ -96,31 +97,43 @@ fi
 """
 
 
-def launches_merged(folder: Path, name: str, gap: Divergence | None) -> None:
-    """`launch/vllm.sh` of a merged model."""
+def launches_merged(folder: Path, name: str, gap: Divergence | None, original: bool) -> None:
+    """`launch/vllm.sh` of a merged model.
+
+    Args:
+        original: it was merged into the original weights.
+    """
     write(
         folder / LAUNCH / "vllm.sh",
-        f"vLLM with this model, asked for as {name}. {gap_in_words(gap)}",
+        f"vLLM with this model, asked for as {name}. {gap_in_words(gap, original)}",
         f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} "$@"\n',
     )
 
 
-def launches_gguf(folder: Path, name: str, adapter: str, gap: Divergence | None) -> None:
+def launches_gguf(folder: Path, name: str, adapter: str, gap: Divergence | None, original: bool) -> None:
     """`launch/llama-server.sh` of a base and an adapter in GGUF."""
+    bits = sorted(path.stem.removeprefix("base-") for path in folder.glob("base-*.gguf"))
     write(
         folder / LAUNCH / "llama-server.sh",
-        f"llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS, such as q8_0, takes the base in "
-        'fewer bits. A request may turn the adapter off: "lora": [{"id": 0, "scale": 0}]. ' + gap_in_words(gap),
-        f'exec llama-server --model "$here/../base-${{WEIGHTS:-f16}}.gguf" --lora "$here/../{adapter}" \\\n'
+        f"llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS is that of "
+        f"the base: {', '.join(bits)}. "
+        'A request may turn the adapter off: "lora": [{"id": 0, "scale": 0}]. ' + gap_in_words(gap, original),
+        'model="$here/../base-${WEIGHTS:-f16}.gguf"\n'
+        '[ -f "$model" ] || { echo "WEIGHTS: $model is not there" >&2; exit 2; }\n'
+        f'exec llama-server --model "$model" --lora "$here/../{adapter}" \\\n'
         f'  --alias {shlex.quote(name)} --jinja "$@"\n',
     )
 
 
-def gap_in_words(gap: Divergence | None) -> str:
+def gap_in_words(gap: Divergence | None, here: bool = False) -> str:
+    """Args:
+    here: the export holds the original weights.
+    """
     if gap is None:
         return ""
+    where = ", which are in this export," if here else ""
     return (
-        "It was trained on the base in NF4. On the original weights the adapter is another model: "
+        f"It was trained on the base in NF4. On the original weights{where} the adapter is another model: "
         f"KL {gap.kl:.2g} nats a token from what was trained, the same top token on {gap.top1:.0%}."
     )
 

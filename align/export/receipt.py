@@ -130,14 +130,14 @@ def judged(rows: Iterable[Row]) -> None:
     """Raises: InputError: a bound was missed and is not accepted."""
     failed = [row for row in rows if row.verdict == FAIL]
     if failed:
-        said = (
+        said = [
             f"{row.name}: {row.bound[0]} is {getattr(row.found, row.bound[0]):.3g}, which may be {row.bound[1]:g}"
             for row in failed
             if row.bound is not None
-        )
+        ]
         names = ",".join(row.name for row in failed)
-        remedy = f"It is not what was trained. To export it all the same: export.accept=[{names}]."
-        raise InputError("export", failed[0].name, "; ".join(said), remedy)
+        remedy = f"It is not what was trained. To let it pass all the same: export.accept=[{names}]."
+        raise InputError("export", f"{len(failed)} of the receipt's bounds missed", "; ".join(said), remedy)
 
 
 def settled(rows: Sequence[Row], accept: Sequence[str], require: Sequence[str]) -> None:
@@ -195,8 +195,9 @@ def checked_receipt(folder: Path) -> dict[str, Any]:
         raise CorruptFile(RECEIPT, folder.name, "is no receipt that this version reads", remedy)
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT}
     for name in sorted(there ^ said["files"].keys()):
-        problem = "is not of this export" if name in there else "is missing"
-        raise CorruptFile("file", name, problem, remedy)
+        if name in there:
+            raise CorruptFile("file", name, "is not of this export", "Remove it.")
+        raise CorruptFile("file", name, "is missing", remedy)
     for name, digest in said["files"].items():
         if file_digest(folder / name) != digest:
             raise CorruptFile("file", name, "is not the file that the receipt speaks of (its sha256 differs)", remedy)

@@ -34,6 +34,7 @@ PRECISE: Bound = ("max_logprob", 1e-3)
 Told = Mapping[str, str]
 """For each engine of `align.export.foreign`, `auto`, `none` or the Python that has it."""
 OLLAMA = "Ollama"
+NO_BASE = "that base was left out, or does not lie beside the runs"
 READS_GGUF = "it reads GGUF: export=gguf"
 READS_NO_GGUF = "it reads no adapter in GGUF"
 
@@ -51,7 +52,8 @@ def adapter_rows(trained: Trained, folder: Path, dequantised: Path | None, kept:
     found = [trained.beside(on_own, "adapter", trained.kind, name_of(trained.dtype), EXACT)]
     if trained.kind == "nf4":
         if dequantised is None:
-            found.append(Row(TRANSFORMERS, "adapter", DEQUANTISED, kept, note="that base does not lie beside the runs"))
+            found.append(Row(TRANSFORMERS, "adapter", DEQUANTISED, kept, note=NO_BASE))
+            found.append(Row(VLLM, note=NO_BASE))
         else:
             loaded = adapter_on(dequantised, folder, trained.rows, trained.device)
             found.append(trained.beside(loaded, "adapter", DEQUANTISED, kept, bound))
@@ -146,7 +148,9 @@ def gguf_rows(
     for path in sorted(folder.glob("base-*.gguf"), reverse=True):
         weights = path.stem.removeprefix("base-")
         if weights != F16 and (answer := gguf_answer(trained, path, folder / ADAPTER, told)):
-            found.append(row(answer, weights, None))
+            divergence = compared(trained.logits, same_rooms(answer, trained.logits))
+            what = "adapter" if known else "gap"
+            found.append(Row(LLAMA_CPP, what, into, weights, answer.version, divergence))
     loaded = same_rooms(first, truth)
     return [*found, *apart(trained, known, loaded, into, F16, LLAMA_CPP, first.version), *not_run]
 

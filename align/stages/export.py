@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from align.export.bases import (
     cast,
     weights_dtype,
 )
+from align.export.card import MADE_ANEW
 from align.export.converters import alike, convert_adapter, converters_in
 from align.export.engines import TRANSFORMERS, freed, logits_of
-from align.export.folder import publish, read_json
+from align.export.folder import publish, read_json, workroom
 from align.export.foreign import LLAMA_CPP, VLLM, Answer, interpreter, version_of, why_unasked
 from align.export.gguf import ADAPTER, F16, F32, base_file, gguf_beside, write_gguf
-from align.export.launch import LAUNCH, served_name
+from align.export.launch import served_name
 from align.export.lowering import check_initial
 from align.export.merged import write_merged
 from align.export.ollama import ollama_file
@@ -145,11 +145,13 @@ def run(run: Run, config: Config) -> Result:
             settled([row for rows in receipts.values() for row in rows], config.export.accept, config.export.require)
         line = f"{', '.join(kinds)} of {artifact.ref} in {target}"
 
-    report = Report(f"export: {run.manifest['name']}", f"{artifact.ref} as {config.export.name}")
+    what = f"{artifact.ref} as {config.export.path or config.export.name}"
+    report = Report(f"export: {run.manifest['name']}", what)
     report.text(
         "The receipt: what was exported, loaded back as anyone would load it, beside the model that was trained "
         f"({'NF4 base' if trained.kind == 'nf4' else 'base'} and adapter, in fp32), on the same prompts, token by "
         "token. Differences in nats. An engine that was **not checked** may say anything."
+        + (MADE_ANEW if into(config, trained) == "original" and trained.kind == "nf4" else "")
     )
     for kind, rows in receipts.items():
         if len(receipts) > 1:
@@ -174,10 +176,10 @@ def written(
     rows = accepting(DO[kind](config, trained, folder), config.export.accept)
     check_tokenizer(trained, folder)
     launchers(config, trained, kind, folder, home, name, gap_in(rows))
-    served = name if (folder / LAUNCH).is_dir() else ""
-    (folder / "README.md").write_text(card(run, config, artifact, trained, kind, served, rows), encoding="utf-8")
+    text = card(run, config, artifact, trained, kind, folder, name, rows)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     write_receipt(folder, rows, trained.rows, about(config, artifact, trained, kind))
-    shown(rows)
+    shown(kind, rows)
     return rows
 
 
@@ -204,8 +206,8 @@ def gguf(config: Config, trained: Trained, folder: Path) -> list[Row]:
     source, python = gguf_source(config, trained), interpreter(LLAMA_CPP, config.export.llama_cpp)
     wanted = [F16, *(config.export.quantised if python else ())]
     bases = [gguf_beside(bases_of(config), source, weights, python) for weights in wanted]
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        write_gguf(folder, bases, lowered(trained, Path(work) / "adapter"), source)
+    with workroom(folder) as work:
+        write_gguf(folder, bases, lowered(trained, work / "adapter"), source)
     answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, engines(config))
     if answer is not None:
         starts = bool(answer.said["begins_with_bos"])
@@ -216,11 +218,10 @@ def gguf(config: Config, trained: Trained, folder: Path) -> list[Row]:
 
 def asked_gguf(config: Config, trained: Trained, folder: Path, answer: Answer | None) -> list[Row]:
     def in_f32() -> InF32 | None:
-        bases_of(config).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=bases_of(config)) as work:
-            source, base, made = gguf_source(config, trained), Path(work) / base_file(F32), Path(work) / "adapter.gguf"
+        with workroom(bases_of(config) / "f32") as work:
+            source, base, made = gguf_source(config, trained), work / base_file(F32), work / "adapter.gguf"
             source.convert(base, F32)
-            plain = lowered(trained, Path(work) / "adapter")
+            plain = lowered(trained, work / "adapter")
             convert_adapter(source.converters, plain, source.folder, made, F32)
             pairs = ((base, folder / base_file(F16)), (made, folder / ADAPTER))
             other = next((name for pair in pairs if (name := alike(source.converters, *pair))), "")
@@ -239,7 +240,7 @@ def folders_of(config: Config) -> list[Path]:
     for place in (path, path / "artifact"):
         if (place / RECEIPT).is_file():
             return [place]
-        if several := sorted(found.parent for found in place.glob(f"*/{RECEIPT}")):
+        if several := [place / kind for kind in DO if (place / kind / RECEIPT).is_file()]:
             return several
     return [path]
 
@@ -258,6 +259,9 @@ def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) ->
         if said.get(what) != wanted[what]:
             problem = f"{folder.name} was made of another {what}"
             raise InputError("artifact", artifact.ref, problem, "Name the artifact that was exported.")
+    if said.get("kind") != "adapter" and said.get("into") != wanted["into"]:
+        problem = f"its receipt says that it is of {said.get('into')} weights, which would be another model"
+        raise InputError("export.into", config.export.into, problem, "Say what it is: export.into=auto or original.")
     if (folder / ADAPTER).is_file():
         answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, engines(config))
         rows = asked_gguf(config, trained, folder, answer)
@@ -270,7 +274,7 @@ def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) ->
         rows = adapter_rows(trained, folder, beside, config.export.dtype, engines(config))
     check_tokenizer(trained, folder)
     rows = accepting(rows, config.export.accept)
-    shown(rows)
+    shown(folder.name, rows)
     if not any(row.bound and row.found for row in rows):
         problem = "nothing could be asked here that would say whether it is what was trained"
         raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
@@ -279,9 +283,9 @@ def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) ->
     return rows
 
 
-def shown(rows: list[Row]) -> None:
+def shown(title: str, rows: list[Row]) -> None:
     """The receipt in the terminal. Raises: InputError: it is not good, see `align.export.receipt.judged`."""
-    print(as_text(rows), flush=True)
+    print(f"{title}\n{as_text(rows)}", flush=True)
     judged(rows)
 
 

@@ -141,15 +141,18 @@ def launchers(
         revision = "" if named["id"] in BUILT_IN else named["revision"]
         launches_adapter(folder, name, Served(named["id"], seen, revision), rank_of(folder), gap)
     elif kind == "merged":
-        launches_merged(folder, name, gap)
+        launches_merged(folder, name, gap, into(config, trained) == "original")
     else:
-        launches_gguf(folder, name, ADAPTER, gap)
+        launches_gguf(folder, name, ADAPTER, gap, into(config, trained) == "original")
 
 
-def card(run: Run, config: Config, artifact: Artifact, trained: Trained, kind: str, name: str, rows: list[Row]) -> str:
+def card(
+    run: Run, config: Config, artifact: Artifact, trained: Trained, kind: str, folder: Path, name: str, rows: list[Row]
+) -> str:
     root = Path(config.run.root).expanduser()
     facts: dict[str, Any] = {
-        "name": f"{run.manifest['stage']}-{run.manifest['name']}", "kind": kind, "served": name,
+        "name": f"{run.manifest['stage']}-{run.manifest['name']}", "kind": kind,
+        "served": name if (folder / LAUNCH).is_dir() else "", "modelfile": (folder / "Modelfile").is_file(),
         "base": named_base(trained.base), "method": trained.method, "parents": parents_of(artifact, root),
         "seed": config.seed, "receipt": rows, "data": data_behind(artifact),
         "licences": licences(artifact, trained.base), "dtype": config.export.dtype,

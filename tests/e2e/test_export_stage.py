@@ -97,7 +97,7 @@ def test_an_export_is_measured_again(shop: Workshop, exported: Path, tmp_path: P
     (copy / RECEIPT).write_text(json.dumps(said))
     assert shop.status("stage=export", *check[:2], f"export.path={copy}") == 2
     assert "It is not what was trained" in shop.said
-    assert f"export={NF4}" in shop.said
+    assert f"{NF4}: max_logprob is" in shop.said
     for row in said["rows"]:
         row["accepted"] = True  # nor does it say what may be missed
     (copy / RECEIPT).write_text(json.dumps(said | {"beside": "none", "into": "original", "dtype": "bfloat16"}))
@@ -188,7 +188,7 @@ def test_without_a_base_beside_it(shop: Workshop, tmp_path: Path) -> None:
     folder = other.run("export", "artifact=sft:a", "export.base=none")
     assert not (other.root / "bases").exists()
     [row] = [row for row in receipt(folder / "artifact")["rows"] if row["base"] == "nf4-dequantised"]
-    assert (row["verdict"], row["note"]) == ("not checked", "that base does not lie beside the runs")
+    assert (row["verdict"], row["note"]) == ("not checked", "that base was left out, or does not lie beside the runs")
 
 
 @pytest.mark.parametrize("into", ["auto", "original"])

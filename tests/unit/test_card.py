@@ -144,7 +144,7 @@ def test_a_licence_is_what_the_models_own_card_states(tmp_path, text, licence):
 
 
 def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
-    facts = FACTS | {"kind": "gguf", "served": "ppo-x", "into": "nf4-dequantised"}
+    facts = FACTS | {"kind": "gguf", "served": "ppo-x", "modelfile": True, "into": "nf4-dequantised"}
     card = render_card(facts)
     assert "A model and its LoRA adapter as GGUF for chat" in card
     assert "The base here is that one dequantised" in card
@@ -155,3 +155,4 @@ def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
     assert "library_name" not in matter
     assert "on which it is measurably another model" in render_card(facts | {"into": "original"})
     assert "launch/" not in render_card(facts | {"served": ""})
+    assert "ollama" not in render_card(facts | {"modelfile": False})

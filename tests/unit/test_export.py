@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -229,3 +232,23 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
             module.support_avx512bf16_for_cpu = False
     assert everywhere(trained(base, adapter), logits(names["model"].eval())).kl < 0.05
     assert names["tokenizer"].eos_token == "</s>"
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path):
+    """Of this machine, and of no process that lives: another's is being written."""
+    target, host = tmp_path / "out", folder.gethostname()
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout
+    left = tmp_path / f".out.{host}-{dead.strip()}-0000.part"
+    others = [
+        tmp_path / f".out.{host}-{os.getpid()}-0000.part",
+        tmp_path / ".out.elsewhere-1234567-0000.part",
+        tmp_path / f".other.{host}-{dead.strip()}-0000.part",
+    ]
+    for path in (left, *others):
+        path.mkdir()
+    with folder.publish(target) as part:
+        (part / "x").touch()
+    assert not left.exists()
+    assert all(path.is_dir() for path in others)

@@ -42,7 +42,8 @@ def test_an_engine_is_there_where_its_python_finds_it(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("body", "problem"), [("exit 3", r"it is no Python \(status 3\)"), (None, "it does not run"), ("", "it has no")]
+    ("body", "problem"),
+    [("exit 3", r"no Python of 3\.8 or newer \(status 3\)"), (None, "it does not run"), ("", "it has no")],
 )
 def test_what_is_no_python_is_told_by_its_field(tmp_path: Path, body: str | None, problem: str):
     told = python(tmp_path / "python", body) if body is not None else str(tmp_path / "nowhere")

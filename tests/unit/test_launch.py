@@ -48,7 +48,11 @@ def refused(script: Path, engines: Path, **settings: str) -> str:
 
 
 def gap_told(script: Path) -> bool:
-    return "KL 0.41 nats a token from what was trained" in " ".join(script.read_text().replace("\n# ", " ").split())
+    return "KL 0.41 nats a token from what was trained" in said_in(script)
+
+
+def said_in(script: Path) -> str:
+    return " ".join(script.read_text().replace("\n# ", " ").split())
 
 
 def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
@@ -70,7 +74,8 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
     other.mkdir()
     assert started(script, engines, BASE=str(other))[1] == str(other)
     shutil.move(beside, tmp_path / "elsewhere")
-    assert "is not there: set BASE" in refused(script, engines)
+    assert "the dequantised base is not there; bring it along, or set BASE" in refused(script, engines)
+    assert started(script, engines, BASE="org/other")[1] == "org/other"  # a hub's
     assert gap_told(script)
     assert str(tmp_path) not in script.read_text()
 
@@ -102,16 +107,19 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
 
 
 def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
-    launches_merged(tmp_path, "ppo-x", GAP)
+    launches_merged(tmp_path, "ppo-x", GAP, original=True)
+    assert "which are in this export" in said_in(tmp_path / "launch" / "vllm.sh")
     *said, _ = started(tmp_path / "launch" / "vllm.sh", engines)
     assert Path(said[1]).samefile(tmp_path)
     assert said[2:4] == ["--served-model-name", "ppo-x"]
     assert gap_told(tmp_path / "launch" / "vllm.sh")
-    launches_gguf(tmp_path, "ppo-x", "adapter-f16.gguf", GAP)
     for name in ("base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf"):
         (tmp_path / name).touch()
+    launches_gguf(tmp_path, "ppo-x", "adapter-f16.gguf", GAP, original=False)
     script = tmp_path / "launch" / "llama-server.sh"
     assert gap_told(script)
+    assert "WEIGHTS is that of the base: f16, q8_0." in said_in(script)
+    assert "base-q2.gguf is not there" in refused(script, engines, WEIGHTS="q2")
     for settings, base in (({}, "base-f16.gguf"), ({"WEIGHTS": "q8_0"}, "base-q8_0.gguf")):
         *said, _ = started(script, engines, "-c", "512", **settings)
         assert (said[0], said[2], said[4:]) == ("--model", "--lora", ["--alias", "ppo-x", "--jinja", "-c", "512"])

@@ -90,7 +90,10 @@ def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
     unasked = Row("llama.cpp", note="it is not there")
     judged([fine, unasked])
     settled([fine, unasked], [], ["t"])
-    with pytest.raises(InputError, match=r"export=t: t: kl is 0\.3, which may be 0\.01.*export\.accept=\[t\]"):
+    with pytest.raises(
+        InputError,
+        match=r"export=1 of the receipt.s bounds missed: t: kl is 0\.3, which may be 0\.01.*export\.accept=\[t\]",
+    ):
         judged([fine, missed])
     judged(accepting([fine, missed], ["t"]))
     with pytest.raises(InputError, match=r"export\.require=llama\.cpp: it was not checked: it is not there"):
