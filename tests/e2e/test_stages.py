@@ -23,6 +23,9 @@ pytestmark = pytest.mark.usefixtures("no_network")
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 WHOLE = {"config.json", "generation_config.json", "model.safetensors"}
+LEAVES = {"README.md", "base.json", "launch", "receipt.json"}
+IN = {"value": {*ADAPTER, "value_head.safetensors"}, "launch": {"vllm.sh"}}
+"""What lies in folders of an artifact."""
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +60,8 @@ def manifests(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
         ("reward", STREAMS, ADAPTER | TOKENIZER),
         ("ppo", STREAMS, ADAPTER | TOKENIZER | {"value"}),
         ("eval", set(), {"metrics.json", "samples.jsonl"}),
-        ("adapter", set(), ADAPTER | TOKENIZER | {"README.md", "base.json", "receipt.json", "generation_config.json"}),
-        ("merged", set(), WHOLE | TOKENIZER | {"README.md", "base.json", "receipt.json"}),
+        ("adapter", set(), ADAPTER | TOKENIZER | LEAVES | {"generation_config.json"}),
+        ("merged", set(), WHOLE | TOKENIZER | LEAVES),
     ],
 )
 def test_a_run_leaves_exactly_these_files(
@@ -66,8 +69,8 @@ def test_a_run_leaves_exactly_these_files(
 ) -> None:
     assert files(runs[name]) == EVERY_RUN | streams
     assert files(runs[name] / "artifact") == artifact
-    critic = {f"value/{n}" for n in (*ADAPTER, "value_head.safetensors")} if "value" in artifact else set()
-    published = (artifact - {"value"}) | critic
+    inner = {f"{folder}/{n}" for folder in IN.keys() & artifact for n in IN[folder]}
+    published = (artifact - IN.keys()) | inner | ({"launch/vllm-resolver.sh"} if name == "adapter" else set())
     assert set(read_manifest(runs[name])["outputs"]) == {f"artifact/{n}" for n in published} | {"report.html"}
 
 
