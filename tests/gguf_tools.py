@@ -16,7 +16,7 @@ from align.errors import InputError
 from align.export.adapter import write_adapter
 from align.export.bases import DEQUANTISED, dequantised
 from align.export.converters import converters_in
-from align.export.gguf import Source, gguf_beside, write_gguf
+from align.export.gguf import Source, gguf_bases, write_gguf
 from align.export.trained import Trained
 from align.models.base import builtin_folder
 from align.models.load import in_fp32, load_base
@@ -75,6 +75,5 @@ def export_gguf(
     for path in (folder, plain):
         path.mkdir(parents=True)
     write_adapter(plain, trained.adapter, BASE, tokenizer=trained.tokenizer, beside=Path(trained.base.path))
-    bases = [gguf_beside(root / "bases", source, weights, python) for weights in ("f16", *quantised)]
-    write_gguf(folder, bases, plain, source)
+    write_gguf(folder, gguf_bases(root / "bases", source, quantised, python), plain, source)
     return folder

@@ -171,7 +171,7 @@ def _fidelity(facts: Mapping[str, Any]) -> str:
         + _table(HEADS, cells(rows))
     )
     if facts["kind"] != "adapter" and facts.get("into") == "original" and _precision(facts) == "nf4":
-        text += MADE_ANEW + "\n"
+        text += f"\n{MADE_ANEW}\n"
     gap = gap_in(rows)
     if gap is not None:
         text += (
@@ -211,7 +211,7 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 
 
 MADE_ANEW = (
-    " Made of the original weights, it is another model: `merge`, `merged` and `adapter` on `original` are beside the "
+    "Made of the original weights, it is another model: `merge`, `merged` and `adapter` on `original` are beside the "
     "adapter on those weights, and `gap` is how far that lies from what was trained."
 )
 SERVE = "\nTo serve it as `{}`, over HTTP: `sh launch/vllm.sh` (vLLM).\n"

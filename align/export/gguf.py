@@ -11,11 +11,13 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.data.chat import special_ids
 from align.errors import CorruptFile, InputError
 from align.export.bases import ABOUT
 from align.export.converters import convert_adapter, convert_model, digest_of
@@ -92,28 +94,37 @@ def begin_as_trained(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     write_json(path, read_json(path, "Export again.") | {"add_bos_token": starts})
 
 
-def gguf_beside(root: Path, source: Source, weights: str, python: str | None) -> Path:
-    """The base in `root` as one GGUF file, written where it is not there yet.
+def gguf_bases(root: Path, source: Source, quantised: Sequence[str], python: str | None) -> list[Path]:
+    """The base in `root` as GGUF files, each in a folder of its own and written where it is not there yet.
 
     Args:
-        weights: `f16`, or in fewer bits, such as `q8_0`, which llama.cpp makes of that.
-        python: the one that has llama.cpp.
+        quantised: in which fewer bits it shall be there too, such as `q8_0`.
+        python: the one that has llama.cpp, which makes these of the f16; None leaves them out.
 
     Raises:
         InputError: see `Source.convert`.
         CorruptFile: what is there is not what was written.
     """
-    made_by = version_in(LLAMA_CPP, python) if python and weights != F16 else ""
-    name, file = Path(source.named["id"]).name, base_file(weights)
-    folder = root / f"{name}-{source.kind}-gguf-{weights}-{source.key(weights, made_by)}"
+    whole = kept(root, source, F16, lambda target: source.convert(target, F16))
+    if python is None:
+        return [whole]
+
+    def in_fewer(target: Path, weights: str) -> None:
+        ask(LLAMA_CPP, python, quantise=[str(whole), str(target), weights])
+
+    made_by = version_in(LLAMA_CPP, python)
+    return [whole, *(kept(root, source, bits, partial(in_fewer, weights=bits), made_by) for bits in quantised)]
+
+
+def kept(root: Path, source: Source, weights: str, write: Callable[[Path], None], made_by: str = "") -> Path:
+    """A file that is known by its sha256."""
+    file = base_file(weights)
+    folder = root / f"{Path(source.named['id']).name}-{source.kind}-gguf-{weights}-{source.key(weights, made_by)}"
     if not (folder / ABOUT).is_file():
         with publish(folder, replace=True) as part:
-            if weights == F16:
-                source.convert(part / file, F16)
-            else:
-                whole = gguf_beside(root, source, F16, python)
-                ask(LLAMA_CPP, str(python), quantise=[str(whole), str(part / file), weights])
+            write(part / file)
             write_json(part / ABOUT, {**source.named, "kind": source.kind, "sha256": file_digest(part / file)})
+        return folder / file
     remedy = f"Remove {folder} and do this again; exports that share the file have to be made again too."
     if not (folder / file).is_file() or file_digest(folder / file) != read_json(folder / ABOUT, remedy).get("sha256"):
         raise CorruptFile("base", f"{folder.name}/{file}", "is not the file that was written", remedy)
@@ -131,7 +142,7 @@ def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Sourc
     """The adapter as GGUF, and the base's files beside it.
 
     Args:
-        bases: of `gguf_beside`.
+        bases: of `gguf_bases`.
         adapter: a folder with a plain LoRA, of `align.export.adapter.write_adapter`.
     """
     for path in bases:
@@ -192,7 +203,6 @@ def texts_of(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> li
 
 
 def special_tokens(tokenizer: Any) -> list[tuple[str, int]]:
-    added = tokenizer.get_added_vocab() | dict(
-        zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-    )
-    return sorted(added.items(), key=lambda pair: pair[1])
+    """Each that is matched as a whole, with its id."""
+    ids = sorted(special_ids(tokenizer) | tokenizer.added_tokens_decoder.keys())
+    return [(tokenizer.convert_ids_to_tokens(id), id) for id in ids]

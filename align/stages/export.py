@@ -21,7 +21,7 @@ from align.export.converters import alike, convert_adapter, converters_in
 from align.export.engines import TRANSFORMERS, freed, logits_of
 from align.export.folder import publish, read_json, workroom
 from align.export.foreign import LLAMA_CPP, VLLM, Answer, interpreter, version_of, why_unasked
-from align.export.gguf import ADAPTER, F16, F32, base_file, gguf_beside, write_gguf
+from align.export.gguf import ADAPTER, F16, F32, base_file, gguf_bases, write_gguf
 from align.export.launch import served_name
 from align.export.lowering import check_initial
 from align.export.merged import write_merged
@@ -83,10 +83,10 @@ def inputs(config: Config) -> Inputs:
     records = {"artifact": artifact.record()}
     if (evaluation := evaluation_of(artifact, Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = {"digest": json_digest(evaluation)}  # stands in the card: another is another export
-    found = {engine: version_of(engine, where) for engine, where in engines(config).items()}
-    records["engines"] = found | {"digest": json_digest(found)}  # one that was installed since is asked
+    asked = {engine: version_of(engine, engines(config)[engine]) for engine in engines_asked(config)}
+    records["engines"] = asked | {"digest": json_digest(asked)}  # one that was installed since is asked
     if config.export.name != "check":
-        check_askable(config, found)
+        check_askable(config, asked)
     if config.export.name in ("gguf", "all"):
         converters_in(config.export.converters)
     if config.export.name == "check":
@@ -94,15 +94,28 @@ def inputs(config: Config) -> Inputs:
     return Inputs(f"{label(base, config)}-{config.export.name}", base, records)
 
 
-def check_askable(config: Config, found: dict[str, str]) -> None:
-    """Raises: InputError: an engine is required that this export does not ask, or that is not there."""
-    kinds = tuple(DO) if config.export.name == "all" else (config.export.name,)
-    asked = {TRANSFORMERS, *(LLAMA_CPP if kind == "gguf" else VLLM for kind in kinds)}
+def kinds_of(config: Config) -> tuple[str, ...]:
+    return tuple(DO) if config.export.name == "all" else (config.export.name,)
+
+
+def engines_asked(config: Config) -> list[str]:
+    """Beside transformers."""
+    if config.export.name == "check":  # it is what its files say
+        return [LLAMA_CPP, VLLM]
+    return sorted({LLAMA_CPP if kind == "gguf" else VLLM for kind in kinds_of(config)})
+
+
+def check_askable(config: Config, asked: dict[str, str]) -> None:
+    """Raises: InputError: an engine is required that this export does not ask, or that is not there.
+
+    Args:
+        asked: each engine beside transformers, with its version; empty where it is not there.
+    """
     for engine in config.export.require:
-        if engine not in asked:
+        if engine not in (TRANSFORMERS, *asked):
             problem = f"export={config.export.name} does not ask it"
-            raise InputError("export.require", engine, problem, f"It asks {', '.join(sorted(asked))}.")
-        if engine in found and not found[engine]:
+            raise InputError("export.require", engine, problem, f"It asks {', '.join(sorted((TRANSFORMERS, *asked)))}.")
+        if engine != TRANSFORMERS and not asked[engine]:
             problem = f"it cannot be asked: {why_unasked(engine, engines(config)[engine])}"
             raise InputError("export.require", engine, problem, "Install it, or leave it out of export.require.")
 
@@ -121,7 +134,7 @@ def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
 
 def run(run: Run, config: Config) -> Result:
     base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
-    kinds = tuple(DO) if config.export.name == "all" else (config.export.name,)
+    kinds = kinds_of(config)
     found = read_adapter(artifact.path)
     check_plain(found, () if {"adapter", "gguf"} & set(kinds) else MERGEABLE)
     check_initial(config.method.name == "qlora", found.config)
@@ -151,7 +164,7 @@ def run(run: Run, config: Config) -> Result:
         "The receipt: what was exported, loaded back as anyone would load it, beside the model that was trained "
         f"({'NF4 base' if trained.kind == 'nf4' else 'base'} and adapter, in fp32), on the same prompts, token by "
         "token. Differences in nats. An engine that was **not checked** may say anything."
-        + (MADE_ANEW if into(config, trained) == "original" and trained.kind == "nf4" else "")
+        + (f" {MADE_ANEW}" if into(config, trained) == "original" and trained.kind == "nf4" else "")
     )
     for kind, rows in receipts.items():
         if len(receipts) > 1:
@@ -204,9 +217,8 @@ def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
 def gguf(config: Config, trained: Trained, folder: Path) -> list[Row]:
     """Writes base and adapter as GGUF, with a Modelfile; asks llama.cpp."""
     source, python = gguf_source(config, trained), interpreter(LLAMA_CPP, config.export.llama_cpp)
-    wanted = [F16, *(config.export.quantised if python else ())]
-    bases = [gguf_beside(bases_of(config), source, weights, python) for weights in wanted]
-    with workroom(folder) as work:
+    bases = gguf_bases(bases_of(config), source, config.export.quantised, python)
+    with workroom(folder / ADAPTER) as work:  # in what goes with a killed export
         write_gguf(folder, bases, lowered(trained, work / "adapter"), source)
     answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, engines(config))
     if answer is not None:

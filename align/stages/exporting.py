@@ -11,12 +11,7 @@ import torch
 from align.config.root import Config
 from align.data.sources import licence_of
 from align.export.adapter import check_vocabulary, rank_of, write_adapter
-from align.export.bases import (
-    DEQUANTISED,
-    dequantised,
-    dequantised_beside,
-    dequantised_name,
-)
+from align.export.bases import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
 from align.export.card import licence_in, render_card
 from align.export.converters import converters_in
 from align.export.foreign import LLAMA_CPP, VLLM
@@ -24,19 +19,10 @@ from align.export.gguf import ADAPTER, Source
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
 from align.export.lowering import initial_factors
 from align.export.merged import merge
-from align.export.receipt import (
-    Row,
-)
+from align.export.receipt import Row
 from align.export.trained import Trained
 from align.models.base import BUILT_IN
-from align.models.load import (
-    DTYPES,
-    adapter_config,
-    in_fp32,
-    load_base,
-    load_tokenizer,
-    name_of,
-)
+from align.models.load import DTYPES, adapter_config, in_fp32, load_base, load_tokenizer, name_of
 from align.ops.divergence import Divergence
 from align.run import Artifact, Base, Run
 from align.stages.lineage import data_behind, evaluation_of, parents_of

@@ -153,6 +153,8 @@ def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
     matter = front_matter(card)
     assert "gguf" in matter["tags"]
     assert "library_name" not in matter
-    assert "on which it is measurably another model" in render_card(facts | {"into": "original"})
+    original = render_card(facts | {"into": "original", "receipt": [Row("llama.cpp", note="not there")]})
+    assert "on which it is measurably another model" in original
+    assert "|\n\nMade of the original weights" in original  # and is no row of the table
     assert "launch/" not in render_card(facts | {"served": ""})
     assert "ollama" not in render_card(facts | {"modelfile": False})

@@ -26,7 +26,7 @@ from align.export.gguf import (
     LARGEST,
     check_range,
     check_reading,
-    gguf_beside,
+    gguf_bases,
     linked,
     special_tokens,
     texts_of,
@@ -170,10 +170,12 @@ def test_without_llama_cpp_nothing_is_a_pass(trained: Trained, tmp_path: Path):
 
 def test_a_base_is_written_once_and_known_by_its_files(trained: Trained, tmp_path: Path):
     source = source_of(trained)
-    first = gguf_beside(tmp_path, source, "f16", None)
+    [first] = gguf_bases(tmp_path, source, ("q8_0",), None)
     written = first.stat().st_mtime_ns
-    assert gguf_beside(tmp_path, source, "f16", None) == first
-    gguf_beside(tmp_path, source, "q8_0", sys.executable)
+    assert gguf_bases(tmp_path, source, (), None) == [first]
+    both = gguf_bases(tmp_path, source, ("q8_0",), sys.executable)
+    assert [path.name for path in both] == ["base-f16.gguf", "base-q8_0.gguf"]
+    assert both[0] == first
     assert first.stat().st_mtime_ns == written
     assert len(list(tmp_path.glob("*/base-f16.gguf"))) == 1
     other = Path(shutil.copytree(source.converters, tmp_path / "converters"))
@@ -190,7 +192,7 @@ def test_a_base_is_written_once_and_known_by_its_files(trained: Trained, tmp_pat
     with first.open("ab") as file:
         file.write(b"x")
     with pytest.raises(CorruptFile, match="is not the file that was written"):
-        gguf_beside(tmp_path, source, "f16", None)
+        gguf_bases(tmp_path, source, (), None)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 
@@ -216,7 +218,7 @@ def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_t
     model = Base("own", str(tmp_path / "model"), None, "own")
     found = trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
     with pytest.raises(InputError, match=r"tokenizer=.*does not know how it cuts text.*export=merged"):
-        gguf_beside(tmp_path / "bases", source_of(found), "f16", None)
+        gguf_bases(tmp_path / "bases", source_of(found), (), None)
     assert not list((tmp_path / "bases").iterdir())
 
 
