@@ -1,0 +1,21 @@
+"""Accounts that tests of them share: a clock that stands, a good password, somebody who accepted an invitation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from annotate.accounts import Accounts
+
+GOOD = "correct horse battery"
+
+
+@dataclass
+class Time:
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def member(accounts: Accounts, name: str, role: str = "annotator", project: str = "p") -> str:
+    return accounts.accept(accounts.invite(project, role), name, GOOD)

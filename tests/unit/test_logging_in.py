@@ -1,0 +1,146 @@
+"""At the door: wrong passwords, guesses, crowds, and hashes that cost what they should."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+import pytest
+from argon2 import PasswordHasher
+from people import GOOD, Time, member
+from sqlalchemy import select
+
+from annotate.accounts import TRIES, TRIES_MANY, Accounts
+from annotate.credentials import WAITING, Busy, Refused
+from annotate.store.tables import users
+from annotate.throttle import Throttle
+
+
+@pytest.mark.parametrize(
+    ("name", "password"), [("ann", GOOD + "x"), ("ann", ""), ("bob", GOOD), ("", ""), ("ann", "x" * 10**5)]
+)
+def test_a_wrong_password_and_an_unknown_name_are_told_the_same(accounts, name, password):
+    member(accounts, "ann")
+    with pytest.raises(Refused, match="no such name and password"):
+        accounts.log_in(name, password, "here")
+
+
+def guess(accounts: Accounts, name: str, address: str, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(Refused, match="no such name"):
+            accounts.log_in(name, "wrong password", address)
+
+
+def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(accounts):
+    clock = Time()
+    accounts._tries = Throttle(clock)
+    for name in ("ann", "bob"):
+        member(accounts, name)
+    guess(accounts, "ann", "there", TRIES + 1)
+    with pytest.raises(Refused, match="too many attempts; the next counts in 1 s"):
+        accounts.log_in("ann", GOOD, "there")
+    assert accounts.log_in("ann", GOOD, "elsewhere")  # nobody is kept out by a stranger's few guesses
+    assert accounts.log_in("bob", GOOD, "there")
+    clock.now += 1
+    assert accounts.log_in("ann", GOOD, "there")
+    guess(accounts, "ann", "there", TRIES)  # which forgave those before
+
+
+def test_many_guesses_from_everywhere_or_at_everybody_are_slowed_too(accounts):
+    clock = Time()
+    accounts._tries = Throttle(clock)
+    member(accounts, "ann")
+    for i in range(TRIES_MANY + 1):
+        guess(accounts, "ann", f"10.0.0.{i}", 1)
+    with pytest.raises(Refused, match="too many attempts"):
+        accounts.log_in("ann", GOOD, "elsewhere")
+    for i in range(TRIES_MANY + 1):
+        guess(accounts, f"name {i}", f"2001:db8::{i:x}", 1)  # one customer's network
+    with pytest.raises(Refused, match="too many attempts"):
+        accounts.log_in("bob", "wrong password", "2001:db8::ffff")
+
+
+def test_guesses_at_once_are_no_more_than_guesses_in_a_row(accounts, monkeypatch):
+    member(accounts, "ann")
+    looked, together = [], threading.Barrier(30)
+    monkeypatch.setattr(accounts.passwords, "matches", lambda *_: looked.append(1))
+
+    def guessing() -> None:
+        together.wait()
+        with suppress(Refused):
+            accounts.log_in("ann", "wrong password", "there")
+
+    threads = [threading.Thread(target=guessing) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(looked) == TRIES + 1
+
+
+def test_waits_double_and_end():
+    clock = Time()
+    throttle = Throttle(clock, longest=10, names=3)
+    waits = []
+    for _ in range(8):
+        assert throttle.attempt("a", 2) == 0
+        waits.append(throttle.attempt("a", 2) if throttle._failures["a"].until > clock.now else 0)
+        clock.now += waits[-1]
+    assert waits == [0, 0, 1, 2, 4, 8, 10, 10]
+    clock.now += 11
+    throttle.attempt("a", 2)
+    assert throttle.attempt("a", 2) == 0  # long ago
+    for name in "bcd":
+        for _ in range(3):
+            throttle.attempt(name, 2)
+    assert (throttle.attempt("a", 2), throttle.attempt("d", 2)) == (0, 1)  # the oldest was forgotten
+
+
+def test_strangers_at_the_door_are_told_to_come_back_and_hash_nothing(accounts, monkeypatch):
+    monkeypatch.setattr(accounts.passwords, "hashed", lambda _: pytest.fail("a password was hashed"))
+    with pytest.raises(Refused, match="over or was used"):
+        accounts.accept("x", "ann", GOOD)
+    for _ in range(WAITING):
+        accounts.passwords._room.acquire()
+    with pytest.raises(Busy, match="many people"):
+        accounts.log_in("ann", GOOD, "here")
+
+
+def test_an_unknown_name_costs_what_a_known_one_does(accounts, monkeypatch):
+    member(accounts, "ann")
+    verified, hasher = [], accounts.passwords.hasher
+
+    class Counting:
+        def verify(self, kept: str, password: str) -> bool:
+            verified.append(kept)
+            return hasher.verify(kept, password)
+
+    monkeypatch.setattr(accounts.passwords, "hasher", Counting())
+    for name in ("nobody", "a\x00b", "\u202e", "x" * 200):
+        with pytest.raises(Refused, match="no such name"):
+            accounts.log_in(name, GOOD, "here")
+    assert len(verified) == 4
+
+
+def test_a_hash_that_cost_less_is_made_anew(store, accounts):
+    member(accounts, "ann")
+    dearer = Accounts(store, hasher=PasswordHasher(time_cost=2, memory_cost=16, parallelism=1))
+    assert dearer.log_in("ann", GOOD, "here")
+    with store.reading() as db:
+        assert "m=16,t=2" in db.execute(select(users.c.password)).scalar_one()
+    assert dearer.log_in("ann", GOOD, "here")
+
+
+def test_a_session_that_the_old_password_would_open_is_none(accounts, monkeypatch):
+    member(accounts, "ann")
+    matches = accounts.passwords.matches
+
+    def meanwhile(kept: str | None, password: str) -> bool:
+        found = matches(kept, password)
+        monkeypatch.setattr(accounts.passwords, "matches", matches)
+        accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", "another good one")
+        return found
+
+    monkeypatch.setattr(accounts.passwords, "matches", meanwhile)
+    with pytest.raises(Refused, match="set anew"):
+        accounts.log_in("ann", GOOD, "here")
