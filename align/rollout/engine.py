@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from align.types import Rollout
 
@@ -14,13 +14,14 @@ class Engine(Protocol):
     """Samples one response a prompt from softmax(logits / temperature): no top-k, no top-p, no penalty, whatever the
     checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used."""
 
-    def generate(self, model: Any, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
+    def generate(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Rollout:
         """Responses in the order of the prompts.
 
         Args:
             model: the policy as it trains, with the adapter active that speaks. An engine with weights of its own, in
                 another process say, takes over what has changed in it (`align.models.adapters.tensors_of`).
-            generator: makes them reproducible.
+            seeds: one a prompt (`row_seeds`). What is drawn at a position is a function of the row's seed and of the
+                position, whatever else is sampled with it.
         """
         ...
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from transformers import Cache
 
 from align.models.lean.cache import ReservedCache
 from align.models.trunk import base_model, lm_head, pad
+from align.ops.philox import uniforms
 from align.rollout.engine import joined
 from align.types import Rollout
 
@@ -37,21 +38,23 @@ class HfEngine:
     temperature: float = 1.0
     batch_size: int = 128
 
-    def generate(self, model: Any, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
+    def generate(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Rollout:
         lengths = torch.tensor([len(p) for p in prompts])
         order = torch.argsort(lengths, stable=True)
         was_training = model.training
         if was_training:  # entering every module takes as long as a token
             model.eval()
+        drawn_BT = uniforms(torch.tensor(seeds), self.max_new_tokens)
         chunks = order.split(self.batch_size)
-        parts = [self._batch(model, [prompts[int(i)] for i in chosen], generator) for chosen in chunks]
+        parts = [self._batch(model, [prompts[int(i)] for i in chosen], drawn_BT[chosen]) for chosen in chunks]
         if was_training:
             model.train()
         return joined(parts, order, self.pad_id)
 
     @torch.no_grad()
-    def _batch(self, model: Any, prompts: Sequence[Sequence[int]], generator: Generator) -> Rollout:
+    def _batch(self, model: Any, prompts: Sequence[Sequence[int]], uniform_BT: Tensor) -> Rollout:
         device = next(model.parameters()).device
+        uniform_BT = uniform_BT.to(device)
         tokens = pad(prompts, self.pad_id, left=True).to(device)
         mask = pad([[1] * len(p) for p in prompts], 0, left=True).bool().to(device)
         rows, width = tokens.shape
@@ -66,7 +69,7 @@ class HfEngine:
         hidden = forward(model, tokens, mask, positions, cache)
         last, mask_held = positions[:, -1], mask
         for t in range(self.max_new_tokens):
-            drawn = self._draw(model, hidden, generator)
+            drawn = self._draw(model, hidden, uniform_BT[held, t])
             response[held[live], t], real[held[live], t] = drawn[live], True
             stopped = live & torch.isin(drawn, stops)
             ended[held[stopped]] = True
@@ -85,12 +88,12 @@ class HfEngine:
             torch.cat([tokens, response[:, :used]], dim=1), torch.cat([mask, real[:, :used]], dim=1), width, ended
         )
 
-    def _draw(self, model: Any, hidden_BD: Tensor, generator: Generator) -> Tensor:
+    def _draw(self, model: Any, hidden_BD: Tensor, uniform_B: Tensor) -> Tensor:
         """One token a row from softmax(logits / temperature)."""
         logits = lm_head(model)(hidden_BD)
         if self.temperature != 1.0:
             logits = logits.float() / self.temperature
-        return draw(logits.softmax(-1, dtype=torch.float32), generator)
+        return draw(logits.softmax(-1, dtype=torch.float32), uniform_B)
 
 
 def forward(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
@@ -104,7 +107,7 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: 
 BLOCK = 64
 
 
-def draw(probabilities_BV: Tensor, generator: Generator) -> Tensor:
+def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """One index a row [B], each with its probability: the first whose cumulative sum exceeds a uniform number.
 
     One random number a row, where `torch.multinomial` takes one for each token of the vocabulary. The sums are taken in
@@ -113,8 +116,7 @@ def draw(probabilities_BV: Tensor, generator: Generator) -> Tensor:
     """
     blocks_BNK = pad_to(probabilities_BV, BLOCK).unflatten(1, (-1, BLOCK))
     ends = blocks_BNK.sum(-1, dtype=torch.double).cumsum(-1)
-    uniform = torch.rand(len(ends), 1, generator=generator, dtype=torch.double, device=ends.device)
-    target = uniform * ends[:, -1:]
+    target = uniform_B[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True).clamp_max(ends.shape[1] - 1)
     before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
     inside = blocks_BNK.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)

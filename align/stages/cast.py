@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from align.models.load import choose_checkpointing, choose_device, choose_dtype,
 from align.models.roles import Role, Roles
 from align.ops.moments import Moments
 from align.rollout.engine import Engine, response_texts
-from align.rollout.randomness import generator_for
+from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Run
 from align.stages import scoring
 from align.stages.lineage import adapter_folder, frozen_as, start, tokenizer_of
@@ -44,7 +44,7 @@ class Cast:
     prompts: to train on.
     held_out: kept out of training, to measure on; none without `stage.eval_every`.
     dropped: how many were longer than the context.
-    generator: place → its random numbers.
+    seed: the run's own.
     """
 
     tokenizer: Any
@@ -54,12 +54,17 @@ class Cast:
     prompts: list[Prompt]
     held_out: list[Prompt]
     dropped: int
-    generator: Callable[..., torch.Generator]
+    seed: int
 
     def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
-        """One answer of a role to each prompt."""
+        """One answer of a role to each prompt.
+
+        Args:
+            where: the place in the run; each place draws anew.
+        """
+        seeds = row_seeds(range(len(prompts)), self.seed, *where)
         with self.roles.use(role) as model:
-            rollout = self.engine.generate(model, [p.input_ids for p in prompts], self.generator(*where))
+            rollout = self.engine.generate(model, [p.input_ids for p in prompts], seeds)
         texts = response_texts(rollout, self.tokenizer)
         told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
         return Answers(prompts, rollout, texts, told)
@@ -115,11 +120,7 @@ def cast(run: Run, config: Config, base: Base) -> Cast:
         f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens; "
         f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}"
     )
-
-    def generator(*where: str | int) -> torch.Generator:
-        return generator_for(device, config.seed, *where)
-
-    return Cast(tokenizer, roles, engine, scorer, training, found[len(found) - apart :], dropped, generator)
+    return Cast(tokenizer, roles, engine, scorer, training, found[len(found) - apart :], dropped, config.seed)
 
 
 def started(config: Config) -> tuple[Artifact, Base]:

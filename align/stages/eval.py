@@ -20,7 +20,7 @@ from align.models.load import choose_device, choose_dtype, context_length, load_
 from align.models.trunk import response_logprobs
 from align.report import Report, histogram_pair
 from align.rollout.engine import response_texts
-from align.rollout.randomness import generator_for
+from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs
 from align.stages.lineage import BASE, adapter_folder, base_itself, find, label, same_split, start, tokenizer_of
@@ -89,9 +89,8 @@ def run(run: Run, config: Config) -> Result:
     answers: dict[str, Rollout] = {}
     for who, policy in policies.items():
         with policy.active():
-            answers[who] = engine.generate(
-                policy.model, [p.input_ids for p in found], generator_for(device, config.seed, "eval", who)
-            )
+            seeds = row_seeds(range(len(found)), config.seed, "eval", who)
+            answers[who] = engine.generate(policy.model, [p.input_ids for p in found], seeds)
     logprobs = {
         who: sequence_logprobs(policy, answers["policy"], rollout.temperature) for who, policy in policies.items()
     }

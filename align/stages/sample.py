@@ -10,7 +10,7 @@ from align.models.adapters import Policy, attach
 from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.report import Report, curves
 from align.rollout.engine import response_texts
-from align.rollout.randomness import generator_for
+from align.rollout.randomness import row_seeds
 from align.run import Base, Run, write_json
 from align.stages import Inputs, open_store, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
@@ -52,9 +52,10 @@ def run(run: Run, config: Config) -> Result:
     ):
         for first in range(done, len(found), PROMPTS_AT_ONCE):
             chunk = found[first : first + PROMPTS_AT_ONCE]
-            rows = [p.input_ids for p in chunk for _ in range(stage.candidates)]
+            rows = [(first + i, k) for i in range(len(chunk)) for k in range(stage.candidates)]
+            asked = [found[i].input_ids for i, _ in rows]
             with policy.active():
-                rollout = engine.generate(policy.model, rows, generator_for(device, config.seed, "sample", first))
+                rollout = engine.generate(policy.model, asked, row_seeds(rows, config.seed, "sample"))
             texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
             with store.transaction():
                 for i, prompt in enumerate(chunk):
@@ -62,7 +63,7 @@ def run(run: Run, config: Config) -> Result:
                     answers = [
                         Candidate(
                             storable(texts[k]), base.digest, "" if artifact.whole else artifact.digest,
-                            {**sampling, "seed": config.seed, "chunk": first, "row": k}, ended=bool(ends[k]),
+                            {**sampling, "seed": config.seed, "row": list(rows[k])}, ended=bool(ends[k]),
                         )
                         for k in mine
                     ]  # fmt: skip

@@ -19,7 +19,7 @@ from align.models.roles import Roles
 from align.ppo.anchors import Anchor, maths
 from align.ppo.own_model import Setting, on_model
 from align.report import Report
-from align.rollout.randomness import generator_for
+from align.rollout.randomness import row_seeds
 from align.run import Base, Run, file_digest, json_digest
 from align.run.folder import package_versions
 from align.stages import Inputs, scoring
@@ -71,7 +71,8 @@ def run(run: Run, config: Config) -> Result:
         nonlocal drawn
         drawn += 1
         with roles.use("policy") as model:
-            return engine.generate(model, asked * rows, generator_for(device, config.seed, "verify", drawn))
+            seeds = row_seeds(range(len(asked) * rows), config.seed, "verify", drawn)
+            return engine.generate(model, asked * rows, seeds)
 
     batch = draw(1)  # the first one warms up
     began = time.perf_counter()

@@ -27,6 +27,7 @@ from align.ppo.estimates import estimated
 from align.ppo.experience import experience
 from align.ppo.update import update
 from align.rollout.hf import HfEngine
+from align.rollout.randomness import row_seeds
 from align.track import peak_rss_mb
 from align.types import Conversation, Message
 
@@ -84,7 +85,7 @@ def flops(work: Callable[[], object]) -> int:
 
 def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
     """Update number n, as `stage=ppo` makes it: its seconds by phase."""
-    tokenizer, device = load_tokenizer(find_base(ModelConfig(work.model))), torch.device(work.device)
+    tokenizer = load_tokenizer(find_base(ModelConfig(work.model)))
     stops = () if work.fixed else stop_token_ids(tokenizer, roles.model.generation_config)
     engine = HfEngine(stops, tokenizer.pad_token_id, work.tokens)
     asked = [Conversation((Message("user", text),)) for text in PROMPTS * work.batch]
@@ -96,8 +97,8 @@ def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
         laps = {"start": time.perf_counter()}
         first = number * work.batch % (len(prompts) - work.batch)
         with roles.use("policy") as model:
-            generator = torch.Generator(device).manual_seed(number)
-            rollout = engine.generate(model, prompts[first : first + work.batch], generator)
+            seeds = row_seeds(range(work.batch), number)
+            rollout = engine.generate(model, prompts[first : first + work.batch], seeds)
         laps["rollout_s"] = time.perf_counter()
         scores = in_chunks(roles.scores, rollout, size)
         estimates, held = estimated(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)

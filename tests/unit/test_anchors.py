@@ -25,6 +25,7 @@ from align.models.roles import Read, Roles
 from align.ppo.anchors import Anchor, maths
 from align.ppo.own_model import Setting, on_model
 from align.rollout.hf import HfEngine
+from align.rollout.randomness import row_seeds
 from align.types import Rollout
 
 MODULES = (
@@ -56,7 +57,7 @@ def anchors(world: World, trunk: str = "own", bootstrap: bool = False, **changes
         nonlocal drawn
         drawn += 1
         with roles.use("policy"):
-            return engine.generate(roles.model, PROMPTS * times, torch.Generator().manual_seed(drawn))
+            return engine.generate(roles.model, PROMPTS * times, row_seeds(range(len(PROMPTS) * times), drawn))
 
     told = [{key: changes.get(key, value) for key, value in given.items()} for given in (REWARDING, LEARNING)]
     setting = Setting(roles, draw(1), TEMPERATURE, 3, False, *told, bootstrap)
@@ -86,7 +87,7 @@ def test_the_roles_are_left_as_they_were(world: World):
 
     def draw() -> Rollout:
         with roles.use("policy"):
-            return engine.generate(roles.model, PROMPTS, torch.Generator().manual_seed(0))
+            return engine.generate(roles.model, PROMPTS, range(len(PROMPTS)))
 
     assert list(on_model(Setting(roles, draw(), TEMPERATURE, 3, False, REWARDING, LEARNING), draw))
     after = [p for role in ("policy", "value") for p in roles.parameters_of(role)]

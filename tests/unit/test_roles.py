@@ -25,6 +25,7 @@ from align.models.trunk import response_logprobs
 from align.ops.losses import policy_loss, value_loss
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
+from align.rollout.randomness import row_seeds
 from align.trainers.common import training_arguments
 from align.trainers.reward import Ranking, score_head, start_from, train_reward
 from align.types import Conversation, Message, Rollout
@@ -168,7 +169,7 @@ def test_reference_and_reward_are_the_same_bits_after_training(world: World, rol
     assert torch.equal(before[0], before[2])  # the policy starts as the reference
     for number in range(3):
         with roles.use("policy"):
-            engine.generate(roles.model, PROMPTS, torch.Generator().manual_seed(number))
+            engine.generate(roles.model, PROMPTS, row_seeds(range(len(PROMPTS)), number))
         losses(roles, rollout)
         optimiser.step()
         optimiser.zero_grad()
@@ -185,7 +186,7 @@ def test_the_policy_samples_as_the_policy(roles: Roles):
     said = {}
     for role in ROLES:
         with roles.use(role):
-            said[role] = response_ids(engine.generate(roles.model, PROMPTS, torch.Generator().manual_seed(0)))
+            said[role] = response_ids(engine.generate(roles.model, PROMPTS, range(len(PROMPTS))))
     assert said["policy"] == said["reference"] != said["reward"] == said["value"]
 
 
@@ -370,7 +371,7 @@ def test_evaluation_does_not_repack_the_base(world: World, rollout: Rollout, mon
     assert layers
     assert not any(m.support_avx512bf16_for_cpu for m in layers)
     with used.use("policy"):
-        HfEngine(STOPS, PAD, 4).generate(used.model, PROMPTS, torch.Generator().manual_seed(0))
+        HfEngine(STOPS, PAD, 4).generate(used.model, PROMPTS, range(len(PROMPTS)))
     used.scores(rollout)
     used.values(rollout)
     assert torch.equal(gradient(used), gradient(unused))

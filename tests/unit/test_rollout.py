@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from torch.testing import assert_close
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from align.models.trunk import pad, response_logprobs
+from align.ops.philox import uniforms
 from align.rollout.engine import response_ids, response_texts
 from align.rollout.hf import HfEngine, draw
+from align.rollout.randomness import row_seeds
 from align.types import Rollout
 
 PAD, EOS = 0, 2
@@ -34,13 +35,10 @@ def model(tiny_model: Path) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def engine(model: Any, **changes: Any) -> Callable[..., Rollout]:
+    """Prompts and a seed to a rollout."""
     made = HfEngine(**({"stop_ids": STOPS, "pad_id": PAD, "max_new_tokens": 12} | changes))
-    return partial(made.generate, model)
+    return lambda prompts, seed=0: made.generate(model, prompts, row_seeds(range(len(prompts)), seed))
 
 
 def next_logits(model: Any, ids: list[int]) -> Tensor:
@@ -56,7 +54,7 @@ def test_cold_samples_are_those_of_generate(model: Any):
     expected = model.generate(
         tokens, attention_mask=mask, do_sample=False, max_new_tokens=12, eos_token_id=list(stops), pad_token_id=PAD
     )
-    found = engine(model, stop_ids=stops, temperature=1e-5)(PROMPTS, seeded())
+    found = engine(model, stop_ids=stops, temperature=1e-5)(PROMPTS)
     assert found.prompt_width == 7
     assert set(found.ended_B.tolist()) == {True, False}  # else this proves little
     assert torch.equal(found.tokens_BS, expected)
@@ -65,7 +63,7 @@ def test_cold_samples_are_those_of_generate(model: Any):
 def test_samples_come_from_the_whole_softmax(model: Any):
     """E log p = −H only for samples of p itself: top-k, top-p or another temperature move the mean by far more."""
     prompt, count = PROMPTS[0], 4000
-    drawn = engine(model, max_new_tokens=1, temperature=0.7, batch_size=1000)([prompt] * count, seeded())
+    drawn = engine(model, max_new_tokens=1, temperature=0.7, batch_size=1000)([prompt] * count)
     log_p = (next_logits(model, prompt) / 0.7).log_softmax(-1)
     got = log_p[drawn.response_BT[:, 0]]
     entropy = -(log_p.exp() * log_p).sum()
@@ -76,33 +74,47 @@ def test_samples_come_from_the_whole_softmax(model: Any):
 
 
 def test_generation_settings_of_the_checkpoint_have_no_influence(model: Any, monkeypatch: pytest.MonkeyPatch):
-    plain = engine(model)(PROMPTS, seeded())
+    plain = engine(model)(PROMPTS)
     settings = GenerationConfig(do_sample=True, top_k=1, top_p=0.1, repetition_penalty=5.0, temperature=0.01)
     monkeypatch.setattr(model, "generation_config", settings)
-    assert torch.equal(engine(model)(PROMPTS, seeded()).tokens_BS, plain.tokens_BS)
+    assert torch.equal(engine(model)(PROMPTS).tokens_BS, plain.tokens_BS)
 
 
 def test_a_seed_fixes_the_tokens(model: Any):
-    first, again, other = (engine(model)(PROMPTS, seeded(s)) for s in (5, 5, 6))
+    first, again, other = (engine(model)(PROMPTS, s) for s in (5, 5, 6))
     assert torch.equal(first.tokens_BS, again.tokens_BS)
     assert torch.equal(first.mask_BS, again.mask_BS)
     assert first.tokens_BS.shape != other.tokens_BS.shape or not torch.equal(first.tokens_BS, other.tokens_BS)
 
 
+@pytest.mark.parametrize(("batch_size", "rows"), [(1, 20), (3, 20), (128, 20), (128, 7), (2, 7)])
+def test_what_a_row_draws_is_a_function_of_its_seed_and_the_position(model: Any, batch_size: int, rows: int):
+    """Whatever is sampled beside it: at temperature 1, in any batch, any order, any part of the rows."""
+    prompts, seeds = (PROMPTS * 4), row_seeds(range(20), 3)
+    whole = response_ids(engine(model)(prompts, 3))
+    assert len({tuple(ids) for ids in whole}) > 15
+    chosen = torch.randperm(20, generator=torch.Generator().manual_seed(rows))[:rows].tolist()
+    made = HfEngine(STOPS, PAD, 12, batch_size=batch_size)
+    part = made.generate(model, [prompts[i] for i in chosen], [seeds[i] for i in chosen])
+    assert response_ids(part) == [whole[i] for i in chosen]
+    shorter = HfEngine(STOPS, PAD, 5).generate(model, prompts, seeds)
+    assert response_ids(shorter) == [ids[:5] for ids in whole]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 128])
 def test_prompts_come_back_in_order(model: Any, batch_size: int):
-    rollout = engine(model, batch_size=batch_size, temperature=1e-5)(PROMPTS, seeded())
+    rollout = engine(model, batch_size=batch_size, temperature=1e-5)(PROMPTS)
     for i, prompt in enumerate(PROMPTS):
         row = rollout.tokens_BS[i, : rollout.prompt_width][rollout.mask_BS[i, : rollout.prompt_width]]
         assert row.tolist() == prompt
-        alone = engine(model, temperature=1e-5)([prompt], seeded())
+        alone = engine(model, temperature=1e-5)([prompt])
         assert response_ids(rollout)[i] == response_ids(alone)[0]
         assert rollout.ended_B[i] == alone.ended_B[0]
 
 
 @pytest.mark.parametrize("pad_id", [PAD, STOPS[0]])
 def test_a_row_ends_with_its_stop_token(model: Any, pad_id: int):
-    rollout = engine(model, pad_id=pad_id)(PROMPTS * 8, seeded())
+    rollout = engine(model, pad_id=pad_id)(PROMPTS * 8)
     lengths = rollout.lengths_B.tolist()
     assert 1 < len(set(lengths)) <= 12
     assert set(rollout.ended_B.tolist()) == {True, False}
@@ -116,8 +128,8 @@ def test_a_row_ends_with_its_stop_token(model: Any, pad_id: int):
 
 
 def test_padding_with_a_stop_token_loses_nothing(model: Any):
-    apart = engine(model)(PROMPTS * 8, seeded())
-    shared = engine(model, pad_id=STOPS[0])(PROMPTS * 8, seeded())
+    apart = engine(model)(PROMPTS * 8)
+    shared = engine(model, pad_id=STOPS[0])(PROMPTS * 8)
     assert torch.equal(apart.mask_BS, shared.mask_BS)
     assert torch.equal(apart.ended_B, shared.ended_B)
     assert response_ids(apart) == response_ids(shared)
@@ -126,23 +138,23 @@ def test_padding_with_a_stop_token_loses_nothing(model: Any):
 
 
 def test_no_column_is_empty(model: Any):
-    rollout = engine(model, stop_ids=tuple(range(320)), max_new_tokens=9)(PROMPTS, seeded())
+    rollout = engine(model, stop_ids=tuple(range(320)), max_new_tokens=9)(PROMPTS)
     assert rollout.response_BT.shape == (5, 1)
     assert rollout.ended_B.all()
 
 
 def test_the_mode_of_the_model_is_left_as_it_was(model: Any):
     model.train()
-    engine(model, max_new_tokens=1)(PROMPTS[:1], seeded())
+    engine(model, max_new_tokens=1)(PROMPTS[:1])
     assert model.training
     model.eval()
-    engine(model, max_new_tokens=1)(PROMPTS[:1], seeded())
+    engine(model, max_new_tokens=1)(PROMPTS[:1])
     assert not model.training
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_do_not_depend_on_padding_or_company(model: Any, temperature: float):
-    rollout = engine(model, temperature=temperature)(PROMPTS, seeded())
+    rollout = engine(model, temperature=temperature)(PROMPTS)
     together, entropy = response_logprobs(model, rollout, temperature)
     wide = Rollout(
         torch.nn.functional.pad(rollout.tokens_BS, (5, 3), value=7),
@@ -169,10 +181,10 @@ def test_positions_count_real_tokens_only():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=64, n_embd=32, n_layer=1, n_head=2)).eval()
     with torch.no_grad():
         model.transformer.wpe.weight.mul_(50)
-        rollout = engine(model, temperature=1e-5)(PROMPTS, seeded())
+        rollout = engine(model, temperature=1e-5)(PROMPTS)
         together, _ = response_logprobs(model, rollout, 1.0)
         for i, prompt in enumerate(PROMPTS):
-            single = engine(model, temperature=1e-5)([prompt], seeded())
+            single = engine(model, temperature=1e-5)([prompt])
             assert response_ids(rollout)[i] == response_ids(single)[0]
             alone, _ = response_logprobs(model, rollout.rows(tensor([i])), 1.0)
             assert_close(together[i, : alone.shape[1]], alone[0], atol=1e-5, rtol=0)
@@ -225,9 +237,9 @@ def test_draws_by_blocks_are_draws_by_the_whole_sum():
     rows[0], rows[1] = 0, 0
     rows[0, 999], rows[1, 64] = 1, 1
     cumulative = rows.double().cumsum(-1)
-    uniform = torch.rand(400, 1, generator=seeded(), dtype=torch.double)
-    expected = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
-    drawn = draw(rows, seeded())
+    uniform = torch.rand(400, generator=g, dtype=torch.double)
+    expected = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
+    drawn = draw(rows, uniform)
     assert torch.equal(drawn, expected)
     assert (rows.gather(1, drawn[:, None]) > 0).all()
 
@@ -235,7 +247,7 @@ def test_draws_by_blocks_are_draws_by_the_whole_sum():
 def test_draws_have_their_probabilities_and_never_none():
     """Ten thousand of four, one of which is impossible; and a row whose sum is not quite 1."""
     rows = tensor([[0.1, 0.0, 0.6, 0.3], [0.0, 0.5, 0.499, 0.0]]).repeat(10_000, 1)
-    drawn = draw(rows, seeded()).view(-1, 2)
+    drawn = draw(rows, uniforms(torch.arange(len(rows)), 1).squeeze(1)).view(-1, 2)
     shares = [column.bincount(minlength=4) / 10_000 for column in drawn.T]
     assert_close(shares[0], rows[0], atol=0.02, rtol=0)
     assert_close(shares[1], rows[1] / rows[1].sum(), atol=0.02, rtol=0)
@@ -246,11 +258,11 @@ def test_draws_have_their_probabilities_and_never_none():
 def test_when_finished_rows_are_dropped_changes_nothing(model: Any, monkeypatch: pytest.MonkeyPatch, drop_below: float):
     """Never, at half, at once: the cache that is left holds the rows that go on, in their order."""
     monkeypatch.setattr("align.rollout.hf.DROP_BELOW", drop_below)
-    free = engine(model, stop_ids=(), temperature=1e-5)(PROMPTS, seeded()).response_BT
+    free = engine(model, stop_ids=(), temperature=1e-5)(PROMPTS).response_BT
     stops = tuple({int(free[0, 3]), int(free[2, 6]), int(free[4, 8])})
-    together = engine(model, stop_ids=stops, temperature=1e-5)(PROMPTS, seeded())
+    together = engine(model, stop_ids=stops, temperature=1e-5)(PROMPTS)
     assert len(set(together.lengths_B.tolist())) >= 3
     for row, prompt in enumerate(PROMPTS):
-        alone = engine(model, stop_ids=stops, temperature=1e-5)([prompt], seeded())
+        alone = engine(model, stop_ids=stops, temperature=1e-5)([prompt])
         assert response_ids(alone)[0] == response_ids(together)[row]
         assert alone.ended_B[0] == together.ended_B[row]
