@@ -131,7 +131,8 @@ def verify_outputs(folder: Path, manifest: Mapping[str, Any]) -> None:
 def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: str = "reference") -> Artifact:
     """Find what a reference names: a path, `stage:latest`, `stage:NAME`, or `hub:org/name`.
 
-    `latest` is the newest done run, on the base `base_digest` where that is given; `sft:` also finds `full` runs.
+    `latest` is the done run that was published last, on the base `base_digest` where that is given; `sft:` also finds
+    `full` runs.
 
     Raises:
         MissingArtifact: nothing is there; the message says which command produces it.
@@ -161,7 +162,8 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
             manifest = read_manifest(manifest_path.parent)
             checks = manifest["identity"]["config"].get("export", {}).get("name") == "check"  # which publish nothing
             if manifest["status"] == "done" and not (candidate == "export" and checks):
-                done.append((manifest["times"]["finished"], manifest_path.parent))
+                order = (manifest.get("published", 0), manifest["times"]["finished"])
+                done.append((order, manifest_path.parent))
     for _, folder in sorted(done, reverse=True):
         artifact = artifact_in(folder, f"{folder.parent.name}:{folder.name}", verify=False)
         if base_digest is None or (artifact.base is not None and artifact.base.digest == base_digest):

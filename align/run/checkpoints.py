@@ -21,10 +21,12 @@ def seal(folder: Path) -> None:
 
 
 def sealed(folder: Path) -> bool:
-    """Whether every file of a checkpoint is the one that was written."""
+    """Whether a checkpoint holds something, and every file of it is the one that was written."""
     try:
         digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(digests, dict) or not digests:
         return False
     return all((folder / name).is_file() and file_digest(folder / name) == d for name, d in digests.items())
 

@@ -127,6 +127,8 @@ class Run:
                         "Use another run.name, or resume=never for a fresh folder.",
                     )  # fmt: skip
                 done = old["status"] == "done"
+                if done:  # it may have been killed between saying so and this
+                    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 manifest = old if done else manifest | {"times": {**manifest["times"], "first_started": started(old)}}
         except BaseException:
             os.close(lock)
@@ -160,6 +162,7 @@ class Run:
         self.manifest["outputs"] = {str(p.relative_to(self.folder)): file_digest(p) for p in outputs if p.is_file()}
         self.manifest["metrics"] = dict(metrics)
         self.manifest["times"]["finished"] = now()
+        self.manifest["published"] = 1 + last_published(self.folder.parent.parent)
         self.manifest["status"] = "done"
         self.manifest.pop("error", None)
         write_json(self.folder / "manifest.json", self.manifest)
@@ -197,6 +200,17 @@ def unused(parent: Path, name: str) -> str:
         n += 1
         candidate = f"{name}-{n}"
     return candidate
+
+
+def last_published(root: Path) -> int:
+    """The highest number of publication among the runs of a root: `latest` goes by it, not by a clock that may be set
+    back."""
+    numbers = [0]
+    for path in root.glob("*/*/manifest.json"):
+        with suppress(AlignError, OSError):  # a stranger's file, or one of another version, has none
+            number = read_manifest(path.parent).get("published")
+            numbers.append(number if isinstance(number, int) else 0)
+    return max(numbers)
 
 
 def started(manifest: Mapping[str, Any]) -> str:

@@ -64,7 +64,6 @@ def training_arguments(
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "train_sampling_strategy": "group_by_length",  # from the column `length`: little padding is computed
         "eval_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,

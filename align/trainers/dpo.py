@@ -15,6 +15,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from align.models.trunk import pad
 from align.trainers.common import fit
+from align.trainers.order import InEpochOrder
 from align.trainers.pairs import Pair
 
 REFERENCE = "ref"
@@ -60,7 +61,7 @@ def train_dpo(
     return fit(trainer, model, checkpoint)
 
 
-class PairTrainer(DPOTrainer):
+class PairTrainer(InEpochOrder, DPOTrainer):
     """TRL's trainer on token rows of ours."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

@@ -21,6 +21,7 @@ from align.errors import InputError
 from align.models.adapters import read_tensors
 from align.models.trunk import pad
 from align.trainers.common import fit
+from align.trainers.order import InEpochOrder
 from align.trainers.pairs import Pair
 
 
@@ -126,7 +127,7 @@ def train_reward(
     return fit(trainer, model, checkpoint)
 
 
-class RankingTrainer(RewardTrainer):
+class RankingTrainer(InEpochOrder, RewardTrainer):
     """TRL's trainer on rankings in place of pairs: an answer that stands in K − 1 pairs is read once, not K − 1 times
     (Ouyang et al., InstructGPT, 2022, section 3.5)."""
 

@@ -14,6 +14,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from align.data.chat import Encoded
 from align.trainers.common import fit
+from align.trainers.order import InEpochOrder
 
 
 def train_sft(
@@ -37,11 +38,15 @@ def train_sft(
     settings = SFTConfig(**arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None)
 
     def trainer() -> SFTTrainer:
-        return SFTTrainer(
+        return RowTrainer(
             model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer, callbacks=[callback]
         )
 
     return fit(trainer, model, checkpoint)
+
+
+class RowTrainer(InEpochOrder, SFTTrainer):
+    """TRL's trainer, its rows in our order."""
 
 
 def dataset_of(rows: Sequence[Encoded]) -> Dataset:
@@ -50,11 +55,10 @@ def dataset_of(rows: Sequence[Encoded]) -> Dataset:
         {
             "input_ids": [r.input_ids for r in rows],
             "labels": [r.labels for r in rows],
-            "length": [len(r.input_ids) for r in rows],
         }
     )
 
 
 def packed(rows: Sequence[Encoded], max_length: int) -> Dataset:
     """Rows as the trainer will pack them, to know beforehand how many steps that makes."""
-    return pack_dataset(dataset_of(rows).select_columns(["input_ids", "labels"]), max_length, "bfd")
+    return pack_dataset(dataset_of(rows), max_length, "bfd")

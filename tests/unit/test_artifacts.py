@@ -48,6 +48,26 @@ def test_latest_is_the_newest_done_run_on_the_base(tmp_path: Path):
         resolve("sft:latest", tmp_path, "d" * 64)
 
 
+def test_latest_does_not_go_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Set back an hour between two runs, and between two stages that serve as one."""
+    for hour, (name, stage) in enumerate([("old", "sft"), ("new", "sft"), ("newest", "full")]):
+        monkeypatch.setattr("align.run.folder.now", lambda hour=hour: f"2026-01-01T{12 - hour}:00:00.000000+00:00")
+        published(tmp_path, name, stage)
+        assert resolve("sft:latest", tmp_path).manifest["name"] == name
+
+
+def test_runs_that_carry_no_number_go_by_their_time_and_come_before_those_that_do(tmp_path: Path):
+    for name in ("a", "b"):
+        folder = published(tmp_path, name)
+        write_json(folder / "manifest.json", {k: v for k, v in manifest_of(folder).items() if k != "published"})
+    assert resolve("sft:latest", tmp_path).manifest["name"] == "b"
+    published(tmp_path, "c")
+    (tmp_path / "sft" / "stranger").mkdir()
+    (tmp_path / "sft" / "stranger" / "manifest.json").write_text("[]")
+    folder = published(tmp_path, "d")
+    assert manifest_of(folder)["published"] == 2
+
+
 def test_a_full_run_serves_where_sft_is_asked_for(tmp_path: Path):
     folder = published(tmp_path, "x", stage="full")
     assert resolve("sft:latest", tmp_path).path == resolve("sft:x", tmp_path).path == folder / "artifact"

@@ -114,6 +114,14 @@ def test_a_published_run_is_returned_and_never_touched(tmp_path: Path):
     assert (folder / "manifest.json").read_bytes() == before
 
 
+def test_checkpoints_that_a_kill_left_behind_a_done_run_go(tmp_path: Path):
+    folder = published(tmp_path, "x")
+    (folder / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    with opened(tmp_path, "x") as run:
+        assert run.done
+    assert not (folder / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "interrupted"), (ValueError("x"), "failed")])
 def test_an_unfinished_run_says_why_and_is_continued(tmp_path: Path, error: BaseException, status: str):
     run = opened(tmp_path, "x")

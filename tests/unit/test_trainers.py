@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import TrainerCallback
@@ -25,7 +22,7 @@ from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.run.checkpoints import SEAL, newest_checkpoint, seal, sealed
 from align.trainers import common
-from align.trainers.common import Reporter, steps_in, training_arguments
+from align.trainers.common import steps_in, training_arguments
 from align.trainers.pairs import Pair
 from align.trainers.reward import (
     Ranking,
@@ -279,111 +276,9 @@ def test_a_seal_tells_a_torn_checkpoint(tmp_path: Path) -> None:
         (folder / "weights").write_bytes(spoil) if spoil else (folder / "weights").unlink()
         assert not sealed(folder)
         (folder / "weights").write_bytes(b"0123456789")
-    (folder / SEAL).write_text("{")
-    assert not sealed(folder)
-
-
-class Killed(Reporter):
-    """Ends the process, as far as the stage can tell, right after the checkpoint of one step."""
-
-    at = 6
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.at + 1:
-            raise KeyboardInterrupt
-
-
-class Stage:
-    """One stage in one root, interrupted or not."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
-        self.root, self.patch, self.command = root, monkeypatch, command
-
-    def run(self, killed: bool = False) -> int:
-        from align.__main__ import main
-        from align.stages import dpo, reward, sft
-
-        torch.manual_seed(int(killed))  # a run must not depend on what ran before it in this process
-        with self.patch.context() as patch:
-            for module in (sft, reward, dpo) if killed else ():
-                patch.setattr(module, "Reporter", Killed)
-            return main([*self.command, f"run.root={self.root}", "device=cpu"])
-
-    @property
-    def folder(self) -> Path:
-        (found,) = (self.root / self.command[0].removeprefix("stage=")).iterdir()
-        return found
-
-    def checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("checkpoint-*"))
-
-
-PACE = ("stage.batch_size=4", "stage.micro_batch=2", "stage.log_every=1", "stage.save_every=2", "method.r=4")
-
-
-@pytest.fixture
-def stages(
-    tmp_path: Path, tiny_model: Path, chats: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str, str], Stage]:
-    """`sft`, `reward` or `dpo` in a folder of its own; the last two start from the tiny model itself."""
-    pairs = tmp_path / "pairs.jsonl"
-    asked = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
-    rows = [
-        {"prompt": m[:1], "chosen": m[1:], "rejected": [{"role": "assistant", "content": "No."}], "group_id": str(i)}
-        for i, m in enumerate(asked)
-    ]
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    commands = {
-        "sft": ("model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "stage.max_steps=10"),
-        "reward": (f"init={tiny_model}", "data=jsonl", f"data.path={pairs}"),
-        "dpo": (f"init={tiny_model}", "data=jsonl", f"data.path={pairs}"),
-    }
-
-    def stage(name: str, root: str) -> Stage:
-        return Stage(tmp_path / root, monkeypatch, f"stage={name}", *commands[name], *PACE)
-
-    return stage
-
-
-@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
-def test_a_killed_run_continues_bit_by_bit(stages: Callable[[str, str], Stage], name: str) -> None:
-    whole, parts = stages(name, "whole"), stages(name, "parts")
-    assert whole.run() == 0
-    assert parts.run(killed=True) == 130
-    assert json.loads((parts.folder / "manifest.json").read_text())["status"] == "interrupted"
-    assert [p.name for p in parts.checkpoints()] == ["checkpoint-4", "checkpoint-6"]
-    assert all(not (p / "training_args.bin").exists() for p in parts.checkpoints())
-    assert parts.run() == 0
-    assert whole.folder.name == parts.folder.name
-    assert not parts.checkpoints()
-
-    tensors = [load_file(s.folder / "artifact" / "adapter_model.safetensors") for s in (whole, parts)]
-    assert tensors[0].keys() == tensors[1].keys()
-    assert all(torch.equal(tensors[0][k], tensors[1][k]) for k in tensors[0])
-    streams = [(s.folder / "metrics.jsonl").read_bytes() for s in (whole, parts)]
-    assert streams[0] == streams[1]
-    assert len(streams[0].splitlines()) >= 8
-    figures = [json.loads((s.folder / "manifest.json").read_text())["metrics"] for s in (whole, parts)]
-    for told in figures:
-        told.pop("peak_rss_mb")
-    assert figures[0] == figures[1]
-
-
-def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(
-    stages: Callable[[str, str], Stage], capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, torn = stages("sft", "whole"), stages("sft", "torn")
-    assert whole.run() == 0
-    assert torn.run(killed=True) == 130
-    optimiser = torn.checkpoints()[-1] / "optimizer.pt"
-    optimiser.write_bytes(optimiser.read_bytes()[:-100])
-    capsys.readouterr()
-    assert torn.run() == 0
-    said = capsys.readouterr().out
-    assert "checkpoint-6 is torn or altered" in said
-    assert "continuing from checkpoint-4" in said
-    first, second = (load_file(s.folder / "artifact" / "adapter_model.safetensors") for s in (whole, torn))
-    assert all(torch.equal(first[k], second[k]) for k in first)
+    for nothing in ("{", "{}", "[]", "null", "[" * 100_000):
+        (folder / SEAL).write_text(nothing)
+        assert not sealed(folder)
 
 
 def test_a_fresh_run_uses_no_old_checkpoint(tmp_path: Path) -> None:
