@@ -2,16 +2,19 @@
 
 The mask is ours. A template's `{% generation %}` markers say what the assistant wrote where they exist; elsewhere an
 assistant turn is what rendering it adds to the rendering of everything before it. Both are found in characters of the
-rendered text and carried to tokens by the tokenizer's offsets, so that no token boundary is assumed.
+rendered text and carried to tokens by the tokenizer's offsets, so that no token boundary is assumed. Whatever becomes
+token ids is `veiled` first: see `align.data.tokens`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from align.data.sources import Document
+from align.data.tokens import ANSWER, Span, special_ids, special_texts, text_ids, tokenised, veiled
 from align.errors import InputError
 from align.types import Conversation, Message
 
@@ -63,10 +66,17 @@ def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False)
     Raises:
         InputError: the template refuses it (roles out of order, no system turn).
     """
+    with refusals(conversation):
+        return tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=answer_due)
+
+
+@contextmanager
+def refusals(conversation: Conversation) -> Iterator[None]:
+    """What a template says against a conversation, as the user's own error."""
     from jinja2.exceptions import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=answer_due)
+        yield
     except (TemplateError, TypeError, ValueError) as error:
         raise InputError(
             f"conversation {conversation.id or '(no id)'}", str(error), "the chat template refuses it",
@@ -74,7 +84,20 @@ def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False)
         ) from error  # fmt: skip
 
 
-def assistant_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+def marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
+    """The rendered text and the spans that the template's own markers give to the assistant."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    with refusals(conversation):
+        made: Any = render_jinja_template(
+            [conversation.as_dicts()], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )  # fmt: skip
+    (text,), (spans,) = made
+    return text, spans
+
+
+def assistant_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
     """The rendered text and the character spans [start, end) that the assistant wrote.
 
     A span begins where the answer's header ends (as sampling will see it), and covers the answer and the token that
@@ -96,9 +119,6 @@ def assistant_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, li
     return text, spans
 
 
-STAND_IN = "\ue000answer\ue001"  # private-use characters: in no text, and no template trims them
-
-
 def located(tokenizer: Any, conversation: Conversation, i: int, text: str) -> tuple[int | None, int, str]:
     """Where the content of message `i` stands in `text`, found by rendering a stand-in in its place: whatever a
     template trims, moves or leaves out when other turns follow, both renderings have the same text around the content.
@@ -110,12 +130,15 @@ def located(tokenizer: Any, conversation: Conversation, i: int, text: str) -> tu
     Raises:
         InputError: the content does not stand in the text exactly once.
     """
+    stand_in = ANSWER  # private-use characters, which no template trims
+    while stand_in in text:
+        stand_in += ANSWER
     turns = conversation.messages
-    turns = (*turns[:i], Message("assistant", STAND_IN), *turns[i + 1 :])
-    head, found, rest = render(tokenizer, Conversation(turns, conversation.id)).partition(STAND_IN)
-    if not found or STAND_IN in rest or not text.endswith(rest):
+    turns = (*turns[:i], Message("assistant", stand_in), *turns[i + 1 :])
+    head, found, rest = render(tokenizer, Conversation(turns, conversation.id)).partition(stand_in)
+    if not found or stand_in in rest or not text.endswith(rest):
         raise unlocated(conversation, i)
-    alone = render(tokenizer, Conversation(turns[: i + 1], conversation.id)).rpartition(STAND_IN)[2]
+    alone = render(tokenizer, Conversation(turns[: i + 1], conversation.id)).rpartition(stand_in)[2]
     end = len(text) - len(rest)
     return len(head) if text.startswith(head) and len(head) <= end else None, end, alone
 
@@ -148,17 +171,12 @@ def turn_end(rest: str, alone: str, specials: Sequence[str]) -> int:
 def encode_conversation(tokenizer: Any, conversation: Conversation) -> Encoded:
     """Tokens of a whole conversation, with a loss on what the assistant wrote and on the tokens that end its turns."""
     marked = "{% generation %}" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
+    conversation, veil = veiled(tokenizer, conversation)
+    text, spans = (marked_spans if marked else assistant_spans)(tokenizer, conversation)
+    made = tokenised(tokenizer, text, veil)
+    ids, mask = made.ids, [any(a < end and start < b for start, end in spans) for a, b in made.spans]
     if marked:
-        made = tokenizer.apply_chat_template(
-            conversation.as_dicts(), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, mask = list(made["input_ids"]), [bool(m) for m in made["assistant_masks"]]
         mask = with_turn_ends(ids, without_line_breaks(tokenizer, ids, mask), special_ids(tokenizer))
-    else:
-        text, spans = assistant_spans(tokenizer, conversation)
-        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = list(made["input_ids"])
-        mask = [any(a < end and start < b for start, end in spans) for a, b in made["offset_mapping"]]
     return Encoded(ids, [i if m else IGNORED for i, m in zip(ids, mask, strict=True)])
 
 
@@ -184,18 +202,9 @@ def without_line_breaks(tokenizer: Any, ids: Sequence[int], mask: list[bool]) ->
     return kept
 
 
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    return frozenset(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-
-
-def special_texts(tokenizer: Any) -> list[str]:
-    """The texts of the special tokens, longest first."""
-    return sorted((tokenizer.convert_ids_to_tokens(i) for i in special_ids(tokenizer)), key=len, reverse=True)
-
-
 def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
     """Plain text in pieces of at most `max_length` tokens, each token trained, closed by EOS."""
-    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ids = [*text_ids(tokenizer, text), tokenizer.eos_token_id]
     if tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id, *ids]
     pieces = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
@@ -257,6 +266,12 @@ class Prompt:
     input_ids: list[int]
 
 
+def prompt_ids(tokenizer: Any, conversation: Conversation) -> list[int]:
+    """A conversation whose answer is due, its header included."""
+    conversation, veil = veiled(tokenizer, conversation)
+    return tokenised(tokenizer, render(tokenizer, conversation, answer_due=True), veil).ids
+
+
 def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_tokens: int) -> tuple[list[Prompt], int]:
     """Prompts that fit, and how many did not.
 
@@ -265,8 +280,7 @@ def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_to
     """
     found = []
     for conversation in conversations:
-        text = render(tokenizer, conversation, answer_due=True)
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = prompt_ids(tokenizer, conversation)
         if len(ids) <= max_tokens:
             found.append(Prompt(conversation, ids))
     dropped = len(conversations) - len(found)
@@ -302,13 +316,14 @@ def encode_judged(tokenizer: Any, prompt: Conversation, answer: str, ended: bool
         ended: False where sampling hit its length limit.
         stops: the tokens that end a turn.
     """
-    text, spans = assistant_spans(tokenizer, prompt.answered(answer))
+    told, veil = veiled(tokenizer, prompt.answered(answer))
+    text, spans = assistant_spans(tokenizer, told)
     text = text[: spans[-1][1]]
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    asked = render(tokenizer, prompt, answer_due=True)
-    given = list(tokenizer(asked, add_special_tokens=False)["input_ids"])
+    ids = tokenised(tokenizer, text, veil).ids
+    asked = render(tokenizer, Conversation(told.messages[:-1], prompt.id), answer_due=True)
+    given = tokenised(tokenizer, asked, veil).ids
     if ids[: len(given)] != given and text.startswith(asked):  # a merge across the border, which sampling cannot make
-        ids = [*given, *tokenizer(text[len(asked) :], add_special_tokens=False)["input_ids"]]
+        ids = [*given, *tokenised(tokenizer, text[len(asked) :], veil).ids]
     while not ended and ids and ids[-1] in stops:
         ids.pop()
     return ids
@@ -323,6 +338,6 @@ def end_of_turn(tokenizer: Any) -> int | None:
 
 def prompt_length(tokenizer: Any, prompt: Conversation, ids: Sequence[int]) -> int:
     """How many tokens of a judged conversation stand before its last answer."""
-    given = tokenizer(render(tokenizer, prompt, answer_due=True), add_special_tokens=False)["input_ids"]
+    given = prompt_ids(tokenizer, prompt)
     same = (a == b for a, b in zip(given, ids, strict=False))
     return next((i for i, equal in enumerate(same) if not equal), min(len(given), len(ids)))

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.data.chat import special_ids
+from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
 from align.export.bases import ABOUT
 from align.export.converters import convert_adapter, convert_model, digest_of
