@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from align.data.sources import Document
-from align.data.tokens import ANSWER, Span, special_ids, special_texts, text_ids, tokenised, veiled
-from align.errors import InputError
+from align.data.tokens import Span, special_ids, special_texts, text_ids, tokenised, veiled
+from align.errors import InputError, require
 from align.types import Conversation, Message
 
 IGNORED = -100  # the label that losses pass over
@@ -130,9 +131,8 @@ def located(tokenizer: Any, conversation: Conversation, i: int, text: str) -> tu
     Raises:
         InputError: the content does not stand in the text exactly once.
     """
-    stand_in = ANSWER  # private-use characters, which no template trims
-    while stand_in in text:
-        stand_in += ANSWER
+    # Private-use characters, which no template trims.
+    stand_in = next(mark for i in count() if (mark := f"\ue000answer {i}\ue001") not in text)
     turns = conversation.messages
     turns = (*turns[:i], Message("assistant", stand_in), *turns[i + 1 :])
     head, found, rest = render(tokenizer, Conversation(turns, conversation.id)).partition(stand_in)
@@ -174,9 +174,13 @@ def encode_conversation(tokenizer: Any, conversation: Conversation) -> Encoded:
     conversation, veil = veiled(tokenizer, conversation)
     text, spans = (marked_spans if marked else assistant_spans)(tokenizer, conversation)
     made = tokenised(tokenizer, text, veil)
-    ids, mask = made.ids, [any(a < end and start < b for start, end in spans) for a, b in made.spans]
+    ids, special = made.ids, special_ids(tokenizer)
+    mask = [  # a header's token may take the blanks that an answer begins with, and is a header's all the same
+        any(a < end and start < b and (start <= a or i not in special) for start, end in spans)
+        for i, (a, b) in zip(ids, made.spans, strict=True)
+    ]
     if marked:
-        mask = with_turn_ends(ids, without_line_breaks(tokenizer, ids, mask), special_ids(tokenizer))
+        mask = with_turn_ends(ids, without_line_breaks(tokenizer, ids, mask), special)
     return Encoded(ids, [i if m else IGNORED for i, m in zip(ids, mask, strict=True)])
 
 
@@ -203,7 +207,13 @@ def without_line_breaks(tokenizer: Any, ids: Sequence[int], mask: list[bool]) ->
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
-    """Plain text in pieces of at most `max_length` tokens, each token trained, closed by EOS."""
+    """Plain text in pieces of at most `max_length` tokens, each token trained, closed by EOS.
+
+    Raises:
+        InputError: the tokenizer has none.
+    """
+    remedy = "Name eos_token in the model's tokenizer_config.json, or give conversations."
+    require(tokenizer.eos_token_id is not None, "eos_token", None, "closes plain text, and this model has none", remedy)
     ids = [*text_ids(tokenizer, text), tokenizer.eos_token_id]
     if tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id, *ids]

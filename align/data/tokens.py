@@ -2,10 +2,10 @@
 
 A template writes special tokens to tell turns apart. A tokenizer finds them in the rendered text, whoever wrote them,
 so that a row, a prompt or an answer could close its own turn and speak as somebody else. So each of them is found in
-the contents before rendering, and its first letter is hidden behind a private-use letter: what is found in the rendering
-all the same is the template's own. Where that is all there is, the tokenizer reads the text as it always did. Where
-contents spell out more, a copy of the tokenizer reads it that spells its special tokens as no content can: the whole
-text at once, so that everything else is cut as ever.
+the contents before rendering, and its first letter is hidden behind a private-use letter: what is found in the
+rendering all the same is the template's own. Where that is all there is, the tokenizer reads the text as it always did.
+Where contents spell out more, a copy of the tokenizer reads it that spells its special tokens as no content can: the
+whole text at once, so that everything else is cut as ever.
 
 Added tokens that are not special, such as Qwen's `<think>` and `<tool_call>`, are words: templates look for them in
 contents, and models write them. A content may become one, unless the template ends answers with it.
@@ -106,8 +106,8 @@ def by_copy(tokenizer: Any, text: str, own: Sequence[Span]) -> Tokens:
 
 
 def respelled(tokenizer: Any, marks: Markup) -> tuple[Any, dict[str, str]]:
-    """A copy of the tokenizer whose special tokens are spelled with a number that nobody can guess; and their spellings.
-    All ids are the same.
+    """A copy of the tokenizer with the same ids, whose special tokens are spelled with a number that nobody can guess;
+    and these spellings.
 
     Raises:
         InputError: it is not made by the library `tokenizers`, or of parts that this cannot copy.
@@ -135,7 +135,7 @@ def respelled(tokenizer: Any, marks: Markup) -> tuple[Any, dict[str, str]]:
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise InputError(
             "tokenizer", type(tokenizer).__name__,
-            f"a text spells out one of its special tokens, which it cannot be made to read as text ({str(error)[:120]})",
+            f"a text spells out one of its special tokens, and no copy reads that as text ({str(error)[:120]})",
             "Take such spellings out of the data, or use a model with a tokenizer.json.",
         ) from error  # fmt: skip
 
@@ -183,8 +183,8 @@ class Markup:
         return [found.span() for found in self._any.finditer(text) if found[0] in self._known]
 
     def starts(self, text: str) -> set[int]:
-        """Where a special token begins in a content; or could begin, or go on, at either end of it, which a template may
-        trim."""
+        """Where a special token begins in a content; or could begin, or go on, at either end of it, which a template
+        may trim."""
         anywhere = any(letter in text for letter in self._letters)
         starts = {found.start() for found in self._here.finditer(text)} if anywhere else set()
         inner = text.strip()

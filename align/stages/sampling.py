@@ -6,6 +6,7 @@ from typing import Any
 
 from align.config.root import Config
 from align.data.chat import stop_token_ids
+from align.errors import require
 from align.rollout.engine import Engine
 from align.rollout.hf import HfEngine
 
@@ -15,8 +16,15 @@ def engine_of(config: Config, tokenizer: Any, generation_config: Any) -> Engine:
 
     Args:
         generation_config: of the base, which may list more tokens that end an answer than the tokenizer knows.
+
+    Raises:
+        InputError: there is no token that ends an answer.
     """
     rollout, stops = config.rollout, stop_token_ids(tokenizer, generation_config)
+    require(
+        bool(stops), "eos_token", None, "no token ends an answer, by the tokenizer, generation config or template",
+        "Name eos_token in the model's tokenizer_config.json.",
+    )  # fmt: skip
     match rollout.engine:
         case "hf":
             sizes = (rollout.max_new_tokens, rollout.temperature, rollout.batch_size)

@@ -13,6 +13,7 @@ import align
 from align.config.root import Config
 from align.config.scorers import LearnedReward
 from align.config.verify import VerifyConfig
+from align.data.tokens import text_ids
 from align.errors import AlignError
 from align.models.load import choose_checkpointing, choose_device, choose_dtype, load_tokenizer
 from align.models.roles import Roles
@@ -64,7 +65,7 @@ def run(run: Run, config: Config) -> Result:
     tokenizer = load_tokenizer(replace(base, path=str(artifact.path)) if own else base)
     rollout = config.rollout
     engine = engine_of(config, tokenizer, roles.model.generation_config)
-    asked = [list(tokenizer(TEXTS[i % len(TEXTS)])["input_ids"]) for i in range(stage.rows)]
+    asked = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
     drawn = 0
 
     def draw(rows: int = 4) -> Rollout:

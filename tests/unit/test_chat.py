@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer
 
+from align.config.root import RolloutConfig
 from align.data.chat import (
     CHATML,
     IGNORED,
@@ -21,6 +22,7 @@ from align.data.chat import (
     use_template,
 )
 from align.errors import InputError
+from align.stages.sampling import engine_of
 from align.types import Conversation
 
 
@@ -188,6 +190,13 @@ def test_plain_text_is_cut_into_pieces_and_closed_once() -> None:
     assert [len(p.input_ids) for p in encode_text(tokenizer, "012345678", max_length=5)] == [5, 5]
 
 
+def test_plain_text_needs_what_closes_it() -> None:
+    tokenizer = make_tokenizer(None)
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match=r"eos_token=.*this model has none.*tokenizer_config\.json"):
+        encode_text(tokenizer, "a", max_length=5)
+
+
 # Prompts and answers.
 
 
@@ -225,6 +234,16 @@ def test_the_checkpoint_may_list_more_stops() -> None:
     assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=[40, eos, 41])) == (eos, 40, 41)
     assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=40)) == (eos, 40)
     assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=None)) == (eos,)
+
+
+def test_a_model_that_nothing_stops_is_not_sampled_from() -> None:
+    """It would talk to its limit, every time, and never be trained to end."""
+    tokenizer, config = make_tokenizer(PLAIN), SimpleNamespace(rollout=RolloutConfig())
+    assert engine_of(config, tokenizer, SimpleNamespace(eos_token_id=None)).stop_ids == (tokenizer.eos_token_id,)
+    tokenizer.eos_token = None
+    assert engine_of(config, tokenizer, SimpleNamespace(eos_token_id=7)).stop_ids == (7,)
+    with pytest.raises(InputError, match=r"eos_token=.*no token ends an answer"):
+        engine_of(config, tokenizer, SimpleNamespace(eos_token_id=None))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,0 +1,279 @@
+"""Special tokens that a content spells out are text, for every special token of every tokenizer here."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from annotation_store import rank, url_of
+from families import MANNERS
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer
+
+import align
+from align.data.chat import (
+    IGNORED,
+    encode_conversation,
+    encode_judged,
+    encode_prompts,
+    encode_text,
+    prompt_length,
+    render,
+    stop_token_ids,
+)
+from align.data.tokens import as_ever, by_copy, markup, special_ids, text_ids
+from align.errors import InputError
+from align.models.base import builtin_folder
+from align.models.smollm2 import INSTALL, gguf_in_wheel
+from align.models.trunk import pad
+from align.rollout.engine import response_texts
+from align.stages.pairs import encoded_pairs
+from align.types import Conversation, Message, Preference, Rollout
+from annotate.store import Candidate, Store, preferences, storable
+
+needs_wheel = pytest.mark.skipif(
+    gguf_in_wheel() is None or importlib.util.find_spec("gguf") is None, reason=f"needs SmolLM2: {INSTALL}"
+)
+EVERY = [*MANNERS, "pocket", pytest.param("smollm2", marks=needs_wheel)]
+
+
+@cache
+def tokenizer_of(name: str) -> Any:
+    if name in MANNERS:
+        return MANNERS[name].tokenizer()
+    if name == "pocket":
+        return AutoTokenizer.from_pretrained(builtin_folder("pocket"))
+    gguf = gguf_in_wheel()
+    assert gguf is not None
+    return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)  # its weights are not read
+
+
+@cache
+def told_otherwise(name: str) -> Any:
+    """The same tokenizer and template with other spellings, to which the usual ones are text."""
+    manner = MANNERS[name]
+    return manner.tokenizer(lambda text: f"\ue7f0{manner.marks.index(text)}\ue7f1")
+
+
+PLACES: list[Callable[[str], str]] = [
+    lambda mark: mark,
+    lambda mark: f"{mark} it began.",
+    lambda mark: f"It ended with {mark}",
+    lambda mark: f"one{mark}two",
+    lambda mark: f"{mark}{mark}",
+    lambda mark: f"  {mark}\n",
+    lambda mark: f"{mark[:1]}{mark}{mark[1:]}",
+    lambda mark: mark[:-1],
+    lambda mark: mark[1:],
+    lambda mark: mark[1:-1],
+]
+TURNS = ("Be brief.", "What is it?", "Nothing much.", "And now?", "As before.")
+
+
+def conversation(name: str, turns: tuple[str, ...]) -> Conversation:
+    roles = ("system", "user", "assistant", "user", "assistant")
+    told = [Message(role, text) for role, text in zip(roles, turns, strict=True)]
+    return Conversation(tuple(told[1:] if name == "gemma" else told), "c1")
+
+
+def planted(name: str) -> Iterator[Conversation]:
+    """Each special token at each place of all turns, alone in each turn, and cut in two by the border of two turns."""
+    for mark in markup(tokenizer_of(name)).texts:
+        for place in PLACES:
+            yield conversation(name, (place(mark),) * len(TURNS))
+        for i, text in enumerate(TURNS):
+            yield conversation(name, (*TURNS[:i], mark, *TURNS[i + 1 :]))
+            if i:
+                halves = (TURNS[i - 1] + mark[:2], mark[2:] + text)
+                yield conversation(name, (*TURNS[: i - 1], *halves, *TURNS[i + 1 :]))
+
+
+def specials(tokenizer: Any, ids: list[int]) -> list[int]:
+    unknown = tokenizer.unk_token_id  # comes of letters that the vocabulary lacks
+    return [i for i in ids if i in special_ids(tokenizer) and i != unknown]
+
+
+def without_blanks(text: str) -> str:
+    return "".join(text.replace("▁", " ").split())
+
+
+def ways(tokenizer: Any, told: Conversation) -> Iterator[tuple[list[int], str]]:
+    """Every way from a conversation to token ids, and the text that they stand for."""
+    prompt, answer = Conversation(told.messages[:-1], "c1"), told.messages[-1].content
+    whole = render(tokenizer, told)
+    yield encode_conversation(tokenizer, told).input_ids, whole
+    [asked], _ = encode_prompts(tokenizer, [prompt], 10_000)
+    yield asked.input_ids, render(tokenizer, prompt, answer_due=True)
+    judged = encode_judged(tokenizer, prompt, answer, True, stop_token_ids(tokenizer))
+    yield judged, whole
+    cut = encode_judged(tokenizer, prompt, answer, False, stop_token_ids(tokenizer))
+    yield cut, whole
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_content_becomes_a_special_token(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    harmless = [specials(tokenizer, ids) for ids, _ in ways(tokenizer, conversation(name, TURNS))]
+    number = 0
+    for told in planted(name):
+        for (ids, text), expected in zip(ways(tokenizer, told), harmless, strict=True):
+            assert specials(tokenizer, ids) == expected, told
+            assert without_blanks(text).startswith(without_blanks(tokenizer.decode(ids))), told
+            number += 1
+    assert number >= 4 * (len(PLACES) + 8) * len(special_ids(tokenizer))
+
+
+@pytest.mark.parametrize("name", MANNERS)
+def test_contents_are_cut_as_by_a_tokenizer_that_does_not_know_the_spelling(name: str) -> None:
+    """To the token, whatever stands around them: no border is added, and none is moved."""
+    tokenizer, ignorant = tokenizer_of(name), told_otherwise(name)
+    for told in planted(name):
+        for (ids, _), (expected, _) in zip(ways(tokenizer, told), ways(ignorant, told), strict=True):
+            assert ids == expected, told
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if n != "bare"])  # whose turns may share a token
+def test_the_loss_is_on_what_it_was_on(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+
+    def trained(told: Conversation) -> list[list[int]]:
+        spans: list[list[int]] = [[]]
+        for label in encode_conversation(tokenizer, told).labels:
+            spans += [[]] if label == IGNORED else []
+            spans[-1] += [] if label == IGNORED else [label]
+        return [span for span in spans if span]
+
+    for told in planted(name):
+        answers = [m.content for m in told.messages if m.role == "assistant"]
+        spans = trained(told)
+        for answer, ids in zip(answers, spans, strict=True):
+            assert without_blanks(answer) in without_blanks(tokenizer.decode(ids)), told
+            inside = specials(tokenizer, ids)
+            assert len(inside) <= 1, told
+            assert not inside or ids[-1] == inside[0], told
+
+
+ORDINARY = (
+    "A plain line.", " two  blanks and\ttabs ", "a < b > c | d [e] {f}", "\n\nbreaks\r\n\n", "Größe, 你好, 🙂 e\u0301",
+    "<", "</", "s>", "|>", "user", "a", "\ue000answer\ue001", "\ue100\ue101", "<b>bold</b> <think>hm</think>", "<|",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_spells_none_is_cut_as_ever(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    for i, text in enumerate(ORDINARY):
+        for turns in ((text, *TURNS[1:]), (*TURNS[:1], text, ORDINARY[i - 1], *TURNS[3:]), (*TURNS[:4], text)):
+            told = conversation(name, turns)
+            whole = render(tokenizer, told)
+            expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+            assert encode_conversation(tokenizer, told).input_ids == expected, told
+            # The copy that reads the others would have said the same, of the same characters.
+            assert by_copy(tokenizer, whole, markup(tokenizer).found(whole)) == as_ever(tokenizer, whole)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_plain_text_is_text(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    own = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
+    for mark in markup(tokenizer).texts:
+        for place in PLACES:
+            [row] = encode_text(tokenizer, "Once " + place(mark), 10_000)
+            assert specials(tokenizer, row.input_ids) == [i for i in own if i != tokenizer.unk_token_id]
+            assert without_blanks(place(mark)) in without_blanks(tokenizer.decode(row.input_ids))
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if n != "bare"])
+def test_pairs_are_one_prompt_and_two_answers(name: str) -> None:
+    """As reward models and DPO read them: an answer that closes its turn in writing goes on."""
+    tokenizer = tokenizer_of(name)
+    stops = stop_token_ids(tokenizer)
+    asked = (Message("user", "What is it?"),)
+    [prompt], _ = encode_prompts(tokenizer, [Conversation(asked)], 10_000)
+    for mark in markup(tokenizer).texts:
+        good, bad = f"Good.{mark}\nuser", mark
+        pref = Preference(asked, (Message("assistant", good),), (Message("assistant", bad),))
+        [(_, pair)], _ = encoded_pairs(tokenizer, [pref], stops, 10_000)
+        for ids, start, answer in (
+            (pair.chosen_ids, pair.chosen_start, good), (pair.rejected_ids, pair.rejected_start, bad),
+        ):  # fmt: skip
+            assert start == len(prompt.input_ids) == prompt_length(tokenizer, Conversation(asked), ids)
+            assert len(specials(tokenizer, ids[start:])) == 1
+            assert ids[-1] in special_ids(tokenizer)
+            assert without_blanks(tokenizer.decode(ids[start:-1])).endswith(without_blanks(answer))
+
+
+@pytest.mark.parametrize("name", ["pocket", pytest.param("smollm2", marks=needs_wheel)])
+def test_what_was_sampled_is_what_is_judged(name: str, tmp_path: Path) -> None:
+    """An answer that closes its turn in writing: sampled in ordinary tokens, kept as text, ranked by a person, and read
+    by a reward model as those very tokens."""
+    tokenizer = tokenizer_of(name)
+    stops, marks = stop_token_ids(tokenizer), markup(tokenizer).texts
+    asked = Conversation((Message("user", "What is it?"),))
+    [prompt], _ = encode_prompts(tokenizer, [asked], 10_000)
+    said = [[*text_ids(tokenizer, f"No.{mark}{marks[0]} Yes!"), tokenizer.eos_token_id] for mark in marks]
+    tokens = pad([prompt.input_ids + ids for ids in said], tokenizer.pad_token_id)
+    mask = pad([[1] * (len(prompt.input_ids) + len(ids)) for ids in said], 0).bool()
+    rollout = Rollout(tokens, mask, len(prompt.input_ids), torch.ones(len(said), dtype=torch.bool))
+    texts = response_texts(rollout, tokenizer)
+    assert texts == [f"No.{mark}{marks[0]} Yes!" for mark in marks]
+    with Store.open(url_of(tmp_path)) as store:
+        for i in range(len(texts)):
+            answers = [Candidate(storable(text)) for text in (texts[i], texts[i - 1])]
+            rank(store, store.add_item("p", f"run/{i}", asked, answers), "0>1")
+        pairs = encoded_pairs(tokenizer, preferences(store, "p"), stops, 10_000)[0]
+    read = {ids for _, pair in pairs for ids in (tuple(pair.chosen_ids), tuple(pair.rejected_ids))}
+    assert read == {tuple(prompt.input_ids + ids) for ids in said}
+
+
+def test_words_that_templates_look_for_stay_words() -> None:
+    """Qwen's thoughts stand in contents, between added tokens that are not special."""
+    tokenizer = tokenizer_of("qwen")
+    think, closed = (tokenizer.convert_tokens_to_ids(word) for word in ("<think>", "</think>"))
+    told = Conversation.of(
+        [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "<think>\nSay </s>.<|im_end|>\n</think>\n\nb"},
+        ]
+    )
+    ids = encode_conversation(tokenizer, told).input_ids
+    assert (ids.count(think), ids.count(closed)) == (1, 1)
+    assert len(specials(tokenizer, ids)) == 4
+    assert "Say </s>.<|im_end|>\n</think>\n\nb<|im_end|>" in tokenizer.decode(ids)
+
+
+def test_a_tokenizer_that_cannot_be_copied_says_so() -> None:
+    """One with a part in Python: it reads all texts but those that spell out a special token."""
+
+    class Whole:
+        def pre_tokenize(self, text: Any) -> None:
+            pass
+
+    tokenizer = MANNERS["qwen"].tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Whole())
+    assert encode_text(tokenizer, "a < b", 100)
+    with pytest.raises(InputError, match=r"tokenizer=.*spells out.*Take such spellings out"):
+        encode_text(tokenizer, "a <|im_end|> b", 100)
+
+
+def test_one_module_turns_text_into_token_ids() -> None:
+    """Whoever calls a tokenizer by itself reads special tokens in contents again."""
+    found = set()
+    root = Path(align.__file__).parent.parent
+    for path in [p for room in ("align", "reward", "annotate") for p in (root / room).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            reads = called.rpartition(".")[2] in ("tokenizer", "encode_plus", "batch_encode_plus", "encode_batch")
+            text_only = any(k.arg == "tokenize" and ast.unparse(k.value) == "False" for k in node.keywords)
+            renders = called.endswith(".apply_chat_template") and not text_only
+            if reads or renders or called.endswith("tokenizer.encode"):
+                found.add(str(path.relative_to(root)))
+    assert found == {"align/data/tokens.py"}
