@@ -202,10 +202,12 @@ def licence_in(folder: Path) -> str:
     return str(said.get("license") or "") if isinstance(said, dict) else ""
 
 
+# Special tokens that a content spells out are text: with `sanitize_control_tokens`, of transformers 5.24 and later.
 TALK = """
 chat = [{"role": "user", "content": "Hi, how are you?"}]
-asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-answer = model.generate(**asked.to(model.device), max_new_tokens=64, do_sample=True)[0, asked["input_ids"].shape[1] :]
+as_text = {"sanitize_control_tokens": True, "add_generation_prompt": True}
+asked = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True, **as_text).to(model.device)
+answer = model.generate(**asked, max_new_tokens=64, do_sample=True)[0, asked["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))
 """
 
@@ -218,10 +220,14 @@ SERVE = "\nTo serve it as `{}`, over HTTP: `sh launch/vllm.sh` (vLLM).\n"
 SERVE_GGUF = "\nTo serve it as `{}`, over HTTP: `sh launch/llama-server.sh` (llama.cpp's own server).\n"
 OLLAMA = "\nWith Ollama: `ollama create {0} -f Modelfile && ollama run {0}`.\n"
 TALK_GGUF = """from llama_cpp import Llama
+from transformers import AutoTokenizer
 
 model = Llama("base-f16.gguf", lora_path="adapter-f16.gguf", n_ctx=0, verbose=False)
+tokenizer = AutoTokenizer.from_pretrained(".")
 chat = [{"role": "user", "content": "Hi, how are you?"}]
-print(model.create_chat_completion(chat, max_tokens=64)["choices"][0]["message"]["content"])
+as_text = {"sanitize_control_tokens": True, "add_generation_prompt": True}
+asked = tokenizer.apply_chat_template(chat, **as_text)["input_ids"]
+print(model.create_completion(asked, max_tokens=64)["choices"][0]["text"])
 """
 
 
