@@ -12,6 +12,7 @@ from align.errors import InputError
 from align.ops.divergence import Divergence
 
 LAUNCH = "launch"
+TEMPLATE = "chat_template.jinja"
 ABSENT = "the dequantised base is not there; bring it along, or set BASE"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM's `max_lora_rank` is one of these (0.32)."""
@@ -56,18 +57,19 @@ class Served:
         return f"base=${{BASE:-{shlex.quote(self.id)}}}\n{pinned}"
 
 
-def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Divergence | None) -> None:
+def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Divergence | None, template: str) -> None:
     """`launch/vllm.sh` and `launch/vllm-resolver.sh` of an adapter's export; none where vLLM serves no such rank.
 
     Args:
         name: by which requests ask for it.
         gap: how far the adapter on the original weights lies from what was trained.
+        template: of `align.export.template.contents_as_text`.
     """
     if rank > RANKS[-1]:
         return
     why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {gap_in_words(gap)}"
     serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base.id)} --enable-lora --max-lora-rank '
-    serve += f"{vllm_rank(rank)} \\\n  "
+    serve += f"{vllm_rank(rank)} \\\n  {by_template(folder, template)}"
     write(
         folder / LAUNCH / "vllm.sh",
         f"vLLM with this adapter, asked for as the model {name}. {why}",
@@ -76,7 +78,8 @@ def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Dive
     write(
         folder / LAUNCH / "vllm-resolver.sh",
         "vLLM with all adapters of a folder, each found by its name when it is first asked for. ADAPTERS holds a "
-        f"folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it. {why}",
+        f"folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it. All speak by the chat "
+        f"template of this export. {why}",
         base.place + RESOLVER.format(base=shlex.quote(base.id)) + serve + '"$@"\n',
     )
 
@@ -97,16 +100,32 @@ fi
 """
 
 
-def launches_merged(folder: Path, name: str, gap: Divergence | None, original: bool) -> None:
+READ = (
+    "This server reads special tokens in whatever a content spells out: remove such spellings from text that you do "
+    "not trust, or send token ids."
+)
+
+
+def by_template(folder: Path, template: str) -> str:
+    """Writes it, and says vLLM's option for it, a line of its own."""
+    if not template:
+        return ""
+    (folder / LAUNCH).mkdir(exist_ok=True)
+    (folder / LAUNCH / TEMPLATE).write_text(template, encoding="utf-8")
+    return f'--chat-template "$here/{TEMPLATE}" \\\n  '
+
+
+def launches_merged(folder: Path, name: str, gap: Divergence | None, original: bool, template: str) -> None:
     """`launch/vllm.sh` of a merged model.
 
     Args:
         original: it was merged into the original weights.
+        template: of `align.export.template.contents_as_text`.
     """
     write(
         folder / LAUNCH / "vllm.sh",
         f"vLLM with this model, asked for as {name}. {gap_in_words(gap, original)}",
-        f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} "$@"\n',
+        f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} {by_template(folder, template)}"$@"\n',
     )
 
 
@@ -117,7 +136,7 @@ def launches_gguf(folder: Path, name: str, adapter: str, gap: Divergence | None,
         folder / LAUNCH / "llama-server.sh",
         f"llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS is that of "
         f"the base: {', '.join(bits)}. "
-        'A request may turn the adapter off: "lora": [{"id": 0, "scale": 0}]. ' + gap_in_words(gap, original),
+        f'A request may turn the adapter off: "lora": [{{"id": 0, "scale": 0}}]. {READ} {gap_in_words(gap, original)}',
         'model="$here/../base-${WEIGHTS:-f16}.gguf"\n'
         '[ -f "$model" ] || { echo "WEIGHTS: $model is not there" >&2; exit 2; }\n'
         f'exec llama-server --model "$model" --lora "$here/../{adapter}" \\\n'

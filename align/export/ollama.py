@@ -120,6 +120,17 @@ def in_go(letter: str) -> str:
     return f'{{{{ "\\U{ord(letter):08x}" }}}}'
 
 
+def sayable(stop: str) -> bool:
+    """Whether a Modelfile's parser reads it between quotes: it knows no escapes, and drops what is not printed."""
+    return stop.isprintable() and '"' not in stop
+
+
+READ = (
+    "# Ollama reads special tokens in whatever a content spells out, and its templates cannot take them apart:",
+    "# remove such spellings from text that you do not trust.",
+)
+
+
 def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, adapter: str) -> str:
     """The text of a Modelfile.
 
@@ -134,7 +145,7 @@ def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, 
         with suppress(InputError):
             return render(tokenizer, conversation, answer_due=due)
 
-    lines = ["# ollama create NAME -f Modelfile && ollama run NAME", f"FROM ./{base}", f"ADAPTER ./{adapter}"]
+    lines = ["# ollama create NAME -f Modelfile && ollama run NAME", *READ, f"FROM ./{base}", f"ADAPTER ./{adapter}"]
     if (pieces := pieces_of(rendered)) is not None:
         template = go_template(pieces, (tokenizer.bos_token or "") if begins_with_bos else "")
         lines.append(f'TEMPLATE """{template}"""')
@@ -144,5 +155,6 @@ def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, 
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(folder)
     stops = [tokenizer.convert_ids_to_tokens(id) for id in stop_token_ids(tokenizer, generation)]
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops if sayable(stop)]
+    lines += [f"# No stop for {stop!a}, which this file cannot say." for stop in stops if not sayable(stop)]
     return "\n".join(lines) + "\n"

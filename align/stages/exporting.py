@@ -20,6 +20,7 @@ from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf,
 from align.export.lowering import initial_factors
 from align.export.merged import merge
 from align.export.receipt import Row
+from align.export.template import contents_as_text
 from align.export.trained import Trained
 from align.models.base import BUILT_IN
 from align.models.load import DTYPES, adapter_config, in_fp32, load_base, load_tokenizer, name_of
@@ -121,13 +122,14 @@ def launchers(
     Args:
         home: where `folder` will lie in the end.
     """
+    template = contents_as_text(trained.tokenizer)
     if kind == "adapter":
         named, beside = named_base(trained.base), base_folder(config, trained)
         seen = os.path.relpath(beside, home / LAUNCH) if beside is not None else ""
         revision = "" if named["id"] in BUILT_IN else named["revision"]
-        launches_adapter(folder, name, Served(named["id"], seen, revision), rank_of(folder), gap)
+        launches_adapter(folder, name, Served(named["id"], seen, revision), rank_of(folder), gap, template)
     elif kind == "merged":
-        launches_merged(folder, name, gap, into(config, trained) == "original")
+        launches_merged(folder, name, gap, into(config, trained) == "original", template)
     else:
         launches_gguf(folder, name, ADAPTER, gap, into(config, trained) == "original")
 

@@ -20,6 +20,7 @@ from align.export.launch import (
 )
 from align.ops.divergence import Divergence
 
+CHAT = "{{ messages }}"
 GAP = Divergence(0.41, 0.69, 15.0, 818)
 
 
@@ -59,17 +60,18 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
     folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
     for path in (folder, beside):
         path.mkdir(parents=True)
-    launches_adapter(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 12, GAP)
+    launches_adapter(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 12, GAP, CHAT)
     script = folder / "launch" / "vllm.sh"
     *said, _ = started(script, engines, "--port", "8001")
     assert Path(said[1]).samefile(beside)
-    name, _, adapter = said[8].partition("=")
+    name, _, adapter = said[10].partition("=")
     assert name == "ppo-x"
     assert Path(adapter).samefile(folder)
-    assert said[:1] + said[2:8] + said[9:] == [
-        "serve", "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "16", "--lora-modules",
-        "--port", "8001",
+    assert said[:1] + said[2:8] + said[9:10] + said[11:] == [
+        "serve", "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "16", "--chat-template",
+        "--lora-modules", "--port", "8001",
     ]  # fmt: skip
+    assert Path(said[8]).read_text() == CHAT
     other = tmp_path / "other"
     other.mkdir()
     assert started(script, engines, BASE=str(other))[1] == str(other)
@@ -84,34 +86,40 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
     folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
     for path in (folder, beside):
         path.mkdir(parents=True)
-    launches_adapter(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 64, None)
+    launches_adapter(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 64, None, CHAT)
     script, adapters = folder / "launch" / "vllm-resolver.sh", tmp_path / "adapters"
     adapters.mkdir()
     wanted = [
         "serve", "org/pocket", "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "64",
+        "--chat-template", str(folder / "launch" / "chat_template.jinja"),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", f"VLLM_LORA_RESOLVER_CACHE_DIR={adapters}",
         "VLLM_PLUGINS=lora_filesystem_resolver",
     ]  # fmt: skip
     *said, where = started(script, engines, ADAPTERS=str(adapters), TMPDIR=str(tmp_path))
     assert said == wanted
     assert (Path(where) / "org" / "pocket").samefile(beside)
-    launches_adapter(folder, "ppo-x", Served("org/pocket", revision="abc"), 64, None)  # the hub's
+    launches_adapter(folder, "ppo-x", Served("org/pocket", revision="abc"), 64, None, CHAT)  # the hub's
     *said, where = started(script, engines, ADAPTERS=str(adapters))
-    assert said == [*wanted[:7], "--revision", "abc", *wanted[7:]]
+    assert said == [*wanted[:9], "--revision", "abc", *wanted[9:]]
     assert where == "/"
     *said, _ = started(script, engines, ADAPTERS=str(adapters), BASE="org/pocket")
     assert said == wanted
-    launches_adapter(folder, "ppo-x", Served("pocket"), 64, None)  # a name of ours
+    launches_adapter(folder, "ppo-x", Served("pocket"), 64, None, CHAT)  # a name of ours
     assert "BASE: names the folder of the base" in refused(folder / "launch" / "vllm.sh", engines)
     assert "ADAPTERS: names the folder of the adapters" in refused(script, engines, BASE=str(beside))
 
 
 def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
-    launches_merged(tmp_path, "ppo-x", GAP, original=True)
+    launches_merged(tmp_path, "ppo-x", GAP, True, CHAT)
     assert "which are in this export" in said_in(tmp_path / "launch" / "vllm.sh")
     *said, _ = started(tmp_path / "launch" / "vllm.sh", engines)
     assert Path(said[1]).samefile(tmp_path)
-    assert said[2:4] == ["--served-model-name", "ppo-x"]
+    assert said[2:5] == ["--served-model-name", "ppo-x", "--chat-template"]
+    assert Path(said[5]).read_text() == CHAT
+    (tmp_path / "launch" / "chat_template.jinja").unlink()
+    launches_merged(tmp_path, "ppo-x", GAP, True, "")  # a model that has none
+    *said, _ = started(tmp_path / "launch" / "vllm.sh", engines, "--port", "8001")
+    assert said[2:] == ["--served-model-name", "ppo-x", "--port", "8001"]
     assert gap_told(tmp_path / "launch" / "vllm.sh")
     for name in ("base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf"):
         (tmp_path / name).touch()
@@ -119,6 +127,7 @@ def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
     script = tmp_path / "launch" / "llama-server.sh"
     assert gap_told(script)
     assert "WEIGHTS is that of the base: f16, q8_0." in said_in(script)
+    assert "reads special tokens in whatever a content spells out" in said_in(script)
     assert "base-q2.gguf is not there" in refused(script, engines, WEIGHTS="q2")
     for settings, base in (({}, "base-f16.gguf"), ({"WEIGHTS": "q8_0"}, "base-q8_0.gguf")):
         *said, _ = started(script, engines, "-c", "512", **settings)
@@ -131,7 +140,7 @@ def test_ranks_and_names_are_those_that_engines_take(tmp_path: Path):
     assert [vllm_rank(rank) for rank in (1, 8, 9, 64, 257, 512)] == [8, 8, 16, 64, 320, 512]
     with pytest.raises(InputError, match="r=513"):
         vllm_rank(513)
-    launches_adapter(tmp_path, "x", Served("b"), 513, None)
+    launches_adapter(tmp_path, "x", Served("b"), 513, None, CHAT)
     assert not (tmp_path / "launch").exists()  # no file that cannot work
     assert served_name("ppo", "größer & 'so'") == "ppo-gr-er-so"
     assert served_name("", "") == ""

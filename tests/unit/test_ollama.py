@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from align.data.chat import CHATML
-from align.export.ollama import Turns, go_template, ollama_file, pieces_of
+from align.export.ollama import Turns, go_template, ollama_file, pieces_of, sayable
 from align.models.base import builtin_folder
 
 LLAMA3 = (
@@ -75,13 +75,24 @@ def test_a_modelfile(tokenizer, tmp_path: Path):
     tokenizer.chat_template = AutoTokenizer.from_pretrained(builtin_folder("pocket")).chat_template
     shutil.copy(builtin_folder("pocket") / "generation_config.json", tmp_path)
     text = ollama_file(tmp_path, tokenizer, True, "base-f16.gguf", "adapter-f16.gguf")
-    assert text.splitlines()[1:3] == ["FROM ./base-f16.gguf", "ADAPTER ./adapter-f16.gguf"]
+    assert "# Ollama reads special tokens in whatever a content spells out" in text
+    assert text.splitlines()[3:5] == ["FROM ./base-f16.gguf", "ADAPTER ./adapter-f16.gguf"]
     assert 'PARAMETER stop "<|end|>"' in text
     assert "<s>" not in text  # llama.cpp puts it there
     assert 'TEMPLATE """<s>' not in text
     assert "<s><|system|>{{ .System }}" in ollama_file(tmp_path, tokenizer, False, "b", "a")
     tokenizer.chat_template = TRIMS
     assert "# No TEMPLATE" in ollama_file(tmp_path, tokenizer, True, "b", "a")
+
+
+def test_a_stop_that_the_file_cannot_say_is_left_out(tokenizer, tmp_path: Path):
+    assert [sayable(stop) for stop in ("<|end|>", "{{ end }}", 'a"b', '"""', "a\nb", "\x07", "")] == [
+        True, True, False, False, False, False, True,
+    ]  # fmt: skip
+    tokenizer.add_special_tokens({"eos_token": 'the "end"'})
+    text = ollama_file(tmp_path, tokenizer, True, "b", "a")
+    assert 'PARAMETER stop "the' not in text
+    assert "# No stop for 'the \"end\"', which this file cannot say." in text
 
 
 GO = """

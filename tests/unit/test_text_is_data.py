@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from align.data.chat import (
 )
 from align.data.tokens import as_ever, by_copy, markup, special_ids, text_ids
 from align.errors import InputError
+from align.export.template import APART, contents_as_text, taken_apart
 from align.models.base import builtin_folder
 from align.models.smollm2 import INSTALL, gguf_in_wheel
 from align.models.trunk import pad
@@ -277,3 +279,69 @@ def test_one_module_turns_text_into_token_ids() -> None:
             if reads or renders or called.endswith("tokenizer.encode"):
                 found.add(str(path.relative_to(root)))
     assert found == {"align/data/tokens.py"}
+
+
+# In engines that read special tokens in whatever they render: `launch/chat_template.jinja`.
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_launch_files_template_takes_them_apart(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    engine = copy(tokenizer)  # reads the rendered text as it is
+    engine.chat_template = contents_as_text(tokenizer)
+
+    def rendered(told: Conversation) -> str:
+        return engine.apply_chat_template(told.as_dicts(), tokenize=False)
+
+    harmless = conversation(name, TURNS)
+    expected = specials(tokenizer, as_ever(tokenizer, render(tokenizer, harmless)).ids)
+    for mark in markup(tokenizer).texts:
+        for place in PLACES[:7]:
+            told = conversation(name, (place(mark),) * len(TURNS))
+            assert specials(tokenizer, as_ever(engine, rendered(told)).ids) == expected, told
+            assert rendered(told).replace(APART, "") == render(tokenizer, told)
+    for text in ORDINARY:
+        told = conversation(name, (text,) * len(TURNS))
+        assert rendered(told) == render(tokenizer, told)
+
+
+def test_contents_in_parts_are_taken_apart_too() -> None:
+    tokenizer = MANNERS["marked"].tokenizer()
+    tokenizer.chat_template = (
+        "\n  {% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content or [] %}[{{ part.text or part.type }}]{% endfor %}{% endif %}{{ m.tool }}\n"
+        "{% endfor %}"
+    )
+    said = [
+        {"role": "user", "content": [{"type": "text", "text": "a<|im_start|>b"}, {"type": "image"}]},
+        {"role": "assistant", "content": None, "tool": "T"},
+        {"role": "user", "content": "<|im_start|>", "tool": "U"},
+    ]
+    plain = tokenizer.apply_chat_template(said, tokenize=False)
+    tokenizer.chat_template = contents_as_text(tokenizer)
+    apart = tokenizer.apply_chat_template(said, tokenize=False)
+    assert apart == plain.replace("<|im_start|>", f"<{APART}|im_start|>")
+    assert apart.count(APART) == 2
+
+
+def test_spellings_are_said_as_jinja_reads_them() -> None:
+    """Whatever a special token holds: quotes, braces, a backslash, a line break, letters of all planes, one letter."""
+    for text in (
+        'a"b',
+        "a'b",
+        "{{ a }}",
+        "{% raw %}",
+        "{# a #}",
+        "a\\nb",
+        "a\nb",
+        "\U0001f600!",
+        "｜▁",
+        "\x07\x00",
+        "¶",
+    ):
+        tokenizer = MANNERS["bare"].tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": [text]})
+        tokenizer.chat_template = contents_as_text(tokenizer)
+        said = tokenizer.apply_chat_template([{"role": "user", "content": f"x{text}y"}], tokenize=False)
+        assert said == f"<s>x{taken_apart(text)}y</s>"
+        assert text not in said
