@@ -7,7 +7,7 @@ is text to it, which is what tests compare with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,15 +115,17 @@ def byte_level(words: str | None = None, whole: bool = False, normalizer: Any = 
     return cut
 
 
-def sentence_pieces(model: Callable[[], Any], prefix: str) -> Callable[[], Tokenizer]:
+def sentence_pieces(model: Callable[[], Any], prefix: str, normal: Sequence[Any] = ()) -> Callable[[], Tokenizer]:
     """Args:
+    normal: what is done to letters first.
     prefix: where a blank is put in front: `never`, `first` (of the whole text) or `always` (of each part of it).
     """
 
     def cut() -> Tokenizer:
         made = Tokenizer(model())
-        blanks: list[Any] = [normalizers.Replace(" ", "▁")]
+        blanks: list[Any] = [*normal, normalizers.Replace(" ", "▁")]
         if prefix == "first":
+            made.normalizer = normalizers.Sequence([*normal])
             made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         else:
             made.normalizer = normalizers.Sequence(
@@ -173,10 +175,11 @@ MANNERS = {
         ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), "<|endoftext|>",
         sentence_pieces(byte_fallback, "first"), flags=("rstrip",), bytes_in_vocabulary=True, unknown="<|endoftext|>",
     ),
-    # Its vocabulary lists special tokens as pieces like any other, which the model itself would find in a text.
+    # Its vocabulary lists special tokens as pieces like any other, which the model itself would find in a text, also in
+    # one of other letters that a normaliser makes these of.
     "unigram": Manner(
         PLAIN.replace("'\n'", "eos_token"), ("<unk>", "<s>", "</s>"), "</s>",
-        sentence_pieces(lambda: models.Unigram([("<unk>", 0.0)], 0), "first"), unknown="<unk>",
+        sentence_pieces(lambda: models.Unigram([("<unk>", 0.0)], 0), "first", [normalizers.NFKC()]), unknown="<unk>",
     ),
     # The token that ends a turn is not said to be special.
     "marked": Manner(

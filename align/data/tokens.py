@@ -44,8 +44,7 @@ class Tokens:
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
     """A text that is content and nothing else, without a template around it."""
-    marks = markup(tokenizer)
-    return (by_copy(tokenizer, text, []) if marks.found(text) else as_ever(tokenizer, text)).ids
+    return read(tokenizer, text, []).ids
 
 
 def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
@@ -54,9 +53,7 @@ def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
     Raises:
         InputError: see `respelled`.
     """
-    text, marks = rendered.translate(veil), markup(tokenizer)
-    own = marks.found(rendered) if veil else []
-    return by_copy(tokenizer, text, own) if veil and marks.found(text) != own else as_ever(tokenizer, text)
+    return read(tokenizer, rendered.translate(veil), markup(tokenizer).found(rendered))
 
 
 def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Veil]:
@@ -81,6 +78,16 @@ def unused_letters(text: str) -> Iterator[str]:
     """Private-use letters that a text does not hold."""
     held = set(text)
     return (chr(i) for i in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(i) not in held)
+
+
+def read(tokenizer: Any, text: str, own: Sequence[Span]) -> Tokens:
+    """The tokens of a text in which `own` are special tokens, and nothing else is."""
+    marks = markup(tokenizer)
+    if marks.found(text) == own:
+        made = as_ever(tokenizer, text)
+        if not marks.came_of(text, made):
+            return made
+    return by_copy(tokenizer, text, own)
 
 
 def as_ever(tokenizer: Any, text: str) -> Tokens:
@@ -170,7 +177,8 @@ class Markup:
         self.ids = frozenset(ids)
         self.texts = longest_first(texts)
         self.copy: tuple[Any, dict[str, str]] | None = None
-        self._known = frozenset(texts)
+        self._known = frozenset(text.strip() for text in texts)
+        self._unknown = tokenizer.unk_token_id
         self._any = one_of(longest_first(texts | words))
         self._here = re.compile(f"(?={one_of(self.texts).pattern})")
         self._letters = {text[0] for text in texts}
@@ -180,7 +188,16 @@ class Markup:
 
     def found(self, text: str) -> list[Span]:
         """The special tokens that a tokenizer finds: of all added tokens the leftmost, and there the longest."""
-        return [found.span() for found in self._any.finditer(text) if found[0] in self._known]
+        return [found.span() for found in self._any.finditer(text) if found[0].strip() in self._known]
+
+    def came_of(self, text: str, made: Tokens) -> bool:
+        """Whether there is a special token that the text does not spell out: a normaliser makes "</s>" of other
+        letters, such as those of full width. What stands for unknown letters is none."""
+        suspects = self.ids - {self._unknown}
+        return any(
+            i in suspects and text[start:end].strip() not in self._known
+            for i, (start, end) in zip(made.ids, made.spans, strict=False)
+        )
 
     def starts(self, text: str) -> set[int]:
         """Where a special token begins in a content; or could begin, or go on, at either end of it, which a template

@@ -95,6 +95,13 @@ def test_roles_out_of_order_are_refused_by_name() -> None:
         encode_conversation(make_tokenizer(MISTRAL), opened)
 
 
+def test_a_template_with_markers_refuses_by_name_too() -> None:
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template = no_system + MARKED.strip()
+    with pytest.raises(InputError, match=r"conversation c1=.*no system.*data\.template=chatml"):
+        encode_conversation(make_tokenizer(template), talk("a", "b", system="s"))
+
+
 def test_thoughts_of_earlier_turns_are_neither_shown_nor_trained() -> None:
     tokenizer = make_tokenizer(QWEN3, "<|im_end|>")
     told = trained_texts(tokenizer, talk("a", "<think>\nx\n</think>\n\nHi.", "b", "<think>\ny\n</think>\n\nBye."))
@@ -238,12 +245,18 @@ def test_the_checkpoint_may_list_more_stops() -> None:
 
 def test_a_model_that_nothing_stops_is_not_sampled_from() -> None:
     """It would talk to its limit, every time, and never be trained to end."""
-    tokenizer, config = make_tokenizer(PLAIN), SimpleNamespace(rollout=RolloutConfig())
-    assert engine_of(config, tokenizer, SimpleNamespace(eos_token_id=None)).stop_ids == (tokenizer.eos_token_id,)
+    tokenizer = make_tokenizer(PLAIN)
+    config: Any = SimpleNamespace(rollout=RolloutConfig())
+
+    def stops(listed: int | None) -> tuple[int, ...]:
+        engine: Any = engine_of(config, tokenizer, SimpleNamespace(eos_token_id=listed))
+        return engine.stop_ids
+
+    assert stops(None) == (tokenizer.eos_token_id,)
     tokenizer.eos_token = None
-    assert engine_of(config, tokenizer, SimpleNamespace(eos_token_id=7)).stop_ids == (7,)
+    assert stops(7) == (7,)
     with pytest.raises(InputError, match=r"eos_token=.*no token ends an answer"):
-        engine_of(config, tokenizer, SimpleNamespace(eos_token_id=None))
+        stops(None)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

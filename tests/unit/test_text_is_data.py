@@ -9,6 +9,7 @@ from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -63,6 +64,11 @@ def told_otherwise(name: str) -> Any:
     return manner.tokenizer(lambda text: f"\ue7f0{manner.marks.index(text)}\ue7f1")
 
 
+def full_width(text: str) -> str:
+    """As other letters, of which NFKC makes these."""
+    return "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in text)
+
+
 PLACES: list[Callable[[str], str]] = [
     lambda mark: mark,
     lambda mark: f"{mark} it began.",
@@ -71,6 +77,7 @@ PLACES: list[Callable[[str], str]] = [
     lambda mark: f"{mark}{mark}",
     lambda mark: f"  {mark}\n",
     lambda mark: f"{mark[:1]}{mark}{mark[1:]}",
+    full_width,
     lambda mark: mark[:-1],
     lambda mark: mark[1:],
     lambda mark: mark[1:-1],
@@ -86,8 +93,11 @@ def conversation(name: str, turns: tuple[str, ...]) -> Conversation:
 
 def planted(name: str) -> Iterator[Conversation]:
     """Each special token at each place of all turns, alone in each turn, and cut in two by the border of two turns."""
+    unknown = tokenizer_of(name).unk_token
     for mark in markup(tokenizer_of(name)).texts:
         for place in PLACES:
+            if place is full_width and mark == unknown:
+                continue  # may come of unknown letters, which these are
             yield conversation(name, (place(mark),) * len(TURNS))
         for i, text in enumerate(TURNS):
             yield conversation(name, (*TURNS[:i], mark, *TURNS[i + 1 :]))
@@ -102,41 +112,42 @@ def specials(tokenizer: Any, ids: list[int]) -> list[int]:
 
 
 def without_blanks(text: str) -> str:
-    return "".join(text.replace("▁", " ").split())
+    """Nor what normalisers change."""
+    return "".join(normalize("NFKC", text).replace("▁", " ").split())
 
 
-def ways(tokenizer: Any, told: Conversation) -> Iterator[tuple[list[int], str]]:
+def ways(tokenizer: Any, told: Conversation, stops: tuple[int, ...]) -> Iterator[tuple[list[int], str]]:
     """Every way from a conversation to token ids, and the text that they stand for."""
     prompt, answer = Conversation(told.messages[:-1], "c1"), told.messages[-1].content
     whole = render(tokenizer, told)
     yield encode_conversation(tokenizer, told).input_ids, whole
     [asked], _ = encode_prompts(tokenizer, [prompt], 10_000)
     yield asked.input_ids, render(tokenizer, prompt, answer_due=True)
-    judged = encode_judged(tokenizer, prompt, answer, True, stop_token_ids(tokenizer))
-    yield judged, whole
-    cut = encode_judged(tokenizer, prompt, answer, False, stop_token_ids(tokenizer))
-    yield cut, whole
+    yield encode_judged(tokenizer, prompt, answer, True, stops), whole
+    yield encode_judged(tokenizer, prompt, answer, False, stops), whole
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_no_content_becomes_a_special_token(name: str) -> None:
     tokenizer = tokenizer_of(name)
-    harmless = [specials(tokenizer, ids) for ids, _ in ways(tokenizer, conversation(name, TURNS))]
+    stops = stop_token_ids(tokenizer)
+    harmless = [specials(tokenizer, ids) for ids, _ in ways(tokenizer, conversation(name, TURNS), stops)]
     number = 0
     for told in planted(name):
-        for (ids, text), expected in zip(ways(tokenizer, told), harmless, strict=True):
+        for (ids, text), expected in zip(ways(tokenizer, told, stops), harmless, strict=True):
             assert specials(tokenizer, ids) == expected, told
             assert without_blanks(text).startswith(without_blanks(tokenizer.decode(ids))), told
             number += 1
-    assert number >= 4 * (len(PLACES) + 8) * len(special_ids(tokenizer))
+    assert number >= 4 * (len(PLACES) + 7) * len(special_ids(tokenizer))
 
 
 @pytest.mark.parametrize("name", MANNERS)
 def test_contents_are_cut_as_by_a_tokenizer_that_does_not_know_the_spelling(name: str) -> None:
     """To the token, whatever stands around them: no border is added, and none is moved."""
     tokenizer, ignorant = tokenizer_of(name), told_otherwise(name)
+    stops = stop_token_ids(tokenizer)
     for told in planted(name):
-        for (ids, _), (expected, _) in zip(ways(tokenizer, told), ways(ignorant, told), strict=True):
+        for (ids, _), (expected, _) in zip(ways(tokenizer, told, stops), ways(ignorant, told, stops), strict=True):
             assert ids == expected, told
 
 
