@@ -18,9 +18,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal
 
 import matplotlib
@@ -28,6 +26,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from align.errors import StorageError
+from align.ops.calibration import Bin
+from align.ops.intervals import FEW
 
 # Okabe and Ito's palette, distinguishable without red-green vision; line styles repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -90,8 +90,11 @@ class Report:
         return self._add(f"<div>{''.join(_paragraphs(markdown))}</div>")
 
     def figures_table(self, figures: Mapping[str, Any], caption: str = "") -> Report:
-        """Name and value, one figure a row; nested mappings are flattened, `{value, low, high}` becomes an interval."""
-        return self.table(("figure", "value"), list(_flatten(figures)), caption)
+        """Name and value, one figure a row; nested mappings are flattened, `{value, low, high}` becomes an interval;
+        below the table it says which of these have few observations."""
+        self.table(("figure", "value"), list(_flatten(figures)), caption)
+        warning = too_few(figures)
+        return self.text(f"{warning[0].upper()}{warning[1:]}.") if warning else self
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Report:
         """A table that scrolls inside itself on a narrow screen.
@@ -195,11 +198,29 @@ def format_figure(value: Any) -> str:
             return str(value)
         return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
     if _is_interval(value):
-        count = f" (n={value['n']:,})" if "n" in value else ""
-        return f"{format_figure(value['value'])} [{format_figure(value['low'])}, {format_figure(value['high'])}]{count}"
+        count = f" (n={value['n']:,}{few(value['n'])})" if "n" in value else ""
+        return f"{in_words(value, '.4g')}{count}"
     if isinstance(value, (list, tuple)):
         return ", ".join(format_figure(v) for v in value)
     return str(value)
+
+
+def in_words(figure: Mapping[str, Any], digits: str = ".3f") -> str:
+    """`0.812 [0.760, 0.856]` of `{value, low, high}`; an interval may be missing."""
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:{digits}} (no interval)"
+    return f"{figure['value']:{digits}} [{figure['low']:{digits}}, {figure['high']:{digits}}]"
+
+
+def few(n: int) -> str:
+    """What stands behind a number of observations that is too small for its interval to say much."""
+    return f", fewer than {FEW}" if n < FEW else ""
+
+
+def too_few(figures: Mapping[str, Any]) -> str:
+    """A sentence that names the figures with few observations behind them; empty where there are none."""
+    found = [f"{name} ({v['n']})" for name, v in _flatten(figures) if _is_interval(v) and v.get("n", FEW) < FEW]
+    return f"fewer than {FEW} observations, so that the interval says little: {', '.join(found)}" if found else ""
 
 
 def _is_number(value: Any) -> bool:
@@ -275,72 +296,6 @@ def curves(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], x: str = "ste
     if len(keys) > 1:
         _legend(ax)
     return figure
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Predictions that fell between two edges, and what came of them.
-
-    Attributes:
-        predicted: mean predicted probability in the bin.
-        observed: share that came true.
-        low, high: Wilson's 95 % interval of that share.
-        count: predictions in the bin.
-    """
-
-    predicted: float
-    observed: float
-    low: float
-    high: float
-    count: int
-
-
-def calibration_bins(predicted: Sequence[float], outcomes: Sequence[float], bins: int = 10) -> list[Bin]:
-    """Group predictions into equal widths of [0, 1]; empty bins are left out.
-
-    Args:
-        predicted: P(the first of the pair wins), in [0, 1].
-        outcomes: 1 where it won, 0 where it lost, ½ for a tie. The order within a pair must be drawn without looking at
-            the label: with the chosen answer always first every outcome is 1, and the plot says nothing.
-
-    Raises:
-        ValueError: lengths differ, or a value lies outside [0, 1].
-    """
-    if len(predicted) != len(outcomes):
-        raise ValueError(f"{len(predicted)} predictions for {len(outcomes)} outcomes")
-    members: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
-    for p, y in zip(predicted, outcomes, strict=True):
-        if not (0 <= p <= 1 and 0 <= y <= 1):
-            raise ValueError(f"prediction {p} with outcome {y} is not within [0, 1]")
-        members[min(int(p * bins), bins - 1)].append((p, y))  # p = 1 belongs to the last bin
-    result = []
-    for group in filter(None, members):
-        wins = sum(y for _, y in group)
-        low, high = wilson_interval(wins, len(group))
-        result.append(Bin(sum(p for p, _ in group) / len(group), wins / len(group), low, high, len(group)))
-    return result
-
-
-def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share: (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
-
-    Never leaves [0, 1] and has width at 0 and at n, where the normal approximation has none.
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-
-    Args:
-        successes: 0 … n. Neither need be whole: a tie may count as ½, and dependent trials for fewer than they are.
-    """
-    if n <= 0 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n} is no share")
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is not between 0 and 1")
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    # At p = 0 and p = 1 rounding may step a hair past the share itself, or outside the unit interval.
-    return max(0.0, min(p, (centre - spread) / scale)), min(1.0, max(p, (centre + spread) / scale))
 
 
 def reliability(bins: Sequence[Bin], title: str = "") -> Figure:

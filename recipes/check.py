@@ -15,6 +15,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from align.ops.intervals import FEW
+from align.report import few
 from align.run import read_manifest
 
 STAGES = ("sft", "sample", "annotate", "reward", "ppo", "eval", "export")
@@ -100,9 +102,8 @@ def judged(votes: dict[str, Any], reward: dict[str, Any]) -> dict[str, float]:
     """The reward model on held-out pairs; only of a simulated annotator the order without the noise is known."""
     accuracy = reward["accuracy"]
     if "agreement" not in votes:
-        return {
-            f"reward_held_out{end}": accuracy[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
-        }
+        ends = {"": "value", "_low": "low", "_high": "high", "_rankings": "n"}
+        return {f"reward_held_out{end}": accuracy[key] for end, key in ends.items()}
     return {
         "annotator_agreement": votes["agreement"],
         "reward_accuracy": reward["accuracy_noiseless"]["value"],
@@ -132,6 +133,8 @@ SHOWN = (  # the rows of a table: what, how its figures are put, the figures tha
     ("peak memory, MB", "{peak_rss_mb:.0f}", ("peak_rss_mb",)),
     ("minutes", "{minutes:.1f}", ("minutes",)),
 )  # fmt: skip
+OBSERVATIONS = {"reward_held_out": "reward_held_out_rankings", "win_rate": "prompts"}
+"""Figures with an interval, and where it stands what that is over."""
 MEANT = {"sft_loss_drop": "falls by ", "win_rate_low": "low end ", "distinct2_kept": "share kept "}
 
 
@@ -144,8 +147,15 @@ def markdown(recipe: str) -> str:
         if not all(name in rows[0] for _, name, _, _ in Formatter().parse(figure) if name):
             continue  # of the other kind of annotator
         said = (f"{MEANT.get(n, '')}{'≥' if bars[n][0] == '>=' else '≤'} {bars[n][1]:g}" for n in barred if n in bars)
-        lines.append((what, *(figure.format(**row) for row in rows), ", ".join(said)))
+        cells = (f"{figure.format(**row)}{scarce(row, figure)}" for row in rows)
+        lines.append((what, *cells, ", ".join(said)))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def scarce(row: dict[str, Any], figure: str) -> str:
+    """What a figure with an interval over few observations is marked with; `figure` is its name, or puts it."""
+    over = (row.get(n, FEW) for name, n in OBSERVATIONS.items() if name == figure or f"{{{name}_low" in figure)
+    return "".join(f" (n={n}{few(n)})" for n in over if few(n))
 
 
 def main() -> int:
@@ -163,7 +173,7 @@ def main() -> int:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         met = not sign or held(value, sign, bar)
         verdict = "" if met else "slower than on the machine of the docs" if name == "minutes" else "MISSED"
-        print(f"  {name:<22}{shown:>10}  {f'{sign} {bar:g}' if sign else '':<9}{verdict}".rstrip())
+        print(f"  {name:<24}{shown:>10}  {f'{sign} {bar:g}' if sign else '':<9}{verdict}{scarce(found, name)}".rstrip())
         missed += [] if met or name == "minutes" else [name]  # a slow machine learns no worse
     if given.save:
         before = json.loads(given.save.read_text()) if given.save.is_file() else []

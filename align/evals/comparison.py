@@ -1,7 +1,7 @@
 """A policy against what it started from, on the same prompts: the record of each answer, and the figures over all.
 
-`samples.jsonl` is the evidence and `metrics.json` follows from it: `summarise(read_samples(path), seed)` gives the very
-same figures again, so whoever doubts a win rate can recompute it, or read the answers.
+`samples.jsonl` is the evidence and `metrics.json` follows from it: `summarise(read_samples(path))` gives the very same
+figures again, so whoever doubts a win rate can recompute it, or read the answers.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from align.errors import CorruptFile, MissingArtifact
-from align.evals.stats import paired_bootstrap, per_prompt, win_rate
+from align.evals.stats import per_prompt, win_rate
 from align.evals.text import distinct_n, most_risen, repetition
+from align.ops.intervals import mean, proportion
 from align.types import Message
 
 
@@ -85,10 +86,11 @@ class Sample:
         )
 
 
-def summarise(samples: Sequence[Sample], seed: int) -> dict[str, Any]:
+def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
     """The layout of `metrics.json`.
 
-    Each figure with an interval is a mean over prompts of the prompt's mean over its answers, resampled by prompt.
+    Each figure with an interval is a mean over prompts of the prompt's mean over its answers: the win rate has
+    Wilson's, the others Student's, or none where all prompts have one value.
 
     Returns:
         `win_rate` and `gold.difference` (policy minus reference) as `{value, low, high, n}`; `gold`, `length` (mean
@@ -104,9 +106,9 @@ def summarise(samples: Sequence[Sample], seed: int) -> dict[str, Any]:
     gold_ref = np.array([s.gold_ref for s in samples])
     gold_policy = np.array([s.gold_policy for s in samples])
 
-    won = paired_bootstrap(per_prompt(ids, win_rate(gold_policy, gold_ref)), seed=seed)
-    gained = paired_bootstrap(per_prompt(ids, gold_policy), per_prompt(ids, gold_ref), seed=seed)
-    kl = paired_bootstrap(per_prompt(ids, [s.kl for s in samples]), seed=seed)
+    won = proportion(per_prompt(ids, win_rate(gold_policy, gold_ref)))
+    gained = mean(per_prompt(ids, gold_policy) - per_prompt(ids, gold_ref))  # paired: a prompt's difficulty cancels out
+    kl = mean(per_prompt(ids, [s.kl for s in samples]))
 
     def both(ref: Iterable[float], policy: Iterable[float]) -> dict[str, float]:
         means = (float(per_prompt(ids, list(values)).mean()) for values in (ref, policy))

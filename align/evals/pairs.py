@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from align.evals.stats import paired_bootstrap, per_prompt
-from align.report import calibration_bins
+from align.evals.stats import per_prompt
+from align.ops.calibration import calibration_bins
+from align.ops.intervals import proportion
 from align.types import Conversation, Preference
 from reward.rules import Sentiment
 
+RELIABILITY = "Predicted against observed, with the number of pairs; intervals are over rankings."
+"""What stands under the plot of `shuffled_bins`."""
 
-def held_out_figures(prefs: Sequence[Preference], gap: Tensor, seed: int) -> dict[str, dict[str, float]]:
+
+def held_out_figures(prefs: Sequence[Preference], gap: Tensor) -> dict[str, dict[str, Any]]:
     """Accuracy on the labels with its interval over prompts; where they are simulated also against the noiseless order,
     and the ceiling that the noise leaves: how often the labels agree with it."""
     groups = [p.group_id or p.id for p in prefs]
 
-    def interval(values: list[float]) -> dict[str, float]:
-        return paired_bootstrap(per_prompt(groups, values), seed=seed).as_dict()
+    def interval(values: list[float]) -> dict[str, Any]:
+        return proportion(per_prompt(groups, values)).as_dict()
 
     figures = {"accuracy": interval((gap > 0).double().tolist())}
     if all(p.source == "simulated" for p in prefs):
@@ -42,4 +47,4 @@ def shuffled_bins(prefs: Sequence[Preference], gap: Tensor) -> list:
         flipped = hashlib.sha256(pref.id.encode()).digest()[0] % 2 == 1
         predicted.append(1 / (1 + math.exp(min(g if flipped else -g, 700.0))))
         outcomes.append(0.0 if flipped else 1.0)
-    return calibration_bins(predicted, outcomes)
+    return calibration_bins(predicted, outcomes, [p.group_id or p.id for p in prefs])

@@ -15,6 +15,8 @@ from align.errors import InputError
 from align.export.folder import ABSOLUTE, check_base
 from align.export.receipt import HEADS, Row, cells, gap_in
 from align.models.base import BUILT_IN
+from align.ops.intervals import FEW
+from align.report import in_words
 
 KINDS = {
     "adapter": "A LoRA adapter",
@@ -156,7 +158,7 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
             rows.append((label, _number(metrics[key]["policy"]), _number(metrics[key]["ref"])))
     return (
         f"## Evaluation\n\nAgainst the model it started from, on {won['n']} held-out prompts; "
-        "ties count as half a win, brackets are 95 % intervals over prompts.\n\n"
+        f"ties count as half a win, brackets are 95 % intervals over prompts.{_few(won['n'])}\n\n"
         + _table(("", "this model", "start"), rows)
     )
 
@@ -312,4 +314,8 @@ def _number(value: float) -> str:
 def _interval(figure: Any) -> str:
     if not isinstance(figure, Mapping):
         return _number(figure)
-    return f"{_number(figure['value'])} [{_number(figure['low'])}, {_number(figure['high'])}]"
+    return in_words(figure, ".4g")
+
+
+def _few(n: int) -> str:
+    return f" Fewer than {FEW} prompts: the intervals say little." if n < FEW else ""

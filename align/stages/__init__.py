@@ -16,6 +16,7 @@ import yaml
 from align.config.compose import plain
 from align.config.root import Config
 from align.errors import AlignError, InputError
+from align.report import too_few
 from align.run import Base, Run, storage_error, verify_outputs
 from align.track import Tracker
 from annotate.store import Store
@@ -83,8 +84,9 @@ def perform(config: Config) -> int:
         finally:
             logging.getLogger().removeHandler(log)
             log.close()
-        for line in result.summary:
-            print(line)
+        for line in (*result.summary, too_few(result.metrics)):
+            if line:
+                print(line)
         print(run.folder)
     return 0
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
-from align.evals.pairs import held_out_figures, shuffled_bins
+from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.chunks import in_chunks
 from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
 from align.models.trunk import answered, response_logprobs
 from align.ops.losses import dpo_loss
-from align.report import Report, curves, reliability
+from align.report import Report, curves, in_words, reliability
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
@@ -83,7 +83,7 @@ def run(run: Run, config: Config) -> Result:
     gap = own - start_gap
     losses = (float(dpo_loss(of, stage.beta, stage.loss)) for of in (torch.zeros(1), gap))
     metrics = {
-        **held_out_figures([pref for pref, _ in test], gap, config.seed),
+        **held_out_figures([pref for pref, _ in test], gap),
         **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
         "dropped": dropped + dropped_test, "steps": steps, "trained_weights": trained, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
@@ -96,11 +96,9 @@ def run(run: Run, config: Config) -> Result:
     report.plot(curves(rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps")
     if stage.loss == "sigmoid":  # the other says nothing of probabilities
         bins = shuffled_bins([pref for pref, _ in test], stage.beta * gap)
-        report.plot(reliability(bins), "Predicted against observed.", "reliability plot")
+        report.plot(reliability(bins), RELIABILITY, "reliability plot")
     report.write(run.folder / "report.html")
-    accuracy = metrics["accuracy"]
-    line = f"held out: accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"
-    return Result(metrics, (line,))
+    return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}",))
 
 
 @torch.no_grad()

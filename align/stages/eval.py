@@ -18,7 +18,7 @@ from align.models.base import base_of
 from align.models.chunks import in_chunks
 from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.models.trunk import response_logprobs
-from align.report import Report, histogram_pair
+from align.report import Report, histogram_pair, in_words
 from align.rollout.engine import response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Run, resolve, write_json
@@ -30,8 +30,6 @@ from align.types import Result, Rollout
 from reward.rules import Sentiment
 
 INIT = Config().init
-FEW = 20
-"""Below so many prompts an interval over them says little, and the report says that."""
 
 
 def inputs(config: Config) -> Inputs:
@@ -97,7 +95,7 @@ def run(run: Run, config: Config) -> Result:
     kl = (logprobs["policy"] - logprobs["ref"]).tolist()
 
     samples = judged(found, answers, {who: response_texts(a, tokenizer) for who, a in answers.items()}, kl)
-    metrics = summarise(samples, config.seed) | {
+    metrics = summarise(samples) | {
         "dropped": dropped,
         "judge": Sentiment.name,
         "peak_rss_mb": peak_rss_mb(),
@@ -107,7 +105,7 @@ def run(run: Run, config: Config) -> Result:
     draw(run, config, samples, metrics, artifact.ref)
     won, risen = metrics["win_rate"], metrics["most_risen_word"]
     line = (
-        f"win rate {won['value']:.3f} [{won['low']:.3f}, {won['high']:.3f}] on {won['n']} prompts, "
+        f"win rate {in_words(won)} on {won['n']} prompts, "
         f"gold {metrics['gold']['ref']:.3f} → {metrics['gold']['policy']:.3f}, KL {metrics['kl']:.2f} nats, "
         f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}"
     )
@@ -115,8 +113,6 @@ def run(run: Run, config: Config) -> Result:
     lines = [line, told]
     if len(found) < stage.prompts:
         lines.append(f"{stage.prompts} prompts were asked for, {len(found)} are held out")
-    if len(found) < FEW:
-        lines.append(f"fewer than {FEW} prompts: the interval says little; hold out more before training")
     return Result(metrics, tuple(lines))
 
 

@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
-from align.evals.pairs import held_out_figures, shuffled_bins
+from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins
 from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
 from align.models.load import (
     adapter_config,
@@ -18,7 +18,7 @@ from align.models.load import (
     load_classifier,
     save_tokenizer,
 )
-from align.report import Report, curves, histogram_pair, reliability
+from align.report import Report, curves, histogram_pair, in_words, reliability
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
@@ -86,7 +86,7 @@ def run(run: Run, config: Config) -> Result:
     scores = each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
     gap = scores[:, 0] - scores[:, 1]
     metrics = {
-        **held_out_figures([pref for pref, _ in test], gap, config.seed),
+        **held_out_figures([pref for pref, _ in test], gap),
         "loss": float(-logsigmoid(gap).mean()), "pairs": len(train), "rankings": len(judged),
         "held_out_pairs": len(test), "dropped": dropped + dropped_test, "steps": steps, "copied_tensors": copied,
         "peak_rss_mb": peak_rss_mb(),
@@ -100,9 +100,7 @@ def run(run: Run, config: Config) -> Result:
     report = Report(f"reward: {run.manifest['name']}", f"{len(train)} pairs, from {artifact.ref}")
     report.figures_table(metrics)
     report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
-    report.plot(
-        reliability(shuffled_bins([pref for pref, _ in test], gap)), "Predicted against observed.", "reliability plot"
-    )
+    report.plot(reliability(shuffled_bins([pref for pref, _ in test], gap)), RELIABILITY, "reliability plot")
     chosen, rejected = scores[:, 0].tolist(), scores[:, 1].tolist()
     report.plot(
         histogram_pair(chosen, rejected, ("chosen", "rejected"), "score"), "Scores of held-out answers.",
@@ -110,6 +108,6 @@ def run(run: Run, config: Config) -> Result:
     )  # fmt: skip
     report.write(run.folder / "report.html")
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
-    shown = ", ".join(f"{k} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in intervals)
+    shown = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
     said = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
     return Result(metrics, (*said, f"held out: {shown}"))

@@ -14,7 +14,7 @@ from align.evals.heldout import held_out_loss
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer, save_tokenizer
-from align.report import Report, curves
+from align.report import Report, curves, few
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
@@ -83,13 +83,21 @@ def run(run: Run, config: Config) -> Result:
         save_adapter(model, run.artifact, base)
     metrics = {
         "loss_before": before, "loss_after": after, "perplexity_before": math.exp(before),
-        "perplexity_after": math.exp(after), "held_out_tokens": tokens, "trained_weights": trained, "steps": steps,
+        "perplexity_after": math.exp(after), "held_out_tokens": tokens, "held_out_rows": len(test.rows),
+        "trained_weights": trained, "steps": steps,
         "train_tokens": train.tokens, "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered,
         "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     report = Report(f"{stage.name}: {run.manifest['name']}", f"{config.method.name} on {base.id}")
     report.figures_table(metrics)
+    if scarce := few_rows(len(test.rows)):
+        report.text(scarce)
     report.plot(curves(rows, ("loss",)), "Training loss, nats a token.", "training loss over steps")
     report.write(run.folder / "report.html")
     line = f"held-out loss {before:.3f} → {after:.3f}, perplexity {math.exp(before):.1f} → {math.exp(after):.1f}"
-    return Result(metrics, (line,))
+    return Result(metrics, (line, *([scarce] if scarce else [])))
+
+
+def few_rows(n: int) -> str:
+    """What is to be said of a held-out loss over so few rows; empty where they are enough."""
+    return f"the held-out loss is over {n} rows{few(n)}, and says little" if few(n) else ""

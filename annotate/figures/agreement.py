@@ -2,11 +2,12 @@
 
 The unit is a pair of candidates of one item, in the order of their positions, and what an annotator says of it is −1
 where the first is better, 0 for a tie, +1 where the second is. Of two answers with a strength there is more: from −3
-(the first is much better) to +3. The pairs of one item depend on each other, so what is resampled is items.
+(the first is much better) to +3. The pairs of one item depend on each other, so intervals are over items.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import krippendorff
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate.figures.estimates import Estimate, Figure, Undefined, share
+from align.ops.intervals import Interval, jackknife, normal_quantile, t_quantile, wilson
+from annotate.figures.estimates import Figure, Undefined, share
 from annotate.store import Vote
 
 Level = Literal["nominal", "ordinal"]
@@ -28,8 +30,6 @@ UNANIMOUS = Undefined("unanimous")
 
 SHARED_ITEMS = 10
 """Items that two annotators must share for a kappa: of fewer it says next to nothing."""
-MOST_UNDEFINED = 0.05
-"""Share of unanimous resamples above which the others are no picture of the whole, and there is no interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,18 @@ def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], stren
 # Krippendorff's alpha
 
 
-def alpha(panels: Sequence[Panel], level: Level, seed: int = 0, resamples: int = 1000) -> Figure:
-    """Krippendorff's alpha, with a percentile interval from a bootstrap over items.
+def alpha(panels: Sequence[Panel], level: Level) -> Figure:
+    """Krippendorff's alpha, 1 − D_o/D_e, with an interval over items.
 
-    There is no interval for a single item, nor where many resamples are unanimous, which have no alpha. Source:
-    Krippendorff 2019, "Content Analysis", chapter 12; Efron and Tibshirani 1993, "An Introduction to the Bootstrap",
-    chapter 13.
+    The interval is that of ln(1 − α) by its jackknife standard error, item by item, with Student's quantile, taken back
+    to α: the ratio of two means of what is never negative is skewed, and its logarithm is less so. By simulation it
+    covers 0.94 to 0.96 at 32 items, where the percentile bootstrap covers 0.90 to 0.95 (docs/decisions.md).
+
+    Where nobody disagrees, α is 1, and the interval ends where the greatest disagreement would put it in as many items
+    as Wilson's interval of none among them leaves possible. There is no interval for a single item, nor where the items
+    but one have no α.
+
+    Source: Krippendorff 2019, "Content Analysis", chapter 12.
 
     Args:
         level: of measurement: which differences weigh more.
@@ -116,8 +122,8 @@ def alpha(panels: Sequence[Panel], level: Level, seed: int = 0, resamples: int =
         return UNANIMOUS
     counts = [(panel.values_RU[:, :, None] == domain).sum(axis=0) for panel in panels]
     value = krippendorff.alpha(value_counts=np.concatenate(counts), value_domain=domain, level_of_measurement=level)
-    low, high = _interval(np.stack([coincidences(counts_UV) for counts_UV in counts]), level, seed, resamples)
-    return Estimate(float(value), low, high, len(panels))
+    low, high = _interval(np.stack([coincidences(counts_UV) for counts_UV in counts]), level)
+    return Interval(float(value), low, high, len(panels))
 
 
 def coincidences(counts_UV: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -138,30 +144,42 @@ def alphas(coincidences_BVV: NDArray[np.float64], level: Level) -> NDArray[np.fl
     Args:
         coincidences_BVV: over the values in ascending order.
     """
-    n_BV = coincidences_BVV.sum(axis=2)
-    # The ordinal distance of two values is the number of values said between them, half of either included.
-    middle_BV = n_BV.cumsum(axis=1) - n_BV / 2
-    apart_BVV = (middle_BV[:, :, None] - middle_BV[:, None, :]) ** 2
-    if level == "nominal":
-        apart_BVV = np.broadcast_to(1 - np.eye(n_BV.shape[1]), coincidences_BVV.shape)
+    apart_BVV = distances(coincidences_BVV, level)
     observed_B = (coincidences_BVV * apart_BVV).sum(axis=(1, 2))
-    expected_B = (n_BV[:, :, None] * n_BV[:, None, :] * apart_BVV).sum(axis=(1, 2)) / (n_BV.sum(axis=1) - 1)
+    expected_B = by_chance(coincidences_BVV, apart_BVV)
     return 1 - np.divide(observed_B, expected_B, out=np.full_like(observed_B, np.nan), where=expected_B > 0)
 
 
-def _interval(
-    coincidences_IVV: NDArray[np.float64], level: Level, seed: int, resamples: int
-) -> tuple[float | None, float | None]:
-    items, values = coincidences_IVV.shape[:2]
-    # Items with the same coincidences are interchangeable: how often each sort is drawn is multinomial.
-    sorts, number = np.unique(coincidences_IVV.reshape(items, -1), axis=0, return_counts=True)
-    drawn_BS = np.random.default_rng(seed).multinomial(items, number / items, size=resamples)
-    found_B = alphas((drawn_BS @ sorts).reshape(resamples, values, values), level)
-    known = found_B[~np.isnan(found_B)]
-    if items < 2 or len(known) < (1 - MOST_UNDEFINED) * resamples:
+def distances(coincidences_BVV: NDArray[np.float64], level: Level) -> NDArray[np.float64]:
+    """How far two values are apart, squared, [B][V][V]."""
+    n_BV = coincidences_BVV.sum(axis=2)
+    if level == "nominal":
+        return np.broadcast_to(1 - np.eye(n_BV.shape[1]), coincidences_BVV.shape)
+    # The ordinal distance of two values is the number of values said between them, half of either included.
+    middle_BV = n_BV.cumsum(axis=1) - n_BV / 2
+    return (middle_BV[:, :, None] - middle_BV[:, None, :]) ** 2
+
+
+def by_chance(coincidences_BVV: NDArray[np.float64], apart_BVV: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The disagreement, summed over coincidences, that chance would give to these values, [B]."""
+    n_BV = coincidences_BVV.sum(axis=2)
+    return (n_BV[:, :, None] * n_BV[:, None, :] * apart_BVV).sum(axis=(1, 2)) / (n_BV.sum(axis=1) - 1)
+
+
+def _interval(coincidences_IVV: NDArray[np.float64], level: Level) -> tuple[float | None, float | None]:
+    items, whole_1VV = len(coincidences_IVV), coincidences_IVV.sum(axis=0, keepdims=True)
+    if items < 2:
         return None, None
-    low, high = np.quantile(known, (0.025, 0.975))
-    return float(low), float(high)
+    value = float(alphas(whole_1VV, level)[0])
+    if value >= 1:
+        apart_1VV = distances(whole_1VV, level)
+        most = wilson(0.0, items, normal_quantile(0.95))[1] * float(apart_1VV.max() * whole_1VV.sum())
+        return 1 - most / float(by_chance(whole_1VV, apart_1VV)[0]), 1.0
+    error = jackknife(alphas(whole_1VV - coincidences_IVV, level)) / (1 - value)
+    if not error > 0:  # nan among them
+        return None, None
+    factor = math.exp(min(t_quantile(items - 1) * error, 700.0))
+    return 1 - (1 - value) * factor, 1 - (1 - value) / factor
 
 
 # Others

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from align.report import COLOURS, INK, axes, render
+from align.report import COLOURS, INK, axes, few, render
 
 Format = Literal["svg", "png"]
 
@@ -80,7 +80,9 @@ def _forest(figures: Mapping[str, Any], name: str, xlabel: str, title: str, form
         colour, mark = (INK, "D") if who == "all" else (COLOURS[0], "o")
         ax.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=1.6)
         ax.plot(found["value"], place, mark, color=colour, markersize=5)
-    ax.set_yticks(range(len(rows)), [f"{who} ({found['n']:,})" for who, found in rows], parse_math=False)
+    ax.set_yticks(
+        range(len(rows)), [f"{who} ({found['n']:,}{few(found['n'])})" for who, found in rows], parse_math=False
+    )
     ax.set_xlim(0, 1)
     ax.set_ylim(max(len(rows), 5) - 0.5, -0.5)  # the first on top
     if rows:

@@ -27,18 +27,16 @@ SECONDS = (0, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 """Where the bins of the histogram of seconds per item begin; the last has no end."""
 
 
-def figures(store: Store, project: str, seed: int = 0) -> dict[str, Any]:
+def figures(store: Store, project: str) -> dict[str, Any]:
     """The project's figures: numbers, texts, None, lists and objects alone; what is undefined is a text that says why.
 
     Disagreements are those that no reviewer has settled.
 
     `totals`, `hours`, `per_day`, `seconds`, `agreement`, `position`, `length`, `people` and `disagreements`. An
-    interval is `{value, low, high, n}`, at 95 %. Votes count that stand: not retracted, their item not erased.
+    interval is `{value, low, high, n}`, at 95 %; n counts what is independent: items, or votes. Votes count that
+    stand: not retracted, their item not erased.
     Agreement, biases and disagreements are of *work*, without gold items and repeats. Simulated votes count; `totals`
     says how many there are.
-
-    Args:
-        seed: of the bootstrap behind the intervals of alpha.
 
     Raises:
         InputError: unknown project.
@@ -57,8 +55,8 @@ def figures(store: Store, project: str, seed: int = 0) -> dict[str, Any]:
             "agreement": {
                 "items": len(said),
                 "pairs": sum(panel.values_RU.shape[1] for panel in said),
-                "alpha": alpha(said, "nominal", seed),
-                "alpha_strength": alpha(strengths, "ordinal", seed) if strengths else NO_STRENGTHS,
+                "alpha": alpha(said, "nominal"),
+                "alpha_strength": alpha(strengths, "ordinal") if strengths else NO_STRENGTHS,
                 "raw": raw_agreement(said),
                 "kappas": kappas(said, strengths),
             },

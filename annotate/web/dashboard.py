@@ -13,6 +13,7 @@ import gradio
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
+from align.report import few
 from annotate.accounts import Person
 from annotate.figures import figures, people_csv, plots
 from annotate.store import Store
@@ -136,14 +137,15 @@ def said(value: Any) -> str:
     """A figure in words: an estimate with its interval and number, or why there is none."""
     if isinstance(value, Mapping):
         interval = "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
-        return f"{value['value']:.2f}{interval} ({value['n']:,})"
+        return f"{value['value']:.2f}{interval} ({value['n']:,}{few(value['n'])})"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def kappa(two: Mapping[str, Any]) -> str:
     """Of two annotators."""
-    value = two["direction"]
-    return f"{' – '.join(two['annotators'])}: {f'{value:.2f}' if isinstance(value, float) else value}"
+    value, items = two["direction"], two["items"]
+    said = f"{value:.2f}" if isinstance(value, float) else value
+    return f"{' – '.join(two['annotators'])}: {said} ({items:,}{few(items)})"
 
 
 def counted(skips: Mapping[str, int]) -> str:

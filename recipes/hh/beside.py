@@ -27,8 +27,9 @@ from trl.trainer.reward_trainer import RewardTrainer
 from align.config.root import DataConfig
 from align.data.preferences import read_preferences, split_by_group
 from align.data.sources import data_file
-from align.evals.stats import paired_bootstrap
 from align.models.load import choose_device, choose_dtype
+from align.ops.intervals import grouped, proportion
+from align.report import few, in_words
 from align.run import read_manifest
 from align.types import Preference
 
@@ -47,7 +48,8 @@ def main() -> int:
 
     began = time.monotonic()
     right = peer(manifest["base"]["path"], config, train, test)
-    theirs = paired_bootstrap(right, seed=config["seed"]).as_dict() | {"minutes": (time.monotonic() - began) / 60}
+    groups = [p.group_id or p.id for p in test]
+    theirs = proportion(grouped(groups, right)[0]).as_dict() | {"minutes": (time.monotonic() - began) / 60}
     ended, started = (datetime.fromisoformat(manifest["times"][k]) for k in ("finished", "started"))
     ours = manifest["metrics"]["accuracy"] | {"minutes": (ended - started).total_seconds() / 60}
     found = {"pairs": len(train), "align": ours, "trl": theirs}
@@ -65,7 +67,7 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     for who, key in (("`stage=reward`", "align"), ("TRL's RewardTrainer", "trl")):
         row = found[key]
-        lines.append(f"| {who} | {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | {row['minutes']:.0f} |")
+        lines.append(f"| {who} | {in_words(row)}{few(row['n'])} | {row['minutes']:.0f} |")
     return "\n".join(lines) + "\n"
 
 

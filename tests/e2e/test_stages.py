@@ -3,6 +3,7 @@ in a folder whose name has spaces, accents and parentheses. Figures mean nothing
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
+from align.config.compose import SCHEMAS
 from align.evals.comparison import read_samples, summarise
 from align.models.adapters import read_tensors
 from align.run import read_manifest
@@ -127,7 +129,7 @@ def test_ppo_publishes_what_it_trained(runs: dict[str, Path]) -> None:
 def test_the_samples_are_the_evidence_for_the_metrics(runs: dict[str, Path]) -> None:
     told = json.loads((runs["eval"] / "artifact" / "metrics.json").read_text())
     samples = read_samples(runs["eval"] / "artifact" / "samples.jsonl")
-    recomputed = summarise(samples, seed=0)
+    recomputed = summarise(samples)
     assert {k: told[k] for k in recomputed} == recomputed
     assert told["win_rate"]["n"] == len(samples) > 4
 
@@ -262,7 +264,35 @@ def test_an_export_follows_its_evaluation(shop: Workshop, runs: dict[str, Path])
 def test_few_prompts_are_said_to_be_few(shop: Workshop, runs: dict[str, Path]) -> None:
     assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['ppo']}", "stage.prompts=200") == 0
     assert "200 prompts were asked for" in shop.said
-    assert "the interval says little" in shop.said
+    assert "fewer than 20 observations, so that the interval says little: win rate (" in shop.said
+
+
+def intervals(figures: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every `{value, low, high, n}` in a run's metrics, with its name as a report has it."""
+    for key, value in figures.items() if isinstance(figures, dict) else ():
+        label = f"{name} {key}".strip().replace("_", " ")
+        yield from [(label, value)] if isinstance(value, dict) and "low" in value else intervals(value, label)
+
+
+def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: dict[str, Path]) -> None:
+    """Whatever a stage measures with an interval over fewer, its report and what it prints name it, each stage that the
+    framework has among these runs or without any figure with an interval."""
+    direct = ("data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3")
+    found = [*runs.values(), shop.run("dpo", *direct), shop.run("verify", *PPO, "init=sft:latest")]
+    assert {f.parent.name for f in found} == SCHEMAS["stage"].keys()
+    marked = set()
+    for folder in found:
+        page, said = html.unescape((folder / "report.html").read_text()), shop.told[folder]
+        for name, figure in intervals(read_manifest(folder)["metrics"]):
+            assert (figure["low"] is None) == (figure["high"] is None)
+            assert figure["low"] is None or figure["low"] < figure["high"], (folder, name)
+            if figure["n"] < 20:
+                marked.add(folder.parent.name)
+                for words in (f"{name} ({figure['n']})", "ewer than 20 observations"):
+                    assert words in page, (folder, name)
+                    assert words in said, (folder, name)
+    assert marked == {"reward", "dpo", "eval"}
+    assert "over 10 rows, fewer than 20" in shop.told[runs["sft"]]  # no interval, but a figure over few
 
 
 def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:

@@ -33,10 +33,11 @@ class Workshop:
 
     def __init__(self, root: Path, data: Path, *given: str) -> None:
         self.root, self.data, self.given = root, data, given
-        self.said = ""
+        self.said, self.told = "", dict[Path, str]()
 
     def status(self, *arguments: str) -> int:
-        """The exit status of one command; what it printed is kept in `said`."""
+        """The exit status of one command; what it printed is kept in `said`, and of a run that
+        ended well in `told`."""
         out = io.StringIO()
         with redirect_stdout(out), redirect_stderr(out):
             status = main([*arguments, *self.given, *SHORT, f"run.root={self.root}"])
@@ -49,6 +50,7 @@ class Workshop:
         assert self.status(f"stage={stage}", *where, *arguments) == 0, self.said
         folder = Path(self.said.splitlines()[-1])
         assert folder.parent == self.root / stage
+        self.told.setdefault(folder, self.said)
         return folder
 
     @property

@@ -39,7 +39,7 @@ def test_summary_by_hand():
         {"gold_policy": 0.0, "ended_ref": True, "ended_policy": False, "kl": 4.0},
         {"policy": "yes", "gold_policy": 1.0},
     )
-    found = summarise(samples, seed=0)
+    found = summarise(samples)
     assert list(found) == [
         *("win_rate", "gold", "kl", "kl_interval", "length", "distinct1", "distinct2", "repetition"),
         *("most_risen_word", "eos_rate"),
@@ -60,14 +60,17 @@ def test_summary_by_hand():
 
 
 def test_a_policy_against_itself_wins_half():
-    found = summarise(answers(*[{"gold_policy": 0.25, "kl": 0.0}] * 5), seed=0)
-    assert found["win_rate"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 5}
+    found = summarise(answers(*[{"gold_policy": 0.25, "kl": 0.0}] * 5))
+    won = found["win_rate"]
+    assert (won["value"], won["n"]) == (0.5, 5)
+    assert 0.1 < won["low"] < 0.4 < 0.6 < won["high"] < 0.9  # five ties do not prove that nothing else can happen
+    assert found["kl_interval"] == {"value": 0.0, "low": None, "high": None, "n": 5}
     assert found["kl"] == 0
 
 
 def test_answers_to_one_prompt_are_one_piece_of_evidence():
     many = [replace(FIRST, prompt_id="p0")] * 9 + [replace(FIRST, prompt_id="p1", gold_policy=0.0, kl=5.0)]
-    found = summarise(many, seed=0)
+    found = summarise(many)
     assert found["kl"] == 4  # (3 + 5) / 2, not nine parts of ten at 3
     assert found["kl_interval"]["n"] == 2
     assert found["win_rate"]["n"] == 2
@@ -89,9 +92,8 @@ def test_samples_on_disk_give_the_same_figures_again(tmp_path: Path):
     ]
     path = write_samples(tmp_path / "samples.jsonl", samples)
     assert read_samples(path) == samples
-    metrics = json.loads(json.dumps(summarise(samples, seed=7)))
-    assert summarise(read_samples(path), seed=7) == metrics
-    assert summarise(samples, seed=8)["gold"] != metrics["gold"]
+    metrics = json.loads(json.dumps(summarise(samples)))
+    assert summarise(read_samples(path)) == metrics
     assert [p.name for p in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
@@ -130,4 +132,4 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
 
 def test_nothing_to_summarise():
     with pytest.raises(ValueError, match="no samples"):
-        summarise([], seed=0)
+        summarise([])

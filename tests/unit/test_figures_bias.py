@@ -8,9 +8,9 @@ import random
 import pytest
 from votes import voted
 
-from align.report import wilson_interval
+from align.ops.intervals import Interval, normal_quantile, proportion, wilson
 from annotate.figures.bias import length_bias, position_bias
-from annotate.figures.estimates import NOTHING, ONE_SIDED, Estimate, log_odds, share
+from annotate.figures.estimates import NOTHING, ONE_SIDED, log_odds, share
 from annotate.orders import shown_order
 
 
@@ -34,25 +34,31 @@ def votes_of(rng: random.Random, number: int, k: int, follow: float, annotator: 
 def test_a_share_of_single_trials_has_wilsons_interval():
     """By hand, z = 1.96: (0.8 + z²/20 ± z √(0.016 + z²/400)) / (1 + z²/10)."""
     found = share([1] * 8 + [0] * 2, [1] * 10)
-    assert found == Estimate(0.8, pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4), 10)
-    assert (found.low, found.high) == pytest.approx(wilson_interval(8, 10))
+    assert found == Interval(0.8, pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4), 10)
 
 
 def test_dependent_trials_count_for_fewer():
-    """Four clusters of three, all or none: deff = (4/3 · 9/144) / (0.25/11) = 11/3."""
+    """Four clusters of three, all or none, are four trials and no twelve; n counts clusters."""
     found = share([3, 0, 3, 0], [3, 3, 3, 3])
-    assert (found.low, found.high) == pytest.approx(wilson_interval(18 / 11, 36 / 11))
-    assert found.n == 12
+    assert found == proportion([1, 0, 1, 0])
+    assert found.n == 4
 
 
-def test_trials_that_balance_within_clusters_count_for_no_more_than_they_are():
+def test_clusters_count_for_as_much_as_they_have_trials():
+    found = share([1, 3], [1, 6])
+    assert found == proportion([1, 0.5], [1, 6])
+    assert found.value == pytest.approx(4 / 7)
+
+
+def test_trials_that_balance_within_clusters_still_have_an_interval():
+    """Four clusters of one and one: by hand φ = 0.2 / (4·¼ + 0.2), and t(3) = 3.1824."""
     found = share([1, 1, 1, 1], [2, 2, 2, 2])
-    assert (found.low, found.high) == pytest.approx(wilson_interval(4, 8))
+    assert (found.low, found.high) == pytest.approx(wilson(0.5, 4 * 6, 3.1824463))
 
 
-def test_where_dependence_cannot_be_told_a_cluster_counts_once():
-    assert (share([3, 3], [3, 3]).low, share([2], [3]).low) == pytest.approx(
-        (wilson_interval(2, 2)[0], wilson_interval(2 / 3, 1)[0])
+def test_unanimous_clusters_count_once_each():
+    assert (share([3, 3], [3, 3]).low, share([2], [2]).low) == pytest.approx(
+        (wilson(1, 2, normal_quantile(0.95))[0], wilson(1, 1, normal_quantile(0.95))[0])
     )
 
 
@@ -62,8 +68,8 @@ def test_clusters_without_trials_do_not_count():
 
 
 def test_log_odds():
-    found = log_odds(Estimate(0.75, 0.5, 0.9, 8))
-    assert found == Estimate(pytest.approx(math.log(3)), pytest.approx(0.0), pytest.approx(math.log(9)), 8)
+    found = log_odds(Interval(0.75, 0.5, 0.9, 8))
+    assert found == Interval(pytest.approx(math.log(3)), pytest.approx(0.0), pytest.approx(math.log(9)), 8)
     assert log_odds(share([2], [2])) == log_odds(share([0], [2])) == ONE_SIDED
     assert log_odds(NOTHING) == NOTHING
 
@@ -77,7 +83,8 @@ def test_the_interval_covers_the_share(k, follow):
         found = position_bias(votes_of(rng, 60, k, follow)).share
         truth = 0.5 + follow / 2
         covered += found.low <= truth <= found.high
-        low, high = wilson_interval(found.value * found.n, found.n)
+        pairs = found.n * k * (k - 1) // 2
+        low, high = wilson(found.value, pairs, normal_quantile(0.95))
         naive += low <= truth <= high
     assert 0.92 <= covered / 300 <= 0.985
     if k == 5:
@@ -136,8 +143,7 @@ def test_who_judges_the_same_item_sees_the_same_lengths():
     votes = [voted(f"i{n}", "0>1" if n % 2 else "1>0", who) for n in range(20) for who in ("ann", "bob", "cat")]
     lengths = {f"i{n}-{k}": 5 - k for n in range(20) for k in (0, 1)}
     found = length_bias(votes, lengths).share
-    assert found.n == 60
-    assert found.high - found.low > 0.9 * (lambda low, high: high - low)(*wilson_interval(10, 20))
+    assert found == proportion([1, 0] * 10)
 
 
 def test_no_votes_have_no_bias():

@@ -131,7 +131,7 @@ def test_the_table_says_what_the_rows_say(store):
     ann, bot = table(people_csv(store, "p"))
     assert (ann["identity"], ann["rankings"], ann["simulated"], ann["skips_unsure"]) == ("ann", "1", "False", "0")
     assert (ann["position"], ann["position_n"], ann["position_log_odds"]) == (
-        "1.0", "3", "undefined (always the same side)",
+        "1.0", "1", "undefined (always the same side)",
     )  # fmt: skip
     low = share([3], [3]).low
     assert float(ann["position_low"]) == pytest.approx(low)

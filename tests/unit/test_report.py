@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from align.errors import StorageError
+from align.ops.calibration import calibration_bins
 from align.report import (
     Report,
     bars,
-    calibration_bins,
     curves,
     format_figure,
     histogram_pair,
     reliability,
     render,
-    wilson_interval,
+    too_few,
 )
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(1)">"\' onload=\'x'
@@ -132,6 +132,20 @@ def test_figures_are_flattened_and_formatted():
     assert words[words.index("length ref") + 1] == "3"
 
 
+def test_few_observations_are_said_to_be_few():
+    figures = {
+        "win_rate": {"value": 1.0, "low": 0.7, "high": 1.0, "n": 19},
+        "gold": {"difference": {"value": 0.5, "low": None, "high": None, "n": 3}},
+        "enough": {"value": 0.5, "low": 0.3, "high": 0.7, "n": 20},
+    }
+    words = Page(Report("r").figures_table(figures).html()).words
+    assert words[words.index("win rate") + 1] == "1 [0.7, 1] (n=19, fewer than 20)"
+    assert words[words.index("gold difference") + 1] == "0.5 (no interval) (n=3, fewer than 20)"
+    assert words[words.index("enough") + 1] == "0.5 [0.3, 0.7] (n=20)"
+    assert "Fewer than 20 observations, so that the interval says little: win rate (19), gold difference (3)." in words
+    assert too_few({"enough": figures["enough"]}) == ""
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -178,34 +192,6 @@ def test_a_dollar_in_a_label_is_a_dollar():
     assert all(render(figure).rstrip().endswith(b"</svg>") for figure in figures)
 
 
-def test_wilson_interval_by_hand():
-    # n = 10, 8 successes, z = 1.959964: Wilson's interval is published as (0.4902, 0.9433).
-    low, high = wilson_interval(8, 10)
-    assert (low, high) == (pytest.approx(0.49016, abs=1e-5), pytest.approx(0.94331, abs=1e-5))
-    # None of n: 0 to z²/(n + z²).
-    assert wilson_interval(0, 10) == (0.0, pytest.approx(3.841459 / 13.841459, abs=1e-6))
-    low, high = wilson_interval(10, 10)
-    assert (low, high) == (pytest.approx(10 / 13.841459, abs=1e-6), 1.0)
-    for n in range(1, 200):  # rounding never puts the share outside its own interval, which a plot could not draw
-        assert wilson_interval(0, n)[0] == 0
-        assert wilson_interval(n, n)[1] == 1
-    with pytest.raises(ValueError, match="no share"):
-        wilson_interval(3, 2)
-
-
-def test_calibration_bins_by_hand():
-    bins = calibration_bins([0.05, 0.15, 0.85, 1.0, 0.9], [0, 1, 1, 0.5, 1], bins=2)
-    assert [b.count for b in bins] == [2, 3]
-    assert [b.predicted for b in bins] == [pytest.approx(0.1), pytest.approx(2.75 / 3)]
-    assert [b.observed for b in bins] == [0.5, pytest.approx(2.5 / 3)]
-    assert (bins[0].low, bins[0].high) == wilson_interval(1, 2)
-    assert len(calibration_bins([0.99], [1])) == 1  # empty bins are left out
-    with pytest.raises(ValueError, match="within"):
-        calibration_bins([1.2], [1])
-    with pytest.raises(ValueError, match="outcomes"):
-        calibration_bins([0.5], [])
-
-
 def test_bins_of_integers_hold_the_same_number_of_them():
     """24 equal bins over 2 to 24 would leave empty stripes."""
     first, second = list(range(2, 25)), [2, 2, 24]
@@ -235,3 +221,13 @@ def test_plots_draw_their_numbers():
     assert ax.patches[0].get_height() == 0.6
     (whisker,) = ax.collections[0].get_segments()
     assert [tuple(p) for p in whisker] == [(0, pytest.approx(0.5)), (0, pytest.approx(0.8))]
+
+
+def test_intervals_are_put_into_words_in_one_place():
+    """Who writes out the ends of one may forget to say that few observations are behind it."""
+    root = Path(__file__).resolve().parents[2]
+    sources = [p for folder in ("align", "annotate", "recipes") for p in (root / folder).rglob("*.py")]
+    wrote = {
+        str(p.relative_to(root)) for p in sources if re.search(r"\{\w*\[?[\"']?low[\"']?\]?:", p.read_text("utf-8"))
+    }
+    assert wrote == {"align/report.py", "annotate/web/dashboard.py"}

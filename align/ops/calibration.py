@@ -1,0 +1,57 @@
+"""Predicted probabilities beside what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from align.ops.intervals import grouped, proportion
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Predictions that fell between two edges, and what came of them.
+
+    Attributes:
+        predicted: mean predicted probability in the bin.
+        observed: share that came true.
+        low, high: the 95 % interval of that share.
+        count: predictions in the bin.
+    """
+
+    predicted: float
+    observed: float
+    low: float
+    high: float
+    count: int
+
+
+def calibration_bins(
+    predicted: Sequence[float], outcomes: Sequence[float], groups: Sequence[str] | None = None, bins: int = 10
+) -> list[Bin]:
+    """Group predictions into equal widths of [0, 1]; empty bins are left out.
+
+    Args:
+        predicted: P(the first of the pair wins), in [0, 1].
+        outcomes: 1 where it won, 0 where it lost, ½ for a tie. The order within a pair must be drawn without looking at
+            the label: with the chosen answer always first every outcome is 1, and the plot says nothing.
+        groups: those of one ranking share a name, for they depend on each other; without, none do.
+
+    Raises:
+        ValueError: lengths differ, or a value lies outside [0, 1].
+    """
+    if len(predicted) != len(outcomes):
+        raise ValueError(f"{len(predicted)} predictions for {len(outcomes)} outcomes")
+    members: list[list[tuple[float, float, str]]] = [[] for _ in range(bins)]
+    for p, y, name in zip(predicted, outcomes, groups or map(str, range(len(outcomes))), strict=True):
+        if not (0 <= p <= 1 and 0 <= y <= 1):
+            raise ValueError(f"prediction {p} with outcome {y} is not within [0, 1]")
+        members[min(int(p * bins), bins - 1)].append((p, y, name))  # p = 1 belongs to the last bin
+    result = []
+    for group in filter(None, members):
+        ps, ys, names = zip(*group, strict=True)
+        share = proportion(*grouped(names, ys))
+        assert share.low is not None  # a share always has an interval
+        assert share.high is not None
+        result.append(Bin(sum(ps) / len(ps), share.value, share.low, share.high, len(group)))
+    return result

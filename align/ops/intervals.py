@@ -1,0 +1,198 @@
+"""95 % intervals of shares and of means over independent observations: pure functions, without torch.
+
+An *observation* is what was drawn independently of the others: a prompt, a ranking, an item. Several answers to one
+prompt, or the pairs of one ranking, are one observation, whose value is their mean.
+
+A share has Wilson's score interval at an effective number of observations (`proportion`), a mean has one by its
+standard error and Student's t (`mean`). How often they cover is tested in `tests/unit/test_intervals.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FEW = 20
+"""Below so many observations an interval says little, and whoever shows it says that."""
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
+PRIOR = 0.2
+"""What draws the dispersion of a share towards 1, as a variance summed over observations. Chosen by simulation: without
+it, 32 clusters of six at p = 0.95 with a correlation of 0.6 within clusters cover 0.89; with it 0.97. Twice as much
+covers 0.99 where there is no correlation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure and where it plausibly lies.
+
+    Attributes:
+        value: the estimate.
+        low, high: the ends of its interval; None where the data bear none.
+        n: independent observations behind it.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `{value, low, high, n}` of manifests and `metrics.json`."""
+        return asdict(self)
+
+
+def proportion(values: ArrayLike, weights: ArrayLike | None = None, level: float = 0.95) -> Interval:
+    """A mean of observations that lie within [0, 1], with Wilson's interval at the effective number of observations.
+
+    With weights w, p = Σ w·x / Σ w, and its variance over observations is Σ w²·(x − p)² / (Σ w)². Were each x 0 or 1,
+    it would be p(1−p)·Σ w² / (Σ w)². The ratio of the two is the dispersion φ, and the effective number is n_w / φ
+    with n_w = (Σ w)² / Σ w² (Kish): n where all is 0 or 1, up to n·m where observations are means of m independent
+    trials, and more where most are ties at ½.
+
+    Near p = 0 and 1 few observations tell φ, and where all are equal none does. So it is drawn towards 1:
+    φ̃ = (n·p(1−p)·φ + `PRIOR`) / (n·p(1−p) + `PRIOR`). Observations that are all equal then still have an interval.
+
+    The normal quantile belongs to single trials, whose variance follows from p. Elsewhere φ is estimated, and the
+    quantile is Student's with n_w − 1 degrees of freedom.
+
+    Sources: Wilson 1927, "Probable inference, the law of succession, and statistical inference"; Korn and Graubard
+    1998, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
+    data" (the effective number); Franco, Little, Louis and Slud 2019, "Comparative study of confidence intervals for
+    proportions in complex sample surveys" (Wilson's interval with it).
+
+    Args:
+        values: one number an observation, shape [n]: 0 or 1, ½ for a tie, or a mean of such.
+        weights: what each counts for, above 0, such as its number of trials; without, all count alike.
+
+    Raises:
+        ValueError: no values, one outside [0, 1] or not finite, or a weight that is not above 0.
+    """
+    x = _observations(values)
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError(f"values from {x.min()} to {x.max()} are no shares")
+    w = np.ones(x.size) if weights is None else _weights(weights, x.size)
+    p = min(float(x.max()), max(float(x.min()), float(w @ x) / float(w.sum())))  # whatever the rounding
+    kish = float(w.sum()) ** 2 / float(w @ w)
+    trials = bool(np.all((x == 0) | (x == 1))) and bool(np.all(w == w[0]))
+    spread = x.size * p * (1 - p)
+    found = float(w**2 @ (x - p) ** 2) / float(w @ w) * x.size
+    dispersion = (found + PRIOR) / (spread + PRIOR)
+    quantile = normal_quantile(level) if trials else t_quantile(max(1.0, kish - 1), level)
+    low, high = wilson(p, kish / dispersion, quantile)
+    return Interval(p, low, high, x.size)
+
+
+def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
+    """Wilson's score interval of a share p of n: (p + q²/2n ± q √(p(1−p)/n + q²/4n²)) / (1 + q²/n).
+
+    It never leaves [0, 1], and has width at 0 and at 1, where the normal approximation has none.
+
+    Args:
+        n: need not be whole.
+        quantile: two-sided, such as 1.96.
+    """
+    square = quantile * quantile
+    centre = p + square / (2 * n)
+    spread = quantile * math.sqrt(p * (1 - p) / n + square / (4 * n * n))
+    scale = 1 + square / n
+    # At p = 0 and p = 1 rounding may step a hair past the share itself, or outside the unit interval.
+    return max(0.0, min(p, (centre - spread) / scale)), min(1.0, max(p, (centre + spread) / scale))
+
+
+def mean(values: ArrayLike, level: float = 0.95) -> Interval:
+    """The mean of n observations with its interval x̄ ± t(n−1) · s/√n.
+
+    A single observation, or several that are all equal, say nothing of how far others lie: there is no interval.
+    Source: Student 1908, "The probable error of a mean"; with one number a cluster this is the cluster-robust standard
+    error (Miller 2024, "Adding error bars to evals").
+
+    Args:
+        values: one number an observation, shape [n].
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+    """
+    x = _observations(values)
+    value = float(x.mean())
+    if x.min() == x.max():
+        return Interval(float(x[0]), None, None, x.size)
+    half = t_quantile(x.size - 1, level) * float(x.std(ddof=1)) / math.sqrt(x.size)
+    return Interval(value, value - half, value + half, x.size)
+
+
+def jackknife(left_out: ArrayLike) -> float:
+    """The standard error √((n−1)/n · Σ (θ₍ᵢ₎ − θ̄)²) of a smooth statistic θ of n observations; nan where it is
+    undefined without one of them.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 11.
+
+    Args:
+        left_out: the statistic without each observation in turn, shape [n].
+    """
+    without = np.asarray(left_out, dtype=np.float64)
+    n = without.size
+    return math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+
+
+def grouped(ids: Sequence[str], values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Observations of values that are not independent: the mean of each id's, and how many it has, in order of first
+    appearance; two arrays of shape [n]."""
+    place = {id: i for i, id in enumerate(dict.fromkeys(ids))}
+    at = np.array([place[id] for id in ids], dtype=np.int64)
+    sizes = np.bincount(at, minlength=len(place))
+    return np.bincount(at, weights=np.asarray(values, dtype=np.float64), minlength=len(place)) / sizes, sizes
+
+
+def normal_quantile(level: float) -> float:
+    """q with P(|Z| ≤ q) = level."""
+    _check(level)
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(df: float, level: float = 0.95) -> float:
+    """q with P(|T| ≤ q) = level, for Student's t with `df` ≥ 1 degrees of freedom, whole or not.
+
+    With t = √df · tan θ, P(|T| ≤ t) = 2c ∫₀^θ cos^(df−1), c = Γ((df+1)/2) / (√π Γ(df/2)). That is increasing and
+    concave in θ, so that Newton's steps from 0 approach the root from below and never pass it.
+    """
+    _check(level)
+    if df < 1:
+        raise ValueError(f"{df} degrees of freedom are fewer than 1")
+    scale = 2 * math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
+    theta = 0.0
+    for _ in range(100):
+        covered = scale * theta / 2 * float(WEIGHTS @ np.cos(theta / 2 * (NODES + 1)) ** (df - 1))
+        step = (level - covered) / (scale * math.cos(theta) ** (df - 1))
+        theta += step
+        if abs(step) <= 1e-15 * theta:
+            break
+    return math.sqrt(df) * math.tan(theta)
+
+
+def _check(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is not between 0 and 1")
+
+
+def _observations(values: ArrayLike) -> NDArray[np.float64]:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"expected one number an observation and at least one, got shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"observation {int(np.flatnonzero(~np.isfinite(x))[0])} has a value that is not finite")
+    return x
+
+
+def _weights(weights: ArrayLike, n: int) -> NDArray[np.float64]:
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (n,) or not np.isfinite(w).all() or w.min() <= 0:
+        raise ValueError(f"expected {n} weights above 0")
+    return w

@@ -1,0 +1,250 @@
+"""Intervals cover what they claim: single proportions by summing over every outcome, clusters by simulation with its
+Monte Carlo error; t quantiles beside printed tables; nothing of width zero."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from align.ops.intervals import (
+    FEW,
+    Interval,
+    grouped,
+    jackknife,
+    mean,
+    normal_quantile,
+    proportion,
+    t_quantile,
+    wilson,
+)
+
+LOWEST, HIGHEST = 0.92, 0.985
+"""Between these lies how often an interval at 95 % covers, from 32 observations on."""
+DRAWS = 2500
+SHARES = (0.5, 0.8, 0.95)
+
+
+def covers(found: Interval, truth: float) -> bool:
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.high
+    return found.low <= truth <= found.high
+
+
+def assert_covered(hits: int, draws: int = DRAWS, highest: float = HIGHEST) -> None:
+    """The share lies within the bounds, give or take three standard errors of the simulation."""
+    share = hits / draws
+    error = 3 * math.sqrt(share * (1 - share) / draws)
+    assert LOWEST - error <= share <= highest + error, f"{share:.3f} ± {error:.3f}"
+
+
+# Single proportions, exactly
+
+
+@pytest.mark.parametrize("p", SHARES)
+def test_a_single_proportion_is_covered_by_enumeration(p: float) -> None:
+    """Σ over k of the binomial probability of each k whose interval holds p; for every n from 32 to 400."""
+    for n in range(32, 401):
+        covered = sum(
+            math.comb(n, k) * p**k * (1 - p) ** (n - k)
+            for k in range(n + 1)
+            if covers(proportion([1.0] * k + [0.0] * (n - k)), p)
+        )
+        assert LOWEST <= covered <= HIGHEST, (n, covered)
+
+
+def test_wilson_by_hand() -> None:
+    # 8 of 10, z = 1.959964: published as (0.4902, 0.9433); none of 10: 0 to z²/(n + z²).
+    found = proportion([1] * 8 + [0] * 2)
+    assert (found.value, found.n) == (0.8, 10)
+    assert (found.low, found.high) == (pytest.approx(0.49016, abs=1e-5), pytest.approx(0.94331, abs=1e-5))
+    assert proportion([0] * 10).high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
+    assert proportion([1] * 8).low == pytest.approx(0.6756, abs=1e-4)
+    for n in range(1, 200):  # rounding never puts the share outside its own interval, which a plot could not draw
+        assert wilson(0.0, n, 1.96)[0] == 0
+        assert wilson(1.0, n, 1.96)[1] == 1
+
+
+def test_a_narrower_level_has_a_narrower_interval() -> None:
+    wide, narrow = (proportion([1] * 8 + [0] * 2, level=level) for level in (0.95, 0.5))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+# Clusters, by simulation
+
+SIZES = {
+    "equal": lambda rng, n: np.full(n, 6),
+    "unequal": lambda rng, n: rng.integers(1, 9, n),
+    "skewed": lambda rng, n: rng.geometric(0.25, n),
+}
+
+
+def shares_of(rng: np.random.Generator, p: float, correlation: float, sizes: np.ndarray) -> np.ndarray:
+    """The share of each cluster's trials that succeed: beta-binomial with mean p and this correlation within."""
+    if correlation == 0:
+        return rng.binomial(sizes, p) / sizes
+    total = 1 / correlation - 1
+    return rng.binomial(sizes, rng.beta(p * total, (1 - p) * total, len(sizes))) / sizes
+
+
+@pytest.mark.parametrize("p", SHARES)
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("weighted", [False, True], ids=["mean of means", "share of all trials"])
+def test_shares_of_clusters_are_covered(p: float, sizes: str, weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    for n, correlation in ((32, 0.0), (32, 0.1), (32, 0.3), (32, 0.6), (32, 0.9), (64, 0.0), (64, 0.6)):
+        hits = 0
+        for _ in range(DRAWS):
+            m = SIZES[sizes](rng, n)
+            hits += covers(proportion(shares_of(rng, p, correlation, m), m if weighted else None), p)
+        assert_covered(hits)
+
+
+@pytest.mark.parametrize("p", SHARES)
+@pytest.mark.parametrize("ties", [0.1, 0.5, 0.7, 0.9])
+def test_win_rates_with_ties_are_covered(p: float, ties: float) -> None:
+    """Wins, ties at ½ and losses, one a prompt; as many ties as a rate of p leaves room for."""
+    rng = np.random.default_rng(1)
+    tied = min(ties, 2 * (1 - p))
+    for n in (32, 64, 256):
+        chances = (p - tied / 2, tied, 1 - p - tied / 2)
+        hits = sum(covers(proportion(rng.choice((1.0, 0.5, 0.0), n, p=chances)), p) for _ in range(DRAWS))
+        # Of three prompts that are no ties, nothing can be said at exactly 95 %: such intervals cover more.
+        assert_covered(hits, highest=HIGHEST if n * (1 - tied) > 5 or p > 0.5 else 1.0)
+
+
+def test_counting_dependent_trials_as_independent_would_not_cover() -> None:
+    """What the clusters are for: 64 prompts with 4 answers each are no 256 prompts."""
+    rng, hits = np.random.default_rng(2), 0
+    for _ in range(DRAWS):
+        p = float(shares_of(rng, 0.8, 0.6, np.full(64, 4)).mean())
+        low, high = wilson(p, 256, normal_quantile(0.95))
+        hits += low <= 0.8 <= high
+    assert hits / DRAWS < 0.85
+
+
+@pytest.mark.parametrize("draw", ["normal", "exponential", "uniform"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_means_over_clusters_are_covered(draw: str, sizes: str) -> None:
+    """A prompt's own level and its answers' noise about it, of one variance each; the truth is the levels' mean."""
+    rng = np.random.default_rng(3)
+    make = {
+        "normal": lambda n: rng.normal(2, 1, n),
+        "exponential": lambda n: rng.exponential(1, n) + 1,
+        "uniform": lambda n: rng.uniform(2 - math.sqrt(3), 2 + math.sqrt(3), n),
+    }[draw]
+    for n in (32, 128):
+        hits = 0
+        for _ in range(DRAWS):
+            m = SIZES[sizes](rng, n)
+            ids = [str(i) for i in np.repeat(np.arange(n), m)]
+            values = np.repeat(make(n), m) + rng.normal(0, 1, m.sum())
+            hits += covers(mean(grouped(ids, values)[0]), 2.0)
+        assert_covered(hits)
+
+
+def test_a_mean_by_hand() -> None:
+    # 1, 2, 3, 4: mean 2.5, s² = 5/3, t(3) = 3.182446.
+    half = 3.182446 * math.sqrt(5 / 3 / 4)
+    assert mean([1, 2, 3, 4]) == Interval(2.5, pytest.approx(2.5 - half), pytest.approx(2.5 + half), 4)
+
+
+# What is unanimous
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 5, 31, 256, 10_000])
+def test_unanimous_shares_have_an_interval(value: float, n: int) -> None:
+    found = proportion([value] * n)
+    assert found.value == value
+    assert covers(found, value)
+    assert found.high - found.low > 1 / (2 * n)
+    assert covers(proportion([value] * n, list(range(1, n + 1))), value)
+
+
+def test_equal_values_of_no_known_range_have_no_interval() -> None:
+    assert mean([0.1] * 7) == Interval(0.1, None, None, 7)
+    assert mean([3.0]) == Interval(3.0, None, None, 1)
+
+
+# Quantiles
+
+
+def test_t_quantiles_of_printed_tables() -> None:
+    printed = {
+        1: (12.7062, 63.6567), 2: (4.3027, 9.9248), 3: (3.1824, 5.8409), 4: (2.7764, 4.6041), 5: (2.5706, 4.0321),
+        9: (2.2622, 3.2498), 10: (2.2281, 3.1693), 19: (2.0930, 2.8609), 30: (2.0423, 2.7500), 31: (2.0395, 2.7440),
+        60: (2.0003, 2.6603), 120: (1.9799, 2.6174),
+    }  # fmt: skip
+    for df, (at_95, at_99) in printed.items():
+        assert (t_quantile(df, 0.95), t_quantile(df, 0.99)) == (
+            pytest.approx(at_95, abs=6e-5), pytest.approx(at_99, abs=6e-5),
+        )  # fmt: skip
+
+
+def test_t_quantiles_where_they_have_a_closed_form() -> None:
+    for level in (0.1, 0.5, 0.9, 0.95, 0.999):
+        assert t_quantile(1, level) == pytest.approx(math.tan(math.pi * level / 2), rel=1e-12)
+        assert t_quantile(2, level) == pytest.approx(level * math.sqrt(2 / (1 - level**2)), rel=1e-12)
+        assert t_quantile(1e7, level) == pytest.approx(NormalDist().inv_cdf(0.5 + level / 2), rel=1e-6)
+    quantiles = [t_quantile(1 + k / 4) for k in range(200)]
+    assert quantiles == sorted(quantiles, reverse=True)
+
+
+def test_t_quantiles_are_scipys() -> None:
+    t = pytest.importorskip("scipy.stats").t
+    for df, level in itertools.product((1, 1.7, 3, 12.5, 31, 400, 1e5), (0.5, 0.8, 0.95, 0.999)):
+        assert t_quantile(df, level) == pytest.approx(t.ppf(0.5 + level / 2, df), rel=1e-9)
+
+
+# Properties
+
+
+def test_the_dispersion_of_whole_clusters_is_that_of_single_trials() -> None:
+    """Four clusters, all or none: four trials, whatever their size; without the normal quantile of equal weights."""
+    assert proportion([1, 0, 1, 0], [3, 3, 3, 3]) == proportion([1, 0, 1, 0])
+    found = proportion([1, 0, 1, 0], [1, 2, 3, 2])
+    assert found.high - found.low > proportion([1, 0, 1, 0]).high - proportion([1, 0, 1, 0]).low
+
+
+def test_order_and_the_scale_of_weights_do_not_matter() -> None:
+    values, weights = np.array([0.5, 1, 0, 0.25]), np.array([2, 1, 3, 4])
+    found, turned = proportion(values, weights), proportion(values[::-1], weights[::-1] * 7.0)
+    assert (found.value, found.low, found.high) == pytest.approx((turned.value, turned.low, turned.high))
+    opposite = proportion(1 - values, weights)
+    assert (1 - opposite.high, 1 - opposite.low) == pytest.approx((found.low, found.high))
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    x = np.array([1.0, 4.0, 2.0, 8.0])
+    assert jackknife((x.sum() - x) / 3) == pytest.approx(x.std(ddof=1) / 2)
+    assert math.isnan(jackknife([1.0, math.nan]))
+
+
+def test_observations_in_order_of_appearance() -> None:
+    means, sizes = grouped(["b", "a", "b"], [1, 5, 2])
+    assert (means.tolist(), sizes.tolist()) == ([1.5, 5], [2, 1])
+
+
+@pytest.mark.parametrize("values", [[], [[0.5]], [0.5, math.nan], [math.inf]])
+def test_what_is_no_observation_is_refused(values: list) -> None:
+    for of in (proportion, mean):
+        with pytest.raises(ValueError, match=r"observation|finite"):
+            of(values)
+
+
+def test_what_is_no_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="no shares"):
+        proportion([0.5, 1.5])
+    for weights in ([1.0], [1.0, 0.0], [1.0, math.nan]):
+        with pytest.raises(ValueError, match="weights"):
+            proportion([0, 1], weights)
+    with pytest.raises(ValueError, match="level"):
+        mean([1, 2], level=1.0)
+    with pytest.raises(ValueError, match="degrees of freedom"):
+        t_quantile(0.5)
+    assert FEW == 20
