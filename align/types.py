@@ -79,6 +79,7 @@ class Preference:
         group_id: pairs from one ranking share it and never straddle a split.
         margin: how much better, in the annotator's units; None where nobody said.
         source: who or what judged: `human`, `simulated`, or the data set's name.
+        scorer: the name of what a simulated annotator ranked by, such as `vader`; empty where nobody said.
         chosen_ended, rejected_ended: False where sampling cut the answer at its length limit; a reward model then
             reads it as a rollout that was cut, without the token that ends a turn.
     """
@@ -96,6 +97,7 @@ class Preference:
     created_at: str = ""
     chosen_ended: bool = True
     rejected_ended: bool = True
+    scorer: str = ""
 
     def __post_init__(self) -> None:
         for name in ("prompt", "chosen", "rejected"):

@@ -108,6 +108,7 @@ def trace(vote: Vote) -> dict[str, Any]:
     return {
         "vote": vote.seq, "item": vote.item, "annotator": vote.annotator, "source": vote.source,
         "guideline_version": vote.guideline_version, "created_at": vote.created_at,
+        **({"scorer": vote.scorer} if vote.scorer else {}),
     }  # fmt: skip
 
 

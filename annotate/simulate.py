@@ -84,7 +84,7 @@ def simulate(
                 if len(gold) < len(item.candidates):
                     continue  # added since we scored: the next call's
                 tiers = noisy_tiers(gold, slope, random.Random(f"{seed}/{item.id}"))
-                judgement = Judgement(tuple(tuple(tier) for tier in tiers), source="simulated")
+                judgement = Judgement(tuple(tuple(tier) for tier in tiers), source="simulated", scorer=scorer.name)
                 store.record(project, item.id, judgement, annotator=annotator, key=f"{annotator}/{item.id}")
                 added += 1
 

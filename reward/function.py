@@ -79,6 +79,17 @@ def load_function(spec: str) -> Callable[..., Any]:
     return function
 
 
+def defined(function: Callable[..., Any]) -> tuple[Path | None, str]:
+    """The file that a function is defined in, whichever module names it, and its name there; no file of a built-in."""
+    inner = inspect.unwrap(function)
+    inner = inner if hasattr(inner, "__qualname__") else type(inner)  # an object that can be called
+    try:
+        file = inspect.getsourcefile(inner)
+    except TypeError:
+        file = None
+    return (Path(file).resolve() if file and Path(file).is_file() else None), inner.__qualname__
+
+
 def source_of(spec: str) -> Path | None:
     """The file of the module that `package.module:name` names; None where there is none, as for a built-in."""
     path = getattr(importlib.import_module(spec.partition(":")[0]), "__file__", None)

@@ -97,6 +97,10 @@ class Sentiment:
         return torch.tensor([self._compound(last_answer(c)) for c in conversations], dtype=torch.float32)
 
 
+BY_NAME: dict[str, type[Sentiment]] = {Sentiment.name: Sentiment}
+"""What a simulated annotator may rank by, by the name that its votes have."""
+
+
 def last_answer(conversation: Conversation) -> str:
     """The text of the last assistant message.
 

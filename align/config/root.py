@@ -100,7 +100,8 @@ class DataConfig:
 
 @dataclass
 class RewardConfig:
-    """Group `reward`: what PPO optimises. Its choices are in `align/config/scorers.py`."""
+    """Group `reward`: what PPO optimises, and what `stage=eval` judges by; its choices are in
+    `align/config/scorers.py`."""
 
     name: str = "learned"
 

@@ -1,4 +1,4 @@
-"""Group `reward`: what PPO optimises, one schema a choice."""
+"""Group `reward`: what PPO optimises and what `stage=eval` judges by, one schema a choice."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ class FunctionReward(RewardConfig):
             re.fullmatch(r"[\w.]+:\w+", self.fn or "") is not None, "reward.fn", self.fn or "(empty)",
             "names no function", "Write reward.fn=package.module:name.",
         )  # fmt: skip
+
+
+@dataclass
+class SentimentReward(RewardConfig):
+    """VADER's sentiment, as the rule of that name has it: what `stage=eval` judges by unless told."""
+
+    name: str = "sentiment"
 
 
 @dataclass
@@ -92,6 +99,7 @@ class SumReward(RewardConfig):
 CHOICES: dict[str, type[RewardConfig]] = {
     "learned": LearnedReward,
     "fn": FunctionReward,
+    "sentiment": SentimentReward,
     "rules": RulesReward,
     "ensemble": EnsembleReward,
     "sum": SumReward,

@@ -257,6 +257,7 @@ def _preference(
         created_at=row.label("created_at"),
         chosen_ended=row.data.get("chosen_ended") is not False,
         rejected_ended=row.data.get("rejected_ended") is not False,
+        scorer=row.label("scorer"),
     )
 
 
@@ -334,6 +335,7 @@ def _as_row(pref: Preference) -> dict[str, Any]:
     names = ("id", "group_id", "annotator", "source", "strength", "guideline_version", "created_at")
     row = {**turns, **{name: getattr(pref, name) for name in names}}
     row |= {name: False for name in ("chosen_ended", "rejected_ended") if not getattr(pref, name)}  # True is the rule
+    row |= {"scorer": pref.scorer} if pref.scorer else {}
     return row if pref.margin is None else {**row, "margin": pref.margin}
 
 

@@ -25,13 +25,13 @@ from align.types import Message
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt answered by the reference and by the policy, both scored by the gold scorer.
+    """One prompt answered by the reference and by the policy, both scored by the judge.
 
     Attributes:
         prompt_id: of the prompt in its data set; answers that share it count as one piece of evidence.
         prompt: the conversation up to the answer.
         ref, policy: the two answers, without any template.
-        gold_ref, gold_policy: the gold scorer's judgement, higher is better.
+        gold_ref, gold_policy: the judge's scores, higher is better.
         length_ref, length_policy: tokens of the answer, its stop token included.
         ended_ref, ended_policy: True where the answer ended with a stop token, False where it was cut.
         kl: one-sample estimate of the sequence KL(policy || ref) on the policy's own answer, in nats: the sum over its
@@ -86,11 +86,14 @@ class Sample:
         )
 
 
-def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
+def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     """The layout of `metrics.json`.
 
     Each figure with an interval is a mean over prompts of the prompt's mean over its answers: the win rate has
     Wilson's, the others Student's, or none where all prompts have one value.
+
+    Args:
+        role: what the judge's scores are called, `gold` or `proxy`.
 
     Returns:
         `win_rate` and `gold.difference` (policy minus reference) as `{value, low, high, n}`; `gold`, `length` (mean
@@ -116,7 +119,7 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
 
     return {
         "win_rate": won.as_dict(),
-        "gold": both(gold_ref, gold_policy) | {"difference": gained.as_dict()},
+        role: both(gold_ref, gold_policy) | {"difference": gained.as_dict()},
         "kl": kl.value,
         "kl_interval": kl.as_dict(),
         "length": both((s.length_ref for s in samples), (s.length_policy for s in samples)),

@@ -13,23 +13,25 @@ from align.evals.stats import per_prompt
 from align.ops.calibration import calibration_bins
 from align.ops.intervals import proportion
 from align.types import Conversation, Preference
-from reward.rules import Sentiment
+from reward.rules import BY_NAME
 
 RELIABILITY = "Predicted against observed, with the number of pairs; intervals are over rankings."
 """What stands under the plot of `shuffled_bins`."""
 
 
 def held_out_figures(prefs: Sequence[Preference], gap: Tensor) -> dict[str, dict[str, Any]]:
-    """Accuracy on the labels with its interval over prompts; where they are simulated also against the noiseless order,
-    and the ceiling that the noise leaves: how often the labels agree with it."""
+    """Accuracy on the labels with its interval over prompts; where one scorer is known to have made them all, with
+    noise, also against its noiseless order, and the ceiling that the noise leaves: how often the labels agree with it.
+    """
     groups = [p.group_id or p.id for p in prefs]
 
     def interval(values: list[float]) -> dict[str, Any]:
         return proportion(per_prompt(groups, values)).as_dict()
 
     figures = {"accuracy": interval((gap > 0).double().tolist())}
-    if all(p.source == "simulated" for p in prefs):
-        gold = Sentiment()
+    scorers = {p.scorer for p in prefs}
+    if len(scorers) == 1 and scorers <= BY_NAME.keys():
+        gold = BY_NAME[scorers.pop()]()
         better, worse = (
             gold.score([Conversation((*p.prompt, *getattr(p, side))) for p in prefs]) for side in ("chosen", "rejected")
         )
@@ -37,6 +39,12 @@ def held_out_figures(prefs: Sequence[Preference], gap: Tensor) -> dict[str, dict
         figures["accuracy_noiseless"] = interval(((gap > 0) == right).double().tolist())
         figures["ceiling"] = interval(right.double().tolist())
     return figures
+
+
+def simulated_by(prefs: Sequence[Preference]) -> dict[str, list[str]]:
+    """Which scorers stood in for people in what was learned from; empty where none did, or nobody said."""
+    found = sorted({p.scorer for p in prefs if p.scorer})
+    return {"simulated_by": found} if found else {}
 
 
 def shuffled_bins(prefs: Sequence[Preference], gap: Tensor) -> list:

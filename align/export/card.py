@@ -141,11 +141,12 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
         return ""
     judge = f" by {_line(facts['judge'])}" if facts.get("judge") else ""
     won = metrics["win_rate"]
-    gain = metrics["gold"]["difference"]
+    role = "proxy" if "proxy" in metrics else "gold"  # whose scores are optimised is no evidence of quality
+    scores = metrics[role]
     rows = [
-        ("win rate", _interval(won), ""),
-        (f"gold score{judge}", _number(metrics["gold"]["policy"]), _number(metrics["gold"]["ref"])),
-        ("gold difference", _interval(gain), ""),
+        ("win rate by a proxy" if role == "proxy" else "win rate", _interval(won), ""),
+        (f"{role} score{judge}", _number(scores["policy"]), _number(scores["ref"])),
+        (f"{role} difference", _interval(scores["difference"]), ""),
         ("KL from the start, nats a response", _interval(metrics.get("kl_interval", metrics["kl"])), ""),
     ]
     for key, label in (
@@ -156,9 +157,10 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
     ):
         if key in metrics:
             rows.append((label, _number(metrics[key]["policy"]), _number(metrics[key]["ref"])))
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in map(_line, metrics.get("judge_notes", ())))
     return (
         f"## Evaluation\n\nAgainst the model it started from, on {won['n']} held-out prompts; "
-        f"ties count as half a win, brackets are 95 % intervals over prompts.{_few(won['n'])}\n\n"
+        f"ties count as half a win, brackets are 95 % intervals over prompts.{_few(won['n'])}{notes}\n\n"
         + _table(("", "this model", "start"), rows)
     )
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
-from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins
+from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.chunks import in_chunks
 from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
@@ -85,7 +85,8 @@ def run(run: Run, config: Config) -> Result:
     metrics = {
         **held_out_figures([pref for pref, _ in test], gap),
         **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
-        "dropped": dropped + dropped_test, "steps": steps, "trained_weights": trained, "peak_rss_mb": peak_rss_mb(),
+        "dropped": dropped + dropped_test, "steps": steps, "trained_weights": trained,
+        "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)

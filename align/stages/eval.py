@@ -1,4 +1,4 @@
-"""An artifact against what it started from, by a judge that training never saw."""
+"""An artifact against what it started from, by a judge that it was not optimised against."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from align.config.root import Config, ModelConfig
 from align.data.chat import Prompt, encode_prompts
 from align.data.sources import data_record, prompts
 from align.errors import InputError
+from align.evals import judges
 from align.evals.comparison import Sample, summarise, write_samples
 from align.models.adapters import Policy, attach
 from align.models.base import base_of
@@ -22,12 +23,13 @@ from align.report import Report, histogram_pair, in_words
 from align.rollout.engine import response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Run, resolve, write_json
-from align.stages import Inputs
+from align.stages import Inputs, scoring
 from align.stages.lineage import BASE, adapter_folder, base_itself, find, label, same_split, start, tokenizer_of
 from align.stages.sampling import engine_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
-from reward.rules import Sentiment
+from reward.combined import comparable
+from reward.scorer import Scorer
 
 INIT = Config().init
 
@@ -36,7 +38,12 @@ def inputs(config: Config) -> Inputs:
     artifact, base = start(config, config.artifact, "artifact")
     same_split(config, artifact)
     reference = started_from(artifact, config)
-    records = {"artifact": artifact.record(), "data": data_record(config.data)}
+    root = Path(config.run.root).expanduser()
+    judge = scoring.records(config.reward, root, base, None)
+    title = judges.title(config.reward, judge)
+    of = judges.standing(artifact, judges.identities(config.reward, judge), root)
+    judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
+    records = {"artifact": artifact.record(), "data": data_record(config.data), **judge}
     if reference is not None:
         if not artifact.whole and base_of(reference, ModelConfig(), "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
@@ -94,23 +101,31 @@ def run(run: Run, config: Config) -> Result:
     }
     kl = (logprobs["policy"] - logprobs["ref"]).tolist()
 
-    samples = judged(found, answers, {who: response_texts(a, tokenizer) for who, a in answers.items()}, kl)
-    metrics = summarise(samples) | {
+    judge = judges.title(config.reward, run.inputs)
+    root = Path(config.run.root).expanduser()
+    of = judges.standing(artifact, judges.identities(config.reward, run.inputs), root)
+    made = (scoring.foreign(m, device, choose_dtype(config.dtype, device), 32) for m in scoring.models_of(run.inputs))
+    texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
+    samples = judged(scoring.built(config.reward, made), found, answers, texts, kl)
+    said = of.sentences(judge)
+    metrics = summarise(samples, of.role) | {
         "dropped": dropped,
-        "judge": Sentiment.name,
+        "judge": judge,
+        "judge_is": of.role,
+        "judge_notes": said,
         "peak_rss_mb": peak_rss_mb(),
     }
     write_samples(run.artifact / "samples.jsonl", samples)
     write_json(run.artifact / "metrics.json", metrics)
-    draw(run, config, samples, metrics, artifact.ref)
+    draw(run, config, samples, metrics, artifact.ref, said)
     won, risen = metrics["win_rate"], metrics["most_risen_word"]
     line = (
-        f"win rate {in_words(won)} on {won['n']} prompts, "
-        f"gold {metrics['gold']['ref']:.3f} → {metrics['gold']['policy']:.3f}, KL {metrics['kl']:.2f} nats, "
+        f"win rate {in_words(won)} on {won['n']} prompts by {judge}, "
+        f"{of.role} {metrics[of.role]['ref']:.3f} → {metrics[of.role]['policy']:.3f}, KL {metrics['kl']:.2f} nats, "
         f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}"
     )
     told = f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers"
-    lines = [line, told]
+    lines = [line, told, *said]
     if len(found) < stage.prompts:
         lines.append(f"{stage.prompts} prompts were asked for, {len(found)} are held out")
     return Result(metrics, tuple(lines))
@@ -138,13 +153,13 @@ def sequence_logprobs(policy: Policy, rollout: Rollout, temperature: float) -> t
 
 
 def judged(
-    found: list[Prompt], answers: dict[str, Rollout], texts: dict[str, list[str]], kl: list[float]
+    judge: Scorer, found: list[Prompt], answers: dict[str, Rollout], texts: dict[str, list[str]], kl: list[float]
 ) -> list[Sample]:
-    """Both answers to every prompt with the gold score of each."""
-    gold = {
-        who: Sentiment().score([p.conversation.answered(t) for p, t in zip(found, told, strict=True)]).tolist()
-        for who, told in texts.items()
-    }
+    """Both answers to every prompt with the judge's score of each; its learned parts are brought to one scale on the
+    reference's."""
+    told = {who: [p.conversation.answered(t) for p, t in zip(found, said, strict=True)] for who, said in texts.items()}
+    judge = comparable(judge, told["ref"], answers["ref"])
+    gold = {who: judge.score(conversations, answers[who]).tolist() for who, conversations in told.items()}
     lengths = {who: a.lengths_B.tolist() for who, a in answers.items()}
     ended = {who: a.ended_B.tolist() for who, a in answers.items()}
     return [
@@ -157,13 +172,23 @@ def judged(
     ]  # fmt: skip
 
 
-def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: str) -> None:
-    """The report: figures, distributions, and answers side by side."""
-    report = Report(f"eval: {run.manifest['name']}", f"{ref} against what it started from; judge: {Sentiment.name}")
-    report.figures_table(metrics)
+def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: str, said: list[str]) -> None:
+    """The report: what the judge is to the policy, figures, distributions, and answers side by side."""
+    role = metrics["judge_is"]
+    called = "judge" if role == "gold" else role
+    report = Report(
+        f"eval: {run.manifest['name']}", f"{ref} against what it started from; {called}: {metrics['judge']}"
+    )
+    if said:
+        report.text("\n".join(f"- {sentence}" for sentence in said))
+    report.figures_table({key: value for key, value in metrics.items() if key != "judge_notes"})
     names = ("start", "policy")
     for values, xlabel, caption in (
-        (([s.gold_ref for s in samples], [s.gold_policy for s in samples]), "gold score", "Gold score of the answers."),
+        (
+            ([s.gold_ref for s in samples], [s.gold_policy for s in samples]),
+            f"{role} score",
+            f"{role.capitalize()} score of the answers.",
+        ),
         (([s.length_ref for s in samples], [s.length_policy for s in samples]), "tokens", "Length of the answers."),
     ):
         report.plot(histogram_pair(*values, names, xlabel), caption, f"histograms of {xlabel}, start and policy")
@@ -171,5 +196,5 @@ def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: st
         ("\n".join(f"{m.role}: {m.content}" for m in s.prompt), s.ref, s.policy, s.gold_ref, s.gold_policy)
         for s in samples[: config.stage.shown]
     ]
-    report.heading("Answers side by side").table(("prompt", "start", "policy", "gold start", "gold policy"), rows)
+    report.heading("Answers side by side").table(("prompt", "start", "policy", f"{role} start", f"{role} policy"), rows)
     report.write(run.folder / "report.html")

@@ -207,7 +207,7 @@ def draw(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
 def reward_line(run: Run) -> str:
     """What the run optimised, by name."""
     refs = [record["ref"] for name, record in run.inputs.items() if name.startswith("reward")]
-    return ", ".join(refs) or "rules"
+    return ", ".join(refs) or run.manifest["identity"]["config"]["reward"]["name"]
 
 
 class Clock:

@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
-from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins
+from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
 from align.models.load import (
     adapter_config,
@@ -89,7 +89,7 @@ def run(run: Run, config: Config) -> Result:
         **held_out_figures([pref for pref, _ in test], gap),
         "loss": float(-logsigmoid(gap).mean()), "pairs": len(train), "rankings": len(judged),
         "held_out_pairs": len(test), "dropped": dropped + dropped_test, "steps": steps, "copied_tensors": copied,
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"

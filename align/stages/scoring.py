@@ -1,4 +1,4 @@
-"""What `reward=` says, as the scorer that PPO optimises."""
+"""What `reward=` says, as a scorer: what PPO optimises, or what judges."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from align.config.scorers import (
     FunctionReward,
     LearnedReward,
     RulesReward,
+    SentimentReward,
     SumReward,
     parts_of,
 )
@@ -29,8 +30,8 @@ from align.run import Artifact, Base, artifact_in, file_digest, resolve
 from align.stages.lineage import method_of, tokenizer_of
 from reward import learned
 from reward.combined import Ensemble, Sum
-from reward.function import Function, load_function, source_of
-from reward.rules import Rules, rule_of
+from reward.function import Function, defined, load_function, source_of
+from reward.rules import Rules, Sentiment, rule_of
 from reward.scorer import Scorer
 
 
@@ -46,9 +47,12 @@ def leaves(config: RewardConfig, field: str = "reward") -> Iterator[tuple[str, R
         yield f"{field}.ref" if isinstance(config, LearnedReward) else field, config
 
 
-def records(config: RewardConfig, root: Path, base: Base, method: str) -> dict[str, dict[str, Any]]:
+def records(config: RewardConfig, root: Path, base: Base, method: str | None) -> dict[str, dict[str, Any]]:
     """What the reward reads, as inputs of the run: `reward`, `reward.1`, … the reward models; `reward.fn`, … the files
     of functions.
+
+    Args:
+        method: of the policy whose base the reward models share; None where each brings its own, as a judge does.
 
     Raises:
         MissingArtifact: a reward model is not there yet; the message names the command that makes it.
@@ -59,22 +63,24 @@ def records(config: RewardConfig, root: Path, base: Base, method: str) -> dict[s
         if isinstance(leaf, LearnedReward):
             models.append(model_at(leaf.ref, root, base, method, field).record())
         elif isinstance(leaf, FunctionReward):
-            load_function(str(leaf.fn))
-            source = source_of(str(leaf.fn))
-            files.append({"ref": leaf.fn, "digest": file_digest(source) if source else str(leaf.fn)})
+            source, (file, name) = source_of(str(leaf.fn)), defined(load_function(str(leaf.fn)))
+            record = {"ref": leaf.fn, "digest": file_digest(source) if source else str(leaf.fn)}
+            # Where the function itself stands, whichever module it was named by.
+            record |= {"defined": f"{file_digest(file)}:{name}", "defined_in": f"{file}:{name}"} if file else {}
+            files.append(record)
     return {
         **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},
         **{f"reward.fn.{i}" if i else "reward.fn": r for i, r in enumerate(files)},
     }
 
 
-def model_at(ref: str, root: Path, base: Base, method: str, field: str) -> Artifact:
+def model_at(ref: str, root: Path, base: Base, method: str | None, field: str) -> Artifact:
     """A reward model. `latest` means the newest on the policy's base."""
     artifact = resolve(ref, root, base.digest if ref.endswith(":latest") else None, field)
     is_model = not artifact.whole and artifact.manifest.get("stage", "reward") == "reward"  # or a bare folder
     if not is_model:
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
-    if on_base([artifact], base):
+    if method is not None and on_base([artifact], base):
         method_of(artifact, method, field)
     return artifact
 
@@ -138,6 +144,11 @@ def scorer(
         learned.RoleReward(roles, own.index(m), size, end) if m in own else foreign(m, device, dtype, size)
         for m in models
     )
+    return built(config, made)
+
+
+def built(config: RewardConfig, made: Iterator[Scorer]) -> Scorer:
+    """The scorer of a configuration out of the reward models `made`, in the order of `leaves`."""
 
     def build(part: RewardConfig) -> Scorer:
         match part:
@@ -149,6 +160,8 @@ def scorer(
                 return Sum(tuple((weight, build(inner)) for weight, inner in parts_of(part)))
             case FunctionReward():
                 return Function(load_function(str(part.fn)), str(part.fn))
+            case SentimentReward():
+                return Sentiment()
             case RulesReward():
                 return Rules([(float(rule.get("weight", 1.0)), rule_of(rule)) for rule in part.rules])
         raise ValueError(part.name)

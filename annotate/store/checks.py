@@ -72,8 +72,10 @@ def check_judgement(connection: Connection, project: str, item: str, judgement: 
         require(
             value in choices, name, value, "is no choice here", f"Choose one of: {', '.join(filter(None, choices))}."
         )
-    for name, most in (("rationale", 100_000), ("demonstration", 100_000), ("guideline_version", 20)):
+    for name, most in (("rationale", 100_000), ("demonstration", 100_000), ("guideline_version", 20), ("scorer", 100)):
         check_text(name, getattr(judgement, name), most)
+    person = judgement.source != "simulated" and bool(judgement.scorer)
+    require(not person, "scorer", judgement.scorer, "a person has none", "Say source=simulated, or leave it out.")
     strength, seconds = judgement.strength, judgement.seconds
     good = strength is None or (type(strength) is int and 0 <= strength <= 3)
     require(good, "strength", strength, "it is none", "Give 0 to 3, or nothing.")

@@ -26,6 +26,7 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
             group_id=item.id,
             annotator=ranking.annotator,
             source=ranking.source,
+            scorer=ranking.scorer,
             margin=float(ranking.strength) if ranking.strength and len(item.candidates) == 2 else None,
             strength=ranking.strength,
             guideline_version=ranking.guideline_version,

@@ -71,6 +71,7 @@ class Judgement:
     Attributes:
         tiers: candidate ids, best tier first; ids within a tier are tied. Empty where the item was skipped.
         source: `human` or `simulated`.
+        scorer: the name of what a simulated annotator ranks by; empty of a person.
         strength: of two answers, how much better the first tier is: 1 to 3, 0 of a tie; None where nobody said.
         quality: `good` or `bad` where that was said of all answers together; else empty.
         ratings: by candidate id, a number for every attribute that was rated.
@@ -99,6 +100,7 @@ class Judgement:
     guideline_version: str = ""
     rationale: str = ""
     demonstration: str = ""
+    scorer: str = ""
 
     @property
     def kind(self) -> str:
@@ -132,6 +134,7 @@ class Judgement:
             "shown": list(self.shown),
             "seconds": self.seconds,
             "purpose": "" if self.purpose == "work" else self.purpose,
+            "scorer": self.scorer,
         }
         return said | {name: value for name, value in more.items() if value not in ("", None, [], {})}
 

@@ -292,7 +292,7 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
                     assert words in page, (folder, name)
                     assert words in said, (folder, name)
     assert marked == {"reward", "dpo", "eval"}
-    assert "over 10 rows, fewer than 20" in shop.told[runs["sft"]]  # no interval, but a figure over few
+    assert "over 11 rows, fewer than 20" in shop.told[runs["sft"]]  # no interval, but a figure over few
 
 
 def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:

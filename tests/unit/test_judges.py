@@ -1,0 +1,216 @@
+"""A judge is known by what it is: under whatever spelling, in whatever combination, however far back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.config.root import SCHEMA_VERSION
+from align.config.scorers import CHOICES, part_of
+from align.errors import InputError
+from align.evals.judges import Standing, identities, independent, standing, title
+from align.run import Artifact, Base
+from align.stages.scoring import records
+
+BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
+MODEL_A, MODEL_B = ({"ref": f"reward:{name}", "digest": name * 64, "path": f"/r/{name}/artifact"} for name in "ab")
+FUNCTION = {"ref": "mine:score", "digest": "f", "defined": "f:score", "defined_in": "/m/mine.py:score"}
+LENGTH = {"rule": "length", "low": 1, "high": 9}
+
+# Rewards as the configuration has them, with the inputs that their runs record, and what counts in each.
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
+    "learned": ({"name": "learned", "ref": "reward:a"}, {"reward": MODEL_A}, {"a"}),
+    "by path": ({"name": "learned", "ref": "/r/a"}, {"reward": MODEL_A | {"ref": "/r/a"}}, {"a"}),
+    "another": ({"name": "learned", "ref": "reward:b"}, {"reward": MODEL_B}, {"b"}),
+    "ensemble": (
+        {"name": "ensemble", "refs": ["reward:b", "reward:a"]}, {"reward": MODEL_B, "reward.1": MODEL_A}, {"a", "b"},
+    ),
+    "sum": (
+        {"name": "sum", "parts": [{"name": "rules", "rules": [LENGTH]}, {"name": "learned", "ref": "reward:a"}]},
+        {"reward": MODEL_A}, {"a", "length"},
+    ),
+    "nested": (
+        {"name": "sum", "parts": [
+            {"name": "ensemble", "refs": ["reward:b", "reward:b"]}, {"name": "fn", "fn": "mine:score"},
+            {"name": "sum", "parts": [{"name": "learned", "ref": "reward:a"}]}]},
+        {"reward": MODEL_B, "reward.1": MODEL_B, "reward.2": MODEL_A, "reward.fn": FUNCTION}, {"a", "b", "fn"},
+    ),
+    "weighs nothing": (
+        {"name": "sum", "parts": [
+            {"name": "learned", "ref": "reward:a", "weight": 0}, {"name": "learned", "ref": "reward:b"}]},
+        {"reward": MODEL_A, "reward.1": MODEL_B}, {"b"},
+    ),
+    "fn": ({"name": "fn", "fn": "mine:score"}, {"reward.fn": FUNCTION}, {"fn"}),
+    "fn by another module": (
+        {"name": "fn", "fn": "yours:mark"}, {"reward.fn": FUNCTION | {"ref": "yours:mark", "digest": "y"}}, {"fn"},
+    ),
+    "fn of an edited file": (
+        {"name": "fn", "fn": "pkg.mine:score"},
+        {"reward.fn": {"ref": "pkg.mine:score", "digest": "g", "defined": "g:score", "defined_in": "/m/mine.py:score"}},
+        {"fn"},
+    ),
+    "other fn": (
+        {"name": "fn", "fn": "mine:other"},
+        {"reward.fn": {"ref": "mine:other", "digest": "f", "defined": "f:other", "defined_in": "/m/mine.py:other"}},
+        {"other"},
+    ),
+    "rules": ({"name": "rules", "rules": [{"rule": "sentiment"}, LENGTH]}, {}, {"vader", "length"}),
+    "another range": ({"name": "rules", "rules": [LENGTH | {"high": 30}]}, {}, {"length"}),
+    "regex": ({"name": "rules", "rules": [{"rule": "regex", "pattern": "a"}]}, {}, {"regex a"}),
+    "another regex": ({"name": "rules", "rules": [{"rule": "regex", "pattern": "b"}]}, {}, {"regex b"}),
+    "json": ({"name": "rules", "rules": [{"rule": "json"}]}, {}, {"json"}),
+    "sentiment": ({"name": "sentiment"}, {}, {"vader"}),
+    "sentiment in a sum": (
+        {"name": "sum", "parts": [{"name": "rules", "rules": [{"rule": "sentiment"}]}]}, {}, {"vader"},
+    ),
+}  # fmt: skip
+
+
+def known(kind: str) -> set[str]:
+    config, inputs, _ = KINDS[kind]
+    return identities(part_of("reward", config), inputs)
+
+
+def made(
+    root: Path, stage: str, name: str, inputs: Mapping[str, Any], reward: Any = None, metrics: Any = None,
+    base: Any = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A run that is done, as far as its manifest; returns what a later run records of it."""
+    folder = root / stage / name
+    (folder / "artifact").mkdir(parents=True)
+    manifest = {
+        "schema_version": SCHEMA_VERSION, "status": "done", "stage": stage, "name": name, "inputs": dict(inputs),
+        "identity": {"config": {"reward": reward or {"name": "learned", "ref": "reward:latest"}}},
+        "metrics": metrics or {}, "base": base,
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    digest = f"{stage}/{name}"
+    return {
+        "ref": digest,
+        "path": str(folder / "artifact"),
+        "digest": digest,
+        "whole": False,
+        "stage": stage,
+        "name": name,
+    }
+
+
+def artifact(record: Mapping[str, Any]) -> Artifact:
+    folder = Path(record["path"])
+    manifest = json.loads((folder.parent / "manifest.json").read_text())
+    return Artifact(record["ref"], folder, record["digest"], BASE, False, manifest)
+
+
+def test_every_kind_of_reward_is_here() -> None:
+    assert {config["name"] for config, _, _ in KINDS.values()} == CHOICES.keys()
+
+
+@pytest.mark.parametrize(("reward", "judge"), list(product(KINDS, KINDS)))
+def test_a_judge_with_a_part_of_the_reward_is_a_proxy(tmp_path: Path, reward: str, judge: str) -> None:
+    config, inputs, counts = KINDS[reward]
+    trained = made(tmp_path, "ppo", "p", inputs, config)
+    of = standing(artifact(trained), known(judge), tmp_path)
+    assert of.proxy == (("ppo:p",) if counts & KINDS[judge][2] else ())
+    assert of.role == ("proxy" if of.proxy else "gold")
+
+
+def test_a_proxy_is_refused_unless_asked_for() -> None:
+    with pytest.raises(InputError, match=r"ppo:p, which was optimised against it") as error:
+        independent(Standing(proxy=("ppo:p",)), "vader", "ppo:p", False)
+    assert "stage.allow_proxy=true" in error.value.remedy
+    independent(Standing(proxy=("ppo:p",)), "vader", "ppo:p", True)
+    independent(Standing(votes=("reward:a",), unknown=("sft:s",)), "vader", "ppo:p", False)
+
+
+def test_what_a_policy_came_through_counts(tmp_path: Path) -> None:
+    """ppo on rules, then dpo, then an export, then ppo on a model: all of it was optimised against the rules."""
+    rules, inputs, _ = KINDS["rules"]
+    first = made(tmp_path, "ppo", "first", inputs, rules)
+    second = made(tmp_path, "dpo", "second", {"init": first})
+    exported = made(tmp_path, "export", "out", {"artifact": second})
+    last = made(tmp_path, "ppo", "last", {"init": exported, "reward": MODEL_A}, KINDS["learned"][0])
+    assert standing(artifact(last), known("sentiment"), tmp_path).proxy == ("ppo:first",)
+    assert standing(artifact(last), known("learned"), tmp_path).proxy == ("ppo:last",)
+    assert standing(artifact(last), known("another"), tmp_path) == Standing()
+
+
+def test_a_base_that_a_run_made_counts(tmp_path: Path) -> None:
+    whole = made(tmp_path, "ppo", "whole", {}, KINDS["sentiment"][0])
+    base = {"id": "x", "path": whole["path"], "revision": None, "digest": "d"}
+    adapter = made(tmp_path, "sft", "s", {"base": {"id": "x", "digest": "d"}}, base=base)
+    assert standing(artifact(adapter), known("rules"), tmp_path).proxy == ("ppo:whole",)
+    here = {"path": str(tmp_path / "ppo" / "own" / "artifact")}
+    own = made(tmp_path, "ppo", "own", {}, KINDS["json"][0], base=here)  # a whole model is its own base
+    assert standing(artifact(own), known("json"), tmp_path).proxy == ("ppo:own",)
+
+
+def test_a_reward_model_that_came_from_an_optimised_policy_is_no_policy(tmp_path: Path) -> None:
+    """The policy was optimised against what the reward model says, not against what its trunk once pleased."""
+    before = made(tmp_path, "ppo", "before", {}, KINDS["sentiment"][0])
+    reward = made(tmp_path, "reward", "r", {"init": before})
+    policy = made(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
+    assert standing(artifact(policy), known("sentiment"), tmp_path).proxy == ()
+
+
+def test_noisy_votes_leave_a_judge_a_judge(tmp_path: Path) -> None:
+    reward = made(tmp_path, "reward", "r", {}, metrics={"simulated_by": ["vader"]})
+    policy = made(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
+    of = standing(artifact(policy), known("sentiment"), tmp_path)
+    assert (of, of.role) == (Standing(votes=("reward:r",)), "gold")
+    assert of.sentences("vader") == [
+        "vader also ranked, as a simulated annotator with noise, the pairs that reward:r learned from"
+    ]
+    assert standing(artifact(policy), known("json"), tmp_path) == Standing()
+    direct = made(tmp_path, "dpo", "d", {}, metrics={"simulated_by": ["vader"]})
+    assert standing(artifact(direct), known("sentiment"), tmp_path) == Standing(votes=("dpo:d",))
+
+
+def test_what_is_gone_is_said(tmp_path: Path) -> None:
+    first = made(tmp_path / "old", "ppo", "first", {}, KINDS["sentiment"][0])
+    last = made(tmp_path / "old", "ppo", "last", {"init": first, "reward": MODEL_A}, KINDS["learned"][0])
+    (tmp_path / "old").rename(tmp_path / "new")  # with all that is in it: found by the root
+    moved = last | {"path": last["path"].replace("/old/", "/new/")}
+    assert standing(artifact(moved), known("sentiment"), tmp_path / "new").proxy == ("ppo:first",)
+    alone = standing(artifact(moved), known("sentiment"), tmp_path / "elsewhere")
+    assert alone == Standing(unknown=("ppo:first",))
+    assert "ppo:first" in alone.sentences("vader")[0]
+    bare = Artifact("hub:org/x", tmp_path, "d", BASE, False)
+    assert standing(bare, known("sentiment"), tmp_path) == Standing(unknown=("hub:org/x",))
+
+
+def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scores_here.py").write_text(
+        "import functools\n\ndef score(found):\n    return [1.0 for _ in found]\n\nalias = score\n\n"
+        "@functools.wraps(score)\ndef wrapped(found):\n    return score(found)\n\n"
+        "def other(found):\n    return [2.0 for _ in found]\n\n"
+        "class Scale:\n    def __call__(self, found):\n        return [3.0 for _ in found]\n\nscale = Scale()\n"
+    )
+    (tmp_path / "scores_there.py").write_text("from scores_here import score as mark, other, scale\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def of(spec: str) -> set[str]:
+        config = part_of("reward", {"name": "fn", "fn": spec})
+        return identities(config, records(config, tmp_path, BASE, None))
+
+    same = ["scores_here:score", "scores_here:alias", "scores_here:wrapped", "scores_there:mark"]
+    assert all(of(one) & of(two) for one, two in product(same, same))
+    assert not any(of(spec) & of("scores_here:other") for spec in same)
+    assert of("scores_there:other") & of("scores_here:other")
+    assert of("scores_there:scale") & of("scores_here:scale")
+    assert not of("scores_there:scale") & of("scores_here:other")
+    for module in ("scores_here", "scores_there"):
+        sys.modules.pop(module)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_judge_has_a_name(kind: str) -> None:
+    config, inputs, _ = KINDS[kind]
+    name = title(part_of("reward", config), inputs)
+    assert {"sentiment": "vader", "learned": "reward:a", "by path": "/r/a", "fn": "mine:score"}.get(kind, name) == name
+    assert name
