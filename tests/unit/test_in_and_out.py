@@ -279,6 +279,19 @@ def fill(store):
     return held
 
 
+def test_simulated_rankings_say_by_what_they_were_made_and_files_keep_it(store, tmp_path):
+    for n, scorer in enumerate(("vader", "")):
+        rank(store, add(store, f"run/{n}"), "0>1>2", source="simulated" if scorer else "human", scorer=scorer)
+    export(store, "p", tmp_path, allow_simulated=True)
+    for name in ("preferences.jsonl", "implicit.jsonl", "rankings.jsonl"):
+        read = read_preferences(tmp_path / name)
+        assert [(p.source, p.scorer) for p in read] == [("simulated", "vader")] * 3 + [("human", "")] * 3, name
+    ledger = (tmp_path / "ledger.jsonl").read_text()
+    assert ledger.count("vader") == 1
+    with pytest.raises(InputError, match="a person has none"):
+        rank(store, add(store, "run/2"), "0>1>2", scorer="vader")
+
+
 def test_a_backup_replaces_nothing_and_is_for_its_owners_eyes(store, tmp_path):
     fill(store)
     backup(store, tmp_path / "b.jsonl.gz")

@@ -11,7 +11,7 @@ import torch
 from align.errors import InputError
 from align.types import Conversation, Message
 from annotate.simulate import calibrate_slope, noisy_tiers, simulate, tally
-from annotate.store import Candidate, Store, Vote
+from annotate.store import Candidate, Store, Vote, preferences
 
 torch.set_num_threads(1)
 
@@ -39,6 +39,13 @@ def fill(store: Store, items: int, first: int = 0) -> None:
             texts = [str(rng.randint(-4, 4) / 4) for _ in range(4)]
             prompt = Conversation((Message("user", f"question {i}"),))
             store.add_item("p", f"run/{i}", prompt, [Candidate(text) for text in texts])
+
+
+def test_votes_name_the_scorer_that_they_were_made_by(store):
+    fill(store, 3)
+    simulate(store, "p", Number(), seed=0)
+    assert {(r.source, r.scorer) for r in store.rankings("p")} == {("simulated", "number")}
+    assert {p.scorer for p in preferences(store, "p", allow_simulated=True)} == {"number"}
 
 
 def judgements(store: Store) -> dict[str, tuple]:

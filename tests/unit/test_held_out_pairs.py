@@ -1,0 +1,65 @@
+"""Figures of held-out pairs: labels, and the noiseless order of the scorer that made them, where that is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from align.evals.pairs import held_out_figures, simulated_by
+from align.types import Message, Preference
+from reward.rules import BY_NAME, Sentiment, last_answer
+
+
+class Shortest:
+    """Prefers short answers."""
+
+    name = "shortest"
+
+    def score(self, conversations, rollout=None):
+        return torch.tensor([-float(len(last_answer(c))) for c in conversations])
+
+
+def pair(chosen: str, rejected: str, scorer: str = "vader", source: str = "simulated", n: int = 0) -> Preference:
+    asked = (Message("user", "Hello?"),)
+    sides = ((Message("assistant", text),) for text in (chosen, rejected))
+    return Preference(asked, *sides, id=f"{n}", group_id=f"g{n}", source=source, scorer=scorer)
+
+
+PAIRS = [
+    pair("I love you, wonderful friend", "I hate this", n=0),
+    pair("awful", "what a great and lovely day", n=1),  # against the sentiment: noise
+]
+GAP = torch.tensor([1.0, -1.0])  # agrees with the sentiment on both, with the labels on one
+
+
+def test_the_scorer_of_the_votes_is_the_noiseless_order() -> None:
+    found = held_out_figures(PAIRS, GAP)
+    assert {name: figure["value"] for name, figure in found.items()} == {
+        "accuracy": 0.5, "accuracy_noiseless": 1.0, "ceiling": 0.5,
+    }  # fmt: skip
+    assert simulated_by(PAIRS) == {"simulated_by": ["vader"]}
+
+
+def test_it_is_that_scorer_and_not_always_the_sentiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BY_NAME, "shortest", Shortest)
+    found = held_out_figures([replace(p, scorer="shortest") for p in PAIRS], GAP)
+    assert found["accuracy_noiseless"]["value"] == 0.0  # it prefers "I hate this", and "awful"
+    assert found["ceiling"]["value"] == 0.5
+    assert simulated_by([replace(p, scorer="shortest") for p in PAIRS]) == {"simulated_by": ["shortest"]}
+
+
+@pytest.mark.parametrize(
+    "scorers", [("", ""), ("vader", ""), ("vader", "shortest"), ("a stranger", "a stranger")], ids=" ".join
+)
+def test_where_nobody_said_who_ranked_nothing_is_made_up(scorers: tuple[str, str]) -> None:
+    """A file may say `simulated` of anything: another model's votes have no order of VADER's."""
+    prefs = [replace(p, scorer=s) for p, s in zip(PAIRS, scorers, strict=True)]
+    assert list(held_out_figures(prefs, GAP)) == ["accuracy"]
+    assert simulated_by(prefs).get("simulated_by", []) == sorted({s for s in scorers if s})
+
+
+def test_every_scorer_that_may_stand_in_for_people_is_known_by_its_own_name() -> None:
+    assert {name: scorer.name for name, scorer in BY_NAME.items()} == {name: name for name in BY_NAME}
+    assert Sentiment.name in BY_NAME
