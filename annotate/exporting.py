@@ -2,9 +2,10 @@
 
 preferences.jsonl      TRL's conversational pairs: prompt, chosen, rejected, margin
 implicit.jsonl         the same as whole conversations
-rankings.jsonl         every ranking, ties and all: prompt, answers with rank (1 the best; equal ranks are a tie)
+rankings.jsonl         what the pairs come from: prompt, answers with rank (1 the best; equal ranks are a tie)
 unpaired.jsonl         prompt, completion, label, for KTO
 demonstrations.jsonl   conversations with the answer that an annotator wrote, for SFT
+votes.jsonl            all that was said, whatever became of it: rankings and skips, settled items, gold and repeats
 ledger.jsonl           the rows of the ledger as they are hashed
 """
 
@@ -21,7 +22,11 @@ from annotate.store.pairs import pairs_of, to_learn_from
 
 
 def export(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
-    """Writes all of the files above; the number of rows by file. Gold items and repeats are in the ledger alone.
+    """Writes all of the files above; the number of rows by file.
+
+    What is trained on is `to_learn_from`'s: of an item that was settled the review alone, of gold items and repeats
+    nothing. The words of a vote outlive that choice: demonstrations are taken from every vote that stands, and
+    `votes.jsonl` holds each whole.
 
     Raises:
         InputError: unknown project, nothing ranked, or rankings by the stand-in for a person that were not asked for.
@@ -29,17 +34,20 @@ def export(store: Store, project: str, folder: Path, allow_simulated: bool = Fal
     with store.reading():  # one view for all of it
         votes = to_learn_from(store, project, allow_simulated)
         items = {item.id: item for item in store.items(project)}
-        skips, ledger = store.skips(project), store.entries(project)
+        ledger = store.entries(project)
+        said = [v for v in (*store.rankings(project), *store.skips(project)) if allow_simulated or v.source == "human"]
+    said.sort(key=lambda vote: vote.seq)
     pairs = [(vote, pair) for vote in votes for pair in pairs_of(vote, items[vote.item])]
     # Trainers take a column of margins that is full, or none.
     margins = all(pair.margin is not None for _, pair in pairs)
-    shown = sorted((vote for vote in (*votes, *skips) if vote.demonstration), key=lambda vote: vote.seq)
+    learned = {vote.seq for vote in votes}
     kinds = {
         "preferences.jsonl": (explicit(pair) | traced(pair, vote, items[vote.item], margins) for vote, pair in pairs),
         "implicit.jsonl": (implicit(pair) | traced(pair, vote, items[vote.item], margins) for vote, pair in pairs),
         "rankings.jsonl": (ranking(vote, items[vote.item]) for vote in votes),
         "unpaired.jsonl": (row for vote in votes for row in unpaired(vote, items[vote.item])),
-        "demonstrations.jsonl": (demonstration(vote, items[vote.item]) for vote in shown),
+        "demonstrations.jsonl": (demonstration(vote, items[vote.item]) for vote in said if vote.demonstration),
+        "votes.jsonl": (whole(vote, items[vote.item], vote.seq in learned) for vote in said),
         "ledger.jsonl": iter(ledger),
     }
     return {name: write_rows(folder / name, rows) for name, rows in kinds.items()}
@@ -102,6 +110,24 @@ def unpaired(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
 
 def demonstration(vote: Vote, item: Item) -> dict[str, Any]:
     return {"messages": item.prompt.answered(vote.demonstration).as_dicts()} | trace(vote)
+
+
+def whole(vote: Vote, item: Item, learned: bool) -> dict[str, Any]:
+    """A vote with all that was said in it. Its answers are called `candidates`: the file is a record, and a reader of
+    rankings must not train on what a review replaced."""
+    answers = [
+        {
+            "answer": c.text, "id": c.id, "flagged": c.id in vote.flagged, "ratings": dict(vote.ratings.get(c.id, {})),
+            **origin(item, c.id),
+        }
+        for c in item.candidates
+    ]  # fmt: skip
+    names = ("strength", "quality", "skipped", "seconds", "rationale", "demonstration")
+    return {
+        "prompt": dicts(item.prompt.messages), "candidates": answers, "kind": vote.kind, "purpose": vote.purpose,
+        "tiers": [list(tier) for tier in vote.tiers], "shown": list(vote.shown),
+        "prompt_flagged": item.id in vote.flagged, "trained_on": learned,
+    } | {name: getattr(vote, name) for name in names} | trace(vote)  # fmt: skip
 
 
 def trace(vote: Vote) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def contested(db: Connection, project: str) -> list[str]:
 
 
 def said_of(db: Connection, project: str, item: str) -> list[Vote]:
-    """What annotators said of an item as work, and why."""
-    theirs = (stands(project), ledger.c.kind == "ranking", ledger.c.item == item)
+    """What annotators said of an item as work, those who skipped it among them, and why."""
+    theirs = (stands(project), ledger.c.item == item)
     rows = db.execute(select(ledger).where(*theirs).order_by(ledger.c.seq)).all()
     votes = [vote_of(row, remark_of(db, project, row.seq)) for row in rows]
     return [vote for vote in votes if vote.purpose == "work"]

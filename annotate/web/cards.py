@@ -57,10 +57,19 @@ def card(task: Task) -> dict[str, Any]:
 
 
 def opinion(task: Task, vote: Vote) -> dict[str, Any]:
-    """What an annotator said of the item, for whoever settles it: tiers by place, and their words as HTML."""
-    place = {id: index for index, id in enumerate(task.shown)}
-    tiers = [[place[id] for id in tier] for tier in vote.tiers]
-    return {"who": vote.annotator, "tiers": tiers, "strength": vote.strength, "html": rendered(vote.rationale)}
+    """All that an annotator said of the item, for whoever settles it: answers by place, and their words as HTML."""
+    place = {id: index for index, id in enumerate(task.shown)} | {task.item.id: PROMPT}
+    return {
+        "who": vote.annotator,
+        "tiers": [[place[id] for id in tier] for tier in vote.tiers],
+        "strength": vote.strength,
+        "quality": vote.quality,
+        "ratings": {str(place[id]): dict(rated) for id, rated in vote.ratings.items()},
+        "flagged": [place[id] for id in vote.flagged],
+        "skipped": vote.skipped,
+        "html": rendered(vote.rationale),
+        "demonstration": rendered(vote.demonstration),
+    }
 
 
 def judgement_of(task: Task, said: Said) -> Judgement:

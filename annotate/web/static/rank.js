@@ -344,13 +344,20 @@
     return form;
   }
 
-  // What annotators said, for whoever settles it: "A = C > B", and why.
+  // All that annotators said, for whoever settles it: "A = C > B", what they rated and flagged, why, and their own answer.
   const opinions = () =>
     make("section", { class: "prompt", "aria-label": say("others") }, make("h2", { text: say("others") }),
-      ...step.task.others.map(({ who, tiers, strength, html }) => {
-        const order = tiers.map((tier) => tier.map((place) => LETTERS[place]).sort().join(" = ")).join(" > ");
-        return make("div", {}, make("strong", { text: `${order}${strength ? ` (${strength})` : ""} ` }), make("span", { class: "soft", text: who }),
-          make("div", { class: "text", html, dir: "auto" }));
+      ...step.task.others.map((vote) => {
+        const order = vote.tiers.map((tier) => tier.map((place) => LETTERS[place]).sort().join(" = ")).join(" > ");
+        const rated = Object.entries(vote.ratings).sort().map(([place, marks]) =>
+          `${LETTERS[place]}: ${Object.entries(marks).map(([name, mark]) => `${name} ${mark}`).join(", ")}`);
+        const flags = vote.flagged.map((place) => (place === PROMPT ? say("flag_prompt") : `${LETTERS[place]}: ${say("flag")}`));
+        const first = vote.skipped ? `${say("skip")}: ${say(`skip_${vote.skipped}`)}` : `${order}${vote.strength ? ` (${vote.strength})` : ""}`;
+        const more = [vote.quality && say(vote.quality), ...rated, ...flags].filter(Boolean).join("; ");
+        const text = (html) => html && make("div", { class: "text", html, dir: "auto" });
+        return make("div", {}, make("strong", { text: `${first} ` }), make("span", { class: "soft", text: vote.who }),
+          more && make("p", { text: more }), text(vote.html),
+          vote.demonstration && make("strong", { text: say("own_answer") }), text(vote.demonstration));
       }));
   function card(answer, place) {
     const letter = LETTERS[place];

@@ -1,0 +1,131 @@
+"""Settling an item changes what is trained on, and drops nothing that anybody said."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import pytest
+from annotation_store import add, rank
+
+from annotate.assignment import Desk
+from annotate.exporting import export
+from annotate.reviewing import said_of
+from annotate.store import Candidate, Judgement, Store, configure, preferences
+from annotate.store.records import SKIPS
+from annotate.web.cards import opinion
+
+PEOPLE = ("ann", "bob", "cleo")
+
+
+def rows_in(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def store(store_url):
+    with Store.open(store_url) as store:
+        yield store
+
+
+@pytest.fixture
+def said(store) -> dict[int, tuple[str, Judgement]]:
+    """Every kind of vote, each part of it said and unsaid, of every purpose: seq to item and judgement. Half of the
+    items are settled; one of the reviews was a second one."""
+    configure(store, "p", {"attributes": ["helpful"]})
+    found: dict[int, tuple[str, Judgement]] = {}
+
+    def say(item: str, who: str, judgement: Judgement) -> int:
+        seq = store.record("p", item, judgement, annotator=who, key=f"{who}/{item}/{judgement.purpose}")
+        found[seq] = item, judgement
+        return seq
+
+    parts = list(product((True, False), repeat=4))  # demonstration, remark, harm, ratings
+    for number, (shown, remark, harm, rated) in enumerate(parts):
+        item = add(store, f"run/{number}")
+        ids = [f"{item}-{k}" for k in range(3)]
+        for place, who in enumerate(PEOPLE):
+            more = {
+                "demonstration": f"{who} would say {number}" if shown else "",
+                "rationale": f"{who} because {number}" if remark else "",
+                "flagged": (ids[place], item) if harm else (),
+            }
+            if place == 2 and number % 3 == 0:
+                say(item, who, Judgement(skipped=SKIPS[number % len(SKIPS)], **more))
+                continue
+            order = ids[place:] + ids[:place]
+            ratings = {ids[0]: {"helpful": 1 + place}} if rated else {}
+            ranked = {"quality": "good" if number % 2 else "", "seconds": 2.5, "ratings": ratings}
+            say(item, who, Judgement(tuple((id,) for id in order), **ranked, **more))
+        again = Judgement(tuple((id,) for id in ids), purpose="repeat", demonstration="again", flagged=(ids[1],))
+        say(item, "ann", again)
+        if number % 2 == 0:
+            for who in ("rev", "eve")[: 1 + (number == 4)]:
+                review = {"demonstration": f"{who} settles {number}", "rationale": "so", "flagged": (ids[2],)}
+                say(item, who, Judgement(((ids[2],), (ids[0],), (ids[1],)), purpose="review", **review))
+    pair = [Candidate("a"), Candidate("b")]
+    gold = store.add_item("p", "gold", next(store.items("p")).prompt, pair, expected=[[0], [1]])
+    known = Judgement(((f"{gold}-0",), (f"{gold}-1",)), purpose="gold", demonstration="of gold", flagged=(gold,))
+    say(gold, "ann", known)
+    return found
+
+
+def test_everything_that_was_said_leaves_with_the_export(store, said, tmp_path):
+    export(store, "p", tmp_path)
+    rows = {row["vote"]: row for row in rows_in(tmp_path / "votes.jsonl")}
+    assert rows.keys() == said.keys()
+    for seq, (item, judgement) in said.items():
+        row = rows[seq]
+        flagged = {answer["id"] for answer in row["candidates"] if answer["flagged"]}
+        assert flagged | ({item} if row["prompt_flagged"] else set()) == set(judgement.flagged)
+        ratings = {answer["id"]: answer["ratings"] for answer in row["candidates"] if answer["ratings"]}
+        assert ratings == judgement.ratings
+        assert [tuple(tier) for tier in row["tiers"]] == list(judgement.tiers)
+        for name in ("purpose", "skipped", "quality", "strength", "seconds", "rationale", "demonstration"):
+            assert row[name] == getattr(judgement, name)
+    shown = Counter(row["messages"][-1]["content"] for row in rows_in(tmp_path / "demonstrations.jsonl"))
+    assert shown == Counter(judgement.demonstration for _, judgement in said.values() if judgement.demonstration)
+
+
+def test_what_is_trained_on_is_the_reviews_as_it_was(store, said, tmp_path):
+    export(store, "p", tmp_path)
+    settled = {item: seq for seq, (item, judgement) in said.items() if judgement.purpose == "review"}  # the newest
+    of_work = {seq for seq, (_, judgement) in said.items() if judgement.purpose == "work" and judgement.tiers}
+    learned = {seq for seq in of_work if said[seq][0] not in settled} | set(settled.values())
+    for name in ("rankings", "preferences", "implicit"):
+        assert {row["vote"] for row in rows_in(tmp_path / f"{name}.jsonl")} == learned
+    assert {row["vote"] for row in rows_in(tmp_path / "votes.jsonl") if row["trained_on"]} == learned
+    assert {int(pair.id.split(":")[0]) for pair in preferences(store, "p")} == learned
+
+
+def test_what_was_taken_back_and_what_was_simulated_stay(store, tmp_path):
+    kept, gone, stand_in = (add(store, f"run/{number}") for number in range(3))
+    rank(store, kept, "0>1>2")
+    store.retract("p", rank(store, gone, "0>1>2", demonstration="taken back"))
+    rank(store, stand_in, "0>1>2", annotator="machine", source="simulated", demonstration="simulated")
+    rank(store, stand_in, "2>1>0", annotator="rev", purpose="review")
+    export(store, "p", tmp_path)
+    assert {row["item"] for row in rows_in(tmp_path / "votes.jsonl")} == {kept, stand_in}
+    assert rows_in(tmp_path / "demonstrations.jsonl") == []
+    export(store, "p", tmp_path, allow_simulated=True)
+    assert len(rows_in(tmp_path / "demonstrations.jsonl")) == 1
+
+
+def test_whoever_settles_an_item_reads_all_that_was_said(store):
+    configure(store, "p", {"overlap": 3, "attributes": ["helpful"]})
+    item = add(store)
+    rank(store, item, "0>1>2", annotator="ann", quality="good", ratings={f"{item}-1": {"helpful": 4}})
+    rank(store, item, "2>1>0", annotator="bob", flagged=(f"{item}-0", item), demonstration="mine", rationale="why")
+    skip = Judgement(skipped="unsure", rationale="hard", demonstration="hers")
+    store.record("p", item, skip, annotator="cleo", key="cleo")
+    task = Desk(store, "p").take_review("rev")
+    with store.reading() as db:
+        first, second, third = (opinion(task, vote) for vote in said_of(db, "p", item))
+    place = {id: str(index) for index, id in enumerate(task.shown)}
+    assert (first["quality"], first["ratings"]) == ("good", {place[f"{item}-1"]: {"helpful": 4}})
+    assert set(second["flagged"]) == {int(place[f"{item}-0"]), -1}
+    assert ("mine" in second["demonstration"], "why" in second["html"]) == (True, True)
+    assert (third["skipped"], third["tiers"]) == ("unsure", [])
+    assert ("hers" in third["demonstration"], "hard" in third["html"]) == (True, True)
