@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import cookie_parser
+from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from align.errors import StorageError, require
@@ -24,6 +25,12 @@ from annotate.web.words import WORDS
 
 BODY_LIMIT, FORM_LIMIT = 1_000_000, 20_000
 """Bytes of a request: of JSON, of a form."""
+STREAMS = 8
+"""Answers without an end that one person may have at once, for each holds a connection: a manager's page has one while
+it waits for figures."""
+UNUSED = ("/proxy=", "/heartbeat/")
+"""Gradio's ways that no page of ours goes: it would fetch from elsewhere; and it would hold a connection for as long as
+somebody likes, to know when to forget a session's state, of which our pages have none."""
 FORMS = ("/login", "/logout", "/invite", "/password")
 MANAGE = "/manage"
 # Gradio's templates are evaluated from strings; what models wrote never gets there.
@@ -112,16 +119,22 @@ class AccountDoor:
         return refusal(401, WORDS["session_over"] if path.startswith(MANAGE) else "Log in.")
 
 
+class TooManyStreams(Exception):
+    """Somebody asks for an answer without an end who has as many as they may."""
+
+
 class Gate:
     """See the module.
 
     Args:
         origins: under which browsers know the server, such as https://annotate.example.org.
+        streams: answers without an end that all people together may have at once.
     """
 
-    def __init__(self, app: ASGIApp, door: Door, origins: Sequence[str]) -> None:
-        self.app, self.door = app, door
+    def __init__(self, app: ASGIApp, door: Door, origins: Sequence[str], streams: int = 256) -> None:
+        self.app, self.door, self.most_streams = app, door, streams
         self.origins = {urlsplit(origin).netloc: origin for origin in origins}
+        self.streams: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -131,10 +144,37 @@ class Gate:
         else:
             answer = await self._refused(scope)
             if answer is None:
-                await self.app(scope, receive, with_headers(send))
+                await self._answered(scope, receive, send)
             else:
                 page = any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
                 await respond(send, *(in_words(*answer) if page else answer))
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The app's answer, with our headers; a stream only where another is still allowed."""
+        who, begun = scope["person"].name if scope["person"] else "", False
+
+        async def sending(message: Any) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                headers = message.get("headers", [])
+                if any(name == b"content-type" and b"event-stream" in value for name, value in headers):
+                    if self.streams[who] >= STREAMS or self.streams.total() >= self.most_streams:
+                        raise TooManyStreams
+                    self.streams[who] += 1
+                    begun = True
+                message = message | {"headers": [*headers, *HEADERS]}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except TooManyStreams:
+            await respond(send, *refusal(429, "Close a page first: too many wait for something."))
+        except ClientDisconnect:  # in the middle of a form: nobody is there to be told
+            pass
+        finally:
+            if begun:
+                self.streams[who] -= 1
+                self.streams += Counter()  # without those that have none
 
     async def _refused(self, scope: Scope) -> Answer | None:
         """What the request is told in place of an answer; None where it may pass: then its scope says who asks, and by
@@ -147,6 +187,8 @@ class Gate:
             return refusal(421, "This server is known by another name.")
         if headers.get(b"origin", ours) != ours:
             return refusal(403, "Another page asks.")
+        if any(part in path for part in UNUSED):
+            return refusal(404, "There is nothing here.")
         cookie = self.door.opened(query)
         if cookie is not None:
             return 303, b"", [(b"location", b"/"), (b"set-cookie", cookie.encode())]
@@ -156,8 +198,6 @@ class Gate:
             return refusal(503, CANNOT_READ)  # and not why: it may be a stranger who asks
         if person is None and (answer := self.door.stranger(path, query)) is not None:
             return answer
-        if "/proxy=" in path:  # Gradio would fetch from elsewhere
-            return refusal(404, "There is nothing here.")
         if path.startswith(MANAGE) and not (person and manages(person)):
             return refusal(403, "This page is for reviewers and admins.")
         scope["person"], scope["origin"] = person, ours
@@ -195,15 +235,6 @@ def session_cookie(name: str, session: str, origin: str, seconds: int) -> str:
     """The header that gives a browser a session; an empty one with 0 seconds takes it."""
     secure = "; Secure" if origin.startswith("https:") else ""
     return f"{name}={quote(session)}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
-
-
-def with_headers(send: Send) -> Send:
-    async def sending(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            message = message | {"headers": [*message.get("headers", []), *HEADERS]}
-        await send(message)
-
-    return sending
 
 
 def refusal(status: int, problem: str) -> Answer:

@@ -14,13 +14,13 @@ from annotate.store import AlreadyJudged
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # else it calls out when it starts
 
 import gradio
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from annotate.web.connections import Server, heard, places
 from annotate.web.dashboard import files
 from annotate.web.desks import Desks
 from annotate.web.entrance import entrance
@@ -54,7 +54,7 @@ def application(desks: Desks, door: Door, origins: Sequence[str]) -> ASGIApp:
         app, manage_page(Manager(desks, known, door, origins[0])), path=MANAGE, head=MANAGE_HEAD, **quiet
     )
     app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **quiet)  # what comes after it is never asked
-    return Gate(app, door, origins)
+    return Gate(app, door, origins, streams=places() // 4)
 
 
 def explained(status: int) -> Callable[[Request, Exception], JSONResponse]:
@@ -83,11 +83,10 @@ def serve(app: ASGIApp, host: str, port: int, told: Callable[[], None]) -> None:
     Raises:
         InputError: the port is taken, or the host is none of this machine's.
     """
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", ws="none", timeout_graceful_shutdown=3)
-    with listening(host, port) as listener:
+    with listening(host, port) as listener, heard():
         told()
         with suppress(KeyboardInterrupt):  # which the server passes on when it has ended what was under way
-            uvicorn.Server(config).run(sockets=[listener])
+            Server(app, host, port).run(sockets=[listener])
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -77,10 +77,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(root: Path, port: int, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """The command that a user gives, until it answers; interrupted at the end."""
+def serving(
+    root: Path, port: int, *more: str, before: Callable[[], None] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """The command that a user gives, until it answers; interrupted at the end. `before` runs in its process first."""
     words = ["stage=annotate", f"project={PROJECT}", f"run.root={root}", f"stage.port={port}", *more]
-    server = subprocess.Popen([sys.executable, "-m", "align", *words], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "align", *words]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=before)
     try:
         wait_for(port, server)
         yield server

@@ -210,3 +210,74 @@ def test_a_taken_port_is_named_and_answers_do_not_wait_for_acknowledgements():
 
         with ThreadPoolExecutor(1) as elsewhere:  # this thread may have a loop of its own already
             assert elsewhere.submit(asyncio.run, undelayed()).result() != 0
+
+
+@pytest.mark.parametrize("start", ["", "/manage"])
+def test_gradios_heartbeat_is_not_to_be_had_and_no_page_asks_for_it(client, start):
+    given = {"Cookie": f"align_key_7861={'k' * 32}"}
+    assert client.get(f"{start}/gradio_api/heartbeat/x", headers=given).status_code == 404
+    assert client.get(f"{start}/gradio_api/heartbeat/x").status_code == 404
+
+
+def test_no_page_of_ours_asks_for_a_heartbeat(client):
+    from annotate.web.desks import Desks
+    from annotate.web.manage import Manager, manage_page
+    from annotate.web.page import page
+
+    assert page().get_config_file()["connect_heartbeat"] is False
+    with Store.open("sqlite://") as store:
+        manager = Manager(Desks(store), None, None, "http://127.0.0.1")  # type: ignore[arg-type]
+        assert manage_page(manager).get_config_file()["connect_heartbeat"] is False
+
+
+def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many():
+    from annotate.web.gate import STREAMS, Gate, KeyDoor
+
+    async def endless(scope, receive, send):
+        kind = b"text/event-stream; charset=utf-8" if scope["path"] == "/stream" else b"text/plain"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send({"type": "http.response.body", "body": b""})
+
+    people = {who * 32: Person(who, {"p": "annotator"}) for who in "abc"}
+
+    class ThreeKeys(KeyDoor):
+        def who(self, cookies):
+            return people.get(cookies.get("c", ""))
+
+    gate = Gate(endless, ThreeKeys("k" * 32, people["a" * 32], "c"), ["http://x"], streams=STREAMS + 2)
+
+    async def asking(who: str, path: str, over: asyncio.Event) -> list[int]:
+        statuses: list[int] = []
+
+        async def receive():
+            await over.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        headers = [(b"host", b"x"), (b"cookie", f"c={who * 32}".encode())]
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
+        await gate(scope, receive, send)
+        return statuses
+
+    async def all_of_it() -> list[list[int]]:
+        over, tasks = asyncio.Event(), []
+        asked = [("a", "/stream")] * (STREAMS + 1) + [("a", "/plain")] * 3 + [("b", "/stream")] * 2 + [("c", "/stream")]
+        for who, path in asked:
+            tasks.append(asyncio.create_task(asking(who, path, over)))
+            await asyncio.sleep(0.02)
+        over.set()
+        found = await asyncio.gather(*tasks)
+        assert gate.streams.total() == 0
+        over.clear()
+        again = asyncio.create_task(asking("a", "/stream", over))
+        await asyncio.sleep(0.05)
+        over.set()
+        return [*found, await again]
+
+    with ThreadPoolExecutor(1) as elsewhere:  # this thread may have a loop of its own already
+        found = elsewhere.submit(asyncio.run, all_of_it()).result()
+    assert found == [[200]] * STREAMS + [[429]] + [[200]] * 5 + [[429]] + [[200]]

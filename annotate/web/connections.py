@@ -1,0 +1,224 @@
+"""How many connections the server holds, and for how long it waits for what a client owes it.
+
+A connection costs a descriptor, of which a process has a limited number; the store and the log need theirs. So the
+server holds fewer connections than there are descriptors, and each of them either is served or has a deadline: for the
+head of a request, for its body, and for taking in the answer. Where all places are taken, whoever has kept the server
+waiting longest makes room for the newcomer; a request that is being answered never does.
+
+uvicorn's own `limit_concurrency` counts connections that say nothing, and answers 503 to everybody once strangers hold
+as many; its one timeout, of connections that are kept after an answer, ends with the first byte of the next head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+log = logging.getLogger("annotate.connections")
+
+HEAD_S, BODY_S, ANSWER_S = 10, 30, 30
+"""Seconds that a client has for the head of a request, for its body, and for taking in a part of the answer."""
+MOST, BATCH, QUEUE, RESERVE = 2048, 64, 1024, 256
+"""Connections at most; how many are accepted before any is looked at; how many the kernel keeps until then; and
+descriptors for the store (65 connections of SQLite take up to three each), the log and what else is open."""
+SAID_AGAIN_S = 60
+"""What happens to a thousand connections is one line of the log."""
+
+
+class Connections:
+    """Every connection of a server.
+
+    Args:
+        most: that are held at once. An address that is no trusted proxy may hold half of them.
+        trusted: whether an address is a proxy's, whose `X-Forwarded-For` names the client.
+    """
+
+    def __init__(self, most: int, trusted: Callable[[str], bool], clock: Callable[[], float] = time.monotonic) -> None:
+        self.most, self.trusted, self.clock = most, trusted, clock
+        self.open: set[Connection] = set()
+        self._peers: Counter[str] = Counter()
+        self._said_at, self._unsaid = float("-inf"), 0
+
+    def admit(self, newcomer: Connection) -> None:
+        """Makes room for a connection, or ends it where all others are being answered."""
+        self.open.add(newcomer)
+        self._peers[newcomer.peer] += 1
+        full = len(self.open) > self.most
+        crowded = self._peers[newcomer.peer] > self.most // 2 and not self.trusted(newcomer.peer)
+        if full or crowded:
+            self.say(f"all {self.most} places for connections are taken, or half of them by one address")
+            self._make_room(newcomer, newcomer.peer if crowded else None)
+
+    def leave(self, connection: Connection) -> None:
+        if connection in self.open:
+            self.open.remove(connection)
+            self._peers[connection.peer] -= 1
+            self._peers += Counter()  # without those that hold none
+
+    def _make_room(self, newcomer: Connection, peer: str | None) -> None:
+        """Ends some of those who keep the server waiting, of one peer or of all: first of the address that holds most
+        connections, then whoever was never answered, then whoever began longest ago. Some and not one, for looking at
+        all of them costs a millisecond."""
+        waiting = [c for c in self.open if c.owes and c is not newcomer and peer in (None, c.peer)]
+        shares = Counter(connection.address for connection in self.open)
+        waiting.sort(key=lambda c: (-shares[c.address], min(c.answered, 1), c.since))
+        for connection in waiting[: max(1, self.most // 20)] or [newcomer]:
+            connection.end()
+
+    def say(self, what: str) -> None:
+        """Says at most once in a while that something befalls connections."""
+        self._unsaid += 1
+        if self.clock() - self._said_at > SAID_AGAIN_S:
+            log.warning("%s (%d times since this was last said)", what, self._unsaid)
+            self._said_at, self._unsaid = self.clock(), 0
+
+    def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The loop's exception handler: a full table of descriptors ends whoever keeps the server waiting, and is said
+        once. The loop itself tries again every second."""
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
+            loop.default_exception_handler(context)
+            return
+        self.say(f"no descriptor is left for another connection ({error.strerror})")
+        for connection in [connection for connection in self.open if connection.owes]:
+            connection.end()
+
+
+class Connection(H11Protocol):
+    """One connection: uvicorn's, with deadlines.
+
+    Attributes:
+        owes: what the server waits for: `head`, `body`, or nothing while a request is answered.
+        since: when it began to wait for it.
+        answered: how many requests were.
+    """
+
+    def __init__(self, all_of_them: Connections, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self.all, self.owes, self.since, self.answered = all_of_them, "", 0.0, 0
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    @property
+    def peer(self) -> str:
+        """Who is connected: the client, or its proxy."""
+        return self.client[0] if self.client else ""
+
+    @property
+    def address(self) -> str:
+        """The client's, once a trusted proxy has named it."""
+        told = self.client if self.scope is None else self.scope["client"]
+        return told[0] if told else ""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._reckon()
+        self.all.admit(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.all.leave(self)
+        for timer in self._timers.values():
+            timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._reckon()
+
+    def on_response_complete(self) -> None:
+        self.answered += 1
+        super().on_response_complete()
+        self._reckon()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._end_in(ANSWER_S, "answer")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_in(None, "answer")
+
+    def end(self) -> None:
+        """At once, whatever the client has not taken in yet."""
+        self.all.leave(self)
+        self.transport.abort()
+
+    def _reckon(self) -> None:
+        """Sets the deadline of what the client owes; more bytes of it put nothing off."""
+        state = self.conn.their_state
+        owes = "head" if state is h11.IDLE else "body" if state is h11.SEND_BODY else ""
+        if owes != self.owes:
+            self.owes, self.since = owes, self.all.clock()
+            self._end_in({"head": HEAD_S, "body": BODY_S}.get(owes), "request")
+
+    def _end_in(self, seconds: float | None, why: str) -> None:
+        """Ends the connection unless it is told otherwise before; None: tells it otherwise."""
+        if why in self._timers:
+            self._timers.pop(why).cancel()
+        if seconds is not None:
+            self._timers[why] = self.loop.call_later(seconds, self._late, seconds, why)
+
+    def _late(self, seconds: float, why: str) -> None:
+        if self.owes == "body" and self.flow.read_paused:  # it is we who have not read on
+            self._end_in(seconds, why)
+        else:
+            self.end()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, for as many connections as there are descriptors for."""
+
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+        # Its own logging configuration would close the run's log, which then opens its file anew at the next line.
+        config = uvicorn.Config(
+            app, host=host, port=port, log_config=None, log_level="warning", ws="none", timeout_graceful_shutdown=3,
+            backlog=BATCH, access_log=False,
+        )  # fmt: skip
+        proxies = ProxyHeadersMiddleware(app, config.forwarded_allow_ips).trusted_hosts
+        self.all = Connections(places(), lambda address: address in proxies)
+        config.http = partial(Connection, self.all)
+        super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self.all.failed)
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(QUEUE)  # the loop asked for as few as it accepts at a time
+
+
+def places() -> int:
+    """How many connections this process can hold, once its soft limit of descriptors is raised to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return MOST if soft == resource.RLIM_INFINITY else min(MOST, max(soft - RESERVE - BATCH, soft // 4))
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """What the server has to say goes to the run's log and, here, to whoever started it."""
+    console = logging.StreamHandler()
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", log.name)]
+    for logger in loggers:
+        logger.addHandler(console)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(console)

@@ -1,0 +1,34 @@
+"""Votes go on under 2,000 idle connections, 400 half-sent bodies and 1,100 heartbeats at 1,024 descriptors; none is lost.
+
+`benchmarks/annotation/siege.py` does all of it, and raises where an acknowledged vote is missing or counts twice.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "annotation"
+
+
+@pytest.mark.slow
+def test_votes_go_on_while_the_server_is_besieged_and_none_is_lost(store_url: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in ("siege", "crowd"):
+        sys.modules.pop(name, None)
+    import siege
+
+    found = siege.measured(tmp_path, annotators=20, every_s=1, seconds=15, url=store_url)
+    assert found["siege"].keys() >= {"idle", "body", "heartbeat"}
+    assert found["siege"]["idle"] >= siege.IDLE
+    assert found["siege"]["body"] >= siege.BODIES
+    assert found["siege"]["heartbeat"] >= siege.HEARTBEATS
+    assert found["descriptors_used"] <= siege.DESCRIPTORS
+    assert found["war"]["refused"] == []
+    assert found["war"]["votes"] > found["peace"]["votes"] / 10
+    assert found["war"]["p95_ms"] < 10_000
+    of_connections = [line for line in found["log"].splitlines() if "annotate.connections" in line]
+    assert 1 <= len(of_connections) <= 3  # said, and not once a connection
+    assert "Traceback" not in found["log"]

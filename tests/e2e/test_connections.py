@@ -1,0 +1,272 @@
+"""Connections that keep the server waiting end, and those of others go on; a full table of descriptors is survived."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from annotate.web import connections
+from annotate.web.connections import Connections, Server, places
+from annotate.web.server import listening
+
+WAIT_S = 0.4
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LARGE = 50_000_000
+
+
+async def app(scope, receive, send):
+    """Reads the body; answers with `work` after a second, with `large` more than a socket holds, else at once."""
+    if scope["type"] != "http":
+        return
+    while (message := await receive())["type"] == "http.request" and message["more_body"]:
+        pass
+    if message["type"] == "http.disconnect":
+        return
+    if scope["path"] == "/work":
+        await asyncio.sleep(1)
+    body = b"x" * (LARGE if scope["path"] == "/large" else 2)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def short(monkeypatch):
+    for name in ("HEAD_S", "BODY_S", "ANSWER_S"):
+        monkeypatch.setattr(connections, name, WAIT_S)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., tuple[int, Server]]]:
+    running = []
+
+    def start(most: int = 100, trusted: tuple[str, ...] = ("127.0.0.1",)) -> tuple[int, Server]:
+        listener = listening("127.0.0.1", 0)
+        server = Server(app, "127.0.0.1", listener.getsockname()[1])
+        server.all.most, server.all.trusted = most, trusted.__contains__
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        running.append((server, thread, listener))
+        while not server.started:
+            time.sleep(0.01)
+        return listener.getsockname()[1], server
+
+    yield start
+    for server, thread, listener in running:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+
+
+@contextmanager
+def client(port: int, said: bytes = b"", source: str = "127.0.0.1") -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0)) as here:
+        here.sendall(said)
+        yield here
+
+
+def ends_within(here: socket.socket, seconds: float, trickle: bytes = b"") -> bool:
+    """Whether the server ends a connection, though a byte comes every now and then."""
+    here.settimeout(0.05)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if trickle:
+                here.sendall(trickle[:1])
+            if here.recv(65536) == b"":
+                return True
+        except TimeoutError:
+            pass
+        except OSError as error:
+            return error.errno in (errno.ECONNRESET, errno.EPIPE)
+    return False
+
+
+FORM = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "trickle"),
+    [
+        (b"", b""), (b"G", b""), (b"", b"x"), (b"GET / HTTP/1.1\r\nX: ", b"x"), (FORM, b""), (FORM, b"x"),
+        (GET, b"x"), (GET + GET, b"x"), (FORM + b"x" * 100_000, b"x"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b""),
+    ],
+)  # fmt: skip
+def test_what_a_client_owes_has_a_deadline_that_further_bytes_do_not_put_off(serve, short, said, trickle):
+    port, server = serve()
+    with client(port, said) as here:
+        assert ends_within(here, 4 * WAIT_S, trickle)
+    assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+
+
+def test_an_answer_that_nobody_takes_in_ends_and_one_that_is_slow_to_come_does_not(serve, short):
+    port, server = serve()
+    with client(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"):
+        deadline = time.monotonic() + 10
+        while not server.all.open and time.monotonic() < deadline:
+            time.sleep(0.01)
+        while server.all.open and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert server.all.open == set()
+    assert len(httpx.get(f"http://127.0.0.1:{port}/large").content) == LARGE
+    assert httpx.get(f"http://127.0.0.1:{port}/work").status_code == 200  # longer than any deadline
+
+
+def test_who_waits_longest_makes_room_and_who_is_answered_does_not(serve):
+    port, server = serve(most=20)
+    with client(port, b"GET /work HTTP/1.1\r\nHost: x\r\n\r\n") as working:
+        time.sleep(0.2)  # it has been read
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+        assert len(server.all.open) <= 20
+        assert ends_within(held[0], 2)
+        working.settimeout(10)
+        assert working.recv(4096).startswith(b"HTTP/1.1 200")
+        for one in held:
+            one.close()
+
+
+def test_where_all_are_being_answered_a_newcomer_is_sent_away(serve):
+    port, _ = serve(most=5)
+    working = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+    for one in working:
+        one.sendall(b"GET /work HTTP/1.1\r\nHost: x\r\n\r\n")
+    time.sleep(0.3)
+    with client(port) as late:
+        assert ends_within(late, 0.5)
+    for one in working:
+        one.settimeout(10)
+        assert one.recv(4096).startswith(b"HTTP/1.1 200")
+        one.close()
+
+
+def test_one_address_holds_half_of_the_places_and_a_trusted_proxy_all(serve):
+    port, server = serve(most=40)
+    held = [socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) for _ in range(60)]
+    with client(port, GET, source="127.0.0.3") as other:
+        other.settimeout(5)
+        assert other.recv(4096).startswith(b"HTTP/1.1 200")
+        assert server.all._peers["127.0.0.2"] <= 20
+        more = [socket.create_connection(("127.0.0.1", port)) for _ in range(15)]  # from the proxy
+        time.sleep(0.3)
+        assert server.all._peers["127.0.0.1"] == 15
+    for one in held + more:
+        one.close()
+
+
+def test_behind_a_proxy_the_client_that_holds_most_makes_room(serve):
+    port, server = serve(most=20)
+
+    def through_the_proxy(address: str) -> socket.socket:
+        one = socket.create_connection(("127.0.0.1", port))
+        one.sendall(FORM.replace(b"Host", f"X-Forwarded-For: {address}\r\nHost".encode()))
+        return one
+
+    honest = through_the_proxy("10.0.0.1")  # the oldest of all
+    time.sleep(0.1)
+    held = [through_the_proxy("10.0.0.2") for _ in range(40)]
+    time.sleep(0.3)
+    honest.sendall(b"x" * 100_000)
+    honest.settimeout(5)
+    assert honest.recv(4096).startswith(b"HTTP/1.1 200")
+    for one in [honest, *held]:
+        one.close()
+
+
+def test_what_befalls_a_thousand_connections_is_one_line(caplog):
+    now = [0.0]
+    all_of_them = Connections(10, lambda address: True, clock=lambda: now[0])
+    with caplog.at_level(logging.WARNING), suppress(RuntimeError):
+        for _ in range(1000):
+            all_of_them.say("it is full")
+        now[0] += connections.SAID_AGAIN_S + 1
+        all_of_them.say("it is full")
+    assert [record.getMessage() for record in caplog.records] == [
+        "it is full (1 times since this was last said)", "it is full (1000 times since this was last said)",
+    ]  # fmt: skip
+
+
+FULL = """
+import logging, os, resource, sys, threading, time
+sys.path[:0] = sys.argv[2:]
+from test_connections import app
+from annotate.web.connections import Server, places
+from annotate.web.server import listening
+
+logging.basicConfig(filename=sys.argv[1], force=True)
+listener = listening("127.0.0.1", 0)
+server = Server(app, "127.0.0.1", listener.getsockname()[1])
+server.all.most = 10_000  # more than there are descriptors for: somebody else took them
+threading.Thread(target=server.run, args=([listener],), daemon=True).start()
+while not server.started:
+    time.sleep(0.01)
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+taken = []
+print(listener.getsockname()[1], flush=True)
+for line in sys.stdin:
+    if line == "take\\n":
+        try:
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+    else:
+        while taken:
+            os.close(taken.pop())
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("by", ["connections", "somebody else"])
+def test_a_full_table_of_descriptors_is_survived_and_said_once(tmp_path: Path, by: str):
+    here = Path(__file__).resolve()
+    words = [sys.executable, "-c", FULL, str(tmp_path / "log"), str(here.parent), str(here.parents[2])]
+    program = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert program.stdin is not None
+    assert program.stdout is not None
+    try:
+        port = int(program.stdout.readline())
+        if by == "somebody else":
+            program.stdin.write("take\n")
+            program.stdin.flush()
+            program.stdout.readline()
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+        time.sleep(3)  # the loop tries again every second
+        assert program.poll() is None
+        program.stdin.write("give\n")
+        program.stdin.flush()
+        program.stdout.readline()
+        for one in held:
+            one.close()
+        time.sleep(1.5)
+        assert httpx.get(f"http://127.0.0.1:{port}/", timeout=10).status_code == 200
+    finally:
+        program.kill()
+        program.communicate()
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if "descriptor" in line]
+    assert len(lines) == 1
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_there_are_fewer_places_than_descriptors_and_the_soft_limit_is_raised():
+    program = (
+        "import resource, sys; from annotate.web.connections import places;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])));"
+        "print(places(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    for soft, hard, expected in ((256, 1024, 704), (1024, 1024, 704), (128, 128, 32), (1024, 20_000, connections.MOST)):
+        found = subprocess.run([sys.executable, "-c", program, str(soft), str(hard)], capture_output=True, text=True)
+        assert found.stdout.split() == [str(expected), str(hard), str(hard)], found.stderr
+    assert places() > 0
