@@ -39,6 +39,7 @@ from annotate.store.queries import (
 from annotate.store.records import check_text, vote_of
 from annotate.store.tables import drafts, leases, ledger, work
 from annotate.tasks import Progress, Task, draft_of
+from annotate.terms import Terms, check_terms
 
 REPEAT_AFTER = 10
 """Other votes that lie between a vote and its repeat, at least."""
@@ -95,12 +96,16 @@ class Desk:
             who = "" if person is None else person.pseudonym
             return self._task(db, who, self._lease(db, who, token))
 
-    def vote(self, annotator: str, token: str, key: str, judgement: Judgement) -> tuple[int, Task | None]:
+    def vote(
+        self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms | None = None
+    ) -> tuple[int, Task | None]:
         """Records a judgement (or a skip) of a leased item, ends the lease, and takes the next, all or nothing.
 
         Args:
             key: idempotency key: the same vote sent again gives the same seq, and the item that is next by now.
-            judgement: `shown`, `purpose`, `source` and `guideline_version` are set here, whatever it says.
+            judgement: `shown`, `purpose`, `source` and the versions are set here, whatever it says.
+            terms: what it was made under, however long ago; None: whoever made it did not say, and it is held to any
+                settings that the project ever had, and to the guidelines that were in force when the item was given.
 
         Raises:
             AlreadyJudged: the annotator has judged the item, in another tab for instance.
@@ -109,9 +114,13 @@ class Desk:
         with self.store.transaction() as db:
             who = self._pseudonym(db, annotator)
             lease = self._lease(db, who, token)
+            if terms is not None:
+                check_terms(db, self.project, lease.purpose, terms)
+            read = lease.guidelines if terms is None else terms.guidelines
             judgement = replace(
                 judgement, shown=tuple(json.loads(lease.shown)), purpose=lease.purpose, source="human",
-                guideline_version="" if lease.guidelines is None else str(lease.guidelines),
+                guideline_version="" if read is None else str(read),
+                project_version=None if terms is None else terms.version,
             )  # fmt: skip
             sent_before = act(db, self.project, judgement.kind, key)
             seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)

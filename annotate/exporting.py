@@ -133,8 +133,8 @@ def whole(vote: Vote, item: Item, learned: bool) -> dict[str, Any]:
 def trace(vote: Vote) -> dict[str, Any]:
     return {
         "vote": vote.seq, "item": vote.item, "annotator": vote.annotator, "source": vote.source,
-        "guideline_version": vote.guideline_version, "created_at": vote.created_at,
-        **({"scorer": vote.scorer} if vote.scorer else {}),
+        "guideline_version": vote.guideline_version, "project_version": vote.project_version,
+        "created_at": vote.created_at, **({"scorer": vote.scorer} if vote.scorer else {}),
     }  # fmt: skip
 
 

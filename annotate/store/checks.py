@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, select
 
 from align.errors import InputError, require
 from align.types import Conversation
-from annotate.store.projects import Settings, settings_of
+from annotate.store.projects import history
 from annotate.store.queries import check_item, erasure_of, stands
 from annotate.store.records import SKIPS, Candidate, Judgement, candidate_row, check_text, item_payload, prompt_row
 from annotate.store.tables import candidates, ledger, prompts
@@ -81,7 +81,7 @@ def check_judgement(connection: Connection, project: str, item: str, judgement: 
     require(good, "strength", strength, "it is none", "Give 0 to 3, or nothing.")
     good = seconds is None or (type(seconds) in (int, float) and 0 <= seconds < math.inf)
     require(good, "seconds", seconds, "it is no time", "Give a number of seconds.")
-    check_ratings(judgement, settings_of(connection, project))
+    check_ratings(judgement, *asked_of(connection, project, judgement.project_version))
     if judgement.skipped:
         nothing = not judgement.tiers
         require(nothing, "tiers", judgement.tiers, "a skipped item has no ranking", "Skip it or rank it.")
@@ -89,12 +89,23 @@ def check_judgement(connection: Connection, project: str, item: str, judgement: 
         check_tiers(item, known, judgement.tiers)
 
 
-def check_ratings(judgement: Judgement, settings: Settings) -> None:
+def asked_of(connection: Connection, project: str, version: int | None) -> tuple[tuple[str, ...], int]:
+    """The attributes and the highest rating of a version of the project; None: all that it ever had, for a judgement
+    may have been made under any of them."""
+    versions = dict(history(connection, project))
+    known = version is None or version in versions
+    require(known, "project_version", version, "the project had no such version", "Give the one that was shown.")
+    meant = list(versions.values()) if version is None else [versions[version]]
+    names = dict.fromkeys(name for settings in meant for name in settings.attributes)
+    return tuple(names), max(settings.scale for settings in meant)
+
+
+def check_ratings(judgement: Judgement, attributes: Sequence[str], scale: int) -> None:
     for attribute, rated in (pair for rating in judgement.ratings.values() for pair in rating.items()):
-        names = ", ".join(settings.attributes) or "nothing"
-        require(attribute in settings.attributes, "ratings", attribute, "nobody asked for it", f"Rate {names}.")
-        fits = type(rated) is int and 1 <= rated <= settings.scale
-        require(fits, f"ratings.{attribute}", rated, "it is not on the scale", f"Give 1 to {settings.scale}.")
+        names = ", ".join(attributes) or "nothing"
+        require(attribute in attributes, "ratings", attribute, "nobody asked for it", f"Rate {names}.")
+        fits = type(rated) is int and 1 <= rated <= scale
+        require(fits, f"ratings.{attribute}", rated, "it is not on the scale", f"Give 1 to {scale}.")
 
 
 def check_tiers(item: str, known: set[str], tiers: Sequence[Sequence[str]]) -> None:

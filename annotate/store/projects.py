@@ -18,7 +18,7 @@ from align.errors import CorruptFile, InputError, require
 from annotate.store.ledger import RESTORE, canonical
 from annotate.store.queries import append, check_project
 from annotate.store.records import check_text, shuffle_of
-from annotate.store.tables import guidelines, projects, work
+from annotate.store.tables import guidelines, ledger, projects, work
 
 if TYPE_CHECKING:
     from annotate.store.database import Store
@@ -132,6 +132,22 @@ def met(connection: Connection, project: str) -> Settings:
     if connection.execute(select(projects.c.name).where(projects.c.name == project)).first() is None:
         connection.execute(insert(projects), {"name": project, "settings": "{}", "state": "open"})
     return settings_of(connection, project)
+
+
+def version_of(connection: Connection, project: str) -> int:
+    """The version of a project's settings: the row of the ledger that changed them last; 0 where none did."""
+    mine = (ledger.c.project == project, ledger.c.kind == "settings")
+    return connection.execute(select(func.max(ledger.c.seq)).where(*mine)).scalar() or 0
+
+
+def history(connection: Connection, project: str) -> list[tuple[int, Settings]]:
+    """Every version of a project's settings, the newest last: the ledger keeps each change."""
+    mine = (ledger.c.project == project, ledger.c.kind == "settings")
+    found, values = [(0, Settings())], {}
+    for row in connection.execute(select(ledger.c.seq, ledger.c.payload).where(*mine).order_by(ledger.c.seq)):
+        values |= json.loads(row.payload)
+        found.append((row.seq, Settings.read({name: value for name, value in values.items() if name != "state"})))
+    return found
 
 
 def state_of(connection: Connection, project: str) -> str:

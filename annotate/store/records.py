@@ -82,7 +82,8 @@ class Judgement:
         purpose: `work`; `gold`, an item with a known answer; `repeat`, one that the annotator had judged before; or
             `review`, what a reviewer settles of an item that others disagree on. Work is trained on, and in its place
             the newest review of an item.
-        guideline_version: of the guidelines in force when the item was given; empty where there were none.
+        guideline_version: of the guidelines that the annotator had before them; empty where there were none.
+        project_version: of the project's settings that they judged under, see `version_of`; None where nobody said.
         rationale: why, in the annotator's words. Erasable.
         demonstration: the answer that they would have given. Erasable.
     """
@@ -98,6 +99,7 @@ class Judgement:
     seconds: float | None = None
     purpose: str = "work"
     guideline_version: str = ""
+    project_version: int | None = None
     rationale: str = ""
     demonstration: str = ""
     scorer: str = ""
@@ -135,6 +137,7 @@ class Judgement:
             "seconds": self.seconds,
             "purpose": "" if self.purpose == "work" else self.purpose,
             "scorer": self.scorer,
+            "project_version": self.project_version,
         }
         return said | {name: value for name, value in more.items() if value not in ("", None, [], {})}
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from align.errors import require
 from annotate.accounts import Person
 from annotate.assignment import Desk
 from annotate.reviewing import said_of
 from annotate.store.projects import guidelines_of, settings_of
 from annotate.tasks import Task
+from annotate.terms import Terms, mode_of, terms_now
 from annotate.web.cards import Said, card, judgement_of, opinion
 from annotate.web.desks import Desks
 from annotate.web.gate import manages
@@ -25,8 +28,21 @@ class Body(BaseModel):
     token: str = Field(max_length=64)
 
 
+class SaidTerms(BaseModel):
+    """`Terms`, as the step said them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: int
+    mode: Literal["work", "review"]
+    guidelines: int | None
+
+
 class VoteBody(Body):
+    """`terms` is missing from what a page of an older align kept."""
+
     key: str = Field(min_length=16, max_length=64, pattern=r"^[\w-]+$")
+    terms: SaidTerms | None = None
     said: Said
 
 
@@ -78,26 +94,24 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
 
     @router.get("/project")
     def project(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
+        return {"id": desks.id(person, desk.project), "votes": desk.recent(person.name)}
+
+    @router.get("/guidelines")
+    def guidelines(version: int, desk: Desk = here) -> dict[str, Any]:
         with desk.store.reading() as db:
-            settings, guidelines = settings_of(db, desk.project), guidelines_of(db, desk.project)
-        return {
-            "id": desks.id(person, desk.project),
-            "title": settings.title or desk.project,
-            "attributes": settings.attributes,
-            "scale": settings.scale,
-            "blurred": settings.blurred,
-            "votes": desk.recent(person.name),
-            "guidelines": None if guidelines is None else {"version": guidelines[0], "html": rendered(guidelines[1])},
-        }
+            found = guidelines_of(db, desk.project, version)
+        known = found is not None
+        require(known, "version", version, "there is no such version", "Ask for the one that an item names.")
+        return {"version": version, "html": rendered(found[1] if found else "")}
 
     @router.get("/task")
     def task(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        return step(desk, person, desk.take(person.name))
+        return step(desk, person, "work", desk.take(person.name))
 
     @router.get("/review")
     def review(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
         check_reviewer(person, desk)
-        return step(desk, person, desk.take_review(person.name))
+        return step(desk, person, "review", desk.take_review(person.name))
 
     @router.post("/vote")
     def vote(body: VoteBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
@@ -105,12 +119,14 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
         if held.purpose == "review":
             check_reviewer(person, desk)
         judgement = judgement_of(held, body.said)
-        seq, following = desk.vote(person.name, body.token, body.key, judgement)
-        return {"seq": seq, **step(desk, person, following)}
+        terms = None if body.terms is None else Terms(**body.terms.model_dump())
+        seq, following = desk.vote(person.name, body.token, body.key, judgement, terms)
+        return {"seq": seq, **step(desk, person, mode_of(held.purpose), following)}
 
     @router.post("/undo")
     def undo(body: UndoBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        return step(desk, person, desk.undo(person.name, body.seq))
+        task = desk.undo(person.name, body.seq)
+        return step(desk, person, mode_of(task.purpose), task)
 
     @router.post("/draft")
     def draft(body: DraftBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
@@ -142,14 +158,23 @@ def standing(desk: Desk, person: Person, token: str) -> dict[str, bool]:
     return {"kept": kept, "judged": not kept and desk.is_judged(person.name, token)}
 
 
-def step(desk: Desk, person: Person, task: Task | None) -> dict[str, Any]:
-    """What the page shows next."""
+def step(desk: Desk, person: Person, mode: str, task: Task | None) -> dict[str, Any]:
+    """What the page shows next, what it asks, and the terms under which a vote on it is made."""
     done = desk.progress(person.name, anew=task is None)
-    progress = {"mine": done.mine, "quota": done.quota, "done": done.done, "wanted": done.wanted}
+    with desk.store.reading() as db:
+        terms, settings = terms_now(db, desk.project, mode)
+    common = {
+        "terms": asdict(terms),
+        "asked": {
+            "title": settings.title or desk.project, "attributes": settings.attributes, "scale": settings.scale,
+            "blurred": settings.blurred,
+        },
+        "progress": {"mine": done.mine, "quota": done.quota, "done": done.done, "wanted": done.wanted},
+    }  # fmt: skip
     if task is None:
-        return {"task": None, "idle": desk.idle(person.name), "progress": progress}
+        return {"task": None, "idle": desk.idle(person.name), **common}
     others = {}
     if task.purpose == "review":
         with desk.store.reading() as db:
             others = {"others": [opinion(task, vote) for vote in said_of(db, desk.project, task.item.id)]}
-    return {"task": card(task) | others, "progress": progress}
+    return {"task": card(task) | others, **common}

@@ -182,6 +182,20 @@ def test_a_vote_sent_twice_counts_once_and_brings_the_next(ask):
     assert (back["draft"]["tiers"], back["draft"]["strength"]) == ([[1], [0]], 2)
 
 
+def test_every_step_says_its_terms_and_a_vote_those_that_it_was_made_under(client, ask):
+    before = ask("/api/task").json()
+    assert before["terms"].keys() == {"version", "mode", "guidelines"}
+    assert before["asked"].keys() == {"title", "attributes", "scale", "blurred"}
+    body = {"token": before["task"]["token"], "key": "7" * 32, "terms": before["terms"], "said": {"tiers": [[0], [1]]}}
+    for terms in ({"version": 10**6, "mode": "work", "guidelines": None}, {"version": 0, "mode": "play"}, {}):
+        assert ask("/api/vote", body | {"terms": terms}).status_code == 422
+    after = ask("/api/vote", body).json()
+    back = ask("/api/undo", {"seq": after["seq"]}).json()
+    assert after["terms"] == back["terms"] == before["terms"]
+    assert after["asked"] == back["asked"] == before["asked"]
+    assert ask("/api/guidelines?version=1").status_code == 422
+
+
 def test_half_a_character_is_refused_in_words_that_can_be_written(client, ask):
     task = ask("/api/task").json()["task"]
     given = {"token": task["token"], "key": "3" * 32, "said": {"tiers": [[1], [0]], "rationale": "cut \ud83d"}}

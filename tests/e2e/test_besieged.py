@@ -1,4 +1,5 @@
-"""Votes go on under 2,000 idle connections, 400 half-sent bodies and 1,100 heartbeats at 1,024 descriptors; none is lost.
+"""Votes go on under 2,000 idle connections, 400 half-sent bodies and 1,100 heartbeats at 1,024 descriptors; none is
+lost.
 
 `benchmarks/annotation/siege.py` does all of it, and raises where an acknowledged vote is missing or counts twice.
 """

@@ -105,7 +105,7 @@ FORM = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
     ],
 )  # fmt: skip
 def test_what_a_client_owes_has_a_deadline_that_further_bytes_do_not_put_off(serve, short, said, trickle):
-    port, server = serve()
+    port, _ = serve()
     with client(port, said) as here:
         assert ends_within(here, 4 * WAIT_S, trickle)
     assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
@@ -167,7 +167,7 @@ def test_one_address_holds_half_of_the_places_and_a_trusted_proxy_all(serve):
 
 
 def test_behind_a_proxy_the_client_that_holds_most_makes_room(serve):
-    port, server = serve(most=20)
+    port, _ = serve(most=20)
 
     def through_the_proxy(address: str) -> socket.socket:
         one = socket.create_connection(("127.0.0.1", port))

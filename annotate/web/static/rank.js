@@ -3,9 +3,13 @@
 "use strict";
 (() => {
   const LETTERS = "ABCDEFGHI", DRAFT_MS = 400, RENEW_MS = 30000, RETRY_MS = 1500, AWAY_MS = 600000;
+  // When the annotator is told that the server keeps them waiting, and when a request is given up, to be sent again: later
+  // than the server itself gives up waiting for a locked database (30 s), whose answer says more.
+  const SLOW_MS = 5000, DEADLINE_MS = 40000;
   const PROMPT = -1;
   const reviewing = new URLSearchParams(location.search).has("review");  // settling what others disagree on
-  let root, view, home, project, words, step = null, said = null, focused = 0, since = 0, seen = 0, votes = [], draftTimer = 0, busy = false, drafting = Promise.resolve();
+  const MODE = reviewing ? "review" : "work";
+  let root, view, home, project, words, rules, step = null, said = null, focused = 0, since = 0, seen = 0, votes = [], draftTimer = 0, busy = false, drafting = Promise.resolve();
 
   // Words and elements
 
@@ -48,11 +52,20 @@
     const options = body === undefined ? { headers } : {
       method: "POST", body: JSON.stringify(body), headers: { ...headers, "Content-Type": "application/json" },
     };
-    const answer = await fetch(`/api/${path}`, options);
-    const found = await answer.json();
-    const { status } = answer;
-    if (!answer.ok) throw Object.assign(new Error([found.problem, found.remedy].filter(Boolean).join(". ")), { status, refused: found.field !== undefined });
-    return found;
+    const over = new AbortController();
+    let slow = false;
+    const timers = [
+      setTimeout(() => { slow = true; if (words) tellTrouble(new Error("slow")); }, SLOW_MS),
+      setTimeout(() => over.abort(), DEADLINE_MS),
+    ];
+    try {
+      const answer = await fetch(`/api/${path}`, { ...options, signal: over.signal });
+      const found = await answer.json();
+      const { status } = answer;
+      if (!answer.ok) throw Object.assign(new Error([found.problem, found.remedy].filter(Boolean).join(". ")), { status, refused: found.field !== undefined });
+      if (slow && troubled) tell("");  // it is over
+      return found;
+    } finally { timers.forEach(clearTimeout); }
   }
   // Whatever is not this project's server saying no to these very words: a restart, a proxy, another program at the port.
   // What was said is kept, and sent again.
@@ -117,7 +130,12 @@
     occupied(true);
     for (;;) {
       try {
-        show(first ?? (await deliver()) ?? (await ask(reviewing ? "review" : "task")));
+        let next = first ?? (await deliver());
+        // What waited here may have been said on a page of the other mode, and brings the next item of that.
+        if (next?.terms?.mode !== MODE) next = await ask(reviewing ? "review" : "task");
+        const changed = await informed(next);
+        show(next);
+        if (changed) guidelines(say("new_guidelines"));
         break;
       } catch (error) {
         if (!lost(error)) { tell(say("refused", { problem: error.message }), true); break; }
@@ -126,6 +144,15 @@
       }
     }
     occupied(false);
+  }
+  // The guidelines that a step names are here before it is shown: a vote names those that its author had before them.
+  // Whether they changed since the page was opened.
+  async function informed({ progress, terms }) {
+    if (!progress || !terms) throw new Error("that was not the server's answer");
+    const before = rules;
+    if (before?.version === (terms.guidelines ?? undefined)) return false;
+    rules = terms.guidelines === null ? null : await ask(`guidelines?version=${terms.guidelines}`);
+    return step !== null && rules !== null;
   }
   function occupied(on) {
     busy = view.inert = on;
@@ -143,6 +170,10 @@
     (draft.tiers ?? []).forEach((tier, rank) => tier.forEach((answer) => { found.places[answer] = rank + 1; }));
     for (const name of ["strength", "quality", "ratings", "flagged", "rationale", "demonstration"])
       if (draft[name]) found[name] = structuredClone(draft[name]);
+    for (const [answer, marks] of Object.entries(found.ratings)) {  // what is asked no more can be neither seen nor sent
+      const asked = Object.entries(marks).filter(([name, mark]) => project.attributes.includes(name) && mark <= project.scale);
+      if (asked.length) found.ratings[answer] = Object.fromEntries(asked); else delete found.ratings[answer];
+    }
     if (isPair() && found.places.every(Boolean)) {
       const [a, b] = found.places;
       found.strength = a === b ? 0 : (draft.strength ?? 1) * (a < b ? -1 : 1);
@@ -235,7 +266,7 @@
   function post(what) {
     if (busy || !step.task) return undefined;
     clearTimeout(draftTimer);
-    keep([...outbox(), { token: step.task.token, key: randomKey(), said: what }]);
+    keep([...outbox(), { token: step.task.token, key: randomKey(), terms: step.terms, said: what }]);
     drop("/draft");
     root.querySelector("dialog[open]")?.close();
     return advance();
@@ -246,10 +277,12 @@
     await saveDraft();
     try {
       const back = await ask("undo", { seq: votes.at(-1) });
+      const changed = await informed(back);
       votes.pop();
       drop("/draft");
       show(back);
       tell(say("undone"));
+      if (changed) guidelines(say("new_guidelines"));
     } catch (error) {
       if (!lost(error)) votes.pop();
       if (lost(error)) tellTrouble(error); else tell(say("refused", { problem: error.message }), true);
@@ -266,9 +299,8 @@
     root.append(box);
     box.showModal();
   }
-  const guidelines = () =>
-    dialog(say("guidelines"), project.guidelines
-      ? make("div", { class: "text", html: project.guidelines.html }) : make("p", { text: say("no_guidelines") }));
+  const guidelines = (title = say("guidelines")) =>
+    dialog(title, rules ? make("div", { class: "text", html: rules.html }) : make("p", { text: say("no_guidelines") }));
   // Who dictates, or leans on keys, can do without those of one letter (WCAG 2.1.4).
   const letters = () => { try { return localStorage.getItem("align-letters") !== "off"; } catch { return true; } };
   const KEYS = [["← →", "help_move"], ["1 – 9", "help_digits"], ["Enter", "send"], ["u", "undo"], ["g", "good"], ["b", "bad"],
@@ -300,8 +332,8 @@
   // Drawing
 
   function show(next) {
-    if (!next.progress) throw new Error("that was not the server's answer");
     step = next;
+    project = { ...project, ...next.asked };
     if (troubled) tell("");  // it is over
     const kept = read("localStorage", "/draft", "null"); // newer than the server's, where it was said while that was away
     said = step.task && remembered(kept?.token === step.task.token ? kept.draft : step.task.draft);
@@ -316,7 +348,7 @@
         make("span", { class: "row" }, make("progress", { max: Math.max(wanted, 1), value: done, "aria-label": progress }),
           make("span", { class: "soft", text: progress })),
         make("span", { class: "row" }, button(say("undo"), "u", undo, { disabled: !votes.length }),
-          button(say("guidelines"), "h", guidelines), button(say("help"), "?", help),
+          button(say("guidelines"), "h", () => guidelines()), button(say("help"), "?", help),
           refused().length ? make("button", { type: "button", text: say("not_sent", { count: refused().length }), onclick: showRefused }) : null), person()),
       step.task ? item() : make("p", { text: say(`idle_${reviewing ? "reviewed" : step.idle}`) }));
     if (!step.task) return;
@@ -467,7 +499,7 @@
     if (typing) { if (event.key === "Escape") focus(focused); return; }
     if (event.key.length === 1 && !letters()) return;
     if (box) { box.querySelector(`[data-digit="${event.key}"]`)?.click(); return; }
-    const act = { u: undo, h: guidelines, "?": help }[event.key] ?? (step?.task && itemKey(event));
+    const act = { u: undo, h: () => guidelines(), "?": help }[event.key] ?? (step?.task && itemKey(event));
     if (act) { event.preventDefault(); act(); }
   }
   function itemKey(event) {

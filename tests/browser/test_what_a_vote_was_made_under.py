@@ -1,0 +1,172 @@
+"""Settings and guidelines change while pages are open: votes arrive, and name what their author had before them."""
+
+from __future__ import annotations
+
+import pytest
+from annotation_app import question, send
+
+from annotate.store import Judgement, configure, publish_guidelines
+from annotate.store.projects import version_of
+
+pytestmark = pytest.mark.slow
+PAIRS = [("yes", "no")] * 4
+
+
+def version(app) -> int:
+    with app.store.reading() as db:
+        return version_of(db, "p")
+
+
+def rate(page, mark: str) -> None:
+    page.get_by_label("helpful").first.select_option(mark)
+
+
+def test_an_attribute_that_is_removed_makes_no_vote_unsendable(serve, page):
+    app = serve(PAIRS, attributes=["helpful"], scale=5)
+    app.open(page)
+    page.route("**/api/vote", lambda route: route.abort())
+    rate(page, "5")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    before = version(app)
+    configure(app.store, "p", {"attributes": ["honest"], "scale": 3})
+    page.unroute("**/api/vote")
+    page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
+    [vote] = app.votes
+    assert (list(vote.ratings.values()), vote.project_version) == ([{"helpful": 5}], before)
+    assert page.get_by_label("helpful").count() == 0  # the next item asks what is asked now
+    page.get_by_label("honest").first.select_option("3")
+    page.keyboard.press("1")
+    send(page)
+    assert (list(app.votes[1].ratings.values()), app.votes[1].project_version) == ([{"honest": 3}], version(app))
+    assert page.locator("text=Not taken by the server").count() == 0
+    assert app.errors == []
+
+
+@pytest.mark.parametrize("how", ["reload", "undo"])
+def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, page, how):
+    app = serve(PAIRS, attributes=["helpful"], scale=5)
+    app.open(page)
+    rate(page, "5")
+    page.keyboard.press("1")
+    if how == "undo":
+        send(page)
+    configure(app.store, "p", {"attributes": ["honest"]})
+    if how == "undo":
+        page.keyboard.press("u")
+        page.wait_for_function("document.querySelector('#said').textContent.includes('Taken back')")
+    else:
+        page.reload()
+        page.wait_for_selector("#align-app form")
+    page.keyboard.press("2")
+    send(page)
+    [vote] = app.votes
+    assert (vote.strength, vote.ratings, vote.project_version) == (2, {}, version(app))
+    assert page.locator("text=Not taken by the server").count() == 0
+
+
+def test_a_page_of_an_older_version_kept_a_vote_without_terms(serve, page):
+    app = serve(PAIRS, attributes=["helpful"])
+    app.open(page)
+    page.route("**/api/vote", lambda route: route.abort())
+    rate(page, "5")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    page.evaluate(
+        "for (const name of Object.keys(localStorage).filter((name) => /^align-outbox.[^/]*$/.test(name))) {"
+        "const letters = JSON.parse(localStorage.getItem(name)).map(({ terms, ...rest }) => rest);"
+        "localStorage.setItem(name, JSON.stringify(letters)); }"
+    )
+    configure(app.store, "p", {"attributes": []})
+    page.unroute("**/api/vote")
+    page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
+    assert [(list(vote.ratings.values()), vote.project_version) for vote in app.votes] == [([{"helpful": 5}], None)]
+
+
+def test_a_vote_names_the_guidelines_that_its_author_had_and_new_ones_are_shown(serve, page):
+    app = serve(PAIRS)
+    publish_guidelines(app.store, "p", "# Be kind")
+    app.open(page)
+    page.keyboard.press("1")
+    send(page)  # the next item is on the screen
+    publish_guidelines(app.store, "p", "# Be fair")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open] h2:has-text('The guidelines have changed')")
+    assert "Be fair" in page.inner_text("dialog[open]")
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    send(page)
+    assert [vote.guideline_version for vote in app.votes] == ["1", "1", "2"]
+    publish_guidelines(app.store, "p", "# Be quick")
+    page.reload()  # the item was given under version 2, and is judged under 3
+    page.wait_for_selector("#align-app form")
+    assert page.locator("dialog[open]").count() == 0
+    page.keyboard.press("h")
+    assert "Be quick" in page.inner_text("dialog[open]")
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Nothing is left")
+    assert app.votes[-1].guideline_version == "3"
+    assert app.errors == []
+
+
+def test_guidelines_that_do_not_arrive_are_waited_for(serve, page):
+    app = serve(PAIRS)
+    publish_guidelines(app.store, "p", "# Be kind")
+    app.open(page)
+    publish_guidelines(app.store, "p", "# Be fair")
+    page.route("**/api/guidelines*", lambda route: route.abort())
+    before = question(page)
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    assert question(page) == before  # no item is judged by rules that are not there
+    page.unroute("**/api/guidelines*")
+    page.wait_for_selector("dialog[open] h2:has-text('The guidelines have changed')")
+    assert len(app.votes) == 1
+
+
+def test_what_waited_on_the_page_of_items_brings_no_item_to_the_page_of_reviews(serve, browser):
+    from test_people import accept
+
+    app = serve(PAIRS, accounts=True, overlap=3)
+    item = next(app.store.items("p"))
+    ids = [candidate.id for candidate in item.candidates]
+    first = Judgement(((ids[0],), (ids[1],)), flagged=(ids[1], item.id), rationale="because", demonstration="do it so")
+    app.store.record("p", item.id, first, annotator="ann", key="ann")
+    app.store.record("p", item.id, Judgement(((ids[1],), (ids[0],)), strength=3), annotator="bob", key="bob")
+    skip = Judgement(skipped="language", demonstration="so I would say")
+    app.store.record("p", item.id, skip, annotator="cleo", key="cleo")
+    context = browser.new_context()
+    page = app.watch(context.new_page())
+    page.set_default_timeout(20_000)
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'reviewer')}", "rev")
+    page.route("**/api/vote", lambda route: route.abort())
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    page.goto(f"{app.url}/?project=p&review")
+    page.wait_for_selector("#said:has-text('does not answer')")
+    page.unroute("**/api/vote")
+    page.wait_for_selector("text=What annotators said")  # and not an ordinary item
+    shown = page.inner_text("section[aria-label='What annotators said']")
+    for words in (
+        "because",
+        "do it so",
+        "so I would say",
+        "Not my language",
+        "The prompt is harmful",
+        "Harmful",
+        "(3)",
+    ):
+        assert words in shown
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Nothing is left to settle")
+    assert [vote.purpose for vote in app.votes] == ["work", "work", "work", "review"]
+    context.close()
+    assert app.errors == []

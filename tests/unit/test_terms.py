@@ -1,0 +1,124 @@
+"""A vote is held to the settings and guidelines that it was made under, and the ledger says which."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from annotation_store import add, asked, rank, said
+from desks import desk_of
+
+from align.errors import InputError
+from annotate.store import Settings, Store, configure, publish_guidelines
+from annotate.store.checks import PURPOSES
+from annotate.store.projects import history, version_of
+from annotate.terms import Terms, mode_of, terms_now
+
+
+@pytest.fixture
+def store(store_url):
+    with Store.open(store_url) as store:
+        yield store
+
+
+def now(store: Store, mode: str = "work") -> Terms:
+    with store.reading() as db:
+        return terms_now(db, "p", mode)[0]
+
+
+def rated(task, **marks):
+    return said(task.item.id, "0>1>2", ratings={task.shown[0]: marks})
+
+
+CHANGES = {
+    "an attribute is removed": {"attributes": ["honest"]},
+    "all are": {"attributes": []},
+    "one is renamed": {"attributes": ["helpful!", "honest"]},
+    "the scale is shorter": {"scale": 3},
+    "and back": {"attributes": ["helpful", "honest"], "scale": 5},
+    "something else changes": {"title": "another", "quota": 7, "overlap": 3, "blurred": True},
+    "nothing is given out any more": {},
+}
+
+
+@pytest.mark.parametrize("changes", [*([name] for name in CHANGES), list(CHANGES)])
+@pytest.mark.parametrize("told", [True, False])
+def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, changes, told):
+    desk = desk_of(store, attributes=["helpful", "honest"])
+    publish_guidelines(store, "p", "# One")
+    task, terms = desk.take("ann"), now(store)
+    for name in changes:
+        configure(store, "p", CHANGES[name], state="closed" if name == "nothing is given out any more" else None)
+    publish_guidelines(store, "p", "# Two")
+    judgement = rated(task, helpful=5, honest=1)
+    seq, _ = desk.vote("ann", task.token, "k", judgement, terms if told else None)
+    (vote,) = store.rankings("p")
+    assert vote.ratings == {task.shown[0]: {"helpful": 5, "honest": 1}}
+    assert (vote.guideline_version, vote.project_version) == ("1", terms.version if told else None)
+    assert desk.vote("ann", task.token, "k", judgement, terms if told else None)[0] == seq  # sent again
+    store.verify()
+
+
+def test_the_guidelines_named_are_those_that_were_shown_not_those_of_the_moment_of_giving(store):
+    publish_guidelines(store, "p", "# One")
+    desk = desk_of(store, overlap=2)
+    task = desk.take("ann")  # given under the first version
+    publish_guidelines(store, "p", "# Two")
+    _, following = desk.vote("ann", task.token, "k", said(task.item.id, "0>1>2"), now(store))  # a page opened anew
+    old = Terms(0, "work", 1)
+    desk.vote("ann", following.token, "l", said(following.item.id, "0>1>2"), old)  # given under 2 to a page with 1
+    assert [vote.guideline_version for vote in store.rankings("p")] == ["2", "1"]
+
+
+def test_a_version_is_the_row_that_made_it_and_says_what_was_asked(store):
+    assert now_of_new(store) == (0, [(0, Settings())])
+    configure(store, "p", {"attributes": ["a"]})
+    first = store.head("p").seq
+    rank(store, add(store, "x"), "0>1>2")
+    configure(store, "p", {"scale": 3}, state="paused")
+    second = store.head("p").seq
+    with store.reading() as db:
+        assert version_of(db, "p") == second
+        assert history(db, "p") == [
+            (0, Settings()), (first, Settings(attributes=("a",))), (second, Settings(attributes=("a",), scale=3)),
+        ]  # fmt: skip
+
+
+def now_of_new(store):
+    add(store)
+    with store.reading() as db:
+        return version_of(db, "p"), history(db, "p")
+
+
+def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
+    desk = desk_of(store, attributes=["helpful"])
+    before = now(store)
+    configure(store, "p", {"attributes": ["honest"], "scale": 3})
+    after, task = now(store), desk.take("ann")
+    refused = [
+        (before, {"honest": 1}), (after, {"helpful": 1}), (after, {"honest": 5}), (before, {"helpful": 6}),
+        (None, {"nope": 1}), (None, {"helpful": 6}), (Terms(9999, "work", None), {}), (Terms(1, "work", None), {}),
+        (Terms(after.version, "review", None), {}), (Terms(after.version, "work", 1), {}),
+        (Terms(-1, "work", None), {}),
+    ]  # fmt: skip
+    for terms, marks in refused:
+        with pytest.raises(InputError):
+            desk.vote("ann", task.token, "k", rated(task, **marks), terms)
+    assert store.rankings("p") == []
+    desk.vote("ann", task.token, "k", rated(task, helpful=5), before)
+    assert len(store.rankings("p")) == 1
+
+
+def test_votes_of_before_there_were_versions_keep_what_they_had(store):
+    item = add(store)
+    seq = rank(store, item, "0>1>2", guideline_version="1", key="old")
+    payload = json.loads(asked(store, f"SELECT payload FROM ledger WHERE seq = {seq}")[0][0])
+    assert "project_version" not in payload
+    assert store.verify().seq == seq
+    assert store.rankings("p")[0].project_version is None
+    assert rank(store, item, "0>1>2", guideline_version="1", key="old") == seq
+
+
+def test_the_mode_of_a_page_tells_no_gold_item_or_repeat_from_another():
+    modes = {purpose: mode_of(purpose) for purpose in PURPOSES}
+    assert modes == {"work": "work", "gold": "work", "repeat": "work", "review": "review"}
