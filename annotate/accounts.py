@@ -15,6 +15,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher
@@ -322,24 +323,29 @@ class Accounts:
     # Passwords
 
     def _proved(self, name: str, password: str, address: str) -> Row:
-        """The user whose name and password these are. Raises as `log_in` does."""
+        """The user whose name and password these are. Raises as `log_in` does. What was not looked at did not fail."""
         name, place = tidy(name), network(address)
         here = f"name {name[:100]} from {place}"
-        for what, free in ((here, TRIES), (f"name {name[:100]}", TRIES_MANY), (f"from {place}", TRIES_MANY)):
-            wait = self._tries.attempt(what, free)
-            if wait > 0:
-                problem = f"too many attempts; the next counts in {math.ceil(wait)} s"
-                raise Refused("name", name, problem, "Wait, then try again.")
-        user = None
-        if is_name(name):  # what nobody can be called no database is asked
-            with self.store.reading() as db:
-                user = user_named(db, name)
-        matches = self.passwords.matches(None if user is None else user.password, password)
+        tried = ((here, TRIES), (f"name {name[:100]}", TRIES_MANY), (f"from {place}", TRIES_MANY))
+        failures = self._tries.failures(f"from {place}")
+        with ExitStack() as unseen:
+            for what, free in tried:
+                wait = self._tries.attempt(what, free)
+                if wait > 0:
+                    problem = f"too many attempts; the next counts in {math.ceil(wait)} s"
+                    raise Refused("name", name, problem, "Wait, then try again.")
+                unseen.callback(self._tries.forgive, what)
+            user = None
+            if is_name(name):  # what nobody can be called no database is asked
+                with self.store.reading() as db:
+                    user = user_named(db, name)
+            matches = self.passwords.matches(None if user is None else user.password, password, place, failures)
+            unseen.pop_all()
         if user is None or not matches:
             raise Refused("name", name, "no such name and password", "Check both; an admin can send a new link.")
         self._tries.succeeded(here)
-        self._tries.forgive(f"name {name[:100]}")
-        self._tries.forgive(f"from {place}")
+        for what, _ in tried[1:]:
+            self._tries.forgive(what)
         return user
 
     def _set_password(self, db: Connection, user: Row, kept: str) -> None:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import threading
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
-from align.errors import InputError, StorageError, require
+from align.errors import InputError, require
+from annotate.turns import Turns
 
 SHORTEST_PASSWORD = 12
-AT_ONCE, WAITING = 2, 20
-"""Passwords that are hashed at a time (each takes 64 MiB), and how many may wait for that: who comes on top is
-told to come back, so that strangers at the door do not take the threads of those who work."""
+AT_ONCE, WAITING, PATIENCE_S = 2, 20, 10
+"""Passwords that are hashed at a time (each takes 64 MiB), how many may wait for that, and for how many seconds: who
+comes on top is told to come back, so that strangers at the door do not take the threads of those who work."""
 # What Unicode says may be ignored when shown, beyond the categories of controls and spaces, and the blank of Braille.
 UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 ALIKE = {"LATIN", "CYRILLIC", "GREEK"}
@@ -29,36 +27,30 @@ class Refused(InputError):
     """Somebody may not come in."""
 
 
-class Busy(StorageError):
-    """Too many passwords are being looked at."""
-
-
 class Passwords:
-    """Hashes of passwords: argon2id. Safe to share between threads."""
+    """Hashes of passwords: argon2id. Safe to share between threads.
+
+    `share` and `failures` say who waits for it, see `Turns`.
+    """
 
     def __init__(self, hasher: PasswordHasher) -> None:
         self.hasher = hasher
-        self._slots, self._room = threading.Semaphore(AT_ONCE), threading.Semaphore(WAITING)
+        self.turns = Turns(AT_ONCE, WAITING, PATIENCE_S)
         self._nobodys = hasher.hash(secrets.token_hex(16))
 
-    @contextmanager
-    def _slot(self) -> Iterator[None]:
-        if not self._room.acquire(blocking=False):
-            raise Busy("password", "(not shown)", "many people are at the door", "Try again in a moment.")
-        try:
-            with self._slots:
-                yield
-        finally:
-            self._room.release()
-
-    def hashed(self, password: str) -> str:
-        with self._slot():
+    def hashed(self, password: str, share: str = "", failures: int = 0) -> str:
+        """Raises: Busy: others go first."""
+        with self.turns.turn(share, failures):
             return self.hasher.hash(password)
 
-    def matches(self, kept: str | None, password: str) -> bool:
-        """Whether a password is the one of a hash; None: nobody's, which takes as long to say."""
+    def matches(self, kept: str | None, password: str, share: str = "", failures: int = 0) -> bool:
+        """Whether a password is the one of a hash; None: nobody's, which takes as long to say.
+
+        Raises:
+            Busy: others go first.
+        """
         try:
-            with self._slot():
+            with self.turns.turn(share, failures):
                 return self.hasher.verify(self._nobodys if kept is None else kept, password[:1000])
         except VerificationError:
             return False

@@ -51,6 +51,12 @@ class Throttle:
                 self._failures.popitem(last=False)
             return 0.0
 
+    def failures(self, name: str) -> int:
+        """Attempts of a name that failed of late, or are under way."""
+        with self._lock:
+            known = self._failures.get(name, Failures(0, 0))
+            return 0 if self.clock() > known.until + self.longest else known.number
+
     def succeeded(self, name: str) -> None:
         """All is forgotten that was counted of a name."""
         with self._lock:
@@ -61,4 +67,4 @@ class Throttle:
         with self._lock:
             known = self._failures.get(name)
             if known is not None:
-                self._failures[name] = Failures(known.number - 1, self.clock())
+                self._failures[name] = Failures(max(0, known.number - 1), self.clock())

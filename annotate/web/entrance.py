@@ -11,7 +11,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from align.errors import InputError, StorageError
 from annotate.accounts import SESSION_S, Accounts, Invitation, Person
-from annotate.credentials import SHORTEST_PASSWORD, Busy, Refused
+from annotate.credentials import SHORTEST_PASSWORD, Refused
+from annotate.turns import Busy
 from annotate.web.gate import session_cookie
 from annotate.web.words import WORDS
 

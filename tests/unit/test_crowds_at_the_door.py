@@ -1,0 +1,212 @@
+"""Log-ins while strangers crowd the door: nobody is kept out, and what was not looked at is no wrong password."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from argon2 import PasswordHasher
+from people import GOOD, member
+
+from align.errors import StorageError
+from annotate.accounts import TRIES, TRIES_MANY, Accounts
+from annotate.credentials import AT_ONCE, PATIENCE_S, WAITING, Refused
+from annotate.turns import Busy, Turns
+
+STRANGERS = 40
+
+
+@pytest.fixture
+def slow(accounts: Accounts, monkeypatch) -> Counter[str]:
+    """Hashes that take 30 ms; how many are under way, and the most there were."""
+    now, lock, hasher = Counter(), threading.Lock(), accounts.passwords.hasher
+
+    class Slow(PasswordHasher):
+        def verify(self, kept, password):
+            with lock:
+                now["under way"] += 1
+                now["most"] = max(now["most"], now["under way"])
+            try:
+                time.sleep(0.03)
+                return hasher.verify(kept, password)
+            finally:
+                with lock:
+                    now["under way"] -= 1
+
+    monkeypatch.setattr(accounts.passwords, "hasher", Slow(time_cost=1, memory_cost=8, parallelism=1))
+    return now
+
+
+@contextmanager
+def crowd(accounts: Accounts, address: Callable[[int], str]) -> Iterator[Counter[str]]:
+    """Strangers who try wrong passwords for names of their own, one after the other, as long as the block lasts."""
+    over, seen = threading.Event(), Counter()
+
+    def guessing(number: int) -> None:
+        tries = 0
+        while not over.is_set():
+            tries += 1
+            try:
+                accounts.log_in(f"stranger {number} {tries}", "a wrong password", address(number))
+            except Busy:
+                seen["busy"] += 1
+            except Refused as error:
+                seen["looked at" if "no such name" in error.problem else "throttled"] += 1
+                time.sleep(0.01 if "too many" in error.problem else 0)
+
+    threads = [threading.Thread(target=guessing, args=(number,), daemon=True) for number in range(STRANGERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.5)
+        yield seen
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(20)
+
+
+@pytest.mark.parametrize("addresses", [1, 2, STRANGERS])
+def test_forty_strangers_keep_nobody_out(accounts, slow, addresses):
+    member(accounts, "ann")
+    waits = []
+    with crowd(accounts, lambda number: f"10.0.0.{number % addresses}") as seen:
+        for _ in range(10):
+            began = time.monotonic()
+            assert accounts.log_in("ann", GOOD, "192.0.2.7")
+            waits.append(time.monotonic() - began)
+    assert seen["looked at"] > 0
+    assert seen["busy"] + seen["throttled"] > 0
+    assert slow["most"] == AT_ONCE  # each takes 64 MiB
+    assert sorted(waits)[-1] < 2
+
+
+def test_somebody_who_mistyped_comes_before_those_who_guess_on(accounts, slow):
+    member(accounts, "ann")
+    with crowd(accounts, lambda number: f"10.0.0.{number}"):
+        time.sleep(2)  # each of them has failed more often by now
+        with pytest.raises(Refused, match="no such name"):
+            accounts.log_in("ann", "a typing error", "192.0.2.7")
+        assert accounts.log_in("ann", GOOD, "192.0.2.7")
+
+
+@contextmanager
+def full(accounts: Accounts) -> Iterator[None]:
+    """All who may are served or wait, and none of them has ever failed."""
+    over, turns = threading.Event(), accounts.passwords.turns
+
+    def holding() -> None:
+        try:
+            with turns.turn("", -1):
+                over.wait(20)
+        except Busy:
+            pass
+
+    threads = [threading.Thread(target=holding, daemon=True) for _ in range(AT_ONCE + WAITING)]
+    for thread in threads:
+        thread.start()
+    while len(turns.waiting) < WAITING or turns.free:
+        time.sleep(0.01)
+    yield
+    over.set()
+    for thread in threads:
+        thread.join(20)
+
+
+def test_busy_is_no_wrong_password(accounts):
+    member(accounts, "ann")
+    with full(accounts):
+        for _ in range(2 * TRIES_MANY):
+            with pytest.raises(Busy, match="many people"):
+                accounts.log_in("ann", GOOD, "here")
+    assert [accounts._tries.failures(name) for name in ("name ann from here", "name ann", "from here")] == [0, 0, 0]
+    assert accounts.log_in("ann", GOOD, "here")
+
+
+def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
+    member(accounts, "ann")
+
+    def unreadable(*_):
+        raise StorageError("store.url", "x", "it is locked", "Wait.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("annotate.accounts.user_named", unreadable)
+        for _ in range(2 * TRIES_MANY):
+            with pytest.raises(StorageError):
+                accounts.log_in("ann", GOOD, "here")
+    assert accounts.log_in("ann", GOOD, "here")
+
+
+def test_wrong_ones_count_as_before_though_the_door_was_busy_between(accounts):
+    member(accounts, "ann")
+    for _ in range(TRIES):
+        with pytest.raises(Refused, match="no such name"):
+            accounts.log_in("ann", "a wrong password", "here")
+        with full(accounts), pytest.raises(Busy):
+            accounts.log_in("ann", "a wrong password", "here")
+    with pytest.raises(Refused, match="no such name"):
+        accounts.log_in("ann", "a wrong password", "here")
+    with pytest.raises(Refused, match="too many attempts"):
+        accounts.log_in("ann", GOOD, "here")
+
+
+def order_of(asked: list[tuple[str, int]], room: int = 20) -> list[str]:
+    """In which order those who came while one was served were served; who was sent away is not in it."""
+    turns, served, lock, over = Turns(1, room, 10), [], threading.Lock(), threading.Event()
+
+    def holding() -> None:
+        with turns.turn("holder", 0):
+            over.wait(10)
+
+    def waiting(number: int, share: str, failures: int) -> None:
+        try:
+            with turns.turn(share, failures), lock:
+                served.append(f"{share}{number}")
+        except Busy:
+            pass
+
+    threads = [threading.Thread(target=holding)]
+    threads += [threading.Thread(target=waiting, args=(n, *who)) for n, who in enumerate(asked)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.03)
+    over.set()
+    for thread in threads:
+        thread.join(10)
+    assert (turns.waiting, turns.free) == ([], 1)
+    return served
+
+
+def test_one_of_each_address_then_the_next_of_each_and_whoever_failed_last():
+    asked = [("a", 0), ("a", 0), ("a", 0), ("b", 0), ("c", 3), ("b", 0), ("d", 1)]
+    assert order_of(asked) == ["a0", "b3", "a1", "b5", "a2", "d6", "c4"]
+
+
+def test_who_comes_last_in_that_order_makes_room():
+    asked = [("a", 0), ("a", 0), ("a", 0), ("c", 3), ("b", 0), ("d", 9), ("e", 0)]
+    assert order_of(asked, room=4) == ["a0", "b4", "e6", "a1"]
+
+
+def test_nobody_waits_for_ever():
+    turns = Turns(1, 5, 0.2)
+    with turns.turn("a", 0):
+        began = time.monotonic()
+        found: list[BaseException] = []
+
+        def waiting() -> None:
+            try:
+                with turns.turn("b", 0):
+                    pass
+            except Busy as error:
+                found.append(error)
+
+        thread = threading.Thread(target=waiting)
+        thread.start()
+        thread.join(5)
+        assert (len(found), turns.waiting) == (1, [])
+        assert 0.15 < time.monotonic() - began < 2
+    assert PATIENCE_S < 60
