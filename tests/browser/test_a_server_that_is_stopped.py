@@ -1,0 +1,101 @@
+"""A server that neither answers nor ends: the page says so, gives a request up, and sends the same vote again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from annotation_app import fill, free_port
+from test_votes_outlive_the_server import open_page, start
+
+from annotate.store import Store
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).resolve().parents[2] / "annotate" / "web" / "static" / "rank.js"
+SLOW_S, DEADLINE_S = (
+    int(re.search(rf"{name} = (\d+)", SCRIPT.read_text(encoding="utf-8"))[1]) / 1000
+    for name in ("SLOW_MS", "DEADLINE_MS")
+)
+
+
+def test_it_is_said_and_the_vote_arrives_once(page: Any, tmp_path: Path) -> None:
+    root, port = tmp_path / "runs", free_port()
+    root.mkdir()
+    with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
+        fill(store, [("yes", "no")] * 3)
+    server, link = start(root, port)
+    sent, given_up = [], []
+    page.on("request", lambda request: sent.append(request) if request.url.endswith("/api/vote") else None)
+    page.on("requestfailed", lambda request: given_up.append(request.url) if "/api/" in request.url else None)
+    try:
+        open_page(page, link)
+        os.kill(server.pid, signal.SIGSTOP)
+        page.keyboard.press("6")
+        page.keyboard.press("Enter")
+        began = time.monotonic()
+        page.wait_for_selector("#said:has-text('Saving')")
+        page.wait_for_selector("#said:has-text('does not answer')")
+        assert time.monotonic() - began < SLOW_S + 3
+        assert "is kept here" in page.inner_text("#said")
+        while len(sent) < 2 and time.monotonic() - began < DEADLINE_S + 15:
+            page.wait_for_timeout(200)
+        assert DEADLINE_S - 1 < time.monotonic() - began < DEADLINE_S + 10
+        assert any(url.endswith("/api/vote") for url in given_up)
+        os.kill(server.pid, signal.SIGCONT)
+        page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
+        page.wait_for_selector("#said:has-text('Saved')")
+        letters = [json.loads(request.post_data) for request in sent]
+        assert letters == letters[:1] * len(letters)  # the same key: it counts once
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        page.wait_for_function("document.querySelector('header').textContent.includes('You: 2')")
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+    with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
+        store.verify()
+        assert [vote.strength for vote in store.rankings("p")] == [2, 3]
+
+
+def test_every_request_of_the_page_has_the_deadline() -> None:
+    text = SCRIPT.read_text(encoding="utf-8")
+    assert text.count("fetch(") == 1
+    assert text.count("signal: over.signal") == 1
+
+
+@pytest.mark.parametrize("act", ["u", "d", "a word"])
+def test_whatever_was_asked_the_page_comes_back(page: Any, tmp_path: Path, act: str) -> None:
+    root, port = tmp_path / "runs", free_port()
+    root.mkdir()
+    with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
+        fill(store, [("yes", "no")] * 3)
+    server, link = start(root, port)
+    try:
+        open_page(page, link)
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
+        os.kill(server.pid, signal.SIGSTOP)
+        if act == "a word":
+            page.keyboard.press("r")
+            page.keyboard.type(act)
+        else:
+            page.keyboard.press(act)
+        page.wait_for_selector("#said:has-text('does not answer')")
+        os.kill(server.pid, signal.SIGCONT)
+        page.wait_for_function("!document.querySelector('#said').textContent.includes('does not answer')")
+        expected = {"u": "Taken back", "d": "", "a word": "Draft saved"}[act]
+        page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=expected)
+        if act == "d":
+            page.wait_for_selector("dialog[open] h2:has-text('differs')")
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
