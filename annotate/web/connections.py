@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -188,9 +188,9 @@ class Server(uvicorn.Server):
             app, host=host, port=port, log_config=None, log_level="warning", ws="none", timeout_graceful_shutdown=3,
             backlog=BATCH, access_log=False,
         )  # fmt: skip
-        proxies = ProxyHeadersMiddleware(app, config.forwarded_allow_ips).trusted_hosts
+        proxies = ProxyHeadersMiddleware(cast(Any, app), config.forwarded_allow_ips).trusted_hosts
         self.all = Connections(places(), lambda address: address in proxies)
-        config.http = partial(Connection, self.all)
+        config.http = cast(Any, partial(Connection, self.all))
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
