@@ -35,6 +35,12 @@ class ModelConfig:
     path: str | None = None
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        require(
+            self.revision is None or bool(self.path), "model.revision", self.revision, "is of no model",
+            "Name the model too: model=hub model.path=ORG/NAME.",
+        )  # fmt: skip
+
 
 @dataclass
 class MethodConfig:

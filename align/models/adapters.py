@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align.errors import CorruptFile
+from align.models.finite import RESTORE, check_tensors
 from align.models.lean import make_lean
 from align.models.load import adapter_config
 from align.run import Base, write_json
@@ -42,30 +44,27 @@ def with_new_adapter(model: Any, r: int, alpha: int, classifier: bool = False) -
     return wrapped  # pyright: ignore[reportReturnType]
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
     """The tensors of a saved adapter.
 
+    Args:
+        field: what the user calls it.
+
     Raises:
-        CorruptFile: the file is missing, truncated or not safetensors.
+        CorruptFile: the file is missing, truncated or not safetensors, or a value is not finite.
     """
     path = folder / WEIGHTS_FILE
+    remedy = "Restore the file, or train the adapter again."
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CorruptFile(
-            "adapter", str(path), f"cannot be read ({str(error).splitlines()[0][:120]})",
-            "Restore the file, or train the adapter again.",
-        ) from error  # fmt: skip
-
-
-def check_tensors(folder: Path) -> None:
-    """Raise `CorruptFile` unless the adapter's header and length are whole; reads no weights."""
-    path = folder / WEIGHTS_FILE
-    try:
-        with safe_open(path, "pt") as file:
-            file.keys()
-    except (OSError, SafetensorError) as error:
-        raise CorruptFile("adapter", str(path), "cannot be read", "Restore the file, or train it again.") from error
+        said = str(error).splitlines()[0][:120]
+        if not path.is_file():
+            pickled = (folder / "adapter_model.bin").is_file()
+            said = f"there is no such file{', and the pickle beside it is not read' if pickled else ''}"
+        raise CorruptFile(field, str(path), f"cannot be read ({said})", remedy) from error
+    check_tensors(tensors.items(), field, str(path), RESTORE)
+    return tensors
 
 
 def tensors_of(model: PeftModel, adapter: str) -> dict[str, Tensor]:
@@ -102,10 +101,12 @@ def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored:
             place for; any other such tensor is an error here.
 
     Raises:
-        CorruptFile: the adapter cannot be read, or it does not fit this model.
+        CorruptFile: the adapter cannot be read, has other tensors than its configuration makes on this model, or one
+            that is not finite.
     """
+    field = "reward.ref" if scored else "adapter"
     adapter_config(folder)
-    check_tensors(folder)
+    given = read_tensors(folder, field)
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), name, is_trainable=trainable)
@@ -113,17 +114,33 @@ def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CorruptFile(
-            "adapter", str(folder), f"does not fit this base ({str(error).splitlines()[0][:160]})",
+            field, str(folder), f"does not fit this base ({what_differs(str(error))})",
             "Use the base that it was trained on.",
         ) from error  # fmt: skip
     make_lean(model)
     placed = tensors_of(model, name).keys() | ({SCORE_KEY} if scored else set())
-    if strangers := sorted(read_tensors(folder).keys() - placed):
+    if strangers := sorted(given.keys() - placed):
         raise CorruptFile(
-            "adapter", str(folder), f"has tensors that this model has no place for ({strangers[0]})",
+            field, str(folder), f"has tensors that this model has no place for ({some(strangers)})",
             "A reward model is no policy: name an adapter of stage=sft, stage=dpo or stage=ppo.",
         )  # fmt: skip
+    if absent := sorted(placed - given.keys() - {SCORE_KEY}):  # PEFT leaves them as they were made, and says nothing
+        raise CorruptFile(
+            field, str(folder), f"lacks tensors that its adapter_config.json speaks of ({some(absent)})", RESTORE
+        )
     return model
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def what_differs(said: str) -> str:
+    """The line of PyTorch's complaint about a state dict that names a tensor."""
+    lines = [line.strip() for line in said.splitlines()] or [""]
+    return next((line for line in lines if line.startswith("size mismatch")), lines[0])[:240]
 
 
 @dataclass(frozen=True)

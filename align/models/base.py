@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from align.config.root import ModelConfig
-from align.errors import CorruptFile, InputError
+from align.errors import InputError
 from align.models.pocket import pocket_folder
 from align.models.smollm2 import HUB_ID, gguf_in_wheel, smollm2_folder, smollm2_snapshot
-from align.run import TOKENIZER, WEIGHTS, Artifact, Base, folder_digest, hub_snapshot
+from align.run import Artifact, Base, hub_snapshot, model_digest
 
 BUILT_IN = ("pocket", "smollm2")
 """Models inside installed packages, found anew on each machine wherever they lay when an artifact recorded them."""
@@ -35,9 +34,12 @@ def find_base(model: ModelConfig) -> Base:
     if name == "smollm2" and (model.revision is not None or gguf_in_wheel() is None):
         snapshot = smollm2_snapshot(model.revision)
         return base_in(snapshot, HUB_ID, snapshot.name)
+    folder = Path(name).expanduser()
+    if model.revision is not None and (name in BUILT_IN or folder.is_dir()):
+        problem = f"model.path={name} is a folder on this machine, which has no revisions"
+        raise InputError("model.revision", model.revision, problem, "Drop it, or give a hub id as model.path.")
     if name in BUILT_IN:
         return base_in(builtin_folder(name), name)
-    folder = Path(name).expanduser()
     if folder.is_dir():
         return base_in(folder, name)
     if name.startswith((".", "/", "~")):
@@ -50,22 +52,9 @@ def base_in(folder: Path, id: str, revision: str | None = None) -> Base:
     """The base weights in a folder.
 
     Raises:
-        InputError: there is no configuration, or no weights that this package reads.
-        CorruptFile: the configuration is not JSON.
+        CorruptFile, InputError: it is no model that this package reads, see `align.run.weights`.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise InputError("model.path", id, f"there is no config.json in {folder}", "Give the folder of a saved model.")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFile("model.path", str(config), "is not JSON", "Download or save the model again.") from error
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(
-            "model.path", id, f"there are no safetensors in {folder}",
-            "Save the model with safe_serialization; pickled weights are not read.",
-        )  # fmt: skip
-    return Base(id, str(folder), revision, folder_digest(folder, (*WEIGHTS, *TOKENIZER)))
+    return Base(id, str(folder), revision, model_digest(folder, "model.path", id))
 
 
 def base_of(artifact: Artifact, model: ModelConfig, field: str) -> Base:

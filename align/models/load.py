@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers import logging as transformers_logging
 
 from align.errors import CorruptFile, InputError
+from align.models.finite import check_file
 from align.models.lean import make_lean
 from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.ops.linear import bf16
-from align.run import Base, write_json
+from align.run import Base, model_config, model_files, only_these, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
@@ -113,23 +114,31 @@ def load_base(
         head: the auto class, for causal language modeling or sequence classification.
 
     Raises:
-        CorruptFile: the weights are truncated or incomplete.
-        InputError: the architecture is unknown, or the weights do not fit the configuration.
+        CorruptFile: the weights are truncated, incomplete or not finite.
+        InputError: the architecture is unknown, the weights do not fit the configuration or are more than `dtype`
+            holds, or they are not read (see `align.run.weights`).
     """
     if device.type == "cpu":
         keep_freed_memory()
         keep_few_kernels()
     if method == "qlora":
         options["quantization_config"] = nf4(dtype)
+    held = torch.float32 if method == "full" else dtype
+    files = model_files(Path(base.path), shown=base.id)
+    for path in files:
+        if path.suffix == ".safetensors":  # in the file, for NF4 would make some number of a nan
+            check_file(path, "model.path", base.id, "Download or save the model again.", held)
     try:
-        model, loaded = head.from_pretrained(
-            base.path,
-            output_loading_info=True,
-            dtype=torch.float32 if method == "full" else dtype,
-            device_map={"": device},
-            trust_remote_code=False,
-            **options,
-        )
+        with only_these(files) as folder:
+            model, loaded = head.from_pretrained(
+                str(folder),
+                output_loading_info=True,
+                dtype=held,
+                device_map={"": device},
+                trust_remote_code=False,
+                use_safetensors=True,
+                **options,
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -138,6 +147,7 @@ def load_base(
         if type(error).__name__ == "SafetensorError":
             raise unloadable(base, error) from error
         raise
+    model.config.name_or_path = base.path
     if absent := sorted(key for key in loaded["missing_keys"] if not key.startswith("score.")):
         raise CorruptFile(  # transformers fills what is missing with random numbers
             "model.path", base.id, f"its weights are incomplete ({absent[0]} is missing)",
@@ -164,15 +174,19 @@ def unloadable(base: Base, error: Exception) -> InputError:
     )
 
 
-def load_tokenizer(base: Base) -> Any:
-    """The base's tokenizer, with a pad token. Where the model has none, an unused special token serves, EOS at worst:
-    masks are kept from the start, so that a shared id loses nothing.
+def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
+    """The tokenizer of a base, with a pad token. Where the model has none, an unused special token serves, EOS at
+    worst: masks are kept from the start, so that a shared id loses nothing.
+
+    Args:
+        folder: where it lies, if not beside the weights.
 
     Raises:
-        InputError: there is no tokenizer beside the weights.
+        InputError: there is none, or it has tokens that the base has no embedding for.
     """
+    place = str(folder or base.path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             "model.path", base.id, f"its tokenizer does not load ({str(error).splitlines()[0][:160]})",
@@ -180,7 +194,20 @@ def load_tokenizer(base: Base) -> Any:
         ) from error  # fmt: skip
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    check_vocabulary(tokenizer, base, place)
     return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
+    """Raises: InputError: a token's id is beyond the rows of the base's embedding."""
+    config = model_config(Path(base.path), shown=base.id)
+    text = config.get("text_config")
+    rows = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, dict) else None)
+    last, token = max(((id, token) for token, id in tokenizer.get_vocab().items()), default=(-1, ""))
+    if isinstance(rows, int) and last >= rows:
+        problem = f"the tokenizer in {place} has {last + 1} ids, the last {token!r}, and the embedding {rows} rows"
+        remedy = f"Drop the added tokens, or save the model after model.resize_token_embeddings({last + 1})."
+        raise InputError("model.path", base.id, problem, remedy)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -97,7 +97,7 @@ class Roles:
         self.score_heads = []
         for member, folder in enumerate(rewards):
             self.model = attach(self.model, folder, reward_name(member), scored=True)
-            self.score_heads.append(linear(score_weight(folder)).to(device).requires_grad_(False))
+            self.score_heads.append(linear(score_weight(folder, hidden_size(base))).to(device).requires_grad_(False))
         if value_trunk == "own":
             if start := rewards[0] if rewards else init:
                 self.model = attach(self.model, start, "value", trainable=True, scored=bool(rewards))
@@ -250,15 +250,21 @@ def reward_name(member: int) -> Role:
     return f"reward{member}" if member else "reward"
 
 
-def score_weight(folder: Path) -> Tensor:
+def score_weight(folder: Path, width: int) -> Tensor:
     """The weights [1, D] of a reward model's head.
 
+    Args:
+        width: D, of the base.
+
     Raises:
-        CorruptFile: it has none.
+        CorruptFile: it has none, or one of another shape.
     """
-    weight = read_tensors(folder).get(SCORE_KEY)
+    weight = read_tensors(folder, "reward.ref").get(SCORE_KEY)
     if weight is None:
         raise CorruptFile("reward.ref", str(folder), "has no score head", "Train it with stage=reward.")
+    if weight.shape != (1, width):
+        problem = f"its score head is {list(weight.shape)}, and one score of this base needs [1, {width}]"
+        raise CorruptFile("reward.ref", str(folder), problem, "Train it with stage=reward.")
     return weight
 
 

@@ -6,8 +6,6 @@ The folder's own file descriptor is the lock, so no lock file is left behind.
 """
 
 from align.run.artifacts import (
-    ADAPTER,
-    TOKENIZER,
     WEIGHTS,
     Artifact,
     Base,
@@ -19,11 +17,10 @@ from align.run.artifacts import (
 from align.run.files import file_digest, folder_digest, json_digest, storage_error, write_json, write_text
 from align.run.folder import Run
 from align.run.hub import HUB, hub_file, hub_snapshot
+from align.run.weights import model_config, model_digest, model_files, only_these, weight_files
 
 __all__ = [
-    "ADAPTER",
     "HUB",
-    "TOKENIZER",
     "WEIGHTS",
     "Artifact",
     "Base",
@@ -34,10 +31,15 @@ __all__ = [
     "hub_file",
     "hub_snapshot",
     "json_digest",
+    "model_config",
+    "model_digest",
+    "model_files",
+    "only_these",
     "read_manifest",
     "resolve",
     "storage_error",
     "verify_outputs",
+    "weight_files",
     "write_json",
     "write_text",
 ]

@@ -11,12 +11,11 @@ from typing import Any
 
 from align.config.root import SCHEMA_VERSION, RunConfig
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.run.files import file_digest, folder_digest
+from align.run.files import file_digest
 from align.run.hub import hub_snapshot
+from align.run.weights import adapter_digest, model_digest
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "added_tokens.json", "vocab*", "merges.txt")
-ADAPTER = ("adapter_config.json", "*.safetensors")
 STAGES = ("sft", "full", "sample", "annotate", "reward", "ppo", "dpo", "eval", "export", "verify")
 SERVES_AS_SFT = ("sft", "full")
 
@@ -91,6 +90,7 @@ def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
     Raises:
         MissingArtifact: the run is not done, or the folder holds neither.
         CorruptFile: a published file is not what its manifest says.
+        InputError: it is a model that is not read, see `align.run.weights`.
     """
     manifest: dict[str, Any] = {}
     bare = any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))  # whatever else lies there
@@ -113,7 +113,12 @@ def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
             "reference", ref, f"{folder} holds neither an adapter nor a model",
             "Give a run's folder, or one with adapter_config.json or config.json in it.",
         )  # fmt: skip
-    digest = folder_digest(folder, (*WEIGHTS, *TOKENIZER) if whole else ADAPTER)
+    try:
+        digest = model_digest(folder, "reference", ref) if whole else adapter_digest(folder)
+    except InputError:
+        if verify:
+            raise
+        digest = ""  # of an ancestor whose weights were removed: nothing equals it
     recorded = Base(**manifest["base"]) if manifest.get("base") else None
     base = Base(ref, str(folder), None, digest) if whole else recorded
     return Artifact(ref, folder, digest, base, whole, manifest)

@@ -35,7 +35,16 @@ def json_digest(value: Any) -> str:
 
 def folder_digest(folder: Path, patterns: Iterable[str] = ("*",)) -> str:
     """sha256 over the names and contents of the files in `folder` that match `patterns`, hex."""
-    files = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+    return files_digest(matching(folder, patterns))
+
+
+def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files in `folder` that match a pattern, in order of their names."""
+    return sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """sha256 over the names and contents of files, hex."""
     return json_digest([[p.name, file_digest(p)] for p in files])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def tokenizer_of(artifact: Artifact, base: Base, template: str | None) -> Any:
         InputError: there is no chat template and none was asked for.
     """
     own = (artifact.path / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(replace(base, path=str(artifact.path)) if own else base)
+    tokenizer = load_tokenizer(base, artifact.path if own else None)
     use_template(tokenizer, template)
     return tokenizer
 

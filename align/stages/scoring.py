@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from align.models.adapters import attach
 from align.models.base import base_of
 from align.models.load import load_base, load_tokenizer
 from align.models.roles import Roles, linear, score_weight
+from align.models.trunk import hidden_size
 from align.run import Artifact, Base, artifact_in, file_digest, resolve
 from align.stages.lineage import method_of, tokenizer_of
 from reward import learned
@@ -112,7 +112,7 @@ def same_template(config: Config, models: Sequence[Artifact], base: Base, tokeni
     own = on_base(models, base)
     for (field, ref), model in zip(named, models, strict=True):
         if model in own and (model.path / "tokenizer_config.json").is_file():
-            trained = load_tokenizer(replace(base, path=str(model.path))).chat_template
+            trained = load_tokenizer(base, model.path).chat_template
             require(
                 trained in (None, tokenizer.chat_template), field, ref,
                 "was trained with another chat template than the policy speaks by",
@@ -174,7 +174,7 @@ def foreign(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: 
     base = base_of(artifact, ModelConfig(), "reward.ref")
     method = method_of(artifact, "auto", "reward.ref")
     model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True)
-    head = linear(score_weight(artifact.path)).to(device)
+    head = linear(score_weight(artifact.path, hidden_size(model))).to(device)
     tokenizer = tokenizer_of(artifact, base, None)
     stops = stop_token_ids(tokenizer, model.generation_config)
     return learned.LearnedReward(model, head, tokenizer, stops, size, artifact.ref)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,7 +61,7 @@ def run(run: Run, config: Config) -> Result:
     if choose_checkpointing(stage.gradient_checkpointing, device):
         roles.recompute_layers()
     own = (artifact.path / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(replace(base, path=str(artifact.path)) if own else base)
+    tokenizer = load_tokenizer(base, artifact.path if own else None)
     rollout = config.rollout
     engine = engine_of(config, tokenizer, roles.model.generation_config)
     asked = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]

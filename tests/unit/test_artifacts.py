@@ -123,6 +123,7 @@ def test_a_bare_folder(tmp_path: Path):
 def test_a_model_brings_what_files_it_likes(tmp_path: Path):
     """The built-in one has a `manifest.json` of its own, as a download may."""
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("w")
     (tmp_path / "manifest.json").write_text('{"sha256": {}}')
     found = artifact_in(tmp_path, "here")
     assert (found.whole, found.path, found.manifest) == (True, tmp_path, {})

@@ -1,0 +1,92 @@
+"""Nothing that is not finite is read or published: one check for files, one for what is in memory, and their words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from align.errors import CorruptFile, InputError
+from align.ops.finite import first_not_finite, not_finite
+
+RESTORE = "Restore it from a copy, download it again, or train it again with a lower learning rate."
+
+
+def check_file(path: Path, field: str, shown: str, remedy: str = RESTORE, dtype: torch.dtype | None = None) -> None:
+    """Look at every tensor of a safetensors file, one after another.
+
+    Args:
+        field, shown: what the user calls it.
+        dtype: in which it will be held, if that is known.
+
+    Raises:
+        CorruptFile: a value is nan or infinite, or the file cannot be read.
+        InputError: a value is more than `dtype` holds.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                tensor = file.get_tensor(name)
+                if not_finite(tensor, dtype):
+                    check_tensors(((f"{name} in {path.name}", tensor),), field, shown, remedy)
+                    problem = f"{name} in {path.name} holds {not_finite(tensor, dtype)} values beyond what it can hold"
+                    raise InputError("dtype", str(dtype).removeprefix("torch."), problem, "Use bfloat16 or float32.")
+    except SafetensorError as error:
+        problem = f"its weights are corrupt ({path.name}: {str(error).splitlines()[0][:120]})"
+        raise CorruptFile(field, shown, problem, "Download or save them again.") from error
+
+
+def check_tensors(tensors: Iterable[tuple[str, Tensor]], field: str, shown: str, remedy: str = RESTORE) -> None:
+    """Raises: CorruptFile: one of them holds nan or infinity."""
+    if found := first_not_finite(tensors):
+        name, count = found
+        raise CorruptFile(field, shown, f"{name} holds {count} values that are nan or infinite", remedy)
+
+
+def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None, dtype: str) -> None:
+    """What a run is about to publish.
+
+    Args:
+        lr, dtype: see `diverged`.
+
+    Raises:
+        InputError: a tensor in `artifact` or a figure is not finite.
+    """
+    for path in sorted(artifact.rglob("*.safetensors")):
+        try:
+            check_file(path, "artifact", str(path.relative_to(artifact)))
+        except CorruptFile as error:
+            raise diverged(f"in the end {error.problem}: nothing is published", lr, dtype) from error
+    for name, value in leaves(metrics):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise diverged(f"in the end {name} is {value}: nothing is published", lr, dtype)
+
+
+def leaves(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every figure of a tree, with the names that lead to it."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{path}{name}.")
+        elif isinstance(value, list | tuple):
+            yield from leaves({str(i): v for i, v in enumerate(value)}, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def diverged(problem: str, lr: float | None, dtype: str) -> InputError:
+    """That finite weights came to numbers that are none, with the setting to change.
+
+    Args:
+        lr: that the run trains with; None where nothing trains.
+        dtype: as the user gave it.
+    """
+    if lr is None:
+        remedy = "Use dtype=float32; if it stays so, what was loaded has diverged: train it with a lower stage.lr."
+        return InputError("dtype", dtype, problem, remedy)
+    remedy = "Lower stage.lr or stage.max_grad_norm, or use dtype=float32."
+    return InputError("stage.lr", lr, problem, remedy)

@@ -1,0 +1,141 @@
+"""Which files a model is read from: one list, which its digest names and its loader is given. Imports no torch.
+
+transformers finds weights by rules of its own: pickles where `model.safetensors` is missing, whatever
+`transformers_weights` or an index names, the base of an `adapter_config.json` beside the weights, a distributed
+checkpoint. What is not on this list it never sees (`align.models.load`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from align.errors import CorruptFile, InputError
+from align.run.files import files_digest, matching
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
+TOKENIZER = (
+    "tokenizer*", "*.model", "special_tokens_map.json", "chat_template*", "added_tokens.json", "vocab*", "merges.txt",
+)  # fmt: skip
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".distcp")
+"""What holds weights that are not read: most of these formats run code as they are opened."""
+AGAIN = "Download or save the model again."
+PICKLED = "Save the model with safe_serialization; pickled weights are not read."
+
+
+def model_files(folder: Path, field: str = "model.path", shown: str | None = None) -> list[Path]:
+    """Everything that a model is read from: weights, configuration, tokenizer. Links are followed, as those of the
+    hub's cache have to be; what they lead to is read, and so it is hashed.
+
+    Raises:
+        CorruptFile, InputError: see `model_config` and `weight_files`.
+    """
+    model_config(folder, field, shown)
+    rest = (CONFIG, "generation_config.json", *TOKENIZER)
+    return sorted({*weight_files(folder, field, shown), *matching(folder, rest)})
+
+
+def model_digest(folder: Path, field: str = "model.path", shown: str | None = None) -> str:
+    """sha256 over the names and contents of `model_files`, hex."""
+    return files_digest(model_files(folder, field, shown))
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 over the two files that an adapter is read from, as far as they are there, hex."""
+    return files_digest(matching(folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS)))
+
+
+@contextmanager
+def only_these(files: list[Path]) -> Iterator[Path]:
+    """A folder that holds these files and no other, as links; for a library that would look for more."""
+    with TemporaryDirectory(prefix="align-model-") as name:
+        for path in files:
+            Path(name, path.name).symlink_to(path.resolve())
+        yield Path(name)
+
+
+def weight_files(folder: Path, field: str = "model.path", shown: str | None = None) -> list[Path]:
+    """`model.safetensors`, or the index of a sharded model and the shards that it names.
+
+    Args:
+        field, shown: what to call the folder in a message.
+
+    Raises:
+        CorruptFile: the index is not one, or a shard that it names is not there.
+        InputError: there are no such weights, or the index names something else than files beside it.
+    """
+    shown = shown or str(folder)
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    index = folder / INDEX
+    if not index.is_file():
+        raise InputError(field, shown, without_weights(folder), PICKLED)
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFile(field, shown, f"{INDEX} is not an index of weights", AGAIN) from error
+    for name in names:
+        if not (isinstance(name, str) and Path(name).name == name and "\0" not in name):
+            problem = f"{INDEX} names {name!r}, which is no file of its own folder"
+            raise InputError(field, shown, problem, "Put the shards beside the index, by their plain names.")
+        if not name.endswith(".safetensors"):
+            raise InputError(field, shown, f"{INDEX} names {name!r}, which is not safetensors", PICKLED)
+        if not (folder / name).is_file():
+            raise CorruptFile(field, shown, f"{name}, which {INDEX} names, is missing", AGAIN)
+    if not names:
+        raise CorruptFile(field, shown, f"{INDEX} names no weights", AGAIN)
+    return [index, *(folder / name for name in names)]
+
+
+def without_weights(folder: Path) -> str:
+    """What is wrong with a folder that has neither file."""
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in (*PICKLES, ".safetensors", ".gguf"))
+    found = f"; what it holds is {', '.join(others[:3])}" if others else ""
+    return f"there are no safetensors in {folder} by the name of {SINGLE}, and no {INDEX}{found}"
+
+
+def model_config(folder: Path, field: str = "model.path", shown: str | None = None) -> dict[str, Any]:
+    """The configuration of a model that can be read as it stands.
+
+    Raises:
+        CorruptFile: it is not a JSON object.
+        InputError: there is none; the folder holds an adapter; the weights are quantised already, or are said to lie
+            in other files.
+    """
+    shown, path = shown or str(folder), folder / CONFIG
+    if not path.is_file():
+        raise InputError(field, shown, f"there is no {CONFIG} in {folder}", "Give the folder of a saved model.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(field, str(path), "is not JSON", AGAIN) from error
+    if not isinstance(config, dict):
+        raise CorruptFile(field, str(path), "holds no JSON object", AGAIN)
+    if (folder / ADAPTER_CONFIG).is_file():
+        problem = f"holds {ADAPTER_CONFIG} beside {CONFIG}: it would be read as an adapter, on the base that this names"
+        raise InputError(field, shown, problem, "Give adapter and base as two folders: init= and model.path=.")
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and (quantised := quantisation_of(part)):
+            problem = f"its weights are quantised already ({quantised})"
+            raise InputError(field, shown, problem, "Give the model as it was before: method=qlora quantises it.")
+    for key in ("transformers_weights", "configuration_files"):
+        if config.get(key) not in (None, [], SINGLE, INDEX):
+            problem = f"{CONFIG} sends the reader to other files ({key}: {config[key]!r})"
+            raise InputError(field, shown, problem, f"Remove {key} from it.")
+    return config
+
+
+def quantisation_of(config: dict[str, Any]) -> str:
+    """How the weights of a configuration are quantised, in a word or two; empty where they are not."""
+    for key in ("quantization_config", "compression_config"):
+        told = config.get(key)
+        if told is not None:
+            method = told.get("quant_method") if isinstance(told, dict) else None
+            four = isinstance(told, dict) and (told.get("load_in_4bit") or told.get("_load_in_4bit"))
+            return f"{key}: {method or 'an unknown method'}{', 4-bit' if four else ''}"
+    return ""

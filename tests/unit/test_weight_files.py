@@ -1,0 +1,417 @@
+"""What is hashed is what is read: every way in which a folder can offer other weights than those that its digest names,
+and every way in which an adapter can be other than its configuration says."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_roles import World, make_world
+
+from align.config.root import ModelConfig
+from align.errors import CorruptFile, InputError
+from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, attach, save_adapter, with_new_adapter
+from align.models.base import find_base
+from align.models.load import load_base, load_tokenizer
+from align.models.roles import Roles
+from align.run import Base, artifact_in, model_files
+
+CPU = torch.device("cpu")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BESIDE = {
+    "config.json": b"{}", "generation_config.json": b"{}", "tokenizer.json": b"{}", "tokenizer_config.json": b"{}",
+    "tokenizer.model": b"pieces", "special_tokens_map.json": b"{}", "chat_template.jinja": b"{{ x }}",
+    "vocab.json": b"{}", "merges.txt": b"", "added_tokens.json": b"{}",
+}  # fmt: skip
+SHARDS = {
+    INDEX: json.dumps(
+        {"metadata": {}, "weight_map": {f"{c}": f"model-0000{n}-of-00002.safetensors" for n, c in ((1, "a"), (2, "b"))}}
+    ).encode(),
+    "model-00001-of-00002.safetensors": b"one", "model-00002-of-00002.safetensors": b"two",
+}  # fmt: skip
+
+
+class Trap:
+    """Says so where somebody unpickles it."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.sprung,)
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def other(copy: Path, tmp_path: Path) -> Path:
+    """Other weights of the same shapes, outside the model's folder."""
+    tensors = {k: torch.full_like(v, 0.5) for k, v in load_file(copy / SINGLE).items()}
+    save_file(tensors, tmp_path / "other.safetensors", {"format": "pt"})
+    return tmp_path / "other.safetensors"
+
+
+def found(folder: Path) -> Base:
+    return find_base(ModelConfig(path=str(folder)))
+
+
+def loaded(base: Base) -> Any:
+    return load_base(base, "lora", CPU, torch.float32)
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def shard(folder: Path) -> None:
+    """The same model in several files."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder)
+    (folder / SINGLE).unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert (folder / INDEX).is_file()
+
+
+def index_naming(folder: Path, name: str, inside: bool = True) -> None:
+    """Shards, the first of which has another name in the index, and is there by that name if it can be."""
+    shard(folder)
+    told = json.loads((folder / INDEX).read_text())
+    first = sorted(set(told["weight_map"].values()))[0]
+    told["weight_map"] = {k: name if v == first else v for k, v in told["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(told))
+    if inside:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / first).rename(folder / name)
+
+
+# Identity: manifests of earlier runs hold these digests.
+
+
+@pytest.mark.parametrize(
+    ("files", "digest"),
+    [
+        ({SINGLE: b"weights"}, "a853fc656663233428fb0393637ac960e8535dfe2ccf8249c2831cbcd1d5307e"),
+        (SHARDS, "c19f56fcf6ed42d1376490d57e5ea945a66293c707e5747616eb1ec28186e067"),
+    ],
+)
+def test_a_well_formed_folder_keeps_its_digest(tmp_path: Path, files: dict[str, bytes], digest: str) -> None:
+    for name, content in {**files, **BESIDE, "README.md": b"words"}.items():
+        (tmp_path / name).write_bytes(content)
+    assert found(tmp_path).digest == artifact_in(tmp_path, "here").digest == digest
+    assert {p.name for p in model_files(tmp_path)} == {*files, *BESIDE}
+    # What is not read is not named: neither by a name that transformers would pass over, nor by one that it would not.
+    for name in ("decoy.safetensors", "consolidated.safetensors", "model.fp16.safetensors", "model.gguf"):
+        (tmp_path / name).write_bytes(b"other")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"other")
+    assert found(tmp_path).digest == digest
+
+
+def test_the_built_in_model_keeps_its_digest() -> None:
+    assert find_base(ModelConfig()).digest == "9b36bc74a3355579a4c394dc7955c7fd75b916e59b078b9fd5428d34faad1ae4"
+
+
+def test_an_adapter_keeps_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / WEIGHTS_FILE).write_text("weights")
+    digest = artifact_in(tmp_path, "here").digest
+    assert digest == "abc10412af22c63f4bd467f5ba23848972f552c13d75eaf4cf0f541c92facbc8"
+    (tmp_path / "decoy.safetensors").write_text("other")
+    assert artifact_in(tmp_path, "here").digest == digest
+
+
+# Weights come from the files that the digest names.
+
+
+def beside(name: str) -> Callable[[Path, Path], None]:
+    def put(folder: Path, other: Path) -> None:
+        if name.endswith("safetensors"):
+            shutil.copy(other, folder / name)
+        else:
+            torch.save(load_file(other), folder / name)
+
+    return put
+
+
+def an_index_beside(folder: Path, other: Path) -> None:
+    shutil.copy(other, folder / "shard.safetensors")
+    names = dict.fromkeys(load_file(other), "shard.safetensors")
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def a_subfolder(folder: Path, other: Path) -> None:
+    (folder / "weights").mkdir()
+    shutil.copy(other, folder / "weights" / SINGLE)
+
+
+def a_distributed_checkpoint(folder: Path, other: Path) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(Trap(folder / "sprung")))
+    (folder / "__0_0.distcp").write_bytes(pickle.dumps(Trap(folder / "sprung")))
+
+
+def custom_code(folder: Path, other: Path) -> None:
+    (folder / "modeling_x.py").write_text(f"open({str(folder / 'sprung')!r}, 'w')\nclass X: ...\n")
+    names = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.X", "AutoTokenizer": "modeling_x.X"}
+    change(folder / "config.json", auto_map=names)
+
+
+def a_trapped_pickle(folder: Path, other: Path) -> None:
+    for name in ("pytorch_model.bin", "adapter_model.bin", "tokenizer.pkl", "vocab.pkl", "training_args.bin"):
+        (folder / name).write_bytes(pickle.dumps(Trap(folder / "sprung")))
+
+
+PASSED_OVER = {
+    "a pickle beside": beside("pytorch_model.bin"),
+    "a trapped pickle": a_trapped_pickle,
+    "a decoy beside": beside("decoy.safetensors"),
+    "a variant beside": beside("model.fp16.safetensors"),
+    "an adapter's weights beside": beside("adapter_model.safetensors"),
+    "an index beside": an_index_beside,
+    "a sub-folder": a_subfolder,
+    "a distributed checkpoint": a_distributed_checkpoint,
+    "code of its own": custom_code,
+}
+
+
+@pytest.mark.parametrize("offer", PASSED_OVER)
+def test_what_lies_beside_the_weights_is_never_read(copy: Path, tiny_model: Path, other: Path, offer: str) -> None:
+    PASSED_OVER[offer](copy, other)
+    model = loaded(found(copy))
+    load_tokenizer(found(copy))
+    assert not (copy / "sprung").exists()
+    wanted = load_file(tiny_model / SINGLE)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.named_parameters() if name in wanted)
+    assert model.config.name_or_path == str(copy)
+
+
+def without(*names: str) -> Callable[[Path, Path], None]:
+    """Weights by other names alone."""
+
+    def put(folder: Path, other: Path) -> None:
+        (folder / SINGLE).unlink()
+        for name in names:
+            beside(name)(folder, other)
+
+    return put
+
+
+def a_gguf(folder: Path, other: Path) -> None:
+    (folder / SINGLE).rename(folder / "model.gguf")
+
+
+def quantised(**config: Any) -> Callable[[Path, Path], None]:
+    return lambda folder, other: change(folder / "config.json", **config)
+
+
+def an_adapter_config(folder: Path, other: Path) -> None:
+    """For which transformers would load the base that it names."""
+    elsewhere = shutil.copytree(folder, folder.parent / "elsewhere")
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(elsewhere)})
+    )
+
+
+def a_shard(name: str, inside: bool = True) -> Callable[[Path, Path], None]:
+    return lambda folder, other: index_naming(folder, name, inside)
+
+
+REFUSED = {
+    "a pickle alone": (without("pytorch_model.bin"), InputError, "pytorch_model.bin"),
+    "a pickle and a decoy": (without("pytorch_model.bin", "decoy.safetensors"), InputError, "decoy.safetensors"),
+    "a decoy alone": (without("decoy.safetensors"), InputError, "decoy.safetensors"),
+    "a variant alone": (without("model.fp16.safetensors"), InputError, "model.fp16.safetensors"),
+    "nothing": (without(), InputError, "no safetensors"),
+    "a GGUF file alone": (a_gguf, InputError, "model.gguf"),
+    "a shard above": (a_shard("../other.safetensors"), InputError, "../other.safetensors"),
+    "a shard in a sub-folder": (a_shard("sub/one.safetensors"), InputError, "sub/one.safetensors"),
+    "a shard by its whole path": (a_shard("/etc/passwd", inside=False), InputError, "/etc/passwd"),
+    "a shard that is a folder": (a_shard("..", inside=False), InputError, "'..'"),
+    "a pickled shard": (a_shard("one.bin"), InputError, "one.bin"),
+    "a missing shard": (a_shard("absent.safetensors", inside=False), CorruptFile, "absent.safetensors"),
+    "GPTQ": (quantised(quantization_config={"quant_method": "gptq", "bits": 4}), InputError, "gptq"),
+    "AWQ": (quantised(quantization_config={"quant_method": "awq"}), InputError, "awq"),
+    "bitsandbytes": (
+        quantised(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), InputError,
+        "bitsandbytes, 4-bit",
+    ),
+    "FP8 in a part": (quantised(text_config={"quantization_config": {"quant_method": "fp8"}}), InputError, "fp8"),
+    "a new method": (quantised(quantization_config={"quant_method": "nonesuch"}), InputError, "nonesuch"),
+    "a method without a name": (quantised(quantization_config={}), InputError, "an unknown method"),
+    "other weights by name": (quantised(transformers_weights="decoy.safetensors"), InputError, "decoy.safetensors"),
+    "another configuration": (quantised(configuration_files=["config.4.0.0.json"]), InputError, "config.4.0.0.json"),
+    "an adapter's configuration": (an_adapter_config, InputError, "adapter_config.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("offer", REFUSED)
+def test_what_cannot_be_read_for_sure_is_refused_by_name(copy: Path, other: Path, offer: str) -> None:
+    spoil, kind, named = REFUSED[offer]
+    before = found(copy)
+    spoil(copy, other)
+    for read in (lambda: found(copy), lambda: loaded(before)):  # as it is found, and as it is loaded after a change
+        with pytest.raises(kind) as caught:
+            read()
+        assert named in str(caught.value)
+        assert (caught.value.field, caught.value.exit_status) == ("model.path", 2)
+        assert str(copy) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {}}', "[" * 100000])
+def test_an_index_that_is_none(copy: Path, text: str) -> None:
+    (copy / SINGLE).unlink()
+    (copy / INDEX).write_text(text)
+    with pytest.raises(CorruptFile, match="index"):
+        found(copy)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "1", '{"a": ' * 100000])
+def test_a_configuration_that_is_none(copy: Path, text: str) -> None:
+    (copy / "config.json").write_text(text)
+    with pytest.raises(CorruptFile, match=r"config\.json"):
+        found(copy)
+
+
+def test_shards_are_read_and_hashed(copy: Path, tiny_model: Path) -> None:
+    shard(copy)
+    base = found(copy)
+    wanted = load_file(tiny_model / SINGLE)
+    assert all(torch.equal(t, wanted[n]) for n, t in loaded(base).named_parameters() if n in wanted)
+    path = sorted(copy.glob("model-*.safetensors"))[-1]
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    assert found(copy).digest != base.digest
+
+
+def test_links_lead_where_they_lead_and_that_is_hashed(copy: Path, tmp_path: Path) -> None:
+    """The hub's cache is made of links into its store of contents."""
+    snapshot, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    plain = found(copy)
+    for n, path in enumerate(sorted(copy.iterdir())):
+        path.rename(blobs / str(n))
+        (snapshot / path.name).symlink_to(f"../../blobs/{n}")
+    base = found(snapshot)
+    assert base.digest == plain.digest
+    loaded(base)
+    target = (snapshot / SINGLE).resolve()
+    target.write_bytes(target.read_bytes()[:-1] + b"\1")
+    assert found(snapshot).digest != base.digest
+
+
+def test_a_folder_has_no_revisions(copy: Path) -> None:
+    for given in ({"path": str(copy)}, {"path": "pocket"}, {}):
+        with pytest.raises(InputError) as caught:
+            find_base(ModelConfig(**given, revision="v1"))
+        assert caught.value.field == "model.revision"
+
+
+def test_an_ancestor_may_have_lost_its_weights(copy: Path) -> None:
+    (copy / SINGLE).unlink()
+    assert artifact_in(copy, "here", verify=False).digest == ""
+    with pytest.raises(InputError, match="no safetensors"):
+        artifact_in(copy, "here")
+
+
+# Adapters.
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
+
+
+A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+
+
+def spoilt(source: Path, target: Path, spoil: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    shutil.copytree(source, target)
+    tensors = load_file(target / WEIGHTS_FILE)
+    spoil(tensors)
+    save_file(tensors, target / WEIGHTS_FILE, {"format": "pt"})
+    return target
+
+
+HARMS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "one missing": (lambda t: t.pop(A), A),
+    "all missing": (lambda t: [t.pop(k) for k in list(t) if k != SCORE_KEY], "and 25 more"),
+    "one too many": (lambda t: t.update({A.replace("layers.1", "layers.7"): t[A].clone()}), "layers.7"),
+    "another shape": (lambda t: t.update({A: t[A][:2].clone()}), "size mismatch for " + A.removesuffix(".weight")),
+}
+
+
+@pytest.mark.parametrize("scored", [False, True], ids=["policy", "reward"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_an_adapter_has_the_tensors_of_its_configuration(world: World, tmp_path: Path, harm: str, scored: bool) -> None:
+    spoil, named = HARMS[harm]
+    folder = spoilt(world.reward if scored else world.init, tmp_path / "a", spoil)
+    with pytest.raises(CorruptFile) as caught:
+        attach(world.load(), folder, "x", scored=scored)
+    assert named in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert caught.value.field == ("reward.ref" if scored else "adapter")
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_the_second_adapter_is_looked_at_like_the_first(world: World, tmp_path: Path, harm: str) -> None:
+    spoil, named = HARMS[harm]
+    folder = spoilt(world.reward, tmp_path / "a", spoil)
+    with pytest.raises(CorruptFile) as caught:
+        Roles(world.load(), world.init, [folder], (4, 8))
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 32), (2, 64), (64,)])
+def test_a_score_head_of_another_shape(world: World, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    folder = spoilt(world.reward, tmp_path / "a", lambda t: t.update({SCORE_KEY: torch.zeros(shape)}))
+    with pytest.raises(CorruptFile, match=r"its score head is \["):
+        Roles(world.load(), world.init, [folder], (4, 8))
+
+
+def test_a_pickled_adapter_is_not_read(world: World, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(world.init, tmp_path / "a"))
+    (folder / WEIGHTS_FILE).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(CorruptFile, match="the pickle beside it is not read"):
+        attach(world.load(), folder, "x")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_adapters_of_every_configuration_that_peft_saves_are_taken(world: World, tmp_path: Path) -> None:
+    """Whole, so that nothing is missing: also where only some layers are adapted, by ranks of their own."""
+    from peft import LoraConfig, get_peft_model
+
+    some_layers = {"layers_to_transform": [1], "target_modules": ["q_proj"]}
+    for n, more in enumerate(
+        ({}, some_layers, {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"up_proj": 2}},
+         {"bias": "lora_only"}, {"target_modules": ["q_proj"]}, {"modules_to_save": ["lm_head"]})
+    ):  # fmt: skip
+        settings: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **more}
+        folder = tmp_path / str(n)
+        get_peft_model(world.load("lora"), LoraConfig(**settings)).save_pretrained(str(folder))
+        attach(world.load("lora"), folder, "x")
+    fresh = with_new_adapter(world.load("lora"), 4, 8)
+    save_adapter(fresh, tmp_path / "ours", world.base)
+    attach(world.load("lora"), tmp_path / "ours", "x")
+
+
+@pytest.mark.parametrize("where", ["beside the weights", "beside an adapter"])
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(copy: Path, tmp_path: Path, where: str) -> None:
+    base, folder = found(copy), tmp_path / "tokenizer"
+    tokenizer = load_tokenizer(base)
+    assert max(tokenizer.get_vocab().values()) == 319  # of 320: as many as there can be
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(str(copy if where == "beside the weights" else folder))
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(base, None if where == "beside the weights" else folder)
+    assert caught.value.field == "model.path"
+    for said in ("321 ids", "<one more>", "320 rows", "resize_token_embeddings(321)"):
+        assert said in str(caught.value)
