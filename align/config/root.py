@@ -6,7 +6,6 @@ any weights are touched.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,12 @@ from align.errors import require
 SCHEMA_VERSION = 1
 
 
+MOST = 1e37
+"""Of a setting: what is ten times as much, as Adam's first step is beside its rate, is still a number in fp32."""
+
+
 def positive(field_name: str, value: float) -> None:
-    require(0 < value < math.inf, field_name, value, "must be above zero and finite", "Give a positive number.")
+    require(0 < value <= MOST, field_name, value, "must be above zero and finite", "Give a positive number.")
 
 
 def one_of(field_name: str, value: str, choices: tuple[str, ...]) -> None:

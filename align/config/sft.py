@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from omegaconf import II
 
-from align.config.root import one_of, positive
+from align.config.root import MOST, one_of, positive
 from align.errors import require
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class SftConfig:
     def __post_init__(self) -> None:
         one_of("stage.name", self.name, ("sft", "full"))
         require(
-            0 < self.lr < math.inf, "stage.lr", self.lr, "must be above zero and finite; it follows method.lr",
+            0 < self.lr <= MOST, "stage.lr", self.lr, "must be above zero and finite; it follows method.lr",
             "Give a positive number for either.",
         )  # fmt: skip
         for key in (

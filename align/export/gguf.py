@@ -15,21 +15,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
+from align.export.adapter import WEIGHTS
 from align.export.bases import ABOUT
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
 from align.export.folder import publish, read_json, workroom, write_tokenizer
 from align.export.foreign import LLAMA_CPP, Answer, ask, version_in
 from align.export.receipt import fixed_texts
+from align.ops.finite import not_finite
 from align.run import file_digest, json_digest, write_json
 
 ADAPTER = "adapter-f16.gguf"
 F16, F32 = "f16", "f32"
-LARGEST = 65504.0
+LARGEST = torch.finfo(torch.float16).max
 """Of an f16."""
 
 
@@ -133,9 +138,13 @@ def kept(root: Path, source: Source, weights: str, write: Callable[[Path], None]
 
 def check_range(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
-        if float(parameter.detach().abs().max()) > LARGEST:
-            problem = f"{name} holds a weight that f16 cannot"
-            raise InputError("export", "gguf", problem, "Export it as export=merged.")
+        check_f16(name, parameter)
+
+
+def check_f16(name: str, tensor: Tensor) -> None:
+    if not_finite(tensor, torch.float16):
+        problem = f"{name} holds a weight that f16 cannot"
+        raise InputError("export", "gguf", problem, "Export it as export=merged.")
 
 
 def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Source) -> None:
@@ -147,6 +156,8 @@ def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Sourc
     """
     for path in bases:
         linked(path, folder / path.name)
+    for name, tensor in load_file(adapter / WEIGHTS).items():
+        check_f16(f"{name} of the adapter", tensor)
     convert_adapter(source.converters, adapter, source.folder, folder / ADAPTER, F16)
     for path in adapter.iterdir():  # tokenizer, template, base.json: for whoever renders the chat outside the engine
         if path.suffix != ".safetensors" and path.name != "adapter_config.json":

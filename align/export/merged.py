@@ -56,7 +56,11 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
     for layer in (m for m in wrapped.modules() if isinstance(m, LoraLayer)):
         module: Any = layer
         module.to(torch.float32)
-        module.merge(safe_merge=True)  # raises on a sum that is not finite
+        try:
+            module.merge(safe_merge=True)
+        except ValueError as error:  # its word for a sum that is not finite
+            problem = f"added to the base it makes nan or infinity ({error})"
+            raise InputError("adapter", adapter.name, problem, "Train it again with a lower stage.lr.") from error
         module.get_base_layer().to(dtype)
     with warnings.catch_warnings():
         # It still swaps the layers out and unwraps saved modules; the sums themselves are done.

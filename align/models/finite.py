@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.errors import CorruptFile, InputError
 from align.ops.finite import first_not_finite, not_finite
@@ -65,6 +65,13 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
     for name, value in leaves(metrics):
         if isinstance(value, float) and not math.isfinite(value):
             raise diverged(f"in the end {name} is {value}: nothing is published", lr, dtype)
+
+
+def where(parameters: Mapping[str, nn.Parameter]) -> str:
+    """The first tensor among parameters and then their gradients that is not finite, in words; empty where none is."""
+    gradients = ((f"the gradient of {n}", p.grad) for n, p in parameters.items() if p.grad is not None)
+    found = first_not_finite(parameters.items()) or first_not_finite(gradients)
+    return f" ({found[0]} holds {found[1]} such values)" if found else ""
 
 
 def leaves(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -147,7 +147,7 @@ def load_base(
         if type(error).__name__ == "SafetensorError":
             raise unloadable(base, error) from error
         raise
-    model.config.name_or_path = base.path
+    model.name_or_path = model.config.name_or_path = base.path  # PEFT looks for a configuration there
     if absent := sorted(key for key in loaded["missing_keys"] if not key.startswith("score.")):
         raise CorruptFile(  # transformers fills what is missing with random numbers
             "model.path", base.id, f"its weights are incomplete ({absent[0]} is missing)",

@@ -131,8 +131,12 @@ class Roles:
 
     def parameters_of(self, role: Role) -> list[nn.Parameter]:
         """What an optimiser of `role` holds: its weights, and for the value role its head."""
-        head = list(self.value_head.parameters()) if role == "value" else []
-        return [*self._weights[role].values(), *head]
+        return list(self.named_parameters_of(role).values())
+
+    def named_parameters_of(self, role: Role) -> dict[str, nn.Parameter]:
+        """The same by their names, in the same order."""
+        head = {f"value_head.{n}": p for n, p in self.value_head.named_parameters()} if role == "value" else {}
+        return {**self._weights[role], **head}
 
     @contextmanager
     def use(self, role: Role, train: bool = False) -> Iterator[Any]:

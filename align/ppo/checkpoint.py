@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from align.errors import CorruptFile
+from align.models.finite import check_tensors
 from align.models.roles import TRAINABLE, Roles
 from align.ppo.state import State
 from align.run import write_json
@@ -36,7 +37,7 @@ def restore(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
     """Put saved weights and moments back in place; returns the rest.
 
     Raises:
-        CorruptFile: it is not the state of a run like this one.
+        CorruptFile: it is not the state of a run like this one, or not finite.
     """
     try:
         tensors = load_file(folder / TENSORS)
@@ -45,6 +46,7 @@ def restore(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
         raise CorruptFile(
             "checkpoint", str(folder), f"cannot be read ({str(error)[:120]})", "Remove it and run again."
         ) from error
+    check_tensors(tensors.items(), "checkpoint", str(folder), "Remove it and run the same command again.")
     own = weights(roles)
     if missing := sorted(own.keys() ^ {n for n in tensors if n.partition(".")[0] in TRAINABLE}):
         raise CorruptFile(

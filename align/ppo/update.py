@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from align.errors import require
+from align.errors import InputError
 from align.models.chunks import by_length
+from align.models.finite import where
 from align.models.roles import Held, Roles
 from align.ops.kl import ESTIMATORS
 from align.ops.losses import kl_loss, policy_loss, value_loss
@@ -76,12 +77,14 @@ def step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, 
         f"{role}_grad_norm": float(torch.nn.utils.clip_grad_norm_(roles.parameters_of(role), max_grad_norm))
         for role in ("policy", "value")
     }
-    for name, norm in norms.items():
-        require(
-            math.isfinite(norm), "stage.lr", optimiser.param_groups[0]["lr"],
-            f"{name} is {norm}: the run has diverged, and no step was taken",
-            "Lower stage.lr and stage.value_lr, or raise stage.kl_coef.",
-        )  # fmt: skip
+    for role in ("policy", "value"):
+        if not math.isfinite(norm := norms[f"{role}_grad_norm"]):
+            found = where(roles.named_parameters_of(role))
+            raise InputError(
+                "stage.lr", optimiser.param_groups[0]["lr"],
+                f"{role}_grad_norm is {norm}{found}: the run has diverged, and no step was taken",
+                "Lower stage.lr, stage.value_lr or stage.max_grad_norm, raise stage.kl_coef, or use dtype=float32.",
+            )  # fmt: skip
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norms

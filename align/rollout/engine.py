@@ -10,6 +10,10 @@ from torch import Tensor
 from align.types import Rollout
 
 
+class NotFinite(ArithmeticError):
+    """The model has no distribution to draw from: its logits are nan or infinite."""
+
+
 class Engine(Protocol):
     """Samples one response a prompt from softmax(logits / temperature): no top-k, no top-p, no penalty, whatever the
     checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used."""
@@ -22,6 +26,9 @@ class Engine(Protocol):
                 another process say, takes over what has changed in it (`align.models.adapters.tensors_of`).
             seeds: one a prompt (`row_seeds`). What is drawn at a position is a function of the row's seed and of the
                 position, whatever else is sampled with it.
+
+        Raises:
+            NotFinite: whoever names the model to the user says what to do.
         """
         ...
 

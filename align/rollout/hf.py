@@ -13,7 +13,7 @@ from transformers import Cache
 from align.models.lean.cache import ReservedCache
 from align.models.trunk import base_model, lm_head, pad
 from align.ops.philox import uniforms
-from align.rollout.engine import joined
+from align.rollout.engine import NotFinite, joined
 from align.types import Rollout
 
 DROP_BELOW = 0.8
@@ -63,13 +63,16 @@ class HfEngine:
         real = torch.zeros(rows, self.max_new_tokens, dtype=torch.bool, device=device)
         ended = torch.zeros(rows, dtype=torch.bool, device=device)
 
+        broken = torch.zeros((), dtype=torch.bool, device=device)
         held, live = torch.arange(rows, device=device), torch.ones(rows, dtype=torch.bool, device=device)
         cache = ReservedCache(width + self.max_new_tokens)
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
         hidden = forward(model, tokens, mask, positions, cache)
         last, mask_held = positions[:, -1], mask
         for t in range(self.max_new_tokens):
-            drawn = self._draw(model, hidden, uniform_BT[held, t])
+            chances = self._distribution(model, hidden)
+            broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
+            drawn = draw(chances, uniform_BT[held, t])
             response[held[live], t], real[held[live], t] = drawn[live], True
             stopped = live & torch.isin(drawn, stops)
             ended[held[stopped]] = True
@@ -83,17 +86,19 @@ class HfEngine:
                 held, drawn, last, mask_held, live = held[keep], drawn[keep], last[keep], mask_held[keep], live[keep]
                 cache.batch_select_indices(keep)
             hidden = forward(model, drawn[:, None], mask_held, last[:, None], cache)
+        if bool(broken):  # asked once, for at each token the host would wait for the device
+            raise NotFinite("its logits are nan or infinite")
         used = int(real.any(0).sum())
         return Rollout(
             torch.cat([tokens, response[:, :used]], dim=1), torch.cat([mask, real[:, :used]], dim=1), width, ended
         )
 
-    def _draw(self, model: Any, hidden_BD: Tensor, uniform_B: Tensor) -> Tensor:
-        """One token a row from softmax(logits / temperature)."""
+    def _distribution(self, model: Any, hidden_BD: Tensor) -> Tensor:
+        """softmax(logits / temperature) [B, V]."""
         logits = lm_head(model)(hidden_BD)
         if self.temperature != 1.0:
             logits = logits.float() / self.temperature
-        return draw(logits.softmax(-1, dtype=torch.float32), uniform_B)
+        return logits.softmax(-1, dtype=torch.float32)
 
 
 def forward(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
@@ -122,7 +127,8 @@ def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     inside = blocks_BNK.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
     # The block's own sum may round below the one that it was chosen by: what is left must lie within it.
     left = torch.minimum(target - before, torch.nextafter(inside[:, -1:], torch.zeros_like(target)))
-    return (block * BLOCK + torch.searchsorted(inside, left, right=True)).squeeze(-1)
+    index = block * BLOCK + torch.searchsorted(inside, left, right=True)
+    return index.squeeze(-1).clamp_max(probabilities_BV.shape[1] - 1)  # of nan comes any place, also behind the last
 
 
 def pad_to(x_BV: Tensor, multiple: int) -> Tensor:

@@ -16,17 +16,23 @@ SEAL = "align_seal.json"
 
 def seal(folder: Path) -> None:
     """Write down the hash of every file of a checkpoint: one without a seal is a torn one."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
-    write_json(folder / SEAL, {str(p.relative_to(folder)): file_digest(p) for p in files})
+    write_json(folder / SEAL, {name: file_digest(folder / name) for name in sorted(names_in(folder))})
+
+
+def names_in(folder: Path) -> set[str]:
+    """Every file that a seal speaks of, by its place in the checkpoint."""
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SEAL}
 
 
 def sealed(folder: Path) -> bool:
-    """Whether a checkpoint holds something, and every file of it is the one that was written."""
+    """Whether a checkpoint holds something, every file of it is the one that was written, and there is no other."""
     try:
         digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
     if not isinstance(digests, dict) or not digests:
+        return False
+    if names_in(folder) - digests.keys():
         return False
     return all((folder / name).is_file() and file_digest(folder / name) == d for name, d in digests.items())
 

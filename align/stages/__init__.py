@@ -70,6 +70,12 @@ def perform(config: Config) -> int:
         try:
             result = module.run(run, config)
             run.manifest["hardware"] |= computed_on(config)
+            if "torch" in sys.modules:  # nothing else writes tensors
+                from align.models.finite import check_published
+
+                check_published(
+                    run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype
+                )
             run.publish(result.metrics)
         except AlignError:
             raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +18,14 @@ from align.data.sources import prompts
 from align.errors import require
 from align.models.load import choose_checkpointing, choose_device, choose_dtype, context_length, load_base
 from align.models.roles import Role, Roles
+from align.ops.finite import not_finite
 from align.ops.moments import Moments
 from align.rollout.engine import Engine, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Run
 from align.stages import scoring
 from align.stages.lineage import adapter_folder, frozen_as, start, tokenizer_of
-from align.stages.sampling import engine_of
+from align.stages.sampling import engine_of, speaking
 from align.types import Conversation, Rollout
 from reward.combined import comparable, judged
 from reward.scorer import Scorer
@@ -45,6 +47,7 @@ class Cast:
     held_out: kept out of training, to measure on; none without `stage.eval_every`.
     dropped: how many were longer than the context.
     seed: the run's own.
+    speaks: role → what the user calls it, where its answers cannot be drawn.
     """
 
     tokenizer: Any
@@ -55,6 +58,7 @@ class Cast:
     held_out: list[Prompt]
     dropped: int
     seed: int
+    speaks: Callable[[Role], AbstractContextManager[None]]
 
     def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
         """One answer of a role to each prompt.
@@ -63,7 +67,7 @@ class Cast:
             where: the place in the run; each place draws anew.
         """
         seeds = row_seeds(range(len(prompts)), self.seed, *where)
-        with self.roles.use(role) as model:
+        with self.roles.use(role) as model, self.speaks(role):
             rollout = self.engine.generate(model, [p.input_ids for p in prompts], seeds)
         texts = response_texts(rollout, self.tokenizer)
         told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
@@ -72,6 +76,11 @@ class Cast:
     def judge(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
         """The raw scores [B], on the device of the rollout, and what the scorer says of them."""
         scores, figures = judged(self.scorer, answers.conversations, answers.rollout)
+        require(
+            not (count := not_finite(scores)), "reward", self.scorer.name,
+            f"gives {count} of {len(scores)} answers a score that is nan or infinite",
+            "Use dtype=float32; if it stays so, train the reward model again with a lower stage.lr.",
+        )  # fmt: skip
         return scores.to(answers.rollout.tokens_BS.device), figures
 
     def calibrated(self, answers: Answers) -> tuple[Cast, Moments]:
@@ -120,7 +129,13 @@ def cast(run: Run, config: Config, base: Base) -> Cast:
         f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens; "
         f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}"
     )
-    return Cast(tokenizer, roles, engine, scorer, training, found[len(found) - apart :], dropped, config.seed)
+
+    def speaks(role: Role) -> AbstractContextManager[None]:
+        lr = stage.lr if role == "policy" else None
+        return speaking(f"the {role}, which started from init={run.inputs['init']['ref']}", lr, config.dtype)
+
+    held_out = found[len(found) - apart :]
+    return Cast(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
 
 
 def started(config: Config) -> tuple[Artifact, Base]:

@@ -11,8 +11,10 @@ from align.data.chat import stop_token_ids
 from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.chunks import in_chunks
+from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
 from align.models.trunk import answered, response_logprobs
+from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability
 from align.run import Base, Run
@@ -81,6 +83,9 @@ def run(run: Run, config: Config) -> Result:
     policy, reference = (Policy(model.eval(), name) for name in ("default", REFERENCE))
     own, start_gap = (margins(p, pairs, tokenizer.pad_token_id, by_token) for p in (policy, reference))
     gap = own - start_gap
+    if count := not_finite(gap):
+        what = f"{count} of {len(gap)} held-out pairs have margins that are no numbers after step {steps}"
+        raise diverged(f"{what}: nothing is published", stage.lr, config.dtype)
     losses = (float(dpo_loss(of, stage.beta, stage.loss)) for of in (torch.zeros(1), gap))
     metrics = {
         **held_out_figures([pref for pref, _ in test], gap),

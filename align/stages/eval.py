@@ -17,15 +17,17 @@ from align.evals.comparison import Sample, summarise, write_samples
 from align.models.adapters import Policy, attach
 from align.models.base import base_of
 from align.models.chunks import in_chunks
+from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, load_base
 from align.models.trunk import response_logprobs
+from align.ops.finite import not_finite
 from align.report import Report, histogram_pair, in_words
 from align.rollout.engine import response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs, scoring
 from align.stages.lineage import BASE, adapter_folder, base_itself, find, label, same_split, start, tokenizer_of
-from align.stages.sampling import engine_of
+from align.stages.sampling import engine_of, speaking
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 from reward.combined import comparable
@@ -93,12 +95,17 @@ def run(run: Run, config: Config) -> Result:
     # One answer each, sampled as in training; then the policy's answers under both.
     answers: dict[str, Rollout] = {}
     for who, policy in policies.items():
-        with policy.active():
-            seeds = row_seeds(range(len(found)), config.seed, "eval", who)
+        ref = run.inputs["artifact"]["ref"]
+        name = f"artifact={ref}" if who == "policy" else f"what artifact={ref} started from"
+        seeds = row_seeds(range(len(found)), config.seed, "eval", who)
+        with policy.active(), speaking(name, None, config.dtype):
             answers[who] = engine.generate(policy.model, [p.input_ids for p in found], seeds)
     logprobs = {
         who: sequence_logprobs(policy, answers["policy"], rollout.temperature) for who, policy in policies.items()
     }
+    for who, found_B in logprobs.items():
+        if count := not_finite(found_B):
+            raise diverged(f"{count} answers have logprobs that are no numbers under its {who}", None, config.dtype)
     kl = (logprobs["policy"] - logprobs["ref"]).tolist()
 
     judge = judges.title(config.reward, run.inputs)

@@ -11,6 +11,8 @@ Ziegler et al. (2019); Huang et al., "The N+ implementation details of RLHF with
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ import torch
 from align.config.ppo import PpoConfig
 from align.config.root import Config
 from align.data.sources import data_record
-from align.errors import require
+from align.errors import InputError, require
 from align.evals.text import repetition
 from align.models.load import choose_device, choose_dtype, save_tokenizer
 from align.models.roles import TRAINABLE
@@ -71,9 +73,10 @@ def run(run: Run, config: Config) -> Result:
 
             # Roll out and score.
             chosen = [prompts[i] for i in prompt_indices(number, stage.batch_size, len(prompts), config.seed)]
-            answers = players.sample("policy", chosen, "rollout", number)
-            clock.lap("rollout_s")
-            raw, figures = players.judge(answers)
+            with at_update(number):
+                answers = players.sample("policy", chosen, "rollout", number)
+                clock.lap("rollout_s")
+                raw, figures = players.judge(answers)
             if stage.normalise == "running":
                 state = replace(state, moments=state.moments.joined(raw))
             scores = earned(raw, answers.rollout, state.moments, **price)
@@ -89,12 +92,13 @@ def run(run: Run, config: Config) -> Result:
 
             # Update.
             set_rates(optimiser, stage, number)
-            learned = update(
-                roles, optimiser, made, held, epochs=stage.epochs, minibatch_count=stage.minibatches,
-                max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
-                generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
-                micro_batch=stage.micro_batch, temperature=temperature, **learning(stage, state.kl_coef),
-            )  # fmt: skip
+            with at_update(number):
+                learned = update(
+                    roles, optimiser, made, held, epochs=stage.epochs, minibatch_count=stage.minibatches,
+                    max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
+                    generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
+                    micro_batch=stage.micro_batch, temperature=temperature, **learning(stage, state.kl_coef),
+                )  # fmt: skip
             clock.lap("update_s")
             clock.rates(int(answers.rollout.lengths_B.sum()))
             figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
@@ -106,8 +110,9 @@ def run(run: Run, config: Config) -> Result:
             state = replace(state, strikes=counted(state.strikes, signs))
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops(tripped, stage)):
-                held_out = players.sample("policy", players.held_out, "held_out")
-                measured, shown = evaluate(players, held_out, moments, stage, temperature, price)  # on one scale
+                with at_update(number):
+                    held_out = players.sample("policy", players.held_out, "held_out")
+                    measured, shown = evaluate(players, held_out, moments, stage, temperature, price)  # on one scale
                 track.show(step, shown)
                 state = replace(state, best=better(state.best, step, measured["held_out_objective"], players))
                 figures |= measured
@@ -137,6 +142,16 @@ def run(run: Run, config: Config) -> Result:
     draw(run, rows, metrics)
     line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
     return Result(metrics, (line + (f"; stopped at update {len(rows)} by {', '.join(tripped)}" if suspects else ""),))
+
+
+@contextmanager
+def at_update(number: int) -> Iterator[None]:
+    """What the user is told of what fails inside says in which update that was."""
+    try:
+        yield
+    except InputError as error:
+        problem = f"update {number + 1}: {error.problem}"
+        raise type(error)(error.field, error.value, problem, error.remedy) from error
 
 
 def calibrate(players: Cast, config: Config) -> tuple[Cast, Moments]:

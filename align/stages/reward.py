@@ -10,6 +10,7 @@ from align.config.root import Config
 from align.data.chat import stop_token_ids
 from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
+from align.models.finite import diverged
 from align.models.load import (
     adapter_config,
     choose_device,
@@ -18,6 +19,7 @@ from align.models.load import (
     load_classifier,
     save_tokenizer,
 )
+from align.ops.finite import not_finite
 from align.report import Report, curves, histogram_pair, in_words, reliability
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of
@@ -83,6 +85,9 @@ def run(run: Run, config: Config) -> Result:
     tokens = [tuple(ids) for _, pair in test for ids in (pair.chosen_ids, pair.rejected_ids)]
     place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
     each = score_rows(model.eval(), score_head(model), list(place), tokenizer.pad_token_id)
+    if count := not_finite(each):
+        what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {steps}"
+        raise diverged(f"{what}: nothing is published", stage.lr, config.dtype)
     scores = each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
     gap = scores[:, 0] - scores[:, 1]
     metrics = {

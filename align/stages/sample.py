@@ -14,7 +14,7 @@ from align.rollout.randomness import row_seeds
 from align.run import Base, Run, write_json
 from align.stages import Inputs, open_store, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
-from align.stages.sampling import engine_of
+from align.stages.sampling import engine_of, speaking
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 from annotate.store import Candidate, storable
@@ -54,7 +54,7 @@ def run(run: Run, config: Config) -> Result:
             chunk = found[first : first + PROMPTS_AT_ONCE]
             rows = [(first + i, k) for i in range(len(chunk)) for k in range(stage.candidates)]
             asked = [found[i].input_ids for i, _ in rows]
-            with policy.active():
+            with policy.active(), speaking(f"init={run.inputs['init']['ref']}", None, config.dtype):
                 rollout = engine.generate(policy.model, asked, row_seeds(rows, config.seed, "sample"))
             texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
             with store.transaction():

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from align.config.root import Config
 from align.data.chat import stop_token_ids
 from align.errors import require
-from align.rollout.engine import Engine
+from align.models.finite import diverged
+from align.rollout.engine import Engine, NotFinite
 from align.rollout.hf import HfEngine
+
+
+@contextmanager
+def speaking(who: str, lr: float | None, dtype: str) -> Iterator[None]:
+    """Around an engine's work: a model that has no distribution to draw from, as the user's error.
+
+    Args:
+        who: the model, as the user knows it.
+        lr, dtype: see `align.models.finite.diverged`.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        raise diverged(f"{who}, answers nothing: {error}", lr, dtype) from error
 
 
 def engine_of(config: Config, tokenizer: Any, generation_config: Any) -> Engine:

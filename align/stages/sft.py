@@ -13,6 +13,7 @@ from align.data.sources import data_record, documents
 from align.evals.heldout import held_out_loss
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
+from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer, save_tokenizer
 from align.report import Report, curves, few
 from align.run import Base, Run
@@ -22,6 +23,9 @@ from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, steps_in, training_arguments
 from align.trainers.sft import packed, train_sft
 from align.types import Result
+
+LARGEST_LOSS = 700.0
+"""Nats a token; exp of it is still a number. Chance is at 12 for the largest vocabularies."""
 
 
 def inputs(config: Config) -> Inputs:
@@ -57,6 +61,7 @@ def run(run: Run, config: Config) -> Result:
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         model = with_new_adapter(model, config.method.r, config.method.alpha)
     before, tokens = held_out_loss(model, test.rows, tokenizer.pad_token_id)
+    perplexity_before = perplexity(before, f"the held-out loss of {base.id} before training", None, config.dtype)
     rows_seen = len(packed(train.rows, max_length)) if stage.packing else len(train.rows)
     steps = steps_in(rows_seen, stage.batch_size, stage.epochs, stage.max_steps)
     arguments = training_arguments(
@@ -74,6 +79,7 @@ def run(run: Run, config: Config) -> Result:
         )  # fmt: skip
         rows = track.rows()
     after, _ = held_out_loss(model, test.rows, tokenizer.pad_token_id)
+    perplexity_after = perplexity(after, f"the held-out loss after step {steps}", stage.lr, config.dtype)
 
     # Publish.
     save_tokenizer(tokenizer, run.artifact)
@@ -82,8 +88,8 @@ def run(run: Run, config: Config) -> Result:
     else:
         save_adapter(model, run.artifact, base)
     metrics = {
-        "loss_before": before, "loss_after": after, "perplexity_before": math.exp(before),
-        "perplexity_after": math.exp(after), "held_out_tokens": tokens, "held_out_rows": len(test.rows),
+        "loss_before": before, "loss_after": after, "perplexity_before": perplexity_before,
+        "perplexity_after": perplexity_after, "held_out_tokens": tokens, "held_out_rows": len(test.rows),
         "trained_weights": trained, "steps": steps,
         "train_tokens": train.tokens, "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered,
         "peak_rss_mb": peak_rss_mb(),
@@ -94,10 +100,21 @@ def run(run: Run, config: Config) -> Result:
         report.text(scarce)
     report.plot(curves(rows, ("loss",)), "Training loss, nats a token.", "training loss over steps")
     report.write(run.folder / "report.html")
-    line = f"held-out loss {before:.3f} → {after:.3f}, perplexity {math.exp(before):.1f} → {math.exp(after):.1f}"
+    line = f"held-out loss {before:.3f} → {after:.3f}, perplexity {perplexity_before:.1f} → {perplexity_after:.1f}"
     return Result(metrics, (line, *([scarce] if scarce else [])))
 
 
 def few_rows(n: int) -> str:
     """What is to be said of a held-out loss over so few rows; empty where they are enough."""
     return f"the held-out loss is over {n} rows{few(n)}, and says little" if few(n) else ""
+
+
+def perplexity(loss: float, what: str, lr: float | None, dtype: str) -> float:
+    """exp of a loss.
+
+    Raises:
+        InputError: it is no number, or more than any model loses that says anything.
+    """
+    if not loss < LARGEST_LOSS:
+        raise diverged(f"{what} is {loss:.3g} nats a token: nothing is published", lr, dtype)
+    return math.exp(loss)

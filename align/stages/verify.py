@@ -25,7 +25,7 @@ from align.run.folder import package_versions
 from align.stages import Inputs, scoring
 from align.stages.cast import learning, rewarding, roles_on, started
 from align.stages.lineage import BASE, adapter_folder, frozen_as, label, start
-from align.stages.sampling import engine_of
+from align.stages.sampling import engine_of, speaking
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 
@@ -70,8 +70,8 @@ def run(run: Run, config: Config) -> Result:
     def draw(rows: int = 4) -> Rollout:
         nonlocal drawn
         drawn += 1
-        with roles.use("policy") as model:
-            seeds = row_seeds(range(len(asked) * rows), config.seed, "verify", drawn)
+        seeds = row_seeds(range(len(asked) * rows), config.seed, "verify", drawn)
+        with roles.use("policy") as model, speaking(f"init={run.inputs['init']['ref']}", None, config.dtype):
             return engine.generate(model, asked * rows, seeds)
 
     batch = draw(1)  # the first one warms up

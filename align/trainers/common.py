@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from align.models.load import choose_checkpointing
 from align.run.checkpoints import seal
 from align.track import Progress, Tracker
+from align.trainers.guard import Guard
 
 datasets.disable_progress_bars()
 
@@ -89,6 +90,7 @@ def fit(make: Callable[[], Trainer], model: nn.Module, checkpoint: Path | None) 
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantised(model)}
     trainer = make()
     trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
+    trainer.add_callback(Guard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32"))
     trained = trainable_in_fp32(model, start)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trained
