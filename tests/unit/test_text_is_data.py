@@ -130,6 +130,7 @@ def ways(tokenizer: Any, told: Conversation, stops: tuple[int, ...]) -> Iterator
 @pytest.mark.parametrize("name", EVERY)
 def test_no_content_becomes_a_special_token(name: str) -> None:
     tokenizer = tokenizer_of(name)
+    assert name not in MANNERS or {*markup(tokenizer).texts} == {*MANNERS[name].marks}
     stops = stop_token_ids(tokenizer)
     harmless = [specials(tokenizer, ids) for ids, _ in ways(tokenizer, conversation(name, TURNS), stops)]
     number = 0
