@@ -1,8 +1,8 @@
 """Which files a model is read from: one list, which its digest names and its loader is given. Imports no torch.
 
 transformers finds weights by rules of its own: pickles where `model.safetensors` is missing, whatever
-`transformers_weights` or an index names, the base of an `adapter_config.json` beside the weights, a distributed
-checkpoint. What is not on this list it never sees (`align.models.load`).
+`transformers_weights` or an index names, an adapter beside the weights, `shard-00001-model-00001-of-00001.safetensors`
+in front of all others. What is not on this list it never sees (`align.models.load`).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def model_config(folder: Path, field: str = "model.path", shown: str | None = No
     if not isinstance(config, dict):
         raise CorruptFile(field, str(path), "holds no JSON object", AGAIN)
     if (folder / ADAPTER_CONFIG).is_file():
-        problem = f"holds {ADAPTER_CONFIG} beside {CONFIG}: it would be read as an adapter, on the base that this names"
+        problem = f"holds {ADAPTER_CONFIG} beside {CONFIG}: to some readers it is a model, to others an adapter"
         raise InputError(field, shown, problem, "Give adapter and base as two folders: init= and model.path=.")
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and (quantised := quantisation_of(part)):

@@ -177,6 +177,7 @@ PASSED_OVER = {
     "a variant beside": beside("model.fp16.safetensors"),
     "an adapter's weights beside": beside("adapter_model.safetensors"),
     "an index beside": an_index_beside,
+    "a shard of transformers' own distributed format": beside("shard-00001-model-00001-of-00001.safetensors"),
     "a sub-folder": a_subfolder,
     "a distributed checkpoint": a_distributed_checkpoint,
     "code of its own": custom_code,
@@ -214,7 +215,7 @@ def quantised(**config: Any) -> Callable[[Path, Path], None]:
 
 
 def an_adapter_config(folder: Path, other: Path) -> None:
-    """For which transformers would load the base that it names."""
+    """Which transformers would put on the weights beside it."""
     elsewhere = shutil.copytree(folder, folder.parent / "elsewhere")
     (folder / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(elsewhere)})
