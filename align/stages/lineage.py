@@ -170,12 +170,14 @@ def parents_of(artifact: Artifact, root: Path) -> list[dict[str, str]]:
 
 
 def evaluation_of(artifact: Artifact, root: Path) -> dict[str, Any] | None:
-    """The figures of the newest finished evaluation of exactly this artifact; None where there is none."""
+    """The figures of the newest finished evaluation of exactly this artifact, those of a proxy only where there are no
+    others; None where there are none."""
     found = []
     for path in (root / "eval").glob("*/manifest.json"):
         manifest = read_manifest(path.parent)
         if manifest["status"] == "done" and manifest["inputs"]["artifact"]["digest"] == artifact.digest:
-            found.append((manifest["times"]["finished"], manifest["metrics"]))
+            proxy = manifest["metrics"].get("judge_is") == "proxy"
+            found.append(((not proxy, manifest["times"]["finished"]), manifest["metrics"]))
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 

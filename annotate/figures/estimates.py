@@ -40,10 +40,8 @@ def share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
         successes: one number a cluster, from 0 to its trials.
         trials: one number a cluster; a cluster without any does not count.
     """
-    clusters = [(x / m, m) for x, m in zip(successes, trials, strict=True) if m]
-    if not clusters:
-        return NOTHING
-    return proportion(*zip(*clusters, strict=True))
+    counted = [(x / m, m) for x, m in zip(successes, trials, strict=True) if m]
+    return proportion([share for share, _ in counted], [m for _, m in counted]) if counted else NOTHING
 
 
 def log_odds(of: Figure) -> Figure:

@@ -132,4 +132,9 @@ def test_who_asks_for_it_gets_a_proxy_and_reads_so(shop: Workshop) -> None:
     card = (shop.run("export", "artifact=ppo:rules") / "artifact" / "README.md").read_text()
     assert "win rate by a proxy" in card
     assert "gold" not in card
+    judged(shop, "rules", "reward=rules", "reward.rules=[{rule: json}]")
+    judged(shop, "rules", "stage.allow_proxy=true", "seed=1")  # newer, and no match for one that is gold
+    card = (shop.run("export", "artifact=ppo:rules") / "artifact" / "README.md").read_text()
+    assert "gold score by rules (json)" in card
+    assert "proxy" not in card
     assert judged(shop, "learned", "stage.allow_proxy=true")["judge_is"] == "gold"  # asked for, and not needed

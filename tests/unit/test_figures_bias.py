@@ -51,9 +51,9 @@ def test_clusters_count_for_as_much_as_they_have_trials():
 
 
 def test_trials_that_balance_within_clusters_still_have_an_interval():
-    """Four clusters of one and one: by hand φ = 0.2 / (4·¼ + 0.2), and t(3) = 3.1824."""
+    """Four clusters of one and one: by hand φ = 0.15 / (4·¼ + 0.15), and t(3) = 3.1824."""
     found = share([1, 1, 1, 1], [2, 2, 2, 2])
-    assert (found.low, found.high) == pytest.approx(wilson(0.5, 4 * 6, 3.1824463))
+    assert (found.low, found.high) == pytest.approx(wilson(0.5, 4 * 1.15 / 0.15, 3.1824463))
 
 
 def test_unanimous_clusters_count_once_each():
