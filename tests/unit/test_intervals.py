@@ -3,7 +3,6 @@ Monte Carlo error; t quantiles beside printed tables; nothing of width zero."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from statistics import NormalDist
 
