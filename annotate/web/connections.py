@@ -31,8 +31,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger("annotate.connections")
 
-HEAD_S, BODY_S, ANSWER_S = 10, 30, 30
-"""Seconds that a client has for the head of a request, for its body, and for taking in a part of the answer."""
+HEAD_S, BODY_S, ANSWER_S, PART = 10, 30, 30, 16_384
+"""Seconds that a client has for the head of a request, for its body, and for taking in each `PART` bytes of an
+answer."""
 MOST, BATCH, QUEUE, RESERVE = 2048, 64, 1024, 256
 """Connections at most; how many are accepted before any is looked at; how many the kernel keeps until then; and
 descriptors for the store (65 connections of SQLite take up to three each), the log and what else is open."""
@@ -52,7 +53,8 @@ class Connections:
         self.most, self.trusted, self.clock = most, trusted, clock
         self.open: set[Connection] = set()
         self._peers: Counter[str] = Counter()
-        self._said_at, self._unsaid = float("-inf"), 0
+        self._said_at: dict[str, float] = {}
+        self._unsaid: Counter[str] = Counter()
 
     def admit(self, newcomer: Connection) -> None:
         """Makes room for a connection, or ends it where all others are being answered."""
@@ -68,13 +70,14 @@ class Connections:
         if connection in self.open:
             self.open.remove(connection)
             self._peers[connection.peer] -= 1
-            self._peers += Counter()  # without those that hold none
+            if self._peers[connection.peer] == 0:
+                del self._peers[connection.peer]
 
     def _make_room(self, newcomer: Connection, peer: str | None) -> None:
         """Ends some of those who keep the server waiting, of one peer or of all: first of the address that holds most
         connections, then whoever was never answered, then whoever began longest ago. Some and not one, for looking at
         all of them costs a millisecond."""
-        waiting = [c for c in self.open if c.owes and c is not newcomer and peer in (None, c.peer)]
+        waiting = [c for c in self.open if c.keeps_us_waiting and c is not newcomer and peer in (None, c.peer)]
         shares = Counter(connection.address for connection in self.open)
         waiting.sort(key=lambda c: (-shares[c.address], min(c.answered, 1), c.since))
         for connection in waiting[: max(1, self.most // 20)] or [newcomer]:
@@ -82,10 +85,10 @@ class Connections:
 
     def say(self, what: str) -> None:
         """Says at most once in a while that something befalls connections."""
-        self._unsaid += 1
-        if self.clock() - self._said_at > SAID_AGAIN_S:
-            log.warning("%s (%d times since this was last said)", what, self._unsaid)
-            self._said_at, self._unsaid = self.clock(), 0
+        self._unsaid[what] += 1
+        if self.clock() - self._said_at.get(what, float("-inf")) > SAID_AGAIN_S:
+            log.warning("%s (%d times since this was last said)", what, self._unsaid.pop(what))
+            self._said_at[what] = self.clock()
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The loop's exception handler: a full table of descriptors ends whoever keeps the server waiting, and is said
@@ -95,7 +98,7 @@ class Connections:
             loop.default_exception_handler(context)
             return
         self.say(f"no descriptor is left for another connection ({error.strerror})")
-        for connection in [connection for connection in self.open if connection.owes]:
+        for connection in [connection for connection in self.open if connection.keeps_us_waiting]:
             connection.end()
 
 
@@ -112,6 +115,12 @@ class Connection(H11Protocol):
         super().__init__(**uvicorns)
         self.all, self.owes, self.since, self.answered = all_of_them, "", 0.0, 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._left = 0
+
+    @property
+    def keeps_us_waiting(self) -> bool:
+        """For a request, or for an answer to be taken in."""
+        return bool(self.owes) or self.flow.write_paused
 
     @property
     def peer(self) -> str:
@@ -146,6 +155,7 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._left = self.transport.get_write_buffer_size()
         self._end_in(ANSWER_S, "answer")
 
     def resume_writing(self) -> None:
@@ -173,7 +183,11 @@ class Connection(H11Protocol):
             self._timers[why] = self.loop.call_later(seconds, self._late, seconds, why)
 
     def _late(self, seconds: float, why: str) -> None:
-        if self.owes == "body" and self.flow.read_paused:  # it is we who have not read on
+        left = self.transport.get_write_buffer_size()
+        if why == "answer" and left <= self._left - PART:
+            self._left = left
+            self._end_in(seconds, why)
+        elif self.owes == "body" and self.flow.read_paused:  # it is we who have not read on
             self._end_in(seconds, why)
         else:
             self.end()

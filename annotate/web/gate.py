@@ -174,7 +174,8 @@ class Gate:
         finally:
             if begun:
                 self.streams[who] -= 1
-                self.streams += Counter()  # without those that have none
+                if self.streams[who] == 0:
+                    del self.streams[who]
 
     async def _refused(self, scope: Scope) -> Answer | None:
         """What the request is told in place of an answer; None where it may pass: then its scope says who asks, and by

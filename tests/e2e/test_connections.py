@@ -120,8 +120,19 @@ def test_an_answer_that_nobody_takes_in_ends_and_one_that_is_slow_to_come_does_n
         while server.all.open and time.monotonic() < deadline:
             time.sleep(0.05)
         assert server.all.open == set()
-    assert len(httpx.get(f"http://127.0.0.1:{port}/large").content) == LARGE
     assert httpx.get(f"http://127.0.0.1:{port}/work").status_code == 200  # longer than any deadline
+
+
+def test_an_answer_that_is_taken_in_slowly_arrives(serve, monkeypatch):
+    monkeypatch.setattr(connections, "ANSWER_S", 1.0)
+    port, _ = serve()
+    began, taken = time.monotonic(), 0
+    with client(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as slow:
+        while taken < LARGE and (more := slow.recv(1_000_000)):
+            taken += len(more)
+            time.sleep(0.04)
+    assert taken >= LARGE
+    assert time.monotonic() - began > 1.5  # longer than it has for a part
 
 
 def test_who_waits_longest_makes_room_and_who_is_answered_does_not(serve):
@@ -191,10 +202,12 @@ def test_what_befalls_a_thousand_connections_is_one_line(caplog):
     with caplog.at_level(logging.WARNING), suppress(RuntimeError):
         for _ in range(1000):
             all_of_them.say("it is full")
+        all_of_them.say("something else")
         now[0] += connections.SAID_AGAIN_S + 1
         all_of_them.say("it is full")
     assert [record.getMessage() for record in caplog.records] == [
-        "it is full (1 times since this was last said)", "it is full (1000 times since this was last said)",
+        "it is full (1 times since this was last said)", "something else (1 times since this was last said)",
+        "it is full (1000 times since this was last said)",
     ]  # fmt: skip
 
 
