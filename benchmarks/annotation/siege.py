@@ -18,7 +18,6 @@ import os
 import platform
 import resource
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +31,7 @@ from annotate.store import Store
 DESCRIPTORS = 1024
 IDLE, BODIES, HEARTBEATS = 2000, 400, 1100
 AGAIN_S = 5
-"""Seconds between the end of a besieger's connection and its next: some 700 new ones a second."""
+"""Seconds between the end of a besieger's connection and its next: some 500 new ones a second."""
 
 
 def idle(host: str, session: str) -> bytes:
@@ -53,7 +52,7 @@ def heartbeat(host: str, session: str) -> bytes:
     )
 
 
-async def besieger(what: Any, host: str, session: str, seen: Counter[str]) -> None:
+async def besieger(what: Any, host: str, session: str, again_s: float, seen: Counter[str]) -> None:
     """One connection at a time, for ever."""
     name, (address, port) = what.__name__, host.rsplit(":", 1)
     while True:
@@ -70,19 +69,22 @@ async def besieger(what: Any, host: str, session: str, seen: Counter[str]) -> No
             finally:
                 seen[f"open {name}"] -= 1
                 writer.transport.abort()
-        await asyncio.sleep(AGAIN_S)
+        await asyncio.sleep(again_s)
 
 
-def besiege(host: str, session: str, found: Any, over: Any) -> None:
-    """The whole siege, in a process of its own, until `over` is set; puts what it saw into the queue `found`."""
+def besiege(host: str, session: str, again_s: float, there: Any, over: Any, found: Any) -> None:
+    """The whole siege, in a process of its own, until `over` is set: sets `there` once each has come, and puts what it
+    saw into the queue `found`."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     seen: Counter[str] = Counter()
 
     async def all_of_them() -> None:
         kinds = [idle] * IDLE + [body] * BODIES + [heartbeat] * HEARTBEATS
-        tasks = [asyncio.create_task(besieger(kind, host, session, seen)) for kind in kinds]
+        tasks = [asyncio.create_task(besieger(kind, host, session, again_s, seen)) for kind in kinds]
         while not over.is_set():
+            if seen["idle"] >= IDLE and seen["body"] >= BODIES and seen["heartbeat"] >= HEARTBEATS:
+                there.set()
             await asyncio.sleep(0.2)
         for task in tasks:
             task.cancel()
@@ -93,13 +95,14 @@ def besiege(host: str, session: str, found: Any, over: Any) -> None:
 
 
 @contextmanager
-def besieged(host: str, session: str) -> Iterator[dict[str, int]]:
+def besieged(host: str, session: str, again_s: float) -> Iterator[dict[str, int]]:
     """A siege of the server for as long as the block lasts; what it saw is in the mapping afterwards."""
     context = multiprocessing.get_context("spawn")
-    found, over, seen = context.Queue(), context.Event(), {}
-    besiegers = context.Process(target=besiege, args=(host, session, found, over), daemon=True)
+    there, over, found, seen = context.Event(), context.Event(), context.Queue(), {}
+    besiegers = context.Process(target=besiege, args=(host, session, again_s, there, over, found), daemon=True)
     besiegers.start()
     try:
+        there.wait(120)
         yield seen
     finally:
         over.set()
@@ -118,20 +121,28 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def measured(root: Path, annotators: int, every_s: float, seconds: float, url: str = "") -> dict[str, Any]:
-    """How long votes take in peace and under siege; raises where an acknowledged vote is missing or counts twice."""
+def measured(
+    root: Path, annotators: int, every_s: float, seconds: float, url: str = "", votes: int = 1_000_000,
+    again_s: float = AGAIN_S,
+) -> dict[str, Any]:  # fmt: skip
+    """How long votes take in peace and under siege; raises where an acknowledged vote is missing or counts twice.
+
+    Args:
+        seconds: of each, or less where there are so many `votes` before.
+    """
+
+    def enough(seen: Seen) -> bool:
+        return len(seen.acknowledged) >= votes
+
     url, port = url or f"sqlite:///{root / 'annotations.db'}", free_port()
-    with filled(url, max(1000, round(4 * annotators * seconds / max(every_s, 0.1)))) as store:
+    with filled(url, max(1000, min(2 * votes, round(4 * annotators * seconds / max(every_s, 0.1))))) as store:
         people = hired(store, annotators + 1)
     (_, session), *others = people.items()  # one of them besieges, too
     host, names = f"127.0.0.1:{port}", dict(others)
     with serving(root, port, f"store.url={url}", before=limited) as server:
-        peace = crowd(f"http://{host}", names, every_s, seconds)
-        with besieged(host, session) as siege:
-            deadline = time.monotonic() + 60
-            while descriptors(server.pid) < DESCRIPTORS // 2 and time.monotonic() < deadline:
-                time.sleep(0.2)
-            war = crowd(f"http://{host}", names, every_s, seconds)
+        peace = crowd(f"http://{host}", names, every_s, seconds, enough)
+        with besieged(host, session, again_s) as siege:
+            war = crowd(f"http://{host}", names, every_s, seconds, enough)
             most, alive = descriptors(server.pid), server.poll() is None
     assert alive, "the server ended"
     with Store.open(url, create=False) as store:

