@@ -1,5 +1,5 @@
-"""What is hashed is what is read: every way in which a folder can offer other weights than those that its digest names,
-and every way in which an adapter can be other than its configuration says."""
+"""What is hashed is what is read: every way in which a folder can offer other weights than those that its digest
+names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_roles import World, make_world
 
 from align.config.root import ModelConfig
 from align.errors import CorruptFile, InputError
-from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, attach, save_adapter, with_new_adapter
+from align.models.adapters import WEIGHTS_FILE
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
-from align.models.roles import Roles
 from align.run import Base, artifact_in, model_files
 
 CPU = torch.device("cpu")
@@ -320,88 +318,6 @@ def test_an_ancestor_may_have_lost_its_weights(copy: Path) -> None:
     assert artifact_in(copy, "here", verify=False).digest == ""
     with pytest.raises(InputError, match="no safetensors"):
         artifact_in(copy, "here")
-
-
-# Adapters.
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
-
-
-A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
-
-
-def spoilt(source: Path, target: Path, spoil: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
-    shutil.copytree(source, target)
-    tensors = load_file(target / WEIGHTS_FILE)
-    spoil(tensors)
-    save_file(tensors, target / WEIGHTS_FILE, {"format": "pt"})
-    return target
-
-
-HARMS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
-    "one missing": (lambda t: t.pop(A), A),
-    "all missing": (lambda t: [t.pop(k) for k in list(t) if k != SCORE_KEY], "and 25 more"),
-    "one too many": (lambda t: t.update({A.replace("layers.1", "layers.7"): t[A].clone()}), "layers.7"),
-    "another shape": (lambda t: t.update({A: t[A][:2].clone()}), "size mismatch for " + A.removesuffix(".weight")),
-}
-
-
-@pytest.mark.parametrize("scored", [False, True], ids=["policy", "reward"])
-@pytest.mark.parametrize("harm", HARMS)
-def test_an_adapter_has_the_tensors_of_its_configuration(world: World, tmp_path: Path, harm: str, scored: bool) -> None:
-    spoil, named = HARMS[harm]
-    folder = spoilt(world.reward if scored else world.init, tmp_path / "a", spoil)
-    with pytest.raises(CorruptFile) as caught:
-        attach(world.load(), folder, "x", scored=scored)
-    assert named in str(caught.value)
-    assert str(folder) in str(caught.value)
-    assert caught.value.field == ("reward.ref" if scored else "adapter")
-
-
-@pytest.mark.parametrize("harm", HARMS)
-def test_the_second_adapter_is_looked_at_like_the_first(world: World, tmp_path: Path, harm: str) -> None:
-    spoil, named = HARMS[harm]
-    folder = spoilt(world.reward, tmp_path / "a", spoil)
-    with pytest.raises(CorruptFile) as caught:
-        Roles(world.load(), world.init, [folder], (4, 8))
-    assert named in str(caught.value)
-
-
-@pytest.mark.parametrize("shape", [(1, 32), (2, 64), (64,)])
-def test_a_score_head_of_another_shape(world: World, tmp_path: Path, shape: tuple[int, ...]) -> None:
-    folder = spoilt(world.reward, tmp_path / "a", lambda t: t.update({SCORE_KEY: torch.zeros(shape)}))
-    with pytest.raises(CorruptFile, match=r"its score head is \["):
-        Roles(world.load(), world.init, [folder], (4, 8))
-
-
-def test_a_pickled_adapter_is_not_read(world: World, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(world.init, tmp_path / "a"))
-    (folder / WEIGHTS_FILE).unlink()
-    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(CorruptFile, match="the pickle beside it is not read"):
-        attach(world.load(), folder, "x")
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_adapters_of_every_configuration_that_peft_saves_are_taken(world: World, tmp_path: Path) -> None:
-    """Whole, so that nothing is missing: also where only some layers are adapted, by ranks of their own."""
-    from peft import LoraConfig, get_peft_model
-
-    some_layers = {"layers_to_transform": [1], "target_modules": ["q_proj"]}
-    for n, more in enumerate(
-        ({}, some_layers, {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"up_proj": 2}},
-         {"bias": "lora_only"}, {"target_modules": ["q_proj"]}, {"modules_to_save": ["lm_head"]})
-    ):  # fmt: skip
-        settings: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **more}
-        folder = tmp_path / str(n)
-        get_peft_model(world.load("lora"), LoraConfig(**settings)).save_pretrained(str(folder))
-        attach(world.load("lora"), folder, "x")
-    fresh = with_new_adapter(world.load("lora"), 4, 8)
-    save_adapter(fresh, tmp_path / "ours", world.base)
-    attach(world.load("lora"), tmp_path / "ours", "x")
 
 
 @pytest.mark.parametrize("where", ["beside the weights", "beside an adapter"])
