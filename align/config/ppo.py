@@ -46,6 +46,22 @@ class TripwireConfig:
 
 
 @dataclass
+class FirstRatioConfig:
+    """How far π_new/π_old may lie from 1 before the first step, by the dtype that is computed in: the mean over tokens
+    of |log π_new − log π_old|, nats.
+
+    The two are one policy's, read in batches of different shapes, so that rounding alone stands between them. More of
+    it says that padding or positions change the model's logits."""
+
+    float32: float = 1e-3
+    bfloat16: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key in ("float32", "bfloat16"):
+            positive(f"stage.first_ratio.{key}", getattr(self, key))
+
+
+@dataclass
 class PpoConfig:
     """PPO as in Ziegler et al. (2019) and Huang et al. (2024): KL to the reference as a per-token cost, the score at
     the last response token, GAE, clipped policy and value losses.
@@ -96,6 +112,7 @@ class PpoConfig:
     publish: str = "best"
     save_every: int = 10
     checkpoints: int = 2
+    first_ratio: FirstRatioConfig = field(default_factory=FirstRatioConfig)
     tripwires: TripwireConfig = field(default_factory=TripwireConfig)
 
     def __post_init__(self) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from align.data.chat import IGNORED, Encoded
-from align.models.trunk import hidden_states, lm_head, pad
-from align.ops.logprobs import token_logprobs
+from align.models.trunk import pad, picked_logprobs
 
 
 @torch.no_grad()
@@ -27,10 +26,9 @@ def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: 
         batch = ordered[start : start + batch_size]
         tokens = pad([r.input_ids for r in batch], pad_id).to(device)
         mask = pad([[1] * len(r.input_ids) for r in batch], 0).bool().to(device)
-        labels = pad([r.labels for r in batch], IGNORED)[:, 1:].to(device)
-        picked = labels != IGNORED
-        hidden = hidden_states(model, tokens, mask)[:, :-1][picked]
-        logprobs, _ = token_logprobs(hidden, labels[picked], lm_head(model))
+        picked = (pad([r.labels for r in batch], IGNORED) != IGNORED).to(device)
+        picked[:, 0] = False  # nothing stands before a first token
+        logprobs, _, _ = picked_logprobs(model, tokens, mask, picked)
         total -= logprobs.sum().item()
         count += int(picked.sum())
     model.train(was_training)

@@ -63,7 +63,7 @@ TRAINING_ONLY = (
     "revision",
     "velora_config",
 )
-MERGEABLE = ("modules_to_save", "use_dora", "bias")
+MERGEABLE = ("modules_to_save", "use_dora", "bias", "target_parameters")
 """Keys of what no engine serves as an adapter, and a merge can take."""
 # These initialisations take their share out of the base weights: on the untouched base the adapter is another model.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")

@@ -23,8 +23,13 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
 
 
-def lora(r: int, alpha: int, classifier: bool = False) -> LoraConfig:
-    """LoRA on every linear layer, no dropout: the policy that is scored must be the policy that samples.
+NO_LORA = {name: ["out_proj", "conv1d"] for name in ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")}
+"""Linear layers that PEFT refuses an adapter on, by model type: their kernels read the weight past the layer."""
+
+
+def lora(model: Any, r: int, alpha: int, classifier: bool = False) -> LoraConfig:
+    """LoRA on every linear layer of a model that can bear it, no dropout: the policy that is scored must be the policy
+    that samples.
 
     `SEQ_CLS` makes PEFT train and save the `score` head beside the adapter.
     """
@@ -33,13 +38,14 @@ def lora(r: int, alpha: int, classifier: bool = False) -> LoraConfig:
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
+        exclude_modules=NO_LORA.get(getattr(getattr(model, "config", None), "model_type", "")),
         task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
     )
 
 
 def with_new_adapter(model: Any, r: int, alpha: int, classifier: bool = False) -> PeftModel:
     """The model wrapped with a fresh adapter that changes nothing yet (`lora_B` is zero)."""
-    wrapped = get_peft_model(model, lora(r, alpha, classifier))
+    wrapped = get_peft_model(model, lora(model, r, alpha, classifier))
     make_lean(wrapped)
     return wrapped  # pyright: ignore[reportReturnType]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from align.config.root import ModelConfig
 from align.errors import InputError
+from align.models.architectures import refuse
 from align.models.pocket import pocket_folder
 from align.models.smollm2 import HUB_ID, gguf_in_wheel, smollm2_folder, smollm2_snapshot
-from align.run import Artifact, Base, hub_snapshot, model_digest
+from align.run import Artifact, Base, hub_snapshot, model_config, model_digest
 
 BUILT_IN = ("pocket", "smollm2")
 """Models inside installed packages, found anew on each machine wherever they lay when an artifact recorded them."""
@@ -52,8 +53,10 @@ def base_in(folder: Path, id: str, revision: str | None = None) -> Base:
     """The base weights in a folder.
 
     Raises:
-        CorruptFile, InputError: it is no model that this package reads, see `align.run.weights`.
+        CorruptFile, InputError: it is no model that this package reads, see `align.run.weights`, or of an architecture
+            that is refused.
     """
+    refuse(model_config(folder, "model.path", id), id)
     return Base(id, str(folder), revision, model_digest(folder, "model.path", id))
 
 

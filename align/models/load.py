@@ -7,6 +7,7 @@ evaluation forward, after which gradients and `dequantize()` are wrong.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from align.errors import CorruptFile, InputError
 from align.models.finite import check_file
 from align.models.lean import make_lean
 from align.models.memory import keep_few_kernels, keep_freed_memory
+from align.models.plain import route_of
+from align.models.probe import probe
 from align.ops.linear import bf16
 from align.run import Base, model_config, model_files, only_these, write_json
 
@@ -156,7 +159,26 @@ def load_base(
     keep_unpacked(model)
     model.requires_grad_(method == "full")
     make_lean(model)
-    return model.eval()
+    settle(model.eval(), base)
+    return model
+
+
+def settle(model: Any, base: Base) -> None:
+    """Say so where a model takes the plain path, and probe it where nobody has measured its configuration.
+
+    Raises:
+        InputError: what is computed here is not what the model says.
+    """
+    way = route_of(model)
+    if not way.fast:
+        say_once(f"{base.id}: the plain path, slower and right ({way.why})")
+    if not way.proven:
+        probe(model, base)
+
+
+@cache
+def say_once(line: str) -> None:
+    print(line)
 
 
 def load_classifier(base: Base, method: str, device: torch.device, dtype: torch.dtype) -> Any:

@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from align.errors import CorruptFile
 from align.models.adapters import SCORE_KEY, attach, lora, read_tensors, save_adapter
 from align.models.lean import make_lean
-from align.models.trunk import base_model, hidden_size, hidden_states, logprobs_of, states_before
+from align.models.trunk import base_model, hidden_size, hidden_states, read_response, states_before
 from align.run import Base
 from align.types import Rollout
 
@@ -124,9 +124,9 @@ class Roles:
     def _add(self, name: str, fresh: tuple[int, int]) -> None:
         """An adapter that changes nothing yet."""
         if isinstance(self.model, PeftModel):
-            self.model.add_adapter(name, lora(*fresh))
+            self.model.add_adapter(name, lora(base_model(self.model), *fresh))
         else:
-            self.model = PeftModel(self.model, lora(*fresh), name)
+            self.model = PeftModel(self.model, lora(self.model, *fresh), name)
         make_lean(self.model)
 
     def parameters_of(self, role: Role) -> list[nn.Parameter]:
@@ -177,8 +177,8 @@ class Roles:
     def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> Read:
         """The response tokens under `role`."""
         with self.use(role, train) as model, torch.set_grad_enabled(train):
-            states = states_before(model, rollout)
-            return Read(*logprobs_of(model, states, rollout, temperature), states.detach())
+            logprobs, entropy, states = read_response(model, rollout, temperature)
+            return Read(logprobs, entropy, states.detach())
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
         """V of the state before each response token [B, T]; outside the mask unspecified.

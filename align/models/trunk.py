@@ -1,4 +1,8 @@
-"""A causal language model in two halves: the trunk that makes hidden states, and the head that makes logits."""
+"""A causal language model in two halves: the trunk that makes hidden states, and the head that makes logits.
+
+Where `align.models.architectures` has not seen that the halves make the whole, the model's own forward is asked
+(`align.models.plain`).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align.models import plain
+from align.models.plain import base_model, route_of
 from align.ops.logprobs import linear_logprobs, token_logprobs
 from align.types import Rollout
-
-
-def base_model(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself. Its adapters stay in force."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def hidden_size(model: Any) -> int:
@@ -24,6 +25,8 @@ def hidden_size(model: Any) -> int:
 
 def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
     """Final hidden states [B, S, D], positions counted over real tokens, no logits made."""
+    if not route_of(model).fast:
+        return plain.hidden_states(model, tokens_BS, mask_BS)
     positions = (mask_BS.long().cumsum(-1) - 1).clamp_min(0)
     out = base_model(model).get_decoder()(
         input_ids=tokens_BS, attention_mask=mask_BS.long(), position_ids=positions, use_cache=False
@@ -72,28 +75,53 @@ def scattered(values_N: Tensor, mask_BT: Tensor) -> Tensor:
 
 def states_before(model: Any, rollout: Rollout) -> Tensor:
     """The hidden state that each response token is predicted from [B, T, D], under whatever adapter is active."""
+    return before(hidden_states(model, rollout.tokens_BS, rollout.mask_BS), rollout)
+
+
+def before(hidden_BSD: Tensor, rollout: Rollout) -> Tensor:
+    """Of the states of all tokens, those that response tokens are predicted from [B, T, D]."""
     # The state at column S−1 predicts column S: the response's predictors start one column before it.
-    return hidden_states(model, rollout.tokens_BS, rollout.mask_BS)[:, rollout.prompt_width - 1 : -1]
+    return hidden_BSD[:, rollout.prompt_width - 1 : -1]
 
 
-def logprobs_of(model: Any, states_BTD: Tensor, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
-    """log p of each response token given the states before them, and the entropies: two [B, T], 0 outside the response
-    mask. Logits are made for response tokens only, a chunk at a time.
+def picked_logprobs(
+    model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p of each picked token given the real tokens before it in its row, under whatever adapter is active.
 
-    Under autocast a head is taken as it is, frozen or not: the logprobs that a policy is trained on must be rounded as
-    those were that it is compared with.
+    Logits are made for picked tokens only, a chunk at a time, where the model's halves are known. Under autocast a head
+    is taken as it is, frozen or not: the logprobs that a policy is trained on must be rounded as those were that it is
+    compared with.
+
+    Args:
+        picked_BS: real tokens, none of them a row's first.
+
+    Returns:
+        logprobs and entropies [N], row by row; the hidden states of all tokens [B, S, D].
     """
-    mask = rollout.response_mask_BT
-    states_ND, targets_N, head = states_BTD[mask], rollout.response_BT[mask], lm_head(model)
-    plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
-    if plain and not torch.is_autocast_enabled(states_ND.device.type):
-        picked, entropy = linear_logprobs(states_ND, targets_N, head.weight, temperature)
-    else:
-        picked, entropy = token_logprobs(states_ND, targets_N, head, temperature)
-    return scattered(picked, mask), scattered(entropy, mask)
+    targets_N = tokens_BS[picked_BS]
+    if not route_of(model).fast:
+        hidden, logits_NV, places_N = plain.states_and_logits(model, tokens_BS, mask_BS, picked_BS)
+        picked, entropy = token_logprobs(logits_NV, tokens_BS.flatten()[places_N], lambda z: z, temperature)
+        order = places_N.argsort()
+        return picked[order], entropy[order], hidden
+    hidden = hidden_states(model, tokens_BS, mask_BS)
+    states_ND, head = hidden[:, :-1][picked_BS[:, 1:]], lm_head(model)
+    simple = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+    if simple and not torch.is_autocast_enabled(states_ND.device.type):
+        return *linear_logprobs(states_ND, targets_N, head.weight, temperature), hidden
+    return *token_logprobs(states_ND, targets_N, head, temperature), hidden
+
+
+def read_response(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """log p of each response token under whatever adapter is active, and the entropies: two [B, T], 0 outside the
+    response mask; and the states they are predicted from [B, T, D]."""
+    mask_BT, picked_BS = rollout.response_mask_BT, rollout.mask_BS.clone()
+    picked_BS[:, : rollout.prompt_width] = False
+    picked, entropy, hidden = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS, temperature)
+    return scattered(picked, mask_BT), scattered(entropy, mask_BT), before(hidden, rollout)
 
 
 def response_logprobs(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
-    """log p of each response token under whatever adapter is active, and the entropies: two [B, T], 0 outside the
-    response mask."""
-    return logprobs_of(model, states_before(model, rollout), rollout, temperature)
+    """The logprobs and entropies of `read_response`."""
+    return read_response(model, rollout, temperature)[:2]

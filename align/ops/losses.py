@@ -37,7 +37,8 @@ def policy_loss(
 
         ρ = exp(log π − log π_old),    L = −Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A) / count
 
-    Sums: `ratio`, `clip_fraction` (tokens where the clipped branch is the smaller), `approx_kl` (k3 of the step).
+    Sums: `ratio`, `log_ratio` (|log ρ|, nats), `clip_fraction` (tokens where the clipped branch is the smaller),
+    `approx_kl` (k3 of the step).
     """
     log_ratio = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, torch.zeros_like(logprobs_BT))
     ratio = log_ratio.exp()
@@ -46,6 +47,7 @@ def policy_loss(
     with torch.no_grad():
         sums = {
             "ratio": masked_sum(ratio, mask_BT),
+            "log_ratio": masked_sum(log_ratio.abs(), mask_BT),
             "clip_fraction": masked_sum((clipped < free).to(ratio.dtype), mask_BT),
             "approx_kl": masked_sum(ratio - 1 - log_ratio, mask_BT),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ def update(
     max_approx_kl: float | None = None,
     **loss: float | int | str | None,
 ) -> dict[str, float]:
-    """Every epoch and minibatch over one batch; the figures are means over all steps, the first ratio apart.
+    """Every epoch and minibatch over one batch; the figures are means over all steps, those of the first ratio apart.
 
     Args:
         held: a pass over the whole batch, for the first step, where that is one minibatch.
@@ -121,4 +122,26 @@ def update(
             break
         seen.append({**figures, **step(roles, optimiser, max_grad_norm)})
     means = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
-    return {**means, "first_ratio": seen[0]["ratio"], "steps": float(len(seen))}
+    first = {"first_ratio": seen[0]["ratio"], "first_log_ratio": seen[0]["log_ratio"]}
+    return {**means, **first, "steps": float(len(seen))}
+
+
+def check_first_ratio(figures: Mapping[str, float], bound: float, id: str, model_type: str, dtype: str) -> None:
+    """Before the first step π_new is π_old, and their ratio 1 at every token.
+
+    The mean ratio alone would hide deviations on either side of it, so the mean |log ratio| is bounded.
+
+    Args:
+        figures: of the first `update` of a run.
+        bound: nats.
+
+    Raises:
+        InputError: the ratio is further off than rounding takes it.
+    """
+    off = figures["first_log_ratio"]
+    require(
+        off <= bound, "model.path", id,
+        f"π_new/π_old of its first update lies {off:.2g} nats a token from 1 (mean ratio {figures['first_ratio']:.3f}; "
+        f"{dtype} may have {bound:g}), so type {model_type} is another policy in another batch",
+        f"Run the same line with stage=verify, which says what is wrong; stage.first_ratio.{dtype}= is the bound.",
+    )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Rollouts with the training model itself: one key-value cache, and little work for rows that have finished."""
+"""Rollouts with the training model itself: one key-value cache, and little work for rows that have finished. Where that
+cache does not fit the architecture, transformers' own way (`align.rollout.plain`)."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from torch import Tensor
 from transformers import Cache
 
 from align.models.lean.cache import ReservedCache
-from align.models.trunk import base_model, lm_head, pad
+from align.models.trunk import base_model, lm_head, pad, route_of
 from align.ops.philox import uniforms
 from align.rollout.engine import NotFinite, joined
+from align.rollout.plain import continued, of_one_length
 from align.types import Rollout
 
+NO_NUMBERS = "its logits are nan or infinite"
 DROP_BELOW = 0.8
 """Finished rows are dropped once no more than this share of a batch goes on: dropping copies the cache."""
 
@@ -45,7 +48,8 @@ class HfEngine:
         if was_training:  # entering every module takes as long as a token
             model.eval()
         drawn_BT = uniforms(torch.tensor(seeds), self.max_new_tokens)
-        chunks = order.split(self.batch_size)
+        way = route_of(model)
+        chunks = order.split(self.batch_size) if way.padding else of_one_length(order, lengths, self.batch_size)
         parts = [self._batch(model, [prompts[int(i)] for i in chosen], drawn_BT[chosen]) for chosen in chunks]
         if was_training:
             model.train()
@@ -58,6 +62,8 @@ class HfEngine:
         tokens = pad(prompts, self.pad_id, left=True).to(device)
         mask = pad([[1] * len(p) for p in prompts], 0, left=True).bool().to(device)
         rows, width = tokens.shape
+        if not route_of(model).fast:
+            return self._continued(model, tokens, mask, uniform_BT)
         stops = torch.tensor(self.stop_ids, device=device)
         response = torch.full((rows, self.max_new_tokens), self.pad_id, device=device)
         real = torch.zeros(rows, self.max_new_tokens, dtype=torch.bool, device=device)
@@ -70,7 +76,7 @@ class HfEngine:
         hidden = forward(model, tokens, mask, positions, cache)
         last, mask_held = positions[:, -1], mask
         for t in range(self.max_new_tokens):
-            chances = self._distribution(model, hidden)
+            chances = self._distribution(lm_head(model)(hidden))
             broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
             drawn = draw(chances, uniform_BT[held, t])
             response[held[live], t], real[held[live], t] = drawn[live], True
@@ -87,15 +93,30 @@ class HfEngine:
                 cache.batch_select_indices(keep)
             hidden = forward(model, drawn[:, None], mask_held, last[:, None], cache)
         if bool(broken):  # asked once, for at each token the host would wait for the device
-            raise NotFinite("its logits are nan or infinite")
+            raise NotFinite(NO_NUMBERS)
         used = int(real.any(0).sum())
         return Rollout(
             torch.cat([tokens, response[:, :used]], dim=1), torch.cat([mask, real[:, :used]], dim=1), width, ended
         )
 
-    def _distribution(self, model: Any, hidden_BD: Tensor) -> Tensor:
+    def _continued(self, model: Any, tokens: Tensor, mask: Tensor, uniform_BT: Tensor) -> Rollout:
+        """The same through transformers' own `generate`."""
+        broken_BT = torch.zeros_like(uniform_BT, dtype=torch.bool)
+
+        def chosen(logits_BV: Tensor, t: int) -> Tensor:
+            chances = self._distribution(logits_BV)
+            broken_BT[:, t] = chances[:, 0].isnan()
+            return draw(chances, uniform_BT[:, t])
+
+        response, real, ended = continued(
+            model, tokens, mask, chosen, stop_ids=self.stop_ids, pad_id=self.pad_id, max_new_tokens=self.max_new_tokens
+        )
+        if bool((broken_BT[:, : real.shape[1]] & real).any()):
+            raise NotFinite(NO_NUMBERS)
+        return Rollout(torch.cat([tokens, response], 1), torch.cat([mask, real], 1), tokens.shape[1], ended)
+
+    def _distribution(self, logits: Tensor) -> Tensor:
         """softmax(logits / temperature) [B, V]."""
-        logits = lm_head(model)(hidden_BD)
         if self.temperature != 1.0:
             logits = logits.float() / self.temperature
         return logits.softmax(-1, dtype=torch.float32)

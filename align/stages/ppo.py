@@ -25,8 +25,9 @@ from align.config.root import Config
 from align.data.sources import data_record
 from align.errors import InputError, require
 from align.evals.text import repetition
-from align.models.load import choose_device, choose_dtype, save_tokenizer
+from align.models.load import choose_device, choose_dtype, name_of, save_tokenizer
 from align.models.roles import TRAINABLE
+from align.models.trunk import base_model
 from align.ops.kl import adapted
 from align.ops.moments import Moments
 from align.ppo.checkpoint import restore, save
@@ -35,7 +36,7 @@ from align.ppo.experience import earned, experience
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
 from align.ppo.tripwires import counted, crossed, tripped_in
-from align.ppo.update import update
+from align.ppo.update import check_first_ratio, update
 from align.report import Report, curves
 from align.rollout.randomness import generator_for
 from align.run import Base, Run
@@ -99,6 +100,10 @@ def run(run: Run, config: Config) -> Result:
                     generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
                     micro_batch=stage.micro_batch, temperature=temperature, **learning(stage, state.kl_coef),
                 )  # fmt: skip
+            if number == 0:
+                dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
+                model_type = base_model(roles.model).config.model_type
+                check_first_ratio(learned, getattr(stage.first_ratio, dtype), base.id, model_type, dtype)
             clock.lap("update_s")
             clock.rates(int(answers.rollout.lengths_B.sum()))
             figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}

@@ -10,11 +10,13 @@ from align.config.root import Config
 from align.config.sft import SftConfig
 from align.data.chat import encode, use_template
 from align.data.sources import data_record, documents
+from align.errors import require
 from align.evals.heldout import held_out_loss
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer, save_tokenizer
+from align.models.plain import route_of
 from align.report import Report, curves, few
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of
@@ -48,6 +50,10 @@ def run(run: Run, config: Config) -> Result:
 
     # Data: our own tokens and labels, a loss only on what the assistant writes.
     model = load_base(base, config.method.name, device, dtype)
+    require(
+        not stage.packing or route_of(model).packing, "stage.packing", stage.packing,
+        f"type {model.config.model_type} is not proven to tell packed rows apart by their positions", "Drop it.",
+    )  # fmt: skip
     max_length = min(config.data.max_length, context_length(model))
     train = encode(tokenizer, documents(config.data, "train", config.seed), max_length)
     test = encode(tokenizer, documents(config.data, "test", config.seed)[: stage.eval_size], max_length)

@@ -13,15 +13,19 @@ from types import MethodType
 from torch import nn
 
 from align.models.lean import linear, llama, lora
+from align.models.plain import route_of
 
 __all__ = ["make_lean", "plainly"]
 
 
 def make_lean(model: nn.Module) -> None:
     """Give every linear layer of a model, every plain LoRA layer, and a Llama-like decoder in it, the short forward.
-    Adapters that come later are served too."""
+    Adapters that come later are served too. The decoder of a model on the plain path stays as it is."""
+    kinds = [(linear, linear.is_linear), (lora, lora.is_lora)]
+    if route_of(model).fast:
+        kinds.append((llama, llama.is_llama))
     for module in model.modules():
-        for kind, served in ((linear, linear.is_linear), (lora, lora.is_lora), (llama, llama.is_llama)):
+        for kind, served in kinds:
             if served(module):
                 module.forward = MethodType(kind.forward, module)
 

@@ -1,0 +1,120 @@
+"""Every causal type that transformers builds small, beside transformers itself: align/models/architectures.json.
+
+    python benchmarks/architectures.py              all types: the table and docs/architectures.md
+    python benchmarks/architectures.py llama gpt2   these types: their rows are printed, nothing is written
+
+Each type is measured in a forked process with a limit of time. What is right is what `AutoModelForCausalLM` says of one
+row at a time, without padding, and what its own `generate` writes; `measured.py` has the questions.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import textwrap
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from measured import measure
+from small_models import TYPES
+
+from align.models.architectures import TABLE
+
+DOC = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
+LIMIT_S = 240.0
+
+
+def apart(model_type: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
+    """The row of a type, measured in a process of its own: a crash or a hang is a row too."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: theirs.send(measure(model_type)))
+    process.start()
+    theirs.close()
+    try:
+        row = ours.recv() if ours.poll(limit_s) else {"path": "unbuilt", "cause": f"not done after {limit_s:.0f} s"}
+    except EOFError:
+        process.join()
+        row = {"path": "unbuilt", "cause": f"the process ended with status {process.exitcode}"}
+    if process.is_alive():
+        process.kill()
+    process.join()
+    return row
+
+
+def sweep(types: tuple[str, ...]) -> dict[str, Any]:
+    rows = {}
+    for name in types:
+        began = time.perf_counter()
+        rows[name] = apart(name)
+        shown = {k: v for k, v in rows[name].items() if k not in ("settings", "variants")}
+        print(f"{name:28}{time.perf_counter() - began:6.1f} s  {shown}", flush=True)
+    return rows
+
+
+PATHS = {
+    "fast": "hidden states and head apart, a reserved cache, short forwards on a CPU",
+    "plain": "the model's own forward, transformers' own cache",
+    "refused": "said before weights are loaded",
+    "unbuilt": "not measured: the plain path, and asked at load",
+}
+
+
+PROVEN = (
+    "Each type on the fast or the plain path gave the model's own logits (padded rows those of rows alone), the tokens "
+    "of transformers' own greedy `generate`, a step of SFT whose loss is that of those logits, an update of PPO whose "
+    "first ratio is 1, and a merge with the logits of base and adapter: small models, fp32, a CPU. *Padded*: rows of "
+    "several lengths go through together. *Packed*: `stage.packing` may be used. *Off* is the largest difference of a "
+    "logprob, nats. *Variants* are further configurations that were proven; any other takes the plain path and is "
+    "probed at load. The cause says what keeps a type from the fast path, or from being trained here at all."
+)
+
+
+def document(table: dict[str, Any]) -> str:
+    """docs/architectures.md."""
+    rows = table["types"]
+    counts = {path: sum(r["path"] == path for r in rows.values()) for path in PATHS}
+    lines = [
+        "# Architectures",
+        "",
+        "Made by `python benchmarks/architectures.py`; do not edit. What the words mean is in",
+        "[decisions.md](decisions.md#an-architecture-is-supported-where-it-was-measured).",
+        "",
+        f"transformers {table['transformers']}, {len(rows)} causal types; {table['minutes']} minutes on one thread.",
+        "",
+        "| path | types | what it is |",
+        "| --- | --- | --- |",
+        *(f"| {path} | {counts[path]} | {said} |" for path, said in PATHS.items()),
+        "",
+        *textwrap.wrap(PROVEN, 120),
+        "",
+        "| type | path | padded | packed | off | variants | cause |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in rows.items():
+        marks = ("yes" if row.get(k) else "no" for k in ("padding", "packing")) if "off" in row else ("", "")
+        off, variants = (f"{row['off']:.0e}", len(row.get("variants", ()))) if "off" in row else ("", "")
+        lines.append(f"| {name} | {row['path']} | {' | '.join(marks)} | {off} | {variants} | {row['cause']} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    began = time.perf_counter()
+    rows = sweep(tuple(names) or TYPES)
+    if names:
+        return
+    minutes = round((time.perf_counter() - began) / 60)
+    table = {"transformers": transformers.__version__, "minutes": minutes, "types": rows}
+    TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    DOC.write_text(document(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,74 @@
+"""Architectures that the fast path does not fit, through the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workshop import PPO, SFT, Workshop
+
+from align.models import architectures, plain
+from align.run import read_manifest
+from align.track import read_rows
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from small_models import small_config, small_model
+
+pytestmark = pytest.mark.usefixtures("no_network")
+RULES = ("reward=rules", "reward.rules=[{rule: length, low: 3, high: 9}]", "stage.normalise=off")
+
+
+def with_tokenizer(folder: Path, model_type: str, tokenizer: Any) -> str:
+    small_model(small_config(model_type), folder)
+    tokenizer.save_pretrained(folder)
+    return f"model.path={folder}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "falcon_h1"])
+def test_the_whole_path_on_the_plain_path(model_type: str, tmp_path: Path, chats: Path, tiny_tokenizer: Any):
+    """A hybrid whose state no reserved cache holds; a head that is more than a head."""
+    shop = Workshop(tmp_path / "runs", chats)
+    model = with_tokenizer(tmp_path / "model", model_type, tiny_tokenizer)
+    tuned = shop.run("sft", "model=hub", model, *SFT, "method=lora")
+    assert "the plain path" in shop.said
+    metrics = read_manifest(tuned)["metrics"]
+    assert metrics["loss_after"] < metrics["loss_before"]
+    done = shop.run("ppo", *PPO, *RULES)
+    assert read_rows(done / "metrics.jsonl")[0]["first_log_ratio"] < 1e-4
+    shop.run("eval", "stage.prompts=8")
+    assert read_manifest(shop.run("export", "export=merged"))["metrics"]["kl"] < 0.01
+
+
+def test_rows_are_not_packed_where_they_would_see_each_other(tmp_path: Path, chats: Path, tiny_tokenizer: Any):
+    shop = Workshop(tmp_path / "runs", chats)
+    model = with_tokenizer(tmp_path / "model", "bloom", tiny_tokenizer)
+    assert shop.status("stage=sft", "model=hub", model, *SFT, *shop.on_file, "stage.packing=true") == 2
+    assert "stage.packing=True: type bloom is not proven to tell packed rows apart" in shop.said
+
+
+def test_ppo_stops_where_its_first_ratio_is_off(
+    tmp_path: Path, chats: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """A model whose rows hang on the padding beside them, taken for one of the fast path by mistake."""
+    monkeypatch.setattr(architectures, "table", dict)
+    monkeypatch.setattr(plain, "route", lambda config: architectures.FAST)
+    shop = Workshop(tmp_path / "runs", chats)
+    model = with_tokenizer(tmp_path / "model", "bart", tiny_tokenizer)
+    line = ("stage=ppo", "model=hub", model, "init=base", "method=lora", *PPO, *RULES, *shop.on_file)
+    assert shop.status(*line) == 2
+    assert "π_new/π_old of its first update lies" in shop.said
+    assert "so type bart is another policy in another batch" in shop.said
+    assert "stage=verify" in shop.said
+    assert not list((tmp_path / "runs" / "ppo").glob("*/artifact/adapter_config.json"))
+    assert shop.status(*line, "stage.first_ratio.float32=100") == 0, shop.said
+
+
+def test_an_encoder_is_refused_by_name(tmp_path: Path, chats: Path, tiny_tokenizer: Any):
+    shop = Workshop(tmp_path / "runs", chats)
+    model = with_tokenizer(tmp_path / "model", "bert", tiny_tokenizer)
+    assert shop.status("stage=sft", "model=hub", model, *shop.on_file) == 2
+    assert "its type bert cannot be trained here: it reads ahead" in shop.said
+    assert not (tmp_path / "runs" / "sft").exists()

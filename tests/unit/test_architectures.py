@@ -1,0 +1,188 @@
+"""What the table of architectures says is so, and what is not in it is never taken for proven."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from torch.testing import assert_close
+
+from align.errors import InputError
+from align.models import architectures, plain
+from align.models.architectures import FAST, Route, route, settings, table
+from align.models.base import base_in
+from align.models.load import load_base
+from align.models.trunk import answered, hidden_states, picked_logprobs, response_logprobs
+from align.run import Base
+from align.types import Rollout
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from architectures import DOC, apart, document  # noqa: E402
+from measured import asked_of, gap_of, oracle, own_logprobs, sampled  # noqa: E402
+from small_models import TYPES, small_config, small_model  # noqa: E402
+
+CPU, FP32 = torch.device("cpu"), torch.float32
+ALONE, PADDED = Route(False, False, False), Route(False, True, False)
+SOME = ("gemma2", "falcon_h1", "hyperclovax", "qwen3_5_text", "bert")
+"""A cap behind the head; a multiplier behind it and a state; a scale that multiplies; a hybrid; an encoder."""
+MORE = (
+    "llama", "gpt2", "mixtral", "granite", "recurrent_gemma", "xlstm", "inkling_text", "mamba", "jamba", "minimax",
+    "deepseek_v3", "deepseek_v32", "bamba", "nemotron_h", "opt", "bloom", "gpt_oss", "roberta",
+)  # fmt: skip
+
+
+def whole_table() -> dict[str, Any]:
+    return json.loads(architectures.TABLE.read_text(encoding="utf-8"))
+
+
+def saved(folder: Path, model_type: str, **changes: Any) -> Base:
+    small_model(small_config(model_type, **changes), folder)
+    return Base("small", str(folder), None, "0" * 64)
+
+
+def cut(rows: list[list[int]], prompts: list[list[int]]) -> Rollout:
+    return answered(prompts, [r[len(p) :] for r, p in zip(rows, prompts, strict=True)], 0, CPU)
+
+
+def test_the_document_is_the_table():
+    assert DOC.read_text(encoding="utf-8") == document(whole_table())
+
+
+def test_every_causal_type_has_a_row():
+    if whole_table()["transformers"] != transformers.__version__:
+        pytest.skip("the table was made with another version of transformers")
+    assert table().keys() == set(TYPES)
+    assert all(row["cause"] for row in table().values() if row["path"] != "fast")
+
+
+@pytest.mark.parametrize("model_type", sorted(t for t, row in table().items() if row["path"] == "refused"))
+def test_what_cannot_be_right_is_refused_by_name_before_weights_are_looked_for(model_type: str, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))  # and no weights at all
+    with pytest.raises(InputError, match=rf"model\.path=mine: its type {model_type} cannot be trained here"):
+        base_in(tmp_path, "mine")
+
+
+@pytest.mark.parametrize("model_type", SOME)
+def test_a_row_is_what_a_measurement_gives(model_type: str):
+    row = apart(model_type)
+    assert row | {"off": None} == table()[model_type] | {"off": None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", MORE)
+def test_further_rows_are_what_a_measurement_gives(model_type: str):
+    test_a_row_is_what_a_measurement_gives(model_type)
+
+
+def test_the_plain_path_is_the_fast_one_on_a_model_that_both_fit(tmp_path: Path):
+    """Logprobs, entropies, states and gradients, with rows alone and with padding."""
+    saved(tmp_path, "llama")
+    rollout = cut([list(range(5, 26)), list(range(9, 18)), list(range(30, 44))], [[5, 6, 7, 8, 9], [9], [30, 31, 32]])
+    found: list[tuple[Tensor, ...]] = []
+    for way in (FAST, PADDED, ALONE):
+        model = oracle(tmp_path)
+        model.align_route = way
+        logprobs, entropies = response_logprobs(model, rollout, 0.7)
+        states = hidden_states(model, rollout.tokens_BS, rollout.mask_BS) * rollout.mask_BS[..., None]
+        (logprobs.sum() + states.square().mean()).backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((logprobs.detach(), entropies, states.detach(), gradient))
+    for other in found[1:]:
+        for a, b in zip(other, found[0], strict=True):
+            assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+UNPROVEN = {
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0},
+    "hidden_act": "gelu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", UNPROVEN)
+def test_a_configuration_that_nobody_measured_takes_the_plain_path_and_is_probed(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    base = saved(tmp_path, "llama", **{key: UNPROVEN[key]})
+    model = load_base(base, "lora", CPU, FP32)
+    assert not plain.route_of(model).fast
+    assert "the plain path" in capsys.readouterr().out
+    asked = asked_of(oracle(tmp_path))
+    assert gap_of(model, asked) < 1e-3
+    assert sampled(model, asked) == asked.greedy
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mamba2", "bart", "recurrent_gemma"])
+def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Positions that are ignored and states that padding would run through among them."""
+    monkeypatch.setattr(architectures, "table", dict)
+    base = saved(tmp_path, model_type)
+    model = load_base(base, "lora", CPU, FP32)
+    assert plain.route_of(model)[:3] == (False, False, False)
+    asked = asked_of(oracle(tmp_path))
+    assert gap_of(model, asked) < 1e-3
+    assert sampled(model, asked) == asked.greedy
+
+
+def test_a_type_that_nobody_measured_and_that_reads_ahead_is_refused_by_its_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(architectures, "table", dict)
+    with pytest.raises(InputError, match=r"its type bert cannot be used here: it reads ahead"):
+        load_base(saved(tmp_path, "bert"), "lora", CPU, FP32)
+
+
+def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A type on the fast path by mistake: its head is more than a head."""
+    base = saved(tmp_path, "falcon_h1")
+    wrong = FAST._replace(proven=False)
+    monkeypatch.setattr(plain, "route", lambda config: wrong)
+    with pytest.raises(InputError, match="rows beside each other are not what the model says"):
+        load_base(base, "lora", CPU, FP32)
+
+
+def test_sizes_decide_nothing_and_flags_do():
+    first = small_config("llama")
+    larger = small_config(
+        "llama", hidden_size=128, head_dim=32, num_hidden_layers=2, vocab_size=640, rms_norm_eps=1e-5, pad_token_id=7,
+        initializer_range=0.1, attention_dropout=0.1, max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+    )  # fmt: skip
+    assert settings(first) == settings(larger)
+    assert route(larger) == FAST
+    for change in (UNPROVEN, {"hidden_act": "relu"}, {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}):
+        assert settings(small_config("llama", **change)) != settings(first)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "phi3"]
+)
+def test_what_people_train_takes_the_fast_path(model_type: str):
+    for tied in (True, False):
+        config = small_config(model_type, tie_word_embeddings=tied)
+        assert route(config)[:2] == (True, True)
+
+
+def test_of_layers_of_each_kind_the_number_does_not_matter():
+    assert settings(small_config("gemma3_text")) == settings(
+        small_config("gemma3_text", num_hidden_layers=6, layer_types=["sliding_attention"] * 5 + ["full_attention"])
+    )
+
+
+def test_picked_tokens_keep_their_places_where_rows_go_alone(tmp_path: Path):
+    """Rows come back group by group, and each number has to find its own token."""
+    saved(tmp_path, "llama")
+    model = oracle(tmp_path)
+    model.align_route = ALONE
+    rows = [list(range(5, 17)), [40, 41, 42, 43], list(range(60, 68)), [80, 81, 82, 83]]
+    rollout = cut(rows, [r[:2] for r in rows])
+    picked_BS = rollout.mask_BS & (rollout.mask_BS.cumsum(1) > 1)
+    found, _, _ = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
+    right = [own_logprobs(model, r)[:-1].gather(1, torch.tensor(r)[1:, None])[:, 0] for r in rows]
+    assert_close(found, torch.cat(right), rtol=0, atol=1e-4)
