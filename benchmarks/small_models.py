@@ -73,6 +73,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8}, "ffn_config": {
         "ffn_hidden_size": 64, "hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2}},
     "dots3_note": {"num_key_value_heads": 4}, "dots3_note_text": {"num_key_value_heads": 4},
+    "longcat_flash": {"zero_expert_num": 4},
     "falcon_h1": {"mamba_d_ssm": 128}, "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": HYBRID}, "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {"layer_types": HYBRID}, "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
@@ -143,6 +144,11 @@ ROPES: tuple[dict[str, Any], ...] = (
      "original_max_position_embeddings": 64},
     {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64},
 )  # fmt: skip
+STRETCHED = (
+    "llama", "mistral", "ministral3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "olmo2", "granite", "smollm3", "phi3",
+    "seed_oss",
+)  # fmt: skip
+"""Types whose checkpoints often come with a longer context than they were pretrained with."""
 FLAGS: dict[str, tuple[dict[str, Any], ...]] = {
     "llama": ({"attention_bias": True}, {"mlp_bias": True, "attention_bias": True}),
     "mistral": ({"sliding_window": None},),
@@ -169,7 +175,12 @@ def variants_of(model_type: str, path: str) -> list[dict[str, Any]]:
     config = small_config(model_type)
     rope = getattr(config, "rope_parameters", None)
     turns: list[dict[str, Any]] = [{}]
-    if isinstance(rope, dict) and rope.get("rope_type") == "default" and "partial_rotary_factor" not in rope:
+    if (
+        model_type in STRETCHED
+        and isinstance(rope, dict)
+        and rope.get("rope_type") == "default"
+        and "partial_rotary_factor" not in rope
+    ):
         turns += [{"rope_parameters": dict(given)} for given in ROPES]
     tied = bool(getattr(config, "tie_word_embeddings", True))
     ties: list[dict[str, Any]] = [{}, {"tie_word_embeddings": not tied}]

@@ -54,7 +54,7 @@ class FirstRatioConfig:
     it says that padding or positions change the model's logits."""
 
     float32: float = 1e-3
-    bfloat16: float = 0.1
+    bfloat16: float = 0.05
 
     def __post_init__(self) -> None:
         for key in ("float32", "bfloat16"):

@@ -23,8 +23,11 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
 
 
-NO_LORA = {name: ["out_proj", "conv1d"] for name in ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")}
-"""Linear layers that PEFT refuses an adapter on, by model type: their kernels read the weight past the layer."""
+STATE_SPACE = ("falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h")
+NO_LORA = {name: ["out_proj", "conv1d", "dt_proj"] for name in STATE_SPACE} | {"deepseek_v4": ["o_a_proj"]}
+"""Linear layers that bear no adapter, by model type: a forward or a kernel reads their weight past the layer, so that
+an adapter would do nothing until it is merged (PEFT refuses the first two on five of these types); or the layer is one
+of several in one."""
 
 
 def lora(model: Any, r: int, alpha: int, classifier: bool = False) -> LoraConfig:

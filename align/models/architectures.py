@@ -23,7 +23,7 @@ SIZES = re.compile(r"(^|\.)(head_dim|n_inner|num_key_value_heads|unpadded_vocab_
 UNTOLD = re.compile(
     r"(^|\.)(.*_token_ids?|.*_token_index|vocabulary_map|.*dropout.*|.*_pdrop|dropout_p|.*layerdrop|initializer.*|init_.*"
     r"|architectures|dtype|torch_dtype|transformers_version|_name_or_path|name_or_path|id2label|label2id|num_labels"
-    r"|output_hidden_states|output_attentions|return_dict|problem_type|use_cache|_attn_implementation.*|auto_map"
+    r"|output_router_logits|output_hidden_states|output_attentions|return_dict|problem_type|use_cache|_attn_implementation.*|auto_map"
     r"|quantization_config|gradient_checkpointing|hidden_size|vision_config|audio_config|classifier_.*|summary_.*"
     r"|task_specific_params|finetuning_task|_commit_hash)$"
 )

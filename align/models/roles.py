@@ -6,6 +6,7 @@ role is entered with `use`; what trains in it is asserted every time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from align.types import Rollout
 Role = str
 """`policy`, `reference`, `value`, `reward`; further reward models are `reward1`, `reward2`, …"""
 TRAINABLE = ("policy", "value")
+ADAPTER = re.compile(r"\.lora_\w+\.(\w+)(?:\.|$)")
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 
@@ -114,7 +116,7 @@ class Roles:
         self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
         self._parameters = dict(self.model.named_parameters())
         self._weights: dict[Role, dict[str, nn.Parameter]] = {
-            role: {n: p for n, p in self._parameters.items() if f".{role}." in n} for role in TRAINABLE
+            role: {n: p for n, p in self._parameters.items() if adapter_in(n) == role} for role in TRAINABLE
         }
         if policy is not None:
             policy.eval()
@@ -248,6 +250,12 @@ class Roles:
     def quantised_layers(self) -> int:
         """How many linear layers of the base are NF4."""
         return sum(isinstance(m, Linear4bit) for m in self.model.modules())
+
+
+def adapter_in(name: str) -> str | None:
+    """The adapter that a parameter is of. A module may be called `value` too, as attention in BERT's line is."""
+    found = ADAPTER.search(name)
+    return found[1] if found else None
 
 
 def reward_name(member: int) -> Role:

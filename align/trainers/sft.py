@@ -35,7 +35,10 @@ def train_sft(
     Returns:
         the number of trained weights.
     """
-    settings = SFTConfig(**arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None)
+    settings = SFTConfig(
+        **arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None,
+        router_aux_loss_coef=0.0 if has_router(model) else None,
+    )  # fmt: skip
 
     def trainer() -> SFTTrainer:
         return RowTrainer(
@@ -47,6 +50,11 @@ def train_sft(
 
 class RowTrainer(InEpochOrder, SFTTrainer):
     """TRL's trainer, its rows in our order."""
+
+
+def has_router(model: Any) -> bool:
+    """Whether TRL would add the experts' balance to the loss, which some of their models fail to compute."""
+    return hasattr(model.config.get_text_config(), "output_router_logits")
 
 
 def dataset_of(rows: Sequence[Encoded]) -> Dataset:
