@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from align.errors import AlignError, InputError
+from align.redaction import excepthook, masked_argument
 
 if TYPE_CHECKING:
     from align.config.root import Config
@@ -83,9 +84,7 @@ def command(arguments: list[str]) -> int:
 
 def show(arguments: list[str]) -> None:
     """`--cfg job`: print the configuration that the other arguments make."""
-    from omegaconf import OmegaConf
-
-    from align.config.compose import compose_raw
+    from align.config.compose import compose_raw, shown
 
     at = arguments.index("--cfg")
     given = " ".join(arguments[at + 1 : at + 2])
@@ -93,7 +92,7 @@ def show(arguments: list[str]) -> None:
         raise InputError("--cfg", given or "(nothing)", "prints only the job's configuration", "Write: --cfg job")
     rest = arguments[:at] + arguments[at + 2 :]
     refuse_flags(rest)
-    print(OmegaConf.to_yaml(compose_raw(rest, search=Path("conf"))), end="")
+    print(shown(compose_raw(rest, search=Path("conf"))), end="")
 
 
 def refuse_flags(arguments: Sequence[str]) -> None:
@@ -140,9 +139,12 @@ def entry() -> int:
     signal.signal(signal.SIGTERM, terminate)
     logging.captureWarnings(True)  # warnings go to the run's log.txt, each of them
     warnings.simplefilter("default")
+    sys.excepthook = excepthook
+    given = sys.argv[1:]
+    sys.argv[1:] = map(masked_argument, given)  # wandb writes it down, and who knows who else
     logging.raiseExceptions = False  # a full disk is reported once, not at every line that the log cannot take
     try:
-        status = main()
+        status = main(given)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output is gone (`| head`): nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from align.errors import AlignError, InputError
+from align.redaction import masked_argument
 
 INTERRUPTED = 130
 Command = Sequence[str]
@@ -49,7 +50,7 @@ def batch(lines: Iterable[str], check: Callable[[Command], object], run: Callabl
         raise InputError("standard input", "(empty)", "holds no command line", "Write one a line: stage=sft …")
     start = fork if imported(commands) else spawn
     for number, words in enumerate(commands, 1):
-        print(f"\n[{number} of {len(commands)}] {shlex.join(words)}", flush=True)
+        print(f"\n[{number} of {len(commands)}] {shlex.join(map(masked_argument, words))}", flush=True)
         if status := start(words, run):
             return status
     return 0

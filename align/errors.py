@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from align.redaction import URL_FIELDS, redacted, secret_url
+
 
 class AlignError(Exception):
     """Root of everything this package raises on purpose."""
@@ -23,14 +25,24 @@ class InputError(AlignError, ValueError):
         value: what was found there.
         problem: what is wrong with it, as a clause without a full stop.
         remedy: what to do about it, as a sentence.
+
+    None of them keeps a secret that it was given, nor half a character that no file can be written with.
     """
 
     exit_status = 2
 
     def __init__(self, field: str, value: Any, problem: str, remedy: str) -> None:
-        self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
-        shown = value if isinstance(value, str) else repr(value)
-        super().__init__(f"{field}={shown}: {problem}. {remedy}")
+        if isinstance(value, str):
+            value = readable(secret_url(value) if field in URL_FIELDS else value)
+        self.field, self.problem, self.remedy = map(readable, (field, problem, remedy))
+        self.value = value
+        shown = value if isinstance(value, str) else readable(repr(value))
+        super().__init__(f"{self.field}={shown}: {self.problem}. {self.remedy}")
+
+
+def readable(text: str) -> str:
+    """`text` as people and files can have it: secrets masked, lone surrogates spelled out."""
+    return redacted(text).encode("utf-8", "backslashreplace").decode()
 
 
 class MissingArtifact(InputError, FileNotFoundError):

@@ -119,7 +119,9 @@ def start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
         from align.errors import InputError
 
         raise InputError("track", "wandb", "the package is not installed", "Run: pip install 'align[wandb]'") from error
-    return wandb.init(dir=str(folder.resolve()), mode=mode, reinit="finish_previous", **settings)
+    # The manifest has the commit and the difference, masked; its own copy of the code would not be.
+    own = {"disable_git": True, "disable_code": True}
+    return wandb.init(dir=str(folder.resolve()), mode=mode, reinit="finish_previous", settings=own, **settings)
 
 
 class Progress:

@@ -35,6 +35,7 @@ from align.config.sample import SampleConfig
 from align.config.sft import SftConfig
 from align.config.verify import VerifyConfig
 from align.errors import InputError
+from align.redaction import masked_tree
 
 SCHEMAS = {
     "stage": {
@@ -224,5 +225,10 @@ def check(raw: DictConfig) -> Config:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """`config` as nested dicts of plain values, for `config.yaml` and digests."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    """`config` as nested dicts of plain values, for `config.yaml`, digests and mirrors: no secret is in it."""
+    return masked_tree(OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def shown(raw: DictConfig) -> str:
+    """A composed tree as YAML, for people to read."""
+    return OmegaConf.to_yaml(OmegaConf.create(masked_tree(OmegaConf.to_container(raw))))

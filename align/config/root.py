@@ -10,9 +10,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import II
+
 from align.errors import require
+from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
 SCHEMA_VERSION = 1
+IN_MEMORY = re.compile(r"sqlite[\w+]*:(//)?(/?(:memory:|file:.*(:memory:|mode=memory).*)?)?(\?|$)")
 
 
 MOST = 1e37
@@ -194,19 +198,46 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.name is None or (bool(self.name) and "/" not in self.name and not self.name.startswith(".")),
+            self.name is None or re.fullmatch(r"[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*", self.name) is not None,
             "run.name",
             self.name,
             "cannot be a folder's name",
-            "Use a name without slashes that does not start with a dot.",
+            "Use a name without slashes and line breaks that does not start with a dot.",
+        )
+        require(
+            "://" not in self.root,
+            "run.root",
+            self.root,
+            "is a URL; runs lie in a folder",
+            "Give a folder, and store.url for a database.",
         )
 
 
 @dataclass
 class StoreConfig:
-    """The annotation store, by SQLAlchemy URL. Empty means SQLite in the folder of the runs."""
+    """The annotation store, by SQLAlchemy URL, of the environment's `ALIGN_STORE_URL` where none is given. Empty means
+    SQLite in the folder of the runs. Whoever reads `url` sees it without its password: `align.redaction.value_of`."""
 
-    url: str | None = None
+    url: str | None = II(f"oc.env:{STORE_URL},null")
+
+    def __post_init__(self) -> None:
+        # Also of a frozen instance: a password is hidden where it comes in, so that nobody behind sees it.
+        url = value_of(self.url) if self.url else ""
+        object.__setattr__(self, "url", secret_url(url) if url else None)
+        require(
+            not url or tells_its_host(url),  # or a driver takes a piece of the password for the host, and says so
+            "store.url",
+            self.url,
+            "has an @ too many to tell its password from its host",
+            "Write @ as %40 and ? as %3F wherever they separate nothing, in the password above all.",
+        )
+        require(
+            IN_MEMORY.match(url) is None,
+            "store.url",
+            self.url,
+            "is a store in memory, which ends with the run",
+            "Write store.url=sqlite:///FILE.db, or leave it out.",
+        )
 
 
 @dataclass

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from align.config.root import SCHEMA_VERSION
-from align.errors import AlignError, MissingArtifact, RunBusy, RunConflict, StorageError
+from align.errors import AlignError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
+from align.redaction import masked_tree, redacted, unmarked
 from align.run.artifacts import Base, read_manifest
 from align.run.files import file_digest, json_digest, write_json, write_text
 
@@ -26,9 +27,10 @@ IDENTITY_LESS = ("run", "resume", "track")
 
 
 def identity_of(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run: its configuration without `run`, `resume` and `track`, and its inputs' digests."""
+    """What makes a run this run: its configuration without `run`, `resume` and `track`, and its inputs' digests. A
+    store is its URL without the password."""
     kept = {k: v for k, v in config.items() if k not in IDENTITY_LESS}
-    return {"config": kept, "inputs": {k: v.get("digest") for k, v in inputs.items()}}
+    return {"config": unmarked(masked_tree(kept)), "inputs": {k: v.get("digest") for k, v in inputs.items()}}
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
@@ -120,8 +122,9 @@ class Run:
             known, done = (folder / "manifest.json").is_file(), False  # under the lock: nobody finishes it meanwhile
             if known:
                 old = read_manifest(folder)
-                if old.get("identity") != identity:
-                    key, was, now = first_difference(old.get("identity"), identity) or ("identity", None, None)
+                known_as = unmarked(masked_tree(old.get("identity")))  # one of an older align may have the password
+                if known_as != identity:
+                    key, was, now = first_difference(known_as, identity) or ("identity", None, None)
                     raise RunConflict(
                         key.removeprefix("config."), now, f"the run in {folder} has {was}",
                         "Use another run.name, or resume=never for a fresh folder.",
@@ -143,18 +146,21 @@ class Run:
             self.fail(error)
         os.close(self._lock)
 
+    def _write_manifest(self) -> None:
+        write_json(self.folder / "manifest.json", masked_tree(self.manifest))
+
     def fail(self, error: BaseException) -> None:
         """Write down why this run ended before it was published; `resume=auto` continues it."""
         self.manifest["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        self.manifest["error"] = f"{type(error).__name__}: {error}"
+        self.manifest["error"] = readable(f"{type(error).__name__}: {error}")
         with suppress(OSError):  # a full disk must not hide the error that it caused
-            write_json(self.folder / "manifest.json", self.manifest)
+            self._write_manifest()
 
     def begin(self, config_yaml: str) -> None:
         """Write down what is about to run."""
         write_text(self.folder / "config.yaml", config_yaml)
         self.manifest["status"] = "running"
-        write_json(self.folder / "manifest.json", self.manifest)
+        self._write_manifest()
 
     def publish(self, metrics: Mapping[str, Any]) -> None:
         """Hash every output and only then say `done`."""
@@ -165,7 +171,7 @@ class Run:
         self.manifest["published"] = 1 + last_published(self.folder.parent.parent)
         self.manifest["status"] = "done"
         self.manifest.pop("error", None)
-        write_json(self.folder / "manifest.json", self.manifest)
+        self._write_manifest()
         self.done = True
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
@@ -263,4 +269,4 @@ def git_state() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     kept = diff if len(diff) <= DIFF_LIMIT else f"(left out: {len(diff)} characters, sha256 {json_digest(diff)})"
-    return {"commit": commit, "diff": kept} if diff else {"commit": commit}
+    return {"commit": commit, "diff": redacted(kept)} if diff else {"commit": commit}

@@ -15,7 +15,8 @@ import yaml
 
 from align.config.compose import plain
 from align.config.root import Config
-from align.errors import AlignError, InputError
+from align.errors import AlignError, InputError, readable
+from align.redaction import Formatter
 from align.report import too_few
 from align.run import Base, Run, storage_error, verify_outputs
 from align.track import Tracker
@@ -83,7 +84,7 @@ def perform(config: Config) -> int:
             if blame(error, config):
                 raise
             logging.getLogger("align").error("%s", traceback.format_exc())
-            print(f"align: a fault of ours: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"align: a fault of ours: {type(error).__name__}: {readable(str(error))}", file=sys.stderr)
             print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
             run.fail(error)
             return 1
@@ -127,7 +128,7 @@ def out_of_memory(error: BaseException) -> bool:
 def log_to(run: Run) -> logging.Handler:
     """Send every log record and warning of this process to the run's `log.txt`."""
     handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from align.errors import CorruptFile, InputError, StorageError
+from align.redaction import value_of
 from annotate.store.tables import metadata, store_meta
 
 SCHEMA_VERSION = 3
@@ -89,7 +90,7 @@ def explained(shown: str) -> Iterator[None]:
 
 def _parse(url: str) -> URL:
     try:
-        return make_url(url)
+        return make_url(value_of(url))
     except ArgumentError as error:
         raise InputError("store.url", url, "not a database URL", EXAMPLES) from error
 

@@ -38,9 +38,13 @@ class Workshop:
     def status(self, *arguments: str) -> int:
         """The exit status of one command; what it printed is kept in `said`, and of a run that
         ended well in `told`."""
+        return self.ended(*arguments, *self.given, *SHORT, f"run.root={self.root}")
+
+    def ended(self, *words: str) -> int:
+        """The same of these words and no others."""
         out = io.StringIO()
         with redirect_stdout(out), redirect_stderr(out):
-            status = main([*arguments, *self.given, *SHORT, f"run.root={self.root}"])
+            status = main(words)
         self.said = out.getvalue()
         return status
 

@@ -1,0 +1,164 @@
+"""Secrets are not written down: passwords in URLs, keys and tokens.
+
+First line: a `Secret` is text that *is* its masked form, so that whatever prints, joins, hashes, dumps or pickles it
+has `***`, a sink that nobody thought of included. What it hides is had from `value_of` alone. Second line: whatever is
+written for people (errors, logs, tracebacks, the difference of a checkout) goes through `redacted`, which knows the
+shapes of secrets and the very values that this process was given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+MASK = "***"
+URL_FIELDS = ("store.url",)
+"""Settings that hold a URL with a password in it."""
+STORE_URL = "ALIGN_STORE_URL"
+
+# A password may hold anything but blanks where nobody encoded it, so it is taken to reach to the last @; digits in
+# front of a path are a port. Every run is bounded: a line of a megabyte must not take a minute.
+SHAPES = (
+    re.compile(r"""(\b[A-Za-z][\w+.\-]{0,30}://[^\s:/@?#'"]{0,256}:)(?!\d+(?:[/?#\s'"]|$))[^\s'"]{0,1024}(?=@)"""),
+    re.compile(r"""(\bhttps?://)[^\s/@?#'"]{1,1024}(?=@)"""),  # here a token is often the user
+    re.compile(
+        r"""([?&;](?:[\w.\-]{0,64}(?:password|passwd|pwd|token|secret|signature|credential|api_?key)|key|sig|auth)=)"""
+        r"""[^&#;\s'"<>]+""",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"""(\b(?:[A-Z][A-Z0-9]*_)*(?:TOKEN|API_KEY|ACCESS_KEY|SECRET_KEY|SECRET|PG_?PASSWORD|PASSWORD)"""
+        r"""["']?\s*[=:]\s*["']?)[^\s"']+"""
+    ),
+    re.compile(r"(\bBearer\s+)[\w.~+/\-]{8,}=*"),
+    re.compile(r"(\bhf_)[A-Za-z0-9]{30,}"),
+)
+NAMED_SECRET = re.compile(r"(TOKEN|KEY|PASSWORD|PASSWD|SECRET)$")
+SHORTEST = 6
+"""Characters below which a value is a word like another, and only its place tells."""
+
+LONG = 8
+"""The same for what the environment calls a key: many a one is switched with a word."""
+
+_given: set[str] = set()
+
+
+class Secret(str):
+    """Text that shows itself masked. Two that hide different values behind one mask are equal: the place is what tells
+    one from another, never the secret.
+
+    Args:
+        value: what is hidden.
+        shown: what everybody sees.
+    """
+
+    _value: str
+
+    def __new__(cls, value: str, shown: str = MASK) -> Secret:
+        made = super().__new__(cls, shown)
+        made._value = value
+        return made
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, _: Any) -> Secret:
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # a pickle is a file like another
+
+
+def value_of(text: str) -> str:
+    """What a secret hides; any other text as it is. To be asked for where the value is used, and nowhere before."""
+    return text._value if isinstance(text, Secret) else text
+
+
+def secret_url(url: str) -> str:
+    """A URL of a database whose text has `***` for its password; the same where it has none."""
+    if isinstance(url, Secret):
+        return url
+    told = re.match(r"([A-Za-z][\w+.\-]*://[^:/@?]*:)(.*)(?=@)", url, re.DOTALL)
+    if not tells_its_host(url):
+        shown = url.partition("://")[0] + "://" + MASK
+    elif told:
+        for value in {told[2], unquote(told[2])}:
+            remember(value, told[1] + url[told.end() :])
+        shown = masked(told[1] + MASK + url[told.end() :])
+    else:
+        shown = masked(url) if "://" in url or "@" not in url else MASK  # what is no URL says not where its password is
+    return url if shown == url else Secret(url, shown)
+
+
+def tells_its_host(url: str) -> bool:
+    """Whether the @ that ends a URL's password is the only one where it matters: behind another, half of a password
+    passes for a host."""
+    rest = url.partition("://")[2]
+    return rest.startswith("/") or (rest.count("@") < 2 and "@" not in rest.partition("?")[2])
+
+
+def remember(value: str, around: str = "") -> None:
+    """Have `redacted` mask a value wherever it stands: not one that is a common word, or that its own surroundings
+    show."""
+    if len(value) >= SHORTEST and value not in around:
+        _given.add(value)
+
+
+def masked(text: str) -> str:
+    """`text` with `***` wherever something has the shape of a secret. It depends on nothing else: the same text gives
+    the same in any process, so that it may be part of an identity."""
+    for shape in SHAPES:
+        text = shape.sub(rf"\g<1>{MASK}", text)
+    return text
+
+
+def redacted(text: str) -> str:
+    """`text`, for people to read, with `***` for the shapes of secrets and for the values that this process knows."""
+    named = {v for k, v in os.environ.items() if NAMED_SECRET.search(k) and len(v) >= LONG}
+    for value in sorted(_given | named, key=len, reverse=True):
+        text = text.replace(value, MASK)
+    return masked(text)
+
+
+def masked_tree(value: Any) -> Any:
+    """Nested mappings and lists with every text in them masked."""
+    if isinstance(value, Mapping):
+        return {key: masked_tree(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked_tree(inner) for inner in value]
+    return masked(str(value)) if isinstance(value, str) else value
+
+
+def unmarked(value: Any) -> Any:
+    """Nested mappings and lists without the mask of a URL: `user:***@host` as `user@host`. A database is the same one
+    whether its password came with the URL or from somewhere else."""
+    if isinstance(value, Mapping):
+        return {key: unmarked(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [unmarked(inner) for inner in value]
+    return value.replace(f":{MASK}@", "@") if isinstance(value, str) else value
+
+
+def masked_argument(argument: str) -> str:
+    """`key=value` of a command line, as others may read it."""
+    key, equals, value = argument.partition("=")
+    return f"{key}={secret_url(value)}" if equals and key in URL_FIELDS else masked(argument)
+
+
+class Formatter(logging.Formatter):
+    """Formats a log record, its traceback included, and masks what is secret in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints of an error that nobody handled, masked."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))

@@ -1,0 +1,331 @@
+"""Secrets are planted wherever something takes one, every stage runs, and every file and every output is searched."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from omegaconf import OmegaConf
+from postgres import new_schema
+from sqlalchemy import create_engine
+from workshop import Workshop
+
+from align.__main__ import STAGES, main
+from align.config.compose import SCHEMAS, check, compose_raw, keys_of, plain, type_of
+from align.config.compose import shown as configuration
+from align.errors import InputError
+from align.run import read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLANTED = {
+    "store.url": "pl4nted/w1th@sl4sh",  # as people write it who do not know that a URL wants it encoded
+    "ALIGN_STORE_URL": "pl4nted-environment",
+    "conf": "pl4nted-group-file",
+    "HF_TOKEN": "hf_" + "pL4nTeDhUb" * 4,
+    "HUGGING_FACE_HUB_TOKEN": "pl4nted-old-hub-token",
+    "WANDB_API_KEY": "91a47ed0" * 5,
+    "PGPASSWORD": "pl4nted-libpq",
+    "uncommitted": "pl4nted-uncommitted",
+}
+SHORT = "rollout.max_new_tokens=8 data.max_length=128 device=cpu"
+
+
+class Place(NamedTuple):
+    """A working folder with the user's own things in it: a checkout with uncommitted lines, and a group file."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def process(self, *arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "align", *arguments], cwd=self.folder, env=self.environment | more, input=stdin,
+            capture_output=True, text=True, timeout=580,
+        )  # fmt: skip
+
+    def found(self, *said: str, allowed: tuple[str, ...] = ()) -> list[str]:
+        """Where a planted secret stands: files of the runs and of the user's home, outputs, names of files."""
+        needles = {n: {v, *re.split("[/@]", v)} - {"pl4nted"} for n, v in PLANTED.items()}
+        texts = {f"output {i}": text for i, text in enumerate(said)}
+        for root in ("runs", "home"):
+            for path in (self.folder / root).rglob("*"):
+                texts[str(path)] = path.read_bytes().decode("latin-1") if path.is_file() else ""
+        return [
+            f"{name} in {where}"
+            for where, text in texts.items()
+            for name, values in needles.items()
+            if any(value in text or value in where for value in values) and name not in allowed
+        ]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=u", "-c", "user.email=u@h", *words], cwd=tmp_path, check=True)
+
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "settings.env").write_text("A=1\n")
+    (tmp_path / ".gitignore").write_text("runs\nhome\nconf\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    planted = PLANTED["uncommitted"]
+    (tmp_path / "settings.env").write_text(
+        f"A=2\nMY_API_KEY={planted}\nurl: postgresql://u:{planted}@h/d\nHF={PLANTED['HF_TOKEN']}\n"
+    )
+    known = {k: PLANTED[k] for k in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "PGPASSWORD")}
+    quiet = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    folders = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "c"), "XDG_CONFIG_HOME": str(home / "f")}
+    return Place(tmp_path, {**os.environ, **known, **quiet, **folders})
+
+
+def with_password(url: str, password: str) -> str:
+    return url.replace("://align@", f"://align:{password}@")
+
+
+def group_file(place: Place, url: str) -> None:
+    """The user's own group file, which names the store for every line that says `track=mine`."""
+    (place.folder / "conf" / "track").mkdir(parents=True, exist_ok=True)
+    text = f"# @package _global_\ndefaults: [/track/none]\nstore:\n  url: '{url}'\n"
+    (place.folder / "conf" / "track" / "mine.yaml").write_text(text)
+
+
+@pytest.mark.slow
+def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_model: Path, chats: Path):
+    """Each stage once, with the store's URL from the command line, the environment or a group file, by turns."""
+    schema = new_schema(postgres, "secrets_of_stages")
+    given = shlex.quote("store.url=" + with_password(schema, "pl4nted%2Fw1th%40sl4sh"))
+    group_file(place, with_password(schema, PLANTED["conf"]))
+    data = f"data=jsonl data.path={chats} data.held_out=0.25 {SHORT}"
+    (place.folder / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
+    sft = "stage.max_steps=2 stage.batch_size=4 stage.micro_batch=4 stage.eval_size=2"
+    ppo = "stage.updates=1 stage.batch_size=4 stage.micro_batch=4 stage.normalise_on=8"
+    model = f"model=hub model.path={tiny_model}"
+    annotate = "stage=annotate stage.action="
+    votes = "data=annotations data.allow_simulated=true stage.batch_size=8 stage.held_out=0.3"
+    actions = (
+        *("simulate", "configure stage.state=open", "export data.allow_simulated=true", "verify", "migrate"),
+        *("backup stage.path=backup.gz", "import stage.path=items.jsonl", "invite"),
+    )
+    lines = [
+        f"stage=sft {model} {data} {sft} track=wandb {given}",
+        f"stage=full {model} {data} {sft} {given}",
+        f"stage=sample {data} stage.prompts=24 init=sft:latest model=base track=mine",
+        *(f"{annotate}{action} {given if i % 2 else ''}" for i, action in enumerate(actions)),
+        *(f"stage={stage} {votes} {SHORT} {url}" for stage, url in (("reward", "track=mine"), ("dpo", given))),
+        f"stage=ppo {data} {ppo} {given}",
+        f"stage=eval {data} stage.prompts=4 {given}",
+        f"stage=export {given} device=cpu",
+        f"stage=verify {model} {SHORT} {given}",
+    ]
+    assert {line.split()[0].removeprefix("stage=") for line in lines} == set(STAGES)
+    environment = {"ALIGN_STORE_URL": with_password(schema, PLANTED["ALIGN_STORE_URL"])}
+    done = place.process("-", stdin="\n".join(lines), **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(place.folder.glob("runs/*/*/manifest.json"))) == len(lines)
+    assert list(place.folder.glob("runs/sft/*/wandb/offline-run-*/*.wandb"))
+    (token,) = re.findall(r"token=([\w-]+)", done.stdout)  # printed for one pair of eyes, and written nowhere
+    PLANTED["invitation"] = token
+    try:
+        assert place.found(done.stdout, done.stderr, allowed=()) == ["invitation in output 0"]
+    finally:
+        del PLANTED["invitation"]
+
+    # By itself, with its arguments on the command line, which wandb and others look at.
+    by_itself = shlex.split(f"stage=sft {model} {data} {sft} track=wandb run.name=alone {given}")
+    done = place.process(*by_itself, **environment)
+    assert done.returncode == 0, done.stderr
+    assert place.found(done.stdout, done.stderr) == []
+    manifest = read_manifest(place.folder / "runs/sft/alone")
+    assert "A=2" in manifest["git"]["diff"]
+    # The database tells the run from others; who brought the password, and which, does not.
+    for url in (with_password(schema, "another-password"), schema):
+        again = place.process(*by_itself[:-1], **environment | {"ALIGN_STORE_URL": url})
+        assert "finished already" in again.stdout, again.stderr
+    other = place.process(*by_itself[:-1], f"store.url={schema.replace('/postgres?', '/template1?')}")
+    assert (other.returncode, "store.url" in other.stderr) == (2, True)
+
+
+def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path, chats: Path):
+    """Wrong passwords, databases out of reach, URLs that are none, and secrets where none belongs."""
+    locked = new_schema(postgres, "secrets_of_failures").replace("align@", "locked:{}@")
+    engine = create_engine(postgres)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("CREATE ROLE locked LOGIN PASSWORD 'right'")
+        hba = Path(connection.exec_driver_sql("SHOW hba_file").scalar_one())
+        rules = hba.read_text()
+        hba.write_text("local all locked scram-sha-256\n" + rules)
+        connection.exec_driver_sql("SELECT pg_reload_conf()")
+    secret = PLANTED["store.url"]
+    with closing(socket.socket()) as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        closed = f"127.0.0.1:{nobody.getsockname()[1]}"
+        urls = [
+            locked.format("pl4nted%2Fw1th%40sl4sh"),
+            f"postgresql+psycopg://u:{secret}@{closed}/d",
+            f"postgresql+psycopg://u:pl4nted%2Fw1th%40sl4sh@{closed}/d",
+            f"postgresql+psycopg://{closed}/d?user=u&password={secret}",
+            f"postgresql+nodriver://u:{secret}@h/d", f"nodialect://u:{secret}@h/d",
+            f"postgresql:u:{secret}@h/d", f"u:{secret}@h/d", f"postgresql://u:{secret}@h:port/d",
+            f"sqlite:///nowhere/x.db?password={secret}",
+        ]  # fmt: skip
+        own = f"https://{PLANTED['ALIGN_STORE_URL']}:{secret}@h/x.git"
+        wrong = [
+            *([f"stage={s}", f"store.url={url}", "data=annotations"] for s in ("reward", "dpo") for url in urls),
+            *(["stage=annotate", f"stage.action={a}", f"store.url={u}"] for a in ("verify", "migrate") for u in urls),
+            ["stage=sample", "init=base", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}",
+             f"store.url={urls[0]}"],
+            ["stage=sft", f"stor.url={urls[1]}"], ["stage=sft", f"store={urls[1]}"], [f"stage={urls[1]}"], [urls[1]],
+            ["stage=sft", "model=hub", f"model.path={own}"], ["stage=sft", "data=jsonl", f"data.path={own}"],
+            ["stage=ppo", f"init={own}"], ["stage=eval", f"artifact={own}"], ["stage=ppo", f"reward.ref={own}"],
+            ["stage=annotate", f"stage.url={own}"], ["stage=annotate", "stage.action=import", f"stage.path={own}"],
+            ["stage=export", "export=check", f"export.path={own}"], ["stage=sft", f"run.root={own}"],
+            ["stage=sft", f"run.name={own}"], ["stage=sft", f"seed={own}"], ["--cfg", own], [f"--{own}"],
+        ]  # fmt: skip
+        try:
+            for words in wrong:
+                done = run_here(place, words)
+                assert done.status == 2, (words, done)
+                assert place.found(done.said) == [], (words, done.said)
+            # Lines of a batch, and an error that nobody expected, in processes of their own.
+            for stdin in (shlex.join(wrong[1]), f"stage=annotate stage.action=verify store.url={urls[0]}", "'" + own):
+                done = place.process("-", stdin=stdin)
+                assert done.returncode == 2, done
+                assert place.found(done.stdout, done.stderr) == []
+        finally:
+            with engine.connect() as connection:
+                hba.write_text(rules)
+                connection.exec_driver_sql("SELECT pg_reload_conf()")
+            engine.dispose()
+
+
+class Ended(NamedTuple):
+    status: int
+    said: str
+
+
+def run_here(place: Place, words: list[str]) -> Ended:
+    """One command in this process, in the place's folder."""
+    shop = Workshop(place.folder / "runs", place.folder)
+    here = Path.cwd()
+    os.chdir(place.folder)
+    try:
+        given = [] if any(w.startswith(("run.root", "--")) for w in words) else [f"run.root={shop.root}"]
+        return Ended(shop.ended(*words, *given), shop.said)
+    finally:
+        os.chdir(here)
+
+
+def test_a_fault_of_ours_tells_no_secret(place: Place, tiny_model: Path, chats: Path, monkeypatch: pytest.MonkeyPatch):
+    """In the traceback of the log, in the manifest, on the terminal: whatever a library says of what it was given."""
+    url = f"postgresql+psycopg://u:{PLANTED['conf']}@h/d"
+
+    def fault(*_: Any, **__: Any) -> None:
+        raise LookupError(f"cannot connect with password {PLANTED['conf']} and {PLANTED['HF_TOKEN']}")
+
+    monkeypatch.setattr("align.stages.sft.held_out_loss", fault)
+    monkeypatch.setenv("HF_TOKEN", PLANTED["HF_TOKEN"])
+    words = f"stage=sft model=hub model.path={tiny_model} data=jsonl data.path={chats} data.max_length=128"
+    done = run_here(place, [*words.split(), f"store.url={url}"])
+    assert done.status == 1
+    assert "cannot connect with password ***" in done.said
+    assert "cannot connect with password ***" in next(place.folder.glob("runs/sft/*/log.txt")).read_text()
+    assert place.found(done.said) == []
+    code = "from align.__main__ import entry; import align.batch; align.batch.batch = None; entry()"
+    arguments = [sys.executable, "-c", f"import sys; sys.argv = ['align', '-']; {code}"]
+    broken = subprocess.run(arguments, capture_output=True, text=True, env=place.environment, cwd=place.folder)
+    assert broken.returncode == 1
+    assert "TypeError" in broken.stderr
+
+
+def text_keys() -> list[tuple[str, str]]:
+    """(stage, key) of every setting of every stage that takes a text; those that stages share once."""
+    found: dict[str, str] = {}
+    for stage in SCHEMAS["stage"]:
+        tree = compose_raw([f"stage={stage}"])
+        keys = keys_of(OmegaConf.to_container(tree))  # type: ignore[arg-type]
+        found |= {key: stage for key in keys if type_of(tree, key) is str}
+    return [(stage, key) for key, stage in found.items()]
+
+
+def test_no_setting_shows_what_stands_in_a_url():
+    """Whichever key somebody gives a URL with a password: what is printed, stored, mirrored and hashed is masked."""
+    secret = PLANTED["conf"]
+    keys = text_keys()
+    assert {"store.url", "data.path", "model.path", "run.name", "stage.path"} <= {key for _, key in keys}
+    for stage, key in keys:
+        raw = compose_raw([f"stage={stage}", f"{key}=https://u:{secret}@h/x?token={secret}"])
+        told = configuration(raw)
+        assert "https://***@h/x?token=***" in told, key
+        try:
+            told += repr(plain(check(raw)))
+        except InputError as error:
+            told += str(error)
+        assert secret not in told, key
+
+
+def test_the_pages_of_annotation_write_no_key(place: Place, tmp_path: Path):
+    """The demo's key and an invitation stand in the addresses that browsers ask for."""
+    (place.folder / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
+    assert run_here(place, ["stage=annotate", "stage.action=import", "stage.path=items.jsonl"]).status == 0
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "runpy.run_module('align', run_name='__main__', alter_sys=True)"
+    )
+    for demo in ("true", "false"):
+        words = ["stage=annotate", f"stage.demo={demo}", f"stage.port={port}"]
+        server = subprocess.Popen(
+            [sys.executable, "-c", code, *words],
+            cwd=place.folder, env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        killer = threading.Timer(120, server.kill)
+        killer.start()
+        assert server.stdout is not None
+        lines = []
+        while not lines or "Ctrl+C" not in lines[-1]:
+            lines.append(server.stdout.readline())
+            assert lines[-1], server.communicate()
+        link, key = next(m.groups() for line in lines if (m := re.search(r"(http\S+(?:key|token)=([\w-]+))", line)))
+        while True:  # it takes connections a moment after it says so
+            try:
+                with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as browser:
+                    browser.request("GET", link.partition(str(port))[2])
+                    assert browser.getresponse().status in (200, 303)
+                break
+            except ConnectionRefusedError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        server.send_signal(signal.SIGINT)
+        _, err = server.communicate(timeout=60)
+        killer.cancel()
+        assert server.returncode == 0, err
+        written = [p for p in (place.folder / "runs/annotate").rglob("*") if p.is_file()]
+        assert written
+        assert [p for p in written if key.encode() in p.read_bytes()] == []
+        assert key not in err
+
+
+def test_the_command_says_where_a_store_is_by_the_environment(place: Place, monkeypatch: pytest.MonkeyPatch):
+    """The same configuration, whichever way; what the command line says counts more."""
+    monkeypatch.setenv("ALIGN_STORE_URL", "sqlite:///from-environment.db")
+    assert plain(check(compose_raw(["stage=sft"])))["store"]["url"] == "sqlite:///from-environment.db"
+    told = plain(check(compose_raw(["stage=sft", "store.url=sqlite:///told.db"])))
+    assert told["store"]["url"] == "sqlite:///told.db"
+    monkeypatch.delenv("ALIGN_STORE_URL")
+    assert plain(check(compose_raw(["stage=sft"])))["store"]["url"] is None
+    assert main(["stage=sft", "--cfg", "job"]) == 0

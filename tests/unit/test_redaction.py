@@ -1,0 +1,118 @@
+"""What hides a secret, and what does not look like one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+import time
+from dataclasses import asdict
+
+import pytest
+import yaml
+
+from align.config.root import StoreConfig
+from align.errors import InputError
+from align.redaction import Formatter, masked, masked_argument, redacted, secret_url, unmarked, value_of
+
+URL = "postgresql+psycopg://user:pl4nted@host:5432/name?sslmode=require"
+SHOWN = "postgresql+psycopg://user:***@host:5432/name?sslmode=require"
+
+
+def test_whatever_looks_at_a_secret_sees_its_mask():
+    secret = secret_url(URL)
+    looks = (
+        str, repr, "{}".format, "%s".__mod__, json.dumps, lambda s: json.dumps({s: [s]}), lambda s: "".join([s]),
+        lambda s: s + "", lambda s: f"{s!r:>80}", lambda s: s.encode().decode(), lambda s: yaml.safe_dump(str(s)),
+        lambda s: pickle.loads(pickle.dumps(s)), lambda s: str(asdict(StoreConfig(s))),
+        lambda s: str(vars(StoreConfig(s))),
+    )  # fmt: skip
+    for look in looks:
+        assert "***" in look(secret)
+        assert "pl4nted" not in look(secret)
+    assert value_of(secret) == value_of(copy.deepcopy(secret)) == value_of(copy.copy(secret)) == URL
+    assert secret == SHOWN == secret_url(URL.replace("pl4nted", "0ther-value"))
+    assert hash(secret) == hash(SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (URL, SHOWN),
+        ("x postgresql://u:p/w@h/d y", "x postgresql://u:***@h/d y"),
+        ("https://token@h/x.git", "https://***@h/x.git"),
+        ("https://u:token@h/x.git", "https://***@h/x.git"),
+        ("GET /invite?token=abc&x=1", "GET /invite?token=***&x=1"),
+        ("/?key=abc", "/?key=***"),
+        ("postgresql:///d?user=u&sslpassword=p", "postgresql:///d?user=u&sslpassword=***"),
+        ("+WANDB_API_KEY=abc", "+WANDB_API_KEY=***"),
+        ("HF_TOKEN: 'abc'", "HF_TOKEN: '***'"),
+        ("Authorization: Bearer abcdefgh1", "Authorization: Bearer ***"),
+        ("hf_" + "a1" * 17, "hf_***"),
+    ],
+)
+def test_shapes_are_masked_once_and_for_all(text: str, shown: str):
+    assert masked(text) == masked(masked(text)) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:///runs/annotations.db", "sqlite:////home/a@b/x@y.db", "http://127.0.0.1:7861/x@y",
+        "postgresql+psycopg://align@/postgres?host=/tmp/x&options=-csearch_path%3Dt", "hub:ORG/NAME@REV/file.jsonl",
+        "sft:latest", "eos_token = '<eos>'", "my llama (v2)", "hf_model", "a?b=c",
+    ],
+)  # fmt: skip
+def test_what_is_no_secret_stays(text: str):
+    assert masked(text) == text
+
+
+def test_a_database_is_its_url_without_the_password():
+    assert unmarked({"a": [masked(URL)]}) == {"a": [URL.replace(":pl4nted", "")]} == unmarked({"a": [SHOWN]})
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:p@ss@h/d", "postgresql://h/d?user=u&password=p@ss", "x://u:p?a@h"])
+def test_a_password_that_cuts_the_url_is_refused(url: str):
+    with pytest.raises(InputError, match="%40") as caught:
+        StoreConfig(url)
+    assert "p@" not in str(caught.value)
+    assert "ss" not in masked_argument(f"store.url={url}").replace("pass", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite://", "sqlite:///file:x?mode=memory&uri=true"],
+)
+def test_a_store_in_memory_is_refused(url: str):
+    with pytest.raises(InputError, match="in memory"):
+        StoreConfig(url)
+    assert StoreConfig("sqlite:///memory.db").url == "sqlite:///memory.db"
+
+
+def test_known_values_are_masked_wherever_they_stand(monkeypatch: pytest.MonkeyPatch):
+    secret_url("postgresql://u:kn0wn%21value@h/d")
+    monkeypatch.setenv("SOME_API_KEY", "k3y-of-the-environment")
+    monkeypatch.setenv("SOME_PATH", "harmless-value")
+    said = "kn0wn%21value kn0wn!value k3y-of-the-environment harmless-value"
+    assert redacted(said) == "*** *** *** harmless-value"
+    record = logging.LogRecord("n", logging.ERROR, "f", 1, "%s", (said,), None)
+    assert Formatter("%(message)s").format(record) == "*** *** *** harmless-value"
+    with pytest.raises(InputError) as caught:
+        raise InputError("a", said, said, said)
+    error = caught.value
+    assert "kn0wn" not in f"{error} {error.value} {error.problem} {error.remedy} {error.args}"
+
+
+def test_common_words_stay():
+    """A password like the user's name would make every message unreadable, and hides nothing."""
+    secret_url("postgresql://postgres:postgres@h/d")
+    secret_url("postgresql://u:abc@h/d")
+    assert redacted("postgres abc") == "postgres abc"
+
+
+@pytest.mark.parametrize("line", ["a" * 10**6, "A_" * 500_000, "x://" * 250_000, "?a" * 500_000, "aB+/" * 250_000])
+def test_a_long_line_takes_no_minute(line: str):
+    began = time.process_time()
+    masked(line)
+    assert time.process_time() - began < 5
