@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -117,6 +118,8 @@ def lines_of(stream: TextIO) -> int:
     """`python -m align -`: a command line a line."""
     from align.batch import batch
 
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # as arguments are: the wrong one is then named
     return batch(stream, composed, main)
 
 

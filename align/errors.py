@@ -6,9 +6,12 @@ the exit status that `python -m align` ends with: 2 for the user's input, 1 for 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from align.redaction import URL_FIELDS, redacted, secret_url
+
+LONE = re.compile("[\ud800-\udfff]")
 
 
 class AlignError(Exception):
@@ -43,6 +46,13 @@ class InputError(AlignError, ValueError):
 def readable(text: str) -> str:
     """`text` as people and files can have it: secrets masked, lone surrogates spelled out."""
     return redacted(text).encode("utf-8", "backslashreplace").decode()
+
+
+def half_character(text: str) -> str | None:
+    """The first lone surrogate of a text, as `U+D800`: half a character, which no file, database or tokenizer takes.
+    None where there is none."""
+    found = LONE.search(text)
+    return f"U+{ord(found[0]):04X}" if found else None
 
 
 class MissingArtifact(InputError, FileNotFoundError):

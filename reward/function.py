@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,24 @@ from align.errors import InputError
 from align.types import Conversation, Rollout
 
 FIELD = "reward.fn"
+LARGEST = torch.finfo(torch.float32).max
+
+
+@contextmanager
+def theirs(name: str, problem: str, remedy: str) -> Iterator[None]:
+    """Code of the user's: whatever it raises is its fault, `sys.exit` among it, which would end the run as if it were
+    done. Ctrl-C alone is the user's wish.
+
+    Args:
+        problem: with `{error}` in it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        told = f"{type(error).__name__}: {error}"
+        raise InputError(FIELD, name, problem.replace("{error}", told), remedy) from error
 
 
 class Function:
@@ -29,29 +47,24 @@ class Function:
         """Raises:
         InputError: the function raises, or returns something else than a finite number for each conversation.
         """
-        try:
+        with theirs(self.name, "raised {error}", "Correct the function."):
             given = self.function([c.as_dicts() for c in conversations])
-        except Exception as error:
-            raise InputError(
-                FIELD, self.name, f"raised {type(error).__name__}: {error}", "Correct the function."
-            ) from error
-        try:
+        problem = f"returned {type(given).__name__}, not a number for each conversation ({{error}})"
+        with theirs(self.name, problem, "Return a list of numbers."):  # a generator runs here, and so may a `__float__`
             scores = [float(score) for score in given]
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                FIELD, self.name, f"returned {type(given).__name__}, not a number for each conversation",
-                "Return a list of numbers.",
-            ) from error  # fmt: skip
         if len(scores) != len(conversations):
             raise InputError(
                 FIELD, self.name, f"returned {len(scores)} numbers for {len(conversations)} conversations",
                 "Return one for each, in their order.",
             )  # fmt: skip
         for score, conversation in zip(scores, conversations, strict=True):
-            if not math.isfinite(score):
+            if not abs(score) <= LARGEST:
                 answer = conversation.messages[-1].content
                 raise InputError(
-                    FIELD, self.name, f"returned {score} for the answer {answer[:60]!r}", "Return finite numbers."
+                    FIELD,
+                    self.name,
+                    f"returned {score} for the answer {answer[:60]!r}",
+                    "Return finite numbers that fp32 can hold.",
                 )
         return torch.tensor(scores, dtype=torch.float32)
 
@@ -63,14 +76,10 @@ def load_function(spec: str) -> Callable[..., Any]:
         InputError: there is no such module or no such function, or importing it fails.
     """
     module_name, _, name = spec.partition(":")
-    try:
+    remedy = "Put it into the working folder or install it, and check that it imports."
+    with theirs(spec, f"{module_name} cannot be imported ({{error}})", remedy):
         module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(
-            FIELD, spec, f"{module_name} cannot be imported ({type(error).__name__}: {error})",
-            "Put it into the working folder or install it, and check that it imports.",
-        ) from error  # fmt: skip
-    function = getattr(module, name, None)
+        function = getattr(module, name, None)  # which a module may compute
     if not callable(function):
         found = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_"))
         raise InputError(

@@ -34,7 +34,7 @@ from align.config.root import Config
 from align.config.sample import SampleConfig
 from align.config.sft import SftConfig
 from align.config.verify import VerifyConfig
-from align.errors import InputError
+from align.errors import InputError, half_character
 from align.redaction import masked_tree
 
 SCHEMAS = {
@@ -135,7 +135,20 @@ def compose_raw(overrides: Sequence[str], search: Path | None = None) -> DictCon
         raise explain.broken_file(error, files, [p for p in chosen.values() if conf_dir() not in p.parents]) from error
     for key, value in values.items():
         set_value(tree, key, value, groups, choices.get("stage"))
+    check_characters(OmegaConf.to_container(tree))
     return tree
+
+
+def check_characters(value: Any, key: str = "") -> None:
+    """Raises where a text of the tree holds half a character: bytes of a command line that are no UTF-8, an escape in a
+    group file."""
+    if isinstance(value, str) and (half := half_character(value)):
+        raise InputError(key, value, f"is no text in UTF-8 ({half} is half a character)", "Write it in UTF-8.")
+    for inner, of in value.items() if isinstance(value, dict) else ():
+        check_characters(str(inner), key or "configuration")
+        check_characters(of, f"{key}.{inner}" if key else str(inner))
+    for i, of in enumerate(value) if isinstance(value, list) else ():
+        check_characters(of, f"{key}[{i}]")
 
 
 def compose_groups(choices: dict[str, str], search: Path | None) -> DictConfig:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import II
 
-from align.errors import require
+from align.errors import half_character, require
 from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
 SCHEMA_VERSION = 1
@@ -224,6 +224,7 @@ class StoreConfig:
         # Also of a frozen instance: a password is hidden where it comes in, so that nobody behind sees it.
         url = value_of(self.url) if self.url else ""
         object.__setattr__(self, "url", secret_url(url) if url else None)
+        require(half_character(url) is None, "store.url", self.url, "is no text in UTF-8", "Write it in UTF-8.")
         require(
             not url or tells_its_host(url),  # or a driver takes a piece of the password for the host, and says so
             "store.url",

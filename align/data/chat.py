@@ -8,17 +8,21 @@ token ids is `veiled` first: see `align.data.tokens`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from align.data.length import CHARACTERS, longer_than
 from align.data.sources import Document
 from align.data.tokens import Span, special_ids, special_texts, text_ids, tokenised, veiled
-from align.errors import InputError, require
+from align.errors import InputError, half_character, require
 from align.types import Conversation, Message
 
+PATIENCE_S = 20
+"""That a template may take for one turn."""
 IGNORED = -100  # the label that losses pass over
 
 # For base models without a template. The turn ends with the tokenizer's own EOS, a token the model already knows,
@@ -56,6 +60,22 @@ def use_template(tokenizer: Any, template: str | None) -> None:
         raise InputError(
             "data.template", template, "this model has no chat template", "Add data.template=chatml for a base model."
         )
+    if not isinstance(tokenizer.chat_template, str | dict):
+        kind = type(tokenizer.chat_template).__name__
+        raise InputError("tokenizer_config.json, chat_template", kind, "is no template", "Add data.template=chatml.")
+    # A template may loop as long as it likes. One turn is tried in a thread, which ends with the process.
+    asked = Conversation((Message("user", "a"),))
+    tried = threading.Thread(target=lambda: suppressed(tokenizer, asked), daemon=True)
+    tried.start()
+    tried.join(PATIENCE_S)
+    if tried.is_alive():
+        problem = f"it has not written one turn after {PATIENCE_S} s"
+        raise InputError("chat_template", "(the model's)", problem, "Add data.template=chatml, or take another model.")
+
+
+def suppressed(tokenizer: Any, conversation: Conversation) -> None:
+    with suppress(Exception):  # what it raises is said of the row that it refuses
+        tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=True)
 
 
 def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False) -> str:
@@ -68,19 +88,24 @@ def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False)
         InputError: the template refuses it (roles out of order, no system turn).
     """
     with refusals(conversation):
-        return tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=answer_due)
+        text = tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=answer_due)
+        if half := half_character(text):
+            raise ValueError(f"it writes {half}, half a character")
+    return text
 
 
 @contextmanager
 def refusals(conversation: Conversation) -> Iterator[None]:
-    """What a template says against a conversation, as the user's own error."""
-    from jinja2.exceptions import TemplateError
-
+    """What a chat template raises, as the user's error: it is a program of the model's, which may divide by zero as
+    well as refuse."""
     try:
         yield
-    except (TemplateError, TypeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise InputError(
-            f"conversation {conversation.id or '(no id)'}", str(error), "the chat template refuses it",
+            f"conversation {conversation.id or '(no id)'}", f"{type(error).__name__}: {error}",
+            "the chat template refuses it",
             "Use the roles in the order the template wants, or data.template=chatml.",
         ) from error  # fmt: skip
 
@@ -252,6 +277,9 @@ def encode(tokenizer: Any, documents: Sequence[Document], max_length: int) -> En
         if isinstance(document, str):
             rows += encode_text(tokenizer, document, max_length)
             continue
+        if hopeless(tokenizer, document, max_length):
+            too_long += 1
+            continue
         encoded = encode_conversation(tokenizer, document)
         if len(encoded.input_ids) > max_length:
             too_long += 1
@@ -266,6 +294,13 @@ def encode(tokenizer: Any, documents: Sequence[Document], max_length: int) -> En
             "Raise data.max_length, or give conversations with an assistant's answer.",
         )  # fmt: skip
     return Encoding(rows, too_long, unanswered)
+
+
+def hopeless(tokenizer: Any, conversation: Conversation, most: int) -> bool:
+    """Whether a conversation surely has more than `most` tokens, at a price that does not grow with its length. Only
+    long ones are rendered for it: a template may leave out some of what was said."""
+    said = sum(len(message.content) for message in conversation.messages)
+    return said > CHARACTERS * most and longer_than(tokenizer, render(tokenizer, conversation), most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +325,8 @@ def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_to
     """
     found = []
     for conversation in conversations:
+        if hopeless(tokenizer, conversation, max_tokens):
+            continue
         ids = prompt_ids(tokenizer, conversation)
         if len(ids) <= max_tokens:
             found.append(Prompt(conversation, ids))
@@ -307,6 +344,10 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, 
     assistant turn with."""
     listed = getattr(generation_config, "eos_token_id", None)
     stops = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    if strange := [stop for stop in stops if type(stop) is not int or not 0 <= stop < len(tokenizer)]:
+        raise InputError(
+            "generation_config.json, eos_token_id", strange[0], "is no token of this tokenizer", "Correct it."
+        )
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
     if tokenizer.chat_template:

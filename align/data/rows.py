@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, InputError
+from align.errors import CorruptFile, InputError, half_character
+
+DEEPEST = 64
+"""Lists and objects within one another: what reads a row walks them by recursion."""
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""What a file in UTF-8 writes half a character with; half of those that it finds have their other half."""
+ONE = "Write one JSON object a line."
+TOO_DEEP = "it is nested too deeply to be read"
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line from 1, object) of each line of a JSON Lines file, plain or `.gz`; blank lines are left out but counted.
 
     Raises:
-        InputError: no such file, or a line that is not a JSON object in UTF-8: names file and row.
+        InputError: no such file, or a line that is not a JSON object of whole characters in UTF-8: names file, row and,
+            where only a field of it is wrong, that.
         CorruptFile: a `.gz` that cannot be unpacked.
     """
     line = 0
@@ -25,15 +34,19 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for line, raw in enumerate(file, start=1):
                 if not raw.strip():
                     continue
+                where = f"{path}, row {line}"
                 try:
                     data = json.loads(raw.decode("utf-8-sig"))
+                except RecursionError as error:
+                    raise InputError(where, f"{raw[:60]!r}", TOO_DEEP, ONE) from error
                 except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
                     shown = raw[:60].decode("utf-8", "replace").strip()
                     problem = f"not a line of JSON in UTF-8 ({error})"
-                    raise InputError(f"{path}, row {line}", shown, problem, "Write one JSON object a line.") from error
+                    raise InputError(where, shown, problem, ONE) from error
                 if not isinstance(data, dict):
-                    problem = f"a {type(data).__name__}, not an object"
-                    raise InputError(f"{path}, row {line}", repr(data)[:60], problem, "Write one JSON object a line.")
+                    raise InputError(where, f"{raw[:60]!r}", f"a {type(data).__name__}, not an object", ONE)
+                if HALF.search(raw) or raw.count(b"[") + raw.count(b"{") > DEEPEST:
+                    check_values(data, where)
                 yield line, data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         problem = f"cannot be unpacked after row {line} ({error})"
@@ -41,3 +54,19 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except OSError as error:
         remedy = "Check the path: a JSON Lines file, plain or .gz."
         raise InputError("data.path", str(path), f"cannot be read ({error.strerror})", remedy) from error
+
+
+def check_values(value: Any, where: str, field: str = "", depth: int = 0) -> None:
+    """Raises where a value of a row, or a value within one, is nested too deeply or holds half a character."""
+    named = f"{where}, {field}" if field else where
+    if isinstance(value, str) and (half := half_character(value)):
+        raise InputError(named, value[:60], f"it holds {half}, half a character", "Take it out.")
+    if depth > DEEPEST:
+        raise InputError(named.partition("[")[0], "[…]", TOO_DEEP, "Give it flat.")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            check_values(key, named, "a key")
+            check_values(inner, where, f"{field}.{key}" if field else key, depth + 1)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            check_values(inner, where, f"{field}[{i}]", depth + 1)

@@ -17,7 +17,7 @@ from align.errors import CorruptFile
 from align.models.finite import RESTORE, check_tensors
 from align.models.lean import make_lean
 from align.models.load import adapter_config
-from align.run import Base, write_json
+from align.run import Base, out_of_memory, write_json
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
@@ -122,6 +122,8 @@ def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored:
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         raise CorruptFile(
             field, str(folder), f"does not fit this base ({what_differs(str(error))})",
             "Use the base that it was trained on.",

@@ -23,7 +23,7 @@ from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.models.plain import route_of
 from align.models.probe import probe
 from align.ops.linear import bf16
-from align.run import Base, model_config, model_files, only_these, write_json
+from align.run import Base, json_object, model_config, model_files, only_these, out_of_memory, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
@@ -49,6 +49,11 @@ def choose_device(device: str) -> torch.device:
         raise InputError("device", device, "is not supported here", "Use auto, cpu, cuda or cuda:0.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device", device, "torch sees no CUDA device", "Use device=auto or device=cpu.")
+    there = torch.cuda.device_count() if chosen.type == "cuda" else 1
+    if (chosen.index or 0) >= there:
+        raise InputError(
+            "device", device, f"there is no such device, the last is {chosen.type}:{there - 1}", "Use auto."
+        )
     return chosen
 
 
@@ -142,14 +147,10 @@ def load_base(
                 use_safetensors=True,
                 **options,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    except Exception as error:  # what a wrong value in config.json or generation_config.json leads to has any type
+        if out_of_memory(error):
             raise
         raise unloadable(base, error) from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise unloadable(base, error) from error
-        raise
     model.name_or_path = model.config.name_or_path = base.path  # PEFT looks for a configuration there
     if absent := sorted(key for key in loaded["missing_keys"] if not key.startswith("score.")):
         raise CorruptFile(  # transformers fills what is missing with random numbers
@@ -188,12 +189,18 @@ def load_classifier(base: Base, method: str, device: torch.device, dtype: torch.
 
 def unloadable(base: Base, error: Exception) -> InputError:
     """Why a model did not load, as the user's error."""
-    first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    first = first_line(error)[:200]
     if type(error).__name__ == "SafetensorError" or "safetensors" in first.lower() or "header" in first.lower():
         return CorruptFile("model.path", base.id, f"its weights are corrupt ({first})", "Download or save them again.")
     return InputError(
         "model.path", base.id, f"does not load ({first})", "Use a causal language model that transformers knows."
     )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line; its type where that is all it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
@@ -209,9 +216,11 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
     place = str(folder or base.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # so has what a wrong value in tokenizer.json or tokenizer_config.json leads to
+        if out_of_memory(error):
+            raise
         raise InputError(
-            "model.path", base.id, f"its tokenizer does not load ({str(error).splitlines()[0][:160]})",
+            "model.path", base.id, f"its tokenizer does not load ({first_line(error)[:160]})",
             "Put tokenizer files beside the weights.",
         ) from error  # fmt: skip
     if tokenizer.pad_token_id is None:
@@ -241,8 +250,15 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def context_length(model: Any) -> int:
-    """Positions that the model was made for."""
-    return int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+    """Positions that the model was made for.
+
+    Raises:
+        InputError: its configuration says no number.
+    """
+    told = getattr(model.config, "max_position_embeddings", 0) or 2048
+    if not isinstance(told, int) or told < 1:
+        raise InputError("config.json, max_position_embeddings", told, "is no number of positions", "Correct it.")
+    return told
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
@@ -251,8 +267,4 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         CorruptFile: it is not there, or not JSON.
     """
-    path = folder / "adapter_config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptFile("adapter", str(path), "cannot be read", "Train or download the adapter again.") from error
+    return json_object(folder / "adapter_config.json", "adapter", "Train or download the adapter again.")

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from align.errors import LONE
 from align.types import Rollout
 
 
@@ -40,10 +41,11 @@ def response_ids(rollout: Rollout) -> list[list[int]]:
 
 
 def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
-    """Each response as text, without its stop token."""
+    """Each response as text, without its stop token. Half a character, which a broken tokenizer may make, is U+FFFD: no
+    file, database or other tokenizer takes it."""
     ended = rollout.ended_B.tolist()
     ids = [row[:-1] if end else row for row, end in zip(response_ids(rollout), ended, strict=True)]
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+    return [LONE.sub("\ufffd", tokenizer.decode(row, skip_special_tokens=True)).strip() for row in ids]
 
 
 def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:

@@ -14,7 +14,16 @@ from align.run.artifacts import (
     resolve,
     verify_outputs,
 )
-from align.run.files import file_digest, folder_digest, json_digest, storage_error, write_json, write_text
+from align.run.files import (
+    file_digest,
+    folder_digest,
+    json_digest,
+    json_object,
+    out_of_memory,
+    storage_error,
+    write_json,
+    write_text,
+)
 from align.run.folder import Run
 from align.run.hub import HUB, hub_file, hub_snapshot
 from align.run.weights import model_config, model_digest, model_files, only_these, weight_files
@@ -31,10 +40,12 @@ __all__ = [
     "hub_file",
     "hub_snapshot",
     "json_digest",
+    "json_object",
     "model_config",
     "model_digest",
     "model_files",
     "only_these",
+    "out_of_memory",
     "read_manifest",
     "resolve",
     "storage_error",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from align.config.root import SCHEMA_VERSION, RunConfig
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.run.files import file_digest
+from align.run.files import file_digest, json_object
 from align.run.hub import hub_snapshot
 from align.run.weights import adapter_digest, model_digest
 
@@ -71,17 +70,49 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         InputError: another schema version wrote it.
     """
     path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found, _ = manifest["schema_version"], manifest["status"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile("manifest", str(path), "is not a run's manifest", "Move the folder away.") from error
+    manifest = json_object(path, "manifest", "Move the folder away.")
+    found = manifest.get("schema_version")
+    if found is None or not isinstance(manifest.get("status"), str):
+        raise CorruptFile("manifest", str(path), "is not a run's manifest", "Move the folder away.")
     if found != SCHEMA_VERSION:
         raise InputError(
             "schema_version", found, f"{path} was written by another version of align, this one reads {SCHEMA_VERSION}",
             "Use the version that wrote it, or move the folder away and run the command again.",
         )  # fmt: skip
+    if wrong := misshapen(manifest):
+        problem = f"is not a run's manifest: {wrong} is missing, or of another kind than runs write it"
+        raise CorruptFile("manifest", str(path), problem, "Move the folder away.")
     return manifest
+
+
+SHAPE = {
+    "stage": str, "name": str, "identity": dict, "identity.config": dict, "identity.config.data": dict,
+    "identity.config.method": dict, "identity.inputs": dict, "inputs": dict, "inputs.*": dict, "outputs": dict,
+    "outputs.*": str, "metrics": dict, "times": dict, "times.*": str, "hardware": dict,
+}  # fmt: skip
+"""What later runs read of a manifest, and its type, each behind what it lies in; `*` is every key."""
+
+
+def misshapen(manifest: Mapping[str, Any]) -> str | None:
+    """The first key of a manifest that is missing or of another type than runs write it; None where all is right."""
+    for key, kind in SHAPE.items():
+        *parents, last = key.split(".")
+        inside: Any = manifest
+        for parent in parents:
+            inside = inside[parent]
+        if not all(isinstance(v, kind) for v in (inside.values() if last == "*" else [inside.get(last)])):
+            return key
+    for name, record in manifest["inputs"].items():
+        told = [record.get(key, "") for key in ("ref", "path", "digest", "stage", "name")]
+        whole = "whole" not in record or {"ref", "path", "digest"} <= record.keys()
+        if not (whole and all(isinstance(text, str) for text in told)):
+            return f"inputs.{name}"
+    base = manifest.get("base", {})
+    if base is not None and not (isinstance(base, dict) and set(base) == {"id", "path", "revision", "digest"}):
+        return "base"
+    if base is not None and not all(isinstance(base[key] or "", str) for key in base):
+        return "base"
+    return "times.finished" if manifest["status"] == "done" and "finished" not in manifest["times"] else None
 
 
 def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.errors import StorageError
+from align.errors import CorruptFile, StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FORBIDDEN = (errno.EACCES, errno.EPERM)
@@ -19,6 +19,11 @@ FORBIDDEN = (errno.EACCES, errno.EPERM)
 STORAGE_WORDS = re.compile(
     "No space left on device|Disk quota exceeded|File too large|Read-only file system|database or disk is full"
     r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"
+)
+
+MEMORY_WORDS = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|Cannot allocate memory|std::bad_alloc|CUDA out of memory"
+    r"|CU(DA|BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|CUDA error: out of memory"
 )
 
 
@@ -48,6 +53,22 @@ def files_digest(files: Iterable[Path]) -> str:
     return json_digest([[p.name, file_digest(p)] for p in files])
 
 
+def json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file of somebody else's.
+
+    Raises:
+        CorruptFile: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        problem = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON ({error})"
+        raise CorruptFile(field, str(path), problem, remedy) from error
+    if not isinstance(value, dict):
+        raise CorruptFile(field, str(path), f"is a {type(value).__name__}, not an object", remedy)
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, so that a reader or a crash sees the old file or the new one, never half."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
@@ -61,6 +82,13 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True where this is the complaint of a device, of the host, or of the system about too little memory. Each says so
+    in its own way: torch's CPU allocator and C++ as a plain `RuntimeError`."""
+    own = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    return own or type(error).__name__ == "OutOfMemoryError" or MEMORY_WORDS.search(str(error)) is not None
 
 
 def storage_error(error: BaseException, root: str) -> StorageError | None:

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from align.errors import CorruptFile, InputError
-from align.run.files import files_digest, matching
+from align.run.files import files_digest, json_object, matching
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
@@ -110,12 +110,7 @@ def model_config(folder: Path, field: str = "model.path", shown: str | None = No
     shown, path = shown or str(folder), folder / CONFIG
     if not path.is_file():
         raise InputError(field, shown, f"there is no {CONFIG} in {folder}", "Give the folder of a saved model.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(field, str(path), "is not JSON", AGAIN) from error
-    if not isinstance(config, dict):
-        raise CorruptFile(field, str(path), "holds no JSON object", AGAIN)
+    config = json_object(path, field, AGAIN)
     if (folder / ADAPTER_CONFIG).is_file():
         problem = f"holds {ADAPTER_CONFIG} beside {CONFIG}: to some readers it is a model, to others an adapter"
         raise InputError(field, shown, problem, "Give adapter and base as two folders: init= and model.path=.")

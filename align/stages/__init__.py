@@ -18,7 +18,7 @@ from align.config.root import Config
 from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
-from align.run import Base, Run, storage_error, verify_outputs
+from align.run import Base, Run, out_of_memory, storage_error, verify_outputs
 from align.track import Tracker
 from annotate.store import Store
 
@@ -118,11 +118,6 @@ def blame(error: Exception, config: Config) -> InputError | None:
             "model in fp32: give it device=cpu.",
         )  # fmt: skip
     return storage_error(error, config.run.root)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """True for CUDA's and the host's own complaint."""
-    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
 
 
 def log_to(run: Run) -> logging.Handler:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.config.root import Config
-from align.data.chat import encode_judged, prompt_length
+from align.data.chat import encode_judged, hopeless, prompt_length
 from align.data.preferences import read_preferences, split_by_group
 from align.data.sources import data_file, data_record, share_of
 from align.errors import InputError, require
@@ -70,6 +70,9 @@ def encoded_pairs(
         return known[text]
 
     for pref in prefs:
+        told = (Conversation((*pref.prompt, *side), pref.id) for side in (pref.chosen, pref.rejected))
+        if any(hopeless(tokenizer, conversation, max_length) for conversation in told):
+            continue
         (chosen, chosen_start), (rejected, rejected_start) = (answer(pref, side) for side in ("chosen", "rejected"))
         if max(len(chosen), len(rejected)) <= max_length:
             kept.append((pref, Pair(chosen, rejected, chosen_start, rejected_start)))

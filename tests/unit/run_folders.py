@@ -15,7 +15,8 @@ INPUTS = {"data": {"path": "a.jsonl", "digest": "d1"}}
 
 def config(root: Path, name: str | None = None, **changes: Any) -> dict[str, Any]:
     kept = {"stage": {"name": "sft", "lr": 0.1}, "seed": 0, "resume": "auto", "track": {"name": "none"}}
-    return {**kept, "run": {"root": str(root), "name": name}, **changes}
+    groups: dict[str, Any] = {"data": {"name": "jsonl"}, "method": {"name": "qlora"}}
+    return {**kept, **groups, "run": {"root": str(root), "name": name}, **changes}
 
 
 def opened(

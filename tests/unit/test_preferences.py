@@ -248,7 +248,7 @@ def test_a_cut_gz_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz"])
 def test_what_is_written_is_read_back(tmp_path, name):
-    turn = Message("user", "Grüße \U0001f600 \ud83d"), Message("assistant", "line\u2028sep"), Message("assistant", "")
+    turn = Message("user", "Grüße \U0001f600"), Message("assistant", "line\u2028sep"), Message("assistant", "")
     prefs = [
         Preference(turn[:1], turn[1:2], turn[2:], "i", "g", 0.5, "a1", "human", 2, "v1", "2026-01-01T00:00:00+00:00"),
         Preference(turn[:1], turn[2:], turn[1:2], "j"),
