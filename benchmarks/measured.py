@@ -32,6 +32,7 @@ from align.ppo.experience import earned, experience
 from align.ppo.update import update
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
+from align.rollout.randomness import row_seeds
 from align.run import Base
 from align.trainers.common import training_arguments
 from align.trainers.sft import train_sft
@@ -209,7 +210,7 @@ def engine() -> HfEngine:
 
 
 def sampled(model: Any, asked: Asked) -> list[list[int]]:
-    return response_ids(engine().generate(model, asked.prompts, torch.Generator().manual_seed(0)))
+    return response_ids(engine().generate(model, asked.prompts, range(len(asked.prompts))))
 
 
 def greedy(model: Any, answers: list[list[int]], asked: Asked) -> bool:
@@ -278,7 +279,7 @@ def one_step_of_sft(folder: Path, route: Route, asked: Asked, scratch: Path) -> 
     if abs(losses.seen[0] - float(right)) > 1e-2:
         own = float(own_loss(oracle(folder).train(), asked))
         if abs(losses.seen[0] - own) < 1e-2:
-            return f"its own forward in training, on rows padded on the right, has loss {own:.4f}; on each alone {right:.4f}"
+            return f"its own forward in training, rows padded on the right, loses {own:.4f}; on each alone {right:.4f}"
         return f"SFT's first loss is {losses.seen[0]:.4f}, its logits' {right:.4f}"
     save_adapter(model, scratch / "tuned", Base("small", str(folder), None, ""))
     moved = [not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before]
@@ -295,7 +296,7 @@ def one_update_of_ppo(folder: Path, route: Route, asked: Asked, scratch: Path) -
             parameter.add_(0.02 * torch.randn_like(parameter))
     with roles.use("policy") as model:
         hot = HfEngine(stop_ids=(7, 8, 9, 10), pad_id=PAD, max_new_tokens=NEW)
-        rollout = hot.generate(model, asked.prompts, torch.Generator().manual_seed(1))
+        rollout = hot.generate(model, asked.prompts, row_seeds(range(len(asked.prompts)), 1))
     scores = torch.tensor([0.5, -1.0, 1.0, 0.2])
     price = {"score_scale": 1.0, "score_clip": None, "missing_eos_penalty": 0.1}
     estimates, held = estimated(roles, rollout, temperature=1.0, micro_batch=2, minibatches=1)

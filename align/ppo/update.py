@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from align.errors import InputError
+from align.errors import InputError, require
 from align.models.chunks import by_length
 from align.models.finite import where
 from align.models.roles import Held, Roles
