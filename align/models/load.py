@@ -230,11 +230,17 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
 
 
 def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
-    """Raises: InputError: a token's id is beyond the rows of the base's embedding."""
+    """Raises: InputError: a token's id is beyond the rows of the base's embedding. A special token may be that nothing
+    writes: not the template, not the tokenizer at either end of a row, and no content ever (`align.data.tokens`). Gemma 3
+    has one, for images, in its models of text."""
     config = model_config(Path(base.path), shown=base.id)
     text = config.get("text_config")
     rows = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, dict) else None)
-    last, token = max(((id, token) for token, id in tokenizer.get_vocab().items()), default=(-1, ""))
+    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
+    special = ((id, token.content) for id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    unwritten = {id for id, text in special if id not in named and text not in str(tokenizer.chat_template)}
+    ids = ((id, token) for token, id in tokenizer.get_vocab().items() if id not in unwritten)
+    last, token = max(ids, default=(-1, ""))
     if isinstance(rows, int) and last >= rows:
         problem = f"the tokenizer in {place} has {last + 1} ids, the last {token!r}, and the embedding {rows} rows"
         remedy = f"Drop the added tokens, or save the model after model.resize_token_embeddings({last + 1})."

@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from align.config.root import ModelConfig
+from align.data.chat import encode_prompts
 from align.errors import CorruptFile, InputError
 from align.models.adapters import WEIGHTS_FILE
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
 from align.run import Base, artifact_in, model_files
+from align.types import Conversation, Message
 
 CPU = torch.device("cpu")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -332,3 +334,23 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(copy: Path, tm
     assert caught.value.field == "model.path"
     for said in ("321 ids", "<one more>", "320 rows", "resize_token_embeddings(321)"):
         assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["by nobody", "by the template", "as padding"])
+def test_a_special_token_beyond_the_embedding_is_one_that_nobody_writes(copy: Path, written: str) -> None:
+    """As Gemma 3's token for images is in its models of text."""
+    base = found(copy)
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    if written == "by the template":
+        tokenizer.chat_template += "<image>"
+    if written == "as padding":
+        tokenizer.pad_token = "<image>"
+    tokenizer.save_pretrained(str(copy))
+    if written == "by nobody":
+        asked = Conversation((Message("user", "What is <image>?"),))
+        (prompt,), _ = encode_prompts(load_tokenizer(base), [asked], 100)
+        assert max(prompt.input_ids) < 320
+    else:
+        with pytest.raises(InputError, match="<image>"):
+            load_tokenizer(base)
