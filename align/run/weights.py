@@ -111,6 +111,8 @@ def model_config(folder: Path, field: str = "model.path", shown: str | None = No
     if not path.is_file():
         raise InputError(field, shown, f"there is no {CONFIG} in {folder}", "Give the folder of a saved model.")
     config = json_object(path, field, AGAIN)
+    if (generation := folder / "generation_config.json").is_file():  # transformers passes over a broken one
+        json_object(generation, field, AGAIN)
     if (folder / ADAPTER_CONFIG).is_file():
         problem = f"holds {ADAPTER_CONFIG} beside {CONFIG}: to some readers it is a model, to others an adapter"
         raise InputError(field, shown, problem, "Give adapter and base as two folders: init= and model.path=.")

@@ -360,7 +360,7 @@ def adapter_readers(ready: Ready, adapter: Path, model: Path, chats: Path) -> di
 def test_an_adapters_file_that_holds_something_else(
     shop: Workshop, ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, file: str
 ):
-    for i, content in enumerate(CONTENTS.values()):
+    for i, content in enumerate(CONTENTS[kind] for kind in ("empty", "a list", "deep", "binary")):
         adapter = tmp_path / f"adapter-{i}"
         shutil.copytree(ready.root / "sft" / "s" / "artifact", adapter)
         (adapter / file).write_bytes(content)
@@ -406,10 +406,11 @@ def test_a_manifest_with_odd_values(ready: Ready, tiny_model: Path, tmp_path: Pa
     shop = Workshop(root, root)
     path = root / "sft" / "s" / "manifest.json"
     whole = json.loads(path.read_text())
-    paths = [p for p in paths_in(whole) if p[0] == key] if key != "whole" else [()]
+    paths = [p for p in paths_in(whole) if p[0] == key and len(p) < 4] if key != "whole" else [()]
+    paths = [p for p in paths if p[:2] != ("identity", "config") or not p[2:] or p[2] in ("data", "method", "export")]
     faults = []
     for at in paths:
-        for value in VALUES if at else [json.loads(c) for c in (b"[]", b"3", b'"x"', b"{}", b"null")]:
+        for value in ("x", -1, [], {}, None) if at else [json.loads(c) for c in (b"[]", b"3", b'"x"', b"{}", b"null")]:
             path.write_text(json.dumps(replaced(whole, at, value) if at else value))
             for words in (["stage=sample", "init=sft:s", *ready.data], ["stage=export", "artifact=sft:latest"]):
                 try:
