@@ -398,6 +398,7 @@ def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
     return {**value, first: replaced(value[first], tuple(rest), new) if rest else new}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["stage", "name", "status", "identity", "inputs", "outputs", "times", "base", "whole"])
 def test_a_manifest_with_odd_values(ready: Ready, tiny_model: Path, tmp_path: Path, key: str):
     """Whoever reads it, of itself or behind another run, says that it is no manifest, or has no use for the value."""

@@ -1,0 +1,55 @@
+"""Hopelessly long rows: found by a beginning of them, and never one that fits."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from align.data.chat import encode, encode_prompts
+from align.data.length import CHARACTERS, MARGIN, longer_than
+from align.types import Conversation, Message
+
+TEXTS = {
+    "words": lambda n: "some plain words " * (n // 17), "blanks": lambda n: " " * n, "one letter": lambda n: "a" * n,
+    "emoji": lambda n: "\U0001f600" * (n // 4),
+    "mixed": lambda n: "".join(random.Random(n).choices("ab \n\u00e9", k=n)),
+}  # fmt: skip
+
+
+class Counting:
+    """A tokenizer that notes how much it was given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.longest = tokenizer, 0
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        self.longest = max(self.longest, len(text))
+        return self.tokenizer(text, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_it_is_right_whenever_it_says_so(tiny_tokenizer: Any, kind: str):
+    for n in (1, 100, 1000, 3000, 20_000):
+        text = TEXTS[kind](n)
+        whole = len(tiny_tokenizer(text, add_special_tokens=False)["input_ids"])
+        for most in (1, 16, 100, whole - 1, whole, whole + 1):
+            said = longer_than(tiny_tokenizer, text, most)
+            assert not said or whole > most, (n, most)
+            assert said or whole <= most + 2 * MARGIN or len(text) <= CHARACTERS * (most + MARGIN), (n, most)
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_row_of_megabytes_is_dropped_by_its_beginning(tiny_tokenizer: Any, kind: str):
+    counting = Counting(tiny_tokenizer)
+    asked = Conversation((Message("user", TEXTS[kind](5_000_000)),))
+    long, short = asked.answered("ok"), Conversation((Message("user", "a"),)).answered("b")
+    encoded = encode(counting, [long, short], 128)
+    assert (encoded.too_long, len(encoded.rows)) == (1, 1)
+    prompts, dropped = encode_prompts(counting, [asked, Conversation((Message("user", "a"),))], 128)
+    assert (len(prompts), dropped) == (1, 1)
+    assert counting.longest < 20_000
