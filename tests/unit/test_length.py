@@ -28,6 +28,11 @@ class Counting:
         self.longest = max(self.longest, len(text))
         return self.tokenizer(text, **options)
 
+    def apply_chat_template(self, messages: Any, tokenize: bool = True, **options: Any) -> Any:
+        if tokenize:
+            self.longest = max(self.longest, sum(len(m["content"]) for m in messages))
+        return self.tokenizer.apply_chat_template(messages, tokenize=tokenize, **options)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
 
@@ -41,6 +46,15 @@ def test_it_is_right_whenever_it_says_so(tiny_tokenizer: Any, kind: str):
             said = longer_than(tiny_tokenizer, text, most)
             assert not said or whole > most, (n, most)
             assert said or whole <= most + 2 * MARGIN or len(text) <= CHARACTERS * (most + MARGIN), (n, most)
+
+
+def test_a_text_of_long_tokens_that_fits_is_kept():
+    def wide(text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [0] * -(-len(text) // 20)}
+
+    for most in (100, 200, 1000):
+        assert not longer_than(wide, "a" * 20 * most, most)
+        assert longer_than(wide, "a" * 1000 * most, most)
 
 
 @pytest.mark.parametrize("kind", TEXTS)
