@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from align.errors import InputError
 from align.types import Conversation, Rollout
 
 FIELD = "reward.fn"
+REMEDY = "Put it into the working folder or install it, and check that it imports."
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -76,9 +78,8 @@ def load_function(spec: str) -> Callable[..., Any]:
         InputError: there is no such module or no such function, or importing it fails.
     """
     module_name, _, name = spec.partition(":")
-    remedy = "Put it into the working folder or install it, and check that it imports."
-    with theirs(spec, f"{module_name} cannot be imported ({{error}})", remedy):
-        module = importlib.import_module(module_name)
+    module = imported(spec)
+    with theirs(spec, f"{module_name} cannot be asked for {name} ({{error}})", REMEDY):
         function = getattr(module, name, None)  # which a module may compute
     if not callable(function):
         found = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_"))
@@ -86,6 +87,17 @@ def load_function(spec: str) -> Callable[..., Any]:
             FIELD, spec, f"{module_name} has no function {name}", f"It has: {', '.join(found) or 'no functions'}."
         )
     return function
+
+
+def imported(spec: str) -> ModuleType:
+    """The module that `package.module:name` names.
+
+    Raises:
+        InputError: importing it fails.
+    """
+    module_name = spec.partition(":")[0]
+    with theirs(spec, f"{module_name} cannot be imported ({{error}})", REMEDY):
+        return importlib.import_module(module_name)
 
 
 def defined(function: Callable[..., Any]) -> tuple[Path | None, str]:
@@ -100,6 +112,10 @@ def defined(function: Callable[..., Any]) -> tuple[Path | None, str]:
 
 
 def source_of(spec: str) -> Path | None:
-    """The file of the module that `package.module:name` names; None where there is none, as for a built-in."""
-    path = getattr(importlib.import_module(spec.partition(":")[0]), "__file__", None)
+    """The file of the module that `package.module:name` names; None where there is none, as for a built-in.
+
+    Raises:
+        InputError: importing it fails.
+    """
+    path = getattr(imported(spec), "__file__", None)
     return Path(path) if path else None

@@ -121,14 +121,14 @@ def test_a_cut_tail_shows_against_the_run_that_read_it_and_an_erasure_is_none(
 
 def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop, tmp_path: Path) -> None:
     asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
-    asked(shop, "simulate")
+    done = read_manifest(asked(shop, "simulate"))
     with store_of(shop) as store:
         item, head = store.rankings("p")[0].item, store.head().seq
 
     def run(stage: str, name: str, **inputs: dict) -> None:
         folder = shop.root / stage / name
         folder.mkdir(parents=True)
-        manifest = {"schema_version": 1, "status": "done", "stage": stage, "name": name, "inputs": inputs}
+        manifest = done | {"stage": stage, "name": name, "inputs": inputs}
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
     run("reward", "mine", data={"project": "p", "seq": head, "digest": "d"})

@@ -170,14 +170,14 @@ def of_the_state_before(values_behind: Any) -> Any:
     return shifted
 
 
-def at_temperature_1(logprobs_of: Any) -> Any:
-    return lambda model, states, rollout, temperature: logprobs_of(model, states, rollout, 1.0)
+def at_temperature_1(read_response: Any) -> Any:
+    return lambda model, rollout, temperature: read_response(model, rollout, 1.0)
 
 
 def top_five(draw: Any) -> Any:
-    def drawn(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-        least = probabilities.topk(5).values[:, -1:]
-        return draw(torch.where(probabilities >= least, probabilities, 0.0), generator)
+    def drawn(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
+        least = probabilities_BV.topk(5).values[:, -1:]
+        return draw(torch.where(probabilities_BV >= least, probabilities_BV, 0.0), uniform_B)
 
     return drawn
 
@@ -191,7 +191,7 @@ def top_five(draw: Any) -> Any:
         ("policy_loss", uphill, {"first gradient", "closed form"}),
         ("policy_loss", without_mask, {"first ratio"}),
         ("policy_loss", mean_of_each_piece, {"first gradient", "invariance"}),
-        ("logprobs_of", at_temperature_1, {"sampling", "first gradient"}),
+        ("read_response", at_temperature_1, {"sampling", "first gradient"}),
         ("draw", top_five, {"sampling"}),
         ("policy_loss", unclipped, {"losses"}),
         ("value_loss", as_if_it_never_moved, {"losses", "value gradient"}),
