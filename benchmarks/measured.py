@@ -23,6 +23,7 @@ from align.models.adapters import save_adapter, with_new_adapter
 from align.models.architectures import Route, settings
 from align.models.lean import make_lean
 from align.models.load import load_tokenizer
+from align.models.plain import decoder_of
 from align.models.pocket import pocket_folder
 from align.models.roles import Roles
 from align.models.trunk import answered, hidden_states, pad, picked_logprobs
@@ -73,7 +74,7 @@ def own_logprobs(model: Any, row: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def own_states(model: Any, row: Sequence[int]) -> Tensor:
-    return model.get_decoder()(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
+    return decoder_of(model)(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
 
 
 def own_greedy(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], Tensor]:
@@ -279,7 +280,7 @@ def one_step_of_sft(folder: Path, route: Route, asked: Asked, scratch: Path) -> 
     if abs(losses.seen[0] - float(right)) > 1e-2:
         own = float(own_loss(oracle(folder).train(), asked))
         if abs(losses.seen[0] - own) < 1e-2:
-            return f"its own forward in training, rows padded on the right, loses {own:.4f}; on each alone {right:.4f}"
+            return f"its own forward in training has loss {own:.4f} on padded rows, {right:.4f} on each alone"
         return f"SFT's first loss is {losses.seen[0]:.4f}, its logits' {right:.4f}"
     save_adapter(model, scratch / "tuned", Base("small", str(folder), None, ""))
     moved = [not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before]

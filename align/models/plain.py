@@ -23,6 +23,16 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def decoder_of(model: Any) -> Any:
+    """What makes a model's hidden states. `get_decoder` gives a whole language model where that is a part of a larger
+    one, and the head where that is called `decoder`."""
+    base = base_model(model)
+    found = base.get_decoder()
+    if found is not base and not isinstance(found, nn.Linear) and getattr(found, "lm_head", None) is not None:
+        found = found.get_decoder()
+    return base.base_model if isinstance(found, nn.Linear) else found
+
+
 def route_of(model: Any) -> Route:
     """How a model is computed; asked once and kept with it."""
     base = base_model(model)
@@ -81,7 +91,7 @@ def groups(tokens_BS: Tensor, mask_BS: Tensor, padding: bool) -> Iterator[Group]
 
 def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
     """The decoder's last hidden states [B, S, D], 0 on padding where rows go alone."""
-    decoder, made = base_model(model).get_decoder(), None
+    decoder, made = decoder_of(model), None
     for group in groups(tokens_BS, mask_BS, route_of(model).padding):
         states = decoder(**group.options, use_cache=False).last_hidden_state
         made = group.put(rectangle(states, mask_BS) if made is None else made, states)
@@ -105,7 +115,7 @@ def states_and_logits(
     places_BS = torch.arange(tokens_BS.numel(), device=tokens_BS.device).view(tokens_BS.shape)
     logits, places = [], []
     for group in groups(tokens_BS, mask_BS, route_of(model).padding):
-        with heard(base.get_decoder()) as said:
+        with heard(decoder_of(base)) as said:
             out = base(**group.options, use_cache=False).logits
         picked = group.taken(picked_BS)[:, 1:]
         logits.append(out[:, :-1][picked])

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from align.errors import InputError
 from align.models.lean import plainly
-from align.models.plain import base_model, hidden_states, without_settings
+from align.models.plain import base_model, decoder_of, hidden_states, without_settings
 from align.models.trunk import answered, picked_logprobs
 from align.run import Base
 
@@ -72,7 +72,7 @@ def of_logits(model: Any) -> str:
 
 def of_states(model: Any) -> str:
     """The same of a model without a head on its vocabulary, by its last hidden states."""
-    rows, decoder = random_rows(model), base_model(model).get_decoder()
+    rows, decoder = random_rows(model), decoder_of(model)
     with plainly(model):
         shorter = [decoder(input_ids=row[None, :-2], use_cache=False).last_hidden_state[0] for row in rows]
     width = max(map(len, rows))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from align.models import plain
-from align.models.plain import base_model, route_of
+from align.models.plain import base_model, decoder_of, route_of
 from align.ops.logprobs import linear_logprobs, token_logprobs
 from align.types import Rollout
 
@@ -28,9 +28,7 @@ def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
     if not route_of(model).fast:
         return plain.hidden_states(model, tokens_BS, mask_BS)
     positions = (mask_BS.long().cumsum(-1) - 1).clamp_min(0)
-    out = base_model(model).get_decoder()(
-        input_ids=tokens_BS, attention_mask=mask_BS.long(), position_ids=positions, use_cache=False
-    )
+    out = decoder_of(model)(input_ids=tokens_BS, attention_mask=mask_BS.long(), position_ids=positions, use_cache=False)
     return out.last_hidden_state
 
 

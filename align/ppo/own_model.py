@@ -17,6 +17,7 @@ from torch import Tensor
 
 from align.models.chunks import by_length
 from align.models.lean import plainly
+from align.models.plain import decoder_of
 from align.models.roles import Held, Roles
 from align.models.trunk import base_model
 from align.ops.losses import value_loss
@@ -123,7 +124,7 @@ def plain_values(setting: Setting, row: int, train: bool = False) -> Tensor:
     roles = setting.roles
     trained = train and roles.value_trunk == "value"
     with roles.use(roles.value_trunk, trained) as model, torch.set_grad_enabled(trained):
-        states = base_model(model).get_decoder()(input_ids=ids).last_hidden_state[0, -length - 1 :].float()
+        states = decoder_of(model)(input_ids=ids).last_hidden_state[0, -length - 1 :].float()
     roles.value_head.requires_grad_(train)
     with torch.set_grad_enabled(train):
         return roles.value_head(states).squeeze(-1)

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import Cache
 
 from align.models.lean.cache import ReservedCache
-from align.models.trunk import base_model, lm_head, pad, route_of
+from align.models.plain import decoder_of, route_of
+from align.models.trunk import lm_head, pad
 from align.ops.philox import uniforms
 from align.rollout.engine import NotFinite, joined
 from align.rollout.plain import continued, of_one_length
@@ -124,7 +125,7 @@ class HfEngine:
 
 def forward(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
     """Hidden states of the last column [B, D]; the cache grows."""
-    out = base_model(model).get_decoder()(
+    out = decoder_of(model)(
         input_ids=tokens, attention_mask=mask.long(), position_ids=positions, cache=cache, use_cache=True
     )
     return out.last_hidden_state[:, -1]

@@ -37,7 +37,7 @@ def train_sft(
     """
     settings = SFTConfig(
         **arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None,
-        router_aux_loss_coef=0.0 if has_router(model) else None,
+        router_aux_loss_coef=0.0,  # the loss is that of the tokens; some models of experts fail to compute theirs
     )  # fmt: skip
 
     def trainer() -> SFTTrainer:
@@ -50,11 +50,6 @@ def train_sft(
 
 class RowTrainer(InEpochOrder, SFTTrainer):
     """TRL's trainer, its rows in our order."""
-
-
-def has_router(model: Any) -> bool:
-    """Whether TRL would add the experts' balance to the loss, which some of their models fail to compute."""
-    return hasattr(model.config.get_text_config(), "output_router_logits")
 
 
 def dataset_of(rows: Sequence[Encoded]) -> Dataset:
