@@ -24,13 +24,13 @@ def base_model(model: Any) -> Any:
 
 
 def decoder_of(model: Any) -> Any:
-    """What makes a model's hidden states. `get_decoder` gives a whole language model where that is a part of a larger
-    one, and the head where that is called `decoder`."""
+    """What makes a model's hidden states. `get_decoder` gives some models back whole, and of one the head, which is
+    called `decoder` there."""
     base = base_model(model)
     found = base.get_decoder()
-    if found is not base and not isinstance(found, nn.Linear) and getattr(found, "lm_head", None) is not None:
-        found = found.get_decoder()
-    return base.base_model if isinstance(found, nn.Linear) else found
+    if isinstance(found, nn.Linear):
+        return base.base_model
+    return found.model if getattr(found, "lm_head", None) is not None else found
 
 
 def route_of(model: Any) -> Route:
