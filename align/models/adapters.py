@@ -24,10 +24,12 @@ SCORE_KEY = "base_model.model.score.weight"
 
 
 STATE_SPACE = ("falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h")
-NO_LORA = {name: ["out_proj", "conv1d", "dt_proj"] for name in STATE_SPACE} | {"deepseek_v4": ["o_a_proj"]}
+NO_LORA = {name: ["out_proj", "conv1d", "dt_proj"] for name in STATE_SPACE} | {
+    "deepseek_v4": ["o_a_proj"], "llama4": ["router"], "llama4_text": ["router"], "phimoe": ["router"]
+}  # fmt: skip
 """Linear layers that bear no adapter, by model type: a forward or a kernel reads their weight past the layer, so that
-an adapter would do nothing until it is merged (PEFT refuses the first two on five of these types); or the layer is one
-of several in one."""
+an adapter would do nothing until it is merged (PEFT refuses the first two on five of these types); or the layer is
+more than a matrix: several in one, a router that gives several tensors."""
 
 
 def lora(model: Any, r: int, alpha: int, classifier: bool = False) -> LoraConfig:

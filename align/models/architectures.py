@@ -50,6 +50,11 @@ class Route(NamedTuple):
     why: str = ""
     proven: bool = True
 
+    @property
+    def halves(self) -> bool:
+        """Whether hidden states and head apart make the logits: then a cache alone keeps a model from the fast path."""
+        return self.fast or (self.proven and self.why.startswith("the reserved cache"))
+
 
 FAST = Route(True, True, True)
 

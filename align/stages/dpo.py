@@ -8,11 +8,13 @@ from torch import Tensor
 from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
+from align.errors import require
 from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
+from align.models.plain import route_of
 from align.models.trunk import answered, response_logprobs
 from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
@@ -49,6 +51,11 @@ def run(run: Run, config: Config) -> Result:
     train_prefs, test_prefs = divided_pairs(config, stage.held_out)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     model, adapter = load_base(base, config.method.name, device, dtype), adapter_folder(artifact)
+    require(
+        route_of(model).halves, "stage", "dpo",
+        f"type {model.config.model_type} has logits that are more than a head on hidden states, all that TRL's DPO reads",
+        "Use stage=reward and stage=ppo.",
+    )  # fmt: skip
     stops = stop_token_ids(tokenizer, model.generation_config)
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
     if adapter is None:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from align.data.chat import Encoded
+from align.data.chat import IGNORED, Encoded
+from align.models.plain import route_of
 from align.trainers.common import fit
 from align.trainers.order import InEpochOrder
 
@@ -42,14 +45,23 @@ def train_sft(
 
     def trainer() -> SFTTrainer:
         return RowTrainer(
-            model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer, callbacks=[callback]
-        )
+            model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer,
+            callbacks=[callback], compute_loss_func=None if route_of(model).halves else own_loss,
+        )  # fmt: skip
 
     return fit(trainer, model, checkpoint)
 
 
 class RowTrainer(InEpochOrder, SFTTrainer):
     """TRL's trainer, its rows in our order."""
+
+
+def own_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """The loss of a model's own logits. TRL's is of hidden states and the head's weight alone, which are not every
+    model's."""
+    targets = labels[:, 1:]
+    loss = cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    return loss / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def dataset_of(rows: Sequence[Encoded]) -> Dataset:

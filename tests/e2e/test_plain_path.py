@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,19 @@ def test_rows_are_not_packed_where_they_would_see_each_other(tmp_path: Path, cha
     model = with_tokenizer(tmp_path / "model", "bloom", tiny_tokenizer)
     assert shop.status("stage=sft", "model=hub", model, *SFT, *shop.on_file, "stage.packing=true") == 2
     assert "stage.packing=True: type bloom is not proven to tell packed rows apart" in shop.said
+
+
+def test_dpo_is_refused_where_trl_would_read_other_logits(tmp_path: Path, chats: Path, tiny_tokenizer: Any):
+    turns = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
+    refused = [{"role": "assistant", "content": "No."}]
+    pairs = tmp_path / "pairs.jsonl"
+    lines = (json.dumps({"chosen": t[:2], "rejected": [*t[:1], *refused]}) + "\n" for t in turns)
+    pairs.write_text("".join(lines), encoding="utf-8")
+    shop = Workshop(tmp_path / "runs", pairs)
+    model = with_tokenizer(tmp_path / "model", "falcon_h1", tiny_tokenizer)
+    line = ("stage=dpo", "model=hub", model, "init=base", "method=lora", "stage.batch_size=8", "stage.micro_batch=4")
+    assert shop.status(*line, *shop.on_file) == 2
+    assert "type falcon_h1 has logits that are more than a head on hidden states" in shop.said
 
 
 def test_ppo_stops_where_its_first_ratio_is_off(
