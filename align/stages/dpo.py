@@ -53,7 +53,7 @@ def run(run: Run, config: Config) -> Result:
     model, adapter = load_base(base, config.method.name, device, dtype), adapter_folder(artifact)
     require(
         route_of(model).halves, "stage", "dpo",
-        f"type {model.config.model_type} has logits that are more than a head on hidden states, all that TRL's DPO reads",
+        f"type {model.config.model_type} has logits that are more than a head on hidden states, which TRL's DPO reads",
         "Use stage=reward and stage=ppo.",
     )  # fmt: skip
     stops = stop_token_ids(tokenizer, model.generation_config)
