@@ -372,7 +372,7 @@ def measured(model_type: str, scratch: Path, changes: dict[str, Any], whole: boo
     name, off, why = chosen(folder, asked, padded)
     if not name:
         return {"path": "refused", "cause": why}
-    if whole and (problem := trained(folder, ROUTES[name], asked, scratch)):
+    if whole and (problem := trained(folder, ROUTES[name]._replace(why=why), asked, scratch)):
         return {"path": "refused", "cause": problem}
     return {
         "path": "fast" if name == "fast" else "plain", "padding": name != "alone",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 from trl.data_utils import pack_dataset
@@ -43,11 +42,12 @@ def train_sft(
         router_aux_loss_coef=0.0,  # the loss is that of the tokens; some models of experts fail to compute theirs
     )  # fmt: skip
 
+    kind = RowTrainer if route_of(model).halves else OwnLogits
+
     def trainer() -> SFTTrainer:
-        return RowTrainer(
-            model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer,
-            callbacks=[callback], compute_loss_func=None if route_of(model).halves else own_loss,
-        )  # fmt: skip
+        return kind(
+            model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer, callbacks=[callback]
+        )
 
     return fit(trainer, model, checkpoint)
 
@@ -56,12 +56,18 @@ class RowTrainer(InEpochOrder, SFTTrainer):
     """TRL's trainer, its rows in our order."""
 
 
-def own_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """The loss of a model's own logits. TRL's is of hidden states and the head's weight alone, which are not every
+class OwnLogits(RowTrainer):
+    """With the loss of a model's own logits. TRL's is of hidden states and the head's weight alone, which are not every
     model's."""
-    targets = labels[:, 1:]
-    loss = cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum")
-    return loss / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
+        targets = inputs["labels"][:, 1:]
+        loss = cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        loss = loss / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
 
 def dataset_of(rows: Sequence[Encoded]) -> Dataset:

@@ -118,7 +118,7 @@ def test_a_configuration_that_nobody_measured_takes_the_plain_path_and_is_probed
     assert greedy(oracle(tmp_path), sampled(model, asked), asked)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mamba2", "bart", "recurrent_gemma"])
+@pytest.mark.parametrize("model_type", ["llama", "mamba2", "bart", "xlstm"])
 def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Positions that are ignored and states that padding would run through among them."""
     monkeypatch.setattr(architectures, "table", dict)
