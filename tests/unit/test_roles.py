@@ -20,7 +20,7 @@ from align.data.chat import encode_judged
 from align.errors import CorruptFile
 from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, save_adapter, with_new_adapter
 from align.models.load import keep_unpacked, load_classifier, load_tokenizer
-from align.models.roles import Roles, last_real
+from align.models.roles import Roles, adapter_in, last_real
 from align.models.trunk import response_logprobs
 from align.ops.losses import policy_loss, value_loss
 from align.rollout.engine import response_ids
@@ -382,3 +382,10 @@ def test_evaluation_does_not_repack_the_base(world: World, rollout: Rollout, mon
     assert len(weights) > 14
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter, weights[name]), name
+
+
+def test_a_module_called_value_is_no_adapter():
+    """Attention in BERT's line has one."""
+    assert adapter_in("base_model.model.layer.0.attention.self.value.lora_A.policy.weight") == "policy"
+    assert adapter_in("base_model.model.layer.0.attention.self.query.lora_B.value.weight") == "value"
+    assert adapter_in("base_model.model.layer.0.attention.self.value.base_layer.weight") is None
