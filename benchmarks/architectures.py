@@ -27,7 +27,7 @@ from small_models import TYPES
 from align.models.architectures import TABLE
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
-LIMIT_S = 240.0
+LIMIT_S = 600.0
 
 
 def apart(model_type: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
