@@ -12,7 +12,7 @@ from align.errors import InputError
 from align.models.lean import plainly
 from align.models.plain import base_model, decoder_of, hidden_states, without_settings
 from align.models.trunk import answered, picked_logprobs
-from align.run import Base
+from align.run import Base, out_of_memory
 
 EXACT, ROUNDED = 1e-2, 0.25
 """Mean distance in nats that is taken for rounding, in fp32 and in half precision. Orders of addition make less than
@@ -34,6 +34,8 @@ def probe(model: Any, base: Base) -> None:
     except InputError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         problem = f"it cannot be asked for logits of two rows ({type(error).__name__}: {first})"
     if problem:
