@@ -29,6 +29,8 @@ from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from align.redaction import Formatter
+
 log = logging.getLogger("annotate.connections")
 
 HEAD_S, BODY_S, ANSWER_S, PART = 10, 30, 30, 16_384
@@ -228,6 +230,7 @@ def places() -> int:
 def heard() -> Iterator[None]:
     """What the server has to say goes to the run's log and, here, to whoever started it."""
     console = logging.StreamHandler()
+    console.setFormatter(Formatter())
     loggers = [logging.getLogger(name) for name in ("uvicorn.error", log.name)]
     for logger in loggers:
         logger.addHandler(console)
