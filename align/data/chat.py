@@ -65,7 +65,7 @@ def use_template(tokenizer: Any, template: str | None) -> None:
         raise InputError("tokenizer_config.json, chat_template", kind, "is no template", "Add data.template=chatml.")
     # A template may loop as long as it likes. One turn is tried in a thread, which ends with the process.
     asked = Conversation((Message("user", "a"),))
-    tried = threading.Thread(target=lambda: suppressed(tokenizer, asked), daemon=True)
+    tried = threading.Thread(target=lambda: try_turn(tokenizer, asked), daemon=True)
     tried.start()
     tried.join(PATIENCE_S)
     if tried.is_alive():
@@ -73,7 +73,7 @@ def use_template(tokenizer: Any, template: str | None) -> None:
         raise InputError("chat_template", "(the model's)", problem, "Add data.template=chatml, or take another model.")
 
 
-def suppressed(tokenizer: Any, conversation: Conversation) -> None:
+def try_turn(tokenizer: Any, conversation: Conversation) -> None:
     with suppress(Exception):  # what it raises is said of the row that it refuses
         tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=True)
 
