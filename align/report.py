@@ -199,7 +199,8 @@ def format_figure(value: Any) -> str:
         return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
     if _is_interval(value):
         count = f" (n={value['n']:,}{few(value['n'])})" if "n" in value else ""
-        return f"{in_words(value, '.4g')}{count}"
+        large = 1e3 <= abs(value["value"]) < 1e9
+        return f"{in_words(value, ',.0f' if large else '.4g')}{count}"
     if isinstance(value, (list, tuple)):
         return ", ".join(format_figure(v) for v in value)
     return str(value)

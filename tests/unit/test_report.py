@@ -159,6 +159,7 @@ def test_few_observations_are_said_to_be_few():
         (math.nan, "nan"),
         ([1, 0.5], "1, 0.5"),
         ("text", "text"),
+        ({"value": 12345.6, "low": 12000.4, "high": 13000.2, "n": 100}, "12,346 [12,000, 13,000] (n=100)"),
     ],
 )
 def test_format_figure(value, text):
