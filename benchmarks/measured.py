@@ -311,9 +311,9 @@ def one_update_of_ppo(folder: Path, route: Route, asked: Asked, scratch: Path) -
         generator=torch.Generator().manual_seed(0), micro_batch=1, temperature=1.0, clip_range=0.2,
         value_clip_range=None, kl_loss_coef=0.0, kl_estimator="k1",
     )  # fmt: skip
-    off = abs(learned["first_ratio"] - 1)
+    off = learned["first_log_ratio"]
     if off > 1e-3:
-        return f"PPO's first ratio is {learned['first_ratio']:.4f}", roles
+        return f"π_new/π_old of PPO's first update lies {off:.2g} nats a token from 1", roles
     if not learned["policy_grad_norm"] > 0 or not learned["value_grad_norm"] > 0:
         return "a gradient of PPO is 0", roles
     return "", roles

@@ -17,7 +17,7 @@ from typing import Any
 
 from align.ops.intervals import FEW
 from align.report import few
-from align.run import read_manifest
+from align.run import publication, read_manifest
 
 STAGES = ("sft", "sample", "annotate", "reward", "ppo", "eval", "export")
 RECIPES = Path(__file__).resolve().parent
@@ -52,8 +52,8 @@ def manifests(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def rank(manifest: dict[str, Any]) -> tuple[bool, str]:
-    return manifest["identity"]["config"]["stage"].get("action") == "simulate", manifest["times"]["finished"]
+def rank(manifest: dict[str, Any]) -> tuple[bool, tuple[int, str]]:
+    return manifest["identity"]["config"]["stage"].get("action") == "simulate", publication(manifest)
 
 
 def seconds(run: dict[str, Any]) -> float:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers import logging as transformers_logging
 
 from align.errors import CorruptFile, InputError
+from align.models.base import BUILT_IN
 from align.models.finite import check_file
 from align.models.lean import make_lean
 from align.models.memory import keep_few_kernels, keep_freed_memory
@@ -165,7 +166,8 @@ def load_base(
 
 
 def settle(model: Any, base: Base) -> None:
-    """Say so where a model takes the plain path, and probe it where nobody has measured its configuration.
+    """Say so where a model takes the plain path, and probe it, but for the built-in ones: the table does not compare
+    the numbers of a configuration.
 
     Raises:
         InputError: what is computed here is not what the model says.
@@ -173,7 +175,7 @@ def settle(model: Any, base: Base) -> None:
     way = route_of(model)
     if not way.fast:
         say_once(f"{base.id}: the plain path, slower and right ({way.why})")
-    if not way.proven:
+    if base.id not in BUILT_IN:
         probe(model, base)
 
 

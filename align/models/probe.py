@@ -1,4 +1,4 @@
-"""Is what is computed here what the model says? Asked at load of a configuration that nobody has measured."""
+"""Is what is computed here what the model says? Asked at load, and more of a configuration that nobody has measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from align.errors import InputError
 from align.models.lean import plainly
-from align.models.plain import base_model, decoder_of, hidden_states, without_settings
+from align.models.plain import base_model, decoder_of, hidden_states, route_of, without_settings
 from align.models.trunk import answered, picked_logprobs
 from align.run import Base, out_of_memory
 
@@ -23,7 +23,8 @@ ROWS = ((3, 17), (9, 11))
 
 @torch.no_grad()
 def probe(model: Any, base: Base) -> None:
-    """Two rows of unequal length, beside the model's own forward on each of them alone.
+    """Two rows of unequal length, beside the model's own forward on each of them alone. A configuration that was not
+    measured is also asked whether it reads ahead, and whether its cache agrees with its forward.
 
     Raises:
         InputError: the model reads ahead, contradicts itself, or what is computed here is not what it says.
@@ -47,29 +48,44 @@ def probe(model: Any, base: Base) -> None:
 
 def of_logits(model: Any) -> str:
     """What is wrong with a causal language model; empty where nothing is."""
-    own, bound = base_model(model), within(model)
     rows = random_rows(model)
     with plainly(model):
-        alone = [own(input_ids=row[None], use_cache=False).logits[0].float().log_softmax(-1) for row in rows]
-        shorter = [own(input_ids=row[None, :-2], use_cache=False).logits[0].float().log_softmax(-1) for row in rows]
-        if max(apart(a[:-2], b) for a, b in zip(alone, shorter, strict=True)) > bound:
-            return "it reads ahead, as encoders do: what follows a token changes what is predicted there"
-        row, length = rows[0], len(rows[0])
-        with without_settings(own):
-            asked = GenerationConfig(
-                do_sample=False, max_new_tokens=3, pad_token_id=0, output_logits=True, return_dict_in_generate=True
-            )
-            said = own.generate(row[None], attention_mask=torch.ones_like(row)[None], generation_config=asked)
-        whole = own(input_ids=said.sequences[:, :-1], use_cache=False).logits[0, length - 1 :].float().log_softmax(-1)
-        cached = torch.cat(said.logits).float().log_softmax(-1)
-        if apart(whole, cached) > bound:
-            return "transformers' own cache gives other logits than its forward"
+        alone = [own_logprobs(model, row) for row in rows]
+        if not route_of(model).proven and (problem := of_itself(model, rows, alone)):
+            return problem
     cut = [(row[:p].tolist(), row[p:].tolist()) for row, (p, _) in zip(rows, ROWS, strict=True)]
     rollout = answered([prompt for prompt, _ in cut], [answer for _, answer in cut], 0, rows[0].device)
     picked_BS = rollout.mask_BS & (rollout.mask_BS.cumsum(1) > 1)
     found, _, _ = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
     right = torch.cat([a[:-1].gather(1, row[1:, None])[:, 0] for a, row in zip(alone, rows, strict=True)])
-    return "" if apart(found, right) <= bound else "rows beside each other are not what the model says of each alone"
+    good = apart(found, right) <= within(model)
+    return "" if good else "rows beside each other are not what the model says of each alone"
+
+
+def of_itself(model: Any, rows: list[Tensor], alone: list[Tensor]) -> str:
+    """What is wrong with a model's own forward, whoever calls it; empty where nothing is.
+
+    Args:
+        alone: its logprobs of each row [S, V].
+    """
+    own, bound = base_model(model), within(model)
+    shorter = [own_logprobs(model, row[:-2]) for row in rows]
+    if max(apart(a[:-2], b) for a, b in zip(alone, shorter, strict=True)) > bound:
+        return "it reads ahead, as encoders do: what follows a token changes what is predicted there"
+    row = rows[0][None]
+    with without_settings(own):
+        asked = GenerationConfig(
+            do_sample=False, max_new_tokens=3, pad_token_id=0, output_logits=True, return_dict_in_generate=True
+        )
+        said = own.generate(row, attention_mask=torch.ones_like(row), generation_config=asked)
+    whole = own_logprobs(model, said.sequences[0, :-1])[row.shape[1] - 1 :]
+    cached = torch.cat(said.logits).float().log_softmax(-1)
+    return "" if apart(whole, cached) <= bound else "transformers' own cache gives other logits than its forward"
+
+
+def own_logprobs(model: Any, row: Tensor) -> Tensor:
+    """Of every token of the vocabulary behind each token of a row [S, V], by the model's own forward."""
+    return base_model(model)(input_ids=row[None], use_cache=False).logits[0].float().log_softmax(-1)
 
 
 def of_states(model: Any) -> str:

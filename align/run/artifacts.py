@@ -117,6 +117,11 @@ def misshapen(manifest: Mapping[str, Any]) -> str | None:
     return "times.finished" if manifest["status"] == "done" and "finished" not in manifest["times"] else None
 
 
+def publication(manifest: Mapping[str, Any]) -> tuple[int, str]:
+    """What done runs are ordered by: their number of publication; of runs that carry none, the time."""
+    return manifest.get("published", 0), manifest["times"]["finished"]
+
+
 def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
     """The artifact of a done run's folder, or a bare folder with an adapter or a model in it.
 
@@ -200,8 +205,7 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
             manifest = read_manifest(manifest_path.parent)
             checks = manifest["identity"]["config"].get("export", {}).get("name") == "check"  # which publish nothing
             if manifest["status"] == "done" and not (candidate == "export" and checks):
-                order = (manifest.get("published", 0), manifest["times"]["finished"])
-                done.append((order, manifest_path.parent))
+                done.append((publication(manifest), manifest_path.parent))
     for _, folder in sorted(done, reverse=True):
         artifact = artifact_in(folder, f"{folder.parent.name}:{folder.name}", verify=False)
         if base_digest is None or (artifact.base is not None and artifact.base.digest == base_digest):

@@ -12,7 +12,7 @@ from align.data.sources import data_record
 from align.errors import InputError
 from align.models.base import base_of, find_base
 from align.models.load import load_tokenizer
-from align.run import Artifact, Base, artifact_in, read_manifest, resolve
+from align.run import Artifact, Base, artifact_in, publication, read_manifest, resolve
 
 BASE = "base"
 """The reference to the model that `model=` names, as it is."""
@@ -177,7 +177,7 @@ def evaluation_of(artifact: Artifact, root: Path) -> dict[str, Any] | None:
         manifest = read_manifest(path.parent)
         if manifest["status"] == "done" and manifest["inputs"]["artifact"]["digest"] == artifact.digest:
             proxy = manifest["metrics"].get("judge_is") == "proxy"
-            found.append(((not proxy, manifest["times"]["finished"]), manifest["metrics"]))
+            found.append(((not proxy, publication(manifest)), manifest["metrics"]))
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from align.errors import InputError
-from align.models import architectures, plain
+from align.models import architectures, plain, trunk
 from align.models.architectures import FAST, Route, route, settings, table
 from align.models.base import base_in
 from align.models.load import load_base
@@ -143,6 +143,16 @@ def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pyte
     base = saved(tmp_path, "falcon_h1")
     wrong = FAST._replace(proven=False)
     monkeypatch.setattr(plain, "route", lambda config: wrong)
+    with pytest.raises(InputError, match="rows beside each other are not what the model says"):
+        load_base(base, "lora", CPU, FP32)
+
+
+def test_what_is_proven_is_probed_too_for_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The table does not compare them: a scale that the fast path read wrongly is seen where the model loads."""
+    base = saved(tmp_path, "granite", logits_scaling=3.0)
+    assert plain.route_of(load_base(base, "lora", CPU, FP32)) == FAST
+    whole = trunk.lm_head
+    monkeypatch.setattr(trunk, "lm_head", lambda model: lambda hidden: 0.5 * whole(model)(hidden))
     with pytest.raises(InputError, match="rows beside each other are not what the model says"):
         load_base(base, "lora", CPU, FP32)
 
