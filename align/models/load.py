@@ -24,7 +24,7 @@ from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.models.plain import route_of
 from align.models.probe import probe
 from align.ops.linear import bf16
-from align.run import Base, json_object, model_config, model_files, only_these, out_of_memory, write_json
+from align.run import Base, json_object, model_config, model_files, only_these, out_of_memory, unhashed, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
@@ -213,7 +213,8 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
         folder: where it lies, if not beside the weights.
 
     Raises:
-        InputError: there is none, or it has tokens that the base has no embedding for.
+        InputError: there is none, it is read from files that no digest names, or it has tokens that the base has no
+            embedding for.
     """
     place = str(folder or base.path)
     try:
@@ -225,6 +226,12 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
             "model.path", base.id, f"its tokenizer does not load ({first_line(error)[:160]})",
             "Put tokenizer files beside the weights.",
         ) from error  # fmt: skip
+    if hidden := unhashed(Path(place), tokenizer.vocab_files_names.values()):
+        problem = f"its tokenizer is read from files that no digest names ({', '.join(hidden)} in {place})"
+        remedy = "Save the tokenizer as tokenizer.json with chat_template.jinja, and remove the others."
+        raise InputError("model.path", base.id, problem, remedy)
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     check_vocabulary(tokenizer, base, place)

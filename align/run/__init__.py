@@ -27,7 +27,7 @@ from align.run.files import (
 )
 from align.run.folder import Run
 from align.run.hub import HUB, hub_file, hub_snapshot
-from align.run.weights import model_config, model_digest, model_files, only_these, weight_files
+from align.run.weights import model_config, model_digest, model_files, only_these, unhashed
 
 __all__ = [
     "HUB",
@@ -51,8 +51,8 @@ __all__ = [
     "read_manifest",
     "resolve",
     "storage_error",
+    "unhashed",
     "verify_outputs",
-    "weight_files",
     "write_json",
     "write_text",
 ]

@@ -152,7 +152,7 @@ def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
             "Give a run's folder, or one with adapter_config.json or config.json in it.",
         )  # fmt: skip
     try:
-        digest = model_digest(folder, "reference", ref) if whole else adapter_digest(folder)
+        digest = model_digest(folder, "reference", ref) if whole else adapter_digest(folder, bare=not manifest)
     except InputError:
         if verify:
             raise

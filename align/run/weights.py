@@ -8,7 +8,7 @@ in front of all others. What is not on this list it never sees (`align.models.lo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,8 @@ CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", 
 TOKENIZER = (
     "tokenizer*", "*.model", "special_tokens_map.json", "chat_template*", "added_tokens.json", "vocab*", "merges.txt",
 )  # fmt: skip
+TEMPLATES = "additional_chat_templates"
+"""A folder of chat templates, one of which would stand in front of the tokenizer's own."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".distcp")
 """What holds weights that are not read: most of these formats run code as they are opened."""
 AGAIN = "Download or save the model again."
@@ -45,9 +47,24 @@ def model_digest(folder: Path, field: str = "model.path", shown: str | None = No
     return files_digest(model_files(folder, field, shown))
 
 
-def adapter_digest(folder: Path) -> str:
-    """sha256 over the two files that an adapter is read from, as far as they are there, hex."""
-    return files_digest(matching(folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS)))
+def adapter_digest(folder: Path, bare: bool = False) -> str:
+    """sha256 over the two files that an adapter is read from, as far as they are there, hex.
+
+    Args:
+        bare: no run published it, whose manifest has a hash of every file: its tokenizer and chat template count too.
+    """
+    return files_digest(matching(folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *(TOKENIZER if bare else ()))))
+
+
+def unhashed(folder: Path, names: Iterable[str]) -> list[str]:
+    """What transformers would read of a tokenizer in a folder, and no digest names.
+
+    Args:
+        names: of the files that the tokenizer's class looks for.
+    """
+    hashed = {path.name for path in matching(folder, TOKENIZER)}
+    found = [name for name in names if (folder / name).is_file() and name not in hashed]
+    return sorted([*found, *(name for name in (TEMPLATES,) if (folder / name).is_dir())])
 
 
 @contextmanager

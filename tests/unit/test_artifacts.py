@@ -48,6 +48,17 @@ def test_latest_is_the_newest_done_run_on_the_base(tmp_path: Path):
         resolve("sft:latest", tmp_path, "d" * 64)
 
 
+def test_the_tokenizer_of_a_bare_adapter_is_in_its_digest(tmp_path: Path):
+    """That of a run is in the manifest, with every other file."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
+        (bare / name).write_text("{}")
+    before = artifact_in(bare, "bare").digest
+    (bare / "chat_template.jinja").write_text("another")
+    assert artifact_in(bare, "bare").digest != before
+
+
 def test_latest_does_not_go_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Set back an hour between two runs, and between two stages that serve as one."""
     for hour, (name, stage) in enumerate([("old", "sft"), ("new", "sft"), ("newest", "full")]):

@@ -20,7 +20,7 @@ from align.errors import CorruptFile, InputError
 from align.models.adapters import WEIGHTS_FILE
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
-from align.run import Base, artifact_in, model_files
+from align.run import Base, artifact_in, model_files, unhashed
 from align.types import Conversation, Message
 
 CPU = torch.device("cpu")
@@ -334,6 +334,27 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(copy: Path, tm
     assert caught.value.field == "model.path"
     for said in ("321 ids", "<one more>", "320 rows", "resize_token_embeddings(321)"):
         assert said in str(caught.value)
+
+
+def test_a_tokenizer_is_read_from_what_its_digest_names(copy: Path) -> None:
+    """A folder of templates would replace the tokenizer's own; a class may look for vocabularies by any name."""
+    base = found(copy)
+    templates = copy / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "default.jinja").write_text("{{ 'another' }}")
+    with pytest.raises(InputError, match=r"no digest names \(additional_chat_templates in"):
+        load_tokenizer(base)
+    assert unhashed(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates"]
+    (copy / "bpe.codes").write_text("")
+    assert unhashed(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates", "bpe.codes"]
+
+
+def test_of_several_templates_the_default_one_is_used(copy: Path) -> None:
+    told = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "chat_template.jinja").unlink(missing_ok=True)
+    several = [{"name": "rag", "template": "r"}, {"name": "default", "template": "{{ messages[0].content }}"}]
+    (copy / "tokenizer_config.json").write_text(json.dumps(told | {"chat_template": several}))
+    assert load_tokenizer(found(copy)).chat_template == "{{ messages[0].content }}"
 
 
 @pytest.mark.parametrize("written", ["by nobody", "by the template", "as padding"])
