@@ -86,8 +86,12 @@ def made(
     (folder / "artifact").mkdir(parents=True)
     manifest = {
         "schema_version": SCHEMA_VERSION, "status": "done", "stage": stage, "name": name, "inputs": dict(inputs),
-        "identity": {"config": {"reward": reward or {"name": "learned", "ref": "reward:latest"}}},
-        "metrics": metrics or {}, "base": base,
+        "identity": {
+            "config": {"reward": reward or {"name": "learned", "ref": "reward:latest"}, "data": {}, "method": {}},
+            "inputs": {},
+        },
+        "metrics": metrics or {}, "base": base, "outputs": {}, "hardware": {},
+        "times": {"finished": "2026-01-01T00:00:00.000000+00:00"},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     digest = f"{stage}/{name}"
@@ -145,7 +149,7 @@ def test_a_base_that_a_run_made_counts(tmp_path: Path) -> None:
     base = {"id": "x", "path": whole["path"], "revision": None, "digest": "d"}
     adapter = made(tmp_path, "sft", "s", {"base": {"id": "x", "digest": "d"}}, base=base)
     assert standing(artifact(adapter), known("rules"), tmp_path).proxy == ("ppo:whole",)
-    here = {"path": str(tmp_path / "ppo" / "own" / "artifact")}
+    here = {**base, "path": str(tmp_path / "ppo" / "own" / "artifact")}
     own = made(tmp_path, "ppo", "own", {}, KINDS["json"][0], base=here)  # a whole model is its own base
     assert standing(artifact(own), known("json"), tmp_path).proxy == ("ppo:own",)
 

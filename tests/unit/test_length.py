@@ -33,6 +33,9 @@ class Counting:
             self.longest = max(self.longest, sum(len(m["content"]) for m in messages))
         return self.tokenizer.apply_chat_template(messages, tokenize=tokenize, **options)
 
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
 
