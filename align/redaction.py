@@ -16,12 +16,17 @@ import traceback
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 MASK = "***"
 URL_FIELDS = ("store.url",)
 """Settings that hold a URL with a password in it."""
 STORE_URL = "ALIGN_STORE_URL"
+PLAIN = (
+    "application_name", "cache", "charset", "connect_timeout", "dbname", "driver", "host", "mode", "options", "port",
+    "sslmode", "target_session_attrs", "timeout", "uri", "user",
+)  # fmt: skip
+"""Parameters of a database's URL that hold no secret. Of all others the values are hidden: each driver has its own."""
 
 # A password may hold anything but blanks where nobody encoded it, so it is taken to reach to the last @; digits in
 # front of a path are a port. Every run is bounded: a line of a megabyte must not take a minute.
@@ -33,6 +38,7 @@ SHAPES = (
         r"""[^&#;\s'"<>]+""",
         re.IGNORECASE,
     ),
+    re.compile(r"""(\b\w{0,64}(?:passphrase|password|passwd|pwd)(?:=|%3D))[^\s&;'"%]+""", re.IGNORECASE),
     re.compile(
         r"""(\b(?:[A-Z][A-Z0-9]*_)*(?:TOKEN|API_KEY|ACCESS_KEY|SECRET_KEY|SECRET|PG_?PASSWORD|PASSWORD)"""
         r"""["']?\s*[=:]\s*["']?)[^\s"']+"""
@@ -93,8 +99,20 @@ def secret_url(url: str) -> str:
             remember(value, told[1] + url[told.end() :])
         shown = masked(told[1] + MASK + url[told.end() :])
     else:
-        shown = masked(url) if "://" in url or "@" not in url else MASK  # what is no URL says not where its password is
+        shown = masked(url) if "://" in url else MASK  # what is no URL says not where its password is
+    shown = without_parameters(shown, url)
     return url if shown == url else Secret(url, shown)
+
+
+def without_parameters(shown: str, url: str) -> str:
+    """What is shown of a URL with `***` for the value of each parameter that is not known to be harmless."""
+    front, mark, query = shown.partition("?")
+    for name, value in parse_qsl(url.partition("?")[2], keep_blank_values=True):
+        if name.lower() not in PLAIN:
+            remember(value)
+    parts = (part.partition("=") for part in re.split("[&;]", query))
+    told = (f"{name}={value if name.lower() in PLAIN else MASK}" if equals else MASK for name, equals, value in parts)
+    return front + mark + "&".join(told) if mark else shown
 
 
 def tells_its_host(url: str) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,8 @@ from align.errors import InputError
 from align.types import Conversation, Rollout
 
 FIELD = "reward.fn"
+LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
+"""What many functions are made of, and tells none from another."""
 REMEDY = "Put it into the working folder or install it, and check that it imports."
 LARGEST = torch.finfo(torch.float32).max
 
@@ -100,15 +104,37 @@ def imported(spec: str) -> ModuleType:
         return importlib.import_module(module_name)
 
 
-def defined(function: Callable[..., Any]) -> tuple[Path | None, str]:
-    """The file that a function is defined in, whichever module names it, and its name there; no file of a built-in."""
-    inner = inspect.unwrap(function)
-    inner = inner if hasattr(inner, "__qualname__") else type(inner)  # an object that can be called
+def defined(function: Callable[..., Any]) -> list[tuple[Path, str]]:
+    """Where a function is defined, whichever module names it, and where those are that it is made of: what it wraps,
+    what a `partial` binds, what it closes over. `(file, name there)` of each that is no library's."""
+    found: dict[tuple[Path, str], None] = {}
+    todo, seen = [function], set[int]()
+    while todo:
+        one = todo.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, partial):
+            todo += [one.func, *filter(callable, (*one.args, *one.keywords.values()))]
+            continue
+        inner = one if hasattr(one, "__qualname__") else type(one)  # an object that can be called
+        if (file := file_of(inner)) and (one is function or not LIBRARIES & set(file.parents)):
+            found[file, inner.__qualname__] = None
+        bound = [getattr(one, "__wrapped__", None), getattr(one, "__func__", None)]
+        with suppress(ValueError):  # a cell that nothing was put into yet
+            bound += [cell.cell_contents for cell in getattr(one, "__closure__", None) or ()]
+        todo += filter(callable, bound)
+    named = [place for place in found if "<locals>" not in place[1]]
+    return named or list(found)  # what a decorator makes has one name for all that it was put on
+
+
+def file_of(function: Any) -> Path | None:
+    """The source file of a function or a class; None of a built-in."""
     try:
-        file = inspect.getsourcefile(inner)
+        file = inspect.getsourcefile(function)
     except TypeError:
-        file = None
-    return (Path(file).resolve() if file and Path(file).is_file() else None), inner.__qualname__
+        return None
+    return Path(file).resolve() if file and Path(file).is_file() else None
 
 
 def source_of(spec: str) -> Path | None:

@@ -34,7 +34,7 @@ from align.config.root import Config
 from align.config.sample import SampleConfig
 from align.config.sft import SftConfig
 from align.config.verify import VerifyConfig
-from align.errors import InputError, half_character
+from align.errors import InputError, half_character, require
 from align.redaction import masked_tree
 
 SCHEMAS = {
@@ -175,7 +175,11 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
     Raises:
         InputError: there is no such key, or it does not hold such a value.
     """
-    known = list(keys_of(cast(dict[Any, Any], OmegaConf.to_container(tree))))
+    chosen = {f"{group}.name": group for group in groups}  # of runs alone the name is a setting
+    if group := chosen.get(key):
+        problem = f"is what {group}= chooses, and decides nothing by itself"
+        raise InputError(key, text, problem, f"Write {group}={text}.")
+    known = [k for k in keys_of(cast(dict[Any, Any], OmegaConf.to_container(tree))) if k not in chosen]
     if key not in known:
         leaf = key.removeprefix("stage.")
         owners = [n for n, schema in SCHEMAS["stage"].items() if leaf in {f.name for f in fields(schema)}]
@@ -230,6 +234,12 @@ def check(raw: DictConfig) -> Config:
         raise InputError(
             str(getattr(error, "full_key", None) or "configuration"), "(given)", problem, "Write the value itself."
         ) from error
+    told = getattr(config.reward, "name", None)
+    named = next((f.default for f in fields(config.reward) if f.name == "name"), told)  # pyright: ignore[reportArgumentType]
+    require(
+        told == named, "reward.name", told, f"is not the name of what is chosen ({named})",
+        f"Take it out of your group file: its `defaults: [{named}, _self_]` say what it is.",
+    )  # fmt: skip
     if config.stage is not None and not is_dataclass(config.stage):
         raise InputError(
             "stage", "(your own file)", "does not say which stage it sets", "Begin it with `defaults: [sft, _self_]`."

@@ -223,8 +223,17 @@ class StoreConfig:
     def __post_init__(self) -> None:
         # Also of a frozen instance: a password is hidden where it comes in, so that nobody behind sees it.
         url = value_of(self.url) if self.url else ""
+        if url.startswith("${"):  # not composed: nobody has looked into the environment yet
+            return
         object.__setattr__(self, "url", secret_url(url) if url else None)
         require(half_character(url) is None, "store.url", self.url, "is no text in UTF-8", "Write it in UTF-8.")
+        require(
+            not url or re.match(r"[A-Za-z][\w+.\-]*://?", url) is not None,
+            "store.url",
+            self.url,
+            "is no URL of SQLAlchemy's",
+            "Write store.url=postgresql+psycopg://USER:PASSWORD@HOST/NAME or store.url=sqlite:///FILE.db.",
+        )
         require(
             not url or tells_its_host(url),  # or a driver takes a piece of the password for the host, and says so
             "store.url",

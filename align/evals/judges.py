@@ -24,7 +24,7 @@ from align.config.scorers import (
     parts_of,
 )
 from align.errors import InputError
-from align.run import Artifact, read_manifest
+from align.run import Artifact, artifact_in, read_manifest
 from reward.rules import Sentiment
 
 Manifest = Mapping[str, Any]
@@ -122,13 +122,15 @@ def ancestry(policy: Artifact, root: Path, through: Sequence[str] | None = None)
 
     def parent(record: Mapping[str, Any]) -> Iterator[Manifest | str]:
         whole_name = record["stage"], record["name"]
-        if whole_name in seen:
+        if (place := (*whole_name, record["path"], record["digest"])) in seen:
             return
-        seen.add(whole_name)
-        for folder in (Path(record["path"]).parent, root / record["stage"] / record["name"]):
+        seen.add(place)
+        then, now = Path(record["path"]).parent, root / record["stage"] / record["name"]
+        for folder in (then, now):
             if (folder / "manifest.json").is_file():
                 manifest = read_manifest(folder)
-                if (manifest["stage"], manifest["name"]) == whole_name:
+                same = folder == then or artifact_in(folder, str(folder), verify=False).digest == record["digest"]
+                if same and (manifest["stage"], manifest["name"]) == whole_name:
                     yield from walk(manifest)
                     return
         yield ":".join(whole_name)
@@ -186,8 +188,8 @@ def of_rule(rule: Mapping[str, Any]) -> str:
 
 
 def of_function(record: Mapping[str, Any]) -> set[str]:
-    """A function by how it was named, and by the file and the name that it is defined under."""
-    return {f"function {record[key]}" for key in ("ref", "defined", "defined_in") if key in record}
+    """A function by how it was named, and by where it and what it is made of are defined."""
+    return {f"function {name}" for name in (record["ref"], *record.get("defined", ()))}
 
 
 def title(config: RewardConfig, inputs: Mapping[str, Mapping[str, Any]]) -> str:

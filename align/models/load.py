@@ -267,7 +267,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def context_length(model: Any) -> int:
-    """Positions that the model was made for.
+    """Positions that the model was made for. Of LongRoPE (Ding et al., 2024) those before its switch: behind it a model
+    has other factors for the whole row, so that what was sampled before is not what the longer row says of it.
 
     Raises:
         InputError: its configuration says no number.
@@ -275,7 +276,14 @@ def context_length(model: Any) -> int:
     told = getattr(model.config, "max_position_embeddings", 0) or 2048
     if not isinstance(told, int) or told < 1:
         raise InputError("config.json, max_position_embeddings", told, "is no number of positions", "Correct it.")
-    return told
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one, or one for each kind of layer
+    switches = [
+        kind.get("original_max_position_embeddings") or getattr(model.config, "original_max_position_embeddings", None)
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min([told, *(switch for switch in switches if isinstance(switch, int) and switch > 0)])
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:

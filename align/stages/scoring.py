@@ -63,10 +63,10 @@ def records(config: RewardConfig, root: Path, base: Base, method: str | None) ->
         if isinstance(leaf, LearnedReward):
             models.append(model_at(leaf.ref, root, base, method, field).record())
         elif isinstance(leaf, FunctionReward):
-            source, (file, name) = source_of(str(leaf.fn)), defined(load_function(str(leaf.fn)))
+            source, made_of = source_of(str(leaf.fn)), defined(load_function(str(leaf.fn)))
             record = {"ref": leaf.fn, "digest": file_digest(source) if source else str(leaf.fn)}
-            # Where the function itself stands, whichever module it was named by.
-            record |= {"defined": f"{file_digest(file)}:{name}", "defined_in": f"{file}:{name}"} if file else {}
+            # Where the function and its parts stand, whichever module it was named by: as files and as contents.
+            record["defined"] = [f"{where}:{name}" for file, name in made_of for where in (file, file_digest(file))]
             files.append(record)
     return {
         **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},

@@ -229,3 +229,11 @@ def test_every_schema_is_reachable():
     files = {p.relative_to(conf_dir()).as_posix() for p in conf_dir().rglob("*.yaml")}
     assert {f"stage/{name}.yaml" for name in SCHEMAS["stage"]} <= files
     assert {f.partition("/")[0] for f in files if "/" in f} == {"stage", "reward", *SCHEMAS["group"]}
+
+
+@pytest.mark.parametrize("group", ["stage", "model", "method", "data", "reward", "rollout", "track", "export"])
+def test_what_a_group_chooses_is_not_set_by_itself(group: str):
+    """`reward.name=learned` beside the default judge was written down, and judged by nothing."""
+    with pytest.raises(InputError, match="decides nothing by itself") as caught:
+        configured("stage=eval", f"{group}.name=learned")
+    assert caught.value.remedy == f"Write {group}=learned."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from itertools import product
@@ -15,12 +16,12 @@ from align.config.root import SCHEMA_VERSION
 from align.config.scorers import CHOICES, part_of
 from align.errors import InputError
 from align.evals.judges import Standing, identities, independent, standing, title
-from align.run import Artifact, Base
+from align.run import Artifact, Base, artifact_in
 from align.stages.scoring import records
 
 BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
 MODEL_A, MODEL_B = ({"ref": f"reward:{name}", "digest": name * 64, "path": f"/r/{name}/artifact"} for name in "ab")
-FUNCTION = {"ref": "mine:score", "digest": "f", "defined": "f:score", "defined_in": "/m/mine.py:score"}
+FUNCTION = {"ref": "mine:score", "digest": "f", "defined": ["f:score", "/m/mine.py:score"]}
 LENGTH = {"rule": "length", "low": 1, "high": 9}
 
 # Rewards as the configuration has them, with the inputs that their runs record, and what counts in each.
@@ -52,12 +53,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     ),
     "fn of an edited file": (
         {"name": "fn", "fn": "pkg.mine:score"},
-        {"reward.fn": {"ref": "pkg.mine:score", "digest": "g", "defined": "g:score", "defined_in": "/m/mine.py:score"}},
+        {"reward.fn": {"ref": "pkg.mine:score", "digest": "g", "defined": ["g:score", "/m/mine.py:score"]}},
         {"fn"},
     ),
     "other fn": (
         {"name": "fn", "fn": "mine:other"},
-        {"reward.fn": {"ref": "mine:other", "digest": "f", "defined": "f:other", "defined_in": "/m/mine.py:other"}},
+        {"reward.fn": {"ref": "mine:other", "digest": "f", "defined": ["f:other", "/m/mine.py:other"]}},
         {"other"},
     ),
     "rules": ({"name": "rules", "rules": [{"rule": "sentiment"}, LENGTH]}, {}, {"vader", "length"}),
@@ -94,11 +95,11 @@ def made(
         "times": {"finished": "2026-01-01T00:00:00.000000+00:00"},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    digest = f"{stage}/{name}"
+    (folder / "artifact" / "adapter_model.safetensors").write_text(str(folder))
     return {
-        "ref": digest,
+        "ref": f"{stage}/{name}",
         "path": str(folder / "artifact"),
-        "digest": digest,
+        "digest": artifact_in(folder, name).digest,
         "whole": False,
         "stage": stage,
         "name": name,
@@ -188,12 +189,30 @@ def test_what_is_gone_is_said(tmp_path: Path) -> None:
     assert standing(bare, known("sentiment"), tmp_path) == Standing(unknown=("hub:org/x",))
 
 
+def test_runs_of_one_name_in_several_roots_are_several(tmp_path: Path) -> None:
+    """Each policy came from the one in the root before it, under the same name; and a root has another of that name."""
+    init: dict[str, Any] = {}
+    for root, kind in (("a", "json"), ("b", "regex"), ("c", "another regex")):
+        last = made(tmp_path / root, "ppo", "x", init, KINDS[kind][0])
+        init = {"init": last}
+    of = standing(artifact(last), known("json"), tmp_path / "c")
+    assert of.proxy == ("ppo:x",)
+    assert standing(artifact(last), known("sentiment"), tmp_path / "c") == Standing()
+    shutil.rmtree(tmp_path / "b")
+    gone = standing(artifact(last), known("json"), tmp_path / "c")
+    assert gone.unknown == ("ppo:x",)
+
+
 def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scores_here.py").write_text(
         "import functools\n\ndef score(found):\n    return [1.0 for _ in found]\n\nalias = score\n\n"
         "@functools.wraps(score)\ndef wrapped(found):\n    return score(found)\n\n"
         "def other(found):\n    return [2.0 for _ in found]\n\n"
         "class Scale:\n    def __call__(self, found):\n        return [3.0 for _ in found]\n\nscale = Scale()\n"
+        "part = functools.partial(score)\nbound = functools.partial(print, score)\n"
+        "others = functools.partial(other)\n"
+        "def deco(inner):\n    def made(found):\n        return inner(found)\n    return made\n"
+        "decorated = deco(score)\ndecorated_other = deco(other)\n"
     )
     (tmp_path / "scores_there.py").write_text("from scores_here import score as mark, other, scale\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -202,10 +221,13 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
         config = part_of("reward", {"name": "fn", "fn": spec})
         return identities(config, records(config, tmp_path, BASE, None))
 
-    same = ["scores_here:score", "scores_here:alias", "scores_here:wrapped", "scores_there:mark"]
+    named = ("score", "alias", "wrapped", "part", "bound", "decorated")
+    same = [*(f"scores_here:{name}" for name in named), "scores_there:mark"]
     assert all(of(one) & of(two) for one, two in product(same, same))
     assert not any(of(spec) & of("scores_here:other") for spec in same)
-    assert of("scores_there:other") & of("scores_here:other")
+    others = [f"scores_here:{name}" for name in ("other", "others", "decorated_other", "scale")]
+    assert not any(of(one) & of(two) for one, two in product(same, others))
+    assert of("scores_there:other") & of("scores_here:others") & of("scores_here:decorated_other")
     assert of("scores_there:scale") & of("scores_here:scale")
     assert not of("scores_there:scale") & of("scores_here:other")
     for module in ("scores_here", "scores_there"):

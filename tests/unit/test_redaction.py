@@ -50,6 +50,8 @@ def test_whatever_looks_at_a_secret_sees_its_mask():
         ("HF_TOKEN: 'abc'", "HF_TOKEN: '***'"),
         ("Authorization: Bearer abcdefgh1", "Authorization: Bearer ***"),
         ("hf_" + "a1" * 17, "hf_***"),
+        ("host=h password=abc user=u", "host=h password=*** user=u"),
+        ("DRIVER%3Dx%3BPWD%3Dabc%3B", "DRIVER%3Dx%3BPWD%3D***%3B"),
     ],
 )
 def test_shapes_are_masked_once_and_for_all(text: str, shown: str):
@@ -66,6 +68,30 @@ def test_shapes_are_masked_once_and_for_all(text: str, shown: str):
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str):
     assert masked(text) == text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql+pymysql://bob@h/db?ssl_key_passphrase=pl4nted-1", "mssql+pyodbc:///?odbc_connect=UID%3Dsa%3BPWD%3Dpl4nted-1",
+        "postgresql://bob@h/db?sslmode=require&unheard_of=pl4nted-1", "postgresql://bob@h/db?pl4nted-1",
+        "snowflake://bob@h/db?private_key=pl4nted-1;x=pl4nted-1",
+    ],
+)  # fmt: skip
+def test_a_parameter_is_hidden_unless_it_is_known_to_be_harmless(url: str):
+    """Each driver has names of its own for what must not be seen."""
+    store = StoreConfig(url)
+    assert "pl4nted" not in f"{store.url} {masked_argument(f'store.url={url}')} {vars(store)}"
+    assert store.url is not None
+    assert value_of(store.url) == url
+    assert store.url.startswith(url.partition("?")[0])
+
+
+@pytest.mark.parametrize("url", ["host=h user=bob password=pl4nted-1", "pl4nted-1", "bob:pl4nted-1@h/db", "h/db"])
+def test_what_is_no_url_is_refused_and_not_shown(url: str):
+    with pytest.raises(InputError, match=r"store\.url=.* is no URL") as caught:
+        StoreConfig(url)
+    assert "pl4nted" not in str(caught.value)
 
 
 def test_a_database_is_its_url_without_the_password():
