@@ -343,11 +343,12 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, 
     """Every token that ends an answer: the tokenizer's EOS, the checkpoint's list, and what the template closes an
     assistant turn with."""
     listed = getattr(generation_config, "eos_token_id", None)
-    stops = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
-    if strange := [stop for stop in stops if type(stop) is not int or not 0 <= stop < len(tokenizer)]:
+    found = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if strange := [stop for stop in found if type(stop) is not int or not 0 <= stop < len(tokenizer)]:
         raise InputError(
             "generation_config.json, eos_token_id", strange[0], "is no token of this tokenizer", "Correct it."
         )
+    stops = set(found)
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
     if tokenizer.chat_template:

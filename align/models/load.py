@@ -230,6 +230,8 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
         problem = f"its tokenizer is read from files that no digest names ({', '.join(hidden)} in {place})"
         remedy = "Save the tokenizer as tokenizer.json with chat_template.jinja, and remove the others."
         raise InputError("model.path", base.id, problem, remedy)
+    if not isinstance(longest := tokenizer.model_max_length, int | float):
+        raise InputError("tokenizer_config.json, model_max_length", longest, "is no number of tokens", "Correct it.")
     if isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if tokenizer.pad_token_id is None:

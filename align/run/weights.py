@@ -26,6 +26,8 @@ TEMPLATES = "additional_chat_templates"
 """A folder of chat templates, one of which would stand in front of the tokenizer's own."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".distcp")
 """What holds weights that are not read: most of these formats run code as they are opened."""
+LAYERS, MOST_LAYERS, MOST = ("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 10_000, 2**31
+"""Names of a number of layers, and the most that any setting is believed to be."""
 AGAIN = "Download or save the model again."
 PICKLED = "Save the model with safe_serialization; pickled weights are not read."
 
@@ -137,6 +139,10 @@ def model_config(folder: Path, field: str = "model.path", shown: str | None = No
         if isinstance(part, dict) and (quantised := quantisation_of(part)):
             problem = f"its weights are quantised already ({quantised})"
             raise InputError(field, shown, problem, "Give the model as it was before: method=qlora quantises it.")
+    for key, value in config.items():  # transformers makes as many layers as it is told, before it reads a weight
+        most = MOST_LAYERS if key in LAYERS else MOST
+        if isinstance(value, int) and value > most:
+            raise InputError(field, shown, f"{CONFIG} says {key}={value}, which no model has", f"Correct {path}.")
     for key in ("transformers_weights", "configuration_files"):
         if config.get(key) not in (None, [], SINGLE, INDEX):
             problem = f"{CONFIG} sends the reader to other files ({key}: {config[key]!r})"

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,14 @@ from align.data.sources import data_record, documents
 from align.errors import CorruptFile, InputError, StorageError
 from align.evals.heldout import held_out_loss
 from align.models.base import find_base
-from align.models.load import choose_device, choose_dtype, load_base, load_classifier, load_tokenizer
+from align.models.load import (
+    choose_device,
+    choose_dtype,
+    context_length,
+    load_base,
+    load_classifier,
+    load_tokenizer,
+)
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -351,3 +359,22 @@ def test_devices_and_dtypes() -> None:
         assert choose_device("auto") == CPU
         with pytest.raises(InputError, match="no CUDA device"):
             choose_device("cuda:0")
+
+
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"max_position_embeddings": 131_072, "rope_parameters": LONG}, 4096),
+        ({"max_position_embeddings": 131_072, "rope_parameters": {"full_attention": LONG}}, 4096),
+        ({"max_position_embeddings": 131_072, "original_max_position_embeddings": 4096,
+          "rope_parameters": {"rope_type": "longrope"}}, 4096),
+        ({"max_position_embeddings": 131_072, "rope_parameters": LONG | {"rope_type": "yarn"}}, 131_072),
+        ({"max_position_embeddings": 131_072, "rope_parameters": {"rope_type": "default"}}, 131_072),
+        ({"max_position_embeddings": 2000}, 2000), ({}, 2048),
+    ],
+)  # fmt: skip
+def test_positions_end_where_a_rotary_embedding_changes_for_the_whole_row(config: dict[str, Any], positions: int):
+    assert context_length(SimpleNamespace(config=SimpleNamespace(**config))) == positions
