@@ -112,6 +112,8 @@ def misshapen(manifest: Mapping[str, Any]) -> str | None:
         return "base"
     if base is not None and not all(isinstance(base[key] or "", str) for key in base):
         return "base"
+    if not isinstance(manifest["identity"]["config"].get("export", {}), dict):
+        return "identity.config.export"
     if not isinstance(manifest.get("published", 0), int):
         return "published"
     return "times.finished" if manifest["status"] == "done" and "finished" not in manifest["times"] else None
