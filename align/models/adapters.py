@@ -123,11 +123,11 @@ def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored:
             model.load_adapter(str(folder), name, is_trainable=trainable)
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # what a wrong value in adapter_config.json leads to has any type
         if out_of_memory(error):
             raise
         raise CorruptFile(
-            field, str(folder), f"does not fit this base ({what_differs(str(error))})",
+            field, str(folder), f"does not fit this base ({type(error).__name__}: {what_differs(str(error))})",
             "Use the base that it was trained on.",
         ) from error  # fmt: skip
     make_lean(model)
