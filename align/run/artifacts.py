@@ -110,7 +110,7 @@ def misshapen(manifest: Mapping[str, Any]) -> str | None:
     base = manifest.get("base", {})
     if base is not None and not (isinstance(base, dict) and set(base) == {"id", "path", "revision", "digest"}):
         return "base"
-    if base is not None and not all(isinstance(base[key] or "", str) for key in base):
+    if base is not None and not all(isinstance(v, str) or (k, v) == ("revision", None) for k, v in base.items()):
         return "base"
     if not isinstance(manifest["identity"]["config"].get("export", {}), dict):
         return "identity.config.export"
