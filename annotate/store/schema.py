@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from align.errors import CorruptFile, InputError, StorageError
-from align.redaction import value_of
+from align.redaction import secret_url, value_of
 from annotate.store.tables import metadata, store_meta
 
 SCHEMA_VERSION = 3
@@ -42,7 +42,7 @@ def connect(url: str, create: bool = True) -> Engine:
         CorruptFile: the file is no SQLite database.
     """
     engine = _engine(url, create)
-    shown = engine.url.render_as_string(hide_password=True)
+    shown = _shown(engine.url)
     try:
         with explained(shown):
             _ready(engine, shown, create)
@@ -55,7 +55,7 @@ def connect(url: str, create: bool = True) -> Engine:
 def _engine(url: str, create: bool) -> Engine:
     """An engine whose transactions and durability are ours; the database has not been looked at."""
     parsed = _parse(url)
-    shown = parsed.render_as_string(hide_password=True)
+    shown = _shown(parsed)
     on_sqlite = parsed.get_backend_name() == "sqlite"
     if on_sqlite and parsed.database and parsed.database != ":memory:" and not parsed.database.startswith("file:"):
         _prepare_file(Path(parsed.database), shown, create)
@@ -91,8 +91,13 @@ def explained(shown: str) -> Iterator[None]:
 def _parse(url: str) -> URL:
     try:
         return make_url(value_of(url))
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
         raise InputError("store.url", url, "not a database URL", EXAMPLES) from error
+
+
+def _shown(url: URL) -> str:
+    """As others may read it: without its password, and without parameters that may hold one."""
+    return secret_url(url.render_as_string(hide_password=False))
 
 
 def _prepare_file(path: Path, shown: str, create: bool) -> None:
@@ -174,7 +179,7 @@ def migrate(url: str) -> tuple[int, int]:
         InputError: there is no store, or a newer one; see `connect`.
     """
     engine = _engine(url, create=False)
-    shown = engine.url.render_as_string(hide_password=True)
+    shown = _shown(engine.url)
     try:
         with explained(shown):
             with _alone(engine) as connection:

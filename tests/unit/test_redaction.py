@@ -15,6 +15,7 @@ import yaml
 from align.config.root import StoreConfig
 from align.errors import InputError
 from align.redaction import Formatter, masked, masked_argument, redacted, secret_url, unmarked, value_of
+from annotate.store.schema import connect
 
 URL = "postgresql+psycopg://user:pl4nted@host:5432/name?sslmode=require"
 SHOWN = "postgresql+psycopg://user:***@host:5432/name?sslmode=require"
@@ -85,6 +86,13 @@ def test_a_parameter_is_hidden_unless_it_is_known_to_be_harmless(url: str):
     assert store.url is not None
     assert value_of(store.url) == url
     assert store.url.startswith(url.partition("?")[0])
+
+
+def test_a_store_that_cannot_be_opened_is_told_without_its_parameters():
+    for url in ("postgresql+psycopg://u@127.0.0.1:1/d?sslpassword=pl4nted-1", "postgresql://u:pl4nted-1@h:port/d"):
+        with pytest.raises(InputError, match=r"store\.url=postgresql") as caught:
+            connect(secret_url(url))
+        assert "pl4nted" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["host=h user=bob password=pl4nted-1", "pl4nted-1", "bob:pl4nted-1@h/db", "h/db"])
