@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from workshop import PPO, SFT, Workshop
 
-from align.models import architectures, plain
+from align.models import architectures, load, plain
 from align.run import read_manifest
 from align.track import read_rows
 
@@ -66,12 +66,16 @@ def test_dpo_is_refused_where_trl_would_read_other_logits(tmp_path: Path, chats:
 def test_ppo_stops_where_its_first_ratio_is_off(
     tmp_path: Path, chats: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    """A model whose rows hang on the padding beside them, taken for one of the fast path by mistake."""
+    """A model whose rows hang on the padding beside them, taken for one of the fast path by mistake: the probe at load
+    sees it, and behind the probe PPO does."""
     monkeypatch.setattr(architectures, "table", dict)
     monkeypatch.setattr(plain, "route", lambda config: architectures.FAST)
     shop = Workshop(tmp_path / "runs", chats)
     model = with_tokenizer(tmp_path / "model", "bart", tiny_tokenizer)
     line = ("stage=ppo", "model=hub", model, "init=base", "method=lora", *PPO, *RULES, *shop.on_file)
+    assert shop.status(*line) == 2
+    assert "rows beside each other are not what the model says of each alone" in shop.said
+    monkeypatch.setattr(load, "probe", lambda model, base: None)
     assert shop.status(*line) == 2
     assert "π_new/π_old of its first update lies" in shop.said
     assert "so type bart is another policy in another batch" in shop.said
