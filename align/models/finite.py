@@ -68,10 +68,15 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
 
 
 def where(parameters: Mapping[str, nn.Parameter]) -> str:
-    """The first tensor among parameters and then their gradients that is not finite, in words; empty where none is."""
-    gradients = ((f"the gradient of {n}", p.grad) for n, p in parameters.items() if p.grad is not None)
-    found = first_not_finite(parameters.items()) or first_not_finite(gradients)
-    return f" ({found[0]} holds {found[1]} such values)" if found else ""
+    """The first tensor among parameters and then their gradients that is not finite, in words; where all are finite,
+    the one with the greatest value: a loss or a norm of theirs overflowed."""
+    gradients = [(f"the gradient of {n}", p.grad) for n, p in parameters.items() if p.grad is not None]
+    tensors = [*parameters.items(), *gradients]
+    if found := first_not_finite(tensors):
+        return f" ({found[0]} holds {found[1]} such values)"
+    most = {name: float(torch.stack(torch.aminmax(x.detach())).abs().max()) for name, x in tensors if x.numel()}
+    greatest = max(most, key=most.__getitem__, default="")
+    return f" ({greatest} reaches {most[greatest]:.1e})" if greatest else ""
 
 
 def leaves(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

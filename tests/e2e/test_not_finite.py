@@ -205,7 +205,8 @@ def test_in_training(place: Place, refused: Callable[..., str], stage: str) -> N
     # A score head starts at 0, and takes some steps to overflow; PPO takes several steps an update.
     when = {"ppo": "update 1: ", "reward": r"step \d+: "}.get(stage, "step 2: ")
     assert re.match(r"align: stage\.lr=1e\+37: " + when, said), said
-    assert re.search(r"\((the gradient of )?[\w.]+ holds \d+ such values\)", said), said
+    # Gradients may be numbers where their norm is none: that is a matter of the processor's order of additions.
+    assert re.search(r"\((the gradient of )?[\w.]+ (holds \d+ such values|reaches \d\.\de\+\d\d)\)", said), said
     assert "Lower stage.lr" in said
     try:
         assert resolve(f"{stage}:latest", place.root).manifest["name"] != "x"

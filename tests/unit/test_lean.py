@@ -178,6 +178,7 @@ def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
 def test_a_decoder_under_each_method(world: World, method: str, passes: list[str]):
     model = with_new_adapter(world.load(method), 4, 8)
     shake(model)
+    passes.clear()  # the load's own probe
     assert_same(model)
     assert passes == ["whole"] * 2
 
