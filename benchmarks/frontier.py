@@ -80,12 +80,12 @@ def points(root: Path) -> list[dict[str, Any]]:
                         "kl": 0.0,
                         "win_rate": None,
                         "distinct2": metrics["distinct2"]["ref"],
-                        **gold([s.gold_ref for s in samples]),
+                        **gold([s.score_ref for s in samples]),
                     }
                 )
             found.append(
                 {"method": method, "setting": setting, "kl": metrics["kl"], "win_rate": metrics["win_rate"]["value"],
-                 "distinct2": metrics["distinct2"]["policy"], **gold([s.gold_policy for s in samples])}
+                 "distinct2": metrics["distinct2"]["policy"], **gold([s.score_policy for s in samples])}
             )  # fmt: skip
     return found
 

@@ -31,7 +31,7 @@ class Sample:
         prompt_id: of the prompt in its data set; answers that share it count as one piece of evidence.
         prompt: the conversation up to the answer.
         ref, policy: the two answers, without any template.
-        gold_ref, gold_policy: the judge's scores, higher is better.
+        score_ref, score_policy: the judge's scores, higher is better.
         length_ref, length_policy: tokens of the answer, its stop token included.
         ended_ref, ended_policy: True where the answer ended with a stop token, False where it was cut.
         kl: one-sample estimate of the sequence KL(policy || ref) on the policy's own answer, in nats: the sum over its
@@ -42,8 +42,8 @@ class Sample:
     prompt: tuple[Message, ...]
     ref: str
     policy: str
-    gold_ref: float
-    gold_policy: float
+    score_ref: float
+    score_policy: float
     length_ref: int
     length_policy: int
     ended_ref: bool
@@ -53,7 +53,7 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError(f"sample {self.prompt_id!r} has no prompt")
-        for name in ("gold_ref", "gold_policy", "kl"):
+        for name in ("score_ref", "score_policy", "kl"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)} of sample {self.prompt_id!r} is not finite")
         for name in ("length_ref", "length_policy"):
@@ -71,13 +71,18 @@ class Sample:
         Raises:
             KeyError, TypeError, ValueError: a field is missing or holds something else.
         """
+
+        def score(of: str) -> Any:
+            """Older files call every judge gold."""
+            return record[f"gold_{of}"] if f"gold_{of}" in record else record[f"score_{of}"]
+
         return cls(
             prompt_id=str(record["prompt_id"]),
             prompt=tuple(Message(m["role"], m["content"]) for m in record["prompt"]),
             ref=str(record["ref"]),
             policy=str(record["policy"]),
-            gold_ref=float(record["gold_ref"]),
-            gold_policy=float(record["gold_policy"]),
+            score_ref=float(score("ref")),
+            score_policy=float(score("policy")),
             length_ref=int(record["length_ref"]),
             length_policy=int(record["length_policy"]),
             ended_ref=bool(record["ended_ref"]),
@@ -106,11 +111,12 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     if not samples:
         raise ValueError("no samples to summarise: at least one prompt must be answered")
     ids = [s.prompt_id for s in samples]
-    gold_ref = np.array([s.gold_ref for s in samples])
-    gold_policy = np.array([s.gold_policy for s in samples])
+    score_ref = np.array([s.score_ref for s in samples])
+    score_policy = np.array([s.score_policy for s in samples])
 
-    won = proportion(per_prompt(ids, win_rate(gold_policy, gold_ref)))
-    gained = mean(per_prompt(ids, gold_policy) - per_prompt(ids, gold_ref))  # paired: a prompt's difficulty cancels out
+    won = proportion(per_prompt(ids, win_rate(score_policy, score_ref)))
+    # Paired: a prompt's difficulty cancels out.
+    gained = mean(per_prompt(ids, score_policy) - per_prompt(ids, score_ref))
     kl = mean(per_prompt(ids, [s.kl for s in samples]))
 
     def both(ref: Iterable[float], policy: Iterable[float]) -> dict[str, float]:
@@ -119,7 +125,7 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
 
     return {
         "win_rate": won.as_dict(),
-        role: both(gold_ref, gold_policy) | {"difference": gained.as_dict()},
+        role: both(score_ref, score_policy) | {"difference": gained.as_dict()},
         "kl": kl.value,
         "kl_interval": kl.as_dict(),
         "length": both((s.length_ref for s in samples), (s.length_policy for s in samples)),

@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from align.ops.intervals import grouped
 
 
-def win_rate(gold_policy: ArrayLike, gold_ref: ArrayLike) -> NDArray[np.float64]:
+def win_rate(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.float64]:
     """Per prompt 1 where the policy's answer scored higher, 0 where lower, ½ where exactly equal; shape [n].
 
     The mean is the win rate, ties counted as half, so that a policy compared with itself wins exactly ½.
     """
-    policy = np.asarray(gold_policy, dtype=np.float64)
-    ref = np.asarray(gold_ref, dtype=np.float64)
+    policy = np.asarray(score_policy, dtype=np.float64)
+    ref = np.asarray(score_ref, dtype=np.float64)
     if policy.shape != ref.shape:
         raise ValueError(f"shapes {policy.shape} and {ref.shape} differ: one number a prompt is expected from each")
     if np.isnan(policy).any() or np.isnan(ref).any():

@@ -13,11 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from align.errors import CorruptFile
+from align.errors import CorruptFile, InputError
 from align.models.finite import RESTORE, check_tensors
 from align.models.lean import make_lean
-from align.models.load import adapter_config
-from align.run import Base, out_of_memory, write_json
+from align.run import Base, json_object, out_of_memory, write_json
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
@@ -30,6 +29,36 @@ NO_LORA = {name: ["out_proj", "conv1d", "dt_proj"] for name in STATE_SPACE} | {
 """Linear layers that bear no adapter, by model type: a forward or a kernel reads their weight past the layer, so that
 an adapter would do nothing until it is merged (PEFT refuses the first two on five of these types); or the layer is
 more than a matrix: several in one, a router that gives several tensors."""
+
+
+OTHER_FORWARD = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config",
+    "monteclora_config", "use_bdlora", "use_qalora",
+)  # fmt: skip
+"""Settings of PEFT under which an adapter is more than a product added to a layer: active from some token on, drawn at
+random, routed, on layers that stand twice. The forward that rollouts and updates share computes none of them."""
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The PEFT configuration of a LoRA adapter.
+
+    Raises:
+        CorruptFile: it is not there, or not JSON.
+        InputError: it is not LoRA, or LoRA by a forward of another kind.
+    """
+    config = json_object(folder / "adapter_config.json", "adapter", "Train or download the adapter again.")
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        problem = f"its peft_type is {kind!r}, and only LORA is read"
+        raise InputError(
+            "adapter", str(folder), problem, "Merge it into its base with PEFT and give that as model.path."
+        )
+    unread = config.keys() - LoraConfig.__dataclass_fields__.keys()  # of a newer PEFT, say, which may compute otherwise
+    for key in sorted({*OTHER_FORWARD, *unread}):
+        if config.get(key) not in (None, False, [], {}, ""):
+            problem = f"its adapter_config.json says {key}={config[key]!r}, which is not computed here"
+            raise InputError("adapter", str(folder), problem, "Train it as plain LoRA.")
+    return config
 
 
 def lora(model: Any, r: int, alpha: int, classifier: bool = False) -> LoraConfig:

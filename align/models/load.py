@@ -24,7 +24,7 @@ from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.models.plain import route_of
 from align.models.probe import probe
 from align.ops.linear import bf16
-from align.run import Base, json_object, model_config, model_files, only_these, out_of_memory, unhashed, write_json
+from align.run import Base, model_config, model_files, only_these, out_of_memory, unhashed, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
@@ -286,12 +286,3 @@ def context_length(model: Any) -> int:
         if kind.get("rope_type") == "longrope"
     ]
     return min([told, *(switch for switch in switches if isinstance(switch, int) and switch > 0)])
-
-
-def adapter_config(folder: Path) -> dict[str, Any]:
-    """The PEFT configuration of an adapter.
-
-    Raises:
-        CorruptFile: it is not there, or not JSON.
-    """
-    return json_object(folder / "adapter_config.json", "adapter", "Train or download the adapter again.")

@@ -29,6 +29,9 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5",
 LAYERS, MOST_LAYERS, MOST = ("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 10_000, 2**31
 """Names of a number of layers, and the most that any setting is believed to be."""
 AGAIN = "Download or save the model again."
+FLOATS, EIGHT_BITS, MOST_HEADER = ("F64", "F32", "F16", "BF16"), ("F8", "F6", "F4"), 100_000_000
+"""Dtypes of safetensors that are read as weights, how those that never are begin, and its own bound of a header."""
+UNQUANTISED = "Give the model as it was before: method=qlora quantises it."
 PICKLED = "Save the model with safe_serialization; pickled weights are not read."
 
 
@@ -40,8 +43,12 @@ def model_files(folder: Path, field: str = "model.path", shown: str | None = Non
         CorruptFile, InputError: see `model_config` and `weight_files`.
     """
     model_config(folder, field, shown)
+    weights = weight_files(folder, field, shown)
+    for path in weights:
+        if path.suffix == ".safetensors":
+            check_stored(path, field, shown or str(folder))
     rest = (CONFIG, "generation_config.json", *TOKENIZER)
-    return sorted({*weight_files(folder, field, shown), *matching(folder, rest)})
+    return sorted({*weights, *matching(folder, rest)})
 
 
 def model_digest(folder: Path, field: str = "model.path", shown: str | None = None) -> str:
@@ -138,7 +145,7 @@ def model_config(folder: Path, field: str = "model.path", shown: str | None = No
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and (quantised := quantisation_of(part)):
             problem = f"its weights are quantised already ({quantised})"
-            raise InputError(field, shown, problem, "Give the model as it was before: method=qlora quantises it.")
+            raise InputError(field, shown, problem, UNQUANTISED)
     for key, value in config.items():  # transformers makes as many layers as it is told, before it reads a weight
         most = MOST_LAYERS if key in LAYERS else MOST
         if isinstance(value, int) and value > most:
@@ -152,10 +159,35 @@ def model_config(folder: Path, field: str = "model.path", shown: str | None = No
 
 def quantisation_of(config: dict[str, Any]) -> str:
     """How the weights of a configuration are quantised, in a word or two; empty where they are not."""
-    for key in ("quantization_config", "compression_config"):
+    for key in ("quantization_config", "compression_config", "quantization"):  # the last is MLX's
         told = config.get(key)
         if told is not None:
             method = told.get("quant_method") if isinstance(told, dict) else None
             four = isinstance(told, dict) and (told.get("load_in_4bit") or told.get("_load_in_4bit"))
             return f"{key}: {method or 'an unknown method'}{', 4-bit' if four else ''}"
     return ""
+
+
+def check_stored(path: Path, field: str, shown: str) -> None:
+    """That the tensors of a safetensors file are what they stand for: a configuration may have lost the word that they
+    are quantised, and a loader then takes integers for weights, or eight bits without their scales.
+
+    Raises:
+        InputError: naming the first that is not. What cannot be read is left to the loader, which says so.
+    """
+    for name, tensor in header(path).items():
+        kind = str(tensor.get("dtype")) if isinstance(tensor, dict) and name != "__metadata__" else "F32"
+        if not kind.startswith(FLOATS) and (name.endswith("weight") or kind.startswith(EIGHT_BITS)):
+            problem = f"its weights are quantised already ({name} in {path.name} is {kind})"
+            raise InputError(field, shown, problem, UNQUANTISED)
+
+
+def header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors; empty where it says nothing that can be read."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            found = json.loads(file.read(length)) if length <= MOST_HEADER else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

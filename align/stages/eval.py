@@ -192,7 +192,7 @@ def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: st
     names = ("start", "policy")
     for values, xlabel, caption in (
         (
-            ([s.gold_ref for s in samples], [s.gold_policy for s in samples]),
+            ([s.score_ref for s in samples], [s.score_policy for s in samples]),
             f"{role} score",
             f"{role.capitalize()} score of the answers.",
         ),
@@ -200,7 +200,7 @@ def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: st
     ):
         report.plot(histogram_pair(*values, names, xlabel), caption, f"histograms of {xlabel}, start and policy")
     rows = [
-        ("\n".join(f"{m.role}: {m.content}" for m in s.prompt), s.ref, s.policy, s.gold_ref, s.gold_policy)
+        ("\n".join(f"{m.role}: {m.content}" for m in s.prompt), s.ref, s.policy, s.score_ref, s.score_policy)
         for s in samples[: config.stage.shown]
     ]
     report.heading("Answers side by side").table(("prompt", "start", "policy", f"{role} start", f"{role} policy"), rows)

@@ -22,8 +22,9 @@ from align.export.merged import merge
 from align.export.receipt import Row
 from align.export.template import contents_as_text
 from align.export.trained import Trained
+from align.models.adapters import adapter_config
 from align.models.base import BUILT_IN
-from align.models.load import DTYPES, adapter_config, in_fp32, load_base, load_tokenizer, name_of
+from align.models.load import DTYPES, in_fp32, load_base, load_tokenizer, name_of
 from align.ops.divergence import Divergence
 from align.run import Artifact, Base, Run
 from align.stages.lineage import data_behind, evaluation_of, parents_of

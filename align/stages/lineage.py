@@ -86,10 +86,15 @@ def tokenizer_of(artifact: Artifact, base: Base, template: str | None) -> Any:
     Raises:
         InputError: there is no chat template and none was asked for.
     """
-    own = (artifact.path / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(base, artifact.path if own else None)
+    tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, template)
     return tokenizer
+
+
+def own_tokenizer(artifact: Artifact, base: Base) -> Any:
+    """The same as it stands, with a chat template or without."""
+    own = (artifact.path / "tokenizer_config.json").is_file()
+    return load_tokenizer(base, artifact.path if own else None)
 
 
 def adapter_folder(artifact: Artifact) -> Path | None:

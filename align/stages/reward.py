@@ -9,10 +9,9 @@ from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
 from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
-from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
+from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
 from align.models.finite import diverged
 from align.models.load import (
-    adapter_config,
     choose_device,
     choose_dtype,
     context_length,

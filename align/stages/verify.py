@@ -12,9 +12,10 @@ import align
 from align.config.root import Config
 from align.config.scorers import LearnedReward
 from align.config.verify import VerifyConfig
+from align.data.chat import use_template
 from align.data.tokens import text_ids
 from align.errors import AlignError
-from align.models.load import choose_checkpointing, choose_device, choose_dtype, load_tokenizer
+from align.models.load import choose_checkpointing, choose_device, choose_dtype
 from align.models.roles import Roles
 from align.ppo.anchors import Anchor, maths
 from align.ppo.own_model import Setting, on_model
@@ -24,7 +25,7 @@ from align.run import Base, Run, file_digest, json_digest
 from align.run.folder import package_versions
 from align.stages import Inputs, scoring
 from align.stages.cast import learning, rewarding, roles_on, started
-from align.stages.lineage import BASE, adapter_folder, frozen_as, label, start
+from align.stages.lineage import BASE, adapter_folder, frozen_as, label, own_tokenizer, start
 from align.stages.sampling import engine_of, speaking
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
@@ -60,8 +61,9 @@ def run(run: Run, config: Config) -> Result:
     shake(roles)
     if choose_checkpointing(stage.gradient_checkpointing, device):
         roles.recompute_layers()
-    own = (artifact.path / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(base, artifact.path if own else None)
+    tokenizer = own_tokenizer(artifact, base)
+    if tokenizer.chat_template:  # a base model has none, and its maths can be looked at all the same
+        use_template(tokenizer, None)
     rollout = config.rollout
     engine = engine_of(config, tokenizer, roles.model.generation_config)
     asked = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]

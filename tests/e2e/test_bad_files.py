@@ -94,7 +94,8 @@ def test_a_template_that_fails(shop: Workshop, ready: Ready, tiny_model: Path, c
         refused(shop, readers(ready, model, chats)[stage], "template")
 
 
-def test_a_template_without_an_end(tiny_model: Path, chats: Path, tmp_path: Path):
+@pytest.mark.parametrize("stage", ["sft", "verify"])
+def test_a_template_without_an_end(tiny_model: Path, chats: Path, tmp_path: Path, stage: str):
     """In a process of its own: the thread that tries it works until that ends."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
@@ -103,7 +104,9 @@ def test_a_template_without_an_end(tiny_model: Path, chats: Path, tmp_path: Path
     code = (
         "import sys; from align.__main__ import main; import align.data.chat as c; c.PATIENCE_S = 1; sys.exit(main())"
     )
-    words = ["stage=sft", "model=hub", f"model.path={model}", "data=jsonl", f"data.path={chats}", "device=cpu"]
+    words = [f"stage={stage}", "model=hub", f"model.path={model}", "device=cpu"]
+    if stage == "sft":
+        words += ["data=jsonl", f"data.path={chats}"]
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=240
     )

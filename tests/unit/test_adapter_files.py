@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_weight_files import Trap
 from tiny_roles import World, make_world
 
-from align.errors import CorruptFile
+from align.errors import CorruptFile, InputError
 from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, attach, save_adapter, with_new_adapter
 from align.models.roles import Roles
 
@@ -96,3 +97,43 @@ def test_adapters_of_every_configuration_that_peft_saves_are_taken(world: World,
     fresh = with_new_adapter(world.load("lora"), 4, 8)
     save_adapter(fresh, tmp_path / "ours", world.base)
     attach(world.load("lora"), tmp_path / "ours", "x")
+
+
+def test_an_adapter_of_another_kind_is_refused_by_name(world: World, tmp_path: Path) -> None:
+    """Every method of PEFT that puts something on a causal language model, and every LoRA with a forward of its own:
+    PEFT would take each, and compute it in a forward that is not ours."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kinds = sorted(kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value != "LORA")
+    assert len(kinds) > 20
+    for kind in [*kinds, None, 1, ["LORA"]]:
+        refused(world, tmp_path / "a", kind, peft_type=kind)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("alora_invocation_tokens", [5, 6]), ("layer_replication", [[0, 1], [0, 2]]), ("arrow_config", {"top_k": 3}),
+     ("monteclora_config", {"n": 4}), ("kasa_config", {"beta": 1e-4}), ("use_qalora", True), ("use_bdlora", {"a": 1}),
+     ("megatron_config", {"x": 1}), ("a_setting_of_tomorrow", 0.5)],
+)  # fmt: skip
+def test_lora_by_a_forward_of_another_kind_is_refused_by_name(
+    world: World, tmp_path: Path, key: str, value: Any
+) -> None:
+    refused(world, tmp_path / "a", key, **{key: value})
+
+
+def refused(world: World, folder: Path, named: Any, **settings: Any) -> None:
+    shutil.copytree(world.init, folder, dirs_exist_ok=True)
+    config = json.loads((world.init / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(InputError) as caught:
+        attach(world.load(), folder, "x")
+    assert (caught.value.field, str(folder)) == ("adapter", caught.value.value)
+    assert str(named) in str(caught.value)
+
+
+def test_a_setting_of_tomorrow_that_says_nothing_is_passed_over(world: World, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(world.init, tmp_path / "a"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"tomorrow": None, "runtime_config": {"x": False}}))
+    attach(world.load(), folder, "x")

@@ -18,8 +18,8 @@ FIRST = Sample(
     prompt=(Message("system", "Be kind."), Message("user", "Hello?")),
     ref="no no",
     policy="yes of course",
-    gold_ref=0.25,
-    gold_policy=0.75,
+    score_ref=0.25,
+    score_policy=0.75,
     length_ref=4,
     length_policy=6,
     ended_ref=False,
@@ -35,9 +35,9 @@ def answers(*changes: dict) -> list[Sample]:
 def test_summary_by_hand():
     samples = answers(
         {},
-        {"gold_policy": 0.25, "length_policy": 10, "kl": -1.0},  # a tie
-        {"gold_policy": 0.0, "ended_ref": True, "ended_policy": False, "kl": 4.0},
-        {"policy": "yes", "gold_policy": 1.0},
+        {"score_policy": 0.25, "length_policy": 10, "kl": -1.0},  # a tie
+        {"score_policy": 0.0, "ended_ref": True, "ended_policy": False, "kl": 4.0},
+        {"policy": "yes", "score_policy": 1.0},
     )
     found = summarise(samples)
     assert list(found) == [
@@ -60,7 +60,7 @@ def test_summary_by_hand():
 
 
 def test_a_policy_against_itself_wins_half():
-    found = summarise(answers(*[{"gold_policy": 0.25, "kl": 0.0}] * 5))
+    found = summarise(answers(*[{"score_policy": 0.25, "kl": 0.0}] * 5))
     won = found["win_rate"]
     assert (won["value"], won["n"]) == (0.5, 5)
     assert 0.1 < won["low"] < 0.4 < 0.6 < won["high"] < 0.9  # five ties do not prove that nothing else can happen
@@ -69,7 +69,7 @@ def test_a_policy_against_itself_wins_half():
 
 
 def test_answers_to_one_prompt_are_one_piece_of_evidence():
-    many = [replace(FIRST, prompt_id="p0")] * 9 + [replace(FIRST, prompt_id="p1", gold_policy=0.0, kl=5.0)]
+    many = [replace(FIRST, prompt_id="p0")] * 9 + [replace(FIRST, prompt_id="p1", score_policy=0.0, kl=5.0)]
     found = summarise(many)
     assert found["kl"] == 4  # (3 + 5) / 2, not nine parts of ten at 3
     assert found["kl_interval"]["n"] == 2
@@ -84,8 +84,8 @@ def test_samples_on_disk_give_the_same_figures_again(tmp_path: Path):
             FIRST,
             prompt_id=f"p{i}",
             policy="line one\nline\u2028two \u0085 \ud83d 猫 " + "x" * i,  # what str.splitlines would break at
-            gold_ref=float(np.float32(generator.normal())),
-            gold_policy=float(generator.normal()),
+            score_ref=float(np.float32(generator.normal())),
+            score_policy=float(generator.normal()),
             kl=float(generator.normal() / 3),
         )
         for i in range(40)
@@ -109,8 +109,14 @@ def test_reading_names_the_line_at_fault(tmp_path: Path):
         read_samples(path)
 
 
+def test_older_files_call_every_judge_gold():
+    record = FIRST.as_dict()
+    record |= {"gold_ref": record.pop("score_ref"), "gold_policy": record.pop("score_policy")}
+    assert Sample.of(record) == FIRST
+
+
 @pytest.mark.parametrize(
-    "change", [{"gold_ref": float("nan")}, {"kl": float("inf")}, {"length_policy": -1}, {"prompt": ()}]
+    "change", [{"score_ref": float("nan")}, {"kl": float("inf")}, {"length_policy": -1}, {"prompt": ()}]
 )
 def test_a_sample_is_checked_where_it_is_born(change):
     with pytest.raises(ValueError, match="sample 'p0'"):

@@ -214,6 +214,17 @@ def quantised(**config: Any) -> Callable[[Path, Path], None]:
     return lambda folder, other: change(folder / "config.json", **config)
 
 
+def stored(dtype: torch.dtype, name: str = "weight") -> Callable[[Path, Path], None]:
+    """One tensor of the weights in another dtype, and a configuration that says nothing of it."""
+
+    def spoil(folder: Path, other: Path) -> None:
+        tensors = load_file(folder / SINGLE)
+        tensors[f"model.layers.0.mlp.up_proj.{name}"] = torch.zeros(8, 4).to(dtype)
+        save_file(tensors, folder / SINGLE, {"format": "pt"})
+
+    return spoil
+
+
 def an_adapter_config(folder: Path, other: Path) -> None:
     """Which transformers would put on the weights beside it."""
     elsewhere = shutil.copytree(folder, folder.parent / "elsewhere")
@@ -245,6 +256,12 @@ REFUSED = {
         quantised(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), InputError,
         "bitsandbytes, 4-bit",
     ),
+    "MLX": (quantised(quantization={"group_size": 64, "bits": 4}), InputError, "quantization"),
+    "int8 without a word": (stored(torch.int8), InputError, "is I8"),
+    "4-bit without a word": (stored(torch.uint8), InputError, "is U8"),
+    "GPTQ without a word": (stored(torch.int32, "qweight"), InputError, "is I32"),
+    "FP8 without a word": (stored(torch.float8_e4m3fn), InputError, "is F8_E4M3"),
+    "scales alone in FP8": (stored(torch.float8_e8m0fnu, "scales"), InputError, "is F8_E8M0"),
     "FP8 in a part": (quantised(text_config={"quantization_config": {"quant_method": "fp8"}}), InputError, "fp8"),
     "a new method": (quantised(quantization_config={"quant_method": "nonesuch"}), InputError, "nonesuch"),
     "a method without a name": (quantised(quantization_config={}), InputError, "an unknown method"),
