@@ -106,7 +106,7 @@ def main() -> None:
     for name in given.sizes.split(","):
         with tempfile.TemporaryDirectory() as folder:
             work = Work(
-                str(Path(folder) / "model"), given.batch, given.tokens, 1, 3, "nf4", value_trunk="own",
+                str(Path(folder) / "model"), given.batch, given.tokens, 1, 3, "nf4", value_backbone="own",
                 micro_batch=given.micro_batch, device=given.device,
             )  # fmt: skip
             for step in ("model", "adapters"):

@@ -21,12 +21,12 @@ from align.data.chat import Encoded
 from align.export.merged import merge
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.architectures import Route, settings
+from align.models.backbone import answered, hidden_states, pad, picked_logprobs
 from align.models.lean import make_lean
 from align.models.load import load_tokenizer
 from align.models.plain import decoder_of
 from align.models.pocket import pocket_folder
 from align.models.roles import Roles
-from align.models.trunk import answered, hidden_states, pad, picked_logprobs
 from align.ops.moments import Moments
 from align.ppo.estimates import estimated
 from align.ppo.experience import earned, experience

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from align.data.chat import encode_judged
 from align.errors import require
+from align.models.backbone import hidden_states, pad
 from align.models.chunks import in_chunks
 from align.models.load import context_length
 from align.models.roles import Roles, last_real
-from align.models.trunk import hidden_states, pad
 from align.types import Conversation, Rollout
 
 

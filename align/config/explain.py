@@ -16,6 +16,9 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 # What people write when they mean a file or a hub id, and the way to say that here.
 BY_PATH = {"model": "model=hub model.path={}", "data": "data=jsonl data.path={}"}
 
+SUCCESSORS = {"stage.value_trunk": "stage.value_backbone"}
+"""Keys of older versions, and what they are called now."""
+
 
 def not_an_assignment(argument: str) -> InputError:
     if argument[:1] in "+~":
@@ -37,6 +40,8 @@ def not_a_key(key: str, value: str, known: Sequence[str], stage: str | None, own
     if owners:
         problem = f"is not a key of stage={stage}, but of {' and '.join(f'stage={o}' for o in owners)}"
         return InputError(key, value, problem, "Drop it, or run that stage.")
+    if successor := SUCCESSORS.get(key):
+        return InputError(key, value, f"is called {successor} now", f"Write {successor}={value}.")
     close = difflib.get_close_matches(key, known, n=1)
     command = f"python -m align{f' stage={stage}' if stage else ''} --cfg job"
     return InputError(

@@ -68,7 +68,7 @@ class PpoConfig:
 
     `score_scale` multiplies the standardised score (mean 0, variance 1 over reference samples); with `kl_coef` it sets
     the exchange rate between reward and drift. `normalise=running` goes on measuring mean and variance, `off` takes the
-    scores as they are. `value_trunk` says what the value head reads: an adapter of its own, which starts from the
+    scores as they are. `value_backbone` says what the value head reads: an adapter of its own, which starts from the
     reward model's; the policy's states, which saves a pass; or the reward model's, frozen. With `eval_every` the policy
     is measured on prompts kept out of training, and the best one so far is what the run publishes. `lr` is empty for
     5e-4 on an adapter and a tenth of it where every weight trains ("LoRA Without Regret", 2025).
@@ -81,7 +81,7 @@ class PpoConfig:
     minibatches: int = 2
     micro_batch: int = 32
     lr: float | None = None
-    value_trunk: str = "own"
+    value_backbone: str = "own"
     value_lr: float = 1e-3
     warmup: float = 0.05
     schedule: str = "constant"
@@ -132,7 +132,7 @@ class PpoConfig:
             value = getattr(self, key)
             require(value >= 0, f"stage.{key}", value, "is negative", "Give 0 or more.")
         for key, choices in (
-            ("value_trunk", ("own", "policy", "frozen")),
+            ("value_backbone", ("own", "policy", "frozen")),
             ("schedule", ("constant", "linear", "cosine")),
             ("kl_control", ("fixed", "adaptive")),
             ("kl_estimator", ("k1", "k3")),

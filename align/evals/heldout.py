@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from align.data.chat import IGNORED, Encoded
-from align.models.trunk import pad, picked_logprobs
+from align.models.backbone import pad, picked_logprobs
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.errors import CorruptFile
 from align.models.adapters import SCORE_KEY, attach, lora, read_tensors, save_adapter
+from align.models.backbone import base_model, hidden_size, hidden_states, read_response, states_before
 from align.models.lean import make_lean
-from align.models.trunk import base_model, hidden_size, hidden_states, read_response, states_before
 from align.run import Base
 from align.types import Rollout
 
@@ -65,16 +65,16 @@ class Roles:
         rewards: folders of reward models, each an adapter and its `score` head; none where the reward is of another
             kind.
         fresh: rank and alpha of adapters that start from nothing.
-        value_trunk: `own`: an adapter of its own under the value head, which starts from the reward adapter and trains;
-            `policy`: the head reads the policy's states, and no gradient of its loss reaches them; `frozen`: it reads
-            the reward adapter's. Where there is no reward model, what the policy starts from serves in its place.
+        value_backbone: `own`: an adapter of its own under the value head, which starts from the reward adapter and
+            trains; `policy`: the head reads the policy's states, and no gradient of its loss reaches them; `frozen`: it
+            reads the reward adapter's. Where there is no reward model, what the policy starts from serves in its place.
         policy: a second model with the weights of `base`, all of which train, where the policy is no adapter.
         autocast: the dtype that the second model computes in, if not that of its weights.
 
     Attributes:
         model: the model that holds all adapters.
         value_head: hidden → value, bias-free, fp32; starts at 0.
-        value_trunk: the role whose states it reads.
+        value_backbone: the role whose states it reads.
         score_heads: hidden → score, frozen, one a reward model.
     """
 
@@ -84,7 +84,7 @@ class Roles:
         init: Path | None,
         rewards: Sequence[Path],
         fresh: tuple[int, int],
-        value_trunk: str = "own",
+        value_backbone: str = "own",
         policy: nn.Module | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
@@ -100,13 +100,13 @@ class Roles:
         for member, folder in enumerate(rewards):
             self.model = attach(self.model, folder, reward_name(member), scored=True)
             self.score_heads.append(linear(score_weight(folder, hidden_size(base))).to(device).requires_grad_(False))
-        if value_trunk == "own":
+        if value_backbone == "own":
             if start := rewards[0] if rewards else init:
                 self.model = attach(self.model, start, "value", trainable=True, scored=bool(rewards))
             else:
                 self._add("value", fresh)
         frozen = "reward" if rewards else "reference"
-        self.value_trunk = {"own": "value", "policy": "policy", "frozen": frozen}[value_trunk]
+        self.value_backbone = {"own": "value", "policy": "policy", "frozen": frozen}[value_backbone]
         self._reference_is_base = init is None
         self.value_head = linear(torch.zeros(1, hidden_size(self.model))).to(device)
         for name, parameter in self.model.named_parameters():
@@ -172,7 +172,7 @@ class Roles:
 
     def trains(self, role: Role) -> None:
         """Let a backward pass reach `role` and nothing else, whoever has played since the forward pass."""
-        if role == "policy" or self.value_trunk == role:
+        if role == "policy" or self.value_backbone == role:
             self._enter(role, train=True)
         self.value_head.requires_grad_(role == "value")
 
@@ -186,13 +186,13 @@ class Roles:
         """V of the state before each response token [B, T]; outside the mask unspecified.
 
         Args:
-            policy_states_BTD: the policy's states on this rollout where they are known: a head on the policy's trunk
+            policy_states_BTD: the policy's states on this rollout where they are known: a head on the policy's backbone
                 needs no pass of its own then.
         """
-        trained = train and self.value_trunk == "value"
-        states = policy_states_BTD if self.value_trunk == "policy" else None
+        trained = train and self.value_backbone == "value"
+        states = policy_states_BTD if self.value_backbone == "policy" else None
         if states is None:
-            with self.use(self.value_trunk, trained) as model, torch.set_grad_enabled(trained):
+            with self.use(self.value_backbone, trained) as model, torch.set_grad_enabled(trained):
                 states = states_before(model, rollout)
         self.value_head.requires_grad_(train)
         with torch.set_grad_enabled(train):
@@ -210,7 +210,7 @@ class Roles:
 
     def values_behind(self, rollout: Rollout) -> Tensor:
         """V of the state behind each response [B]: what is yet to come where it was cut."""
-        return self._at_the_end(self.value_trunk, self.value_head, rollout)
+        return self._at_the_end(self.value_backbone, self.value_head, rollout)
 
     def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
         """A reward model's score of each row [B], read at its last real token, which is found by mask."""
@@ -242,7 +242,7 @@ class Roles:
     def save_critic(self, folder: Path, base: Base) -> None:
         """What gives values: the adapter in PEFT's format where there is one, and `value_head.safetensors`."""
         folder.mkdir(parents=True, exist_ok=True)
-        if self.value_trunk == "value":
+        if self.value_backbone == "value":
             save_adapter(self.model, folder, base, "value")
         save_file({"weight": self.value_head.weight.detach().cpu()}, folder / VALUE_HEAD_FILE, {"format": "pt"})
         (folder / VALUE_HEAD_FILE).chmod(0o644)

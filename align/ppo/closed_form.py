@@ -82,7 +82,7 @@ def going_on(tokens: Tensor) -> Tensor:
 class Tables:
     """Policy, reference and value as tables over prefixes, in the places of `align.models.roles.Roles`."""
 
-    value_trunk = "value"
+    value_backbone = "value"
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

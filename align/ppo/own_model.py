@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from align.models.backbone import base_model
 from align.models.chunks import by_length
 from align.models.lean import plainly
 from align.models.plain import decoder_of
 from align.models.roles import Held, Roles
-from align.models.trunk import base_model
 from align.ops.losses import value_loss
 from align.ppo.anchors import Anchor
 from align.ppo.estimates import estimated
@@ -122,8 +122,8 @@ def plain_values(setting: Setting, row: int, train: bool = False) -> Tensor:
     """V of the state before each of a row's response tokens, and of the one behind the last [T + 1]."""
     ids, length = tokens_of(setting.rollout, row)
     roles = setting.roles
-    trained = train and roles.value_trunk == "value"
-    with roles.use(roles.value_trunk, trained) as model, torch.set_grad_enabled(trained):
+    trained = train and roles.value_backbone == "value"
+    with roles.use(roles.value_backbone, trained) as model, torch.set_grad_enabled(trained):
         states = decoder_of(model)(input_ids=ids).last_hidden_state[0, -length - 1 :].float()
     roles.value_head.requires_grad_(train)
     with torch.set_grad_enabled(train):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from align.models.backbone import lm_head, pad
 from align.models.lean.cache import ReservedCache
 from align.models.plain import decoder_of, route_of
-from align.models.trunk import lm_head, pad
 from align.ops.philox import uniforms
 from align.rollout.engine import NotFinite, joined
 from align.rollout.plain import continued, of_one_length

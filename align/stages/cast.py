@@ -110,7 +110,7 @@ def cast(run: Run, config: Config, base: Base) -> Cast:
     models = scoring.models_of(run.inputs)
     scoring.same_template(config, models, base, tokenizer)
     rewards = [m.path for m in scoring.on_base(models, base)]
-    roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_trunk, device)
+    roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_backbone, device)
     if choose_checkpointing(stage.gradient_checkpointing, device):
         roles.recompute_layers()
     scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
@@ -177,7 +177,7 @@ def distinct(found: Sequence[Prompt], apart: int) -> list[Prompt]:
 
 
 def roles_on(
-    base: Base, config: Config, init: Path | None, rewards: Sequence[Path], value_trunk: str, device: torch.device,
+    base: Base, config: Config, init: Path | None, rewards: Sequence[Path], value_backbone: str, device: torch.device,
 ) -> Roles:  # fmt: skip
     """The roles of a method, on its device: adapters on one base; under `method=full` a policy of its own, and the
     others on a frozen copy of what it starts from."""
@@ -188,9 +188,8 @@ def roles_on(
         policy = load_base(base, "full", device, dtype)
     frozen = load_base(base, frozen_as(method.name), device, dtype)
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-    roles = Roles(
-        frozen, init, rewards, (method.r, method.alpha), value_trunk, policy, None if dtype == torch.float32 else dtype
-    )
+    autocast = None if dtype == torch.float32 else dtype
+    roles = Roles(frozen, init, rewards, (method.r, method.alpha), value_backbone, policy, autocast)
     if method.name == "qlora":
         assert roles.quantised_layers() > 0, "the base is not NF4"
     return roles

@@ -11,11 +11,11 @@ from align.data.chat import stop_token_ids
 from align.errors import require
 from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
+from align.models.backbone import answered, response_logprobs
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
 from align.models.plain import route_of
-from align.models.trunk import answered, response_logprobs
 from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability

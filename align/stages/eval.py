@@ -15,11 +15,11 @@ from align.errors import InputError
 from align.evals import judges
 from align.evals.comparison import Sample, summarise, write_samples
 from align.models.adapters import Policy, attach
+from align.models.backbone import response_logprobs
 from align.models.base import base_of
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, load_base
-from align.models.trunk import response_logprobs
 from align.ops.finite import not_finite
 from align.report import Report, histogram_pair, in_words
 from align.rollout.engine import response_texts

@@ -25,9 +25,9 @@ from align.config.root import Config
 from align.data.sources import data_record
 from align.errors import InputError, require
 from align.evals.text import repetition
+from align.models.backbone import base_model
 from align.models.load import choose_device, choose_dtype, name_of, save_tokenizer
 from align.models.roles import TRAINABLE
-from align.models.trunk import base_model
 from align.ops.kl import adapted
 from align.ops.moments import Moments
 from align.ppo.checkpoint import restore, save

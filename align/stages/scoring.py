@@ -22,10 +22,10 @@ from align.config.scorers import (
 from align.data.chat import end_of_turn, stop_token_ids
 from align.errors import InputError, require
 from align.models.adapters import attach
+from align.models.backbone import hidden_size
 from align.models.base import base_of
 from align.models.load import load_base, load_tokenizer
 from align.models.roles import Roles, linear, score_weight
-from align.models.trunk import hidden_size
 from align.run import Artifact, Base, artifact_in, file_digest, resolve
 from align.stages.lineage import method_of, tokenizer_of
 from reward import learned

@@ -57,7 +57,7 @@ def run(run: Run, config: Config) -> Result:
     dtype = choose_dtype(config.dtype, device)
     artifact, _ = start(config, run.inputs["init"]["path"])
     rewards = [model.path for model in scoring.on_base(scoring.models_of(run.inputs), base)]
-    roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_trunk, device)
+    roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_backbone, device)
     shake(roles)
     if choose_checkpointing(stage.gradient_checkpointing, device):
         roles.recompute_layers()

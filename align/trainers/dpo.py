@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from align.models.trunk import pad
+from align.models.backbone import pad
 from align.trainers.common import fit
 from align.trainers.order import InEpochOrder
 from align.trainers.pairs import Pair

@@ -19,7 +19,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from align.errors import InputError
 from align.models.adapters import read_tensors
-from align.models.trunk import pad
+from align.models.backbone import pad
 from align.trainers.common import fit
 from align.trainers.order import InEpochOrder
 from align.trainers.pairs import Pair

@@ -3,11 +3,11 @@
     recipes/quickstart/seeds.sh runs/gold
     python benchmarks/ppo/gold.py runs/gold [--save benchmarks/ppo/gold.json] [--dtype bfloat16]
 
-Ours is the quickstart's PPO, the value on a trunk of its own and on the policy's. The peer, TRL 1.12.0 in fp32, starts
-from the same supervised model (merged; its LoRA is a fresh one), with the same reward model (merged; standardised and
-scaled as ours is), the same prompts and the same settings, at the best of four learning rates on the first seed: its
-value model trains every weight at the rate of the policy's adapter. All are judged by `stage=eval` on prompts that
-nothing trained on. Finished runs are not made again.
+Ours is the quickstart's PPO, the value on a backbone of its own and on the policy's. The peer, TRL 1.12.0 in fp32,
+starts from the same supervised model (merged; its LoRA is a fresh one), with the same reward model (merged;
+standardised and scaled as ours is), the same prompts and the same settings, at the best of four learning rates on the
+first seed: its value model trains every weight at the rate of the policy's adapter. All are judged by `stage=eval` on
+prompts that nothing trained on. Finished runs are not made again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from align.export.merged import merge
 from align.models.load import load_base, load_classifier, load_tokenizer
 from align.run import Artifact, Base, read_manifest, resolve
 
-TRUNKS = ("own", "policy")
+BACKBONES = ("own", "policy")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 QUICKSTART = HERE.parents[1] / "recipes" / "quickstart" / "run.sh"
 Figures = dict[str, float]
@@ -69,8 +69,8 @@ class Seed:
         found = read_manifest(self.run("stage=eval", *words))["metrics"]
         return {"gold": found["gold"]["policy"], "win_rate": found["win_rate"]["value"], "kl": found["kl"]}
 
-    def ours(self, trunk: str) -> tuple[Figures, Path]:
-        folder = self.run(*quickstart("ppo"), f"stage.value_trunk={trunk}")
+    def ours(self, backbone: str) -> tuple[Figures, Path]:
+        folder = self.run(*quickstart("ppo"), f"stage.value_backbone={backbone}")
         return self.judged(f"artifact=ppo:{folder.name}"), folder
 
     def peer(self, rate: float, moments: dict[str, float]) -> Figures:
@@ -122,9 +122,9 @@ def compare(seeds: list[Seed]) -> dict[str, Any]:
     """Figures a seed, by what was trained; and the peer's gold score at each rate, on the seed that chose it."""
     found: dict[str, Any] = {}
     moments: list[dict[str, float]] = []
-    for trunk in TRUNKS:
-        made = [seed.ours(trunk) for seed in seeds]
-        found[f"ours, `value_trunk={trunk}`"] = [figures for figures, _ in made]
+    for backbone in BACKBONES:
+        made = [seed.ours(backbone) for seed in seeds]
+        found[f"ours, `value_backbone={backbone}`"] = [figures for figures, _ in made]
         moments = moments or [read_manifest(folder)["metrics"] for _, folder in made]
     tried = {rate: seeds[0].peer(rate, moments[0]) for rate in RATES}
     best = max(tried, key=lambda rate: tried[rate]["gold"])

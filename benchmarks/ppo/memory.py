@@ -21,10 +21,10 @@ from work import RESULT, Work, result_of
 
 from align.config.root import ModelConfig
 from align.models.adapters import with_new_adapter
+from align.models.backbone import hidden_size, hidden_states, response_logprobs, states_before
 from align.models.base import find_base
 from align.models.load import load_base
 from align.models.roles import linear
-from align.models.trunk import hidden_size, hidden_states, response_logprobs, states_before
 from align.track import peak_rss_mb
 from align.types import Rollout
 
@@ -85,12 +85,13 @@ def main() -> None:
         print(RESULT + str(peak_rss_mb() - imports))
         return
     table = {}
-    print(f"{'':<28}{'one base':>10}{'four models':>13}{'ratio':>7}   MB over the imports, {given.rows} rows")
-    for dtype, trunk in (("nf4", "own"), ("nf4", "policy"), ("bfloat16", "own"), ("float32", "own")):
-        work = Work(given.model, given.rows, RESPONSE, 1, 1, dtype, value_trunk=trunk)
+    print(f"{'':<31}{'one base':>10}{'four models':>13}{'ratio':>7}   MB over the imports, {given.rows} rows")
+    for dtype, backbone in (("nf4", "own"), ("nf4", "policy"), ("bfloat16", "own"), ("float32", "own")):
+        work = Work(given.model, given.rows, RESPONSE, 1, 1, dtype, value_backbone=backbone)
         ours, theirs = measured("together", work), measured("apart", work)
-        table[f"{dtype}, value on {trunk}"] = {"together_mb": round(ours), "apart_mb": round(theirs)}
-        print(f"{dtype + ', value_trunk=' + trunk:<28}{ours:>10.0f}{theirs:>13.0f}{ours / theirs:>7.2f}", flush=True)
+        table[f"{dtype}, value on {backbone}"] = {"together_mb": round(ours), "apart_mb": round(theirs)}
+        row = f"{dtype}, value_backbone={backbone}"
+        print(f"{row:<31}{ours:>10.0f}{theirs:>13.0f}{ours / theirs:>7.2f}", flush=True)
     if given.save:
         given.save.write_text(json.dumps(table, indent=2) + "\n")
 

@@ -57,7 +57,7 @@ def loaded(work: Work, folder: Path) -> Roles:
     """The roles from what `make_adapters` made."""
     base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
     model = load_base(base, method, torch.device(work.device), dtype)
-    return Roles(model, folder / "init", [folder / "reward"], (8, 16), work.value_trunk)
+    return Roles(model, folder / "init", [folder / "reward"], (8, 16), work.value_backbone)
 
 
 def gemm_peak(dtype: torch.dtype, size: int = 2048, times: int = 5) -> float:

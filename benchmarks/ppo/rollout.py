@@ -16,9 +16,9 @@ from work import PROMPTS, Work, report
 
 from align.config.root import ModelConfig
 from align.data.chat import encode_prompts
+from align.models.backbone import pad
 from align.models.base import find_base
 from align.models.load import load_tokenizer
-from align.models.trunk import pad
 from align.rollout.hf import HfEngine
 from align.types import Conversation, Message
 

@@ -53,10 +53,10 @@ def rows() -> dict[str, Row]:
     long = replace(smol, epochs=4, tokens=64, fixed=False)
     pocket = replace(smol, model="pocket", batch=32, updates=4)
     sampled = replace(smol, tokens=64)
-    policy = {"value_trunk": "policy"}
+    policy = {"value_backbone": "policy"}
     return {
         "smollm2 fp32, ours at its best": Row(replace(smol, dtype="float32"), replace(smol, **policy), 2.5, 0.25),
-        "smollm2 bf16, own value trunk": Row(smol, smol, 1.8, 0.4),
+        "smollm2 bf16, own value backbone": Row(smol, smol, 1.8, 0.4),
         "smollm2 bf16, value on the policy": Row(smol, replace(smol, **policy), 2.2, 0.4),
         "smollm2 NF4 on ours": Row(smol, replace(smol, dtype="nf4", **policy), 1.5, 0.3),
         "smollm2 bf16, 4 epochs, real lengths": Row(long, replace(long, **policy), 2.5),
@@ -145,23 +145,23 @@ def compared(a: dict[str, float], b: dict[str, float], row: Row) -> dict[str, An
     }
     asked = {"samples_per_s": row.speed, "peak_rss": row.memory}
     learns = row.scripts[0] == "peer.py"
-    trunk = {"peer": "a second model", "ours": row.ours.value_trunk} if learns else None
-    return {"peer": a, "ours": b, "ratio": ratio, "asked": asked, "value_trunk": trunk}
+    backbone = {"peer": "a second model", "ours": row.ours.value_backbone} if learns else None
+    return {"peer": a, "ours": b, "ratio": ratio, "asked": asked, "value_backbone": backbone}
 
 
 def markdown(found: dict[str, Any]) -> str:
     """The table of README.md."""
-    columns = "work|our trunk|peer: samples/s, MB|ours|ratio.samples_per_s|asked|ratio.peak_rss|asked|of GEMM peak"
+    columns = "work|our backbone|peer: samples/s, MB|ours|ratio.samples_per_s|asked|ratio.peak_rss|asked|of GEMM peak"
     lines = [f"| {columns.replace('|', ' | ')} |", "|---|---|---|---|---|---|---|---|---|"]
     for name, row in found["rows"].items():
-        trunk = f"`{row['value_trunk']['ours']}`" if row["value_trunk"] else "–"
+        backbone = f"`{row['value_backbone']['ours']}`" if row["value_backbone"] else "–"
         sides = (f"{row[side]['samples_per_s']:.2f}, {row[side]['peak_rss_mb']:.0f}" for side in ("peer", "ours"))
         speed, memory = (
             f"{row['ratio'][key]:.2f} | {f'{sign} {asked:g}' if (asked := row['asked'][key]) else '–'}"
             for key, sign in (("samples_per_s", "≥"), ("peak_rss", "≤"))
         )
         share = f"{row['ours']['gemm_peak_share']:.0%}" if "gemm_peak_share" in row["ours"] else "–"
-        lines.append(f"| {name} | {trunk} | {' | '.join(sides)} | {speed} | {memory} | {share} |")
+        lines.append(f"| {name} | {backbone} | {' | '.join(sides)} | {speed} | {memory} | {share} |")
     return "\n".join(lines) + "\n"
 
 

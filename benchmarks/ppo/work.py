@@ -29,7 +29,7 @@ class Work:
         updates: how many; the first warms up and is not counted.
         dtype: of the weights; `nf4` on our side is bf16 compute.
         fixed: True where every response has `tokens` tokens, False where it ends with its own end of turn.
-        value_trunk: ours; the peer has a second model.
+        value_backbone: ours; the peer has a second model.
         micro_batch: ours; rows of one pass, all of them unless said.
         device: ours; the peer runs on the CPU.
     """
@@ -41,7 +41,7 @@ class Work:
     updates: int
     dtype: str
     fixed: bool = True
-    value_trunk: str = "own"
+    value_backbone: str = "own"
     micro_batch: int | None = None
     device: str = "cpu"
 

@@ -76,7 +76,7 @@ def test_ppo_scores_by_the_reward_models_own_tokenizer_and_template(
         return scores
 
     monkeypatch.setattr(LearnedReward, "score", noted)
-    words = [f"run.root={ready.root}", "init=sft:s", "reward.ref=reward:other", "stage.value_trunk=policy"]
+    words = [f"run.root={ready.root}", "init=sft:s", "reward.ref=reward:other", "stage.value_backbone=policy"]
     assert main([*ready.ppo, *words]) == 0
     folder = Path(capfd.readouterr().out.splitlines()[-1])
     assert len(calls) == 3  # the reference's answers, and those of two updates

@@ -49,16 +49,16 @@ def ended(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) -> Pa
     return Path(capfd.readouterr().out.splitlines()[-1])
 
 
-@pytest.mark.parametrize("trunk", ["own", "policy", "frozen"])
+@pytest.mark.parametrize("backbone", ["own", "policy", "frozen"])
 def test_every_weight_of_the_policy_moves_and_nothing_else(
-    root: Path, command: list[str], trunk: str, capfd: pytest.CaptureFixture[str]
+    root: Path, command: list[str], backbone: str, capfd: pytest.CaptureFixture[str]
 ):
-    folder = ended([*command, f"stage.value_trunk={trunk}"], root, capfd)
+    folder = ended([*command, f"stage.value_backbone={backbone}"], root, capfd)
     before, after = (load_file(f / "artifact" / "model.safetensors") for f in (root / "full" / "f", folder))
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before)
     assert (folder / "artifact" / "value" / "value_head.safetensors").is_file()
-    assert (folder / "artifact" / "value" / "adapter_config.json").is_file() == (trunk == "own")
+    assert (folder / "artifact" / "value" / "adapter_config.json").is_file() == (backbone == "own")
     rows = read_rows(folder / "metrics.jsonl")
     assert abs(rows[0]["first_ratio"] - 1) < 1e-5
     assert abs(rows[0]["kl"]) < 1e-4 < abs(rows[-1]["kl"])

@@ -20,7 +20,7 @@ def test_every_stage_under_lora(tmp_path: Path, chats: Path, tiny_model: Path) -
     shop = Workshop(tmp_path / "runs", chats)
     shop.run("sft", "model=hub", f"model.path={tiny_model}", "method=lora", "method.r=4", *SFT)
     shop.up_to_reward()  # nobody says method=lora again: the adapter knows
-    done = read_manifest(shop.run("ppo", *PPO, "stage.value_trunk=policy"))
+    done = read_manifest(shop.run("ppo", *PPO, "stage.value_backbone=policy"))
     assert done["identity"]["config"]["method"]["name"] == "lora"
     assert done["metrics"]["quantised_layers"] == 0
     assert shop.status("stage=eval", "method=qlora", *shop.on_file) == 2
@@ -35,7 +35,7 @@ def test_every_stage_in_bf16(tmp_path: Path, chats: Path, tiny_model: Path, meth
     shop = Workshop(tmp_path / "runs", chats, "dtype=bfloat16")
     tuned = shop.run("sft", "model=hub", f"model.path={tiny_model}", f"method={method}", "method.r=4", *SFT)
     shop.up_to_reward()
-    done = shop.run("ppo", *PPO, f"stage.value_trunk={'own' if method == 'qlora' else 'frozen'}")
+    done = shop.run("ppo", *PPO, f"stage.value_backbone={'own' if method == 'qlora' else 'frozen'}")
     for run in (tuned, done):
         assert {t.dtype for t in read_tensors(run / "artifact").values()} == {torch.float32}
     assert abs(read_rows(done / "metrics.jsonl")[0]["first_ratio"] - 1) < 0.02

@@ -82,15 +82,15 @@ def test_a_sum_of_a_model_and_rules(without_ref: Ready, capfd: pytest.CaptureFix
     assert rows(Path(capfd.readouterr().out.splitlines()[-1]))[0]["score_std"] > 0
 
 
-@pytest.mark.parametrize("trunk", ["own", "frozen"])
+@pytest.mark.parametrize("backbone", ["own", "frozen"])
 def test_without_any_reward_model_the_critic_starts_from_the_policy(
-    without_ref: Ready, capfd: pytest.CaptureFixture[str], trunk: str
+    without_ref: Ready, capfd: pytest.CaptureFixture[str], backbone: str
 ):
     rules = "reward.rules=[{rule: regex, pattern: '[aeiou]'}, {rule: length, low: 2, high: 9}]"
-    words = ["reward=rules", rules, f"stage.value_trunk={trunk}"]
+    words = ["reward=rules", rules, f"stage.value_backbone={backbone}"]
     assert main([*without_ref.ppo, f"run.root={without_ref.root}", *words]) == 0
     critic = Path(capfd.readouterr().out.splitlines()[-1]) / "artifact" / "value"
-    adapter = {"adapter_config.json", "adapter_model.safetensors"} if trunk == "own" else set()
+    adapter = {"adapter_config.json", "adapter_model.safetensors"} if backbone == "own" else set()
     assert {p.name for p in critic.iterdir()} == {"value_head.safetensors"} | adapter
 
 

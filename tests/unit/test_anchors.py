@@ -44,9 +44,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
     return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
-def anchors(world: World, trunk: str = "own", bootstrap: bool = False, **changes: Any) -> dict[str, Anchor]:
+def anchors(world: World, backbone: str = "own", bootstrap: bool = False, **changes: Any) -> dict[str, Anchor]:
     """All of them, by name. `changes` go into what `experience` and the losses are told."""
-    roles = world.roles(trunk=trunk)
+    roles = world.roles(backbone=backbone)
     with torch.no_grad():  # as after some updates: a policy that is the reference would hide a swap
         for parameter in (p for role in ("policy", "value") for p in roles.parameters_of(role)):
             parameter += 0.02 * torch.randn_like(parameter)
@@ -68,9 +68,9 @@ def failing(found: dict[str, Anchor]) -> set[str]:
     return {name for name, anchor in found.items() if not anchor.holds}
 
 
-@pytest.mark.parametrize("trunk", ["own", "policy", "frozen"])
-def test_all_hold(world: World, trunk: str):
-    found = anchors(world, trunk)
+@pytest.mark.parametrize("backbone", ["own", "policy", "frozen"])
+def test_all_hold(world: World, backbone: str):
+    found = anchors(world, backbone)
     assert failing(found) == set()
     assert len(found) == 12
 
@@ -220,7 +220,7 @@ def test_a_value_loss_that_reaches_the_policy(world: World, monkeypatch: pytest.
         read = logprobs(self, role, rollout, temperature, train)
         if not train:
             return read
-        from align.models.trunk import states_before
+        from align.models.backbone import states_before
 
         with self.use(role, train):
             return read._replace(states_BTD=states_before(self.model, rollout))

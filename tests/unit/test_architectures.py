@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from align.errors import InputError
-from align.models import architectures, plain, trunk
+from align.models import architectures, backbone, plain
 from align.models.architectures import FAST, Route, route, settings, table
+from align.models.backbone import answered, hidden_states, picked_logprobs, response_logprobs
 from align.models.base import base_in
 from align.models.load import load_base
-from align.models.trunk import answered, hidden_states, picked_logprobs, response_logprobs
 from align.run import Base
 from align.types import Rollout
 
@@ -151,8 +151,8 @@ def test_what_is_proven_is_probed_too_for_its_numbers(tmp_path: Path, monkeypatc
     """The table does not compare them: a scale that the fast path read wrongly is seen where the model loads."""
     base = saved(tmp_path, "granite", logits_scaling=3.0)
     assert plain.route_of(load_base(base, "lora", CPU, FP32)) == FAST
-    whole = trunk.lm_head
-    monkeypatch.setattr(trunk, "lm_head", lambda model: lambda hidden: 0.5 * whole(model)(hidden))
+    whole = backbone.lm_head
+    monkeypatch.setattr(backbone, "lm_head", lambda model: lambda hidden: 0.5 * whole(model)(hidden))
     with pytest.raises(InputError, match="rows beside each other are not what the model says"):
         load_base(base, "lora", CPU, FP32)
 

@@ -29,6 +29,8 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
     [
         ("foo=1", "seed=1", "foo", "1", "is not a key. `python -m align stage=sft --cfg job` shows every key."),
         ("stage.lrr=3", "stage.lr=3", "stage.lrr", "3", "is not a key. Did you mean stage.lr?"),
+        ("stage=ppo stage.value_trunk=own", "stage=ppo stage.value_backbone=own", "stage.value_trunk", "own",
+         "is called stage.value_backbone now. Write stage.value_backbone=own."),
         ("modell=pocket", "model=pocket", "modell", "pocket", "Did you mean model?"),
         ("model.pth=x", "model.path=x", "model.pth", "x", "Did you mean model.path?"),
         ("stage.foo.bar=1", "stage.epochs=1", "stage.foo.bar", "1", "is not a key"),

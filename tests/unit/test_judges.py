@@ -156,7 +156,7 @@ def test_a_base_that_a_run_made_counts(tmp_path: Path) -> None:
 
 
 def test_a_reward_model_that_came_from_an_optimised_policy_is_no_policy(tmp_path: Path) -> None:
-    """The policy was optimised against what the reward model says, not against what its trunk once pleased."""
+    """The policy was optimised against what the reward model says, not against what its backbone once pleased."""
     before = made(tmp_path, "ppo", "before", {}, KINDS["sentiment"][0])
     reward = made(tmp_path, "reward", "r", {"init": before})
     policy = made(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from align.models.adapters import with_new_adapter
+from align.models.backbone import base_model, hidden_states, response_logprobs
 from align.models.lean import decoding, llama, lora, make_lean
 from align.models.lean.cache import ReservedCache
-from align.models.trunk import base_model, hidden_states, response_logprobs
 from align.rollout.hf import HfEngine, forward
 from align.types import Rollout
 

@@ -120,13 +120,13 @@ def test_the_first_ratio_is_nearly_1_on_others(world: World):
     assert figures["ratio"] != figures["first_ratio"]
 
 
-@pytest.mark.parametrize("trunk", ["own", "policy", "frozen"])
+@pytest.mark.parametrize("backbone", ["own", "policy", "frozen"])
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_the_pass_that_estimates_is_the_one_that_is_learned_from(world: World, trunk: str, epochs: int):
+def test_the_pass_that_estimates_is_the_one_that_is_learned_from(world: World, backbone: str, epochs: int):
     """Where the whole batch is one micro-batch its graph is kept, whoever plays in between; else it is made anew."""
     rollout, moved, passes = ragged_rollout(), [], []
     for held in (True, False):
-        roles = world.roles(trunk=trunk)
+        roles = world.roles(backbone=backbone)
         taken = roles.logprobs
         roles.logprobs = lambda *a, taken=taken, **k: passes.append(a[0]) or taken(*a, **k)
         rows = {"micro_batch": 6 if held else 4, "minibatches": 1}

@@ -73,13 +73,13 @@ def passes(roles: Roles) -> list[bool]:
     return made
 
 
-@pytest.mark.parametrize(("trunk", "by_reward"), [("own", True), ("own", False), ("policy", True), ("frozen", True)])
+@pytest.mark.parametrize(("backbone", "by_reward"), [("own", True), ("own", False), ("policy", True), ("frozen", True)])
 @pytest.mark.parametrize("held", [True, False])
 def test_layers_computed_again_give_the_gradient_of_those_that_are_kept(
-    world: World, monkeypatch: pytest.MonkeyPatch, trunk: str, by_reward: bool, held: bool
+    world: World, monkeypatch: pytest.MonkeyPatch, backbone: str, by_reward: bool, held: bool
 ):
     monkeypatch.setattr(llama, "suits", lambda *a: False)
-    kept, again = world.roles(trunk=trunk), world.roles(trunk=trunk)
+    kept, again = world.roles(backbone=backbone), world.roles(backbone=backbone)
     assert again.quantised_layers() == 14
     made, micro_batch = experience(kept), 6 if held else 4
     expected = gradients(kept, made, None, micro_batch)
@@ -88,7 +88,7 @@ def test_layers_computed_again_give_the_gradient_of_those_that_are_kept(
     interrupted(again, by_reward)
     computed = passes(again)
     found = gradients(again, made, again.held(ROLLOUT, TEMPERATURE) if held else None, micro_batch)
-    assert computed.count(True) == (1 if held else 2) * (2 if trunk == "own" else 1) * 2  # forwards, and each again
+    assert computed.count(True) == (1 if held else 2) * (2 if backbone == "own" else 1) * 2  # forwards, and each again
     for role, vector in expected.items():
         assert vector.norm() > 1e-4
         assert (found[role] - vector).norm() <= 1e-6 * vector.norm(), role

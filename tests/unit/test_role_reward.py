@@ -19,8 +19,8 @@ from align.config.compose import check, compose_raw
 from align.config.scorers import LearnedReward
 from align.data.chat import CHATML, Prompt, encode_prompts, stop_token_ids
 from align.errors import InputError
+from align.models.backbone import answered
 from align.models.load import load_classifier, load_tokenizer
-from align.models.trunk import answered
 from align.run import Artifact
 from align.stages.scoring import same_template, scorer
 from align.types import Conversation, Message, Rollout

@@ -19,9 +19,9 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 from align.data.chat import encode_judged
 from align.errors import CorruptFile
 from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, save_adapter, with_new_adapter
+from align.models.backbone import response_logprobs
 from align.models.load import keep_unpacked, load_classifier, load_tokenizer
 from align.models.roles import Roles, adapter_in, last_real
-from align.models.trunk import response_logprobs
 from align.ops.losses import policy_loss, value_loss
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
@@ -131,15 +131,15 @@ def test_the_value_role_starts_at_0_from_the_reward_adapter(world: World):
     assert all(torch.equal(tensors[a], tensors[b]) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("trunk", "role"), [("policy", "policy"), ("frozen", "reward")])
-def test_a_value_head_on_another_roles_trunk(world: World, rollout: Rollout, trunk: str, role: Any):
-    roles = world.roles(trunk=trunk)
+@pytest.mark.parametrize(("backbone", "role"), [("policy", "policy"), ("frozen", "reward")])
+def test_a_value_head_on_another_roles_backbone(world: World, rollout: Rollout, backbone: str, role: Any):
+    roles = world.roles(backbone=backbone)
     assert not any(".value." in name for name, _ in roles.model.named_parameters())
     assert roles.parameters_of("value") == [roles.value_head.weight]
     states = roles.logprobs(role, rollout, 1.0).states_BTD
     expected = roles.value_head(states).squeeze(-1)
     assert torch.equal(roles.values(rollout), expected)
-    assert torch.equal(roles.values(rollout, policy_states_BTD=states if trunk == "policy" else -states), expected)
+    assert torch.equal(roles.values(rollout, policy_states_BTD=states if backbone == "policy" else -states), expected)
     losses(roles, rollout)
     assert gradients(roles) == {"policy", "value_head"}
     policy = [p.grad.clone() for p in roles.parameters_of("policy") if p.grad is not None]

@@ -12,7 +12,7 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from align.models.trunk import pad, response_logprobs
+from align.models.backbone import pad, response_logprobs
 from align.ops.philox import uniforms
 from align.rollout.engine import response_ids, response_texts
 from align.rollout.hf import HfEngine, draw

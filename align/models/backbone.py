@@ -1,4 +1,4 @@
-"""A causal language model in two halves: the trunk that makes hidden states, and the head that makes logits.
+"""A causal language model in two halves: the backbone that makes hidden states, and the head that makes logits.
 
 Where `align.models.architectures` has not seen that the halves make the whole, the model's own forward is asked
 (`align.models.plain`).
