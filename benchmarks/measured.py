@@ -22,7 +22,7 @@ from align.export.merged import merge
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.architectures import Route, settings
 from align.models.backbone import answered, hidden_states, pad, picked_logprobs
-from align.models.lean import make_lean
+from align.models.fastpath import use_fast_path
 from align.models.load import load_tokenizer
 from align.models.plain import decoder_of
 from align.models.pocket import pocket_folder
@@ -187,7 +187,7 @@ def packs(model: Any, asked: Asked) -> bool:
 def on_route(folder: Path, route: Route) -> Any:
     model = oracle(folder).requires_grad_(False)
     model.align_route = route
-    make_lean(model)
+    use_fast_path(model)
     return model
 
 

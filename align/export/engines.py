@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from align.models.lean import plainly
+from align.models.fastpath import without_fast_path
 from align.models.load import in_fp32, keep_unpacked, nf4
 
 Rows = Sequence[Sequence[int]]
@@ -32,7 +32,7 @@ def logits_of(model: Any, rows: Rows) -> list[Tensor]:
     """fp32 logits on the CPU, [S, V] for each row; one row at a time, so that no padding has a say, and by the forwards
     that the engine came with."""
     device = next(model.parameters()).device
-    with plainly(model):
+    with without_fast_path(model):
         return [model(input_ids=torch.tensor([list(row)], device=device)).logits[0].float().cpu() for row in rows]
 
 

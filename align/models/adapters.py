@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align.errors import CorruptFile, InputError
+from align.models.fastpath import use_fast_path
 from align.models.finite import RESTORE, check_tensors
-from align.models.lean import make_lean
 from align.run import Base, json_object, out_of_memory, write_json
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -80,7 +80,7 @@ def lora(model: Any, r: int, alpha: int, classifier: bool = False) -> LoraConfig
 def with_new_adapter(model: Any, r: int, alpha: int, classifier: bool = False) -> PeftModel:
     """The model wrapped with a fresh adapter that changes nothing yet (`lora_B` is zero)."""
     wrapped = get_peft_model(model, lora(model, r, alpha, classifier))
-    make_lean(wrapped)
+    use_fast_path(wrapped)
     return wrapped  # pyright: ignore[reportReturnType]
 
 
@@ -159,7 +159,7 @@ def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored:
             field, str(folder), f"does not fit this base ({type(error).__name__}: {what_differs(str(error))})",
             "Use the base that it was trained on.",
         ) from error  # fmt: skip
-    make_lean(model)
+    use_fast_path(model)
     placed = tensors_of(model, name).keys() | ({SCORE_KEY} if scored else set())
     if strangers := sorted(given.keys() - placed):
         raise CorruptFile(

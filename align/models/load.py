@@ -18,8 +18,8 @@ from transformers import logging as transformers_logging
 
 from align.errors import CorruptFile, InputError
 from align.models.base import BUILT_IN
+from align.models.fastpath import use_fast_path
 from align.models.finite import check_file
-from align.models.lean import make_lean
 from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.models.plain import route_of
 from align.models.probe import probe
@@ -160,7 +160,7 @@ def load_base(
         )  # fmt: skip
     keep_unpacked(model)
     model.requires_grad_(method == "full")
-    make_lean(model)
+    use_fast_path(model)
     settle(model.eval(), base)
     return model
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from align.errors import InputError
 from align.models.backbone import answered, picked_logprobs
-from align.models.lean import plainly
+from align.models.fastpath import without_fast_path
 from align.models.plain import base_model, decoder_of, hidden_states, route_of, without_settings
 from align.run import Base, out_of_memory
 
@@ -49,7 +49,7 @@ def probe(model: Any, base: Base) -> None:
 def of_logits(model: Any) -> str:
     """What is wrong with a causal language model; empty where nothing is."""
     rows = random_rows(model)
-    with plainly(model):
+    with without_fast_path(model):
         alone = [own_logprobs(model, row) for row in rows]
         if not route_of(model).proven and (problem := of_itself(model, rows, alone)):
             return problem
@@ -91,7 +91,7 @@ def own_logprobs(model: Any, row: Tensor) -> Tensor:
 def of_states(model: Any) -> str:
     """The same of a model without a head on its vocabulary, by its last hidden states."""
     rows, decoder = random_rows(model), decoder_of(model)
-    with plainly(model):
+    with without_fast_path(model):
         shorter = [decoder(input_ids=row[None, :-2], use_cache=False).last_hidden_state[0] for row in rows]
     width = max(map(len, rows))
     tokens = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0)) for row in rows])

@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from align.errors import CorruptFile
 from align.models.adapters import SCORE_KEY, attach, lora, read_tensors, save_adapter
 from align.models.backbone import base_model, hidden_size, hidden_states, read_response, states_before
-from align.models.lean import make_lean
+from align.models.fastpath import use_fast_path
 from align.run import Base
 from align.types import Rollout
 
@@ -129,7 +129,7 @@ class Roles:
             self.model.add_adapter(name, lora(base_model(self.model), *fresh))
         else:
             self.model = PeftModel(self.model, lora(self.model, *fresh), name)
-        make_lean(self.model)
+        use_fast_path(self.model)
 
     def parameters_of(self, role: Role) -> list[nn.Parameter]:
         """What an optimiser of `role` holds: its weights, and for the value role its head."""

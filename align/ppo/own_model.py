@@ -17,7 +17,7 @@ from torch import Tensor
 
 from align.models.backbone import base_model
 from align.models.chunks import by_length
-from align.models.lean import plainly
+from align.models.fastpath import without_fast_path
 from align.models.plain import decoder_of
 from align.models.roles import Held, Roles
 from align.ops.losses import value_loss
@@ -72,9 +72,9 @@ class Setting:
         )
         return {role: taken(self.roles, role) for role in ("policy", "value")}, figures
 
-    def plainly(self) -> AbstractContextManager[None]:
+    def without_fast_path(self) -> AbstractContextManager[None]:
         """With transformers' and PEFT's own forwards, backward passes too: these may make layers again."""
-        return plainly(self.roles.model, self.roles.policy)
+        return without_fast_path(self.roles.model, self.roles.policy)
 
     def within(self, exact: float, rounded: float) -> float:
         """A tolerance."""
@@ -189,7 +189,7 @@ def by_definition(setting: Setting) -> Anchor:
     """What the learner reads is what the definitions give on plain logits: a swapped role, a wrong mask, position,
     shift, sign or whitening shows."""
     (made, _), mask = setting.experience(), setting.rollout.response_mask_BT
-    with setting.plainly():
+    with setting.without_fast_path():
         expected = told(setting)
     off = max(
         relative(found[mask].double(), right)
@@ -208,7 +208,7 @@ def first_gradient(setting: Setting) -> Anchor:
     roles, rollout, (made, _) = setting.roles, setting.rollout, setting.experience()
     found = setting.gradients(made, setting.micro_batch)[0]["policy"]
     count = float(rollout.response_mask_BT.sum())
-    with setting.plainly():
+    with setting.without_fast_path():
         for b in range(len(rollout.ended_B)):
             reference = plain_logprobs(setting, "reference", b)
             log_p = plain_logprobs(setting, "policy", b, train=True)
@@ -226,7 +226,7 @@ def value_gradient(setting: Setting) -> Anchor:
     roles, rollout, (made, _) = setting.roles, setting.rollout, setting.experience()
     found = setting.gradients(made, setting.micro_batch)[0]["value"]
     count = float(rollout.response_mask_BT.sum())
-    with setting.plainly():
+    with setting.without_fast_path():
         for b in range(len(rollout.ended_B)):
             values = plain_values(setting, b, train=True)[:-1]
             roles.trains("value")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache
 
 from align.models.backbone import lm_head, pad
-from align.models.lean.cache import ReservedCache
+from align.models.fastpath.cache import ReservedCache
 from align.models.plain import decoder_of, route_of
 from align.ops.philox import uniforms
 from align.rollout.engine import NotFinite, joined

@@ -100,7 +100,7 @@ def test_killed_it_goes_on_to_the_bit(
 def test_recomputed_layers_change_nothing(
     root: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """In bf16 too. (The mean ratio hides how old and new logprobs are rounded: `test_lean` looks at that.)"""
+    """In bf16 too. (The mean ratio hides how old and new logprobs are rounded: `test_fastpath` looks at that.)"""
     passes: list[int] = []
     real = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda *given: passes.append(1) or real(*given))

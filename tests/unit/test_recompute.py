@@ -15,7 +15,7 @@ from tiny_roles import World, make_world, ragged_rollout
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from align.models.lean import llama
+from align.models.fastpath import llama
 from align.models.roles import TRAINABLE, Held, Role, Roles
 from align.ppo.experience import Experience
 from align.ppo.update import accumulate

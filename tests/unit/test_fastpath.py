@@ -23,8 +23,8 @@ from transformers import (
 
 from align.models.adapters import with_new_adapter
 from align.models.backbone import base_model, hidden_states, response_logprobs
-from align.models.lean import decoding, llama, lora, make_lean
-from align.models.lean.cache import ReservedCache
+from align.models.fastpath import decoding, llama, lora, use_fast_path
+from align.models.fastpath.cache import ReservedCache
 from align.rollout.hf import HfEngine, forward
 from align.types import Rollout
 
@@ -61,21 +61,21 @@ def outcome(model: Any, rollout: Rollout | None = None) -> tuple[Tensor, dict[st
 
 def assert_same(model: Any, rollout: Rollout | None = None) -> None:
     """The short way and the long one give the same logprobs and gradients, in fp32 up to rounding."""
-    make_lean(model)
+    use_fast_path(model)
     short, gradients = outcome(model, rollout)
     long, expected = outcome(fat(model), rollout)
     assert_close(short, long, atol=2e-5, rtol=1e-5)
     assert gradients.keys() == expected.keys() != set()
     for name, gradient in expected.items():
         assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
-    make_lean(model)
+    use_fast_path(model)
     with torch.no_grad():
         again = response_logprobs(model, rollout or ragged_rollout(), 1.0)[0]
     assert torch.equal(again, short)  # the first ratio of PPO is 1 to the bit
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
-def test_lean_lora_is_lora(world: World, method: str, monkeypatch: pytest.MonkeyPatch):
+def test_fastpath_lora_is_lora(world: World, method: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(llama, "suits", lambda *a: False)  # its layers alone
     model = with_new_adapter(world.load(method), 4, 8)
     shake(model)
@@ -92,7 +92,7 @@ def test_what_is_more_than_lora_goes_the_long_way(tiny_model: Path, special: dic
     model.train("lora_dropout" in special)
     torch.manual_seed(0)
     expected = model(input_ids=ids).logits
-    make_lean(model)
+    use_fast_path(model)
     torch.manual_seed(0)
     assert_close(model(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert not passes
@@ -106,7 +106,7 @@ def test_adapters_are_switched_off_and_summed(tiny_model: Path):
     shake(model)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    make_lean(model)
+    use_fast_path(model)
     target, x = model.base_model.model[0], torch.randn(3, 8)
     assert target.forward.__func__ is lora.forward
     low = {
@@ -150,7 +150,7 @@ def made(config: PreTrainedConfig, targets: str | list[str] = "all-linear") -> A
         weight.data = 4 * weight if weight.dim() == 2 else weight + 0.1 * torch.randn_like(weight)
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
     shake(model)
-    make_lean(model)
+    use_fast_path(model)
     return model
 
 
@@ -205,7 +205,7 @@ def test_in_bf16_it_is_as_near_to_fp32_as_transformers_is():
             if not weight.requires_grad:
                 setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
     errors = []
-    for prepared in (make_lean, fat):
+    for prepared in (use_fast_path, fat):
         prepared(model)
         logprobs, gradients = outcome(model)
         assert {g.dtype for g in gradients.values()} == {torch.float32}
@@ -297,7 +297,7 @@ def test_rollouts_are_the_same_either_way(model: Any, passes: list[str], copies:
 def test_rollouts_on_four_bits_and_with_some_adapters(world: World, passes: list[str], copies: None):
     model = get_peft_model(world.load(), LoraConfig(r=4, target_modules=["k_proj", "up_proj"], task_type="CAUSAL_LM"))
     shake(model)
-    make_lean(model)
+    use_fast_path(model)
     fast = HfEngine(STOPS, PAD, 12).generate(model, PROMPTS, range(len(PROMPTS)))
     assert "one_token" in passes
     slow = HfEngine(STOPS, PAD, 12).generate(fat(model), PROMPTS, range(len(PROMPTS)))
@@ -358,8 +358,15 @@ def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):
 def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.MonkeyPatch, passes: list[str]):
     model = made(FAMILIES["qwen3"])
     slow = HfEngine(STOPS, PAD, 8).generate(fat(model), PROMPTS, range(len(PROMPTS)))
-    make_lean(model)
+    use_fast_path(model)
     monkeypatch.setattr(llama, "LONGEST", 4)
     mixed = HfEngine(STOPS, PAD, 8).generate(model, PROMPTS, range(len(PROMPTS)))
     assert not passes
     assert torch.equal(mixed.tokens_BS, slow.tokens_BS)
+
+
+def test_a_model_on_another_device_keeps_its_own_forwards():
+    """Nobody has measured the fast path there."""
+    model = fat(made(FAMILIES["qwen3"])).to("meta")
+    use_fast_path(model)
+    assert not any("forward" in vars(module) for module in model.modules())

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from align.models.lean.cache import ReservedCache
-from align.models.lean.decoding import one_token, steady
-from align.models.lean.weights import Decoder, Layer, NotPlainError, read
-from align.ops.attention import Places, causal_attention
-from align.ops.layers import Again, Matrix, projected, rms_norm, rotated, swiglu
+from align.models.fastpath.attention import Places, causal_attention
+from align.models.fastpath.cache import ReservedCache
+from align.models.fastpath.decoding import one_token, steady
+from align.models.fastpath.layers import Again, Matrix, projected, rms_norm, rotated, swiglu
+from align.models.fastpath.weights import Decoder, Layer, NotPlainError, read
 
 FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 UNKNOWN = ("output_attentions", "output_hidden_states", "inputs_embeds")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.ops.layers import Matrix, projected
+from align.models.fastpath.layers import Matrix, projected
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -10,8 +10,8 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 
-from align.models.lean.lora import active_on, is_lora
-from align.ops.layers import LowRank, Matrix
+from align.models.fastpath.layers import LowRank, Matrix
+from align.models.fastpath.lora import active_on, is_lora
 
 
 class Layer(NamedTuple):

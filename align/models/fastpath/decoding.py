@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
-from align.models.lean.cache import ReservedCache
-from align.models.lean.weights import Decoder
-from align.ops.layers import Matrix, stacked, turn
+from align.models.fastpath.cache import ReservedCache
+from align.models.fastpath.layers import Matrix, stacked, turn
+from align.models.fastpath.weights import Decoder
 from align.ops.linear import linear, packed
 
 COPY = 1 << 30
