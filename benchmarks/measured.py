@@ -29,7 +29,7 @@ from align.models.pocket import pocket_folder
 from align.models.roles import Roles
 from align.ops.moments import Moments
 from align.ppo.estimates import estimated
-from align.ppo.experience import earned, experience
+from align.ppo.experience import experience, shaped_scores
 from align.ppo.update import update
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
@@ -299,15 +299,16 @@ def one_update_of_ppo(folder: Path, route: Route, asked: Asked, scratch: Path) -
         hot = HfEngine(stop_ids=(7, 8, 9, 10), pad_id=PAD, max_new_tokens=NEW)
         rollout = hot.generate(model, asked.prompts, row_seeds(range(len(asked.prompts)), 1))
     scores = torch.tensor([0.5, -1.0, 1.0, 0.2])
-    price = {"score_scale": 1.0, "score_clip": None, "missing_eos_penalty": 0.1}
-    estimates, held = estimated(roles, rollout, temperature=1.0, micro_batch=2, minibatches=1)
+    shaping = {"score_scale": 1.0, "score_clip": None, "missing_eos_penalty": 0.1}
+    estimates, cached = estimated(roles, rollout, temperature=1.0, micro_batch=2, minibatches=1)
+    shaped = shaped_scores(scores, rollout, Moments(1, 0.0, 1.0), **shaping)
     made, _ = experience(
-        rollout, earned(scores, rollout, Moments(1, 0.0, 1.0), **price), *estimates, kl_coef=0.05, kl_estimator="k1",
-        kl_in_reward=True, gamma=1.0, lam=0.95, whiten_rewards=False,
+        rollout, shaped, *estimates, kl_coef=0.05, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95,
+        whiten_rewards=False,
     )  # fmt: skip
     optimiser = torch.optim.AdamW([{"params": roles.parameters_of(r), "lr": 1e-3} for r in ("policy", "value")])
     learned = update(
-        roles, optimiser, made, held, epochs=2, minibatch_count=1, max_grad_norm=1.0,
+        roles, optimiser, made, cached, epochs=2, minibatch_count=1, max_grad_norm=1.0,
         generator=torch.Generator().manual_seed(0), micro_batch=1, temperature=1.0, clip_range=0.2,
         value_clip_range=None, kl_loss_coef=0.0, kl_estimator="k1",
     )  # fmt: skip

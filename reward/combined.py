@@ -73,7 +73,7 @@ class Sum:
         return torch.stack([w * s.score(conversations, rollout) for w, s in self.parts]).sum(0)
 
 
-def judged(
+def scored(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """The scores [B]; of an ensemble also `disagreement`, the mean over answers of its members' standard deviation."""

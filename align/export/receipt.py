@@ -126,7 +126,7 @@ def accepting(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     return [replace(row, accepted=row.name in names) for row in rows]
 
 
-def judged(rows: Iterable[Row]) -> None:
+def require_passed(rows: Iterable[Row]) -> None:
     """Raises: InputError: a bound was missed and is not accepted."""
     failed = [row for row in rows if row.verdict == FAIL]
     if failed:

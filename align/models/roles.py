@@ -34,7 +34,7 @@ ADAPTER = re.compile(r"\.lora_\w+\.(\w+)(?:\.|$)")
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 
-class Read(NamedTuple):
+class ForwardOutput(NamedTuple):
     """What one pass of a role over a rollout says.
 
     Attributes:
@@ -48,10 +48,10 @@ class Read(NamedTuple):
     states_BTD: Tensor
 
 
-class Held(NamedTuple):
+class CachedForward(NamedTuple):
     """What policy and value say of a rollout, with the graphs behind it."""
 
-    read: Read
+    output: ForwardOutput
     values_BT: Tensor
 
 
@@ -176,11 +176,11 @@ class Roles:
             self._enter(role, train=True)
         self.value_head.requires_grad_(role == "value")
 
-    def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> Read:
+    def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
         """The response tokens under `role`."""
         with self.use(role, train) as model, torch.set_grad_enabled(train):
             logprobs, entropy, states = read_response(model, rollout, temperature)
-            return Read(logprobs, entropy, states.detach())
+            return ForwardOutput(logprobs, entropy, states.detach())
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
         """V of the state before each response token [B, T]; outside the mask unspecified.
@@ -198,10 +198,10 @@ class Roles:
         with torch.set_grad_enabled(train):
             return self.value_head(states.float()).squeeze(-1)
 
-    def held(self, rollout: Rollout, temperature: float) -> Held:
+    def cached_forward(self, rollout: Rollout, temperature: float) -> CachedForward:
         """A pass of policy and value with their graphs, for a backward pass later, whoever plays in between."""
-        read = self.logprobs("policy", rollout, temperature, train=True)
-        return Held(read, self.values(rollout, train=True, policy_states_BTD=read.states_BTD))
+        output = self.logprobs("policy", rollout, temperature, train=True)
+        return CachedForward(output, self.values(rollout, train=True, policy_states_BTD=output.states_BTD))
 
     def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """What a batch is learned from besides its scores: logprobs of policy and reference, values; each [B, T]."""

@@ -33,7 +33,7 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 ESTIMATORS = {"k1": kl_k1, "k3": kl_k3}
 
 
-def adapted(kl_coef: float, kl: float, target: float, horizon: float, samples: int) -> float:
+def update_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, samples: int) -> float:
     """The next KL coefficient: raised where the measured KL lies above its target, lowered below it.
 
         e = clip(kl / target − 1, −0.2, 0.2),   coef ← coef · (1 + e · samples / horizon)

@@ -18,7 +18,7 @@ from align.ops.kl import kl_k1
 from align.ops.losses import policy_loss, value_loss
 from align.ops.moments import Moments
 from align.ppo.closed_form import Problem, solved
-from align.ppo.experience import earned
+from align.ppo.experience import shaped_scores
 from align.types import Rollout
 
 
@@ -99,7 +99,7 @@ def scores_by_hand() -> Anchor:
     tokens = torch.ones(3, 2, dtype=torch.long)
     cut = Rollout(tokens, tokens.bool(), 1, torch.tensor([True, False, True]))
     raw, moments = torch.tensor([2.0, -1.0, 9.0], dtype=torch.double), Moments(4, 1.0, 16.0)
-    found = earned(raw, cut, moments, score_scale=0.4, score_clip=1.5, missing_eos_penalty=0.3)
+    found = shaped_scores(raw, cut, moments, score_scale=0.4, score_clip=1.5, missing_eos_penalty=0.3)
     off = farthest((found, torch.tensor([0.2, -0.7, 0.6], dtype=torch.double)))
     return Anchor("scores", "(raw − mean) / std, clipped, scaled, less a penalty for no end", off, 1e-9)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from align.models.roles import Read
+from align.models.roles import ForwardOutput
 from align.ppo.experience import experience
 from align.ppo.update import update
 from align.types import Rollout
@@ -92,12 +92,12 @@ class Tables:
     def parameters_of(self, role: str) -> list[nn.Parameter]:
         return [self.policy if role == "policy" else self.value]
 
-    def logprobs(self, role: str, rollout: Rollout, temperature: float, train: bool = False) -> Read:
+    def logprobs(self, role: str, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
         table = self.policy if role == "policy" else self.problem.reference
         numbers, width = self.problem.numbers(rollout), rollout.response_BT.shape[1]
         with torch.set_grad_enabled(train):
             picked = self.problem.logprobs(table / temperature)[numbers][:, :width]
-        return Read(picked, torch.zeros_like(picked).detach(), torch.empty(0))
+        return ForwardOutput(picked, torch.zeros_like(picked).detach(), torch.empty(0))
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
         states = self.problem.states[self.problem.numbers(rollout)][:, : rollout.response_BT.shape[1]]

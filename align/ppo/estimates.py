@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from align.models.chunks import in_chunks, several_in_chunks
-from align.models.roles import Held, Roles
+from align.models.roles import CachedForward, Roles
 from align.types import Rollout
 
 
@@ -23,7 +23,7 @@ class Estimates(NamedTuple):
 
 def estimated(
     roles: Roles, rollout: Rollout, *, temperature: float, micro_batch: int, minibatches: int, bootstrap: bool = False
-) -> tuple[Estimates, Held | None]:
+) -> tuple[Estimates, CachedForward | None]:
     """The estimates of a batch; and the passes behind them, where they serve the first gradient step too.
 
     Before that step the policy is still the one that sampled. Where the whole batch is one minibatch and one
@@ -38,6 +38,6 @@ def estimated(
         estimates = partial(roles.estimates, temperature=temperature)
         old, reference, values = several_in_chunks(estimates, rollout, micro_batch)
         return Estimates(old, reference, values, behind), None
-    held = roles.held(rollout, temperature)
+    cached = roles.cached_forward(rollout, temperature)
     reference = in_chunks(lambda part: roles.logprobs("reference", part, temperature)[0], rollout, micro_batch)
-    return Estimates(held.read.logprobs_BT.detach(), reference, held.values_BT.detach(), behind), held
+    return Estimates(cached.output.logprobs_BT.detach(), reference, cached.values_BT.detach(), behind), cached

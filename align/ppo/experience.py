@@ -53,7 +53,7 @@ class Experience:
         return Experience(rollout, *kept)
 
 
-def earned(
+def shaped_scores(
     raw_B: Tensor,
     rollout: Rollout,
     moments: Moments,

@@ -19,7 +19,7 @@ from align.models.backbone import base_model
 from align.models.chunks import by_length
 from align.models.fastpath import without_fast_path
 from align.models.plain import decoder_of
-from align.models.roles import Held, Roles
+from align.models.roles import CachedForward, Roles
 from align.ops.losses import value_loss
 from align.ppo.anchors import Anchor
 from align.ppo.estimates import estimated
@@ -35,8 +35,8 @@ class Setting:
     Attributes:
         micro_batch: fewer rows than the batch has.
         loose: True where it computes in less than fp32: identities then hold to its rounding alone.
-        rewarding: what `experience` takes.
-        learning: what `accumulate` takes of its losses.
+        experience_arguments: what `experience` takes.
+        loss_arguments: what `accumulate` takes of its losses.
         bootstrap: whether responses that were cut are worth the value behind them.
     """
 
@@ -45,8 +45,8 @@ class Setting:
     temperature: float
     micro_batch: int
     loose: bool
-    rewarding: dict[str, Any]
-    learning: dict[str, Any]
+    experience_arguments: dict[str, Any]
+    loss_arguments: dict[str, Any]
     bootstrap: bool = False
 
     @property
@@ -55,20 +55,20 @@ class Setting:
         drawn = torch.randn(len(self.rollout.ended_B), generator=torch.Generator().manual_seed(0))
         return drawn.to(self.rollout.tokens_BS.device)
 
-    def experience(self, micro_batch: int | None = None) -> tuple[Experience, Held | None]:
+    def experience(self, micro_batch: int | None = None) -> tuple[Experience, CachedForward | None]:
         """The batch as the learner reads it; and the passes behind it, where they are kept."""
-        estimates, held = estimated(
+        estimates, cached = estimated(
             self.roles, self.rollout, temperature=self.temperature, micro_batch=micro_batch or self.micro_batch,
             minibatches=1, bootstrap=self.bootstrap,
         )  # fmt: skip
-        return experience(self.rollout, self.scores_B, *estimates, **self.rewarding)[0], held
+        return experience(self.rollout, self.scores_B, *estimates, **self.experience_arguments)[0], cached
 
     def gradients(
-        self, made: Experience, micro_batch: int, held: Held | None = None
+        self, made: Experience, micro_batch: int, cached: CachedForward | None = None
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """What one minibatch adds to each role, as one vector a role; and its figures. Nothing is left behind."""
         figures = accumulate(
-            self.roles, made, held, micro_batch=micro_batch, temperature=self.temperature, **self.learning
+            self.roles, made, cached, micro_batch=micro_batch, temperature=self.temperature, **self.loss_arguments
         )
         return {role: taken(self.roles, role) for role in ("policy", "value")}, figures
 
@@ -145,7 +145,7 @@ class Told(NamedTuple):
 
 def told(setting: Setting) -> Told:
     """From logprobs and values to advantages and returns, by their definitions, in fp64."""
-    rollout, given = setting.rollout, setting.rewarding
+    rollout, given = setting.rollout, setting.experience_arguments
     rows = range(len(rollout.ended_B))
     old = [plain_logprobs(setting, "policy", b).double() for b in rows]
     gaps = [a - plain_logprobs(setting, "reference", b).double() for b, a in enumerate(old)]
@@ -178,8 +178,8 @@ def first_ratio(setting: Setting) -> Anchor:
     farthest = 0.0
     for index in by_length(setting.rollout, setting.micro_batch):
         part = made.rows(index)
-        read = setting.roles.logprobs("policy", part.rollout, setting.temperature, train=True)
-        farthest = max(farthest, float((read.logprobs_BT - part.old_logprobs_BT).detach().abs().max()))
+        output = setting.roles.logprobs("policy", part.rollout, setting.temperature, train=True)
+        farthest = max(farthest, float((output.logprobs_BT - part.old_logprobs_BT).detach().abs().max()))
     _, figures = setting.gradients(made, setting.micro_batch)
     off = max(farthest, abs(figures["ratio"] - 1), figures["clip_fraction"])
     return Anchor("first ratio", "π/π_old is 1 at every token before the first step", off, setting.within(1e-5, 1e-3))
@@ -213,7 +213,7 @@ def first_gradient(setting: Setting) -> Anchor:
             reference = plain_logprobs(setting, "reference", b)
             log_p = plain_logprobs(setting, "policy", b, train=True)
             gap = log_p - reference
-            price = setting.learning["kl_loss_coef"] * ((-gap).exp() - 1 + gap)
+            price = setting.loss_arguments["kl_loss_coef"] * ((-gap).exp() - 1 + gap)
             roles.trains("policy")
             ((price - made.advantages_BT[b, : len(log_p)] * log_p).sum() / count).backward()
     expected = taken(roles, "policy")
@@ -242,8 +242,8 @@ def invariance(setting: Setting) -> Anchor:
     whole = setting.gradients(made, setting.micro_batch)[0]
     rows = len(setting.rollout.ended_B)
     others = [setting.gradients(made.rows(torch.arange(rows - 1, -1, -1)), 1)[0]]  # alone, no row has any padding
-    kept, held = setting.experience(rows)
-    others.append(setting.gradients(kept, rows, held)[0])
+    kept, cached = setting.experience(rows)
+    others.append(setting.gradients(kept, rows, cached)[0])
     worst = max(relative(other[role], whole[role]) for other in others for role in whole if whole[role].norm() > 0)
     claim = "micro-batch, padding, order of rows and passes that are kept change no gradient"
     return Anchor("invariance", claim, worst, setting.within(1e-5, 0.2))
@@ -253,8 +253,8 @@ def isolation(setting: Setting) -> Anchor:
     """The value loss reaches no weight of the policy, and two steps of both leave the reference as it was."""
     roles, rollout = setting.roles, setting.rollout
     mask = rollout.response_mask_BT
-    read = roles.logprobs("policy", rollout, setting.temperature, train=True)
-    values = roles.values(rollout, train=True, policy_states_BTD=read.states_BTD)
+    output = roles.logprobs("policy", rollout, setting.temperature, train=True)
+    values = roles.values(rollout, train=True, policy_states_BTD=output.states_BTD)
     value_loss(values, values.detach(), torch.ones_like(values), mask, float(mask.sum())).loss.backward()
     leaked = float(taken(roles, "policy").abs().sum())
     moved = taken(roles, "value").norm() == 0  # then the value loss reached nothing at all
@@ -263,7 +263,9 @@ def isolation(setting: Setting) -> Anchor:
     optimiser = torch.optim.AdamW(all_parameters(roles), lr=1e-3)
     made, _ = setting.experience()
     for _ in range(2):
-        accumulate(roles, made, micro_batch=setting.micro_batch, temperature=setting.temperature, **setting.learning)
+        accumulate(
+            roles, made, micro_batch=setting.micro_batch, temperature=setting.temperature, **setting.loss_arguments
+        )
         step(roles, optimiser, 1.0)
     after = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
     put_back(roles, kept)
@@ -281,8 +283,8 @@ def sampling(setting: Setting, draw: Callable[[], Rollout]) -> Anchor:
     gaps: list[Tensor] = []
     for _ in range(4):
         rollout = draw()
-        read, mask = setting.roles.logprobs("policy", rollout, setting.temperature), rollout.response_mask_BT
-        gaps.append((-read.logprobs_BT - read.entropy_BT)[mask])
+        output, mask = setting.roles.logprobs("policy", rollout, setting.temperature), rollout.response_mask_BT
+        gaps.append((-output.logprobs_BT - output.entropy_BT)[mask])
     gap = torch.cat(gaps).double()
     z = float(gap.mean().abs() / (gap.std() / math.sqrt(len(gap))))
     return Anchor("sampling", "samples come from the π whose logprobs are used (standard errors)", z, 4.5)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from align.errors import InputError, require
 from align.models.chunks import by_length
 from align.models.finite import where
-from align.models.roles import Held, Roles
+from align.models.roles import CachedForward, Roles
 from align.ops.kl import ESTIMATORS
 from align.ops.losses import kl_loss, policy_loss, value_loss
 from align.ops.masking import masked_sum
@@ -27,7 +27,7 @@ def minibatches(rows: int, count: int, generator: torch.Generator) -> list[Tenso
 def accumulate(
     roles: Roles,
     minibatch: Experience,
-    held: Held | None = None,
+    cached: CachedForward | None = None,
     *,
     micro_batch: int,
     temperature: float,
@@ -42,7 +42,7 @@ def accumulate(
     micro-batches nor the padding in them changes the gradient.
 
     Args:
-        held: a pass over exactly this minibatch, in this order of rows; else one is made a micro-batch.
+        cached: a pass over exactly this minibatch, in this order of rows; else one is made a micro-batch.
 
     Returns:
         token means over the minibatch.
@@ -50,10 +50,10 @@ def accumulate(
     count = float(minibatch.rollout.response_mask_BT.sum())
     sums: dict[str, float] = {}
     indices = by_length(minibatch.rollout, micro_batch)
-    for part in [minibatch] if held else map(minibatch.rows, indices):
+    for part in [minibatch] if cached else map(minibatch.rows, indices):
         mask = part.rollout.response_mask_BT
-        read = held.read if held else roles.logprobs("policy", part.rollout, temperature, train=True)
-        logprobs = read.logprobs_BT
+        output = cached.output if cached else roles.logprobs("policy", part.rollout, temperature, train=True)
+        logprobs = output.logprobs_BT
         policy = policy_loss(logprobs, part.old_logprobs_BT, part.advantages_BT, mask, clip_range, count)
         loss = policy.loss
         if kl_loss_coef:
@@ -61,11 +61,11 @@ def accumulate(
             loss = loss + kl_loss_coef * kl_loss(kl_BT, mask, count)
         roles.trains("policy")
         loss.backward()
-        values = held.values_BT if held else roles.values(part.rollout, True, policy_states_BTD=read.states_BTD)
+        values = cached.values_BT if cached else roles.values(part.rollout, True, policy_states_BTD=output.states_BTD)
         value = value_loss(values, part.values_BT, part.returns_BT, mask, count, value_clip_range)
         roles.trains("value")
         value.loss.backward()
-        found = {**policy.sums, **value.sums, "entropy": masked_sum(read.entropy_BT, mask)}
+        found = {**policy.sums, **value.sums, "entropy": masked_sum(output.entropy_BT, mask)}
         for name, total in found.items():
             sums[name] = sums.get(name, 0.0) + float(total)
         sums["policy_loss"] = sums.get("policy_loss", 0.0) + float(policy.loss.detach()) * count
@@ -95,7 +95,7 @@ def update(
     roles: Roles,
     optimiser: Optimizer,
     experience: Experience,
-    held: Held | None = None,
+    cached: CachedForward | None = None,
     *,
     epochs: int,
     minibatch_count: int,
@@ -107,7 +107,7 @@ def update(
     """Every epoch and minibatch over one batch; the figures are means over all steps, those of the first ratio apart.
 
     Args:
-        held: a pass over the whole batch, for the first step, where that is one minibatch.
+        cached: a pass over the whole batch, for the first step, where that is one minibatch.
         generator: draws the minibatches; on the CPU.
         max_approx_kl: no further step is taken once a minibatch finds the policy this far from the one that sampled.
         loss: what `accumulate` takes.
@@ -115,7 +115,7 @@ def update(
     rows = experience.rollout.tokens_BS.shape[0]
     seen: list[dict[str, float]] = []
     for index in (part for _ in range(epochs) for part in minibatches(rows, minibatch_count, generator)):
-        part, passed = (experience.rows(index), None) if seen or not held else (experience, held)
+        part, passed = (experience.rows(index), None) if seen or not cached else (experience, cached)
         figures = accumulate(roles, part, passed, **loss)  # pyright: ignore[reportArgumentType]
         if seen and max_approx_kl is not None and figures["approx_kl"] > max_approx_kl:
             optimiser.zero_grad(set_to_none=True)

@@ -113,7 +113,7 @@ def run(run: Run, config: Config) -> Result:
     of = judges.standing(artifact, judges.identities(config.reward, run.inputs), root)
     made = (scoring.foreign(m, device, choose_dtype(config.dtype, device), 32) for m in scoring.models_of(run.inputs))
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
-    samples = judged(scoring.built(config.reward, made), found, answers, texts, kl)
+    samples = scored_samples(scoring.built(config.reward, made), found, answers, texts, kl)
     said = of.sentences(judge)
     metrics = summarise(samples, of.role) | {
         "dropped": dropped,
@@ -159,7 +159,7 @@ def sequence_logprobs(policy: Policy, rollout: Rollout, temperature: float) -> t
         return in_chunks(lambda part: response_logprobs(policy.model, part, temperature)[0].sum(-1), rollout, 32)
 
 
-def judged(
+def scored_samples(
     judge: Scorer, found: list[Prompt], answers: dict[str, Rollout], texts: dict[str, list[str]], kl: list[float]
 ) -> list[Sample]:
     """Both answers to every prompt with the judge's score of each; its learned parts are brought to one scale on the

@@ -36,7 +36,7 @@ from align.export.receipt import (
     cells,
     checked_receipt,
     gap_in,
-    judged,
+    require_passed,
     settled,
     write_receipt,
 )
@@ -183,7 +183,7 @@ def written(
         home: where `folder` will lie in the end.
 
     Raises:
-        InputError: the receipt is not good, see `align.export.receipt.judged`.
+        InputError: the receipt is not good, see `align.export.receipt.require_passed`.
     """
     name = served_name(*(str(artifact.manifest.get(key, "")) for key in ("stage", "name"))) or artifact.path.name
     rows = accepting(DO[kind](config, trained, folder), config.export.accept)
@@ -296,9 +296,9 @@ def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) ->
 
 
 def shown(title: str, rows: list[Row]) -> None:
-    """The receipt in the terminal. Raises: InputError: it is not good, see `align.export.receipt.judged`."""
+    """The receipt in the terminal. Raises: InputError: it is not good, see `align.export.receipt.require_passed`."""
     print(f"{title}\n{as_text(rows)}", flush=True)
-    judged(rows)
+    require_passed(rows)
 
 
 def metrics_of(base: Base, receipts: dict[str, list[Row]]) -> dict[str, Any]:

@@ -28,11 +28,11 @@ from align.evals.text import repetition
 from align.models.backbone import base_model
 from align.models.load import choose_device, choose_dtype, name_of, save_tokenizer
 from align.models.roles import TRAINABLE
-from align.ops.kl import adapted
+from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
 from align.ppo.checkpoint import restore, save
 from align.ppo.estimates import estimated
-from align.ppo.experience import earned, experience
+from align.ppo.experience import experience, shaped_scores
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
 from align.ppo.tripwires import counted, crossed, tripped_in
@@ -42,15 +42,15 @@ from align.rollout.randomness import generator_for
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import Inputs, scoring, tracker
-from align.stages.cast import Cast, cast, learning, rewarding, started
+from align.stages.actors import Actors, experience_arguments, load_actors, loss_arguments, starting_point
 from align.stages.lineage import frozen_as, label
-from align.stages.watch import better, evaluate, hand_over, per_answer, stops, warn
+from align.stages.monitor import better, evaluate, per_answer, send_to_annotators, stops, warn
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base = started(config)
+    artifact, base = starting_point(config)
     root = Path(config.run.root).expanduser()
     rewards = scoring.records(config.reward, root, base, frozen_as(config.method.name))
     return Inputs(label(base, config), base, {"init": artifact.record(), "data": data_record(config.data), **rewards})
@@ -59,12 +59,12 @@ def inputs(config: Config) -> Inputs:
 def run(run: Run, config: Config) -> Result:
     stage: PpoConfig = config.stage
     base, temperature = Base(**run.manifest["base"]), config.rollout.temperature
-    players = cast(run, config, base)
-    roles, prompts = players.roles, players.prompts
+    actors = load_actors(run, config, base)
+    roles, prompts = actors.roles, actors.prompts
     groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
     optimiser = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
-    players, moments = calibrate(players, config)
-    price = {k: getattr(stage, k) for k in ("score_scale", "score_clip", "missing_eos_penalty")}
+    actors, moments = calibrate(actors, config)
+    shaping = {k: getattr(stage, k) for k in ("score_scale", "score_clip", "missing_eos_penalty")}
     checkpoint = newest_checkpoint(run)
     state = restore(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
     done, tripped, suspects = step_of(checkpoint), {}, None
@@ -75,30 +75,31 @@ def run(run: Run, config: Config) -> Result:
             # Roll out and score.
             chosen = [prompts[i] for i in prompt_indices(number, stage.batch_size, len(prompts), config.seed)]
             with at_update(number):
-                answers = players.sample("policy", chosen, "rollout", number)
+                answers = actors.sample("policy", chosen, "rollout", number)
                 clock.lap("rollout_s")
-                raw, figures = players.judge(answers)
+                raw, figures = actors.score(answers)
             if stage.normalise == "running":
                 state = replace(state, moments=state.moments.joined(raw))
-            scores = earned(raw, answers.rollout, state.moments, **price)
+            scores = shaped_scores(raw, answers.rollout, state.moments, **shaping)
             clock.lap("score_s")
 
             # Estimate.
-            estimates, held = estimated(
+            estimates, cached = estimated(
                 roles, answers.rollout, temperature=temperature, micro_batch=stage.micro_batch,
                 minibatches=stage.minibatches, bootstrap=stage.bootstrap_truncated,
             )  # fmt: skip
-            made, described = experience(answers.rollout, scores, *estimates, **rewarding(stage, state.kl_coef))
+            arguments = experience_arguments(stage, state.kl_coef)
+            made, described = experience(answers.rollout, scores, *estimates, **arguments)
             clock.lap("estimate_s")
 
             # Update.
             set_rates(optimiser, stage, number)
             with at_update(number):
                 learned = update(
-                    roles, optimiser, made, held, epochs=stage.epochs, minibatch_count=stage.minibatches,
+                    roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
                     max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
                     generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
-                    micro_batch=stage.micro_batch, temperature=temperature, **learning(stage, state.kl_coef),
+                    micro_batch=stage.micro_batch, temperature=temperature, **loss_arguments(stage, state.kl_coef),
                 )  # fmt: skip
             if number == 0:
                 dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
@@ -116,20 +117,20 @@ def run(run: Run, config: Config) -> Result:
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops(tripped, stage)):
                 with at_update(number):
-                    held_out = players.sample("policy", players.held_out, "held_out")
-                    measured, shown = evaluate(players, held_out, moments, stage, temperature, price)  # on one scale
+                    held_out = actors.sample("policy", actors.held_out, "held_out")
+                    measured, shown = evaluate(actors, held_out, moments, stage, temperature, shaping)  # on one scale
                 track.show(step, shown)
-                state = replace(state, best=better(state.best, step, measured["held_out_objective"], players))
+                state = replace(state, best=better(state.best, step, measured["held_out_objective"], actors))
                 figures |= measured
                 clock.lap("eval_s")
             if stage.kl_control == "adaptive":
-                kl_coef = adapted(state.kl_coef, figures["kl"], stage.kl_target, stage.kl_horizon, stage.batch_size)
-                state = replace(state, kl_coef=kl_coef)
+                target = stage.kl_target, stage.kl_horizon, stage.batch_size
+                state = replace(state, kl_coef=update_kl_coef(state.kl_coef, figures["kl"], *target))
             track.log(step, figures, clock.laps)
             bar.advance(step, score=figures["score"], kl=figures["kl"], length=figures["length"])
             warn(tripped, step, state.strikes, stage.tripwires)
             if stops(tripped, stage):
-                suspects = answers, raw, step, per_answer(tripped, players, answers, scores, made, config)
+                suspects = answers, raw, step, per_answer(tripped, actors, answers, scores, made, config)
                 break
             if step % stage.save_every == 0 and not ends:
                 files = partial(save, roles=roles, optimiser=optimiser, state=state)
@@ -137,13 +138,13 @@ def run(run: Run, config: Config) -> Result:
         rows = track.rows()
 
     if state.best and stage.publish == "best":
-        players.put_back(state.best.weights)
+        actors.put_back(state.best.weights)
     roles.save_policy(run.artifact, base, choose_dtype(config.dtype, choose_device(config.device)))
     roles.save_critic(run.artifact / "value", base)
-    save_tokenizer(players.tokenizer, run.artifact)
+    save_tokenizer(actors.tokenizer, run.artifact)
     if suspects:
-        hand_over(run, config, players, *suspects)
-    metrics = summary(rows, state, stage, players)
+        send_to_annotators(run, config, actors, *suspects)
+    metrics = summary(rows, state, stage, actors)
     draw(run, rows, metrics)
     line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
     return Result(metrics, (line + (f"; stopped at update {len(rows)} by {', '.join(tripped)}" if suspects else ""),))
@@ -159,23 +160,23 @@ def at_update(number: int) -> Iterator[None]:
         raise type(error)(error.field, error.value, problem, error.remedy) from error
 
 
-def calibrate(players: Cast, config: Config) -> tuple[Cast, Moments]:
+def calibrate(actors: Actors, config: Config) -> tuple[Actors, Moments]:
     """Scores are standardised on reference samples, so that kl_coef keeps its meaning.
 
     Raises:
         InputError: the reward tells none of them apart.
     """
     stage: PpoConfig = config.stage
-    indices = prompt_indices(0, stage.normalise_on, len(players.prompts), config.seed + 1)
-    chosen = [players.prompts[i] for i in indices]
-    players, moments = players.calibrated(players.sample("reference", chosen, "normalise"))
+    indices = prompt_indices(0, stage.normalise_on, len(actors.prompts), config.seed + 1)
+    chosen = [actors.prompts[i] for i in indices]
+    actors, moments = actors.calibrated(actors.sample("reference", chosen, "normalise"))
     if stage.normalise == "off":
-        return players, Moments(1, 0.0, 1.0)
+        return actors, Moments(1, 0.0, 1.0)
     require(
-        moments.deviations > 0, "reward", players.scorer.name, "gives every reference answer the same score",
+        moments.deviations > 0, "reward", actors.scorer.name, "gives every reference answer the same score",
         "Train the reward model for longer, choose rules that tell answers apart, or set stage.normalise=off.",
     )  # fmt: skip
-    return players, moments
+    return actors, moments
 
 
 def set_rates(optimiser: torch.optim.Optimizer, stage: PpoConfig, number: int) -> None:
@@ -186,7 +187,7 @@ def set_rates(optimiser: torch.optim.Optimizer, stage: PpoConfig, number: int) -
         group["lr"] = lr * factor
 
 
-def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, players: Cast) -> dict[str, Any]:
+def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, actors: Actors) -> dict[str, Any]:
     """The run's headline figures; `last_…` are means over the last ten updates."""
     last = rows[-10:]
     best = state.best if stage.publish == "best" else None
@@ -194,8 +195,8 @@ def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, players:
     return {
         **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},
         "updates": len(rows), "published_update": best.update if best else len(rows),
-        "tripped": tripped_in(rows, wires.limits(), wires.patience), "prompts": len(players.prompts),
-        "dropped": players.dropped, "quantised_layers": players.roles.quantised_layers(),
+        "tripped": tripped_in(rows, wires.limits(), wires.patience), "prompts": len(actors.prompts),
+        "dropped": actors.dropped, "quantised_layers": actors.roles.quantised_layers(),
         "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ from align.rollout.randomness import row_seeds
 from align.run import Base, Run, file_digest, json_digest
 from align.run.folder import package_versions
 from align.stages import Inputs, scoring
-from align.stages.cast import learning, rewarding, roles_on, started
+from align.stages.actors import experience_arguments, loss_arguments, roles_on, starting_point
 from align.stages.lineage import BASE, adapter_folder, frozen_as, label, own_tokenizer, start
 from align.stages.sampling import engine_of, speaking
 from align.track import peak_rss_mb
@@ -37,7 +37,7 @@ TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something abo
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base = started(config)
+    artifact, base = starting_point(config)
     untold = config.init == BASE and config.reward == LearnedReward()
     root = Path(config.run.root).expanduser()
     rewards = {} if untold else scoring.records(config.reward, root, base, frozen_as(config.method.name))
@@ -85,7 +85,7 @@ def run(run: Run, config: Config) -> Result:
     print(f"{base.id}, {config.method.name}, {dtype}: about {seconds:.0f} s")
     setting = Setting(
         roles, batch, rollout.temperature, min(stage.micro_batch, stage.rows // 2), dtype != torch.float32,
-        rewarding(stage, stage.kl_coef), learning(stage, stage.kl_coef), stage.bootstrap_truncated,
+        experience_arguments(stage, stage.kl_coef), loss_arguments(stage, stage.kl_coef), stage.bootstrap_truncated,
     )  # fmt: skip
 
     found: list[Anchor] = []

@@ -101,14 +101,14 @@ def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
             rollout = engine.generate(model, prompts[first : first + work.batch], seeds)
         laps["rollout_s"] = time.perf_counter()
         scores = in_chunks(roles.scores, rollout, size)
-        estimates, held = estimated(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)
+        estimates, cached = estimated(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)
         made, _ = experience(
             rollout, scores, *estimates, kl_coef=0.05, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95,
             whiten_rewards=False,
         )  # fmt: skip
         laps["estimate_s"] = time.perf_counter()
         update(
-            roles, optimiser, made, held, epochs=work.epochs, minibatch_count=1, max_grad_norm=1.0,
+            roles, optimiser, made, cached, epochs=work.epochs, minibatch_count=1, max_grad_norm=1.0,
             generator=torch.Generator().manual_seed(number), micro_batch=size, temperature=1.0, clip_range=0.2,
             value_clip_range=0.2, kl_loss_coef=0.0, kl_estimator="k1",
         )  # fmt: skip

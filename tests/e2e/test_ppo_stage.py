@@ -15,7 +15,7 @@ from workshop import Ready
 from align.__main__ import main
 from align.models.adapters import read_tensors
 from align.run import read_manifest
-from align.stages.watch import ranked
+from align.stages.monitor import ranked
 from align.track import read_rows
 from annotate.store import Store
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from align.models.roles import Read
+from align.models.roles import ForwardOutput
 from align.ppo.experience import experience
 from align.ppo.update import accumulate
 from align.types import Rollout
@@ -31,11 +31,11 @@ class Bigram:
         self.logits = nn.Parameter(torch.randn(VOCABULARY, VOCABULARY, generator=g, dtype=torch.double))
         self.value = nn.Parameter(torch.randn(VOCABULARY, generator=g, dtype=torch.double))
 
-    def logprobs(self, role: str, rollout: Rollout, temperature: float, train: bool = False) -> Read:
+    def logprobs(self, role: str, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
         before = rollout.tokens_BS[:, rollout.prompt_width - 1 : -1]
         log_p = (self.logits[before] / temperature).log_softmax(-1)
         picked = log_p.gather(-1, rollout.response_BT[..., None]).squeeze(-1)
-        return Read(picked, -(log_p.exp() * log_p).sum(-1).detach(), torch.empty(0))
+        return ForwardOutput(picked, -(log_p.exp() * log_p).sum(-1).detach(), torch.empty(0))
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
         return self.value[rollout.tokens_BS[:, rollout.prompt_width - 1 : -1]]

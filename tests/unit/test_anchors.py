@@ -21,7 +21,7 @@ import align.ppo.experience
 import align.ppo.own_model
 import align.ppo.update
 import align.rollout.hf
-from align.models.roles import Read, Roles
+from align.models.roles import ForwardOutput, Roles
 from align.ppo.anchors import Anchor, maths
 from align.ppo.own_model import Setting, on_model
 from align.rollout.hf import HfEngine
@@ -158,8 +158,8 @@ def roles_swapped(experience: Any) -> Any:
     return lambda rollout, scores, old, ref, *rest, **how: experience(rollout, scores, ref, old, *rest, **how)
 
 
-def for_the_end(earned: Any) -> Any:
-    return lambda raw, *given, **how: -earned(-raw, *given, **how)
+def for_the_end(shaped_scores: Any) -> Any:
+    return lambda raw, *given, **how: -shaped_scores(-raw, *given, **how)
 
 
 def of_the_state_before(values_behind: Any) -> Any:
@@ -198,7 +198,7 @@ def top_five(draw: Any) -> Any:
         ("masked_whiten", of_padding_too, {"experience"}),
         ("masked_whiten", upside_down, {"experience", "closed form"}),
         ("experience", roles_swapped, {"experience"}),
-        ("earned", for_the_end, {"scores"}),
+        ("shaped_scores", for_the_end, {"scores"}),
     ],
 )
 def test_what_is_broken_is_noticed(
@@ -216,7 +216,7 @@ def test_a_cut_that_is_valued_a_state_early(world: World, monkeypatch: pytest.Mo
 def test_a_value_loss_that_reaches_the_policy(world: World, monkeypatch: pytest.MonkeyPatch):
     logprobs = Roles.logprobs
 
-    def undetached(self: Roles, role: str, rollout: Rollout, temperature: float, train: bool = False) -> Read:
+    def undetached(self: Roles, role: str, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
         read = logprobs(self, role, rollout, temperature, train)
         if not train:
             return read

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from align.models.fastpath.attention import Places, causal_attention
+from align.models.fastpath.attention import PackedIndex, causal_attention
 from align.models.fastpath.layers import Again, LowRank, Matrix, projected, rms_norm, rotated, swiglu
 from align.ops import linear as linear_module
 from align.ops.linear import linear, packed
@@ -120,7 +120,7 @@ def one_by_one(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: f
 def test_attention(mask: Tensor, groups: int):
     count = int(mask.sum())
     q, k, v = wanted(random(count, 4, 6), random(count, groups, 6, seed=1), random(count, groups, 6, seed=2))
-    places = Places.of(mask)
+    places = PackedIndex.of(mask)
     with torch.no_grad():
         expected = one_by_one(q, k, v, mask.sum(1).tolist(), 0.3)
         assert_close(causal_attention(q, k, v, places, 0.3), expected)
@@ -129,14 +129,14 @@ def test_attention(mask: Tensor, groups: int):
 
 def test_attention_in_bf16_is_that_of_the_fused_kernel_up_to_rounding():
     q, k, v = (random(4 * 9, h, 16, seed=h, dtype=torch.bfloat16).requires_grad_() for h in (6, 2, 2))
-    found = causal_attention(q, k, v, Places.of(torch.ones(4, 9, dtype=torch.bool)), 0.25)
+    found = causal_attention(q, k, v, PackedIndex.of(torch.ones(4, 9, dtype=torch.bool)), 0.25)
     rows = (t.view(4, 9, -1, 16).transpose(1, 2).double() for t in (q, k, v))
     expected = nn.functional.scaled_dot_product_attention(*rows, is_causal=True, scale=0.25, enable_gqa=True)
     assert_close(found.double(), expected.transpose(1, 2).reshape(36, 6, 16), atol=0.02, rtol=0.02)
 
 
 def test_places_go_there_and_back():
-    places, x = Places.of(RAGGED), random(8, 2, 3)
+    places, x = PackedIndex.of(RAGGED), random(8, 2, 3)
     assert torch.equal(places.rectangle(x)[RAGGED], x)
     assert not places.rectangle(x)[~RAGGED].any()
     assert torch.equal(places.real(torch.arange(18).view(3, 6)), torch.arange(18).view(3, 6)[RAGGED])

@@ -10,7 +10,7 @@ from torch import Tensor, nn, tensor
 from torch.testing import assert_close
 
 from align.ops.gae import gae, token_rewards
-from align.ops.kl import adapted, kl_k1, kl_k3
+from align.ops.kl import kl_k1, kl_k3, update_kl_coef
 from align.ops.logprobs import linear_logprobs, token_logprobs
 from align.ops.losses import explained_variance, kl_loss, policy_loss, value_loss
 from align.ops.masking import masked_mean, masked_sum, masked_var, masked_whiten
@@ -87,7 +87,7 @@ def test_k3_is_never_negative_and_has_the_mean_of_k1():
     ],
 )
 def test_adaptive_coefficient_by_hand(kl: float, expected: float):
-    assert adapted(0.1, kl, target=6.0, horizon=10_000.0, samples=64) == pytest.approx(expected, rel=1e-12)
+    assert update_kl_coef(0.1, kl, target=6.0, horizon=10_000.0, samples=64) == pytest.approx(expected, rel=1e-12)
 
 
 # Rewards and advantages.

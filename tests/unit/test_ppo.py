@@ -125,13 +125,13 @@ def test_the_first_ratio_is_nearly_1_on_others(world: World):
 def test_the_pass_that_estimates_is_the_one_that_is_learned_from(world: World, backbone: str, epochs: int):
     """Where the whole batch is one micro-batch its graph is kept, whoever plays in between; else it is made anew."""
     rollout, moved, passes = ragged_rollout(), [], []
-    for held in (True, False):
+    for cached in (True, False):
         roles = world.roles(backbone=backbone)
         taken = roles.logprobs
         roles.logprobs = lambda *a, taken=taken, **k: passes.append(a[0]) or taken(*a, **k)
-        rows = {"micro_batch": 6 if held else 4, "minibatches": 1}
+        rows = {"micro_batch": 6 if cached else 4, "minibatches": 1}
         estimates, kept = estimated(roles, rollout, temperature=TEMPERATURE, **rows)
-        assert (kept is not None) == held
+        assert (kept is not None) == cached
         assert estimates.behind_B is None
         assert not any(t.requires_grad for t in estimates[:3])
         roles.scores(rollout)  # the reward model plays

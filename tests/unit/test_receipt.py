@@ -28,7 +28,7 @@ from align.export.receipt import (
     checked_receipt,
     compared,
     fixed_prompts,
-    judged,
+    require_passed,
     settled,
     write_receipt,
 )
@@ -88,14 +88,14 @@ def test_a_verdict_is_a_bound_kept_and_nothing_else(row: Row, verdict: str):
 def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
     fine, missed = Row("t", "adapter", "nf4", found=NEAR, bound=("kl", 1)), Row("t", found=FAR, bound=("kl", 0.01))
     unasked = Row("llama.cpp", note="it is not there")
-    judged([fine, unasked])
+    require_passed([fine, unasked])
     settled([fine, unasked], [], ["t"])
     with pytest.raises(
         InputError,
         match=r"export=1 of the receipt.s bounds missed: t: kl is 0\.3, which may be 0\.01.*export\.accept=\[t\]",
     ):
-        judged([fine, missed])
-    judged(accepting([fine, missed], ["t"]))
+        require_passed([fine, missed])
+    require_passed(accepting([fine, missed], ["t"]))
     with pytest.raises(InputError, match=r"export\.require=llama\.cpp: it was not checked: it is not there"):
         settled([fine, unasked], [], ["llama.cpp"])
     for name in ("nobody", "llama.cpp"):  # nothing is waved through that has no bound
@@ -158,7 +158,7 @@ def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(trained: 
     assert rows[2].found is not None
     assert rows[2].found.kl > 1e-3  # it is another model, and the receipt says so
     assert trained.alone.kl > 1e-3  # and the prompts do ask the adapter
-    judged(rows)
+    require_passed(rows)
     settled(rows, [], ["transformers"])
 
 
@@ -177,7 +177,7 @@ def test_a_scale_that_is_off_by_little_fails(trained: Trained, tmp_path: Path, f
     rows = adapter_rows(trained, target, None, "float32", NOBODY)
     assert rows[0].verdict == "fail"
     with pytest.raises(InputError, match="It is not what was trained"):
-        judged(rows)
+        require_passed(rows)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.models.fastpath import llama
-from align.models.roles import TRAINABLE, Held, Role, Roles
+from align.models.roles import TRAINABLE, CachedForward, Role, Roles
 from align.ppo.experience import Experience
 from align.ppo.update import accumulate
 
@@ -52,10 +52,10 @@ def interrupted(roles: Roles, by_reward: bool) -> None:
     roles.values = lambda *a, **k: then(values(*a, **k), "policy")
 
 
-def gradients(roles: Roles, made: Experience, held: Held | None, micro_batch: int) -> dict[str, Tensor]:
+def gradients(roles: Roles, made: Experience, cached: CachedForward | None, micro_batch: int) -> dict[str, Tensor]:
     """What one minibatch adds to each role, as one vector a role; 0 where nothing arrived."""
     accumulate(
-        roles, made, held, micro_batch=micro_batch, temperature=TEMPERATURE, clip_range=0.2, value_clip_range=0.3,
+        roles, made, cached, micro_batch=micro_batch, temperature=TEMPERATURE, clip_range=0.2, value_clip_range=0.3,
         kl_loss_coef=0.5, kl_estimator="k3",
     )  # fmt: skip
     found = {}
@@ -74,21 +74,23 @@ def passes(roles: Roles) -> list[bool]:
 
 
 @pytest.mark.parametrize(("backbone", "by_reward"), [("own", True), ("own", False), ("policy", True), ("frozen", True)])
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
 def test_layers_computed_again_give_the_gradient_of_those_that_are_kept(
-    world: World, monkeypatch: pytest.MonkeyPatch, backbone: str, by_reward: bool, held: bool
+    world: World, monkeypatch: pytest.MonkeyPatch, backbone: str, by_reward: bool, cached: bool
 ):
     monkeypatch.setattr(llama, "suits", lambda *a: False)
     kept, again = world.roles(backbone=backbone), world.roles(backbone=backbone)
     assert again.quantised_layers() == 14
-    made, micro_batch = experience(kept), 6 if held else 4
+    made, micro_batch = experience(kept), 6 if cached else 4
     expected = gradients(kept, made, None, micro_batch)
 
     again.recompute_layers()
     interrupted(again, by_reward)
     computed = passes(again)
-    found = gradients(again, made, again.held(ROLLOUT, TEMPERATURE) if held else None, micro_batch)
-    assert computed.count(True) == (1 if held else 2) * (2 if backbone == "own" else 1) * 2  # forwards, and each again
+    found = gradients(again, made, again.cached_forward(ROLLOUT, TEMPERATURE) if cached else None, micro_batch)
+    assert (
+        computed.count(True) == (1 if cached else 2) * (2 if backbone == "own" else 1) * 2
+    )  # forwards, and each again
     for role, vector in expected.items():
         assert vector.norm() > 1e-4
         assert (found[role] - vector).norm() <= 1e-6 * vector.norm(), role

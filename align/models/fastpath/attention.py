@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Places(NamedTuple):
+class PackedIndex(NamedTuple):
     """Where the N real tokens of a ragged batch stand: in the rectangle [B, W] that they came in, where padding may be
     anywhere, and in the rectangle [B, S] of the same rows pushed to the left, S being the longest.
 
@@ -32,7 +32,7 @@ class Places(NamedTuple):
     pushed_N: Tensor | None
 
     @classmethod
-    def of(cls, mask_BW: Tensor) -> Places:
+    def of(cls, mask_BW: Tensor) -> PackedIndex:
         if bool(mask_BW.all()):
             return cls(mask_BW, mask_BW.shape[1], None, None)
         longest = int(mask_BW.sum(-1).max())
@@ -67,7 +67,7 @@ class Places(NamedTuple):
         return x_NHD if self.pushed_N is None else x_NHD[self.pushed_N]
 
 
-def causal_attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, places: Places, scale: float) -> Tensor:
+def causal_attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, places: PackedIndex, scale: float) -> Tensor:
     """What every token reads of itself and those before it in its row: [N, H, D].
 
     Args:
@@ -82,7 +82,7 @@ class Causal(torch.autograd.Function):
     they are multiplied with them, as the fused kernel does."""
 
     @staticmethod
-    def forward(ctx: Any, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, places: Places, scale: float) -> Tensor:
+    def forward(ctx: Any, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, places: PackedIndex, scale: float) -> Tensor:
         groups, columns = k_NGD.shape[1], places.longest
         q, k, v = (places.grouped(x, groups) for x in (q_NHD, k_NGD, v_NGD))
         wide = torch.promote_types(q.dtype, torch.float32)

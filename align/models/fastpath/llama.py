@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from align.models.fastpath.attention import Places, causal_attention
+from align.models.fastpath.attention import PackedIndex, causal_attention
 from align.models.fastpath.cache import ReservedCache
 from align.models.fastpath.decoding import one_token, steady
 from align.models.fastpath.layers import Again, Matrix, projected, rms_norm, rotated, swiglu
@@ -104,7 +104,7 @@ def whole(
     self: Any, decoder: Decoder, ids_BS: Tensor, mask_BS: Tensor, positions_BS: Tensor, cache: ReservedCache | None
 ) -> Tensor:
     """Rows from their beginning: their N real tokens go through the layers, and back into the rectangle."""
-    places = Places.of(mask_BS)
+    places = PackedIndex.of(mask_BS)
     x_ND = self.embed_tokens(places.real(ids_BS))
     at_N = places.real(positions_BS.expand_as(ids_BS))
     cos_ND, sin_ND = (t[0] for t in self.rotary_emb(x_ND, position_ids=at_N[None]))

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, tensor
 
 from align.config.compose import check, compose_raw
-from align.models.roles import Read
+from align.models.roles import ForwardOutput
 from align.ops.moments import Moments
-from align.ppo.experience import Experience, earned, experience
+from align.ppo.experience import Experience, experience, shaped_scores
 from align.ppo.state import Best, State
 from align.ppo.tripwires import WIRES, counted, crossed, tripped_in
-from align.stages.cast import Answers
-from align.stages.watch import per_answer, ranked
+from align.stages.actors import Answers
+from align.stages.monitor import per_answer, ranked
 from align.types import Conversation, Message, Rollout
-from reward.combined import Ensemble, judged
+from reward.combined import Ensemble, scored
 
 
 def test_moments_of_parts_are_those_of_the_whole():
@@ -39,9 +39,10 @@ def test_what_a_response_earns():
     mask = torch.ones(3, 3, dtype=torch.bool)
     rollout = Rollout(mask.long(), mask, 1, tensor([True, False, True]))
     moments = Moments(2, 1.0, 8.0)  # a standard deviation of 2
-    found = earned(tensor([3.0, 1.0, 21.0]), rollout, moments, score_scale=0.5, score_clip=4.0, missing_eos_penalty=0.3)
+    raw = tensor([3.0, 1.0, 21.0])
+    found = shaped_scores(raw, rollout, moments, score_scale=0.5, score_clip=4.0, missing_eos_penalty=0.3)
     assert found.tolist() == pytest.approx([0.5, -0.3, 2.0])
-    free = earned(tensor([3.0, 1.0, 21.0]), rollout, moments, score_scale=1.0, score_clip=None, missing_eos_penalty=0.0)
+    free = shaped_scores(raw, rollout, moments, score_scale=1.0, score_clip=None, missing_eos_penalty=0.0)
     assert free.tolist() == [1, 0, 10]
 
 
@@ -115,10 +116,10 @@ def batch() -> tuple[Answers, Experience, dict[str, float]]:
 def players() -> Any:
     """Their entropy at a token is a tenth of its id; two members of an ensemble score."""
 
-    def logprobs(role: str, part: Rollout, temperature: float) -> Read:
+    def logprobs(role: str, part: Rollout, temperature: float) -> ForwardOutput:
         assert (role, temperature) == ("policy", 0.7)
         entropy = torch.where(part.response_mask_BT, part.response_BT / 10, 0.0)
-        return Read(torch.zeros_like(entropy), entropy, entropy)
+        return ForwardOutput(torch.zeros_like(entropy), entropy, entropy)
 
     ensemble = Ensemble((Given(0.0, 5.0, 1.0, 3.0), Given(2.0, 5.0, 7.0, 4.0)))
     return SimpleNamespace(roles=SimpleNamespace(logprobs=logprobs), scorer=ensemble)
@@ -141,7 +142,7 @@ def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, ea
     found = per_answer([wire], players(), answers, SCORES, made, config)
     assert found == {wire: pytest.approx(each, abs=1e-4)}
     assert ranked(found, SCORES.tolist()) == order
-    figures |= judged(players().scorer, answers.conversations, answers.rollout)[1]
+    figures |= scored(players().scorer, answers.conversations, answers.rollout)[1]
     if wire not in ("entropy", "repetition"):
         assert sum(found[wire]) / 4 == pytest.approx(figures[WIRES[wire].figure])
 

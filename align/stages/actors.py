@@ -1,4 +1,4 @@
-"""Who plays in PPO: one base and its roles, the engine that samples from them, the scorer, the prompts."""
+"""The actors of PPO: one base and its roles, the engine that samples from them, the scorer, the prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from align.stages import scoring
 from align.stages.lineage import adapter_folder, frozen_as, start, tokenizer_of
 from align.stages.sampling import engine_of, speaking
 from align.types import Conversation, Rollout
-from reward.combined import comparable, judged
+from reward.combined import comparable, scored
 from reward.scorer import Scorer
 
 
@@ -41,7 +41,7 @@ class Answers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cast:
+class Actors:
     """Attributes:
     prompts: to train on.
     held_out: kept out of training, to measure on; none without `stage.eval_every`.
@@ -73,9 +73,9 @@ class Cast:
         told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
         return Answers(prompts, rollout, texts, told)
 
-    def judge(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
+    def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
         """The raw scores [B], on the device of the rollout, and what the scorer says of them."""
-        scores, figures = judged(self.scorer, answers.conversations, answers.rollout)
+        scores, figures = scored(self.scorer, answers.conversations, answers.rollout)
         require(
             not (count := not_finite(scores)), "reward", self.scorer.name,
             f"gives {count} of {len(scores)} answers a score that is nan or infinite",
@@ -83,11 +83,11 @@ class Cast:
         )  # fmt: skip
         return scores.to(answers.rollout.tokens_BS.device), figures
 
-    def calibrated(self, answers: Answers) -> tuple[Cast, Moments]:
-        """The same cast with a scorer whose members are on one scale for these answers; and the moments of its scores
+    def calibrated(self, answers: Answers) -> tuple[Actors, Moments]:
+        """The same actors with a scorer whose members are on one scale for these answers; and the moments of its scores
         there."""
-        players = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.rollout))
-        return players, Moments.of(players.judge(answers)[0])
+        actors = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.rollout))
+        return actors, Moments.of(actors.score(answers)[0])
 
     @torch.no_grad()
     def put_back(self, weights: Sequence[Tensor]) -> None:
@@ -96,7 +96,7 @@ class Cast:
             parameter.copy_(weight)
 
 
-def cast(run: Run, config: Config, base: Base) -> Cast:
+def load_actors(run: Run, config: Config, base: Base) -> Actors:
     """Load everybody.
 
     Raises:
@@ -118,12 +118,12 @@ def cast(run: Run, config: Config, base: Base) -> Cast:
 
     room = min(config.data.max_length, context_length(roles.model) - config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed), room)
-    apart = stage.eval_prompts if stage.eval_every else 0
+    n_eval = stage.eval_prompts if stage.eval_every else 0
     require(
-        len(found) > apart, "stage.eval_prompts", apart, f"leaves none of {len(found)} prompts to train on",
+        len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",
         "Set fewer apart.",
     )  # fmt: skip
-    training = distinct(found, apart)
+    training = distinct(found, n_eval)
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     print(
         f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens; "
@@ -134,11 +134,11 @@ def cast(run: Run, config: Config, base: Base) -> Cast:
         lr = stage.lr if role == "policy" else None
         return speaking(f"the {role}, which started from init={run.inputs['init']['ref']}", lr, config.dtype)
 
-    held_out = found[len(found) - apart :]
-    return Cast(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
+    held_out = found[len(found) - n_eval :]
+    return Actors(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
 
 
-def started(config: Config) -> tuple[Artifact, Base]:
+def starting_point(config: Config) -> tuple[Artifact, Base]:
     """What the policy starts from, and its base.
 
     Raises:
@@ -152,27 +152,27 @@ def started(config: Config) -> tuple[Artifact, Base]:
     return artifact, base
 
 
-def rewarding(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
-    """What `experience` is told of a configuration, at today's price of KL."""
+def experience_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
+    """Arguments of `experience`, from a configuration, with the present coefficient of KL."""
     chosen = {key: getattr(stage, key) for key in ("kl_estimator", "gamma", "lam", "whiten_rewards")}
     return {"kl_coef": kl_coef, "kl_in_reward": stage.kl_in == "reward", **chosen}
 
 
-def learning(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
-    """What `accumulate` is told of its losses."""
+def loss_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
+    """Arguments of `accumulate` for its losses."""
     chosen = {key: getattr(stage, key) for key in ("clip_range", "value_clip_range", "kl_estimator")}
     return {"kl_loss_coef": kl_coef if stage.kl_in == "loss" else 0.0, **chosen}
 
 
-def distinct(found: Sequence[Prompt], apart: int) -> list[Prompt]:
-    """The prompts to train on: none of the last `apart`, not even where a file repeats one of those.
+def distinct(found: Sequence[Prompt], n_eval: int) -> list[Prompt]:
+    """The prompts to train on: none of the last `n_eval`, not even where a file repeats one of those.
 
     Raises:
         InputError: none is left.
     """
-    asked = {p.conversation.messages for p in found[len(found) - apart :]}
+    asked = {p.conversation.messages for p in found[len(found) - n_eval :]}
     training = [p for p in found if p.conversation.messages not in asked]
-    require(bool(training), "stage.eval_prompts", apart, "leaves no other prompt to train on", "Set fewer apart.")
+    require(bool(training), "stage.eval_prompts", n_eval, "leaves no other prompt to train on", "Set fewer apart.")
     return training
 
 

@@ -13,19 +13,19 @@ from align.evals.text import repetition
 from align.models.chunks import in_chunks
 from align.ops.kl import kl_k1
 from align.ops.moments import Moments
-from align.ppo.experience import Experience, earned
+from align.ppo.experience import Experience, shaped_scores
 from align.ppo.state import Best
 from align.ppo.tripwires import WIRES
 from align.run import Run, json_digest
 from align.stages import open_store
-from align.stages.cast import Answers, Cast
+from align.stages.actors import Actors, Answers
 from align.types import Rollout
 from annotate.store import Candidate, storable
 from reward.combined import Ensemble
 
 
 def evaluate(
-    players: Cast, answers: Answers, moments: Moments, stage: PpoConfig, temperature: float, price: Mapping[str, Any]
+    actors: Actors, answers: Answers, moments: Moments, stage: PpoConfig, temperature: float, shaping: Mapping[str, Any]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The policy by its answers to the held-out prompts.
 
@@ -35,11 +35,11 @@ def evaluate(
     """
 
     def kl(part: Rollout) -> Tensor:
-        own, ref = (players.roles.logprobs(r, part, temperature).logprobs_BT for r in ("policy", "reference"))
+        own, ref = (actors.roles.logprobs(r, part, temperature).logprobs_BT for r in ("policy", "reference"))
         return kl_k1(own, ref).sum(-1)
 
-    raw, _ = players.judge(answers)
-    score = float(earned(raw, answers.rollout, moments, **price).mean())
+    raw, _ = actors.score(answers)
+    score = float(shaped_scores(raw, answers.rollout, moments, **shaping).mean())
     nats = float(in_chunks(kl, answers.rollout, stage.micro_batch).mean())
     shown = list(zip(answers.prompts, answers.texts, raw.tolist(), strict=True))[: stage.shown]
     return (
@@ -48,11 +48,11 @@ def evaluate(
     )
 
 
-def better(best: Best | None, step: int, objective: float, players: Cast) -> Best:
+def better(best: Best | None, step: int, objective: float, actors: Actors) -> Best:
     """The best policy so far, now that the present one has reached `objective`."""
     if best and not objective > best.objective:
         return best
-    return Best(step, objective, tuple(p.detach().clone() for p in players.roles.parameters_of("policy")))
+    return Best(step, objective, tuple(p.detach().clone() for p in actors.roles.parameters_of("policy")))
 
 
 def stops(tripped: Mapping[str, str], stage: PpoConfig) -> bool:
@@ -68,21 +68,21 @@ def warn(tripped: Mapping[str, str], step: int, strikes: Mapping[str, int], wire
 
 
 def per_answer(
-    wires: Iterable[str], players: Cast, answers: Answers, scores_B: Tensor, made: Experience, config: Config
+    wires: Iterable[str], actors: Actors, answers: Answers, scores_B: Tensor, made: Experience, config: Config
 ) -> dict[str, list[float]]:
     """What each answer adds to the figure that each of these wires reads. That figure is the mean over answers, but for
     two: `repetition` passes over answers of a word or two, which have 0 here; and the update measured the entropy token
     by token as the policy moved, where it is that of the present policy here.
 
     Args:
-        scores_B: what the answers earned.
+        scores_B: what the answers are worth, shaped.
         made: of these answers.
     """
     rollout = answers.rollout
 
     def entropy(part: Rollout) -> Tensor:
-        read = players.roles.logprobs("policy", part, config.rollout.temperature)
-        return read.entropy_BT.sum(-1) / part.lengths_B
+        output = actors.roles.logprobs("policy", part, config.rollout.temperature)
+        return output.entropy_BT.sum(-1) / part.lengths_B
 
     def figure(wire: str) -> Tensor:
         match wire:
@@ -91,8 +91,8 @@ def per_answer(
                 score_B, length_B = (Moments.of(x).standardised(x) for x in pair)
                 return (score_B * length_B).nan_to_num()  # where one of them does not vary, nothing follows it
             case "disagreement":
-                assert isinstance(players.scorer, Ensemble)  # nothing else measures it
-                return players.scorer.member_scores(answers.conversations, rollout).std(1, unbiased=False)
+                assert isinstance(actors.scorer, Ensemble)  # nothing else measures it
+                return actors.scorer.member_scores(answers.conversations, rollout).std(1, unbiased=False)
             case "kl":
                 return kl_k1(made.old_logprobs_BT, made.ref_logprobs_BT).sum(-1)
             case "entropy":
@@ -121,8 +121,8 @@ def ranked(figures: Mapping[str, Sequence[float]], scores: Sequence[float]) -> l
     return sorted(range(len(scores)), key=lambda i: (total[i], -scores[i]))
 
 
-def hand_over(
-    run: Run, config: Config, players: Cast, answers: Answers, raw_B: Tensor, step: int,
+def send_to_annotators(
+    run: Run, config: Config, actors: Actors, answers: Answers, raw_B: Tensor, step: int,
     figures: Mapping[str, Sequence[float]],
 ) -> None:  # fmt: skip
     """Put the answers of a batch that show most of what tripped its wires into the annotation store, each beside an
@@ -136,8 +136,8 @@ def hand_over(
     order = ranked(figures, raw_B.tolist())
     worst_of = {answers.prompts[i].conversation: i for i in reversed(order)}  # of each prompt the worst alone
     chosen = sorted(worst_of.values(), key=order.index)[: config.stage.tripwires.suspects]
-    before = players.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
-    before_B, _ = players.judge(before)
+    before = actors.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
+    before_B, _ = actors.score(before)
     name, digest = run.manifest["name"], run.manifest["base"]["digest"]
     key = f"{name}/{json_digest(run.manifest['identity'])[:8]}/{step}"  # another run of that name asks other things
 
