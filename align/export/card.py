@@ -13,7 +13,7 @@ import yaml
 
 from align.errors import InputError
 from align.export.folder import ABSOLUTE, check_base
-from align.export.receipt import HEADS, Row, cells, gap_in
+from align.export.receipt import HEADS, Check, cells, gap_in
 from align.models.base import BUILT_IN
 from align.ops.intervals import FEW
 from align.report import in_words
@@ -48,7 +48,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `parents` in order of training, each `{stage, name, digest}`; `seed`;
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
             `align.evals.comparison.summarise`; `licences`, pairs of what it was made of and that licence, the base
-            first; `receipt`, a list of `align.export.receipt.Row`; `served`, the name that the launch files give it;
+            first; `receipt`, a list of `align.export.receipt.Check`; `served`, the name that the launch files give it;
             `modelfile`, whether there is one;
             `license`, `language`, `tags`; `notes`, a paragraph.
 
@@ -166,17 +166,17 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
 
 
 def _fidelity(facts: Mapping[str, Any]) -> str:
-    rows: list[Row] = facts.get("receipt") or []
-    if not rows:
+    checks: list[Check] = facts.get("receipt") or []
+    if not checks:
         return ""
     text = (
         "## Receipt\n\nThis export, loaded back, beside the model that was trained (base and adapter apart, in fp32), "
         "on fixed prompts; differences in nats. An engine that was not checked may say anything.\n\n"
-        + _table(HEADS, cells(rows))
+        + _table(HEADS, cells(checks))
     )
     if facts["kind"] != "adapter" and facts.get("into") == "original" and _precision(facts) == "nf4":
         text += f"\n{MADE_ANEW}\n"
-    gap = gap_in(rows)
+    gap = gap_in(checks)
     if gap is not None:
         text += (
             f"\nOn the **original** weights of the base the adapter is another model: KL {_number(gap.kl)} nats a "

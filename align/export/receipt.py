@@ -1,8 +1,8 @@
 """A receipt: what was exported, loaded back by each engine that will run it, beside the model that was trained.
 
-`receipt.json` lies in the export. A row is one engine on one base: how far its next-token logprobs on fixed prompts lie
-from those of the trained model, and the bound that this must keep. An engine that was not asked is a row too, and never
-a pass. The receipt holds the sha256 of every file beside it, so that it speaks of these files and no others.
+`receipt.json` lies in the export. A check is one engine on one base: how far its next-token logprobs on fixed prompts
+lie from those of the trained model, and the bound that this must keep. An engine that was not asked is a check too, and
+never a pass. The receipt holds the sha256 of every file beside it, so that it speaks of these files and no others.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PASS, FAIL, ACCEPTED, REPORTED, UNCHECKED = "pass", "fail", "accepted", "reporte
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Check:
     """One engine on one base.
 
     Attributes:
@@ -89,7 +89,7 @@ class Row:
 
 
 def fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
-    """Token ids of the prompts that every receipt is measured on. The last row is no text, but tokens from all over the
+    """Token ids of the prompts that every receipt is measured on. The last one is no text, but tokens from all over the
     vocabulary, for a tokenizer that knows none of our words.
 
     Args:
@@ -121,46 +121,48 @@ def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
     return pooled([kl_between(a[None], b[None], ones(1, len(a))) for a, b in pairs])
 
 
-def accepting(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows, those of these names with a missed bound waved through."""
-    return [replace(row, accepted=row.name in names) for row in rows]
+def accepting(checks: Sequence[Check], names: Sequence[str]) -> list[Check]:
+    """The checks, those of these names with a missed bound waved through."""
+    return [replace(check, accepted=check.name in names) for check in checks]
 
 
-def require_passed(rows: Iterable[Row]) -> None:
+def require_passed(checks: Iterable[Check]) -> None:
     """Raises: InputError: a bound was missed and is not accepted."""
-    failed = [row for row in rows if row.verdict == FAIL]
+    failed = [check for check in checks if check.verdict == FAIL]
     if failed:
         said = [
-            f"{row.name}: {row.bound[0]} is {getattr(row.found, row.bound[0]):.3g}, which may be {row.bound[1]:g}"
-            for row in failed
-            if row.bound is not None
+            f"{c.name}: {c.bound[0]} is {getattr(c.found, c.bound[0]):.3g}, which may be {c.bound[1]:g}"
+            for c in failed
+            if c.bound is not None
         ]
-        names = ",".join(row.name for row in failed)
+        names = ",".join(check.name for check in failed)
         remedy = f"It is not what was trained. To let it pass all the same: export.accept=[{names}]."
         raise InputError("export", f"{len(failed)} of the receipt's bounds missed", "; ".join(said), remedy)
 
 
-def settled(rows: Sequence[Row], accept: Sequence[str], require: Sequence[str]) -> None:
-    """What was asked of the whole receipt. Raises: InputError: no row of an accepted name has a bound, or a required
+def require_asked(checks: Sequence[Check], accept: Sequence[str], require: Sequence[str]) -> None:
+    """What was asked of the whole receipt. Raises: InputError: no check of an accepted name has a bound, or a required
     engine was not asked."""
-    bound = {row.name: None for row in rows if row.bound is not None}
+    bound = {check.name: None for check in checks if check.bound is not None}
     for name in accept:
         if name not in bound:
-            raise InputError("export.accept", name, "no such row has a bound", f"Those are {', '.join(bound)}.")
+            raise InputError("export.accept", name, "no such check has a bound", f"Those are {', '.join(bound)}.")
     for engine in require:
-        if not any(row.engine == engine and row.found is not None and row.what != ALONE for row in rows):
-            why = next((row.note for row in rows if row.engine == engine), "this version knows no such engine")
+        if not any(check.engine == engine and check.found is not None and check.what != ALONE for check in checks):
+            why = next((check.note for check in checks if check.engine == engine), "this version knows no such engine")
             remedy = "Install it, or leave it out of export.require."
             raise InputError("export.require", engine, f"it was not checked: {why}", remedy)
 
 
-def gap_in(rows: Iterable[Row]) -> Divergence | None:
+def gap_in(checks: Iterable[Check]) -> Divergence | None:
     """How far the adapter lies from what was trained on the original weights, where it was not trained on these."""
     wanted = (TRANSFORMERS, "adapter", "original", None)
-    return next((row.found for row in rows if (row.engine, row.what, row.base, row.bound) == wanted), None)
+    return next((c.found for c in checks if (c.engine, c.what, c.base, c.bound) == wanted), None)
 
 
-def write_receipt(folder: Path, rows: Sequence[Row], prompts: Sequence[Sequence[int]], about: dict[str, Any]) -> None:
+def write_receipt(
+    folder: Path, checks: Sequence[Check], prompts: Sequence[Sequence[int]], about: dict[str, Any]
+) -> None:
     """`receipt.json`, last of an export's files.
 
     Args:
@@ -177,7 +179,7 @@ def write_receipt(folder: Path, rows: Sequence[Row], prompts: Sequence[Sequence[
         "tokens": sum(map(len, prompts)),
         "digest": json_digest([list(p) for p in prompts]),
     }
-    said = {"schema_version": SCHEMA, **about, "prompts": asked, "rows": [row.as_dict() for row in rows]}
+    said = {"schema_version": SCHEMA, **about, "prompts": asked, "rows": [check.as_dict() for check in checks]}
     write_json(folder / RECEIPT, said | {"files": files})
 
 
@@ -204,7 +206,7 @@ def checked_receipt(folder: Path) -> dict[str, Any]:
     return said
 
 
-def agreeing(said: dict[str, Any], rows: Sequence[Row], untold: Container[str] = ()) -> None:
+def agreeing(said: dict[str, Any], checks: Sequence[Check], untold: Container[str] = ()) -> None:
     """What a receipt claims, against what was measured again.
 
     Args:
@@ -213,16 +215,16 @@ def agreeing(said: dict[str, Any], rows: Sequence[Row], untold: Container[str] =
     Raises:
         CorruptFile: it claims a measurement that was not made, or another result.
     """
-    measured = {row.name: row.found for row in rows if row.found is not None}
-    absent = {row.name for row in rows if row.found is None and row.what}  # for want of a base to put it on
-    unasked = {row.engine: row.note for row in rows if row.found is None and not row.what}
-    for row in said["rows"]:
-        name, engine, claimed = str(row.get("name")), str(row.get("engine")), row.get("found")
-        if (claimed is None and row.get("verdict") == UNCHECKED) or name in absent:
+    measured = {check.name: check.found for check in checks if check.found is not None}
+    absent = {check.name for check in checks if check.found is None and check.what}  # for want of a base to put it on
+    unasked = {check.engine: check.note for check in checks if check.found is None and not check.what}
+    for check in said["rows"]:
+        name, engine, claimed = str(check.get("name")), str(check.get("engine")), check.get("found")
+        if (claimed is None and check.get("verdict") == UNCHECKED) or name in absent:
             continue
         if engine in unasked and engine in untold:
             continue
-        if name not in measured and row.get("weights") == "f32" and name.replace("/f32", "/f16") in measured:
+        if name not in measured and check.get("weights") == "f32" and name.replace("/f32", "/f16") in measured:
             continue  # was asked only because f16 missed its bound on that machine, and does not on this
         slack = 0.05 if engine == TRANSFORMERS else 0.5  # of what is made of an engine's rounding
         found, remedy = measured.get(name), "Do not trust it: export again."
@@ -248,22 +250,24 @@ def close(claimed: Any, found: float, slack: float) -> bool:
 HEADS = ("engine", "what", "base", "weights", "max logprob difference", "KL", "same top token", "verdict")
 
 
-def cells(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+def cells(checks: Iterable[Check]) -> list[tuple[str, ...]]:
     """Rows of a table below `HEADS`; differences in nats."""
     shown = []
-    for row in rows:
-        f = row.found
+    for check in checks:
+        f = check.found
         figures = ("–",) * 3 if f is None else (f"{f.max_logprob:.2g}", f"{f.kl:.2g}", f"{f.top1:.1%}")
-        bound = "" if row.bound is None else f" ({row.bound[0]} ≤ {row.bound[1]:g})"
-        note = bound + (f": {row.note}" if row.note else "")
-        engine = f"{row.engine} {row.version}".strip()
-        shown.append((engine, row.what or "–", row.base or "–", row.weights or "–", *figures, row.verdict + note))
+        bound = "" if check.bound is None else f" ({check.bound[0]} ≤ {check.bound[1]:g})"
+        note = bound + (f": {check.note}" if check.note else "")
+        engine = f"{check.engine} {check.version}".strip()
+        shown.append(
+            (engine, check.what or "–", check.base or "–", check.weights or "–", *figures, check.verdict + note)
+        )
     return shown
 
 
-def as_text(rows: Iterable[Row]) -> str:
+def as_text(checks: Iterable[Check]) -> str:
     """The table for a terminal."""
-    lines = [HEADS, *cells(rows)]
+    lines = [HEADS, *cells(checks)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS) - 1)]
     padded = ([cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)] for line in lines)
     return "\n".join("  ".join(line) for line in padded)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from align.errors import CorruptFile, require
 from align.export.adapter import OWN_TOKENIZER
 from align.export.engines import TRANSFORMERS, VERSION, freed, logits_of
-from align.export.receipt import ALONE, Bound, Row, compared, fixed_prompts
+from align.export.receipt import ALONE, Bound, Check, compared, fixed_prompts
 from align.models.adapters import attach
 from align.models.load import context_length, in_fp32, load_base, name_of
 from align.ops.divergence import Divergence
@@ -46,17 +46,17 @@ class Trained:
     alone: Divergence
 
     @property
-    def without(self) -> Row:
-        return Row(TRANSFORMERS, ALONE, self.kind, name_of(self.dtype), VERSION, self.alone)
+    def without(self) -> Check:
+        return Check(TRANSFORMERS, ALONE, self.kind, name_of(self.dtype), VERSION, self.alone)
 
     @property
     def kind(self) -> str:
         """The base that the adapter knows."""
         return "nf4" if self.method == "qlora" else "original"
 
-    def beside(self, loaded: Sequence[Tensor], what: str, base: str, weights: str, bound: Bound | None) -> Row:
+    def beside(self, loaded: Sequence[Tensor], what: str, base: str, weights: str, bound: Bound | None) -> Check:
         """A row of transformers."""
-        return Row(TRANSFORMERS, what, base, weights, VERSION, compared(self.logits, loaded), bound)
+        return Check(TRANSFORMERS, what, base, weights, VERSION, compared(self.logits, loaded), bound)
 
 
 def trained_model(

@@ -17,6 +17,7 @@ from align.export.bases import (
     weights_dtype,
 )
 from align.export.card import MADE_ANEW
+from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
 from align.export.converters import alike, convert_adapter, converters_in
 from align.export.engines import TRANSFORMERS, freed, logits_of
 from align.export.folder import publish, read_json, workroom
@@ -29,18 +30,17 @@ from align.export.ollama import ollama_file
 from align.export.receipt import (
     HEADS,
     RECEIPT,
-    Row,
+    Check,
     accepting,
     agreeing,
     as_text,
     cells,
     checked_receipt,
     gap_in,
+    require_asked,
     require_passed,
-    settled,
     write_receipt,
 )
-from align.export.rows import InF32, adapter_rows, gguf_answer, gguf_rows, merged_rows
 from align.export.trained import Trained, check_tokenizer, trained_model
 from align.models.load import (
     DTYPES,
@@ -155,7 +155,9 @@ def run(run: Run, config: Config) -> Result:
                 folder.mkdir(exist_ok=True)
                 home = target / kind if len(kinds) > 1 else target
                 receipts[kind] = written(run, config, artifact, trained, kind, folder, home)
-            settled([row for rows in receipts.values() for row in rows], config.export.accept, config.export.require)
+            require_asked(
+                [check for checks in receipts.values() for check in checks], config.export.accept, config.export.require
+            )
         line = f"{', '.join(kinds)} of {artifact.ref} in {target}"
 
     what = f"{artifact.ref} as {config.export.path or config.export.name}"
@@ -166,17 +168,17 @@ def run(run: Run, config: Config) -> Result:
         "token. Differences in nats. An engine that was **not checked** may say anything."
         + (f" {MADE_ANEW}" if into(config, trained) == "original" and trained.kind == "nf4" else "")
     )
-    for kind, rows in receipts.items():
+    for kind, checks in receipts.items():
         if len(receipts) > 1:
             report.text(f"**{kind}**")
-        report.table(HEADS, cells(rows))
+        report.table(HEADS, cells(checks))
     report.write(run.folder / "report.html")
     return Result(metrics_of(base, receipts), (line,))
 
 
 def written(
     run: Run, config: Config, artifact: Artifact, trained: Trained, kind: str, folder: Path, home: Path
-) -> list[Row]:
+) -> list[Check]:
     """One export: its files, what each engine says of them, the card and the receipt.
 
     Args:
@@ -186,23 +188,23 @@ def written(
         InputError: the receipt is not good, see `align.export.receipt.require_passed`.
     """
     name = served_name(*(str(artifact.manifest.get(key, "")) for key in ("stage", "name"))) or artifact.path.name
-    rows = accepting(DO[kind](config, trained, folder), config.export.accept)
+    checks = accepting(DO[kind](config, trained, folder), config.export.accept)
     check_tokenizer(trained, folder)
-    launchers(config, trained, kind, folder, home, name, gap_in(rows))
-    text = card(run, config, artifact, trained, kind, folder, name, rows)
+    launchers(config, trained, kind, folder, home, name, gap_in(checks))
+    text = card(run, config, artifact, trained, kind, folder, name, checks)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    write_receipt(folder, rows, trained.rows, about(config, artifact, trained, kind))
-    shown(kind, rows)
-    return rows
+    write_receipt(folder, checks, trained.rows, about(config, artifact, trained, kind))
+    print_checks(kind, checks)
+    return checks
 
 
-def adapter(config: Config, trained: Trained, folder: Path) -> list[Row]:
+def adapter(config: Config, trained: Trained, folder: Path) -> list[Check]:
     """Writes the adapter, lowered, and the base that it knows; asks them back."""
     lowered(trained, folder)
-    return adapter_rows(trained, folder, base_beside(config, trained), config.export.dtype, engines(config))
+    return adapter_checks(trained, folder, base_beside(config, trained), config.export.dtype, engines(config))
 
 
-def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
+def merged(config: Config, trained: Trained, folder: Path) -> list[Check]:
     """Writes base and adapter as one model; asks it before it is cast, and back."""
     model = merged_model(config, trained)
     summed = logits_of(model, trained.rows)
@@ -211,10 +213,10 @@ def merged(config: Config, trained: Trained, folder: Path) -> list[Row]:
     write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer, beside=Path(trained.base.path))
     del model
     freed()  # before others are loaded to compare
-    return merged_rows(trained, folder, into(config, trained), config.export.dtype, summed, engines(config))
+    return merged_checks(trained, folder, into(config, trained), config.export.dtype, summed, engines(config))
 
 
-def gguf(config: Config, trained: Trained, folder: Path) -> list[Row]:
+def gguf(config: Config, trained: Trained, folder: Path) -> list[Check]:
     """Writes base and adapter as GGUF, with a Modelfile; asks llama.cpp."""
     source, python = gguf_source(config, trained), interpreter(LLAMA_CPP, config.export.llama_cpp)
     bases = gguf_bases(bases_of(config), source, config.export.quantised, python)
@@ -228,7 +230,7 @@ def gguf(config: Config, trained: Trained, folder: Path) -> list[Row]:
     return asked_gguf(config, trained, folder, answer)
 
 
-def asked_gguf(config: Config, trained: Trained, folder: Path, answer: Answer | None) -> list[Row]:
+def asked_gguf(config: Config, trained: Trained, folder: Path, answer: Answer | None) -> list[Check]:
     def in_f32() -> InF32 | None:
         with workroom(bases_of(config) / "f32") as work:
             source, base, made = gguf_source(config, trained), work / base_file(F32), work / "adapter.gguf"
@@ -240,10 +242,10 @@ def asked_gguf(config: Config, trained: Trained, folder: Path, answer: Answer | 
             exact = gguf_answer(trained, base, made, engines(config), precise=True)
             return None if exact is None else InF32(exact, other)
 
-    return gguf_rows(trained, folder, into(config, trained), engines(config), answer, in_f32)
+    return gguf_checks(trained, folder, into(config, trained), engines(config), answer, in_f32)
 
 
-DO: dict[str, Callable[[Config, Trained, Path], list[Row]]] = {"adapter": adapter, "merged": merged, "gguf": gguf}
+DO: dict[str, Callable[[Config, Trained, Path], list[Check]]] = {"adapter": adapter, "merged": merged, "gguf": gguf}
 
 
 def folders_of(config: Config) -> list[Path]:
@@ -257,7 +259,7 @@ def folders_of(config: Config) -> list[Path]:
     return [path]
 
 
-def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) -> list[Row]:
+def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) -> list[Check]:
     """An export that was made before, measured again. Its receipt is believed in nothing: what it is, its files say;
     what may be missed, `export.accept` says; and what the receipt claims has to be found again.
 
@@ -276,36 +278,36 @@ def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) ->
         raise InputError("export.into", config.export.into, problem, "Say what it is: export.into=auto or original.")
     if (folder / ADAPTER).is_file():
         answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, engines(config))
-        rows = asked_gguf(config, trained, folder, answer)
+        checks = asked_gguf(config, trained, folder, answer)
     elif (folder / "config.json").is_file():
         summed = logits_of(merged_model(config, trained), trained.rows)
         freed()
-        rows = merged_rows(trained, folder, into(config, trained), weights_dtype(folder), summed, engines(config))
+        checks = merged_checks(trained, folder, into(config, trained), weights_dtype(folder), summed, engines(config))
     else:
         beside = base_beside(config, trained, write=False)
-        rows = adapter_rows(trained, folder, beside, config.export.dtype, engines(config))
+        checks = adapter_checks(trained, folder, beside, config.export.dtype, engines(config))
     check_tokenizer(trained, folder)
-    rows = accepting(rows, config.export.accept)
-    shown(folder.name, rows)
-    if not any(row.bound and row.found for row in rows):
+    checks = accepting(checks, config.export.accept)
+    print_checks(folder.name, checks)
+    if not any(check.bound and check.found for check in checks):
         problem = "nothing could be asked here that would say whether it is what was trained"
         raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
-    settled(rows, config.export.accept, config.export.require)
-    agreeing(said, rows, untold=[engine for engine, where in engines(config).items() if where == "none"])
-    return rows
+    require_asked(checks, config.export.accept, config.export.require)
+    agreeing(said, checks, untold=[engine for engine, where in engines(config).items() if where == "none"])
+    return checks
 
 
-def shown(title: str, rows: list[Row]) -> None:
+def print_checks(title: str, checks: list[Check]) -> None:
     """The receipt in the terminal. Raises: InputError: it is not good, see `align.export.receipt.require_passed`."""
-    print(f"{title}\n{as_text(rows)}", flush=True)
-    require_passed(rows)
+    print(f"{title}\n{as_text(checks)}", flush=True)
+    require_passed(checks)
 
 
-def metrics_of(base: Base, receipts: dict[str, list[Row]]) -> dict[str, Any]:
-    """The figures of what was exported, as it is loaded first; of all rows, under their names."""
-    rows = [row for rows in receipts.values() for row in rows if row.found is not None]
-    measured = {row.name: row.found.as_dict() for row in rows if row.found is not None}
-    first = next((measured[row.name] for row in rows if row.bound is not None), {})
+def metrics_of(base: Base, receipts: dict[str, list[Check]]) -> dict[str, Any]:
+    """The figures of what was exported, as it is loaded first; of all checks, under their names."""
+    checks = [check for checks in receipts.values() for check in checks if check.found is not None]
+    measured = {check.name: check.found.as_dict() for check in checks if check.found is not None}
+    first = next((measured[check.name] for check in checks if check.bound is not None), {})
     figures = {key: first[key] for key in ("kl", "top1", "max_logprob") if first}
     about = {"base": base.id, "base_digest": base.digest, "peak_rss_mb": peak_rss_mb()}
     return about | figures | {"receipt": measured}

@@ -19,7 +19,7 @@ from align.export.gguf import ADAPTER, Source
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
 from align.export.lowering import initial_factors
 from align.export.merged import merge
-from align.export.receipt import Row
+from align.export.receipt import Check
 from align.export.template import contents_as_text
 from align.export.trained import Trained
 from align.models.adapters import adapter_config
@@ -136,14 +136,21 @@ def launchers(
 
 
 def card(
-    run: Run, config: Config, artifact: Artifact, trained: Trained, kind: str, folder: Path, name: str, rows: list[Row]
+    run: Run,
+    config: Config,
+    artifact: Artifact,
+    trained: Trained,
+    kind: str,
+    folder: Path,
+    name: str,
+    checks: list[Check],
 ) -> str:
     root = Path(config.run.root).expanduser()
     facts: dict[str, Any] = {
         "name": f"{run.manifest['stage']}-{run.manifest['name']}", "kind": kind,
         "served": name if (folder / LAUNCH).is_dir() else "", "modelfile": (folder / "Modelfile").is_file(),
         "base": named_base(trained.base), "method": trained.method, "parents": parents_of(artifact, root),
-        "seed": config.seed, "receipt": rows, "data": data_behind(artifact),
+        "seed": config.seed, "receipt": checks, "data": data_behind(artifact),
         "licences": licences(artifact, trained.base), "dtype": config.export.dtype,
         "into": into(config, trained),
         "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype),

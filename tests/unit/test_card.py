@@ -6,7 +6,7 @@ import pytest
 
 from align.errors import InputError
 from align.export.card import licence_in, render_card
-from align.export.receipt import Row
+from align.export.receipt import Check
 from align.ops.divergence import Divergence
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
@@ -70,9 +70,9 @@ def test_merged_card_states_its_distance_from_what_was_trained():
     facts = {k: v for k, v in FACTS.items() if k != "metrics"} | {"kind": "merged", "dtype": "bfloat16"}
     merged, gap = Divergence(9.1e-5, 0.995, 0.0625, 4096), Divergence(0.34, 0.74, 9.0, 4096)
     rows = [
-        Row("transformers", "merged", "nf4-dequantised", "bfloat16", "5", merged, ("kl", 0.01)),
-        Row("transformers", "adapter", "original", "bfloat16", "5", gap),
-        Row("vLLM", note="it is | not there"),
+        Check("transformers", "merged", "nf4-dequantised", "bfloat16", "5", merged, ("kl", 0.01)),
+        Check("transformers", "adapter", "original", "bfloat16", "5", gap),
+        Check("vLLM", note="it is | not there"),
     ]
     licences = [("base org/tiny", "mit"), ("data mine.jsonl", "")]
     card = render_card(facts | {"receipt": rows, "licences": licences})
@@ -153,7 +153,7 @@ def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
     matter = front_matter(card)
     assert "gguf" in matter["tags"]
     assert "library_name" not in matter
-    original = render_card(facts | {"into": "original", "receipt": [Row("llama.cpp", note="not there")]})
+    original = render_card(facts | {"into": "original", "receipt": [Check("llama.cpp", note="not there")]})
     assert "on which it is measurably another model" in original
     assert "|\n\nMade of the original weights" in original  # and is no row of the table
     assert "launch/" not in render_card(facts | {"served": ""})

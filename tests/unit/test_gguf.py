@@ -19,6 +19,7 @@ from align.errors import CorruptFile, InputError
 from align.export import rows as receipt_rows
 from align.export.adapter import write_adapter
 from align.export.bases import DEQUANTISED
+from align.export.checks import InF32, gguf_answer, gguf_checks
 from align.export.converters import alike, convert_adapter, convert_model, converters_in
 from align.export.foreign import LLAMA_CPP, Answer, ask, interpreter
 from align.export.gguf import (
@@ -31,8 +32,7 @@ from align.export.gguf import (
     special_tokens,
     texts_of,
 )
-from align.export.receipt import Row, as_text, fixed_texts
-from align.export.rows import InF32, gguf_answer, gguf_rows
+from align.export.receipt import Check, as_text, fixed_texts
 from align.export.trained import Trained, trained_model
 
 pytestmark = [needs_llama_cpp, pytest.mark.slow]
@@ -62,8 +62,8 @@ def answer_of(trained: Trained, folder: Path) -> Answer:
 
 def measured(
     trained: Trained, folder: Path, into: str = DEQUANTISED, in_f32: Callable[[], InF32 | None] = lambda: None
-) -> dict[str, Row]:
-    rows = gguf_rows(trained, folder, into, ASKED, answer_of(trained, folder), in_f32)
+) -> dict[str, Check]:
+    rows = gguf_checks(trained, folder, into, ASKED, answer_of(trained, folder), in_f32)
     return {row.name: row for row in rows}
 
 
@@ -163,7 +163,7 @@ def test_without_llama_cpp_nothing_is_a_pass(trained: Trained, tmp_path: Path):
     assert interpreter(LLAMA_CPP, "none") is None
     folder = export_gguf(trained, tmp_path)
     assert gguf_answer(trained, folder / "base-f16.gguf", folder / ADAPTER, NOBODY) is None
-    rows = gguf_rows(trained, folder, DEQUANTISED, NOBODY, None, lambda: None)
+    rows = gguf_checks(trained, folder, DEQUANTISED, NOBODY, None, lambda: None)
     assert "pass" not in {row.verdict for row in rows}
     assert {row.name: row.note for row in rows}[LLAMA_CPP] == "told not to ask it"
 

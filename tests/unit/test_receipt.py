@@ -17,22 +17,22 @@ from transformers import AutoTokenizer
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.export.adapter import WEIGHTS, check_vocabulary
 from align.export.bases import DEQUANTISED, dequantised, dequantised_beside
+from align.export.checks import adapter_checks, merged_checks
 from align.export.engines import logits_of
 from align.export.merged import merge
 from align.export.receipt import (
     RECEIPT,
-    Row,
+    Check,
     accepting,
     agreeing,
     as_text,
     checked_receipt,
     compared,
     fixed_prompts,
+    require_asked,
     require_passed,
-    settled,
     write_receipt,
 )
-from align.export.rows import adapter_rows, merged_rows
 from align.export.trained import Trained, trained_model
 from align.models.load import in_fp32, load_base
 from align.ops.divergence import Divergence
@@ -59,7 +59,7 @@ def trained(base: Base, adapter: Path) -> Trained:
     return trained_model(base, adapter, "qlora", CPU, torch.float32, tokenizer)
 
 
-def verdicts(rows: list[Row]) -> dict[str, str]:
+def verdicts(rows: list[Check]) -> dict[str, str]:
     return {row.name: row.verdict for row in rows}
 
 
@@ -69,27 +69,27 @@ def verdicts(rows: list[Row]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("row", "verdict"),
     [
-        (Row("a", found=NEAR, bound=("kl", 1e-5)), "pass"),
-        (Row("a", found=FAR, bound=("kl", 1e-5)), "fail"),
-        (Row("a", found=FAR, bound=("max_logprob", 4.2)), "pass"),
-        (Row("a", found=FAR, bound=("kl", 1e-5), accepted=True), "accepted"),
-        (Row("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("kl", 1e-5)), "fail"),
-        (Row("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("max_logprob", 1e-4)), "fail"),
-        (Row("a", found=FAR), "reported"),
-        (Row("a", bound=("kl", 1e-5)), "not checked"),
-        (Row("a", bound=("kl", 1e-5), accepted=True), "not checked"),
+        (Check("a", found=NEAR, bound=("kl", 1e-5)), "pass"),
+        (Check("a", found=FAR, bound=("kl", 1e-5)), "fail"),
+        (Check("a", found=FAR, bound=("max_logprob", 4.2)), "pass"),
+        (Check("a", found=FAR, bound=("kl", 1e-5), accepted=True), "accepted"),
+        (Check("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("kl", 1e-5)), "fail"),
+        (Check("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("max_logprob", 1e-4)), "fail"),
+        (Check("a", found=FAR), "reported"),
+        (Check("a", bound=("kl", 1e-5)), "not checked"),
+        (Check("a", bound=("kl", 1e-5), accepted=True), "not checked"),
     ],
 )
-def test_a_verdict_is_a_bound_kept_and_nothing_else(row: Row, verdict: str):
+def test_a_verdict_is_a_bound_kept_and_nothing_else(row: Check, verdict: str):
     assert row.verdict == verdict
     assert verdict in as_text([row])
 
 
 def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
-    fine, missed = Row("t", "adapter", "nf4", found=NEAR, bound=("kl", 1)), Row("t", found=FAR, bound=("kl", 0.01))
-    unasked = Row("llama.cpp", note="it is not there")
+    fine, missed = Check("t", "adapter", "nf4", found=NEAR, bound=("kl", 1)), Check("t", found=FAR, bound=("kl", 0.01))
+    unasked = Check("llama.cpp", note="it is not there")
     require_passed([fine, unasked])
-    settled([fine, unasked], [], ["t"])
+    require_asked([fine, unasked], [], ["t"])
     with pytest.raises(
         InputError,
         match=r"export=1 of the receipt.s bounds missed: t: kl is 0\.3, which may be 0\.01.*export\.accept=\[t\]",
@@ -97,12 +97,12 @@ def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
         require_passed([fine, missed])
     require_passed(accepting([fine, missed], ["t"]))
     with pytest.raises(InputError, match=r"export\.require=llama\.cpp: it was not checked: it is not there"):
-        settled([fine, unasked], [], ["llama.cpp"])
+        require_asked([fine, unasked], [], ["llama.cpp"])
     for name in ("nobody", "llama.cpp"):  # nothing is waved through that has no bound
         with pytest.raises(InputError, match=rf"export\.accept={name}.*t/adapter/nf4"):
-            settled([fine, missed, unasked], [name], [])
+            require_asked([fine, missed, unasked], [name], [])
     with pytest.raises(InputError, match=r"export\.require=t"):  # the yardstick is no export
-        settled([Row("t", "base alone", found=NEAR)], [], ["t"])
+        require_asked([Check("t", "base alone", found=NEAR)], [], ["t"])
 
 
 def test_the_prompts_are_the_same_whatever_the_data(base: Base):
@@ -127,7 +127,7 @@ def test_what_is_no_number_is_near_to_nothing():
     a, nan = torch.zeros(3, 5), torch.full((3, 5), torch.nan)
     for pair in (([a, a], [a, nan]), ([a, nan], [a, a]), ([a, a], [nan, a])):
         found = compared(*pair)
-        assert Row("t", found=found, bound=("max_logprob", 1e9)).verdict == "fail"
+        assert Check("t", found=found, bound=("max_logprob", 1e9)).verdict == "fail"
         assert isnan(found.max_logprob)
 
 
@@ -144,7 +144,7 @@ def test_a_template_that_refuses_words_leaves_the_tokens(base: Base):
 def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(trained: Trained, base: Base, tmp_path: Path):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     beside = dequantised_beside(tmp_path, base, BASE, torch.float32, torch.float32, CPU, trained.tokenizer)
-    rows = adapter_rows(trained, target, beside, "float32", NOBODY)
+    rows = adapter_checks(trained, target, beside, "float32", NOBODY)
     assert verdicts(rows) == {
         "transformers/adapter/nf4/float32": "pass",
         "transformers/adapter/nf4-dequantised/float32": "pass",
@@ -159,12 +159,12 @@ def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(trained: 
     assert rows[2].found.kl > 1e-3  # it is another model, and the receipt says so
     assert trained.alone.kl > 1e-3  # and the prompts do ask the adapter
     require_passed(rows)
-    settled(rows, [], ["transformers"])
+    require_asked(rows, [], ["transformers"])
 
 
 def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: Trained, tmp_path: Path):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    assert verdicts(adapter_rows(trained, target, None, "bfloat16", NOBODY))[
+    assert verdicts(adapter_checks(trained, target, None, "bfloat16", NOBODY))[
         "transformers/adapter/nf4-dequantised/bfloat16"
     ] == "not checked"  # fmt: skip
 
@@ -174,7 +174,7 @@ def test_a_scale_that_is_off_by_little_fails(trained: Trained, tmp_path: Path, f
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     tensors = load_file(target / WEIGHTS)
     save_file({k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS, {"format": "pt"})
-    rows = adapter_rows(trained, target, None, "float32", NOBODY)
+    rows = adapter_checks(trained, target, None, "float32", NOBODY)
     assert rows[0].verdict == "fail"
     with pytest.raises(InputError, match="It is not what was trained"):
         require_passed(rows)
@@ -189,7 +189,7 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: Trained, tmp_
     with torch.no_grad():
         summed = [model(input_ids=torch.tensor([row])).logits[0] for row in trained.rows]
     target = merged_in(model.to(getattr(torch, kept)), tmp_path / "out", tokenizer=trained.tokenizer)
-    rows = merged_rows(trained, target, into, kept, summed, NOBODY)
+    rows = merged_checks(trained, target, into, kept, summed, NOBODY)
     assert [row.verdict for row in rows[:3]] == ["pass", "pass", "reported"]  # each on its own base
     assert rows[0].found is not None
     assert rows[0].found.kl < 1e-8
@@ -200,7 +200,7 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: Trained, tmp_
         assert rows[2].found.kl > 1e-3
     tensors = load_file(target / "model.safetensors")
     save_file({k: v * 1.5 for k, v in tensors.items()}, target / "model.safetensors", {"format": "pt"})
-    assert merged_rows(trained, target, into, kept, None, NOBODY)[0].verdict == "fail"
+    assert merged_checks(trained, target, into, kept, None, NOBODY)[0].verdict == "fail"
 
 
 def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_path: Path):
@@ -221,7 +221,7 @@ def test_an_adapter_of_a_plain_base_is_held_to_that(base: Base, tmp_path: Path):
     source = make_adapter(Path(base.path), tmp_path / "source")
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     plain = trained_model(base, source, "lora", CPU, torch.bfloat16, tokenizer)
-    rows = adapter_rows(plain, exported(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16", NOBODY)
+    rows = adapter_checks(plain, exported(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16", NOBODY)
     assert verdicts(rows) == {
         "transformers/adapter/original/bfloat16": "pass", "transformers/base alone/original/bfloat16": "reported",
         "llama.cpp": "not checked", "vLLM": "not checked",
@@ -249,10 +249,10 @@ def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Pa
     found = trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
     target = exported(source, tmp_path / "out", tokenizer=tokenizer)
     beside = dequantised_beside(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
-    rows = adapter_rows(found, target, beside, "float32", NOBODY)
+    rows = adapter_checks(found, target, beside, "float32", NOBODY)
     assert [row.verdict for row in rows[:2]] == ["pass", "pass"]
     whole = merged_in(merge(in_fp32(load(folder)), source, torch.float32), tmp_path / "merged", tokenizer=tokenizer)
-    assert merged_rows(found, whole, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
+    assert merged_checks(found, whole, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
     assert found.alone.max_logprob > 0.1
 
 
@@ -275,14 +275,14 @@ def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: P
     gpt2 = Base("gpt2", str(folder), None, "gpt2")
     found = trained_model(gpt2, tmp_path / "source", "lora", CPU, torch.float32, tokenizer)
     assert max(map(len, found.rows)) <= 48
-    rows = adapter_rows(
+    rows = adapter_checks(
         found, exported(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer), None, "float32", NOBODY
     )
     assert rows[0].verdict == "pass"
     assert found.alone.max_logprob > 0.1
     merged = merge(load(folder, nf4=False), tmp_path / "source", torch.float32)
     whole = merged_in(merged, tmp_path / "merged", tokenizer=tokenizer)
-    assert merged_rows(found, whole, "original", "float32", None, NOBODY)[0].verdict == "pass"
+    assert merged_checks(found, whole, "original", "float32", None, NOBODY)[0].verdict == "pass"
 
 
 # --- The base beside it -----------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: Trai
 
 def test_a_receipt_speaks_of_its_files_and_no_others(trained: Trained, tmp_path: Path):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    rows = [Row("t", found=NEAR, bound=("kl", 1.0)), Row("vLLM", note="why")]
+    rows = [Check("t", found=NEAR, bound=("kl", 1.0)), Check("vLLM", note="why")]
     write_receipt(target, rows, trained.rows, {"base": BASE})
     said = checked_receipt(target)
     assert [(row["name"], row["verdict"]) for row in said["rows"]] == [("t", "pass"), ("vLLM", "not checked")]

@@ -1,4 +1,4 @@
-"""The rows of a receipt: each export on each base, in each engine that is there, beside the model that was trained."""
+"""The checks of a receipt: each export on each base, in each engine there is, beside the model that was trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.export.engines import TRANSFORMERS, VERSION, adapter_on, whole_model
 from align.export.foreign import LLAMA_CPP, VLLM, Answer, ask, interpreter, why_unasked
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of
 from align.export.launch import RANKS, vllm_rank
-from align.export.receipt import FAIL, Bound, Row, compared, fixed_texts
+from align.export.receipt import FAIL, Bound, Check, compared, fixed_texts
 from align.export.trained import Trained
 from align.models.load import name_of
 
@@ -31,7 +31,7 @@ ENGINE: Bound = ("kl", 1e-3)
 PRECISE: Bound = ("max_logprob", 1e-3)
 """Of another engine in fp32: the weights of base and adapter, and all that it computes."""
 
-Told = Mapping[str, str]
+Engines = Mapping[str, str]
 """For each engine of `align.export.foreign`, `auto`, `none` or the Python that has it."""
 OLLAMA = "Ollama"
 NO_BASE = "that base was left out, or does not lie beside the runs"
@@ -39,7 +39,9 @@ READS_GGUF = "it reads GGUF: export=gguf"
 READS_NO_GGUF = "it reads no adapter in GGUF"
 
 
-def adapter_rows(trained: Trained, folder: Path, dequantised: Path | None, kept: str, told: Told) -> list[Row]:
+def adapter_checks(
+    trained: Trained, folder: Path, dequantised: Path | None, kept: str, engines: Engines
+) -> list[Check]:
     """An exported adapter on each base that somebody may put it on.
 
     Args:
@@ -52,25 +54,25 @@ def adapter_rows(trained: Trained, folder: Path, dequantised: Path | None, kept:
     found = [trained.beside(on_own, "adapter", trained.kind, name_of(trained.dtype), EXACT)]
     if trained.kind == "nf4":
         if dequantised is None:
-            found.append(Row(TRANSFORMERS, "adapter", DEQUANTISED, kept, note=NO_BASE))
-            found.append(Row(VLLM, note=NO_BASE))
+            found.append(Check(TRANSFORMERS, "adapter", DEQUANTISED, kept, note=NO_BASE))
+            found.append(Check(VLLM, note=NO_BASE))
         else:
             loaded = adapter_on(dequantised, folder, trained.rows, trained.device)
             found.append(trained.beside(loaded, "adapter", DEQUANTISED, kept, bound))
-            found.append(vllm_row(trained, dequantised, folder, DEQUANTISED, kept, told))
+            found.append(vllm_check(trained, dequantised, folder, DEQUANTISED, kept, engines))
         found.append(on_original(trained, folder))
     else:
-        found.append(vllm_row(trained, base, folder, "original", name_of(trained.dtype), told))
-    return unasked_last([*found, trained.without, Row(LLAMA_CPP, note=READS_GGUF)])
+        found.append(vllm_check(trained, base, folder, "original", name_of(trained.dtype), engines))
+    return unasked_last([*found, trained.without, Check(LLAMA_CPP, note=READS_GGUF)])
 
 
-def merged_rows(
-    trained: Trained, folder: Path, into: str, kept: str, summed: Sequence[Tensor] | None, told: Told
-) -> list[Row]:
+def merged_checks(
+    trained: Trained, folder: Path, into: str, kept: str, summed: Sequence[Tensor] | None, engines: Engines
+) -> list[Check]:
     """A merged model as it lies on disk and, where `summed` are its logits then, before it was cast to `kept`.
 
     Merged into the original weights a QLoRA adapter makes another model: it is held to what the adapter says on these,
-    and how far that lies from what was trained is told.
+    and how far that lies from what was trained is reported.
     """
     known, truth = held_to(trained, into)
     loaded = whole_model(folder, trained.rows, trained.device)
@@ -78,12 +80,14 @@ def merged_rows(
     found = []
     for what, weights, logits, most in (("merge", "float32", summed, MERGED), ("merged", kept, loaded, bound)):
         if logits is not None:
-            found.append(Row(TRANSFORMERS, what, into, weights, VERSION, compared(truth, logits), most))
-    found.append(vllm_row(trained, folder, None, into, kept, told, truth))
-    return unasked_last([*found, *apart(trained, known, loaded, into, kept), Row(LLAMA_CPP, note=READS_GGUF)])
+            found.append(Check(TRANSFORMERS, what, into, weights, VERSION, compared(truth, logits), most))
+    found.append(vllm_check(trained, folder, None, into, kept, engines, truth))
+    return unasked_last(
+        [*found, *checked_as_loaded(trained, known, loaded, into, kept), Check(LLAMA_CPP, note=READS_GGUF)]
+    )
 
 
-def gguf_answer(trained: Trained, base: Path, adapter: Path, told: Told, precise: bool = False) -> Answer | None:
+def gguf_answer(trained: Trained, base: Path, adapter: Path, engines: Engines, precise: bool = False) -> Answer | None:
     """llama.cpp on two GGUF files; None where it is not there.
 
     Args:
@@ -92,7 +96,7 @@ def gguf_answer(trained: Trained, base: Path, adapter: Path, told: Told, precise
     Raises:
         InputError: it reads text otherwise than the model was trained to, or does not load them.
     """
-    python = interpreter(LLAMA_CPP, told[LLAMA_CPP])
+    python = interpreter(LLAMA_CPP, engines[LLAMA_CPP])
     if python is None:
         return None
     prompts = fixed_texts(trained.tokenizer, max(map(len, trained.rows)))
@@ -117,10 +121,15 @@ class InF32:
     other: str
 
 
-def gguf_rows(
-    trained: Trained, folder: Path, into: str, told: Told, first: Answer | None, in_f32: Callable[[], InF32 | None]
-) -> list[Row]:
-    """Base and adapter in llama.cpp; the variants in fewer bits are told, and held to no bound.
+def gguf_checks(
+    trained: Trained,
+    folder: Path,
+    into: str,
+    engines: Engines,
+    first: Answer | None,
+    in_f32: Callable[[], InF32 | None],
+) -> list[Check]:
+    """Base and adapter in llama.cpp; the variants in fewer bits are reported, and held to no bound.
 
     Args:
         first: `gguf_answer` on the base in f16.
@@ -128,35 +137,35 @@ def gguf_rows(
             llama.cpp's own rounding. Where f32 is exact, and the exported numbers are those of f32 but for their own
             rounding, that is what it was.
     """
-    not_run = [Row(OLLAMA, note="its Modelfile is not run"), Row(VLLM, note=READS_NO_GGUF)]
+    not_run = [Check(OLLAMA, note="its Modelfile is not run"), Check(VLLM, note=READS_NO_GGUF)]
     if first is None:
-        rows = apart(trained, True, (), into, F16)
-        return [*rows, Row(LLAMA_CPP, note=why_unasked(LLAMA_CPP, told[LLAMA_CPP])), *not_run]
+        checks = checked_as_loaded(trained, True, (), into, F16)
+        return [*checks, Check(LLAMA_CPP, note=why_unasked(LLAMA_CPP, engines[LLAMA_CPP])), *not_run]
     known, truth = held_to(trained, into)
 
-    def row(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> Row:
+    def check(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> Check:
         divergence = compared(truth, same_rooms(answer, truth))
-        return Row(LLAMA_CPP, "adapter", into, weights, answer.version, divergence, bound, note)
+        return Check(LLAMA_CPP, "adapter", into, weights, answer.version, divergence, bound, note)
 
-    found = [row(first, F16, GGUF)]
+    found = [check(first, F16, GGUF)]
     if found[0].verdict == FAIL and (exact := in_f32()):
         if exact.other:
             found = [replace(found[0], note=f"{exact.other} is not what was converted")]
         else:
             rounded = f"{GGUF[0]} misses {GGUF[1]:g} by llama.cpp's rounding: the same numbers in f32 do not"
-            found = [row(exact.answer, F32, PRECISE), row(first, F16, ENGINE, rounded)]
+            found = [check(exact.answer, F32, PRECISE), check(first, F16, ENGINE, rounded)]
     for path in sorted(folder.glob("base-*.gguf"), reverse=True):
         weights = path.stem.removeprefix("base-")
-        if weights != F16 and (answer := gguf_answer(trained, path, folder / ADAPTER, told)):
+        if weights != F16 and (answer := gguf_answer(trained, path, folder / ADAPTER, engines)):
             divergence = compared(trained.logits, same_rooms(answer, trained.logits))
             what = "adapter" if known else "gap"
-            found.append(Row(LLAMA_CPP, what, into, weights, answer.version, divergence))
+            found.append(Check(LLAMA_CPP, what, into, weights, answer.version, divergence))
     loaded = same_rooms(first, truth)
-    return [*found, *apart(trained, known, loaded, into, F16, LLAMA_CPP, first.version), *not_run]
+    return [*found, *checked_as_loaded(trained, known, loaded, into, F16, LLAMA_CPP, first.version), *not_run]
 
 
-def unasked_last(rows: Sequence[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: row.found is None and not row.what)
+def unasked_last(checks: Sequence[Check]) -> list[Check]:
+    return sorted(checks, key=lambda check: check.found is None and not check.what)
 
 
 def held_to(trained: Trained, into: str) -> tuple[bool, Sequence[Tensor]]:
@@ -166,42 +175,43 @@ def held_to(trained: Trained, into: str) -> tuple[bool, Sequence[Tensor]]:
     return False, adapter_on(Path(trained.base.path), trained.adapter, trained.rows, trained.device, trained.dtype)
 
 
-def apart(
+def checked_as_loaded(
     trained: Trained, known: bool, loaded: Sequence[Tensor], into: str, kept: str,
     engine: str = TRANSFORMERS, version: str = VERSION,
-) -> list[Row]:  # fmt: skip
-    """What is only told: an export on weights that were not trained, beside what was; the original base; no adapter."""
-    gap = [] if known else [Row(engine, "gap", into, kept, version, compared(trained.logits, loaded))]
+) -> list[Check]:  # fmt: skip
+    """What is reported without a bound: an export on weights that were not trained, beside what was; the original base;
+    no adapter."""
+    gap = [] if known else [Check(engine, "gap", into, kept, version, compared(trained.logits, loaded))]
     original = [on_original(trained, trained.adapter)] if trained.kind == "nf4" else []
     return [*gap, *original, trained.without]
 
 
-def on_original(trained: Trained, adapter: Path) -> Row:
-    """What most people will do with an adapter of QLoRA's. Told, and not held to a bound: it is another model."""
+def on_original(trained: Trained, adapter: Path) -> Check:
+    """What most people will do with an adapter of QLoRA's. Reported, and not held to a bound: it is another model."""
     base = Path(trained.base.path)
     loaded = adapter_on(base, adapter, trained.rows, trained.device, trained.dtype)
     return trained.beside(loaded, "adapter", "original", name_of(trained.dtype), None)
 
 
-def vllm_row(
-    trained: Trained, model: Path, adapter: Path | None, base: str, kept: str, told: Told,
+def vllm_check(
+    trained: Trained, model: Path, adapter: Path | None, base: str, kept: str, engines: Engines,
     truth: Sequence[Tensor] | None = None,
-) -> Row:  # fmt: skip
+) -> Check:  # fmt: skip
     """vLLM on a folder with a model, and an adapter on it; its sums in fp32."""
-    python = interpreter(VLLM, told[VLLM])
+    python = interpreter(VLLM, engines[VLLM])
     if python is None:
-        return Row(VLLM, note=why_unasked(VLLM, told[VLLM]))
+        return Check(VLLM, note=why_unasked(VLLM, engines[VLLM]))
     truth = trained.logits if truth is None else truth
     rank = None if adapter is None else rank_of(adapter)
     if rank is not None and rank > RANKS[-1]:
-        return Row(VLLM, note=f"it serves adapters of rank {RANKS[-1]} at most")
+        return Check(VLLM, note=f"it serves adapters of rank {RANKS[-1]} at most")
     answer = ask(
         VLLM, python, model=str(model), adapter=None if adapter is None else str(adapter),
         rank=None if rank is None else vllm_rank(rank),
         rows=[list(row) for row in trained.rows],
     )  # fmt: skip
     what, bound = "merged" if adapter is None else "adapter", PRECISE if kept == "float32" else ROUNDED
-    return Row(VLLM, what, base, kept, answer.version, compared(truth, same_rooms(answer, truth)), bound)
+    return Check(VLLM, what, base, kept, answer.version, compared(truth, same_rooms(answer, truth)), bound)
 
 
 def same_rooms(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:
