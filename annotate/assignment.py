@@ -1,8 +1,8 @@
 """Who judges what next: exclusive leases, and votes that end them, in one transaction with the ledger.
 
-    desk = Desk(store, "quickstart")
-    task = desk.take("ann")
-    seq, following = desk.vote("ann", task.token, key, Judgement(tiers))
+    queue = AssignmentQueue(store, "quickstart")
+    task = queue.take("ann")
+    seq, following = queue.vote("ann", task.token, key, Judgement(tiers))
 
 An item is *leased* to one annotator for each vote that it still wants. A lease ends with a vote, with its return, or
 when its holder has shown no sign of life for a while; then the item goes to somebody else, and a vote that comes late
@@ -48,7 +48,7 @@ SUMS_LAST_S, CONTESTED_LAST_S = 1, 5
 RECENT = 100
 
 
-class Desk:
+class AssignmentQueue:
     """Gives out the items of one project, and takes the votes. Safe to share between threads and processes.
 
     Args:

@@ -1,4 +1,4 @@
-"""What an annotator holds, and how far they are: what the desk gives out."""
+"""What an annotator holds, and how far they are: what the queue gives out."""
 
 from __future__ import annotations
 

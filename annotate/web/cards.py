@@ -99,7 +99,8 @@ def judgement_of(task: Task, said: Said) -> Judgement:
 
 
 def placed(task: Task, draft: Mapping[str, Any]) -> dict[str, Any]:
-    """A draft in the page's words: one of its own as it is, one that `Desk.undo` made of a judgement by place."""
+    """A draft in the page's words: one of its own as it is, one that `AssignmentQueue.undo` made of a judgement by
+    place."""
     if "tiers" not in draft or draft.get("places", False):
         return dict(draft)
     place = {id: index for index, id in enumerate(task.shown)} | {task.item.id: PROMPT}

@@ -57,7 +57,7 @@ Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
 """Status, body and headers."""
 
 
-class Door(Protocol):
+class Authenticator(Protocol):
     """How the gate knows who comes."""
 
     def who(self, cookies: Mapping[str, str]) -> Person | None: ...
@@ -66,12 +66,12 @@ class Door(Protocol):
         """The cookie that a link gives whoever opens it; None where it is no such link."""
         ...
 
-    def stranger(self, path: str, query: str) -> Answer | None:
+    def unauthenticated(self, path: str, query: str) -> Answer | None:
         """What somebody unknown is told; None where they may have what they ask for."""
         ...
 
 
-class KeyDoor:
+class KeyAuthenticator:
     """One person, who has the link that the server prints, as with a notebook server.
 
     Args:
@@ -89,14 +89,14 @@ class KeyDoor:
         given = parse_qs(query).get("key", [""])[0]
         return f"{self.cookie}={given}; Path=/; HttpOnly; SameSite=Strict" if self._fits(given) else None
 
-    def stranger(self, path: str, query: str) -> Answer | None:
+    def unauthenticated(self, path: str, query: str) -> Answer | None:
         return refusal(403, "Open the link that the server printed when it started.")
 
     def _fits(self, given: str) -> bool:
         return secrets.compare_digest(given.encode(), self.key.encode())
 
 
-class AccountDoor:
+class AccountAuthenticator:
     """Whoever has an account, and a session of it in a cookie."""
 
     def __init__(self, accounts: Accounts, cookie: str) -> None:
@@ -109,7 +109,7 @@ class AccountDoor:
     def opened(self, query: str) -> str | None:
         return None
 
-    def stranger(self, path: str, query: str) -> Answer | None:
+    def unauthenticated(self, path: str, query: str) -> Answer | None:
         if path in ("/login", "/invite", "/align/app.css"):
             return None
         if path in ("/", MANAGE, f"{MANAGE}/", "/password", "/logout"):
@@ -131,8 +131,8 @@ class Gate:
         streams: answers without an end that all people together may have at once.
     """
 
-    def __init__(self, app: ASGIApp, door: Door, origins: Sequence[str], streams: int = 256) -> None:
-        self.app, self.door, self.most_streams = app, door, streams
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, origins: Sequence[str], streams: int = 256) -> None:
+        self.app, self.authenticator, self.most_streams = app, authenticator, streams
         self.origins = {urlsplit(origin).netloc: origin for origin in origins}
         self.streams: Counter[str] = Counter()
 
@@ -190,14 +190,14 @@ class Gate:
             return refusal(403, "Another page asks.")
         if any(part in path for part in UNUSED):
             return refusal(404, "There is nothing here.")
-        cookie = self.door.opened(query)
+        cookie = self.authenticator.opened(query)
         if cookie is not None:
             return 303, b"", [(b"location", b"/"), (b"set-cookie", cookie.encode())]
         try:
-            person = await run_in_threadpool(self.door.who, cookie_parser(cookies))
+            person = await run_in_threadpool(self.authenticator.who, cookie_parser(cookies))
         except StorageError:
             return refusal(503, CANNOT_READ)  # and not why: it may be a stranger who asks
-        if person is None and (answer := self.door.stranger(path, query)) is not None:
+        if person is None and (answer := self.authenticator.unauthenticated(path, query)) is not None:
             return answer
         if path.startswith(MANAGE) and not (person and manages(person)):
             return refusal(403, "This page is for reviewers and admins.")

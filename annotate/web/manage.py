@@ -20,8 +20,8 @@ from annotate.accounts import ROLES, Accounts, Person
 from annotate.store import Settings, configure, publish_guidelines
 from annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
 from annotate.web.dashboard import dashboard_tab, shown, table
-from annotate.web.desks import Desks
-from annotate.web.gate import Door
+from annotate.web.gate import Authenticator
+from annotate.web.queues import AssignmentQueues
 from annotate.web.words import WORDS
 
 MANAGE_HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
@@ -39,31 +39,33 @@ class Manager:
         url: of the server, as people are told it.
     """
 
-    def __init__(self, desks: Desks, accounts: Accounts | None, door: Door, url: str) -> None:
-        self.desks, self.accounts, self.door, self.url = desks, accounts, door, url
+    def __init__(
+        self, queues: AssignmentQueues, accounts: Accounts | None, authenticator: Authenticator, url: str
+    ) -> None:
+        self.queues, self.accounts, self.authenticator, self.url = queues, accounts, authenticator, url
 
     def person(self, request: gradio.Request, project: str, role: str) -> Person:
         """Who asks; an error that the page shows, unless they have the role."""
-        person = self.door.who(dict(request.cookies))
+        person = self.authenticator.who(dict(request.cookies))
         if person is None or not person.may(project, role):
             raise gradio.Error(WORDS["not_yours"], print_exception=False)
         return person
 
     def may_see(self, request: gradio.Request, project: str) -> bool:
         """Whether whoever opens a page may see what is for admins: it is loaded for all who may open it."""
-        person = self.door.who(dict(request.cookies))
+        person = self.authenticator.who(dict(request.cookies))
         return person is not None and person.may(project, "admin")
 
     def projects(self, request: gradio.Request) -> Any:
         """Those of which whoever asks sees more than the items."""
-        person = self.door.who(dict(request.cookies))
+        person = self.authenticator.who(dict(request.cookies))
         mine = [] if person is None else [name for name in person.roles if person.may(name, "reviewer")]
         asked = request.query_params.get("project", "")
         return gradio.Dropdown(choices=mine, value=asked if asked in mine else next(iter(mine), None))
 
     def figures(self, project: str, request: gradio.Request) -> str:
         self.person(request, project, "reviewer")
-        return shown(self.desks.store, project)
+        return shown(self.queues.store, project)
 
     def tabs(self, project: str, request: gradio.Request) -> list[Any]:
         """Those that are for admins are shown to them."""
@@ -74,7 +76,7 @@ class Manager:
         """State, guidelines, and the settings in their order; nothing for who may not see them."""
         if not self.may_see(request, project):
             return [gradio.skip()] * (2 + len(SETTINGS))
-        with self.desks.store.reading() as db:
+        with self.queues.store.reading() as db:
             settings, state, text = settings_of(db, project), state_of(db, project), guidelines_of(db, project)
         values = asdict(settings) | {"attributes": ", ".join(settings.attributes)}
         return [state, "" if text is None else text[1], *(values[name] for name in SETTINGS)]
@@ -84,14 +86,14 @@ class Manager:
         self.person(request, project, "admin")
         given = dict(zip(SETTINGS, values, strict=True))
         given["attributes"] = [name for part in given["attributes"].split(",") if (name := part.strip())]
-        configure(self.desks.store, project, given, state)
+        configure(self.queues.store, project, given, state)
         gradio.Info(WORDS["saved"])
         [state, _, *settings] = self.project(project, request)
         return [state, *settings]
 
     def publish(self, project: str, text: str, request: gradio.Request) -> None:
         self.person(request, project, "admin")
-        gradio.Info(WORDS["published"].format(version=publish_guidelines(self.desks.store, project, text)))
+        gradio.Info(WORDS["published"].format(version=publish_guidelines(self.queues.store, project, text)))
 
 
 class Members:

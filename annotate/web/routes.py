@@ -10,15 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from align.errors import require
 from annotate.accounts import Person
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.reviewing import said_of
 from annotate.store.projects import guidelines_of, settings_of
 from annotate.tasks import Task
 from annotate.terms import Terms, mode_of, terms_now
 from annotate.web.cards import Said, card, judgement_of, opinion
-from annotate.web.desks import Desks
 from annotate.web.gate import manages
 from annotate.web.markup import compared, rendered
+from annotate.web.queues import AssignmentQueues
 from annotate.web.words import WORDS
 
 
@@ -63,7 +63,7 @@ def person_of(request: Request) -> Person:
     return person
 
 
-def routes(desks: Desks, accounts: bool) -> APIRouter:
+def routes(queues: AssignmentQueues, accounts: bool) -> APIRouter:
     """The routes of every project; a request names its own by the header X-Align.
 
     Args:
@@ -71,21 +71,21 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
     """
     router, asking = APIRouter(prefix="/api"), Depends(person_of)
 
-    def desk_of(request: Request, person: Person = asking) -> Desk:
+    def queue_of(request: Request, person: Person = asking) -> AssignmentQueue:
         """A page of another person or project must keep what it has: 403 says so."""
-        desk = desks.named(person, request.headers.get("x-align", ""))
-        if desk is None:
+        queue = queues.named(person, request.headers.get("x-align", ""))
+        if queue is None:
             raise HTTPException(403, "this is no project of whoever is logged in")
-        return desk
+        return queue
 
-    here = Depends(desk_of)
+    here = Depends(queue_of)
 
     @router.get("/projects")
     def projects(person: Person = asking) -> dict[str, Any]:
-        with desks.store.reading() as db:
+        with queues.store.reading() as db:
             titles = {name: settings_of(db, name).title or name for name in person.roles}
         mine = [
-            {"id": desks.id(person, name), "name": name, "title": title, "reviews": person.may(name, "reviewer")}
+            {"id": queues.id(person, name), "name": name, "title": title, "reviews": person.may(name, "reviewer")}
             for name, title in titles.items()
         ]
         return {
@@ -93,53 +93,55 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
         }  # fmt: skip
 
     @router.get("/project")
-    def project(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        return {"id": desks.id(person, desk.project), "votes": desk.recent(person.name)}
+    def project(queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+        return {"id": queues.id(person, queue.project), "votes": queue.recent(person.name)}
 
     @router.get("/guidelines")
-    def guidelines(version: int, desk: Desk = here) -> dict[str, Any]:
-        with desk.store.reading() as db:
-            found = guidelines_of(db, desk.project, version)
+    def guidelines(version: int, queue: AssignmentQueue = here) -> dict[str, Any]:
+        with queue.store.reading() as db:
+            found = guidelines_of(db, queue.project, version)
         known = found is not None
         require(known, "version", version, "there is no such version", "Ask for the one that an item names.")
         return {"version": version, "html": rendered(found[1] if found else "")}
 
     @router.get("/task")
-    def task(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        return step(desk, person, "work", desk.take(person.name))
+    def task(queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+        return step(queue, person, "work", queue.take(person.name))
 
     @router.get("/review")
-    def review(desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        check_reviewer(person, desk)
-        return step(desk, person, "review", desk.take_review(person.name))
+    def review(queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+        check_reviewer(person, queue)
+        return step(queue, person, "review", queue.take_review(person.name))
 
     @router.post("/vote")
-    def vote(body: VoteBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        held = desk.held(person.name, body.token)
+    def vote(body: VoteBody, queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+        held = queue.held(person.name, body.token)
         if held.purpose == "review":
-            check_reviewer(person, desk)
+            check_reviewer(person, queue)
         judgement = judgement_of(held, body.said)
         terms = None if body.terms is None else Terms(**body.terms.model_dump())
-        seq, following = desk.vote(person.name, body.token, body.key, judgement, terms)
-        return {"seq": seq, **step(desk, person, mode_of(held.purpose), following)}
+        seq, following = queue.vote(person.name, body.token, body.key, judgement, terms)
+        return {"seq": seq, **step(queue, person, mode_of(held.purpose), following)}
 
     @router.post("/undo")
-    def undo(body: UndoBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        task = desk.undo(person.name, body.seq)
-        return step(desk, person, mode_of(task.purpose), task)
+    def undo(body: UndoBody, queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+        task = queue.undo(person.name, body.seq)
+        return step(queue, person, mode_of(task.purpose), task)
 
     @router.post("/draft")
-    def draft(body: DraftBody, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        desk.save_draft(person.name, body.token, {"places": True, **body.draft.model_dump(exclude_defaults=True)})
-        return standing(desk, person, body.token)
+    def draft(body: DraftBody, queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+        queue.save_draft(person.name, body.token, {"places": True, **body.draft.model_dump(exclude_defaults=True)})
+        return standing(queue, person, body.token)
 
     @router.post("/renew")
-    def renew(body: Body, desk: Desk = here, person: Person = asking) -> dict[str, Any]:
-        return standing(desk, person, body.token)
+    def renew(body: Body, queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+        return standing(queue, person, body.token)
 
     @router.get("/difference")
-    def difference(token: str, a: int, b: int, desk: Desk = here, person: Person = asking) -> dict[str, str]:
-        held = desk.held(person.name, token)
+    def difference(
+        token: str, a: int, b: int, queue: AssignmentQueue = here, person: Person = asking
+    ) -> dict[str, str]:
+        held = queue.held(person.name, token)
         texts = {candidate.id: candidate.text for candidate in held.item.candidates}
         before, after = (held.shown[place % len(held.shown)] for place in (a, b))
         return {"html": compared(texts[before], texts[after])}
@@ -147,34 +149,34 @@ def routes(desks: Desks, accounts: bool) -> APIRouter:
     return router
 
 
-def check_reviewer(person: Person, desk: Desk) -> None:
-    if not person.may(desk.project, "reviewer"):
+def check_reviewer(person: Person, queue: AssignmentQueue) -> None:
+    if not person.may(queue.project, "reviewer"):
         raise HTTPException(403, "this is for reviewers and admins of the project")
 
 
-def standing(desk: Desk, person: Person, token: str) -> dict[str, bool]:
+def standing(queue: AssignmentQueue, person: Person, token: str) -> dict[str, bool]:
     """Whether an item is still kept for whoever has it on their screen, or was judged by them elsewhere."""
-    kept = desk.renew(person.name, token)
-    return {"kept": kept, "judged": not kept and desk.is_judged(person.name, token)}
+    kept = queue.renew(person.name, token)
+    return {"kept": kept, "judged": not kept and queue.is_judged(person.name, token)}
 
 
-def step(desk: Desk, person: Person, mode: str, task: Task | None) -> dict[str, Any]:
+def step(queue: AssignmentQueue, person: Person, mode: str, task: Task | None) -> dict[str, Any]:
     """What the page shows next, what it asks, and the terms under which a vote on it is made."""
-    done = desk.progress(person.name, anew=task is None)
-    with desk.store.reading() as db:
-        terms, settings = terms_now(db, desk.project, mode)
+    done = queue.progress(person.name, anew=task is None)
+    with queue.store.reading() as db:
+        terms, settings = terms_now(db, queue.project, mode)
     common = {
         "terms": asdict(terms),
         "asked": {
-            "title": settings.title or desk.project, "attributes": settings.attributes, "scale": settings.scale,
+            "title": settings.title or queue.project, "attributes": settings.attributes, "scale": settings.scale,
             "blurred": settings.blurred,
         },
         "progress": {"mine": done.mine, "quota": done.quota, "done": done.done, "wanted": done.wanted},
     }  # fmt: skip
     if task is None:
-        return {"task": None, "idle": desk.idle(person.name), **common}
+        return {"task": None, "idle": queue.idle(person.name), **common}
     others = {}
     if task.purpose == "review":
-        with desk.store.reading() as db:
-            others = {"others": [opinion(task, vote) for vote in said_of(db, desk.project, task.item.id)]}
+        with queue.store.reading() as db:
+            others = {"others": [opinion(task, vote) for vote in said_of(db, queue.project, task.item.id)]}
     return {"task": card(task) | others, **common}

@@ -22,39 +22,39 @@ from starlette.types import ASGIApp
 
 from annotate.web.connections import Server, heard, places
 from annotate.web.dashboard import files
-from annotate.web.desks import Desks
 from annotate.web.entrance import entrance
-from annotate.web.gate import CANNOT_READ, MANAGE, AccountDoor, Door, Gate, KeyDoor
+from annotate.web.gate import CANNOT_READ, MANAGE, AccountAuthenticator, Authenticator, Gate, KeyAuthenticator
 from annotate.web.manage import MANAGE_HEAD, Manager, manage_page
 from annotate.web.page import HEAD, page
+from annotate.web.queues import AssignmentQueues
 from annotate.web.routes import routes
 from annotate.web.words import STATIC
 
-__all__ = ["AccountDoor", "Door", "KeyDoor", "application", "serve"]
+__all__ = ["AccountAuthenticator", "Authenticator", "KeyAuthenticator", "application", "serve"]
 
 
-def application(desks: Desks, door: Door, origins: Sequence[str]) -> ASGIApp:
-    """The app for whoever comes in by `door`.
+def application(queues: AssignmentQueues, authenticator: Authenticator, origins: Sequence[str]) -> ASGIApp:
+    """The app for whoever comes in by `authenticator`.
 
     Args:
         origins: under which browsers know the server, such as http://127.0.0.1:7861.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(routes(desks, accounts=isinstance(door, AccountDoor)))
-    known = door.accounts if isinstance(door, AccountDoor) else None
-    if isinstance(door, AccountDoor):
-        app.include_router(entrance(door.accounts, door.cookie))
-    app.include_router(files(desks.store))
+    app.include_router(routes(queues, accounts=isinstance(authenticator, AccountAuthenticator)))
+    known = authenticator.accounts if isinstance(authenticator, AccountAuthenticator) else None
+    if isinstance(authenticator, AccountAuthenticator):
+        app.include_router(entrance(authenticator.accounts, authenticator.cookie))
+    app.include_router(files(queues.store))
     app.mount("/align", StaticFiles(directory=STATIC))
     app.add_exception_handler(RequestValidationError, misread)
     for error, status in ((AlreadyJudged, 409), (StorageError, 503), (Refused, 403), (InputError, 422)):
         app.add_exception_handler(error, explained(status))
     quiet = {"footer_links": [], "run_history": False, "ssr_mode": False, "enable_monitoring": False}
     app = gradio.mount_gradio_app(
-        app, manage_page(Manager(desks, known, door, origins[0])), path=MANAGE, head=MANAGE_HEAD, **quiet
+        app, manage_page(Manager(queues, known, authenticator, origins[0])), path=MANAGE, head=MANAGE_HEAD, **quiet
     )
     app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **quiet)  # what comes after it is never asked
-    return Gate(app, door, origins, streams=places() // 4)
+    return Gate(app, authenticator, origins, streams=places() // 4)
 
 
 def explained(status: int) -> Callable[[Request, Exception], JSONResponse]:

@@ -43,8 +43,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
     """Starts the app on items with these answers, for whoever has the link or, with `accounts`, an account."""
     import uvicorn
 
-    from annotate.web.desks import Desks
-    from annotate.web.server import AccountDoor, KeyDoor, application
+    from annotate.web.queues import AssignmentQueues
+    from annotate.web.server import AccountAuthenticator, KeyAuthenticator, application
 
     running: list[tuple[Any, threading.Thread, Store]] = []
 
@@ -52,9 +52,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
         store, port = Store.open(f"sqlite:///{tmp_path / 'annotations.db'}"), free_port()
         fill(store, answers, **settings)
         known = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
-        door = KeyDoor(KEY, Person(WHO, {"p": "annotator"}), f"align_key_{port}")
-        door = AccountDoor(known, f"align_session_{port}") if accounts else door
-        app = application(Desks(store), door, [f"http://127.0.0.1:{port}"])
+        authenticator = KeyAuthenticator(KEY, Person(WHO, {"p": "annotator"}), f"align_key_{port}")
+        authenticator = AccountAuthenticator(known, f"align_session_{port}") if accounts else authenticator
+        app = application(AssignmentQueues(store), authenticator, [f"http://127.0.0.1:{port}"])
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

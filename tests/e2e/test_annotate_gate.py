@@ -21,26 +21,26 @@ PAGE = {"X-Align": "a page"}
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory):
-    from annotate.web.desks import Desks
-    from annotate.web.server import KeyDoor, application
+    from annotate.web.queues import AssignmentQueues
+    from annotate.web.server import KeyAuthenticator, application
 
     folder: Path = tmp_path_factory.mktemp("gate")
     with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
         for i in range(5):
             prompt = Conversation((Message("user", f"q{i}"),))
             store.add_item("p", f"{i}", prompt, [Candidate("yes", "model-x", "adapter-y"), Candidate("no")])
-        door = KeyDoor("k" * 32, Person("ann", {"p": "annotator"}), "align_key_7861")
-        app = application(Desks(store), door, ["http://127.0.0.1:7861", "http://localhost:7861"])
+        authenticator = KeyAuthenticator("k" * 32, Person("ann", {"p": "annotator"}), "align_key_7861")
+        app = application(AssignmentQueues(store), authenticator, ["http://127.0.0.1:7861", "http://localhost:7861"])
         client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
         yield client
 
 
 @pytest.mark.parametrize("key", ["", "short"])
 def test_a_key_that_keeps_nobody_out_is_refused(key):
-    from annotate.web.gate import KeyDoor
+    from annotate.web.gate import KeyAuthenticator
 
     with pytest.raises(InputError, match="too short"):
-        KeyDoor(key, Person("ann", {}), "c")
+        KeyAuthenticator(key, Person("ann", {}), "c")
 
 
 def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):
@@ -234,18 +234,18 @@ def test_gradios_heartbeat_is_not_to_be_had_and_no_page_asks_for_it(client, star
 
 
 def test_no_page_of_ours_asks_for_a_heartbeat(client):
-    from annotate.web.desks import Desks
     from annotate.web.manage import Manager, manage_page
     from annotate.web.page import page
+    from annotate.web.queues import AssignmentQueues
 
     assert page().get_config_file()["connect_heartbeat"] is False
     with Store.open("sqlite://") as store:
-        manager = Manager(Desks(store), None, None, "http://127.0.0.1")  # type: ignore[arg-type]
+        manager = Manager(AssignmentQueues(store), None, None, "http://127.0.0.1")  # type: ignore[arg-type]
         assert manage_page(manager).get_config_file()["connect_heartbeat"] is False
 
 
 def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many():
-    from annotate.web.gate import STREAMS, Gate, KeyDoor
+    from annotate.web.gate import STREAMS, Gate, KeyAuthenticator
 
     async def endless(scope, receive, send):
         kind = b"text/event-stream; charset=utf-8" if scope["path"] == "/stream" else b"text/plain"
@@ -256,7 +256,7 @@ def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many()
 
     people = {who * 32: Person(who, {"p": "annotator"}) for who in "abc"}
 
-    class ThreeKeys(KeyDoor):
+    class ThreeKeys(KeyAuthenticator):
         def who(self, cookies):
             return people.get(cookies.get("c", ""))
 

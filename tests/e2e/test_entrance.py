@@ -39,10 +39,10 @@ def accounts(store) -> Accounts:
 @pytest.fixture
 def browser(store, accounts):
     """Opens a browser of its own on the app."""
-    from annotate.web.desks import Desks
-    from annotate.web.server import AccountDoor, application
+    from annotate.web.queues import AssignmentQueues
+    from annotate.web.server import AccountAuthenticator, application
 
-    app = application(Desks(store), AccountDoor(accounts, "align_session_7861"), [URL])
+    app = application(AssignmentQueues(store), AccountAuthenticator(accounts, "align_session_7861"), [URL])
     return lambda: TestClient(app, base_url=URL, follow_redirects=False)
 
 

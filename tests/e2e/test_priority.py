@@ -12,7 +12,7 @@ from workshop import SFT, Workshop
 
 from align.run import read_manifest
 from align.stages.priority import uncertainty
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.store import Store, configure
 from annotate.store.tables import work
 
@@ -41,7 +41,7 @@ def test_the_least_sure_item_is_given_first(chats: Path, tiny_model: Path, tmp_p
         assert len(set(priorities.values())) > 12
         project = read_manifest(folder)["inputs"]["data"]["project"]
         configure(store, project, {"order": "priority"})
-        task = Desk(store, project).take("ann")
+        task = AssignmentQueue(store, project).take("ann")
         assert task is not None
         assert priorities[task.item.id] == max(priorities.values())
     assert shop.status("stage=reward", f"data.path={shop.data}", "data=jsonl", "stage.prioritise=true") == 2

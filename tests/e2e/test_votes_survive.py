@@ -13,7 +13,7 @@ import pytest
 
 from align.errors import StorageError
 from align.types import Conversation, Message
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.store import Candidate, Judgement, Store, configure
 
 ANNOTATORS = 50
@@ -32,14 +32,14 @@ def work_on(url: str, people: list[str], log: str) -> None:
     """Each of the people in turn judges an item, until nothing is left. What was acknowledged is on disk in the log
     before the next vote is sent, as a browser would remember it."""
     with Store.open(url) as store, open(log, "a", encoding="utf-8") as acknowledged:
-        desk, held = Desk(store, "p"), {}
+        queue, held = AssignmentQueue(store, "p"), {}
         for who in people:
-            held[who] = desk.take(who)
+            held[who] = queue.take(who)
         while any(held.values()):
             for who in [who for who in people if held[who]]:
                 task = held[who]
                 tiers = tuple((id,) for id in task.shown)
-                seq, held[who] = desk.vote(who, task.token, f"{who}/{task.token}", Judgement(tiers))
+                seq, held[who] = queue.vote(who, task.token, f"{who}/{task.token}", Judgement(tiers))
                 acknowledged.write(f"{seq} {task.item.id} {who}\n")
                 acknowledged.flush()
 
@@ -109,13 +109,13 @@ def test_a_locked_database_is_waited_for_and_then_named(tmp_path: Path, monkeypa
     url = f"sqlite:///{tmp_path / 'annotations.db'}"
     fill(url, 2)
     with Store.open(url) as store, Store.open(url) as other:
-        desk = Desk(store, "p")
-        task = desk.take("ann")
+        queue = AssignmentQueue(store, "p")
+        task = queue.take("ann")
         judgement = Judgement(tuple((id,) for id in task.shown))
         with other.transaction():
             with pytest.raises(StorageError, match="locked"):
-                desk.vote("ann", task.token, "k", judgement)
-        seq, _ = desk.vote("ann", task.token, "k", judgement)
+                queue.vote("ann", task.token, "k", judgement)
+        seq, _ = queue.vote("ann", task.token, "k", judgement)
         assert [vote.seq for vote in store.rankings("p")] == [seq]
 
 
@@ -123,17 +123,17 @@ def test_a_full_disk_is_said_and_the_vote_is_taken_once_there_is_room(tmp_path: 
     url = f"sqlite:///{tmp_path / 'annotations.db'}"
     fill(url, 2)
     with Store.open(url) as store:
-        desk = Desk(store, "p")
-        task = desk.take("ann")
+        queue = AssignmentQueue(store, "p")
+        task = queue.take("ann")
         with store.reading() as db:  # the one connection of the pool keeps the limit
             pages = db.exec_driver_sql("PRAGMA page_count").scalar()
             db.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
         told = Judgement(tuple((id,) for id in task.shown), rationale="because " * 10_000)
         with pytest.raises(StorageError, match="full"):
-            desk.vote("ann", task.token, "k", told)
+            queue.vote("ann", task.token, "k", told)
         assert store.rankings("p") == []
         assert store.verify()
         with store.reading() as db:
             db.exec_driver_sql("PRAGMA max_page_count = 1000000")
-        seq, _ = desk.vote("ann", task.token, "k", told)
+        seq, _ = queue.vote("ann", task.token, "k", told)
         assert [vote.seq for vote in store.rankings("p")] == [seq]

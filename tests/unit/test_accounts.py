@@ -9,7 +9,7 @@ from sqlalchemy import select, text
 
 from align.errors import InputError
 from annotate.accounts import INVITATION_S, SESSION_S, Accounts, Person
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.credentials import Refused
 from annotate.store import Judgement
 from annotate.store.tables import invitations, leases, members, sessions, users
@@ -98,7 +98,7 @@ def test_an_invitation_by_name_sets_a_new_password_and_ends_the_sessions(account
 
 
 def test_nobody_takes_the_name_of_somebody_who_has_judged_without_an_account(accounts, store):
-    Desk(store, "p").take("ann")
+    AssignmentQueue(store, "p").take("ann")
     with pytest.raises(Refused, match="somebody here has that name"):
         member(accounts, "ann")
     assert accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", GOOD)  # unless it is meant for them
@@ -142,7 +142,7 @@ def test_the_first_admins_link_is_made_until_there_is_one_and_replaces_the_last(
 def test_who_is_taken_out_is_out_at_once_and_gives_back_what_they_hold(accounts, store):
     member(accounts, "bob", "admin")
     session = member(accounts, "ann")
-    Desk(store, "p").take("ann")
+    AssignmentQueue(store, "p").take("ann")
     accounts.set_role("p", "ann", None)
     assert accounts.who(session) is None
     with store.reading() as db:
@@ -181,9 +181,9 @@ def test_what_is_not_there_is_refused(accounts, call, field):
 
 def test_an_erased_annotator_has_no_account_left(accounts, store):
     session = member(accounts, "ann@example.org")
-    desk = Desk(store, "p")
-    task = desk.take("ann@example.org")
-    desk.vote("ann@example.org", task.token, "k" * 16, Judgement(tuple((id,) for id in task.shown)))
+    queue = AssignmentQueue(store, "p")
+    task = queue.take("ann@example.org")
+    queue.vote("ann@example.org", task.token, "k" * 16, Judgement(tuple((id,) for id in task.shown)))
     accounts.invite("p", "annotator", "ann@example.org")
     assert accounts.handle("p", "ann@example.org") == store.known("p", "ann@example.org")
     store.erase_annotator("p", store.known("p", "ann@example.org"))
@@ -201,7 +201,7 @@ def test_an_account_outlives_its_erasure_in_one_of_two_projects(accounts, store)
     add(store, "run/0", project="q")
     session = member(accounts, "ann")
     accounts.join(accounts.invite("q", "annotator"), accounts.who(session))
-    Desk(store, "p").take("ann")
+    AssignmentQueue(store, "p").take("ann")
     store.erase_annotator("p", store.known("p", "ann"))
     assert accounts.who(session).roles == {"q": "annotator"}
 

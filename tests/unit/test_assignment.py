@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 from annotation_store import ask, said
-from desks import best_first, counters, desk_of, judge
+from assignment_queues import best_first, counters, judge, queue_of
 
 from align.errors import InputError
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.clock import Clock
 from annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
 from annotate.store.counting import recount
@@ -41,26 +41,26 @@ def clock():
 
 
 def test_an_item_has_one_holder_and_is_the_same_until_it_is_judged(store):
-    desk = desk_of(store)
-    ann, bob = desk.take("ann"), desk.take("bob")
+    queue = queue_of(store)
+    ann, bob = queue.take("ann"), queue.take("bob")
     assert ann.item.id != bob.item.id
-    again = desk.take("ann")
+    again = queue.take("ann")
     assert (again.token, again.item.id, again.shown) == (ann.token, ann.item.id, ann.shown)
-    seq, following = judge(desk, "ann", ann)
+    seq, following = judge(queue, "ann", ann)
     assert {ann.item.id, bob.item.id, following.item.id} == {item.id for item in store.items("p")}
     (vote,) = store.rankings("p")
     assert (vote.seq, vote.item, vote.shown, vote.source) == (seq, ann.item.id, ann.shown, "human")
-    assert desk.take("cem") is None  # the others are held
+    assert queue.take("cem") is None  # the others are held
 
 
 def test_every_item_is_judged_as_often_as_was_asked_and_by_different_people(store):
-    desk = desk_of(store, items=20, overlap=2, overlap_share=0.5)
+    queue = queue_of(store, items=20, overlap=2, overlap_share=0.5)
     people, busy = ["ann", "bob", "cem"], True
     while busy:
         busy = False
         for who in people:
-            if task := desk.take(who):
-                judge(desk, who, task)
+            if task := queue.take(who):
+                judge(queue, who, task)
                 busy = True
     votes = store.rankings("p")
     per_item = Counter(vote.item for vote in votes)
@@ -68,149 +68,149 @@ def test_every_item_is_judged_as_often_as_was_asked_and_by_different_people(stor
     assert len({(vote.item, vote.annotator) for vote in votes}) == len(votes) == sum(per_item.values())
     with store.reading() as db:
         assert per_item == {row.item: row.wanted for row in db.execute(work.select())}
-    done = desk.progress("ann")
+    done = queue.progress("ann")
     assert (done.done, done.wanted) == (len(votes), len(votes))
 
 
 def test_more_overlap_wakes_items_that_were_done(store):
-    desk = desk_of(store, items=2)
+    queue = queue_of(store, items=2)
     for _ in range(2):
-        judge(desk, "ann", desk.take("ann"))
-    assert desk.take("bob") is None
+        judge(queue, "ann", queue.take("ann"))
+    assert queue.take("bob") is None
     configure(store, "p", {"overlap": 2})
-    assert desk.take("bob") is not None
-    assert desk.take("ann") is None
+    assert queue.take("bob") is not None
+    assert queue.take("ann") is None
 
 
 def test_an_overdue_item_goes_to_somebody_else_and_a_late_vote_is_taken(store, clock):
-    desk = desk_of(store, clock, items=1, lease_minutes=10)
-    task = desk.take("ann")
+    queue = queue_of(store, clock, items=1, lease_minutes=10)
+    task = queue.take("ann")
     clock.now += 599
-    assert desk.take("bob") is None
+    assert queue.take("bob") is None
     clock.now += 2
-    other = desk.take("bob")
+    other = queue.take("bob")
     assert other.item.id == task.item.id
-    assert desk.renew("ann", task.token) is False
-    late, _ = judge(desk, "ann", task)
-    judge(desk, "bob", other)
+    assert queue.renew("ann", task.token) is False
+    late, _ = judge(queue, "ann", task)
+    judge(queue, "bob", other)
     assert [vote.annotator for vote in store.rankings("p")] == [store.pseudonym("p", who) for who in ("ann", "bob")]
     assert counters(store)[task.item.id] == (2, 0)
     assert late
 
 
 def test_an_overdue_item_that_nobody_asked_for_stays(store, clock):
-    desk = desk_of(store, clock, items=1)
-    task = desk.take("ann")
+    queue = queue_of(store, clock, items=1)
+    task = queue.take("ann")
     clock.now += 1e6
-    assert desk.take("ann").token == task.token
-    assert desk.renew("ann", task.token)
-    assert desk.take("bob") is None
+    assert queue.take("ann").token == task.token
+    assert queue.renew("ann", task.token)
+    assert queue.take("bob") is None
 
 
 def test_an_item_that_expired_comes_back_to_whoever_shows_life_while_it_is_free(store, clock):
-    desk = desk_of(store, clock, items=2)
-    task = desk.take("ann")
+    queue = queue_of(store, clock, items=2)
+    task = queue.take("ann")
     clock.now += 1e6
-    other = desk.take("bob")  # expires ann's; takes one of the two, by chance hers
+    other = queue.take("bob")  # expires ann's; takes one of the two, by chance hers
     free = other.item.id != task.item.id
-    assert desk.renew("ann", task.token) is free
+    assert queue.renew("ann", task.token) is free
     assert sorted(counters(store).values()) == ([(0, 1), (0, 1)] if free else [(0, 0), (0, 1)])
 
 
 def test_a_sign_of_life_keeps_an_item(store, clock):
-    desk = desk_of(store, clock, items=1, lease_minutes=10)
-    task = desk.take("ann")
+    queue = queue_of(store, clock, items=1, lease_minutes=10)
+    task = queue.take("ann")
     for _ in range(5):
         clock.now += 500
-        assert desk.renew("ann", task.token)
-        assert desk.take("bob") is None
+        assert queue.renew("ann", task.token)
+        assert queue.take("bob") is None
 
 
 def test_a_wall_clock_that_jumps_ends_no_lease(store, monkeypatch):
-    desk = desk_of(store, Clock(), items=1)
-    task = desk.take("ann")
+    queue = queue_of(store, Clock(), items=1)
+    task = queue.take("ann")
     monkeypatch.setattr("time.time", lambda: 4e9)
-    assert desk.take("bob") is None
+    assert queue.take("bob") is None
     monkeypatch.setattr("time.time", lambda: 0.0)
-    assert desk.take("bob") is None
-    assert desk.take("ann").token == task.token
+    assert queue.take("bob") is None
+    assert queue.take("ann").token == task.token
 
 
 def test_a_clock_set_back_during_a_restart_makes_no_lease_last(store, clock):
-    desk_of(store, clock, items=1, lease_minutes=10).take("ann")
+    queue_of(store, clock, items=1, lease_minutes=10).take("ann")
     earlier = Hands()
     earlier.now = 0.0  # the lease ends at 1600 by the old clock
-    desk = Desk(store, "p", earlier)
+    queue = AssignmentQueue(store, "p", earlier)
     earlier.now = 601
-    assert desk.take("bob") is not None
+    assert queue.take("bob") is not None
 
 
 def test_an_item_given_back_is_somebody_elses(store):
-    desk = desk_of(store, items=1)
-    task = desk.take("ann")
-    desk.give_back("ann", task.token)
-    assert desk.take("bob").item.id == task.item.id
+    queue = queue_of(store, items=1)
+    task = queue.take("ann")
+    queue.give_back("ann", task.token)
+    assert queue.take("bob").item.id == task.item.id
 
 
 def test_nobody_uses_anothers_lease(store):
-    desk = desk_of(store)
-    task = desk.take("ann")
+    queue = queue_of(store)
+    task = queue.take("ann")
     for act in (
-        lambda: judge(desk, "bob", task),
-        lambda: desk.renew("bob", task.token),
-        lambda: desk.save_draft("bob", task.token, {}),
-        lambda: desk.give_back("bob", task.token),
+        lambda: judge(queue, "bob", task),
+        lambda: queue.renew("bob", task.token),
+        lambda: queue.save_draft("bob", task.token, {}),
+        lambda: queue.give_back("bob", task.token),
     ):
         with pytest.raises(InputError) as caught:
             act()
         assert caught.value.field == "token"
-    seq, _ = judge(desk, "ann", task)
+    seq, _ = judge(queue, "ann", task)
     with pytest.raises(InputError, match="no vote of yours"):
-        desk.undo("bob", seq)
+        queue.undo("bob", seq)
     assert len(store.rankings("p")) == 1
 
 
 def test_a_project_that_pauses_takes_votes_and_gives_nothing_new(store):
-    desk = desk_of(store)
-    task = desk.take("ann")
+    queue = queue_of(store)
+    task = queue.take("ann")
     configure(store, "p", state="paused")
-    assert desk.take("ann").token == task.token
-    _, following = judge(desk, "ann", task)
+    assert queue.take("ann").token == task.token
+    _, following = judge(queue, "ann", task)
     assert following is None
     configure(store, "p", state="open")
-    assert desk.take("ann") is not None
+    assert queue.take("ann") is not None
 
 
 def test_why_there_is_nothing(store):
-    desk = desk_of(store, items=1)
-    task = desk.take("ann")
-    assert (desk.take("bob"), desk.idle("bob")) == (None, "held")
-    judge(desk, "ann", task)
-    assert desk.idle("bob") == "done"
+    queue = queue_of(store, items=1)
+    task = queue.take("ann")
+    assert (queue.take("bob"), queue.idle("bob")) == (None, "held")
+    judge(queue, "ann", task)
+    assert queue.idle("bob") == "done"
     configure(store, "p", {"overlap": 2, "quota": 1})
-    assert desk.idle("ann") == "quota"
+    assert queue.idle("ann") == "quota"
     configure(store, "p", state="paused")
-    assert desk.idle("bob") == "paused"
+    assert queue.idle("bob") == "paused"
 
 
 def test_what_one_gave_back_comes_last(store):
-    desk = desk_of(store, items=3)
-    first = desk.take("ann")
-    desk.give_back("ann", first.token)
+    queue = queue_of(store, items=3)
+    first = queue.take("ann")
+    queue.give_back("ann", first.token)
     others = []
     for _ in range(2):
-        others.append(desk.take("ann"))
-        judge(desk, "ann", others[-1])
+        others.append(queue.take("ann"))
+        judge(queue, "ann", others[-1])
     assert first.item.id not in {task.item.id for task in others}
-    assert desk.take("ann").item.id == first.item.id
+    assert queue.take("ann").item.id == first.item.id
 
 
 def test_a_quota_is_an_annotators_own(store):
-    desk = desk_of(store, quota=1)
-    _, following = judge(desk, "ann", desk.take("ann"))
+    queue = queue_of(store, quota=1)
+    _, following = judge(queue, "ann", queue.take("ann"))
     assert following is None
-    assert desk.take("bob") is not None
-    assert (desk.progress("ann").mine, desk.progress("bob").mine, desk.progress("ann").quota) == (1, 0, 1)
+    assert queue.take("bob") is not None
+    assert (queue.progress("ann").mine, queue.progress("bob").mine, queue.progress("ann").quota) == (1, 0, 1)
 
 
 def test_the_highest_priority_comes_first_where_the_project_says_so(store):
@@ -219,65 +219,65 @@ def test_the_highest_priority_comes_first_where_the_project_says_so(store):
         for i, p in enumerate((0.1, 0.9, 0.5))
     ]
     configure(store, "p", {"order": "priority"})
-    desk = Desk(store, "p")
-    assert [desk.take(who).item.id for who in ("ann", "bob", "cem")] == [ids[1], ids[2], ids[0]]
+    queue = AssignmentQueue(store, "p")
+    assert [queue.take(who).item.id for who in ("ann", "bob", "cem")] == [ids[1], ids[2], ids[0]]
 
 
 # Votes
 
 
 def test_a_vote_sent_again_counts_once(store):
-    desk = desk_of(store)
-    task = desk.take("ann")
-    seq, following = judge(desk, "ann", task, "k", rationale="because")
-    again, still = judge(desk, "ann", task, "k", rationale="because")
+    queue = queue_of(store)
+    task = queue.take("ann")
+    seq, following = judge(queue, "ann", task, "k", rationale="because")
+    again, still = judge(queue, "ann", task, "k", rationale="because")
     assert (again, still.token) == (seq, following.token)
     with pytest.raises(InputError, match="another judgement"):
-        judge(desk, "ann", task, "k", rationale="no reason")
+        judge(queue, "ann", task, "k", rationale="no reason")
     assert len(store.rankings("p")) == 1
 
 
 def test_new_guidelines_change_nothing_about_what_was_given_before(store):
     publish_guidelines(store, "p", "# One")
-    desk = desk_of(store)
-    task = desk.take("ann")
+    queue = queue_of(store)
+    task = queue.take("ann")
     publish_guidelines(store, "p", "# Two")
-    seq, following = judge(desk, "ann", task, "k")
+    seq, following = judge(queue, "ann", task, "k")
     publish_guidelines(store, "p", "# Three")
-    assert judge(desk, "ann", task, "k")[0] == seq
-    judge(desk, "ann", following)
+    assert judge(queue, "ann", task, "k")[0] == seq
+    judge(queue, "ann", following)
     assert [vote.guideline_version for vote in store.rankings("p")] == ["1", "2"]
 
 
 def test_a_second_tab_cannot_vote_over_the_first(store):
-    desk = desk_of(store)
-    task = desk.take("ann")
-    seq, _ = judge(desk, "ann", task, "tab-1")
+    queue = queue_of(store)
+    task = queue.take("ann")
+    seq, _ = judge(queue, "ann", task, "tab-1")
     with pytest.raises(AlreadyJudged, match=rf"seq {seq}"):
-        judge(desk, "ann", task, "tab-2")
+        judge(queue, "ann", task, "tab-2")
     assert len(store.rankings("p")) == 1
 
 
 def test_a_vote_that_is_refused_leaves_the_lease(store):
-    desk = desk_of(store)
-    task = desk.take("ann")
+    queue = queue_of(store)
+    task = queue.take("ann")
     before = counters(store)
     with pytest.raises(InputError):
-        desk.vote("ann", task.token, "k", said(task.item.id, "0>1"))
+        queue.vote("ann", task.token, "k", said(task.item.id, "0>1"))
     assert counters(store) == before
-    assert desk.take("ann").token == task.token
+    assert queue.take("ann").token == task.token
 
 
 def test_everything_that_was_said_comes_back(store):
-    desk = desk_of(store, attributes=["helpful", "honest"])
+    queue = queue_of(store, attributes=["helpful", "honest"])
     publish_guidelines(store, "p", "# Be fair")
-    task = desk.take("ann")
+    task = queue.take("ann")
     first, second, third = (candidate.id for candidate in task.item.candidates)
     given = best_first(
         task, strength=2, quality="good", ratings={first: {"helpful": 5, "honest": 4}}, flagged=(third, task.item.id),
         seconds=12.5, rationale="It is kinder.", demonstration="I am well — and you?", source="simulated",
     )  # fmt: skip
-    seq, _ = desk.vote("ann", task.token, "k", given)
+    seq, _ = queue.vote("ann", task.token, "k", given)
     (vote,) = store.rankings("p")
     expected = replace(
         given, shown=task.shown, source="human", guideline_version="1", flagged=tuple(sorted(given.flagged))
@@ -290,71 +290,71 @@ def test_everything_that_was_said_comes_back(store):
 
 
 def test_a_skip_leaves_the_item_to_others_and_is_not_asked_again(store):
-    desk = desk_of(store, items=1)
-    task = desk.take("ann")
-    _, following = desk.vote("ann", task.token, "k", Judgement(skipped="unsure", rationale="no idea"))
+    queue = queue_of(store, items=1)
+    task = queue.take("ann")
+    _, following = queue.vote("ann", task.token, "k", Judgement(skipped="unsure", rationale="no idea"))
     assert following is None
     (skip,) = store.skips("p")
     assert (skip.skipped, skip.rationale, skip.shown) == ("unsure", "no idea", task.shown)
     assert store.rankings("p") == []
-    assert desk.take("bob").item.id == task.item.id
+    assert queue.take("bob").item.id == task.item.id
 
 
 # Undo and drafts
 
 
 def test_undo_gives_the_item_back_with_what_was_said_and_the_order_it_stood_in(store):
-    desk = desk_of(store, items=3)
-    first = desk.take("ann")
-    one, second = judge(desk, "ann", first, strength=3, rationale="why")
-    two, third = judge(desk, "ann", second)
-    back = desk.undo("ann", two)
-    back = desk.undo("ann", one)
+    queue = queue_of(store, items=3)
+    first = queue.take("ann")
+    one, second = judge(queue, "ann", first, strength=3, rationale="why")
+    two, third = judge(queue, "ann", second)
+    back = queue.undo("ann", two)
+    back = queue.undo("ann", one)
     assert (back.token, back.shown) == (first.token, first.shown)
     assert (back.draft["strength"], back.draft["rationale"]) == (3, "why")
     assert [tuple(tier) for tier in back.draft["tiers"]] == list(best_first(first).tiers)
     assert store.rankings("p") == []
-    assert desk.undo("ann", one).token == first.token  # asked again, because the answer was lost
+    assert queue.undo("ann", one).token == first.token  # asked again, because the answer was lost
     assert counters(store) == {item.id: (0, 1) for item in store.items("p")}
-    _, following = judge(desk, "ann", back, "new-1")
+    _, following = judge(queue, "ann", back, "new-1")
     assert following.token == second.token
-    _, following = judge(desk, "ann", following, "new-2")
+    _, following = judge(queue, "ann", following, "new-2")
     assert following.token == third.token
     assert len(store.rankings("p")) == 2
     store.verify()
 
 
 def test_a_late_copy_of_a_vote_that_was_taken_back_does_not_bring_it_back(store):
-    desk = desk_of(store)
-    task = desk.take("ann")
-    seq, _ = judge(desk, "ann", task, "k")
-    desk.undo("ann", seq)
-    again, following = judge(desk, "ann", task, "k")
+    queue = queue_of(store)
+    task = queue.take("ann")
+    seq, _ = judge(queue, "ann", task, "k")
+    queue.undo("ann", seq)
+    again, following = judge(queue, "ann", task, "k")
     assert (again, following.token, store.rankings("p")) == (seq, task.token, [])
 
 
 def test_a_vote_out_of_sight_can_still_be_taken_back(store):
-    desk = desk_of(store, items=2)
+    queue = queue_of(store, items=2)
     seqs = []
     for _ in range(2):
-        seqs.append(judge(desk, "ann", desk.take("ann"))[0])
-    assert desk.take("ann") is None
-    assert desk.undo("ann", seqs[0]) is not None
+        seqs.append(judge(queue, "ann", queue.take("ann"))[0])
+    assert queue.take("ann") is None
+    assert queue.undo("ann", seqs[0]) is not None
     with pytest.raises(InputError, match="no vote of yours"):
-        desk.undo("ann", 1)
+        queue.undo("ann", 1)
 
 
 def test_a_draft_outlives_its_lease(store, clock):
-    desk = desk_of(store, clock, items=1)
-    task = desk.take("ann")
-    desk.save_draft("ann", task.token, {"rationale": "half a sen"})
-    assert Desk(store, "p", clock).take("ann").draft == {"rationale": "half a sen"}
+    queue = queue_of(store, clock, items=1)
+    task = queue.take("ann")
+    queue.save_draft("ann", task.token, {"rationale": "half a sen"})
+    assert AssignmentQueue(store, "p", clock).take("ann").draft == {"rationale": "half a sen"}
     clock.now += 1e6
-    other = desk.take("bob")
+    other = queue.take("bob")
     assert other.draft == {}
-    desk.give_back("bob", other.token)
-    assert desk.take("ann").draft == {"rationale": "half a sen"}
-    judge(desk, "ann", desk.take("ann"))
+    queue.give_back("bob", other.token)
+    assert queue.take("ann").draft == {"rationale": "half a sen"}
+    judge(queue, "ann", queue.take("ann"))
     with store.reading() as db:
         assert db.exec_driver_sql("SELECT count(*) FROM drafts").scalar() == 0
 
@@ -366,28 +366,28 @@ def test_a_draft_outlives_its_lease(store, clock):
 def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(store, clock, seed):
     """Some hundred acts at random: takes, votes, skips, undos, returns, signs of life, and time that passes."""
     rng = random.Random(seed)
-    desk = desk_of(store, clock, items=12, overlap=2, overlap_share=0.5, lease_minutes=5, repeat_share=0.2)
+    queue = queue_of(store, clock, items=12, overlap=2, overlap_share=0.5, lease_minutes=5, repeat_share=0.2)
     held: dict[str, dict] = {who: {} for who in ("ann", "bob", "cem")}
     votes: dict[str, list[int]] = {who: [] for who in held}
     for step in range(150):
         who, act = rng.choice(sorted(held)), rng.choice("tttvvvvsurgw")
         mine = list(held[who].values())
-        if act == "t" and (task := desk.take(who)):
+        if act == "t" and (task := queue.take(who)):
             held[who][task.token] = task
         elif act in "vs" and mine:
             task = held[who].pop(rng.choice(mine).token)
             judgement = Judgement(skipped="unsure") if act == "s" else best_first(task)
             try:
-                votes[who].append(desk.vote(who, task.token, f"{seed}/{step}", judgement)[0])
+                votes[who].append(queue.vote(who, task.token, f"{seed}/{step}", judgement)[0])
             except AlreadyJudged:  # under another lease: this one had run out, or was given back
                 assert any(v.item == task.item.id for v in (*store.rankings("p"), *store.skips("p")))
         elif act == "u" and votes[who]:
-            task = desk.undo(who, votes[who].pop(rng.randrange(len(votes[who]))))
+            task = queue.undo(who, votes[who].pop(rng.randrange(len(votes[who]))))
             held[who][task.token] = task
         elif act == "r" and mine:
-            desk.give_back(who, rng.choice(mine).token)
+            queue.give_back(who, rng.choice(mine).token)
         elif act == "g" and mine:
-            desk.renew(who, rng.choice(mine).token)
+            queue.renew(who, rng.choice(mine).token)
         elif act == "w":
             clock.now += rng.choice((1, 60, 301))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from annotation_store import add, rank
 
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.exporting import export
 from annotate.reviewing import said_of
 from annotate.store import Candidate, Judgement, Store, configure, preferences
@@ -120,7 +120,7 @@ def test_whoever_settles_an_item_reads_all_that_was_said(store):
     rank(store, item, "2>1>0", annotator="bob", flagged=(f"{item}-0", item), demonstration="mine", rationale="why")
     skip = Judgement(skipped="unsure", rationale="hard", demonstration="hers")
     store.record("p", item, skip, annotator="cleo", key="cleo")
-    task = Desk(store, "p").take_review("rev")
+    task = AssignmentQueue(store, "p").take_review("rev")
     with store.reading() as db:
         first, second, third = (opinion(task, vote) for vote in said_of(db, "p", item))
     place = {id: str(index) for index, id in enumerate(task.shown)}

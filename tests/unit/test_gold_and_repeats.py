@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 from annotation_store import add, ask, said
-from desks import desk_of, judge
+from assignment_queues import judge, queue_of
 from sqlalchemy.event import listen
 
 from align.errors import InputError
-from annotate.assignment import REPEAT_AFTER, Desk
+from annotate.assignment import REPEAT_AFTER, AssignmentQueue
 from annotate.orders import chance, shown_order
 from annotate.store import Candidate, Store, configure, preferences
 
@@ -24,17 +24,17 @@ def store(store_url):
 
 def test_gold_is_asked_of_everyone_once_and_trained_on_by_nobody(store):
     gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
-    desk = desk_of(store, items=3, gold_share=1.0)
+    queue = queue_of(store, items=3, gold_share=1.0)
     for who in ("ann", "bob"):
-        task = desk.take(who)
+        task = queue.take(who)
         assert task.item.id == gold
-        _, following = desk.vote(who, task.token, who, said(gold, "0>1"))
+        _, following = queue.vote(who, task.token, who, said(gold, "0>1"))
         assert following.item.id != gold
-        desk.give_back(who, following.token)
+        queue.give_back(who, following.token)
     assert {vote.purpose for vote in store.rankings("p")} == {"gold"}
     with pytest.raises(InputError, match="nothing in it has been ranked"):
         preferences(store, "p")
-    judge(desk, "ann", desk.take("ann"))
+    judge(queue, "ann", queue.take("ann"))
     assert {pref.group_id for pref in preferences(store, "p")}.isdisjoint({gold})
 
 
@@ -46,11 +46,11 @@ def test_a_known_answer_that_is_no_order_is_refused(store, expected):
 
 
 def test_a_repeat_comes_later_and_turned_round_and_once(store):
-    desk = desk_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
-    seen, task = [], desk.take("ann")
+    queue = queue_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
+    seen, task = [], queue.take("ann")
     while task is not None:
         seen.append(task)
-        _, task = judge(desk, "ann", task)
+        _, task = judge(queue, "ann", task)
     first = {}
     for place, task in enumerate(seen):
         if task.item.id in first:
@@ -67,45 +67,45 @@ def test_a_repeat_comes_later_and_turned_round_and_once(store):
 
 
 def test_a_repeat_is_judged_afresh_and_far_from_the_last_vote(store):
-    desk = desk_of(store, items=REPEAT_AFTER + 4, repeat_share=1.0)
-    first = desk.take("ann")
-    seq, task = judge(desk, "ann", first, rationale="first time")
+    queue = queue_of(store, items=REPEAT_AFTER + 4, repeat_share=1.0)
+    first = queue.take("ann")
+    seq, task = judge(queue, "ann", first, rationale="first time")
     for _ in range(REPEAT_AFTER - 1):
-        _, task = judge(desk, "ann", task)
-    judge(desk, "ann", desk.undo("ann", seq), "anew", rationale="second time")
+        _, task = judge(queue, "ann", task)
+    judge(queue, "ann", queue.undo("ann", seq), "anew", rationale="second time")
     seen = []
     while task is not None and task.item.id != first.item.id:
         seen.append(task.item.id)
         assert task.draft == {}
-        _, task = judge(desk, "ann", task)
+        _, task = judge(queue, "ann", task)
     assert task is None or len(seen) >= REPEAT_AFTER
     assert task is None or task.draft == {}
 
 
 def test_undoing_what_is_being_repeated_takes_the_repeat_back(store):
-    desk = desk_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
-    task, seqs = desk.take("ann"), {}
+    queue = queue_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
+    task, seqs = queue.take("ann"), {}
     while task.item.id not in seqs:
-        seqs[task.item.id], task = judge(desk, "ann", task)
-    back = desk.undo("ann", seqs[task.item.id])
+        seqs[task.item.id], task = judge(queue, "ann", task)
+    back = queue.undo("ann", seqs[task.item.id])
     assert back.item.id == task.item.id
     assert back.token != task.token
-    _, following = judge(desk, "ann", back, "anew")
+    _, following = judge(queue, "ann", back, "anew")
     assert following is not None
     assert following.item.id != back.item.id
     store.verify()
 
 
 def test_a_first_vote_can_be_made_again_while_its_repeat_stands(store):
-    desk = desk_of(store, items=REPEAT_AFTER + 1, repeat_share=1.0)
-    task, votes = desk.take("ann"), []
+    queue = queue_of(store, items=REPEAT_AFTER + 1, repeat_share=1.0)
+    task, votes = queue.take("ann"), []
     while task is not None:
-        seq, following = judge(desk, "ann", task)
+        seq, following = judge(queue, "ann", task)
         votes.append((seq, task))
         task = following
     repeat = next(vote for vote in store.rankings("p") if vote.purpose == "repeat")
     seq, task = next((seq, task) for seq, task in votes if task.item.id == repeat.item)
-    judge(desk, "ann", desk.undo("ann", seq), "again")
+    judge(queue, "ann", queue.undo("ann", seq), "again")
     assert {v.purpose for v in store.rankings("p") if v.item == repeat.item} == {"work", "repeat"}
 
 
@@ -159,7 +159,7 @@ def test_a_name_that_one_database_could_not_keep_is_refused_by_both(store, name)
         store.record("p", item, said(item, "0>1>2"), annotator=name, key="k")
     assert caught.value.field == "annotator"
     with pytest.raises(InputError):
-        Desk(store, "p").take(name)
+        AssignmentQueue(store, "p").take(name)
 
 
 # The order on the screen
@@ -199,10 +199,10 @@ def test_the_next_item_is_found_without_looking_at_the_others(tmp_path):
     """SQLite's own account of how it does what `take` and `vote` ask for."""
     with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
         for order in ("random", "priority"):
-            desk = desk_of(store, items=5, order=order, overlap=2, gold_share=1.0, repeat_share=1.0)
+            queue = queue_of(store, items=5, order=order, overlap=2, gold_share=1.0, repeat_share=1.0)
             with store.transaction() as db:
                 queries = listened(db)
-                judge(desk, order, desk.take(order))
+                judge(queue, order, queue.take(order))
                 asked_for = [query for query in queries if query[0].startswith("SELECT")]
                 plans = [
                     (text, row[-1])

@@ -14,7 +14,7 @@ from align.data.preferences import read_preferences
 from align.data.sources import read_documents
 from align.errors import CorruptFile, InputError
 from annotate.archive import backup, restore
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.exporting import export
 from annotate.importing import Imported, import_items
 from annotate.store import Judgement, Store, configure, preferences, publish_guidelines
@@ -271,10 +271,10 @@ def fill(store):
     publish_guidelines(store, "p", "# Be fair")
     for i in range(3):
         add(store, f"run/{i}")
-    desk = Desk(store, "p")
-    task = desk.take("ann")
-    _, held = desk.vote("ann", task.token, "k", said(task.item.id, "0>1>2", rationale="wär schön"))
-    desk.save_draft("ann", held.token, {"rationale": "half"})
+    queue = AssignmentQueue(store, "p")
+    task = queue.take("ann")
+    _, held = queue.vote("ann", task.token, "k", said(task.item.id, "0>1>2", rationale="wär schön"))
+    queue.save_draft("ann", held.token, {"rationale": "half"})
     store.erase_content("p", next(item.id for item in store.items("p") if item.id not in (task.item.id, held.item.id)))
     return held
 
@@ -315,7 +315,7 @@ def test_a_backup_is_the_store_in_either_kind_of_database(store, tmp_path, reque
         assert restore(other, tmp_path / "b.jsonl.gz") == store.head() == other.verify()
         assert other.rankings("p") == store.rankings("p")
         assert list(other.items("q")) == list(store.items("q"))
-        again = Desk(other, "p").take("ann")
+        again = AssignmentQueue(other, "p").take("ann")
         assert (again.token, again.draft) == (held.token, {"rationale": "half"})
         with pytest.raises(InputError, match="not empty"):
             restore(other, tmp_path / "b.jsonl.gz")

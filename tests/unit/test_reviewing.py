@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from annotation_store import rank
-from desks import best_first, counters, desk_of, judge
+from assignment_queues import best_first, counters, judge, queue_of
 
 from annotate.figures import figures
 from annotate.reviewing import contested
@@ -24,27 +24,27 @@ def unsettled(store):
 
 
 @pytest.fixture
-def desk(store):
+def queue(store):
     """Three items: on the first two of three people contradict one another, on the second once and thrice."""
-    desk = desk_of(store, overlap=2)
+    queue = queue_of(store, overlap=2)
     first, second, third = (item.id for item in store.items("p"))
     for who, orders in {"ann": ("0>1>2", "0>1>2", "0>1>2"), "bob": ("1>0>2", "2>1>0", "01>2")}.items():
         for item, order in zip((first, second, third), orders, strict=True):
             rank(store, item, order, annotator=who)
-    return desk
+    return queue
 
 
-def test_the_most_contradicted_comes_first_and_a_tie_contradicts_nobody(store, desk):
+def test_the_most_contradicted_comes_first_and_a_tie_contradicts_nobody(store, queue):
     first, second, _ = (item.id for item in store.items("p"))
     assert unsettled(store) == [second, first]
     assert [row["item"] for row in figures(store, "p")["disagreements"]] == [second, first]
 
 
-def test_what_a_reviewer_settles_is_trained_on_in_place_of_what_was_said(store, desk):
+def test_what_a_reviewer_settles_is_trained_on_in_place_of_what_was_said(store, queue):
     before = counters(store)
-    task = desk.take_review("eve")
+    task = queue.take_review("eve")
     assert (task.purpose, task.item.id) == ("review", unsettled(store)[0])
-    seq, following = judge(desk, "eve", task)
+    seq, following = judge(queue, "eve", task)
     assert following.item.id == unsettled(store)[0] != task.item.id
     assert [row["item"] for row in figures(store, "p")["disagreements"]] == [following.item.id]
     learned = [vote for vote in to_learn_from(store, "p") if vote.item == task.item.id]
@@ -57,42 +57,42 @@ def test_what_a_reviewer_settles_is_trained_on_in_place_of_what_was_said(store, 
     store.verify()
 
 
-def test_a_review_that_is_taken_back_leaves_what_was_said(store, desk):
-    task = desk.take_review("eve")
-    seq, _ = judge(desk, "eve", task)
-    assert desk.undo("eve", seq).token == task.token
+def test_a_review_that_is_taken_back_leaves_what_was_said(store, queue):
+    task = queue.take_review("eve")
+    seq, _ = judge(queue, "eve", task)
+    assert queue.undo("eve", seq).token == task.token
     assert len([vote for vote in to_learn_from(store, "p") if vote.item == task.item.id]) == 2
-    again, _ = judge(desk, "eve", task, key="anew")
+    again, _ = judge(queue, "eve", task, key="anew")
     assert [vote.seq for vote in to_learn_from(store, "p") if vote.item == task.item.id] == [again]
 
 
-def test_two_reviewers_settle_different_items_and_one_who_annotated_may_review(store, desk):
-    one, other = desk.take_review("eve"), desk.take_review("ann")
+def test_two_reviewers_settle_different_items_and_one_who_annotated_may_review(store, queue):
+    one, other = queue.take_review("eve"), queue.take_review("ann")
     assert one.item.id != other.item.id
-    assert desk.take_review("eve").token == one.token
-    assert desk.take_review("mallory") is None
-    judge(desk, "ann", other)
+    assert queue.take_review("eve").token == one.token
+    assert queue.take_review("mallory") is None
+    judge(queue, "ann", other)
     with pytest.raises(AlreadyJudged):
         store.record("p", other.item.id, best_first(other, purpose="review"), annotator="ann", key="twice")
 
 
-def test_a_reviewers_own_work_goes_on_beside_it(store, desk):
-    review = desk.take_review("eve")
-    assert desk.take("eve") is None  # all is judged, and a review is no work
-    assert desk.take_review("eve").token == review.token
+def test_a_reviewers_own_work_goes_on_beside_it(store, queue):
+    review = queue.take_review("eve")
+    assert queue.take("eve") is None  # all is judged, and a review is no work
+    assert queue.take_review("eve").token == review.token
 
 
-def test_the_newest_of_two_reviews_counts(store, desk):
+def test_the_newest_of_two_reviews_counts(store, queue):
     item = unsettled(store)[0]
     rank(store, item, "0>1>2", annotator="eve", purpose="review")
     last = rank(store, item, "2>1>0", annotator="mallory", purpose="review")
     assert [vote.seq for vote in to_learn_from(store, "p") if vote.item == item] == [last]
 
 
-def test_an_item_erased_meanwhile_is_passed_over(store, desk):
+def test_an_item_erased_meanwhile_is_passed_over(store, queue):
     first, second = unsettled(store)
-    task = desk.take_review("eve")
+    task = queue.take_review("eve")
     assert task.item.id == first
     store.erase_content("p", second)
-    _, following = judge(desk, "eve", task)
+    _, following = judge(queue, "eve", task)
     assert following is None

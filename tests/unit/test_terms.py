@@ -6,7 +6,7 @@ import json
 
 import pytest
 from annotation_store import add, asked, rank, said
-from desks import desk_of
+from assignment_queues import queue_of
 
 from align.errors import InputError
 from annotate.store import Settings, Store, configure, publish_guidelines
@@ -44,29 +44,29 @@ CHANGES = {
 @pytest.mark.parametrize("changes", [*([name] for name in CHANGES), list(CHANGES)])
 @pytest.mark.parametrize("told", [True, False])
 def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, changes, told):
-    desk = desk_of(store, attributes=["helpful", "honest"])
+    queue = queue_of(store, attributes=["helpful", "honest"])
     publish_guidelines(store, "p", "# One")
-    task, terms = desk.take("ann"), now(store)
+    task, terms = queue.take("ann"), now(store)
     for name in changes:
         configure(store, "p", CHANGES[name], state="closed" if name == "nothing is given out any more" else None)
     publish_guidelines(store, "p", "# Two")
     judgement = rated(task, helpful=5, honest=1)
-    seq, _ = desk.vote("ann", task.token, "k", judgement, terms if told else None)
+    seq, _ = queue.vote("ann", task.token, "k", judgement, terms if told else None)
     (vote,) = store.rankings("p")
     assert vote.ratings == {task.shown[0]: {"helpful": 5, "honest": 1}}
     assert (vote.guideline_version, vote.project_version) == ("1", terms.version if told else None)
-    assert desk.vote("ann", task.token, "k", judgement, terms if told else None)[0] == seq  # sent again
+    assert queue.vote("ann", task.token, "k", judgement, terms if told else None)[0] == seq  # sent again
     store.verify()
 
 
 def test_the_guidelines_named_are_those_that_were_shown_not_those_of_the_moment_of_giving(store):
     publish_guidelines(store, "p", "# One")
-    desk = desk_of(store, overlap=2)
-    task = desk.take("ann")  # given under the first version
+    queue = queue_of(store, overlap=2)
+    task = queue.take("ann")  # given under the first version
     publish_guidelines(store, "p", "# Two")
-    _, following = desk.vote("ann", task.token, "k", said(task.item.id, "0>1>2"), now(store))  # a page opened anew
+    _, following = queue.vote("ann", task.token, "k", said(task.item.id, "0>1>2"), now(store))  # a page opened anew
     old = Terms(0, "work", 1)
-    desk.vote("ann", following.token, "l", said(following.item.id, "0>1>2"), old)  # given under 2 to a page with 1
+    queue.vote("ann", following.token, "l", said(following.item.id, "0>1>2"), old)  # given under 2 to a page with 1
     assert [vote.guideline_version for vote in store.rankings("p")] == ["2", "1"]
 
 
@@ -91,10 +91,10 @@ def now_of_new(store):
 
 
 def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
-    desk = desk_of(store, attributes=["helpful"])
+    queue = queue_of(store, attributes=["helpful"])
     before = now(store)
     configure(store, "p", {"attributes": ["honest"], "scale": 3})
-    after, task = now(store), desk.take("ann")
+    after, task = now(store), queue.take("ann")
     refused = [
         (before, {"honest": 1}), (after, {"helpful": 1}), (after, {"honest": 5}), (before, {"helpful": 6}),
         (None, {"nope": 1}), (None, {"helpful": 6}), (Terms(9999, "work", None), {}), (Terms(1, "work", None), {}),
@@ -103,9 +103,9 @@ def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
     ]  # fmt: skip
     for terms, marks in refused:
         with pytest.raises(InputError):
-            desk.vote("ann", task.token, "k", rated(task, **marks), terms)
+            queue.vote("ann", task.token, "k", rated(task, **marks), terms)
     assert store.rankings("p") == []
-    desk.vote("ann", task.token, "k", rated(task, helpful=5), before)
+    queue.vote("ann", task.token, "k", rated(task, helpful=5), before)
     assert len(store.rankings("p")) == 1
 
 

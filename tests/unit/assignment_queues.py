@@ -1,25 +1,25 @@
-"""What the tests of the desk share: one with items, and short ways to judge them."""
+"""What the tests of the queue share: one with items, and short ways to judge them."""
 
 from annotation_store import add, said
 
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.store import configure
 from annotate.store.tables import work
 
 
-def desk_of(store, clock=None, items=3, **settings):
+def queue_of(store, clock=None, items=3, **settings):
     for i in range(items):
         add(store, f"run/{i}")
     configure(store, "p", settings)
-    return Desk(store, "p", clock)
+    return AssignmentQueue(store, "p", clock)
 
 
 def best_first(task, **more):
     return said(task.item.id, "0>1>2", **more)
 
 
-def judge(desk, who, task, key=None, **more):
-    return desk.vote(who, task.token, key or f"{who}/{task.token}", best_first(task, **more))
+def judge(queue, who, task, key=None, **more):
+    return queue.vote(who, task.token, key or f"{who}/{task.token}", best_first(task, **more))
 
 
 def counters(store):

@@ -1,4 +1,4 @@
-"""Which desk a request is for: of the person who asks, in a project of theirs."""
+"""Which queue a request is for: of the person who asks, in a project of theirs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import threading
 from hashlib import sha256
 
 from annotate.accounts import Person
-from annotate.assignment import Desk
+from annotate.assignment import AssignmentQueue
 from annotate.store import Store
 from annotate.store.ledger import canonical
 
 
-class Desks:
-    """The desks of a store's projects, each made when it is first asked for. Serve a store from one process."""
+class AssignmentQueues:
+    """The queues of a store's projects, each made when it is first asked for. Serve a store from one process."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._made: dict[str, Desk] = {}
+        self._made: dict[str, AssignmentQueue] = {}
         self._lock = threading.Lock()
 
-    def of(self, project: str) -> Desk:
+    def of(self, project: str) -> AssignmentQueue:
         """Raises: InputError: unknown project."""
         with self._lock:
             if project not in self._made:
-                self._made[project] = Desk(self.store, project)
+                self._made[project] = AssignmentQueue(self.store, project)
             return self._made[project]
 
     def id(self, person: Person, project: str) -> str:
@@ -31,6 +31,6 @@ class Desks:
         it sends says it: another's words, or another project's, are never taken for theirs."""
         return sha256(canonical([self.store.shown, project, person.name]).encode()).hexdigest()[:16]
 
-    def named(self, person: Person, id: str) -> Desk | None:
-        """The desk that a page calls so; None where it is not theirs (any more)."""
+    def named(self, person: Person, id: str) -> AssignmentQueue | None:
+        """The queue that a page calls so; None where it is not theirs (any more)."""
         return next((self.of(project) for project in person.roles if self.id(person, project) == id), None)
