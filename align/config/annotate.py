@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.config.root import one_of, positive
+from align.config.settings import Settings
 from align.errors import require
 
 ACTIONS = {
@@ -27,7 +28,7 @@ NEEDS_PATH = ("import", "backup", "restore")
 
 
 @dataclass
-class AnnotateConfig:
+class AnnotateConfig(Settings):
     """What is done with the annotation store: `action`, one of those above.
 
     `serve` shows the ranking page to whoever has an account, at `port` of `host`, every project of the store; browsers

@@ -32,6 +32,7 @@ from align.config.ppo import PpoConfig
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.config.sample import SampleConfig
+from align.config.settings import changed, freeze
 from align.config.sft import SftConfig
 from align.config.verify import VerifyConfig
 from align.errors import InputError, half_character, require
@@ -215,7 +216,7 @@ def keys_of(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def check(raw: DictConfig) -> Config:
-    """The typed configuration, every check made.
+    """The typed configuration, every check made; from here on nothing in it changes.
 
     Raises:
         InputError: a value is missing, of the wrong type, or impossible.
@@ -244,7 +245,8 @@ def check(raw: DictConfig) -> Config:
         raise InputError(
             "stage", "(your own file)", "does not say which stage it sets", "Begin it with `defaults: [sft, _self_]`."
         )
-    return config
+    filled = getattr(config.stage, "filled", None)
+    return changed(config, stage=filled(config)) if filled else freeze(config)
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align.config.root import one_of, positive
+from align.config.settings import Settings
 from align.errors import require
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DpoConfig:
+class DpoConfig(Settings):
     """Direct preference optimisation (Rafailov et al., 2023): the policy's own logprobs, against those it started with,
     are the reward, and Bradley–Terry on them is the loss. `beta` is the price of leaving the start, as `kl_coef` is in
     PPO. `loss` is `sigmoid` or `ipo` (Azar et al., 2023), which does not push pairs apart without end.

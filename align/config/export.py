@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from align.config.settings import Settings
+
 
 @dataclass
-class ExportStageConfig:
+class ExportStageConfig(Settings):
     name: str = "export"

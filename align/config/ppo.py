@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from align.config.root import one_of, positive
+from align.config.settings import Settings
 from align.errors import require
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ ADAPTER_LR = 5e-4
 
 
 @dataclass
-class TripwireConfig:
+class TripwireConfig(Settings):
     """Signs of over-optimisation, looked for at every update; empty: not looked for.
 
     `length_correlation`, `disagreement` (standard deviation of an ensemble's members), `kl` (nats a response) and
@@ -46,7 +47,7 @@ class TripwireConfig:
 
 
 @dataclass
-class FirstRatioConfig:
+class FirstRatioConfig(Settings):
     """How far π_new/π_old may lie from 1 before the first step, by the dtype that is computed in: the mean over tokens
     of |log π_new − log π_old|, nats.
 
@@ -62,7 +63,7 @@ class FirstRatioConfig:
 
 
 @dataclass
-class PpoConfig:
+class PpoConfig(Settings):
     """PPO as in Ziegler et al. (2019) and Huang et al. (2024): KL to the reference as a per-token cost, the score at
     the last response token, GAE, clipped policy and value losses.
 
@@ -179,9 +180,12 @@ class PpoConfig:
             "Choose a divisor.",
         )
 
+    def filled(self, config: Config) -> PpoConfig:
+        """With a learning rate, which depends on what trains."""
+        lr = ADAPTER_LR / 10 if config.method.name == "full" else ADAPTER_LR
+        return self if self.lr is not None else replace(self, lr=lr)
+
     def check(self, config: Config) -> None:
-        if self.lr is None:
-            self.lr = ADAPTER_LR / 10 if config.method.name == "full" else ADAPTER_LR
         require(
             config.dtype != "float16", "dtype", config.dtype, "PPO scales no loss: its gradients are too small for it",
             "Use dtype=bfloat16 or float32.",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align.config.root import one_of, positive
+from align.config.settings import Settings
 from align.errors import require
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RewardStageConfig:
+class RewardStageConfig(Settings):
     """Bradley–Terry on pairs; the LoRA starts from the SFT adapter, the head from zero.
 
     `prioritise` writes into the annotation store how unsure the trained model is of each of the project's items, for

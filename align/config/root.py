@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import II
 
+from align.config.settings import Settings
 from align.errors import half_character, require
 from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
@@ -32,7 +33,7 @@ def one_of(field_name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Settings):
     """Group `model`: the base weights.
 
     `path` is a folder, a hub id, or `pocket` for the built-in model. Empty means: the base of the artifact that the
@@ -50,7 +51,7 @@ class ModelConfig:
 
 
 @dataclass
-class MethodConfig:
+class MethodConfig(Settings):
     """Group `method`: which weights train, and in what precision the others are kept.
 
     `auto` is what the artifact that a stage starts from was trained with, and `qlora` where there is none.
@@ -69,7 +70,7 @@ class MethodConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Settings):
     """Group `data`: where conversations, texts or preference pairs come from."""
 
     name: str = "chitchat"
@@ -112,7 +113,7 @@ class DataConfig:
 
 
 @dataclass
-class RewardConfig:
+class RewardConfig(Settings):
     """Group `reward`: what PPO optimises, and what `stage=eval` judges by; its choices are in
     `align/config/scorers.py`."""
 
@@ -120,7 +121,7 @@ class RewardConfig:
 
 
 @dataclass
-class RolloutConfig:
+class RolloutConfig(Settings):
     """Group `rollout`: how responses are sampled. No top-k, top-p or penalty exists: samples must come from the
     distribution whose logprobs are used."""
 
@@ -137,7 +138,7 @@ class RolloutConfig:
 
 
 @dataclass
-class TrackConfig:
+class TrackConfig(Settings):
     """Group `track`: where metrics go besides `metrics.jsonl`."""
 
     name: str = "none"
@@ -148,7 +149,7 @@ class TrackConfig:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Settings):
     """Group `export`: what leaves the workshop.
 
     `dtype` is that of a merged model, and of the base written beside an adapter. `into` is what `merged` merges into:
@@ -190,7 +191,7 @@ class ExportConfig:
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Settings):
     """`run.name` names the folder `<run.root>/<stage>/<run.name>`; empty derives it from what goes in."""
 
     name: str | None = None
@@ -214,7 +215,7 @@ class RunConfig:
 
 
 @dataclass
-class StoreConfig:
+class StoreConfig(Settings):
     """The annotation store, by SQLAlchemy URL, of the environment's `ALIGN_STORE_URL` where none is given. Empty means
     SQLite in the folder of the runs. Whoever reads `url` sees it without its password: `align.redaction.value_of`."""
 
@@ -251,7 +252,7 @@ class StoreConfig:
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Everything that one invocation of `python -m align` is told."""
 
     stage: Any = None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from align.config.root import positive
+from align.config.settings import Settings
 from align.errors import require
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(Settings):
     name: str = "sample"
     prompts: int = 1200
     candidates: int = 4

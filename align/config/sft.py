@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import II
 
 from align.config.root import MOST, one_of, positive
+from align.config.settings import Settings
 from align.errors import require
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class SftConfig:
+class SftConfig(Settings):
     """One pass over the conversations unless told otherwise; `lr` follows the method (LoRA wants about ten times the
     learning rate of full fine-tuning)."""
 

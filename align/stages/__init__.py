@@ -30,11 +30,13 @@ class Inputs:
     """What a stage starts from, resolved once, before the run has a name.
 
     Attributes:
+        config: with what they decide: the method that an adapter belongs to.
         label: the readable part of the run's derived name.
         base: the base weights.
         records: name → `{digest, …}` of every input, as the manifest will hold it.
     """
 
+    config: Config
     label: str
     base: Base | None
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -59,6 +61,7 @@ def execute(config: Config) -> int:
 def perform(config: Config) -> int:
     module = importlib.import_module(f"align.stages.{MODULES.get(config.stage.name, config.stage.name)}")
     inputs: Inputs = module.inputs(config)
+    config = inputs.config
     values = plain(config)
     with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume) as run:
         if run.done:

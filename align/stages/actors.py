@@ -22,9 +22,9 @@ from align.ops.finite import not_finite
 from align.ops.moments import Moments
 from align.rollout.engine import Engine, response_texts
 from align.rollout.randomness import row_seeds
-from align.run import Artifact, Base, Run
+from align.run import Base, Run
 from align.stages import scoring
-from align.stages.lineage import adapter_folder, frozen_as, start, tokenizer_of
+from align.stages.lineage import Start, adapter_folder, frozen_as, start, tokenizer_of
 from align.stages.sampling import engine_of, speaking
 from align.types import Conversation, Rollout
 from reward.combined import comparable, scored
@@ -105,7 +105,7 @@ def load_actors(run: Run, config: Config, base: Base) -> Actors:
     stage: PpoConfig = config.stage
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    artifact, _ = start(config, run.inputs["init"]["path"])
+    artifact = start(config, run.inputs["init"]["path"]).artifact
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     models = scoring.models_of(run.inputs)
     scoring.same_template(config, models, base, tokenizer)
@@ -138,18 +138,19 @@ def load_actors(run: Run, config: Config, base: Base) -> Actors:
     return Actors(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
 
 
-def starting_point(config: Config) -> tuple[Artifact, Base]:
+def starting_point(config: Config) -> Start:
     """What the policy starts from, and its base.
 
     Raises:
         InputError: every weight is to train of what is an adapter.
     """
-    artifact, base = start(config)
+    found = start(config)
+    ref, whole = found.artifact.ref, found.artifact.whole
     require(
-        config.method.name != "full" or artifact.whole, "method", "full", f"{artifact.ref} is an adapter",
+        config.method.name != "full" or whole, "method", "full", f"{ref} is an adapter",
         "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=.",
     )  # fmt: skip
-    return artifact, base
+    return found
 
 
 def experience_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:

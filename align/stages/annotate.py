@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from align.config.annotate import LOOPBACK, AnnotateConfig
 from align.config.root import Config
+from align.config.settings import changed
 from align.errors import InputError, require
 from align.report import Report
 from align.run import Run, json_digest, resolve, write_json
@@ -41,7 +42,7 @@ def inputs(config: Config) -> Inputs:
         # What is to be judged is the input, not what has been judged already: a continued run is the same run.
         with open_store(config, create=False) as store:
             items = json_digest([item.id for item in store.items(config.project)])
-        return Inputs(label, None, {"items": {"project": config.project, "digest": items}})
+        return Inputs(config, label, None, {"items": {"project": config.project, "digest": items}})
     read = {"guidelines": stage.guidelines} | ({} if stage.action == "backup" else {"path": stage.path})
     for name, given in read.items():
         there = given is None or Path(given).expanduser().exists()
@@ -50,15 +51,15 @@ def inputs(config: Config) -> Inputs:
         with open_store(config, create=False) as store:
             head = store.head(config.project)
         record = {"project": config.project, "seq": head.seq, "digest": head.hash}
-        return Inputs(label, None, {"annotations": record})
+        return Inputs(config, label, None, {"annotations": record})
     # From here on people have no name: what the run writes down must not say whom it concerned.
     if stage.annotator is not None and stage.action in ("erase", "invite"):
         with open_store(config, create=False) as store:
             accounts = Accounts(store)
             known = accounts.pseudonym if stage.action == "erase" else accounts.handle
-            stage.annotator = known(config.project, stage.annotator)
+            config = changed(config, stage=changed(stage, annotator=known(config.project, stage.annotator)))
     # The others look at a store that changes, or change it: asked again, each is done again.
-    return Inputs(label, None, {"asked": {"digest": secrets.token_hex(8)}})
+    return Inputs(config, label, None, {"asked": {"digest": secrets.token_hex(8)}})
 
 
 def run(run: Run, config: Config) -> Result:

@@ -37,7 +37,7 @@ INIT = Config().init
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base = start(config, config.artifact, "artifact")
+    artifact, base, config = start(config, config.artifact, "artifact")
     same_split(config, artifact)
     reference = started_from(artifact, config)
     root = Path(config.run.root).expanduser()
@@ -50,7 +50,7 @@ def inputs(config: Config) -> Inputs:
         if not artifact.whole and base_of(reference, ModelConfig(), "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
         records["init"] = reference.record()
-    return Inputs(label(base, config), base, records)
+    return Inputs(config, label(base, config), base, records)
 
 
 def started_from(artifact: Artifact, config: Config) -> Artifact | None:
@@ -81,7 +81,8 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
 
 def run(run: Run, config: Config) -> Result:
     stage: EvalConfig = config.stage
-    base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
+    base = Base(**run.manifest["base"])
+    artifact = start(config, run.inputs["artifact"]["path"], "artifact").artifact
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     policies = policies_of(run, config, artifact, base, device)

@@ -70,7 +70,7 @@ from align.types import Result
 
 def inputs(config: Config) -> Inputs:
     method = config.method.name  # as it was told: `start` settles `auto`
-    artifact, base = start(config, config.artifact, "artifact")
+    artifact, base, config = start(config, config.artifact, "artifact")
     if artifact.whole:
         raise InputError(
             "artifact",
@@ -91,7 +91,7 @@ def inputs(config: Config) -> Inputs:
         converters_in(config.export.converters)
     if config.export.name == "check":
         records["asked"] = {"digest": secrets.token_hex(8)}  # each time anew
-    return Inputs(f"{label(base, config)}-{config.export.name}", base, records)
+    return Inputs(config, f"{label(base, config)}-{config.export.name}", base, records)
 
 
 def kinds_of(config: Config) -> tuple[str, ...]:
@@ -133,7 +133,8 @@ def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
 
 
 def run(run: Run, config: Config) -> Result:
-    base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["artifact"]["path"], "artifact")
+    base = Base(**run.manifest["base"])
+    artifact = start(config, run.inputs["artifact"]["path"], "artifact").artifact
     kinds = kinds_of(config)
     found = read_adapter(artifact.path)
     check_plain(found, () if {"adapter", "gguf"} & set(kinds) else MERGEABLE)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.config.root import Config, ModelConfig
+from align.config.settings import changed
 from align.data.chat import use_template
 from align.data.sources import data_record
 from align.errors import InputError
@@ -18,8 +19,16 @@ BASE = "base"
 """The reference to the model that `model=` names, as it is."""
 
 
-def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base]:
-    """The artifact a stage starts from, and its base.
+class Start(NamedTuple):
+    """What a stage starts from, and the configuration with the method that this belongs to."""
+
+    artifact: Artifact
+    base: Base
+    config: Config
+
+
+def start(config: Config, ref: str | None = None, field: str = "init") -> Start:
+    """The artifact a stage starts from, its base, and the method to go on with.
 
     With `model=` given, `latest` means the newest on those weights; without, the newest of all, whose base is used.
     `base` is the model that `model=` names, as it is.
@@ -32,8 +41,8 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
     wanted = find_base(config.model).digest if config.model.path else None
     artifact = find(ref, config, field, wanted if ref.endswith(":latest") else None)
     base = base_of(artifact, config.model, field)
-    config.method.name = method_of(artifact, config.method.name, field)
-    return artifact, base
+    method = method_of(artifact, config.method.name, field)
+    return Start(artifact, base, changed(config, method=changed(config.method, name=method)))
 
 
 def find(ref: str, config: Config, field: str, base_digest: str | None = None) -> Artifact:

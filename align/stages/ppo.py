@@ -50,10 +50,11 @@ from align.types import Result
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base = starting_point(config)
+    artifact, base, config = starting_point(config)
     root = Path(config.run.root).expanduser()
     rewards = scoring.records(config.reward, root, base, frozen_as(config.method.name))
-    return Inputs(label(base, config), base, {"init": artifact.record(), "data": data_record(config.data), **rewards})
+    records = {"init": artifact.record(), "data": data_record(config.data), **rewards}
+    return Inputs(config, label(base, config), base, records)
 
 
 def run(run: Run, config: Config) -> Result:

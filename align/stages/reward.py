@@ -34,13 +34,14 @@ from reward.learned import score_rows
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base = start(config)
-    return Inputs(label(base, config), base, {"init": artifact.record(), "data": pairs_record(config)})
+    artifact, base, config = start(config)
+    return Inputs(config, label(base, config), base, {"init": artifact.record(), "data": pairs_record(config)})
 
 
 def run(run: Run, config: Config) -> Result:
     stage: RewardStageConfig = config.stage
-    base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["init"]["path"])
+    base = Base(**run.manifest["base"])
+    artifact = start(config, run.inputs["init"]["path"]).artifact
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 

@@ -23,14 +23,15 @@ PROMPTS_AT_ONCE = 64
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base = start(config)
+    artifact, base, config = start(config)
     records = {"init": artifact.record(), "data": data_record(config.data)}
-    return Inputs(label(base, config), base, records)
+    return Inputs(config, label(base, config), base, records)
 
 
 def run(run: Run, config: Config) -> Result:
     stage: SampleConfig = config.stage
-    base, (artifact, _) = Base(**run.manifest["base"]), start(config, run.inputs["init"]["path"])
+    base = Base(**run.manifest["base"])
+    artifact = start(config, run.inputs["init"]["path"]).artifact
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))

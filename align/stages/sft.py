@@ -7,6 +7,7 @@ import math
 import torch
 
 from align.config.root import Config
+from align.config.settings import changed
 from align.config.sft import SftConfig
 from align.data.chat import encode, use_template
 from align.data.sources import data_record, documents
@@ -33,9 +34,10 @@ LARGEST_LOSS = 700.0
 def inputs(config: Config) -> Inputs:
     base = find_base(config.model)
     if config.method.name == "auto":
-        config.method.name = "qlora"
+        config = changed(config, method=changed(config.method, name="qlora"))
     label = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], config.method.name)))
-    return Inputs(label, base, {"base": {"id": base.id, "digest": base.digest}, "data": data_record(config.data)})
+    records = {"base": {"id": base.id, "digest": base.digest}, "data": data_record(config.data)}
+    return Inputs(config, label, base, records)
 
 
 def run(run: Run, config: Config) -> Result:

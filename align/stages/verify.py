@@ -37,11 +37,12 @@ TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something abo
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base = starting_point(config)
+    artifact, base, config = starting_point(config)
     untold = config.init == BASE and config.reward == LearnedReward()
     root = Path(config.run.root).expanduser()
     rewards = {} if untold else scoring.records(config.reward, root, base, frozen_as(config.method.name))
-    return Inputs(label(base, config), base, {"code": {"digest": code_digest()}, "init": artifact.record(), **rewards})
+    records = {"code": {"digest": code_digest()}, "init": artifact.record(), **rewards}
+    return Inputs(config, label(base, config), base, records)
 
 
 def code_digest() -> str:
@@ -55,7 +56,7 @@ def run(run: Run, config: Config) -> Result:
     stage: VerifyConfig = config.stage
     base, device = Base(**run.manifest["base"]), choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    artifact, _ = start(config, run.inputs["init"]["path"])
+    artifact = start(config, run.inputs["init"]["path"]).artifact
     rewards = [model.path for model in scoring.on_base(scoring.models_of(run.inputs), base)]
     roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_backbone, device)
     shake(roles)

@@ -1,0 +1,74 @@
+"""A configuration that is composed does not change under anybody's feet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from align.config.compose import SCHEMAS, check, compose_raw
+from align.config.root import Config
+from align.config.settings import Settings, changed
+from align.errors import InputError
+
+CHOICES = [
+    "stage=sft", "stage=full", "stage=sample", "stage=annotate", "stage=reward", "stage=ppo", "stage=dpo", "stage=eval",
+    "stage=export", "stage=verify", "stage=ppo reward=rules", "stage=ppo reward=ensemble", "stage=ppo reward=sum",
+    "stage=ppo reward=fn reward.fn=a:b", "stage=eval reward=sentiment",
+]  # fmt: skip
+
+
+def composed(line: str) -> Config:
+    return check(compose_raw(line.split(), search=Path("nowhere")))
+
+
+def parts(settings: object, path: str = "") -> Iterator[tuple[str, Settings]]:
+    """A configuration and everything in it, by dotted path."""
+    assert is_dataclass(settings)
+    assert isinstance(settings, Settings), path
+    yield path, settings
+    for field in fields(settings):
+        if is_dataclass(part := getattr(settings, field.name)):
+            yield from parts(part, f"{path}.{field.name}")
+
+
+@pytest.mark.parametrize("line", CHOICES)
+def test_nothing_can_be_assigned_or_taken_away(line: str) -> None:
+    config = composed(line)
+    found = dict(parts(config))
+    assert len(found) >= 10
+    for path, settings in found.items():
+        assert is_dataclass(settings)
+        for field in fields(settings):
+            before = getattr(settings, field.name)
+            with pytest.raises(FrozenInstanceError, match=field.name):
+                setattr(settings, field.name, before)
+            with pytest.raises(FrozenInstanceError):
+                delattr(settings, field.name)
+            assert getattr(settings, field.name) is before, path
+        with pytest.raises(FrozenInstanceError):
+            settings.anything = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_schema_is_covered() -> None:
+    assert {line.split()[0].removeprefix("stage=") for line in CHOICES} >= SCHEMAS["stage"].keys()
+
+
+def test_another_value_is_another_configuration() -> None:
+    config = composed("stage=ppo")
+    other = changed(config, method=changed(config.method, name="lora"))
+    assert (config.method.name, other.method.name) == ("auto", "lora")
+    assert other.stage is config.stage
+    with pytest.raises(FrozenInstanceError):
+        other.method.name = "qlora"
+    with pytest.raises(InputError, match="DPO trains an adapter"):
+        changed(composed("stage=dpo"), method=changed(config.method, name="full"))
+
+
+@pytest.mark.parametrize(
+    ("line", "lr"), [("stage=ppo", 5e-4), ("stage=ppo method=full", 5e-5), ("stage=verify stage.lr=1e-3", 1e-3)]
+)
+def test_a_default_that_depends_on_the_method_is_filled_in_before_anybody_reads_it(line: str, lr: float) -> None:
+    assert composed(line).stage.lr == lr
