@@ -3,7 +3,7 @@
     recipes/quickstart/seeds.sh runs/gold
     python benchmarks/ppo/gold.py runs/gold [--save benchmarks/ppo/gold.json] [--dtype bfloat16]
 
-Ours is the quickstart's PPO, the value on a backbone of its own and on the policy's. The peer, TRL 1.12.0 in fp32,
+Ours is the quickstart's PPO as it was (36 updates at a constant rate), the value on a backbone of its own and on the policy's. The peer, TRL 1.12.0 in fp32,
 starts from the same supervised model (merged; its LoRA is a fresh one), with the same reward model (merged;
 standardised and scaled as ours is), the same prompts and the same settings, at the best of four learning rates on the
 first seed: its value model trains every weight at the rate of the policy's adapter. All are judged by `stage=eval` on
