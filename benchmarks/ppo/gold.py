@@ -3,11 +3,12 @@
     recipes/quickstart/seeds.sh runs/gold
     python benchmarks/ppo/gold.py runs/gold [--save benchmarks/ppo/gold.json] [--dtype bfloat16]
 
-Ours is the quickstart's PPO as it was (36 updates at a constant rate), the value on a backbone of its own and on the policy's. The peer, TRL 1.12.0 in fp32,
-starts from the same supervised model (merged; its LoRA is a fresh one), with the same reward model (merged;
-standardised and scaled as ours is), the same prompts and the same settings, at the best of four learning rates on the
-first seed: its value model trains every weight at the rate of the policy's adapter. All are judged by `stage=eval` on
-prompts that nothing trained on. Finished runs are not made again.
+Ours is the quickstart's PPO with 36 updates at a constant rate, as it was when this was measured, the value on a
+backbone of its own and on the policy's. The peer, TRL 1.12.0 in fp32, starts from the same supervised model (merged;
+its LoRA is a fresh one), with the same reward model (merged; standardised and scaled as ours is), the same prompts and
+the same settings, at the best of four learning rates on the first seed: its value model trains every weight at the
+rate of the policy's adapter. All are judged by `stage=eval` on prompts that nothing trained on. Finished runs are not
+made again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from align.run import Artifact, Base, read_manifest, resolve
 BACKBONES = ("own", "policy")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 QUICKSTART = HERE.parents[1] / "recipes" / "quickstart" / "run.sh"
+RESET = ("stage.updates=", "stage.schedule=")
+"""What the recipe has changed since this was measured."""
 Figures = dict[str, float]
 
 
@@ -43,6 +46,9 @@ def quickstart(stage: str) -> list[str]:
     """The words of the recipe's line for a stage."""
     lines = QUICKSTART.read_text(encoding="utf-8").splitlines()
     return shlex.split(next(line for line in lines if f" stage={stage} " in line).removeprefix("$common"))
+
+
+OURS = [*(word for word in quickstart("ppo") if not word.startswith(RESET)), "stage.updates=36"]
 
 
 class Seed:
@@ -57,7 +63,7 @@ class Seed:
     def __init__(self, root: Path, dtype: str) -> None:
         self.root = root
         self.common = [f"seed={root.name}", f"run.root={root}", "project=quickstart", f"dtype={dtype}"]
-        self.config: Config = composed([*self.common, *quickstart("ppo")])
+        self.config: Config = composed([*self.common, *OURS])
 
     def run(self, *words: str) -> Path:
         """The folder of a run, made unless it is there: the last line that a stage prints."""
@@ -70,7 +76,7 @@ class Seed:
         return {"gold": found["gold"]["policy"], "win_rate": found["win_rate"]["value"], "kl": found["kl"]}
 
     def ours(self, backbone: str) -> tuple[Figures, Path]:
-        folder = self.run(*quickstart("ppo"), f"stage.value_backbone={backbone}")
+        folder = self.run(*OURS, f"stage.value_backbone={backbone}")
         return self.judged(f"artifact=ppo:{folder.name}"), folder
 
     def peer(self, rate: float, moments: dict[str, float]) -> Figures:
