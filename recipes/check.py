@@ -92,7 +92,7 @@ def figures(root: Path, seed: int) -> dict[str, Any]:
         "eos_rate_sft": evaluation["eos_rate"]["ref"],
         "eos_rate_ppo": evaluation["eos_rate"]["policy"],
         "nf4_layers": metrics["ppo"]["quantised_layers"],
-        "merged_kl": metrics["export"]["kl"],
+        "merged_kl": next(found["kl"] for name, found in metrics["export"]["receipt"].items() if "/merged/" in name),
         "minutes": sum(seconds(run) for run in runs.values()) / 60,
         "peak_rss_mb": max(m["peak_rss_mb"] for m in metrics.values() if "peak_rss_mb" in m),
     }
