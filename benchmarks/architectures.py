@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import signal
 import sys
 import textwrap
 import time
@@ -41,7 +42,9 @@ def apart(model_type: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
         row = ours.recv() if ours.poll(limit_s) else {"path": "unbuilt", "cause": f"not done after {limit_s:.0f} s"}
     except EOFError:
         process.join()
-        row = {"path": "unbuilt", "cause": f"the process ended with status {process.exitcode}"}
+        killed = process.exitcode == -signal.SIGKILL  # by the kernel, where memory ended
+        cause = "too large in its smallest shape for this machine" if killed else f"it ends with {process.exitcode}"
+        row = {"path": "unbuilt", "cause": cause}
     if process.is_alive():
         process.kill()
     process.join()
