@@ -35,7 +35,7 @@ from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
 from align.run import Base
-from align.trainers.common import training_arguments
+from align.trainers.common import Training
 from align.trainers.sft import train_sft
 
 CPU = torch.device("cpu")
@@ -262,11 +262,11 @@ class Losses(TrainerCallback):
 def one_step_of_sft(folder: Path, route: Route, asked: Asked, scratch: Path) -> str:
     """What is wrong with it; empty where nothing is."""
     model = with_new_adapter(on_route(folder, route), 4, 8)
-    arguments = training_arguments(
-        output=scratch / "sft", device=CPU, dtype=torch.float32, lr=1e-3, epochs=1, max_steps=1, batch_size=4,
-        micro_batch=4, warmup=0.0, schedule="constant", max_grad_norm=1.0, weight_decay=0.0, save_every=100, seed=0,
-        gradient_checkpointing="auto", total_steps=1,
+    training = Training(
+        lr=1e-3, epochs=1, batch_size=4, micro_batch=4, warmup=0.0, schedule="constant", max_grad_norm=1.0,
+        save_every=100, gradient_checkpointing="auto", seed=0, max_steps=1,
     )  # fmt: skip
+    arguments = training.arguments(scratch / "sft", CPU, torch.float32, 1)
     losses = Losses()
     rows = [Encoded(row, [-100, *row[1:]]) for row in asked.rows]
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}

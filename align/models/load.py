@@ -9,14 +9,22 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
 from transformers import logging as transformers_logging
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from align.errors import CorruptFile, InputError
+from align.errors import AlignError, CorruptFile, InputError
 from align.models.base import BUILT_IN
 from align.models.fastpath import use_fast_path
 from align.models.finite import check_file
@@ -268,9 +276,37 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     write_json(path, {k: v for k, v in config.items() if k not in LOCAL_KEYS})
 
 
+class Description(NamedTuple):
+    """What a base says of itself without its weights, as a loaded model says it: data can be read before these are.
+
+    Attributes:
+        config: of its text part.
+    """
+
+    config: Any
+    generation_config: GenerationConfig
+
+
+def describe(base: Base) -> Description:
+    """Raises: InputError: its configuration is none that transformers reads."""
+    try:
+        with only_these(model_files(Path(base.path), shown=base.id)) as folder:
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+            if (folder / GENERATION_CONFIG_NAME).is_file():
+                generation = GenerationConfig.from_pretrained(str(folder))
+            else:
+                generation = GenerationConfig.from_model_config(config)
+    except AlignError:
+        raise
+    except Exception as error:  # what a wrong value leads to has any type
+        raise unloadable(base, error) from error
+    return Description(config.get_text_config(), generation)
+
+
 def context_length(model: Any) -> int:
-    """Positions that the model was made for. Of LongRoPE (Ding et al., 2024) those before its switch: behind it a model
-    has other factors for the whole row, so that what was sampled before is not what the longer row says of it.
+    """Positions that a model was made for, by itself or by its `Description`. Of LongRoPE (Ding et al., 2024) those
+    before its switch: behind it a model has other factors for the whole row, so that what was sampled before is not
+    what the longer row says of it.
 
     Raises:
         InputError: its configuration says no number.

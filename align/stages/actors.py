@@ -16,7 +16,7 @@ from align.config.root import Config
 from align.data.chat import Prompt, encode_prompts
 from align.data.sources import prompts
 from align.errors import require
-from align.models.load import choose_checkpointing, choose_device, choose_dtype, context_length, load_base
+from align.models.load import choose_checkpointing, choose_device, choose_dtype, context_length, describe, load_base
 from align.models.roles import Role, Roles
 from align.ops.finite import not_finite
 from align.ops.moments import Moments
@@ -109,14 +109,9 @@ def load_actors(run: Run, config: Config, base: Base) -> Actors:
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     models = scoring.models_of(run.inputs)
     scoring.same_template(config, models, base, tokenizer)
-    rewards = [m.path for m in scoring.on_base(models, base)]
-    roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_backbone, device)
-    if choose_checkpointing(stage.gradient_checkpointing, device):
-        roles.recompute_layers()
-    scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
-    engine = engine_of(config, tokenizer, roles.model.generation_config)
 
-    room = min(config.data.max_length, context_length(roles.model) - config.rollout.max_new_tokens)
+    # Prompts, before any weights.
+    room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed), room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     require(
@@ -124,6 +119,13 @@ def load_actors(run: Run, config: Config, base: Base) -> Actors:
         "Set fewer apart.",
     )  # fmt: skip
     training = distinct(found, n_eval)
+
+    rewards = [m.path for m in scoring.on_base(models, base)]
+    roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_backbone, device)
+    if choose_checkpointing(stage.gradient_checkpointing, device):
+        roles.recompute_layers()
+    scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
+    engine = engine_of(config, tokenizer, roles.model.generation_config)
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     print(
         f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens; "

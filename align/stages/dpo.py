@@ -14,7 +14,7 @@ from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.backbone import answered, response_logprobs
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
-from align.models.load import choose_device, choose_dtype, context_length, load_base, save_tokenizer
+from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, save_tokenizer
 from align.models.plain import route_of
 from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
@@ -25,7 +25,7 @@ from align.stages import Inputs, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
 from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, steps_in, training_arguments
+from align.trainers.common import Reporter, Training
 from align.trainers.dpo import REFERENCE, train_dpo
 from align.trainers.pairs import Pair
 from align.types import Result
@@ -48,22 +48,10 @@ def run(run: Run, config: Config) -> Result:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    # The policy is the supervised adapter, or a fresh one on a whole model.
     train_prefs, test_prefs = divided_pairs(config, stage.held_out)
-    tokenizer = tokenizer_of(artifact, base, config.data.template)
-    model, adapter = load_base(base, config.method.name, device, dtype), adapter_folder(artifact)
-    require(
-        route_of(model).halves, "stage", "dpo",
-        f"type {model.config.model_type} has logits that are more than a head on hidden states, which TRL's DPO reads",
-        "Use stage=reward and stage=ppo.",
-    )  # fmt: skip
-    stops = stop_token_ids(tokenizer, model.generation_config)
-    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-    if adapter is None:
-        model = with_new_adapter(model, config.method.r, config.method.alpha)
-    else:
-        model = attach(model, adapter, "default", trainable=True)
-    max_length = min(config.data.max_length, context_length(model))
+    tokenizer, described = tokenizer_of(artifact, base, config.data.template), describe(base)
+    stops = stop_token_ids(tokenizer, described.generation_config)
+    max_length = min(config.data.max_length, context_length(described))
     train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
     test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
     print(
@@ -71,13 +59,22 @@ def run(run: Run, config: Config) -> Result:
         f"{dropped + dropped_test} longer than {max_length} tokens"
     )
 
-    steps = steps_in(len(train), stage.batch_size, stage.epochs, None)
-    arguments = training_arguments(
-        output=run.checkpoints, device=device, dtype=dtype, lr=stage.lr, epochs=stage.epochs, max_steps=None,
-        batch_size=stage.batch_size, micro_batch=stage.micro_batch, warmup=stage.warmup, schedule=stage.schedule,
-        max_grad_norm=stage.max_grad_norm, weight_decay=0.0, save_every=stage.save_every, seed=config.seed,
-        gradient_checkpointing=stage.gradient_checkpointing, total_steps=steps,
+    # The policy is the supervised adapter, or a fresh one on a whole model.
+    model, adapter = load_base(base, config.method.name, device, dtype), adapter_folder(artifact)
+    require(
+        route_of(model).halves, "stage", "dpo",
+        f"type {model.config.model_type} has logits that are more than a head on hidden states, which TRL's DPO reads",
+        "Use stage=reward and stage=ppo.",
     )  # fmt: skip
+    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
+    if adapter is None:
+        model = with_new_adapter(model, config.method.r, config.method.alpha)
+    else:
+        model = attach(model, adapter, "default", trainable=True)
+
+    training = Training.of(stage, config.seed)
+    steps = training.steps(len(train))
+    arguments = training.arguments(run.checkpoints, device, dtype, steps)
     checkpoint = newest_checkpoint(run)
     with tracker(run, config, step_of(checkpoint)) as track, progress("dpo", steps, step_of(checkpoint)) as bar:
         trained = train_dpo(

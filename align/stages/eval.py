@@ -19,7 +19,7 @@ from align.models.backbone import response_logprobs
 from align.models.base import base_of
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
-from align.models.load import choose_device, choose_dtype, context_length, load_base
+from align.models.load import choose_device, choose_dtype, context_length, describe, load_base
 from align.ops.finite import not_finite
 from align.report import Report, histogram_pair, in_words
 from align.rollout.engine import response_texts
@@ -85,11 +85,11 @@ def run(run: Run, config: Config) -> Result:
     artifact = start(config, run.inputs["artifact"]["path"], "artifact").artifact
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
+    room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
+    found, dropped = encode_prompts(tokenizer, prompts(config.data, "test", config.seed)[: stage.prompts], room)
+
     policies = policies_of(run, config, artifact, base, device)
     model = policies["policy"].model
-
-    room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(config.data, "test", config.seed)[: stage.prompts], room)
     rollout = config.rollout
     engine = engine_of(config, tokenizer, model.generation_config)
 

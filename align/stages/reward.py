@@ -15,6 +15,7 @@ from align.models.load import (
     choose_device,
     choose_dtype,
     context_length,
+    describe,
     load_classifier,
     save_tokenizer,
 )
@@ -27,7 +28,7 @@ from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
 from align.stages.priority import prioritise
 from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, steps_in, training_arguments
+from align.trainers.common import Reporter, Training
 from align.trainers.reward import rankings, score_head, start_from, train_reward
 from align.types import Result
 from reward.learned import score_rows
@@ -48,15 +49,7 @@ def run(run: Run, config: Config) -> Result:
     train_prefs, test_prefs = divided_pairs(config, stage.held_out)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     stops = stop_token_ids(tokenizer)
-
-    # The same base with a score head; LoRA from the SFT adapter, head from zero.
-    adapter = adapter_folder(artifact)
-    given = adapter_config(adapter) if adapter else {"r": config.method.r, "lora_alpha": config.method.alpha}
-    model = load_classifier(base, config.method.name, device, dtype)
-    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-    model = with_new_adapter(model, given["r"], given["lora_alpha"], classifier=True)
-    copied = start_from(model, adapter)
-    max_length = min(config.data.max_length, context_length(model))
+    max_length = min(config.data.max_length, context_length(describe(base)))
     train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
     test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
     judged = rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
@@ -65,13 +58,17 @@ def run(run: Run, config: Config) -> Result:
         f"{dropped + dropped_test} longer than {max_length} tokens"
     )
 
-    steps = steps_in(len(judged), stage.batch_size, stage.epochs, None)
-    arguments = training_arguments(
-        output=run.checkpoints, device=device, dtype=dtype, lr=stage.lr, epochs=stage.epochs, max_steps=None,
-        batch_size=stage.batch_size, micro_batch=stage.micro_batch, warmup=stage.warmup, schedule=stage.schedule,
-        max_grad_norm=stage.max_grad_norm, weight_decay=0.0, save_every=stage.save_every, seed=config.seed,
-        gradient_checkpointing=stage.gradient_checkpointing, total_steps=steps,
-    )  # fmt: skip
+    # The same base with a score head; LoRA from the SFT adapter, head from zero.
+    adapter = adapter_folder(artifact)
+    given = adapter_config(adapter) if adapter else {"r": config.method.r, "lora_alpha": config.method.alpha}
+    model = load_classifier(base, config.method.name, device, dtype)
+    torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
+    model = with_new_adapter(model, given["r"], given["lora_alpha"], classifier=True)
+    copied = start_from(model, adapter)
+
+    training = Training.of(stage, config.seed)
+    steps = training.steps(len(judged))
+    arguments = training.arguments(run.checkpoints, device, dtype, steps)
     checkpoint = newest_checkpoint(run)
     with tracker(run, config, step_of(checkpoint)) as track, progress("reward", steps, step_of(checkpoint)) as bar:
         names = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm"}

@@ -7,7 +7,7 @@ from align.config.sample import SampleConfig
 from align.data.chat import encode_prompts
 from align.data.sources import data_record, prompts
 from align.models.adapters import Policy, attach
-from align.models.load import choose_device, choose_dtype, context_length, load_base
+from align.models.load import choose_device, choose_dtype, context_length, describe, load_base
 from align.report import Report, curves
 from align.rollout.engine import response_texts
 from align.rollout.randomness import row_seeds
@@ -34,11 +34,11 @@ def run(run: Run, config: Config) -> Result:
     artifact = start(config, run.inputs["init"]["path"]).artifact
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
+    room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
+    found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed)[: stage.prompts], room)
     model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
     adapter = adapter_folder(artifact)
     policy = Policy(attach(model, adapter, "sft") if adapter else model, "sft" if adapter else None)
-    room = min(config.data.max_length, context_length(model) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed)[: stage.prompts], room)
     engine = engine_of(config, tokenizer, model.generation_config)
     print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
 

@@ -16,14 +16,22 @@ from align.evals.heldout import held_out_loss
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.finite import diverged
-from align.models.load import choose_device, choose_dtype, context_length, load_base, load_tokenizer, save_tokenizer
+from align.models.load import (
+    choose_device,
+    choose_dtype,
+    context_length,
+    describe,
+    load_base,
+    load_tokenizer,
+    save_tokenizer,
+)
 from align.models.plain import route_of
 from align.report import Report, curves, few
 from align.run import Base, Run
 from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
 from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, steps_in, training_arguments
+from align.trainers.common import Reporter, Training
 from align.trainers.sft import packed, train_sft
 from align.types import Result
 
@@ -50,13 +58,8 @@ def run(run: Run, config: Config) -> Result:
     if not text_only:
         use_template(tokenizer, config.data.template)
 
-    # Data: our own tokens and labels, a loss only on what the assistant writes.
-    model = load_base(base, config.method.name, device, dtype)
-    require(
-        not stage.packing or route_of(model).packing, "stage.packing", stage.packing,
-        f"type {model.config.model_type} is not proven to tell packed rows apart by their positions", "Drop it.",
-    )  # fmt: skip
-    max_length = min(config.data.max_length, context_length(model))
+    # Data, before any weights: our own tokens and labels, a loss only on what the assistant writes.
+    max_length = min(config.data.max_length, context_length(describe(base)))
     train = encode(tokenizer, documents(config.data, "train", config.seed), max_length)
     test = encode(tokenizer, documents(config.data, "test", config.seed)[: stage.eval_size], max_length)
     print(
@@ -65,19 +68,20 @@ def run(run: Run, config: Config) -> Result:
     )
 
     # The model before training, then training, then the same measure again.
+    model = load_base(base, config.method.name, device, dtype)
+    require(
+        not stage.packing or route_of(model).packing, "stage.packing", stage.packing,
+        f"type {model.config.model_type} is not proven to tell packed rows apart by their positions", "Drop it.",
+    )  # fmt: skip
     if config.method.name != "full":
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         model = with_new_adapter(model, config.method.r, config.method.alpha)
     before, tokens = held_out_loss(model, test.rows, tokenizer.pad_token_id)
     perplexity_before = perplexity(before, f"the held-out loss of {base.id} before training", None, config.dtype)
     rows_seen = len(packed(train.rows, max_length)) if stage.packing else len(train.rows)
-    steps = steps_in(rows_seen, stage.batch_size, stage.epochs, stage.max_steps)
-    arguments = training_arguments(
-        output=run.checkpoints, device=device, dtype=dtype, lr=stage.lr, epochs=stage.epochs, max_steps=stage.max_steps,
-        batch_size=stage.batch_size, micro_batch=stage.micro_batch, warmup=stage.warmup, schedule=stage.schedule,
-        max_grad_norm=stage.max_grad_norm, weight_decay=stage.weight_decay, save_every=stage.save_every,
-        seed=config.seed, gradient_checkpointing=stage.gradient_checkpointing, total_steps=steps,
-    )  # fmt: skip
+    training = Training.of(stage, config.seed)
+    steps = training.steps(rows_seen)
+    arguments = training.arguments(run.checkpoints, device, dtype, steps)
     checkpoint = newest_checkpoint(run)
     with tracker(run, config, step_of(checkpoint)) as track, progress(stage.name, steps, step_of(checkpoint)) as bar:
         names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +21,80 @@ from align.trainers.guard import Guard
 datasets.disable_progress_bars()
 
 
-def training_arguments(
-    *,
-    output: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    lr: float,
-    epochs: float,
-    max_steps: int | None,
-    batch_size: int,
-    micro_batch: int,
-    warmup: float,
-    schedule: str,
-    max_grad_norm: float,
-    weight_decay: float,
-    save_every: int,
-    seed: int,
-    gradient_checkpointing: str,
-    total_steps: int,
-) -> dict[str, Any]:
-    """The keyword arguments that TRL's configs have in common; every precision switch is said aloud, for TRL's own
-    defaults differ from transformers'."""
-    on_cuda = device.type == "cuda"
-    return {
-        "output_dir": str(output),
-        "learning_rate": lr,
-        "num_train_epochs": epochs,
-        "max_steps": max_steps or -1,
-        "per_device_train_batch_size": micro_batch,
-        "per_device_eval_batch_size": micro_batch,
-        "gradient_accumulation_steps": batch_size // micro_batch,
-        "warmup_steps": int(total_steps * warmup),
-        "lr_scheduler_type": schedule,
-        "max_grad_norm": max_grad_norm,
-        "weight_decay": weight_decay,
-        "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch",
-        "bf16": dtype == torch.bfloat16,
-        "fp16": on_cuda and dtype == torch.float16,
-        "use_cpu": not on_cuda,
-        "gradient_checkpointing": choose_checkpointing(gradient_checkpointing, device),
-        "save_strategy": "steps",
-        "save_steps": save_every,
-        "save_total_limit": 2,
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "eval_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "seed": seed,
-        "data_seed": seed,
-        "dataloader_num_workers": 0,
-        "dataloader_pin_memory": on_cuda,
-        "remove_unused_columns": True,
-    }
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a trainer trains: the settings that SFT, reward and DPO share, by the names of their configurations.
 
+    Attributes:
+        max_steps: ends before the epochs do; None where they decide.
+        warmup: share of the steps over which the learning rate rises.
+        save_every: steps between checkpoints.
+        gradient_checkpointing: `auto`, `true` or `false`, see `choose_checkpointing`.
+    """
 
-def steps_in(rows: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """Optimiser steps of a whole training run."""
-    return max_steps or max(1, math.ceil(math.ceil(rows / batch_size) * epochs))
+    lr: float
+    epochs: float
+    batch_size: int
+    micro_batch: int
+    warmup: float
+    schedule: str
+    max_grad_norm: float
+    save_every: int
+    gradient_checkpointing: str
+    seed: int
+    weight_decay: float = 0.0
+    max_steps: int | None = None
+
+    @classmethod
+    def of(cls, settings: Any, seed: int) -> Training:
+        """From whatever has settings of these names; those of the last two that it lacks keep their defaults."""
+        names = (f.name for f in fields(cls) if f.name != "seed")
+        return cls(seed=seed, **{name: getattr(settings, name) for name in names if hasattr(settings, name)})
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps of a whole run over so many rows."""
+        return self.max_steps or max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
+
+    def arguments(self, output: Path, device: torch.device, dtype: torch.dtype, steps: int) -> dict[str, Any]:
+        """The keyword arguments that TRL's configs have in common; every precision switch is said aloud, for TRL's own
+        defaults differ from transformers'.
+
+        Args:
+            steps: of the whole run.
+        """
+        on_cuda = device.type == "cuda"
+        return {
+            "output_dir": str(output),
+            "learning_rate": self.lr,
+            "num_train_epochs": self.epochs,
+            "max_steps": self.max_steps or -1,
+            "per_device_train_batch_size": self.micro_batch,
+            "per_device_eval_batch_size": self.micro_batch,
+            "gradient_accumulation_steps": self.batch_size // self.micro_batch,
+            "warmup_steps": int(steps * self.warmup),
+            "lr_scheduler_type": self.schedule,
+            "max_grad_norm": self.max_grad_norm,
+            "weight_decay": self.weight_decay,
+            "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch",
+            "bf16": dtype == torch.bfloat16,
+            "fp16": on_cuda and dtype == torch.float16,
+            "use_cpu": not on_cuda,
+            "gradient_checkpointing": choose_checkpointing(self.gradient_checkpointing, device),
+            "save_strategy": "steps",
+            "save_steps": self.save_every,
+            "save_total_limit": 2,
+            "logging_strategy": "steps",
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "eval_strategy": "no",
+            "report_to": [],
+            "disable_tqdm": True,
+            "seed": self.seed,
+            "data_seed": self.seed,
+            "dataloader_num_workers": 0,
+            "dataloader_pin_memory": on_cuda,
+            "remove_unused_columns": True,
+        }
 
 
 def fit(make: Callable[[], Trainer], model: nn.Module, checkpoint: Path | None) -> int:

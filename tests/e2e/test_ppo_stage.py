@@ -178,11 +178,11 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
     twice.write_text(source.read_text() * 2)
     evaluate, seen = stage.evaluate, []
 
-    def noted(players: Any, answers: Any, moments: Any, *rest: Any) -> Any:
-        asked = {p.conversation.messages for p in players.held_out}
-        assert not asked & {p.conversation.messages for p in players.prompts}
+    def noted(actors: Any, answers: Any, moments: Any, *rest: Any) -> Any:
+        asked = {p.conversation.messages for p in actors.held_out}
+        assert not asked & {p.conversation.messages for p in actors.prompts}
         seen.append(moments)
-        return evaluate(players, answers, moments, *rest)
+        return evaluate(actors, answers, moments, *rest)
 
     monkeypatch.setattr(stage, "evaluate", noted)
     words = ["stage.updates=3", "stage.eval_every=1", "stage.eval_prompts=6", "stage.normalise=running"]

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from align.data.chat import CHATML
 from align.errors import CorruptFile, InputError
-from align.export import rows as receipt_rows
+from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
 from align.export.bases import DEQUANTISED
 from align.export.checks import InF32, gguf_answer, gguf_checks
@@ -86,7 +86,7 @@ def test_other_architectures_run_there_as_they_were_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ):
     if architecture.startswith("Qwen"):  # whose converter takes a tokenizer of theirs: the weights alone are compared
-        monkeypatch.setattr(receipt_rows, "check_reading", lambda *given: None)
+        monkeypatch.setattr(receipt_checks, "check_reading", lambda *given: None)
     model = make_model(tmp_path / "model", architecture)
     adapter = make_adapter(Path(model.path), tmp_path / "adapter", target_modules="all-linear")
     tokenizer = AutoTokenizer.from_pretrained(model.path)
@@ -136,7 +136,7 @@ def in_f32(trained: Trained, exported: Path, work: Path) -> InF32:
 def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     trained: Trained, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(receipt_rows, "GGUF", ("max_logprob", 1e-9))
+    monkeypatch.setattr(receipt_checks, "GGUF", ("max_logprob", 1e-9))
     found = in_f32(trained, exported, tmp_path)
     rows = measured(trained, exported, in_f32=lambda: found)
     exact, rounded = rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"], rows[F16_ROW]

@@ -113,7 +113,7 @@ def batch() -> tuple[Answers, Experience, dict[str, float]]:
     return Answers([], rollout, list(TEXTS), told), made, figures
 
 
-def players() -> Any:
+def actors() -> Any:
     """Their entropy at a token is a tenth of its id; two members of an ensemble score."""
 
     def logprobs(role: str, part: Rollout, temperature: float) -> ForwardOutput:
@@ -139,10 +139,10 @@ def players() -> Any:
 def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, each: list[float], order: list[int]):
     answers, made, figures = batch()
     config = check(compose_raw(["stage=ppo", "rollout.temperature=0.7", "stage.micro_batch=2"]))
-    found = per_answer([wire], players(), answers, SCORES, made, config)
+    found = per_answer([wire], actors(), answers, SCORES, made, config)
     assert found == {wire: pytest.approx(each, abs=1e-4)}
     assert ranked(found, SCORES.tolist()) == order
-    figures |= scored(players().scorer, answers.conversations, answers.rollout)[1]
+    figures |= scored(actors().scorer, answers.conversations, answers.rollout)[1]
     if wire not in ("entropy", "repetition"):
         assert sum(found[wire]) / 4 == pytest.approx(figures[WIRES[wire].figure])
 
@@ -150,13 +150,13 @@ def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, ea
 def test_every_wire_has_a_figure_of_each_answer():
     answers, made, _ = batch()
     config = check(compose_raw(["stage=ppo", "rollout.temperature=0.7"]))
-    assert per_answer(WIRES, players(), answers, SCORES, made, config).keys() == WIRES.keys()
+    assert per_answer(WIRES, actors(), answers, SCORES, made, config).keys() == WIRES.keys()
 
 
 def test_lengths_that_are_all_alike_explain_no_score():
     answers, made, _ = batch()
     found = per_answer(
-        ["length_correlation"], players(), answers, torch.ones(4), made, check(compose_raw(["stage=ppo"]))
+        ["length_correlation"], actors(), answers, torch.ones(4), made, check(compose_raw(["stage=ppo"]))
     )
     assert found == {"length_correlation": [0.0] * 4}
 

@@ -26,7 +26,7 @@ from align.ops.losses import policy_loss, value_loss
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
-from align.trainers.common import training_arguments
+from align.trainers.common import Training
 from align.trainers.reward import Ranking, score_head, start_from, train_reward
 from align.types import Conversation, Message, Rollout
 from reward.learned import LearnedReward, score_rows
@@ -326,11 +326,11 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
         if parameter.requires_grad:  # TRL rounds them to bf16 before training
             parameter.data = parameter.data.bfloat16().float()
     judged = [Ranking([[1, 40 + i, 41, EOS], [1, 50 + i, 7] if i else [1, 50, EOS]], [(0, 1)]) for i in range(4)]
-    arguments = training_arguments(
-        output=tmp_path, device=CPU, dtype=FP32, lr=1e-2, epochs=1, max_steps=None, batch_size=4, micro_batch=4,
-        warmup=0.0, schedule="constant", max_grad_norm=1.0, weight_decay=0.0, save_every=100, seed=0,
-        gradient_checkpointing="false", total_steps=1,
+    training = Training(
+        lr=1e-2, epochs=1, batch_size=4, micro_batch=4, warmup=0.0, schedule="constant", max_grad_norm=1.0,
+        save_every=100, gradient_checkpointing="false", seed=0,
     )  # fmt: skip
+    arguments = training.arguments(tmp_path, CPU, FP32, 1)
     rows = [row for ranking in judged for row in ranking.texts]
     scores = dict(zip(map(tuple, rows), score_rows(model, score_head(model), rows, PAD).tolist(), strict=True))
     before = score_head(model).weight.detach().clone()

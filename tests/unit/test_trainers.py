@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.run.checkpoints import SEAL, newest_checkpoint, seal, sealed
 from align.trainers import common
-from align.trainers.common import steps_in, training_arguments
+from align.trainers.common import Training
 from align.trainers.pairs import Pair
 from align.trainers.reward import (
     Ranking,
@@ -40,13 +41,15 @@ from align.trainers.sft import packed, train_sft
 CPU = torch.device("cpu")
 
 
+SETTINGS: dict[str, Any] = {
+    "lr": 1e-3, "epochs": 1.0, "batch_size": 4, "micro_batch": 4, "warmup": 0.0, "schedule": "constant",
+    "max_grad_norm": 1.0, "save_every": 100, "gradient_checkpointing": "auto",
+}  # fmt: skip
+
+
 def arguments(output: Path, steps: int, **more: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "lr": 1e-3, "epochs": 1.0, "max_steps": steps, "batch_size": 4, "micro_batch": 4, "warmup": 0.0,
-        "schedule": "constant", "max_grad_norm": 1.0, "weight_decay": 0.0, "save_every": 100, "seed": 0,
-        "gradient_checkpointing": "auto", "total_steps": steps,
-    }  # fmt: skip
-    return training_arguments(output=output, device=CPU, dtype=torch.float32, **(settings | more))
+    settings = SETTINGS | {"max_steps": steps, "seed": 0} | more
+    return Training(**settings).arguments(output, CPU, torch.float32, steps)
 
 
 @pytest.fixture
@@ -139,7 +142,8 @@ def test_an_adapter_starts_from_its_own_values_not_from_rounded_ones(
      (3, 8, 0.1, None, 1)],
 )  # fmt: skip
 def test_steps_of_a_run(rows: int, batch: int, epochs: float, limit: int | None, steps: int) -> None:
-    assert steps_in(rows, batch, epochs, limit) == steps
+    given = SimpleNamespace(**SETTINGS | {"batch_size": batch, "epochs": epochs, "max_steps": limit})
+    assert Training.of(given, 0).steps(rows) == steps
 
 
 def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path) -> None:
@@ -155,7 +159,7 @@ def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any,
     train_sft(
         adapted(base), tiny_tokenizer, rows, settings, max_length=128, packing=False, callback=counter, checkpoint=None
     )  # fmt: skip
-    assert counter.steps == steps_in(len(rows), 16, 0.5, None) == 2
+    assert counter.steps == Training(**SETTINGS | {"epochs": 0.5, "batch_size": 16}, seed=0).steps(len(rows)) == 2
 
 
 class Logged(TrainerCallback):
