@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from align.config.synonyms import keys_for
 from align.errors import InputError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -42,11 +43,25 @@ def not_a_key(key: str, value: str, known: Sequence[str], stage: str | None, own
         return InputError(key, value, problem, "Drop it, or run that stage.")
     if successor := SUCCESSORS.get(key):
         return InputError(key, value, f"is called {successor} now", f"Write {successor}={value}.")
-    close = difflib.get_close_matches(key, known, n=1)
+    close = closest(key, known)
     command = f"python -m align{f' stage={stage}' if stage else ''} --cfg job"
     return InputError(
-        key, value, "is not a key", f"Did you mean {close[0]}?" if close else f"`{command}` shows every key."
+        key, value, "is not a key", f"Did you mean {' or '.join(close)}?" if close else f"`{command}` shows every key."
     )
+
+
+def closest(key: str, known: Sequence[str]) -> list[str]:
+    """The keys that somebody may have meant: what the field's word stands for here, else the likeliest spelling. The
+    name counts, not the group in front of it, which any two keys of it have in common."""
+    group, _, name = key.rpartition(".")
+    if meant := [k for k in keys_for(name) if k in known]:
+        return meant
+    by_name: dict[str, list[str]] = {}
+    for k in known:
+        by_name.setdefault(k.rpartition(".")[2], []).append(k)
+    for likely in difflib.get_close_matches(name, by_name, n=3, cutoff=0.75):
+        return sorted(by_name[likely], key=lambda k: k.rpartition(".")[0] != group)[:1]
+    return []
 
 
 def not_a_choice(group: str, name: str, names: Sequence[str]) -> InputError:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from align.config.compose import SCHEMAS, check, compose_raw, conf_dir, plain, quote, read_value
+from align.config.compose import SCHEMAS, check, compose_raw, conf_dir, keys_of, plain, quote, read_value
 from align.config.root import Config
+from align.config.synonyms import WORDS
 from align.errors import InputError
 
 
@@ -31,6 +32,14 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("stage.lrr=3", "stage.lr=3", "stage.lrr", "3", "is not a key. Did you mean stage.lr?"),
         ("stage=ppo stage.value_trunk=own", "stage=ppo stage.value_backbone=own", "stage.value_trunk", "own",
          "is called stage.value_backbone now. Write stage.value_backbone=own."),
+        ("stage.learning_rate=1", "stage.lr=1", "stage.learning_rate", "1", "Did you mean stage.lr or method.lr?"),
+        ("learning-rate=1", "stage.lr=1", "learning-rate", "1", "Did you mean stage.lr or method.lr?"),
+        ("lora_r=4", "method.r=4", "lora_r", "4", "is not a key. Did you mean method.r?"),
+        ("method.dropout=0", "method.r=4", "method.dropout", "0", "is not a key. `python -m align"),
+        ("stage.bf16=true", "dtype=bfloat16", "stage.bf16", "true", "Did you mean dtype?"),
+        ("stage=ppo stage.gae_lambda=1", "stage=ppo stage.lam=1", "stage.gae_lambda", "1", "Did you mean stage.lam?"),
+        ("stage.gae_lambda=1", "stage.lr=1", "stage.gae_lambda", "1", "is not a key. `python -m align"),
+        ("output_dir=x", "run.root=x", "output_dir", "x", "Did you mean run.root?"),
         ("modell=pocket", "model=pocket", "modell", "pocket", "Did you mean model?"),
         ("model.pth=x", "model.path=x", "model.pth", "x", "Did you mean model.path?"),
         ("stage.foo.bar=1", "stage.epochs=1", "stage.foo.bar", "1", "is not a key"),
@@ -239,3 +248,11 @@ def test_what_a_group_chooses_is_not_set_by_itself(group: str):
     with pytest.raises(InputError, match="decides nothing by itself") as caught:
         configured("stage=eval", f"{group}.name=learned")
     assert caught.value.remedy == f"Write {group}=learned."
+
+
+def test_every_synonym_leads_to_a_key_of_some_stage() -> None:
+    trees = (OmegaConf.to_container(compose_raw([f"stage={stage}"])) for stage in SCHEMAS["stage"])
+    known = {key for tree in trees for key in keys_of(tree)}  # pyright: ignore[reportArgumentType]
+    known |= {"reward.fn"}  # of another choice of its group
+    assert WORDS.keys() <= known | {"method", "track"}
+    assert not {word for words in WORDS.values() for word in words.split()} & known
