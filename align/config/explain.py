@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from align.config.synonyms import keys_for
@@ -17,8 +18,8 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 # What people write when they mean a file or a hub id, and the way to say that here.
 BY_PATH = {"model": "model=hub model.path={}", "data": "data=jsonl data.path={}"}
 
-SUCCESSORS = {"stage.value_trunk": "stage.value_backbone"}
-"""Keys of older versions, and what they are called now."""
+SUCCESSORS = {"value_trunk": "stage.value_backbone"}
+"""Names of keys in older versions, and what they are called now."""
 
 
 def not_an_assignment(argument: str) -> InputError:
@@ -41,7 +42,7 @@ def not_a_key(key: str, value: str, known: Sequence[str], stage: str | None, own
     if owners:
         problem = f"is not a key of stage={stage}, but of {' and '.join(f'stage={o}' for o in owners)}"
         return InputError(key, value, problem, "Drop it, or run that stage.")
-    if successor := SUCCESSORS.get(key):
+    if (successor := SUCCESSORS.get(key.rpartition(".")[2])) in known:
         return InputError(key, value, f"is called {successor} now", f"Write {successor}={value}.")
     close = closest(key, known)
     command = f"python -m align{f' stage={stage}' if stage else ''} --cfg job"
@@ -59,8 +60,11 @@ def closest(key: str, known: Sequence[str]) -> list[str]:
     by_name: dict[str, list[str]] = {}
     for k in known:
         by_name.setdefault(k.rpartition(".")[2], []).append(k)
-    for likely in difflib.get_close_matches(name, by_name, n=3, cutoff=0.75):
-        return sorted(by_name[likely], key=lambda k: k.rpartition(".")[0] != group)[:1]
+    for likely in difflib.get_close_matches(name, by_name, n=1, cutoff=0.8):
+        if not group:
+            return sorted(by_name[likely], key=lambda k: not k.startswith("stage."))[:2]
+        alike = partial(difflib.SequenceMatcher, None, group)
+        return [max(by_name[likely], key=lambda k: alike(k.rpartition(".")[0]).ratio())]
     return []
 
 
@@ -107,4 +111,6 @@ def broken_file(error: Exception, files: Mapping[str, Path], chosen: Sequence[Pa
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         problem = next((line for line in lines if "while composing" not in line), type(error).__name__)
         problem = re.sub(r"^In '[^']+': ", "", problem)
+        if (old := re.search(r"Key '(\w+)' not in", problem)) and (successor := SUCCESSORS.get(old[1])):
+            problem = f"{old[1]} is called {successor} now"
     return InputError("configuration", str(path or "conf"), problem.rstrip(".:"), "Correct that file, or move it away.")

@@ -12,7 +12,8 @@ T = TypeVar("T", bound="Settings")
 
 
 class Settings:
-    """A part of the configuration. Another value makes another one: `changed`."""
+    """A part of the configuration. Another value makes another one: `changed`. A list or a mapping in it
+    (`reward.parts`, `stage.settings`) is as it was read, and nobody's to change."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if vars(self).get("_frozen", False):

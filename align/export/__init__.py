@@ -4,6 +4,6 @@ What is written: `adapter` (`lowering` makes it plain LoRA), `merged`, `gguf` (b
 and beside each `card`, `launch`, `ollama`; `folder` lets all of it appear whole or not at all.
 
 What is measured: `trained` is the model that must be found again, `engines` loads exports by transformers, `foreign`
-asks other engines in processes of their own (`ask_llama_cpp`, `ask_vllm`), `rows` says who is asked what and held to
-which bound, `receipt` what a row is, and what the file.
+asks other engines in processes of their own (`ask_llama_cpp`, `ask_vllm`), `checks` says who is asked what and held
+to which bound, `receipt` what a check is, and what the file.
 """

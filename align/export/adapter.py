@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.export.folder import check_base, read_json, write_tokenizer
 from align.export.lowering import REPEATABLE, Factors, lower
+from align.models.adapters import CHANGES_BASE
 from align.run import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -65,9 +66,6 @@ TRAINING_ONLY = (
 )
 MERGEABLE = ("modules_to_save", "use_dora", "bias", "target_parameters")
 """Keys of what no engine serves as an adapter, and a merge can take."""
-# These initialisations take their share out of the base weights: on the untouched base the adapter is another model.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 

@@ -55,7 +55,7 @@ class Trained:
         return "nf4" if self.method == "qlora" else "original"
 
     def beside(self, loaded: Sequence[Tensor], what: str, base: str, weights: str, bound: Bound | None) -> Check:
-        """A row of transformers."""
+        """A check by transformers."""
         return Check(TRANSFORMERS, what, base, weights, VERSION, compared(self.logits, loaded), bound)
 
 
@@ -67,7 +67,7 @@ def trained_model(
     Raises:
         CorruptFile, InputError: base or adapter do not load, or do not fit each other.
     """
-    model = attach(in_fp32(load_base(base, method, device, dtype)), adapter, "policy")
+    model = attach(in_fp32(load_base(base, method, device, dtype)), adapter, "policy", alone=True)
     rows = fixed_prompts(tokenizer, context_length(model))
     rooms = model.get_input_embeddings().weight.shape[0]
     beyond = f"has ids beyond the {rooms} rows of the base's embedding"

@@ -39,25 +39,40 @@ OTHER_FORWARD = (
 random, routed, on layers that stand twice. The forward that rollouts and updates share computes none of them."""
 
 
-def adapter_config(folder: Path) -> dict[str, Any]:
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+"""These initialisations take their share out of the base's weights, and PEFT takes it again whenever such an adapter is
+loaded: on the untouched base, or beside another adapter, it is another model."""
+
+
+def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) -> dict[str, Any]:
     """The PEFT configuration of a LoRA adapter.
+
+    Args:
+        field: what the user calls it.
+        alone: nobody else will be asked of the model that it is put on, neither another adapter nor the base.
 
     Raises:
         CorruptFile: it is not there, or not JSON.
-        InputError: it is not LoRA, or LoRA by a forward of another kind.
+        InputError: it is not LoRA; LoRA by a forward of another kind; or it changes the base, and is not alone.
     """
-    config = json_object(folder / "adapter_config.json", "adapter", "Train or download the adapter again.")
-    kind = config.get("peft_type")
+    config = json_object(folder / "adapter_config.json", field, "Train or download the adapter again.")
+
+    def refused(problem: str, remedy: str) -> InputError:
+        return InputError(field, str(folder), problem, remedy)
+
+    kind, init = config.get("peft_type"), config.get("init_lora_weights")
     if kind != "LORA":
-        problem = f"its peft_type is {kind!r}, and only LORA is read"
-        raise InputError(
-            "adapter", str(folder), problem, "Merge it into its base with PEFT and give that as model.path."
-        )
-    unread = config.keys() - LoraConfig.__dataclass_fields__.keys()  # of a newer PEFT, say, which may compute otherwise
-    for key in sorted({*OTHER_FORWARD, *unread}):
+        raise refused(f"its peft_type is {kind!r}, and only LORA is read", "Train it as LoRA.")
+    if isinstance(init, str) and init.startswith(CHANGES_BASE) and not alone:
+        problem = f"init_lora_weights={init} changed the base, which other adapters and the base by itself share here"
+        raise refused(problem, "Lower it to plain LoRA by stage=export, and name that folder.")
+    # What a newer PEFT has more of may compute otherwise where it is switched on; a number or a name alone is inert.
+    newer = {k: v for k, v in config.items() if k not in LoraConfig.__dataclass_fields__}
+    switched = {k for k, v in newer.items() if v and (v is True or isinstance(v, list | dict))}
+    for key in sorted({*OTHER_FORWARD, *switched}):
         if config.get(key) not in (None, False, [], {}, ""):
             problem = f"its adapter_config.json says {key}={config[key]!r}, which is not computed here"
-            raise InputError("adapter", str(folder), problem, "Train it as plain LoRA.")
+            raise refused(problem, "Train it as plain LoRA.")
     return config
 
 
@@ -133,19 +148,23 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     write_json(folder / "adapter_config.json", config)
 
 
-def attach(model: Any, folder: Path, name: str, trainable: bool = False, scored: bool = False) -> PeftModel:
+def attach(
+    model: Any, folder: Path, name: str, trainable: bool = False, scored: bool = False, alone: bool = False
+) -> PeftModel:
     """Put a saved adapter on the model under `name`.
 
     Args:
         scored: it is a reward model's, whose `score` head is read elsewhere. PEFT passes over tensors that it finds no
             place for; any other such tensor is an error here.
+        alone: see `adapter_config`.
 
     Raises:
         CorruptFile: the adapter cannot be read, has other tensors than its configuration makes on this model, or one
             that is not finite.
+        InputError: see `adapter_config`.
     """
     field = "reward.ref" if scored else "adapter"
-    adapter_config(folder)
+    adapter_config(folder, field, alone)
     given = read_tensors(folder, field)
     try:
         if isinstance(model, PeftModel):

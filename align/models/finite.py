@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from align.errors import CorruptFile, InputError
 from align.ops.finite import first_not_finite, not_finite
 
+FP32_MOST = torch.finfo(torch.float32).max
 RESTORE = "Restore it from a copy, download it again, or train it again with a lower learning rate."
 
 
@@ -68,15 +69,15 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
 
 
 def where(parameters: Mapping[str, nn.Parameter]) -> str:
-    """The first tensor among parameters and then their gradients that is not finite, in words; where all are finite,
-    the one with the greatest value: a loss or a norm of theirs overflowed."""
+    """The first tensor among parameters and then their gradients that is not finite, in words; else the greatest of
+    those whose squares are not, so that a norm or a product of theirs overflows; empty where there is none."""
     gradients = [(f"the gradient of {n}", p.grad) for n, p in parameters.items() if p.grad is not None]
     tensors = [*parameters.items(), *gradients]
     if found := first_not_finite(tensors):
         return f" ({found[0]} holds {found[1]} such values)"
     most = {name: float(torch.stack(torch.aminmax(x.detach())).abs().max()) for name, x in tensors if x.numel()}
     greatest = max(most, key=most.__getitem__, default="")
-    return f" ({greatest} reaches {most[greatest]:.1e})" if greatest else ""
+    return f" ({greatest} reaches {most[greatest]:.1e})" if greatest and most[greatest] ** 2 > FP32_MOST else ""
 
 
 def leaves(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

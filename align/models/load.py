@@ -22,7 +22,7 @@ from transformers import (
     GenerationConfig,
 )
 from transformers import logging as transformers_logging
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from align.errors import AlignError, CorruptFile, InputError
 from align.models.base import BUILT_IN
@@ -277,11 +277,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 class Description(NamedTuple):
-    """What a base says of itself without its weights, as a loaded model says it: data can be read before these are.
-
-    Attributes:
-        config: of its text part.
-    """
+    """What a base says of itself without its weights, as a loaded model says it: data can be read before these are."""
 
     config: Any
     generation_config: GenerationConfig
@@ -292,15 +288,14 @@ def describe(base: Base) -> Description:
     try:
         with only_these(model_files(Path(base.path), shown=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-            if (folder / GENERATION_CONFIG_NAME).is_file():
-                generation = GenerationConfig.from_pretrained(str(folder))
-            else:
-                generation = GenerationConfig.from_model_config(config)
+            named = (folder / GENERATION_CONFIG_NAME).is_file()
+            file = GENERATION_CONFIG_NAME if named else CONFIG_NAME  # as transformers does, whose classes know defaults
+            generation = GenerationConfig.from_pretrained(str(folder), file, _from_model_config=not named)
     except AlignError:
         raise
     except Exception as error:  # what a wrong value leads to has any type
         raise unloadable(base, error) from error
-    return Description(config.get_text_config(), generation)
+    return Description(config, generation)
 
 
 def context_length(model: Any) -> int:
@@ -311,13 +306,15 @@ def context_length(model: Any) -> int:
     Raises:
         InputError: its configuration says no number.
     """
-    told = getattr(model.config, "max_position_embeddings", 0) or 2048
+    whole = model.config
+    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole  # of its text, where it has parts
+    told = getattr(config, "max_position_embeddings", 0) or 2048
     if not isinstance(told, int) or told < 1:
         raise InputError("config.json, max_position_embeddings", told, "is no number of positions", "Correct it.")
-    rope = getattr(model.config, "rope_parameters", None) or {}
+    rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one, or one for each kind of layer
     switches = [
-        kind.get("original_max_position_embeddings") or getattr(model.config, "original_max_position_embeddings", None)
+        kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
         for kind in kinds
         if kind.get("rope_type") == "longrope"
     ]

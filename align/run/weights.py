@@ -159,8 +159,10 @@ def model_config(folder: Path, field: str = "model.path", shown: str | None = No
 
 def quantisation_of(config: dict[str, Any]) -> str:
     """How the weights of a configuration are quantised, in a word or two; empty where they are not."""
-    for key in ("quantization_config", "compression_config", "quantization"):  # the last is MLX's
+    for key in ("quantization_config", "compression_config", "quantization"):
         told = config.get(key)
+        if key == "quantization" and not (isinstance(told, dict) and "bits" in told):  # MLX's, who may say none
+            continue
         if told is not None:
             method = told.get("quant_method") if isinstance(told, dict) else None
             four = isinstance(told, dict) and (told.get("load_in_4bit") or told.get("_load_in_4bit"))

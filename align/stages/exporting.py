@@ -63,7 +63,7 @@ def lowered(trained: Trained, folder: Path) -> Path:
     """Writes the adapter as plain LoRA into a folder, which may be there."""
     folder.mkdir(exist_ok=True)
     check_vocabulary(trained.tokenizer, load_tokenizer(trained.base))
-    read, initial = adapter_config(trained.adapter), None
+    read, initial = adapter_config(trained.adapter, "artifact", alone=True), None
     if isinstance(read.get("init_lora_weights"), str):
         base = in_fp32(load_base(trained.base, trained.method, trained.device, trained.dtype))
         initial = initial_factors(base, read)

@@ -60,7 +60,7 @@ def run(run: Run, config: Config) -> Result:
 
     # The same base with a score head; LoRA from the SFT adapter, head from zero.
     adapter = adapter_folder(artifact)
-    given = adapter_config(adapter) if adapter else {"r": config.method.r, "lora_alpha": config.method.alpha}
+    given = adapter_config(adapter, "init") if adapter else {"r": config.method.r, "lora_alpha": config.method.alpha}
     model = load_classifier(base, config.method.name, device, dtype)
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
     model = with_new_adapter(model, given["r"], given["lora_alpha"], classifier=True)

@@ -38,7 +38,7 @@ def run(run: Run, config: Config) -> Result:
     found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed)[: stage.prompts], room)
     model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
     adapter = adapter_folder(artifact)
-    policy = Policy(attach(model, adapter, "sft") if adapter else model, "sft" if adapter else None)
+    policy = Policy(attach(model, adapter, "sft", alone=True) if adapter else model, "sft" if adapter else None)
     engine = engine_of(config, tokenizer, model.generation_config)
     print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
 

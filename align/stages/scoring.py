@@ -173,7 +173,7 @@ def foreign(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: 
     """A reward model on another base than the policy's: it reads text, by its own template and tokenizer."""
     base = base_of(artifact, ModelConfig(), "reward.ref")
     method = method_of(artifact, "auto", "reward.ref")
-    model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True)
+    model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
     head = linear(score_weight(artifact.path, hidden_size(model))).to(device)
     tokenizer = tokenizer_of(artifact, base, None)
     stops = stop_token_ids(tokenizer, model.generation_config)

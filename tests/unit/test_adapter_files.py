@@ -16,7 +16,15 @@ from test_weight_files import Trap
 from tiny_roles import World, make_world
 
 from align.errors import CorruptFile, InputError
-from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, attach, save_adapter, with_new_adapter
+from align.models.adapters import (
+    CHANGES_BASE,
+    SCORE_KEY,
+    WEIGHTS_FILE,
+    adapter_config,
+    attach,
+    save_adapter,
+    with_new_adapter,
+)
 from align.models.roles import Roles
 
 
@@ -114,7 +122,7 @@ def test_an_adapter_of_another_kind_is_refused_by_name(world: World, tmp_path: P
     ("key", "value"),
     [("alora_invocation_tokens", [5, 6]), ("layer_replication", [[0, 1], [0, 2]]), ("arrow_config", {"top_k": 3}),
      ("monteclora_config", {"n": 4}), ("kasa_config", {"beta": 1e-4}), ("use_qalora", True), ("use_bdlora", {"a": 1}),
-     ("megatron_config", {"x": 1}), ("a_setting_of_tomorrow", 0.5)],
+     ("megatron_config", {"x": 1}), ("a_switch_of_tomorrow", True), ("config_of_tomorrow", {"x": 1})],
 )  # fmt: skip
 def test_lora_by_a_forward_of_another_kind_is_refused_by_name(
     world: World, tmp_path: Path, key: str, value: Any
@@ -135,5 +143,17 @@ def refused(world: World, folder: Path, named: Any, **settings: Any) -> None:
 def test_a_setting_of_tomorrow_that_says_nothing_is_passed_over(world: World, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(world.init, tmp_path / "a"))
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"tomorrow": None, "runtime_config": {"x": False}}))
+    inert = {"tomorrow": None, "size_of_tomorrow": 16, "core": "a.b", "runtime_config": {"x": False}}
+    (folder / "adapter_config.json").write_text(json.dumps(config | inert))
     attach(world.load(), folder, "x")
+
+
+@pytest.mark.parametrize("init", CHANGES_BASE)
+def test_an_adapter_that_changes_the_base_shares_it_with_nobody(world: World, tmp_path: Path, init: str) -> None:
+    """PEFT takes its share out of the base at every load: with two such adapters on one base, each is another model."""
+    folder = Path(shutil.copytree(world.init, tmp_path / "a"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": init}))
+    with pytest.raises(InputError, match=rf"init_lora_weights={init} changed the base.*stage=export"):
+        Roles(world.load(), folder, [], (4, 8))
+    assert adapter_config(folder, alone=True)["init_lora_weights"] == init

@@ -257,6 +257,7 @@ REFUSED = {
         "bitsandbytes, 4-bit",
     ),
     "MLX": (quantised(quantization={"group_size": 64, "bits": 4}), InputError, "quantization"),
+    "MLX in a part": (quantised(text_config={"quantization": {"bits": 4}}), InputError, "quantization"),
     "int8 without a word": (stored(torch.int8), InputError, "is I8"),
     "4-bit without a word": (stored(torch.uint8), InputError, "is U8"),
     "GPTQ without a word": (stored(torch.int32, "qweight"), InputError, "is I32"),
@@ -392,3 +393,17 @@ def test_a_special_token_beyond_the_embedding_is_one_that_nobody_writes(copy: Pa
     else:
         with pytest.raises(InputError, match="<image>"):
             load_tokenizer(base)
+
+
+@pytest.mark.parametrize("nothing", [None, {}, False, "none"])
+def test_a_word_for_no_quantisation_is_none(copy: Path, nothing: Any) -> None:
+    change(copy / "config.json", quantization=nothing)
+    loaded(found(copy))
+
+
+def test_buffers_may_be_integers(copy: Path) -> None:
+    """As the causal masks of GPT-2's line are, which some checkpoints hold."""
+    tensors = load_file(copy / SINGLE)
+    buffers = {"model.mask": torch.ones(4, 4).bool(), "model.ids": torch.arange(4)}
+    save_file(tensors | buffers, copy / SINGLE, {"format": "pt"})
+    found(copy)

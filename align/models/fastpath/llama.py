@@ -1,8 +1,8 @@
 """The decoder of a Llama-like model on a CPU.
 
 transformers' modules are made for every device and option. On a CPU, where the time of a small model goes to what
-stands between the products, the same weights are read by `align.ops` instead: real tokens alone are computed, no
-padding; the backward pass keeps little; one new token a row has a way of its own.
+stands between the products, the same weights are read by `layers` and `attention` instead: real tokens alone are
+computed, no padding; the backward pass keeps little; one new token a row has a way of its own.
 """
 
 from __future__ import annotations
