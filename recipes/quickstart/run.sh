@@ -13,7 +13,7 @@ python -m align - <<STAGES
 $common stage=sft method.lr=2e-3 data.max_length=256 stage.max_steps=80
 $common stage=sample stage.prompts=2200 rollout.batch_size=512
 $common stage=annotate stage.action=simulate stage.annotators=4
-$common stage=reward data.allow_simulated=true stage.epochs=2 stage.batch_size=8
+$common stage=reward data.allow_simulated=true stage.lr=5e-4 stage.epochs=2 stage.batch_size=8
 $common stage=ppo stage.updates=44 stage.schedule=linear stage.epochs=1 stage.minibatches=4 stage.micro_batch=16 stage.lr=1e-3
 $common stage=eval
 $common stage=export
