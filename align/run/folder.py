@@ -24,6 +24,8 @@ from align.run.files import file_digest, json_digest, write_json, write_text
 PACKAGES = ("align", "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
 DIFF_LIMIT = 1_000_000
 IDENTITY_LESS = ("run", "resume", "track")
+OF_A_START = ("manifest.json", "config.yaml", "log.txt")
+"""Files that a run has before its stage has done anything."""
 
 
 def identity_of(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,13 +125,17 @@ class Run:
             if known:
                 old = read_manifest(folder)
                 known_as = unmarked(masked_tree(old.get("identity")))  # one of an older align may have the password
-                if known_as != identity:
+                if known_as != identity and came_to_nothing(folder, old):
+                    for path in folder.iterdir():
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    known, old = False, {}
+                elif known_as != identity:
                     key, was, now = first_difference(known_as, identity) or ("identity", None, None)
                     raise RunConflict(
                         key.removeprefix("config."), now, f"the run in {folder} has {was}",
                         "Use another run.name, or resume=never for a fresh folder.",
                     )  # fmt: skip
-                done = old["status"] == "done"
+                done = old.get("status") == "done"
                 if done:  # it may have been killed between saying so and this
                     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 manifest = old if done else manifest | {"times": {**manifest["times"], "first_started": started(old)}}
@@ -174,6 +180,12 @@ class Run:
         self._write_manifest()
         self.done = True
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+def came_to_nothing(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether a run failed before it made anything: on bad input, say. Its name is free for another one."""
+    made = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    return manifest["status"] == "failed" and all(path.name in OF_A_START for path in made)
 
 
 def locked(folder: Path) -> int:

@@ -195,6 +195,37 @@ def test_one_name_for_two_configurations_is_refused(tmp_path: Path, changes: dic
         assert run.done
 
 
+def failed(root: Path, made: str) -> None:
+    """A run that ends on a broken row, after it has made a file."""
+    with opened(root, "x") as run:
+        run.begin("a: 1")
+        path = run.folder / made
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("" if made == "artifact/empty" else "{}")
+        raise ValueError("a broken row")
+
+
+@pytest.mark.parametrize("made", ["log.txt", "artifact/empty"])
+def test_a_run_that_failed_before_it_made_anything_gives_its_name_back(tmp_path: Path, made: str):
+    with pytest.raises(ValueError, match="a broken row"):
+        failed(tmp_path, made)
+    with opened(tmp_path, "x", inputs={"data": {"digest": "d2"}}) as run:
+        assert not run.resumed
+        assert list(run.folder.iterdir()) == []
+        run.begin("a: 2")
+        run.publish({})
+    assert manifest_of(run.folder)["identity"]["inputs"] == {"data": "d2"}
+
+
+@pytest.mark.parametrize("made", ["metrics.jsonl", "artifact/a", "checkpoints/c/a"])
+def test_a_run_that_failed_later_keeps_its_name(tmp_path: Path, made: str):
+    with pytest.raises(ValueError, match="a broken row"):
+        failed(tmp_path, made)
+    with pytest.raises(RunConflict):
+        opened(tmp_path, "x", inputs={"data": {"digest": "d2"}})
+    assert (tmp_path / "sft" / "x" / made).read_text() == "{}"
+
+
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path):
     script = f"""
 import sys
