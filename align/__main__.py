@@ -84,8 +84,8 @@ def command(arguments: list[str]) -> int:
 
 
 def show(arguments: list[str]) -> None:
-    """`--cfg job`: print the configuration that the other arguments make."""
-    from align.config.compose import compose_raw, shown
+    """`--cfg job`: print the configuration that the other arguments make, where a run would take it."""
+    from align.config.compose import check, compose_raw, shown
 
     at = arguments.index("--cfg")
     given = " ".join(arguments[at + 1 : at + 2])
@@ -93,7 +93,9 @@ def show(arguments: list[str]) -> None:
         raise InputError("--cfg", given or "(nothing)", "prints only the job's configuration", "Write: --cfg job")
     rest = arguments[:at] + arguments[at + 2 :]
     refuse_flags(rest)
-    print(shown(compose_raw(rest, search=Path("conf"))), end="")
+    raw = compose_raw(rest, search=Path("conf"))
+    check(raw)
+    print(shown(raw), end="")
 
 
 def refuse_flags(arguments: Sequence[str]) -> None:

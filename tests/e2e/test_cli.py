@@ -134,6 +134,9 @@ def test_listing_help_and_configuration_are_quick_and_without_torch(tmp_path: Pa
         (["stage=sft", "--verbose"], ["--verbose", "is not an option"]),
         (["stage=sft", "--cfg", "hydra"], ["--cfg=hydra", "Write: --cfg job"]),
         (["stage=sft", "--cfg"], ["--cfg=(nothing)"]),
+        (["stage=sft", "dtype=bf16", "--cfg", "job"], ["dtype=bf16", "bfloat16"]),
+        (["stage=sft", "method.r=0", "--cfg", "job"], ["method.r=0"]),
+        (["stage=sft", "stage.batch_size=12", "--cfg", "job"], ["stage.batch_size=12"]),
     ],
 )
 def test_a_command_line_that_is_wrong(align: Align, tmp_path: Path, wrong: list[str], parts: list[str]):
