@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,21 @@ def test_a_run_that_failed_later_keeps_its_name(tmp_path: Path, made: str):
     with pytest.raises(RunConflict):
         opened(tmp_path, "x", inputs={"data": {"digest": "d2"}})
     assert (tmp_path / "sft" / "x" / made).read_text() == "{}"
+
+
+@pytest.mark.parametrize("end", ["interrupted", "running", "done"])
+def test_a_run_that_did_not_fail_keeps_its_name_whatever_it_made(tmp_path: Path, end: str):
+    with suppress(KeyboardInterrupt), opened(tmp_path, "x") as run:
+        run.begin("a: 1")
+        if end == "done":
+            run.publish({})
+        elif end == "interrupted":
+            raise KeyboardInterrupt
+    assert manifest_of(run.folder)["status"] == end
+    before = (run.folder / "manifest.json").read_bytes()
+    with pytest.raises(RunConflict):
+        opened(tmp_path, "x", inputs={"data": {"digest": "d2"}})
+    assert (run.folder / "manifest.json").read_bytes() == before
 
 
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path):
