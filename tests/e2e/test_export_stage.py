@@ -169,7 +169,7 @@ def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pyte
             "export.require=llama.cpp: export=adapter does not ask it",
         ),
         (["export.require=[llamacpp]"], "export.require"),
-        (["export.accept=[nobody]"], "no such row has a bound"),
+        (["export.accept=[nobody]"], "no such check has a bound"),
         (["export=check"], "export.path"),
         (["export=check", "export.path=nowhere"], "receipt.json"),
         (["export.into=nf4"], "export.into"),
