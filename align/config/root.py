@@ -154,10 +154,10 @@ class ExportConfig(Settings):
 
     `dtype` is that of a merged model, and of the base written beside an adapter. `into` is what `merged` merges into:
     the dequantised NF4 base that the adapter knows, or the `original` weights. `base=none` leaves the base beside an
-    adapter out. `require` names engines that must have been asked for the receipt; `accept` the rows of it whose missed
-    bounds do not matter. `path` is the folder that `check` measures again. `llama_cpp` and `vllm` are the Python that
-    has the engine: `auto` is this one, `none` does not ask it. `converters` is a folder with llama.cpp's converters;
-    `quantised` the variants of a GGUF base in fewer bits.
+    adapter out. `require` names engines that must have been asked for the receipt; `accept` the checks of it whose
+    missed bounds do not matter. `path` is the folder that `check` measures again. `llama_cpp` and `vllm` are the Python
+    that has the engine: `auto` is this one, `none` does not ask it. `converters` is a folder with llama.cpp's
+    converters; `quantised` the variants of a GGUF base in fewer bits.
     """
 
     name: str = "adapter"
