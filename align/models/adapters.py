@@ -67,8 +67,8 @@ def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) ->
         problem = f"init_lora_weights={init} changed the base, which other adapters and the base by itself share here"
         raise refused(problem, "Lower it to plain LoRA by stage=export, and name that folder.")
     # What a newer PEFT has more of may compute otherwise where it is switched on; a number or a name alone is inert.
-    newer = {k: v for k, v in config.items() if k not in LoraConfig.__dataclass_fields__}
-    switched = {k for k, v in newer.items() if v and (v is True or isinstance(v, list | dict))}
+    newer = config.keys() - LoraConfig.__dataclass_fields__.keys()
+    switched = {key for key in newer if isinstance(config[key], bool | list | dict)}
     for key in sorted({*OTHER_FORWARD, *switched}):
         if config.get(key) not in (None, False, [], {}, ""):
             problem = f"its adapter_config.json says {key}={config[key]!r}, which is not computed here"

@@ -14,7 +14,6 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
 
 from align.config.root import DataConfig, ModelConfig
 from align.data.chat import IGNORED, Encoded
@@ -26,12 +25,10 @@ from align.models.load import (
     choose_device,
     choose_dtype,
     context_length,
-    describe,
     load_base,
     load_classifier,
     load_tokenizer,
 )
-from align.run import Base
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -381,30 +378,3 @@ LONG = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
 )  # fmt: skip
 def test_positions_end_where_a_rotary_embedding_changes_for_the_whole_row(config: dict[str, Any], positions: int):
     assert context_length(SimpleNamespace(config=SimpleNamespace(**config))) == positions
-
-
-@pytest.mark.parametrize("generation", [None, {"eos_token_id": [3, 7]}])
-@pytest.mark.parametrize("ends", [True, False])
-def test_a_base_says_of_itself_what_its_model_says(
-    tiny_model: Path, tmp_path: Path, generation: dict[str, Any] | None, ends: bool
-) -> None:
-    """Before its weights are read: which tokens end an answer, also where no file says what its class would."""
-    folder = Path(shutil.copytree(tiny_model, tmp_path / "m"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    if not ends:
-        config.pop("eos_token_id", None)
-        (folder / "config.json").write_text(json.dumps(config))
-    if generation:
-        (folder / "generation_config.json").write_text(json.dumps(generation))
-    base = Base("m", str(folder), None, "")
-    described, model = describe(base), load_base(base, "lora", torch.device("cpu"), torch.float32)
-    assert described.generation_config.eos_token_id == model.generation_config.eos_token_id
-    assert context_length(described) == context_length(model) == config["max_position_embeddings"]
-
-
-@pytest.mark.parametrize("model_type", ["gemma3", "fuyu", "got_ocr2"])
-def test_a_model_of_parts_has_the_positions_of_its_text(model_type: str) -> None:
-    config = AutoConfig.for_model(model_type)
-    assert not hasattr(config, "max_position_embeddings")
-    assert context_length(SimpleNamespace(config=config)) == config.get_text_config().max_position_embeddings > 2048
