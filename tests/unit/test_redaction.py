@@ -149,4 +149,4 @@ def test_common_words_stay():
 def test_a_long_line_takes_no_minute(line: str):
     began = time.process_time()
     masked(line)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 20  # 2.4 s of one core at most, measured; without the bounds it is hours
