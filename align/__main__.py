@@ -12,29 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from align.config.stages import STAGES
 from align.errors import AlignError, InputError
 from align.redaction import excepthook, masked_argument
 
 if TYPE_CHECKING:
     from align.config.root import Config
 
-STAGES = {
-    "sft": "instruction tuning of an adapter (QLoRA or LoRA)",
-    "full": "the same with every weight trained",
-    "sample": "several answers a prompt into the annotation store",
-    "annotate": "rank the answers in a browser; what goes in and out of their store",
-    "reward": "a reward model from preference pairs",
-    "ppo": "PPO on the adapter against the learned reward",
-    "dpo": "preference pairs straight into the adapter, without a reward model",
-    "eval": "an artifact against what it started from",
-    "export": "an adapter or a merged model that others load",
-    "verify": "prove PPO right on your base, method and precision",
-}
 USAGE = """usage: python -m align stage=STAGE [group=choice] [key=value]
        python -m align - < LINES    several such lines in one go, until one fails
 
   --cfg job     print the configuration that would run, and stop
-  --help        this page
+  --help        this page; with stage=STAGE every key that the stage reads
   --version     the version
 
 stages
@@ -46,14 +35,25 @@ often used    init=sft:latest artifact=ppo:latest seed=0 run.name=NAME run.root=
 
 
 def usage() -> str:
-    return USAGE.format(stages="\n".join(f"  {name:<12}{line}" for name, line in STAGES.items()))
+    return USAGE.format(stages="\n".join(f"  {name:<12}{stage.summary}" for name, stage in STAGES.items()))
+
+
+def help_on(arguments: Sequence[str]) -> str:
+    """`--help`: the keys of the stage that the other arguments name; the stages where they name none."""
+    named = [a.partition("=")[2] for a in arguments if a.startswith("stage=")]
+    if not named or named[-1] not in STAGES:
+        return usage()
+    from align.config.reference import help_text
+
+    chosen = dict(a.split("=", 1) for a in arguments if "=" in a)
+    return help_text(named[-1], chosen.get("reward"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status of the contract: 0, 1, 2 or 130."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"--help", "-h"} & set(arguments):
-        print(usage(), end="")
+        print(help_on(arguments), end="")
         return 0
     if "--version" in arguments:
         from importlib.metadata import PackageNotFoundError, version

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+from align.config.stages import STAGES
 from align.errors import AlignError, InputError
 from align.redaction import masked_argument
 
@@ -74,10 +75,9 @@ def imported(commands: Sequence[Command]) -> bool:
 
     if torch.version.cuda is not None:
         return False
-    from align.stages import MODULES
-
     for stage in dict.fromkeys(w.removeprefix("stage=") for words in commands for w in words if w.startswith("stage=")):
-        importlib.import_module(f"align.stages.{MODULES.get(stage, stage)}")
+        if stage in STAGES:  # any other is refused when its line is composed
+            importlib.import_module(f"align.stages.{STAGES[stage].module}")
     gc.collect()
     gc.freeze()  # or a child's collector would touch, and so copy, every page
     return True

@@ -31,7 +31,9 @@ PLAIN = (
 # A password may hold anything but blanks where nobody encoded it, so it is taken to reach to the last @; digits in
 # front of a path are a port. Every run is bounded: a line of a megabyte must not take a minute.
 SHAPES = (
-    re.compile(r"""(\b[A-Za-z][\w+.\-]{0,30}://[^\s:/@?#'"]{0,256}:)(?!\d+(?:[/?#\s'"]|$))(?=[^\s'"@]{0,1024}+@)[^\s'"]{0,1024}(?=@)"""),
+    re.compile(
+        r"""(\b[A-Za-z][\w+.\-]{0,30}://[^\s:/@?#'"]{0,256}:)(?!\d+(?:[/?#\s'"]|$))(?=[^\s'"@]{0,1024}+@)[^\s'"]{0,1024}(?=@)"""
+    ),
     re.compile(r"""(\bhttps?://)[^\s/@?#'"]{1,1024}(?=@)"""),  # here a token is often the user
     re.compile(
         r"""([?&;](?:[\w.\-]{0,64}(?:password|passwd|pwd|token|secret|signature|credential|api_?key)|key|sig|auth)=)"""

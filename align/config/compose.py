@@ -7,6 +7,7 @@ whatever is wrong with one is said of that one.
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,40 +24,29 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from align.config import explain, root, scorers
-from align.config.annotate import AnnotateConfig
-from align.config.dpo import DpoConfig
-from align.config.eval import EvalConfig
-from align.config.export import ExportStageConfig
-from align.config.ppo import PpoConfig
-from align.config.reward import RewardStageConfig
+from align.config import explain, groups, scorers
 from align.config.root import Config
-from align.config.sample import SampleConfig
-from align.config.settings import changed, freeze
-from align.config.sft import SftConfig
-from align.config.verify import VerifyConfig
+from align.config.settings import Settings, changed, freeze
+from align.config.stages import STAGES
 from align.errors import InputError, half_character, require
 from align.redaction import masked_tree
 
-SCHEMAS = {
-    "stage": {
-        "sft": SftConfig,
-        "sample": SampleConfig,
-        "annotate": AnnotateConfig,
-        "reward": RewardStageConfig,
-        "ppo": PpoConfig,
-        "dpo": DpoConfig,
-        "eval": EvalConfig,
-        "export": ExportStageConfig,
-        "verify": VerifyConfig,
-    },
+
+def schema_of(stage: str) -> type[Settings]:
+    """The schema of a stage's own settings."""
+    module, _, name = STAGES[stage].schema.partition(":")
+    return getattr(importlib.import_module(f"align.config.{module}"), name)
+
+
+SCHEMAS: Mapping[str, Mapping[str, type[Settings]]] = {
+    "stage": {name: schema_of(name) for name in STAGES if name != "full"},  # which is sft with another method
     "group": {
-        "model": root.ModelConfig,
-        "method": root.MethodConfig,
-        "data": root.DataConfig,
-        "rollout": root.RolloutConfig,
-        "track": root.TrackConfig,
-        "export": root.ExportConfig,
+        "model": groups.ModelConfig,
+        "method": groups.MethodConfig,
+        "data": groups.DataConfig,
+        "rollout": groups.RolloutConfig,
+        "track": groups.TrackConfig,
+        "export": groups.ExportConfig,
     },
     "reward": scorers.CHOICES,
 }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from align.config.root import one_of, positive
-from align.config.settings import Settings
+from align.config import training
+from align.config.settings import Settings, setting
 from align.errors import require
 
 if TYPE_CHECKING:
@@ -16,49 +16,31 @@ if TYPE_CHECKING:
 @dataclass
 class DpoConfig(Settings):
     """Direct preference optimisation (Rafailov et al., 2023): the policy's own logprobs, against those it started with,
-    are the reward, and Bradley–Terry on them is the loss. `beta` is the price of leaving the start, as `kl_coef` is in
-    PPO. `loss` is `sigmoid` or `ipo` (Azar et al., 2023), which does not push pairs apart without end.
-    """
+    are the reward, and Bradley–Terry on them is the loss. `ipo` (Azar et al., 2023) does not push pairs apart without
+    end."""
+
+    AT: ClassVar[str] = "stage"
 
     name: str = "dpo"
-    beta: float = 0.1
-    loss: str = "sigmoid"
-    lr: float = 1e-4
-    epochs: float = 1.0
-    batch_size: int = 16
-    micro_batch: int = 8
-    warmup: float = 0.05
-    schedule: str = "cosine"
-    max_grad_norm: float = 1.0
-    held_out: float = 0.1
-    log_every: int = 10
-    save_every: int = 50
-    gradient_checkpointing: str = "auto"
+    beta: float = setting(0.1, "Price of leaving the start, as `kl_coef` is in PPO.", above=0)
+    loss: str = setting("sigmoid", "The loss on a pair.", choices=("sigmoid", "ipo"))
+    lr: float = setting(1e-4, "Learning rate at its highest.", above=0)
+    epochs: float = training.epochs()
+    batch_size: int = training.batch_size("Pairs")
+    micro_batch: int = training.micro_batch("Pairs")
+    warmup: float = training.warmup(0.05)
+    schedule: str = training.schedule()
+    max_grad_norm: float = training.max_grad_norm()
+    held_out: float = training.held_out()
+    log_every: int = training.log_every()
+    save_every: int = training.save_every(50)
+    gradient_checkpointing: str = training.gradient_checkpointing()
 
-    def __post_init__(self) -> None:
-        for key in ("beta", "lr", "epochs", "batch_size", "micro_batch", "max_grad_norm", "log_every", "save_every"):
-            positive(f"stage.{key}", getattr(self, key))
-        require(
-            0 <= self.warmup < 1, "stage.warmup", self.warmup, "is no share of the steps", "Give 0 or more, below 1."
-        )
-        one_of("stage.loss", self.loss, ("sigmoid", "ipo"))
-        one_of("stage.schedule", self.schedule, ("constant", "linear", "cosine"))
-        one_of("stage.gradient_checkpointing", self.gradient_checkpointing, ("auto", "true", "false"))
-        require(
-            0 < self.held_out < 1, "stage.held_out", self.held_out, "leaves no pairs on one side",
-            "Give a share above 0 and below 1.",
-        )  # fmt: skip
-        require(
-            self.batch_size % self.micro_batch == 0, "stage.batch_size", self.batch_size,
-            f"is not a multiple of stage.micro_batch={self.micro_batch}",
-            "Make it one: gradients are accumulated over whole micro-batches.",
-        )  # fmt: skip
+    def check_together(self) -> None:
+        training.whole_micro_batches(self.batch_size, self.micro_batch)
 
     def check(self, config: Config) -> None:
-        require(
-            config.data.name in ("annotations", "jsonl"), "data", config.data.name, "holds no preference pairs",
-            "Use data=annotations with project=NAME, or data=jsonl with data.path=PAIRS.jsonl.",
-        )  # fmt: skip
+        training.of_pairs(config.data.name)
         require(
             config.method.name != "full", "method", config.method.name, "DPO trains an adapter here",
             "Use method=qlora or method=lora.",

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from align.config.settings import Settings
 
 
 @dataclass
 class ExportStageConfig(Settings):
+    """An export with its receipt. Its settings are those of the group `export`."""
+
+    AT: ClassVar[str] = "stage"
+
     name: str = "export"

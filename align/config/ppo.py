@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from align.config.root import one_of, positive
-from align.config.settings import Settings
+from align.config import training
+from align.config.settings import Settings, setting
 from align.errors import require
 
 if TYPE_CHECKING:
@@ -18,27 +18,24 @@ ADAPTER_LR = 5e-4
 
 @dataclass
 class TripwireConfig(Settings):
-    """Signs of over-optimisation, looked for at every update; empty: not looked for.
+    """Signs of over-optimisation, looked for at every update; empty: not looked for."""
 
-    `length_correlation`, `disagreement` (standard deviation of an ensemble's members), `kl` (nats a response) and
-    `repetition` (share of repeated 3-grams) are crossed from below, `entropy` (nats a token) from above. A wire that is
-    crossed for `patience` updates in a row makes a warning; with `action=stop` it ends the run and puts the `suspects`
-    most suspicious answers into the annotation store, for a person to judge.
-    """
+    AT: ClassVar[str] = "stage.tripwires"
 
-    length_correlation: float | None = 0.8
-    disagreement: float | None = None
-    kl: float | None = 15.0
-    entropy: float | None = 0.3
-    repetition: float | None = 0.3
-    patience: int = 3
-    action: str = "warn"
-    suspects: int = 16
-
-    def __post_init__(self) -> None:
-        one_of("stage.tripwires.action", self.action, ("warn", "stop"))
-        positive("stage.tripwires.patience", self.patience)
-        positive("stage.tripwires.suspects", self.suspects)
+    length_correlation: float | None = setting(0.8, "Crossed from below by the correlation of score and length.")
+    disagreement: float | None = setting(
+        None, "Crossed from below by the standard deviation of an ensemble's members (reward=ensemble)."
+    )
+    kl: float | None = setting(15.0, "Crossed from below by the KL to the reference.", unit="nats a response")
+    entropy: float | None = setting(0.3, "Crossed from above by the policy's entropy.", unit="nats a token")
+    repetition: float | None = setting(0.3, "Crossed from below by the share of repeated 3-grams.")
+    patience: int = setting(3, "Updates in a row with a wire crossed that make a warning.", above=0)
+    action: str = setting(
+        "warn", "What a warning does beside being written: `stop` ends the run.", choices=("warn", "stop")
+    )
+    suspects: int = setting(
+        16, "Most suspicious answers that go into the annotation store when a wire stops the run.", above=0
+    )
 
     def limits(self) -> dict[str, float | None]:
         """Each wire's threshold."""
@@ -49,107 +46,97 @@ class TripwireConfig(Settings):
 @dataclass
 class FirstRatioConfig(Settings):
     """How far π_new/π_old may lie from 1 before the first step, by the dtype that is computed in: the mean over tokens
-    of |log π_new − log π_old|, nats.
+    of |log π_new − log π_old|.
 
     The two are one policy's, read in batches of different shapes, so that rounding alone stands between them. More of
     it says that padding or positions change the model's logits."""
 
-    float32: float = 1e-3
-    bfloat16: float = 0.05
+    AT: ClassVar[str] = "stage.first_ratio"
 
-    def __post_init__(self) -> None:
-        for key in ("float32", "bfloat16"):
-            positive(f"stage.first_ratio.{key}", getattr(self, key))
+    float32: float = setting(1e-3, "With dtype=float32.", unit="nats", above=0)
+    bfloat16: float = setting(0.05, "With dtype=bfloat16.", unit="nats", above=0)
 
 
 @dataclass
 class PpoConfig(Settings):
     """PPO as in Ziegler et al. (2019) and Huang et al. (2024): KL to the reference as a per-token cost, the score at
-    the last response token, GAE, clipped policy and value losses.
+    the last response token, GAE, clipped policy and value losses."""
 
-    `score_scale` multiplies the standardised score (mean 0, variance 1 over reference samples); with `kl_coef` it sets
-    the exchange rate between reward and drift. `normalise=running` goes on measuring mean and variance, `off` takes the
-    scores as they are. `value_backbone` says what the value head reads: an adapter of its own, which starts from the
-    reward model's; the policy's states, which saves a pass; or the reward model's, frozen. With `eval_every` the policy
-    is measured on prompts kept out of training, and the best one so far is what the run publishes. `lr` is empty for
-    5e-4 on an adapter and a tenth of it where every weight trains ("LoRA Without Regret", 2025).
-    """
+    AT: ClassVar[str] = "stage"
 
     name: str = "ppo"
-    updates: int = 60
-    batch_size: int = 64
-    epochs: int = 2
-    minibatches: int = 2
-    micro_batch: int = 32
-    lr: float | None = None
-    value_backbone: str = "own"
-    value_lr: float = 1e-3
-    warmup: float = 0.05
-    schedule: str = "constant"
-    clip_range: float = 0.2
-    value_clip_range: float | None = None
-    max_approx_kl: float | None = None
-    gamma: float = 1.0
-    lam: float = 0.95
-    kl_coef: float = 0.05
-    kl_control: str = "fixed"
-    kl_target: float = 6.0
-    kl_horizon: float = 10_000.0
-    kl_estimator: str = "k1"
-    kl_in: str = "reward"
-    score_scale: float = 0.4
-    score_clip: float | None = None
-    missing_eos_penalty: float = 0.3
-    whiten_rewards: bool = False
-    bootstrap_truncated: bool = False
-    normalise: str = "once"
-    normalise_on: int = 256
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    gradient_checkpointing: str = "auto"
-    eval_every: int | None = None
-    eval_prompts: int = 64
-    shown: int = 4
-    publish: str = "best"
-    save_every: int = 10
-    checkpoints: int = 2
+    updates: int = setting(60, "Updates of the policy; each samples a batch and learns from it.", above=0)
+    batch_size: int = setting(64, "Responses that an update samples.", above=0)
+    epochs: int = setting(2, "Passes over a batch.", above=0)
+    minibatches: int = setting(2, "Steps of the optimiser in one pass.", above=0)
+    micro_batch: int = setting(32, "Responses that go through the model at once; memory grows with it.", above=0)
+    lr: float | None = setting(
+        None, "Learning rate of the policy. Empty: 5e-4 on an adapter and a tenth of it where every weight trains "
+        '("LoRA Without Regret", 2025).', above=0,
+    )  # fmt: skip
+    value_backbone: str = setting(
+        "own", "What the value head reads: an adapter of its own, which starts from the reward model's; the policy's "
+        "states, which saves a pass; or the reward model's, frozen.", choices=("own", "policy", "frozen"),
+    )  # fmt: skip
+    value_lr: float = setting(1e-3, "Learning rate of the value head and its adapter.", above=0)
+    warmup: float = training.warmup(0.05, most=1)
+    schedule: str = training.schedule("constant")
+    clip_range: float = setting(0.2, "The ratio π_new/π_old is clipped to 1 ± clip_range.", above=0)
+    value_clip_range: float | None = setting(None, "Bound on how far an update may move a value. Empty: none.", above=0)
+    max_approx_kl: float | None = setting(
+        None, "End an update's passes where the policy has moved so far. Empty: never.", unit="nats a token", above=0
+    )
+    gamma: float = setting(1.0, "Discount a token.", above=0, at_most=1)
+    lam: float = setting(0.95, "λ of GAE.", at_least=0, at_most=1)
+    kl_coef: float = setting(0.05, "Price of leaving the reference, in units of reward a nat.", at_least=0)
+    kl_control: str = setting("fixed", "`adaptive` moves kl_coef towards kl_target.", choices=("fixed", "adaptive"))
+    kl_target: float = setting(6.0, "KL that kl_control=adaptive aims at.", unit="nats a response", above=0)
+    kl_horizon: float = setting(10_000.0, "How slowly kl_control=adaptive moves.", unit="responses", above=0)
+    kl_estimator: str = setting("k1", "Schulman's estimators of KL from samples.", choices=("k1", "k3"))
+    kl_in: str = setting(
+        "reward", "Where the KL is paid for: in each token's reward, or in the loss.", choices=("reward", "loss")
+    )
+    score_scale: float = setting(
+        0.4, "Multiplies the standardised score (mean 0, variance 1 over reference samples); with kl_coef it sets the "
+        "exchange rate between reward and drift.", above=0,
+    )  # fmt: skip
+    score_clip: float | None = setting(
+        None,
+        "The standardised score is clipped to ± score_clip. Empty: not clipped.",
+        unit="standard deviations",
+        above=0,
+    )
+    missing_eos_penalty: float = setting(0.3, "Taken from the score of a response that does not end.", at_least=0)
+    whiten_rewards: bool = setting(False, "Scale a batch's rewards to variance 1.")
+    bootstrap_truncated: bool = setting(False, "Value the state that a cut response ends in, as if it went on.")
+    normalise: str = setting(
+        "once", "Mean and variance of the score are measured on the reference's samples once, or go on being measured; "
+        "`off` takes scores as they are.", choices=("once", "running", "off"),
+    )  # fmt: skip
+    normalise_on: int = setting(256, "Samples of the reference that they are measured on.", above=0)
+    max_grad_norm: float = training.max_grad_norm()
+    weight_decay: float = training.weight_decay()
+    gradient_checkpointing: str = training.gradient_checkpointing()
+    eval_every: int | None = setting(
+        None, "Updates between two measurements on prompts kept out of training. Empty: no measurements.", above=0
+    )
+    eval_prompts: int = setting(64, "Prompts that eval_every measures on.", above=0)
+    shown: int = setting(4, "Answers of each measurement that samples.jsonl keeps.", above=0)
+    publish: str = setting(
+        "best", "What a run with eval_every publishes: the best policy that was measured, or the last.",
+        choices=("best", "last"),
+    )  # fmt: skip
+    save_every: int = training.save_every(10, "Updates")
+    checkpoints: int = setting(2, "Newest checkpoints that are kept.", above=0)
     first_ratio: FirstRatioConfig = field(default_factory=FirstRatioConfig)
     tripwires: TripwireConfig = field(default_factory=TripwireConfig)
 
-    def __post_init__(self) -> None:
-        for key in (
-            "updates", "batch_size", "epochs", "minibatches", "micro_batch", "value_lr", "clip_range",
-            "gamma", "kl_target", "kl_horizon", "score_scale", "normalise_on", "max_grad_norm", "eval_prompts", "shown",
-            "save_every", "checkpoints",
-        ):  # fmt: skip
-            positive(f"stage.{key}", getattr(self, key))
-        for key in ("lr", "value_clip_range", "max_approx_kl", "score_clip", "eval_every"):
-            if (value := getattr(self, key)) is not None:
-                positive(f"stage.{key}", value)
-        for key in ("lam", "gamma", "warmup"):
-            value = getattr(self, key)
-            require(0 <= value <= 1, f"stage.{key}", value, "lies outside 0 to 1", "Give a number from 0 to 1.")
-        for key in ("kl_coef", "missing_eos_penalty", "weight_decay"):
-            value = getattr(self, key)
-            require(value >= 0, f"stage.{key}", value, "is negative", "Give 0 or more.")
-        for key, choices in (
-            ("value_backbone", ("own", "policy", "frozen")),
-            ("schedule", ("constant", "linear", "cosine")),
-            ("kl_control", ("fixed", "adaptive")),
-            ("kl_estimator", ("k1", "k3")),
-            ("kl_in", ("reward", "loss")),
-            ("normalise", ("once", "running", "off")),
-            ("publish", ("best", "last")),
-            ("gradient_checkpointing", ("auto", "true", "false")),
-        ):
-            one_of(f"stage.{key}", getattr(self, key), choices)
+    def check_together(self) -> None:
         require(
-            self.kl_in != "loss" or self.kl_estimator == "k3",
-            "stage.kl_estimator",
-            self.kl_estimator,
+            self.kl_in != "loss" or self.kl_estimator == "k3", "stage.kl_estimator", self.kl_estimator,
             "has a gradient of expectation zero, so in the loss it would hold nothing back",
             "Add stage.kl_estimator=k3.",
-        )
+        )  # fmt: skip
         if self.kl_control == "adaptive":
             require(
                 self.kl_horizon >= self.batch_size, "stage.kl_horizon", self.kl_horizon,
@@ -165,20 +152,15 @@ class PpoConfig(Settings):
             f"is more than stage.eval_prompts={self.eval_prompts}", "Show fewer.",
         )  # fmt: skip
         require(
-            self.batch_size % self.minibatches == 0,
-            "stage.batch_size",
-            self.batch_size,
+            self.batch_size % self.minibatches == 0, "stage.batch_size", self.batch_size,
             f"is not a multiple of stage.minibatches={self.minibatches}",
             "Make it one, so that every minibatch has the same size.",
-        )
+        )  # fmt: skip
         minibatch = self.batch_size // self.minibatches
         require(
-            minibatch % min(self.micro_batch, minibatch) == 0,
-            "stage.micro_batch",
-            self.micro_batch,
-            f"does not divide the minibatch of {minibatch}",
-            "Choose a divisor.",
-        )
+            minibatch % min(self.micro_batch, minibatch) == 0, "stage.micro_batch", self.micro_batch,
+            f"does not divide the minibatch of {minibatch}", "Choose a divisor.",
+        )  # fmt: skip
 
     def filled(self, config: Config) -> PpoConfig:
         """With a learning rate, which depends on what trains."""
@@ -191,9 +173,8 @@ class PpoConfig(Settings):
             "Use dtype=bfloat16 or float32.",
         )  # fmt: skip
         require(
-            self.tripwires.disagreement is None or config.reward.name == "ensemble",
-            "stage.tripwires.disagreement",
+            self.tripwires.disagreement is None or config.reward.name == "ensemble", "stage.tripwires.disagreement",
             self.tripwires.disagreement,
             f"reward={config.reward.name} has no members that could contradict each other",
             "Use reward=ensemble, or leave it empty.",
-        )
+        )  # fmt: skip

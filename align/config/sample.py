@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from align.config.root import positive
-from align.config.settings import Settings
-from align.errors import require
+from align.config.settings import Settings, setting
 
 
 @dataclass
 class SampleConfig(Settings):
-    name: str = "sample"
-    prompts: int = 1200
-    candidates: int = 4
+    """Answers for people to rank."""
 
-    def __post_init__(self) -> None:
-        positive("stage.prompts", self.prompts)
-        require(
-            2 <= self.candidates <= 9,
-            "stage.candidates",
-            self.candidates,
-            "people compare 2 to 9 answers",
-            "Give a number from 2 to 9.",
-        )
+    AT: ClassVar[str] = "stage"
+
+    name: str = "sample"
+    prompts: int = setting(1200, "Prompts that are answered.", above=0)
+    candidates: int = setting(4, "Answers to each prompt, for people to compare.", at_least=2, at_most=9)

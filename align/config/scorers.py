@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from align.config.root import RewardConfig, one_of, positive
+from align.config.settings import Settings, declared_in, setting
 from align.errors import InputError, require
 
 RULES = ("length", "regex", "json", "tags", "sentiment")
+
+
+@dataclass
+class RewardConfig(Settings):
+    """What PPO optimises, and what `stage=eval` judges by."""
+
+    AT: ClassVar[str] = "reward"
+
+    name: str = "learned"
 
 
 @dataclass
@@ -19,7 +28,7 @@ class LearnedReward(RewardConfig):
     tokenizer, and reads the answers as text."""
 
     name: str = "learned"
-    ref: str = "reward:latest"
+    ref: str = setting("reward:latest", "The reward model, named as `init` is.", names="reward")
 
 
 @dataclass
@@ -28,9 +37,9 @@ class FunctionReward(RewardConfig):
     one number each."""
 
     name: str = "fn"
-    fn: str | None = None
+    fn: str | None = setting(None, "The function, as package.module:name.")
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         require(
             re.fullmatch(r"[\w.]+:\w+", self.fn or "") is not None, "reward.fn", self.fn or "(empty)",
             "names no function", "Write reward.fn=package.module:name.",
@@ -39,22 +48,19 @@ class FunctionReward(RewardConfig):
 
 @dataclass
 class SentimentReward(RewardConfig):
-    """VADER's sentiment, as the rule of that name has it: what `stage=eval` judges by unless told."""
+    """VADER's sentiment, as the rule of that name has it: what `stage=eval` judges by by default."""
 
     name: str = "sentiment"
 
 
 @dataclass
 class RulesReward(RewardConfig):
-    """The weighted sum of rules, each `{rule: NAME, weight: 1.0, …}` with the settings of its name.
-
-    `length` low, high (words) · `regex` pattern · `json` · `tags` tags · `sentiment`
-    """
+    """The weighted sum of rules: `length` low, high (words) · `regex` pattern · `json` · `tags` tags · `sentiment`."""
 
     name: str = "rules"
-    rules: Any = None
+    rules: Any = setting(None, "List of {rule: NAME, weight: 1.0, …}, each with the settings of its rule.")
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         for where, rule in listed("reward.rules", self.rules):
             one_of(f"{where}.rule", str(rule.get("rule")), RULES)
             number(f"{where}.weight", rule.get("weight", 1.0))
@@ -63,34 +69,33 @@ class RulesReward(RewardConfig):
 
 @dataclass
 class EnsembleReward(RewardConfig):
-    """Several reward models, each standardised on the reference's samples: their mean, their least, or the mean less
-    `deviations` times their standard deviation (Coste et al., "Reward model ensembles help mitigate
-    overoptimization", 2023)."""
+    """Several reward models, each standardised on the reference's samples (Coste et al., "Reward model ensembles help
+    mitigate overoptimization", 2023)."""
 
     name: str = "ensemble"
-    refs: list[str] = field(default_factory=list)
-    combine: str = "mean"
-    deviations: float = 1.0
+    refs: list[str] = setting([], "The reward models, each named as `init` is.", names="reward")
+    combine: str = setting(
+        "mean", "Their mean, their least, or the mean less `deviations` times their standard deviation.",
+        choices=("mean", "min", "mean_minus_std"),
+    )  # fmt: skip
+    deviations: float = setting(1.0, "For combine=mean_minus_std.", unit="standard deviations", above=0)
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         require(
             len(self.refs) > 1, "reward.refs", self.refs, "an ensemble has two members or more",
             "Write \"reward.refs=['reward:a','reward:b']\".",
         )  # fmt: skip
-        one_of("reward.combine", self.combine, ("mean", "min", "mean_minus_std"))
-        positive("reward.deviations", self.deviations)
 
 
 @dataclass
 class SumReward(RewardConfig):
-    """The weighted sum of other rewards: parts such as `{name: learned, ref: reward:latest, weight: 1.0}`. Learned
-    parts are standardised on the reference's samples before they are weighed; rules and functions keep their own units.
-    """
+    """The weighted sum of other rewards. Learned parts are standardised on the reference's samples before they are
+    weighed; rules and functions keep their own units."""
 
     name: str = "sum"
-    parts: Any = None
+    parts: Any = setting(None, "List such as [{name: learned, ref: reward:latest, weight: 1.0}].")
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         for where, part in listed("reward.parts", self.parts):
             number(f"{where}.weight", part.get("weight", 1.0))
             part_of(where, part)
@@ -118,7 +123,7 @@ def part_of(where: str, part: Mapping[str, Any]) -> RewardConfig:
     name = str(part.get("name"))
     one_of(f"{where}.name", name, tuple(CHOICES))
     schema, given = CHOICES[name], {k: v for k, v in part.items() if k not in ("weight", "name")}
-    known = {f.name for f in fields(schema)}
+    known = {"name", *declared_in(schema)}
     for key, value in given.items():
         require(key in known, f"{where}.{key}", value, f"is no setting of {name}", f"Its settings: {settings(schema)}.")
     try:
@@ -127,8 +132,12 @@ def part_of(where: str, part: Mapping[str, Any]) -> RewardConfig:
         raise InputError(error.field.replace("reward", where, 1), error.value, error.problem, error.remedy) from error
 
 
-def settings(schema: type) -> str:
-    return ", ".join(f.name for f in fields(schema) if f.name != "name" and f.default is not MISSING) or "none"
+def settings(schema: type[RewardConfig]) -> str:
+    return ", ".join(declared_in(schema)) or "none"
+
+
+def one_of(where: str, value: str, choices: tuple[str, ...]) -> None:
+    require(value in choices, where, value, "is not a choice here", f"Choose one of: {', '.join(choices)}.")
 
 
 def listed(where: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:

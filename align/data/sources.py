@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from align.config.root import DataConfig
+from align.config.groups import DataConfig
 from align.data import chitchat
 from align.data.rows import json_rows
 from align.errors import InputError, require

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.config.root import RewardConfig
 from align.config.scorers import (
     EnsembleReward,
     FunctionReward,
     LearnedReward,
+    RewardConfig,
     RulesReward,
     SentimentReward,
     SumReward,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from align.config.root import ModelConfig
+from align.config.groups import ModelConfig
 from align.errors import InputError
 from align.models.architectures import refuse
 from align.models.pocket import pocket_folder

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from align.config.root import SCHEMA_VERSION, RunConfig
+from align.config.stages import STAGES
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.run.files import file_digest, json_object
 from align.run.hub import hub_snapshot
 from align.run.weights import adapter_digest, model_digest
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
-STAGES = ("sft", "full", "sample", "annotate", "reward", "ppo", "dpo", "eval", "export", "verify")
 SERVES_AS_SFT = ("sft", "full")
 
 

@@ -15,14 +15,13 @@ import yaml
 
 from align.config.compose import plain
 from align.config.root import Config
+from align.config.stages import STAGES
 from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
 from align.run import Base, Run, out_of_memory, storage_error, verify_outputs
 from align.track import Tracker
 from annotate.store import Store
-
-MODULES = {"full": "sft"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def execute(config: Config) -> int:
 
 
 def perform(config: Config) -> int:
-    module = importlib.import_module(f"align.stages.{MODULES.get(config.stage.name, config.stage.name)}")
+    module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
     inputs: Inputs = module.inputs(config)
     config = inputs.config
     values = plain(config)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from align.config.eval import EvalConfig
-from align.config.root import Config, ModelConfig
+from align.config.groups import ModelConfig
+from align.config.root import Config
 from align.data.chat import Prompt, encode_prompts
 from align.data.sources import data_record, prompts
 from align.errors import InputError

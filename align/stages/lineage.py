@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.config.root import Config, ModelConfig
+from align.config.groups import ModelConfig
+from align.config.root import Config
 from align.config.settings import changed
 from align.data.chat import use_template
 from align.data.sources import data_record

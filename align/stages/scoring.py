@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from align.config.root import Config, ModelConfig, RewardConfig
+from align.config.groups import ModelConfig
+from align.config.root import Config
 from align.config.scorers import (
     EnsembleReward,
     FunctionReward,
     LearnedReward,
+    RewardConfig,
     RulesReward,
     SentimentReward,
     SumReward,

@@ -19,7 +19,7 @@ import torch
 from ours import precision, roles_on
 from work import RESULT, Work, result_of
 
-from align.config.root import ModelConfig
+from align.config.groups import ModelConfig
 from align.models.adapters import with_new_adapter
 from align.models.backbone import hidden_size, hidden_states, response_logprobs, states_before
 from align.models.base import find_base

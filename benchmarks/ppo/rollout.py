@@ -14,7 +14,7 @@ import torch
 from ours import roles_on
 from work import PROMPTS, Work, report
 
-from align.config.root import ModelConfig
+from align.config.groups import ModelConfig
 from align.data.chat import encode_prompts
 from align.models.backbone import pad
 from align.models.base import find_base

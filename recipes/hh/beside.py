@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from align.config.root import DataConfig
+from align.config.groups import DataConfig
 from align.data.preferences import read_preferences, split_by_group
 from align.data.sources import data_file
 from align.models.load import choose_device, choose_dtype

@@ -129,7 +129,7 @@ def test_listing_help_and_configuration_are_quick_and_without_torch(tmp_path: Pa
         (["stage=sft", "stage.batch_size=12"], ["stage.batch_size=12", "stage.micro_batch=8"]),
         (["stage=ppo", "stage.minibatches=3"], ["stage.batch_size=64", "stage.minibatches=3"]),
         (["stage=sample", "stage.candidates=1"], ["stage.candidates=1", "2 to 9"]),
-        (["stage=sft", "seed=-1"], ["seed=-1", "32-bit"]),
+        (["stage=sft", "seed=-1"], ["seed=-1", "from 0 to 4294967295"]),
         (["seed=1"], ["stage=(missing)", "sft, full"]),
         (["stage=sft", "--verbose"], ["--verbose", "is not an option"]),
         (["stage=sft", "--cfg", "hydra"], ["--cfg=hydra", "Write: --cfg job"]),

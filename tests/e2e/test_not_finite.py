@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from workshop import Ready
 
 from align.__main__ import main
-from align.config.root import ModelConfig
+from align.config.groups import ModelConfig
 from align.errors import MissingArtifact
 from align.models.base import find_base
 from align.run import file_digest, read_manifest, resolve

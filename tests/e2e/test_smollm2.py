@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from align.__main__ import main
-from align.config.root import ModelConfig
+from align.config.groups import ModelConfig
 from align.errors import InputError
 from align.models import base, smollm2
 from align.models.base import builtin_folder, find_base

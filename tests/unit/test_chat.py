@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer
 
-from align.config.root import RolloutConfig
+from align.config.groups import RolloutConfig
 from align.data.chat import (
     CHATML,
     IGNORED,

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from align.config.root import DataConfig
+from align.config.groups import DataConfig
 from align.data import chitchat
 from align.data.sources import documents, prompts
 from align.errors import InputError

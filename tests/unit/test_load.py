@@ -15,7 +15,7 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file, save_file
 
-from align.config.root import DataConfig, ModelConfig
+from align.config.groups import DataConfig, ModelConfig
 from align.data.chat import IGNORED, Encoded
 from align.data.sources import data_record, documents
 from align.errors import CorruptFile, InputError, StorageError

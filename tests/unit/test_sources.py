@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.config.root import DataConfig
+from align.config.groups import DataConfig
 from align.data.sources import data_record, documents, prompts, question, read_documents
 from align.errors import CorruptFile, InputError
 from align.types import Conversation

@@ -14,7 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import TrainerCallback
 
-from align.config.root import ModelConfig
+from align.config.groups import ModelConfig
 from align.data.chat import encode
 from align.data.sources import read_documents
 from align.errors import InputError

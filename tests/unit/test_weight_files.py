@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.config.root import ModelConfig
+from align.config.groups import ModelConfig
 from align.data.chat import encode_prompts
 from align.errors import CorruptFile, InputError
 from align.models.adapters import WEIGHTS_FILE

@@ -1,0 +1,136 @@
+"""The groups that stages share: base weights, method, data, rollouts, tracking, exports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from align.config.settings import Settings, setting
+from align.errors import require
+
+
+@dataclass
+class ModelConfig(Settings):
+    """The base weights."""
+
+    AT: ClassVar[str] = "model"
+
+    path: str | None = setting(
+        None,
+        "A folder, a hub id, or `pocket` for the built-in model. Empty: the base of the artifact that the stage starts "
+        "from, and `pocket` where it starts from none.",
+        names="base",
+    )
+    revision: str | None = setting(None, "Commit, tag or branch of a hub id.", names="base")
+
+    def check_together(self) -> None:
+        require(
+            self.revision is None or bool(self.path), "model.revision", self.revision, "is of no model",
+            "Name the model too: model=hub model.path=ORG/NAME.",
+        )  # fmt: skip
+
+
+@dataclass
+class MethodConfig(Settings):
+    """Which weights train, and in what precision the others are kept: LoRA on an NF4 base (`qlora`), LoRA on the base
+    as it is (`lora`), every weight (`full`). `auto` is what the artifact that a stage starts from was trained with, and
+    `qlora` where there is none."""
+
+    AT: ClassVar[str] = "method"
+
+    name: str = setting("auto", "The method.", choices=("auto", "qlora", "lora", "full"))
+    r: int = setting(16, "Rank of the adapter.", above=0)
+    alpha: int = setting(32, "Scale of the adapter: what it adds is multiplied by alpha / r.", above=0)
+    lr: float = setting(2e-4, "Learning rate of `stage=sft` and `stage=full`, which `stage.lr` follows.", above=0)
+
+
+@dataclass
+class DataConfig(Settings):
+    """Where conversations, texts or preference pairs come from: the corpus of the built-in model (`chitchat`), a file
+    (`jsonl`), or the votes of the annotation store (`annotations`)."""
+
+    AT: ClassVar[str] = "data"
+
+    name: str = setting("chitchat", "The source.", choices=("chitchat", "jsonl", "annotations"))
+    path: str | None = setting(None, "The file of data=jsonl, or hub:ORG/NAME/FILE.", names="data")
+    part: str | None = setting(None, "Part of the corpus chitchat: `base` is plain text. Empty: what the stage needs.")
+    template: str | None = setting(
+        None, "Chat template. Empty: that of the tokenizer, or of the artifact.", choices=("chatml",)
+    )
+    max_length: int = setting(512, "Longest row; longer ones are left out.", unit="tokens", above=0)
+    held_out: float = setting(
+        0.05, "Share of a file that is kept for measuring, by the hash of each row.", at_least=0, below=1
+    )
+    limit: int | None = setting(None, "Most rows that are read. Empty: all.", above=0)
+    allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
+
+    def check_together(self) -> None:
+        require(
+            self.path is None or self.name == "jsonl", "data.path", self.path, f"data={self.name} reads no file",
+            "Add data=jsonl, or drop data.path.",
+        )  # fmt: skip
+        require(
+            self.name != "jsonl" or bool(self.path), "data.path", self.path or "(empty)", "data=jsonl reads a file",
+            "Add data.path=FILE.jsonl.",
+        )  # fmt: skip
+
+
+@dataclass
+class RolloutConfig(Settings):
+    """How responses are sampled. No top-k, top-p or penalty exists: samples must come from the distribution whose
+    logprobs are used."""
+
+    AT: ClassVar[str] = "rollout"
+
+    engine: str = setting("hf", "What generates.", choices=("hf",))
+    max_new_tokens: int = setting(24, "Longest response.", unit="tokens", above=0)
+    temperature: float = setting(1.0, "Divides the logits before sampling.", above=0)
+    batch_size: int = setting(128, "Responses that are generated together.", above=0)
+
+
+@dataclass
+class TrackConfig(Settings):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    AT: ClassVar[str] = "track"
+
+    name: str = setting("none", "The service.", choices=("none", "wandb"))
+    project: str = setting("align", "The project at the service.")
+
+
+QUANTISED = ("q8_0", "q4_k_m")
+
+
+@dataclass
+class ExportConfig(Settings):
+    """What an export writes: the adapter in PEFT's format (`adapter`), a model with it merged in (`merged`), both for
+    llama.cpp (`gguf`), or `all`. `check` measures an export again."""
+
+    AT: ClassVar[str] = "export"
+
+    name: str = setting("adapter", "What is written.", choices=("adapter", "merged", "gguf", "all", "check"))
+    dtype: str = setting(
+        "bfloat16", "Of a merged model, and of the base beside an adapter.", choices=("float32", "bfloat16", "float16")
+    )
+    into: str = setting(
+        "auto",
+        "What is merged into: `auto` is the base as the adapter knows it, NF4 dequantised; or the original weights.",
+        choices=("auto", "original"),
+    )  # fmt: skip
+    base: str = setting("auto", "`none` leaves the base beside an adapter out.", choices=("auto", "none"))
+    require: list[str] = setting(
+        [], "Engines that must have been asked for the receipt.", choices=("transformers", "llama.cpp", "vLLM")
+    )
+    accept: list[str] = setting([], "Checks of the receipt whose missed bounds do not matter.")
+    path: str | None = setting(None, "The folder that export=check measures again.")
+    llama_cpp: str = setting("auto", "The Python that has llama.cpp: `auto` is this one, `none` does not ask it.")
+    vllm: str = setting("auto", "The Python that has vLLM: `auto` is this one, `none` does not ask it.")
+    converters: str | None = setting(None, "Folder with llama.cpp's converters. Empty: those that were downloaded.")
+    quantised: list[str] = setting(list(QUANTISED), "Variants of a GGUF base in fewer bits.", choices=QUANTISED)
+
+    def check_together(self) -> None:
+        require(
+            (self.path is not None) == (self.name == "check"), "export.path", self.path,
+            "is the folder that export=check measures again",
+            "Write export=check export.path=FOLDER, or leave it out.",
+        )  # fmt: skip

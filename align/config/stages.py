@@ -1,0 +1,63 @@
+"""The stages: one table, from which the command line, the configuration and the runner all read.
+
+It imports nothing, so that `--help` answers at once; what a row names is imported by whoever needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+WEIGHTS = ("model", "method", "data")
+LEARNS = (*WEIGHTS, "init", "project", "store")
+ALWAYS = ("stage", "seed", "device", "dtype", "schema_version")
+"""Parts of the configuration that every stage reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        summary: what it does, for the list of stages.
+        schema: its own settings, a class of `align.config`, as `module:class`.
+        module: where it is told, in `align.stages`.
+        reads: the parts of the configuration that decide what it makes, besides `ALWAYS`. A run is the same run
+            whatever the other parts say.
+    """
+
+    summary: str
+    schema: str
+    module: str
+    reads: tuple[str, ...]
+
+
+STAGES = MappingProxyType({
+    "sft": Stage("instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS),
+    "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS),
+    "sample": Stage(
+        "several answers a prompt into the annotation store", "sample:SampleConfig", "sample", (*LEARNS, "rollout")
+    ),
+    "annotate": Stage(
+        "rank the answers in a browser; what goes in and out of their store", "annotate:AnnotateConfig", "annotate",
+        ("project", "store", "data"),
+    ),
+    "reward": Stage("a reward model from preference pairs", "reward:RewardStageConfig", "reward", LEARNS),
+    "ppo": Stage(
+        "PPO on the adapter against the learned reward", "ppo:PpoConfig", "ppo", (*LEARNS, "reward", "rollout")
+    ),
+    "dpo": Stage("preference pairs straight into the adapter, without a reward model", "dpo:DpoConfig", "dpo", LEARNS),
+    "eval": Stage(
+        "an artifact against what it started from", "eval:EvalConfig", "eval",
+        (*WEIGHTS, "artifact", "init", "reward", "rollout"),
+    ),
+    "export": Stage(
+        "an adapter or a merged model that others load", "export:ExportStageConfig", "export",
+        (*WEIGHTS, "artifact", "export"),
+    ),
+    "verify": Stage(
+        "prove PPO right on your base, method and precision", "verify:VerifyConfig", "verify",
+        (*LEARNS, "reward", "rollout"),
+    ),
+})  # fmt: skip
+"""Name → stage, in the order of a project."""

@@ -1,0 +1,180 @@
+"""A key is declared once: its default passes, each bound and choice holds, and people are told what it means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.__main__ import main
+from align.config.compose import SCHEMAS, check, compose_raw, schema_of
+from align.config.reference import PARTS, Key, help_text, keys_of, markdown, sections_of
+from align.config.root import Config
+from align.config.settings import Setting, Settings, declared_in, defaults_of
+from align.config.stages import ALWAYS, STAGES
+from align.config.synonyms import WORDS
+from align.errors import InputError
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+
+
+def schemas() -> Iterator[type[Settings]]:
+    """Every schema, parts of schemas included."""
+    for schema in (Config, *SCHEMAS["stage"].values(), *PARTS.values(), *SCHEMAS["reward"].values()):
+        yield schema
+        if schema is not Config:
+            yield from (p for f in fields(schema) if isinstance(p := f.default_factory, type) and p is not list)
+
+
+DECLARED = {
+    f"{schema.__name__}.{name}": (schema, name, declared)
+    for schema in schemas()
+    for name, declared in declared_in(schema).items()
+}
+BOUNDED = {key: found for key, found in DECLARED.items() if found[2].range}
+CHOSEN = {key: found for key, found in DECLARED.items() if found[2].choices}
+
+
+def beyond(declared: Setting) -> Iterator[float]:
+    """Numbers outside the bounds, as near to them as can be."""
+    for low in (declared.above, declared.at_least):
+        if low is not None:
+            yield low if declared.above is not None else math.nextafter(low, -math.inf)
+            yield low - 1
+    if declared.below is not None:
+        yield declared.below
+    if declared.at_most is not None:
+        yield math.nextafter(declared.at_most, math.inf)
+    yield 1e38
+    yield math.inf
+    yield math.nan
+
+
+def within(declared: Setting) -> Iterator[float]:
+    """Numbers inside the bounds, as near to them as can be."""
+    low = declared.above if declared.above is not None else declared.at_least
+    assert low is not None
+    yield math.nextafter(low, math.inf) if declared.above is not None else low
+    if declared.below is not None:
+        yield math.nextafter(declared.below, -math.inf)
+    else:
+        yield declared.at_most if declared.at_most is not None else 1e37
+
+
+def test_nothing_is_undeclared() -> None:
+    """Every field is a declared key, a schema of its own, the stage, or the name that a choice decides."""
+    assert len(DECLARED) > 120
+    for schema in schemas():
+        for field in fields(schema):
+            part = isinstance(field.default_factory, type) and issubclass(field.default_factory, Settings)
+            assert field.name in declared_in(schema) or field.name in ("name", "stage") or part, (schema, field.name)
+
+
+@pytest.mark.parametrize("key", DECLARED)
+def test_a_declaration_says_what_the_key_means(key: str) -> None:
+    schema, name, declared = DECLARED[key]
+    assert declared.meaning[0].isupper() or declared.meaning[0] in "`λ"
+    assert declared.meaning[-1] == "."
+    assert not (declared.range and declared.choices)
+    declared.check(name, defaults_of(schema)[name])
+
+
+@pytest.mark.parametrize("key", BOUNDED)
+def test_a_bound_holds_to_the_last_digit(key: str) -> None:
+    schema, name, declared = BOUNDED[key]
+    where = f"{schema.AT}.{name}".lstrip(".")
+    for value in within(declared):
+        declared.check(where, value)
+    for value in beyond(declared):
+        with pytest.raises(InputError) as error:
+            declared.check(where, value)
+        assert (error.value.field, error.value.remedy) == (where, f"Give a number {declared.range}.")
+    for value in ("text", True):
+        with pytest.raises(InputError, match="is not a number"):
+            declared.check(where, value)
+    declared.check(where, None)
+
+
+@pytest.mark.parametrize("key", CHOSEN)
+def test_a_choice_is_one_of_those_named(key: str) -> None:
+    _, name, declared = CHOSEN[key]
+    declared.check(name, list(declared.choices))
+    for value in (*(f"{c}x" for c in declared.choices), "", declared.choices[0].upper() + " "):
+        with pytest.raises(InputError, match="is not a choice here") as error:
+            declared.check(name, value)
+        assert set(error.value.remedy.removeprefix("Choose one of: ").rstrip(".").split(", ")) == {*declared.choices}
+
+
+def line_of(stage: str, key: Key, value: Any) -> list[str]:
+    return [f"stage={stage}", f"{key.name}={value}"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_own_bounds_are_those_of_its_command_line(stage: str) -> None:
+    """Through Hydra and OmegaConf: what is declared is what a line is refused by."""
+    for key in sections_of(stage)[0].keys:
+        if key.declared.range:
+            low = key.declared.above if key.declared.above is not None else key.declared.at_least
+            assert low is not None
+            with pytest.raises(InputError) as error:
+                check(compose_raw(line_of(stage, key, int(low - 1)), search=Path("nowhere")))
+            assert error.value.field == key.name
+        for choice in key.declared.choices[:1]:
+            with pytest.raises(InputError) as error:
+                check(compose_raw(line_of(stage, key, f"{choice}x"), search=Path("nowhere")))
+            assert error.value.field == key.name
+
+
+def test_the_page_is_what_the_declarations_make() -> None:
+    assert PAGE.read_text(encoding="utf-8") == markdown(), "python -m align.config.reference > docs/settings.md"
+
+
+def test_the_page_has_every_key() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for schema in schemas():
+        for key in keys_of(schema):
+            assert f"| `{key.name}` | `{key.default}` |" in page
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_on_a_stage_has_every_key_that_it_reads(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"stage={stage}", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown == help_text(stage)
+    raw = compose_raw([f"stage={stage}"], search=Path("nowhere"))
+    for part in (*ALWAYS, *STAGES[stage].reads):
+        if part in raw and part not in ("stage", "reward"):
+            value = raw[part]
+            names = [f"{part}.{leaf}" for leaf in value if leaf != "name"] if hasattr(value, "keys") else [part]
+            assert [name for name in names if f"  {name}=" not in shown] == []
+    for name, declared in declared_in(schema_of(stage)).items():
+        assert f"  stage.{name}=" in shown
+        assert declared.meaning[:40] in shown
+    assert max(map(len, shown.splitlines())) < 200
+
+
+def test_help_shows_the_reward_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for reward, key in (
+        ("ensemble", "reward.combine=mean"),
+        ("learned", "reward.ref=reward:latest"),
+        ("no", "reward.ref"),
+    ):
+        main(["stage=ppo", f"reward={reward}", "--help"])
+        assert key in capsys.readouterr().out
+    main(["stage=nothing", "--help"])
+    assert "usage: python -m align" in capsys.readouterr().out
+
+
+def test_what_a_stage_reads_is_there() -> None:
+    for stage in STAGES.values():
+        assert {*stage.reads, *ALWAYS} <= {f.name for f in fields(Config)}
+        assert not {"run", "resume", "track"} & {*stage.reads}
+
+
+def test_every_synonym_is_for_a_key_that_is_there() -> None:
+    known = {key.name for schema in schemas() for key in keys_of(schema)} | {*SCHEMAS["group"], "reward"}
+    assert WORDS.keys() - known == set()
