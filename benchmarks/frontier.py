@@ -71,7 +71,7 @@ def points(root: Path) -> list[dict[str, Any]]:
     for method, settings in (("dpo", DPO), ("ppo", PPO)):
         for setting in settings:
             folder = root / "eval" / slug(method, setting)
-            samples, metrics = read_samples(folder / "artifact" / "samples.jsonl"), read_manifest(folder)["metrics"]
+            samples, metrics = read_samples(folder / "artifact" / "samples.jsonl"), read_manifest(folder).metrics
             if not found:
                 found.append(
                     {

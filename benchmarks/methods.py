@@ -33,8 +33,8 @@ def trained(method: str, rate: float, seed: int, root: Path, dtype: str) -> dict
     run = [sys.executable, "-m", "align", *words, f"run.root={root}", f"run.name={name}"]
     subprocess.run(run, check=True)
     manifest = read_manifest(root / stage / name)
-    ended, started = (datetime.fromisoformat(manifest["times"][key]) for key in ("finished", "started"))
-    found = manifest["metrics"] | {"seconds": (ended - started).total_seconds()}
+    ended, started = (datetime.fromisoformat(manifest.times[key]) for key in ("finished", "started"))
+    found = dict(manifest.metrics) | {"seconds": (ended - started).total_seconds()}
     return {key: round(found[key], 4) for key in FIGURES}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from string import Formatter
@@ -17,7 +18,7 @@ from typing import Any
 
 from align.ops.intervals import FEW
 from align.report import few
-from align.run import publication, read_manifest
+from align.run import Manifest, read_manifest
 
 STAGES = ("sft", "sample", "annotate", "reward", "ppo", "eval", "export")
 RECIPES = Path(__file__).resolve().parent
@@ -31,15 +32,15 @@ def held(value: float, sign: str, bar: float) -> bool:
     return value >= bar if sign == ">=" else value <= bar
 
 
-def manifests(root: Path, seed: int) -> dict[str, dict[str, Any]]:
+def manifests(root: Path, seed: int) -> dict[str, Manifest]:
     """The newest finished run of each stage with this seed. `export` is the merged one; `annotate` made the votes: a
     simulated annotator's, else a browser's, for the demo's user may have opened the page afterwards."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Manifest] = {}
     for path in root.glob("*/*/manifest.json"):
         manifest = read_manifest(path.parent)
-        if manifest["status"] != "done" or manifest["seed"] != seed:
+        if manifest.status != "done" or manifest.seed != seed:
             continue
-        config, stage = manifest["identity"]["config"], manifest["stage"]
+        config, stage = manifest.config, manifest.stage
         if stage == "annotate" and config["stage"].get("action") not in ("simulate", "serve"):
             continue
         if stage == "export" and config["export"]["name"] != "merged":
@@ -52,19 +53,19 @@ def manifests(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def rank(manifest: dict[str, Any]) -> tuple[bool, tuple[int, str]]:
-    return manifest["identity"]["config"]["stage"].get("action") == "simulate", publication(manifest)
+def rank(manifest: Manifest) -> tuple[bool, tuple[int, str]]:
+    return manifest.config["stage"].get("action") == "simulate", manifest.publication
 
 
-def seconds(run: dict[str, Any]) -> float:
-    started, finished = (datetime.fromisoformat(run["times"][key]) for key in ("started", "finished"))
+def seconds(run: Manifest) -> float:
+    started, finished = (datetime.fromisoformat(run.times[key]) for key in ("started", "finished"))
     return (finished - started).total_seconds()
 
 
 def figures(root: Path, seed: int) -> dict[str, Any]:
     """What one seed reached. Minutes are those of the stages together, whatever was done between them."""
     runs = manifests(root, seed)
-    metrics = {stage: runs[stage]["metrics"] for stage in STAGES}
+    metrics = {stage: runs[stage].metrics for stage in STAGES}
     evaluation = metrics["eval"]
     return {
         "seed": seed,
@@ -98,7 +99,7 @@ def figures(root: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def judged(votes: dict[str, Any], reward: dict[str, Any]) -> dict[str, float]:
+def judged(votes: Mapping[str, Any], reward: Mapping[str, Any]) -> dict[str, float]:
     """The reward model on held-out pairs; only of a simulated annotator the order without the noise is known."""
     accuracy = reward["accuracy"]
     if "agreement" not in votes:

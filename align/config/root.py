@@ -15,6 +15,7 @@ from align.errors import half_character, require
 from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
 SCHEMA_VERSION = 1
+DEFAULT_ROOT = "runs"
 IN_MEMORY = re.compile(r"sqlite[\w+]*:(//)?(/?(:memory:|file:.*(:memory:|mode=memory).*)?)?(\?|$)")
 
 
@@ -25,7 +26,7 @@ class RunConfig(Settings):
     AT: ClassVar[str] = "run"
 
     name: str | None = setting(None, "The run's name. Empty: derived from what goes in.")
-    root: str = setting("runs", "The folder of all runs.")
+    root: str = setting(DEFAULT_ROOT, "The folder of all runs.")
 
     def check_together(self) -> None:
         require(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 WEIGHTS = ("model", "method", "data")
-LEARNS = (*WEIGHTS, "init", "project", "store")
+LEARNS = (*WEIGHTS, "init", "project")
 ALWAYS = ("stage", "seed", "device", "dtype", "schema_version")
 """Parts of the configuration that every stage reads."""
 
@@ -36,7 +36,8 @@ STAGES = MappingProxyType({
     "sft": Stage("instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS),
     "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS),
     "sample": Stage(
-        "several answers a prompt into the annotation store", "sample:SampleConfig", "sample", (*LEARNS, "rollout")
+        "several answers a prompt into the annotation store", "sample:SampleConfig", "sample",
+        (*LEARNS, "store", "rollout"),
     ),
     "annotate": Stage(
         "rank the answers in a browser; what goes in and out of their store", "annotate:AnnotateConfig", "annotate",
@@ -44,7 +45,8 @@ STAGES = MappingProxyType({
     ),
     "reward": Stage("a reward model from preference pairs", "reward:RewardStageConfig", "reward", LEARNS),
     "ppo": Stage(
-        "PPO on the adapter against the learned reward", "ppo:PpoConfig", "ppo", (*LEARNS, "reward", "rollout")
+        "PPO on the adapter against the learned reward", "ppo:PpoConfig", "ppo",
+        (*LEARNS, "store", "reward", "rollout"),
     ),
     "dpo": Stage("preference pairs straight into the adapter, without a reward model", "dpo:DpoConfig", "dpo", LEARNS),
     "eval": Stage(
@@ -57,7 +59,7 @@ STAGES = MappingProxyType({
     ),
     "verify": Stage(
         "prove PPO right on your base, method and precision", "verify:VerifyConfig", "verify",
-        (*LEARNS, "reward", "rollout"),
+        (*WEIGHTS, "init", "reward", "rollout"),
     ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""

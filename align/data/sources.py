@@ -15,7 +15,7 @@ from align.config.groups import DataConfig
 from align.data import chitchat
 from align.data.rows import json_rows
 from align.errors import InputError, require
-from align.run import HUB, file_digest, hub_file
+from align.run import HUB, Input, file_digest, hub_file
 from align.types import Conversation, Message
 
 Document = Conversation | str
@@ -23,8 +23,8 @@ T = TypeVar("T")
 MORE = "Give a file with more rows, or another data.held_out."
 
 
-def data_record(data: DataConfig) -> dict[str, Any]:
-    """The input record of a data set that lies in a file: its path and digest.
+def data_record(data: DataConfig) -> Input:
+    """A data set that lies in a file, as an input of a run.
 
     Raises:
         InputError: the file is not there.
@@ -32,7 +32,7 @@ def data_record(data: DataConfig) -> dict[str, Any]:
     path = chitchat.corpus_path() if data.name == "chitchat" else data_file(data)
     if not path.is_file():
         raise InputError("data.path", data.path, "there is no such file", "Give the path of a JSON Lines file.")
-    return {"path": data.path or data.name, "digest": file_digest(path)}
+    return Input(file_digest(path), path=data.path or data.name)
 
 
 LICENCES = {"chitchat": "MIT"}

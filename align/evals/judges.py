@@ -7,7 +7,7 @@ reward model overoptimization", 2022, call the optimised reward the *proxy* and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from align.config.scorers import (
     parts_of,
 )
 from align.errors import InputError
-from align.run import Artifact, artifact_in, read_manifest
+from align.run import Artifact, Input
+from align.run.graph import Gone, ancestors
 from reward.rules import Sentiment
 
-Manifest = Mapping[str, Any]
 POLICY = ("init", "artifact")
 """The inputs of a run that its policy came from: what it started from, or what it exports."""
 
@@ -74,15 +74,18 @@ def standing(policy: Artifact, judge: set[str], root: Path) -> Standing:
         root: the folder of runs, for parents that moved together with it.
     """
     proxy, votes, unknown = [], [], []
-    for manifest in (found for found in ancestry(policy, root, POLICY) if not isinstance(found, str)):
-        config = manifest["identity"]["config"]
-        if manifest["stage"] == "ppo" and identities(part_of("reward", config["reward"]), manifest["inputs"]) & judge:
-            proxy.append(name_of(manifest))
-    for found in ancestry(policy, root):
-        if isinstance(found, str):
-            unknown.append(found)
-        elif judge & set(found.get("metrics", {}).get("simulated_by", ())):
-            votes.append(name_of(found))
+    if policy.manifest is None:
+        return Standing(unknown=(policy.ref,))
+    for found in ancestors(policy.manifest, root, POLICY):
+        if isinstance(found, Gone) or found.stage != "ppo":
+            continue
+        if identities(part_of("reward", found.config["reward"]), found.inputs) & judge:
+            proxy.append(found.ref)
+    for found in ancestors(policy.manifest, root):
+        if isinstance(found, Gone):
+            unknown.append(found.ref)
+        elif judge & set(found.metrics.get("simulated_by", ())):
+            votes.append(found.ref)
     return Standing(*(tuple(dict.fromkeys(names)) for names in (proxy, votes, unknown)))
 
 
@@ -100,52 +103,7 @@ def independent(of: Standing, judge: str, policy: str, allow_proxy: bool) -> Non
         )  # fmt: skip
 
 
-def ancestry(policy: Artifact, root: Path, through: Sequence[str] | None = None) -> Iterator[Manifest | str]:
-    """The manifests of a policy's run and of those that it came through, each once; in place of one that is gone, its
-    name.
-
-    Args:
-        through: the inputs to follow, besides the base where a run made that; all of them unless told.
-    """
-    seen: set[Any] = set()
-
-    def walk(manifest: Manifest) -> Iterator[Manifest | str]:
-        yield manifest
-        for key, record in manifest["inputs"].items():
-            if "path" not in record or "stage" not in record or (through is not None and key not in through):
-                continue
-            yield from parent(record)
-        made = Path((manifest.get("base") or {}).get("path", "")).parent
-        if (made / "manifest.json").is_file() and made not in seen:
-            seen.add(made)
-            yield from walk(read_manifest(made))
-
-    def parent(record: Mapping[str, Any]) -> Iterator[Manifest | str]:
-        whole_name = record["stage"], record["name"]
-        if (place := (*whole_name, record["path"], record["digest"])) in seen:
-            return
-        seen.add(place)
-        then, now = Path(record["path"]).parent, root / record["stage"] / record["name"]
-        for folder in (then, now):
-            if (folder / "manifest.json").is_file():
-                manifest = read_manifest(folder)
-                same = folder == then or artifact_in(folder, str(folder), verify=False).digest == record["digest"]
-                if same and (manifest["stage"], manifest["name"]) == whole_name:
-                    yield from walk(manifest)
-                    return
-        yield ":".join(whole_name)
-
-    if policy.manifest:
-        yield from walk(policy.manifest)
-    else:
-        yield policy.ref
-
-
-def name_of(manifest: Manifest) -> str:
-    return f"{manifest['stage']}:{manifest['name']}"
-
-
-def identities(config: RewardConfig, inputs: Mapping[str, Mapping[str, Any]]) -> set[str]:
+def identities(config: RewardConfig, inputs: Mapping[str, Input]) -> set[str]:
     """What a reward is made of, whatever it is called: one text for each model, function and rule that counts.
 
     Args:
@@ -156,9 +114,9 @@ def identities(config: RewardConfig, inputs: Mapping[str, Mapping[str, Any]]) ->
     def walk(part: RewardConfig) -> Iterator[str]:
         match part:
             case LearnedReward():
-                yield f"model {next(models)['digest']}"
+                yield f"model {next(models).digest}"
             case EnsembleReward():
-                yield from (f"model {next(models)['digest']}" for _ in part.refs)
+                yield from (f"model {next(models).digest}" for _ in part.refs)
             case FunctionReward():
                 yield from of_function(next(functions))
             case SentimentReward():
@@ -173,7 +131,7 @@ def identities(config: RewardConfig, inputs: Mapping[str, Mapping[str, Any]]) ->
     return set(walk(config))
 
 
-def numbered(inputs: Mapping[str, Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+def numbered(inputs: Mapping[str, Input], name: str) -> list[Input]:
     """The inputs `name`, `name.1`, `name.2`, … in order."""
     found = {(key.removeprefix(name).removeprefix(".") or "0"): key for key in inputs if key.startswith(name)}
     return [inputs[found[n]] for n in sorted(filter(str.isdigit, found), key=int)]
@@ -187,14 +145,14 @@ def of_rule(rule: Mapping[str, Any]) -> str:
     return f"rule {' '.join(str(rule[key]) for key in ('rule', 'pattern', 'tags') if key in rule)}"
 
 
-def of_function(record: Mapping[str, Any]) -> set[str]:
+def of_function(read: Input) -> set[str]:
     """A function by how it was named, and by where it and what it is made of are defined."""
-    return {f"function {name}" for name in (record["ref"], *record.get("defined", ()))}
+    return {f"function {name}" for name in (read.ref, *read.details.get("defined", ()))}
 
 
-def title(config: RewardConfig, inputs: Mapping[str, Mapping[str, Any]]) -> str:
+def title(config: RewardConfig, inputs: Mapping[str, Input]) -> str:
     """A judge's name for people."""
-    refs = [str(record["ref"]) for name, record in inputs.items() if name.startswith("reward")]
+    refs = [read.ref for name, read in inputs.items() if name.startswith("reward")]
     match config:
         case SentimentReward():
             return Sentiment.name

@@ -1,20 +1,11 @@
 """A run's folder: identity, lock, manifest, atomic publication, and references to what earlier runs published.
 
-A run's identity is its resolved configuration (less where it is written and how it is watched) plus the digest of
-every input. The same identity lands in the same folder: unfinished, it is continued; finished, it is returned.
-The folder's own file descriptor is the lock, so no lock file is left behind.
+A run's identity is the part of its configuration that its stage reads, and the digest of every input. The same identity
+lands in the same folder: unfinished, it is continued; finished, it is returned. The folder's own file descriptor is the
+lock, so no lock file is left behind.
 """
 
-from align.run.artifacts import (
-    WEIGHTS,
-    Artifact,
-    Base,
-    artifact_in,
-    publication,
-    read_manifest,
-    resolve,
-    verify_outputs,
-)
+from align.run.artifacts import WEIGHTS, Artifact, artifact_in, resolve, verify_outputs
 from align.run.files import (
     file_digest,
     folder_digest,
@@ -27,6 +18,7 @@ from align.run.files import (
 )
 from align.run.folder import Run
 from align.run.hub import HUB, hub_file, hub_snapshot
+from align.run.manifest import Base, Input, Manifest, read_manifest
 from align.run.weights import model_config, model_digest, model_files, only_these, unhashed
 
 __all__ = [
@@ -34,6 +26,8 @@ __all__ = [
     "WEIGHTS",
     "Artifact",
     "Base",
+    "Input",
+    "Manifest",
     "Run",
     "artifact_in",
     "file_digest",
@@ -47,7 +41,6 @@ __all__ = [
     "model_files",
     "only_these",
     "out_of_memory",
-    "publication",
     "read_manifest",
     "resolve",
     "storage_error",

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from align.config.root import SCHEMA_VERSION
 from align.errors import AlignError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
-from align.redaction import masked_tree, redacted, unmarked
-from align.run.artifacts import Base, read_manifest
-from align.run.files import file_digest, json_digest, write_json, write_text
+from align.redaction import masked_tree
+from align.run.files import file_digest, json_digest, write_text
+from align.run.manifest import FILE, Base, Input, Manifest, identity_of, read_manifest, write_manifest
+from align.run.provenance import code_digest, git_state, machine, package_versions
+from align.run.weights import published_digest
 
-PACKAGES = ("align", "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
-DIFF_LIMIT = 1_000_000
-IDENTITY_LESS = ("run", "resume", "track")
 OF_A_START = ("manifest.json", "config.yaml", "log.txt")
 """Files that a run has before its stage has done anything."""
-
-
-def identity_of(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run: its configuration without `run`, `resume` and `track`, and its inputs' digests. A
-    store is its URL without the password."""
-    kept = {k: v for k, v in config.items() if k not in IDENTITY_LESS}
-    return {"config": unmarked(masked_tree(kept)), "inputs": {k: v.get("digest") for k, v in inputs.items()}}
+PUBLISHED = ("report.html", "config.yaml", "metrics.jsonl", "samples.jsonl")
+"""Files beside the artifact that a done run answers for."""
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
@@ -50,18 +40,28 @@ class Run:
 
     Attributes:
         folder: `<root>/<stage>/<name>`.
-        inputs: name → record of every resolved input (`digest` always among its keys).
+        manifest: what is known of it so far.
         done: True where this very run was published before.
         resumed: True where an unfinished folder is continued.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], lock: int, done: bool, resumed: bool) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, lock: int, resumed: bool) -> None:
         self.folder, self.manifest, self._lock = folder, manifest, lock
-        self.done, self.resumed = done, resumed
+        self.done, self.resumed = manifest.done, resumed
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
-        return self.manifest["inputs"]
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        return self.manifest.inputs
+
+    @property
+    def base(self) -> Base:
+        """The base weights that the stage works on."""
+        assert self.manifest.base is not None
+        return self.manifest.base
 
     @property
     def artifact(self) -> Path:
@@ -82,7 +82,7 @@ class Run:
     def open(
         cls,
         config: Mapping[str, Any],
-        inputs: Mapping[str, Mapping[str, Any]],
+        inputs: Mapping[str, Input],
         base: Base | None,
         label: str,
         resume: str = "auto",
@@ -91,7 +91,7 @@ class Run:
 
         Args:
             config: the resolved configuration as plain values.
-            inputs: every resolved input, each with its `digest`.
+            inputs: every resolved input.
             base: the base weights the stage works on.
             label: the readable part of a derived name.
             resume: `auto` continues what is unfinished, `never` makes a new folder, `must` refuses to start afresh.
@@ -102,47 +102,21 @@ class Run:
             StorageError: the folder cannot be written.
         """
         stage, root = config["stage"]["name"], Path(config["run"]["root"]).expanduser()
-        identity = identity_of(config, inputs)
+        identity = identity_of(stage, config, inputs, base)
         name = config["run"]["name"] or f"{label}-{json_digest(identity)[:8]}"
+        folder, lock = claimed(root, stage, name, resume)
         try:
-            if resume == "never":
-                name = unused(root / stage, name)
-            folder = root / stage / name
-            if resume == "must" and not (folder / "manifest.json").is_file():
-                raise MissingArtifact("resume", "must", f"there is no run to continue in {folder}", "Drop resume=must.")
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = locked(folder)
-        except AlignError:
-            raise
-        except OSError as error:
-            raise StorageError(
-                "run.root", str(root), f"cannot be written ({error.strerror or error})",
-                "Choose another run.root or run.name.",
-            ) from error  # fmt: skip
-        try:
-            manifest = new_manifest(stage, name, identity, inputs, base, config["seed"])
-            known, done = (folder / "manifest.json").is_file(), False  # under the lock: nobody finishes it meanwhile
-            if known:
-                old = read_manifest(folder)
-                known_as = unmarked(masked_tree(old.get("identity")))  # one of an older align may have the password
-                if known_as != identity and came_to_nothing(folder, old):
-                    for path in folder.iterdir():
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    known, old = False, {}
-                elif known_as != identity:
-                    key, was, now = first_difference(known_as, identity) or ("identity", None, None)
-                    raise RunConflict(
-                        key.removeprefix("config."), now, f"the run in {folder} has {was}",
-                        "Use another run.name, or resume=never for a fresh folder.",
-                    )  # fmt: skip
-                done = old.get("status") == "done"
-                if done:  # it may have been killed between saying so and this
-                    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-                manifest = old if done else manifest | {"times": {**manifest["times"], "first_started": started(old)}}
+            new = Manifest(stage, folder.name, config["seed"], masked_tree(config), identity, inputs, base)
+            found = known(folder, new)  # under the lock: nobody finishes it meanwhile
+            if found is not None and found.done:  # it may have been killed between saying so and this
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                return cls(folder, found, lock, resumed=False)
+            times = {"started": now(), **({"first_started": started(found)} if found else {})}
+            facts = {"code": code_digest(), "git": git_state(), "packages": package_versions(), "hardware": machine()}
+            return cls(folder, replace(new, times=times, **facts), lock, resumed=found is not None)
         except BaseException:
             os.close(lock)
             raise
-        return cls(folder, manifest, lock, done, resumed=known and not done)
 
     def __enter__(self) -> Run:
         return self
@@ -152,40 +126,95 @@ class Run:
             self.fail(error)
         os.close(self._lock)
 
-    def _write_manifest(self) -> None:
-        write_json(self.folder / "manifest.json", masked_tree(self.manifest))
+    def _write(self, **values: Any) -> None:
+        self.manifest = replace(self.manifest, **values)
+        write_manifest(self.folder, self.manifest)
 
     def fail(self, error: BaseException) -> None:
         """Write down why this run ended before it was published; `resume=auto` continues it."""
-        self.manifest["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        self.manifest["error"] = readable(f"{type(error).__name__}: {error}")
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with suppress(OSError):  # a full disk must not hide the error that it caused
-            self._write_manifest()
+            self._write(status=status, error=readable(f"{type(error).__name__}: {error}"))
 
     def begin(self, config_yaml: str) -> None:
         """Write down what is about to run."""
         write_text(self.folder / "config.yaml", config_yaml)
-        self.manifest["status"] = "running"
-        self._write_manifest()
+        self._write(status="running", error="")
 
-    def publish(self, metrics: Mapping[str, Any]) -> None:
-        """Hash every output and only then say `done`."""
-        outputs = [self.folder / "report.html", *sorted(p for p in self.artifact.rglob("*") if p.is_file())]
-        self.manifest["outputs"] = {str(p.relative_to(self.folder)): file_digest(p) for p in outputs if p.is_file()}
-        self.manifest["metrics"] = dict(metrics)
-        self.manifest["times"]["finished"] = now()
-        self.manifest["published"] = 1 + last_published(self.folder.parent.parent)
-        self.manifest["status"] = "done"
-        self.manifest.pop("error", None)
-        self._write_manifest()
+    def publish(self, metrics: Mapping[str, Any], hardware: Mapping[str, Any] | None = None) -> None:
+        """Hash every output and only then say `done`.
+
+        Args:
+            metrics: the stage's headline figures.
+            hardware: what it was computed on, besides the machine.
+        """
+        beside = (self.folder / name for name in PUBLISHED if (self.folder / name).is_file())
+        files = [*beside, *sorted(p for p in self.artifact.rglob("*") if p.is_file())]
+        self._write(
+            status="done",
+            error="",
+            outputs={p.relative_to(self.folder).as_posix(): file_digest(p) for p in files},
+            digest=published_digest(self.folder / "artifact"),
+            metrics=dict(metrics),
+            hardware={**self.manifest.hardware, **(hardware or {})},
+            times={**self.manifest.times, "finished": now()},
+            published=1 + last_published(self.folder.parent.parent),
+        )
         self.done = True
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 
-def came_to_nothing(folder: Path, manifest: Mapping[str, Any]) -> bool:
+def claimed(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
+    """The folder of a run, made where it is not there, and its lock.
+
+    Raises:
+        MissingArtifact: `resume=must`, and there is none.
+        RunBusy, StorageError: as `Run.open`.
+    """
+    try:
+        if resume == "never":
+            name = unused(root / stage, name)
+        folder = root / stage / name
+        if resume == "must" and not (folder / FILE).is_file():
+            raise MissingArtifact("resume", "must", f"there is no run to continue in {folder}", "Drop resume=must.")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder, locked(folder)
+    except AlignError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            "run.root", str(root), f"cannot be written ({error.strerror or error})",
+            "Choose another run.root or run.name.",
+        ) from error  # fmt: skip
+
+
+def known(folder: Path, new: Manifest) -> Manifest | None:
+    """The manifest that a run's folder has, of this very run; None where it has none, or where another run of that name
+    came to nothing, which is cleared away.
+
+    Raises:
+        RunConflict: the name is taken by another configuration.
+    """
+    if not (folder / FILE).is_file():
+        return None
+    old = read_manifest(folder)
+    if old.identity == new.identity:
+        return old
+    if came_to_nothing(folder, old):
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return None
+    key, was, is_now = first_difference(old.identity, new.identity) or ("identity", None, None)
+    raise RunConflict(
+        key.removeprefix("config."), is_now, f"the run in {folder} has {was}",
+        "Use another run.name, or resume=never for a fresh folder.",
+    )  # fmt: skip
+
+
+def came_to_nothing(folder: Path, manifest: Manifest) -> bool:
     """Whether a run failed before it made anything: on bad input, say. Its name is free for another one."""
     made = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    return manifest["status"] == "failed" and all(path.name in OF_A_START for path in made)
+    return manifest.status == "failed" and all(path.name in OF_A_START for path in made)
 
 
 def locked(folder: Path) -> int:
@@ -226,59 +255,13 @@ def last_published(root: Path) -> int:
     numbers = [0]
     for path in root.glob("*/*/manifest.json"):
         with suppress(AlignError, OSError):  # a stranger's file, or one of another version, has none
-            number = read_manifest(path.parent).get("published")
-            numbers.append(number if isinstance(number, int) else 0)
+            numbers.append(read_manifest(path.parent).published)
     return max(numbers)
 
 
-def started(manifest: Mapping[str, Any]) -> str:
-    times = manifest.get("times", {})
-    return times.get("first_started") or times.get("started", "")
+def started(manifest: Manifest) -> str:
+    return manifest.times.get("first_started") or manifest.times.get("started", "")
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def new_manifest(
-    stage: str, name: str, identity: Any, inputs: Mapping[str, Any], base: Base | None, seed: int
-) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": "new",
-        "stage": stage,
-        "name": name,
-        "seed": seed,
-        "identity": identity,
-        "inputs": {k: dict(v) for k, v in inputs.items()},
-        "base": asdict(base) if base else None,
-        "outputs": {},
-        "metrics": {},
-        "times": {"started": now()},
-        "git": git_state(),
-        "packages": package_versions(),
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "system": platform.platform()},
-    }
-
-
-def package_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit and uncommitted difference of the folder the command runs in; None where that is no git checkout."""
-
-    def git(*arguments: str) -> str:
-        ran = subprocess.run(("git", *arguments), capture_output=True, check=True, timeout=20)
-        return ran.stdout.decode(errors="replace")
-
-    try:
-        commit, diff = git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    kept = diff if len(diff) <= DIFF_LIMIT else f"(left out: {len(diff)} characters, sha256 {json_digest(diff)})"
-    return {"commit": commit, "diff": redacted(kept)} if diff else {"commit": commit}

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from align.errors import CorruptFile, InputError
+from align.errors import AlignError, CorruptFile, InputError
 from align.run.files import files_digest, json_object, matching
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,6 +63,18 @@ def adapter_digest(folder: Path, bare: bool = False) -> str:
         bare: no run published it, whose manifest has a hash of every file: its tokenizer and chat template count too.
     """
     return files_digest(matching(folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *(TOKENIZER if bare else ()))))
+
+
+def published_digest(folder: Path) -> str:
+    """The digest of what a run published: of its model where it has a `config.json`, of its adapter where it has an
+    `adapter_config.json`, and empty where it is neither, or a model that is not read."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return adapter_digest(folder)
+    if not (folder / "config.json").is_file():
+        return ""
+    with suppress(AlignError):
+        return model_digest(folder, "artifact", str(folder))
+    return ""
 
 
 def unhashed(folder: Path, names: Iterable[str]) -> list[str]:

@@ -9,7 +9,6 @@ import traceback
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,7 +18,7 @@ from align.config.stages import STAGES
 from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
-from align.run import Base, Run, out_of_memory, storage_error, verify_outputs
+from align.run import Base, Input, Run, out_of_memory, storage_error, verify_outputs
 from align.track import Tracker
 from annotate.store import Store
 
@@ -32,13 +31,13 @@ class Inputs:
         config: with what they decide: the method that an adapter belongs to.
         label: the readable part of the run's derived name.
         base: the base weights.
-        records: name → `{digest, …}` of every input, as the manifest will hold it.
+        records: name → what goes in, as the manifest will hold it.
     """
 
     config: Config
     label: str
     base: Base | None
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    records: dict[str, Input] = field(default_factory=dict)
 
 
 def execute(config: Config) -> int:
@@ -64,7 +63,7 @@ def perform(config: Config) -> int:
     values = plain(config)
     with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume) as run:
         if run.done:
-            verify_outputs(run.folder, run.manifest)
+            verify_outputs(run.folder, run.manifest.outputs)
             print("This run is finished already; resume=never makes another.")
             print(run.folder)
             return 0
@@ -72,14 +71,13 @@ def perform(config: Config) -> int:
         log = log_to(run)
         try:
             result = module.run(run, config)
-            run.manifest["hardware"] |= computed_on(config)
             if "torch" in sys.modules:  # nothing else writes tensors
                 from align.models.finite import check_published
 
                 check_published(
                     run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype
                 )
-            run.publish(result.metrics)
+            run.publish(result.metrics, computed_on(config))
         except AlignError:
             raise
         except Exception as error:
@@ -136,7 +134,7 @@ def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextMan
     """The run's metrics streams, continued after step `keep_below`, mirrored to wandb where `track=wandb`."""
     mirror = None
     if config.track.name == "wandb":
-        name = f"{run.manifest['stage']}/{run.manifest['name']}"
+        name = f"{run.manifest.stage}/{run.name}"
         mirror = {"project": config.track.project, "name": name, "config": plain(config)}
     return closing(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))
 

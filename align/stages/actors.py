@@ -105,7 +105,7 @@ def load_actors(run: Run, config: Config, base: Base) -> Actors:
     stage: PpoConfig = config.stage
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    artifact = start(config, run.inputs["init"]["path"]).artifact
+    artifact = start(config, run.inputs["init"].path).artifact
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     models = scoring.models_of(run.inputs)
     scoring.same_template(config, models, base, tokenizer)
@@ -134,7 +134,7 @@ def load_actors(run: Run, config: Config, base: Base) -> Actors:
 
     def speaks(role: Role) -> AbstractContextManager[None]:
         lr = stage.lr if role == "policy" else None
-        return speaking(f"the {role}, which started from init={run.inputs['init']['ref']}", lr, config.dtype)
+        return speaking(f"the {role}, which started from init={run.inputs['init'].ref}", lr, config.dtype)
 
     held_out = found[len(found) - n_eval :]
     return Actors(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)

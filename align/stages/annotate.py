@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Callable
 from getpass import getuser
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from align.config.annotate import LOOPBACK, AnnotateConfig
@@ -15,9 +14,9 @@ from align.config.root import Config
 from align.config.settings import changed
 from align.errors import InputError, require
 from align.report import Report
-from align.run import Run, json_digest, resolve, write_json
+from align.run import Input, Run, json_digest, resolve, write_json
+from align.run.graph import readers_of
 from align.stages import Inputs, open_store, store_url
-from align.stages.lineage import readers_of
 from align.types import Result
 from annotate.accounts import Accounts, Person
 from annotate.archive import backup, restore
@@ -42,7 +41,7 @@ def inputs(config: Config) -> Inputs:
         # What is to be judged is the input, not what has been judged already: a continued run is the same run.
         with open_store(config, create=False) as store:
             items = json_digest([item.id for item in store.items(config.project)])
-        return Inputs(config, label, None, {"items": {"project": config.project, "digest": items}})
+        return Inputs(config, label, None, {"items": Input(items, project=config.project)})
     read = {"guidelines": stage.guidelines} | ({} if stage.action == "backup" else {"path": stage.path})
     for name, given in read.items():
         there = given is None or Path(given).expanduser().exists()
@@ -50,8 +49,7 @@ def inputs(config: Config) -> Inputs:
     if stage.action == "export":  # the run reads the project, as a run of stage=reward does: an erasure concerns it
         with open_store(config, create=False) as store:
             head = store.head(config.project)
-        record = {"project": config.project, "seq": head.seq, "digest": head.hash}
-        return Inputs(config, label, None, {"annotations": record})
+        return Inputs(config, label, None, {"annotations": Input(head.hash, project=config.project, seq=head.seq)})
     # From here on people have no name: what the run writes down must not say whom it concerned.
     if stage.annotator is not None and stage.action in ("erase", "invite"):
         with open_store(config, create=False) as store:
@@ -59,13 +57,13 @@ def inputs(config: Config) -> Inputs:
             known = accounts.pseudonym if stage.action == "erase" else accounts.handle
             config = changed(config, stage=changed(stage, annotator=known(config.project, stage.annotator)))
     # The others look at a store that changes, or change it: asked again, each is done again.
-    return Inputs(config, label, None, {"asked": {"digest": secrets.token_hex(8)}})
+    return Inputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
 
 
 def run(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
     result = DO[stage.action](run, config)
-    report = Report(f"annotate: {run.manifest['name']}", f"{stage.action}, project {config.project}")
+    report = Report(f"annotate: {run.name}", f"{stage.action}, project {config.project}")
     if stage.action == "simulate":
         report.text(
             "A **simulated** annotator, a stand-in for a person: it ranks by a sentiment score with Bradley–Terry "
@@ -263,13 +261,10 @@ def head_in(ref: str | None, root: Path, project: str) -> Head | None:
     """
     if ref is None:
         return None
-    inputs = resolve(ref, root, field_name="stage.head").manifest.get("inputs", {})
-    found = next((record for record in inputs.values() if is_head(record, project)), None)
+    manifest = resolve(ref, root, field_name="stage.head").manifest
+    inputs = manifest.inputs.values() if manifest else ()
+    found = next((read for read in inputs if read.project == project and read.seq >= 0), None)
     if found is None:
         problem = f"it did not read project {project}"
         raise InputError("stage.head", ref, problem, "Name a run of stage=reward or stage=dpo that did.")
-    return Head(found["seq"], found["digest"])
-
-
-def is_head(record: dict[str, Any], project: str) -> bool:
-    return record.get("project") == project and "seq" in record
+    return Head(found.seq, found.digest)

@@ -19,7 +19,7 @@ from align.models.plain import route_of
 from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability
-from align.run import Base, Run
+from align.run import Run
 from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
@@ -38,13 +38,13 @@ NAMES = {
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    return Inputs(config, label(base, config), base, {"init": artifact.record(), "data": pairs_record(config)})
+    return Inputs(config, label(base, config), base, {"init": artifact.as_input(), "data": pairs_record(config)})
 
 
 def run(run: Run, config: Config) -> Result:
     stage: DpoConfig = config.stage
-    base = Base(**run.manifest["base"])
-    artifact = start(config, run.inputs["init"]["path"]).artifact
+    base = run.base
+    artifact = start(config, run.inputs["init"].path).artifact
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
@@ -101,7 +101,7 @@ def run(run: Run, config: Config) -> Result:
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
 
-    report = Report(f"dpo: {run.manifest['name']}", f"{len(train)} pairs, from {artifact.ref}")
+    report = Report(f"dpo: {run.name}", f"{len(train)} pairs, from {artifact.ref}")
     report.figures_table(metrics)
     report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
     report.plot(curves(rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps")

@@ -46,27 +46,27 @@ def inputs(config: Config) -> Inputs:
     title = judges.title(config.reward, judge)
     of = judges.standing(artifact, judges.identities(config.reward, judge), root)
     judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
-    records = {"artifact": artifact.record(), "data": data_record(config.data), **judge}
+    records = {"artifact": artifact.as_input(), "data": data_record(config.data), **judge}
     if reference is not None:
         if not artifact.whole and base_of(reference, ModelConfig(), "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
-        records["init"] = reference.record()
+        records["init"] = reference.as_input()
     return Inputs(config, label(base, config), base, records)
 
 
 def started_from(artifact: Artifact, config: Config) -> Artifact | None:
     """What an artifact is measured against: what its run started from; None for one that started from the base."""
-    recorded = artifact.manifest.get("inputs", {}).get("init")
+    recorded = artifact.manifest.inputs.get("init") if artifact.manifest else None
     if recorded is not None:
         found = (
-            base_itself(replace(artifact, base=Base(**artifact.manifest["base"]), whole=False))
-            if recorded["ref"] == BASE
-            else resolve(recorded["path"], Path(config.run.root), field_name="init")
+            base_itself(replace(artifact, base=artifact.manifest.base if artifact.manifest else None, whole=False))
+            if recorded.ref == BASE
+            else resolve(recorded.path, Path(config.run.root), field_name="init")
         )
         asked = config.init != INIT and find(config.init, config, "init")
         if asked and asked.digest != found.digest:
             raise InputError(
-                "init", config.init, f"{artifact.ref} was trained from {recorded['ref']}, and is measured against that",
+                "init", config.init, f"{artifact.ref} was trained from {recorded.ref}, and is measured against that",
                 "Drop init=.",
             )  # fmt: skip
         return found
@@ -82,8 +82,8 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
 
 def run(run: Run, config: Config) -> Result:
     stage: EvalConfig = config.stage
-    base = Base(**run.manifest["base"])
-    artifact = start(config, run.inputs["artifact"]["path"], "artifact").artifact
+    base = run.base
+    artifact = start(config, run.inputs["artifact"].path, "artifact").artifact
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
@@ -97,7 +97,7 @@ def run(run: Run, config: Config) -> Result:
     # One answer each, sampled as in training; then the policy's answers under both.
     answers: dict[str, Rollout] = {}
     for who, policy in policies.items():
-        ref = run.inputs["artifact"]["ref"]
+        ref = run.inputs["artifact"].ref
         name = f"artifact={ref}" if who == "policy" else f"what artifact={ref} started from"
         seeds = row_seeds(range(len(found)), config.seed, "eval", who)
         with policy.active(), speaking(name, None, config.dtype):
@@ -143,7 +143,7 @@ def run(run: Run, config: Config) -> Result:
 def policies_of(run: Run, config: Config, artifact: Artifact, base: Base, device: torch.device) -> dict[str, Policy]:
     """`policy`, and `ref`, what it started from: two adapters on one base, or two whole models."""
     dtype, root = choose_dtype(config.dtype, device), Path(config.run.root)
-    started = resolve(run.inputs["init"]["path"], root, field_name="init") if "init" in run.inputs else None
+    started = resolve(run.inputs["init"].path, root, field_name="init") if "init" in run.inputs else None
     if artifact.whole:
         assert started is not None, "inputs() lets no such artifact pass"
         bases = {"ref": base_of(started, ModelConfig(), "init"), "policy": base}
@@ -185,9 +185,7 @@ def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: st
     """The report: what the judge is to the policy, figures, distributions, and answers side by side."""
     role = metrics["judge_is"]
     called = "judge" if role == "gold" else role
-    report = Report(
-        f"eval: {run.manifest['name']}", f"{ref} against what it started from; {called}: {metrics['judge']}"
-    )
+    report = Report(f"eval: {run.name}", f"{ref} against what it started from; {called}: {metrics['judge']}")
     if said:
         report.text("\n".join(f"- {sentence}" for sentence in said))
     report.figures_table({key: value for key, value in metrics.items() if key != "judge_notes"})

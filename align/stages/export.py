@@ -48,7 +48,8 @@ from align.models.load import (
     choose_dtype,
 )
 from align.report import Report
-from align.run import Artifact, Base, Run, json_digest
+from align.run import Artifact, Base, Input, Run, json_digest
+from align.run.graph import evaluation_of
 from align.stages import Inputs
 from align.stages.exporting import (
     about,
@@ -63,7 +64,7 @@ from align.stages.exporting import (
     merged_model,
     named_base,
 )
-from align.stages.lineage import evaluation_of, label, start, tokenizer_of, trained_in
+from align.stages.lineage import label, start, tokenizer_of, trained_in
 from align.track import peak_rss_mb
 from align.types import Result
 
@@ -80,17 +81,17 @@ def inputs(config: Config) -> Inputs:
         )
     if not artifact.manifest:
         check_stranger(artifact, base, method)
-    records = {"artifact": artifact.record()}
-    if (evaluation := evaluation_of(artifact, Path(config.run.root).expanduser())) is not None:
-        records["evaluation"] = {"digest": json_digest(evaluation)}  # stands in the card: another is another export
+    records = {"artifact": artifact.as_input()}
+    if (evaluation := evaluation_of(artifact.digest, Path(config.run.root).expanduser())) is not None:
+        records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
     asked = {engine: version_of(engine, engines(config)[engine]) for engine in engines_asked(config)}
-    records["engines"] = asked | {"digest": json_digest(asked)}  # one that was installed since is asked
+    records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
     if config.export.name != "check":
         check_askable(config, asked)
     if config.export.name in ("gguf", "all"):
         converters_in(config.export.converters)
     if config.export.name == "check":
-        records["asked"] = {"digest": secrets.token_hex(8)}  # each time anew
+        records["asked"] = Input(secrets.token_hex(8))  # each time anew
     return Inputs(config, f"{label(base, config)}-{config.export.name}", base, records)
 
 
@@ -133,8 +134,8 @@ def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
 
 
 def run(run: Run, config: Config) -> Result:
-    base = Base(**run.manifest["base"])
-    artifact = start(config, run.inputs["artifact"]["path"], "artifact").artifact
+    base = run.base
+    artifact = start(config, run.inputs["artifact"].path, "artifact").artifact
     kinds = kinds_of(config)
     found = read_adapter(artifact.path)
     check_plain(found, () if {"adapter", "gguf"} & set(kinds) else MERGEABLE)
@@ -162,7 +163,7 @@ def run(run: Run, config: Config) -> Result:
         line = f"{', '.join(kinds)} of {artifact.ref} in {target}"
 
     what = f"{artifact.ref} as {config.export.path or config.export.name}"
-    report = Report(f"export: {run.manifest['name']}", what)
+    report = Report(f"export: {run.name}", what)
     report.text(
         "The receipt: what was exported, loaded back as anyone would load it, beside the model that was trained "
         f"({'NF4 base' if trained.kind == 'nf4' else 'base'} and adapter, in fp32), on the same prompts, token by "
@@ -188,7 +189,8 @@ def written(
     Raises:
         InputError: the receipt is not good, see `align.export.receipt.require_passed`.
     """
-    name = served_name(*(str(artifact.manifest.get(key, "")) for key in ("stage", "name"))) or artifact.path.name
+    made = (artifact.manifest.stage, artifact.manifest.name) if artifact.manifest else ("", "")
+    name = served_name(*made) or artifact.path.name
     checks = accepting(DO[kind](config, trained, folder), config.export.accept)
     check_tokenizer(trained, folder)
     launchers(config, trained, kind, folder, home, name, gap_in(checks))

@@ -27,7 +27,8 @@ from align.models.base import BUILT_IN
 from align.models.load import DTYPES, in_fp32, load_base, load_tokenizer, name_of
 from align.ops.divergence import Divergence
 from align.run import Artifact, Base, Run
-from align.stages.lineage import data_behind, evaluation_of, parents_of
+from align.run.graph import evaluation_of, trained_through
+from align.stages.lineage import data_behind
 
 
 def engines(config: Config) -> dict[str, str]:
@@ -146,21 +147,23 @@ def card(
     checks: list[Check],
 ) -> str:
     root = Path(config.run.root).expanduser()
+    parents = trained_through(artifact.manifest, artifact.digest, root) if artifact.manifest else []
+    data = data_behind(artifact, root)
     facts: dict[str, Any] = {
-        "name": f"{run.manifest['stage']}-{run.manifest['name']}", "kind": kind,
+        "name": f"{run.manifest.stage}-{run.name}", "kind": kind,
         "served": name if (folder / LAUNCH).is_dir() else "", "modelfile": (folder / "Modelfile").is_file(),
-        "base": named_base(trained.base), "method": trained.method, "parents": parents_of(artifact, root),
-        "seed": config.seed, "receipt": checks, "data": data_behind(artifact),
-        "licences": licences(artifact, trained.base), "dtype": config.export.dtype,
+        "base": named_base(trained.base), "method": trained.method, "parents": parents,
+        "seed": config.seed, "receipt": checks, "data": data,
+        "licences": licences(data, trained.base), "dtype": config.export.dtype,
         "into": into(config, trained),
         "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype),
     }  # fmt: skip
-    if (evaluation := evaluation_of(artifact, root)) is not None:
+    if (evaluation := evaluation_of(artifact.digest, root)) is not None:
         facts |= {"metrics": evaluation, "judge": evaluation.get("judge", "")}
     return render_card(facts)
 
 
-def licences(artifact: Artifact, base: Base) -> list[tuple[str, str]]:
+def licences(data: list[str], base: Base) -> list[tuple[str, str]]:
     """What the export was made of, and under which licence that is; empty where nobody says."""
     made_of = [(f"base {named_base(base)['id']}", licence_in(Path(base.path)))]
-    return made_of + [(f"data {name}", licence_of(name)) for name in data_behind(artifact)]
+    return made_of + [(f"data {name}", licence_of(name)) for name in data]

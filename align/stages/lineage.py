@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from align.data.sources import data_record
 from align.errors import InputError
 from align.models.base import base_of, find_base
 from align.models.load import load_tokenizer
-from align.run import Artifact, Base, artifact_in, publication, read_manifest, resolve
+from align.run import Artifact, Base, Input, Manifest, resolve
+from align.run.graph import Gone, ancestors
 
 BASE = "base"
 """The reference to the model that `model=` names, as it is."""
@@ -73,7 +74,7 @@ def method_of(artifact: Artifact, given: str, field: str) -> str:
     Raises:
         InputError: `method=` contradicts the artifact.
     """
-    config = artifact.manifest.get("identity", {}).get("config", {})
+    config = artifact.manifest.config if artifact.manifest else {}
     trained = None if artifact.whole else config.get("method", {}).get("name")
     if given == "auto":
         return trained or "qlora"
@@ -120,42 +121,45 @@ def same_split(config: Config, artifact: Artifact) -> None:
     """
     if config.data.name != "jsonl":
         return  # the corpus has parts of its own
-    digest = data_record(config.data)["digest"]
-    for manifest in manifests_behind(artifact):
-        trained = manifest["identity"]["config"]["data"]
-        same = manifest["inputs"].get("data", {}).get("digest") == digest
+    digest = data_record(config.data).digest
+    for manifest in behind(artifact, Path(config.run.root).expanduser()):
+        if isinstance(manifest, Gone):
+            print(f"{manifest.ref} is gone: nobody knows whether it was trained on what is held out of data.path now")
+            continue
+        trained = manifest.config["data"]
+        same = manifest.inputs.get("data", Input("")).digest == digest
         if same and trained["held_out"] != config.data.held_out:
             raise InputError(
                 "data.held_out", config.data.held_out,
-                f"{manifest['stage']}:{manifest['name']} held out {trained['held_out']} of this file, learned the rest",
+                f"{manifest.ref} held out {trained['held_out']} of this file, learned the rest",
                 f"Write data.held_out={trained['held_out']}, or give a file of its own to measure on.",
             )  # fmt: skip
 
 
-def manifests_behind(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
-    """The manifest of an artifact's run and of the runs that it came through, as far as they are still there."""
-    if not artifact.manifest:
-        return
-    yield artifact.manifest
-    for record in artifact.manifest["inputs"].values():
-        if "whole" in record and (Path(record["path"]).parent / "manifest.json").is_file():
-            yield from manifests_behind(artifact_in(Path(record["path"]), record["ref"], verify=False))
+def behind(artifact: Artifact, root: Path) -> Iterator[Manifest | Gone]:
+    """The manifest of an artifact's run and of those that it came through; nothing of a bare folder."""
+    return ancestors(artifact.manifest, root) if artifact.manifest else iter(())
 
 
 def trained_in(artifact: Artifact) -> str | None:
     """The dtype that an artifact's run computed in; None where nobody wrote it down."""
-    told = artifact.manifest.get("identity", {}).get("config", {}).get("dtype", "auto")
-    return artifact.manifest.get("hardware", {}).get("dtype") if told == "auto" else told
+    if artifact.manifest is None:
+        return None
+    given = artifact.manifest.config.get("dtype", "auto")
+    return artifact.manifest.hardware.get("dtype") if given == "auto" else given
 
 
-def data_behind(artifact: Artifact) -> list[str]:
-    """The names of the data that an artifact was trained on, each once, as other machines may know them."""
+def data_behind(artifact: Artifact, root: Path) -> list[str]:
+    """The names of the data that an artifact was trained on, each once, as other machines may know them. Of a run that
+    is gone, that nobody knows."""
     found = []
-    for manifest in manifests_behind(artifact):
-        data = manifest["identity"]["config"]["data"]
-        record = manifest["inputs"].get("data", {})
-        name = record.get("project") or (Path(data["path"]).name if data.get("path") else data["name"])
-        found.append(f"annotations {name}" if record.get("project") else name)
+    for manifest in behind(artifact, root):
+        if isinstance(manifest, Gone):
+            found.append(f"whatever {manifest.ref} was trained on: that run is gone")
+            continue
+        data, read = manifest.config["data"], manifest.inputs.get("data", Input(""))
+        name = read.project or (Path(data["path"]).name if data.get("path") else data["name"])
+        found.append(f"annotations {name}" if read.project else name)
     return list(dict.fromkeys(found))
 
 
@@ -163,59 +167,3 @@ def label(base: Base, config: Config) -> str:
     """The readable part of a run's name: model and method."""
     name = Path(base.path).parent.name if Path(base.path).name == "artifact" else base.id.rstrip("/").rpartition("/")[2]
     return name if name.endswith(config.method.name) else f"{name}-{config.method.name}"
-
-
-def parents_of(artifact: Artifact, root: Path) -> list[dict[str, str]]:
-    """The runs that an artifact came through, in order of training, itself last: `{stage, name, digest}` each."""
-    manifest = artifact.manifest
-    if not manifest:
-        return []
-    before: list[dict[str, str]] = []
-    for name, recorded in manifest["inputs"].items():
-        if name != "init" and not name.startswith("reward"):
-            continue
-        if "path" not in recorded:  # a function: no run made it
-            continue
-        if (Path(recorded["path"]).parent / "manifest.json").is_file():
-            before += parents_of(artifact_in(Path(recorded["path"]), recorded["ref"], verify=False), root)
-        elif "stage" in recorded:
-            before.append({k: recorded[k] for k in ("stage", "name", "digest")})
-    mine = {"stage": manifest["stage"], "name": manifest["name"], "digest": artifact.digest}
-    return [p for i, p in enumerate([*before, mine]) if p not in [*before, mine][:i]]
-
-
-def evaluation_of(artifact: Artifact, root: Path) -> dict[str, Any] | None:
-    """The figures of the newest finished evaluation of exactly this artifact, those of a proxy only where there are no
-    others; None where there are none."""
-    found = []
-    for path in (root / "eval").glob("*/manifest.json"):
-        manifest = read_manifest(path.parent)
-        if manifest["status"] == "done" and manifest["inputs"]["artifact"]["digest"] == artifact.digest:
-            proxy = manifest["metrics"].get("judge_is") == "proxy"
-            found.append(((not proxy, publication(manifest)), manifest["metrics"]))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:
-    """The runs that read an annotation project while rows `first` to `last` of its ledger were its newest, and those
-    that were made from them: `stage/name`, each after what it came from. And the manifests that cannot be read."""
-    manifests, unread = {}, []
-    for path in sorted(root.glob("*/*/manifest.json")):
-        try:
-            found = read_manifest(path.parent)
-            manifests[f"{found['stage']}/{found['name']}"] = found
-        except (InputError, KeyError):
-            unread.append(str(path))
-    used = [
-        name
-        for name, manifest in manifests.items()
-        if any(r.get("project") == project and first <= r.get("seq", -1) < last for r in manifest["inputs"].values())
-    ]
-    for parent in used:  # grows while we walk it
-        files = set(manifests[parent].get("outputs", {}).values())
-        for name, manifest in manifests.items():
-            inputs = manifest["inputs"].values()
-            child = any(f"{r.get('stage')}/{r.get('name')}" == parent or r.get("digest") in files for r in inputs)
-            if child and name not in used:
-                used.append(name)
-    return used, unread

@@ -138,8 +138,8 @@ def send_to_annotators(
     chosen = sorted(worst_of.values(), key=order.index)[: config.stage.tripwires.suspects]
     before = actors.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
     before_B, _ = actors.score(before)
-    name, digest = run.manifest["name"], run.manifest["base"]["digest"]
-    key = f"{name}/{json_digest(run.manifest['identity'])[:8]}/{step}"  # another run of that name asks other things
+    name, digest = run.name, run.base.digest
+    key = f"{name}/{json_digest(run.manifest.identity)[:8]}/{step}"  # another run of that name asks other things
 
     def candidate(given: Answers, scores_B: Tensor, i: int, **told: Any) -> Candidate:
         sampling = {"run": name, "temperature": config.rollout.temperature, "score": float(scores_B[i]), **told}

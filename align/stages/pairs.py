@@ -10,19 +10,20 @@ from align.data.chat import encode_judged, hopeless, prompt_length
 from align.data.preferences import read_preferences, split_by_group
 from align.data.sources import data_file, data_record, share_of
 from align.errors import InputError, require
+from align.run import Input
 from align.stages import open_store
 from align.trainers.pairs import Pair
 from align.types import Conversation, Preference
 from annotate.store import preferences
 
 
-def pairs_record(config: Config) -> dict[str, Any]:
+def pairs_record(config: Config) -> Input:
     """What a run's manifest says of its pairs: the head of the ledger, or the file."""
     if config.data.name != "annotations":
         return data_record(config.data)
     with open_store(config, create=False) as store:
         head = store.head(config.project)
-    return {"project": config.project, "seq": head.seq, "digest": head.hash}
+    return Input(head.hash, project=config.project, seq=head.seq)
 
 
 def divided_pairs(config: Config, held_out: float) -> tuple[list[Preference], list[Preference]]:

@@ -39,7 +39,7 @@ from align.ppo.tripwires import counted, crossed, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.report import Report, curves
 from align.rollout.randomness import generator_for
-from align.run import Base, Run
+from align.run import Run
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import Inputs, scoring, tracker
 from align.stages.actors import Actors, experience_arguments, load_actors, loss_arguments, starting_point
@@ -53,13 +53,13 @@ def inputs(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     root = Path(config.run.root).expanduser()
     rewards = scoring.records(config.reward, root, base, frozen_as(config.method.name))
-    records = {"init": artifact.record(), "data": data_record(config.data), **rewards}
+    records = {"init": artifact.as_input(), "data": data_record(config.data), **rewards}
     return Inputs(config, label(base, config), base, records)
 
 
 def run(run: Run, config: Config) -> Result:
     stage: PpoConfig = config.stage
-    base, temperature = Base(**run.manifest["base"]), config.rollout.temperature
+    base, temperature = run.base, config.rollout.temperature
     actors = load_actors(run, config, base)
     roles, prompts = actors.roles, actors.prompts
     groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
@@ -204,7 +204,7 @@ def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, actors: 
 
 def draw(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
     """The report: figures, how they came about over the updates, and the fixed prompts' answers as training went on."""
-    report = Report(f"ppo: {run.manifest['name']}", f"from {run.inputs['init']['ref']}, against {reward_line(run)}")
+    report = Report(f"ppo: {run.name}", f"from {run.inputs['init'].ref}, against {reward_line(run)}")
     report.figures_table(metrics)
     for keys, caption in (
         (("score",), "Score (standardised, scaled, less the penalty for no EOS)."),
@@ -228,8 +228,8 @@ def draw(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
 
 def reward_line(run: Run) -> str:
     """What the run optimised, by name."""
-    refs = [record["ref"] for name, record in run.inputs.items() if name.startswith("reward")]
-    return ", ".join(refs) or run.manifest["identity"]["config"]["reward"]["name"]
+    refs = [read.ref for name, read in run.inputs.items() if name.startswith("reward")]
+    return ", ".join(refs) or run.manifest.config["reward"]["name"]
 
 
 class Clock:

@@ -20,10 +20,11 @@ from align.models.load import (
     save_tokenizer,
 )
 from align.ops.finite import not_finite
+from align.redaction import masked, unmarked
 from align.report import Report, curves, histogram_pair, in_words, reliability
-from align.run import Base, Run
+from align.run import Input, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of
-from align.stages import Inputs, tracker
+from align.stages import Inputs, store_url, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
 from align.stages.priority import prioritise
@@ -36,13 +37,16 @@ from reward.learned import score_rows
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    return Inputs(config, label(base, config), base, {"init": artifact.record(), "data": pairs_record(config)})
+    records = {"init": artifact.as_input(), "data": pairs_record(config)}
+    if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
+        records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
+    return Inputs(config, label(base, config), base, records)
 
 
 def run(run: Run, config: Config) -> Result:
     stage: RewardStageConfig = config.stage
-    base = Base(**run.manifest["base"])
-    artifact = start(config, run.inputs["init"]["path"]).artifact
+    base = run.base
+    artifact = start(config, run.inputs["init"].path).artifact
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
@@ -99,7 +103,7 @@ def run(run: Run, config: Config) -> Result:
     if stage.prioritise:
         metrics["prioritised"] = prioritise(config, model, score_head(model), tokenizer, stops, max_length)
 
-    report = Report(f"reward: {run.manifest['name']}", f"{len(train)} pairs, from {artifact.ref}")
+    report = Report(f"reward: {run.name}", f"{len(train)} pairs, from {artifact.ref}")
     report.figures_table(metrics)
     report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
     report.plot(reliability(shuffled_bins([pref for pref, _ in test], gap)), RELIABILITY, "reliability plot")

@@ -11,7 +11,7 @@ from align.models.load import choose_device, choose_dtype, context_length, descr
 from align.report import Report, curves
 from align.rollout.engine import response_texts
 from align.rollout.randomness import row_seeds
-from align.run import Base, Run, write_json
+from align.run import Run, write_json
 from align.stages import Inputs, open_store, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.stages.sampling import engine_of, speaking
@@ -24,14 +24,14 @@ PROMPTS_AT_ONCE = 64
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    records = {"init": artifact.record(), "data": data_record(config.data)}
+    records = {"init": artifact.as_input(), "data": data_record(config.data)}
     return Inputs(config, label(base, config), base, records)
 
 
 def run(run: Run, config: Config) -> Result:
     stage: SampleConfig = config.stage
-    base = Base(**run.manifest["base"])
-    artifact = start(config, run.inputs["init"]["path"]).artifact
+    base = run.base
+    artifact = start(config, run.inputs["init"].path).artifact
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
@@ -55,7 +55,7 @@ def run(run: Run, config: Config) -> Result:
             chunk = found[first : first + PROMPTS_AT_ONCE]
             rows = [(first + i, k) for i in range(len(chunk)) for k in range(stage.candidates)]
             asked = [found[i].input_ids for i, _ in rows]
-            with policy.active(), speaking(f"init={run.inputs['init']['ref']}", None, config.dtype):
+            with policy.active(), speaking(f"init={run.inputs['init'].ref}", None, config.dtype):
                 rollout = engine.generate(policy.model, asked, row_seeds(rows, config.seed, "sample"))
             texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
             with store.transaction():
@@ -68,7 +68,7 @@ def run(run: Run, config: Config) -> Result:
                         )
                         for k in mine
                     ]  # fmt: skip
-                    store.add_item(config.project, f"{run.manifest['name']}/{first + i}", prompt.conversation, answers)
+                    store.add_item(config.project, f"{run.name}/{first + i}", prompt.conversation, answers)
             figures = {"answers": len(rows), "eos_rate": sum(ends) / len(rows)}
             figures["mean_length"] = float(rollout.lengths_B.sum()) / len(rows)
             track.log(first + len(chunk), figures)
@@ -81,7 +81,7 @@ def run(run: Run, config: Config) -> Result:
         "prompts": len(found), "dropped": dropped, "answers": answered, **means, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
-    report = Report(f"sample: {run.manifest['name']}", f"{artifact.ref} into project {config.project}")
+    report = Report(f"sample: {run.name}", f"{artifact.ref} into project {config.project}")
     report.figures_table(metrics)
     for key, caption in (
         ("mean_length", "Length of the answers, tokens."), ("eos_rate", "Share of answers that ended by themselves."),

@@ -28,7 +28,7 @@ from align.models.backbone import hidden_size
 from align.models.base import base_of
 from align.models.load import load_base, load_tokenizer
 from align.models.roles import Roles, linear, score_weight
-from align.run import Artifact, Base, artifact_in, file_digest, resolve
+from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
 from align.stages.lineage import method_of, tokenizer_of
 from reward import learned
 from reward.combined import Ensemble, Sum
@@ -49,7 +49,7 @@ def leaves(config: RewardConfig, field: str = "reward") -> Iterator[tuple[str, R
         yield f"{field}.ref" if isinstance(config, LearnedReward) else field, config
 
 
-def records(config: RewardConfig, root: Path, base: Base, method: str | None) -> dict[str, dict[str, Any]]:
+def records(config: RewardConfig, root: Path, base: Base, method: str | None) -> dict[str, Input]:
     """What the reward reads, as inputs of the run: `reward`, `reward.1`, … the reward models; `reward.fn`, … the files
     of functions.
 
@@ -60,16 +60,17 @@ def records(config: RewardConfig, root: Path, base: Base, method: str | None) ->
         MissingArtifact: a reward model is not there yet; the message names the command that makes it.
         InputError: something is named that is no reward model, or no function.
     """
-    models, files = [], []
+    models: list[Input] = []
+    files: list[Input] = []
     for field, leaf in leaves(config):
         if isinstance(leaf, LearnedReward):
-            models.append(model_at(leaf.ref, root, base, method, field).record())
+            models.append(model_at(leaf.ref, root, base, method, field).as_input())
         elif isinstance(leaf, FunctionReward):
             source, made_of = source_of(str(leaf.fn)), defined(load_function(str(leaf.fn)))
-            record = {"ref": leaf.fn, "digest": file_digest(source) if source else str(leaf.fn)}
             # Where the function and its parts stand, whichever module it was named by: as files and as contents.
-            record["defined"] = [f"{where}:{name}" for file, name in made_of for where in (file, file_digest(file))]
-            files.append(record)
+            places = [f"{where}:{name}" for file, name in made_of for where in (file, file_digest(file))]
+            digest = file_digest(source) if source else str(leaf.fn)
+            files.append(Input(digest, ref=str(leaf.fn), details={"defined": places}))
     return {
         **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},
         **{f"reward.fn.{i}" if i else "reward.fn": r for i, r in enumerate(files)},
@@ -79,18 +80,18 @@ def records(config: RewardConfig, root: Path, base: Base, method: str | None) ->
 def model_at(ref: str, root: Path, base: Base, method: str | None, field: str) -> Artifact:
     """A reward model. `latest` means the newest on the policy's base."""
     artifact = resolve(ref, root, base.digest if ref.endswith(":latest") else None, field)
-    is_model = not artifact.whole and artifact.manifest.get("stage", "reward") == "reward"  # or a bare folder
-    if not is_model:
+    made_by = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder does not say
+    if artifact.whole or made_by != "reward":
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
     if method is not None and on_base([artifact], base):
         method_of(artifact, method, field)
     return artifact
 
 
-def models_of(inputs: Mapping[str, dict[str, Any]]) -> list[Artifact]:
+def models_of(inputs: Mapping[str, Input]) -> list[Artifact]:
     """The reward models that `records` wrote down, in its order."""
     named = {int(name.partition(".")[2] or 0): r for name, r in inputs.items() if re.fullmatch(r"reward(\.\d+)?", name)}
-    return [artifact_in(Path(named[i]["path"]), named[i]["ref"]) for i in sorted(named)]
+    return [artifact_in(Path(named[i].path), named[i].ref) for i in sorted(named)]
 
 
 def on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:

@@ -27,7 +27,7 @@ from align.models.load import (
 )
 from align.models.plain import route_of
 from align.report import Report, curves, few
-from align.run import Base, Run
+from align.run import Input, Run
 from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
 from align.track import peak_rss_mb, progress
@@ -44,13 +44,13 @@ def inputs(config: Config) -> Inputs:
     if config.method.name == "auto":
         config = changed(config, method=changed(config.method, name="qlora"))
     label = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], config.method.name)))
-    records = {"base": {"id": base.id, "digest": base.digest}, "data": data_record(config.data)}
+    records = {"base": Input(base.digest, ref=base.id), "data": data_record(config.data)}
     return Inputs(config, label, base, records)
 
 
 def run(run: Run, config: Config) -> Result:
     stage: SftConfig = config.stage
-    base = Base(**run.manifest["base"])
+    base = run.base
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     tokenizer = load_tokenizer(base)
@@ -106,7 +106,7 @@ def run(run: Run, config: Config) -> Result:
         "train_tokens": train.tokens, "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered,
         "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    report = Report(f"{stage.name}: {run.manifest['name']}", f"{config.method.name} on {base.id}")
+    report = Report(f"{stage.name}: {run.name}", f"{config.method.name} on {base.id}")
     report.figures_table(metrics)
     if scarce := few_rows(len(test.rows)):
         report.text(scarce)

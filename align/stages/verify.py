@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-import align
 from align.config.root import Config
 from align.config.scorers import LearnedReward
 from align.config.verify import VerifyConfig
@@ -21,8 +20,8 @@ from align.ppo.anchors import Anchor, maths
 from align.ppo.own_model import Setting, on_model
 from align.report import Report
 from align.rollout.randomness import row_seeds
-from align.run import Base, Run, file_digest, json_digest
-from align.run.folder import package_versions
+from align.run import Input, Run, json_digest
+from align.run.provenance import code_digest, package_versions
 from align.stages import Inputs, scoring
 from align.stages.actors import experience_arguments, loss_arguments, roles_on, starting_point
 from align.stages.lineage import BASE, adapter_folder, frozen_as, label, own_tokenizer, start
@@ -41,22 +40,15 @@ def inputs(config: Config) -> Inputs:
     untold = config.init == BASE and config.reward == LearnedReward()
     root = Path(config.run.root).expanduser()
     rewards = {} if untold else scoring.records(config.reward, root, base, frozen_as(config.method.name))
-    records = {"code": {"digest": code_digest()}, "init": artifact.record(), **rewards}
+    records = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
     return Inputs(config, label(base, config), base, records)
-
-
-def code_digest() -> str:
-    """Of what is verified: this package and the versions of those it rests on. Another code is another run."""
-    package = Path(align.__file__).parent
-    files = {str(p.relative_to(package)): file_digest(p) for p in sorted(package.rglob("*.py"))}
-    return json_digest([package_versions(), files])
 
 
 def run(run: Run, config: Config) -> Result:
     stage: VerifyConfig = config.stage
-    base, device = Base(**run.manifest["base"]), choose_device(config.device)
+    base, device = run.base, choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    artifact = start(config, run.inputs["init"]["path"]).artifact
+    artifact = start(config, run.inputs["init"].path).artifact
     rewards = [model.path for model in scoring.on_base(scoring.models_of(run.inputs), base)]
     roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_backbone, device)
     shake(roles)
@@ -74,7 +66,7 @@ def run(run: Run, config: Config) -> Result:
         nonlocal drawn
         drawn += 1
         seeds = row_seeds(range(len(asked) * rows), config.seed, "verify", drawn)
-        with roles.use("policy") as model, speaking(f"init={run.inputs['init']['ref']}", None, config.dtype):
+        with roles.use("policy") as model, speaking(f"init={run.inputs['init'].ref}", None, config.dtype):
             return engine.generate(model, asked * rows, seeds)
 
     batch = draw(1)  # the first one warms up
@@ -96,7 +88,7 @@ def run(run: Run, config: Config) -> Result:
         measured = f"{anchor.measured:>9.1e} of {anchor.tolerance:<6g}"
         print(f"  {verdicts[anchor.holds]}  {anchor.name:<15}{measured}  {anchor.claim}")
 
-    report = Report(f"verify: {run.manifest['name']}", f"{base.id}, {config.method.name}, {dtype}")
+    report = Report(f"verify: {run.name}", f"{base.id}, {config.method.name}, {dtype}")
     rows = [(a.name, a.claim, f"{a.measured:.1e}", f"{a.tolerance:g}", verdicts[a.holds]) for a in found]
     report.table(("anchor", "claim", "measured", "tolerance", "verdict"), rows).write(run.folder / "report.html")
     if failed := [a.name for a in found if not a.holds]:

@@ -72,7 +72,7 @@ class Seed:
         return Path(done.stdout.splitlines()[-1])
 
     def judged(self, *words: str) -> Figures:
-        found = read_manifest(self.run("stage=eval", *words))["metrics"]
+        found = read_manifest(self.run("stage=eval", *words)).metrics
         return {"gold": found["gold"]["policy"], "win_rate": found["win_rate"]["value"], "kl": found["kl"]}
 
     def ours(self, backbone: str) -> tuple[Figures, Path]:
@@ -109,7 +109,7 @@ class Seed:
         folder = self.root / "peer" / f"{sft.digest[:8]}-{reward.digest[:8]}"
         if (folder / "prompts.json").is_file():
             return folder
-        base, cpu = Base(**sft.manifest["base"]), torch.device("cpu")
+        base, cpu = sft.base, torch.device("cpu")
         tokenizer = load_tokenizer(as_base(sft))
         for name, load, adapter in (("policy", load_base, sft.path), ("reward", load_classifier, reward.path)):
             merge(load(base, "qlora", cpu, torch.float32), adapter, torch.float32).save_pretrained(folder / name)
@@ -131,7 +131,7 @@ def compare(seeds: list[Seed]) -> dict[str, Any]:
     for backbone in BACKBONES:
         made = [seed.ours(backbone) for seed in seeds]
         found[f"ours, `value_backbone={backbone}`"] = [figures for figures, _ in made]
-        moments = moments or [read_manifest(folder)["metrics"] for _, folder in made]
+        moments = moments or [read_manifest(folder).metrics for _, folder in made]
     tried = {rate: seeds[0].peer(rate, moments[0]) for rate in RATES}
     best = max(tried, key=lambda rate: tried[rate]["gold"])
     found[f"TRL 1.12.0, lr {best:g}"] = [s.peer(best, m) for s, m in zip(seeds, moments, strict=True)]

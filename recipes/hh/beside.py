@@ -40,18 +40,18 @@ def main() -> int:
     parser.add_argument("--save", type=Path, help="write both results to this JSON file")
     given = parser.parse_args()
     manifest = read_manifest(given.run)
-    config = manifest["identity"]["config"]
+    config = manifest.config
     if config["data"]["held_out"]:
         raise SystemExit("the run held prompts back from training (data.held_out): make it with data.held_out=0")
     prefs = read_preferences(data_file(DataConfig(**config["data"])))[: config["data"]["limit"]]
     train, test = split_by_group(prefs, config["stage"]["held_out"], config["seed"])
 
     began = time.monotonic()
-    right = peer(manifest["base"]["path"], config, train, test)
+    right = peer(manifest.base.path, config, train, test)
     groups = [p.group_id or p.id for p in test]
     theirs = proportion(grouped(groups, right)[0]).as_dict() | {"minutes": (time.monotonic() - began) / 60}
-    ended, started = (datetime.fromisoformat(manifest["times"][k]) for k in ("finished", "started"))
-    ours = manifest["metrics"]["accuracy"] | {"minutes": (ended - started).total_seconds() / 60}
+    ended, started = (datetime.fromisoformat(manifest.times[k]) for k in ("finished", "started"))
+    ours = manifest.metrics["accuracy"] | {"minutes": (ended - started).total_seconds() / 60}
     found = {"pairs": len(train), "align": ours, "trl": theirs}
     print("\n" + markdown(found))
     if given.save:

@@ -52,17 +52,17 @@ def package(run: Path, target: Path) -> None:
     model.config.use_cache = True  # training switched it off
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
-    start = Path(manifest["base"]["path"])
+    start = Path(manifest.base.path)
     shutil.copyfile(start / "tokenizer.model", target / "tokenizer.model")
-    figures = manifest["metrics"]
+    figures = manifest.metrics
     others = ", ".join(f"{percent} %" for part, percent in PARTS.items() if part != "base")
-    config = manifest["identity"]["config"]
+    config = manifest.config
     card = CARD.format(
         epochs=config["stage"]["epochs"], lr=config["stage"]["lr"],
         compute="bf16" if config["dtype"] == "bfloat16" else "fp32",
         parameters=sum(p.numel() for p in model.parameters()) / 1e6, layers=model.config.num_hidden_layers,
         width=model.config.hidden_size, vocabulary=model.config.vocab_size, base=PARTS["base"], rest=others,
-        tokens=figures["train_tokens"], steps=figures["steps"], seed=manifest["seed"],
+        tokens=figures["train_tokens"], steps=figures["steps"], seed=manifest.seed,
         held_out=figures["held_out_tokens"], loss=figures["loss_after"], perplexity=figures["perplexity_after"],
         before=figures["perplexity_before"],
     )  # fmt: skip

@@ -61,8 +61,8 @@ def test_votes_of_a_browser_train_a_reward_model_and_ppo(
     ppo = ["stage=ppo", "stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16"]
     assert main([*reward, *common]) == 0
     assert main([*ppo, *data, *common]) == 0
-    used = resolve("ppo:latest", root, field_name="artifact").manifest["inputs"]["reward"]
-    assert read_manifest(Path(used["path"]).parent)["inputs"]["data"]["project"] == "forty"
+    used = resolve("ppo:latest", root, field_name="artifact").manifest.inputs["reward"]
+    assert read_manifest(Path(used.path).parent).inputs["data"].project == "forty"
 
 
 def test_a_server_that_does_not_start_is_said(browser: Any, tmp_path: Path) -> None:

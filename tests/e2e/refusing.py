@@ -33,7 +33,7 @@ def refused(shop: Workshop, words: list[str], *parts: str) -> None:
     assert not [part for part in parts if part not in said], said
     said.encode()  # can be written
     for path in set(shop.root.glob("*/*/manifest.json")) - before.keys():
-        assert read_manifest(path.parent)["status"] == "failed"
+        assert read_manifest(path.parent).status == "failed"
         shutil.rmtree(path.parent)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
 
@@ -13,7 +14,8 @@ from starlette.testclient import TestClient
 from workshop import EVERY_RUN, Workshop, files
 
 from align.config.annotate import AnnotateConfig
-from align.run import read_manifest
+from align.run import Input, read_manifest
+from align.run.manifest import write_manifest
 from align.stages.annotate import key_beside, origins
 from annotate.accounts import Accounts
 from annotate.store import Store
@@ -38,7 +40,7 @@ def asked(shop: Workshop, action: str, *arguments: str) -> Path:
 def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Path) -> None:
     folder = asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
     assert files(folder) >= EVERY_RUN
-    assert read_manifest(folder)["metrics"] == {"rows": 6, "added": 6}
+    assert read_manifest(folder).metrics == {"rows": 6, "added": 6}
     guide = tmp_path / "guide.md"
     guide.write_text("# Be fair")
     asked(shop, "configure", "stage.settings={overlap: 2}", "stage.state=paused", f"stage.guidelines={guide}")
@@ -128,8 +130,8 @@ def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop,
     def run(stage: str, name: str, **inputs: dict) -> None:
         folder = shop.root / stage / name
         folder.mkdir(parents=True)
-        manifest = done | {"stage": stage, "name": name, "inputs": inputs}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        manifest = replace(done, stage=stage, name=name, inputs={k: Input(**v) for k, v in inputs.items()})
+        write_manifest(folder, manifest)
 
     run("reward", "mine", data={"project": "p", "seq": head, "digest": "d"})
     run("reward", "others", data={"project": "q", "seq": head, "digest": "d"})
@@ -138,13 +140,13 @@ def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop,
     run("ppo", "others", reward={"stage": "reward", "name": "others", "digest": "d"})
     run("export", "mine", artifact={"stage": "ppo", "name": "mine", "digest": "d"})
     exported = asked(shop, "export", "data.allow_simulated=true")
-    pairs = read_manifest(exported)["outputs"]["artifact/preferences.jsonl"]
+    pairs = read_manifest(exported).outputs["artifact/preferences.jsonl"]
     run("dpo", "from-file", data={"path": "a-copy.jsonl", "digest": pairs})
     strange = shop.root / "ppo" / "strange"
     strange.mkdir()
     (strange / "manifest.json").write_text("{}")
     folder = asked(shop, "erase", f"stage.item={item}")
-    found = read_manifest(folder)["metrics"]
+    found = read_manifest(folder).metrics
     of_stage = f"annotate/{exported.name}"
     assert found["runs"] == [of_stage, "reward/mine", "dpo/from-file", "ppo/mine", "export/mine"]
     assert found["unreadable"] == [str(strange / "manifest.json")]

@@ -174,7 +174,7 @@ def test_ctrl_c_in_a_function_is_an_interruption(
     own = [word for word in ready.ppo if not word.startswith("reward")]
     words = [*own, "reward=fn", "reward.fn=mine_ctrl:score", f"run.root={shop.root}", "run.name=ctrl"]
     assert shop.ended(*words) == 130
-    assert read_manifest(shop.root / "ppo" / "ctrl")["status"] == "interrupted"
+    assert read_manifest(shop.root / "ppo" / "ctrl").status == "interrupted"
 
 
 # --- Too little memory

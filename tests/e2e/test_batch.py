@@ -50,7 +50,7 @@ def started(cwd: Path, *lines: str) -> subprocess.Popen[str]:
 
 def outputs(folder: Path) -> dict[str, str]:
     """Digests of what a run left, but for cards, which name their folder."""
-    found = read_manifest(folder)["outputs"]
+    found = read_manifest(folder).outputs
     return {name: digest for name, digest in found.items() if name.startswith("artifact/") and "README" not in name}
 
 
@@ -76,7 +76,7 @@ def test_lines_where_forking_is_not_safe(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(batch_module, "imported", lambda commands: False)
     assert batch_module.batch([sft, "stage=export artifact=sft:nobody"], lambda words: None, main) == 2
-    assert read_manifest(tmp_path / "runs/sft/x")["status"] == "done"
+    assert read_manifest(tmp_path / "runs/sft/x").status == "done"
     assert "sft:nobody" in capfd.readouterr().err
 
 
@@ -139,6 +139,6 @@ def test_signals_reach_the_stage(tmp_path: Path, sft: str, how: str):
     _, err = child.communicate(timeout=60)
     killed = how.endswith("killed")
     assert child.returncode == (137 if killed else 130), err
-    assert read_manifest(tmp_path / "runs/sft/x")["status"] == ("running" if killed else "interrupted")
+    assert read_manifest(tmp_path / "runs/sft/x").status == ("running" if killed else "interrupted")
     assert "Traceback" not in err
     assert not (tmp_path / "runs" / "export").exists()

@@ -52,7 +52,7 @@ def test_base_and_adapter_leave_as_gguf_with_llama_cpps_word_on_them(shop: Works
     assert {"base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf", "Modelfile", "launch/llama-server.sh"} < set(
         said["files"]
     )
-    assert read_manifest(exported)["metrics"]["max_logprob"] <= 0.02
+    assert read_manifest(exported).metrics["max_logprob"] <= 0.02
     template = re.search(r'TEMPLATE """(.*)"""', (artifact / "Modelfile").read_text(), re.S)
     assert template is not None
     assert "<|user|>{{ .Content }}<|end|>" in template[1]
@@ -116,7 +116,7 @@ def test_everything_at_once(shop: Workshop) -> None:
     for kind in ("adapter", "merged", "gguf"):
         assert receipt(folder / "artifact" / kind)["kind"] == kind
         assert (folder / "artifact" / kind / "README.md").is_file()
-    rows = read_manifest(folder)["metrics"]["receipt"]
+    rows = read_manifest(folder).metrics["receipt"]
     assert {F16_ROW, "transformers/adapter/nf4/float32", "transformers/merge/nf4-dequantised/float32"} < set(rows)
     check = ("stage=export", "export=check", "artifact=sft:a")
     assert shop.status(*check, f"export.path={folder}") == 0  # all three

@@ -52,13 +52,13 @@ def test_an_adapter_leaves_with_its_base_and_a_receipt(shop: Workshop, exported:
         NF4: "pass", ROUNDED: "pass", "transformers/adapter/original/float32": "reported",
         "transformers/base alone/nf4/float32": "reported", "llama.cpp": "not checked", "vLLM": "not checked",
     }  # fmt: skip
-    assert said["base"]["digest"] == manifest["base"]["digest"]
+    assert said["base"]["digest"] == manifest.base.digest
     assert said["base"]["id"] == "model"  # the folder's name, no path
     there = {str(path.relative_to(exported / "artifact")) for path in (exported / "artifact").rglob("*.*")}
     assert set(said["files"]) == there - {RECEIPT}
     assert "generation_config.json" in said["files"]
-    assert manifest["metrics"]["max_logprob"] <= 1e-4
-    assert manifest["metrics"]["receipt"]["transformers/base alone/nf4/float32"]["max_logprob"] > 0.1
+    assert manifest.metrics["max_logprob"] <= 1e-4
+    assert manifest.metrics["receipt"]["transformers/base alone/nf4/float32"]["max_logprob"] > 0.1
     [beside] = (shop.root / "bases").iterdir()
     assert json.loads((beside / "base.json").read_text())["digest"] == said["base"]["digest"]
     card = (exported / "artifact" / "README.md").read_text()
@@ -81,7 +81,7 @@ def test_an_export_is_measured_again(shop: Workshop, exported: Path, tmp_path: P
     check = ("export=check", "artifact=sft:a", f"export.path={exported / 'artifact'}")
     again = shop.run("export", *check)
     assert "pass (max_logprob ≤ 0.0001)" in shop.said
-    assert read_manifest(again)["metrics"]["max_logprob"] <= 1e-4
+    assert read_manifest(again).metrics["max_logprob"] <= 1e-4
     assert shop.status("stage=export", *check, "artifact=sft:b") == 2
     assert "was made of another artifact" in shop.said
     assert shop.run("export", *check) != again  # each time anew

@@ -89,8 +89,8 @@ def test_ppo_scores_by_the_reward_models_own_tokenizer_and_template(
         assert_close(score(scorer, conversations), whole, atol=1e-5, rtol=0)
         assert (whole - expected).abs().max() > 1e-3
 
-    policy = read_manifest(ready.root / "sft" / "s")["base"]["digest"]
-    assert read_manifest(folder)["base"]["digest"] == policy != read_manifest(other.reward)["base"]["digest"]
+    policy = read_manifest(ready.root / "sft" / "s").base.digest
+    assert read_manifest(folder).base.digest == policy != read_manifest(other.reward).base.digest
 
 
 def test_a_conversation_longer_than_the_reward_models_context(other: Other):

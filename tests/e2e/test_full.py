@@ -62,7 +62,7 @@ def test_every_weight_of_the_policy_moves_and_nothing_else(
     rows = read_rows(folder / "metrics.jsonl")
     assert abs(rows[0]["first_ratio"] - 1) < 1e-5
     assert abs(rows[0]["kl"]) < 1e-4 < abs(rows[-1]["kl"])
-    assert read_manifest(folder)["metrics"]["quantised_layers"] == 0
+    assert read_manifest(folder).metrics["quantised_layers"] == 0
     assert AutoModelForCausalLM.from_pretrained(folder / "artifact").num_parameters() > 0
 
 
@@ -71,7 +71,7 @@ def test_it_is_measured_against_the_model_that_it_started_from(
 ):
     ended([*command, "run.name=p"], root, capfd)
     words = ["stage=eval", "artifact=ppo:p", "stage.prompts=8", "rollout.max_new_tokens=12", *ready.data]
-    metrics = read_manifest(ended(words, root, capfd))["metrics"]
+    metrics = read_manifest(ended(words, root, capfd)).metrics
     assert metrics["kl"] != 0
     assert metrics["gold"].keys() > {"ref", "policy"}
 

@@ -41,7 +41,7 @@ def shop(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 def judged(shop: Workshop, policy: str, *words: str) -> dict[str, Any]:
     folder = shop.run("eval", f"artifact=ppo:{policy}", "stage.prompts=8", *words)
-    return read_manifest(folder)["metrics"] | {"folder": folder}
+    return dict(read_manifest(folder).metrics) | {"folder": folder}
 
 
 def refused(shop: Workshop, policy: str, *words: str) -> str:
@@ -94,8 +94,8 @@ def test_a_judge_that_is_named_judges(shop: Workshop) -> None:
     assert len(set(scores)) == len(judges)
     assert found["reward:b"]["judge_notes"] == []
     runs = [read_manifest(m["folder"]) for m in found.values()]
-    assert len({run["name"] for run in runs}) == len(judges)
-    assert runs[1]["inputs"]["reward"]["name"] == "b"
+    assert len({run.name for run in runs}) == len(judges)
+    assert runs[1].inputs["reward"].name == "b"
 
 
 def test_a_key_of_another_judge_is_refused_and_not_ignored(shop: Workshop) -> None:

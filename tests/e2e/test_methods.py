@@ -21,12 +21,12 @@ def test_every_stage_under_lora(tmp_path: Path, chats: Path, tiny_model: Path) -
     shop.run("sft", "model=hub", f"model.path={tiny_model}", "method=lora", "method.r=4", *SFT)
     shop.up_to_reward()  # nobody says method=lora again: the adapter knows
     done = read_manifest(shop.run("ppo", *PPO, "stage.value_backbone=policy"))
-    assert done["identity"]["config"]["method"]["name"] == "lora"
-    assert done["metrics"]["quantised_layers"] == 0
+    assert done.config["method"]["name"] == "lora"
+    assert done.metrics["quantised_layers"] == 0
     assert shop.status("stage=eval", "method=qlora", *shop.on_file) == 2
     assert "was trained with method=lora" in shop.said
-    assert math.isfinite(done["metrics"]["last_score"])
-    assert read_manifest(shop.run("export", "export=merged"))["metrics"]["kl"] < 0.01
+    assert math.isfinite(done.metrics["last_score"])
+    assert read_manifest(shop.run("export", "export=merged")).metrics["kl"] < 0.01
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
@@ -39,15 +39,15 @@ def test_every_stage_in_bf16(tmp_path: Path, chats: Path, tiny_model: Path, meth
     for run in (tuned, done):
         assert {t.dtype for t in read_tensors(run / "artifact").values()} == {torch.float32}
     assert abs(read_rows(done / "metrics.jsonl")[0]["first_ratio"] - 1) < 0.02
-    assert read_manifest(tuned)["metrics"]["loss_after"] < read_manifest(tuned)["metrics"]["loss_before"]
-    assert read_manifest(shop.run("export", "export=merged"))["metrics"]["kl"] < 0.05
+    assert read_manifest(tuned).metrics["loss_after"] < read_manifest(tuned).metrics["loss_before"]
+    assert read_manifest(shop.run("export", "export=merged")).metrics["kl"] < 0.05
     shop.run("eval", "stage.prompts=8")
 
 
 def test_packing_trains_on_fewer_longer_rows(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
     shop = Workshop(tmp_path / "runs", chats)
     packed = shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT, "stage.packing=true")
-    metrics = read_manifest(packed)["metrics"]
+    metrics = read_manifest(packed).metrics
     assert metrics["loss_after"] < metrics["loss_before"]
     assert metrics["steps"] == read_rows(packed / "metrics.jsonl")[-1]["step"]
 

@@ -111,7 +111,7 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         assert "Traceback" not in said.err
         root = next(Path(word.removeprefix("run.root=")) for word in line if word.startswith("run.root="))
         for path in root.glob("*/x/manifest.json"):
-            assert read_manifest(path.parent)["status"] == "failed"
+            assert read_manifest(path.parent).status == "failed"
         return message
 
     return command
@@ -209,7 +209,7 @@ def test_in_training(place: Place, refused: Callable[..., str], stage: str) -> N
     assert re.search(r"\((the gradient of )?[\w.]+ (holds \d+ such values|reaches \d\.\de\+\d\d)\)", said), said
     assert "Lower stage.lr" in said
     try:
-        assert resolve(f"{stage}:latest", place.root).manifest["name"] != "x"
+        assert resolve(f"{stage}:latest", place.root).manifest.name != "x"
     except MissingArtifact:
         assert stage in ("full", "dpo", "ppo")  # of which there is no earlier run
 

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from templates import FAMILIES, make_tokenizer
 
 from align.__main__ import main
 from align.run import read_manifest
+from align.run.manifest import write_manifest
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 SHAPE = {
@@ -79,7 +81,7 @@ def test_five_commands_from_a_model_folder_to_an_adapter(
         said = capsys.readouterr()
         assert status == 0, said.err
         folder = Path(said.out.splitlines()[-1])
-        assert read_manifest(folder)["status"] == "done"
+        assert read_manifest(folder).status == "done"
         assert (folder / "report.html").is_file()
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "ORG" / "NAME")
     PeftModel.from_pretrained(base, str(folder / "artifact"))
@@ -98,11 +100,11 @@ def test_an_instruction_model_is_a_start_as_it_is(
         said = capsys.readouterr()
         assert status == 0, said.err
         manifest = read_manifest(Path(said.out.splitlines()[-1]))
-        assert manifest["base"]["id"] == str(tiny_model)
-        start = manifest["inputs"]["init"]
-        assert start["digest"] == manifest["base"]["digest"]
-        assert start["whole"] is True
+        assert manifest.base.id == str(tiny_model)
+        start = manifest.inputs["init"]
+        assert start.digest == manifest.base.digest
+        assert start.whole is True
         if stage == "ppo":  # wherever the base lay when PPO began
-            start["path"] = "/gone"
-            (Path(said.out.splitlines()[-1]) / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert manifest["metrics"]["kl"] != 0
+            gone = replace(manifest, inputs={**manifest.inputs, "init": replace(start, path="/gone")})
+            write_manifest(Path(said.out.splitlines()[-1]), gone)
+    assert manifest.metrics["kl"] != 0

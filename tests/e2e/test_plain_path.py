@@ -35,12 +35,12 @@ def test_the_whole_path_on_the_plain_path(model_type: str, tmp_path: Path, chats
     model = with_tokenizer(tmp_path / "model", model_type, tiny_tokenizer)
     tuned = shop.run("sft", "model=hub", model, *SFT, "method=lora")
     assert "the plain path" in shop.said
-    metrics = read_manifest(tuned)["metrics"]
+    metrics = read_manifest(tuned).metrics
     assert metrics["loss_after"] < metrics["loss_before"]
     done = shop.run("ppo", *PPO, *RULES)
     assert read_rows(done / "metrics.jsonl")[0]["first_log_ratio"] < 1e-4
     shop.run("eval", "stage.prompts=8")
-    assert read_manifest(shop.run("export", "export=merged"))["metrics"]["kl"] < 0.01
+    assert read_manifest(shop.run("export", "export=merged")).metrics["kl"] < 0.01
 
 
 def test_rows_are_not_packed_where_they_would_see_each_other(tmp_path: Path, chats: Path, tiny_tokenizer: Any):

@@ -56,8 +56,8 @@ def test_a_function_as_the_reward(
     assert main(command) == 0
     folder = Path(capfd.readouterr().out.splitlines()[-1])
     manifest = read_manifest(folder)
-    assert manifest["inputs"]["reward.fn"]["ref"] == "my_reward:longer"
-    assert "reward" not in manifest["inputs"]  # no reward model was needed
+    assert manifest.inputs["reward.fn"].ref == "my_reward:longer"
+    assert "reward" not in manifest.inputs  # no reward model was needed
     assert "my_reward:longer" in (folder / "report.html").read_text()
     source.write_text(source.read_text() + "# another version\n")
     assert main(command) == 0
@@ -72,8 +72,8 @@ def test_an_ensemble_and_its_disagreement(without_ref: Ready, capfd: pytest.Capt
     assert "contradict each other" in said
     folder = Path(said.splitlines()[-1])
     assert all(row["disagreement"] > 0 for row in rows(folder))
-    inputs = read_manifest(folder)["inputs"]
-    assert (inputs["reward"]["name"], inputs["reward.1"]["name"]) == ("a", "b")
+    inputs = read_manifest(folder).inputs
+    assert (inputs["reward"].name, inputs["reward.1"].name) == ("a", "b")
 
 
 def test_a_sum_of_a_model_and_rules(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
@@ -130,7 +130,7 @@ def test_held_out_prompts_choose_what_is_published(ppo: Run):
     assert rows(best) == rows(last)  # which of them is published changes nothing about how they came to be
     measured = {row["step"]: row["held_out_objective"] for row in rows(best) if "held_out_objective" in row}
     assert list(measured) == [2, 4, 5]
-    metrics = read_manifest(best)["metrics"]
+    metrics = read_manifest(best).metrics
     assert metrics["published_update"] == max(measured, key=lambda step: measured[step])
     same = [
         torch.equal(a, b) for a, b in zip(*(read_tensors(r / "artifact").values() for r in (best, last)), strict=True)
@@ -162,7 +162,7 @@ def test_the_best_policy_is_published_not_the_last(ppo: Run, ready: Ready, monke
     best = ppo(*words, "stage.updates=2", "stage.eval_every=1")
     monkeypatch.setattr(stage, "evaluate", evaluate)
     short = ppo(*words, "stage.updates=1", "stage.eval_every=1")
-    assert read_manifest(best)["metrics"]["published_update"] == 1
+    assert read_manifest(best).metrics["published_update"] == 1
     pairs = zip(*(read_tensors(r / "artifact").items() for r in (best, short)), strict=True)
     assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
 
@@ -196,7 +196,7 @@ def test_a_tripwire_stops_the_run_and_asks_a_person(ppo: Run, ready: Ready):
     folder = ppo(*words, "stage.updates=6", "stage.tripwires.suspects=3", "project=suspects")
     assert len(rows(folder)) == 2
     manifest = read_manifest(folder)
-    assert manifest["metrics"]["tripped"] == ["entropy"]
+    assert manifest.metrics["tripped"] == ["entropy"]
     with Store.open(f"sqlite:///{ready.root / 'annotations.db'}", create=False) as store:
         items = list(store.items("suspects"))
     assert len(items) == 3

@@ -36,10 +36,10 @@ def test_the_least_sure_item_is_given_first(chats: Path, tiny_model: Path, tmp_p
     with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
         with store.reading() as db:
             priorities = {row.item: row.priority for row in db.execute(work.select())}
-        assert read_manifest(folder)["metrics"]["prioritised"] == len(priorities) == 24
+        assert read_manifest(folder).metrics["prioritised"] == len(priorities) == 24
         assert all(0 < priority <= 1 for priority in priorities.values())
         assert len(set(priorities.values())) > 12
-        project = read_manifest(folder)["inputs"]["data"]["project"]
+        project = read_manifest(folder).inputs["data"].project
         configure(store, project, {"order": "priority"})
         task = AssignmentQueue(store, project).take("ann")
         assert task is not None

@@ -67,7 +67,7 @@ def traced(arguments: list[str]) -> Callable[[], int]:
 def state(root: Path) -> dict[str, str]:
     """Digests of all that must be the same: adapter, critic, metrics, and the last checkpoint's optimiser state."""
     run = root / "ppo" / "x"
-    assert read_manifest(run)["status"] == "done"
+    assert read_manifest(run).status == "done"
     kept = root / "ppo" / "kept"
     files = [*run.glob("artifact/*.safetensors"), *run.glob("artifact/value/*.safetensors"), run / "metrics.jsonl"]
     files += [run / "samples.jsonl", kept / "checkpoint-8" / "state.safetensors", kept / "checkpoint-8" / "state.json"]
@@ -150,7 +150,7 @@ def test_killed_at_ten_random_moments(
         said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("continuing from")]
         assert said == ([f"continuing from {newest}"] if newest else [])
         kills, continued = kills + (child.exitcode != 0), continued + bool(newest)
-        if finished := read_manifest(run)["status"] == "done":
+        if finished := read_manifest(run).status == "done":
             assert state(root) == uninterrupted
             shutil.rmtree(root / "ppo")
     assert continued >= 5

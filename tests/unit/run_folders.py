@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.run import Base, Run
+from align.run import Base, Input, Run
 
 BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
-INPUTS = {"data": {"path": "a.jsonl", "digest": "d1"}}
+INPUTS = {"data": Input("d1", path="a.jsonl")}
 
 
 def config(root: Path, name: str | None = None, **changes: Any) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_the_stage_publishes_an_adapter_that_others_go_on_with(
     data = ["data=jsonl", f"data.path={pairs}", "data.held_out=0.2", f"run.root={root}"]
     words = ["stage=dpo", f"init={tiny_model}", "stage.lr=5e-3", "stage.epochs=4", "stage.log_every=1", "run.name=d"]
     assert main([*words, *data]) == 0
-    metrics = read_manifest(root / "dpo" / "d")["metrics"]
+    metrics = read_manifest(root / "dpo" / "d").metrics
     assert metrics["accuracy"]["value"] == 1
     assert metrics["loss"] < metrics["loss_before"]
     assert {"loss", "accuracy", "margin", "chosen_logprob"} <= read_rows(root / "dpo" / "d" / "metrics.jsonl")[0].keys()

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from align.config.root import SCHEMA_VERSION
 from align.config.scorers import CHOICES, part_of
 from align.errors import InputError
 from align.evals.judges import Standing, identities, independent, standing, title
-from align.run import Artifact, Base, artifact_in
+from align.run import Artifact, Base, Input, artifact_in, read_manifest
+from align.run.manifest import input_from
 from align.stages.scoring import records
 
 BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
@@ -75,7 +75,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
 
 def known(kind: str) -> set[str]:
     config, inputs, _ = KINDS[kind]
-    return identities(part_of("reward", config), inputs)
+    return identities(part_of("reward", config), read(inputs))
+
+
+def read(inputs: Mapping[str, Any]) -> dict[str, Input]:
+    """The inputs as a manifest's reader gives them."""
+    return {name: input_from(given, Path()) for name, given in inputs.items()}
 
 
 def made(
@@ -86,7 +91,7 @@ def made(
     folder = root / stage / name
     (folder / "artifact").mkdir(parents=True)
     manifest = {
-        "schema_version": SCHEMA_VERSION, "status": "done", "stage": stage, "name": name, "inputs": dict(inputs),
+        "schema_version": 1, "status": "done", "stage": stage, "name": name, "inputs": dict(inputs),
         "identity": {
             "config": {"reward": reward or {"name": "learned", "ref": "reward:latest"}, "data": {}, "method": {}},
             "inputs": {},
@@ -108,8 +113,7 @@ def made(
 
 def artifact(record: Mapping[str, Any]) -> Artifact:
     folder = Path(record["path"])
-    manifest = json.loads((folder.parent / "manifest.json").read_text())
-    return Artifact(record["ref"], folder, record["digest"], BASE, False, manifest)
+    return Artifact(record["ref"], folder, record["digest"], BASE, False, read_manifest(folder.parent))
 
 
 def test_every_kind_of_reward_is_here() -> None:
@@ -237,6 +241,6 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_judge_has_a_name(kind: str) -> None:
     config, inputs, _ = KINDS[kind]
-    name = title(part_of("reward", config), inputs)
+    name = title(part_of("reward", config), read(inputs))
     assert {"sentiment": "vader", "learned": "reward:a", "by path": "/r/a", "fn": "mine:score"}.get(kind, name) == name
     assert name

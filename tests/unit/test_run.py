@@ -15,8 +15,10 @@ import pytest
 from run_folders import BASE, INPUTS, config, manifest_of, opened, published
 
 from align.errors import MissingArtifact, RunBusy, RunConflict, StorageError
-from align.run import file_digest, folder_digest, json_digest, storage_error, write_json
-from align.run.folder import first_difference, git_state, identity_of
+from align.run import Input, file_digest, folder_digest, json_digest, storage_error, write_json
+from align.run.folder import first_difference
+from align.run.manifest import identity_of
+from align.run.provenance import git_state
 
 # --- Digests and files
 
@@ -58,14 +60,14 @@ def test_the_same_command_lands_in_the_same_folder(tmp_path: Path):
         assert run.folder == first
     with opened(tmp_path, seed=1) as run:
         assert run.folder != first
-    with opened(tmp_path, inputs={"data": {"path": "a.jsonl", "digest": "d2"}}) as run:
+    with opened(tmp_path, inputs={"data": Input("d2", path="a.jsonl")}) as run:
         assert run.folder != first
 
 
 def test_identity_ignores_where_and_how_it_is_watched(tmp_path: Path):
     here, there = config(tmp_path, "x"), config(tmp_path / "b", "y", resume="never", track={"name": "wandb"})
-    assert identity_of(here, INPUTS) == identity_of(there, INPUTS)
-    assert identity_of(here, INPUTS) != identity_of(here | {"seed": 1}, INPUTS)
+    assert identity_of("sft", here, INPUTS, BASE) == identity_of("sft", there, INPUTS, BASE)
+    assert identity_of("sft", here, INPUTS, BASE) != identity_of("sft", here | {"seed": 1}, INPUTS, BASE)
 
 
 @pytest.mark.parametrize(
@@ -97,11 +99,12 @@ def test_publish_hashes_every_output_and_only_then_says_done(tmp_path: Path):
     assert found["metrics"] == {"loss": 1.5}
     assert found["outputs"] == {
         "artifact/sub/w": file_digest(run.artifact / "sub" / "w"),
+        "config.yaml": file_digest(run.folder / "config.yaml"),
         "report.html": file_digest(run.folder / "report.html"),
     }
     assert sorted(p.name for p in run.folder.iterdir()) == ["artifact", "config.yaml", "manifest.json", "report.html"]
     assert {"git", "hardware", "identity", "inputs", "base", "packages", "schema_version", "seed"} <= found.keys()
-    assert found["inputs"] == INPUTS
+    assert found["inputs"] == {"data": {"path": "a.jsonl", "digest": "d1"}}
     assert found["base"]["digest"] == BASE.digest
 
 
@@ -182,7 +185,7 @@ def test_resume_must_refuses_to_start_afresh(tmp_path: Path):
     [
         ({"seed": 1}, "seed", 1),
         ({"stage": {"name": "sft", "lr": 0.2}}, "stage.lr", 0.2),
-        ({"inputs": {"data": {"digest": "d2"}}}, "inputs.data", "d2"),
+        ({"inputs": {"data": Input("d2")}}, "inputs.data", "d2"),
     ],
 )
 def test_one_name_for_two_configurations_is_refused(tmp_path: Path, changes: dict, key: str, value: Any):
@@ -210,7 +213,7 @@ def failed(root: Path, made: str) -> None:
 def test_a_run_that_failed_before_it_made_anything_gives_its_name_back(tmp_path: Path, made: str):
     with pytest.raises(ValueError, match="a broken row"):
         failed(tmp_path, made)
-    with opened(tmp_path, "x", inputs={"data": {"digest": "d2"}}) as run:
+    with opened(tmp_path, "x", inputs={"data": Input("d2")}) as run:
         assert not run.resumed
         assert list(run.folder.iterdir()) == []
         run.begin("a: 2")
@@ -223,7 +226,7 @@ def test_a_run_that_failed_later_keeps_its_name(tmp_path: Path, made: str):
     with pytest.raises(ValueError, match="a broken row"):
         failed(tmp_path, made)
     with pytest.raises(RunConflict):
-        opened(tmp_path, "x", inputs={"data": {"digest": "d2"}})
+        opened(tmp_path, "x", inputs={"data": Input("d2")})
     assert (tmp_path / "sft" / "x" / made).read_text() == "{}"
 
 
@@ -238,7 +241,7 @@ def test_a_run_that_did_not_fail_keeps_its_name_whatever_it_made(tmp_path: Path,
     assert manifest_of(run.folder)["status"] == end
     before = (run.folder / "manifest.json").read_bytes()
     with pytest.raises(RunConflict):
-        opened(tmp_path, "x", inputs={"data": {"digest": "d2"}})
+        opened(tmp_path, "x", inputs={"data": Input("d2")})
     assert (run.folder / "manifest.json").read_bytes() == before
 
 

@@ -71,7 +71,7 @@ def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", str(tmp_path))
     data = DataConfig(name="jsonl", path="~/d.jsonl", held_out=0.0)
     assert documents(data, "train") == ["a"]
-    assert len(data_record(data)["digest"]) == 64
+    assert len(data_record(data).digest) == 64
 
 
 GOOD = b'{"text": "a"}\n'

@@ -1,0 +1,149 @@
+"""The graph of runs: which run made what another one read, and what follows from that.
+
+An input is known by its digest; its path and its run's name are hints. A parent that is no longer there is yielded as
+`Gone`, never skipped: whoever asks decides what not knowing means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import InputError
+from align.run.artifacts import artifact_in
+from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
+
+MADE_WEIGHTS = ("init", "artifact", "reward")
+"""The inputs, by the beginning of their names, that are weights of other runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A run that is not in the folder of runs any more, as a later one's manifest knows it."""
+
+    ref: str
+    digest: str
+
+
+def manifests(root: Path, stage: str = "*") -> Iterator[tuple[Path, Manifest]]:
+    """Every run's folder and manifest, in order of their names.
+
+    Raises:
+        CorruptFile, InputError: as `read_manifest`.
+    """
+    for path in sorted(root.glob(f"{stage}/*/{FILE}")):
+        yield path.parent, read_manifest(path.parent)
+
+
+def maker(found: Input, root: Path) -> Manifest | None:
+    """The manifest of the run that made an input: where it lay then, under its name in this root, or wherever in this
+    root a run of its stage published that very digest. None where there is none."""
+    here = root / found.stage / found.name
+    for folder in dict.fromkeys((Path(found.path).parent, here)):
+        if (folder / FILE).is_file():
+            manifest = read_manifest(folder)
+            if (manifest.stage, manifest.name) == (found.stage, found.name) and published(folder, manifest, found):
+                return manifest
+    same = (m for _, m in manifests(root, found.stage) if m.done and m.digest and m.digest == found.digest)
+    return next(same, None)
+
+
+def published(folder: Path, manifest: Manifest, found: Input) -> bool:
+    """Whether a run published an input, as far as can be told: one whose weights were removed, before manifests had
+    their digest, is believed where it lay."""
+    digest = manifest.digest or artifact_in(folder, str(folder), verify=False).digest
+    return digest == found.digest or (not digest and folder == Path(found.path).parent)
+
+
+def maker_of_base(base: Base, root: Path) -> Manifest | None:
+    """The manifest of the run that made base weights; None where no run did."""
+    if Path(base.path).name != "artifact":
+        return None
+    folder = Path(base.path).parent
+    if (folder / FILE).is_file():
+        return read_manifest(folder)
+    return next((m for _, m in manifests(root, "full") if m.done and m.digest == base.digest), None)
+
+
+def ancestors(manifest: Manifest, root: Path, through: Sequence[str] | None = None) -> Iterator[Manifest | Gone]:
+    """A run, and those that it came through, each once: its inputs' and its base's.
+
+    Args:
+        root: the folder of runs.
+        through: the inputs to follow, besides the base; None for all.
+    """
+    seen: set[tuple[str, str, str]] = set()
+
+    def walk(found: Manifest, digest: str) -> Iterator[Manifest | Gone]:
+        place = (found.stage, found.name, digest)
+        if place in seen:
+            return
+        seen.add(place)
+        yield found
+        for name, given in found.inputs.items():
+            if given.stage and (through is None or name in through):
+                made = maker(given, root)
+                if made is not None:
+                    yield from walk(made, given.digest)
+                elif (gone := (given.stage, given.name, given.digest)) not in seen:
+                    seen.add(gone)
+                    yield Gone(given.run, given.digest)
+        if found.base is not None and (made := maker_of_base(found.base, root)) is not None:
+            yield from walk(made, found.base.digest)
+
+    yield from walk(manifest, manifest.digest)
+
+
+def trained_through(manifest: Manifest, digest: str, root: Path) -> list[dict[str, str]]:
+    """The runs that an artifact's weights came through, in order of training, itself last: `{stage, name, digest}`.
+
+    Args:
+        digest: the artifact's.
+    """
+    before: list[dict[str, str]] = []
+    for name, given in manifest.inputs.items():
+        if given.stage and name.partition(".")[0] in MADE_WEIGHTS:
+            made = maker(given, root)
+            gone = [{"stage": given.stage, "name": given.name, "digest": given.digest}]
+            before += trained_through(made, given.digest, root) if made else gone
+    mine = {"stage": manifest.stage, "name": manifest.name, "digest": digest}
+    return [p for i, p in enumerate([*before, mine]) if p not in [*before, mine][:i]]
+
+
+def evaluation_of(digest: str, root: Path) -> dict[str, Any] | None:
+    """The figures of the newest finished evaluation of exactly this artifact, those of a proxy only where there are no
+    others; None where there are none."""
+    found = [
+        ((manifest.metrics.get("judge_is") != "proxy", manifest.publication), manifest.metrics)
+        for _, manifest in manifests(root, "eval")
+        if manifest.done and manifest.inputs["artifact"].digest == digest
+    ]
+    return dict(max(found, key=lambda pair: pair[0])[1]) if found else None
+
+
+def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:
+    """The runs that read an annotation project while rows `first` to `last` of its ledger were its newest, and those
+    that were made from them: `stage/name`, each after what it came from. And the manifests that cannot be read."""
+    found: dict[str, Manifest] = {}
+    unread = []
+    for path in sorted(root.glob(f"*/*/{FILE}")):
+        try:
+            manifest = read_manifest(path.parent)
+            found[f"{manifest.stage}/{manifest.name}"] = manifest
+        except (InputError, KeyError):
+            unread.append(str(path))
+    used = [
+        name
+        for name, manifest in found.items()
+        if any(r.project == project and first <= r.seq < last for r in manifest.inputs.values())
+    ]
+    for parent in used:  # grows while we walk it
+        files = {*found[parent].outputs.values()}
+        for name, manifest in found.items():
+            read = manifest.inputs.values()
+            child = any(f"{r.stage}/{r.name}" == parent or r.digest in files for r in read)
+            if child and name not in used:
+                used.append(name)
+    return used, unread

@@ -1,0 +1,266 @@
+"""A run's manifest: one record with one reader and one writer.
+
+A path below the folder of all runs is written as `<root>/…`, so that the folder can be moved. Paths are hints: an input
+is known by its digest. Version 1 (before December 2026) is read as it was written: it had one
+configuration, less where it was written and how it was watched, for its identity too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.config.identity import identifying
+from align.config.stages import STAGES
+from align.errors import CorruptFile, InputError
+from align.redaction import masked_tree, unmarked
+from align.run.files import json_object, write_json
+
+SCHEMA_VERSION = 2
+READS = (1, SCHEMA_VERSION)
+FILE = "manifest.json"
+ROOT = "<root>/"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Base weights, found on disk.
+
+    Attributes:
+        id: what the user called them: `pocket`, a hub id, or a folder.
+        path: the folder (or snapshot) that holds them.
+        revision: the hub's commit, where there is one.
+        digest: sha256 over weights, configuration and tokenizer; what `latest` compares.
+    """
+
+    id: str
+    path: str
+    revision: str | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Something that a run read, resolved once.
+
+    Attributes:
+        digest: what it is known by: sha256 of a file or of weights, the hash at the head of a ledger.
+        ref: what the user called it; empty where nobody named it.
+        path: where it lay; empty where it is no file. A hint: it may have moved.
+        stage, name: the run that made it; empty where none did.
+        whole: of weights: True for a whole model, False for an adapter.
+        project, seq: of votes: the annotation project, and the number of its ledger's last row.
+        details: what else the stage wants to know of it later, as JSON.
+    """
+
+    digest: str
+    ref: str = ""
+    path: str = ""
+    stage: str = ""
+    name: str = ""
+    whole: bool | None = None
+    project: str = ""
+    seq: int = -1
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def run(self) -> str:
+        """`stage:name` of the run that made it; its reference where none did."""
+        return f"{self.stage}:{self.name}" if self.stage else self.ref
+
+    def as_json(self, root: Path) -> dict[str, Any]:
+        """As the manifest has it: what is empty is left out, the details stand beside the rest."""
+        kept = {
+            f.name: value
+            for f in dataclasses.fields(self)
+            if f.name != "details" and (value := getattr(self, f.name)) != f.default
+        }
+        if self.path:
+            kept["path"] = shortened(self.path, root)
+        return kept | dict(self.details)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a run was given, what it read, what it made.
+
+    Attributes:
+        stage, name: the run: its folder is `<root>/<stage>/<name>`.
+        status: `new`, `running`, `failed`, `interrupted` or `done`.
+        seed: of everything that was drawn at random.
+        config: the whole resolved configuration, without secrets.
+        identity: what makes the run this run: `config`, the part that its stage reads; `inputs`, name → digest; `base`,
+            the digest of its base weights.
+        inputs: name → what it read.
+        base: the base weights it worked on; None where it needed none.
+        outputs: published file, relative to the run's folder → sha256.
+        digest: of the adapter or the model that it published, as `Artifact.digest` has it; empty where it made neither.
+        metrics: the stage's headline figures.
+        times: `started`, `first_started` and `finished`, in ISO 8601, UTC.
+        published: counts the publications of a root; what `latest` goes by. 0 before there is one.
+        error: why it failed.
+        code: digest of the code that ran, see `align.run.provenance`.
+        git, packages, hardware: where it ran.
+    """
+
+    stage: str
+    name: str
+    seed: int
+    config: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, Input]
+    base: Base | None
+    status: str = "new"
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    times: Mapping[str, str] = field(default_factory=dict)
+    published: int = 0
+    error: str = ""
+    code: str = ""
+    git: Mapping[str, Any] | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ref(self) -> str:
+        """`stage:name`."""
+        return f"{self.stage}:{self.name}"
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
+
+    @property
+    def publication(self) -> tuple[int, str]:
+        """What done runs are ordered by: their number of publication; of runs that carry none, the time."""
+        return self.published, self.times["finished"]
+
+    def as_json(self, root: Path) -> dict[str, Any]:
+        """As the file has it, without secrets."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["inputs"] = {name: found.as_json(root) for name, found in self.inputs.items()}
+        if self.base is not None:
+            values["base"] = dataclasses.asdict(self.base) | {"path": shortened(self.base.path, root)}
+        if not self.error:
+            del values["error"]
+        return masked_tree({"schema_version": SCHEMA_VERSION, **values})
+
+
+def shortened(path: str, root: Path) -> str:
+    """A path as the file has it: one below the folder of all runs begins with `<root>/`."""
+    absolute, top = Path(path).expanduser().absolute(), root.expanduser().absolute()
+    return ROOT + absolute.relative_to(top).as_posix() if absolute.is_relative_to(top) else path
+
+
+def lengthened(path: str, root: Path) -> str:
+    """The path that `shortened` made short."""
+    return str(root / path.removeprefix(ROOT)) if path.startswith(ROOT) else path
+
+
+def identity_of(
+    stage: str, config: Mapping[str, Any], inputs: Mapping[str, Input], base: Base | None
+) -> dict[str, Any]:
+    """What makes a run this run. A store is its URL without the password."""
+    known = {*inputs, *(["base"] if base else [])}
+    return {
+        "config": unmarked(masked_tree(identifying(stage, config, known))),
+        "inputs": {name: found.digest for name, found in inputs.items()},
+        "base": base.digest if base else None,
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest in a run's folder, `<root>/<stage>/<name>`."""
+    write_json(folder / FILE, manifest.as_json(folder.parent.parent))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a run's folder, of this version or an older one.
+
+    Raises:
+        CorruptFile: it is no run's manifest.
+        InputError: another schema version wrote it, which this one does not read.
+    """
+    path = folder / FILE
+    values = json_object(path, "manifest", "Move the folder away.")
+    found = values.get("schema_version")
+    if found is None or not isinstance(values.get("status"), str):
+        raise CorruptFile("manifest", str(path), "is not a run's manifest", "Move the folder away.")
+    if found not in READS:
+        raise InputError(
+            "schema_version", found, f"{path} was written by another version of align, this one reads {SCHEMA_VERSION}",
+            "Use the version that wrote it, or move the folder away and run the command again.",
+        )  # fmt: skip
+    if found == 1 and isinstance(identity := values.get("identity"), dict):
+        values = values | {"config": identity.get("config")}
+    if wrong := misshapen(values):
+        problem = f"is not a run's manifest: {wrong} is missing, or of another kind than runs write it"
+        raise CorruptFile("manifest", str(path), problem, "Move the folder away.")
+    return manifest_from(values, folder.parent.parent)
+
+
+def manifest_from(values: Mapping[str, Any], root: Path) -> Manifest:
+    """The record of a checked JSON object. What this version does not know is left out."""
+    inputs = {name: input_from(given, root) for name, given in values["inputs"].items()}
+    base = Base(**values["base"]) if values.get("base") else None
+    if base is not None:
+        base = dataclasses.replace(base, path=lengthened(base.path, root))
+    known = {f.name for f in dataclasses.fields(Manifest)}
+    kept = {key: value for key, value in values.items() if key in known and value is not None}
+    made = Manifest(**{**kept, "inputs": inputs, "base": base, "seed": values.get("seed", 0)})
+    if values["schema_version"] == SCHEMA_VERSION:
+        return made
+    # One of version 1 may have the password of its store in it.
+    return dataclasses.replace(made, identity=identity_of(made.stage, made.config, inputs, base))
+
+
+def input_from(values: Mapping[str, Any], root: Path) -> Input:
+    kept: dict[str, Any]
+    known = {f.name for f in dataclasses.fields(Input)}
+    kept = {"digest": "", **{key: value for key, value in values.items() if key in known}}
+    kept["path"] = lengthened(kept.get("path", ""), root)
+    return Input(**kept, details={k: v for k, v in values.items() if k not in known})
+
+
+SHAPE = {
+    "stage": str, "name": str, "config": dict, "config.data": dict, "config.method": dict, "identity": dict,
+    "identity.config": dict, "identity.inputs": dict, "inputs": dict, "inputs.*": dict, "outputs": dict,
+    "outputs.*": str, "metrics": dict, "times": dict, "times.*": str, "hardware": dict,
+}  # fmt: skip
+"""What later runs read of a manifest, and its type, each behind what it lies in; `*` is every key."""
+
+OF_AN_INPUT = {"ref": str, "path": str, "digest": str, "stage": str, "name": str, "project": str, "seq": int}
+
+
+def misshapen(values: Mapping[str, Any]) -> str | None:
+    """The first key of a manifest that is missing or of another type than runs write it; None where all is right."""
+    for key, kind in SHAPE.items():
+        *parents, last = key.split(".")
+        inside: Any = values
+        for parent in parents:
+            inside = inside[parent]
+        if not all(isinstance(v, kind) for v in (inside.values() if last == "*" else [inside.get(last)])):
+            return key
+    if values["stage"] not in STAGES:
+        return "stage"
+    for name, given in values["inputs"].items():
+        typed = all(isinstance(given[key], kind) for key, kind in OF_AN_INPUT.items() if key in given)
+        if not typed or ("whole" in given and not {"ref", "path", "digest"} <= given.keys()):
+            return f"inputs.{name}"
+        if ("stage" in given) != ("name" in given) or not isinstance(given.get("whole", False), bool):
+            return f"inputs.{name}"
+    base = values.get("base")
+    if base is not None and not (isinstance(base, dict) and set(base) == {"id", "path", "revision", "digest"}):
+        return "base"
+    if base is not None and not all(isinstance(v, str) or (k, v) == ("revision", None) for k, v in base.items()):
+        return "base"
+    for key, kind in (("published", int), ("seed", int), ("digest", str), ("error", str), ("code", str)):
+        if not isinstance(values.get(key, kind()), kind):
+            return key
+    if not isinstance(values["config"].get("export", {}), dict):
+        return "config.export"
+    return "times.finished" if values["status"] == "done" and "finished" not in values["times"] else None

@@ -1,0 +1,289 @@
+"""Manifests: one record with one reader and writer, what a run's identity is made of, and folders of older versions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from run_folders import BASE, manifest_of, opened, published
+
+from align.config.compose import SCHEMAS, check, compose_raw, plain
+from align.config.identity import identifying, input_names
+from align.config.stages import STAGES
+from align.errors import CorruptFile, InputError, RunConflict
+from align.run import Base, Input, Run, artifact_in, read_manifest, resolve, verify_outputs
+from align.run.graph import Gone, ancestors, evaluation_of, readers_of, trained_through
+from align.run.manifest import FILE, Manifest, identity_of, manifest_from, misshapen, write_manifest
+from align.run.provenance import code_digest
+from annotate.store import Store
+
+OLD = Path(__file__).parent / "runs_of_version_1.zip"
+FULL = Manifest(
+    "ppo", "x", 3, {"data": {"name": "jsonl"}, "method": {"name": "lora"}}, {"config": {}, "inputs": {}, "base": "b"},
+    {
+        "init": Input("d", "sft:latest", "/elsewhere/sft/s/artifact", "sft", "s", False),
+        "data": Input("e", project="p", seq=7),
+        "reward.fn": Input("f", "mine:score", details={"defined": ["f:score"]}),
+        "file": Input("g", path="relative/a.jsonl"),
+    },
+    Base("org/m", "/models/m", "abc", "b"), "done", {"artifact/a": "1"}, "2", {"kl": 1.5},
+    {"started": "a", "finished": "b"}, 4, "", "c", {"commit": "1"}, {"torch": "2"}, {"device": "cpu"},
+)  # fmt: skip
+
+
+def composed(*words: str) -> dict[str, Any]:
+    return plain(check(compose_raw(words, search=Path("nowhere"))))
+
+
+# --- The record
+
+
+def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    folder = tmp_path / "ppo" / "x"
+    folder.mkdir(parents=True)
+    for manifest in (FULL, replace(FULL, base=None, error="ValueError: x", status="failed", git=None)):
+        write_manifest(folder, manifest)
+        assert read_manifest(folder) == manifest
+
+
+def test_paths_below_the_root_move_with_it(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "ppo" / "x").mkdir(parents=True)
+    below = Input("d", "sft:s", str(here / "sft" / "s" / "artifact"), "sft", "s", False)
+    base = Base("x", str(here / "full" / "m" / "artifact"), None, "b")
+    write_manifest(here / "ppo" / "x", replace(FULL, inputs={**FULL.inputs, "init": below}, base=base))
+    raw = manifest_of(here / "ppo" / "x")
+    assert (raw["inputs"]["init"]["path"], raw["base"]["path"]) == ("<root>/sft/s/artifact", "<root>/full/m/artifact")
+    here.rename(there)
+    found = read_manifest(there / "ppo" / "x")
+    assert found.inputs["init"].path == str(there / "sft" / "s" / "artifact")
+    assert found.base is not None
+    assert found.base.path == str(there / "full" / "m" / "artifact")
+    assert found.inputs["file"].path == "relative/a.jsonl"
+
+
+ODD = [None, 0, -1, 1.5, "", "text", [], ["a"], {}, {"a": 1}, True]
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    inner = [leaf for key, v in value.items() for leaf in leaves(v, (*path, key))] if isinstance(value, dict) else []
+    return [path, *inner] if path else inner
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_whatever_stands_in_a_manifest_it_is_read_or_refused(tmp_path: Path, version: int) -> None:
+    """Every key of a real manifest, taken out and replaced by a value of every kind."""
+    folder = published(tmp_path, "x")
+    good = manifest_of(folder)
+    if version == 1:
+        good = {k: v for k, v in good.items() if k not in ("config", "digest", "code")} | {"schema_version": 1}
+        good["identity"] = {"config": manifest_of(folder)["config"], "inputs": {"data": "d1"}}
+    refused = read = 0
+    for path in leaves(good):
+        for odd in (..., *ODD):
+            changed = json.loads(json.dumps(good))
+            inside = changed
+            for key in path[:-1]:
+                inside = inside[key]
+            if odd is ...:
+                del inside[path[-1]]
+            else:
+                inside[path[-1]] = odd
+            (folder / FILE).write_text(json.dumps(changed))
+            try:
+                read_manifest(folder).as_json(tmp_path)
+                read += 1
+            except (CorruptFile, InputError):  # anything else is a fault of ours, and fails
+                refused += 1
+    assert refused > 100
+    assert read > 100
+
+
+def test_what_this_version_does_not_know_is_left_out() -> None:
+    values = FULL.as_json(Path("/r")) | {"of a later version": 1}
+    assert misshapen(values) is None
+    assert manifest_from(values, Path("/r")) == FULL
+
+
+# --- Identity
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> None:
+    """Every leaf of the configuration, changed: the identity follows what the table says that the stage reads."""
+    reads = {"stage", "seed", "device", "dtype", "schema_version", *STAGES[stage].reads}
+    config = composed(f"stage={stage}")
+    before = identifying(stage, config, ())
+    for path in leaves(config):
+        changed = json.loads(json.dumps(config))
+        inside = changed
+        for key in path[:-1]:
+            inside = inside[key]
+        inside[path[-1]] = "another"
+        assert (identifying(stage, changed, ()) != before) == (path[0] in reads), path
+
+
+def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: Path) -> None:
+    names = {
+        "data.path": "data", "init": "init", "artifact": "artifact", "reward.ref": "reward", "reward.refs": "reward",
+        "model.path": "base", "model.revision": "base",
+    }  # fmt: skip
+    assert input_names() == names
+    config = composed("stage=ppo", "data=jsonl", "data.path=a.jsonl", "init=sft:latest", "model=pocket")
+    other = composed("stage=ppo", "data=jsonl", "data.path=./a.jsonl", "init=sft:s", "reward.ref=reward:r")
+    inputs = {"data": Input("1"), "init": Input("2"), "reward": Input("3")}
+    same = identity_of("ppo", config, inputs, BASE)
+    assert identity_of("ppo", other, inputs, BASE) == same
+    for name in inputs:
+        assert identity_of("ppo", config, inputs | {name: Input("x")}, BASE) != same
+    assert identity_of("ppo", config, inputs, replace(BASE, digest="x")) != same
+    # What no input stands for stays in, as it is spelled.
+    assert identity_of("ppo", config, {}, None) != identity_of("ppo", other, {}, None)
+
+
+def test_one_run_by_two_spellings_and_an_unrelated_group(tmp_path: Path) -> None:
+    with opened(tmp_path, data={"name": "jsonl", "path": "a.jsonl"}, export={"name": "merged"}) as run:
+        run.begin("a: 1\n")
+        run.publish({})
+    with opened(tmp_path, data={"name": "jsonl", "path": "../here/a.jsonl"}, export={"name": "adapter"}) as again:
+        assert (again.folder, again.done) == (run.folder, True)
+    with opened(tmp_path, run.name, method={"name": "qlora"}) as again:
+        assert again.done
+    with pytest.raises(RunConflict, match=r"method\.name"):
+        opened(tmp_path, run.name, method={"name": "lora"})
+
+
+# --- What a done run answers for
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "samples.jsonl", "report.html"])
+def test_a_file_beside_the_artifact_that_was_changed_is_found_out(tmp_path: Path, name: str) -> None:
+    with opened(tmp_path, "x") as run:
+        run.begin("a: 1\n")
+        for beside in ("metrics.jsonl", "samples.jsonl", "report.html"):
+            (run.folder / beside).write_text("{}\n")
+        run.publish({})
+    verify_outputs(run.folder, read_manifest(run.folder).outputs)
+    (run.folder / name).write_text("changed")
+    with pytest.raises(CorruptFile, match="sha256 differs"):
+        verify_outputs(run.folder, read_manifest(run.folder).outputs)
+
+
+def test_a_run_names_the_code_that_made_it(tmp_path: Path) -> None:
+    found = read_manifest(published(tmp_path, "x"))
+    assert found.code == code_digest()
+    assert len(found.code) == 64
+    assert found.digest == artifact_in(tmp_path / "sft" / "x", "x").digest
+
+
+# --- The graph
+
+
+def child(root: Path, name: str, parent: Path, stage: str = "ppo") -> Path:
+    """A done run that started from another one."""
+    given = artifact_in(parent, f"{parent.parent.name}:{parent.name}").as_input()
+    with opened(root, name, inputs={"init": given}, stage={"name": stage}) as run:
+        run.begin("a: 1\n")
+        (run.artifact / "adapter_config.json").write_text("{}")
+        (run.artifact / "adapter_model.safetensors").write_text(name)
+        run.publish({})
+    return run.folder
+
+
+def refs(folder: Path, root: Path) -> list[str]:
+    found = ancestors(read_manifest(folder), root)
+    return [f"{'gone ' if isinstance(m, Gone) else ''}{m.ref}" for m in found]
+
+
+def test_parents_are_found_by_digest_wherever_they_are(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    first = published(root, "s")
+    last = child(root, "b", child(root, "a", first))
+    assert refs(last, root) == ["ppo:b", "ppo:a", "sft:s"]
+    # The whole folder of runs was moved, and a run of another name and digest lies where the parent lay.
+    moved = tmp_path / "moved"
+    root.rename(moved)
+    last = moved / "ppo" / "b"
+    assert refs(last, moved) == ["ppo:b", "ppo:a", "sft:s"]
+    # A run was renamed: its digest tells. Its own name, in its manifest, is what it was.
+    (moved / "sft" / "s").rename(moved / "sft" / "renamed")
+    assert refs(last, moved) == ["ppo:b", "ppo:a", "sft:s"]
+    # Another run took the name: it is not the parent, and nothing is skipped in silence.
+    shutil.rmtree(moved / "sft" / "renamed")
+    published(moved, "s", weights="other")
+    assert refs(last, moved) == ["ppo:b", "ppo:a", "gone sft:s"]
+    shutil.rmtree(moved / "ppo" / "a")
+    assert refs(last, moved) == ["ppo:b", "gone ppo:a"]
+    through = trained_through(read_manifest(last), "d", moved)
+    assert [(p["stage"], p["name"]) for p in through] == [("ppo", "a"), ("ppo", "b")]
+
+
+def test_a_model_that_a_run_made_is_a_parent_too(tmp_path: Path) -> None:
+    with opened(tmp_path, "m", stage={"name": "full"}) as run:
+        run.begin("a: 1\n")
+        (run.artifact / "config.json").write_text('{"model_type": "llama"}')
+        (run.artifact / "adapter_config.json").write_text("{}")
+        run.publish({})
+    base = Base(str(run.artifact), str(run.artifact), None, read_manifest(run.folder).digest)
+    last = published(tmp_path, "s", base=base)
+    assert refs(last, tmp_path) == ["sft:s", "full:m"]
+
+
+# --- Folders of an older version
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """Runs of `sft`, `sample`, `annotate`, `reward`, `ppo` and `eval` on a tiny model, and their store, as the version
+    before manifests of version 2 left them. Paths were shortened, and what followed from that."""
+    with zipfile.ZipFile(OLD) as archive:
+        archive.extractall(tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_runs_of_version_1_are_read(old: Path) -> None:
+    found = {f"{m['stage']}:{m['name']}": m for p in old.glob("*/*/manifest.json") for m in [json.loads(p.read_text())]}
+    assert {m["schema_version"] for m in found.values()} == {1}
+    assert found.keys() == {"sft:s", "sample:a", "annotate:v", "reward:r", "ppo:p", "eval:e"}
+    for stage in ("sft", "reward", "ppo"):
+        artifact = resolve(f"{stage}:latest", old)
+        assert artifact.manifest is not None
+        assert artifact.manifest.metrics == found[artifact.manifest.ref]["metrics"]
+        assert artifact.manifest.config == found[artifact.manifest.ref]["identity"]["config"]
+    policy = resolve("ppo:p", old)
+    assert policy.manifest is not None
+    assert [m.ref for m in ancestors(policy.manifest, old)] == ["ppo:p", "sft:s", "reward:r"]
+    assert [p["name"] for p in trained_through(policy.manifest, policy.digest, old)] == ["s", "r", "p"]
+    assert evaluation_of(policy.digest, old) == found["eval:e"]["metrics"]
+    seq = found["reward:r"]["inputs"]["data"]["seq"]
+    assert readers_of(old, "p", seq, seq + 1) == (["reward/r", "ppo/p", "eval/e"], [])
+
+
+@pytest.mark.parametrize("run", ["sft/s", "sample/a", "reward/r", "ppo/p", "eval/e"])
+def test_the_command_that_made_a_run_of_version_1_finds_it_done(old: Path, run: str) -> None:
+    manifest = read_manifest(old / run)
+    config = yaml.safe_load((old / run / "config.yaml").read_text())
+    config["run"]["root"] = str(old)
+    before = (old / run / FILE).read_bytes()
+    with Run.open(config, manifest.inputs, manifest.base, "x") as again:
+        assert again.done
+    assert (old / run / FILE).read_bytes() == before
+    with pytest.raises(RunConflict, match="seed"):
+        Run.open(config | {"seed": 9}, manifest.inputs, manifest.base, "x")
+
+
+def test_a_store_of_that_version_is_read(old: Path) -> None:
+    with Store.open(f"sqlite:///{old / 'annotations.db'}", create=False) as store:
+        store.verify()
+        assert len(list(store.rankings("p"))) == 24
+        assert store.head("p").hash == read_manifest(old / "reward" / "r").inputs["data"].digest
+
+
+def test_every_stage_has_a_schema() -> None:
+    assert {*SCHEMAS["stage"], "full"} == {*STAGES}
