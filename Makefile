@@ -36,6 +36,7 @@ test-all: venv
 lint: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/oxlint --deny-warnings annotate tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:

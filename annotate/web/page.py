@@ -1,11 +1,11 @@
-"""The Gradio page: one component, which the script in `static/` fills."""
+"""The Gradio page: one component, which the scripts in `static/` fill."""
 
 from __future__ import annotations
 
 import gradio
 
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="stylesheet" href="/align/app.css"><script src="/align/rank.js" defer></script>"""
+<link rel="stylesheet" href="/align/app.css"><script type="module" src="/align/rank.js"></script>"""
 
 
 def page() -> gradio.Blocks:

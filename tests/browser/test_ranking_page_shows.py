@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 from annotation_app import question, send
 
 from annotate.store import publish_guidelines
+from annotate.web.words import STATIC
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +29,21 @@ def test_a_long_answer_folds_and_is_all_there(serve, page):
     assert "THE END" in page.inner_text(".answers")
     long = page.locator(".answer .text", has_text="THE END")
     assert long.evaluate("text => text.clientHeight === text.scrollHeight")
+
+
+def test_after_an_upgrade_no_script_of_before_is_run(serve, page, tmp_path, monkeypatch):
+    served, scripts = tmp_path / "static", sorted(path.name for path in STATIC.glob("*.js"))
+    shutil.copytree(STATIC, served)
+    monkeypatch.setattr("annotate.web.server.STATIC", served)
+    app = serve([("yes", "no")])
+    for version in (1, 2):
+        for name in scripts:
+            mark = f"\n(window.versions ??= {{}})['{name}'] = {version};\n"
+            (served / name).write_text((STATIC / name).read_text(encoding="utf-8") + mark, encoding="utf-8")
+            os.utime(served / name, (version, version))  # browsers think that what is old stays as it is
+        app.open(page)
+        assert page.evaluate("window.versions") == dict.fromkeys(scripts, version)
+    assert app.errors == []
 
 
 # Untrusted text

@@ -15,8 +15,10 @@ from align.errors import InputError
 from align.types import Conversation, Message
 from annotate.accounts import Person
 from annotate.store import Candidate, Store
+from annotate.web.words import STATIC
 
 PAGE = {"X-Align": "a page"}
+SCRIPTS = sorted(f"/align/{path.name}" for path in STATIC.glob("*.js"))
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +52,7 @@ def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):
     client.cookies.clear()
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/api/task", "/api/project", "/align/rank.js", "/config", "/gradio_api/info", "/docs"]
-)
+@pytest.mark.parametrize("path", ["/", "/api/task", "/api/project", *SCRIPTS, "/config", "/gradio_api/info", "/docs"])
 @pytest.mark.parametrize("cookie", [None, "", "wrong", "k" * 31])
 def test_without_the_key_nothing_is_to_be_had(client, path, cookie):
     client.cookies.clear()
@@ -109,11 +109,19 @@ def test_other_programs_cookies_lock_nobody_out(client, other):
 
 
 def test_every_answer_forbids_what_it_can(client):
-    for path in ("/", "/api/projects", "/align/rank.js"):
+    for path in ("/", "/api/projects", *SCRIPTS):
         answer = client.get(path, headers={"Cookie": f"align_key_7861={'k' * 32}"})
         assert answer.status_code == 200
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"  # after an upgrade no script meets one of before
+
+
+def test_scripts_are_said_to_be_scripts(client):
+    assert "/align/rank.js" in SCRIPTS
+    for path in SCRIPTS:
+        answer = client.get(path, headers={"Cookie": f"align_key_7861={'k' * 32}"})
+        assert answer.headers["content-type"].split(";")[0] in ("text/javascript", "application/javascript")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = {"align", "annotate", "reward"}
 pytestmark = pytest.mark.slow
 
 
@@ -42,9 +43,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_the_wheel_holds(wheel: Path):
     names = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
     tops = {name.parts[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"align", "annotate", "reward"}
-    for source, inside in (("conf", "align/conf"), ("recipes", "align/recipes"), ("align", "align")):
-        patterns = ("*.yaml", "*.sh", "*.py", "*.json", "*.safetensors")
+    assert {top for top in tops if not top.endswith(".dist-info")} == OURS
+    sources = (("conf", "align/conf"), ("recipes", "align/recipes"), *((name, name) for name in sorted(OURS)))
+    for source, inside in sources:
+        patterns = ("*.yaml", "*.sh", "*.py", "*.json", "*.safetensors", "*.js", "*.css")
         here = {p.relative_to(ROOT / source) for pattern in patterns for p in (ROOT / source).rglob(pattern)}
         there = {name.relative_to(inside) for name in names if name.is_relative_to(inside)}
         assert here
