@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from align.config.groups import DataConfig
 from align.data import chitchat
 from align.data.rows import json_rows
 from align.errors import InputError, require
@@ -19,11 +19,32 @@ from align.run import HUB, Input, file_digest, hub_file
 from align.types import Conversation, Message
 
 Document = Conversation | str
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Where rows come from.
+
+    Attributes:
+        name: `chitchat`, the corpus of the built-in model; `jsonl`, a file; `annotations`, votes.
+        path: the file, or `hub:ORG/NAME/FILE`.
+        part: of the corpus; None for what the stage needs.
+        held_out: the share of a file that is kept for measuring.
+        limit: the most rows that are read; None for all.
+    """
+
+    name: str
+    path: str | None = None
+    part: str | None = None
+    held_out: float = 0.0
+    limit: int | None = None
+
+
 T = TypeVar("T")
 MORE = "Give a file with more rows, or another data.held_out."
 
 
-def data_record(data: DataConfig) -> Input:
+def data_record(data: DataSource) -> Input:
     """A data set that lies in a file, as an input of a run.
 
     Raises:
@@ -43,7 +64,7 @@ def licence_of(name: str) -> str:
     return LICENCES.get(name, "")
 
 
-def data_file(data: DataConfig) -> Path:
+def data_file(data: DataSource) -> Path:
     """The file that `data.path` names: here, or one of a hub's data set (`hub:ORG/NAME/FILE`), downloaded once.
 
     Raises:
@@ -53,7 +74,7 @@ def data_file(data: DataConfig) -> Path:
     return hub_file(path, "data.path") if path.startswith(HUB) else Path(path).expanduser()
 
 
-def documents(data: DataConfig, split: str, seed: int = 0) -> list[Document]:
+def documents(data: DataSource, split: str, seed: int = 0) -> list[Document]:
     """What supervised training reads.
 
     Args:
@@ -73,7 +94,7 @@ def documents(data: DataConfig, split: str, seed: int = 0) -> list[Document]:
     return shuffled(found, seed, data.limit)
 
 
-def prompts(data: DataConfig, split: str, seed: int = 0) -> list[Conversation]:
+def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
     """Conversations that end where an answer is due.
 
     Args:

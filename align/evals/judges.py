@@ -12,17 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.config.scorers import (
-    EnsembleReward,
-    FunctionReward,
-    LearnedReward,
-    RewardConfig,
-    RulesReward,
-    SentimentReward,
-    SumReward,
-    part_of,
-    parts_of,
-)
 from align.errors import InputError
 from align.run import Artifact, Input
 from align.run.graph import Gone, ancestors
@@ -79,7 +68,7 @@ def standing(policy: Artifact, judge: set[str], root: Path) -> Standing:
     for found in ancestors(policy.manifest, root, POLICY):
         if isinstance(found, Gone) or found.stage != "ppo":
             continue
-        if identities(part_of("reward", found.config["reward"]), found.inputs) & judge:
+        if identities(found.config["reward"], found.inputs) & judge:
             proxy.append(found.ref)
     for found in ancestors(policy.manifest, root):
         if isinstance(found, Gone):
@@ -103,32 +92,35 @@ def independent(of: Standing, judge: str, policy: str, allow_proxy: bool) -> Non
         )  # fmt: skip
 
 
-def identities(config: RewardConfig, inputs: Mapping[str, Input]) -> set[str]:
+def identities(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> set[str]:
     """What a reward is made of, whatever it is called: one text for each model, function and rule that counts.
 
     Args:
-        inputs: of the run that has it, where `align.stages.scoring.records` wrote down its models and functions.
+        reward: the group `reward` of a configuration, as a manifest has it.
+        inputs: of the run that has it: the reward's models and functions, in the order of the configuration.
     """
     models, functions = iter(numbered(inputs, "reward")), iter(numbered(inputs, "reward.fn"))
 
-    def walk(part: RewardConfig) -> Iterator[str]:
-        match part:
-            case LearnedReward():
+    def walk(part: Mapping[str, Any]) -> Iterator[str]:
+        match part["name"]:
+            case "learned":
                 yield f"model {next(models).digest}"
-            case EnsembleReward():
-                yield from (f"model {next(models).digest}" for _ in part.refs)
-            case FunctionReward():
+            case "ensemble":
+                yield from (f"model {next(models).digest}" for _ in part["refs"])
+            case "fn":
                 yield from of_function(next(functions))
-            case SentimentReward():
+            case "sentiment":
                 yield Sentiment.name
-            case RulesReward():
-                yield from (of_rule(rule) for rule in part.rules if rule.get("weight", 1.0))
-            case SumReward():
-                for weight, inner in parts_of(part):
+            case "rules":
+                yield from (of_rule(rule) for rule in part["rules"] if rule.get("weight", 1.0))
+            case "sum":
+                for inner in part["parts"]:
                     found = list(walk(inner))  # whatever it weighs, its models are the next ones
-                    yield from found if weight else ()
+                    yield from found if inner.get("weight", 1.0) else ()
+            case other:
+                raise ValueError(f"no reward is called {other}")
 
-    return set(walk(config))
+    return set(walk(reward))
 
 
 def numbered(inputs: Mapping[str, Input], name: str) -> list[Input]:
@@ -150,14 +142,14 @@ def of_function(read: Input) -> set[str]:
     return {f"function {name}" for name in (read.ref, *read.details.get("defined", ()))}
 
 
-def title(config: RewardConfig, inputs: Mapping[str, Input]) -> str:
-    """A judge's name for people."""
+def title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
+    """A judge's name for people. The arguments are those of `identities`."""
     refs = [read.ref for name, read in inputs.items() if name.startswith("reward")]
-    match config:
-        case SentimentReward():
+    match reward["name"]:
+        case "sentiment":
             return Sentiment.name
-        case LearnedReward() | FunctionReward():
+        case "learned" | "fn":
             return refs[0]
-        case RulesReward():
-            return f"rules ({', '.join(str(rule['rule']) for rule in config.rules)})"
-    return f"{config.name} ({', '.join(refs) or 'rules'})"
+        case "rules":
+            return f"rules ({', '.join(str(rule['rule']) for rule in reward['rules'])})"
+    return f"{reward['name']} ({', '.join(refs) or 'rules'})"

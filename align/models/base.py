@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from align.config.groups import ModelConfig
 from align.errors import InputError
 from align.models.architectures import refuse
 from align.models.pocket import pocket_folder
@@ -25,27 +24,27 @@ def builtin_folder(name: str) -> Path:
     return pocket_folder() if name == "pocket" else smollm2_folder()
 
 
-def find_base(model: ModelConfig) -> Base:
-    """The base weights that the `model` group names; the built-in model where it names none.
+def find_base(path: str | None = None, revision: str | None = None) -> Base:
+    """The base weights of a folder, a hub id or a built-in model; those of `pocket` where nothing is named.
 
     Raises:
         InputError: nothing is there, or what is there is not a model in safetensors.
     """
-    name = model.path or "pocket"
-    if name == "smollm2" and (model.revision is not None or gguf_in_wheel() is None):
-        snapshot = smollm2_snapshot(model.revision)
+    name = path or "pocket"
+    if name == "smollm2" and (revision is not None or gguf_in_wheel() is None):
+        snapshot = smollm2_snapshot(revision)
         return base_in(snapshot, HUB_ID, snapshot.name)
     folder = Path(name).expanduser()
-    if model.revision is not None and (name in BUILT_IN or folder.is_dir()):
+    if revision is not None and (name in BUILT_IN or folder.is_dir()):
         problem = f"model.path={name} is a folder on this machine, which has no revisions"
-        raise InputError("model.revision", model.revision, problem, "Drop it, or give a hub id as model.path.")
+        raise InputError("model.revision", revision, problem, "Drop it, or give a hub id as model.path.")
     if name in BUILT_IN:
         return base_in(builtin_folder(name), name)
     if folder.is_dir():
         return base_in(folder, name)
     if name.startswith((".", "/", "~")):
         raise InputError("model.path", name, "there is no such folder", "Give a folder with a model, or a hub id.")
-    snapshot = hub_snapshot(name, model.revision, "model.path")
+    snapshot = hub_snapshot(name, revision, "model.path")
     return base_in(snapshot, name, revision=snapshot.name)
 
 
@@ -60,26 +59,26 @@ def base_in(folder: Path, id: str, revision: str | None = None) -> Base:
     return Base(id, str(folder), revision, model_digest(folder, "model.path", id))
 
 
-def base_of(artifact: Artifact, model: ModelConfig, field: str) -> Base:
+def base_of(artifact: Artifact, field: str, path: str | None = None, revision: str | None = None) -> Base:
     """The base that an artifact belongs to. The artifact knows it; a contradicting `model=` is the user's error.
 
     Raises:
         InputError: `model=` names other weights, or the recorded ones are gone or have changed.
     """
     recorded = artifact.base
-    if artifact.whole and recorded is not None and model.path is None:
+    if artifact.whole and recorded is not None and path is None:
         return recorded
-    if model.path is not None:
-        given = find_base(model)
+    if path is not None:
+        given = find_base(path, revision)
         if recorded is not None and recorded.digest != given.digest:
             raise InputError(
-                "model", model.path, f"{field}={artifact.ref} was trained on {recorded.id} ({recorded.digest[:12]})",
+                "model", path, f"{field}={artifact.ref} was trained on {recorded.id} ({recorded.digest[:12]})",
                 "Drop model=, or choose an artifact of this base.",
             )  # fmt: skip
         return given
     if recorded is None:
         raise InputError(field, artifact.ref, "does not say which base it was trained on", "Add model.path=.")
-    found = find_base(ModelConfig(path=recorded.id if recorded.id in BUILT_IN else recorded.path))
+    found = find_base(recorded.id if recorded.id in BUILT_IN else recorded.path)
     if found.digest != recorded.digest:
         raise InputError(
             field, artifact.ref, f"its base {recorded.id} has changed since it was trained",

@@ -24,7 +24,7 @@ from align.rollout.engine import Engine, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Base, Run
 from align.stages import scoring
-from align.stages.lineage import Start, adapter_folder, frozen_as, start, tokenizer_of
+from align.stages.lineage import Start, adapter_folder, frozen_as, source_of, start, tokenizer_of
 from align.stages.sampling import engine_of, speaking
 from align.types import Conversation, Rollout
 from reward.combined import comparable, scored
@@ -112,7 +112,7 @@ def load_actors(run: Run, config: Config, base: Base) -> Actors:
 
     # Prompts, before any weights.
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed), room)
+    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed), room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     require(
         len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from align.config.compose import plain
 from align.config.eval import EvalConfig
-from align.config.groups import ModelConfig
 from align.config.root import Config
 from align.data.chat import Prompt, encode_prompts
 from align.data.sources import data_record, prompts
@@ -27,7 +27,17 @@ from align.rollout.engine import response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs, scoring
-from align.stages.lineage import BASE, adapter_folder, base_itself, find, label, same_split, start, tokenizer_of
+from align.stages.lineage import (
+    BASE,
+    adapter_folder,
+    base_itself,
+    find,
+    label,
+    same_split,
+    source_of,
+    start,
+    tokenizer_of,
+)
 from align.stages.sampling import engine_of, speaking
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
@@ -43,12 +53,13 @@ def inputs(config: Config) -> Inputs:
     reference = started_from(artifact, config)
     root = Path(config.run.root).expanduser()
     judge = scoring.records(config.reward, root, base, None)
-    title = judges.title(config.reward, judge)
-    of = judges.standing(artifact, judges.identities(config.reward, judge), root)
+    reward = plain(config)["reward"]
+    title = judges.title(reward, judge)
+    of = judges.standing(artifact, judges.identities(reward, judge), root)
     judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
-    records = {"artifact": artifact.as_input(), "data": data_record(config.data), **judge}
+    records = {"artifact": artifact.as_input(), "data": data_record(source_of(config)), **judge}
     if reference is not None:
-        if not artifact.whole and base_of(reference, ModelConfig(), "init").digest != base.digest:
+        if not artifact.whole and base_of(reference, "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
         records["init"] = reference.as_input()
     return Inputs(config, label(base, config), base, records)
@@ -87,7 +98,7 @@ def run(run: Run, config: Config) -> Result:
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(config.data, "test", config.seed)[: stage.prompts], room)
+    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "test", config.seed)[: stage.prompts], room)
 
     policies = policies_of(run, config, artifact, base, device)
     model = policies["policy"].model
@@ -110,9 +121,9 @@ def run(run: Run, config: Config) -> Result:
             raise diverged(f"{count} answers have logprobs that are no numbers under its {who}", None, config.dtype)
     kl = (logprobs["policy"] - logprobs["ref"]).tolist()
 
-    judge = judges.title(config.reward, run.inputs)
+    judge = judges.title(run.manifest.config["reward"], run.inputs)
     root = Path(config.run.root).expanduser()
-    of = judges.standing(artifact, judges.identities(config.reward, run.inputs), root)
+    of = judges.standing(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root)
     made = (scoring.foreign(m, device, choose_dtype(config.dtype, device), 32) for m in scoring.models_of(run.inputs))
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
     samples = scored_samples(scoring.built(config.reward, made), found, answers, texts, kl)
@@ -146,7 +157,7 @@ def policies_of(run: Run, config: Config, artifact: Artifact, base: Base, device
     started = resolve(run.inputs["init"].path, root, field_name="init") if "init" in run.inputs else None
     if artifact.whole:
         assert started is not None, "inputs() lets no such artifact pass"
-        bases = {"ref": base_of(started, ModelConfig(), "init"), "policy": base}
+        bases = {"ref": base_of(started, "init"), "policy": base}
         return {who: Policy(load_base(found, "lora", device, dtype)) for who, found in bases.items()}
     model = attach(load_base(base, config.method.name, device, dtype), artifact.path, "policy")
     reference = adapter_folder(started) if started is not None else None

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.config.groups import ModelConfig
 from align.config.root import Config
 from align.config.settings import changed
 from align.data.chat import use_template
-from align.data.sources import data_record
+from align.data.sources import DataSource, data_record
 from align.errors import InputError
 from align.models.base import base_of, find_base
 from align.models.load import load_tokenizer
@@ -40,9 +39,9 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> Start:
         InputError: `model=` contradicts the artifact.
     """
     ref = ref if ref is not None else str(getattr(config, field))
-    wanted = find_base(config.model).digest if config.model.path else None
+    wanted = find_base(config.model.path, config.model.revision).digest if config.model.path else None
     artifact = find(ref, config, field, wanted if ref.endswith(":latest") else None)
-    base = base_of(artifact, config.model, field)
+    base = base_of(artifact, field, config.model.path, config.model.revision)
     method = method_of(artifact, config.method.name, field)
     return Start(artifact, base, changed(config, method=changed(config.method, name=method)))
 
@@ -54,7 +53,7 @@ def find(ref: str, config: Config, field: str, base_digest: str | None = None) -
         MissingArtifact: nothing is there yet; the message names the command that makes it.
     """
     if ref == BASE:
-        return as_artifact(find_base(config.model))
+        return as_artifact(find_base(config.model.path, config.model.revision))
     return resolve(ref, Path(config.run.root).expanduser(), base_digest, field)
 
 
@@ -65,7 +64,7 @@ def as_artifact(base: Base) -> Artifact:
 
 def base_itself(artifact: Artifact) -> Artifact:
     """The base that an adapter was trained on, found anew where it lies by now, as what the adapter started from."""
-    return as_artifact(base_of(artifact, ModelConfig(), "init"))
+    return as_artifact(base_of(artifact, "init"))
 
 
 def method_of(artifact: Artifact, given: str, field: str) -> str:
@@ -121,7 +120,7 @@ def same_split(config: Config, artifact: Artifact) -> None:
     """
     if config.data.name != "jsonl":
         return  # the corpus has parts of its own
-    digest = data_record(config.data).digest
+    digest = data_record(source_of(config)).digest
     for manifest in behind(artifact, Path(config.run.root).expanduser()):
         if isinstance(manifest, Gone):
             print(f"{manifest.ref} is gone: nobody knows whether it was trained on what is held out of data.path now")
@@ -161,6 +160,12 @@ def data_behind(artifact: Artifact, root: Path) -> list[str]:
         name = read.project or (Path(data["path"]).name if data.get("path") else data["name"])
         found.append(f"annotations {name}" if read.project else name)
     return list(dict.fromkeys(found))
+
+
+def source_of(config: Config) -> DataSource:
+    """Where the rows of `data=` come from."""
+    data = config.data
+    return DataSource(data.name, data.path, data.part, data.held_out, data.limit)
 
 
 def label(base: Base, config: Config) -> str:

@@ -12,6 +12,7 @@ from align.data.sources import data_file, data_record, share_of
 from align.errors import InputError, require
 from align.run import Input
 from align.stages import open_store
+from align.stages.lineage import source_of
 from align.trainers.pairs import Pair
 from align.types import Conversation, Preference
 from annotate.store import preferences
@@ -20,7 +21,7 @@ from annotate.store import preferences
 def pairs_record(config: Config) -> Input:
     """What a run's manifest says of its pairs: the head of the ledger, or the file."""
     if config.data.name != "annotations":
-        return data_record(config.data)
+        return data_record(source_of(config))
     with open_store(config, create=False) as store:
         head = store.head(config.project)
     return Input(head.hash, project=config.project, seq=head.seq)
@@ -49,7 +50,7 @@ def pairs_from(config: Config) -> list[Preference]:
         with open_store(config, create=False) as store:
             found = preferences(store, config.project, config.data.allow_simulated)
     else:
-        found = read_preferences(data_file(config.data))
+        found = read_preferences(data_file(source_of(config)))
     return found[: config.data.limit]
 
 

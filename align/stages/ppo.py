@@ -43,7 +43,7 @@ from align.run import Run
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import Inputs, scoring, tracker
 from align.stages.actors import Actors, experience_arguments, load_actors, loss_arguments, starting_point
-from align.stages.lineage import frozen_as, label
+from align.stages.lineage import frozen_as, label, source_of
 from align.stages.monitor import better, evaluate, per_answer, send_to_annotators, stops, warn
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
@@ -53,7 +53,7 @@ def inputs(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     root = Path(config.run.root).expanduser()
     rewards = scoring.records(config.reward, root, base, frozen_as(config.method.name))
-    records = {"init": artifact.as_input(), "data": data_record(config.data), **rewards}
+    records = {"init": artifact.as_input(), "data": data_record(source_of(config)), **rewards}
     return Inputs(config, label(base, config), base, records)
 
 

@@ -13,7 +13,7 @@ from align.rollout.engine import response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Run, write_json
 from align.stages import Inputs, open_store, tracker
-from align.stages.lineage import adapter_folder, label, start, tokenizer_of
+from align.stages.lineage import adapter_folder, label, source_of, start, tokenizer_of
 from align.stages.sampling import engine_of, speaking
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
@@ -24,7 +24,7 @@ PROMPTS_AT_ONCE = 64
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    records = {"init": artifact.as_input(), "data": data_record(config.data)}
+    records = {"init": artifact.as_input(), "data": data_record(source_of(config))}
     return Inputs(config, label(base, config), base, records)
 
 
@@ -35,7 +35,7 @@ def run(run: Run, config: Config) -> Result:
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(config.data, "train", config.seed)[: stage.prompts], room)
+    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed)[: stage.prompts], room)
     model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
     adapter = adapter_folder(artifact)
     policy = Policy(attach(model, adapter, "sft", alone=True) if adapter else model, "sft" if adapter else None)

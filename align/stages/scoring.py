@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from align.config.groups import ModelConfig
 from align.config.root import Config
 from align.config.scorers import (
     EnsembleReward,
@@ -174,7 +173,7 @@ def built(config: RewardConfig, made: Iterator[Scorer]) -> Scorer:
 
 def foreign(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: int) -> learned.LearnedReward:
     """A reward model on another base than the policy's: it reads text, by its own template and tokenizer."""
-    base = base_of(artifact, ModelConfig(), "reward.ref")
+    base = base_of(artifact, "reward.ref")
     method = method_of(artifact, "auto", "reward.ref")
     model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
     head = linear(score_weight(artifact.path, hidden_size(model))).to(device)

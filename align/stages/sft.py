@@ -30,6 +30,7 @@ from align.report import Report, curves, few
 from align.run import Input, Run
 from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
+from align.stages.lineage import source_of
 from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, Training
 from align.trainers.sft import packed, train_sft
@@ -40,11 +41,11 @@ LARGEST_LOSS = 700.0
 
 
 def inputs(config: Config) -> Inputs:
-    base = find_base(config.model)
+    base = find_base(config.model.path, config.model.revision)
     if config.method.name == "auto":
         config = changed(config, method=changed(config.method, name="qlora"))
     label = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], config.method.name)))
-    records = {"base": Input(base.digest, ref=base.id), "data": data_record(config.data)}
+    records = {"base": Input(base.digest, ref=base.id), "data": data_record(source_of(config))}
     return Inputs(config, label, base, records)
 
 
@@ -60,8 +61,8 @@ def run(run: Run, config: Config) -> Result:
 
     # Data, before any weights: our own tokens and labels, a loss only on what the assistant writes.
     max_length = min(config.data.max_length, context_length(describe(base)))
-    train = encode(tokenizer, documents(config.data, "train", config.seed), max_length)
-    test = encode(tokenizer, documents(config.data, "test", config.seed)[: stage.eval_size], max_length)
+    train = encode(tokenizer, documents(source_of(config), "train", config.seed), max_length)
+    test = encode(tokenizer, documents(source_of(config), "test", config.seed)[: stage.eval_size], max_length)
     print(
         f"{len(train.rows)} rows, {train.tokens} tokens; dropped {train.too_long} longer than {max_length} tokens "
         f"and {train.unanswered} without an assistant turn; {len(test.rows)} held out"

@@ -19,7 +19,6 @@ import torch
 from ours import precision, roles_on
 from work import RESULT, Work, result_of
 
-from align.config.groups import ModelConfig
 from align.models.adapters import with_new_adapter
 from align.models.backbone import hidden_size, hidden_states, response_logprobs, states_before
 from align.models.base import find_base
@@ -50,7 +49,7 @@ def together(work: Work) -> None:
 
 
 def apart(work: Work) -> None:
-    base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
+    base, (method, dtype) = find_base(work.model), precision(work)
     policy, value, reward, reference = (load_base(base, method, torch.device("cpu"), dtype) for _ in range(4))
     policy, value = (with_new_adapter(model, 8, 16) for model in (policy, value))
     for name, parameter in [*policy.named_parameters(), *value.named_parameters()]:

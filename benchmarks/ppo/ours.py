@@ -15,7 +15,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from work import PROMPTS, Work, report
 
-from align.config.groups import ModelConfig
 from align.data.chat import encode_prompts, stop_token_ids
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
@@ -39,7 +38,7 @@ def precision(work: Work) -> tuple[str, torch.dtype]:
 
 def make_adapters(work: Work, folder: Path) -> None:
     """Fresh adapters of rank 8 in the places of a supervised one and of a reward model."""
-    base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
+    base, (method, dtype) = find_base(work.model), precision(work)
     for name, load in (("init", load_base), ("reward", load_classifier)):
         model = with_new_adapter(load(base, method, torch.device(work.device), dtype), 8, 16, name == "reward")
         save_adapter(model, folder / name, base)
@@ -55,7 +54,7 @@ def roles_on(work: Work, folder: Path) -> Roles:
 
 def loaded(work: Work, folder: Path) -> Roles:
     """The roles from what `make_adapters` made."""
-    base, (method, dtype) = find_base(ModelConfig(work.model)), precision(work)
+    base, (method, dtype) = find_base(work.model), precision(work)
     model = load_base(base, method, torch.device(work.device), dtype)
     return Roles(model, folder / "init", [folder / "reward"], (8, 16), work.value_backbone)
 
@@ -85,7 +84,7 @@ def flops(work: Callable[[], object]) -> int:
 
 def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
     """Update number n, as `stage=ppo` makes it: its seconds by phase."""
-    tokenizer = load_tokenizer(find_base(ModelConfig(work.model)))
+    tokenizer = load_tokenizer(find_base(work.model))
     stops = () if work.fixed else stop_token_ids(tokenizer, roles.model.generation_config)
     engine = HfEngine(stops, tokenizer.pad_token_id, work.tokens)
     asked = [Conversation((Message("user", text),)) for text in PROMPTS * work.batch]

@@ -14,7 +14,6 @@ import torch
 from ours import roles_on
 from work import PROMPTS, Work, report
 
-from align.config.groups import ModelConfig
 from align.data.chat import encode_prompts
 from align.models.backbone import pad
 from align.models.base import find_base
@@ -26,7 +25,7 @@ from align.types import Conversation, Message
 def main(work: Work, who: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         roles = roles_on(work, Path(folder))
-    tokenizer = load_tokenizer(find_base(ModelConfig(work.model)))
+    tokenizer = load_tokenizer(find_base(work.model))
     asked = [Conversation((Message("user", text),)) for text in PROMPTS * (work.batch // len(PROMPTS))]
     prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
     engine = HfEngine((), tokenizer.pad_token_id, work.tokens)

@@ -44,7 +44,7 @@ def loaded(model: Path) -> None:
     """What every stage asks of a base before it computes."""
     import torch
 
-    base = find_base(type("M", (), {"path": str(model), "revision": None}))  # type: ignore[arg-type]
+    base = find_base(str(model))
     tokenizer = load_tokenizer(base)
     use_template(tokenizer, None)
     render(tokenizer, Conversation((Message("user", "a"),)), answer_due=True)

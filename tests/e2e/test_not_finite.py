@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from workshop import Ready
 
 from align.__main__ import main
-from align.config.groups import ModelConfig
 from align.errors import MissingArtifact
 from align.models.base import find_base
 from align.run import file_digest, read_manifest, resolve
@@ -68,7 +67,7 @@ def rehash(folder: Path) -> None:
 
 def rebase(place: Place) -> None:
     """Manifests speak of the base as it is now."""
-    digest = find_base(ModelConfig(path=str(place.base))).digest
+    digest = find_base(path=str(place.base)).digest
     for path in place.root.glob("*/*/manifest.json"):
         manifest = json.loads(path.read_text())
         if manifest["base"]:

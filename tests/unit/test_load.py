@@ -15,9 +15,8 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file, save_file
 
-from align.config.groups import DataConfig, ModelConfig
 from align.data.chat import IGNORED, Encoded
-from align.data.sources import data_record, documents
+from align.data.sources import DataSource, data_record, documents
 from align.errors import CorruptFile, InputError, StorageError
 from align.evals.heldout import held_out_loss
 from align.models.base import find_base
@@ -75,7 +74,7 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def base_at(folder: Path) -> Any:
-    return find_base(ModelConfig(path=str(folder)))
+    return find_base(path=str(folder))
 
 
 def some_rows() -> list[Encoded]:
@@ -262,7 +261,7 @@ def test_what_the_hub_refuses_has_a_remedy(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(InputError, match=problem) as caught:
-        find_base(ModelConfig(path="org/name"))
+        find_base(path="org/name")
     assert (caught.value.field, caught.value.value) == ("model.path", "org/name")
     assert remedy in caught.value.remedy
 
@@ -277,7 +276,7 @@ def test_a_proxy_that_refuses_is_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(InputError, match=r"cannot be reached.*give the folder"):
-        find_base(ModelConfig(path="org/name"))
+        find_base(path="org/name")
 
 
 def test_an_offline_hub_without_a_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -286,7 +285,7 @@ def test_an_offline_hub_without_a_copy(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the variable of that name, read at import
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"cannot be reached and no copy is cached.*give the folder"):
-        find_base(ModelConfig(path="org/surely-not-there"))
+        find_base(path="org/surely-not-there")
 
 
 def test_only_safetensors_and_text_are_downloaded(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
@@ -299,7 +298,7 @@ def test_only_safetensors_and_text_are_downloaded(monkeypatch: pytest.MonkeyPatc
         return str(tiny_model)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    base = find_base(ModelConfig(path="org/name", revision="abc"))
+    base = find_base(path="org/name", revision="abc")
     assert (asked["repo"], asked["revision"], base.id) == ("org/name", "abc", "org/name")
     assert not any(pattern.endswith(("bin", "pt", "pth", "*", "py")) for pattern in asked["allow_patterns"])
 
@@ -321,16 +320,16 @@ def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.Monk
         return str(file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    data = DataConfig("jsonl", "hub:Anthropic/hh-rlhf@v1/harmless-base/test.jsonl.gz", held_out=0.0)
+    data = DataSource("jsonl", "hub:Anthropic/hh-rlhf@v1/harmless-base/test.jsonl.gz", held_out=0.0)
     assert len(documents(data, "train")) == 1
     assert data_record(data)["path"] == data.path
     assert asked == [("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset", "v1")]  # once, whoever reads it
     with pytest.raises(StorageError, match="No space left"):
-        documents(DataConfig("jsonl", "hub:org/name/full.jsonl"), "train")
+        documents(DataSource("jsonl", "hub:org/name/full.jsonl"), "train")
     with pytest.raises(InputError, match="has no such file"):
-        documents(DataConfig("jsonl", "hub:org/name/none.jsonl"), "train")
+        documents(DataSource("jsonl", "hub:org/name/none.jsonl"), "train")
     with pytest.raises(InputError, match="names no file"):
-        documents(DataConfig("jsonl", "hub:org/name"), "train")
+        documents(DataSource("jsonl", "hub:org/name"), "train")
 
 
 # Devices.

@@ -10,7 +10,6 @@ import pytest
 import sentencepiece as spm
 from transformers import AutoTokenizer
 
-from align.config.groups import ModelConfig
 from align.data.chat import encode_conversation, stop_token_ids
 from align.errors import CorruptFile
 from align.models import pocket
@@ -39,7 +38,7 @@ def test_it_takes_at_most_16_mb() -> None:
 
 
 def test_it_is_what_no_model_means() -> None:
-    assert find_base(ModelConfig()).digest == find_base(ModelConfig(path="pocket")).digest
+    assert find_base().digest == find_base(path="pocket").digest
 
 
 def test_a_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.config.groups import DataConfig
-from align.data.sources import data_record, documents, prompts, question, read_documents
+from align.data.sources import DataSource, data_record, documents, prompts, question, read_documents
 from align.errors import CorruptFile, InputError
 from align.types import Conversation
 
@@ -24,8 +23,8 @@ def write(path: Path, *rows: Any) -> Path:
     return path
 
 
-def jsonl(path: Path, held_out: float = 0.25, **more: Any) -> DataConfig:
-    return DataConfig(name="jsonl", path=str(path), held_out=held_out, **more)
+def jsonl(path: Path, held_out: float = 0.25, **more: Any) -> DataSource:
+    return DataSource(name="jsonl", path=str(path), held_out=held_out, **more)
 
 
 def turns(document: Any) -> list[tuple[str, str]]:
@@ -69,7 +68,7 @@ def test_gz_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
 def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "d.jsonl", {"text": "a"})
     monkeypatch.setenv("HOME", str(tmp_path))
-    data = DataConfig(name="jsonl", path="~/d.jsonl", held_out=0.0)
+    data = DataSource(name="jsonl", path="~/d.jsonl", held_out=0.0)
     assert documents(data, "train") == ["a"]
     assert len(data_record(data).digest) == 64
 

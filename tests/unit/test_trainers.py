@@ -14,7 +14,6 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import TrainerCallback
 
-from align.config.groups import ModelConfig
 from align.data.chat import encode
 from align.data.sources import read_documents
 from align.errors import InputError
@@ -54,7 +53,7 @@ def arguments(output: Path, steps: int, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def base(tiny_model: Path) -> Any:
-    return find_base(ModelConfig(path=str(tiny_model)))
+    return find_base(path=str(tiny_model))
 
 
 def adapted(base: Any, seed: int = 0) -> Any:

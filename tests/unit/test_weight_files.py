@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.config.groups import ModelConfig
 from align.data.chat import encode_prompts
 from align.errors import CorruptFile, InputError
 from align.models.adapters import WEIGHTS_FILE
@@ -62,7 +61,7 @@ def other(copy: Path, tmp_path: Path) -> Path:
 
 
 def found(folder: Path) -> Base:
-    return find_base(ModelConfig(path=str(folder)))
+    return find_base(path=str(folder))
 
 
 def loaded(base: Base) -> Any:
@@ -118,7 +117,7 @@ def test_a_well_formed_folder_keeps_its_digest(tmp_path: Path, files: dict[str, 
 
 
 def test_the_built_in_model_keeps_its_digest() -> None:
-    assert find_base(ModelConfig()).digest == "9b36bc74a3355579a4c394dc7955c7fd75b916e59b078b9fd5428d34faad1ae4"
+    assert find_base().digest == "9b36bc74a3355579a4c394dc7955c7fd75b916e59b078b9fd5428d34faad1ae4"
 
 
 def test_an_adapter_keeps_its_digest(tmp_path: Path) -> None:
@@ -329,7 +328,7 @@ def test_links_lead_where_they_lead_and_that_is_hashed(copy: Path, tmp_path: Pat
 def test_a_folder_has_no_revisions(copy: Path) -> None:
     for given in ({"path": str(copy)}, {"path": "pocket"}, {}):
         with pytest.raises(InputError) as caught:
-            find_base(ModelConfig(**given, revision="v1"))
+            find_base(**given, revision="v1")
         assert caught.value.field == "model.revision"
 
 
