@@ -22,13 +22,23 @@ from argon2 import PasswordHasher
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from align.errors import InputError, require
-from annotate.credentials import Passwords, Refused, checked, digest, is_name, named, network, tidy
+from align.web.credentials import (
+    Passwords,
+    Refused,
+    checked_name,
+    checked_password,
+    digest,
+    is_name,
+    network,
+    new_token,
+    tidy,
+)
+from align.web.throttle import Throttle
 from annotate.invitations import Invitation, Pending, invitation_of, over, pending, revoke, used
 from annotate.store import Store
 from annotate.store.people import is_annotator, leave, number_of_admins, roles_of, user_named
 from annotate.store.queries import annotator_of, check_project, close_leases, meet
 from annotate.store.tables import annotators, invitations, leases, members, sessions, users
-from annotate.throttle import Throttle
 
 ROLES = ("annotator", "reviewer", "admin")
 """Each may do what those before it may: judge; see how all judge, and settle what they disagree on; manage."""
@@ -119,7 +129,7 @@ class Accounts:
         if person is None:
             raise Refused("session", "(not shown)", "it is over", "Log in again.")
         user = self._proved(person.name, old, f"session of {person.name}")
-        kept = self.passwords.hashed(checked(person.name, new))
+        kept = self.passwords.hashed(checked_password(person.name, new))
         with self.store.transaction() as db:
             self._set_password(db, user, kept)
             db.execute(delete(invitations).where(invitations.c.name == person.name))
@@ -141,7 +151,7 @@ class Accounts:
             InputError: unknown project or role, or a name that nobody can have.
         """
         require(role in ROLES, "role", role, "there is no such role", f"Choose one of: {', '.join(ROLES)}.")
-        name, token = named(name) if name else "", secrets.token_urlsafe(32)
+        name, token = checked_name(name) if name else "", new_token()
         with self.store.transaction() as db:
             check_project(db, project)
             db.execute(delete(invitations).where(invitations.c.expires_at < self.clock()))
@@ -185,8 +195,8 @@ class Accounts:
         """
         if self.invited(token) is None:  # before a password is hashed for whoever comes by
             raise over()
-        name = named(name)
-        kept = self.passwords.hashed(checked(name, password))
+        name = checked_name(name)
+        kept = self.passwords.hashed(checked_password(name, password))
         with self.store.transaction() as db:
             invitation = used(db, token, self.clock())
             user = user_named(db, name)
@@ -315,7 +325,7 @@ class Accounts:
         db.execute(insert(members), {"project": project, "user": user, "role": role})
 
     def _open_session(self, db: Connection, user: str) -> str:
-        token, now = secrets.token_urlsafe(32), self.clock()
+        token, now = new_token(), self.clock()
         db.execute(delete(sessions).where(sessions.c.expires_at < now))
         db.execute(insert(sessions), {"digest": digest(token), "user": user, "expires_at": now + SESSION_S})
         return token

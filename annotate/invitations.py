@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, select
 
 from align.errors import InputError
-from annotate.credentials import Refused, digest
+from align.web.credentials import Refused, digest
 from annotate.store.people import roles_of, user_named
 from annotate.store.tables import invitations, users
 

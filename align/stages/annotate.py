@@ -77,9 +77,10 @@ def run(run: Run, config: Config) -> Result:
 
 
 def served(run: Run, config: Config) -> Result:
-    from annotate.web.gate import AccountAuthenticator, KeyAuthenticator
+    from align.web.listening import serve
+    from annotate.web.access import AccountAuthenticator, KeyAuthenticator
     from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import application, serve  # Gradio takes seconds to import
+    from annotate.web.server import application  # Gradio takes seconds to import
 
     stage: AnnotateConfig = config.stage
     url, others = origins(stage)

@@ -17,7 +17,7 @@ from align.report import few
 from annotate.accounts import Person
 from annotate.figures import figures, people_csv, plots
 from annotate.store import Store
-from annotate.web.gate import MANAGE
+from annotate.web.access import MANAGE
 from annotate.web.words import WORDS
 
 PLOTS = ("per_day", "seconds", "position", "length")

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from align.errors import InputError, StorageError
+from align.web.credentials import SHORTEST_PASSWORD, Refused, session_cookie
+from align.web.turns import Busy
 from annotate.accounts import SESSION_S, Accounts, Invitation, Person
-from annotate.credentials import SHORTEST_PASSWORD, Refused
-from annotate.turns import Busy
-from annotate.web.gate import session_cookie
 from annotate.web.words import WORDS
 
 PAGE = """<!doctype html>

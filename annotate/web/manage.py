@@ -16,11 +16,11 @@ from typing import Any
 import gradio
 
 from align.errors import InputError, require
+from align.web.gate import Authenticator
 from annotate.accounts import ROLES, Accounts, Person
 from annotate.store import Settings, configure, publish_guidelines
 from annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
 from annotate.web.dashboard import dashboard_tab, shown, table
-from annotate.web.gate import Authenticator
 from annotate.web.queues import AssignmentQueues
 from annotate.web.words import WORDS
 
@@ -40,7 +40,7 @@ class Manager:
     """
 
     def __init__(
-        self, queues: AssignmentQueues, accounts: Accounts | None, authenticator: Authenticator, url: str
+        self, queues: AssignmentQueues, accounts: Accounts | None, authenticator: Authenticator[Person], url: str
     ) -> None:
         self.queues, self.accounts, self.authenticator, self.url = queues, accounts, authenticator, url
 

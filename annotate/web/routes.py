@@ -15,8 +15,8 @@ from annotate.reviewing import said_of
 from annotate.store.projects import guidelines_of, settings_of
 from annotate.tasks import Task
 from annotate.terms import Terms, mode_of, terms_now
+from annotate.web.access import manages
 from annotate.web.cards import Said, card, judgement_of, opinion
-from annotate.web.gate import manages
 from annotate.web.markup import compared, rendered
 from annotate.web.queues import AssignmentQueues
 from annotate.web.words import WORDS

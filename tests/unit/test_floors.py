@@ -15,7 +15,7 @@ OURS = ("align", "annotate", "reward")
 FLOORS = {
     0: ("align.types", "align.errors", "align.config", "align.redaction"),
     1: ("align.ops", "align.run", "align.track", "annotate.store"),
-    2: ("align.data", "align.models", "align.report"),
+    2: ("align.data", "align.models", "align.report", "align.web"),
     3: ("reward", "align.rollout"),
     4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "annotate"),
     5: ("align.stages",),
@@ -31,7 +31,7 @@ ALLOWED = {
     ("align.config", "align.redaction"),
     ("align.errors", "align.redaction"),
 }
-WITHOUT_TORCH = (*FLOORS[0], "align.run", "align.track", "align.report")
+WITHOUT_TORCH = (*FLOORS[0], "align.run", "align.track", "align.report", "align.web")
 
 
 def name_of(path: Path) -> str:
