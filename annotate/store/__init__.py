@@ -16,10 +16,11 @@ pairs     rankings → preference pairs
 """
 
 from annotate.store.checks import AlreadyJudged
+from annotate.store.configuring import configure, publish_guidelines
 from annotate.store.database import Store
 from annotate.store.ledger import Head
 from annotate.store.pairs import preferences
-from annotate.store.projects import Settings, configure, publish_guidelines
+from annotate.store.projects import Settings
 from annotate.store.records import Candidate, Item, Judgement, Vote, storable
 
 __all__ = [

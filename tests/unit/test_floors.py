@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,11 @@ def room_of(module: str) -> str | None:
     return max((r for r in FLOOR_OF if module == r or module.startswith(f"{r}.")), key=len, default=None)
 
 
-def imports(source: str, module: str = "", is_package: bool = False, top_only: bool = False) -> Iterator[str]:
-    """The full name of everything that a source imports, `from a import b` as `a.b`; inside functions too."""
+def imports(
+    source: str, module: str = "", is_package: bool = False, top_only: bool = False, for_types: bool = True
+) -> Iterator[str]:
+    """The full name of everything that a source imports, `from a import b` as `a.b`; inside functions too, unless
+    `top_only`, and for the type checker alone, unless not `for_types`."""
     tree = ast.parse(source)
     hidden = {
         id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
@@ -54,7 +58,7 @@ def imports(source: str, module: str = "", is_package: bool = False, top_only: b
     typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     checked = {id(n) for branch in typing for n in ast.walk(branch)}
     for node in ast.walk(tree):
-        if top_only and id(node) in hidden | checked:
+        if (top_only and id(node) in hidden) or ((top_only or not for_types) and id(node) in checked):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -83,6 +87,39 @@ def test_imports_point_downward(path: Path):
     others = {other for other in ours_in(path) if (room, other) not in ALLOWED}
     wrong = {other: FLOOR_OF[other] for other in others if FLOOR_OF[other] >= FLOOR_OF[room]}
     assert not wrong, f"{module} is on floor {FLOOR_OF[room]} and imports {wrong}"
+
+
+def modules_in(path: Path) -> set[str]:
+    """The modules of ours that a file imports when it runs, inside functions too, other than itself."""
+    module, known = name_of(path), {name_of(p) for p in MODULES}
+    found = set()
+    for name in imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py", for_types=False):
+        while name and name not in known:  # `a.b.c` is the name c of the module a.b, or of the package a
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {module, ""}
+
+
+def circle(imported: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, the first one again at the end; none where there is no circle."""
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle({name_of(path): modules_in(path) for path in MODULES}) == []
+
+
+def test_the_finder_of_circles():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a", "c"}}) == []
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a\ndef f():\n    import b"
+    assert set(imports(source, for_types=False)) == {"typing.TYPE_CHECKING", "b"}
+    assert set(imports(source)) == {"typing.TYPE_CHECKING", "a", "b"}
+    assert set(imports(source, top_only=True)) == {"typing.TYPE_CHECKING"}
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if room_of(name_of(p)) == "align.ops"], ids=lambda p: name_of(p))
