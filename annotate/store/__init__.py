@@ -9,10 +9,12 @@
 ledger    the hash chain's arithmetic, pure         tables, migrations   what lies in the database, and how it came to
 records   the records and their rows                schema               how a database is opened
 queries   what is asked of the tables               connections          writers and readers
-checks    what is refused before it is written
-projects  settings and guidelines                   database             the store itself
-people    accounts and what they may do where       verify               the walk over chain and contents
-pairs     rankings → preference pairs
+checks    what is refused before it is written      database             the store itself
+items     added, read alone or in pages             projects             settings and guidelines
+votes     recorded, retracted, those that stand     configuring          their changes
+erasure   what goes, and its tombstone              verify               the walk over chain and contents
+people    accounts and what they may do where       pairs                rankings → preference pairs
+counting  the counters of work, counted anew
 """
 
 from annotate.store.checks import AlreadyJudged
