@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from align.errors import require
+from annotate.assignment.tasks import Task
 from annotate.store import Judgement, Vote, storable
-from annotate.tasks import Task
 from annotate.web.markup import rendered
 
 Place = int

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from align.errors import require
 from annotate.accounts import Person
 from annotate.assignment import AssignmentQueue
-from annotate.reviewing import said_of
+from annotate.assignment.reviewing import said_of
+from annotate.assignment.tasks import Task
+from annotate.assignment.terms import Terms, mode_of, terms_now
 from annotate.store.projects import guidelines_of, settings_of
-from annotate.tasks import Task
-from annotate.terms import Terms, mode_of, terms_now
 from annotate.web.access import manages
 from annotate.web.cards import Said, card, judgement_of, opinion
 from annotate.web.markup import compared, rendered

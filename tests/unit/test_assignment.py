@@ -10,7 +10,7 @@ from assignment_queues import best_first, counters, judge, queue_of
 
 from align.errors import InputError
 from annotate.assignment import AssignmentQueue
-from annotate.clock import Clock
+from annotate.assignment.clock import Clock
 from annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
 from annotate.store.counting import recount
 from annotate.store.tables import leases, work

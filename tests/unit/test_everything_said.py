@@ -11,8 +11,8 @@ import pytest
 from annotation_store import add, rank
 
 from annotate.assignment import AssignmentQueue
+from annotate.assignment.reviewing import said_of
 from annotate.exporting import export
-from annotate.reviewing import said_of
 from annotate.store import Candidate, Judgement, Store, configure, preferences
 from annotate.store.records import SKIPS
 from annotate.web.cards import opinion

@@ -6,8 +6,8 @@ import pytest
 from annotation_store import rank
 from assignment_queues import best_first, counters, judge, queue_of
 
+from annotate.assignment.reviewing import contested
 from annotate.figures import figures
-from annotate.reviewing import contested
 from annotate.store import AlreadyJudged, Store, preferences
 from annotate.store.pairs import to_learn_from
 
