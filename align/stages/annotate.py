@@ -20,10 +20,10 @@ from align.stages import Inputs, open_store, store_url
 from align.stages.lineage import readers_of
 from align.types import Result
 from annotate.accounts import Accounts, Person
-from annotate.archive import backup, restore
 from annotate.assignment import AssignmentQueue
-from annotate.exporting import export
-from annotate.importing import import_items
+from annotate.exchange.archive import backup, restore
+from annotate.exchange.exporting import export
+from annotate.exchange.importing import import_items
 from annotate.simulate import simulate
 from annotate.store import Head, configure, publish_guidelines
 from annotate.store.projects import state_of

@@ -12,7 +12,7 @@ from annotation_store import add, rank
 
 from annotate.assignment import AssignmentQueue
 from annotate.assignment.reviewing import said_of
-from annotate.exporting import export
+from annotate.exchange.exporting import export
 from annotate.store import Candidate, Judgement, Store, configure, preferences
 from annotate.store.records import SKIPS
 from annotate.web.cards import opinion
