@@ -17,7 +17,6 @@ from align.errors import InputError, require
 from align.report import Report
 from align.run import Run, json_digest, resolve, write_json
 from align.stages import Inputs, open_store, store_url
-from align.stages.lineage import readers_of
 from align.types import Result
 from annotate.accounts import Accounts, Person
 from annotate.assignment import AssignmentQueue
@@ -29,7 +28,6 @@ from annotate.store import Head, configure, publish_guidelines
 from annotate.store.projects import state_of
 from annotate.store.queries import known_projects
 from annotate.store.schema import migrate
-from reward.rules import Sentiment
 
 SEEDS = 2**32
 """How many seeds a run can have: the next annotator's begin behind them."""
@@ -144,6 +142,8 @@ def key_beside(root: Path) -> str:
 
 
 def simulated(run: Run, config: Config) -> Result:
+    from reward.rules import Sentiment  # and torch with it, which serving the pages does without
+
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         done = [
@@ -229,6 +229,8 @@ def migrated(run: Run, config: Config) -> Result:
 
 
 def erased(run: Run, config: Config) -> Result:
+    from align.stages.lineage import readers_of  # likewise
+
     stage: AnnotateConfig = config.stage
     root = Path(config.run.root).expanduser()
     with open_store(config, create=False) as store:
