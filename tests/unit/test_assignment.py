@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from annotation_store import ask, said
-from assignment_queues import best_first, counters, judge, queue_of
+from assignment_queues import Hands, best_first, counters, judge, queue_of
 
 from align.errors import InputError
 from annotate.assignment import AssignmentQueue
@@ -14,16 +14,6 @@ from annotate.assignment.clock import Clock
 from annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
 from annotate.store.counting import recount
 from annotate.store.tables import leases, work
-
-
-class Hands:
-    """A clock that the test sets."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
