@@ -27,9 +27,9 @@ from annotate.accounts.members import (
 )
 from annotate.accounts.passwords import new_user, proved, set_password
 from annotate.store import Store
-from annotate.store.people import number_of_admins, roles_of, user_named
 from annotate.store.queries import check_project
 from annotate.store.tables import users
+from annotate.store.users import number_of_admins, roles_of, user_named
 
 
 class Accounts:

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Row, delete, insert, select
 
 from align.errors import InputError
 from align.web.credentials import Refused, digest, new_token
-from annotate.store.people import is_annotator, roles_of, user_named
 from annotate.store.tables import invitations, users
+from annotate.store.users import is_annotator, roles_of, user_named
 
 INVITATION_S = 7 * 86400
 ID_LENGTH = 12

@@ -9,9 +9,9 @@ from sqlalchemy import Connection, Row, delete, insert, select
 
 from align.errors import InputError, require
 from align.web.credentials import tidy
-from annotate.store.people import leave, number_of_admins, roles_of, user_named
 from annotate.store.queries import annotator_of, close_leases, meet
 from annotate.store.tables import annotators, invitations, leases, members, users
+from annotate.store.users import leave, number_of_admins, roles_of, user_named
 
 ROLES = ("annotator", "reviewer", "admin")
 """Each may do what those before it may: judge; see how all judge, and settle what they disagree on; manage."""

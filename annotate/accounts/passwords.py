@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Row, insert, update
 from align.web.credentials import Passwords, Refused, is_name, network, tidy
 from align.web.throttle import Throttle
 from annotate.store import Store
-from annotate.store.people import user_named
 from annotate.store.tables import users
+from annotate.store.users import user_named
 
 TRIES, TRIES_MANY = 5, 50
 """Wrong passwords that cost no wait: for a name from one network; for a name, or from a network, in all."""

@@ -12,8 +12,8 @@ queries   what is asked of the tables               connections          writers
 checks    what is refused before it is written      database             the store itself
 items     added, read alone or in pages             projects             settings and guidelines
 votes     recorded, retracted, those that stand     configuring          their changes
-erasure   what goes, and its tombstone              verify               the walk over chain and contents
-people    accounts and what they may do where       pairs                rankings → preference pairs
+erasure   what goes, and its tombstone              integrity            the walk over chain and contents
+users     accounts and what they may do where       preference_pairs     what rankings teach
 counting  the counters of work, counted anew
 """
 
@@ -21,7 +21,7 @@ from annotate.store.checks import AlreadyJudged
 from annotate.store.configuring import configure, publish_guidelines
 from annotate.store.database import Store
 from annotate.store.ledger import Head
-from annotate.store.pairs import preferences
+from annotate.store.preference_pairs import preferences
 from annotate.store.projects import Settings
 from annotate.store.records import Candidate, Item, Judgement, Vote, storable
 

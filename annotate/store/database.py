@@ -11,19 +11,19 @@ from align.errors import InputError, require
 from align.types import Conversation
 from annotate.store import erasure, items, votes
 from annotate.store.connections import Connections
+from annotate.store.integrity import verify
 from annotate.store.ledger import Head
 from annotate.store.queries import annotator_of, check_item, check_project, erasure_of, head_of, set_priority
 from annotate.store.records import Candidate, Item, Judgement, Vote, check_text
 from annotate.store.schema import connect
 from annotate.store.tables import ledger, work
-from annotate.store.verify import verify
 
 
 class Store:
     """An open store. Safe to share between threads; a process opens its own.
 
     Attributes:
-        shown: its URL without the password.
+        masked_url: its URL without the password.
         reading, transaction: of `Connections`: a view, and a transaction that commits all that is written in it or
             nothing. Their connection is for the rooms of `annotate` that have tables of their own to read or write.
         erased: to be called within a transaction that erased something.
@@ -32,7 +32,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._connections = Connections(engine)
-        self.shown = self._connections.shown
+        self.masked_url = self._connections.masked_url
         self.reading = self._connections.reading
         self.transaction = self._connections.writing
         self.erased = self._connections.erased

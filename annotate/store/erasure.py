@@ -5,9 +5,9 @@ from __future__ import annotations
 from sqlalchemy import Connection, delete
 
 from align.errors import InputError
-from annotate.store.people import leave
 from annotate.store.queries import append, check_project, close_leases
 from annotate.store.tables import annotators, candidates, drafts, leases, prompts, remarks, work
+from annotate.store.users import leave
 
 
 def erase_item(connection: Connection, project: str, item: str) -> int:

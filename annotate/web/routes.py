@@ -16,7 +16,7 @@ from annotate.assignment.tasks import Task
 from annotate.assignment.terms import Terms, mode_of, terms_now
 from annotate.store.projects import guidelines_of, settings_of
 from annotate.web.access import manages
-from annotate.web.cards import Said, card, judgement_of, opinion
+from annotate.web.cards import JudgementBody, card, judgement_of, opinion
 from annotate.web.markup import compared, rendered
 from annotate.web.queues import AssignmentQueues
 from annotate.web.words import WORDS
@@ -28,7 +28,7 @@ class Body(BaseModel):
     token: str = Field(max_length=64)
 
 
-class SaidTerms(BaseModel):
+class TermsBody(BaseModel):
     """`Terms`, as the step said them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -42,12 +42,12 @@ class VoteBody(Body):
     """`terms` is missing from what a page of an older align kept."""
 
     key: str = Field(min_length=16, max_length=64, pattern=r"^[\w-]+$")
-    terms: SaidTerms | None = None
-    said: Said
+    terms: TermsBody | None = None
+    said: JudgementBody
 
 
 class DraftBody(Body):
-    draft: Said
+    draft: JudgementBody
 
 
 class UndoBody(BaseModel):

@@ -9,7 +9,7 @@ from assignment_queues import best_first, counters, judge, queue_of
 from annotate.assignment.reviewing import contested
 from annotate.figures import figures
 from annotate.store import AlreadyJudged, Store, preferences
-from annotate.store.pairs import to_learn_from
+from annotate.store.preference_pairs import to_learn_from
 
 
 @pytest.fixture
