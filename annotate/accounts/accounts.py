@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 from argon2 import PasswordHasher
-from sqlalchemy import update
 
 from align.errors import InputError
 from align.web.credentials import Passwords, Refused, checked_name, checked_password, tidy
@@ -25,10 +24,9 @@ from annotate.accounts.members import (
     promote,
     take_out,
 )
-from annotate.accounts.passwords import new_user, proved, set_password
+from annotate.accounts.passwords import new_user, proved, replace_password, set_password
 from annotate.store import Store
 from annotate.store.queries import check_project
-from annotate.store.tables import users
 from annotate.store.users import number_of_admins, roles_of, user_named
 
 
@@ -163,7 +161,7 @@ class Accounts:
                 id = new_user(db, name, kept, self.clock())
             else:
                 id = user.id
-                db.execute(update(users).where(users.c.id == id).values(password=kept))
+                replace_password(db, id, kept)
                 sessions.end_all(db, id)
             invitations.end_for(db, name)
             promote(db, invitation.project, id, invitation.role)

@@ -56,6 +56,11 @@ def set_password(db: Connection, user: Row, kept: str) -> None:
         raise Refused("name", user.name, "the password was set anew meanwhile", "Log in with the new one.")
 
 
+def replace_password(db: Connection, id: str, kept: str) -> None:
+    """Of a user who proved themselves by an invitation."""
+    db.execute(update(users).where(users.c.id == id).values(password=kept))
+
+
 def new_user(db: Connection, name: str, kept: str, now: float) -> str:
     """Makes an account; returns its id."""
     id = secrets.token_hex(16)

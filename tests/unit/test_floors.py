@@ -181,6 +181,8 @@ def test_rooms():
     expected = {
         "annotate.store.schema": "annotate.store",
         "annotate.simulate": "annotate",
+        "annotate.web.access": "annotate",
+        "align.web.gate": "align.web",
         "reward": "reward",
         "align.run.files": "align.run",
         "align.runner": None,
