@@ -22,11 +22,13 @@ import uvicorn
 from playwright.sync_api import Page, sync_playwright
 
 from align.__main__ import main as align
+from align.web.listening import listening
 from annotate.accounts import Person
 from annotate.assignment import AssignmentQueue
 from annotate.store import Judgement, Store, configure
+from annotate.web.access import KeyAuthenticator
 from annotate.web.queues import AssignmentQueues
-from annotate.web.server import KeyAuthenticator, application, listening
+from annotate.web.server import application
 
 HERE = Path(__file__).resolve().parent
 PROJECT, KEY = "household", "k" * 32

@@ -19,16 +19,15 @@ from align.run.graph import readers_of
 from align.stages import Inputs, open_store, store_url
 from align.types import Result
 from annotate.accounts import Accounts, Person
-from annotate.archive import backup, restore
 from annotate.assignment import AssignmentQueue
-from annotate.exporting import export
-from annotate.importing import import_items
+from annotate.exchange.archive import backup, restore
+from annotate.exchange.exporting import export
+from annotate.exchange.importing import import_items
 from annotate.simulate import simulate
 from annotate.store import Head, configure, publish_guidelines
 from annotate.store.projects import state_of
 from annotate.store.queries import known_projects
 from annotate.store.schema import migrate
-from reward.rules import Sentiment
 
 SEEDS = 2**32
 """How many seeds a run can have: the next annotator's begin behind them."""
@@ -75,9 +74,10 @@ def run(run: Run, config: Config) -> Result:
 
 
 def served(run: Run, config: Config) -> Result:
-    from annotate.web.gate import AccountAuthenticator, KeyAuthenticator
+    from align.web.listening import serve
+    from annotate.web.access import AccountAuthenticator, KeyAuthenticator
     from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import application, serve  # Gradio takes seconds to import
+    from annotate.web.server import application  # Gradio takes seconds to import
 
     stage: AnnotateConfig = config.stage
     url, others = origins(stage)
@@ -141,6 +141,8 @@ def key_beside(root: Path) -> str:
 
 
 def simulated(run: Run, config: Config) -> Result:
+    from reward.rules import Sentiment  # and torch with it, which serving the pages does without
+
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         done = [
@@ -226,6 +228,8 @@ def migrated(run: Run, config: Config) -> Result:
 
 
 def erased(run: Run, config: Config) -> Result:
+    from align.stages.lineage import readers_of  # likewise
+
     stage: AnnotateConfig = config.stage
     root = Path(config.run.root).expanduser()
     with open_store(config, create=False) as store:

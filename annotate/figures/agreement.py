@@ -87,11 +87,11 @@ def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], stren
         if not strength or (vote.strength is not None and len(candidates[vote.item]) == 2):
             by_item[vote.item].append(vote)
     found = []
-    for item, said in by_item.items():
-        if len(said) > 1:
-            rows = [directions(vote, candidates[item]) for vote in said]
-            scale = np.array([[vote.strength if strength else 1] for vote in said], dtype=np.int64)
-            names, seqs = tuple(vote.annotator for vote in said), tuple(vote.seq for vote in said)
+    for item, judged in by_item.items():
+        if len(judged) > 1:
+            rows = [directions(vote, candidates[item]) for vote in judged]
+            scale = np.array([[vote.strength if strength else 1] for vote in judged], dtype=np.int64)
+            names, seqs = tuple(vote.annotator for vote in judged), tuple(vote.seq for vote in judged)
             found.append(Panel(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
     return found
 

@@ -43,7 +43,7 @@ def figures(store: Store, project: str) -> dict[str, Any]:
     """
     view = read(store, project)
     work, everyone = view.work, people(view)
-    said = panels(work, view.candidates)
+    directions = panels(work, view.candidates)
     strengths = panels(work, view.candidates, strength=True)
     return as_json(
         {
@@ -53,17 +53,17 @@ def figures(store: Store, project: str) -> dict[str, Any]:
             "per_day": per_day(view),
             "seconds": seconds(view),
             "agreement": {
-                "items": len(said),
-                "pairs": sum(panel.values_RU.shape[1] for panel in said),
-                "alpha": alpha(said, "nominal"),
+                "items": len(directions),
+                "pairs": sum(panel.values_RU.shape[1] for panel in directions),
+                "alpha": alpha(directions, "nominal"),
                 "alpha_strength": alpha(strengths, "ordinal") if strengths else NO_STRENGTHS,
-                "raw": raw_agreement(said),
-                "kappas": kappas(said, strengths),
+                "raw": raw_agreement(directions),
+                "kappas": kappas(directions, strengths),
             },
             "position": position_bias(work),
             "length": length_bias(work, view.lengths),
             "people": everyone,
-            "disagreements": disagreements([panel for panel in said if panel.item not in view.settled]),
+            "disagreements": disagreements([panel for panel in directions if panel.item not in view.settled]),
         }
     )
 
@@ -124,7 +124,7 @@ def seconds(view: View) -> dict[str, Any]:
     }
 
 
-def disagreements(said: Sequence[Panel]) -> list[dict[str, Any]]:
+def disagreements(found: Sequence[Panel]) -> list[dict[str, Any]]:
     """The items on which annotators contradict each other, for adjudication, the most contradicted first."""
     return [
         {
@@ -132,5 +132,5 @@ def disagreements(said: Sequence[Panel]) -> list[dict[str, Any]]:
             "contradictions": number,
             "votes": [{"seq": seq, "annotator": who} for seq, who in zip(panel.seqs, panel.annotators, strict=True)],
         }
-        for number, panel in ranked_by_contradictions(said)
+        for number, panel in ranked_by_contradictions(found)
     ]

@@ -9,17 +9,20 @@
 ledger    the hash chain's arithmetic, pure         tables, migrations   what lies in the database, and how it came to
 records   the records and their rows                schema               how a database is opened
 queries   what is asked of the tables               connections          writers and readers
-checks    what is refused before it is written
-projects  settings and guidelines                   database             the store itself
-people    accounts and what they may do where       verify               the walk over chain and contents
-pairs     rankings → preference pairs
+checks    what is refused before it is written      database             the store itself
+items     added, read alone or in pages             projects             settings and guidelines
+votes     recorded, retracted, those that stand     configuring          their changes
+erasure   what goes, and its tombstone              integrity            the walk over chain and contents
+users     accounts and what they may do where       preference_pairs     what rankings teach
+counting  the counters of work, counted anew
 """
 
 from annotate.store.checks import AlreadyJudged
+from annotate.store.configuring import configure, publish_guidelines
 from annotate.store.database import Store
 from annotate.store.ledger import Head
-from annotate.store.pairs import preferences
-from annotate.store.projects import Settings, configure, publish_guidelines
+from annotate.store.preference_pairs import preferences
+from annotate.store.projects import Settings
 from annotate.store.records import Candidate, Item, Judgement, Vote, storable
 
 __all__ = [

@@ -38,7 +38,7 @@ class Connections:
     """Transactions and views of the threads of one process. What a thread begins inside another of its own joins it.
 
     Attributes:
-        shown: the database's URL without the password.
+        masked_url: the database's URL without the password.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -47,7 +47,7 @@ class Connections:
         # ask: they would keep the view from before they waited for their turn.
         views = engine.dialect.name == "postgresql"
         self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if views else engine
-        self.shown = engine.url.render_as_string(hide_password=True)
+        self.masked_url = engine.url.render_as_string(hide_password=True)
         self._local = threading.local()
         self._to_empty = False
 
@@ -62,7 +62,7 @@ class Connections:
         if inherited is not None:
             yield inherited
             return
-        with explained(self.shown):
+        with explained(self.masked_url):
             with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
                 # SQLite's BEGIN IMMEDIATE already made this the only writer; PostgreSQL queues writers on this row.
                 if self._engine.dialect.name == "postgresql":
@@ -84,7 +84,7 @@ class Connections:
         if inherited is not None:
             yield inherited
             return
-        with explained(self.shown):
+        with explained(self.masked_url):
             with self._readers.connect() as connection, connection.begin():
                 self._local.reading = connection
                 try:
@@ -101,7 +101,7 @@ class Connections:
         """
         if self._engine.dialect.name == "postgresql":
             lock = f"({SERVING}, hashtext(current_schema()))"  # a database may hold several stores
-            with explained(self.shown), self._engine.connect() as connection:
+            with explained(self.masked_url), self._engine.connect() as connection:
                 self._hold(lambda: connection.exec_driver_sql(f"SELECT pg_try_advisory_lock{lock}").scalar_one())
                 connection.commit()  # the lock is the session's; an open transaction would keep rows from the vacuum
                 try:
@@ -124,7 +124,7 @@ class Connections:
                 return
             time.sleep(0.2 if tries < PATIENCE - 1 else 0)
         remedy = "End that one first; one process serves every project of a store."
-        raise InputError("store.url", self.shown, "another process serves it", remedy)
+        raise InputError("store.url", self.masked_url, "another process serves it", remedy)
 
     def erased(self) -> None:
         """Says that this thread's transaction erased something."""

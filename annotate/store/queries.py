@@ -94,8 +94,8 @@ def same_vote(connection: Connection, row: Row[Any], item: str, annotator: str, 
     remark = judgement.remark()
     if bool(remark) != bool(digest) or (salt is not None and salted_digest(salt, remark) != digest):
         return False
-    said = json.loads(canonical(judgement.payload()))
-    return (row.item, row.annotator, kept) == (item, annotator, said)
+    given = json.loads(canonical(judgement.payload()))
+    return (row.item, row.annotator, kept) == (item, annotator, given)
 
 
 def remark_of(connection: Connection, project: str, seq: int) -> str | None:

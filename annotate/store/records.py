@@ -52,12 +52,12 @@ UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 def check_text(field: str, text: str, most: int | None = None) -> None:
     """Raises for what one of the databases could not keep, or a file not be written with."""
-    shown = text if len(text) <= 60 else f"{text[:60]}…"
+    displayed = text if len(text) <= 60 else f"{text[:60]}…"
     fits = most is None or len(text) <= most
-    require(fits, field, shown, f"it has {len(text)} characters", f"Give at most {most}.")
+    require(fits, field, displayed, f"it has {len(text)} characters", f"Give at most {most}.")
     bad = UNWRITABLE.search(text)
     problem = f"it holds U+{ord(bad[0]):04X}, which is no character" if bad else ""
-    require(not bad, field, shown.encode(errors="replace").decode(), problem, "Take it out.")
+    require(not bad, field, displayed.encode(errors="replace").decode(), problem, "Take it out.")
 
 
 SKIPS = ("unsure", "language", "broken", "harmful", "other")
@@ -122,7 +122,7 @@ class Judgement:
 
     def payload(self) -> dict[str, Any]:
         """What the ledger keeps of it: everything but the remark; what nobody said is left out."""
-        said = {
+        always = {
             "tiers": [sorted(tier) for tier in self.tiers],  # within a tier order means nothing
             "source": self.source,
             "strength": self.strength,
@@ -139,12 +139,12 @@ class Judgement:
             "scorer": self.scorer,
             "project_version": self.project_version,
         }
-        return said | {name: value for name, value in more.items() if value not in ("", None, [], {})}
+        return always | {name: value for name, value in more.items() if value not in ("", None, [], {})}
 
     def remark(self) -> str:
         """The erasable part as canonical JSON; empty where there is none."""
-        said = {name: getattr(self, name) for name in ("rationale", "demonstration") if getattr(self, name)}
-        return canonical(said) if said else ""
+        words = {name: getattr(self, name) for name in ("rationale", "demonstration") if getattr(self, name)}
+        return canonical(words) if words else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,10 +233,10 @@ def item_of(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> 
 
 def vote_of(row: Any, remark: str | None) -> Vote:
     """The record of a `ranking` or `skip` row of the ledger, with its remark where there is one."""
-    said = json.loads(row.payload)
+    payload = json.loads(row.payload)
     for digest in ("annotator_digest", "remark"):
-        said.pop(digest, None)
-    said |= {"tiers": tuple(tuple(tier) for tier in said["tiers"])}
-    said |= {name: tuple(said[name]) for name in ("flagged", "shown") if name in said}
+        payload.pop(digest, None)
+    payload |= {"tiers": tuple(tuple(tier) for tier in payload["tiers"])}
+    payload |= {name: tuple(payload[name]) for name in ("flagged", "shown") if name in payload}
     who = {"seq": row.seq, "item": row.item, "annotator": row.annotator, "created_at": row.created_at}
-    return Vote(**said, **json.loads(remark or "{}"), **who)
+    return Vote(**payload, **json.loads(remark or "{}"), **who)

@@ -42,10 +42,10 @@ def connect(url: str, create: bool = True) -> Engine:
         CorruptFile: the file is no SQLite database.
     """
     engine = _engine(url, create)
-    shown = _shown(engine.url)
+    masked_url = _masked(engine.url)
     try:
-        with explained(shown):
-            _ready(engine, shown, create)
+        with explained(masked_url):
+            _ready(engine, masked_url, create)
     except BaseException:
         engine.dispose()
         raise
@@ -55,15 +55,15 @@ def connect(url: str, create: bool = True) -> Engine:
 def _engine(url: str, create: bool) -> Engine:
     """An engine whose transactions and durability are ours; the database has not been looked at."""
     parsed = _parse(url)
-    shown = _shown(parsed)
+    masked_url = _masked(parsed)
     on_sqlite = parsed.get_backend_name() == "sqlite"
     if on_sqlite and parsed.database and parsed.database != ":memory:" and not parsed.database.startswith("file:"):
-        _prepare_file(Path(parsed.database), shown, create)
+        _prepare_file(Path(parsed.database), masked_url, create)
     try:
         in_memory = on_sqlite and parsed.database in (None, "", ":memory:")
         engine = create_engine(parsed, hide_parameters=True, **({} if in_memory else POOL))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise InputError("store.url", shown, f"its driver is not installed ({error})", EXAMPLES) from error
+        raise InputError("store.url", masked_url, f"its driver is not installed ({error})", EXAMPLES) from error
     if on_sqlite:
         event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin)
@@ -71,20 +71,20 @@ def _engine(url: str, create: bool) -> Engine:
 
 
 @contextmanager
-def explained(shown: str) -> Iterator[None]:
+def explained(masked_url: str) -> Iterator[None]:
     """Turns what the database itself could not do into an `InputError` on `store.url`; never quotes SQL or contents."""
     try:
         yield
     except PoolTimeout as error:
         remedy = "Somebody holds it for long; send again what you sent."
-        raise StorageError("store.url", shown, "every connection waits for the database", remedy) from error
+        raise StorageError("store.url", masked_url, "every connection waits for the database", remedy) from error
     except OperationalError as error:
         remedy = "Check that it is reachable and writable, that the disk has room, and that nobody else holds it."
-        raise StorageError("store.url", shown, f"the database refused ({error.orig})", remedy) from error
+        raise StorageError("store.url", masked_url, f"the database refused ({error.orig})", remedy) from error
     except DatabaseError as error:
         if "not a database" in str(error.orig) or "malformed" in str(error.orig):
             remedy = "Name a store that align made, or a file that does not exist yet."
-            raise CorruptFile("store.url", shown, f"not a SQLite database ({error.orig})", remedy) from error
+            raise CorruptFile("store.url", masked_url, f"not a SQLite database ({error.orig})", remedy) from error
         raise
 
 
@@ -95,15 +95,15 @@ def _parse(url: str) -> URL:
         raise InputError("store.url", url, "not a database URL", EXAMPLES) from error
 
 
-def _shown(url: URL) -> str:
+def _masked(url: URL) -> str:
     """As others may read it: without its password, and without parameters that may hold one."""
     return secret_url(url.render_as_string(hide_password=False))
 
 
-def _prepare_file(path: Path, shown: str, create: bool) -> None:
+def _prepare_file(path: Path, masked_url: str, create: bool) -> None:
     if not create and not path.exists():
         raise InputError(
-            "store.url", shown, "there is no store", "Fill one first with stage=sample, or check the path."
+            "store.url", masked_url, "there is no store", "Fill one first with stage=sample, or check the path."
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def _prepare_file(path: Path, shown: str, create: bool) -> None:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
     except OSError as error:
         remedy = "Choose a folder that you can write to."
-        raise StorageError("store.url", shown, f"its folder cannot be made ({error.strerror})", remedy) from error
+        raise StorageError("store.url", masked_url, f"its folder cannot be made ({error.strerror})", remedy) from error
 
 
 LOCKED_S = 30
@@ -152,15 +152,15 @@ def _begin(connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
-def _ready(engine: Engine, shown: str, create: bool) -> None:
+def _ready(engine: Engine, masked_url: str, create: bool) -> None:
     """Makes the tables in an empty database; refuses any schema but this one."""
     with engine.connect() as connection, connection.begin():
-        version = _version(connection, shown)
+        version = _version(connection, masked_url)
     if version is None:
         if not create:
-            raise InputError("store.url", shown, "there is no store", "Fill one first with stage=sample.")
+            raise InputError("store.url", masked_url, "there is no store", "Fill one first with stage=sample.")
         with _alone(engine) as connection:
-            version = _version(connection, shown)  # again, under the lock: another process may have been first
+            version = _version(connection, masked_url)  # again, under the lock: another process may have been first
             version = _upgraded(connection, version) if version is None else version
     if version != SCHEMA_VERSION:
         age, remedy = (
@@ -169,7 +169,7 @@ def _ready(engine: Engine, shown: str, create: bool) -> None:
             else ("an older", "Bring it up to date with stage=annotate stage.action=migrate; keep a copy of it first.")
         )
         problem = f"the store has schema_version {version}, of {age} align; this one reads {SCHEMA_VERSION}"
-        raise InputError("store.url", shown, problem, remedy)
+        raise InputError("store.url", masked_url, problem, remedy)
 
 
 def migrate(url: str) -> tuple[int, int]:
@@ -179,14 +179,14 @@ def migrate(url: str) -> tuple[int, int]:
         InputError: there is no store, or a newer one; see `connect`.
     """
     engine = _engine(url, create=False)
-    shown = _shown(engine.url)
+    masked_url = _masked(engine.url)
     try:
-        with explained(shown):
+        with explained(masked_url):
             with _alone(engine) as connection:
-                before = _version(connection, shown)
+                before = _version(connection, masked_url)
                 if before is not None and before < SCHEMA_VERSION:
                     return before, _upgraded(connection, before)
-            _ready(engine, shown, create=False)
+            _ready(engine, masked_url, create=False)
             return SCHEMA_VERSION, SCHEMA_VERSION
     finally:
         engine.dispose()
@@ -209,7 +209,7 @@ def _upgraded(connection: Connection, version: int | None) -> int:
     return connection.execute(select(store_meta.c.schema_version)).scalar_one()
 
 
-def _version(connection: Connection, shown: str) -> int | None:
+def _version(connection: Connection, masked_url: str) -> int | None:
     """The schema's version; None in a database that holds no store yet."""
     found = set(inspect(connection).get_table_names())
     if store_meta.name in found:
@@ -218,5 +218,5 @@ def _version(connection: Connection, shown: str) -> int | None:
     clash = found if connection.dialect.name == "sqlite" else found & set(metadata.tables)
     if clash:
         problem = f"the database belongs to another program (it holds the table {min(clash)})"
-        raise InputError("store.url", shown, problem, "Give the store a database of its own.")
+        raise InputError("store.url", masked_url, problem, "Give the store a database of its own.")
     return None

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from align.errors import require
+from annotate.assignment.tasks import Task
 from annotate.store import Judgement, Vote, storable
-from annotate.tasks import Task
 from annotate.web.markup import rendered
 
 Place = int
@@ -21,7 +21,7 @@ PROMPT = -1
 """Where a flag means the prompt."""
 
 
-class Said(BaseModel):
+class JudgementBody(BaseModel):
     """What the page says of an item; answers by place.
 
     Attributes:
@@ -72,29 +72,29 @@ def opinion(task: Task, vote: Vote) -> dict[str, Any]:
     }
 
 
-def judgement_of(task: Task, said: Said) -> Judgement:
+def judgement_of(task: Task, body: JudgementBody) -> Judgement:
     """What the page said, of candidates by id.
 
     Raises:
         InputError: a place that is not on the screen.
     """
-    k, shown = len(task.shown), task.shown
+    k = len(task.shown)
 
     def id_at(place: Place, field: str) -> str:
         require(0 <= place < k, field, place, f"there are {k} answers", f"Name a place from 0 to {k - 1}.")
-        return shown[place]
+        return task.shown[place]
 
-    places = {name: int(name) if re.fullmatch("[0-9]", name) else k for name in said.ratings}
+    places = {name: int(name) if re.fullmatch("[0-9]", name) else k for name in body.ratings}
     return Judgement(
-        tiers=tuple(tuple(id_at(place, "tiers") for place in tier) for tier in said.tiers),
-        strength=said.strength if k == 2 else None,
-        quality=said.quality,
-        ratings={id_at(places[name], "ratings"): rated for name, rated in said.ratings.items()},
-        flagged=tuple(task.item.id if place == PROMPT else id_at(place, "flagged") for place in said.flagged),
-        skipped=said.skipped,
-        seconds=said.seconds,
-        rationale=storable(said.rationale),
-        demonstration=storable(said.demonstration),
+        tiers=tuple(tuple(id_at(place, "tiers") for place in tier) for tier in body.tiers),
+        strength=body.strength if k == 2 else None,
+        quality=body.quality,
+        ratings={id_at(places[name], "ratings"): rated for name, rated in body.ratings.items()},
+        flagged=tuple(task.item.id if place == PROMPT else id_at(place, "flagged") for place in body.flagged),
+        skipped=body.skipped,
+        seconds=body.seconds,
+        rationale=storable(body.rationale),
+        demonstration=storable(body.demonstration),
     )
 
 

@@ -17,7 +17,7 @@ from align.report import few
 from annotate.accounts import Person
 from annotate.figures import figures, people_csv, plots
 from annotate.store import Store
-from annotate.web.gate import MANAGE
+from annotate.web.access import MANAGE
 from annotate.web.words import WORDS
 
 PLOTS = ("per_day", "seconds", "position", "length")
@@ -63,7 +63,7 @@ def files(store: Store) -> APIRouter:
     return router
 
 
-def shown(store: Store, project: str) -> str:
+def figures_page(store: Store, project: str) -> str:
     """All of it as HTML of our own making."""
     found = figures(store, project)
     with DRAWING:
@@ -108,17 +108,17 @@ def about(found: Mapping[str, Any]) -> list[list[str]]:
         "simulated": f"{totals['simulated']:,}",
         "done": f"{totals['items_done']:,} / {totals['items']:,}",
         "skips": counted(totals["skips"]),
-        "ties": said(totals["ties"]),
+        "ties": in_words(totals["ties"]),
         "retracted": f"{totals['retracted']:,}",
         "flagged": f"{totals['flagged']:,}",
         "hours": f"{found['hours']['total']:.1f}",
-        "seconds": " – ".join(said(seconds[name]) for name in ("lower_quartile", "median", "upper_quartile")),
-        "alpha": said(agreement["alpha"]),
-        "alpha_strength": said(agreement["alpha_strength"]),
-        "raw": said(agreement["raw"]),
+        "seconds": " – ".join(in_words(seconds[name]) for name in ("lower_quartile", "median", "upper_quartile")),
+        "alpha": in_words(agreement["alpha"]),
+        "alpha_strength": in_words(agreement["alpha_strength"]),
+        "raw": in_words(agreement["raw"]),
         "kappa": "; ".join(kappa(two) for two in agreement["kappas"][:20]),
-        "position": said(found["position"]["share"]),
-        "length": said(found["length"]["share"]),
+        "position": in_words(found["position"]["share"]),
+        "length": in_words(found["length"]["share"]),
     }
     return [[WORDS[f"figure_{name}"], value or "–"] for name, value in rows.items()]
 
@@ -126,14 +126,14 @@ def about(found: Mapping[str, Any]) -> list[list[str]]:
 def person(row: Mapping[str, Any]) -> list[str]:
     values = dict(row) | {"position": row["position"]["share"], "last": (row["last"] or "–")[:16].replace("T", " ")}
     values["skips"] = counted(row["skips"])
-    return [row["identity"] or WORDS["erased"], row["pseudonym"], *(said(values[name]) for name in PEOPLE)]
+    return [row["identity"] or WORDS["erased"], row["pseudonym"], *(in_words(values[name]) for name in PEOPLE)]
 
 
 def contradicted(row: Mapping[str, Any]) -> list[str]:
     return [row["item"], str(row["contradictions"]), ", ".join(vote["annotator"] for vote in row["votes"])]
 
 
-def said(value: Any) -> str:
+def in_words(value: Any) -> str:
     """A figure in words: an estimate with its interval and number, or why there is none."""
     if isinstance(value, Mapping):
         interval = "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
@@ -144,8 +144,8 @@ def said(value: Any) -> str:
 def kappa(two: Mapping[str, Any]) -> str:
     """Of two annotators."""
     value, items = two["direction"], two["items"]
-    said = f"{value:.2f}" if isinstance(value, float) else value
-    return f"{' – '.join(two['annotators'])}: {said} ({items:,}{few(items)})"
+    agreed = f"{value:.2f}" if isinstance(value, float) else value
+    return f"{' – '.join(two['annotators'])}: {agreed} ({items:,}{few(items)})"
 
 
 def counted(skips: Mapping[str, int]) -> str:
@@ -155,7 +155,7 @@ def counted(skips: Mapping[str, int]) -> str:
 
 
 def dashboard_tab(read: Callable[..., str], project: gradio.Dropdown) -> None:
-    """The tab; `read` gives what `shown` does for a project, to whoever may see it."""
+    """The tab; `read` gives what `figures_page` does for a project, to whoever may see it."""
     again = gradio.Button(WORDS["refresh"])
     drawn = gradio.HTML()
     for event in (project.change, again.click):

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from align.errors import InputError, StorageError
+from align.web.credentials import SHORTEST_PASSWORD, Refused, session_cookie
+from align.web.turns import Busy
 from annotate.accounts import SESSION_S, Accounts, Invitation, Person
-from annotate.credentials import SHORTEST_PASSWORD, Refused
-from annotate.turns import Busy
-from annotate.web.gate import session_cookie
 from annotate.web.words import WORDS
 
 PAGE = """<!doctype html>
@@ -24,11 +23,11 @@ PAGE = """<!doctype html>
 
 async def fields(request: Request) -> dict[str, str]:
     """What a form of ours says."""
-    said = await request.form(max_files=0, max_fields=10)
-    return {name: value for name, value in said.items() if isinstance(value, str)}
+    form = await request.form(max_files=0, max_fields=10)
+    return {name: value for name, value in form.items() if isinstance(value, str)}
 
 
-Said = Annotated[dict[str, str], Depends(fields)]
+Given = Annotated[dict[str, str], Depends(fields)]
 
 
 def entrance(accounts: Accounts, cookie: str) -> APIRouter:
@@ -38,37 +37,35 @@ def entrance(accounts: Accounts, cookie: str) -> APIRouter:
         cookie: the name of the session's.
     """
     router = APIRouter()
+    for add in (add_login, add_invitation, add_password):
+        add(router, accounts, cookie)
+    return router
 
-    def session_of(request: Request) -> str:
-        return request.cookies.get(cookie, "")
 
-    def go(request: Request, to: str, session: str | None = None, seconds: int = SESSION_S) -> Response:
-        answer = RedirectResponse(to, 303)
-        if session is not None:
-            answer.headers["set-cookie"] = session_cookie(cookie, session, request.scope["origin"], seconds)
-        return answer
-
+def add_login(router: APIRouter, accounts: Accounts, cookie: str) -> None:
     @router.get("/login")
     def login_page(request: Request, invite: str = "", project: str = "") -> Response:
         known = request.scope["person"] is not None
-        return go(request, onward(invite, project)) if known else page("log_in", login_form(invite, project))
+        return go(onward(invite, project)) if known else page("log_in", login_form(invite, project))
 
     @router.post("/login")
-    def log_in(request: Request, said: Said) -> Response:
-        invite, project = said.get("invite", ""), said.get("project", "")
+    def log_in(request: Request, given: Given) -> Response:
+        invite, project = given.get("invite", ""), given.get("project", "")
         address = request.client.host if request.client else ""
         try:
-            session = accounts.log_in(said.get("name", ""), said.get("password", ""), address)
+            session = accounts.log_in(given.get("name", ""), given.get("password", ""), address)
         except InputError as error:
-            return page("log_in", login_form(invite, project, said.get("name", "")), error)
-        return go(request, onward(invite, project), session)
+            return page("log_in", login_form(invite, project, given.get("name", "")), error)
+        return go(onward(invite, project), session_cookie(cookie, session, request.scope["origin"], SESSION_S))
 
     @router.post("/logout")
-    def log_out(request: Request, said: Said) -> Response:
-        accounts.log_out(session_of(request))
-        invite = said.get("invite", "")
-        return go(request, f"/invite?token={quote(invite)}" if invite else "/login", "", 0)
+    def log_out(request: Request, given: Given) -> Response:
+        accounts.log_out(request.cookies.get(cookie, ""))
+        to = f"/invite?token={quote(invite)}" if (invite := given.get("invite", "")) else "/login"
+        return go(to, session_cookie(cookie, "", request.scope["origin"], 0))
 
+
+def add_invitation(router: APIRouter, accounts: Accounts, cookie: str) -> None:
     @router.get("/invite")
     def invitation_page(request: Request, token: str = "") -> Response:
         invitation = accounts.invited(token)
@@ -77,55 +74,64 @@ def entrance(accounts: Accounts, cookie: str) -> APIRouter:
         return page("invitation", invitation_form(invitation, token, request.scope["person"]))
 
     @router.post("/invite")
-    def accept(request: Request, said: Said) -> Response:
-        token, name = said.get("token", ""), said.get("name", "")
+    def accept(request: Request, given: Given) -> Response:
+        token, name = given.get("token", ""), given.get("name", "")
         person: Person | None = request.scope["person"]
         invitation = accounts.invited(token)
         try:
-            if "join" in said and person is not None:
+            if "join" in given and person is not None:
                 accounts.join(token, person)
-                return go(request, "/")
-            return go(request, "/", accounts.accept(token, name, new_password(said)))
+                return go("/")
+            session = accounts.accept(token, name, new_password(given))
         except InputError as error:
             again = "" if invitation is None else invitation_form(invitation, token, person, name)
             return page("invitation", again, error)
+        return go("/", session_cookie(cookie, session, request.scope["origin"], SESSION_S))
 
+
+def add_password(router: APIRouter, accounts: Accounts, cookie: str) -> None:
     @router.get("/password")
     def password_page() -> Response:
         return page("change_password", password_form())
 
     @router.post("/password")
-    def change_password(request: Request, said: Said) -> Response:
+    def change_password(request: Request, given: Given) -> Response:
         try:
-            accounts.change_password(session_of(request), said.get("old", ""), new_password(said))
+            accounts.change_password(request.cookies.get(cookie, ""), given.get("old", ""), new_password(given))
         except InputError as error:
             return page("change_password", password_form(), error)
-        return go(request, "/")
-
-    return router
+        return go("/")
 
 
-def new_password(said: dict[str, str]) -> str:
+def go(to: str, cookie: str | None = None) -> Response:
+    """To another page, with a cookie to keep or to forget."""
+    answer = RedirectResponse(to, 303)
+    if cookie is not None:
+        answer.headers["set-cookie"] = cookie
+    return answer
+
+
+def new_password(given: dict[str, str]) -> str:
     """Raises: InputError: it was not typed the same twice."""
-    password = said.get("password", "")
-    if password != said.get("again", ""):
+    password = given.get("password", "")
+    if password != given.get("again", ""):
         raise InputError("password", "(not shown)", "the two passwords differ", "Type the same one twice.")
     return password
 
 
 def page(title: str, content: str, error: InputError | None = None) -> Response:
-    problem = "" if error is None else f'<p class="warn" role="alert">{escape(said_of(error))}</p>'
+    problem = "" if error is None else f'<p class="warn" role="alert">{escape(message_of(error))}</p>'
     if isinstance(error, StorageError) and not isinstance(error, Busy):
         raise error  # which the app explains, to strangers without what the database says
     status = 200 if error is None else 403 if isinstance(error, Refused) else 503 if isinstance(error, Busy) else 422
     return HTMLResponse(PAGE.format(title=escape(WORDS[title]), problem=problem, content=content), status)
 
 
-def said_of(error: InputError) -> str:
+def message_of(error: InputError) -> str:
     """With the field, and its value where that is no secret."""
-    shown = error.value if isinstance(error.value, str) and error.value != "(not shown)" else ""
+    value = error.value if isinstance(error.value, str) and error.value != "(not shown)" else ""
     named = f"{WORDS.get(error.field, error.field)}: " if not isinstance(error, Refused) else ""
-    return f"{named}{f'{shown[:80]}: ' if named and shown else ''}{error.problem}. {error.remedy}"
+    return f"{named}{f'{value[:80]}: ' if named and value else ''}{error.problem}. {error.remedy}"
 
 
 def onward(invite: str, project: str) -> str:
@@ -142,8 +148,8 @@ def login_form(invite: str, project: str, name: str = "") -> str:
 
 def invitation_form(invitation: Invitation, token: str, person: Person | None, name: str = "") -> str:
     """To make an account or set its password; to join, for somebody who has one and is logged in."""
-    told = "resets" if invitation.known and invitation.resets else "invited"
-    words = WORDS[told].format(project=invitation.project, role=WORDS[f"role_{invitation.role}"], name=invitation.name)
+    kind = "resets" if invitation.known and invitation.resets else "invited"
+    words = WORDS[kind].format(project=invitation.project, role=WORDS[f"role_{invitation.role}"], name=invitation.name)
     parts = [f"<p>{escape(words)}</p>"]
     if person is not None and invitation.name in ("", person.name):
         joined = send("join").format(name=escape(person.name))

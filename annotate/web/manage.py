@@ -16,11 +16,11 @@ from typing import Any
 import gradio
 
 from align.errors import InputError, require
+from align.web.gate import Authenticator
 from annotate.accounts import ROLES, Accounts, Person
 from annotate.store import Settings, configure, publish_guidelines
 from annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
-from annotate.web.dashboard import dashboard_tab, shown, table
-from annotate.web.gate import Authenticator
+from annotate.web.dashboard import dashboard_tab, figures_page, table
 from annotate.web.queues import AssignmentQueues
 from annotate.web.words import WORDS
 
@@ -40,7 +40,7 @@ class Manager:
     """
 
     def __init__(
-        self, queues: AssignmentQueues, accounts: Accounts | None, authenticator: Authenticator, url: str
+        self, queues: AssignmentQueues, accounts: Accounts | None, authenticator: Authenticator[Person], url: str
     ) -> None:
         self.queues, self.accounts, self.authenticator, self.url = queues, accounts, authenticator, url
 
@@ -65,7 +65,7 @@ class Manager:
 
     def figures(self, project: str, request: gradio.Request) -> str:
         self.person(request, project, "reviewer")
-        return shown(self.queues.store, project)
+        return figures_page(self.queues.store, project)
 
     def tabs(self, project: str, request: gradio.Request) -> list[Any]:
         """Those that are for admins are shown to them."""
@@ -97,7 +97,7 @@ class Manager:
 
 
 class Members:
-    """Who is in a project, for its admins."""
+    """Who is in a project, for its admins. Gradio calls each endpoint as its method is called."""
 
     def __init__(self, manager: Manager, accounts: Accounts) -> None:
         self.manager, self.accounts = manager, accounts
@@ -149,8 +149,8 @@ def shown_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
         except InputError as error:
             label = WORDS.get(f"setting_{error.field}") or WORDS.get(error.field) or error.field
             value = str(error.value) if len(str(error.value)) <= 80 else f"{str(error.value)[:79]}…"
-            said = f"{label}: {value}: {error.problem}. {error.remedy}"
-            raise gradio.Error(escape(said), duration=None, print_exception=False) from error
+            message = f"{label}: {value}: {error.problem}. {error.remedy}"
+            raise gradio.Error(escape(message), duration=None, print_exception=False) from error
 
     return acting
 
@@ -189,11 +189,11 @@ def people_tab(members: Members, project: gradio.Dropdown) -> None:
         who = gradio.Textbox(label=WORDS["name"], max_length=100)
         to = gradio.Dropdown([*roles, (WORDS["take_out"], OUT)], value="annotator", label=WORDS["role"])
     change = gradio.Button(WORDS["change_role"])
-    shown = [everyone, links, one]
-    project.change(shown_in_page(members.shown), project, shown)
-    invite.click(shown_in_page(members.invite), [project, role, name], [link, *shown])
-    revoke.click(shown_in_page(members.revoke), [project, one], shown)
-    change.click(shown_in_page(members.change), [project, who, to], shown)
+    listed = [everyone, links, one]
+    project.change(shown_in_page(members.shown), project, listed)
+    invite.click(shown_in_page(members.invite), [project, role, name], [link, *listed])
+    revoke.click(shown_in_page(members.revoke), [project, one], listed)
+    change.click(shown_in_page(members.change), [project, who, to], listed)
 
 
 def project_tab(manager: Manager, project: gradio.Dropdown) -> None:

@@ -29,8 +29,8 @@ MARKDOWN.disable(["image", "link", "autolink", "reference", "entity"])
 
 def rendered(text: str) -> str:
     """Markdown as HTML."""
-    shown = visible(text)
-    return f"<pre>{html.escape(shown)}</pre>" if len(shown) > PLAIN_ABOVE else MARKDOWN.render(shown)
+    displayed = visible(text)
+    return f"<pre>{html.escape(displayed)}</pre>" if len(displayed) > PLAIN_ABOVE else MARKDOWN.render(displayed)
 
 
 def visible(text: str) -> str:

@@ -29,7 +29,7 @@ class AssignmentQueues:
     def id(self, person: Person, project: str) -> str:
         """What a page calls a person's place in a project. What it keeps in the browser lies under this name, and what
         it sends says it: another's words, or another project's, are never taken for theirs."""
-        return sha256(canonical([self.store.shown, project, person.name]).encode()).hexdigest()[:16]
+        return sha256(canonical([self.store.masked_url, project, person.name]).encode()).hexdigest()[:16]
 
     def named(self, person: Person, id: str) -> AssignmentQueue | None:
         """The queue that a page calls so; None where it is not theirs (any more)."""

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from align.errors import require
 from annotate.accounts import Person
 from annotate.assignment import AssignmentQueue
-from annotate.reviewing import said_of
+from annotate.assignment.reviewing import opinions_of
+from annotate.assignment.tasks import Task
+from annotate.assignment.terms import Terms, mode_of, terms_now
 from annotate.store.projects import guidelines_of, settings_of
-from annotate.tasks import Task
-from annotate.terms import Terms, mode_of, terms_now
-from annotate.web.cards import Said, card, judgement_of, opinion
-from annotate.web.gate import manages
+from annotate.web.access import manages
+from annotate.web.cards import JudgementBody, card, judgement_of, opinion
 from annotate.web.markup import compared, rendered
 from annotate.web.queues import AssignmentQueues
 from annotate.web.words import WORDS
@@ -28,7 +28,7 @@ class Body(BaseModel):
     token: str = Field(max_length=64)
 
 
-class SaidTerms(BaseModel):
+class TermsBody(BaseModel):
     """`Terms`, as the step said them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -42,12 +42,12 @@ class VoteBody(Body):
     """`terms` is missing from what a page of an older align kept."""
 
     key: str = Field(min_length=16, max_length=64, pattern=r"^[\w-]+$")
-    terms: SaidTerms | None = None
-    said: Said
+    terms: TermsBody | None = None
+    said: JudgementBody
 
 
 class DraftBody(Body):
-    draft: Said
+    draft: JudgementBody
 
 
 class UndoBody(BaseModel):
@@ -63,25 +63,35 @@ def person_of(request: Request) -> Person:
     return person
 
 
+ASKING: Any = Depends(person_of)
+
+
 def routes(queues: AssignmentQueues, accounts: bool) -> APIRouter:
     """The routes of every project; a request names its own by the header X-Align.
 
     Args:
         accounts: whether people can log out.
     """
-    router, asking = APIRouter(prefix="/api"), Depends(person_of)
+    router = APIRouter(prefix="/api")
 
-    def queue_of(request: Request, person: Person = asking) -> AssignmentQueue:
+    def queue_of(request: Request, person: Person = ASKING) -> AssignmentQueue:
         """A page of another person or project must keep what it has: 403 says so."""
         queue = queues.named(person, request.headers.get("x-align", ""))
         if queue is None:
             raise HTTPException(403, "this is no project of whoever is logged in")
         return queue
 
-    here = Depends(queue_of)
+    add_projects(router, queues, Depends(queue_of), accounts)
+    add_steps(router, Depends(queue_of))
+    add_drafts(router, Depends(queue_of))
+    return router
+
+
+def add_projects(router: APIRouter, queues: AssignmentQueues, here: Any, accounts: bool) -> None:
+    """What somebody works on."""
 
     @router.get("/projects")
-    def projects(person: Person = asking) -> dict[str, Any]:
+    def projects(person: Person = ASKING) -> dict[str, Any]:
         with queues.store.reading() as db:
             titles = {name: settings_of(db, name).title or name for name in person.roles}
         mine = [
@@ -93,7 +103,7 @@ def routes(queues: AssignmentQueues, accounts: bool) -> APIRouter:
         }  # fmt: skip
 
     @router.get("/project")
-    def project(queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+    def project(queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
         return {"id": queues.id(person, queue.project), "votes": queue.recent(person.name)}
 
     @router.get("/guidelines")
@@ -104,17 +114,21 @@ def routes(queues: AssignmentQueues, accounts: bool) -> APIRouter:
         require(known, "version", version, "there is no such version", "Ask for the one that an item names.")
         return {"version": version, "html": rendered(found[1] if found else "")}
 
+
+def add_steps(router: APIRouter, here: Any) -> None:
+    """Each answer brings what the page shows next."""
+
     @router.get("/task")
-    def task(queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+    def task(queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
         return step(queue, person, "work", queue.take(person.name))
 
     @router.get("/review")
-    def review(queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+    def review(queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
         check_reviewer(person, queue)
         return step(queue, person, "review", queue.take_review(person.name))
 
     @router.post("/vote")
-    def vote(body: VoteBody, queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+    def vote(body: VoteBody, queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
         held = queue.held(person.name, body.token)
         if held.purpose == "review":
             check_reviewer(person, queue)
@@ -124,29 +138,31 @@ def routes(queues: AssignmentQueues, accounts: bool) -> APIRouter:
         return {"seq": seq, **step(queue, person, mode_of(held.purpose), following)}
 
     @router.post("/undo")
-    def undo(body: UndoBody, queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+    def undo(body: UndoBody, queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
         task = queue.undo(person.name, body.seq)
         return step(queue, person, mode_of(task.purpose), task)
 
+
+def add_drafts(router: APIRouter, here: Any) -> None:
+    """What a page asks of the item on the screen."""
+
     @router.post("/draft")
-    def draft(body: DraftBody, queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+    def draft(body: DraftBody, queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
         queue.save_draft(person.name, body.token, {"places": True, **body.draft.model_dump(exclude_defaults=True)})
         return standing(queue, person, body.token)
 
     @router.post("/renew")
-    def renew(body: Body, queue: AssignmentQueue = here, person: Person = asking) -> dict[str, Any]:
+    def renew(body: Body, queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
         return standing(queue, person, body.token)
 
     @router.get("/difference")
     def difference(
-        token: str, a: int, b: int, queue: AssignmentQueue = here, person: Person = asking
+        token: str, a: int, b: int, queue: AssignmentQueue = here, person: Person = ASKING
     ) -> dict[str, str]:
         held = queue.held(person.name, token)
         texts = {candidate.id: candidate.text for candidate in held.item.candidates}
         before, after = (held.shown[place % len(held.shown)] for place in (a, b))
         return {"html": compared(texts[before], texts[after])}
-
-    return router
 
 
 def check_reviewer(person: Person, queue: AssignmentQueue) -> None:
@@ -178,5 +194,5 @@ def step(queue: AssignmentQueue, person: Person, mode: str, task: Task | None) -
     others = {}
     if task.purpose == "review":
         with queue.store.reading() as db:
-            others = {"others": [opinion(task, vote) for vote in said_of(db, queue.project, task.item.id)]}
+            others = {"others": [opinion(task, vote) for vote in opinions_of(db, queue.project, task.item.id)]}
     return {"task": card(task) | others, **common}

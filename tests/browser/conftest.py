@@ -43,8 +43,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
     """Starts the app on items with these answers, for whoever has the link or, with `accounts`, an account."""
     import uvicorn
 
+    from annotate.web.access import AccountAuthenticator, KeyAuthenticator
     from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import AccountAuthenticator, KeyAuthenticator, application
+    from annotate.web.server import application
 
     running: list[tuple[Any, threading.Thread, Store]] = []
 

@@ -23,8 +23,9 @@ SCRIPTS = sorted(f"/align/{path.name}" for path in STATIC.glob("*.js"))
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory):
+    from annotate.web.access import KeyAuthenticator
     from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import KeyAuthenticator, application
+    from annotate.web.server import application
 
     folder: Path = tmp_path_factory.mktemp("gate")
     with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
@@ -39,7 +40,7 @@ def client(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("key", ["", "short"])
 def test_a_key_that_keeps_nobody_out_is_refused(key):
-    from annotate.web.gate import KeyAuthenticator
+    from annotate.web.access import KeyAuthenticator
 
     with pytest.raises(InputError, match="too short"):
         KeyAuthenticator(key, Person("ann", {}), "c")
@@ -213,7 +214,7 @@ def test_half_a_character_is_refused_in_words_that_can_be_written(client, ask):
 
 
 def test_a_taken_port_is_named_and_answers_do_not_wait_for_acknowledgements():
-    from annotate.web.server import listening
+    from align.web.listening import listening
 
     with listening("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -253,7 +254,7 @@ def test_no_page_of_ours_asks_for_a_heartbeat(client):
 
 
 def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many():
-    from annotate.web.gate import STREAMS, Gate, KeyAuthenticator
+    from annotate.web.access import STREAMS, KeyAuthenticator, gated
 
     async def endless(scope, receive, send):
         kind = b"text/event-stream; charset=utf-8" if scope["path"] == "/stream" else b"text/plain"
@@ -268,7 +269,7 @@ def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many()
         def who(self, cookies):
             return people.get(cookies.get("c", ""))
 
-    gate = Gate(endless, ThreeKeys("k" * 32, people["a" * 32], "c"), ["http://x"], streams=STREAMS + 2)
+    gate = gated(endless, ThreeKeys("k" * 32, people["a" * 32], "c"), ["http://x"], streams=STREAMS + 2)
 
     async def asking(who: str, path: str, over: asyncio.Event) -> list[int]:
         statuses: list[int] = []

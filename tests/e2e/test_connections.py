@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from annotate.web import connections
-from annotate.web.connections import Connections, Server, places
-from annotate.web.server import listening
+from align.web import connections
+from align.web.connections import Connections
+from align.web.listening import MOST, Server, listening, places
 
 WAIT_S = 0.4
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -215,8 +215,7 @@ FULL = """
 import logging, os, resource, sys, threading, time
 sys.path[:0] = sys.argv[2:]
 from test_connections import app
-from annotate.web.connections import Server, places
-from annotate.web.server import listening
+from align.web.listening import Server, listening, places
 
 logging.basicConfig(filename=sys.argv[1], force=True)
 listener = listening("127.0.0.1", 0)
@@ -275,11 +274,11 @@ def test_a_full_table_of_descriptors_is_survived_and_said_once(tmp_path: Path, b
 
 def test_there_are_fewer_places_than_descriptors_and_the_soft_limit_is_raised():
     program = (
-        "import resource, sys; from annotate.web.connections import places;"
+        "import resource, sys; from align.web.listening import places;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])));"
         "print(places(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
-    for soft, hard, expected in ((256, 1024, 704), (1024, 1024, 704), (128, 128, 32), (1024, 20_000, connections.MOST)):
+    for soft, hard, expected in ((256, 1024, 704), (1024, 1024, 704), (128, 128, 32), (1024, 20_000, MOST)):
         found = subprocess.run([sys.executable, "-c", program, str(soft), str(hard)], capture_output=True, text=True)
         assert found.stdout.split() == [str(expected), str(hard), str(hard)], found.stderr
     assert places() > 0

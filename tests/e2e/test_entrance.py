@@ -39,8 +39,9 @@ def accounts(store) -> Accounts:
 @pytest.fixture
 def browser(store, accounts):
     """Opens a browser of its own on the app."""
+    from annotate.web.access import AccountAuthenticator
     from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import AccountAuthenticator, application
+    from annotate.web.server import application
 
     app = application(AssignmentQueues(store), AccountAuthenticator(accounts, "align_session_7861"), [URL])
     return lambda: TestClient(app, base_url=URL, follow_redirects=False)

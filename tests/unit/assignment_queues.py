@@ -7,6 +7,16 @@ from annotate.store import configure
 from annotate.store.tables import work
 
 
+class Hands:
+    """A clock that the test sets."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
 def queue_of(store, clock=None, items=3, **settings):
     for i in range(items):
         add(store, f"run/{i}")

@@ -8,9 +8,9 @@ from people import GOOD, member
 from sqlalchemy import select, text
 
 from align.errors import InputError
+from align.web.credentials import Refused
 from annotate.accounts import INVITATION_S, SESSION_S, Accounts, Person
 from annotate.assignment import AssignmentQueue
-from annotate.credentials import Refused
 from annotate.store import Judgement
 from annotate.store.tables import invitations, leases, members, sessions, users
 

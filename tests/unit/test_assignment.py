@@ -6,24 +6,14 @@ from dataclasses import replace
 
 import pytest
 from annotation_store import ask, said
-from assignment_queues import best_first, counters, judge, queue_of
+from assignment_queues import Hands, best_first, counters, judge, queue_of
 
 from align.errors import InputError
 from annotate.assignment import AssignmentQueue
-from annotate.clock import Clock
+from annotate.assignment.clock import Clock
 from annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
 from annotate.store.counting import recount
 from annotate.store.tables import leases, work
-
-
-class Hands:
-    """A clock that the test sets."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

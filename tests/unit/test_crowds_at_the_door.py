@@ -13,9 +13,9 @@ from argon2 import PasswordHasher
 from people import GOOD, member
 
 from align.errors import StorageError
+from align.web.credentials import AT_ONCE, PATIENCE_S, WAITING, Refused
+from align.web.turns import Busy, Turns
 from annotate.accounts import TRIES, TRIES_MANY, Accounts
-from annotate.credentials import AT_ONCE, PATIENCE_S, WAITING, Refused
-from annotate.turns import Busy, Turns
 
 STRANGERS = 40
 
@@ -137,7 +137,7 @@ def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
         raise StorageError("store.url", "x", "it is locked", "Wait.")
 
     with monkeypatch.context() as patched:
-        patched.setattr("annotate.accounts.user_named", unreadable)
+        patched.setattr("annotate.accounts.passwords.user_named", unreadable)
         for _ in range(2 * TRIES_MANY):
             with pytest.raises(StorageError):
                 accounts.log_in("ann", GOOD, "here")
@@ -159,7 +159,7 @@ def test_wrong_ones_count_as_before_though_the_door_was_busy_between(accounts):
 
 def order_of(asked: list[tuple[str, int]], room: int = 20) -> list[str]:
     """In which order those who came while one was served were served; who was sent away is not in it."""
-    turns, served, lock, over = Turns(1, room, 10), [], threading.Lock(), threading.Event()
+    turns, served, lock, over = Turns(1, room, 10, "password"), [], threading.Lock(), threading.Event()
 
     def holding() -> None:
         with turns.turn("holder", 0):
@@ -195,7 +195,7 @@ def test_who_comes_last_in_that_order_makes_room():
 
 
 def test_nobody_waits_for_ever():
-    turns = Turns(1, 5, 0.2)
+    turns = Turns(1, 5, 0.2, "password")
     with turns.turn("a", 0):
         began = time.monotonic()
         found: list[BaseException] = []

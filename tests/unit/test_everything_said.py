@@ -11,8 +11,8 @@ import pytest
 from annotation_store import add, rank
 
 from annotate.assignment import AssignmentQueue
-from annotate.exporting import export
-from annotate.reviewing import said_of
+from annotate.assignment.reviewing import opinions_of
+from annotate.exchange.exporting import export
 from annotate.store import Candidate, Judgement, Store, configure, preferences
 from annotate.store.records import SKIPS
 from annotate.web.cards import opinion
@@ -122,7 +122,7 @@ def test_whoever_settles_an_item_reads_all_that_was_said(store):
     store.record("p", item, skip, annotator="cleo", key="cleo")
     task = AssignmentQueue(store, "p").take_review("rev")
     with store.reading() as db:
-        first, second, third = (opinion(task, vote) for vote in said_of(db, "p", item))
+        first, second, third = (opinion(task, vote) for vote in opinions_of(db, "p", item))
     place = {id: str(index) for index, id in enumerate(task.shown)}
     assert (first["quality"], first["ratings"]) == ("good", {place[f"{item}-1"]: {"helpful": 4}})
     assert set(second["flagged"]) == {int(place[f"{item}-0"]), -1}

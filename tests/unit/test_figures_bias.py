@@ -9,9 +9,9 @@ import pytest
 from votes import voted
 
 from align.ops.intervals import Interval, normal_quantile, proportion, wilson
+from annotate.assignment.orders import shown_order
 from annotate.figures.bias import length_bias, position_bias
 from annotate.figures.estimates import NOTHING, ONE_SIDED, log_odds, share
-from annotate.orders import shown_order
 
 
 def ranked(rng: random.Random, ids: tuple[str, ...], follow: float) -> list[str]:

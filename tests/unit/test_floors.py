@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ OURS = ("align", "annotate", "reward")
 FLOORS = {
     0: ("align.types", "align.errors", "align.config", "align.redaction"),
     1: ("align.ops", "align.run", "align.track", "annotate.store"),
-    2: ("align.data", "align.models", "align.report"),
+    2: ("align.data", "align.models", "align.report", "align.web"),
     3: ("reward", "align.rollout"),
     4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "annotate"),
     5: ("align.stages",),
@@ -31,7 +32,9 @@ ALLOWED = {
     ("align.config", "align.redaction"),
     ("align.errors", "align.redaction"),
 }
-WITHOUT_TORCH = (*FLOORS[0], "align.run", "align.track", "align.report")
+LONG = {"annotate.store.migrations.versions.0002_assignment.upgrade"}  # one table after another
+"""Functions of more than 60 lines."""
+WITHOUT_TORCH = (*FLOORS[0], "align.run", "align.track", "align.report", "align.web")
 
 
 def name_of(path: Path) -> str:
@@ -45,8 +48,11 @@ def room_of(module: str) -> str | None:
     return max((r for r in FLOOR_OF if module == r or module.startswith(f"{r}.")), key=len, default=None)
 
 
-def imports(source: str, module: str = "", is_package: bool = False, top_only: bool = False) -> Iterator[str]:
-    """The full name of everything that a source imports, `from a import b` as `a.b`; inside functions too."""
+def imports(
+    source: str, module: str = "", is_package: bool = False, top_only: bool = False, for_types: bool = True
+) -> Iterator[str]:
+    """The full name of everything that a source imports, `from a import b` as `a.b`; inside functions too, unless
+    `top_only`, and for the type checker alone, unless not `for_types`."""
     tree = ast.parse(source)
     hidden = {
         id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
@@ -54,7 +60,7 @@ def imports(source: str, module: str = "", is_package: bool = False, top_only: b
     typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     checked = {id(n) for branch in typing for n in ast.walk(branch)}
     for node in ast.walk(tree):
-        if top_only and id(node) in hidden | checked:
+        if (top_only and id(node) in hidden) or ((top_only or not for_types) and id(node) in checked):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -83,6 +89,39 @@ def test_imports_point_downward(path: Path):
     others = {other for other in ours_in(path) if (room, other) not in ALLOWED}
     wrong = {other: FLOOR_OF[other] for other in others if FLOOR_OF[other] >= FLOOR_OF[room]}
     assert not wrong, f"{module} is on floor {FLOOR_OF[room]} and imports {wrong}"
+
+
+def modules_in(path: Path) -> set[str]:
+    """The modules of ours that a file imports when it runs, inside functions too, other than itself."""
+    module, known = name_of(path), {name_of(p) for p in MODULES}
+    found = set()
+    for name in imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py", for_types=False):
+        while name and name not in known:  # `a.b.c` is the name c of the module a.b, or of the package a
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {module, ""}
+
+
+def circle(imported: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, the first one again at the end; none where there is no circle."""
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle({name_of(path): modules_in(path) for path in MODULES}) == []
+
+
+def test_the_finder_of_circles():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a", "c"}}) == []
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a\ndef f():\n    import b"
+    assert set(imports(source, for_types=False)) == {"typing.TYPE_CHECKING", "b"}
+    assert set(imports(source)) == {"typing.TYPE_CHECKING", "a", "b"}
+    assert set(imports(source, top_only=True)) == {"typing.TYPE_CHECKING"}
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if room_of(name_of(p)) == "align.ops"], ids=lambda p: name_of(p))
@@ -141,6 +180,8 @@ def test_rooms():
     expected = {
         "annotate.store.schema": "annotate.store",
         "annotate.simulate": "annotate",
+        "annotate.web.access": "annotate",
+        "align.web.gate": "align.web",
         "reward": "reward",
         "align.run.files": "align.run",
         "align.runner": None,
@@ -150,7 +191,27 @@ def test_rooms():
 
 
 def test_no_file_is_longer_than_it_can_be_read():
+    tests = sorted((ROOT / "tests").rglob("*.py"))
     scripts = sorted(p for package in (*OURS, "tests") for p in (ROOT / package).rglob("*.js"))
     assert len(scripts) > 1
-    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in [*MODULES, *scripts]}
+    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in [*MODULES, *tests, *scripts]}
     assert not {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 400}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: name_of(p))
+def test_no_function_is_longer_than_a_screen(path: Path):
+    module, functions = name_of(path), ast.FunctionDef | ast.AsyncFunctionDef
+    found = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, functions)]
+    lengths = {f"{module}.{node.name}": (node.end_lineno or 0) - node.lineno + 1 for node in found}
+    assert {name for name, length in lengths.items() if length > 60} <= LONG
+
+
+BELOW_STAGES = [p for p in MODULES if (room := room_of(name_of(p))) and FLOOR_OF[room] < 5 and room != "align.config"]
+
+
+@pytest.mark.parametrize("path", BELOW_STAGES, ids=lambda p: name_of(p))
+def test_configuration_stops_at_the_stage(path: Path):
+    """Below the stages nothing knows a schema: a run's identity and its stage's name are all that is asked of them."""
+    found = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
+    asked = {name for name in found if name.startswith("align.config")}
+    assert asked <= {"align.config.root.DEFAULT_ROOT", "align.config.stages.STAGES", "align.config.identity.identifying"}

@@ -9,7 +9,7 @@ from sqlalchemy.event import listen
 
 from align.errors import InputError
 from annotate.assignment import REPEAT_AFTER, AssignmentQueue
-from annotate.orders import chance, shown_order
+from annotate.assignment.orders import chance, shown_order
 from annotate.store import Candidate, Store, configure, preferences
 
 

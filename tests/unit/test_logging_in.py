@@ -10,10 +10,10 @@ from argon2 import PasswordHasher
 from people import GOOD, Time, member
 from sqlalchemy import select
 
+from align.web.credentials import Refused
+from align.web.throttle import Throttle
 from annotate.accounts import TRIES, TRIES_MANY, Accounts
-from annotate.credentials import Refused
 from annotate.store.tables import users
-from annotate.throttle import Throttle
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 from annotation_store import rank
 from assignment_queues import best_first, counters, judge, queue_of
 
+from annotate.assignment.reviewing import contested
 from annotate.figures import figures
-from annotate.reviewing import contested
 from annotate.store import AlreadyJudged, Store, preferences
-from annotate.store.pairs import to_learn_from
+from annotate.store.preference_pairs import to_learn_from
 
 
 @pytest.fixture

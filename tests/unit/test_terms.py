@@ -9,10 +9,10 @@ from annotation_store import add, asked, rank, said
 from assignment_queues import queue_of
 
 from align.errors import InputError
+from annotate.assignment.terms import Terms, mode_of, terms_now
 from annotate.store import Settings, Store, configure, publish_guidelines
 from annotate.store.checks import PURPOSES
 from annotate.store.projects import history, version_of
-from annotate.terms import Terms, mode_of, terms_now
 
 
 @pytest.fixture

@@ -103,9 +103,9 @@ def saved_rows(path: Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
 
 def item_of(file_and_row: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
     def refuse(column: str, problem: str, value: Any = None) -> InputError:
-        shown = repr(row.get(column) if value is None else value)
+        displayed = repr(row.get(column) if value is None else value)
         where = f"{file_and_row}, {column}"
-        return InputError(where, shown if len(shown) <= 80 else f"{shown[:77]}…", problem, HELP)
+        return InputError(where, displayed if len(displayed) <= 80 else f"{displayed[:77]}…", problem, HELP)
 
     for column in sorted(row.keys() - set(COLUMNS)):
         raise refuse(column, f"there is no such column (there are {', '.join(COLUMNS)})")

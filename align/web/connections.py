@@ -14,31 +14,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import resource
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import h11
-import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from align.redaction import Formatter
-
-log = logging.getLogger("annotate.connections")
+log = logging.getLogger(__name__)
 
 HEAD_S, BODY_S, ANSWER_S, PART = 10, 30, 30, 16_384
 """Seconds that a client has for the head of a request, for its body, and for taking in each `PART` bytes of an
 answer."""
-MOST, BATCH, QUEUE, RESERVE = 2048, 64, 1024, 256
-"""Connections at most; how many are accepted before any is looked at; how many the kernel keeps until then; and
-descriptors for the store (65 connections of SQLite take up to three each), the log and what else is open."""
 SAID_AGAIN_S = 60
 """What happens to a thousand connections is one line of the log."""
 
@@ -132,8 +120,8 @@ class Connection(H11Protocol):
     @property
     def address(self) -> str:
         """The client's, once a trusted proxy has named it."""
-        told = self.client if self.scope is None else self.scope["client"]
-        return told[0] if told else ""
+        client = self.client if self.scope is None else self.scope["client"]
+        return client[0] if client else ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -193,49 +181,3 @@ class Connection(H11Protocol):
             self._end_in(seconds, why)
         else:
             self.end()
-
-
-class Server(uvicorn.Server):
-    """uvicorn's, for as many connections as there are descriptors for."""
-
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
-        # Its own logging configuration would close the run's log, which then opens its file anew at the next line.
-        config = uvicorn.Config(
-            app, host=host, port=port, log_config=None, log_level="warning", ws="none", timeout_graceful_shutdown=3,
-            backlog=BATCH, access_log=False,
-        )  # fmt: skip
-        proxies = ProxyHeadersMiddleware(cast(Any, app), config.forwarded_allow_ips).trusted_hosts
-        self.all = Connections(places(), lambda address: address in proxies)
-        config.http = cast(Any, partial(Connection, self.all))
-        super().__init__(config)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self.all.failed)
-        await super().startup(sockets)
-        for listener in sockets or ():
-            listener.listen(QUEUE)  # the loop asked for as few as it accepts at a time
-
-
-def places() -> int:
-    """How many connections this process can hold, once its soft limit of descriptors is raised to the hard one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return MOST if soft == resource.RLIM_INFINITY else min(MOST, max(soft - RESERVE - BATCH, soft // 4))
-
-
-@contextmanager
-def heard() -> Iterator[None]:
-    """What the server has to say goes to the run's log and, here, to whoever started it."""
-    console = logging.StreamHandler()
-    console.setFormatter(Formatter())
-    loggers = [logging.getLogger(name) for name in ("uvicorn.error", log.name)]
-    for logger in loggers:
-        logger.addHandler(console)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(console)

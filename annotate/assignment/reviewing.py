@@ -22,7 +22,7 @@ def contested(db: Connection, project: str) -> list[str]:
     return [panel.item for _, panel in ranked_by_contradictions(panels(unsettled, ids))]
 
 
-def said_of(db: Connection, project: str, item: str) -> list[Vote]:
+def opinions_of(db: Connection, project: str, item: str) -> list[Vote]:
     """What annotators said of an item as work, those who skipped it among them, and why."""
     theirs = (stands(project), ledger.c.item == item)
     rows = db.execute(select(ledger).where(*theirs).order_by(ledger.c.seq)).all()

@@ -18,7 +18,7 @@ from typing import Any
 
 from align.types import Message, Preference
 from annotate.store import Item, Store, Vote
-from annotate.store.pairs import pairs_of, to_learn_from
+from annotate.store.preference_pairs import pairs_of, to_learn_from
 
 
 def export(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
@@ -35,8 +35,10 @@ def export(store: Store, project: str, folder: Path, allow_simulated: bool = Fal
         votes = to_learn_from(store, project, allow_simulated)
         items = {item.id: item for item in store.items(project)}
         ledger = store.entries(project)
-        said = [v for v in (*store.rankings(project), *store.skips(project)) if allow_simulated or v.source == "human"]
-    said.sort(key=lambda vote: vote.seq)
+        everything = [
+            v for v in (*store.rankings(project), *store.skips(project)) if allow_simulated or v.source == "human"
+        ]
+    everything.sort(key=lambda vote: vote.seq)
     pairs = [(vote, pair) for vote in votes for pair in pairs_of(vote, items[vote.item])]
     # Trainers take a column of margins that is full, or none.
     margins = all(pair.margin is not None for _, pair in pairs)
@@ -46,8 +48,8 @@ def export(store: Store, project: str, folder: Path, allow_simulated: bool = Fal
         "implicit.jsonl": (implicit(pair) | traced(pair, vote, items[vote.item], margins) for vote, pair in pairs),
         "rankings.jsonl": (ranking(vote, items[vote.item]) for vote in votes),
         "unpaired.jsonl": (row for vote in votes for row in unpaired(vote, items[vote.item])),
-        "demonstrations.jsonl": (demonstration(vote, items[vote.item]) for vote in said if vote.demonstration),
-        "votes.jsonl": (whole(vote, items[vote.item], vote.seq in learned) for vote in said),
+        "demonstrations.jsonl": (demonstration(vote, items[vote.item]) for vote in everything if vote.demonstration),
+        "votes.jsonl": (whole(vote, items[vote.item], vote.seq in learned) for vote in everything),
         "ledger.jsonl": iter(ledger),
     }
     return {name: write_rows(folder / name, rows) for name, rows in kinds.items()}
@@ -70,8 +72,8 @@ def traced(pair: Preference, vote: Vote, item: Item, margins: bool) -> dict[str,
     """Where a pair comes from, and what it weighs: K(K-1)/2 pairs of one ranking weigh 1 together."""
     better, worse = pair.id.partition(":")[2].split(">")
     k = len(item.candidates)
-    said = {"margin": pair.margin} if margins else {}
-    return said | {
+    margin = {"margin": pair.margin} if margins else {}
+    return margin | {
         "id": pair.id, "group_id": pair.group_id, "weight": 2 / (k * (k - 1)), "strength": vote.strength,
         "chosen_from": origin(item, better), "rejected_from": origin(item, worse),
     } | trace(vote)  # fmt: skip
@@ -84,8 +86,8 @@ def ranking(vote: Vote, item: Item) -> dict[str, Any]:
         | ({"ratings": dict(vote.ratings[c.id])} if c.id in vote.ratings else {})
         for c in item.candidates
     ]
-    said = {"quality": vote.quality, "rationale": vote.rationale, "prompt_flagged": item.id in vote.flagged}
-    return {"prompt": dicts(item.prompt.messages), "answers": answers, "strength": vote.strength} | said | trace(vote)
+    more = {"quality": vote.quality, "rationale": vote.rationale, "prompt_flagged": item.id in vote.flagged}
+    return {"prompt": dicts(item.prompt.messages), "answers": answers, "strength": vote.strength} | more | trace(vote)
 
 
 def unpaired(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
@@ -99,10 +101,10 @@ def unpaired(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
         elif last > 0 and place in (0, last):
             labels |= dict.fromkeys(tier, place == 0)
     judged = [candidate for candidate in item.candidates if candidate.id in labels]
-    said = {(candidate.text, labels[candidate.id]) for candidate in judged}
+    labelled = {(candidate.text, labels[candidate.id]) for candidate in judged}
     for candidate in judged:
         label = labels[candidate.id]
-        if (candidate.text, not label) not in said:
+        if (candidate.text, not label) not in labelled:
             completion = dicts((Message("assistant", candidate.text),))
             row = {"prompt": dicts(item.prompt.messages), "completion": completion, "label": label}
             yield row | {"id": f"{vote.seq}:{candidate.id}", **origin(item, candidate.id)} | trace(vote)

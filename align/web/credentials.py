@@ -1,4 +1,4 @@
-"""What people are called and prove themselves by: names, passwords, and the tokens of sessions and links."""
+"""What people are called and prove themselves by: names, passwords, tokens, and the cookie of a session."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 import secrets
 import unicodedata
 from ipaddress import ip_address, ip_network
+from urllib.parse import quote
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
 from align.errors import InputError, require
-from annotate.turns import Turns
+from align.web.turns import Turns
 
 SHORTEST_PASSWORD = 12
 AT_ONCE, WAITING, PATIENCE_S = 2, 20, 10
@@ -35,7 +36,7 @@ class Passwords:
 
     def __init__(self, hasher: PasswordHasher) -> None:
         self.hasher = hasher
-        self.turns = Turns(AT_ONCE, WAITING, PATIENCE_S)
+        self.turns = Turns(AT_ONCE, WAITING, PATIENCE_S, "password")
         self._nobodys = hasher.hash(secrets.token_hex(16))
 
     def hashed(self, password: str, share: str = "", failures: int = 0) -> str:
@@ -60,9 +61,20 @@ class Passwords:
         return self.hasher.check_needs_rehash(kept)
 
 
+def new_token() -> str:
+    """256 random bits: of a session, a link or a key."""
+    return secrets.token_urlsafe(32)
+
+
 def digest(token: str) -> str:
-    """Of a random token of 256 bits: nothing slower is needed."""
+    """What is kept of a random token of 256 bits: nothing slower is needed."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def session_cookie(name: str, session: str, origin: str, seconds: int) -> str:
+    """The header that gives a browser a session; an empty one with 0 seconds takes it."""
+    secure = "; Secure" if origin.startswith("https:") else ""
+    return f"{name}={quote(session)}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
 
 
 def network(address: str) -> str:
@@ -79,7 +91,7 @@ def tidy(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
-def named(name: str) -> str:
+def checked_name(name: str) -> str:
     """A name that somebody can have, tidied.
 
     Raises:
@@ -97,12 +109,12 @@ def named(name: str) -> str:
 def is_name(name: str) -> bool:
     """Whether a tidied name is one that somebody can have."""
     try:
-        return named(name) == name
+        return checked_name(name) == name
     except InputError:
         return False
 
 
-def checked(name: str, password: str) -> str:
+def checked_password(name: str, password: str) -> str:
     """A password that may be chosen (NIST SP 800-63B: length is what counts, no rule of composition).
 
     Raises:

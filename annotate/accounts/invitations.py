@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, Row, delete, insert, select
 
 from align.errors import InputError
-from annotate.credentials import Refused, digest
-from annotate.store.people import roles_of, user_named
+from align.web.credentials import Refused, digest, new_token
 from annotate.store.tables import invitations, users
+from annotate.store.users import is_annotator, roles_of, user_named
 
+INVITATION_S = 7 * 86400
 ID_LENGTH = 12
 
 
@@ -51,6 +52,53 @@ class Pending:
     name: str
     made_by: str
     expires_at: float
+
+
+def add(db: Connection, project: str, role: str, name: str, made_by: str, now: float, lasts_s: float) -> str:
+    """A new link's token; links that are over go.
+
+    Args:
+        made_by: the name of an admin; empty: whoever runs the server.
+    """
+    end_over(db, now)
+    token, maker = new_token(), user_named(db, made_by) if made_by else None
+    row = {"digest": digest(token), "project": project, "role": role, "name": name}
+    row["made_by"] = "" if maker is None else maker.id
+    db.execute(insert(invitations), row | {"expires_at": now + lasts_s})
+    return token
+
+
+def end_over(db: Connection, now: float) -> None:
+    db.execute(delete(invitations).where(invitations.c.expires_at < now))
+
+
+def end_of_admins(db: Connection, project: str) -> None:
+    """Ends the links by which anybody becomes an admin."""
+    mine = (invitations.c.project == project, invitations.c.role == "admin", invitations.c.name == "")
+    db.execute(delete(invitations).where(*mine))
+
+
+def end_for(db: Connection, name: str) -> None:
+    """Ends the links that are for somebody, in every project."""
+    db.execute(delete(invitations).where(invitations.c.name == name))
+
+
+def end_of_maker(db: Connection, project: str, user: str) -> None:
+    """Ends the links to a project that a user made."""
+    db.execute(delete(invitations).where(invitations.c.project == project, invitations.c.made_by == user))
+
+
+def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Row | None) -> None:
+    """Raises: Refused: this name, and whoever has it, may not take the invitation with a password."""
+    if invitation.name:
+        if invitation.name != name:
+            raise Refused("name", name, f"the invitation is for {invitation.name}", "Ask for one of your own.")
+        if not invitation.resets:
+            remedy = "Log in and open the link again; who runs the server can set a new password."
+            raise Refused("name", name, "the account is in projects of others too", remedy)
+    elif user is not None or is_annotator(db, name):
+        remedy = "Choose another; if it is yours, log in and open the link again, or ask for one by this name."
+        raise Refused("name", name, "somebody here has that name", remedy)
 
 
 def invitation_of(db: Connection, token: str, now: float) -> Invitation | None:

@@ -14,8 +14,8 @@ from align.errors import StorageError
 class Busy(StorageError):
     """Too many are waiting; nothing was looked at."""
 
-    def __init__(self) -> None:
-        super().__init__("password", "(not shown)", "many people are at the door", "Try again in a moment.")
+    def __init__(self, field: str) -> None:
+        super().__init__(field, "(not shown)", "many people are at the door", "Try again in a moment.")
 
 
 @dataclass(eq=False, slots=True)
@@ -41,10 +41,11 @@ class Turns:
     Args:
         at_once: that are served.
         room: how many may wait.
+        field: what of theirs is not looked at where they are sent away: a password, say.
     """
 
-    def __init__(self, at_once: int, room: int, patience_s: float) -> None:
-        self.free, self.room, self.patience_s = at_once, room, patience_s
+    def __init__(self, at_once: int, room: int, patience_s: float, field: str) -> None:
+        self.free, self.room, self.patience_s, self.field = at_once, room, patience_s, field
         self.waiting: list[Waiting] = []
         self._changed = threading.Condition()
         self._came = 0
@@ -89,4 +90,4 @@ class Turns:
             if not self._changed.wait(until - time.monotonic()) and not mine.sent_away:
                 self.waiting.remove(mine)
                 mine.sent_away = True
-        raise Busy
+        raise Busy(self.field)

@@ -103,7 +103,7 @@ def restore(store: Store, path: Path) -> Head:
         for table in tables():
             if connection.execute(select(table).limit(1)).first() is not None:
                 remedy = "Restore into one that is not there."
-                raise InputError("store.url", store.shown, f"the store is not empty ({table.name})", remedy)
+                raise InputError("store.url", store.masked_url, f"the store is not empty ({table.name})", remedy)
         read(path, about, lines, connection)
         head = store.verify(Head(about["seq"], about["hash"]))
         for project in connection.execute(select(projects.c.name)).scalars().all():

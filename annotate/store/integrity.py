@@ -68,9 +68,9 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
 
 def _check_settings(connection: Connection, changes: Mapping[str, dict[str, Any]]) -> None:
     for row in connection.execute(select(projects)):
-        said = dict(changes.get(row.name, {}))
-        state = said.pop("state", "open")
-        if (settings_of(connection, row.name), row.state) != (Settings.read(said), state):
+        settings = dict(changes.get(row.name, {}))
+        state = settings.pop("state", "open")
+        if (settings_of(connection, row.name), row.state) != (Settings.read(settings), state):
             raise CorruptFile("projects", row.name, "its settings are not those of the ledger", RESTORE)
 
 

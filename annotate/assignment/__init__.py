@@ -1,0 +1,21 @@
+"""Who judges what next: exclusive leases, and votes that end them, in one transaction with the ledger.
+
+    queue = AssignmentQueue(store, "quickstart")
+    task = queue.take("ann")
+    seq, following = queue.vote("ann", task.token, key, Judgement(tiers))
+
+An item is *leased* to one annotator for each vote that it still wants. A lease ends with a vote, with its return, or
+when its holder has shown no sign of life for a while; then the item goes to somebody else, and a vote that comes late
+is taken all the same. Nobody is given an item that they have judged or hold, but for deliberate repeats.
+
+queue      what annotators ask, a transaction each     orders     the order on the screen, and what chance decides
+selection  which item is given next                    reviewing  what annotators disagree on
+leases     given, prolonged, looked up                 terms      what somebody judges under
+tasks      what an annotator holds, with its draft     clock      what time it is, for leases
+progress   how far an annotator and the project are
+"""
+
+from annotate.assignment.queue import AssignmentQueue
+from annotate.assignment.selection import REPEAT_AFTER
+
+__all__ = ["REPEAT_AFTER", "AssignmentQueue"]

@@ -1,0 +1,246 @@
+"""The queue of one project: each thing that an annotator asks is one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, select, update
+
+from align.errors import InputError, require
+from annotate.assignment.clock import Clock
+from annotate.assignment.leases import (
+    expiry,
+    grant,
+    lease_of,
+    next_number,
+    of_item,
+    open_again,
+    open_lease,
+    prolong,
+    wanted_again,
+)
+from annotate.assignment.progress import Progress, judged_by, sums, why_idle
+from annotate.assignment.reviewing import contested
+from annotate.assignment.selection import choose, choose_review
+from annotate.assignment.tasks import Task, discard_draft, draft_of, save_draft, task_of
+from annotate.assignment.terms import Terms, check_terms
+from annotate.store import Judgement, Store
+from annotate.store.projects import settings_of, state_of
+from annotate.store.queries import VOTES, act, annotator_of, close_leases, meet, remark_of
+from annotate.store.records import check_text, vote_of
+from annotate.store.tables import leases, ledger
+
+SUMS_LAST_S, CONTESTED_LAST_S = 1, 5
+"""Seconds for which what takes a look at every item, or at every vote, is not looked at again."""
+RECENT = 100
+
+
+class AssignmentQueue:
+    """Gives out the items of one project, and takes the votes. Safe to share between threads and processes.
+
+    Args:
+        clock: seconds since 1970.
+
+    Raises:
+        InputError: unknown project.
+    """
+
+    def __init__(self, store: Store, project: str, clock: Callable[[], float] | None = None) -> None:
+        self.store, self.project, self.clock = store, project, clock or Clock()
+        with store.transaction() as db:
+            # A wall clock that was set back while we were down must not make leases outlast their time.
+            latest = expiry(db, project, self.clock())
+            late = (leases.c.project == project, leases.c.state == "open", leases.c.expires_at > latest)
+            db.execute(update(leases).where(*late).values(expires_at=latest))
+        self._sums = (float("-inf"), 0, 0)
+        self._contested: tuple[float, list[str]] = (float("-inf"), [])
+
+    def take(self, annotator: str) -> Task | None:
+        """The annotator's next item: one they hold, or a new one, leased to them; None where nothing is left for them,
+        their quota is reached, or the project is not open."""
+        with self.store.transaction() as db:
+            return self._next(db, self._pseudonym(db, annotator))
+
+    def take_review(self, reviewer: str) -> Task | None:
+        """An item that annotators disagree on, the most contradicted first; None where nothing is left to settle."""
+        if self.clock() - self._contested[0] > CONTESTED_LAST_S:
+            with self.store.reading() as db:  # a look at every vote, before anybody has to wait for it
+                self._contested = (self.clock(), contested(db, self.project))
+        with self.store.transaction() as db:
+            return self._next_review(db, self._pseudonym(db, reviewer))
+
+    def held(self, annotator: str, token: str) -> Task:
+        """The item of a lease of the annotator's, ended or not.
+
+        Raises:
+            InputError: there is none, or its item was erased.
+        """
+        with self.store.reading() as db:
+            return task_of(db, lease_of(db, self.project, self._known(db, annotator), token))
+
+    def vote(
+        self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms | None = None
+    ) -> tuple[int, Task | None]:
+        """Records a judgement (or a skip) of a leased item, ends the lease, and takes the next, all or nothing.
+
+        Args:
+            key: idempotency key: the same vote sent again gives the same seq, and the item that is next by now.
+            judgement: `shown`, `purpose`, `source` and the versions are set here, whatever it says.
+            terms: what it was made under, however long ago; None: whoever made it did not say, and it is held to any
+                settings that the project ever had, and to the guidelines that were in force when the item was given.
+
+        Raises:
+            AlreadyJudged: the annotator has judged the item, in another tab for instance.
+            InputError: no such lease of this annotator, or as `Store.record` does.
+        """
+        with self.store.transaction() as db:
+            who = self._pseudonym(db, annotator)
+            lease = lease_of(db, self.project, who, token)
+            if terms is not None:
+                check_terms(db, self.project, lease.purpose, terms)
+            read = lease.guidelines if terms is None else terms.guidelines
+            judgement = replace(
+                judgement, shown=tuple(json.loads(lease.shown)), purpose=lease.purpose, source="human",
+                guideline_version="" if read is None else str(read),
+                project_version=None if terms is None else terms.version,
+            )  # fmt: skip
+            sent_before = act(db, self.project, judgement.kind, key)
+            seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)
+            if sent_before is None:  # else it is a copy, which must not bring back what was taken back since
+                mine = of_item(self.project, who, lease.item, lease.purpose)
+                close_leases(db, self.project, mine, "returned")
+                db.execute(update(leases).where(leases.c.token == token).values(state="judged", vote=seq))
+                discard_draft(db, lease)
+            return seq, self._next_review(db, who) if lease.purpose == "review" else self._next(db, who)
+
+    def undo(self, annotator: str, seq: int) -> Task:
+        """Takes one of the annotator's votes back and gives them the item again, what they had said as its draft.
+
+        Asked again, it does nothing more.
+
+        Raises:
+            InputError: no vote of this annotator, or its item was erased.
+        """
+        with self.store.transaction() as db:
+            who = self._pseudonym(db, annotator)
+            mine = (ledger.c.project == self.project, ledger.c.seq == seq, ledger.c.annotator == who)
+            row = db.execute(select(ledger).where(*mine, ledger.c.kind.in_(VOTES))).first()
+            if row is None:
+                raise InputError("seq", seq, "it is no vote of yours", "Give the seq of one of your own.")
+            theirs = (leases.c.project == self.project, leases.c.annotator == who, leases.c.item == row.item)
+            lease = db.execute(select(leases).where(*theirs, leases.c.vote == seq)).first()
+            if lease is not None:
+                self.store.retract(self.project, seq)
+                save_draft(db, lease, draft_of(vote_of(row, remark_of(db, self.project, seq))))
+                if lease.purpose == "work":  # a repeat of what is not said any more repeats nothing
+                    close_leases(db, self.project, of_item(self.project, who, lease.item, "repeat"), "returned")
+                open_again(db, lease, self.clock())
+            else:
+                again = (leases.c.state == "open", leases.c.purpose != "repeat")
+                lease = db.execute(select(leases).where(*theirs, *again)).first()
+            if lease is None:
+                raise InputError("seq", seq, "its item is not to be judged again", "Go on with the next one.")
+            return task_of(db, lease)
+
+    def renew(self, annotator: str, token: str) -> bool:
+        """A sign of life; whether the item is still kept for the annotator. Where it is not, it is with somebody else,
+        and a vote is taken all the same."""
+        with self.store.transaction() as db:
+            lease = lease_of(db, self.project, self._pseudonym(db, annotator), token)
+            if lease.state == "expired" and wanted_again(db, lease):
+                open_again(db, lease, self.clock())
+                return True
+            if lease.state == "open":
+                prolong(db, lease, self.clock())
+            return lease.state == "open"
+
+    def is_judged(self, annotator: str, token: str) -> bool:
+        """Whether the annotator has judged what this lease gave them."""
+        with self.store.reading() as db:
+            return lease_of(db, self.project, self._pseudonym(db, annotator), token).state == "judged"
+
+    def recent(self, annotator: str) -> list[int]:
+        """The `seq` of the annotator's last votes that stand, the newest last: what a page that is opened can undo."""
+        with self.store.reading() as db:
+            who = self._known(db, annotator)
+            mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "judged")
+            last = select(leases.c.vote).where(*mine).order_by(leases.c.vote.desc()).limit(RECENT)
+            return db.execute(last).scalars().all()[::-1]  # type: ignore[return-value]
+
+    def save_draft(self, annotator: str, token: str, content: Mapping[str, Any]) -> None:
+        """Keeps what the annotator has said so far, over a refresh, a restart and the end of the lease."""
+        with self.store.transaction() as db:
+            who = self._pseudonym(db, annotator)
+            lease = lease_of(db, self.project, who, token)
+            if lease.state != "judged":
+                save_draft(db, lease, content)
+
+    def give_back(self, annotator: str, token: str) -> None:
+        """Returns an item unjudged, for somebody else."""
+        with self.store.transaction() as db:
+            lease = lease_of(db, self.project, self._pseudonym(db, annotator), token)
+            close_leases(db, self.project, leases.c.token == lease.token, "returned")
+
+    def progress(self, annotator: str, anew: bool = False) -> Progress:
+        """How far they are. The project's sums take a look at every item and may be a second old, unless `anew`."""
+        with self.store.reading() as db:
+            mine = judged_by(db, self.project, self._known(db, annotator))
+            at, done, wanted = self._sums
+            if anew or self.clock() - at > SUMS_LAST_S:
+                done, wanted = sums(db, self.project)
+                self._sums = (self.clock(), done, wanted)
+            return Progress(mine, settings_of(db, self.project).quota, done, wanted)
+
+    def idle(self, annotator: str) -> str:
+        """Why `take` has nothing for an annotator: `paused` or `closed`, their `quota`, all that is left is `held` by
+        others, or all is `done`."""
+        with self.store.reading() as db:
+            return why_idle(db, self.project, self._known(db, annotator))
+
+    def _next(self, db: Connection, who: str) -> Task | None:
+        held = self._held(db, who, leases.c.purpose != "review")
+        if held is not None:
+            return held
+        close_leases(db, self.project, leases.c.expires_at < self.clock())
+        settings = settings_of(db, self.project)
+        over = settings.quota and judged_by(db, self.project, who) >= settings.quota
+        if over or state_of(db, self.project) != "open":
+            return None
+        number = next_number(db, self.project, who)
+        purpose, item, shown = choose(db, self.project, who, number, settings)
+        if item is None:
+            return None
+        return task_of(db, grant(db, self.project, who, number, purpose, item, shown, self.clock()))
+
+    def _next_review(self, db: Connection, who: str) -> Task | None:
+        held = self._held(db, who, leases.c.purpose == "review")
+        if held is not None:
+            return held
+        close_leases(db, self.project, leases.c.expires_at < self.clock())
+        item = choose_review(db, self.project, self._contested[1])
+        if item is None:
+            return None
+        number = next_number(db, self.project, who)
+        return task_of(db, grant(db, self.project, who, number, "review", item, (), self.clock()))
+
+    def _held(self, db: Connection, who: str, which: ColumnElement[bool]) -> Task | None:
+        """What somebody holds already, kept for them for longer."""
+        lease = open_lease(db, self.project, who, which)
+        if lease is None:
+            return None
+        prolong(db, lease, self.clock())
+        return task_of(db, lease)
+
+    def _pseudonym(self, db: Connection, annotator: str) -> str:
+        """Of an annotator, who is met where they were not yet."""
+        require(bool(annotator), "annotator", annotator, "an item needs somebody to judge it", "Say who asks.")
+        check_text("annotator", annotator, 320)
+        return (annotator_of(db, self.project, annotator) or meet(db, self.project, annotator)).pseudonym
+
+    def _known(self, db: Connection, annotator: str) -> str:
+        """Their pseudonym; empty, which is nobody's, where they were not met yet."""
+        person = annotator_of(db, self.project, annotator)
+        return "" if person is None else person.pseudonym

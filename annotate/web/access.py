@@ -1,0 +1,132 @@
+"""Who may use the annotation pages, and which requests those pages send: what the gate is told about this application.
+
+What changes something is refused unless a page of ours sends it: JSON with the header X-Align, which a form of another
+site cannot send, or one of our own forms, which comes with our own Origin.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from urllib.parse import parse_qs, quote
+
+from starlette.types import ASGIApp
+
+from align.errors import require
+from align.web.gate import Answer, Authenticator, Gate, refusal
+from annotate.accounts import Accounts, Person
+from annotate.web.words import WORDS
+
+BODY_LIMIT, FORM_LIMIT = 1_000_000, 20_000
+"""Bytes of a request: of JSON, of a form."""
+STREAMS = 8
+"""Answers without an end that one person may have at once: a manager's page has one while it waits for figures."""
+UNUSED = ("/proxy=", "/heartbeat/")
+"""Gradio's ways that no page of ours goes: it would fetch from elsewhere; and it would hold a connection for as long as
+somebody likes, to know when to forget a session's state, of which our pages have none."""
+FORMS = ("/login", "/logout", "/invite", "/password")
+MANAGE = "/manage"
+# Gradio's templates are evaluated from strings; what models wrote never gets there.
+POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data:",
+        "font-src 'self' data:",
+        "frame-ancestors 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+    )
+)
+
+
+class KeyAuthenticator:
+    """One person, who has the link that the server prints, as with a notebook server.
+
+    Args:
+        cookie: its name; browsers send a host's cookies to all of its ports.
+    """
+
+    def __init__(self, key: str, person: Person, cookie: str) -> None:
+        require(len(key) >= 32, "key", "(not shown)", "it is too short to keep anybody out", "Give 32 characters.")
+        self.key, self.person, self.cookie = key, person, cookie
+
+    def who(self, cookies: Mapping[str, str]) -> Person | None:
+        return self.person if self._fits(cookies.get(self.cookie, "")) else None
+
+    def opened(self, query: str) -> str | None:
+        given = parse_qs(query).get("key", [""])[0]
+        return f"{self.cookie}={given}; Path=/; HttpOnly; SameSite=Strict" if self._fits(given) else None
+
+    def unauthenticated(self, path: str, query: str) -> Answer | None:
+        return refusal(403, "Open the link that the server printed when it started.")
+
+    def _fits(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), self.key.encode())
+
+
+class AccountAuthenticator:
+    """Whoever has an account, and a session of it in a cookie."""
+
+    def __init__(self, accounts: Accounts, cookie: str) -> None:
+        self.accounts, self.cookie = accounts, cookie
+
+    def who(self, cookies: Mapping[str, str]) -> Person | None:
+        session = cookies.get(self.cookie, "")
+        return self.accounts.who(session) if session else None
+
+    def opened(self, query: str) -> str | None:
+        return None
+
+    def unauthenticated(self, path: str, query: str) -> Answer | None:
+        if path in ("/login", "/invite", "/align/app.css"):
+            return None
+        if path in ("/", MANAGE, f"{MANAGE}/", "/password", "/logout"):
+            project = parse_qs(query).get("project", [""])[0] if path == "/" else ""
+            where = f"/login?project={quote(project, safe='')}" if project else "/login"
+            return 303, b"", [(b"location", where.encode())]
+        return refusal(401, WORDS["session_over"] if path.startswith(MANAGE) else "Log in.")
+
+
+def gated(app: ASGIApp, authenticator: Authenticator[Person], origins: Sequence[str], streams: int = 256) -> Gate:
+    """The pages behind the gate.
+
+    Args:
+        streams: answers without an end that all people together may have at once.
+    """
+    return Gate(app, authenticator, origins, check, policy=POLICY, unused=UNUSED, streams=streams, streams_each=STREAMS)
+
+
+def check(person: Person | None, method: str, path: str, headers: Mapping[bytes, str]) -> Answer | None:
+    """What a request is answered whose sender the gate knows, in place of the page; None where it may pass."""
+    if path.startswith(MANAGE) and not (person and manages(person)):
+        return refusal(403, "This page is for reviewers and admins.")
+    problem = unlike_the_page(method, path, headers)
+    return refusal(415, problem) if problem else None
+
+
+def manages(person: Person) -> bool:
+    """Whether there is a project of which they see more than its items."""
+    return any(person.may(project, "reviewer") for project in person.roles)
+
+
+def unlike_the_page(method: str, path: str, headers: Mapping[bytes, str]) -> str:
+    """What keeps a request from being one of our own pages'; empty where nothing does."""
+    if method in ("GET", "HEAD"):
+        return ""
+    sent, most = headers.get(b"content-type", ""), BODY_LIMIT
+    if path in FORMS:
+        most = FORM_LIMIT
+        if not sent.startswith("application/x-www-form-urlencoded") or b"origin" not in headers:
+            return "Send the form from its own page."
+    elif path.startswith("/api/"):
+        if not sent.startswith("application/json") or b"x-align" not in headers:
+            return "Send JSON, with the header X-Align."
+    elif path.startswith(f"{MANAGE}/gradio_api/queue/"):
+        if not sent.startswith("application/json") or b"origin" not in headers:
+            return "Send JSON from the page itself."
+    else:  # Gradio's own, such as uploads, which no page has a use for
+        return "There is nothing here that could be changed."
+    length = headers.get(b"content-length", "") if b"transfer-encoding" not in headers else ""
+    return "" if length.isdigit() and int(length) <= most else f"Send at most {most} bytes, and say so."

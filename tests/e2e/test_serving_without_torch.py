@@ -1,0 +1,44 @@
+"""The annotation server computes nothing with torch, and does not pay for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from align.types import Conversation, Message
+from annotate.store import Candidate, Store
+
+HEAVY = {"torch", "transformers", "peft", "trl", "datasets"}
+SERVED = """
+import sys
+from pathlib import Path
+from starlette.testclient import TestClient
+import align.web.listening
+from align.__main__ import main
+
+def serve(app, host, port, ready):
+    with align.web.listening.listening(host, 0), TestClient(app, base_url=f"http://{host}:{port}") as client:
+        ready()
+        key = (Path(sys.argv[1]) / "annotate.key").read_text()
+        for path in (f"/?key={key}", "/manage/", "/api/projects", "/manage/figures.json?project=p"):
+            assert client.get(path).status_code == 200, path
+
+align.web.listening.serve = serve
+words = ("stage=annotate", "stage.action=serve", "stage.demo=true", "project=p", f"run.root={sys.argv[1]}")
+status = main(words)
+print("loaded", *sys.modules)
+sys.exit(status)
+"""
+
+
+def test_the_pages_are_served_without_torch(tmp_path: Path):
+    """The stage as the command line runs it, from composing to its report; pages and figures are asked for."""
+    with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
+        prompt = Conversation((Message("user", "How are you?"),))
+        store.add_item("p", "1", prompt, [Candidate("Fine!"), Candidate("Go away.")])
+    done = subprocess.run([sys.executable, "-c", SERVED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    loaded = next(line for line in done.stdout.splitlines() if line.startswith("loaded ")).split()
+    assert not HEAVY & set(loaded)
+    assert {"annotate.web.server", "align.stages.annotate", "matplotlib"} <= set(loaded)
