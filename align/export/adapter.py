@@ -1,7 +1,7 @@
 """A LoRA adapter as every engine reads it: PEFT's own two files at the root of a folder, lowered to plain LoRA.
 
 Training libraries write more than engines understand, and engines pass over in silence what they do not read. What
-plain LoRA can say is said in it (`align.export.lowering`); what it cannot is refused here, by name, instead of being
+plain LoRA can say is said in it (`align.models.lowering`); what it cannot is refused here, by name, instead of being
 served wrong there.
 """
 
@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.export.folder import check_base, read_json, write_tokenizer
-from align.export.lowering import REPEATABLE, Factors, lower
 from align.models.adapters import CHANGES_BASE
+from align.models.lowering import REPEATABLE, Factors, lower
 from align.run import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -204,7 +204,7 @@ def write_adapter(
         base: `id`, `revision` and `digest` of the model the adapter was trained on. The digest goes into `base.json`,
             since PEFT warns at keys of `adapter_config.json` that it does not know.
         beside: the base's folder, see `align.export.folder.write_tokenizer`.
-        initial: see `align.export.lowering`; needed where `init_lora_weights` is one of `REPEATABLE`.
+        initial: see `align.models.lowering`; needed where `init_lora_weights` is one of `REPEATABLE`.
 
     Raises:
         CorruptFile, MissingArtifact, InputError, StorageError: see `read_adapter`, `check_plain` and `publish`.

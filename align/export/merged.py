@@ -21,8 +21,8 @@ from align.errors import InputError
 from align.export.adapter import MERGEABLE, WEIGHTS, Adapter, check_plain, read_adapter
 from align.export.bases import cast, check_plain_weights, forget_quantisation, refuse_repacked
 from align.export.folder import check_base, write_tokenizer
-from align.export.lowering import check_initial
 from align.models.adapters import tensors_of
+from align.models.lowering import check_initial
 from align.run import write_json
 
 

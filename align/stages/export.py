@@ -24,7 +24,6 @@ from align.export.folder import publish, read_json, workroom
 from align.export.foreign import LLAMA_CPP, VLLM, Answer, interpreter, version_of, why_unasked
 from align.export.gguf import ADAPTER, F16, F32, base_file, gguf_bases, write_gguf
 from align.export.launch import served_name
-from align.export.lowering import check_initial
 from align.export.merged import write_merged
 from align.export.ollama import ollama_file
 from align.export.receipt import (
@@ -47,6 +46,7 @@ from align.models.load import (
     choose_device,
     choose_dtype,
 )
+from align.models.lowering import check_initial
 from align.report import Report
 from align.run import Artifact, Base, Run, json_digest
 from align.stages import Inputs

@@ -17,7 +17,6 @@ from align.export.converters import converters_in
 from align.export.foreign import LLAMA_CPP, VLLM
 from align.export.gguf import ADAPTER, Source
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
-from align.export.lowering import initial_factors
 from align.export.merged import merge
 from align.export.receipt import Check
 from align.export.template import contents_as_text
@@ -25,6 +24,7 @@ from align.export.trained import Trained
 from align.models.adapters import adapter_config
 from align.models.base import BUILT_IN
 from align.models.load import DTYPES, in_fp32, load_base, load_tokenizer, name_of
+from align.models.lowering import initial_factors
 from align.ops.divergence import Divergence
 from align.run import Artifact, Base, Run
 from align.stages.lineage import data_behind, evaluation_of, parents_of

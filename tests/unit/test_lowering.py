@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from align.errors import InputError
 from align.export.adapter import CONFIG, WEIGHTS, factors_in, read_adapter
-from align.export.lowering import initial_factors, lower
 from align.export.merged import merge
+from align.models.lowering import initial_factors, lower
 
 PLAIN = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "init_lora_weights": True}
 KINDS = [
