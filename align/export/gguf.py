@@ -22,13 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
-from align.export.adapter import WEIGHTS
 from align.export.bases import ABOUT
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
 from align.export.folder import publish, read_json, workroom, write_tokenizer
 from align.export.foreign import LLAMA_CPP, Answer, ask, version_in
 from align.export.receipt import fixed_texts
+from align.models.adapters import WEIGHTS_FILE
 from align.ops.finite import not_finite
 from align.run import file_digest, json_digest, write_json
 
@@ -156,7 +156,7 @@ def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Sourc
     """
     for path in bases:
         linked(path, folder / path.name)
-    for name, tensor in load_file(adapter / WEIGHTS).items():
+    for name, tensor in load_file(adapter / WEIGHTS_FILE).items():
         check_f16(f"{name} of the adapter", tensor)
     convert_adapter(source.converters, adapter, source.folder, folder / ADAPTER, F16)
     for path in adapter.iterdir():  # tokenizer, template, base.json: for whoever renders the chat outside the engine

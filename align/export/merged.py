@@ -18,10 +18,10 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import InputError
-from align.export.adapter import MERGEABLE, WEIGHTS, Adapter, check_plain, read_adapter
 from align.export.bases import cast, check_plain_weights, forget_quantisation, refuse_repacked
 from align.export.folder import check_base, write_tokenizer
-from align.models.adapters import tensors_of
+from align.models.adapter_files import MERGEABLE, Adapter, check_plain, read_adapter
+from align.models.adapters import WEIGHTS_FILE, tensors_of
 from align.models.lowering import check_initial
 from align.run import write_json
 
@@ -120,5 +120,5 @@ def _attach(model: PreTrainedModel, adapter: Path, found: Adapter) -> PeftModel:
         raise InputError("adapter", adapter.name, f"does not fit this base ({error})", remedy) from error
     placed = tensors_of(wrapped, "default").keys()
     if strangers := sorted(found.shapes.keys() ^ placed):
-        raise InputError(WEIGHTS, strangers[0], f"does not fit this base ({len(strangers)} such keys)", remedy)
+        raise InputError(WEIGHTS_FILE, strangers[0], f"does not fit this base ({len(strangers)} such keys)", remedy)
     return wrapped

@@ -18,7 +18,7 @@ from align.models.fastpath import use_fast_path
 from align.models.finite import RESTORE, check_tensors
 from align.run import Base, json_object, out_of_memory, write_json
 
-WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
 
 
@@ -55,7 +55,7 @@ def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) ->
         CorruptFile: it is not there, or not JSON.
         InputError: it is not LoRA; LoRA by a forward of another kind; or it changes the base, and is not alone.
     """
-    config = json_object(folder / "adapter_config.json", field, "Train or download the adapter again.")
+    config = json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
 
     def refused(problem: str, remedy: str) -> InputError:
         return InputError(field, str(folder), problem, remedy)
@@ -145,7 +145,7 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     config |= {"base_model_name_or_path": base.id, "revision": base.revision, "inference_mode": True}
     config["task_type"] = getattr(config.get("task_type"), "value", config.get("task_type"))
     config["peft_type"] = getattr(config.get("peft_type"), "value", config.get("peft_type"))
-    write_json(folder / "adapter_config.json", config)
+    write_json(folder / CONFIG_FILE, config)
 
 
 def attach(

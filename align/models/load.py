@@ -38,6 +38,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
 """Where a tokenizer was read from, which is nobody's business and wrong on any other machine."""
 
+OWN_TOKENIZER = "Train with the base's own tokenizer."
+
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -266,6 +268,13 @@ def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
         problem = f"the tokenizer in {place} has {last + 1} ids, the last {token!r}, and the embedding {rows} rows"
         remedy = f"Drop the added tokens, or save the model after model.resize_token_embeddings({last + 1})."
         raise InputError("model.path", base.id, problem, remedy)
+
+
+def check_added_tokens(tokenizer: Any, base: Any) -> None:
+    """Raises: InputError: the adapter was trained with tokens that its base does not have, and can carry none."""
+    if added := sorted(tokenizer.get_vocab().keys() - base.get_vocab().keys()):
+        problem = f"{len(added)} tokens were added to the base's: vLLM and llama.cpp have no embedding for them"
+        raise InputError("tokenizer", added[0], problem, OWN_TOKENIZER)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

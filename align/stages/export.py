@@ -10,7 +10,6 @@ from typing import Any
 
 from align.config.root import Config
 from align.errors import InputError
-from align.export.adapter import MERGEABLE, check_plain, read_adapter
 from align.export.bases import (
     ABOUT,
     cast,
@@ -41,6 +40,7 @@ from align.export.receipt import (
     write_receipt,
 )
 from align.export.trained import Trained, check_tokenizer, trained_model
+from align.models.adapter_files import MERGEABLE, check_plain, read_adapter
 from align.models.load import (
     DTYPES,
     choose_device,

@@ -10,7 +10,7 @@ import torch
 
 from align.config.root import Config
 from align.data.sources import licence_of
-from align.export.adapter import check_vocabulary, rank_of, write_adapter
+from align.export.adapter import rank_of, write_adapter
 from align.export.bases import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
 from align.export.card import licence_in, render_card
 from align.export.converters import converters_in
@@ -23,7 +23,7 @@ from align.export.template import contents_as_text
 from align.export.trained import Trained
 from align.models.adapters import adapter_config
 from align.models.base import BUILT_IN
-from align.models.load import DTYPES, in_fp32, load_base, load_tokenizer, name_of
+from align.models.load import DTYPES, check_added_tokens, in_fp32, load_base, load_tokenizer, name_of
 from align.models.lowering import initial_factors
 from align.ops.divergence import Divergence
 from align.run import Artifact, Base, Run
@@ -62,7 +62,7 @@ def about(config: Config, artifact: Artifact, trained: Trained, kind: str) -> di
 def lowered(trained: Trained, folder: Path) -> Path:
     """Writes the adapter as plain LoRA into a folder, which may be there."""
     folder.mkdir(exist_ok=True)
-    check_vocabulary(trained.tokenizer, load_tokenizer(trained.base))
+    check_added_tokens(trained.tokenizer, load_tokenizer(trained.base))
     read, initial = adapter_config(trained.adapter, "artifact", alone=True), None
     if isinstance(read.get("init_lora_weights"), str):
         base = in_fp32(load_base(trained.base, trained.method, trained.device, trained.dtype))

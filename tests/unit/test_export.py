@@ -32,9 +32,10 @@ from transformers import (
 
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.export import folder
-from align.export.adapter import CONFIG, WEIGHTS, read_adapter
 from align.export.card import TALK, loading_code, render_card
 from align.export.merged import merge
+from align.models.adapter_files import read_adapter
+from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +57,20 @@ def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapte
         *("adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja"),
         *("generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     ]
-    before, after = load_file(adapter / WEIGHTS), load_file(target / WEIGHTS)
+    before, after = load_file(adapter / WEIGHTS_FILE), load_file(target / WEIGHTS_FILE)
     assert before.keys() == after.keys()  # alpha is 8, the rank 4: lora_B holds twice what it held
     assert all(torch.equal(after[key], before[key] * (2 if "lora_B" in key else 1)) for key in before)
     assert torch.equal(trained(base, adapter), trained(base, target))
     assert json.loads((target / "base.json").read_text()) == BASE
 
-    config = json.loads((target / CONFIG).read_text())
+    config = json.loads((target / CONFIG_FILE).read_text())
     assert config["base_model_name_or_path"] == "org/tiny"
     assert config["revision"] == "abc123"
     assert config["target_modules"] == ["down_proj", "q_proj", "v_proj"]
     assert config.keys().isdisjoint({"loftq_config", "peft_version", "megatron_core", "eva_config"})
-    assert json.loads((adapter / CONFIG).read_text())["base_model_name_or_path"] == str(base)  # what was to be removed
+    assert json.loads((adapter / CONFIG_FILE).read_text())["base_model_name_or_path"] == str(
+        base
+    )  # what was to be removed
     for path in target.iterdir():
         assert str(base.parent).encode() not in path.read_bytes(), path.name
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -117,7 +120,7 @@ def other_rank(path: Path) -> None:
 def test_damaged_weights_are_refused_and_leave_nothing(base: Path, adapter: Path, tmp_path: Path, damage):
     source = tmp_path / "source"
     folder.shutil.copytree(adapter, source)
-    damage(source / WEIGHTS)
+    damage(source / WEIGHTS_FILE)
     with pytest.raises(CorruptFile, match=r"adapter_model\.safetensors.*resume=never") as error:
         exported(source, tmp_path / "out", **with_tokenizer(base))
     assert error.value.exit_status == 2
@@ -127,13 +130,13 @@ def test_damaged_weights_are_refused_and_leave_nothing(base: Path, adapter: Path
 def test_missing_and_broken_config(adapter: Path, tmp_path: Path):
     with pytest.raises(MissingArtifact, match="adapter_config"):
         read_adapter(tmp_path)
-    (tmp_path / CONFIG).write_text('{"r": 4')
+    (tmp_path / CONFIG_FILE).write_text('{"r": 4')
     with pytest.raises(CorruptFile, match="is not JSON"):
         read_adapter(tmp_path)
-    (tmp_path / CONFIG).write_text('{"peft_type": "IA3"}')
+    (tmp_path / CONFIG_FILE).write_text('{"peft_type": "IA3"}')
     with pytest.raises(InputError, match="only LoRA"):
         read_adapter(tmp_path)
-    (tmp_path / CONFIG).write_text((adapter / CONFIG).read_text())
+    (tmp_path / CONFIG_FILE).write_text((adapter / CONFIG_FILE).read_text())
     with pytest.raises(MissingArtifact, match="adapter_model"):
         read_adapter(tmp_path)
 
@@ -157,8 +160,8 @@ def test_what_engines_would_read_wrongly_is_refused_by_name(base: Path, tmp_path
 def test_what_was_taken_out_of_the_base_for_good_is_refused(base: Path, adapter: Path, tmp_path: Path, init: str):
     source = tmp_path / "source"
     folder.shutil.copytree(adapter, source)
-    config = json.loads((source / CONFIG).read_text())
-    (source / CONFIG).write_text(json.dumps(config | {"init_lora_weights": init}))
+    config = json.loads((source / CONFIG_FILE).read_text())
+    (source / CONFIG_FILE).write_text(json.dumps(config | {"init_lora_weights": init}))
     with pytest.raises(InputError, match=f"init_lora_weights={init}"):
         exported(source, tmp_path / "other", **with_tokenizer(base))
 

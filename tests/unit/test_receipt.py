@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.export.adapter import WEIGHTS, check_vocabulary
 from align.export.bases import DEQUANTISED, dequantised, dequantised_beside
 from align.export.checks import adapter_checks, merged_checks
 from align.export.engines import logits_of
@@ -34,7 +33,8 @@ from align.export.receipt import (
     write_receipt,
 )
 from align.export.trained import Trained, trained_model
-from align.models.load import in_fp32, load_base
+from align.models.adapters import WEIGHTS_FILE
+from align.models.load import check_added_tokens, in_fp32, load_base
 from align.ops.divergence import Divergence
 from align.run import Base
 
@@ -172,8 +172,10 @@ def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: T
 @pytest.mark.parametrize("factor", [1.5, 0.99])
 def test_a_scale_that_is_off_by_little_fails(trained: Trained, tmp_path: Path, factor: float):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    tensors = load_file(target / WEIGHTS)
-    save_file({k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS, {"format": "pt"})
+    tensors = load_file(target / WEIGHTS_FILE)
+    save_file(
+        {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS_FILE, {"format": "pt"}
+    )
     rows = adapter_checks(trained, target, None, "float32", NOBODY)
     assert rows[0].verdict == "fail"
     with pytest.raises(InputError, match="It is not what was trained"):
@@ -309,10 +311,10 @@ def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(trained: T
 
 def test_tokens_that_the_base_does_not_have_are_refused(base: Base):
     tokenizer, own = (AutoTokenizer.from_pretrained(base.path) for _ in range(2))
-    check_vocabulary(tokenizer, own)
+    check_added_tokens(tokenizer, own)
     tokenizer.add_tokens(["<tool>"])
     with pytest.raises(InputError, match=r"tokenizer=<tool>: 1 tokens were added"):
-        check_vocabulary(tokenizer, own)
+        check_added_tokens(tokenizer, own)
 
 
 def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: Trained):
@@ -346,12 +348,12 @@ def test_a_receipt_speaks_of_its_files_and_no_others(trained: Trained, tmp_path:
     with pytest.raises(CorruptFile, match="more: is not of this export"):
         checked_receipt(target)
     (target / "more").unlink()
-    tensors = load_file(target / WEIGHTS)
-    save_file({k: v * 1.5 if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS, {"format": "pt"})
-    with pytest.raises(CorruptFile, match=f"file={WEIGHTS}.*sha256 differs"):
+    tensors = load_file(target / WEIGHTS_FILE)
+    save_file({k: v * 1.5 if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS_FILE, {"format": "pt"})
+    with pytest.raises(CorruptFile, match=f"file={WEIGHTS_FILE}.*sha256 differs"):
         checked_receipt(target)
-    (target / WEIGHTS).unlink()
-    with pytest.raises(CorruptFile, match=f"{WEIGHTS}: is missing"):
+    (target / WEIGHTS_FILE).unlink()
+    with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE}: is missing"):
         checked_receipt(target)
     (target / RECEIPT).write_text("{}")
     with pytest.raises(CorruptFile, match="no receipt that this version reads"):
