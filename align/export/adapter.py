@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from align.errors import InputError
-from align.export.folder import check_base, read_json, write_tokenizer
+from align.export.folder import check_base, read_json
 from align.models.adapter_files import READ_BY_ENGINES, RETRAIN, check_plain, factors_in, read_adapter
 from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE
+from align.models.load import save_tokenizer
 from align.models.lowering import Factors, lower
 from align.run import write_json
 
@@ -42,11 +43,11 @@ def write_adapter(
     """Write an adapter for deployment: plain LoRA in fp32, the config that engines read, tokenizer and template.
 
     Args:
-        folder: an empty one, of `align.export.folder.publish`.
+        folder: an empty one, of `align.run.atomic.publish`.
         source: a PEFT adapter's folder.
         base: `id`, `revision` and `digest` of the model the adapter was trained on. The digest goes into `base.json`,
             since PEFT warns at keys of `adapter_config.json` that it does not know.
-        beside: the base's folder, see `align.export.folder.write_tokenizer`.
+        beside: the base's folder, see `align.models.load.save_tokenizer`.
         initial: see `align.models.lowering`; needed where `init_lora_weights` is one of `REPEATABLE`.
 
     Raises:
@@ -69,7 +70,7 @@ def write_adapter(
     save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
     write_json(folder / CONFIG_FILE, engine_config({**adapter.config, **plain}, base))
     write_json(folder / "base.json", dict(base))
-    write_tokenizer(folder, tokenizer, beside)
+    save_tokenizer(tokenizer, folder, beside)
 
 
 def rank_of(folder: Path) -> int:

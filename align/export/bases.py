@@ -14,9 +14,10 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError
-from align.export.folder import publish, read_json, write_tokenizer
-from align.models.load import in_fp32, load_base, name_of
+from align.export.folder import read_json
+from align.models.load import in_fp32, load_base, name_of, save_tokenizer
 from align.run import WEIGHTS, Base, folder_digest, json_digest, write_json
+from align.run.atomic import publish
 
 DEQUANTISED = "nf4-dequantised"
 ABOUT = "base.json"
@@ -43,7 +44,7 @@ def dequantised_beside(
         with publish(folder, replace=True) as part:
             model.save_pretrained(part)
             check_plain_weights(part, dtype)
-            write_tokenizer(part, tokenizer, Path(base.path))
+            save_tokenizer(tokenizer, part, Path(base.path))
             about = {**named, "kind": DEQUANTISED, "dtype": kept, "quantised_from": quantised}
             about["weights"] = folder_digest(part, WEIGHTS)
             write_json(part / ABOUT, about)

@@ -25,12 +25,14 @@ from align.errors import CorruptFile, InputError
 from align.export.bases import ABOUT
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
-from align.export.folder import publish, read_json, workroom, write_tokenizer
+from align.export.folder import read_json
 from align.export.foreign import LLAMA_CPP, Answer, ask, version_in
 from align.export.receipt import fixed_texts
 from align.models.adapters import WEIGHTS_FILE
+from align.models.load import save_tokenizer
 from align.ops.finite import not_finite
 from align.run import file_digest, json_digest, write_json
+from align.run.atomic import publish, workroom
 
 ADAPTER = "adapter-f16.gguf"
 F16, F32 = "f16", "f32"
@@ -77,7 +79,7 @@ class Source:
             model.save_pretrained(plain)
             del model
             freed()
-            write_tokenizer(plain, self.tokenizer, self.folder)
+            save_tokenizer(self.tokenizer, plain, self.folder)
             begin_as_trained(plain, self.tokenizer)
             convert_model(self.converters, plain, target, name, weights)
 

@@ -7,6 +7,7 @@ evaluation forward, after which gradients and `dequantize()` are wrong.
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
 """Where a tokenizer was read from, which is nobody's business and wrong on any other machine."""
 
+BESIDE_TOKENIZER = ("tokenizer.model", "generation_config.json")
+"""What no tokenizer writes: SentencePiece's own file, which llama.cpp's converter reads, and the sampling defaults."""
 OWN_TOKENIZER = "Train with the base's own tokenizer."
 
 transformers_logging.set_verbosity_error()
@@ -277,12 +280,19 @@ def check_added_tokens(tokenizer: Any, base: Any) -> None:
         raise InputError("tokenizer", added[0], problem, OWN_TOKENIZER)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """The tokenizer's files, without what tells where and how it was read: the same run would differ in its bytes."""
+def save_tokenizer(tokenizer: Any, folder: Path, beside: Path | None = None) -> None:
+    """The tokenizer's files, without what tells where and how it was read: the same run would differ in its bytes.
+
+    Args:
+        beside: the folder of the base, which has what the tokenizer does not write (`BESIDE_TOKENIZER`).
+    """
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {k: v for k, v in config.items() if k not in LOCAL_KEYS})
+    for name in BESIDE_TOKENIZER:
+        if beside is not None and (beside / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(beside / name, folder / name)
 
 
 class Description(NamedTuple):

@@ -19,7 +19,7 @@ from align.export.card import MADE_ANEW
 from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
 from align.export.converters import alike, convert_adapter, converters_in
 from align.export.engines import TRANSFORMERS, freed, logits_of
-from align.export.folder import publish, read_json, workroom
+from align.export.folder import read_json
 from align.export.foreign import LLAMA_CPP, VLLM, Answer, interpreter, version_of, why_unasked
 from align.export.gguf import ADAPTER, F16, F32, base_file, gguf_bases, write_gguf
 from align.export.launch import served_name
@@ -49,6 +49,7 @@ from align.models.load import (
 from align.models.lowering import check_initial
 from align.report import Report
 from align.run import Artifact, Base, Run, json_digest
+from align.run.atomic import publish, workroom
 from align.stages import Inputs
 from align.stages.exporting import (
     about,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from transformers import (
 )
 
 from align.errors import InputError
-from align.export import folder
 from align.export.merged import merge
 from align.models.adapters import WEIGHTS_FILE
 
@@ -110,7 +110,7 @@ def test_merge_refuses_what_does_not_fit(base: Path, adapter: Path, tmp_path: Pa
         merge(load(base), tmp_path / "reward")
     # An adapter of a wider model.
     other = tmp_path / "other"
-    folder.shutil.copytree(adapter, other)
+    shutil.copytree(adapter, other)
     save_file(
         {k: torch.cat([v, v], -1) if "lora_A" in k else v for k, v in load_file(other / WEIGHTS_FILE).items()},
         other / WEIGHTS_FILE,
