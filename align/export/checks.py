@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from align.export.adapter import rank_of
-from align.export.bases import DEQUANTISED
 from align.export.engines import TRANSFORMERS, VERSION, adapter_on, whole_model
 from align.export.foreign import LLAMA_CPP, VLLM, Answer, ask, interpreter, why_unasked
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of
 from align.export.launch import RANKS, vllm_rank
 from align.export.receipt import FAIL, Bound, Check, compared, fixed_texts
 from align.export.trained import Trained
+from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
 
 EXACT: Bound = ("max_logprob", 1e-4)

@@ -22,13 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
-from align.export.bases import ABOUT
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
 from align.export.folder import read_json
 from align.export.foreign import LLAMA_CPP, Answer, ask, version_in
 from align.export.receipt import fixed_texts
 from align.models.adapters import WEIGHTS_FILE
+from align.models.dequantised import ABOUT
 from align.models.load import save_tokenizer
 from align.ops.finite import not_finite
 from align.run import file_digest, json_digest, write_json

@@ -18,10 +18,10 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import InputError
-from align.export.bases import cast, check_plain_weights, forget_quantisation, refuse_repacked
 from align.export.folder import check_base
 from align.models.adapter_files import MERGEABLE, Adapter, check_plain, read_adapter
 from align.models.adapters import WEIGHTS_FILE, tensors_of
+from align.models.dequantised import cast_weights, check_plain_weights, forget_quantisation, refuse_repacked
 from align.models.load import save_tokenizer
 from align.models.lowering import check_initial
 from align.run import write_json
@@ -67,7 +67,7 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
         # It still swaps the layers out and unwraps saved modules; the sums themselves are done.
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         merged: Any = wrapped.merge_and_unload()  # pyright: ignore[reportCallIssue]
-    cast(merged, dtype)
+    cast_weights(merged, dtype)
     forget_quantisation(merged)
     merged.config.dtype = dtype
     return merged.eval()

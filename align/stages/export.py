@@ -10,11 +10,6 @@ from typing import Any
 
 from align.config.root import Config
 from align.errors import InputError
-from align.export.bases import (
-    ABOUT,
-    cast,
-    weights_dtype,
-)
 from align.export.card import MADE_ANEW
 from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
 from align.export.converters import alike, convert_adapter, converters_in
@@ -41,6 +36,11 @@ from align.export.receipt import (
 )
 from align.export.trained import Trained, check_tokenizer, trained_model
 from align.models.adapter_files import MERGEABLE, check_plain, read_adapter
+from align.models.dequantised import (
+    ABOUT,
+    cast_weights,
+    weights_dtype,
+)
 from align.models.load import (
     DTYPES,
     choose_device,
@@ -210,7 +210,7 @@ def merged(config: Config, trained: Trained, folder: Path) -> list[Check]:
     """Writes base and adapter as one model; asks it before it is cast, and back."""
     model = merged_model(config, trained)
     summed = logits_of(model, trained.rows)
-    cast(model, DTYPES[config.export.dtype])
+    cast_weights(model, DTYPES[config.export.dtype])
     model.config.dtype = DTYPES[config.export.dtype]
     write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer, beside=Path(trained.base.path))
     del model

@@ -11,7 +11,6 @@ import torch
 from align.config.root import Config
 from align.data.sources import licence_of
 from align.export.adapter import rank_of, write_adapter
-from align.export.bases import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
 from align.export.card import licence_in, render_card
 from align.export.converters import converters_in
 from align.export.foreign import LLAMA_CPP, VLLM
@@ -23,6 +22,7 @@ from align.export.template import contents_as_text
 from align.export.trained import Trained
 from align.models.adapters import adapter_config
 from align.models.base import BUILT_IN
+from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
 from align.models.load import DTYPES, check_added_tokens, in_fp32, load_base, load_tokenizer, name_of
 from align.models.lowering import initial_factors
 from align.ops.divergence import Divergence

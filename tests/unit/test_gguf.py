@@ -18,7 +18,6 @@ from align.data.chat import CHATML
 from align.errors import CorruptFile, InputError
 from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
-from align.export.bases import DEQUANTISED
 from align.export.checks import InF32, gguf_answer, gguf_checks
 from align.export.converters import alike, convert_adapter, convert_model, converters_in
 from align.export.foreign import LLAMA_CPP, Answer, ask, interpreter
@@ -34,6 +33,7 @@ from align.export.gguf import (
 )
 from align.export.receipt import Check, as_text, fixed_texts
 from align.export.trained import Trained, trained_model
+from align.models.dequantised import DEQUANTISED
 
 pytestmark = [needs_llama_cpp, pytest.mark.slow]
 CPU = torch.device("cpu")

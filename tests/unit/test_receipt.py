@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.export.bases import DEQUANTISED, dequantised, dequantised_beside
 from align.export.checks import adapter_checks, merged_checks
 from align.export.engines import logits_of
 from align.export.merged import merge
@@ -34,6 +33,7 @@ from align.export.receipt import (
 )
 from align.export.trained import Trained, trained_model
 from align.models.adapters import WEIGHTS_FILE
+from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside
 from align.models.load import check_added_tokens, in_fp32, load_base
 from align.ops.divergence import Divergence
 from align.run import Base
