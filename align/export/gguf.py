@@ -25,12 +25,12 @@ from align.errors import CorruptFile, InputError
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
 from align.export.folder import read_json
-from align.export.foreign import LLAMA_CPP, Answer, ask, version_in
 from align.export.receipt import fixed_texts
 from align.models.adapters import WEIGHTS_FILE
 from align.models.dequantised import ABOUT
 from align.models.load import save_tokenizer
 from align.ops.finite import not_finite
+from align.rollout.foreign import LLAMA_CPP, Answer, ask, version_in
 from align.run import file_digest, json_digest, write_json
 from align.run.atomic import publish, workroom
 
@@ -188,7 +188,7 @@ def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], 
     """
     remedy = "Export it as export=adapter or export=merged."
     special = special_tokens(tokenizer)
-    read = answer.said["tokens"]
+    read = answer.output["tokens"]
     for (text, id), ids in zip(special, read[: len(special)], strict=True):
         if list(ids) != [id]:
             raise InputError("tokenizer", text, f"is token {id}, and {list(ids)} in llama.cpp", remedy)
@@ -198,15 +198,15 @@ def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], 
             problem = f"llama.cpp cuts it into other tokens, from the {at + 1}th on"
             raise InputError("tokenizer", text[:60], problem, remedy)
     starts = {list(ids[:1]) == [tokenizer.bos_token_id] for _, ids in prompts}
-    if answer.said["begins_with_bos"] and starts != {True}:
+    if answer.output["begins_with_bos"] and starts != {True}:
         problem = "llama.cpp puts it in front of every prompt, and training did not"
         raise InputError("bos_token", tokenizer.bos_token, problem, remedy)
-    if answer.said["template"] != tokenizer.chat_template:
-        raise InputError("chat_template", answer.said["template"][:60], "is another in the GGUF file", remedy)
+    if answer.output["template"] != tokenizer.chat_template:
+        raise InputError("chat_template", answer.output["template"][:60], "is another in the GGUF file", remedy)
     for kind in ("bos", "eos"):
         wanted = getattr(tokenizer, f"{kind}_token_id")
-        if wanted is not None and answer.said[kind] != wanted:
-            problem = f"is token {wanted}, and {answer.said[kind]} in llama.cpp"
+        if wanted is not None and answer.output[kind] != wanted:
+            problem = f"is token {wanted}, and {answer.output[kind]} in llama.cpp"
             raise InputError(f"{kind}_token", tokenizer.convert_ids_to_tokens(wanted), problem, remedy)
 
 

@@ -15,7 +15,6 @@ from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks,
 from align.export.converters import alike, convert_adapter, converters_in
 from align.export.engines import TRANSFORMERS, freed, logits_of
 from align.export.folder import read_json
-from align.export.foreign import LLAMA_CPP, VLLM, Answer, interpreter, version_of, why_unasked
 from align.export.gguf import ADAPTER, F16, F32, base_file, gguf_bases, write_gguf
 from align.export.launch import served_name
 from align.export.merged import write_merged
@@ -48,6 +47,7 @@ from align.models.load import (
 )
 from align.models.lowering import check_initial
 from align.report import Report
+from align.rollout.foreign import LLAMA_CPP, VLLM, Answer, interpreter, version_of, why_unasked
 from align.run import Artifact, Base, Run, json_digest
 from align.run.atomic import publish, workroom
 from align.stages import Inputs
@@ -226,7 +226,7 @@ def gguf(config: Config, trained: Trained, folder: Path) -> list[Check]:
         write_gguf(folder, bases, lowered(trained, work / "adapter"), source)
     answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, engines(config))
     if answer is not None:
-        starts = bool(answer.said["begins_with_bos"])
+        starts = bool(answer.output["begins_with_bos"])
         text = ollama_file(folder, trained.tokenizer, starts, base_file(F16), ADAPTER)
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     return asked_gguf(config, trained, folder, answer)

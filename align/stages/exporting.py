@@ -13,7 +13,6 @@ from align.data.sources import licence_of
 from align.export.adapter import rank_of, write_adapter
 from align.export.card import licence_in, render_card
 from align.export.converters import converters_in
-from align.export.foreign import LLAMA_CPP, VLLM
 from align.export.gguf import ADAPTER, Source
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
 from align.export.merged import merge
@@ -26,6 +25,7 @@ from align.models.dequantised import DEQUANTISED, dequantised, dequantised_besid
 from align.models.load import DTYPES, check_added_tokens, in_fp32, load_base, load_tokenizer, name_of
 from align.models.lowering import initial_factors
 from align.ops.divergence import Divergence
+from align.rollout.foreign import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Run
 from align.stages.lineage import data_behind, evaluation_of, parents_of
 
