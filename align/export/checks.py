@@ -8,11 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from align.data.fixed_prompts import fixed_texts
 from align.export.adapter import rank_of
 from align.export.engines import TRANSFORMERS, VERSION, adapter_on, whole_model
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of
 from align.export.launch import RANKS, vllm_rank
-from align.export.receipt import FAIL, Bound, Check, compared, fixed_texts
+from align.export.receipt import FAIL, Bound, Check, compared
 from align.export.trained import Trained
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.data.fixed_prompts import fixed_texts
 from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
 from align.export.folder import read_json
-from align.export.receipt import fixed_texts
 from align.models.adapters import WEIGHTS_FILE
 from align.models.dequantised import ABOUT
 from align.models.load import save_tokenizer

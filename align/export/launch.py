@@ -63,7 +63,7 @@ def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Dive
     Args:
         name: by which requests ask for it.
         gap: how far the adapter on the original weights lies from what was trained.
-        template: of `align.export.template.contents_as_text`.
+        template: of `align.data.engine_template.contents_as_text`.
     """
     if rank > RANKS[-1]:
         return
@@ -120,7 +120,7 @@ def launches_merged(folder: Path, name: str, gap: Divergence | None, original: b
 
     Args:
         original: it was merged into the original weights.
-        template: of `align.export.template.contents_as_text`.
+        template: of `align.data.engine_template.contents_as_text`.
     """
     write(
         folder / LAUNCH / "vllm.sh",

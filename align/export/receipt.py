@@ -7,31 +7,22 @@ never a pass. The receipt holds the sha256 of every file beside it, so that it s
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Container, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, ones
 
-from align.data.chat import encode_prompts, render
 from align.errors import CorruptFile, InputError
 from align.export.engines import TRANSFORMERS
 from align.export.folder import read_json
 from align.ops.divergence import Divergence, kl_between, pooled
 from align.run import file_digest, json_digest, write_json
-from align.types import Conversation, Message
 
 RECEIPT = "receipt.json"
 SCHEMA = 1
-PROMPTS = Path(__file__).with_name("prompts.json")
-SPREAD = 64
-LONGEST = 256
-"""Tokens of a prompt at most: a tokenizer that needs more for one leaves it out."""
-
 Bound = tuple[str, float]
 """A figure of `Divergence`, and the most that it may be."""
 
@@ -86,33 +77,6 @@ class Check:
     def as_dict(self) -> dict[str, Any]:
         found = None if self.found is None else self.found.as_dict()
         return asdict(self) | {"found": found, "verdict": self.verdict, "name": self.name}
-
-
-def fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
-    """Token ids of the prompts that every receipt is measured on. The last one is no text, but tokens from all over the
-    vocabulary, for a tokenizer that knows none of our words.
-
-    Args:
-        longest: tokens that the model has positions for.
-    """
-    special = set(tokenizer.all_special_ids)
-    ordinary = [id for id in range(len(tokenizer)) if id not in special]
-    spread = [ordinary[i * len(ordinary) // SPREAD] for i in range(SPREAD)]
-    return [*(ids for _, ids in fixed_texts(tokenizer, longest)), spread[:longest]]
-
-
-def fixed_texts(tokenizer: Any, longest: int = LONGEST) -> list[tuple[str, list[int]]]:
-    """The fixed prompts through the chat template, each as text and as token ids. One that the template refuses, or
-    that is too long, is left out."""
-    told = json.loads(PROMPTS.read_text(encoding="utf-8"))
-    roles = ("user", "assistant")
-    asked = [Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(turns))) for turns in told]
-    found = []
-    for conversation in asked:
-        with suppress(InputError):
-            [prompt], _ = encode_prompts(tokenizer, [conversation], min(LONGEST, longest))
-            found.append((render(tokenizer, conversation, answer_due=True), prompt.input_ids))
-    return found
 
 
 def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:

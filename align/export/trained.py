@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from align.data.fixed_prompts import fixed_prompts
 from align.errors import CorruptFile, require
 from align.export.engines import TRANSFORMERS, VERSION, freed, logits_of
-from align.export.receipt import ALONE, Bound, Check, compared, fixed_prompts
+from align.export.receipt import ALONE, Bound, Check, compared
 from align.models.adapters import attach
 from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, name_of
 from align.ops.divergence import Divergence

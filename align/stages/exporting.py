@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from align.config.root import Config
+from align.data.engine_template import contents_as_text
 from align.data.sources import licence_of
 from align.export.adapter import rank_of, write_adapter
 from align.export.card import licence_in, render_card
@@ -17,7 +18,6 @@ from align.export.gguf import ADAPTER, Source
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
 from align.export.merged import merge
 from align.export.receipt import Check
-from align.export.template import contents_as_text
 from align.export.trained import Trained
 from align.models.adapters import adapter_config
 from align.models.base import BUILT_IN

@@ -15,6 +15,7 @@ from gguf_tools import BASE, export_gguf, make_model, needs_llama_cpp, source_of
 from transformers import AutoTokenizer
 
 from align.data.chat import CHATML
+from align.data.fixed_prompts import fixed_texts
 from align.errors import CorruptFile, InputError
 from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
@@ -30,7 +31,7 @@ from align.export.gguf import (
     special_tokens,
     texts_of,
 )
-from align.export.receipt import Check, as_text, fixed_texts
+from align.export.receipt import Check, as_text
 from align.export.trained import Trained, trained_model
 from align.models.dequantised import DEQUANTISED
 from align.rollout.foreign import LLAMA_CPP, Answer, ask, interpreter
