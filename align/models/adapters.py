@@ -15,6 +15,7 @@ from torch import Tensor
 
 from align.errors import CorruptFile, InputError
 from align.models.fastpath import use_fast_path
+from align.models.fastpath.lora import require_known
 from align.models.finite import RESTORE, check_tensors
 from align.run import Base, json_object, out_of_memory, write_json
 
@@ -212,10 +213,13 @@ class Policy:
     adapter: str | None = None
 
     def active(self) -> AbstractContextManager[Any]:
-        """Make it the one that speaks, for sampling and logprobs; nothing trains."""
-        if not isinstance(self.model, PeftModel):
-            return nullcontext()
+        """Make it the one that speaks, for sampling and logprobs; nothing trains.
+
+        Raises:
+            InputError: the model has no such adapter.
+        """
         if self.adapter is None:
-            return self.model.disable_adapter()
+            return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+        require_known([self.adapter], getattr(self.model, "peft_config", ()))
         self.model.set_adapter(self.adapter, inference_mode=True)
         return nullcontext()
