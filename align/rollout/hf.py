@@ -141,12 +141,12 @@ def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     fp64, so that rounding favours no index: of blocks of 64 first, then within the block that was hit, for a cumulative
     sum over a whole vocabulary takes longer than all the rest.
     """
-    blocks_BNK = pad_to(probabilities_BV, BLOCK).unflatten(1, (-1, BLOCK))
-    ends = blocks_BNK.sum(-1, dtype=torch.double).cumsum(-1)
+    blocks = pad_to(probabilities_BV, BLOCK).unflatten(1, (-1, BLOCK))
+    ends = blocks.sum(-1, dtype=torch.double).cumsum(-1)
     target = uniform_B[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True).clamp_max(ends.shape[1] - 1)
     before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
-    inside = blocks_BNK.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
     # The block's own sum may round below the one that it was chosen by: what is left must lie within it.
     left = torch.minimum(target - before, torch.nextafter(inside[:, -1:], torch.zeros_like(target)))
     index = block * BLOCK + torch.searchsorted(inside, left, right=True)

@@ -152,7 +152,7 @@ def mean_judgements(judged: Sequence[Ranking]) -> float:
 
 
 def collated(rows: Sequence[dict[str, Any]], filler: int, judgements: float) -> dict[str, Tensor]:
-    """A batch of rankings: N texts [N, S] padded on the right, `pairs` [M, 2] as rows of them, and `weights` [M].
+    """A batch of rankings: B texts [B, S] padded on the right, `pairs` [M, 2] as rows of them, and `weights` [M].
 
     A judgement of K texts spreads the weight of one over K(K − 1)/2 pairs, so that one of nine answers does not
     outweigh 36 of two. Divided by `judgements`, the mean a ranking, the loss stays in nats a pair.
@@ -172,9 +172,9 @@ def collated(rows: Sequence[dict[str, Any]], filler: int, judgements: float) -> 
     }
 
 
-def pair_gaps(scores_N: Tensor, pairs_M2: Tensor) -> Tensor:
+def pair_gaps(scores_B: Tensor, pairs_M2: Tensor) -> Tensor:
     """By how much the better of each pair is above the worse [M]."""
-    return scores_N[pairs_M2[:, 0]] - scores_N[pairs_M2[:, 1]]
+    return scores_B[pairs_M2[:, 0]] - scores_B[pairs_M2[:, 1]]
 
 
 def ranking_loss(gap_M: Tensor, weights_M: Tensor) -> Tensor:
