@@ -80,7 +80,7 @@ def prompts(data: DataConfig, split: str, seed: int = 0) -> list[Conversation]:
         split: `train` for sampling and PPO, `test` for evaluation.
     """
     if data.name == "chitchat":
-        found = chitchat.prompts("test" if split == "test" else data.part or "prompts")
+        found = chitchat.contexts("test" if split == "test" else data.part or "prompts")
     else:
         rows = side(read_documents(data_file(data)), split, data.held_out)
         found = [asked for d in rows if (asked := question(d)) is not None]

@@ -44,7 +44,7 @@ class Tokens:
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
     """A text that is content and nothing else, without a template around it."""
-    return read(tokenizer, text, []).ids
+    return tokens_with(tokenizer, text, []).ids
 
 
 def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
@@ -53,7 +53,7 @@ def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
     Raises:
         InputError: see `respelled`.
     """
-    return read(tokenizer, rendered.translate(veil), markup(tokenizer).found(rendered))
+    return tokens_with(tokenizer, rendered.translate(veil), markup(tokenizer).found(rendered))
 
 
 def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Veil]:
@@ -80,7 +80,7 @@ def unused_letters(text: str) -> Iterator[str]:
     return (chr(i) for i in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(i) not in held)
 
 
-def read(tokenizer: Any, text: str, own: Sequence[Span]) -> Tokens:
+def tokens_with(tokenizer: Any, text: str, own: Sequence[Span]) -> Tokens:
     """The tokens of a text in which `own` are special tokens, and nothing else is."""
     marks = markup(tokenizer)
     if marks.found(text) == own:
@@ -179,8 +179,8 @@ class Markup:
         self.copy: tuple[Any, dict[str, str]] | None = None
         self._known = frozenset(text.strip() for text in texts)
         self._unknown = tokenizer.unk_token_id
-        self._any = one_of(longest_first(texts | words))
-        self._here = re.compile(f"(?={one_of(self.texts).pattern})")
+        self._any = any_of(longest_first(texts | words))
+        self._here = re.compile(f"(?={any_of(self.texts).pattern})")
         self._letters = {text[0] for text in texts}
         self._heads = {text[:i] for text in texts for i in range(1, len(text))}
         self._tails = {text[i:] for text in texts for i in range(1, len(text))}
@@ -219,7 +219,7 @@ def longest_first(texts: set[str]) -> tuple[str, ...]:
     return tuple(sorted(texts, key=lambda text: (-len(text), text)))
 
 
-def one_of(texts: Sequence[str]) -> re.Pattern[str]:
+def any_of(texts: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 

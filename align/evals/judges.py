@@ -66,7 +66,7 @@ class Standing:
         return said
 
 
-def standing(policy: Artifact, judge: set[str], root: Path) -> Standing:
+def standing_of(policy: Artifact, judge: set[str], root: Path) -> Standing:
     """What a judge is to a policy, by the manifests of the runs that it came through.
 
     Args:
@@ -77,12 +77,12 @@ def standing(policy: Artifact, judge: set[str], root: Path) -> Standing:
     for manifest in (found for found in ancestry(policy, root, POLICY) if not isinstance(found, str)):
         config = manifest["identity"]["config"]
         if manifest["stage"] == "ppo" and identities(part_of("reward", config["reward"]), manifest["inputs"]) & judge:
-            proxy.append(name_of(manifest))
+            proxy.append(run_name(manifest))
     for found in ancestry(policy, root):
         if isinstance(found, str):
             unknown.append(found)
         elif judge & set(found.get("metrics", {}).get("simulated_by", ())):
-            votes.append(name_of(found))
+            votes.append(run_name(found))
     return Standing(*(tuple(dict.fromkeys(names)) for names in (proxy, votes, unknown)))
 
 
@@ -141,7 +141,7 @@ def ancestry(policy: Artifact, root: Path, through: Sequence[str] | None = None)
         yield policy.ref
 
 
-def name_of(manifest: Manifest) -> str:
+def run_name(manifest: Manifest) -> str:
     return f"{manifest['stage']}:{manifest['name']}"
 
 

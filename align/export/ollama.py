@@ -109,10 +109,10 @@ def go_template(pieces: Pieces, bos: str) -> str:
 def literal(text: str) -> str:
     """As both files say it: what may begin an action in Go, or end the Modelfile's string, and what that file's parser
     drops are written as a string inside an action."""
-    return re.sub(r".", lambda found: found[0] if plain(found[0]) else in_go(found[0]), text)
+    return re.sub(r".", lambda found: found[0] if printable(found[0]) else in_go(found[0]), text)
 
 
-def plain(letter: str) -> bool:
+def printable(letter: str) -> bool:
     return letter.isprintable() and letter not in '{"'
 
 

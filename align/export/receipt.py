@@ -79,7 +79,7 @@ class Check:
         return asdict(self) | {"found": found, "verdict": self.verdict, "name": self.name}
 
 
-def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
+def pooled_divergence(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
     """Every position of every prompt; [S, V] logits each."""
     pairs = zip(trained, loaded, strict=True)
     return pooled([kl_between(a[None], b[None], ones(1, len(a))) for a, b in pairs])

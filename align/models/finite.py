@@ -63,7 +63,7 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
             check_file(path, "artifact", str(path.relative_to(artifact)))
         except CorruptFile as error:
             raise diverged(f"in the end {error.problem}: nothing is published", lr, dtype) from error
-    for name, value in leaves(metrics):
+    for name, value in numbers_in(metrics):
         if isinstance(value, float) and not math.isfinite(value):
             raise diverged(f"in the end {name} is {value}: nothing is published", lr, dtype)
 
@@ -80,13 +80,13 @@ def where(parameters: Mapping[str, nn.Parameter]) -> str:
     return f" ({greatest} reaches {most[greatest]:.1e})" if greatest and most[greatest] ** 2 > FP32_MOST else ""
 
 
-def leaves(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def numbers_in(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Every figure of a tree, with the names that lead to it."""
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{path}{name}.")
+            yield from numbers_in(value, f"{path}{name}.")
         elif isinstance(value, list | tuple):
-            yield from leaves({str(i): v for i, v in enumerate(value)}, f"{path}{name}.")
+            yield from numbers_in({str(i): v for i, v in enumerate(value)}, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
 

@@ -115,7 +115,7 @@ def states_and_logits(
     places_BS = torch.arange(tokens_BS.numel(), device=tokens_BS.device).view(tokens_BS.shape)
     logits, places = [], []
     for group in groups(tokens_BS, mask_BS, route_of(model).padding):
-        with heard(decoder_of(base)) as said:
+        with captured_states(decoder_of(base)) as said:
             out = base(**group.options, use_cache=False).logits
         picked = group.taken(picked_BS)[:, 1:]
         logits.append(out[:, :-1][picked])
@@ -127,7 +127,7 @@ def states_and_logits(
 
 
 @contextmanager
-def heard(decoder: nn.Module) -> Iterator[list[Tensor]]:
+def captured_states(decoder: nn.Module) -> Iterator[list[Tensor]]:
     """The last hidden states that a decoder gives while a model calls it."""
     said: list[Tensor] = []
     handle = decoder.register_forward_hook(lambda _m, _a, out: said.append(last_of(out)))

@@ -75,7 +75,7 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         with redirect_stderr(io.StringIO()):  # two progress bars of libraries
-            write(gguf, temporary)
+            write_snapshot(gguf, temporary)
         temporary.chmod(0o755)
         temporary.replace(folder)
     except OSError:
@@ -86,7 +86,7 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
     return folder
 
 
-def write(gguf: Path, folder: Path) -> None:
+def write_snapshot(gguf: Path, folder: Path) -> None:
     """The tokenizer and the weights of a GGUF file, as transformers saves them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -24,7 +24,7 @@ from align.ops.losses import value_loss
 from align.ppo.anchors import Anchor
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, experience
-from align.ppo.update import accumulate, step
+from align.ppo.update import accumulate, gradient_step
 from align.types import Rollout
 
 
@@ -266,7 +266,7 @@ def isolation(setting: Setting) -> Anchor:
         accumulate(
             roles, made, micro_batch=setting.micro_batch, temperature=setting.temperature, **setting.loss_arguments
         )
-        step(roles, optimiser, 1.0)
+        gradient_step(roles, optimiser, 1.0)
     after = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
     put_back(roles, kept)
     off = leaked + float((before - after).abs().max()) + float(moved)

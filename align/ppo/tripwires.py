@@ -51,11 +51,11 @@ def tripped_in(rows: Sequence[Mapping[str, float]], limits: Mapping[str, float |
     strikes: dict[str, int] = {}
     found: set[str] = set()
     for row in rows:
-        strikes = counted(strikes, crossed(row, limits))
+        strikes = strikes_after(strikes, crossed(row, limits))
         found |= {name for name, count in strikes.items() if count >= patience}
     return sorted(found)
 
 
-def counted(strikes: Mapping[str, int], crossed_now: Mapping[str, str]) -> dict[str, int]:
+def strikes_after(strikes: Mapping[str, int], crossed_now: Mapping[str, str]) -> dict[str, int]:
     """How many updates in a row each wire has been crossed."""
     return {name: strikes.get(name, 0) + 1 for name in crossed_now}

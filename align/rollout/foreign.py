@@ -77,7 +77,7 @@ def interpreter(engine: str, given: str) -> str | None:
     return python
 
 
-def version_of(engine: str, given: str) -> str:
+def engine_version(engine: str, given: str) -> str:
     """Of the engine that `interpreter` finds; empty where it finds none."""
     python = interpreter(engine, given)
     return version_in(engine, python) if python else ""

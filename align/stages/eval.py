@@ -43,7 +43,7 @@ def inputs(config: Config) -> Inputs:
     root = Path(config.run.root).expanduser()
     judge = scoring.records(config.reward, root, base, None)
     title = judges.title(config.reward, judge)
-    of = judges.standing(artifact, judges.identities(config.reward, judge), root)
+    of = judges.standing_of(artifact, judges.identities(config.reward, judge), root)
     judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
     records = {"artifact": artifact.record(), "data": data_record(config.data), **judge}
     if reference is not None:
@@ -111,7 +111,7 @@ def run(run: Run, config: Config) -> Result:
 
     judge = judges.title(config.reward, run.inputs)
     root = Path(config.run.root).expanduser()
-    of = judges.standing(artifact, judges.identities(config.reward, run.inputs), root)
+    of = judges.standing_of(artifact, judges.identities(config.reward, run.inputs), root)
     made = (scoring.foreign(m, device, choose_dtype(config.dtype, device), 32) for m in scoring.models_of(run.inputs))
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
     samples = scored_samples(scoring.built(config.reward, made), found, answers, texts, kl)

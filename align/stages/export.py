@@ -47,7 +47,7 @@ from align.models.load import (
 )
 from align.models.lowering import check_initial
 from align.report import Report
-from align.rollout.foreign import LLAMA_CPP, VLLM, Answer, interpreter, version_of, why_unasked
+from align.rollout.foreign import LLAMA_CPP, VLLM, Answer, engine_version, interpreter, why_unasked
 from align.run import Artifact, Base, Run, json_digest
 from align.run.atomic import publish, workroom
 from align.stages import Inputs
@@ -84,7 +84,7 @@ def inputs(config: Config) -> Inputs:
     records = {"artifact": artifact.record()}
     if (evaluation := evaluation_of(artifact, Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = {"digest": json_digest(evaluation)}  # stands in the card: another is another export
-    asked = {engine: version_of(engine, engines(config)[engine]) for engine in engines_asked(config)}
+    asked = {engine: engine_version(engine, engines(config)[engine]) for engine in engines_asked(config)}
     records["engines"] = asked | {"digest": json_digest(asked)}  # one that was installed since is asked
     if config.export.name != "check":
         check_askable(config, asked)

@@ -11,7 +11,7 @@ from align.data.preferences import read_preferences, split_by_group
 from align.data.sources import data_file, data_record, share_of
 from align.errors import InputError, require
 from align.stages import open_store
-from align.trainers.pairs import Pair
+from align.trainers.token_pairs import Pair
 from align.types import Conversation, Preference
 from annotate.store import preferences
 

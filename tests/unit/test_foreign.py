@@ -12,7 +12,7 @@ import pytest
 
 from align.errors import InputError
 from align.rollout import ask_vllm, foreign
-from align.rollout.foreign import LLAMA_CPP, VLLM, ask, interpreter, version_in, version_of
+from align.rollout.foreign import LLAMA_CPP, VLLM, ask, engine_version, interpreter, version_in
 from align.rollout.processes import last_words, run_quietly
 
 
@@ -25,10 +25,10 @@ def python(path: Path, body: str) -> str:
 
 def test_an_engine_is_there_where_its_python_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert interpreter(VLLM, "none") is None
-    assert version_of(VLLM, "none") == ""
+    assert engine_version(VLLM, "none") == ""
     has = python(tmp_path / "has", "echo 9.9")
     assert interpreter(VLLM, has) == has
-    assert version_of(VLLM, has) == "9.9"
+    assert engine_version(VLLM, has) == "9.9"
     # A folder of that name in the working directory, or on PYTHONPATH, is no engine: nobody would find it there.
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").touch()
