@@ -68,8 +68,8 @@ class SourceRow:
         return f"{self.path.name.removesuffix('.gz').removesuffix('.jsonl')}:{self.number}"
 
     def error(self, column: str, problem: str, remedy: str = HELP) -> InputError:
-        shown = repr(self.data.get(column.split("[")[0]))
-        value = shown if len(shown) <= 80 else f"{shown[:77]}…"
+        displayed = repr(self.data.get(column.split("[")[0]))
+        value = displayed if len(displayed) <= 80 else f"{displayed[:77]}…"
         return InputError(f"{self.path}, row {self.number}, {column}", value, problem, remedy)
 
     def text(self, column: str) -> str:
@@ -293,9 +293,9 @@ def transcript(text: str) -> Messages:
     if HH_TURN.match(text.lstrip(" ")):
         _, *parts = HH_TURN.split(text.lstrip(" "))
         roles = {"Human": "user", "Assistant": "assistant"}
-        return tuple(Message(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
+        return tuple(Message(roles[who], content.strip()) for who, content in zip(parts[::2], parts[1::2], strict=True))
     first, *parts = HELPSTEER_TURN.split(text)
-    later = (Message(who.lower(), said) for who, said in zip(parts[::2], parts[1::2], strict=True))
+    later = (Message(who.lower(), content) for who, content in zip(parts[::2], parts[1::2], strict=True))
     return (Message("user", first), *later)
 
 

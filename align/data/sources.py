@@ -145,10 +145,10 @@ def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
             return Conversation.of(row["messages"], id)
         if "prompt" in row:
             answer = next((row[k] for k in ("completion", "response", "chosen") if k in row), None)
-            asked, said = turns_of(row["prompt"], "user"), turns_of(answer, "assistant")
-            if said[: len(asked)] == asked:  # UltraFeedback's `chosen` repeats the prompt
-                said = said[len(asked) :]
-            return Conversation((*asked, *said), id)
+            asked, answered = turns_of(row["prompt"], "user"), turns_of(answer, "assistant")
+            if answered[: len(asked)] == asked:  # UltraFeedback's `chosen` repeats the prompt
+                answered = answered[len(asked) :]
+            return Conversation((*asked, *answered), id)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(where, str(error), "is not a conversation", "Write {role, content} messages.") from error
     raise InputError(

@@ -59,16 +59,16 @@ def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
 def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Veil]:
     """The conversation with private-use letters for the first letter of each special token that its contents spell out,
     or might together with what the template writes beside them; and what these letters hide. Lengths stay."""
-    marks, said = markup(tokenizer), [m.content for m in conversation.messages]
-    starts = [marks.starts(text) for text in said]
-    letters = sorted({text[i] for text, found in zip(said, starts, strict=True) for i in found})
+    marks, contents = markup(tokenizer), [m.content for m in conversation.messages]
+    starts = [marks.starts(text) for text in contents]
+    letters = sorted({text[i] for text, found in zip(contents, starts, strict=True) for i in found})
     if not letters:
         return conversation, {}
-    unused = unused_letters("".join((*said, *marks.texts, str(tokenizer.chat_template))))
+    unused = unused_letters("".join((*contents, *marks.texts, str(tokenizer.chat_template))))
     hiding = dict(zip(letters, unused, strict=False))
     hidden = (
         "".join(hiding[letter] if i in found else letter for i, letter in enumerate(text)) if found else text
-        for text, found in zip(said, starts, strict=True)
+        for text, found in zip(contents, starts, strict=True)
     )
     messages = tuple(Message(m.role, text) for m, text in zip(conversation.messages, hidden, strict=True))
     return Conversation(messages, conversation.id), {ord(hides): letter for letter, hides in hiding.items()}
@@ -124,11 +124,11 @@ def respelled(tokenizer: Any, marks: Markup) -> tuple[Any, dict[str, str]]:
     number = secrets.token_hex(16)
     spellings = {text: f"\ue000{number}.{i}\ue001" for i, text in enumerate(marks.texts)}
     try:
-        told = json.loads(tokenizer.backend_tokenizer.to_str())
-        told |= {"truncation": None, "padding": None}
-        for token in told["added_tokens"]:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state |= {"truncation": None, "padding": None}
+        for token in state["added_tokens"]:
             token["content"] = spellings.get(token["content"], token["content"])
-        model = told["model"]
+        model = state["model"]
         vocabulary = model["vocab"]  # {piece: id}, or of a unigram model [[piece, score], …]
         if isinstance(vocabulary, dict):
             model["vocab"] = {spellings.get(piece, piece): id for piece, id in vocabulary.items()}
@@ -138,7 +138,7 @@ def respelled(tokenizer: Any, marks: Markup) -> tuple[Any, dict[str, str]]:
             model["unk_token"] = spellings.get(unknown, unknown)
         if "merges" in model:  # none may lead to a special token
             model["merges"] = [m for m in model["merges"] if not {*m, "".join(m)} & spellings.keys()]
-        return Tokenizer.from_str(json.dumps(told)), spellings
+        return Tokenizer.from_str(json.dumps(state)), spellings
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise InputError(
             "tokenizer", type(tokenizer).__name__,

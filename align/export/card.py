@@ -200,10 +200,10 @@ def licence_in(folder: Path) -> str:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
-        said = yaml.safe_load(front[1]) if front else None
+        metadata = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError:
         return ""
-    return str(said.get("license") or "") if isinstance(said, dict) else ""
+    return str(metadata.get("license") or "") if isinstance(metadata, dict) else ""
 
 
 # Special tokens that a content spells out are text: with `sanitize_control_tokens`, of transformers 5.24 and later.

@@ -85,8 +85,12 @@ class Source:
 
     def key(self, *more: Any) -> str:
         """What a file depends on, as a digest: weights, vocabulary, template and converter."""
-        said = self.tokenizer
-        reads = [said.chat_template, sorted(said.get_vocab().items()), str(sorted(said.special_tokens_map.items()))]
+        tokenizer = self.tokenizer
+        reads = [
+            tokenizer.chat_template,
+            sorted(tokenizer.get_vocab().items()),
+            str(sorted(tokenizer.special_tokens_map.items())),
+        ]
         pieces = self.folder / "tokenizer.model"
         reads.append(file_digest(pieces) if pieces.is_file() else "")
         return json_digest([dict(self.named), self.kind, reads, digest_of(self.converters), *more])[:12]

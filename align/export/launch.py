@@ -159,6 +159,6 @@ def gap_in_words(gap: Divergence | None, here: bool = False) -> str:
 
 def write_script(path: Path, about: str, body: str) -> None:
     path.parent.mkdir(exist_ok=True)
-    said = textwrap.fill(about, 110, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
+    comment = textwrap.fill(about, 110, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
     here = 'here=$(cd "$(dirname "$0")" && pwd)\n'
-    path.write_text(f"#!/bin/sh\n{said}\nset -eu\n{here}{body}", encoding="utf-8")
+    path.write_text(f"#!/bin/sh\n{comment}\nset -eu\n{here}{body}", encoding="utf-8")

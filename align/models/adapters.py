@@ -114,11 +114,11 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        said = str(error).splitlines()[0][:120]
+        message = str(error).splitlines()[0][:120]
         if not path.is_file():
             pickled = (folder / "adapter_model.bin").is_file()
-            said = f"there is no such file{', and the pickle beside it is not read' if pickled else ''}"
-        raise CorruptFile(field, str(path), f"cannot be read ({said})", remedy) from error
+            message = f"there is no such file{', and the pickle beside it is not read' if pickled else ''}"
+        raise CorruptFile(field, str(path), f"cannot be read ({message})", remedy) from error
     check_tensors(tensors.items(), field, str(path), RESTORE)
     return tensors
 
@@ -199,9 +199,9 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def what_differs(said: str) -> str:
+def what_differs(message: str) -> str:
     """The line of PyTorch's complaint about a state dict that names a tensor."""
-    lines = [line.strip() for line in said.splitlines()] or [""]
+    lines = [line.strip() for line in message.splitlines()] or [""]
     return next((line for line in lines if line.startswith("size mismatch")), lines[0])[:240]
 
 

@@ -96,8 +96,8 @@ def route(config: Any) -> Route:
     for change in ({}, *row.get("variants", ())):
         if change == differs:
             return Route(row["path"] == "fast", row["padding"], row["packing"], row["cause"])
-    shown = ", ".join(f"{k}={v}" for k, v in sorted(differs.items())[:3])
-    return Route(False, False, False, f"type {config.model_type} was not proven with {shown}", False)
+    listed = ", ".join(f"{k}={v}" for k, v in sorted(differs.items())[:3])
+    return Route(False, False, False, f"type {config.model_type} was not proven with {listed}", False)
 
 
 def deciding_settings(config: Any) -> dict[str, Any]:

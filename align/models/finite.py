@@ -18,11 +18,11 @@ FP32_MOST = torch.finfo(torch.float32).max
 RESTORE = "Restore it from a copy, download it again, or train it again with a lower learning rate."
 
 
-def check_file(path: Path, field: str, shown: str, remedy: str = RESTORE, dtype: torch.dtype | None = None) -> None:
+def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dtype: torch.dtype | None = None) -> None:
     """Look at every tensor of a safetensors file, one after another.
 
     Args:
-        field, shown: what the user calls it.
+        field, displayed: what the user calls it.
         dtype: in which it will be held, if that is known.
 
     Raises:
@@ -34,19 +34,19 @@ def check_file(path: Path, field: str, shown: str, remedy: str = RESTORE, dtype:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 tensor = file.get_tensor(name)
                 if not_finite(tensor, dtype):
-                    check_tensors(((f"{name} in {path.name}", tensor),), field, shown, remedy)
+                    check_tensors(((f"{name} in {path.name}", tensor),), field, displayed, remedy)
                     problem = f"{name} in {path.name} holds {not_finite(tensor, dtype)} values beyond what it can hold"
                     raise InputError("dtype", str(dtype).removeprefix("torch."), problem, "Use bfloat16 or float32.")
     except SafetensorError as error:
         problem = f"its weights are corrupt ({path.name}: {str(error).splitlines()[0][:120]})"
-        raise CorruptFile(field, shown, problem, "Download or save them again.") from error
+        raise CorruptFile(field, displayed, problem, "Download or save them again.") from error
 
 
-def check_tensors(tensors: Iterable[tuple[str, Tensor]], field: str, shown: str, remedy: str = RESTORE) -> None:
+def check_tensors(tensors: Iterable[tuple[str, Tensor]], field: str, displayed: str, remedy: str = RESTORE) -> None:
     """Raises: CorruptFile: one of them holds nan or infinity."""
     if found := first_not_finite(tensors):
         name, count = found
-        raise CorruptFile(field, shown, f"{name} holds {count} values that are nan or infinite", remedy)
+        raise CorruptFile(field, displayed, f"{name} holds {count} values that are nan or infinite", remedy)
 
 
 def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None, dtype: str) -> None:

@@ -86,9 +86,9 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def choose_checkpointing(asked: str, device: torch.device) -> bool:
+def choose_checkpointing(requested: str, device: torch.device) -> bool:
     """Whether layers are computed again in the backward pass: `auto` does so where memory is the device's own."""
-    return device.type == "cuda" if asked == "auto" else asked == "true"
+    return device.type == "cuda" if requested == "auto" else requested == "true"
 
 
 def nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -214,8 +214,8 @@ def unloadable(base: Base, error: Exception) -> InputError:
 
 def first_line(error: Exception) -> str:
     """What an error says, in a line; its type where that is all it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
@@ -327,9 +327,9 @@ def context_length(model: Any) -> int:
     """
     whole = model.config
     config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole  # of its text, where it has parts
-    told = getattr(config, "max_position_embeddings", 0) or 2048
-    if not isinstance(told, int) or told < 1:
-        raise InputError("config.json, max_position_embeddings", told, "is no number of positions", "Correct it.")
+    positions = getattr(config, "max_position_embeddings", 0) or 2048
+    if not isinstance(positions, int) or positions < 1:
+        raise InputError("config.json, max_position_embeddings", positions, "is no number of positions", "Correct it.")
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one, or one for each kind of layer
     switches = [
@@ -337,4 +337,4 @@ def context_length(model: Any) -> int:
         for kind in kinds
         if kind.get("rope_type") == "longrope"
     ]
-    return min([told, *(switch for switch in switches if isinstance(switch, int) and switch > 0)])
+    return min([positions, *(switch for switch in switches if isinstance(switch, int) and switch > 0)])

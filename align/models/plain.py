@@ -115,12 +115,12 @@ def states_and_logits(
     places_BS = torch.arange(tokens_BS.numel(), device=tokens_BS.device).view(tokens_BS.shape)
     logits, places = [], []
     for group in groups(tokens_BS, mask_BS, route_of(model).padding):
-        with captured_states(decoder_of(base)) as said:
+        with captured_states(decoder_of(base)) as captured:
             out = base(**group.options, use_cache=False).logits
         picked = group.taken(picked_BS)[:, 1:]
         logits.append(out[:, :-1][picked])
         places.append(group.taken(places_BS)[:, 1:][picked])
-        states = said[-1]
+        states = captured[-1]
         made = group.put(rectangle(states, mask_BS) if made is None else made, states)
     assert made is not None
     return made, torch.cat(logits), torch.cat(places)
@@ -129,10 +129,10 @@ def states_and_logits(
 @contextmanager
 def captured_states(decoder: nn.Module) -> Iterator[list[Tensor]]:
     """The last hidden states that a decoder gives while a model calls it."""
-    said: list[Tensor] = []
-    handle = decoder.register_forward_hook(lambda _m, _a, out: said.append(last_of(out)))
+    captured: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda _m, _a, out: captured.append(last_of(out)))
     try:
-        yield said
+        yield captured
     finally:
         handle.remove()
 

@@ -295,7 +295,7 @@ def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) ->
         problem = "nothing could be asked here that would say whether it is what was trained"
         raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
     require_asked(checks, config.export.accept, config.export.require)
-    agreeing(said, checks, untold=[engine for engine, where in engines(config).items() if where == "none"])
+    agreeing(said, checks, skipped=[engine for engine, where in engines(config).items() if where == "none"])
     return checks
 
 
