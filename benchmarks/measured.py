@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 from align.data.chat import Encoded
 from align.export.merged import merge
 from align.models.adapters import save_adapter, with_new_adapter
-from align.models.architectures import Route, settings
+from align.models.architectures import Route, deciding_settings
 from align.models.backbone import answered, hidden_states, pad, picked_logprobs
 from align.models.fastpath import use_fast_path
 from align.models.load import load_tokenizer
@@ -378,7 +378,7 @@ def measured(model_type: str, scratch: Path, changes: dict[str, Any], whole: boo
     return {
         "path": "fast" if name == "fast" else "plain", "padding": name != "alone",
         "packing": padded and packs(model, asked), "cause": why, "off": float(f"{off:.1e}"),
-        "settings": settings(oracle(folder).config),
+        "settings": deciding_settings(oracle(folder).config),
     }  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from align.types import Conversation, Rollout
 from reward.scorer import Scorer
 
 COMBINE: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "mean": lambda scores_BM, k: scores_BM.mean(1),
-    "min": lambda scores_BM, k: scores_BM.min(1).values,
-    "mean_minus_std": lambda scores_BM, k: scores_BM.mean(1) - k * scores_BM.std(1, unbiased=False),
+    "mean": lambda scores_BE, k: scores_BE.mean(1),
+    "min": lambda scores_BE, k: scores_BE.min(1).values,
+    "mean_minus_std": lambda scores_BE, k: scores_BE.mean(1) - k * scores_BE.std(1, unbiased=False),
 }
 
 
@@ -41,7 +41,7 @@ class Ensemble:
     """Several scorers as one (Coste et al., 2023).
 
     Attributes:
-        members: two or more.
+        members: E of them, two or more.
         combine: `mean`, `min`, or `mean_minus_std`, the mean less `deviations` times the standard deviation.
     """
 
@@ -51,12 +51,12 @@ class Ensemble:
     name: str = "ensemble"
 
     def member_scores(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """[B, members]: where they differ much, nobody should be believed."""
+        """[B, E]: where they differ much, nobody should be believed."""
         return torch.stack([m.score(conversations, rollout) for m in self.members], dim=1)
 
-    def combined(self, scores_BM: Tensor) -> Tensor:
-        """One score of the members' [B, members]."""
-        return COMBINE[self.combine](scores_BM, self.deviations)
+    def combined(self, scores_BE: Tensor) -> Tensor:
+        """One score of the members' [B, E]."""
+        return COMBINE[self.combine](scores_BE, self.deviations)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
         return self.combined(self.member_scores(conversations, rollout))
@@ -79,8 +79,8 @@ def scored(
     """The scores [B]; of an ensemble also `disagreement`, the mean over answers of its members' standard deviation."""
     if not isinstance(scorer, Ensemble):
         return scorer.score(conversations, rollout), {}
-    scores_BM = scorer.member_scores(conversations, rollout)
-    return scorer.combined(scores_BM), {"disagreement": float(scores_BM.std(1, unbiased=False).mean())}
+    scores_BE = scorer.member_scores(conversations, rollout)
+    return scorer.combined(scores_BE), {"disagreement": float(scores_BE.std(1, unbiased=False).mean())}
 
 
 def standardised(scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Standardised:

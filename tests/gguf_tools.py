@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 
 from align.errors import InputError
 from align.export.adapter import write_adapter
-from align.export.bases import DEQUANTISED, dequantised
 from align.export.converters import converters_in
 from align.export.gguf import Source, gguf_bases, write_gguf
 from align.export.trained import Trained
 from align.models.base import builtin_folder
+from align.models.dequantised import DEQUANTISED, dequantised
 from align.models.load import in_fp32, load_base
 from align.run import Base
 

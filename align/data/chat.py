@@ -299,8 +299,8 @@ def encode(tokenizer: Any, documents: Sequence[Document], max_length: int) -> En
 def hopeless(tokenizer: Any, conversation: Conversation, most: int) -> bool:
     """Whether a conversation surely has more than `most` tokens, at a price that does not grow with its length. Only
     long ones are rendered for it: a template may leave out some of what was said."""
-    said = sum(len(message.content) for message in conversation.messages)
-    return said > CHARACTERS * most and longer_than(tokenizer, render(tokenizer, conversation), most)
+    characters = sum(len(message.content) for message in conversation.messages)
+    return characters > CHARACTERS * most and longer_than(tokenizer, render(tokenizer, conversation), most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,14 +368,15 @@ def encode_judged(tokenizer: Any, prompt: Conversation, answer: str, ended: bool
         ended: False where sampling hit its length limit.
         stops: the tokens that end a turn.
     """
-    told, veil = veiled(tokenizer, prompt.answered(answer))
-    text, spans = assistant_spans(tokenizer, told)
+    conversation, veil = veiled(tokenizer, prompt.answered(answer))
+    text, spans = assistant_spans(tokenizer, conversation)
     text = text[: spans[-1][1]]
     ids = tokenised(tokenizer, text, veil).ids
-    asked = render(tokenizer, Conversation(told.messages[:-1], prompt.id), answer_due=True)
-    given = tokenised(tokenizer, asked, veil).ids
-    if ids[: len(given)] != given and text.startswith(asked):  # a merge across the border, which sampling cannot make
-        ids = [*given, *tokenised(tokenizer, text[len(asked) :], veil).ids]
+    prompt_text = render(tokenizer, Conversation(conversation.messages[:-1], prompt.id), answer_due=True)
+    given = tokenised(tokenizer, prompt_text, veil).ids
+    # A merge across the border, which sampling cannot make:
+    if ids[: len(given)] != given and text.startswith(prompt_text):
+        ids = [*given, *tokenised(tokenizer, text[len(prompt_text) :], veil).ids]
     while not ended and ids and ids[-1] in stops:
         ids.pop()
     return ids

@@ -39,7 +39,7 @@ def corpus_path() -> Path:
     return Path(spec.origin).parent / "dataset.json"
 
 
-def part_of(conversation_id: str) -> str:
+def part_holding(conversation_id: str) -> str:
     """The part that a conversation belongs to."""
     share = int(hashlib.sha256(conversation_id.encode()).hexdigest()[:8], 16) % 100
     for part, percent in PARTS.items():
@@ -61,19 +61,19 @@ def rating(record: Mapping[str, Any]) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def records(part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def conversations_in(part: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The conversations of one part, in the corpus's order, with their ids."""
     if part not in PARTS:
         raise InputError("data.part", part, "is no part of the corpus", f"Choose one of: {', '.join(PARTS)}.")
     with corpus_path().open(encoding="utf-8") as file:
         for key, record in json.load(file).items():
-            if part_of(key) == part:
+            if part_holding(key) == part:
                 yield key, record
 
 
 def texts(part: str) -> list[str]:
     """Conversations as plain text, a turn a line: what the base model learns language from."""
-    return ["\n".join(lines) for _, record in records(part) if len(lines := turns(record)) >= 2]
+    return ["\n".join(lines) for _, record in conversations_in(part) if len(lines := turns(record)) >= 2]
 
 
 def as_chat(lines: list[str], id: str) -> Conversation:
@@ -84,7 +84,7 @@ def as_chat(lines: list[str], id: str) -> Conversation:
 def conversations(part: str) -> list[Conversation]:
     """Windows of three exchanges for instruction tuning; of the rated conversations, only the well rated."""
     found = []
-    for key, record in records(part):
+    for key, record in conversations_in(part):
         lines = turns(record)
         if (rating(record) or 10.0) < RATING_BAR:
             continue
@@ -96,10 +96,10 @@ def conversations(part: str) -> list[Conversation]:
     return found
 
 
-def prompts(part: str) -> list[Conversation]:
+def contexts(part: str) -> list[Conversation]:
     """Contexts of one or three turns, each ending where the other person answered; no context twice."""
     found: dict[tuple[str, ...], str] = {}
-    for key, record in records(part):
+    for key, record in conversations_in(part):
         lines = turns(record)
         for end in range(1, len(lines)):
             context = lines[end - CONTEXT if end >= CONTEXT else end - 1 : end]

@@ -56,7 +56,7 @@ class ReadReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SourceRow:
     """One line of a file, and the errors that point at it."""
 
     path: Path
@@ -68,8 +68,8 @@ class Row:
         return f"{self.path.name.removesuffix('.gz').removesuffix('.jsonl')}:{self.number}"
 
     def error(self, column: str, problem: str, remedy: str = HELP) -> InputError:
-        shown = repr(self.data.get(column.split("[")[0]))
-        value = shown if len(shown) <= 80 else f"{shown[:77]}…"
+        displayed = repr(self.data.get(column.split("[")[0]))
+        value = displayed if len(displayed) <= 80 else f"{displayed[:77]}…"
         return InputError(f"{self.path}, row {self.number}, {column}", value, problem, remedy)
 
     def text(self, column: str) -> str:
@@ -104,7 +104,7 @@ def read_with_report(path: str | Path) -> tuple[list[Preference], ReadReport]:
     pairs: list[Preference] = []
     drops: Counter[Drop] = Counter()
     rows = 0
-    rows_of = (Row(path, number, data) for number, data in json_rows(path))
+    rows_of = (SourceRow(path, number, data) for number, data in json_rows(path))
     for _, group in groupby(rows_of, key=_neighbours):
         together = list(group)
         rows += len(together)
@@ -119,7 +119,7 @@ def read_with_report(path: str | Path) -> tuple[list[Preference], ReadReport]:
     return pairs, ReadReport(rows, len(pairs), drops[Drop.IDENTICAL], drops[Drop.TIE], drops[Drop.UNPAIRED])
 
 
-def parse(rows: Sequence[Row]) -> Iterator[Preference | Drop]:
+def parse(rows: Sequence[SourceRow]) -> Iterator[Preference | Drop]:
     """The pairs of one row, or of neighbouring HelpSteer rows."""
     row, columns = rows[0], rows[0].data.keys()
     if _is_helpsteer(row):
@@ -135,16 +135,16 @@ def parse(rows: Sequence[Row]) -> Iterator[Preference | Drop]:
         raise row.error(column, f"missing (the row has {', '.join(sorted(columns)) or 'no columns'})")
 
 
-def _is_helpsteer(row: Row) -> bool:
+def _is_helpsteer(row: SourceRow) -> bool:
     return {"prompt", "response", "helpfulness"} <= row.data.keys()
 
 
-def _neighbours(row: Row) -> Any:
+def _neighbours(row: SourceRow) -> Any:
     """What consecutive rows must share to be read together; the row's number where it stands alone."""
     return json.dumps(row.data["prompt"]) if _is_helpsteer(row) else row.number
 
 
-def _pair(row: Row) -> Preference | Drop:
+def _pair(row: SourceRow) -> Preference | Drop:
     prompt, chosen, rejected = row.data.get("prompt"), row.data["chosen"], row.data["rejected"]
     if type(chosen) is not type(rejected):
         raise row.error("rejected", "not of the same form as chosen")
@@ -174,7 +174,7 @@ def _pair(row: Row) -> Preference | Drop:
     return _preference(row, asked, (better, worse), _margin(row))
 
 
-def _margin(row: Row) -> float | None:
+def _margin(row: SourceRow) -> float | None:
     """The margin given, or the difference of UltraFeedback's scores."""
     margin, high, low = (row.data.get(column) for column in ("margin", "score_chosen", "score_rejected"))
     if margin is None and high is not None and low is not None:
@@ -182,7 +182,7 @@ def _margin(row: Row) -> float | None:
     return None if margin is None else row.figure("margin", margin)
 
 
-def _k_wise(row: Row) -> Iterator[Preference | Drop]:
+def _k_wise(row: SourceRow) -> Iterator[Preference | Drop]:
     answers = row.data["answers"]
     if not isinstance(answers, list) or len(answers) < 2:
         raise row.error("answers", "not a list of two or more answers")
@@ -195,7 +195,7 @@ def _k_wise(row: Row) -> Iterator[Preference | Drop]:
         yield found if isinstance(found, Drop) else replace(found, margin=None)
 
 
-def _helpsteer(rows: Sequence[Row]) -> Iterator[Preference | Drop]:
+def _helpsteer(rows: Sequence[SourceRow]) -> Iterator[Preference | Drop]:
     if len(rows) == 1:
         yield Drop.UNPAIRED
     yield from _across(
@@ -203,7 +203,7 @@ def _helpsteer(rows: Sequence[Row]) -> Iterator[Preference | Drop]:
     )
 
 
-Judged = tuple[Row, str, float]
+Judged = tuple[SourceRow, str, float]
 """An answer's row, its text, and how good it is: higher is better."""
 
 
@@ -223,7 +223,7 @@ def _across(judged: Sequence[Judged]) -> Iterator[Preference | Drop]:
             yield _preference(row, prompt, turns, margin=high - low, id=name, group=first.name)
 
 
-def _helpsteer3(row: Row) -> Preference | Drop:
+def _helpsteer3(row: SourceRow) -> Preference | Drop:
     one, other = row.text("response1"), row.text("response2")
     verdict = row.figure("overall_preference", row.data["overall_preference"])
     if not -3 <= verdict <= 3:
@@ -238,7 +238,12 @@ def _helpsteer3(row: Row) -> Preference | Drop:
 
 
 def _preference(
-    row: Row, prompt: Messages, turns: tuple[Messages, Messages], margin: float | None, id: str = "", group: str = ""
+    row: SourceRow,
+    prompt: Messages,
+    turns: tuple[Messages, Messages],
+    margin: float | None,
+    id: str = "",
+    group: str = "",
 ) -> Preference:
     """The record; `turns` are the chosen and the rejected ones."""
     strength = row.data.get("strength")
@@ -261,7 +266,7 @@ def _preference(
     )
 
 
-def as_messages(row: Row, column: str, value: Any) -> Messages:
+def as_messages(row: SourceRow, column: str, value: Any) -> Messages:
     """A list of `{role, content}`, checked."""
     if not isinstance(value, list) or not value:
         raise row.error(column, "neither a text nor a list of messages")
@@ -273,7 +278,7 @@ def as_messages(row: Row, column: str, value: Any) -> Messages:
     return tuple(Message(message["role"], message["content"]) for message in value)
 
 
-def as_prompt(row: Row, column: str, value: Any) -> Messages:
+def as_prompt(row: SourceRow, column: str, value: Any) -> Messages:
     """A prompt from messages, a transcript or a plain question; ends before the assistant's turn."""
     turns = transcript(value) if isinstance(value, str) else as_messages(row, column, value)
     if turns[-1] == Message("assistant", ""):  # HH and Nectar end a prompt with "Assistant:"
@@ -288,13 +293,13 @@ def transcript(text: str) -> Messages:
     if HH_TURN.match(text.lstrip(" ")):
         _, *parts = HH_TURN.split(text.lstrip(" "))
         roles = {"Human": "user", "Assistant": "assistant"}
-        return tuple(Message(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
+        return tuple(Message(roles[who], content.strip()) for who, content in zip(parts[::2], parts[1::2], strict=True))
     first, *parts = HELPSTEER_TURN.split(text)
-    later = (Message(who.lower(), said) for who, said in zip(parts[::2], parts[1::2], strict=True))
+    later = (Message(who.lower(), content) for who, content in zip(parts[::2], parts[1::2], strict=True))
     return (Message("user", first), *later)
 
 
-def split_shared(row: Row, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+def split_shared(row: SourceRow, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
     """Whole conversations into what they share and how each goes on: from the last assistant turn at which both can."""
     last = min(len(chosen), len(rejected)) - 1
     n = next((i for i in range(last) if chosen[i] != rejected[i]), last)

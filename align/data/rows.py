@@ -40,9 +40,9 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 except RecursionError as error:
                     raise InputError(where, f"{raw[:60]!r}", TOO_DEEP, ONE) from error
                 except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
-                    shown = raw[:60].decode("utf-8", "replace").strip()
+                    displayed = raw[:60].decode("utf-8", "replace").strip()
                     problem = f"not a line of JSON in UTF-8 ({error})"
-                    raise InputError(where, shown, problem, ONE) from error
+                    raise InputError(where, displayed, problem, ONE) from error
                 if not isinstance(data, dict):
                     raise InputError(where, f"{raw[:60]!r}", f"a {type(data).__name__}, not an object", ONE)
                 if HALF.search(raw) or raw.count(b"[") + raw.count(b"{") > DEEPEST:

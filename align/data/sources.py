@@ -101,7 +101,7 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
         split: `train` for sampling and PPO, `test` for evaluation.
     """
     if data.name == "chitchat":
-        found = chitchat.prompts("test" if split == "test" else data.part or "prompts")
+        found = chitchat.contexts("test" if split == "test" else data.part or "prompts")
     else:
         rows = side(read_documents(data_file(data)), split, data.held_out)
         found = [asked for d in rows if (asked := question(d)) is not None]
@@ -166,10 +166,10 @@ def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
             return Conversation.of(row["messages"], id)
         if "prompt" in row:
             answer = next((row[k] for k in ("completion", "response", "chosen") if k in row), None)
-            asked, said = turns_of(row["prompt"], "user"), turns_of(answer, "assistant")
-            if said[: len(asked)] == asked:  # UltraFeedback's `chosen` repeats the prompt
-                said = said[len(asked) :]
-            return Conversation((*asked, *said), id)
+            asked, answered = turns_of(row["prompt"], "user"), turns_of(answer, "assistant")
+            if answered[: len(asked)] == asked:  # UltraFeedback's `chosen` repeats the prompt
+                answered = answered[len(asked) :]
+            return Conversation((*asked, *answered), id)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(where, str(error), "is not a conversation", "Write {role, content} messages.") from error
     raise InputError(

@@ -44,7 +44,7 @@ class Tokens:
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
     """A text that is content and nothing else, without a template around it."""
-    return read(tokenizer, text, []).ids
+    return tokens_with(tokenizer, text, []).ids
 
 
 def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
@@ -53,22 +53,22 @@ def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
     Raises:
         InputError: see `respelled`.
     """
-    return read(tokenizer, rendered.translate(veil), markup(tokenizer).found(rendered))
+    return tokens_with(tokenizer, rendered.translate(veil), markup(tokenizer).found(rendered))
 
 
 def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Veil]:
     """The conversation with private-use letters for the first letter of each special token that its contents spell out,
     or might together with what the template writes beside them; and what these letters hide. Lengths stay."""
-    marks, said = markup(tokenizer), [m.content for m in conversation.messages]
-    starts = [marks.starts(text) for text in said]
-    letters = sorted({text[i] for text, found in zip(said, starts, strict=True) for i in found})
+    marks, contents = markup(tokenizer), [m.content for m in conversation.messages]
+    starts = [marks.starts(text) for text in contents]
+    letters = sorted({text[i] for text, found in zip(contents, starts, strict=True) for i in found})
     if not letters:
         return conversation, {}
-    unused = unused_letters("".join((*said, *marks.texts, str(tokenizer.chat_template))))
+    unused = unused_letters("".join((*contents, *marks.texts, str(tokenizer.chat_template))))
     hiding = dict(zip(letters, unused, strict=False))
     hidden = (
         "".join(hiding[letter] if i in found else letter for i, letter in enumerate(text)) if found else text
-        for text, found in zip(said, starts, strict=True)
+        for text, found in zip(contents, starts, strict=True)
     )
     messages = tuple(Message(m.role, text) for m, text in zip(conversation.messages, hidden, strict=True))
     return Conversation(messages, conversation.id), {ord(hides): letter for letter, hides in hiding.items()}
@@ -80,7 +80,7 @@ def unused_letters(text: str) -> Iterator[str]:
     return (chr(i) for i in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(i) not in held)
 
 
-def read(tokenizer: Any, text: str, own: Sequence[Span]) -> Tokens:
+def tokens_with(tokenizer: Any, text: str, own: Sequence[Span]) -> Tokens:
     """The tokens of a text in which `own` are special tokens, and nothing else is."""
     marks = markup(tokenizer)
     if marks.found(text) == own:
@@ -124,11 +124,11 @@ def respelled(tokenizer: Any, marks: Markup) -> tuple[Any, dict[str, str]]:
     number = secrets.token_hex(16)
     spellings = {text: f"\ue000{number}.{i}\ue001" for i, text in enumerate(marks.texts)}
     try:
-        told = json.loads(tokenizer.backend_tokenizer.to_str())
-        told |= {"truncation": None, "padding": None}
-        for token in told["added_tokens"]:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state |= {"truncation": None, "padding": None}
+        for token in state["added_tokens"]:
             token["content"] = spellings.get(token["content"], token["content"])
-        model = told["model"]
+        model = state["model"]
         vocabulary = model["vocab"]  # {piece: id}, or of a unigram model [[piece, score], …]
         if isinstance(vocabulary, dict):
             model["vocab"] = {spellings.get(piece, piece): id for piece, id in vocabulary.items()}
@@ -138,7 +138,7 @@ def respelled(tokenizer: Any, marks: Markup) -> tuple[Any, dict[str, str]]:
             model["unk_token"] = spellings.get(unknown, unknown)
         if "merges" in model:  # none may lead to a special token
             model["merges"] = [m for m in model["merges"] if not {*m, "".join(m)} & spellings.keys()]
-        return Tokenizer.from_str(json.dumps(told)), spellings
+        return Tokenizer.from_str(json.dumps(state)), spellings
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise InputError(
             "tokenizer", type(tokenizer).__name__,
@@ -179,8 +179,8 @@ class Markup:
         self.copy: tuple[Any, dict[str, str]] | None = None
         self._known = frozenset(text.strip() for text in texts)
         self._unknown = tokenizer.unk_token_id
-        self._any = one_of(longest_first(texts | words))
-        self._here = re.compile(f"(?={one_of(self.texts).pattern})")
+        self._any = any_of(longest_first(texts | words))
+        self._here = re.compile(f"(?={any_of(self.texts).pattern})")
         self._letters = {text[0] for text in texts}
         self._heads = {text[:i] for text in texts for i in range(1, len(text))}
         self._tails = {text[i:] for text in texts for i in range(1, len(text))}
@@ -219,7 +219,7 @@ def longest_first(texts: set[str]) -> tuple[str, ...]:
     return tuple(sorted(texts, key=lambda text: (-len(text), text)))
 
 
-def one_of(texts: Sequence[str]) -> re.Pattern[str]:
+def any_of(texts: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 

@@ -42,20 +42,24 @@ class Standing:
 
     def sentences(self, judge: str) -> list[str]:
         """What a report says of it."""
-        said = []
+        notes = []
         if self.proxy:
             runs = ", ".join(self.proxy)
-            said.append(f"{judge} is a proxy: {runs} was optimised against it, and its score is no evidence of quality")
+            notes.append(
+                f"{judge} is a proxy: {runs} was optimised against it, and its score is no evidence of quality"
+            )
         if self.votes:
             runs = ", ".join(self.votes)
-            said.append(f"{judge} also ranked, as a simulated annotator with noise, the pairs that {runs} learned from")
+            notes.append(
+                f"{judge} also ranked, as a simulated annotator with noise, the pairs that {runs} learned from"
+            )
         if self.unknown:
             gone = ", ".join(self.unknown)
-            said.append(f"how {gone} was trained is not known here, and whether {judge} had a part in it")
-        return said
+            notes.append(f"how {gone} was trained is not known here, and whether {judge} had a part in it")
+        return notes
 
 
-def standing(policy: Artifact, judge: set[str], root: Path) -> Standing:
+def standing_of(policy: Artifact, judge: set[str], root: Path) -> Standing:
     """What a judge is to a policy, by the manifests of the runs that it came through.
 
     Args:

@@ -144,10 +144,10 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
     role = "proxy" if "proxy" in metrics else "gold"  # whose scores are optimised is no evidence of quality
     scores = metrics[role]
     rows = [
-        ("win rate by a proxy" if role == "proxy" else "win rate", _interval(won), ""),
+        ("win rate by a proxy" if role == "proxy" else "win rate", _with_interval(won), ""),
         (f"{role} score{judge}", _number(scores["policy"]), _number(scores["ref"])),
-        (f"{role} difference", _interval(scores["difference"]), ""),
-        ("KL from the start, nats a response", _interval(metrics.get("kl_interval", metrics["kl"])), ""),
+        (f"{role} difference", _with_interval(scores["difference"]), ""),
+        ("KL from the start, nats a response", _with_interval(metrics.get("kl_interval", metrics["kl"])), ""),
     ]
     for key, label in (
         ("length", "length, tokens"),
@@ -200,10 +200,10 @@ def licence_in(folder: Path) -> str:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
-        said = yaml.safe_load(front[1]) if front else None
+        metadata = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError:
         return ""
-    return str(said.get("license") or "") if isinstance(said, dict) else ""
+    return str(metadata.get("license") or "") if isinstance(metadata, dict) else ""
 
 
 # Special tokens that a content spells out are text: with `sanitize_control_tokens`, of transformers 5.24 and later.
@@ -313,7 +313,7 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _interval(figure: Any) -> str:
+def _with_interval(figure: Any) -> str:
     if not isinstance(figure, Mapping):
         return _number(figure)
     return in_words(figure, ".4g")

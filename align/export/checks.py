@@ -8,15 +8,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from align.data.fixed_prompts import fixed_texts
 from align.export.adapter import rank_of
-from align.export.bases import DEQUANTISED
 from align.export.engines import TRANSFORMERS, VERSION, adapter_on, whole_model
-from align.export.foreign import LLAMA_CPP, VLLM, Answer, ask, interpreter, why_unasked
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of
 from align.export.launch import RANKS, vllm_rank
-from align.export.receipt import FAIL, Bound, Check, compared, fixed_texts
+from align.export.receipt import FAIL, Bound, Check, pooled_divergence
 from align.export.trained import Trained
+from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
+from align.rollout.foreign import LLAMA_CPP, VLLM, Answer, ask, interpreter, why_unasked
 
 EXACT: Bound = ("max_logprob", 1e-4)
 """Of the same numbers summed in fp32 by another loader."""
@@ -32,7 +33,7 @@ PRECISE: Bound = ("max_logprob", 1e-3)
 """Of another engine in fp32: the weights of base and adapter, and all that it computes."""
 
 Engines = Mapping[str, str]
-"""For each engine of `align.export.foreign`, `auto`, `none` or the Python that has it."""
+"""For each engine of `align.rollout.foreign`, `auto`, `none` or the Python that has it."""
 OLLAMA = "Ollama"
 NO_BASE = "that base was left out, or does not lie beside the runs"
 READS_GGUF = "it reads GGUF: export=gguf"
@@ -80,7 +81,7 @@ def merged_checks(
     found = []
     for what, weights, logits, most in (("merge", "float32", summed, MERGED), ("merged", kept, loaded, bound)):
         if logits is not None:
-            found.append(Check(TRANSFORMERS, what, into, weights, VERSION, compared(truth, logits), most))
+            found.append(Check(TRANSFORMERS, what, into, weights, VERSION, pooled_divergence(truth, logits), most))
     found.append(vllm_check(trained, folder, None, into, kept, engines, truth))
     return unasked_last(
         [*found, *checked_as_loaded(trained, known, loaded, into, kept), Check(LLAMA_CPP, note=READS_GGUF)]
@@ -144,7 +145,7 @@ def gguf_checks(
     known, truth = held_to(trained, into)
 
     def check(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> Check:
-        divergence = compared(truth, same_rooms(answer, truth))
+        divergence = pooled_divergence(truth, same_rooms(answer, truth))
         return Check(LLAMA_CPP, "adapter", into, weights, answer.version, divergence, bound, note)
 
     found = [check(first, F16, GGUF)]
@@ -157,7 +158,7 @@ def gguf_checks(
     for path in sorted(folder.glob("base-*.gguf"), reverse=True):
         weights = path.stem.removeprefix("base-")
         if weights != F16 and (answer := gguf_answer(trained, path, folder / ADAPTER, engines)):
-            divergence = compared(trained.logits, same_rooms(answer, trained.logits))
+            divergence = pooled_divergence(trained.logits, same_rooms(answer, trained.logits))
             what = "adapter" if known else "gap"
             found.append(Check(LLAMA_CPP, what, into, weights, answer.version, divergence))
     loaded = same_rooms(first, truth)
@@ -181,7 +182,7 @@ def checked_as_loaded(
 ) -> list[Check]:  # fmt: skip
     """What is reported without a bound: an export on weights that were not trained, beside what was; the original base;
     no adapter."""
-    gap = [] if known else [Check(engine, "gap", into, kept, version, compared(trained.logits, loaded))]
+    gap = [] if known else [Check(engine, "gap", into, kept, version, pooled_divergence(trained.logits, loaded))]
     original = [on_original(trained, trained.adapter)] if trained.kind == "nf4" else []
     return [*gap, *original, trained.without]
 
@@ -211,7 +212,7 @@ def vllm_check(
         rows=[list(row) for row in trained.rows],
     )  # fmt: skip
     what, bound = "merged" if adapter is None else "adapter", PRECISE if kept == "float32" else ROUNDED
-    return Check(VLLM, what, base, kept, answer.version, compared(truth, same_rooms(answer, truth)), bound)
+    return Check(VLLM, what, base, kept, answer.version, pooled_divergence(truth, same_rooms(answer, truth)), bound)
 
 
 def same_rooms(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:

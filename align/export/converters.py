@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from align.errors import CorruptFile, InputError, StorageError
-from align.export.processes import last_words, run_quietly
+from align.rollout.processes import last_words, run_quietly
 from align.run import file_digest, json_digest
 
 PACKAGE = "llama-cpp-python"

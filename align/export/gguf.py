@@ -20,17 +20,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.data.fixed_prompts import fixed_texts
 from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
-from align.export.adapter import WEIGHTS
-from align.export.bases import ABOUT
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
-from align.export.folder import publish, read_json, workroom, write_tokenizer
-from align.export.foreign import LLAMA_CPP, Answer, ask, version_in
-from align.export.receipt import fixed_texts
+from align.export.folder import read_json
+from align.models.adapters import WEIGHTS_FILE
+from align.models.dequantised import ABOUT
+from align.models.load import save_tokenizer
 from align.ops.finite import not_finite
+from align.rollout.foreign import LLAMA_CPP, Answer, ask, version_in
 from align.run import file_digest, json_digest, write_json
+from align.run.atomic import publish, workroom
 
 ADAPTER = "adapter-f16.gguf"
 F16, F32 = "f16", "f32"
@@ -77,14 +79,18 @@ class Source:
             model.save_pretrained(plain)
             del model
             freed()
-            write_tokenizer(plain, self.tokenizer, self.folder)
+            save_tokenizer(self.tokenizer, plain, self.folder)
             begin_as_trained(plain, self.tokenizer)
             convert_model(self.converters, plain, target, name, weights)
 
     def key(self, *more: Any) -> str:
         """What a file depends on, as a digest: weights, vocabulary, template and converter."""
-        said = self.tokenizer
-        reads = [said.chat_template, sorted(said.get_vocab().items()), str(sorted(said.special_tokens_map.items()))]
+        tokenizer = self.tokenizer
+        reads = [
+            tokenizer.chat_template,
+            sorted(tokenizer.get_vocab().items()),
+            str(sorted(tokenizer.special_tokens_map.items())),
+        ]
         pieces = self.folder / "tokenizer.model"
         reads.append(file_digest(pieces) if pieces.is_file() else "")
         return json_digest([dict(self.named), self.kind, reads, digest_of(self.converters), *more])[:12]
@@ -156,7 +162,7 @@ def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Sourc
     """
     for path in bases:
         linked(path, folder / path.name)
-    for name, tensor in load_file(adapter / WEIGHTS).items():
+    for name, tensor in load_file(adapter / WEIGHTS_FILE).items():
         check_f16(f"{name} of the adapter", tensor)
     convert_adapter(source.converters, adapter, source.folder, folder / ADAPTER, F16)
     for path in adapter.iterdir():  # tokenizer, template, base.json: for whoever renders the chat outside the engine
@@ -186,7 +192,7 @@ def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], 
     """
     remedy = "Export it as export=adapter or export=merged."
     special = special_tokens(tokenizer)
-    read = answer.said["tokens"]
+    read = answer.output["tokens"]
     for (text, id), ids in zip(special, read[: len(special)], strict=True):
         if list(ids) != [id]:
             raise InputError("tokenizer", text, f"is token {id}, and {list(ids)} in llama.cpp", remedy)
@@ -196,15 +202,15 @@ def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], 
             problem = f"llama.cpp cuts it into other tokens, from the {at + 1}th on"
             raise InputError("tokenizer", text[:60], problem, remedy)
     starts = {list(ids[:1]) == [tokenizer.bos_token_id] for _, ids in prompts}
-    if answer.said["begins_with_bos"] and starts != {True}:
+    if answer.output["begins_with_bos"] and starts != {True}:
         problem = "llama.cpp puts it in front of every prompt, and training did not"
         raise InputError("bos_token", tokenizer.bos_token, problem, remedy)
-    if answer.said["template"] != tokenizer.chat_template:
-        raise InputError("chat_template", answer.said["template"][:60], "is another in the GGUF file", remedy)
+    if answer.output["template"] != tokenizer.chat_template:
+        raise InputError("chat_template", answer.output["template"][:60], "is another in the GGUF file", remedy)
     for kind in ("bos", "eos"):
         wanted = getattr(tokenizer, f"{kind}_token_id")
-        if wanted is not None and answer.said[kind] != wanted:
-            problem = f"is token {wanted}, and {answer.said[kind]} in llama.cpp"
+        if wanted is not None and answer.output[kind] != wanted:
+            problem = f"is token {wanted}, and {answer.output[kind]} in llama.cpp"
             raise InputError(f"{kind}_token", tokenizer.convert_ids_to_tokens(wanted), problem, remedy)
 
 

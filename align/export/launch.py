@@ -63,19 +63,19 @@ def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Dive
     Args:
         name: by which requests ask for it.
         gap: how far the adapter on the original weights lies from what was trained.
-        template: of `align.export.template.contents_as_text`.
+        template: of `align.data.engine_template.contents_as_text`.
     """
     if rank > RANKS[-1]:
         return
     why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {gap_in_words(gap)}"
     serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base.id)} --enable-lora --max-lora-rank '
     serve += f"{vllm_rank(rank)} \\\n  {by_template(folder, template)}"
-    write(
+    write_script(
         folder / LAUNCH / "vllm.sh",
         f"vLLM with this adapter, asked for as the model {name}. {why}",
         f'{base.place}{serve}--lora-modules {shlex.quote(name)}="$here/.." "$@"\n',
     )
-    write(
+    write_script(
         folder / LAUNCH / "vllm-resolver.sh",
         "vLLM with all adapters of a folder, each found by its name when it is first asked for. ADAPTERS holds a "
         f"folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it. All speak by the chat "
@@ -120,9 +120,9 @@ def launches_merged(folder: Path, name: str, gap: Divergence | None, original: b
 
     Args:
         original: it was merged into the original weights.
-        template: of `align.export.template.contents_as_text`.
+        template: of `align.data.engine_template.contents_as_text`.
     """
-    write(
+    write_script(
         folder / LAUNCH / "vllm.sh",
         f"vLLM with this model, asked for as {name}. {gap_in_words(gap, original)}",
         f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} {by_template(folder, template)}"$@"\n',
@@ -132,7 +132,7 @@ def launches_merged(folder: Path, name: str, gap: Divergence | None, original: b
 def launches_gguf(folder: Path, name: str, adapter: str, gap: Divergence | None, original: bool) -> None:
     """`launch/llama-server.sh` of a base and an adapter in GGUF."""
     bits = sorted(path.stem.removeprefix("base-") for path in folder.glob("base-*.gguf"))
-    write(
+    write_script(
         folder / LAUNCH / "llama-server.sh",
         f"llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS is that of "
         f"the base: {', '.join(bits)}. "
@@ -157,8 +157,8 @@ def gap_in_words(gap: Divergence | None, here: bool = False) -> str:
     )
 
 
-def write(path: Path, about: str, body: str) -> None:
+def write_script(path: Path, about: str, body: str) -> None:
     path.parent.mkdir(exist_ok=True)
-    said = textwrap.fill(about, 110, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
+    comment = textwrap.fill(about, 110, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
     here = 'here=$(cd "$(dirname "$0")" && pwd)\n'
-    path.write_text(f"#!/bin/sh\n{said}\nset -eu\n{here}{body}", encoding="utf-8")
+    path.write_text(f"#!/bin/sh\n{comment}\nset -eu\n{here}{body}", encoding="utf-8")

@@ -18,11 +18,12 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import InputError
-from align.export.adapter import MERGEABLE, WEIGHTS, Adapter, check_plain, read_adapter
-from align.export.bases import cast, check_plain_weights, forget_quantisation, refuse_repacked
-from align.export.folder import check_base, write_tokenizer
-from align.export.lowering import check_initial
-from align.models.adapters import tensors_of
+from align.export.folder import check_base
+from align.models.adapter_files import MERGEABLE, Adapter, check_plain, read_adapter
+from align.models.adapters import WEIGHTS_FILE, tensors_of
+from align.models.dequantised import cast_weights, check_plain_weights, forget_quantisation, refuse_repacked
+from align.models.load import save_tokenizer
+from align.models.lowering import check_initial
 from align.run import write_json
 
 
@@ -66,7 +67,7 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
         # It still swaps the layers out and unwraps saved modules; the sums themselves are done.
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         merged: Any = wrapped.merge_and_unload()  # pyright: ignore[reportCallIssue]
-    cast(merged, dtype)
+    cast_weights(merged, dtype)
     forget_quantisation(merged)
     merged.config.dtype = dtype
     return merged.eval()
@@ -84,17 +85,17 @@ def write_merged(
     """Write a model so that plain `AutoModelForCausalLM.from_pretrained` loads it.
 
     Args:
-        folder: an empty one, of `align.export.folder.publish`.
+        folder: an empty one, of `align.run.atomic.publish`.
         model: what `merge` returned.
         base: `id`, `revision` and `digest` of the model it grew from, kept in `base.json`.
-        beside: the base's folder, see `align.export.folder.write_tokenizer`.
+        beside: the base's folder, see `align.models.load.save_tokenizer`.
         shard_size: the most one safetensors file holds.
     """
     check_base(base)
     model.save_pretrained(folder, max_shard_size=shard_size)
     check_plain_weights(folder, model.dtype)
     write_json(folder / "base.json", dict(base))
-    write_tokenizer(folder, tokenizer, beside)
+    save_tokenizer(tokenizer, folder, beside)
 
 
 def _check_mergeable(model: PreTrainedModel, adapter: Adapter) -> None:
@@ -120,5 +121,5 @@ def _attach(model: PreTrainedModel, adapter: Path, found: Adapter) -> PeftModel:
         raise InputError("adapter", adapter.name, f"does not fit this base ({error})", remedy) from error
     placed = tensors_of(wrapped, "default").keys()
     if strangers := sorted(found.shapes.keys() ^ placed):
-        raise InputError(WEIGHTS, strangers[0], f"does not fit this base ({len(strangers)} such keys)", remedy)
+        raise InputError(WEIGHTS_FILE, strangers[0], f"does not fit this base ({len(strangers)} such keys)", remedy)
     return wrapped

@@ -45,14 +45,14 @@ class Pieces:
 
     def text(self, turns: Turns) -> str:
         """A conversation whose answer is due."""
-        system, told = "", list(turns)
-        if told and told[0][0] == "system" and self.head_of_system is not None:
-            system = told.pop(0)[1]
+        system, rest = "", list(turns)
+        if rest and rest[0][0] == "system" and self.head_of_system is not None:
+            system = rest.pop(0)[1]
             system = self.head_of_system + system + self.tail_of_system
         else:
             system = self.head
         around = {"user": self.user, "assistant": self.assistant}
-        return system + "".join(around[role][0] + text + around[role][1] for role, text in told) + self.due
+        return system + "".join(around[role][0] + text + around[role][1] for role, text in rest) + self.due
 
 
 def pieces_of(render: Render) -> Pieces | None:
@@ -109,10 +109,10 @@ def go_template(pieces: Pieces, bos: str) -> str:
 def literal(text: str) -> str:
     """As both files say it: what may begin an action in Go, or end the Modelfile's string, and what that file's parser
     drops are written as a string inside an action."""
-    return re.sub(r".", lambda found: found[0] if plain(found[0]) else in_go(found[0]), text)
+    return re.sub(r".", lambda found: found[0] if printable(found[0]) else in_go(found[0]), text)
 
 
-def plain(letter: str) -> bool:
+def printable(letter: str) -> bool:
     return letter.isprintable() and letter not in '{"'
 
 

@@ -7,31 +7,22 @@ never a pass. The receipt holds the sha256 of every file beside it, so that it s
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Container, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, ones
 
-from align.data.chat import encode_prompts, render
 from align.errors import CorruptFile, InputError
 from align.export.engines import TRANSFORMERS
 from align.export.folder import read_json
 from align.ops.divergence import Divergence, kl_between, pooled
 from align.run import file_digest, json_digest, write_json
-from align.types import Conversation, Message
 
 RECEIPT = "receipt.json"
 SCHEMA = 1
-PROMPTS = Path(__file__).with_name("prompts.json")
-SPREAD = 64
-LONGEST = 256
-"""Tokens of a prompt at most: a tokenizer that needs more for one leaves it out."""
-
 Bound = tuple[str, float]
 """A figure of `Divergence`, and the most that it may be."""
 
@@ -88,34 +79,7 @@ class Check:
         return asdict(self) | {"found": found, "verdict": self.verdict, "name": self.name}
 
 
-def fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
-    """Token ids of the prompts that every receipt is measured on. The last one is no text, but tokens from all over the
-    vocabulary, for a tokenizer that knows none of our words.
-
-    Args:
-        longest: tokens that the model has positions for.
-    """
-    special = set(tokenizer.all_special_ids)
-    ordinary = [id for id in range(len(tokenizer)) if id not in special]
-    spread = [ordinary[i * len(ordinary) // SPREAD] for i in range(SPREAD)]
-    return [*(ids for _, ids in fixed_texts(tokenizer, longest)), spread[:longest]]
-
-
-def fixed_texts(tokenizer: Any, longest: int = LONGEST) -> list[tuple[str, list[int]]]:
-    """The fixed prompts through the chat template, each as text and as token ids. One that the template refuses, or
-    that is too long, is left out."""
-    told = json.loads(PROMPTS.read_text(encoding="utf-8"))
-    roles = ("user", "assistant")
-    asked = [Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(turns))) for turns in told]
-    found = []
-    for conversation in asked:
-        with suppress(InputError):
-            [prompt], _ = encode_prompts(tokenizer, [conversation], min(LONGEST, longest))
-            found.append((render(tokenizer, conversation, answer_due=True), prompt.input_ids))
-    return found
-
-
-def compared(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
+def pooled_divergence(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
     """Every position of every prompt; [S, V] logits each."""
     pairs = zip(trained, loaded, strict=True)
     return pooled([kl_between(a[None], b[None], ones(1, len(a))) for a, b in pairs])
@@ -130,14 +94,14 @@ def require_passed(checks: Iterable[Check]) -> None:
     """Raises: InputError: a bound was missed and is not accepted."""
     failed = [check for check in checks if check.verdict == FAIL]
     if failed:
-        said = [
+        missed = [
             f"{c.name}: {c.bound[0]} is {getattr(c.found, c.bound[0]):.3g}, which may be {c.bound[1]:g}"
             for c in failed
             if c.bound is not None
         ]
         names = ",".join(check.name for check in failed)
         remedy = f"It is not what was trained. To let it pass all the same: export.accept=[{names}]."
-        raise InputError("export", f"{len(failed)} of the receipt's bounds missed", "; ".join(said), remedy)
+        raise InputError("export", f"{len(failed)} of the receipt's bounds missed", "; ".join(missed), remedy)
 
 
 def require_asked(checks: Sequence[Check], accept: Sequence[str], require: Sequence[str]) -> None:
@@ -174,13 +138,13 @@ def write_receipt(
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != RECEIPT
     }
-    asked = {
+    prompted = {
         "number": len(prompts),
         "tokens": sum(map(len, prompts)),
         "digest": json_digest([list(p) for p in prompts]),
     }
-    said = {"schema_version": SCHEMA, **about, "prompts": asked, "rows": [check.as_dict() for check in checks]}
-    write_json(folder / RECEIPT, said | {"files": files})
+    receipt = {"schema_version": SCHEMA, **about, "prompts": prompted, "rows": [check.as_dict() for check in checks]}
+    write_json(folder / RECEIPT, receipt | {"files": files})
 
 
 def checked_receipt(folder: Path) -> dict[str, Any]:
@@ -189,28 +153,28 @@ def checked_receipt(folder: Path) -> dict[str, Any]:
     Raises:
         MissingArtifact, CorruptFile: it is not there; or a file is another, missing, or too many.
     """
-    said = read_json(folder / RECEIPT, "Point at a folder that stage=export wrote.")
+    receipt = read_json(folder / RECEIPT, "Point at a folder that stage=export wrote.")
     remedy = "Export it again."
-    rows = said.get("rows")
-    whole = isinstance(said.get("files"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
-    if said.get("schema_version") != SCHEMA or not whole:
+    rows = receipt.get("rows")
+    whole = isinstance(receipt.get("files"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
+    if receipt.get("schema_version") != SCHEMA or not whole:
         raise CorruptFile(RECEIPT, folder.name, "is no receipt that this version reads", remedy)
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT}
-    for name in sorted(there ^ said["files"].keys()):
+    for name in sorted(there ^ receipt["files"].keys()):
         if name in there:
             raise CorruptFile("file", name, "is not of this export", "Remove it.")
         raise CorruptFile("file", name, "is missing", remedy)
-    for name, digest in said["files"].items():
+    for name, digest in receipt["files"].items():
         if file_digest(folder / name) != digest:
             raise CorruptFile("file", name, "is not the file that the receipt speaks of (its sha256 differs)", remedy)
-    return said
+    return receipt
 
 
-def agreeing(said: dict[str, Any], checks: Sequence[Check], untold: Container[str] = ()) -> None:
+def agreeing(receipt: dict[str, Any], checks: Sequence[Check], skipped: Container[str] = ()) -> None:
     """What a receipt claims, against what was measured again.
 
     Args:
-        untold: engines that nobody shall ask, whose claims are left alone.
+        skipped: engines that nobody shall ask, whose claims are left alone.
 
     Raises:
         CorruptFile: it claims a measurement that was not made, or another result.
@@ -218,11 +182,11 @@ def agreeing(said: dict[str, Any], checks: Sequence[Check], untold: Container[st
     measured = {check.name: check.found for check in checks if check.found is not None}
     absent = {check.name for check in checks if check.found is None and check.what}  # for want of a base to put it on
     unasked = {check.engine: check.note for check in checks if check.found is None and not check.what}
-    for check in said["rows"]:
+    for check in receipt["rows"]:
         name, engine, claimed = str(check.get("name")), str(check.get("engine")), check.get("found")
         if (claimed is None and check.get("verdict") == UNCHECKED) or name in absent:
             continue
-        if engine in unasked and engine in untold:
+        if engine in unasked and engine in skipped:
             continue
         if name not in measured and check.get("weights") == "f32" and name.replace("/f32", "/f16") in measured:
             continue  # was asked only because f16 missed its bound on that machine, and does not on this
@@ -252,17 +216,17 @@ HEADS = ("engine", "what", "base", "weights", "max logprob difference", "KL", "s
 
 def cells(checks: Iterable[Check]) -> list[tuple[str, ...]]:
     """Rows of a table below `HEADS`; differences in nats."""
-    shown = []
+    rows = []
     for check in checks:
         f = check.found
         figures = ("–",) * 3 if f is None else (f"{f.max_logprob:.2g}", f"{f.kl:.2g}", f"{f.top1:.1%}")
         bound = "" if check.bound is None else f" ({check.bound[0]} ≤ {check.bound[1]:g})"
         note = bound + (f": {check.note}" if check.note else "")
         engine = f"{check.engine} {check.version}".strip()
-        shown.append(
+        rows.append(
             (engine, check.what or "–", check.base or "–", check.weights or "–", *figures, check.verdict + note)
         )
-    return shown
+    return rows
 
 
 def as_text(checks: Iterable[Check]) -> str:

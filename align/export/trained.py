@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from align.data.fixed_prompts import fixed_prompts
 from align.errors import CorruptFile, require
-from align.export.adapter import OWN_TOKENIZER
 from align.export.engines import TRANSFORMERS, VERSION, freed, logits_of
-from align.export.receipt import ALONE, Bound, Check, compared, fixed_prompts
+from align.export.receipt import ALONE, Bound, Check, pooled_divergence
 from align.models.adapters import attach
-from align.models.load import context_length, in_fp32, load_base, name_of
+from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, name_of
 from align.ops.divergence import Divergence
 from align.run import Base
 
@@ -56,7 +56,7 @@ class Trained:
 
     def beside(self, loaded: Sequence[Tensor], what: str, base: str, weights: str, bound: Bound | None) -> Check:
         """A check by transformers."""
-        return Check(TRANSFORMERS, what, base, weights, VERSION, compared(self.logits, loaded), bound)
+        return Check(TRANSFORMERS, what, base, weights, VERSION, pooled_divergence(self.logits, loaded), bound)
 
 
 def trained_model(
@@ -76,7 +76,7 @@ def trained_model(
     finite = all(bool(part.isfinite().all()) for part in logits)
     require(finite, "artifact", adapter.name, "what was trained says nan or infinity", "Train it again.")
     with model.disable_adapter():
-        alone = compared(logits, logits_of(model, rows))
+        alone = pooled_divergence(logits, logits_of(model, rows))
     del model
     freed()
     return Trained(base, adapter, method, device, dtype, tokenizer, rows, logits, alone)

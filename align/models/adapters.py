@@ -15,10 +15,11 @@ from torch import Tensor
 
 from align.errors import CorruptFile, InputError
 from align.models.fastpath import use_fast_path
+from align.models.fastpath.lora import require_known
 from align.models.finite import RESTORE, check_tensors
 from align.run import Base, json_object, out_of_memory, write_json
 
-WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
 
 
@@ -55,7 +56,7 @@ def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) ->
         CorruptFile: it is not there, or not JSON.
         InputError: it is not LoRA; LoRA by a forward of another kind; or it changes the base, and is not alone.
     """
-    config = json_object(folder / "adapter_config.json", field, "Train or download the adapter again.")
+    config = json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
 
     def refused(problem: str, remedy: str) -> InputError:
         return InputError(field, str(folder), problem, remedy)
@@ -113,11 +114,11 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        said = str(error).splitlines()[0][:120]
+        message = str(error).splitlines()[0][:120]
         if not path.is_file():
             pickled = (folder / "adapter_model.bin").is_file()
-            said = f"there is no such file{', and the pickle beside it is not read' if pickled else ''}"
-        raise CorruptFile(field, str(path), f"cannot be read ({said})", remedy) from error
+            message = f"there is no such file{', and the pickle beside it is not read' if pickled else ''}"
+        raise CorruptFile(field, str(path), f"cannot be read ({message})", remedy) from error
     check_tensors(tensors.items(), field, str(path), RESTORE)
     return tensors
 
@@ -145,7 +146,7 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     config |= {"base_model_name_or_path": base.id, "revision": base.revision, "inference_mode": True}
     config["task_type"] = getattr(config.get("task_type"), "value", config.get("task_type"))
     config["peft_type"] = getattr(config.get("peft_type"), "value", config.get("peft_type"))
-    write_json(folder / "adapter_config.json", config)
+    write_json(folder / CONFIG_FILE, config)
 
 
 def attach(
@@ -198,9 +199,9 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def what_differs(said: str) -> str:
+def what_differs(message: str) -> str:
     """The line of PyTorch's complaint about a state dict that names a tensor."""
-    lines = [line.strip() for line in said.splitlines()] or [""]
+    lines = [line.strip() for line in message.splitlines()] or [""]
     return next((line for line in lines if line.startswith("size mismatch")), lines[0])[:240]
 
 
@@ -212,10 +213,13 @@ class Policy:
     adapter: str | None = None
 
     def active(self) -> AbstractContextManager[Any]:
-        """Make it the one that speaks, for sampling and logprobs; nothing trains."""
-        if not isinstance(self.model, PeftModel):
-            return nullcontext()
+        """Make it the one that speaks, for sampling and logprobs; nothing trains.
+
+        Raises:
+            InputError: the model has no such adapter.
+        """
         if self.adapter is None:
-            return self.model.disable_adapter()
+            return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+        require_known([self.adapter], getattr(self.model, "peft_config", ()))
         self.model.set_adapter(self.adapter, inference_mode=True)
         return nullcontext()

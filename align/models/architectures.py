@@ -60,7 +60,7 @@ FAST = Route(True, True, True)
 
 
 @cache
-def table() -> dict[str, Any]:
+def proven_types() -> dict[str, Any]:
     """What was measured: model type → path, cause, and the settings it was proven with."""
     return json.loads(TABLE.read_text(encoding="utf-8"))["types"]
 
@@ -73,7 +73,7 @@ def refuse(config: Mapping[str, Any], id: str) -> None:
         id: the model as the user named it.
     """
     model_type = str(config.get("model_type", ""))
-    row = table().get(model_type)
+    row = proven_types().get(model_type)
     if row is not None and row["path"] == "refused":
         raise InputError(
             "model.path", id, f"its type {model_type} cannot be trained here: {row['cause']}",
@@ -87,20 +87,20 @@ def route(config: Any) -> Route:
     Args:
         config: transformers' configuration of the whole model, not of its text part.
     """
-    row = table().get(config.model_type)
+    row = proven_types().get(config.model_type)
     if row is None or row["path"] == "refused":
         return Route(False, False, False, f"type {config.model_type} is not among those that were proven", False)
-    given = settings(config)
+    given = deciding_settings(config)
     base = row["settings"]
     differs = {k: given.get(k, "a number") for k in base.keys() | given.keys() if given.get(k) != base.get(k)}
     for change in ({}, *row.get("variants", ())):
         if change == differs:
             return Route(row["path"] == "fast", row["padding"], row["packing"], row["cause"])
-    shown = ", ".join(f"{k}={v}" for k, v in sorted(differs.items())[:3])
-    return Route(False, False, False, f"type {config.model_type} was not proven with {shown}", False)
+    listed = ", ".join(f"{k}={v}" for k, v in sorted(differs.items())[:3])
+    return Route(False, False, False, f"type {config.model_type} was not proven with {listed}", False)
 
 
-def settings(config: Any) -> dict[str, Any]:
+def deciding_settings(config: Any) -> dict[str, Any]:
     """What of a configuration decides how a model computes: flags, names, and what is left out, but no number.
 
     Of a list of names, which of them occur: layers of each kind were proven, whatever their number and order.

@@ -34,9 +34,9 @@ def several_in_chunks(
     indices = list(by_length(rollout, size))
     parts = zip(*(function(rollout.rows(index)) for index in indices), strict=True)
     order = torch.argsort(torch.cat(indices))
-    return tuple(torch.cat([widened(x, width) for x in xs])[order] for xs in parts)
+    return tuple(torch.cat([padded_to(x, width) for x in xs])[order] for xs in parts)
 
 
-def widened(x: Tensor, width: int) -> Tensor:
+def padded_to(x: Tensor, width: int) -> Tensor:
     """[B, T] padded with 0 to `width` columns; a [B] as it is."""
     return pad(x, (0, width - x.shape[1])) if x.dim() == 2 else x

@@ -18,11 +18,11 @@ FP32_MOST = torch.finfo(torch.float32).max
 RESTORE = "Restore it from a copy, download it again, or train it again with a lower learning rate."
 
 
-def check_file(path: Path, field: str, shown: str, remedy: str = RESTORE, dtype: torch.dtype | None = None) -> None:
+def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dtype: torch.dtype | None = None) -> None:
     """Look at every tensor of a safetensors file, one after another.
 
     Args:
-        field, shown: what the user calls it.
+        field, displayed: what the user calls it.
         dtype: in which it will be held, if that is known.
 
     Raises:
@@ -34,19 +34,19 @@ def check_file(path: Path, field: str, shown: str, remedy: str = RESTORE, dtype:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 tensor = file.get_tensor(name)
                 if not_finite(tensor, dtype):
-                    check_tensors(((f"{name} in {path.name}", tensor),), field, shown, remedy)
+                    check_tensors(((f"{name} in {path.name}", tensor),), field, displayed, remedy)
                     problem = f"{name} in {path.name} holds {not_finite(tensor, dtype)} values beyond what it can hold"
                     raise InputError("dtype", str(dtype).removeprefix("torch."), problem, "Use bfloat16 or float32.")
     except SafetensorError as error:
         problem = f"its weights are corrupt ({path.name}: {str(error).splitlines()[0][:120]})"
-        raise CorruptFile(field, shown, problem, "Download or save them again.") from error
+        raise CorruptFile(field, displayed, problem, "Download or save them again.") from error
 
 
-def check_tensors(tensors: Iterable[tuple[str, Tensor]], field: str, shown: str, remedy: str = RESTORE) -> None:
+def check_tensors(tensors: Iterable[tuple[str, Tensor]], field: str, displayed: str, remedy: str = RESTORE) -> None:
     """Raises: CorruptFile: one of them holds nan or infinity."""
     if found := first_not_finite(tensors):
         name, count = found
-        raise CorruptFile(field, shown, f"{name} holds {count} values that are nan or infinite", remedy)
+        raise CorruptFile(field, displayed, f"{name} holds {count} values that are nan or infinite", remedy)
 
 
 def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None, dtype: str) -> None:
@@ -63,7 +63,7 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
             check_file(path, "artifact", str(path.relative_to(artifact)))
         except CorruptFile as error:
             raise diverged(f"in the end {error.problem}: nothing is published", lr, dtype) from error
-    for name, value in leaves(metrics):
+    for name, value in numbers_in(metrics):
         if isinstance(value, float) and not math.isfinite(value):
             raise diverged(f"in the end {name} is {value}: nothing is published", lr, dtype)
 
@@ -80,13 +80,13 @@ def where(parameters: Mapping[str, nn.Parameter]) -> str:
     return f" ({greatest} reaches {most[greatest]:.1e})" if greatest and most[greatest] ** 2 > FP32_MOST else ""
 
 
-def leaves(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def numbers_in(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Every figure of a tree, with the names that lead to it."""
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{path}{name}.")
+            yield from numbers_in(value, f"{path}{name}.")
         elif isinstance(value, list | tuple):
-            yield from leaves({str(i): v for i, v in enumerate(value)}, f"{path}{name}.")
+            yield from numbers_in({str(i): v for i, v in enumerate(value)}, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
 

@@ -7,6 +7,7 @@ evaluation forward, after which gradients and `dequantize()` are wrong.
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,10 @@ from align.run import Base, model_config, model_files, only_these, out_of_memory
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
 """Where a tokenizer was read from, which is nobody's business and wrong on any other machine."""
+
+BESIDE_TOKENIZER = ("tokenizer.model", "generation_config.json")
+"""What no tokenizer writes: SentencePiece's own file, which llama.cpp's converter reads, and the sampling defaults."""
+OWN_TOKENIZER = "Train with the base's own tokenizer."
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -81,9 +86,9 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def choose_checkpointing(asked: str, device: torch.device) -> bool:
+def choose_checkpointing(requested: str, device: torch.device) -> bool:
     """Whether layers are computed again in the backward pass: `auto` does so where memory is the device's own."""
-    return device.type == "cuda" if asked == "auto" else asked == "true"
+    return device.type == "cuda" if requested == "auto" else requested == "true"
 
 
 def nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -209,8 +214,8 @@ def unloadable(base: Base, error: Exception) -> InputError:
 
 def first_line(error: Exception) -> str:
     """What an error says, in a line; its type where that is all it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
@@ -268,12 +273,26 @@ def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
         raise InputError("model.path", base.id, problem, remedy)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """The tokenizer's files, without what tells where and how it was read: the same run would differ in its bytes."""
+def check_added_tokens(tokenizer: Any, base: Any) -> None:
+    """Raises: InputError: the adapter was trained with tokens that its base does not have, and can carry none."""
+    if added := sorted(tokenizer.get_vocab().keys() - base.get_vocab().keys()):
+        problem = f"{len(added)} tokens were added to the base's: vLLM and llama.cpp have no embedding for them"
+        raise InputError("tokenizer", added[0], problem, OWN_TOKENIZER)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, beside: Path | None = None) -> None:
+    """The tokenizer's files, without what tells where and how it was read: the same run would differ in its bytes.
+
+    Args:
+        beside: the folder of the base, which has what the tokenizer does not write (`BESIDE_TOKENIZER`).
+    """
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {k: v for k, v in config.items() if k not in LOCAL_KEYS})
+    for name in BESIDE_TOKENIZER:
+        if beside is not None and (beside / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(beside / name, folder / name)
 
 
 class Description(NamedTuple):
@@ -308,9 +327,9 @@ def context_length(model: Any) -> int:
     """
     whole = model.config
     config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole  # of its text, where it has parts
-    told = getattr(config, "max_position_embeddings", 0) or 2048
-    if not isinstance(told, int) or told < 1:
-        raise InputError("config.json, max_position_embeddings", told, "is no number of positions", "Correct it.")
+    positions = getattr(config, "max_position_embeddings", 0) or 2048
+    if not isinstance(positions, int) or positions < 1:
+        raise InputError("config.json, max_position_embeddings", positions, "is no number of positions", "Correct it.")
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one, or one for each kind of layer
     switches = [
@@ -318,4 +337,4 @@ def context_length(model: Any) -> int:
         for kind in kinds
         if kind.get("rope_type") == "longrope"
     ]
-    return min([told, *(switch for switch in switches if isinstance(switch, int) and switch > 0)])
+    return min([positions, *(switch for switch in switches if isinstance(switch, int) and switch > 0)])

@@ -47,27 +47,27 @@ class Group(NamedTuple):
     """Rows that go through a model together.
 
     Attributes:
-        rows: their places in the batch [G].
-        real_GS: their real tokens, L in each row.
-        options: what the model is called with; `input_ids` are [G, L], or the rectangle with its mask.
+        rows: their places in the batch [R].
+        real_RS: their real tokens, L in each row.
+        options: what the model is called with; `input_ids` are [R, L], or the rectangle with its mask.
     """
 
     rows: Tensor
-    real_GS: Tensor
+    real_RS: Tensor
     options: dict[str, Tensor]
 
     def taken(self, x_BS: Tensor) -> Tensor:
-        """What a rectangle holds of these rows, as they go through the model: [G, L]."""
+        """What a rectangle holds of these rows, as they go through the model: [R, L]."""
         part = x_BS[self.rows]
-        return part if self.padded else part[self.real_GS].view(len(part), -1)
+        return part if self.padded else part[self.real_RS].view(len(part), -1)
 
-    def put(self, into_BSD: Tensor, x_GLD: Tensor) -> Tensor:
+    def put(self, into_BSD: Tensor, x_RLD: Tensor) -> Tensor:
         """A rectangle with these rows' part of it."""
         if self.padded:
-            return into_BSD.index_copy(0, self.rows, x_GLD.to(into_BSD.dtype))
+            return into_BSD.index_copy(0, self.rows, x_RLD.to(into_BSD.dtype))
         places = torch.zeros(into_BSD.shape[:2], dtype=torch.bool, device=into_BSD.device)
-        places[self.rows] = self.real_GS
-        return into_BSD.masked_scatter(places[..., None], x_GLD.to(into_BSD.dtype))
+        places[self.rows] = self.real_RS
+        return into_BSD.masked_scatter(places[..., None], x_RLD.to(into_BSD.dtype))
 
     @property
     def padded(self) -> bool:
@@ -115,24 +115,24 @@ def states_and_logits(
     places_BS = torch.arange(tokens_BS.numel(), device=tokens_BS.device).view(tokens_BS.shape)
     logits, places = [], []
     for group in groups(tokens_BS, mask_BS, route_of(model).padding):
-        with heard(decoder_of(base)) as said:
+        with captured_states(decoder_of(base)) as captured:
             out = base(**group.options, use_cache=False).logits
         picked = group.taken(picked_BS)[:, 1:]
         logits.append(out[:, :-1][picked])
         places.append(group.taken(places_BS)[:, 1:][picked])
-        states = said[-1]
+        states = captured[-1]
         made = group.put(rectangle(states, mask_BS) if made is None else made, states)
     assert made is not None
     return made, torch.cat(logits), torch.cat(places)
 
 
 @contextmanager
-def heard(decoder: nn.Module) -> Iterator[list[Tensor]]:
+def captured_states(decoder: nn.Module) -> Iterator[list[Tensor]]:
     """The last hidden states that a decoder gives while a model calls it."""
-    said: list[Tensor] = []
-    handle = decoder.register_forward_hook(lambda _m, _a, out: said.append(last_of(out)))
+    captured: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda _m, _a, out: captured.append(last_of(out)))
     try:
-        yield said
+        yield captured
     finally:
         handle.remove()
 

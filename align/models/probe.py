@@ -74,12 +74,12 @@ def of_itself(model: Any, rows: list[Tensor], alone: list[Tensor]) -> str:
         return "it reads ahead, as encoders do: what follows a token changes what is predicted there"
     row = rows[0][None]
     with without_settings(own):
-        asked = GenerationConfig(
+        greedy = GenerationConfig(
             do_sample=False, max_new_tokens=3, pad_token_id=0, output_logits=True, return_dict_in_generate=True
         )
-        said = own.generate(row, attention_mask=torch.ones_like(row), generation_config=asked)
-    whole = own_logprobs(model, said.sequences[0, :-1])[row.shape[1] - 1 :]
-    cached = torch.cat(said.logits).float().log_softmax(-1)
+        output = own.generate(row, attention_mask=torch.ones_like(row), generation_config=greedy)
+    whole = own_logprobs(model, output.sequences[0, :-1])[row.shape[1] - 1 :]
+    cached = torch.cat(output.logits).float().log_softmax(-1)
     return "" if apart(whole, cached) <= bound else "transformers' own cache gives other logits than its forward"
 
 

@@ -24,6 +24,7 @@ from align.errors import CorruptFile
 from align.models.adapters import SCORE_KEY, attach, lora, read_tensors, save_adapter
 from align.models.backbone import base_model, hidden_size, hidden_states, read_response, states_before
 from align.models.fastpath import use_fast_path
+from align.models.fastpath.lora import require_known
 from align.run import Base
 from align.types import Rollout
 
@@ -99,7 +100,9 @@ class Roles:
         self.score_heads = []
         for member, folder in enumerate(rewards):
             self.model = attach(self.model, folder, reward_name(member), scored=True)
-            self.score_heads.append(linear(score_weight(folder, hidden_size(base))).to(device).requires_grad_(False))
+            self.score_heads.append(
+                linear_head(score_weight(folder, hidden_size(base))).to(device).requires_grad_(False)
+            )
         if value_backbone == "own":
             if start := rewards[0] if rewards else init:
                 self.model = attach(self.model, start, "value", trainable=True, scored=bool(rewards))
@@ -108,7 +111,7 @@ class Roles:
         frozen = "reward" if rewards else "reference"
         self.value_backbone = {"own": "value", "policy": "policy", "frozen": frozen}[value_backbone]
         self._reference_is_base = init is None
-        self.value_head = linear(torch.zeros(1, hidden_size(self.model))).to(device)
+        self.value_head = linear_head(torch.zeros(1, hidden_size(self.model))).to(device)
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -158,6 +161,8 @@ class Roles:
     def _enter(self, role: Role, train: bool) -> None:
         """Make a role's adapter the active one, which PEFT's `set_adapter` would do in 16 ms at 30 layers."""
         base_alone = role == "reference" and self._reference_is_base
+        if not base_alone and (role != "policy" or self.policy is None):
+            require_known([role], getattr(self.model, "peft_config", ()))
         for layer in self._layers:
             layer._active_adapter, layer._disable_adapters = [role], base_alone
         if isinstance(self.model, PeftModel) and role in self.model.peft_config:
@@ -280,7 +285,7 @@ def score_weight(folder: Path, width: int) -> Tensor:
     return weight
 
 
-def linear(weight_OD: Tensor) -> nn.Linear:
+def linear_head(weight_OD: Tensor) -> nn.Linear:
     """A bias-free fp32 head with this weight."""
     head = nn.Linear(weight_OD.shape[1], weight_OD.shape[0], bias=False)
     head.weight.data = weight_OD.detach().float().clone()

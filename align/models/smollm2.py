@@ -75,7 +75,7 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         with redirect_stderr(io.StringIO()):  # two progress bars of libraries
-            write(gguf, temporary)
+            write_snapshot(gguf, temporary)
         temporary.chmod(0o755)
         temporary.replace(folder)
     except OSError:
@@ -86,7 +86,7 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
     return folder
 
 
-def write(gguf: Path, folder: Path) -> None:
+def write_snapshot(gguf: Path, folder: Path) -> None:
     """The tokenizer and the weights of a GGUF file, as transformers saves them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -100,8 +100,8 @@ def write(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(str(folder))
     for path in (folder / "config.json", folder / "generation_config.json"):  # alike whatever transformers wrote them
-        told = json.loads(path.read_text(encoding="utf-8"))
-        told.pop("transformers_version", None)
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("transformers_version", None)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)  # safetensors would leave it to its owner alone

@@ -28,12 +28,12 @@ TENSORS, NUMBERS = "state.safetensors", "state.json"
 def save(folder: Path, roles: Roles, optimiser: Optimizer, state: State) -> None:
     """Write all of a run between two updates into `folder`."""
     best = {f"best.{i}": t for i, t in enumerate(state.best.weights)} if state.best else {}
-    tensors = {**weights(roles), **moments(optimiser), **best}
+    tensors = {**weights(roles), **optimiser_tensors(optimiser), **best}
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
     write_json(folder / NUMBERS, state.numbers())
 
 
-def restore(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
+def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
     """Put saved weights and moments back in place; returns the rest.
 
     Raises:
@@ -71,7 +71,7 @@ def weights(roles: Roles) -> dict[str, Tensor]:
     return {f"{role}.{i}": p for role in TRAINABLE for i, p in enumerate(roles.parameters_of(role))}
 
 
-def moments(optimiser: Optimizer) -> dict[str, Tensor]:
+def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
     """The optimiser's own tensors, by parameter and name."""
     state = optimiser.state_dict()["state"]
     return {f"optimiser.{index}.{key}": tensor for index, own in state.items() for key, tensor in own.items()}

@@ -24,7 +24,7 @@ from align.ops.losses import value_loss
 from align.ppo.anchors import Anchor
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, experience
-from align.ppo.update import accumulate, step
+from align.ppo.update import accumulate, gradient_step
 from align.types import Rollout
 
 
@@ -135,7 +135,7 @@ def tokens_of(rollout: Rollout, row: int) -> tuple[Tensor, int]:
     return rollout.tokens_BS[row][rollout.mask_BS[row]][None], int(rollout.response_mask_BT[row].sum())
 
 
-class Told(NamedTuple):
+class Targets(NamedTuple):
     """What the batch teaches, token by token, all rows one after another [N]."""
 
     old: Tensor
@@ -143,7 +143,7 @@ class Told(NamedTuple):
     returns: Tensor
 
 
-def told(setting: Setting) -> Told:
+def targets(setting: Setting) -> Targets:
     """From logprobs and values to advantages and returns, by their definitions, in fp64."""
     rollout, given = setting.rollout, setting.experience_arguments
     rows = range(len(rollout.ended_B))
@@ -166,7 +166,7 @@ def told(setting: Setting) -> Told:
         advantages.append(torch.stack([torch.as_tensor(g) for g in gained]))
         returns.append(advantages[-1] + values[:-1])
     every = torch.cat(advantages)
-    return Told(torch.cat(old), (every - every.mean()) / every.std(unbiased=False), torch.cat(returns))
+    return Targets(torch.cat(old), (every - every.mean()) / every.std(unbiased=False), torch.cat(returns))
 
 
 # The anchors.
@@ -190,7 +190,7 @@ def by_definition(setting: Setting) -> Anchor:
     shift, sign or whitening shows."""
     (made, _), mask = setting.experience(), setting.rollout.response_mask_BT
     with setting.without_fast_path():
-        expected = told(setting)
+        expected = targets(setting)
     off = max(
         relative(found[mask].double(), right)
         for found, right in (
@@ -266,7 +266,7 @@ def isolation(setting: Setting) -> Anchor:
         accumulate(
             roles, made, micro_batch=setting.micro_batch, temperature=setting.temperature, **setting.loss_arguments
         )
-        step(roles, optimiser, 1.0)
+        gradient_step(roles, optimiser, 1.0)
     after = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
     put_back(roles, kept)
     off = leaked + float((before - after).abs().max()) + float(moved)

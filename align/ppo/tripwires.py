@@ -34,7 +34,7 @@ def crossed(figures: Mapping[str, float], limits: Mapping[str, float | None]) ->
         figures: of one update.
         limits: by the name of the wire; None where it is not stretched.
     """
-    told = {}
+    messages = {}
     for name, limit in limits.items():
         wire = WIRES[name]
         if limit is None or wire.figure not in figures:
@@ -42,8 +42,8 @@ def crossed(figures: Mapping[str, float], limits: Mapping[str, float | None]) ->
         found = figures[wire.figure]
         if found > limit if wire.too_high else found < limit:
             side = "above" if wire.too_high else "below"
-            told[name] = f"{name} {found:.3g} is {side} {limit:g}: {wire.meaning}"
-    return told
+            messages[name] = f"{name} {found:.3g} is {side} {limit:g}: {wire.meaning}"
+    return messages
 
 
 def tripped_in(rows: Sequence[Mapping[str, float]], limits: Mapping[str, float | None], patience: int) -> list[str]:
@@ -51,11 +51,11 @@ def tripped_in(rows: Sequence[Mapping[str, float]], limits: Mapping[str, float |
     strikes: dict[str, int] = {}
     found: set[str] = set()
     for row in rows:
-        strikes = counted(strikes, crossed(row, limits))
+        strikes = strikes_after(strikes, crossed(row, limits))
         found |= {name for name, count in strikes.items() if count >= patience}
     return sorted(found)
 
 
-def counted(strikes: Mapping[str, int], crossed_now: Mapping[str, str]) -> dict[str, int]:
+def strikes_after(strikes: Mapping[str, int], crossed_now: Mapping[str, str]) -> dict[str, int]:
     """How many updates in a row each wire has been crossed."""
     return {name: strikes.get(name, 0) + 1 for name in crossed_now}

@@ -72,7 +72,7 @@ def accumulate(
     return {name: total / count for name, total in sums.items()}
 
 
-def step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, float]:
+def gradient_step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, float]:
     """Clip each role's gradient by its own norm, take one optimiser step, clear the gradients."""
     norms = {
         f"{role}_grad_norm": float(torch.nn.utils.clip_grad_norm_(roles.parameters_of(role), max_grad_norm))
@@ -120,7 +120,7 @@ def update(
         if seen and max_approx_kl is not None and figures["approx_kl"] > max_approx_kl:
             optimiser.zero_grad(set_to_none=True)
             break
-        seen.append({**figures, **step(roles, optimiser, max_grad_norm)})
+        seen.append({**figures, **gradient_step(roles, optimiser, max_grad_norm)})
     means = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
     first = {"first_ratio": seen[0]["ratio"], "first_log_ratio": seen[0]["log_ratio"]}
     return {**means, **first, "steps": float(len(seen))}

@@ -74,12 +74,12 @@ class HfEngine:
         held, live = torch.arange(rows, device=device), torch.ones(rows, dtype=torch.bool, device=device)
         cache = ReservedCache(width + self.max_new_tokens)
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-        hidden = forward(model, tokens, mask, positions, cache)
+        hidden = next_states(model, tokens, mask, positions, cache)
         last, mask_held = positions[:, -1], mask
         for t in range(self.max_new_tokens):
             chances = self._distribution(lm_head(model)(hidden))
             broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
-            drawn = draw(chances, uniform_BT[held, t])
+            drawn = draw_tokens(chances, uniform_BT[held, t])
             response[held[live], t], real[held[live], t] = drawn[live], True
             stopped = live & torch.isin(drawn, stops)
             ended[held[stopped]] = True
@@ -92,7 +92,7 @@ class HfEngine:
                 keep = live.nonzero().squeeze(-1)
                 held, drawn, last, mask_held, live = held[keep], drawn[keep], last[keep], mask_held[keep], live[keep]
                 cache.batch_select_indices(keep)
-            hidden = forward(model, drawn[:, None], mask_held, last[:, None], cache)
+            hidden = next_states(model, drawn[:, None], mask_held, last[:, None], cache)
         if bool(broken):  # asked once, for at each token the host would wait for the device
             raise NotFinite(NO_NUMBERS)
         used = int(real.any(0).sum())
@@ -107,7 +107,7 @@ class HfEngine:
         def chosen(logits_BV: Tensor, t: int) -> Tensor:
             chances = self._distribution(logits_BV)
             broken_BT[:, t] = chances[:, 0].isnan()
-            return draw(chances, uniform_BT[:, t])
+            return draw_tokens(chances, uniform_BT[:, t])
 
         response, real, ended = continued(
             model, tokens, mask, chosen, stop_ids=self.stop_ids, pad_id=self.pad_id, max_new_tokens=self.max_new_tokens
@@ -123,7 +123,7 @@ class HfEngine:
         return logits.softmax(-1, dtype=torch.float32)
 
 
-def forward(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+def next_states(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
     """Hidden states of the last column [B, D]; the cache grows."""
     out = decoder_of(model)(
         input_ids=tokens, attention_mask=mask.long(), position_ids=positions, cache=cache, use_cache=True
@@ -134,19 +134,19 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: 
 BLOCK = 64
 
 
-def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
+def draw_tokens(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """One index a row [B], each with its probability: the first whose cumulative sum exceeds a uniform number.
 
     One random number a row, where `torch.multinomial` takes one for each token of the vocabulary. The sums are taken in
     fp64, so that rounding favours no index: of blocks of 64 first, then within the block that was hit, for a cumulative
     sum over a whole vocabulary takes longer than all the rest.
     """
-    blocks_BNK = pad_to(probabilities_BV, BLOCK).unflatten(1, (-1, BLOCK))
-    ends = blocks_BNK.sum(-1, dtype=torch.double).cumsum(-1)
+    blocks = pad_to(probabilities_BV, BLOCK).unflatten(1, (-1, BLOCK))
+    ends = blocks.sum(-1, dtype=torch.double).cumsum(-1)
     target = uniform_B[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True).clamp_max(ends.shape[1] - 1)
     before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
-    inside = blocks_BNK.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
     # The block's own sum may round below the one that it was chosen by: what is left must lie within it.
     left = torch.minimum(target - before, torch.nextafter(inside[:, -1:], torch.zeros_like(target)))
     index = block * BLOCK + torch.searchsorted(inside, left, right=True)

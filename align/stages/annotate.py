@@ -228,8 +228,6 @@ def migrated(run: Run, config: Config) -> Result:
 
 
 def erased(run: Run, config: Config) -> Result:
-    from align.stages.lineage import readers_of  # likewise
-
     stage: AnnotateConfig = config.stage
     root = Path(config.run.root).expanduser()
     with open_store(config, create=False) as store:

@@ -9,7 +9,7 @@ from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
 from align.errors import require
-from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
+from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.backbone import answered, response_logprobs
 from align.models.chunks import in_chunks
@@ -27,7 +27,7 @@ from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
 from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, Training
 from align.trainers.dpo import REFERENCE, train_dpo
-from align.trainers.pairs import Pair
+from align.trainers.token_pairs import Pair
 from align.types import Result
 
 NAMES = {

@@ -55,7 +55,7 @@ def inputs(config: Config) -> Inputs:
     judge = scoring.records(config.reward, root, base, None)
     reward = plain(config)["reward"]
     title = judges.title(reward, judge)
-    of = judges.standing(artifact, judges.identities(reward, judge), root)
+    of = judges.standing_of(artifact, judges.identities(reward, judge), root)
     judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
     records = {"artifact": artifact.as_input(), "data": data_record(source_of(config)), **judge}
     if reference is not None:
@@ -123,7 +123,7 @@ def run(run: Run, config: Config) -> Result:
 
     judge = judges.title(run.manifest.config["reward"], run.inputs)
     root = Path(config.run.root).expanduser()
-    of = judges.standing(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root)
+    of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root)
     made = (scoring.foreign(m, device, choose_dtype(config.dtype, device), 32) for m in scoring.models_of(run.inputs))
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
     samples = scored_samples(scoring.built(config.reward, made), found, answers, texts, kl)

@@ -10,21 +10,13 @@ from typing import Any
 
 from align.config.root import Config
 from align.errors import InputError
-from align.export.adapter import MERGEABLE, check_plain, read_adapter
-from align.export.bases import (
-    ABOUT,
-    cast,
-    weights_dtype,
-)
 from align.export.card import MADE_ANEW
 from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
 from align.export.converters import alike, convert_adapter, converters_in
 from align.export.engines import TRANSFORMERS, freed, logits_of
-from align.export.folder import publish, read_json, workroom
-from align.export.foreign import LLAMA_CPP, VLLM, Answer, interpreter, version_of, why_unasked
+from align.export.folder import read_json
 from align.export.gguf import ADAPTER, F16, F32, base_file, gguf_bases, write_gguf
 from align.export.launch import served_name
-from align.export.lowering import check_initial
 from align.export.merged import write_merged
 from align.export.ollama import ollama_file
 from align.export.receipt import (
@@ -42,13 +34,22 @@ from align.export.receipt import (
     write_receipt,
 )
 from align.export.trained import Trained, check_tokenizer, trained_model
+from align.models.adapter_files import MERGEABLE, check_plain, read_adapter
+from align.models.dequantised import (
+    ABOUT,
+    cast_weights,
+    weights_dtype,
+)
 from align.models.load import (
     DTYPES,
     choose_device,
     choose_dtype,
 )
+from align.models.lowering import check_initial
 from align.report import Report
+from align.rollout.foreign import LLAMA_CPP, VLLM, Answer, engine_version, interpreter, why_unasked
 from align.run import Artifact, Base, Input, Run, json_digest
+from align.run.atomic import publish, workroom
 from align.run.graph import evaluation_of
 from align.stages import Inputs
 from align.stages.exporting import (
@@ -84,7 +85,7 @@ def inputs(config: Config) -> Inputs:
     records = {"artifact": artifact.as_input()}
     if (evaluation := evaluation_of(artifact.digest, Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
-    asked = {engine: version_of(engine, engines(config)[engine]) for engine in engines_asked(config)}
+    asked = {engine: engine_version(engine, engines(config)[engine]) for engine in engines_asked(config)}
     records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
     if config.export.name != "check":
         check_askable(config, asked)
@@ -211,7 +212,7 @@ def merged(config: Config, trained: Trained, folder: Path) -> list[Check]:
     """Writes base and adapter as one model; asks it before it is cast, and back."""
     model = merged_model(config, trained)
     summed = logits_of(model, trained.rows)
-    cast(model, DTYPES[config.export.dtype])
+    cast_weights(model, DTYPES[config.export.dtype])
     model.config.dtype = DTYPES[config.export.dtype]
     write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer, beside=Path(trained.base.path))
     del model
@@ -227,7 +228,7 @@ def gguf(config: Config, trained: Trained, folder: Path) -> list[Check]:
         write_gguf(folder, bases, lowered(trained, work / "adapter"), source)
     answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, engines(config))
     if answer is not None:
-        starts = bool(answer.said["begins_with_bos"])
+        starts = bool(answer.output["begins_with_bos"])
         text = ollama_file(folder, trained.tokenizer, starts, base_file(F16), ADAPTER)
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     return asked_gguf(config, trained, folder, answer)
@@ -296,7 +297,7 @@ def check(config: Config, artifact: Artifact, trained: Trained, folder: Path) ->
         problem = "nothing could be asked here that would say whether it is what was trained"
         raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
     require_asked(checks, config.export.accept, config.export.require)
-    agreeing(said, checks, untold=[engine for engine, where in engines(config).items() if where == "none"])
+    agreeing(said, checks, skipped=[engine for engine, where in engines(config).items() if where == "none"])
     return checks
 
 

@@ -9,23 +9,23 @@ from typing import Any
 import torch
 
 from align.config.root import Config
+from align.data.engine_template import contents_as_text
 from align.data.sources import licence_of
-from align.export.adapter import check_vocabulary, rank_of, write_adapter
-from align.export.bases import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
+from align.export.adapter import rank_of, write_adapter
 from align.export.card import licence_in, render_card
 from align.export.converters import converters_in
-from align.export.foreign import LLAMA_CPP, VLLM
 from align.export.gguf import ADAPTER, Source
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
-from align.export.lowering import initial_factors
 from align.export.merged import merge
 from align.export.receipt import Check
-from align.export.template import contents_as_text
 from align.export.trained import Trained
 from align.models.adapters import adapter_config
 from align.models.base import BUILT_IN
-from align.models.load import DTYPES, in_fp32, load_base, load_tokenizer, name_of
+from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
+from align.models.load import DTYPES, check_added_tokens, in_fp32, load_base, load_tokenizer, name_of
+from align.models.lowering import initial_factors
 from align.ops.divergence import Divergence
+from align.rollout.foreign import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Run
 from align.run.graph import evaluation_of, trained_through
 from align.stages.lineage import data_behind
@@ -63,7 +63,7 @@ def about(config: Config, artifact: Artifact, trained: Trained, kind: str) -> di
 def lowered(trained: Trained, folder: Path) -> Path:
     """Writes the adapter as plain LoRA into a folder, which may be there."""
     folder.mkdir(exist_ok=True)
-    check_vocabulary(trained.tokenizer, load_tokenizer(trained.base))
+    check_added_tokens(trained.tokenizer, load_tokenizer(trained.base))
     read, initial = adapter_config(trained.adapter, "artifact", alone=True), None
     if isinstance(read.get("init_lora_weights"), str):
         base = in_fp32(load_base(trained.base, trained.method, trained.device, trained.dtype))

@@ -13,7 +13,7 @@ from align.errors import InputError, require
 from align.run import Input
 from align.stages import open_store
 from align.stages.lineage import source_of
-from align.trainers.pairs import Pair
+from align.trainers.token_pairs import Pair
 from align.types import Conversation, Preference
 from annotate.store import preferences
 

@@ -30,12 +30,12 @@ from align.models.load import choose_device, choose_dtype, name_of, save_tokeniz
 from align.models.roles import TRAINABLE
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
-from align.ppo.checkpoint import restore, save
+from align.ppo.checkpoint import restore_state, save
 from align.ppo.estimates import estimated
 from align.ppo.experience import experience, shaped_scores
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
-from align.ppo.tripwires import counted, crossed, tripped_in
+from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.report import Report, curves
 from align.rollout.randomness import generator_for
@@ -67,7 +67,7 @@ def run(run: Run, config: Config) -> Result:
     actors, moments = calibrate(actors, config)
     shaping = {k: getattr(stage, k) for k in ("score_scale", "score_clip", "missing_eos_penalty")}
     checkpoint = newest_checkpoint(run)
-    state = restore(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
+    state = restore_state(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
     done, tripped, suspects = step_of(checkpoint), {}, None
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
         for number in range(done, stage.updates):
@@ -114,7 +114,7 @@ def run(run: Run, config: Config) -> Result:
             # Look at it, and keep what is best.
             step, ends = number + 1, number + 1 == stage.updates
             signs = crossed(figures, stage.tripwires.limits())
-            state = replace(state, strikes=counted(state.strikes, signs))
+            state = replace(state, strikes=strikes_after(state.strikes, signs))
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops(tripped, stage)):
                 with at_update(number):

@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
-from align.evals.pairs import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
+from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
 from align.models.finite import diverged
 from align.models.load import (

@@ -26,7 +26,7 @@ from align.models.adapters import attach
 from align.models.backbone import hidden_size
 from align.models.base import base_of
 from align.models.load import load_base, load_tokenizer
-from align.models.roles import Roles, linear, score_weight
+from align.models.roles import Roles, linear_head, score_weight
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
 from align.stages.lineage import method_of, tokenizer_of
 from reward import learned
@@ -176,7 +176,7 @@ def foreign(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: 
     base = base_of(artifact, "reward.ref")
     method = method_of(artifact, "auto", "reward.ref")
     model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
-    head = linear(score_weight(artifact.path, hidden_size(model))).to(device)
+    head = linear_head(score_weight(artifact.path, hidden_size(model))).to(device)
     tokenizer = tokenizer_of(artifact, base, None)
     stops = stop_token_ids(tokenizer, model.generation_config)
     return learned.LearnedReward(model, head, tokenizer, stops, size, artifact.ref)

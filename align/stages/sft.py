@@ -33,7 +33,7 @@ from align.stages import Inputs, tracker
 from align.stages.lineage import source_of
 from align.track import peak_rss_mb, progress
 from align.trainers.common import Reporter, Training
-from align.trainers.sft import packed, train_sft
+from align.trainers.sft import packed_rows, train_sft
 from align.types import Result
 
 LARGEST_LOSS = 700.0
@@ -79,7 +79,7 @@ def run(run: Run, config: Config) -> Result:
         model = with_new_adapter(model, config.method.r, config.method.alpha)
     before, tokens = held_out_loss(model, test.rows, tokenizer.pad_token_id)
     perplexity_before = perplexity(before, f"the held-out loss of {base.id} before training", None, config.dtype)
-    rows_seen = len(packed(train.rows, max_length)) if stage.packing else len(train.rows)
+    rows_seen = len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows)
     training = Training.of(stage, config.seed)
     steps = training.steps(rows_seen)
     arguments = training.arguments(run.checkpoints, device, dtype, steps)

@@ -16,7 +16,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from align.models.backbone import pad
 from align.trainers.common import fit
 from align.trainers.order import InEpochOrder
-from align.trainers.pairs import Pair
+from align.trainers.token_pairs import Pair
 
 REFERENCE = "ref"
 """TRL copies the adapter as it starts under this name."""
@@ -55,7 +55,7 @@ def train_dpo(
     def trainer() -> DPOTrainer:
         return PairTrainer(
             model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[callback],
-            data_collator=partial(collated, filler=tokenizer.pad_token_id),
+            data_collator=partial(collated_pairs, filler=tokenizer.pad_token_id),
         )  # fmt: skip
 
     return fit(trainer, model, checkpoint)
@@ -68,7 +68,7 @@ class PairTrainer(InEpochOrder, DPOTrainer):
         return dataset  # it holds token rows already
 
 
-def collated(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tensor]:
+def collated_pairs(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tensor]:
     """A batch of M pairs as 2M rows [2M, S] padded on the right: all chosen, then all rejected. `completion_mask` is 1
     on the answers."""
     texts = [row["rows"][side] for side in (0, 1) for row in rows]

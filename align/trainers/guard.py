@@ -35,7 +35,7 @@ class Guard(TrainerCallback):
         model: Any = None, optimizer: Any = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         if state.global_step:
-            tensors = {**trained(model), **dict(moments(optimizer))}
+            tensors = {**trained(model), **dict(optimiser_state(optimizer))}
             check_tensors(tensors.items(), "checkpoint", f"checkpoint-{state.global_step}", ANEW)
 
     def on_pre_optimizer_step(
@@ -62,7 +62,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def moments(optimiser: Any) -> Iterator[tuple[str, Tensor]]:
+def optimiser_state(optimiser: Any) -> Iterator[tuple[str, Tensor]]:
     """What an optimiser keeps, by parameter and name."""
     inner: Optimizer = getattr(optimiser, "optimizer", optimiser)  # accelerate wraps it
     for index, kept in enumerate(inner.state.values()):

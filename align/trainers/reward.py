@@ -22,7 +22,7 @@ from align.models.adapters import read_tensors
 from align.models.backbone import pad
 from align.trainers.common import fit
 from align.trainers.order import InEpochOrder
-from align.trainers.pairs import Pair
+from align.trainers.token_pairs import Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ def train_reward(
     callback: TrainerCallback,
     checkpoint: Path | None,
 ) -> int:
-    """Minimise Bradley–Terry's loss over rankings, in place, weighted as `collated` says. Returns the number of trained
-    weights."""
+    """Minimise Bradley–Terry's loss over rankings, in place, weighted as `collated_rankings` says. Returns how many
+    weights were trained."""
     dataset = Dataset.from_dict(
         {
             "texts": [r.texts for r in judged],
@@ -121,7 +121,7 @@ def train_reward(
     def trainer() -> RewardTrainer:
         return RankingTrainer(
             model=model, args=settings, train_dataset=dataset, processing_class=padder, callbacks=[callback],
-            data_collator=lambda rows: collated(rows, filler, judgements),
+            data_collator=lambda rows: collated_rankings(rows, filler, judgements),
         )  # fmt: skip
 
     return fit(trainer, model, checkpoint)
@@ -151,8 +151,8 @@ def mean_judgements(judged: Sequence[Ranking]) -> float:
     return sum(len(r.pairs) / math.comb(len(r.texts), 2) for r in judged) / len(judged)
 
 
-def collated(rows: Sequence[dict[str, Any]], filler: int, judgements: float) -> dict[str, Tensor]:
-    """A batch of rankings: N texts [N, S] padded on the right, `pairs` [M, 2] as rows of them, and `weights` [M].
+def collated_rankings(rows: Sequence[dict[str, Any]], filler: int, judgements: float) -> dict[str, Tensor]:
+    """A batch of rankings: B texts [B, S] padded on the right, `pairs` [M, 2] as rows of them, and `weights` [M].
 
     A judgement of K texts spreads the weight of one over K(K − 1)/2 pairs, so that one of nine answers does not
     outweigh 36 of two. Divided by `judgements`, the mean a ranking, the loss stays in nats a pair.
@@ -172,9 +172,9 @@ def collated(rows: Sequence[dict[str, Any]], filler: int, judgements: float) -> 
     }
 
 
-def pair_gaps(scores_N: Tensor, pairs_M2: Tensor) -> Tensor:
+def pair_gaps(scores_B: Tensor, pairs_M2: Tensor) -> Tensor:
     """By how much the better of each pair is above the worse [M]."""
-    return scores_N[pairs_M2[:, 0]] - scores_N[pairs_M2[:, 1]]
+    return scores_B[pairs_M2[:, 0]] - scores_B[pairs_M2[:, 1]]
 
 
 def ranking_loss(gap_M: Tensor, weights_M: Tensor) -> Tensor:

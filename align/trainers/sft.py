@@ -80,6 +80,6 @@ def dataset_of(rows: Sequence[Encoded]) -> Dataset:
     )
 
 
-def packed(rows: Sequence[Encoded], max_length: int) -> Dataset:
+def packed_rows(rows: Sequence[Encoded], max_length: int) -> Dataset:
     """Rows as the trainer will pack them, to know beforehand how many steps that makes."""
     return pack_dataset(dataset_of(rows), max_length, "bfd")

@@ -23,7 +23,7 @@ from align.models.adapters import with_new_adapter
 from align.models.backbone import hidden_size, hidden_states, response_logprobs, states_before
 from align.models.base import find_base
 from align.models.load import load_base
-from align.models.roles import linear
+from align.models.roles import linear_head
 from align.track import peak_rss_mb
 from align.types import Rollout
 
@@ -55,7 +55,7 @@ def apart(work: Work) -> None:
     for name, parameter in [*policy.named_parameters(), *value.named_parameters()]:
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    head = linear(torch.zeros(1, hidden_size(value)))
+    head = linear_head(torch.zeros(1, hidden_size(value)))
     rows = rollout(work.batch)
     with torch.no_grad():
         hidden_states(reward, rows.tokens_BS, rows.mask_BS)

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from workshop import SFT, Workshop, files
 
-from align.export.adapter import WEIGHTS
 from align.export.receipt import RECEIPT
+from align.models.adapters import WEIGHTS_FILE
 from align.run import file_digest, read_manifest
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -41,8 +41,10 @@ def receipt(folder: Path) -> dict[str, Any]:
 
 
 def scaled(folder: Path, factor: float) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    save_file({k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file(
+        {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"}
+    )
 
 
 def test_an_adapter_leaves_with_its_base_and_a_receipt(shop: Workshop, exported: Path) -> None:
@@ -90,10 +92,10 @@ def test_an_export_is_measured_again(shop: Workshop, exported: Path, tmp_path: P
     copy = Path(shutil.copytree(exported / "artifact", tmp_path / "copy"))
     scaled(copy, 1.5)
     assert shop.status("stage=export", *check[:2], f"export.path={copy}") == 2
-    assert f"file={WEIGHTS}" in shop.said
+    assert f"file={WEIGHTS_FILE}" in shop.said
     assert "sha256 differs" in shop.said
     said = receipt(copy)  # whoever forges the digest too is found out by the figures
-    said["files"][WEIGHTS] = file_digest(copy / WEIGHTS)
+    said["files"][WEIGHTS_FILE] = file_digest(copy / WEIGHTS_FILE)
     (copy / RECEIPT).write_text(json.dumps(said))
     assert shop.status("stage=export", *check[:2], f"export.path={copy}") == 2
     assert "It is not what was trained" in shop.said

@@ -68,7 +68,7 @@ def test_ppo_stops_where_its_first_ratio_is_off(
 ):
     """A model whose rows hang on the padding beside them, taken for one of the fast path by mistake: the probe at load
     sees it, and behind the probe PPO does."""
-    monkeypatch.setattr(architectures, "table", dict)
+    monkeypatch.setattr(architectures, "proven_types", dict)
     monkeypatch.setattr(plain, "route", lambda config: architectures.FAST)
     shop = Workshop(tmp_path / "runs", chats)
     model = with_tokenizer(tmp_path / "model", "bart", tiny_tokenizer)

@@ -59,7 +59,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         (folder / "tokenizer.json").write_text("{}")
         raise RuntimeError("torn")
 
-    monkeypatch.setattr(smollm2, "write", torn)
+    monkeypatch.setattr(smollm2, "write_snapshot", torn)
     with pytest.raises(RuntimeError, match="torn"):
         smollm2.converted(gguf, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from align.export.adapter import write_adapter
-from align.export.folder import publish
 from align.export.merged import write_merged
 from align.ops.divergence import Divergence, kl_between
+from align.run.atomic import publish
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
 TOKENS = torch.arange(3, 67).reshape(4, 16)

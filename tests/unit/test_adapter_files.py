@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from model_folders import Trap
 from safetensors.torch import load_file, save_file
-from test_weight_files import Trap
 from tiny_roles import World, make_world
 
 from align.errors import CorruptFile, InputError

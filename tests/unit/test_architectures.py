@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from align.errors import InputError
 from align.models import architectures, backbone, plain
-from align.models.architectures import FAST, Route, route, settings, table
+from align.models.architectures import FAST, Route, deciding_settings, proven_types, route
 from align.models.backbone import answered, hidden_states, picked_logprobs, response_logprobs
 from align.models.base import base_in
 from align.models.load import load_base
@@ -58,11 +58,11 @@ def test_the_document_is_the_table():
 def test_every_causal_type_has_a_row():
     if whole_table()["transformers"] != transformers.__version__:
         pytest.skip("the table was made with another version of transformers")
-    assert table().keys() == set(TYPES)
-    assert all(row["cause"] for row in table().values() if row["path"] != "fast")
+    assert proven_types().keys() == set(TYPES)
+    assert all(row["cause"] for row in proven_types().values() if row["path"] != "fast")
 
 
-@pytest.mark.parametrize("model_type", sorted(t for t, row in table().items() if row["path"] == "refused"))
+@pytest.mark.parametrize("model_type", sorted(t for t, row in proven_types().items() if row["path"] == "refused"))
 def test_what_cannot_be_right_is_refused_by_name_before_weights_are_looked_for(model_type: str, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))  # and no weights at all
     with pytest.raises(InputError, match=rf"model\.path=mine: its type {model_type} cannot be trained here"):
@@ -72,7 +72,7 @@ def test_what_cannot_be_right_is_refused_by_name_before_weights_are_looked_for(m
 @pytest.mark.parametrize("model_type", SOME)
 def test_a_row_is_what_a_measurement_gives(model_type: str):
     row = apart(model_type)
-    assert row | {"off": None} == table()[model_type] | {"off": None}
+    assert row | {"off": None} == proven_types()[model_type] | {"off": None}
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_a_configuration_that_nobody_measured_takes_the_plain_path_and_is_probed
 @pytest.mark.parametrize("model_type", ["llama", "mamba2", "bart", "xlstm"])
 def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Positions that are ignored and states that padding would run through among them."""
-    monkeypatch.setattr(architectures, "table", dict)
+    monkeypatch.setattr(architectures, "proven_types", dict)
     base = saved(tmp_path, model_type)
     model = load_base(base, "lora", CPU, FP32)
     assert plain.route_of(model)[:3] == (False, False, False)
@@ -133,7 +133,7 @@ def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, m
 def test_a_type_that_nobody_measured_and_that_reads_ahead_is_refused_by_its_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(architectures, "table", dict)
+    monkeypatch.setattr(architectures, "proven_types", dict)
     with pytest.raises(InputError, match=r"its type bert cannot be used here: it reads ahead"):
         load_base(saved(tmp_path, "bert"), "lora", CPU, FP32)
 
@@ -164,10 +164,10 @@ def test_sizes_decide_nothing_and_flags_do():
         initializer_range=0.1, attention_dropout=0.1, max_position_embeddings=512,
         rope_parameters={"rope_type": "default", "rope_theta": 5e5},
     )  # fmt: skip
-    assert settings(first) == settings(larger)
+    assert deciding_settings(first) == deciding_settings(larger)
     assert route(larger) == FAST
     for change in (UNPROVEN, {"hidden_act": "relu"}, {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}):
-        assert settings(small_config("llama", **change)) != settings(first)
+        assert deciding_settings(small_config("llama", **change)) != deciding_settings(first)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_what_people_train_takes_the_fast_path(model_type: str):
 
 
 def test_of_layers_of_each_kind_the_number_does_not_matter():
-    assert settings(small_config("gemma3_text")) == settings(
+    assert deciding_settings(small_config("gemma3_text")) == deciding_settings(
         small_config("gemma3_text", num_hidden_layers=6, layer_types=["sliding_attention"] * 5 + ["full_attention"])
     )
 

@@ -29,7 +29,7 @@ def origin(conversation_id: str) -> str:
 
 
 def test_parts_are_disjoint_and_add_up(corpus: dict[str, dict]) -> None:
-    parts = {part: [key for key, _ in chitchat.records(part)] for part in chitchat.PARTS}
+    parts = {part: [key for key, _ in chitchat.conversations_in(part)] for part in chitchat.PARTS}
     assert sum(map(len, parts.values())) == len(corpus) == 7168
     assert set().union(*parts.values()) == set(corpus)
     for part, percent in chitchat.PARTS.items():
@@ -38,7 +38,7 @@ def test_parts_are_disjoint_and_add_up(corpus: dict[str, dict]) -> None:
 
 def test_nothing_of_the_test_part_stands_in_another() -> None:
     given = {
-        part: {origin(c.id) for c in (*chitchat.conversations(part), *chitchat.prompts(part))}
+        part: {origin(c.id) for c in (*chitchat.conversations(part), *chitchat.contexts(part))}
         for part in chitchat.PARTS
     }
     assert all(len(ids) > 100 for ids in given.values())
@@ -61,13 +61,13 @@ def test_conversations_alternate_and_end_with_an_answer() -> None:
 
 def test_only_the_well_rated_are_imitated(corpus: dict[str, dict]) -> None:
     kept = {origin(c.id) for c in chitchat.conversations("sft")}
-    ratings = {key: chitchat.rating(record) for key, record in chitchat.records("sft")}
+    ratings = {key: chitchat.rating(record) for key, record in chitchat.conversations_in("sft")}
     assert all(ratings[key] is None or ratings[key] >= chitchat.RATING_BAR for key in kept)  # pyright: ignore
     assert any(r is not None and r < chitchat.RATING_BAR for r in ratings.values())
 
 
 def test_prompts_end_where_an_answer_is_due() -> None:
-    found = chitchat.prompts("prompts")
+    found = chitchat.contexts("prompts")
     assert len({p.messages for p in found}) == len(found) > 2400
     assert {len(p.messages) for p in found} == {1, 3}
     for prompt in found:
@@ -83,9 +83,9 @@ def test_stages_read_their_own_parts_in_a_repeatable_order() -> None:
         "sft": documents(data, "train"), "test": documents(data, "test"), "prompts": prompts(data, "train"),
     }  # fmt: skip
     for part, found in parts.items():
-        assert {chitchat.part_of(origin(c.id)) for c in found if not isinstance(c, str)} == {part}
+        assert {chitchat.part_holding(origin(c.id)) for c in found if not isinstance(c, str)} == {part}
         assert len(found) == 50
-    assert {chitchat.part_of(origin(c.id)) for c in prompts(data, "test")} == {"test"}
+    assert {chitchat.part_holding(origin(c.id)) for c in prompts(data, "test")} == {"test"}
     assert prompts(data, "train", 3) == prompts(data, "train", 3) != prompts(data, "train", 4)
     assert all(isinstance(d, str) for d in documents(DataSource("chitchat", part="base", limit=5), "train"))
 

@@ -22,8 +22,8 @@ from align.ops.losses import dpo_loss
 from align.run import Base, read_manifest
 from align.stages.dpo import margins
 from align.track import read_rows
-from align.trainers.dpo import REFERENCE, collated, train_dpo
-from align.trainers.pairs import Pair
+from align.trainers.dpo import REFERENCE, collated_pairs, train_dpo
+from align.trainers.token_pairs import Pair
 from align.types import Conversation, Message
 
 PAIRS = [
@@ -76,7 +76,7 @@ def tensors(model: Any, name: str) -> dict[str, torch.Tensor]:
 
 def test_answers_alone_are_scored():
     rows = [{"rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start]} for p in PAIRS[:2]]
-    batch = collated(rows, 0)
+    batch = collated_pairs(rows, 0)
     assert batch["input_ids"].tolist() == [
         [1, 40, 41, 50, 51, 2], [1, 42, 50, 2, 0, 0], [1, 40, 41, 60, 2, 0], [1, 42, 60, 61, 62, 2]
     ]  # fmt: skip

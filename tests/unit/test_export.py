@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 import torch
@@ -31,10 +32,11 @@ from transformers import (
 )
 
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
-from align.export import folder
-from align.export.adapter import CONFIG, WEIGHTS, read_adapter
 from align.export.card import TALK, loading_code, render_card
 from align.export.merged import merge
+from align.models.adapter_files import read_adapter
+from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE
+from align.run.atomic import publish
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +58,20 @@ def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapte
         *("adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja"),
         *("generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     ]
-    before, after = load_file(adapter / WEIGHTS), load_file(target / WEIGHTS)
+    before, after = load_file(adapter / WEIGHTS_FILE), load_file(target / WEIGHTS_FILE)
     assert before.keys() == after.keys()  # alpha is 8, the rank 4: lora_B holds twice what it held
     assert all(torch.equal(after[key], before[key] * (2 if "lora_B" in key else 1)) for key in before)
     assert torch.equal(trained(base, adapter), trained(base, target))
     assert json.loads((target / "base.json").read_text()) == BASE
 
-    config = json.loads((target / CONFIG).read_text())
+    config = json.loads((target / CONFIG_FILE).read_text())
     assert config["base_model_name_or_path"] == "org/tiny"
     assert config["revision"] == "abc123"
     assert config["target_modules"] == ["down_proj", "q_proj", "v_proj"]
     assert config.keys().isdisjoint({"loftq_config", "peft_version", "megatron_core", "eva_config"})
-    assert json.loads((adapter / CONFIG).read_text())["base_model_name_or_path"] == str(base)  # what was to be removed
+    assert json.loads((adapter / CONFIG_FILE).read_text())["base_model_name_or_path"] == str(
+        base
+    )  # what was to be removed
     for path in target.iterdir():
         assert str(base.parent).encode() not in path.read_bytes(), path.name
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -116,8 +120,8 @@ def other_rank(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncated, header_cut, header_lies, side_missing, not_finite, other_rank])
 def test_damaged_weights_are_refused_and_leave_nothing(base: Path, adapter: Path, tmp_path: Path, damage):
     source = tmp_path / "source"
-    folder.shutil.copytree(adapter, source)
-    damage(source / WEIGHTS)
+    shutil.copytree(adapter, source)
+    damage(source / WEIGHTS_FILE)
     with pytest.raises(CorruptFile, match=r"adapter_model\.safetensors.*resume=never") as error:
         exported(source, tmp_path / "out", **with_tokenizer(base))
     assert error.value.exit_status == 2
@@ -127,13 +131,13 @@ def test_damaged_weights_are_refused_and_leave_nothing(base: Path, adapter: Path
 def test_missing_and_broken_config(adapter: Path, tmp_path: Path):
     with pytest.raises(MissingArtifact, match="adapter_config"):
         read_adapter(tmp_path)
-    (tmp_path / CONFIG).write_text('{"r": 4')
+    (tmp_path / CONFIG_FILE).write_text('{"r": 4')
     with pytest.raises(CorruptFile, match="is not JSON"):
         read_adapter(tmp_path)
-    (tmp_path / CONFIG).write_text('{"peft_type": "IA3"}')
+    (tmp_path / CONFIG_FILE).write_text('{"peft_type": "IA3"}')
     with pytest.raises(InputError, match="only LoRA"):
         read_adapter(tmp_path)
-    (tmp_path / CONFIG).write_text((adapter / CONFIG).read_text())
+    (tmp_path / CONFIG_FILE).write_text((adapter / CONFIG_FILE).read_text())
     with pytest.raises(MissingArtifact, match="adapter_model"):
         read_adapter(tmp_path)
 
@@ -156,9 +160,9 @@ def test_what_engines_would_read_wrongly_is_refused_by_name(base: Path, tmp_path
 @pytest.mark.parametrize("init", ["pissa_niter_4", "corda", "loftq", "lora_ga"])
 def test_what_was_taken_out_of_the_base_for_good_is_refused(base: Path, adapter: Path, tmp_path: Path, init: str):
     source = tmp_path / "source"
-    folder.shutil.copytree(adapter, source)
-    config = json.loads((source / CONFIG).read_text())
-    (source / CONFIG).write_text(json.dumps(config | {"init_lora_weights": init}))
+    shutil.copytree(adapter, source)
+    config = json.loads((source / CONFIG_FILE).read_text())
+    (source / CONFIG_FILE).write_text(json.dumps(config | {"init_lora_weights": init}))
     with pytest.raises(InputError, match=f"init_lora_weights={init}"):
         exported(source, tmp_path / "other", **with_tokenizer(base))
 
@@ -176,7 +180,7 @@ def test_publish_is_all_or_nothing(tmp_path: Path):
     target = tmp_path / "out"
 
     def half_written(replace: bool = False) -> None:
-        with folder.publish(target, replace) as part:
+        with publish(target, replace) as part:
             (part / "half").write_text("x")
             raise KeyError
 
@@ -185,17 +189,17 @@ def test_publish_is_all_or_nothing(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
     target.mkdir()  # a run's empty artifact folder
-    with folder.publish(target) as part:
+    with publish(target) as part:
         (part / "a").write_text("1")
         assert not list(target.iterdir())
     assert (target / "a").read_text() == "1"
 
-    with pytest.raises(InputError, match="already holds files"), folder.publish(target):
+    with pytest.raises(InputError, match="already holds files"), publish(target):
         pass
     with pytest.raises(KeyError):
         half_written(replace=True)
     assert [p.name for p in target.iterdir()] == ["a"]
-    with folder.publish(target, replace=True) as part:
+    with publish(target, replace=True) as part:
         (part / "b").write_text("2")
     assert [p.name for p in target.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -203,9 +207,9 @@ def test_publish_is_all_or_nothing(tmp_path: Path):
 
 def test_publish_under_a_file(tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="cannot be written"), folder.publish(tmp_path / "file" / "out"):
+    with pytest.raises(StorageError, match="cannot be written"), publish(tmp_path / "file" / "out"):
         pass
-    with pytest.raises(InputError, match="is a file"), folder.publish(tmp_path / "file"):
+    with pytest.raises(InputError, match="is a file"), publish(tmp_path / "file"):
         pass
 
 
@@ -236,7 +240,7 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
 
 def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path):
     """Of this machine, and of no process that lives: another's is being written."""
-    target, host = tmp_path / "out", folder.gethostname()
+    target, host = tmp_path / "out", gethostname()
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     ).stdout
@@ -248,7 +252,7 @@ def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path):
     ]
     for path in (left, *others):
         path.mkdir()
-    with folder.publish(target) as part:
+    with publish(target) as part:
         (part / "x").touch()
     assert not left.exists()
     assert all(path.is_dir() for path in others)

@@ -25,7 +25,7 @@ from align.models.adapters import with_new_adapter
 from align.models.backbone import base_model, hidden_states, response_logprobs
 from align.models.fastpath import decoding, llama, lora, use_fast_path
 from align.models.fastpath.cache import ReservedCache
-from align.rollout.hf import HfEngine, forward
+from align.rollout.hf import HfEngine, next_states
 from align.types import Rollout
 
 
@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The short passes that are made."""
     made: list[str] = []
-    for name in ("whole", "one_token"):
+    for name in ("whole_rows", "one_token"):
         real = getattr(llama, name)
         monkeypatch.setattr(llama, name, lambda *a, real=real, name=name: made.append(name) or real(*a))
     return made
@@ -161,7 +161,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 def test_a_decoder_is_that_of_transformers(model: Any, passes: list[str]):
     assert_same(model)
-    assert passes == ["whole"] * 2
+    assert passes == ["whole_rows"] * 2
     with torch.no_grad(), model.disable_adapter():
         short = response_logprobs(model, ragged_rollout(), 1.0)[0]
         assert_close(short, response_logprobs(fat(model), ragged_rollout(), 1.0)[0], atol=2e-5, rtol=1e-5)
@@ -171,7 +171,7 @@ def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
     whole = ragged_rollout()
     full = Rollout(whole.tokens_BS.clamp_min(6), torch.ones_like(whole.mask_BS), whole.prompt_width, whole.ended_B)
     assert_same(made(FAMILIES["qwen2"], ["q_proj", "v_proj", "down_proj"]), full)
-    assert passes == ["whole"] * 2
+    assert passes == ["whole_rows"] * 2
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
@@ -180,7 +180,7 @@ def test_a_decoder_under_each_method(world: World, method: str, passes: list[str
     shake(model)
     passes.clear()  # the load's own probe
     assert_same(model)
-    assert passes == ["whole"] * 2
+    assert passes == ["whole_rows"] * 2
 
 
 def test_recomputing_layers_changes_nothing(passes: list[str], monkeypatch: pytest.MonkeyPatch):
@@ -194,7 +194,7 @@ def test_recomputing_layers_changes_nothing(passes: list[str], monkeypatch: pyte
     assert len(layers) == 2 + 4  # forward, and once more in the backward pass
     assert torch.equal(logprobs, once)
     assert all(torch.equal(gradients[name], again[name]) for name in gradients)
-    assert passes == ["whole"] * 2
+    assert passes == ["whole_rows"] * 2
 
 
 def test_in_bf16_it_is_as_near_to_fp32_as_transformers_is():
@@ -271,7 +271,7 @@ def test_what_is_not_plain_goes_the_long_way(why: str, passes: list[str]):
 def test_every_weight_may_train(family: str, passes: list[str]):
     model = made(FAMILIES[family]).unload().requires_grad_()
     assert_same(model)
-    assert passes == ["whole"] * 2
+    assert passes == ["whole_rows"] * 2
     assert {n for n, p in model.named_parameters() if p.grad is None} == set()
 
 
@@ -286,7 +286,7 @@ def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_rollouts_are_the_same_either_way(model: Any, passes: list[str], copies: None):
     fast = HfEngine(STOPS, PAD, 12).generate(model, PROMPTS, range(len(PROMPTS)))
-    assert passes[0] == "whole"
+    assert passes[0] == "whole_rows"
     assert set(passes[1:]) == {"one_token"}
     slow = HfEngine(STOPS, PAD, 12).generate(fat(model), PROMPTS, range(len(PROMPTS)))
     assert torch.equal(fast.tokens_BS, slow.tokens_BS)
@@ -317,8 +317,8 @@ def test_one_token_in_bf16_is_as_near_to_fp32_as_the_whole_rows_are(copies: None
 
     def last(model: Any) -> Tensor:
         cache = ReservedCache(9)
-        forward(model, ids[:, :8], mask[:, :8], at[:, :8], cache)
-        return forward(model, ids[:, 8:], mask, at[:, 8:], cache)
+        next_states(model, ids[:, :8], mask[:, :8], at[:, :8], cache)
+        return next_states(model, ids[:, 8:], mask, at[:, 8:], cache)
 
     with torch.no_grad():
         assert_close(last(exact), right, atol=1e-4, rtol=1e-4)
@@ -338,11 +338,11 @@ def test_many_long_rows_go_the_long_way_where_there_is_a_gradient(
     assert not passes
     with torch.no_grad():
         response_logprobs(model, rollout, 1.0)
-    assert passes == ["whole"]
+    assert passes == ["whole_rows"]
     for layer in base_model(model).get_decoder().layers:
         layer.gradient_checkpointing = True
     outcome(model)
-    assert passes == ["whole"] * 2
+    assert passes == ["whole_rows"] * 2
 
 
 def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):
@@ -352,7 +352,7 @@ def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):
     assert not passes
     with torch.no_grad():
         response_logprobs(model, ragged_rollout(), 1.0)
-    assert passes == ["whole"]
+    assert passes == ["whole_rows"]
 
 
 def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.MonkeyPatch, passes: list[str]):

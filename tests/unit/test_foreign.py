@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from align.errors import InputError
-from align.export import ask_vllm, foreign
-from align.export.foreign import LLAMA_CPP, VLLM, ask, interpreter, version_in, version_of
-from align.export.processes import last_words, run_quietly
+from align.rollout import ask_vllm, foreign
+from align.rollout.foreign import LLAMA_CPP, VLLM, ask, engine_version, interpreter, version_in
+from align.rollout.processes import last_words, run_quietly
 
 
 def python(path: Path, body: str) -> str:
@@ -25,10 +25,10 @@ def python(path: Path, body: str) -> str:
 
 def test_an_engine_is_there_where_its_python_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert interpreter(VLLM, "none") is None
-    assert version_of(VLLM, "none") == ""
+    assert engine_version(VLLM, "none") == ""
     has = python(tmp_path / "has", "echo 9.9")
     assert interpreter(VLLM, has) == has
-    assert version_of(VLLM, has) == "9.9"
+    assert engine_version(VLLM, has) == "9.9"
     # A folder of that name in the working directory, or on PYTHONPATH, is no engine: nobody would find it there.
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").touch()
@@ -64,9 +64,9 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
         "sys.exit('falls while it is taken down')\n"
     )
     answer = ask(LLAMA_CPP, sys.executable, rows=[[1, 2], [3]])
-    assert (answer.version, answer.said["heard"], answer.said["threads"]) == ("1.2", [[1, 2], [3]], 1)
+    assert (answer.version, answer.output["heard"], answer.output["threads"]) == ("1.2", [[1, 2], [3]], 1)
     assert [tuple(logits.shape) for logits in answer.logits] == [(2, 2), (1, 2)]
-    assert answer.said["path"] != str(tmp_path)  # isolated
+    assert answer.output["path"] != str(tmp_path)  # isolated
     stand_in.write_text(
         "import os, sys\nsys.stderr.write('error: no such tensor\\nbye\\n')\nsys.stderr.flush()\nos.abort()\n"
     )
@@ -80,7 +80,7 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
 
 
 def test_what_takes_hours_is_ended(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("align.export.processes.LONGEST", 0.2)
+    monkeypatch.setattr("align.rollout.processes.LONGEST", 0.2)
     with pytest.raises(RuntimeError, match="waiting took more than"):
         run_quietly([sys.executable, "-c", "import time; time.sleep(60)"], "waiting")
     assert last_words("") == "no reason given"

@@ -15,13 +15,12 @@ from gguf_tools import BASE, export_gguf, make_model, needs_llama_cpp, source_of
 from transformers import AutoTokenizer
 
 from align.data.chat import CHATML
+from align.data.fixed_prompts import fixed_texts
 from align.errors import CorruptFile, InputError
 from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
-from align.export.bases import DEQUANTISED
 from align.export.checks import InF32, gguf_answer, gguf_checks
 from align.export.converters import alike, convert_adapter, convert_model, converters_in
-from align.export.foreign import LLAMA_CPP, Answer, ask, interpreter
 from align.export.gguf import (
     ADAPTER,
     LARGEST,
@@ -32,8 +31,10 @@ from align.export.gguf import (
     special_tokens,
     texts_of,
 )
-from align.export.receipt import Check, as_text, fixed_texts
+from align.export.receipt import Check, as_text
 from align.export.trained import Trained, trained_model
+from align.models.dequantised import DEQUANTISED
+from align.rollout.foreign import LLAMA_CPP, Answer, ask, interpreter
 
 pytestmark = [needs_llama_cpp, pytest.mark.slow]
 CPU = torch.device("cpu")
@@ -242,17 +243,17 @@ def test_text_that_is_read_otherwise_is_refused(trained: Trained, exported: Path
     tokenizer = trained.tokenizer
     prompts = fixed_texts(tokenizer)
     answer = answer_of(trained, exported)
-    assert len(answer.said["tokens"]) == len(texts_of(tokenizer, prompts))
+    assert len(answer.output["tokens"]) == len(texts_of(tokenizer, prompts))
     check_reading(tokenizer, prompts, answer)
     end, count = dict(special_tokens(tokenizer))["<|end|>"], len(special_tokens(tokenizer))
 
     def saying(**said) -> Answer:
-        return replace(answer, said={**answer.said, **said})
+        return replace(answer, output={**answer.output, **said})
 
     split = [[id, id] if [id] == [end] else [id] for _, id in special_tokens(tokenizer)]
     with pytest.raises(InputError, match=r"tokenizer=<\|end\|>: is token"):
-        check_reading(tokenizer, prompts, saying(tokens=split + answer.said["tokens"][count:]))
-    wrong = [list(row) for row in answer.said["tokens"]]
+        check_reading(tokenizer, prompts, saying(tokens=split + answer.output["tokens"][count:]))
+    wrong = [list(row) for row in answer.output["tokens"]]
     wrong[count][4] += 1
     with pytest.raises(InputError, match="cuts it into other tokens, from the 5th on"):
         check_reading(tokenizer, prompts, saying(tokens=wrong))
@@ -269,7 +270,7 @@ def test_a_prompt_begins_as_it_did_in_training(tmp_path: Path):
     adapter = make_adapter(Path(model.path), tmp_path / "adapter")
     found = trained_model(model, adapter, "qlora", CPU, torch.float32, tokenizer)
     answer = answer_of(found, export_gguf(found, tmp_path / "export"))
-    assert not answer.said["begins_with_bos"]
-    forced = replace(answer, said=answer.said | {"begins_with_bos": True})
+    assert not answer.output["begins_with_bos"]
+    forced = replace(answer, output=answer.output | {"begins_with_bos": True})
     with pytest.raises(InputError, match=r"bos_token=<s>: llama\.cpp puts it in front of every prompt"):
         check_reading(tokenizer, fixed_texts(tokenizer), forced)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from align.evals.pairs import held_out_figures, simulated_by
+from align.evals.pair_accuracy import held_out_figures, simulated_by
 from align.types import Message, Preference
 from reward.rules import BY_NAME, Sentiment, last_answer
 

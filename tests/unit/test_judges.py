@@ -14,7 +14,7 @@ import pytest
 
 from align.config.scorers import CHOICES, part_of
 from align.errors import InputError
-from align.evals.judges import Standing, identities, independent, standing, title
+from align.evals.judges import Standing, identities, independent, standing_of, title
 from align.run import Artifact, Base, Input, artifact_in, read_manifest
 from align.run.manifest import input_from
 from align.stages.scoring import records
@@ -124,7 +124,7 @@ def test_every_kind_of_reward_is_here() -> None:
 def test_a_judge_with_a_part_of_the_reward_is_a_proxy(tmp_path: Path, reward: str, judge: str) -> None:
     config, inputs, counts = KINDS[reward]
     trained = made(tmp_path, "ppo", "p", inputs, config)
-    of = standing(artifact(trained), known(judge), tmp_path)
+    of = standing_of(artifact(trained), known(judge), tmp_path)
     assert of.proxy == (("ppo:p",) if counts & KINDS[judge][2] else ())
     assert of.role == ("proxy" if of.proxy else "gold")
 
@@ -144,19 +144,19 @@ def test_what_a_policy_came_through_counts(tmp_path: Path) -> None:
     second = made(tmp_path, "dpo", "second", {"init": first})
     exported = made(tmp_path, "export", "out", {"artifact": second})
     last = made(tmp_path, "ppo", "last", {"init": exported, "reward": MODEL_A}, KINDS["learned"][0])
-    assert standing(artifact(last), known("sentiment"), tmp_path).proxy == ("ppo:first",)
-    assert standing(artifact(last), known("learned"), tmp_path).proxy == ("ppo:last",)
-    assert standing(artifact(last), known("another"), tmp_path) == Standing()
+    assert standing_of(artifact(last), known("sentiment"), tmp_path).proxy == ("ppo:first",)
+    assert standing_of(artifact(last), known("learned"), tmp_path).proxy == ("ppo:last",)
+    assert standing_of(artifact(last), known("another"), tmp_path) == Standing()
 
 
 def test_a_base_that_a_run_made_counts(tmp_path: Path) -> None:
     whole = made(tmp_path, "ppo", "whole", {}, KINDS["sentiment"][0])
     base = {"id": "x", "path": whole["path"], "revision": None, "digest": "d"}
     adapter = made(tmp_path, "sft", "s", {"base": {"id": "x", "digest": "d"}}, base=base)
-    assert standing(artifact(adapter), known("rules"), tmp_path).proxy == ("ppo:whole",)
+    assert standing_of(artifact(adapter), known("rules"), tmp_path).proxy == ("ppo:whole",)
     here = {**base, "path": str(tmp_path / "ppo" / "own" / "artifact")}
     own = made(tmp_path, "ppo", "own", {}, KINDS["json"][0], base=here)  # a whole model is its own base
-    assert standing(artifact(own), known("json"), tmp_path).proxy == ("ppo:own",)
+    assert standing_of(artifact(own), known("json"), tmp_path).proxy == ("ppo:own",)
 
 
 def test_a_reward_model_that_came_from_an_optimised_policy_is_no_policy(tmp_path: Path) -> None:
@@ -164,20 +164,20 @@ def test_a_reward_model_that_came_from_an_optimised_policy_is_no_policy(tmp_path
     before = made(tmp_path, "ppo", "before", {}, KINDS["sentiment"][0])
     reward = made(tmp_path, "reward", "r", {"init": before})
     policy = made(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
-    assert standing(artifact(policy), known("sentiment"), tmp_path).proxy == ()
+    assert standing_of(artifact(policy), known("sentiment"), tmp_path).proxy == ()
 
 
 def test_noisy_votes_leave_a_judge_a_judge(tmp_path: Path) -> None:
     reward = made(tmp_path, "reward", "r", {}, metrics={"simulated_by": ["vader"]})
     policy = made(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
-    of = standing(artifact(policy), known("sentiment"), tmp_path)
+    of = standing_of(artifact(policy), known("sentiment"), tmp_path)
     assert (of, of.role) == (Standing(votes=("reward:r",)), "gold")
     assert of.sentences("vader") == [
         "vader also ranked, as a simulated annotator with noise, the pairs that reward:r learned from"
     ]
-    assert standing(artifact(policy), known("json"), tmp_path) == Standing()
+    assert standing_of(artifact(policy), known("json"), tmp_path) == Standing()
     direct = made(tmp_path, "dpo", "d", {}, metrics={"simulated_by": ["vader"]})
-    assert standing(artifact(direct), known("sentiment"), tmp_path) == Standing(votes=("dpo:d",))
+    assert standing_of(artifact(direct), known("sentiment"), tmp_path) == Standing(votes=("dpo:d",))
 
 
 def test_what_is_gone_is_said(tmp_path: Path) -> None:
@@ -185,12 +185,12 @@ def test_what_is_gone_is_said(tmp_path: Path) -> None:
     last = made(tmp_path / "old", "ppo", "last", {"init": first, "reward": MODEL_A}, KINDS["learned"][0])
     (tmp_path / "old").rename(tmp_path / "new")  # with all that is in it: found by the root
     moved = last | {"path": last["path"].replace("/old/", "/new/")}
-    assert standing(artifact(moved), known("sentiment"), tmp_path / "new").proxy == ("ppo:first",)
-    alone = standing(artifact(moved), known("sentiment"), tmp_path / "elsewhere")
+    assert standing_of(artifact(moved), known("sentiment"), tmp_path / "new").proxy == ("ppo:first",)
+    alone = standing_of(artifact(moved), known("sentiment"), tmp_path / "elsewhere")
     assert alone == Standing(unknown=("ppo:first",))
     assert "ppo:first" in alone.sentences("vader")[0]
     bare = Artifact("hub:org/x", tmp_path, "d", BASE, False)
-    assert standing(bare, known("sentiment"), tmp_path) == Standing(unknown=("hub:org/x",))
+    assert standing_of(bare, known("sentiment"), tmp_path) == Standing(unknown=("hub:org/x",))
 
 
 def test_runs_of_one_name_in_several_roots_are_several(tmp_path: Path) -> None:
@@ -199,11 +199,11 @@ def test_runs_of_one_name_in_several_roots_are_several(tmp_path: Path) -> None:
     for root, kind in (("a", "json"), ("b", "regex"), ("c", "another regex")):
         last = made(tmp_path / root, "ppo", "x", init, KINDS[kind][0])
         init = {"init": last}
-    of = standing(artifact(last), known("json"), tmp_path / "c")
+    of = standing_of(artifact(last), known("json"), tmp_path / "c")
     assert of.proxy == ("ppo:x",)
-    assert standing(artifact(last), known("sentiment"), tmp_path / "c") == Standing()
+    assert standing_of(artifact(last), known("sentiment"), tmp_path / "c") == Standing()
     shutil.rmtree(tmp_path / "b")
-    gone = standing(artifact(last), known("json"), tmp_path / "c")
+    gone = standing_of(artifact(last), known("json"), tmp_path / "c")
     assert gone.unknown == ("ppo:x",)
 
 

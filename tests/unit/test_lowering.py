@@ -12,9 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from align.errors import InputError
-from align.export.adapter import CONFIG, WEIGHTS, factors_in, read_adapter
-from align.export.lowering import initial_factors, lower
 from align.export.merged import merge
+from align.models.adapter_files import factors_in, read_adapter
+from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE
+from align.models.lowering import initial_factors, lower
 
 PLAIN = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "init_lora_weights": True}
 KINDS = [
@@ -56,7 +57,7 @@ def test_the_same_function_as_plain_lora(base: Path, tmp_path: Path, options: di
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-5
     assert (before - logits(load(base, nf4))).abs().max() > 0.1  # and it is not that nothing was there
 
-    config, tensors = json.loads((target / CONFIG).read_text()), load_file(target / WEIGHTS)
+    config, tensors = json.loads((target / CONFIG_FILE).read_text()), load_file(target / WEIGHTS_FILE)
     assert {key: config[key] for key in PLAIN} == PLAIN
     assert config["lora_alpha"] == config["r"] == max(read_adapter(source).ranks.values())
     assert isinstance(config["lora_alpha"], int)
@@ -69,7 +70,7 @@ def test_an_engine_that_reads_two_matrices_and_nothing_else_is_right(base: Path,
     source = made(base, tmp_path / "source", **KINDS[3])
     target = exported(source, tmp_path / "out", **with_tokenizer(base))
     model = load(base).dequantize()
-    tensors = load_file(target / WEIGHTS)
+    tensors = load_file(target / WEIGHTS_FILE)
     for key in [key for key in tensors if "lora_A" in key]:
         module = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
         module.weight.data += tensors[key.replace("lora_A", "lora_B")] @ tensors[key]
@@ -85,7 +86,7 @@ def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tm
     target = exported(source, tmp_path / "out", **with_tokenizer(base), initial=initial)
     after = logits(PeftModel.from_pretrained(load(base, nf4=False), target).eval())
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-4  # sums of a whole weight and its parts
-    assert json.loads((target / CONFIG).read_text())["r"] == 2 * max(read_adapter(source).ranks.values())
+    assert json.loads((target / CONFIG_FILE).read_text())["r"] == 2 * max(read_adapter(source).ranks.values())
     merged = logits(merge(load(base, nf4=False), source))
     assert (before.log_softmax(-1) - merged.log_softmax(-1)).abs().max() < 1e-4
     forgotten = exported(source, tmp_path / "wrong", **with_tokenizer(base))
@@ -102,8 +103,8 @@ def test_what_was_taken_out_of_a_quantised_base_is_refused(base: Path, tmp_path:
 
 def test_a_scale_that_is_too_large_is_refused(base: Path, tmp_path: Path):
     source = made(base, tmp_path / "source")
-    config = json.loads((source / CONFIG).read_text())
-    (source / CONFIG).write_text(json.dumps(config | {"lora_alpha": 10**42}))
+    config = json.loads((source / CONFIG_FILE).read_text())
+    (source / CONFIG_FILE).write_text(json.dumps(config | {"lora_alpha": 10**42}))
     with pytest.raises(InputError, match="nan or infinity"):
         exported(source, tmp_path / "out", **with_tokenizer(base))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,8 @@ from transformers import (
 )
 
 from align.errors import InputError
-from align.export import folder
-from align.export.adapter import WEIGHTS
 from align.export.merged import merge
+from align.models.adapters import WEIGHTS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def test_merge_into_a_plain_base(base: Path, adapter: Path):
 def test_merge_handles_what_an_adapter_export_cannot(base: Path, tmp_path: Path, options):
     source = make_adapter(base, tmp_path / "source", **options)
     if "modules_to_save" in options:
-        tensors = load_file(source / WEIGHTS)
-        save_file({k: v * 3 if k.endswith("norm.weight") else v for k, v in tensors.items()}, source / WEIGHTS)
+        tensors = load_file(source / WEIGHTS_FILE)
+        save_file({k: v * 3 if k.endswith("norm.weight") else v for k, v in tensors.items()}, source / WEIGHTS_FILE)
     truth = trained(base, source)
     assert everywhere(truth, logits(merge(load(base), source))).kl < 1e-6
 
@@ -110,10 +110,10 @@ def test_merge_refuses_what_does_not_fit(base: Path, adapter: Path, tmp_path: Pa
         merge(load(base), tmp_path / "reward")
     # An adapter of a wider model.
     other = tmp_path / "other"
-    folder.shutil.copytree(adapter, other)
+    shutil.copytree(adapter, other)
     save_file(
-        {k: torch.cat([v, v], -1) if "lora_A" in k else v for k, v in load_file(other / WEIGHTS).items()},
-        other / WEIGHTS,
+        {k: torch.cat([v, v], -1) if "lora_A" in k else v for k, v in load_file(other / WEIGHTS_FILE).items()},
+        other / WEIGHTS_FILE,
     )
     with pytest.raises(InputError, match="does not fit this base"):
         merge(load(base), other)

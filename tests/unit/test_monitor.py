@@ -14,7 +14,7 @@ from align.models.roles import ForwardOutput
 from align.ops.moments import Moments
 from align.ppo.experience import Experience, experience, shaped_scores
 from align.ppo.state import Best, State
-from align.ppo.tripwires import WIRES, counted, crossed, tripped_in
+from align.ppo.tripwires import WIRES, crossed, strikes_after, tripped_in
 from align.stages.actors import Answers
 from align.stages.monitor import per_answer, ranked
 from align.types import Conversation, Message, Rollout
@@ -59,7 +59,7 @@ def test_a_wire_has_a_side():
 def test_only_updates_in_a_row_count():
     strikes: dict[str, int] = {}
     for now in ({"kl": ""}, {"kl": "", "entropy": ""}, {"entropy": ""}):
-        strikes = counted(strikes, now)
+        strikes = strikes_after(strikes, now)
     assert strikes == {"entropy": 2}
 
 

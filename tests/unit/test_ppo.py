@@ -20,7 +20,7 @@ from align.models.roles import Roles
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, correlation, experience
 from align.ppo.schedule import lr_factor, prompt_indices
-from align.ppo.update import accumulate, minibatches, step, update
+from align.ppo.update import accumulate, gradient_step, minibatches, update
 from align.rollout.randomness import generator_for
 from align.types import Rollout
 
@@ -215,7 +215,7 @@ def test_each_role_is_clipped_by_its_own_norm(world: World, fresh: Experience):
     everything = {role: roles.parameters_of(role) for role in ("policy", "value")}
     before = {role: [p.detach().clone() for p in ps] for role, ps in everything.items()}
     optimiser = torch.optim.SGD([p for ps in everything.values() for p in ps], lr=1.0)
-    figures = step(roles, optimiser, limit)
+    figures = gradient_step(roles, optimiser, limit)
     for role, ps in everything.items():
         assert figures[f"{role}_grad_norm"] == pytest.approx(norms[role], rel=1e-5)
         moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before[role], ps, strict=True)]).norm()
@@ -275,7 +275,7 @@ def test_a_gradient_that_is_not_finite_is_no_step(world: World):
     for parameter in roles.parameters_of("policy"):
         parameter.grad = torch.full_like(parameter, float("nan"))
     with pytest.raises(InputError, match="has diverged"):
-        step(roles, optimiser, 1.0)
+        gradient_step(roles, optimiser, 1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, roles.parameters_of("policy"), strict=True))
 
 

@@ -14,9 +14,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from align.data.fixed_prompts import fixed_prompts
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.export.adapter import WEIGHTS, check_vocabulary
-from align.export.bases import DEQUANTISED, dequantised, dequantised_beside
 from align.export.checks import adapter_checks, merged_checks
 from align.export.engines import logits_of
 from align.export.merged import merge
@@ -27,14 +26,15 @@ from align.export.receipt import (
     agreeing,
     as_text,
     checked_receipt,
-    compared,
-    fixed_prompts,
+    pooled_divergence,
     require_asked,
     require_passed,
     write_receipt,
 )
 from align.export.trained import Trained, trained_model
-from align.models.load import in_fp32, load_base
+from align.models.adapters import WEIGHTS_FILE
+from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside
+from align.models.load import check_added_tokens, in_fp32, load_base
 from align.ops.divergence import Divergence
 from align.run import Base
 
@@ -118,7 +118,7 @@ def test_every_position_of_every_prompt_counts():
     a = [torch.zeros(3, 5), torch.zeros(4, 5)]
     b = [torch.zeros(3, 5), torch.zeros(4, 5)]
     b[1][3, 2] = 1.0  # log(5) - log(4 + e) off for the others, 1 more for that one
-    found = compared(a, b)
+    found = pooled_divergence(a, b)
     assert found.tokens == 7
     assert found.max_logprob == pytest.approx(1 - (torch.tensor(4 + torch.e).log() - torch.tensor(5.0).log()).item())
 
@@ -126,7 +126,7 @@ def test_every_position_of_every_prompt_counts():
 def test_what_is_no_number_is_near_to_nothing():
     a, nan = torch.zeros(3, 5), torch.full((3, 5), torch.nan)
     for pair in (([a, a], [a, nan]), ([a, nan], [a, a]), ([a, a], [nan, a])):
-        found = compared(*pair)
+        found = pooled_divergence(*pair)
         assert Check("t", found=found, bound=("max_logprob", 1e9)).verdict == "fail"
         assert isnan(found.max_logprob)
 
@@ -172,8 +172,10 @@ def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: T
 @pytest.mark.parametrize("factor", [1.5, 0.99])
 def test_a_scale_that_is_off_by_little_fails(trained: Trained, tmp_path: Path, factor: float):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    tensors = load_file(target / WEIGHTS)
-    save_file({k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS, {"format": "pt"})
+    tensors = load_file(target / WEIGHTS_FILE)
+    save_file(
+        {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS_FILE, {"format": "pt"}
+    )
     rows = adapter_checks(trained, target, None, "float32", NOBODY)
     assert rows[0].verdict == "fail"
     with pytest.raises(InputError, match="It is not what was trained"):
@@ -213,7 +215,7 @@ def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_
     few = Base("few", str(folder), None, "few")
     found = trained_model(few, source, "qlora", CPU, torch.bfloat16, tokenizer)
     model = merge(in_fp32(load_base(few, "qlora", CPU, torch.bfloat16)), source, torch.float32)
-    divergence = compared(found.logits, logits_of(model, found.rows))
+    divergence = pooled_divergence(found.logits, logits_of(model, found.rows))
     assert divergence.max_logprob < 1e-4
 
 
@@ -309,10 +311,10 @@ def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(trained: T
 
 def test_tokens_that_the_base_does_not_have_are_refused(base: Base):
     tokenizer, own = (AutoTokenizer.from_pretrained(base.path) for _ in range(2))
-    check_vocabulary(tokenizer, own)
+    check_added_tokens(tokenizer, own)
     tokenizer.add_tokens(["<tool>"])
     with pytest.raises(InputError, match=r"tokenizer=<tool>: 1 tokens were added"):
-        check_vocabulary(tokenizer, own)
+        check_added_tokens(tokenizer, own)
 
 
 def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: Trained):
@@ -346,12 +348,12 @@ def test_a_receipt_speaks_of_its_files_and_no_others(trained: Trained, tmp_path:
     with pytest.raises(CorruptFile, match="more: is not of this export"):
         checked_receipt(target)
     (target / "more").unlink()
-    tensors = load_file(target / WEIGHTS)
-    save_file({k: v * 1.5 if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS, {"format": "pt"})
-    with pytest.raises(CorruptFile, match=f"file={WEIGHTS}.*sha256 differs"):
+    tensors = load_file(target / WEIGHTS_FILE)
+    save_file({k: v * 1.5 if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS_FILE, {"format": "pt"})
+    with pytest.raises(CorruptFile, match=f"file={WEIGHTS_FILE}.*sha256 differs"):
         checked_receipt(target)
-    (target / WEIGHTS).unlink()
-    with pytest.raises(CorruptFile, match=f"{WEIGHTS}: is missing"):
+    (target / WEIGHTS_FILE).unlink()
+    with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE}: is missing"):
         checked_receipt(target)
     (target / RECEIPT).write_text("{}")
     with pytest.raises(CorruptFile, match="no receipt that this version reads"):

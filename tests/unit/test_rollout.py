@@ -15,7 +15,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaFor
 from align.models.backbone import pad, response_logprobs
 from align.ops.philox import uniforms
 from align.rollout.engine import response_ids, response_texts
-from align.rollout.hf import HfEngine, draw
+from align.rollout.hf import HfEngine, draw_tokens
 from align.rollout.randomness import row_seeds
 from align.types import Rollout
 
@@ -239,7 +239,7 @@ def test_draws_by_blocks_are_draws_by_the_whole_sum():
     cumulative = rows.double().cumsum(-1)
     uniform = torch.rand(400, generator=g, dtype=torch.double)
     expected = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
-    drawn = draw(rows, uniform)
+    drawn = draw_tokens(rows, uniform)
     assert torch.equal(drawn, expected)
     assert (rows.gather(1, drawn[:, None]) > 0).all()
 
@@ -247,7 +247,7 @@ def test_draws_by_blocks_are_draws_by_the_whole_sum():
 def test_draws_have_their_probabilities_and_never_none():
     """Ten thousand of four, one of which is impossible; and a row whose sum is not quite 1."""
     rows = tensor([[0.1, 0.0, 0.6, 0.3], [0.0, 0.5, 0.499, 0.0]]).repeat(10_000, 1)
-    drawn = draw(rows, uniforms(torch.arange(len(rows)), 1).squeeze(1)).view(-1, 2)
+    drawn = draw_tokens(rows, uniforms(torch.arange(len(rows)), 1).squeeze(1)).view(-1, 2)
     shares = [column.bincount(minlength=4) / 10_000 for column in drawn.T]
     assert_close(shares[0], rows[0], atol=0.02, rtol=0)
     assert_close(shares[1], rows[1] / rows[1].sum(), atol=0.02, rtol=0)

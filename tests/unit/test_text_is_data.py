@@ -29,9 +29,9 @@ from align.data.chat import (
     render,
     stop_token_ids,
 )
+from align.data.engine_template import APART, contents_as_text, taken_apart
 from align.data.tokens import as_ever, by_copy, markup, special_ids, text_ids
 from align.errors import InputError
-from align.export.template import APART, contents_as_text, taken_apart
 from align.models.backbone import pad
 from align.models.base import builtin_folder
 from align.models.smollm2 import INSTALL, gguf_in_wheel

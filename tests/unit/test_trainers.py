@@ -23,10 +23,9 @@ from align.models.load import load_base, load_classifier
 from align.run.checkpoints import SEAL, newest_checkpoint, seal, sealed
 from align.trainers import common
 from align.trainers.common import Training
-from align.trainers.pairs import Pair
 from align.trainers.reward import (
     Ranking,
-    collated,
+    collated_rankings,
     mean_judgements,
     pair_gaps,
     ranking_loss,
@@ -35,7 +34,8 @@ from align.trainers.reward import (
     start_from,
     train_reward,
 )
-from align.trainers.sft import packed, train_sft
+from align.trainers.sft import packed_rows, train_sft
+from align.trainers.token_pairs import Pair
 
 CPU = torch.device("cpu")
 
@@ -176,7 +176,7 @@ def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats
     rows = encode(tiny_tokenizer, read_documents(chats), 128).rows
     losses = []
     for packing in (False, True):
-        count = len(packed(rows, 128)) if packing else len(rows)
+        count = len(packed_rows(rows, 128)) if packing else len(rows)
         settings = arguments(tmp_path / "c", 1, batch_size=count, micro_batch=count)
         logged = Logged()
         train_sft(
@@ -224,7 +224,8 @@ def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
     a, b, c = [1, 5], [1, 6, 7], [1, 8]
     found = rankings([("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(b, c)), ("x", Pair(a, c))])
     assert found == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
-    batch = collated([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=mean_judgements(found))
+    rows = [{"texts": r.texts, "pairs": r.pairs} for r in found]
+    batch = collated_rankings(rows, filler=3, judgements=mean_judgements(found))
     assert batch["input_ids"].tolist() == [b, [*a, 3], [*c, 3], [*a, 3], [*c, 3]]
     assert batch["attention_mask"].sum(-1).tolist() == [3, 2, 2, 2, 2]
     assert batch["pairs"].tolist() == [[0, 1], [0, 2], [1, 2], [3, 4]]
@@ -237,7 +238,7 @@ def test_several_judgements_of_one_item_are_one_example() -> None:
     found = rankings([("x", Pair(a, b)), ("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(a, b))])
     assert found == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)]), Ranking([a, c], [(0, 1)])]
     assert mean_judgements(found) == 2
-    batch = collated([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=2)
+    batch = collated_rankings([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=2)
     assert batch["weights"].tolist() == [0.25] * 4
     assert float(ranking_loss(torch.zeros(4), batch["weights"])) == pytest.approx(math.log(2))
 

@@ -12,18 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from model_folders import INDEX, SINGLE, Trap, copied, found
 from safetensors.torch import load_file, save_file
 
-from align.data.chat import encode_prompts
 from align.errors import CorruptFile, InputError
 from align.models.adapters import WEIGHTS_FILE
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
-from align.run import Base, artifact_in, model_files, unhashed
-from align.types import Conversation, Message
+from align.run import Base, artifact_in, model_files
 
 CPU = torch.device("cpu")
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE = {
     "config.json": b"{}", "generation_config.json": b"{}", "tokenizer.json": b"{}", "tokenizer_config.json": b"{}",
     "tokenizer.model": b"pieces", "special_tokens_map.json": b"{}", "chat_template.jinja": b"{{ x }}",
@@ -37,19 +35,9 @@ SHARDS = {
 }  # fmt: skip
 
 
-class Trap:
-    """Says so where somebody unpickles it."""
-
-    def __init__(self, sprung: Path) -> None:
-        self.sprung = sprung
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.sprung,)
-
-
 @pytest.fixture
 def copy(tiny_model: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    return copied(tiny_model, tmp_path)
 
 
 @pytest.fixture
@@ -58,10 +46,6 @@ def other(copy: Path, tmp_path: Path) -> Path:
     tensors = {k: torch.full_like(v, 0.5) for k, v in load_file(copy / SINGLE).items()}
     save_file(tensors, tmp_path / "other.safetensors", {"format": "pt"})
     return tmp_path / "other.safetensors"
-
-
-def found(folder: Path) -> Base:
-    return find_base(path=str(folder))
 
 
 def loaded(base: Base) -> Any:
@@ -337,61 +321,6 @@ def test_an_ancestor_may_have_lost_its_weights(copy: Path) -> None:
     assert artifact_in(copy, "here", verify=False).digest == ""
     with pytest.raises(InputError, match="no safetensors"):
         artifact_in(copy, "here")
-
-
-@pytest.mark.parametrize("where", ["beside the weights", "beside an adapter"])
-def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(copy: Path, tmp_path: Path, where: str) -> None:
-    base, folder = found(copy), tmp_path / "tokenizer"
-    tokenizer = load_tokenizer(base)
-    assert max(tokenizer.get_vocab().values()) == 319  # of 320: as many as there can be
-    tokenizer.add_tokens(["<one more>"])
-    tokenizer.save_pretrained(str(copy if where == "beside the weights" else folder))
-    with pytest.raises(InputError) as caught:
-        load_tokenizer(base, None if where == "beside the weights" else folder)
-    assert caught.value.field == "model.path"
-    for said in ("321 ids", "<one more>", "320 rows", "resize_token_embeddings(321)"):
-        assert said in str(caught.value)
-
-
-def test_a_tokenizer_is_read_from_what_its_digest_names(copy: Path) -> None:
-    """A folder of templates would replace the tokenizer's own; a class may look for vocabularies by any name."""
-    base = found(copy)
-    templates = copy / "additional_chat_templates"
-    templates.mkdir()
-    (templates / "default.jinja").write_text("{{ 'another' }}")
-    with pytest.raises(InputError, match=r"no digest names \(additional_chat_templates in"):
-        load_tokenizer(base)
-    assert unhashed(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates"]
-    (copy / "bpe.codes").write_text("")
-    assert unhashed(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates", "bpe.codes"]
-
-
-def test_of_several_templates_the_default_one_is_used(copy: Path) -> None:
-    told = json.loads((copy / "tokenizer_config.json").read_text())
-    (copy / "chat_template.jinja").unlink(missing_ok=True)
-    several = [{"name": "rag", "template": "r"}, {"name": "default", "template": "{{ messages[0].content }}"}]
-    (copy / "tokenizer_config.json").write_text(json.dumps(told | {"chat_template": several}))
-    assert load_tokenizer(found(copy)).chat_template == "{{ messages[0].content }}"
-
-
-@pytest.mark.parametrize("written", ["by nobody", "by the template", "as padding"])
-def test_a_special_token_beyond_the_embedding_is_one_that_nobody_writes(copy: Path, written: str) -> None:
-    """As Gemma 3's token for images is in its models of text."""
-    base = found(copy)
-    tokenizer = load_tokenizer(base)
-    tokenizer.add_tokens(["<image>"], special_tokens=True)
-    if written == "by the template":
-        tokenizer.chat_template += "<image>"
-    if written == "as padding":
-        tokenizer.pad_token = "<image>"
-    tokenizer.save_pretrained(str(copy))
-    if written == "by nobody":
-        asked = Conversation((Message("user", "What is <image>?"),))
-        (prompt,), _ = encode_prompts(load_tokenizer(base), [asked], 100)
-        assert max(prompt.input_ids) < 320
-    else:
-        with pytest.raises(InputError, match="<image>"):
-            load_tokenizer(base)
 
 
 @pytest.mark.parametrize("nothing", [None, {}, False, "none"])

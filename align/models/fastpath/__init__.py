@@ -21,7 +21,10 @@ __all__ = ["use_fast_path", "without_fast_path"]
 def use_fast_path(model: nn.Module) -> None:
     """Give every linear layer of a model, every plain LoRA layer, and a Llama-like decoder in it, the fast forward.
     Adapters that come later are served too. The decoder of a model on the plain path stays as it is, and so does a
-    model on another device than a CPU: nobody has measured the fast path there."""
+    model on another device than a CPU: nobody has measured the fast path there. On every path a LoRA layer refuses an
+    adapter that the model does not have."""
+    for module in filter(lora.is_lora, model.modules()):
+        lora.refuse_unknown(module, model.peft_config)  # pyright: ignore[reportArgumentType]
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return
     kinds = [(linear, linear.is_linear), (lora, lora.is_lora)]

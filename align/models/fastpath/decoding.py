@@ -19,7 +19,7 @@ COPY = 1 << 30
 """Bytes that a copy of the weights may take."""
 
 
-class Group(NamedTuple):
+class StackedMatrices(NamedTuple):
     """Matrices that read the same input, as one.
 
     Attributes:
@@ -36,7 +36,7 @@ class Group(NamedTuple):
     b: Tensor | None
 
     @classmethod
-    def of(cls, matrices: tuple[Matrix, ...], dtype: torch.dtype, rows: int, copied: bool) -> Group:
+    def of(cls, matrices: tuple[Matrix, ...], dtype: torch.dtype, rows: int, copied: bool) -> StackedMatrices:
         weight = packed(torch.cat([m.weight(dtype) for m in matrices]), rows) if copied else None
         sizes = [m.shape[0] for m in matrices]
         bias = None
@@ -65,12 +65,12 @@ class Step(NamedTuple):
     """One layer, ready for many tokens."""
 
     norm: Tensor
-    qkv: Group
+    qkv: StackedMatrices
     qk_norms: tuple[Tensor, Tensor] | None
-    o: Group
+    o: StackedMatrices
     mlp_norm: Tensor
-    gate_up: Group
-    down: Group
+    gate_up: StackedMatrices
+    down: StackedMatrices
 
 
 class Steady(NamedTuple):
@@ -91,7 +91,7 @@ def steady(decoder: Decoder, dtype: torch.dtype, rows: int) -> Steady:
     adapters stacked, scaled, and in the dtype of the activations."""
     matrices = [m for x in decoder.layers for m in (*x.qkv, *x.o, *x.gate_up, *x.down)]
     copied = sum(m.shape[0] * m.shape[1] for m in matrices) * dtype.itemsize <= COPY
-    group = partial(Group.of, dtype=dtype, rows=rows, copied=copied)
+    group = partial(StackedMatrices.of, dtype=dtype, rows=rows, copied=copied)
     steps = [
         Step(x.norm, group(x.qkv), x.qk_norms, group(x.o), x.mlp_norm, group(x.gate_up), group(x.down))
         for x in decoder.layers

@@ -36,7 +36,7 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D = ctx.saved_tensors
-        wide, given = widened(x), widened(grads[0]) * weight_D
+        wide, given = at_least_fp32(x), at_least_fp32(grads[0]) * weight_D
         inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + ctx.eps)
         unit = wide * inverse
         on_weight = None
@@ -46,7 +46,7 @@ class RmsNorm(torch.autograd.Function):
         return given.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), on_weight, None
 
 
-def widened(x: Tensor) -> Tensor:
+def at_least_fp32(x: Tensor) -> Tensor:
     """In fp32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -19,7 +19,7 @@ from align.models.fastpath.attention import PackedIndex, causal_attention
 from align.models.fastpath.cache import ReservedCache
 from align.models.fastpath.decoding import one_token, steady
 from align.models.fastpath.layers import Again, Matrix, projected, rms_norm, rotated, swiglu
-from align.models.fastpath.weights import Decoder, Layer, NotPlainError, read
+from align.models.fastpath.weights import Decoder, Layer, NotPlainError, read_decoder
 
 FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 UNKNOWN = ("output_attentions", "output_hidden_states", "inputs_embeds")
@@ -90,17 +90,17 @@ def short(
     """Hidden states [B, S, D], 0 on padding."""
     if cache is not None and cache.decoder is not None and mask_BS is not None and positions_BS is not None:
         return one_token(self, cache.decoder, ids_BS, mask_BS.bool(), positions_BS, cache)
-    decoder = read(self)
+    decoder = read_decoder(self)
     mask_BS = torch.ones_like(ids_BS) if mask_BS is None else mask_BS
     if positions_BS is None:
         positions_BS = torch.arange(ids_BS.shape[1])[None]
-    hidden = whole(self, decoder, ids_BS, mask_BS.bool(), positions_BS, cache)
+    hidden = whole_rows(self, decoder, ids_BS, mask_BS.bool(), positions_BS, cache)
     if cache is not None:
         cache.decoder = steady(decoder, hidden.dtype, len(hidden))
     return hidden
 
 
-def whole(
+def whole_rows(
     self: Any, decoder: Decoder, ids_BS: Tensor, mask_BS: Tensor, positions_BS: Tensor, cache: ReservedCache | None
 ) -> Tensor:
     """Rows from their beginning: their N real tokens go through the layers, and back into the rectangle."""

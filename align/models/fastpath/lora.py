@@ -7,12 +7,15 @@ by the product itself. The adapter stays in fp32; its gradient arrives there.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear, Linear4bit
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from align.errors import InputError
 
 
 def is_lora(module: nn.Module) -> bool:
@@ -39,17 +42,49 @@ def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return result
 
 
+def refuse_unknown(layer: Any, known: Collection[str]) -> None:
+    """Let a layer check the adapters in force before each forward, PEFT's own or another.
+
+    Args:
+        known: the model's `peft_config`, which grows and shrinks with it. Not every adapter is on every layer.
+    """
+    if "known_adapters" not in vars(layer):
+        layer.register_forward_pre_hook(check_active)
+    layer.known_adapters = known
+
+
+def check_active(layer: Any, inputs: Any = None) -> None:
+    """Raises: InputError: see `require_known`."""
+    known = vars(layer).get("known_adapters")
+    if known is not None and not (layer.merged or layer.disable_adapters):
+        require_known(layer.active_adapters, known)
+
+
+def require_known(names: Iterable[str], known: Collection[str]) -> None:
+    """Raises: InputError: an adapter is asked for that the model does not have. PEFT's layers pass over its name, and
+    the base would answer in its place."""
+    for name in names:
+        if name not in known:
+            problem = f"the model has no adapter of this name, only {', '.join(sorted(known)) or 'its base'}"
+            raise InputError("adapter", name, problem, "Name one of these, or attach it to the model first.")
+
+
 def active_on(layer: Any) -> list[str] | None:
-    """The adapters in force on a layer; None where one of them is more than LoRA, or is merged into the weight."""
+    """The adapters in force on a layer; None where one of them is more than LoRA, or is merged into the weight.
+
+    Raises:
+        InputError: see `require_known`.
+    """
     if layer.merged:
         return None
     if layer.disable_adapters:
         return []
+    check_active(layer)
     active = [name for name in layer.active_adapters if name in layer.lora_A]
-    return active if all(plain(layer, name) for name in active) else None
+    return active if all(is_plain(layer, name) for name in active) else None
 
 
-def plain(layer: Any, name: str) -> bool:
+def is_plain(layer: Any, name: str) -> bool:
     """Whether an adapter of a layer is LoRA and nothing more: no variant, no bias, no dropout in force."""
     dropout = layer.lora_dropout[name]
     dropped = isinstance(dropout, nn.Dropout) and dropout.p > 0 and layer.training

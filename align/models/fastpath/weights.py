@@ -47,7 +47,7 @@ class NotPlainError(Exception):
     """Something that only the model's own forward knows how to compute."""
 
 
-def read(model: Any) -> Decoder:
+def read_decoder(model: Any) -> Decoder:
     """The weights of a Llama-like decoder.
 
     Raises:

@@ -54,7 +54,7 @@ def lower(
     if isinstance(config.get("target_modules"), str):  # an expression, which engines take for a list or a name
         plain |= {"target_modules": sorted(factors), "exclude_modules": None}
         plain |= {"layers_to_transform": None, "layers_pattern": None}
-    return plain, {module: widened(a, b, rank) for module, (a, b) in scaled.items()}
+    return plain, {module: with_rank(a, b, rank) for module, (a, b) in scaled.items()}
 
 
 def scale(config: Mapping[str, Any], module: str, rank: int) -> float:
@@ -64,7 +64,7 @@ def scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def widened(a: Tensor, b: Tensor, rank: int) -> Factors:
+def with_rank(a: Tensor, b: Tensor, rank: int) -> Factors:
     """The same product with more ranks, the further ones zero."""
     more = rank - a.shape[0]
     return (

@@ -1,7 +1,8 @@
 """The base that an adapter is put on: dequantised NF4 as plain weights, and how a model sheds its quantisation.
 
 QLoRA trains against NF4 weights. On the weights as published the same adapter is another model; on the dequantised NF4
-weights it is the trained one, in every engine. So that base leaves with the adapter, once for each base.
+weights it is the trained one, in every engine. So that base is what an engine without NF4 loads, and what leaves with
+the adapter; it is written once for each base.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import CorruptFile, InputError
-from align.export.folder import publish, read_json, write_tokenizer
-from align.models.load import in_fp32, load_base, name_of
-from align.run import WEIGHTS, Base, folder_digest, json_digest, write_json
+from align.models.load import in_fp32, load_base, name_of, save_tokenizer
+from align.run import WEIGHTS, Base, folder_digest, json_digest, json_object, write_json
+from align.run.atomic import publish
 
 DEQUANTISED = "nf4-dequantised"
 ABOUT = "base.json"
@@ -43,12 +44,12 @@ def dequantised_beside(
         with publish(folder, replace=True) as part:
             model.save_pretrained(part)
             check_plain_weights(part, dtype)
-            write_tokenizer(part, tokenizer, Path(base.path))
+            save_tokenizer(tokenizer, part, Path(base.path))
             about = {**named, "kind": DEQUANTISED, "dtype": kept, "quantised_from": quantised}
             about["weights"] = folder_digest(part, WEIGHTS)
             write_json(part / ABOUT, about)
     remedy = f"Remove {folder}, and export again with resume=never."
-    if read_json(folder / ABOUT, remedy).get("weights") != folder_digest(folder, WEIGHTS):
+    if json_object(folder / ABOUT, ABOUT, remedy).get("weights") != folder_digest(folder, WEIGHTS):
         raise CorruptFile("base", folder.name, "its weights are not those that were written", remedy)
     return folder
 
@@ -78,7 +79,7 @@ def dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """
     refuse_repacked(model)
     plain = in_fp32(model).dequantize(dtype=dtype)
-    cast(plain, dtype)
+    cast_weights(plain, dtype)
     forget_quantisation(plain)
     plain.config.dtype = dtype
     return plain.eval()
@@ -94,7 +95,7 @@ def refuse_repacked(model: PreTrainedModel) -> None:
             )
 
 
-def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Weights only: `.to(dtype)` would round the rotary frequencies too, which loading keeps in fp32."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -120,7 +121,7 @@ def forget_quantisation(model: Any) -> None:
 
 def check_plain_weights(folder: Path, dtype: torch.dtype) -> None:
     """What was written is what was asked for: no quantisation in the config, every weight in `dtype`."""
-    if "quantization_config" in read_json(folder / "config.json", "Export again."):
+    if "quantization_config" in json_object(folder / "config.json", "config.json", "Export again."):
         raise RuntimeError("config.json still speaks of quantisation: a plain loader would refuse the weights")
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:

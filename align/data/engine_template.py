@@ -17,28 +17,28 @@ APART = "\u200b"
 PRELUDE = """
 {#- Special tokens that a content spells out are text: a zero-width space takes them apart. Then the chat template. -#}
 {%- macro apart(text) -%}
-  {%- set said = namespace(text=text) -%}
-  {%- for whole, parts in SPELLINGS -%}{%- set said.text = said.text | replace(whole, parts) -%}{%- endfor -%}
-  {{- said.text -}}
+  {%- set result = namespace(text=text) -%}
+  {%- for whole, parts in SPELLINGS -%}{%- set result.text = result.text | replace(whole, parts) -%}{%- endfor -%}
+  {{- result.text -}}
 {%- endmacro -%}
-{%- macro each_apart(parts, said) -%}
+{%- macro each_apart(parts, result) -%}
   {%- for part in parts -%}
-    {%- set told = dict(part, text=apart(part.text)) if part.text is string else part -%}
-    {%- set said.parts = said.parts + [told] -%}
+    {%- set escaped = dict(part, text=apart(part.text)) if part.text is string else part -%}
+    {%- set result.parts = result.parts + [escaped] -%}
   {%- endfor -%}
 {%- endmacro -%}
 {%- set as_text = namespace(messages=[]) -%}
 {%- for message in messages -%}
-  {%- set said = namespace(parts=[]) -%}
+  {%- set result = namespace(parts=[]) -%}
   {%- if message.content is string -%}
-    {%- set told = dict(message, content=apart(message.content)) -%}
+    {%- set escaped = dict(message, content=apart(message.content)) -%}
   {%- elif message.content -%}
-    {%- set nothing = each_apart(message.content, said) -%}
-    {%- set told = dict(message, content=said.parts) -%}
+    {%- set nothing = each_apart(message.content, result) -%}
+    {%- set escaped = dict(message, content=result.parts) -%}
   {%- else -%}
-    {%- set told = message -%}
+    {%- set escaped = message -%}
   {%- endif -%}
-  {%- set as_text.messages = as_text.messages + [told] -%}
+  {%- set as_text.messages = as_text.messages + [escaped] -%}
 {%- endfor -%}
 {%- set messages = as_text.messages %}
 """

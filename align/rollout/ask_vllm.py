@@ -1,4 +1,4 @@
-"""vLLM, asked by `align.export.foreign` in a process of its own; needs `vllm` and nothing of ours.
+"""vLLM, asked by `align.rollout.foreign` in a process of its own; needs `vllm` and nothing of ours.
 
 The request is JSON on standard input: `out`, a folder; `model`, a folder; `adapter`, another or null, and the `rank` to
 make room for; `threads`; `rows`, token ids a prompt. The answer: `answer.json` and `logits.npz` in the folder, [S, V]
@@ -52,10 +52,10 @@ def main() -> None:
     )
     logits = {}
     for i, row in enumerate(rows):
-        [said] = model.generate([{"prompt_token_ids": row}], asked, lora_request=adapter, use_tqdm=False)
+        [output] = model.generate([{"prompt_token_ids": row}], asked, lora_request=adapter, use_tqdm=False)
         positions = [*range(1, len(row))]
         logits[str(i)] = np.stack(
-            [*(dense(said.prompt_logprobs, at) for at in positions), dense(said.outputs[0].logprobs, 0)]
+            [*(dense(output.prompt_logprobs, at) for at in positions), dense(output.outputs[0].logprobs, 0)]
         )
     np.savez(Path(request["out"]) / "logits.npz", **logits)
     (Path(request["out"]) / "answer.json").write_text(json.dumps({"version": vllm.__version__}), encoding="utf-8")

@@ -18,7 +18,7 @@ def run_quietly(words: list[str], what: str, **options: Any) -> subprocess.Compl
         raise RuntimeError(f"{what} took more than {LONGEST // HOUR} hours and was ended") from error
 
 
-def last_words(said: str) -> str:
+def last_words(output: str) -> str:
     """The last line that speaks of an error, or the last."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "error" in line.lower()), (lines or ["no reason given"])[-1])

@@ -1,4 +1,4 @@
-"""llama.cpp, asked by `align.export.foreign` in a process of its own; needs `llama-cpp-python` and nothing of ours.
+"""llama.cpp, asked by `align.rollout.foreign` in a process of its own; needs `llama-cpp-python` and nothing of ours.
 
 The request is JSON on standard input: `out`, a folder, and either `quantise`, [from, to, type], or
 `model`, a GGUF file; `adapter`, another; `threads`; `precise`, for a cache of keys and values in f32 and not in f16;
@@ -28,7 +28,7 @@ def quantise(source: str, target: str, kind: str, threads: int) -> None:
         sys.exit(f"llama.cpp cannot make {kind} of it (status {status})")
 
 
-def ask(request: dict[str, Any]) -> dict[str, Any]:
+def read_logits(request: dict[str, Any]) -> dict[str, Any]:
     rows = request["rows"]
     longest = max(map(len, rows), default=1)
     kept_in = llama_cpp.GGML_TYPE_F32 if request["precise"] else llama_cpp.GGML_TYPE_F16
@@ -64,7 +64,7 @@ def main() -> None:
     if "quantise" in request:
         quantise(*request["quantise"], threads=request["threads"])
     else:
-        answer |= ask(request)
+        answer |= read_logits(request)
     (Path(request["out"]) / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
 
 

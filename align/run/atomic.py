@@ -1,0 +1,90 @@
+"""Folders that appear whole or not at all, whatever is written into them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import gethostname
+from uuid import uuid4
+
+from align.errors import InputError, StorageError
+
+
+@contextmanager
+def publish(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside `target` that takes its name once the block ends without an error, and is removed otherwise.
+
+    Args:
+        target: where the folder shall be; an empty folder there is taken over.
+        replace: True to put the new one in the place of an older one, which stays until the new one is complete.
+
+    Raises:
+        InputError: `target` holds files and `replace` is False, or is a file.
+        StorageError: the folder cannot be written.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError("target", target.name, "is a file", "Choose a folder that does not exist yet.")
+    if target.is_dir() and any(target.iterdir()) and not replace:
+        raise InputError("target", target.name, "already holds files", "Choose another folder or remove it first.")
+    with workroom(target) as part:
+        yield part
+        with unwritable(target):
+            moved(part, target)
+
+
+@contextmanager
+def workroom(beside: Path) -> Iterator[Path]:
+    """A folder to work in, beside a target and on its disk, that is removed in the end; and with it what a process that
+    was killed left for the same target.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    here = f".{beside.name}.{gethostname()}-"
+    for left in beside.parent.glob(f"{glob.escape(here)}*.part"):
+        owner = left.name.removeprefix(here).partition("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    part = beside.with_name(f"{here}{os.getpid()}-{uuid4().hex[:8]}.part")
+    try:
+        with unwritable(beside):
+            part.mkdir(parents=True)
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def moved(part: Path, target: Path) -> None:
+    """Gives a finished folder its name, in the place of what had it."""
+    _sync(part)
+    if target.is_dir() and any(target.iterdir()):
+        old = part.with_suffix(".old")
+        os.replace(target, old)
+        os.replace(part, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(part, target)  # POSIX renames over an empty folder
+
+
+@contextmanager
+def unwritable(target: Path) -> Iterator[None]:
+    """What the disk says against a folder, as the user's own error."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        remedy = "Free space, make it writable, or choose another folder."
+        raise StorageError("target", str(target), problem, remedy) from error
+
+
+def _sync(folder: Path) -> None:
+    """Bytes on disk before the name that promises them; for others to read, which safetensors leaves to the owner."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644 if path.stat().st_nlink == 1 else 0o444)  # what others share is changed by none
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

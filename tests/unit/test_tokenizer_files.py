@@ -1,0 +1,75 @@
+"""A tokenizer is read from files that a digest names, and writes no token that its base has no embedding for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from model_folders import copied, found
+
+from align.data.chat import encode_prompts
+from align.errors import InputError
+from align.models.load import load_tokenizer
+from align.run import unhashed
+from align.types import Conversation, Message
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return copied(tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize("where", ["beside the weights", "beside an adapter"])
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(copy: Path, tmp_path: Path, where: str) -> None:
+    base, folder = found(copy), tmp_path / "tokenizer"
+    tokenizer = load_tokenizer(base)
+    assert max(tokenizer.get_vocab().values()) == 319  # of 320: as many as there can be
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(str(copy if where == "beside the weights" else folder))
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(base, None if where == "beside the weights" else folder)
+    assert caught.value.field == "model.path"
+    for said in ("321 ids", "<one more>", "320 rows", "resize_token_embeddings(321)"):
+        assert said in str(caught.value)
+
+
+def test_a_tokenizer_is_read_from_what_its_digest_names(copy: Path) -> None:
+    """A folder of templates would replace the tokenizer's own; a class may look for vocabularies by any name."""
+    base = found(copy)
+    templates = copy / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "default.jinja").write_text("{{ 'another' }}")
+    with pytest.raises(InputError, match=r"no digest names \(additional_chat_templates in"):
+        load_tokenizer(base)
+    assert unhashed(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates"]
+    (copy / "bpe.codes").write_text("")
+    assert unhashed(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates", "bpe.codes"]
+
+
+def test_of_several_templates_the_default_one_is_used(copy: Path) -> None:
+    told = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "chat_template.jinja").unlink(missing_ok=True)
+    several = [{"name": "rag", "template": "r"}, {"name": "default", "template": "{{ messages[0].content }}"}]
+    (copy / "tokenizer_config.json").write_text(json.dumps(told | {"chat_template": several}))
+    assert load_tokenizer(found(copy)).chat_template == "{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize("written", ["by nobody", "by the template", "as padding"])
+def test_a_special_token_beyond_the_embedding_is_one_that_nobody_writes(copy: Path, written: str) -> None:
+    """As Gemma 3's token for images is in its models of text."""
+    base = found(copy)
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    if written == "by the template":
+        tokenizer.chat_template += "<image>"
+    if written == "as padding":
+        tokenizer.pad_token = "<image>"
+    tokenizer.save_pretrained(str(copy))
+    if written == "by nobody":
+        asked = Conversation((Message("user", "What is <image>?"),))
+        (prompt,), _ = encode_prompts(load_tokenizer(base), [asked], 100)
+        assert max(prompt.input_ids) < 320
+    else:
+        with pytest.raises(InputError, match="<image>"):
+            load_tokenizer(base)

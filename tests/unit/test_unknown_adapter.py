@@ -1,0 +1,158 @@
+"""An adapter that a model does not have is an error, on every path, and never the base's answer in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_roles import PROMPTS, STOPS, World, make_world, ragged_rollout, shake
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from align.errors import InputError
+from align.models.adapters import Policy, attach
+from align.models.backbone import response_logprobs
+from align.models.fastpath import use_fast_path, without_fast_path
+from align.models.plain import base_model
+from align.models.roles import Roles
+from align.rollout.hf import HfEngine
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture
+def model(world: World) -> Any:
+    """With the adapters `a` on every linear layer, and `b` on one of them alone."""
+    model = attach(world.load("lora"), world.init, "a")
+    model.add_adapter("b", LoraConfig(r=2, target_modules=["layers.1.mlp.down_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B.b" in name:
+            parameter.data.normal_(std=0.3)
+    use_fast_path(model)
+    return model.requires_grad_(False).eval()
+
+
+def fast(model: Any) -> AbstractContextManager[None]:
+    """Adapters are read into one pass of the decoder."""
+    return nullcontext()
+
+
+def peft_alone(model: Any) -> AbstractContextManager[None]:
+    """The forwards of transformers and PEFT, as on a GPU."""
+    return without_fast_path(model)
+
+
+def on_the_plain_path(model: Any) -> AbstractContextManager[None]:
+    """A model whose own forward is asked, row by row."""
+    base = base_model(model)
+    base.align_route = base.align_route._replace(fast=False)
+    return without_fast_path(model)
+
+
+PATHS = [fast, peft_alone, on_the_plain_path]
+UNKNOWN = r"^adapter=c: the model has no adapter of this name, only a, b\. Name one of these, or attach it"
+
+
+def logprobs(model: Any) -> Tensor:
+    return response_logprobs(model, ragged_rollout(), 1.0)[0]
+
+
+def answers(model: Any) -> Tensor:
+    return HfEngine(STOPS, 0, 4).generate(model, PROMPTS, range(len(PROMPTS))).tokens_BS
+
+
+def select(model: Any, names: str | list[str]) -> None:
+    """By PEFT, below what would look at the name."""
+    model.base_model.set_adapter(names, inference_mode=True)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_known_adapters_and_the_base_alone_answer(model: Any, path: Callable[[Any], AbstractContextManager[None]]):
+    with path(model), torch.no_grad():
+        with model.disable_adapter():
+            base = logprobs(model)
+        select(model, [])
+        torch.testing.assert_close(logprobs(model), base)
+        said = {}
+        for names in ("a", "b", ["a", "b"]):
+            select(model, names)
+            said[str(names)] = logprobs(model)
+            assert len(answers(model)) == len(PROMPTS)
+        for found in said.values():
+            assert (found - base).abs().max() > 1e-3
+        assert not torch.equal(said["a"], said["b"])
+
+
+@pytest.mark.parametrize("ask", [logprobs, answers])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("names", ["c", ["c"], ["a", "c"], ["c", "a"]], ids=str)
+def test_an_unknown_adapter_is_an_error(
+    model: Any,
+    path: Callable[[Any], AbstractContextManager[None]],
+    names: str | list[str],
+    ask: Callable[[Any], Tensor],
+):
+    select(model, names)
+    with path(model), pytest.raises(InputError, match=UNKNOWN):
+        ask(model)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_deleted_adapter_is_unknown_and_a_new_one_is_not(
+    model: Any, path: Callable[[Any], AbstractContextManager[None]]
+):
+    select(model, "a")
+    model.delete_adapter("b")
+    with path(model):
+        logprobs(model)
+        select(model, "b")
+        with pytest.raises(InputError, match=r"^adapter=b: .*only a\."):
+            logprobs(model)
+    model.add_adapter("b", LoraConfig(r=2, target_modules=["q_proj"]))
+    with path(model):
+        select(model, "b")
+        logprobs(model)
+
+
+def test_on_another_device_too():
+    """Of which there is none here but torch's `meta`, which computes shapes alone."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.device("meta"):
+        model: Any = get_peft_model(LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)), LoraConfig(r=2))
+    use_fast_path(model)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    assert "forward" not in vars(layer)
+    x = torch.zeros(1, 3, 64, device="meta")
+    assert layer(x).shape == (1, 3, 64)
+    select(model, "typo")
+    with pytest.raises(InputError, match=r"^adapter=typo: .*only default\."):
+        layer(x)
+
+
+def test_a_policy_that_is_not_there_does_not_speak(world: World, model: Any):
+    with Policy(model, "a").active():
+        chosen = logprobs(model)
+    with Policy(model).active():
+        assert not torch.equal(logprobs(model), chosen)
+    with pytest.raises(InputError, match=UNKNOWN):
+        Policy(model, "c").active()
+    with pytest.raises(InputError, match=r"^adapter=a: .*only its base\."):
+        Policy(world.load("lora"), "a").active()
+
+
+def test_a_role_that_is_not_there_does_not_play(world: World):
+    roles = Roles(world.load("lora"), world.init, [], (4, 8), "policy")
+    shake(roles.model)
+    for role in ("policy", "reference"):
+        with roles.use(role) as model:
+            logprobs(model)
+    with pytest.raises(InputError, match=r"^adapter=reward: .*only policy, reference\."), roles.use("reward"):
+        pass
