@@ -5,26 +5,15 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-OURS = ("align", "annotate", "reward")
-FLOORS = {
-    0: ("align.types", "align.errors", "align.config", "align.redaction"),
-    1: ("align.ops", "align.run", "align.track", "annotate.store"),
-    2: ("align.data", "align.models", "align.report", "align.web"),
-    3: ("reward", "align.rollout"),
-    4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "annotate"),
-    5: ("align.stages",),
-    6: ("align.batch",),
-    7: ("align.__main__",),
-}
-FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-MODULES = sorted(p for package in OURS for p in (ROOT / package).rglob("*.py"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
+from floors import FLOOR_OF, FLOORS, MODULES, OURS, PICTURE, ROOT, imports, name_of, reduced, room_of, rooms_in, svg
+
 # The steps on a floor: a schema refuses a value with an error of ours and hides a secret, and an error masks it.
 # `redaction` itself imports nothing of ours.
 ALLOWED = {
@@ -37,56 +26,15 @@ LONG = {"annotate.store.migrations.versions.0002_assignment.upgrade"}  # one tab
 WITHOUT_TORCH = (*FLOORS[0], "align.run", "align.track", "align.report", "align.web")
 
 
-def name_of(path: Path) -> str:
-    """The dotted name of a module's file."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def room_of(module: str) -> str | None:
-    """The room a module lies in; the longest match, so that `annotate.store` is not the rest of `annotate`."""
-    return max((r for r in FLOOR_OF if module == r or module.startswith(f"{r}.")), key=len, default=None)
-
-
-def imports(
-    source: str, module: str = "", is_package: bool = False, top_only: bool = False, for_types: bool = True
-) -> Iterator[str]:
-    """The full name of everything that a source imports, `from a import b` as `a.b`; inside functions too, unless
-    `top_only`, and for the type checker alone, unless not `for_types`."""
-    tree = ast.parse(source)
-    hidden = {
-        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
-    }
-    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    checked = {id(n) for branch in typing for n in ast.walk(branch)}
-    for node in ast.walk(tree):
-        if (top_only and id(node) in hidden) or ((top_only or not for_types) and id(node) in checked):
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = module.split(".")[: None if node.level == int(is_package) else int(is_package) - node.level]
-            start = ".".join([*(above if node.level else []), *([node.module] if node.module else [])])
-            yield from (f"{start}.{alias.name}" for alias in node.names)
-
-
-def ours_in(path: Path) -> set[str]:
-    """The rooms that a file of ours imports, other than its own."""
-    module = name_of(path)
-    found = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
-    rooms = {room_of(name) for name in found if name.partition(".")[0] in OURS}
-    return {room for room in rooms if room is not None} - {room_of(module)}
-
-
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: name_of(p))
 def test_imports_point_downward(path: Path):
     module = name_of(path)
     if module == "align":
-        assert not ours_in(path)
+        assert not rooms_in(path)
         return
     room = room_of(module)
     assert room is not None, f"{module} is on no floor: add it here and to CONTRIBUTING.md"
-    others = {other for other in ours_in(path) if (room, other) not in ALLOWED}
+    others = {other for other in rooms_in(path) if (room, other) not in ALLOWED}
     wrong = {other: FLOOR_OF[other] for other in others if FLOOR_OF[other] >= FLOOR_OF[room]}
     assert not wrong, f"{module} is on floor {FLOOR_OF[room]} and imports {wrong}"
 
@@ -219,3 +167,12 @@ def test_configuration_stops_at_the_stage(path: Path):
         "align.config.stages.STAGES",
         "align.config.identity.identifying",
     }
+
+
+def test_the_picture_is_what_the_imports_make():
+    assert PICTURE.read_text(encoding="utf-8") == svg(), "python docs/floors.py"
+
+
+def test_an_arrow_is_left_out_where_another_way_leads_down():
+    graph = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}, "d": set[str](), "e": {"d"}}
+    assert reduced(graph) == {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set(), "e": {"d"}}
