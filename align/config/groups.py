@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from align.config.settings import Settings, setting
 from align.errors import require
@@ -57,6 +57,10 @@ class DataConfig(Settings):
     template: str | None = setting(
         None, "Chat template. Empty: that of the tokenizer, or of the artifact.", choices=("chatml",)
     )
+    template_kwargs: Any = setting(
+        None,
+        "Arguments of the chat template, a mapping such as {enable_thinking: false}. They travel with the artifact.",
+    )
     max_length: int = setting(512, "Longest row; longer ones are left out.", unit="tokens", above=0)
     held_out: float = setting(
         0.05, "Share of a file that is kept for measuring, by the hash of each row.", at_least=0, below=1
@@ -65,6 +69,10 @@ class DataConfig(Settings):
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
 
     def check_together(self) -> None:
+        require(
+            self.template_kwargs is None or isinstance(self.template_kwargs, dict), "data.template_kwargs",
+            self.template_kwargs, "is no mapping", 'Write "data.template_kwargs={enable_thinking: false}".',
+        )  # fmt: skip
         require(
             self.path is None or self.name == "jsonl", "data.path", self.path, f"data={self.name} reads no file",
             "Add data=jsonl, or drop data.path.",

@@ -38,6 +38,7 @@ WORDS = {
     "data.max_length": "max_length max_seq_length max_seq_len seq_length max_prompt_length cutoff_len",
     "data.path": "dataset dataset_name dataset_path train_file data_path",
     "data.template": "chat_template",
+    "data.template_kwargs": "chat_template_kwargs enable_thinking",
     "data.held_out": "test_size validation_split",
     "data.limit": "max_samples max_train_samples",
     "method.r": "r rank lora_r lora_rank",
