@@ -62,7 +62,15 @@ def said(page: Any) -> str:
 
 
 def until(page: Any, text: str) -> None:
-    page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=text)
+    """Waits until the status line has this text; a failure says what it has instead."""
+    try:
+        page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=text)
+    except Exception as error:
+        shown = page.evaluate(
+            "[document.querySelector('#said').textContent, document.activeElement.outerHTML.slice(0, 200),"
+            " document.body.innerText.slice(0, 600), localStorage.length]"
+        )
+        raise AssertionError(f"no {text!r} on the page: {shown}") from error
 
 
 def question(page: Any) -> str:

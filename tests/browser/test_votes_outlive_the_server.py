@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_app import fill, free_port
+from annotation_app import fill, free_port, until
 from sqlalchemy import event
 
 from annotate.store import Store
@@ -58,7 +58,7 @@ def test_killed_in_the_middle_it_loses_nothing_and_the_page_goes_on(page: Any, t
     server.wait()
     page.keyboard.press("6")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    until(page, "does not answer")
     server, again = start(root, port)
     assert again == link  # the page's key still opens
     page.wait_for_function("document.querySelector('#said').textContent.includes('Saved')", timeout=60_000)
@@ -96,7 +96,7 @@ def test_an_answer_that_is_not_the_servers_loses_nothing(serve: Any, page: Any, 
     page.route("**/api/vote", lambda route: route.fulfill(status=status, body=body))
     page.keyboard.press("6")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    until(page, "does not answer")
     page.unroute("**/api/vote")
     page.wait_for_selector("text=Nothing is left")
     assert [vote.strength for vote in app.votes] == [2]
@@ -108,7 +108,7 @@ def test_words_written_while_the_server_was_away_outlive_a_reload(serve: Any, pa
     page.route("**/api/draft", lambda route: route.abort())
     page.keyboard.press("w")
     page.keyboard.type("a long answer of my own")
-    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    until(page, "does not answer")
     page.reload()
     page.wait_for_selector("#align-demonstration")
     assert page.input_value("#align-demonstration") == "a long answer of my own"
@@ -148,7 +148,7 @@ def test_a_full_disk_is_said_to_the_annotator_and_the_vote_is_taken_once_there_i
     page.evaluate("document.activeElement.value = 'because '.repeat(2400)")
     page.keyboard.type("x")
     page.keyboard.press("Escape")
-    page.wait_for_function("document.querySelector('#said').textContent.includes('disk is full')")
+    until(page, "disk is full")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_timeout(2000)
