@@ -66,10 +66,7 @@ def until(page: Any, text: str) -> None:
     try:
         page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=text)
     except Exception as error:
-        shown = page.evaluate(
-            "[document.querySelector('#said').textContent, document.activeElement.outerHTML.slice(0, 200),"
-            " document.body.innerText.slice(0, 600), localStorage.length]"
-        )
+        shown = page.evaluate("[document.querySelector('#said').textContent, document.body.innerText.slice(0, 600)]")
         raise AssertionError(f"no {text!r} on the page: {shown}") from error
 
 
