@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -20,20 +22,14 @@ from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability
 from align.run import Run
-from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
-from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, Training
-from align.trainers.dpo import REFERENCE, train_dpo
+from align.track import peak_rss_mb
+from align.trainers.common import Training, fit
+from align.trainers.dpo import FIGURES, REFERENCE, dpo_trainer
 from align.trainers.token_pairs import Pair
 from align.types import Result
-
-NAMES = {
-    "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "logps/chosen": "chosen_logprob",
-    "logps/rejected": "rejected_logprob", "grad_norm": "grad_norm",
-}  # fmt: skip
 
 
 def inputs(config: Config) -> Inputs:
@@ -72,16 +68,11 @@ def run(run: Run, config: Config) -> Result:
     else:
         model = attach(model, adapter, "default", trainable=True)
 
-    training = Training.of(stage, config.seed)
-    steps = training.steps(len(train))
-    arguments = training.arguments(run.checkpoints, device, dtype, steps)
-    checkpoint = newest_checkpoint(run)
-    with tracker(run, config, step_of(checkpoint)) as track, progress("dpo", steps, step_of(checkpoint)) as bar:
-        trained = train_dpo(
-            model, tokenizer, [pair for _, pair in train], arguments, beta=stage.beta, loss=stage.loss,
-            callback=Reporter(track, bar, stage.log_every, NAMES), checkpoint=checkpoint,
-        )  # fmt: skip
-        rows = track.rows()
+    fitted = fit(
+        partial(dpo_trainer, model, tokenizer, [pair for _, pair in train], beta=stage.beta, loss=stage.loss),
+        model, Training.of(stage, config.seed), len(train), run,
+        device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
+    )  # fmt: skip
 
     # Held-out pairs by the implicit reward, log π / π_ref of an answer.
     pairs, by_token = [pair for _, pair in test], stage.loss == "ipo"
@@ -89,13 +80,13 @@ def run(run: Run, config: Config) -> Result:
     own, start_gap = (margins(p, pairs, tokenizer.pad_token_id, by_token) for p in (policy, reference))
     gap = own - start_gap
     if count := not_finite(gap):
-        what = f"{count} of {len(gap)} held-out pairs have margins that are no numbers after step {steps}"
+        what = f"{count} of {len(gap)} held-out pairs have margins that are no numbers after step {fitted.steps}"
         raise diverged(f"{what}: nothing is published", stage.lr, config.dtype)
     losses = (float(dpo_loss(of, stage.beta, stage.loss)) for of in (torch.zeros(1), gap))
     metrics = {
         **held_out_figures([pref for pref, _ in test], gap),
         **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
-        "dropped": dropped + dropped_test, "steps": steps, "trained_weights": trained,
+        "dropped": dropped + dropped_test, "steps": fitted.steps, "trained_weights": fitted.trained_weights,
         "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
     save_adapter(model, run.artifact, base)
@@ -103,8 +94,10 @@ def run(run: Run, config: Config) -> Result:
 
     report = Report(f"dpo: {run.name}", f"{len(train)} pairs, from {artifact.ref}")
     report.figures_table(metrics)
-    report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
-    report.plot(curves(rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps")
+    report.plot(curves(fitted.rows, ("loss",)), "Training loss.", "loss over steps")
+    report.plot(
+        curves(fitted.rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps"
+    )
     if stage.loss == "sigmoid":  # the other says nothing of probabilities
         bins = shuffled_bins([pref for pref, _ in test], stage.beta * gap)
         report.plot(reliability(bins), RELIABILITY, "reliability plot")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn.functional import logsigmoid
 
@@ -23,14 +25,13 @@ from align.ops.finite import not_finite
 from align.redaction import masked, unmarked
 from align.report import Report, curves, histogram_pair, in_words, reliability
 from align.run import Input, Run, json_digest
-from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, store_url, tracker
 from align.stages.lineage import adapter_folder, label, start, tokenizer_of
 from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
 from align.stages.priority import prioritise
-from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, Training
-from align.trainers.reward import rankings, score_head, start_from, train_reward
+from align.track import peak_rss_mb
+from align.trainers.common import Training, fit
+from align.trainers.reward import FIGURES, rankings, reward_trainer, score_head, start_from
 from align.types import Result
 from reward.learned import score_rows
 
@@ -70,31 +71,24 @@ def run(run: Run, config: Config) -> Result:
     model = with_new_adapter(model, given["r"], given["lora_alpha"], classifier=True)
     copied = start_from(model, adapter)
 
-    training = Training.of(stage, config.seed)
-    steps = training.steps(len(judged))
-    arguments = training.arguments(run.checkpoints, device, dtype, steps)
-    checkpoint = newest_checkpoint(run)
-    with tracker(run, config, step_of(checkpoint)) as track, progress("reward", steps, step_of(checkpoint)) as bar:
-        names = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm"}
-        train_reward(
-            model, tokenizer, judged, arguments,
-            callback=Reporter(track, bar, stage.log_every, names), checkpoint=checkpoint,
-        )  # fmt: skip
-        rows = track.rows()
+    fitted = fit(
+        partial(reward_trainer, model, tokenizer, judged), model, Training.of(stage, config.seed), len(judged), run,
+        device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
+    )  # fmt: skip
 
     # Held-out pairs, scored where training read the score.
     tokens = [tuple(ids) for _, pair in test for ids in (pair.chosen_ids, pair.rejected_ids)]
     place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
     each = score_rows(model.eval(), score_head(model), list(place), tokenizer.pad_token_id)
     if count := not_finite(each):
-        what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {steps}"
+        what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {fitted.steps}"
         raise diverged(f"{what}: nothing is published", stage.lr, config.dtype)
     scores = each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
     gap = scores[:, 0] - scores[:, 1]
     metrics = {
         **held_out_figures([pref for pref, _ in test], gap),
         "loss": float(-logsigmoid(gap).mean()), "pairs": len(train), "rankings": len(judged),
-        "held_out_pairs": len(test), "dropped": dropped + dropped_test, "steps": steps, "copied_tensors": copied,
+        "held_out_pairs": len(test), "dropped": dropped + dropped_test, "steps": fitted.steps, "copied_tensors": copied,
         "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
     save_adapter(model, run.artifact, base)
@@ -105,7 +99,7 @@ def run(run: Run, config: Config) -> Result:
 
     report = Report(f"reward: {run.name}", f"{len(train)} pairs, from {artifact.ref}")
     report.figures_table(metrics)
-    report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
+    report.plot(curves(fitted.rows, ("loss",)), "Training loss.", "loss over steps")
     report.plot(reliability(shuffled_bins([pref for pref, _ in test], gap)), RELIABILITY, "reliability plot")
     chosen, rejected = scores[:, 0].tolist(), scores[:, 1].tolist()
     report.plot(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from align.ops.losses import dpo_loss
 from align.run import Base, read_manifest
 from align.stages.dpo import margins
 from align.track import read_rows
-from align.trainers.dpo import REFERENCE, collated_pairs, train_dpo
+from align.trainers.common import train
+from align.trainers.dpo import REFERENCE, collated_pairs, dpo_trainer
 from align.trainers.token_pairs import Pair
 from align.types import Conversation, Message
 
@@ -66,7 +68,7 @@ def trained(base: Base, adapter: Path, tokenizer: Any, output: Path, steps: int 
     model = attach(load_base(base, "qlora", torch.device("cpu"), torch.float32), adapter, "default", trainable=True)
     seen, settings = Seen(), {"beta": 0.5, "loss": "sigmoid", **more}
     given = arguments(output, steps, lr=5e-3)
-    train_dpo(model, tokenizer, PAIRS, given, callback=seen, checkpoint=None, **settings)
+    train(partial(dpo_trainer, model, tokenizer, PAIRS, given, **settings), model, seen)
     return model, seen
 
 
