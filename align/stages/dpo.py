@@ -10,6 +10,7 @@ from torch import Tensor
 from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
+from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, read_pairs
 from align.errors import require
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
@@ -22,19 +23,18 @@ from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability
 from align.run import Run
-from align.stages import Inputs, tracker
-from align.stages.lineage import adapter_folder, label, start, tokenizer_of
-from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
+from align.stages import Inputs, store_url, tracker
+from align.stages.lineage import adapter_folder, label, source_of, start, tokenizer_of
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.dpo import FIGURES, REFERENCE, dpo_trainer
-from align.trainers.token_pairs import Pair
 from align.types import Result
 
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    return Inputs(config, label(base, config), base, {"init": artifact.as_input(), "data": pairs_record(config)})
+    pairs = pairs_record(source_of(config), store_url(config), config.project)
+    return Inputs(config, label(base, config), base, {"init": artifact.as_input(), "data": pairs})
 
 
 def run(run: Run, config: Config) -> Result:
@@ -44,7 +44,8 @@ def run(run: Run, config: Config) -> Result:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    train_prefs, test_prefs = divided_pairs(config, stage.held_out)
+    prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
+    train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
     tokenizer, described = tokenizer_of(artifact, base, config.data.template), describe(base)
     stops = stop_token_ids(tokenizer, described.generation_config)
     max_length = min(config.data.max_length, context_length(described))

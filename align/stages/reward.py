@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
+from align.data.pairs import divided_pairs, encoded_pairs, pairs_record, read_pairs
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
 from align.models.finite import diverged
@@ -25,20 +26,19 @@ from align.ops.finite import not_finite
 from align.redaction import masked, unmarked
 from align.report import Report, curves, histogram_pair, in_words, reliability
 from align.run import Input, Run, json_digest
-from align.stages import Inputs, store_url, tracker
-from align.stages.lineage import adapter_folder, label, start, tokenizer_of
-from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
-from align.stages.priority import prioritise
+from align.stages import Inputs, open_store, store_url, tracker
+from align.stages.lineage import adapter_folder, label, source_of, start, tokenizer_of
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.reward import FIGURES, rankings, reward_trainer, score_head, start_from
 from align.types import Result
+from annotate.priority import prioritise
 from reward.learned import score_rows
 
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    records = {"init": artifact.as_input(), "data": pairs_record(config)}
+    records = {"init": artifact.as_input(), "data": pairs_record(source_of(config), store_url(config), config.project)}
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
         records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
     return Inputs(config, label(base, config), base, records)
@@ -51,7 +51,8 @@ def run(run: Run, config: Config) -> Result:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    train_prefs, test_prefs = divided_pairs(config, stage.held_out)
+    prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
+    train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     stops = stop_token_ids(tokenizer)
     max_length = min(config.data.max_length, context_length(describe(base)))
@@ -95,7 +96,10 @@ def run(run: Run, config: Config) -> Result:
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
     save_tokenizer(tokenizer, run.artifact)
     if stage.prioritise:
-        metrics["prioritised"] = prioritise(config, model, score_head(model), tokenizer, stops, max_length)
+        with open_store(config, create=False) as store:
+            metrics["prioritised"] = prioritise(
+                store, config.project, model, score_head(model), tokenizer, stops, max_length
+            )
 
     report = Report(f"reward: {run.name}", f"{len(train)} pairs, from {artifact.ref}")
     report.figures_table(metrics)

@@ -11,9 +11,9 @@ from torch import Tensor
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from align.data.pairs import Pair
 from align.models.backbone import pad
 from align.trainers.order import InEpochOrder
-from align.trainers.token_pairs import Pair
 
 REFERENCE = "ref"
 """TRL copies the adapter as it starts under this name."""

@@ -17,11 +17,11 @@ from torch.nn.functional import logsigmoid
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from align.data.pairs import Pair
 from align.errors import InputError
 from align.models.adapters import read_tensors
 from align.models.backbone import pad
 from align.trainers.order import InEpochOrder
-from align.trainers.token_pairs import Pair
 
 FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm"}
 

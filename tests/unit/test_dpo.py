@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from align.__main__ import main
 from align.data.chat import encode_judged, prompt_length
+from align.data.pairs import Pair
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.base import base_in
 from align.models.load import load_base
@@ -25,7 +26,6 @@ from align.stages.dpo import margins
 from align.track import read_rows
 from align.trainers.common import train
 from align.trainers.dpo import REFERENCE, collated_pairs, dpo_trainer
-from align.trainers.token_pairs import Pair
 from align.types import Conversation, Message
 
 PAIRS = [

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from transformers import TrainerCallback
 
 from align.data.chat import encode
+from align.data.pairs import Pair
 from align.data.sources import read_documents
 from align.errors import InputError
 from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
@@ -36,7 +37,6 @@ from align.trainers.reward import (
     start_from,
 )
 from align.trainers.sft import packed_rows, sft_trainer
-from align.trainers.token_pairs import Pair
 
 CPU = torch.device("cpu")
 
