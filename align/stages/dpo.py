@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,34 +78,43 @@ def run(run: Run, config: Config) -> Result:
     )  # fmt: skip
 
     # Held-out pairs by the implicit reward, log π / π_ref of an answer.
-    pairs, by_token = [pair for _, pair in test], stage.loss == "ipo"
-    policy, reference = (Policy(model.eval(), name) for name in ("default", REFERENCE))
-    own, start_gap = (margins(p, pairs, tokenizer.pad_token_id, by_token) for p in (policy, reference))
-    gap = own - start_gap
+    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
+    gap = reward_gaps(model, pairs, tokenizer.pad_token_id, by_token=stage.loss == "ipo")
     if count := not_finite(gap):
         what = f"{count} of {len(gap)} held-out pairs have margins that are no numbers after step {fitted.steps}"
         raise diverged(f"{what}: nothing is published", stage.lr, config.dtype)
     losses = (float(dpo_loss(of, stage.beta, stage.loss)) for of in (torch.zeros(1), gap))
     metrics = {
-        **held_out_figures([pref for pref, _ in test], gap),
+        **held_out_figures(held_out, gap),
         **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
         "dropped": dropped + dropped_test, "steps": fitted.steps, "trained_weights": fitted.trained_weights,
         "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
+
+    # Publish.
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
-
-    report = Report(f"dpo: {run.name}", f"{len(train)} pairs, from {artifact.ref}")
-    report.figures_table(metrics)
-    report.plot(curves(fitted.rows, ("loss",)), "Training loss.", "loss over steps")
-    report.plot(
-        curves(fitted.rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps"
-    )
+    report = report_of(metrics, fitted.rows, f"dpo: {run.name}", f"from {artifact.ref}")
     if stage.loss == "sigmoid":  # the other says nothing of probabilities
-        bins = shuffled_bins([pref for pref, _ in test], stage.beta * gap)
-        report.plot(reliability(bins), RELIABILITY, "reliability plot")
+        report.plot(reliability(shuffled_bins(held_out, stage.beta * gap)), RELIABILITY, "reliability plot")
     report.write(run.folder / "report.html")
     return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}",))
+
+
+def report_of(metrics: dict[str, Any], rows: Sequence[Mapping[str, Any]], title: str, origin: str) -> Report:
+    """What is shown of the run: its figures, and the loss and the logprobs in `rows` of its metrics stream."""
+    report = Report(title, f"{metrics['pairs']} pairs, {origin}")
+    report.figures_table(metrics)
+    report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
+    report.plot(curves(rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps")
+    return report
+
+
+def reward_gaps(model: Any, pairs: list[Pair], pad_id: int, by_token: bool) -> Tensor:
+    """By how much log π / π_ref of the better answer of each pair is above that of the worse [M]."""
+    policy, reference = (Policy(model.eval(), name) for name in ("default", REFERENCE))
+    own, at_start = (margins(p, pairs, pad_id, by_token) for p in (policy, reference))
+    return own - at_start
 
 
 @torch.no_grad()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
-from align.data.pairs import divided_pairs, encoded_pairs, pairs_record, read_pairs
+from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, read_pairs
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
 from align.models.finite import diverged
@@ -31,7 +34,7 @@ from align.stages.lineage import adapter_folder, label, source_of, start, tokeni
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.reward import FIGURES, rankings, reward_trainer, score_head, start_from
-from align.types import Result
+from align.types import Preference, Result
 from annotate.priority import prioritise
 from reward.learned import score_rows
 
@@ -78,20 +81,17 @@ def run(run: Run, config: Config) -> Result:
     )  # fmt: skip
 
     # Held-out pairs, scored where training read the score.
-    tokens = [tuple(ids) for _, pair in test for ids in (pair.chosen_ids, pair.rejected_ids)]
-    place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
-    each = score_rows(model.eval(), score_head(model), list(place), tokenizer.pad_token_id)
-    if count := not_finite(each):
-        what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {fitted.steps}"
-        raise diverged(f"{what}: nothing is published", stage.lr, config.dtype)
-    scores = each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
-    gap = scores[:, 0] - scores[:, 1]
+    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
+    scores_M2 = pair_scores(model, pairs, tokenizer.pad_token_id, fitted.steps, stage.lr, config.dtype)
+    gap = scores_M2[:, 0] - scores_M2[:, 1]
     metrics = {
-        **held_out_figures([pref for pref, _ in test], gap),
+        **held_out_figures(held_out, gap),
         "loss": float(-logsigmoid(gap).mean()), "pairs": len(train), "rankings": len(judged),
         "held_out_pairs": len(test), "dropped": dropped + dropped_test, "steps": fitted.steps, "copied_tensors": copied,
         "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
+
+    # Publish.
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
     save_tokenizer(tokenizer, run.artifact)
@@ -100,18 +100,51 @@ def run(run: Run, config: Config) -> Result:
             metrics["prioritised"] = prioritise(
                 store, config.project, model, score_head(model), tokenizer, stops, max_length
             )
-
-    report = Report(f"reward: {run.name}", f"{len(train)} pairs, from {artifact.ref}")
-    report.figures_table(metrics)
-    report.plot(curves(fitted.rows, ("loss",)), "Training loss.", "loss over steps")
-    report.plot(reliability(shuffled_bins([pref for pref, _ in test], gap)), RELIABILITY, "reliability plot")
-    chosen, rejected = scores[:, 0].tolist(), scores[:, 1].tolist()
-    report.plot(
-        histogram_pair(chosen, rejected, ("chosen", "rejected"), "score"), "Scores of held-out answers.",
-        "histograms of the scores of chosen and rejected answers",
-    )  # fmt: skip
+    report = report_of(metrics, fitted.rows, held_out, scores_M2, f"reward: {run.name}", f"from {artifact.ref}")
     report.write(run.folder / "report.html")
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
     shown = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
     said = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
     return Result(metrics, (*said, f"held out: {shown}"))
+
+
+def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, steps: int, lr: float, dtype: str) -> Tensor:
+    """Scores of the better and the worse answer of each pair [M, 2], as so many steps of training left them.
+
+    Raises:
+        InputError: some are no numbers.
+    """
+    tokens = [tuple(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
+    each = score_rows(model.eval(), score_head(model), list(place), pad_id)
+    if count := not_finite(each):
+        what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {steps}"
+        raise diverged(f"{what}: nothing is published", lr, dtype)
+    return each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
+
+
+def report_of(
+    metrics: dict[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    held_out: Sequence[Preference],
+    scores_M2: Tensor,
+    title: str,
+    origin: str,
+) -> Report:
+    """What is shown of the run: its figures, its loss, and the scores of held-out pairs.
+
+    Args:
+        rows: of the metrics stream.
+        scores_M2: of the better and the worse answer of each held-out pair.
+    """
+    report = Report(title, f"{metrics['pairs']} pairs, {origin}")
+    report.figures_table(metrics)
+    report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
+    bins = shuffled_bins(held_out, scores_M2[:, 0] - scores_M2[:, 1])
+    report.plot(reliability(bins), RELIABILITY, "reliability plot")
+    chosen, rejected = scores_M2.T.tolist()
+    report.plot(
+        histogram_pair(chosen, rejected, ("chosen", "rejected"), "score"), "Scores of held-out answers.",
+        "histograms of the scores of chosen and rejected answers",
+    )  # fmt: skip
+    return report

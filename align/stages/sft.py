@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -79,10 +81,10 @@ def run(run: Run, config: Config) -> Result:
         model = with_new_adapter(model, config.method.r, config.method.alpha)
     before, tokens = held_out_loss(model, test.rows, tokenizer.pad_token_id)
     perplexity_before = perplexity(before, f"the held-out loss of {base.id} before training", None, config.dtype)
+    rows = len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows)
     fitted = fit(
         partial(sft_trainer, model, tokenizer, train.rows, max_length=max_length, packing=stage.packing),
-        model, Training.of(stage, config.seed),
-        len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows), run,
+        model, Training.of(stage, config.seed), rows, run,
         device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
     )  # fmt: skip
     after, _ = held_out_loss(model, test.rows, tokenizer.pad_token_id)
@@ -101,14 +103,24 @@ def run(run: Run, config: Config) -> Result:
         "train_tokens": train.tokens, "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered,
         "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    report = Report(f"{stage.name}: {run.name}", f"{config.method.name} on {base.id}")
-    report.figures_table(metrics)
-    if scarce := few_rows(len(test.rows)):
-        report.text(scarce)
-    report.plot(curves(fitted.rows, ("loss",)), "Training loss, nats a token.", "training loss over steps")
+    scarce = few_rows(len(test.rows))
+    report = report_of(metrics, fitted.rows, scarce, f"{stage.name}: {run.name}", f"{config.method.name} on {base.id}")
     report.write(run.folder / "report.html")
     line = f"held-out loss {before:.3f} → {after:.3f}, perplexity {perplexity_before:.1f} → {perplexity_after:.1f}"
     return Result(metrics, (line, *([scarce] if scarce else [])))
+
+
+def report_of(
+    metrics: dict[str, Any], rows: Sequence[Mapping[str, Any]], scarce: str, title: str, subtitle: str
+) -> Report:
+    """What is shown of the run: its figures, what is to be said of few held-out rows, and the loss in `rows` of its
+    metrics stream."""
+    report = Report(title, subtitle)
+    report.figures_table(metrics)
+    if scarce:
+        report.text(scarce)
+    report.plot(curves(rows, ("loss",)), "Training loss, nats a token.", "training loss over steps")
+    return report
 
 
 def few_rows(n: int) -> str:
