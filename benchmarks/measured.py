@@ -35,8 +35,8 @@ from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
 from align.run import Base
-from align.trainers.common import Training
-from align.trainers.sft import train_sft
+from align.trainers.common import Training, train
+from align.trainers.sft import sft_trainer
 
 CPU = torch.device("cpu")
 NEW, PAD = 8, 0
@@ -270,10 +270,8 @@ def one_step_of_sft(folder: Path, route: Route, asked: Asked, scratch: Path) -> 
     losses = Losses()
     rows = [Encoded(row, [-100, *row[1:]]) for row in asked.rows]
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    train_sft(
-        model, load_tokenizer(Base("pocket", str(pocket_folder()), None, "")), rows, arguments, max_length=64,
-        packing=False, callback=losses, checkpoint=None,
-    )  # fmt: skip
+    tokenizer = load_tokenizer(Base("pocket", str(pocket_folder()), None, ""))
+    train(lambda: sft_trainer(model, tokenizer, rows, arguments, max_length=64, packing=False), model, losses)
     right = -torch.cat(
         [x[:-1].gather(1, torch.tensor(r)[1:, None])[:, 0] for x, r in zip(asked.logprobs, asked.rows, strict=True)]
     ).mean()

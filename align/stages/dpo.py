@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
+from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, read_pairs
 from align.errors import require
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
@@ -20,25 +25,18 @@ from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability
 from align.run import Run
-from align.run.checkpoints import newest_checkpoint, step_of
-from align.stages import Inputs, tracker
-from align.stages.lineage import adapter_folder, label, start, tokenizer_of
-from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
-from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, Training
-from align.trainers.dpo import REFERENCE, train_dpo
-from align.trainers.token_pairs import Pair
+from align.stages import Inputs, store_url, tracker
+from align.stages.lineage import adapter_folder, label, source_of, start, tokenizer_of
+from align.track import peak_rss_mb
+from align.trainers.common import Training, fit
+from align.trainers.dpo import FIGURES, REFERENCE, dpo_trainer
 from align.types import Result
-
-NAMES = {
-    "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "logps/chosen": "chosen_logprob",
-    "logps/rejected": "rejected_logprob", "grad_norm": "grad_norm",
-}  # fmt: skip
 
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    return Inputs(config, label(base, config), base, {"init": artifact.as_input(), "data": pairs_record(config)})
+    pairs = pairs_record(source_of(config), store_url(config), config.project)
+    return Inputs(config, label(base, config), base, {"init": artifact.as_input(), "data": pairs})
 
 
 def run(run: Run, config: Config) -> Result:
@@ -48,7 +46,8 @@ def run(run: Run, config: Config) -> Result:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    train_prefs, test_prefs = divided_pairs(config, stage.held_out)
+    prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
+    train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
     tokenizer, described = tokenizer_of(artifact, base, config.data.template), describe(base)
     stops = stop_token_ids(tokenizer, described.generation_config)
     max_length = min(config.data.max_length, context_length(described))
@@ -72,44 +71,50 @@ def run(run: Run, config: Config) -> Result:
     else:
         model = attach(model, adapter, "default", trainable=True)
 
-    training = Training.of(stage, config.seed)
-    steps = training.steps(len(train))
-    arguments = training.arguments(run.checkpoints, device, dtype, steps)
-    checkpoint = newest_checkpoint(run)
-    with tracker(run, config, step_of(checkpoint)) as track, progress("dpo", steps, step_of(checkpoint)) as bar:
-        trained = train_dpo(
-            model, tokenizer, [pair for _, pair in train], arguments, beta=stage.beta, loss=stage.loss,
-            callback=Reporter(track, bar, stage.log_every, NAMES), checkpoint=checkpoint,
-        )  # fmt: skip
-        rows = track.rows()
+    fitted = fit(
+        partial(dpo_trainer, model, tokenizer, [pair for _, pair in train], beta=stage.beta, loss=stage.loss),
+        model, Training.of(stage, config.seed), len(train), run,
+        device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
+    )  # fmt: skip
 
     # Held-out pairs by the implicit reward, log π / π_ref of an answer.
-    pairs, by_token = [pair for _, pair in test], stage.loss == "ipo"
-    policy, reference = (Policy(model.eval(), name) for name in ("default", REFERENCE))
-    own, start_gap = (margins(p, pairs, tokenizer.pad_token_id, by_token) for p in (policy, reference))
-    gap = own - start_gap
+    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
+    gap = reward_gaps(model, pairs, tokenizer.pad_token_id, by_token=stage.loss == "ipo")
     if count := not_finite(gap):
-        what = f"{count} of {len(gap)} held-out pairs have margins that are no numbers after step {steps}"
+        what = f"{count} of {len(gap)} held-out pairs have margins that are no numbers after step {fitted.steps}"
         raise diverged(f"{what}: nothing is published", stage.lr, config.dtype)
     losses = (float(dpo_loss(of, stage.beta, stage.loss)) for of in (torch.zeros(1), gap))
     metrics = {
-        **held_out_figures([pref for pref, _ in test], gap),
+        **held_out_figures(held_out, gap),
         **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
-        "dropped": dropped + dropped_test, "steps": steps, "trained_weights": trained,
+        "dropped": dropped + dropped_test, "steps": fitted.steps, "trained_weights": fitted.trained_weights,
         "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
+
+    # Publish.
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
+    report = report_of(metrics, fitted.rows, f"dpo: {run.name}", f"from {artifact.ref}")
+    if stage.loss == "sigmoid":  # the other says nothing of probabilities
+        report.plot(reliability(shuffled_bins(held_out, stage.beta * gap)), RELIABILITY, "reliability plot")
+    report.write(run.folder / "report.html")
+    return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}",))
 
-    report = Report(f"dpo: {run.name}", f"{len(train)} pairs, from {artifact.ref}")
+
+def report_of(metrics: dict[str, Any], rows: Sequence[Mapping[str, Any]], title: str, origin: str) -> Report:
+    """What is shown of the run: its figures, and the loss and the logprobs in `rows` of its metrics stream."""
+    report = Report(title, f"{metrics['pairs']} pairs, {origin}")
     report.figures_table(metrics)
     report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
     report.plot(curves(rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps")
-    if stage.loss == "sigmoid":  # the other says nothing of probabilities
-        bins = shuffled_bins([pref for pref, _ in test], stage.beta * gap)
-        report.plot(reliability(bins), RELIABILITY, "reliability plot")
-    report.write(run.folder / "report.html")
-    return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}",))
+    return report
+
+
+def reward_gaps(model: Any, pairs: list[Pair], pad_id: int, by_token: bool) -> Tensor:
+    """By how much log π / π_ref of the better answer of each pair is above that of the worse [M]."""
+    policy, reference = (Policy(model.eval(), name) for name in ("default", REFERENCE))
+    own, at_start = (margins(p, pairs, pad_id, by_token) for p in (policy, reference))
+    return own - at_start
 
 
 @torch.no_grad()

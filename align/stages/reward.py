@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
+from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, read_pairs
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
 from align.models.finite import diverged
@@ -23,21 +29,19 @@ from align.ops.finite import not_finite
 from align.redaction import masked, unmarked
 from align.report import Report, curves, histogram_pair, in_words, reliability
 from align.run import Input, Run, json_digest
-from align.run.checkpoints import newest_checkpoint, step_of
-from align.stages import Inputs, store_url, tracker
-from align.stages.lineage import adapter_folder, label, start, tokenizer_of
-from align.stages.pairs import divided_pairs, encoded_pairs, pairs_record
-from align.stages.priority import prioritise
-from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, Training
-from align.trainers.reward import rankings, score_head, start_from, train_reward
-from align.types import Result
+from align.stages import Inputs, open_store, store_url, tracker
+from align.stages.lineage import adapter_folder, label, source_of, start, tokenizer_of
+from align.track import peak_rss_mb
+from align.trainers.common import Training, fit
+from align.trainers.reward import FIGURES, rankings, reward_trainer, score_head, start_from
+from align.types import Preference, Result
+from annotate.priority import prioritise
 from reward.learned import score_rows
 
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    records = {"init": artifact.as_input(), "data": pairs_record(config)}
+    records = {"init": artifact.as_input(), "data": pairs_record(source_of(config), store_url(config), config.project)}
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
         records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
     return Inputs(config, label(base, config), base, records)
@@ -50,7 +54,8 @@ def run(run: Run, config: Config) -> Result:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    train_prefs, test_prefs = divided_pairs(config, stage.held_out)
+    prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
+    train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     stops = stop_token_ids(tokenizer)
     max_length = min(config.data.max_length, context_length(describe(base)))
@@ -70,50 +75,76 @@ def run(run: Run, config: Config) -> Result:
     model = with_new_adapter(model, given["r"], given["lora_alpha"], classifier=True)
     copied = start_from(model, adapter)
 
-    training = Training.of(stage, config.seed)
-    steps = training.steps(len(judged))
-    arguments = training.arguments(run.checkpoints, device, dtype, steps)
-    checkpoint = newest_checkpoint(run)
-    with tracker(run, config, step_of(checkpoint)) as track, progress("reward", steps, step_of(checkpoint)) as bar:
-        names = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm"}
-        train_reward(
-            model, tokenizer, judged, arguments,
-            callback=Reporter(track, bar, stage.log_every, names), checkpoint=checkpoint,
-        )  # fmt: skip
-        rows = track.rows()
+    fitted = fit(
+        partial(reward_trainer, model, tokenizer, judged), model, Training.of(stage, config.seed), len(judged), run,
+        device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
+    )  # fmt: skip
 
     # Held-out pairs, scored where training read the score.
-    tokens = [tuple(ids) for _, pair in test for ids in (pair.chosen_ids, pair.rejected_ids)]
-    place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
-    each = score_rows(model.eval(), score_head(model), list(place), tokenizer.pad_token_id)
-    if count := not_finite(each):
-        what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {steps}"
-        raise diverged(f"{what}: nothing is published", stage.lr, config.dtype)
-    scores = each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
-    gap = scores[:, 0] - scores[:, 1]
+    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
+    scores_M2 = pair_scores(model, pairs, tokenizer.pad_token_id, fitted.steps, stage.lr, config.dtype)
+    gap = scores_M2[:, 0] - scores_M2[:, 1]
     metrics = {
-        **held_out_figures([pref for pref, _ in test], gap),
+        **held_out_figures(held_out, gap),
         "loss": float(-logsigmoid(gap).mean()), "pairs": len(train), "rankings": len(judged),
-        "held_out_pairs": len(test), "dropped": dropped + dropped_test, "steps": steps, "copied_tensors": copied,
+        "held_out_pairs": len(test), "dropped": dropped + dropped_test, "steps": fitted.steps, "copied_tensors": copied,
         "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
+
+    # Publish.
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
     save_tokenizer(tokenizer, run.artifact)
     if stage.prioritise:
-        metrics["prioritised"] = prioritise(config, model, score_head(model), tokenizer, stops, max_length)
-
-    report = Report(f"reward: {run.name}", f"{len(train)} pairs, from {artifact.ref}")
-    report.figures_table(metrics)
-    report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
-    report.plot(reliability(shuffled_bins([pref for pref, _ in test], gap)), RELIABILITY, "reliability plot")
-    chosen, rejected = scores[:, 0].tolist(), scores[:, 1].tolist()
-    report.plot(
-        histogram_pair(chosen, rejected, ("chosen", "rejected"), "score"), "Scores of held-out answers.",
-        "histograms of the scores of chosen and rejected answers",
-    )  # fmt: skip
+        with open_store(config, create=False) as store:
+            metrics["prioritised"] = prioritise(
+                store, config.project, model, score_head(model), tokenizer, stops, max_length
+            )
+    report = report_of(metrics, fitted.rows, held_out, scores_M2, f"reward: {run.name}", f"from {artifact.ref}")
     report.write(run.folder / "report.html")
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
     shown = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
     said = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
     return Result(metrics, (*said, f"held out: {shown}"))
+
+
+def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, steps: int, lr: float, dtype: str) -> Tensor:
+    """Scores of the better and the worse answer of each pair [M, 2], as so many steps of training left them.
+
+    Raises:
+        InputError: some are no numbers.
+    """
+    tokens = [tuple(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
+    each = score_rows(model.eval(), score_head(model), list(place), pad_id)
+    if count := not_finite(each):
+        what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {steps}"
+        raise diverged(f"{what}: nothing is published", lr, dtype)
+    return each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
+
+
+def report_of(
+    metrics: dict[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    held_out: Sequence[Preference],
+    scores_M2: Tensor,
+    title: str,
+    origin: str,
+) -> Report:
+    """What is shown of the run: its figures, its loss, and the scores of held-out pairs.
+
+    Args:
+        rows: of the metrics stream.
+        scores_M2: of the better and the worse answer of each held-out pair.
+    """
+    report = Report(title, f"{metrics['pairs']} pairs, {origin}")
+    report.figures_table(metrics)
+    report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
+    bins = shuffled_bins(held_out, scores_M2[:, 0] - scores_M2[:, 1])
+    report.plot(reliability(bins), RELIABILITY, "reliability plot")
+    chosen, rejected = scores_M2.T.tolist()
+    report.plot(
+        histogram_pair(chosen, rejected, ("chosen", "rejected"), "score"), "Scores of held-out answers.",
+        "histograms of the scores of chosen and rejected answers",
+    )  # fmt: skip
+    return report

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from align.config.root import Config
 from align.config.sample import SampleConfig
 from align.data.chat import encode_prompts
@@ -81,11 +84,17 @@ def run(run: Run, config: Config) -> Result:
         "prompts": len(found), "dropped": dropped, "answers": answered, **means, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
-    report = Report(f"sample: {run.name}", f"{artifact.ref} into project {config.project}")
+    report = report_of(metrics, chunks, f"sample: {run.name}", f"{artifact.ref} into project {config.project}")
+    report.write(run.folder / "report.html")
+    return Result(metrics, (f"{answered} answers to {len(found)} prompts in project {config.project}",))
+
+
+def report_of(metrics: dict[str, Any], chunks: Sequence[Mapping[str, Any]], title: str, subtitle: str) -> Report:
+    """What is shown of the run: its figures, and how the answers went, chunk by chunk of its metrics stream."""
+    report = Report(title, subtitle)
     report.figures_table(metrics)
     for key, caption in (
         ("mean_length", "Length of the answers, tokens."), ("eos_rate", "Share of answers that ended by themselves."),
     ):  # fmt: skip
         report.plot(curves(chunks, (key,), title=f"by {PROMPTS_AT_ONCE} prompts"), caption, f"{key} over the prompts")
-    report.write(run.folder / "report.html")
-    return Result(metrics, (f"{answered} answers to {len(found)} prompts in project {config.project}",))
+    return report

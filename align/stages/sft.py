@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -28,12 +31,11 @@ from align.models.load import (
 from align.models.plain import route_of
 from align.report import Report, curves, few
 from align.run import Input, Run
-from align.run.checkpoints import newest_checkpoint, step_of
 from align.stages import Inputs, tracker
 from align.stages.lineage import source_of
-from align.track import peak_rss_mb, progress
-from align.trainers.common import Reporter, Training
-from align.trainers.sft import packed_rows, train_sft
+from align.track import peak_rss_mb
+from align.trainers.common import Training, fit
+from align.trainers.sft import FIGURES, packed_rows, sft_trainer
 from align.types import Result
 
 LARGEST_LOSS = 700.0
@@ -79,20 +81,14 @@ def run(run: Run, config: Config) -> Result:
         model = with_new_adapter(model, config.method.r, config.method.alpha)
     before, tokens = held_out_loss(model, test.rows, tokenizer.pad_token_id)
     perplexity_before = perplexity(before, f"the held-out loss of {base.id} before training", None, config.dtype)
-    rows_seen = len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows)
-    training = Training.of(stage, config.seed)
-    steps = training.steps(rows_seen)
-    arguments = training.arguments(run.checkpoints, device, dtype, steps)
-    checkpoint = newest_checkpoint(run)
-    with tracker(run, config, step_of(checkpoint)) as track, progress(stage.name, steps, step_of(checkpoint)) as bar:
-        names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}
-        trained = train_sft(
-            model, tokenizer, train.rows, arguments, max_length=max_length, packing=stage.packing,
-            callback=Reporter(track, bar, stage.log_every, names), checkpoint=checkpoint,
-        )  # fmt: skip
-        rows = track.rows()
+    rows = len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows)
+    fitted = fit(
+        partial(sft_trainer, model, tokenizer, train.rows, max_length=max_length, packing=stage.packing),
+        model, Training.of(stage, config.seed), rows, run,
+        device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
+    )  # fmt: skip
     after, _ = held_out_loss(model, test.rows, tokenizer.pad_token_id)
-    perplexity_after = perplexity(after, f"the held-out loss after step {steps}", stage.lr, config.dtype)
+    perplexity_after = perplexity(after, f"the held-out loss after step {fitted.steps}", stage.lr, config.dtype)
 
     # Publish.
     save_tokenizer(tokenizer, run.artifact)
@@ -103,18 +99,28 @@ def run(run: Run, config: Config) -> Result:
     metrics = {
         "loss_before": before, "loss_after": after, "perplexity_before": perplexity_before,
         "perplexity_after": perplexity_after, "held_out_tokens": tokens, "held_out_rows": len(test.rows),
-        "trained_weights": trained, "steps": steps,
+        "trained_weights": fitted.trained_weights, "steps": fitted.steps,
         "train_tokens": train.tokens, "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered,
         "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    report = Report(f"{stage.name}: {run.name}", f"{config.method.name} on {base.id}")
-    report.figures_table(metrics)
-    if scarce := few_rows(len(test.rows)):
-        report.text(scarce)
-    report.plot(curves(rows, ("loss",)), "Training loss, nats a token.", "training loss over steps")
+    scarce = few_rows(len(test.rows))
+    report = report_of(metrics, fitted.rows, scarce, f"{stage.name}: {run.name}", f"{config.method.name} on {base.id}")
     report.write(run.folder / "report.html")
     line = f"held-out loss {before:.3f} → {after:.3f}, perplexity {perplexity_before:.1f} → {perplexity_after:.1f}"
     return Result(metrics, (line, *([scarce] if scarce else [])))
+
+
+def report_of(
+    metrics: dict[str, Any], rows: Sequence[Mapping[str, Any]], scarce: str, title: str, subtitle: str
+) -> Report:
+    """What is shown of the run: its figures, what is to be said of few held-out rows, and the loss in `rows` of its
+    metrics stream."""
+    report = Report(title, subtitle)
+    report.figures_table(metrics)
+    if scarce:
+        report.text(scarce)
+    report.plot(curves(rows, ("loss",)), "Training loss, nats a token.", "training loss over steps")
+    return report
 
 
 def few_rows(n: int) -> str:

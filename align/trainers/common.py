@@ -1,10 +1,17 @@
-"""What TRL's trainers share here: settings, fp32 adapters, one metrics stream, checkpoints that can be trusted."""
+"""What TRL's trainers share here: settings, one way to fit a model, fp32 adapters, one metrics stream, checkpoints that
+can be trusted.
+
+A further trainer of TRL's is a file beside this one: a class mixed with `InEpochOrder`, a function that builds it from
+our rows and the keyword arguments of `Training.arguments`, and `FIGURES`, the names of what it logs.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +21,9 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.models.load import choose_checkpointing
-from align.run.checkpoints import seal
-from align.track import Progress, Tracker
+from align.run import Run
+from align.run.checkpoints import newest_checkpoint, seal, step_of
+from align.track import Progress, Tracker, progress
 from align.trainers.guard import Guard
 
 datasets.disable_progress_bars()
@@ -97,7 +105,55 @@ class Training:
         }
 
 
-def fit(make: Callable[[], Trainer], model: nn.Module, checkpoint: Path | None) -> int:
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What training came to.
+
+    Attributes:
+        steps: of the optimiser, in the whole run.
+        trained_weights: how many weights were trained.
+        rows: of the run's metrics stream, those before a continued run's checkpoint too.
+    """
+
+    steps: int
+    trained_weights: int
+    rows: list[dict[str, Any]]
+
+
+def fit(
+    make: Callable[[dict[str, Any]], Trainer],
+    model: nn.Module,
+    training: Training,
+    rows: int,
+    run: Run,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    track: Callable[[int], AbstractContextManager[Tracker]],
+    log_every: int,
+    figures: Mapping[str, str],
+) -> Fitted:
+    """Train `model` in place, from the run's newest checkpoint where there is one, with its metrics and its progress.
+
+    Args:
+        make: the trainer around `model`, given the keyword arguments that TRL's configs have in common.
+        rows: that an epoch has.
+        track: opens the run's metrics stream behind a step.
+        log_every: how many steps between rows of `metrics.jsonl`.
+        figures: the trainer's name of a figure → ours.
+    """
+    steps = training.steps(rows)
+    arguments = training.arguments(run.checkpoints, device, dtype, steps)
+    checkpoint = newest_checkpoint(run)
+    done = step_of(checkpoint)
+    with track(done) as stream, progress(run.manifest.stage, steps, done) as bar:
+        trained = train(partial(make, arguments), model, Reporter(stream, bar, log_every, figures), checkpoint)
+        return Fitted(steps, trained, stream.rows())
+
+
+def train(
+    make: Callable[[], Trainer], model: nn.Module, callback: TrainerCallback, checkpoint: Path | None = None
+) -> int:
     """Build the trainer around `model` and train, quietly and in fp32, from `checkpoint` where there is one.
 
     Returns:
@@ -106,6 +162,7 @@ def fit(make: Callable[[], Trainer], model: nn.Module, checkpoint: Path | None) 
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantised(model)}
     trainer = make()
     trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
+    trainer.add_callback(callback)
     trainer.add_callback(Guard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32"))
     trained = trainable_in_fp32(model, start)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -137,7 +194,7 @@ class Reporter(TrainerCallback):
         names: the Trainer's name of a figure → ours; the first two are shown beside the progress bar.
     """
 
-    def __init__(self, track: Tracker, bar: Progress, every: int, names: dict[str, str]) -> None:
+    def __init__(self, track: Tracker, bar: Progress, every: int, names: Mapping[str, str]) -> None:
         self.track, self.bar, self.every, self.names = track, bar, every, names
 
     def on_log(

@@ -4,41 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from align.data.pairs import Pair
 from align.models.backbone import pad
-from align.trainers.common import fit
 from align.trainers.order import InEpochOrder
-from align.trainers.token_pairs import Pair
 
 REFERENCE = "ref"
 """TRL copies the adapter as it starts under this name."""
+FIGURES = {
+    "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "logps/chosen": "chosen_logprob",
+    "logps/rejected": "rejected_logprob", "grad_norm": "grad_norm",
+}  # fmt: skip
 
 
-def train_dpo(
-    model: Any,
-    tokenizer: Any,
-    pairs: Sequence[Pair],
-    arguments: dict[str, Any],
-    *,
-    beta: float,
-    loss: str,
-    callback: TrainerCallback,
-    checkpoint: Path | None,
-) -> int:
-    """Train the adapter `default` of `model` in place, from `checkpoint` where there is one; the model has a second
-    adapter afterwards, `REFERENCE`, which is what it started from.
-
-    Returns:
-        the number of trained weights.
-    """
+def dpo_trainer(
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], arguments: dict[str, Any], *, beta: float, loss: str
+) -> DPOTrainer:
+    """The loss of DPO, or of IPO, on the adapter `default` of `model`, which has a second adapter from here on:
+    `REFERENCE`, what it started from."""
     dataset = Dataset.from_list(
         [
             {
@@ -51,14 +40,10 @@ def train_dpo(
     # The sampler reads `length`, which the trainer would otherwise drop as unknown to the model.
     keywords: dict[str, Any] = {**arguments, "remove_unused_columns": False}
     settings = DPOConfig(**keywords, max_length=None, beta=beta, loss_type=[loss], disable_dropout=True)
-
-    def trainer() -> DPOTrainer:
-        return PairTrainer(
-            model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[callback],
-            data_collator=partial(collated_pairs, filler=tokenizer.pad_token_id),
-        )  # fmt: skip
-
-    return fit(trainer, model, checkpoint)
+    return PairTrainer(
+        model=model, args=settings, train_dataset=dataset, processing_class=tokenizer,
+        data_collator=partial(collated_pairs, filler=tokenizer.pad_token_id),
+    )  # fmt: skip
 
 
 class PairTrainer(InEpochOrder, DPOTrainer):

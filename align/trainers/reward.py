@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from transformers import TrainerCallback
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from align.data.pairs import Pair
 from align.errors import InputError
 from align.models.adapters import read_tensors
 from align.models.backbone import pad
-from align.trainers.common import fit
 from align.trainers.order import InEpochOrder
-from align.trainers.token_pairs import Pair
+
+FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +94,8 @@ def start_from(model: Any, adapter: Path | None) -> int:
     return len(given)
 
 
-def train_reward(
-    model: Any,
-    tokenizer: Any,
-    judged: Sequence[Ranking],
-    arguments: dict[str, Any],
-    *,
-    callback: TrainerCallback,
-    checkpoint: Path | None,
-) -> int:
-    """Minimise Bradley–Terry's loss over rankings, in place, weighted as `collated_rankings` says. Returns how many
-    weights were trained."""
+def reward_trainer(model: Any, tokenizer: Any, judged: Sequence[Ranking], arguments: dict[str, Any]) -> RewardTrainer:
+    """Bradley–Terry's loss over rankings, weighted as `collated_rankings` says."""
     dataset = Dataset.from_dict(
         {
             "texts": [r.texts for r in judged],
@@ -117,14 +109,10 @@ def train_reward(
     padder = copy.deepcopy(tokenizer)  # rows are padded by it, nothing else
     filler, judgements = filler_id(judged, tokenizer.pad_token_id), mean_judgements(judged)
     padder.pad_token = tokenizer.convert_ids_to_tokens(filler)
-
-    def trainer() -> RewardTrainer:
-        return RankingTrainer(
-            model=model, args=settings, train_dataset=dataset, processing_class=padder, callbacks=[callback],
-            data_collator=lambda rows: collated_rankings(rows, filler, judgements),
-        )  # fmt: skip
-
-    return fit(trainer, model, checkpoint)
+    return RankingTrainer(
+        model=model, args=settings, train_dataset=dataset, processing_class=padder,
+        data_collator=partial(collated_rankings, filler=filler, judgements=judgements),
+    )  # fmt: skip
 
 
 class RankingTrainer(InEpochOrder, RewardTrainer):

@@ -3,53 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from transformers import TrainerCallback
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from align.data.chat import IGNORED, Encoded
 from align.models.plain import route_of
-from align.trainers.common import fit
 from align.trainers.order import InEpochOrder
 
+FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}
 
-def train_sft(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Encoded],
-    arguments: dict[str, Any],
-    *,
-    max_length: int,
-    packing: bool,
-    callback: TrainerCallback,
-    checkpoint: Path | None,
-) -> int:
-    """Train `model` in place, from `checkpoint` where there is one.
+
+def sft_trainer(
+    model: Any, tokenizer: Any, rows: Sequence[Encoded], arguments: dict[str, Any], *, max_length: int, packing: bool
+) -> SFTTrainer:
+    """Cross-entropy on the labels of `rows`.
 
     Packing concatenates rows up to `max_length`; positions restart and attention stays inside each row.
-
-    Returns:
-        the number of trained weights.
     """
     settings = SFTConfig(
         **arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None,
         router_aux_loss_coef=0.0,  # the loss is that of the tokens; some models of experts fail to compute theirs
     )  # fmt: skip
-
     kind = RowTrainer if route_of(model).halves else OwnLogits
-
-    def trainer() -> SFTTrainer:
-        return kind(
-            model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer, callbacks=[callback]
-        )
-
-    return fit(trainer, model, checkpoint)
+    return kind(model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer)
 
 
 class RowTrainer(InEpochOrder, SFTTrainer):

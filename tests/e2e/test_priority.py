@@ -11,8 +11,8 @@ import torch
 from workshop import SFT, Workshop
 
 from align.run import read_manifest
-from align.stages.priority import uncertainty
 from annotate.assignment import AssignmentQueue
+from annotate.priority import uncertainty
 from annotate.store import Store, configure
 from annotate.store.tables import work
 

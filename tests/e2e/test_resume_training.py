@@ -16,8 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from align.__main__ import main
 from align.run import file_digest, read_manifest
 from align.run.checkpoints import step_of
-from align.stages import dpo, reward, sft
 from align.track import read_rows
+from align.trainers import common
 from align.trainers.common import Reporter
 
 disable_caching()  # a continued run packs and maps its rows by itself
@@ -55,8 +55,8 @@ class Stage:
         torch.manual_seed(at)  # a run must not depend on what ran before it in this process
         killed = type("Killed", (Killed,), {"at": at, "behind": behind})
         with self.patch.context() as patch:
-            for module in (sft, reward, dpo) if at else ():
-                patch.setattr(module, "Reporter", killed)
+            if at:
+                patch.setattr(common, "Reporter", killed)
             return main([*self.command, f"run.root={self.root}"])
 
     @property

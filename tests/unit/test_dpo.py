@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 
 from align.__main__ import main
 from align.data.chat import encode_judged, prompt_length
+from align.data.pairs import Pair
 from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
 from align.models.base import base_in
 from align.models.load import load_base
@@ -22,8 +24,8 @@ from align.ops.losses import dpo_loss
 from align.run import Base, read_manifest
 from align.stages.dpo import margins
 from align.track import read_rows
-from align.trainers.dpo import REFERENCE, collated_pairs, train_dpo
-from align.trainers.token_pairs import Pair
+from align.trainers.common import train
+from align.trainers.dpo import REFERENCE, collated_pairs, dpo_trainer
 from align.types import Conversation, Message
 
 PAIRS = [
@@ -66,7 +68,7 @@ def trained(base: Base, adapter: Path, tokenizer: Any, output: Path, steps: int 
     model = attach(load_base(base, "qlora", torch.device("cpu"), torch.float32), adapter, "default", trainable=True)
     seen, settings = Seen(), {"beta": 0.5, "loss": "sigmoid", **more}
     given = arguments(output, steps, lr=5e-3)
-    train_dpo(model, tokenizer, PAIRS, given, callback=seen, checkpoint=None, **settings)
+    train(partial(dpo_trainer, model, tokenizer, PAIRS, given, **settings), model, seen)
     return model, seen
 
 

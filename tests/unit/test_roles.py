@@ -26,8 +26,9 @@ from align.ops.losses import policy_loss, value_loss
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
+from align.trainers import common
 from align.trainers.common import Training
-from align.trainers.reward import Ranking, score_head, start_from, train_reward
+from align.trainers.reward import Ranking, reward_trainer, score_head, start_from
 from align.types import Conversation, Message, Rollout
 from reward.learned import LearnedReward, score_rows
 
@@ -341,7 +342,7 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
             seen[tuple(ids[mask.bool()].tolist())] = logit.item()
 
     model.register_forward_hook(note, with_kwargs=True)
-    train_reward(model, tokenizer, judged, arguments, callback=TrainerCallback(), checkpoint=None)
+    common.train(lambda: reward_trainer(model, tokenizer, judged, arguments), model, TrainerCallback())
     assert seen == pytest.approx(scores, abs=1e-5)
     assert not torch.equal(score_head(model).weight, before)
 

@@ -30,13 +30,13 @@ from align.data.chat import (
     stop_token_ids,
 )
 from align.data.engine_template import APART, contents_as_text, taken_apart
+from align.data.pairs import encoded_pairs
 from align.data.tokens import as_ever, by_copy, markup, special_ids, text_ids
 from align.errors import InputError
 from align.models.backbone import pad
 from align.models.base import builtin_folder
 from align.models.smollm2 import INSTALL, gguf_in_wheel
 from align.rollout.engine import response_texts
-from align.stages.pairs import encoded_pairs
 from align.types import Conversation, Message, Preference, Rollout
 from annotate.store import Candidate, Store, preferences, storable
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from torch.testing import assert_close
 from transformers import TrainerCallback
 
 from align.data.chat import encode
+from align.data.pairs import Pair
 from align.data.sources import read_documents
 from align.errors import InputError
 from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
@@ -22,7 +24,7 @@ from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.run.checkpoints import SEAL, newest_checkpoint, seal, sealed
 from align.trainers import common
-from align.trainers.common import Training
+from align.trainers.common import Training, train
 from align.trainers.reward import (
     Ranking,
     collated_rankings,
@@ -30,12 +32,11 @@ from align.trainers.reward import (
     pair_gaps,
     ranking_loss,
     rankings,
+    reward_trainer,
     score_head,
     start_from,
-    train_reward,
 )
-from align.trainers.sft import packed_rows, train_sft
-from align.trainers.token_pairs import Pair
+from align.trainers.sft import packed_rows, sft_trainer
 
 CPU = torch.device("cpu")
 
@@ -72,10 +73,9 @@ def lora_weights(model: Any) -> dict[str, torch.Tensor]:
 
 def fit_sft(model: Any, tokenizer: Any, chats: Path, output: Path, steps: int, **more: Any) -> None:
     rows = encode(tokenizer, read_documents(chats), 128).rows
-    train_sft(
-        model, tokenizer, rows, arguments(output, steps, **more), max_length=128, packing=False,
-        callback=TrainerCallback(), checkpoint=None,
-    )  # fmt: skip
+    given = arguments(output, steps, **more)
+    make = partial(sft_trainer, model, tokenizer, rows, given, max_length=128, packing=False)
+    train(make, model, TrainerCallback())
 
 
 def some_rankings() -> list[Ranking]:
@@ -89,10 +89,8 @@ def some_rankings() -> list[Ranking]:
 
 
 def fit_reward(model: Any, tokenizer: Any, output: Path, steps: int, **more: Any) -> None:
-    train_reward(
-        model, tokenizer, some_rankings(), arguments(output, steps, **more), callback=TrainerCallback(),
-        checkpoint=None,
-    )  # fmt: skip
+    make = partial(reward_trainer, model, tokenizer, some_rankings(), arguments(output, steps, **more))
+    train(make, model, TrainerCallback())
 
 
 # Precision.
@@ -155,9 +153,8 @@ def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any,
     counter = Counter()
     rows = encode(tiny_tokenizer, read_documents(chats), 128).rows
     settings = arguments(tmp_path / "c", 0, max_steps=None, epochs=0.5, batch_size=16, micro_batch=8)
-    train_sft(
-        adapted(base), tiny_tokenizer, rows, settings, max_length=128, packing=False, callback=counter, checkpoint=None
-    )  # fmt: skip
+    model = adapted(base)
+    train(partial(sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=False), model, counter)
     assert counter.steps == Training(**SETTINGS | {"epochs": 0.5, "batch_size": 16}, seed=0).steps(len(rows)) == 2
 
 
@@ -178,11 +175,9 @@ def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats
     for packing in (False, True):
         count = len(packed_rows(rows, 128)) if packing else len(rows)
         settings = arguments(tmp_path / "c", 1, batch_size=count, micro_batch=count)
-        logged = Logged()
-        train_sft(
-            adapted(base), tiny_tokenizer, rows, settings, max_length=128, packing=packing, callback=logged,
-            checkpoint=None,
-        )  # fmt: skip
+        model, logged = adapted(base), Logged()
+        make = partial(sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=packing)
+        train(make, model, logged)
         losses += logged.losses
     assert count < len(rows) / 2
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)

@@ -1,57 +1,75 @@
-"""Preference pairs as a stage meets them: where they come from, which are held out, and their tokens."""
+"""Preference pairs as a stage meets them: read from a file or the annotation store, divided by prompt, and encoded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from align.config.root import Config
 from align.data.chat import encode_judged, hopeless, prompt_length
 from align.data.preferences import read_preferences, split_by_group
-from align.data.sources import data_file, data_record, share_of
+from align.data.sources import DataSource, data_file, data_record, share_of
 from align.errors import InputError, require
 from align.run import Input
-from align.stages import open_store
-from align.stages.lineage import source_of
-from align.trainers.token_pairs import Pair
 from align.types import Conversation, Preference
-from annotate.store import preferences
+from annotate.store import Store, preferences
 
 
-def pairs_record(config: Config) -> Input:
-    """What a run's manifest says of its pairs: the head of the ledger, or the file."""
-    if config.data.name != "annotations":
-        return data_record(source_of(config))
-    with open_store(config, create=False) as store:
-        head = store.head(config.project)
-    return Input(head.hash, project=config.project, seq=head.seq)
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt, as rows of tokens.
+
+    Attributes:
+        chosen_ids, rejected_ids: prompt and answer, each ending where a score is read.
+        chosen_start, rejected_start: where the answer begins.
+    """
+
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_start: int = 0
+    rejected_start: int = 0
 
 
-def divided_pairs(config: Config, held_out: float) -> tuple[list[Preference], list[Preference]]:
+def pairs_record(data: DataSource, store: str, project: str) -> Input:
+    """What a run's manifest says of its pairs: the head of the project's ledger, or the file.
+
+    Args:
+        store: URL of the annotation store.
+    """
+    if data.name != "annotations":
+        return data_record(data)
+    with Store.open(store, create=False) as votes:
+        head = votes.head(project)
+    return Input(head.hash, project=project, seq=head.seq)
+
+
+def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool) -> list[Preference]:
+    """Pairs of the annotation store's project, or of a file."""
+    if data.name == "annotations":
+        with Store.open(store, create=False) as votes:
+            found = preferences(votes, project, allow_simulated)
+    else:
+        found = read_preferences(data_file(data))
+    return found[: data.limit]
+
+
+def divided_pairs(
+    prefs: Sequence[Preference], data: DataSource, held_out: float, seed: int
+) -> tuple[list[Preference], list[Preference]]:
     """Pairs to train on and pairs to measure on, divided by prompt so that no ranking has a pair on both sides. Of a
     file, what `stage=eval` will ask must not have taught anything either.
 
     Raises:
         InputError: there is nothing to train on.
     """
-    train, test = split_by_group(pairs_from(config), held_out, config.seed)
-    if config.data.name == "jsonl":
+    train, test = split_by_group(prefs, held_out, seed)
+    if data.name == "jsonl":
         sides: dict[bool, list[Preference]] = {True: test, False: []}
         for pref in train:
-            sides[share_of(Conversation(pref.prompt)) < config.data.held_out].append(pref)
+            sides[share_of(Conversation(pref.prompt)) < data.held_out].append(pref)
         train = sides[False]
-        require(bool(train), "data.held_out", config.data.held_out, "leaves no pair to train on", "Lower it.")
+        require(bool(train), "data.held_out", data.held_out, "leaves no pair to train on", "Lower it.")
     return train, test
-
-
-def pairs_from(config: Config) -> list[Preference]:
-    """Pairs of the annotation store's project, or of a file."""
-    if config.data.name == "annotations":
-        with open_store(config, create=False) as store:
-            found = preferences(store, config.project, config.data.allow_simulated)
-    else:
-        found = read_preferences(data_file(source_of(config)))
-    return found[: config.data.limit]
 
 
 def encoded_pairs(

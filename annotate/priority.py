@@ -1,0 +1,46 @@
+"""What annotators are asked next: the items of which the reward model itself is least sure."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.data.chat import encode_judged
+from annotate.store import Store
+from reward.learned import score_rows
+
+
+def prioritise(
+    store: Store,
+    project: str,
+    model: Any,
+    score_head: nn.Module,
+    tokenizer: Any,
+    stops: tuple[int, ...],
+    max_length: int,
+) -> int:
+    """Writes the `uncertainty` of each item of a project into the store as its priority, which orders a project whose
+    `order` is `priority`. Items with an answer of more than `max_length` tokens keep theirs. Returns how many were
+    written."""
+    rows: dict[str, list[list[int]]] = {}
+    for item in store.items(project):
+        answers = [encode_judged(tokenizer, item.prompt, c.text, c.ended, stops) for c in item.candidates]
+        if max(map(len, answers)) <= max_length:
+            rows[item.id] = answers
+    scores = score_rows(model, score_head, [row for part in rows.values() for row in part], tokenizer.pad_token_id)
+    by_item = torch.split(scores, [len(part) for part in rows.values()])
+    unsure = {item: uncertainty(part) for item, part in zip(rows, by_item, strict=True)}
+    return store.prioritise(project, unsure)
+
+
+def uncertainty(scores_K: Tensor) -> float:
+    """How unsure a reward model is of an item's K answers, from 0 to 1: 4·p·(1 − p), p being the probability (Bradley
+    and Terry) that one answer of a pair is preferred, averaged over the pairs. 1: a toss of a coin.
+
+    Source: uncertainty sampling, Lewis and Gale 1994, "A sequential algorithm for training text classifiers".
+    """
+    p = torch.tensor([torch.sigmoid(a - b) for a, b in combinations(scores_K.double(), 2)])
+    return float((4 * p * (1 - p)).mean())
