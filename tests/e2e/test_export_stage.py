@@ -145,15 +145,15 @@ def test_an_adapter_that_no_run_made(shop: Workshop, exported: Path, tmp_path: P
 
 
 def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    from align.stages import exporting
+    from align.export import adapter
 
-    write = exporting.write_adapter
+    write = adapter.write_adapter
 
     def wrongly(folder: Path, *given: Any, **named: Any) -> None:
         write(folder, *given, **named)
         scaled(folder, 1.5)
 
-    monkeypatch.setattr(exporting, "write_adapter", wrongly)
+    monkeypatch.setattr(adapter, "write_adapter", wrongly)
     assert shop.status("stage=export", "artifact=sft:a", "run.name=wrong") == 2
     assert f"{NF4}: max_logprob is" in shop.said
     assert files(shop.root / "export" / "wrong") == {"config.yaml", "log.txt", "manifest.json"}  # and no artifact
