@@ -30,6 +30,7 @@ from align.export.receipt import (
 )
 from align.export.trained import Trained, check_tokenizer, trained_model
 from align.models.adapter_files import MERGEABLE, check_plain, read_adapter
+from align.models.adapters import adapter_config
 from align.models.dequantised import ABOUT, DEQUANTISED
 from align.models.load import choose_device, choose_dtype
 from align.models.lowering import check_initial
@@ -145,6 +146,7 @@ def loaded(config: Config, artifact: Artifact, base: Base) -> Trained:
     found = read_adapter(artifact.path)
     check_plain(found, () if {"adapter", "gguf"} & set(kinds_of(config)) else MERGEABLE)
     check_initial(config.method.name == "qlora", found.config)
+    adapter_config(artifact.path, "artifact", alone=True)  # `attach` asks it too, with the base in memory
     device = choose_device(config.device)
     tokenizer = tokenizer_of(artifact, base, config.data.template)
     dtype = choose_dtype(trained_in(artifact) or config.dtype, device)
