@@ -1,8 +1,8 @@
 """What leaves the project: an adapter, a merged model, GGUF; each with a card, launch files and a receipt.
 
 What is written: `adapter` (`align.models.lowering` makes it plain LoRA), `merged`, `gguf` (by llama.cpp's
-`converters`), the base of `align.models.dequantised`, and beside each `card`, `launch`, `ollama`; `align.run.atomic`
-lets all of it appear whole or not at all.
+`converters`), their `bases`, and beside each `card`, `launch`, `ollama`; `align.run.atomic` lets all of it appear whole
+or not at all. `kinds` puts it together: one function a kind, which writes it and has it measured.
 
 What is measured: `trained` is the model that must be found again, `engines` loads exports by transformers,
 `align.rollout.foreign` asks other engines in processes of their own, `checks` says who is asked what and held to which

@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from align.errors import InputError
+from align.export.bases import named_base
 from align.export.folder import check_base, read_json
+from align.export.trained import Trained
 from align.models.adapter_files import READ_BY_ENGINES, RETRAIN, check_plain, factors_in, read_adapter
-from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE
-from align.models.load import save_tokenizer
-from align.models.lowering import Factors, lower
+from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE, adapter_config
+from align.models.load import check_added_tokens, in_fp32, load_base, load_tokenizer, save_tokenizer
+from align.models.lowering import Factors, initial_factors, lower
 from align.run import write_json
 
 
@@ -71,6 +73,25 @@ def write_adapter(
     write_json(folder / CONFIG_FILE, engine_config({**adapter.config, **plain}, base))
     write_json(folder / "base.json", dict(base))
     save_tokenizer(tokenizer, folder, beside)
+
+
+def write_lowered(trained: Trained, folder: Path) -> Path:
+    """Write the adapter that was trained as plain LoRA into a folder, which may be there.
+
+    Raises:
+        InputError: see `write_adapter`; or the adapter was trained with tokens that the base does not have.
+    """
+    folder.mkdir(exist_ok=True)
+    check_added_tokens(trained.tokenizer, load_tokenizer(trained.base))
+    read, initial = adapter_config(trained.adapter, "artifact", alone=True), None
+    if isinstance(read.get("init_lora_weights"), str):
+        base = in_fp32(load_base(trained.base, trained.method, trained.device, trained.dtype))
+        initial = initial_factors(base, read)
+    write_adapter(
+        folder, trained.adapter, named_base(trained.base), tokenizer=trained.tokenizer,
+        beside=Path(trained.base.path), initial=initial,
+    )  # fmt: skip
+    return folder
 
 
 def rank_of(folder: Path) -> int:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from align.data.sources import licence_of
 from align.errors import InputError
+from align.export.bases import named_base
 from align.export.folder import ABSOLUTE, check_base
+from align.export.launch import LAUNCH
 from align.export.receipt import HEADS, Check, cells, gap_in
+from align.export.trained import Trained
 from align.models.base import BUILT_IN
+from align.models.load import name_of
 from align.ops.intervals import FEW
 from align.report import in_words
+from align.run import Base
 
 KINDS = {
     "adapter": "A LoRA adapter",
@@ -192,6 +198,29 @@ def _licences(facts: Mapping[str, Any]) -> str:
     return "## Licences\n\nOf what it was made of; it can be given away as all of these allow.\n\n" + _table(
         ("", "licence"), [(what, licence or "not stated: ask whoever gave it") for what, licence in rows]
     )
+
+
+def export_facts(
+    trained: Trained, kind: str, folder: Path, name: str, checks: Sequence[Check], dtype: str, into: str
+) -> dict[str, Any]:
+    """What a card says of an export itself, for `render_card`.
+
+    Args:
+        folder: where it lies, its launch files and Modelfile too.
+        name: that the launch files give it.
+    """
+    return {
+        "kind": kind, "base": named_base(trained.base), "method": trained.method,
+        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype), "dtype": dtype, "into": into,
+        "served": name if (folder / LAUNCH).is_dir() else "", "modelfile": (folder / "Modelfile").is_file(),
+        "receipt": checks,
+    }  # fmt: skip
+
+
+def licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:
+    """What an export was made of, and under which licence that is; empty where nobody says."""
+    made_of = [(f"base {named_base(base)['id']}", licence_in(Path(base.path)))]
+    return made_of + [(f"data {name}", licence_of(name)) for name in data]
 
 
 def licence_in(folder: Path) -> str:

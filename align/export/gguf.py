@@ -23,12 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.data.fixed_prompts import fixed_texts
 from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
+from align.export.bases import named_base, plain_base
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
 from align.export.folder import read_json
+from align.export.trained import Trained
 from align.models.adapters import WEIGHTS_FILE
 from align.models.dequantised import ABOUT
-from align.models.load import save_tokenizer
+from align.models.load import name_of, save_tokenizer
 from align.ops.finite import not_finite
 from align.rollout.foreign import LLAMA_CPP, Answer, ask, version_in
 from align.run import file_digest, json_digest, write_json
@@ -94,6 +96,14 @@ class Source:
         pieces = self.folder / "tokenizer.model"
         reads.append(file_digest(pieces) if pieces.is_file() else "")
         return json_digest([dict(self.named), self.kind, reads, digest_of(self.converters), *more])[:12]
+
+
+def gguf_source(trained: Trained, into: str, converters: Path) -> Source:
+    """The base of what was trained, as `into`: `nf4-dequantised` or `original`."""
+    named = named_base(trained.base) | {"quantised_from": name_of(trained.dtype)}
+    return Source(
+        named, into, lambda: plain_base(trained, into), Path(trained.base.path), trained.tokenizer, converters
+    )  # fmt: skip
 
 
 def begin_as_trained(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -19,10 +19,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import InputError
 from align.export.folder import check_base
+from align.export.trained import Trained
 from align.models.adapter_files import MERGEABLE, Adapter, check_plain, read_adapter
 from align.models.adapters import WEIGHTS_FILE, tensors_of
-from align.models.dequantised import cast_weights, check_plain_weights, forget_quantisation, refuse_repacked
-from align.models.load import save_tokenizer
+from align.models.dequantised import (
+    DEQUANTISED,
+    cast_weights,
+    check_plain_weights,
+    forget_quantisation,
+    refuse_repacked,
+)
+from align.models.load import in_fp32, load_base, save_tokenizer
 from align.models.lowering import check_initial
 from align.run import write_json
 
@@ -71,6 +78,17 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
     forget_quantisation(merged)
     merged.config.dtype = dtype
     return merged.eval()
+
+
+def merged_model(trained: Trained, into: str) -> PreTrainedModel:
+    """What was trained as one model, in fp32. Raises: see `merge`.
+
+    Args:
+        into: `nf4-dequantised`, or `original`: the base as it was published.
+    """
+    method = trained.method if into == DEQUANTISED else "lora"
+    base = in_fp32(load_base(trained.base, method, trained.device, trained.dtype))
+    return merge(base, trained.adapter, torch.float32)
 
 
 def write_merged(

@@ -149,7 +149,7 @@ def test_without_llama_cpp_it_is_not_checked(shop: Workshop, tmp_path: Path) -> 
 def test_what_llama_cpp_says_otherwise_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import load_file, save_file
 
-    from align.stages import exporting as made
+    from align.export import adapter as made
 
     write = made.write_adapter
 

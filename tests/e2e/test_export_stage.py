@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from workshop import SFT, Workshop, files
 
 from align.export.receipt import RECEIPT
+from align.models import load
 from align.models.adapters import WEIGHTS_FILE
 from align.run import file_digest, read_manifest
 
@@ -144,16 +145,48 @@ def test_an_adapter_that_no_run_made(shop: Workshop, exported: Path, tmp_path: P
         assert problem in shop.said
 
 
-def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    from align.stages import exporting
+def weights_are_read(*given: object, **more: object) -> None:
+    raise AssertionError("weights are read")
 
-    write = exporting.write_adapter
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "problem"),
+    [
+        ("adapter", {}, None),
+        ("merged", {"use_dora": True}, None),
+        ("adapter", {"use_dora": True}, "use_dora=True"),
+        ("merged", {"trainable_token_indices": [1]}, "trainable_token_indices=[1]"),
+        ("adapter", {"peft_type": "IA3"}, "peft_type=IA3"),
+        ("merged", {"init_lora_weights": "pissa_niter_4"}, "nobody can find again"),
+        ("merged", {"init_lora_weights": "olora"}, "quantised anew"),
+        ("adapter", {"parent_library": ["a"]}, "parent_library=['a'], which is not computed here"),
+        ("merged", {"arrow_config": "none"}, "arrow_config='none', which is not computed here"),
+    ],
+)
+def test_a_refused_adapter_loads_no_weights(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    kind: str, settings: dict[str, Any], problem: str | None,
+) -> None:  # fmt: skip
+    stranger = Path(shutil.copytree(shop.root / "sft" / "a" / "artifact", tmp_path / "stranger"))
+    config = json.loads((stranger / "adapter_config.json").read_text())
+    (stranger / "adapter_config.json").write_text(json.dumps(config | settings))
+    monkeypatch.setattr(load, "check_file", weights_are_read)
+    model = ("model=hub", f"model.path={shop.root.parent / 'model'}", "method=qlora")
+    status = shop.status("stage=export", f"export={kind}", f"artifact={stranger}", *model, "resume=never")
+    assert status == (1 if problem is None else 2), shop.said
+    assert (problem or "weights are read") in shop.said
+
+
+def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from align.export import adapter
+
+    write = adapter.write_adapter
 
     def wrongly(folder: Path, *given: Any, **named: Any) -> None:
         write(folder, *given, **named)
         scaled(folder, 1.5)
 
-    monkeypatch.setattr(exporting, "write_adapter", wrongly)
+    monkeypatch.setattr(adapter, "write_adapter", wrongly)
     assert shop.status("stage=export", "artifact=sft:a", "run.name=wrong") == 2
     assert f"{NF4}: max_logprob is" in shop.said
     assert files(shop.root / "export" / "wrong") == {"config.yaml", "log.txt", "manifest.json"}  # and no artifact
