@@ -20,7 +20,7 @@ class Engine(Protocol):
     checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used."""
 
     def generate(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Rollout:
-        """Responses in the order of the prompts.
+        """Responses in the order of the prompts, with the engine's own logprobs of their tokens if it has them.
 
         Args:
             model: the policy as it trains, with the adapter active that speaks. An engine with weights of its own, in
@@ -64,4 +64,6 @@ def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
     mask = torch.cat([widened(p.mask_BS, p, 0) for p in parts])
     ended = torch.cat([p.ended_B for p in parts])
     inverse = torch.argsort(order)
-    return Rollout(tokens[inverse], mask[inverse], width_P, ended[inverse])
+    said = [pad(x, (0, width_T - x.shape[1])) for p in parts if (x := p.logprobs_BT) is not None]
+    logprobs = torch.cat(said)[inverse] if len(said) == len(parts) else None
+    return Rollout(tokens[inverse], mask[inverse], width_P, ended[inverse], logprobs)

@@ -128,6 +128,7 @@ def test_held_out_prompts_choose_what_is_published(ppo: Run):
     words = ["stage.updates=5", "stage.eval_every=2", "stage.eval_prompts=6", "stage.shown=3", "stage.lr=2e-2"]
     best, last = ppo(*words), ppo(*words, "stage.publish=last")
     assert rows(best) == rows(last)  # which of them is published changes nothing about how they came to be
+    assert all(abs(row["sampler_kl"]) < 1e-9 for row in rows(best))  # the policy that learns is the one that sampled
     measured = {row["step"]: row["held_out_objective"] for row in rows(best) if "held_out_objective" in row}
     assert list(measured) == [2, 4, 5]
     metrics = read_manifest(best).metrics
