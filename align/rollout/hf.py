@@ -81,8 +81,9 @@ class HfEngine:
             chances = self._distribution(lm_head(model)(hidden))
             broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
             drawn = draw_tokens(chances, uniform_BT[held, t])
-            response[held[live], t], real[held[live], t] = drawn[live], True
-            chance_BT[held[live], t] = chance_of(drawn, chances)[live]
+            going = held[live]
+            response[going, t], real[going, t] = drawn[live], True
+            chance_BT[going, t] = chance_of(drawn, chances)[live]
             stopped = live & torch.isin(drawn, stops)
             ended[held[stopped]] = True
             live = live & ~stopped
