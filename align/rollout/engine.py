@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from align.errors import LONE
+from align.models.finite import diverged
 from align.types import Rollout
 
 
 class NotFinite(ArithmeticError):
     """The model has no distribution to draw from: its logits are nan or infinite."""
+
+
+@contextmanager
+def speaking(who: str, lr: float | None, dtype: str) -> Iterator[None]:
+    """Around an engine's work: a model that has no distribution to draw from, as the user's error.
+
+    Args:
+        who: the model, as the user knows it.
+        lr, dtype: see `align.models.finite.diverged`.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        raise diverged(f"{who}, answers nothing: {error}", lr, dtype) from error
 
 
 class Engine(Protocol):

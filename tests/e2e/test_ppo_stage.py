@@ -14,8 +14,8 @@ from workshop import Ready
 
 from align.__main__ import main
 from align.models.adapters import read_tensors
+from align.ppo.monitor import ranked
 from align.run import read_manifest
-from align.stages.monitor import ranked
 from align.track import read_rows
 from annotate.store import Store
 
@@ -154,8 +154,8 @@ def test_the_best_policy_is_published_not_the_last(ppo: Run, ready: Ready, monke
     given = iter([1.0, 0.0])
     evaluate = stage.evaluate
 
-    def falling(*arguments: Any) -> Any:
-        figures, shown = evaluate(*arguments)
+    def falling(*arguments: Any, **settings: Any) -> Any:
+        figures, shown = evaluate(*arguments, **settings)
         return {**figures, "held_out_objective": next(given)}, shown
 
     words = ["stage.eval_prompts=6", "stage.warmup=0", "stage.lr=1e-2"]
@@ -179,11 +179,11 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
     twice.write_text(source.read_text() * 2)
     evaluate, seen = stage.evaluate, []
 
-    def noted(actors: Any, answers: Any, moments: Any, *rest: Any) -> Any:
+    def noted(actors: Any, answers: Any, moments: Any, *rest: Any, **settings: Any) -> Any:
         asked = {p.conversation.messages for p in actors.held_out}
         assert not asked & {p.conversation.messages for p in actors.prompts}
         seen.append(moments)
-        return evaluate(actors, answers, moments, *rest)
+        return evaluate(actors, answers, moments, *rest, **settings)
 
     monkeypatch.setattr(stage, "evaluate", noted)
     words = ["stage.updates=3", "stage.eval_every=1", "stage.eval_prompts=6", "stage.normalise=running"]
