@@ -11,7 +11,7 @@ Ziegler et al. (2019); Huang et al., "The N+ implementation details of RLHF with
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -37,13 +37,13 @@ from align.models.load import (
     name_of,
     save_tokenizer,
 )
-from align.models.roles import TRAINABLE, Role, Roles
+from align.models.roles import TRAINABLE, CachedForward, Role, Roles
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
 from align.ppo.actors import Actors, Answers, distinct, roles_on
 from align.ppo.checkpoint import restore_state, save
 from align.ppo.estimates import estimated
-from align.ppo.experience import experience, shaped_scores
+from align.ppo.experience import Experience, experience, shaped_scores
 from align.ppo.monitor import better, evaluate, per_answer, suspects, warn
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
@@ -71,74 +71,42 @@ def inputs(config: Config) -> Inputs:
 
 def run(run: Run, config: Config) -> Result:
     stage: PpoConfig = config.stage
-    base, temperature = run.base, config.rollout.temperature
     actors = load_actors(run, config)
     roles = actors.roles
     groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
     optimiser = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
     actors, moments = calibrate(actors, config)
-    shaping = {k: getattr(stage, k) for k in ("score_scale", "score_clip", "missing_eos_penalty")}
     checkpoint = newest_checkpoint(run)
     state = restore_state(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
     done, tripped, stopped = step_of(checkpoint), {}, None
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
         for number in range(done, stage.updates):
-            clock = Clock()
-
-            # Roll out and score.
-            order = prompt_indices(number, stage.batch_size, len(actors.prompts), config.seed)
-            chosen = [actors.prompts[i] for i in order]
-            with at_update(number):
-                answers = actors.sample("policy", chosen, "rollout", number)
-                clock.lap("rollout_s")
-                raw, figures = actors.score(answers)
+            step, ends, clock = number + 1, number + 1 == stage.updates, Clock()
+            answers, raw, figures = roll_out(actors, config, number, clock)
             if stage.normalise == "running":
                 state = replace(state, moments=state.moments.joined(raw))
-            scores = shaped_scores(raw, answers.rollout, state.moments, **shaping)
+            scores = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(stage))
             clock.lap("score_s")
 
-            # Estimate.
-            estimates, cached = estimated(
-                roles, answers.rollout, temperature=temperature, micro_batch=stage.micro_batch,
-                minibatches=stage.minibatches, bootstrap=stage.bootstrap_truncated,
-            )  # fmt: skip
+            estimates, cached = estimated(roles, answers.rollout, **estimate_arguments(config))
             arguments = experience_arguments(stage, state.kl_coef)
             made, described = experience(answers.rollout, scores, *estimates, **arguments)
             clock.lap("estimate_s")
 
-            # Update.
-            set_rates(optimiser, stage, number)
-            with at_update(number):
-                learned = update(
-                    roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
-                    max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
-                    generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
-                    micro_batch=stage.micro_batch, temperature=temperature, **loss_arguments(stage, state.kl_coef),
-                )  # fmt: skip
-            if number == 0:
-                dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
-                model_type = base_model(roles.model).config.model_type
-                check_first_ratio(learned, getattr(stage.first_ratio, dtype), base.id, model_type, dtype)
+            learned = learn(run, config, actors, optimiser, made, cached, state.kl_coef, number)
             clock.lap("update_s")
             clock.rates(int(answers.rollout.lengths_B.sum()))
             figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
             figures["repetition"] = repetition(answers.texts)
 
-            # Look at it, and keep what is best.
-            step, ends = number + 1, number + 1 == stage.updates
             signs = crossed(figures, stage.tripwires.limits())
             state = replace(state, strikes=strikes_after(state.strikes, signs))
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             stops = bool(tripped) and stage.tripwires.action == "stop"
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops):
-                with at_update(number):
-                    held_out = actors.sample("policy", actors.held_out, "held_out")
-                    measured, shown = evaluate(  # by the first moments: on one scale
-                        actors, held_out, moments, shaping, kl_coef=stage.kl_coef, temperature=temperature,
-                        micro_batch=stage.micro_batch, shown=stage.shown,
-                    )  # fmt: skip
-                track.show(step, shown)
+                measured, shown = look(actors, moments, config, number)
                 state = replace(state, best=better(state.best, step, measured["held_out_objective"], actors))
+                track.show(step, shown)
                 figures |= measured
                 clock.lap("eval_s")
             if stage.kl_control == "adaptive":
@@ -148,7 +116,7 @@ def run(run: Run, config: Config) -> Result:
             bar.advance(step, score=figures["score"], kl=figures["kl"], length=figures["length"])
             warn(tripped, step, state.strikes, stage.tripwires.patience)
             if stops:
-                sizes = {"temperature": temperature, "micro_batch": stage.micro_batch}
+                sizes = {"temperature": config.rollout.temperature, "micro_batch": stage.micro_batch}
                 stopped = answers, raw, step, per_answer(tripped, actors, answers, scores, made, **sizes)
                 break
             if step % stage.save_every == 0 and not ends:
@@ -156,17 +124,74 @@ def run(run: Run, config: Config) -> Result:
                 write_checkpoint(run, step, files, stage.checkpoints)
         rows = track.rows()
 
-    if state.best and stage.publish == "best":
-        actors.put_back(state.best.weights)
-    roles.save_policy(run.artifact, base, choose_dtype(config.dtype, choose_device(config.device)))
-    roles.save_critic(run.artifact / "value", base)
-    save_tokenizer(actors.tokenizer, run.artifact)
+    save_artifact(run, config, actors, state)
     if stopped:
         send_to_annotators(run, config, actors, *stopped)
-    metrics = summary(rows, state, stage, actors)
+    return told(run, rows, summary(rows, state, stage, actors), tripped if stopped else ())
+
+
+def roll_out(actors: Actors, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
+    """The policy's answers to the prompts of an update; a raw score for each [B], and what the scorer says of them."""
+    chosen = prompt_indices(number, config.stage.batch_size, len(actors.prompts), config.seed)
+    with at_update(number):
+        answers = actors.sample("policy", [actors.prompts[i] for i in chosen], "rollout", number)
+        clock.lap("rollout_s")
+        return answers, *actors.score(answers)
+
+
+def learn(
+    run: Run, config: Config, actors: Actors, optimiser: torch.optim.Optimizer, made: Experience,
+    cached: CachedForward | None, kl_coef: float, number: int,
+) -> dict[str, float]:  # fmt: skip
+    """The gradient steps of an update, at its learning rates; behind the first one, whether it began at ratio 1."""
+    stage: PpoConfig = config.stage
+    set_rates(optimiser, stage, number)
+    with at_update(number):
+        learned = update(
+            actors.roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
+            max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
+            generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
+            micro_batch=stage.micro_batch, temperature=config.rollout.temperature, **loss_arguments(stage, kl_coef),
+        )  # fmt: skip
+    if number == 0:
+        dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
+        model_type = base_model(actors.roles.model).config.model_type
+        check_first_ratio(learned, getattr(stage.first_ratio, dtype), run.base.id, model_type, dtype)
+    return learned
+
+
+def look(
+    actors: Actors, moments: Moments, config: Config, number: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The policy on the held-out prompts, see `evaluate`.
+
+    Args:
+        moments: the run's first, so that all updates are measured on one scale.
+    """
+    stage: PpoConfig = config.stage
+    with at_update(number):
+        answers = actors.sample("policy", actors.held_out, "held_out")
+        return evaluate(
+            actors, answers, moments, shaping_arguments(stage), kl_coef=stage.kl_coef,
+            temperature=config.rollout.temperature, micro_batch=stage.micro_batch, shown=stage.shown,
+        )  # fmt: skip
+
+
+def save_artifact(run: Run, config: Config, actors: Actors, state: State) -> None:
+    """The policy that the run publishes, its critic as it stands, and the tokenizer."""
+    if state.best and config.stage.publish == "best":
+        actors.put_back(state.best.weights)
+    actors.roles.save_policy(run.artifact, run.base, choose_dtype(config.dtype, choose_device(config.device)))
+    actors.roles.save_critic(run.artifact / "value", run.base)
+    save_tokenizer(actors.tokenizer, run.artifact)
+
+
+def told(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str]) -> Result:
+    """The report, and the line that is printed."""
     draw(run, rows, metrics)
     line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
-    return Result(metrics, (line + (f"; stopped at update {len(rows)} by {', '.join(tripped)}" if stopped else ""),))
+    wires = ", ".join(stopped_by)
+    return Result(metrics, (line + (f"; stopped at update {len(rows)} by {wires}" if wires else ""),))
 
 
 @contextmanager
@@ -246,6 +271,17 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
     if choose_checkpointing(stage.gradient_checkpointing, device):
         roles.recompute_layers()
     return roles
+
+
+def shaping_arguments(stage: PpoConfig) -> dict[str, Any]:
+    """Arguments of `shaped_scores`."""
+    return {key: getattr(stage, key) for key in ("score_scale", "score_clip", "missing_eos_penalty")}
+
+
+def estimate_arguments(config: Config) -> dict[str, Any]:
+    """Arguments of `estimated`."""
+    chosen = {key: getattr(config.stage, key) for key in ("micro_batch", "minibatches")}
+    return {"temperature": config.rollout.temperature, "bootstrap": config.stage.bootstrap_truncated, **chosen}
 
 
 def experience_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
