@@ -120,12 +120,15 @@ class Rollout:
         mask_BS: True on real tokens of prompt and response (the EOS token included), False on padding.
         prompt_width: P, the columns the (padded) prompts take.
         ended_B: True where the response ended with a stop token; False where it was cut at the length limit.
+        logprobs_BT: log p of each response token as the sampler drew it, at the temperature of sampling; fp32, 0
+            outside the mask. None where nobody sampled, or the engine does not say.
     """
 
     tokens_BS: Tensor
     mask_BS: Tensor
     prompt_width: int
     ended_B: Tensor
+    logprobs_BT: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens_BS.shape != self.mask_BS.shape:
@@ -138,6 +141,9 @@ class Rollout:
             raise ValueError(
                 f"prompt_width={self.prompt_width} leaves no room for a response in {self.tokens_BS.shape[1]} columns"
             )
+        if self.logprobs_BT is not None and self.logprobs_BT.shape != self.response_BT.shape:
+            found, asked = tuple(self.logprobs_BT.shape), tuple(self.response_BT.shape)
+            raise ValueError(f"logprobs {found} and responses {asked} differ in shape")
 
     @property
     def response_mask_BT(self) -> Tensor:
@@ -164,7 +170,8 @@ class Rollout:
         used = mask.any(0).nonzero()
         first, last = min(int(used[0]), self.prompt_width - 1), max(int(used[-1]), self.prompt_width)
         width = self.prompt_width - first
-        return Rollout(tokens[:, first : last + 1], mask[:, first : last + 1], width, self.ended_B[index])
+        logprobs = None if self.logprobs_BT is None else self.logprobs_BT[index][:, : last + 1 - self.prompt_width]
+        return Rollout(tokens[:, first : last + 1], mask[:, first : last + 1], width, self.ended_B[index], logprobs)
 
 
 @dataclass(frozen=True, slots=True)

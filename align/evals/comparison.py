@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from align.data.words import repetition
 from align.errors import CorruptFile, MissingArtifact
 from align.evals.stats import per_prompt, win_rate
-from align.evals.text import distinct_n, most_risen, repetition
+from align.evals.text import distinct_n, most_risen
 from align.ops.intervals import mean, proportion
 from align.types import Message
 

@@ -1,29 +1,15 @@
-"""What can be said of texts by counting: diversity, repetition, favourite words.
+"""What can be said of texts by counting: diversity, favourite words.
 
 A policy that games its reward shows here first: it repeats itself, runs long, or says one thing to everybody.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-# Letters and digits of any script, an inner apostrophe kept (don't); punctuation and emoji are parted off and dropped.
-WORD = re.compile(r"\w+(?:['’]\w+)*")
-
-
-def words(text: str) -> list[str]:
-    """Lower-cased word tokens, punctuation dropped: "Don't stop, Anna!" gives `don't stop anna`."""
-    return WORD.findall(text.lower())
-
-
-def ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    """All runs of `n` tokens, in order; none where the text is shorter than `n`."""
-    return zip(*(tokens[i:] for i in range(n)), strict=False)
+from align.data.words import ngrams, words
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -35,16 +21,6 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     """
     grams = [gram for text in texts for gram in ngrams(words(text), n)]
     return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def repetition(texts: Sequence[str], n: int = 3) -> float:
-    """Mean over texts of the share of a text's n-grams that it had already used, in [0, 1].
-
-    Texts shorter than `n` words cannot repeat and are passed over; 0 where all are.
-    Source: `seq-rep-n` of Welleck et al. 2020, arXiv 1908.04319, on words.
-    """
-    shares = [1 - len(set(grams)) / len(grams) for text in texts if (grams := list(ngrams(words(text), n)))]
-    return float(np.mean(shares)) if shares else 0.0
 
 
 @dataclass(frozen=True, slots=True)

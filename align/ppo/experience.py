@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from align.ops.gae import gae, token_rewards
-from align.ops.kl import ESTIMATORS, kl_k1
+from align.ops.kl import ESTIMATORS, kl_k1, kl_k3
 from align.ops.losses import explained_variance
 from align.ops.masking import masked_mean, masked_sum, masked_whiten
 from align.ops.moments import Moments
@@ -94,7 +94,8 @@ def experience(
 
     Returns:
         the experience; and `kl` (mean over responses of Σ_t log π − log π_ref, nats), `score`, `reward`, `length`,
-        `eos_rate`, `explained_variance`.
+        `eos_rate`, `explained_variance`; and, where the sampler says its own logprobs, `sampler_kl`: how far the
+        learner stood from what sampled, KL(sampler ‖ learner) by k3, the mean over tokens, nats.
     """
     mask = rollout.response_mask_BT
     kl_BT = ESTIMATORS[kl_estimator](old_logprobs_BT, ref_logprobs_BT)
@@ -120,6 +121,8 @@ def experience(
         "value": masked_mean(values_BT, mask),
         "explained_variance": explained_variance(values_BT, returns_BT, mask),
     }
+    if rollout.logprobs_BT is not None:
+        figures["sampler_kl"] = masked_mean(kl_k3(rollout.logprobs_BT, old_logprobs_BT), mask)
     return made, {k: float(v) for k, v in figures.items()}
 
 

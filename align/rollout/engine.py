@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from align.errors import LONE
+from align.models.finite import diverged
 from align.types import Rollout
 
 
@@ -15,12 +17,26 @@ class NotFinite(ArithmeticError):
     """The model has no distribution to draw from: its logits are nan or infinite."""
 
 
+@contextmanager
+def speaking(who: str, lr: float | None, dtype: str) -> Iterator[None]:
+    """Around an engine's work: a model that has no distribution to draw from, as the user's error.
+
+    Args:
+        who: the model, as the user knows it.
+        lr, dtype: see `align.models.finite.diverged`.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        raise diverged(f"{who}, answers nothing: {error}", lr, dtype) from error
+
+
 class Engine(Protocol):
     """Samples one response a prompt from softmax(logits / temperature): no top-k, no top-p, no penalty, whatever the
     checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used."""
 
     def generate(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Rollout:
-        """Responses in the order of the prompts.
+        """Responses in the order of the prompts, with the engine's own logprobs of their tokens if it has them.
 
         Args:
             model: the policy as it trains, with the adapter active that speaks. An engine with weights of its own, in
@@ -64,4 +80,6 @@ def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
     mask = torch.cat([widened(p.mask_BS, p, 0) for p in parts])
     ended = torch.cat([p.ended_B for p in parts])
     inverse = torch.argsort(order)
-    return Rollout(tokens[inverse], mask[inverse], width_P, ended[inverse])
+    said = [pad(x, (0, width_T - x.shape[1])) for p in parts if (x := p.logprobs_BT) is not None]
+    logprobs = torch.cat(said)[inverse] if len(said) == len(parts) else None
+    return Rollout(tokens[inverse], mask[inverse], width_P, ended[inverse], logprobs)

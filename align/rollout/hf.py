@@ -68,6 +68,7 @@ class HfEngine:
         stops = torch.tensor(self.stop_ids, device=device)
         response = torch.full((rows, self.max_new_tokens), self.pad_id, device=device)
         real = torch.zeros(rows, self.max_new_tokens, dtype=torch.bool, device=device)
+        chance_BT = torch.ones(rows, self.max_new_tokens, device=device)  # its logarithm is 0 where nothing is drawn
         ended = torch.zeros(rows, dtype=torch.bool, device=device)
 
         broken = torch.zeros((), dtype=torch.bool, device=device)
@@ -80,7 +81,9 @@ class HfEngine:
             chances = self._distribution(lm_head(model)(hidden))
             broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
             drawn = draw_tokens(chances, uniform_BT[held, t])
-            response[held[live], t], real[held[live], t] = drawn[live], True
+            going = held[live]
+            response[going, t], real[going, t] = drawn[live], True
+            chance_BT[going, t] = chance_of(drawn, chances)[live]
             stopped = live & torch.isin(drawn, stops)
             ended[held[stopped]] = True
             live = live & ~stopped
@@ -96,25 +99,28 @@ class HfEngine:
         if bool(broken):  # asked once, for at each token the host would wait for the device
             raise NotFinite(NO_NUMBERS)
         used = int(real.any(0).sum())
-        return Rollout(
-            torch.cat([tokens, response[:, :used]], dim=1), torch.cat([mask, real[:, :used]], dim=1), width, ended
-        )
+        tokens, mask = torch.cat([tokens, response[:, :used]], dim=1), torch.cat([mask, real[:, :used]], dim=1)
+        return Rollout(tokens, mask, width, ended, chance_BT[:, :used].log())
 
     def _continued(self, model: Any, tokens: Tensor, mask: Tensor, uniform_BT: Tensor) -> Rollout:
         """The same through transformers' own `generate`."""
         broken_BT = torch.zeros_like(uniform_BT, dtype=torch.bool)
+        chance_BT = torch.ones_like(uniform_BT, dtype=torch.float32)
 
         def chosen(logits_BV: Tensor, t: int) -> Tensor:
             chances = self._distribution(logits_BV)
             broken_BT[:, t] = chances[:, 0].isnan()
-            return draw_tokens(chances, uniform_BT[:, t])
+            drawn = draw_tokens(chances, uniform_BT[:, t])
+            chance_BT[:, t] = chance_of(drawn, chances)
+            return drawn
 
         response, real, ended = continued(
             model, tokens, mask, chosen, stop_ids=self.stop_ids, pad_id=self.pad_id, max_new_tokens=self.max_new_tokens
         )
         if bool((broken_BT[:, : real.shape[1]] & real).any()):
             raise NotFinite(NO_NUMBERS)
-        return Rollout(torch.cat([tokens, response], 1), torch.cat([mask, real], 1), tokens.shape[1], ended)
+        logprobs = chance_BT[:, : real.shape[1]].log().masked_fill(~real, 0.0)
+        return Rollout(torch.cat([tokens, response], 1), torch.cat([mask, real], 1), tokens.shape[1], ended, logprobs)
 
     def _distribution(self, logits: Tensor) -> Tensor:
         """softmax(logits / temperature) [B, V]."""
@@ -151,6 +157,11 @@ def draw_tokens(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     left = torch.minimum(target - before, torch.nextafter(inside[:, -1:], torch.zeros_like(target)))
     index = block * BLOCK + torch.searchsorted(inside, left, right=True)
     return index.squeeze(-1).clamp_max(probabilities_BV.shape[1] - 1)  # of nan comes any place, also behind the last
+
+
+def chance_of(drawn_B: Tensor, probabilities_BV: Tensor) -> Tensor:
+    """The probability [B] that each token was drawn with."""
+    return probabilities_BV.gather(1, drawn_B[:, None]).squeeze(1)
 
 
 def pad_to(x_BV: Tensor, multiple: int) -> Tensor:

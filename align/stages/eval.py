@@ -23,7 +23,8 @@ from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base
 from align.ops.finite import not_finite
 from align.report import Report, histogram_pair, in_words
-from align.rollout.engine import response_texts
+from align.rollout.engine import response_texts, speaking
+from align.rollout.engines import engine_of
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs, scoring
@@ -38,7 +39,6 @@ from align.stages.lineage import (
     start,
     tokenizer_of,
 )
-from align.stages.sampling import engine_of, speaking
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 from reward.combined import comparable
@@ -103,7 +103,8 @@ def run(run: Run, config: Config) -> Result:
     policies = policies_of(run, config, artifact, base, device)
     model = policies["policy"].model
     rollout = config.rollout
-    engine = engine_of(config, tokenizer, model.generation_config)
+    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
+    engine = engine_of(rollout.engine, tokenizer, model.generation_config, *sizes)
 
     # One answer each, sampled as in training; then the policy's answers under both.
     answers: dict[str, Rollout] = {}

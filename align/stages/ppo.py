@@ -11,40 +11,52 @@ Ziegler et al. (2019); Huang et al., "The N+ implementation details of RLHF with
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.data.sources import data_record
+from align.data.chat import encode_prompts
+from align.data.sources import data_record, prompts
+from align.data.words import repetition
 from align.errors import InputError, require
-from align.evals.text import repetition
 from align.models.backbone import base_model
-from align.models.load import choose_device, choose_dtype, name_of, save_tokenizer
-from align.models.roles import TRAINABLE
+from align.models.load import (
+    choose_checkpointing,
+    choose_device,
+    choose_dtype,
+    context_length,
+    describe,
+    name_of,
+    save_tokenizer,
+)
+from align.models.roles import TRAINABLE, CachedForward, Role, Roles
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
+from align.ppo.actors import Actors, Answers, distinct, roles_on
 from align.ppo.checkpoint import restore_state, save
 from align.ppo.estimates import estimated
-from align.ppo.experience import experience, shaped_scores
+from align.ppo.experience import Experience, experience, shaped_scores
+from align.ppo.monitor import better, evaluate, per_answer, suspects, warn
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
 from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.report import Report, curves
+from align.rollout.engine import speaking
+from align.rollout.engines import engine_of
 from align.rollout.randomness import generator_for
-from align.run import Run
+from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
-from align.stages import Inputs, scoring, tracker
-from align.stages.actors import Actors, experience_arguments, load_actors, loss_arguments, starting_point
-from align.stages.lineage import frozen_as, label, source_of
-from align.stages.monitor import better, evaluate, per_answer, send_to_annotators, stops, warn
+from align.stages import Inputs, open_store, scoring, tracker
+from align.stages.lineage import Start, adapter_folder, frozen_as, label, source_of, start, tokenizer_of
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 
@@ -59,69 +71,42 @@ def inputs(config: Config) -> Inputs:
 
 def run(run: Run, config: Config) -> Result:
     stage: PpoConfig = config.stage
-    base, temperature = run.base, config.rollout.temperature
-    actors = load_actors(run, config, base)
-    roles, prompts = actors.roles, actors.prompts
+    actors = load_actors(run, config)
+    roles = actors.roles
     groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
     optimiser = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
     actors, moments = calibrate(actors, config)
-    shaping = {k: getattr(stage, k) for k in ("score_scale", "score_clip", "missing_eos_penalty")}
     checkpoint = newest_checkpoint(run)
     state = restore_state(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
-    done, tripped, suspects = step_of(checkpoint), {}, None
+    done, tripped, stopped = step_of(checkpoint), {}, None
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
         for number in range(done, stage.updates):
-            clock = Clock()
-
-            # Roll out and score.
-            chosen = [prompts[i] for i in prompt_indices(number, stage.batch_size, len(prompts), config.seed)]
-            with at_update(number):
-                answers = actors.sample("policy", chosen, "rollout", number)
-                clock.lap("rollout_s")
-                raw, figures = actors.score(answers)
+            step, ends, clock = number + 1, number + 1 == stage.updates, Clock()
+            answers, raw, figures = roll_out(actors, config, number, clock)
             if stage.normalise == "running":
                 state = replace(state, moments=state.moments.joined(raw))
-            scores = shaped_scores(raw, answers.rollout, state.moments, **shaping)
+            scores = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(stage))
             clock.lap("score_s")
 
-            # Estimate.
-            estimates, cached = estimated(
-                roles, answers.rollout, temperature=temperature, micro_batch=stage.micro_batch,
-                minibatches=stage.minibatches, bootstrap=stage.bootstrap_truncated,
-            )  # fmt: skip
+            estimates, cached = estimated(roles, answers.rollout, **estimate_arguments(config))
             arguments = experience_arguments(stage, state.kl_coef)
             made, described = experience(answers.rollout, scores, *estimates, **arguments)
             clock.lap("estimate_s")
 
-            # Update.
-            set_rates(optimiser, stage, number)
-            with at_update(number):
-                learned = update(
-                    roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
-                    max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
-                    generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
-                    micro_batch=stage.micro_batch, temperature=temperature, **loss_arguments(stage, state.kl_coef),
-                )  # fmt: skip
-            if number == 0:
-                dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
-                model_type = base_model(roles.model).config.model_type
-                check_first_ratio(learned, getattr(stage.first_ratio, dtype), base.id, model_type, dtype)
+            learned = learn(run, config, actors, optimiser, made, cached, state.kl_coef, number)
             clock.lap("update_s")
             clock.rates(int(answers.rollout.lengths_B.sum()))
             figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
             figures["repetition"] = repetition(answers.texts)
 
-            # Look at it, and keep what is best.
-            step, ends = number + 1, number + 1 == stage.updates
             signs = crossed(figures, stage.tripwires.limits())
             state = replace(state, strikes=strikes_after(state.strikes, signs))
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
-            if stage.eval_every and (step % stage.eval_every == 0 or ends or stops(tripped, stage)):
-                with at_update(number):
-                    held_out = actors.sample("policy", actors.held_out, "held_out")
-                    measured, shown = evaluate(actors, held_out, moments, stage, temperature, shaping)  # on one scale
-                track.show(step, shown)
+            stops = bool(tripped) and stage.tripwires.action == "stop"
+            if stage.eval_every and (step % stage.eval_every == 0 or ends or stops):
+                measured, shown = look(actors, moments, config, number)
                 state = replace(state, best=better(state.best, step, measured["held_out_objective"], actors))
+                track.show(step, shown)
                 figures |= measured
                 clock.lap("eval_s")
             if stage.kl_control == "adaptive":
@@ -129,26 +114,84 @@ def run(run: Run, config: Config) -> Result:
                 state = replace(state, kl_coef=update_kl_coef(state.kl_coef, figures["kl"], *target))
             track.log(step, figures, clock.laps)
             bar.advance(step, score=figures["score"], kl=figures["kl"], length=figures["length"])
-            warn(tripped, step, state.strikes, stage.tripwires)
-            if stops(tripped, stage):
-                suspects = answers, raw, step, per_answer(tripped, actors, answers, scores, made, config)
+            warn(tripped, step, state.strikes, stage.tripwires.patience)
+            if stops:
+                sizes = {"temperature": config.rollout.temperature, "micro_batch": stage.micro_batch}
+                stopped = answers, raw, step, per_answer(tripped, actors, answers, scores, made, **sizes)
                 break
             if step % stage.save_every == 0 and not ends:
                 files = partial(save, roles=roles, optimiser=optimiser, state=state)
                 write_checkpoint(run, step, files, stage.checkpoints)
         rows = track.rows()
 
-    if state.best and stage.publish == "best":
+    save_artifact(run, config, actors, state)
+    if stopped:
+        send_to_annotators(run, config, actors, *stopped)
+    return told(run, rows, summary(rows, state, stage, actors), tripped if stopped else ())
+
+
+def roll_out(actors: Actors, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
+    """The policy's answers to the prompts of an update; a raw score for each [B], and what the scorer says of them."""
+    chosen = prompt_indices(number, config.stage.batch_size, len(actors.prompts), config.seed)
+    with at_update(number):
+        answers = actors.sample("policy", [actors.prompts[i] for i in chosen], "rollout", number)
+        clock.lap("rollout_s")
+        return answers, *actors.score(answers)
+
+
+def learn(
+    run: Run, config: Config, actors: Actors, optimiser: torch.optim.Optimizer, made: Experience,
+    cached: CachedForward | None, kl_coef: float, number: int,
+) -> dict[str, float]:  # fmt: skip
+    """The gradient steps of an update, at its learning rates; behind the first one, whether it began at ratio 1."""
+    stage: PpoConfig = config.stage
+    set_rates(optimiser, stage, number)
+    with at_update(number):
+        learned = update(
+            actors.roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
+            max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
+            generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
+            micro_batch=stage.micro_batch, temperature=config.rollout.temperature, **loss_arguments(stage, kl_coef),
+        )  # fmt: skip
+    if number == 0:
+        dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
+        model_type = base_model(actors.roles.model).config.model_type
+        check_first_ratio(learned, getattr(stage.first_ratio, dtype), run.base.id, model_type, dtype)
+    return learned
+
+
+def look(
+    actors: Actors, moments: Moments, config: Config, number: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The policy on the held-out prompts, see `evaluate`.
+
+    Args:
+        moments: the run's first, so that all updates are measured on one scale.
+    """
+    stage: PpoConfig = config.stage
+    with at_update(number):
+        answers = actors.sample("policy", actors.held_out, "held_out")
+        return evaluate(
+            actors, answers, moments, shaping_arguments(stage), kl_coef=stage.kl_coef,
+            temperature=config.rollout.temperature, micro_batch=stage.micro_batch, shown=stage.shown,
+        )  # fmt: skip
+
+
+def save_artifact(run: Run, config: Config, actors: Actors, state: State) -> None:
+    """The policy that the run publishes, its critic as it stands, and the tokenizer."""
+    if state.best and config.stage.publish == "best":
         actors.put_back(state.best.weights)
-    roles.save_policy(run.artifact, base, choose_dtype(config.dtype, choose_device(config.device)))
-    roles.save_critic(run.artifact / "value", base)
+    actors.roles.save_policy(run.artifact, run.base, choose_dtype(config.dtype, choose_device(config.device)))
+    actors.roles.save_critic(run.artifact / "value", run.base)
     save_tokenizer(actors.tokenizer, run.artifact)
-    if suspects:
-        send_to_annotators(run, config, actors, *suspects)
-    metrics = summary(rows, state, stage, actors)
+
+
+def told(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str]) -> Result:
+    """The report, and the line that is printed."""
     draw(run, rows, metrics)
     line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
-    return Result(metrics, (line + (f"; stopped at update {len(rows)} by {', '.join(tripped)}" if suspects else ""),))
+    wires = ", ".join(stopped_by)
+    return Result(metrics, (line + (f"; stopped at update {len(rows)} by {wires}" if wires else ""),))
 
 
 @contextmanager
@@ -159,6 +202,98 @@ def at_update(number: int) -> Iterator[None]:
     except InputError as error:
         problem = f"update {number + 1}: {error.problem}"
         raise type(error)(error.field, error.value, problem, error.remedy) from error
+
+
+def starting_point(config: Config) -> Start:
+    """What the policy starts from, and its base.
+
+    Raises:
+        InputError: every weight is to train of what is an adapter.
+    """
+    found = start(config)
+    ref, whole = found.artifact.ref, found.artifact.whole
+    require(
+        config.method.name != "full" or whole, "method", "full", f"{ref} is an adapter",
+        "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=.",
+    )  # fmt: skip
+    return found
+
+
+def load_actors(run: Run, config: Config) -> Actors:
+    """Load everybody.
+
+    Raises:
+        InputError: no prompt is left to train on.
+    """
+    stage: PpoConfig = config.stage
+    base, rollout = run.base, config.rollout
+    artifact = start(config, run.inputs["init"].path).artifact
+    tokenizer = tokenizer_of(artifact, base, config.data.template)
+    models = scoring.models_of(run.inputs)
+    scoring.same_template(config, models, base, tokenizer)
+
+    # Prompts, before any weights.
+    room = min(config.data.max_length, context_length(describe(base)) - rollout.max_new_tokens)
+    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed), room)
+    n_eval = stage.eval_prompts if stage.eval_every else 0
+    require(
+        len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",
+        "Set fewer apart.",
+    )  # fmt: skip
+    training, held_out = distinct(found, n_eval), found[len(found) - n_eval :]
+
+    roles = load_roles(config, base, artifact, models)
+    dtype = choose_dtype(config.dtype, choose_device(config.device))
+    scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
+    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
+    engine = engine_of(rollout.engine, tokenizer, roles.model.generation_config, *sizes)
+    bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
+    print(
+        f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens; "
+        f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}"
+    )
+
+    def speaks(role: Role) -> AbstractContextManager[None]:
+        lr = stage.lr if role == "policy" else None
+        return speaking(f"the {role}, which started from init={run.inputs['init'].ref}", lr, config.dtype)
+
+    return Actors(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
+
+
+def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[Artifact]) -> Roles:
+    """The roles of a run: policy and reference start from `artifact`, and those of `models` on its base score."""
+    stage, method, device = config.stage, config.method, choose_device(config.device)
+    roles = roles_on(
+        base, adapter_folder(artifact), [m.path for m in scoring.on_base(models, base)], method=method.name,
+        frozen=frozen_as(method.name), fresh=(method.r, method.alpha), value_backbone=stage.value_backbone,
+        device=device, dtype=choose_dtype(config.dtype, device), seed=config.seed,
+    )  # fmt: skip
+    if choose_checkpointing(stage.gradient_checkpointing, device):
+        roles.recompute_layers()
+    return roles
+
+
+def shaping_arguments(stage: PpoConfig) -> dict[str, Any]:
+    """Arguments of `shaped_scores`."""
+    return {key: getattr(stage, key) for key in ("score_scale", "score_clip", "missing_eos_penalty")}
+
+
+def estimate_arguments(config: Config) -> dict[str, Any]:
+    """Arguments of `estimated`."""
+    chosen = {key: getattr(config.stage, key) for key in ("micro_batch", "minibatches")}
+    return {"temperature": config.rollout.temperature, "bootstrap": config.stage.bootstrap_truncated, **chosen}
+
+
+def experience_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
+    """Arguments of `experience`, from a configuration, with the present coefficient of KL."""
+    chosen = {key: getattr(stage, key) for key in ("kl_estimator", "gamma", "lam", "whiten_rewards")}
+    return {"kl_coef": kl_coef, "kl_in_reward": stage.kl_in == "reward", **chosen}
+
+
+def loss_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
+    """Arguments of `accumulate` for its losses."""
+    chosen = {key: getattr(stage, key) for key in ("clip_range", "value_clip_range", "kl_estimator")}
+    return {"kl_loss_coef": kl_coef if stage.kl_in == "loss" else 0.0, **chosen}
 
 
 def calibrate(actors: Actors, config: Config) -> tuple[Actors, Moments]:
@@ -186,6 +321,22 @@ def set_rates(optimiser: torch.optim.Optimizer, stage: PpoConfig, number: int) -
     for group, lr in zip(optimiser.param_groups, (stage.lr, stage.value_lr), strict=True):
         assert lr is not None  # the configuration has chosen
         group["lr"] = lr * factor
+
+
+def send_to_annotators(
+    run: Run, config: Config, actors: Actors, answers: Answers, raw_B: Tensor, step: int,
+    figures: Mapping[str, Sequence[float]],
+) -> None:  # fmt: skip
+    """Put what the tripwires suspect into the annotation store, see `suspects`."""
+    pairs = suspects(
+        actors, answers, raw_B, figures, config.stage.tripwires.suspects, digest=run.base.digest, run=run.name,
+        temperature=config.rollout.temperature,
+    )  # fmt: skip
+    key = f"{run.name}/{json_digest(run.manifest.identity)[:8]}/{step}"  # another run of that name asks other things
+    with open_store(config) as store, store.transaction():
+        for k, (conversation, candidates) in enumerate(pairs):
+            store.add_item(config.project, f"{key}/suspect/{k}", conversation, candidates)
+    print(f"{len(pairs)} suspicious answers wait in project {config.project} for a person's verdict")
 
 
 def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, actors: Actors) -> dict[str, Any]:

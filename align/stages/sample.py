@@ -12,12 +12,12 @@ from align.data.sources import data_record, prompts
 from align.models.adapters import Policy, attach
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base
 from align.report import Report, curves
-from align.rollout.engine import response_texts
+from align.rollout.engine import response_texts, speaking
+from align.rollout.engines import engine_of
 from align.rollout.randomness import row_seeds
 from align.run import Run, write_json
 from align.stages import Inputs, open_store, tracker
 from align.stages.lineage import adapter_folder, label, source_of, start, tokenizer_of
-from align.stages.sampling import engine_of, speaking
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 from annotate.store import Candidate, storable
@@ -42,7 +42,8 @@ def run(run: Run, config: Config) -> Result:
     model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
     adapter = adapter_folder(artifact)
     policy = Policy(attach(model, adapter, "sft", alone=True) if adapter else model, "sft" if adapter else None)
-    engine = engine_of(config, tokenizer, model.generation_config)
+    sizes = config.rollout.max_new_tokens, config.rollout.temperature, config.rollout.batch_size
+    engine = engine_of(config.rollout.engine, tokenizer, model.generation_config, *sizes)
     print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
 
     # A chunk is logged once the store has it, so that a resumed run goes on behind the last one it logged.

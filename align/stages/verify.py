@@ -14,18 +14,19 @@ from align.config.verify import VerifyConfig
 from align.data.chat import use_template
 from align.data.tokens import text_ids
 from align.errors import AlignError
-from align.models.load import choose_checkpointing, choose_device, choose_dtype
+from align.models.load import choose_device, choose_dtype
 from align.models.roles import Roles
 from align.ppo.anchors import Anchor, maths
 from align.ppo.own_model import Setting, on_model
 from align.report import Report
+from align.rollout.engine import speaking
+from align.rollout.engines import engine_of
 from align.rollout.randomness import row_seeds
 from align.run import Input, Run, json_digest
 from align.run.provenance import code_digest, package_versions
 from align.stages import Inputs, scoring
-from align.stages.actors import experience_arguments, loss_arguments, roles_on, starting_point
-from align.stages.lineage import BASE, adapter_folder, frozen_as, label, own_tokenizer, start
-from align.stages.sampling import engine_of, speaking
+from align.stages.lineage import BASE, frozen_as, label, own_tokenizer, start
+from align.stages.ppo import experience_arguments, load_roles, loss_arguments, starting_point
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 
@@ -46,19 +47,16 @@ def inputs(config: Config) -> Inputs:
 
 def run(run: Run, config: Config) -> Result:
     stage: VerifyConfig = config.stage
-    base, device = run.base, choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    base, dtype = run.base, choose_dtype(config.dtype, choose_device(config.device))
     artifact = start(config, run.inputs["init"].path).artifact
-    rewards = [model.path for model in scoring.on_base(scoring.models_of(run.inputs), base)]
-    roles = roles_on(base, config, adapter_folder(artifact), rewards, stage.value_backbone, device)
+    roles = load_roles(config, base, artifact, scoring.models_of(run.inputs))
     shake(roles)
-    if choose_checkpointing(stage.gradient_checkpointing, device):
-        roles.recompute_layers()
     tokenizer = own_tokenizer(artifact, base)
     if tokenizer.chat_template:  # a base model has none, and its maths can be looked at all the same
         use_template(tokenizer, None)
     rollout = config.rollout
-    engine = engine_of(config, tokenizer, roles.model.generation_config)
+    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
+    engine = engine_of(rollout.engine, tokenizer, roles.model.generation_config, *sizes)
     asked = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
     drawn = 0
 

@@ -38,7 +38,9 @@ def test_the_whole_path_on_the_plain_path(model_type: str, tmp_path: Path, chats
     metrics = read_manifest(tuned).metrics
     assert metrics["loss_after"] < metrics["loss_before"]
     done = shop.run("ppo", *PPO, *RULES)
-    assert read_rows(done / "metrics.jsonl")[0]["first_log_ratio"] < 1e-4
+    first = read_rows(done / "metrics.jsonl")[0]
+    assert first["first_log_ratio"] < 1e-4
+    assert abs(first["sampler_kl"]) < 1e-8
     shop.run("eval", "stage.prompts=8")
     assert read_manifest(shop.run("export", "export=merged")).metrics["kl"] < 0.01
 

@@ -14,8 +14,8 @@ from workshop import Ready
 
 from align.__main__ import main
 from align.models.adapters import read_tensors
+from align.ppo.monitor import ranked
 from align.run import read_manifest
-from align.stages.monitor import ranked
 from align.track import read_rows
 from annotate.store import Store
 
@@ -128,6 +128,7 @@ def test_held_out_prompts_choose_what_is_published(ppo: Run):
     words = ["stage.updates=5", "stage.eval_every=2", "stage.eval_prompts=6", "stage.shown=3", "stage.lr=2e-2"]
     best, last = ppo(*words), ppo(*words, "stage.publish=last")
     assert rows(best) == rows(last)  # which of them is published changes nothing about how they came to be
+    assert all(abs(row["sampler_kl"]) < 1e-9 for row in rows(best))  # the policy that learns is the one that sampled
     measured = {row["step"]: row["held_out_objective"] for row in rows(best) if "held_out_objective" in row}
     assert list(measured) == [2, 4, 5]
     metrics = read_manifest(best).metrics
@@ -153,8 +154,8 @@ def test_the_best_policy_is_published_not_the_last(ppo: Run, ready: Ready, monke
     given = iter([1.0, 0.0])
     evaluate = stage.evaluate
 
-    def falling(*arguments: Any) -> Any:
-        figures, shown = evaluate(*arguments)
+    def falling(*arguments: Any, **settings: Any) -> Any:
+        figures, shown = evaluate(*arguments, **settings)
         return {**figures, "held_out_objective": next(given)}, shown
 
     words = ["stage.eval_prompts=6", "stage.warmup=0", "stage.lr=1e-2"]
@@ -178,11 +179,11 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
     twice.write_text(source.read_text() * 2)
     evaluate, seen = stage.evaluate, []
 
-    def noted(actors: Any, answers: Any, moments: Any, *rest: Any) -> Any:
+    def noted(actors: Any, answers: Any, moments: Any, *rest: Any, **settings: Any) -> Any:
         asked = {p.conversation.messages for p in actors.held_out}
         assert not asked & {p.conversation.messages for p in actors.prompts}
         seen.append(moments)
-        return evaluate(actors, answers, moments, *rest)
+        return evaluate(actors, answers, moments, *rest, **settings)
 
     monkeypatch.setattr(stage, "evaluate", noted)
     words = ["stage.updates=3", "stage.eval_every=1", "stage.eval_prompts=6", "stage.normalise=running"]

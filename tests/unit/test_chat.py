@@ -22,7 +22,7 @@ from align.data.chat import (
     use_template,
 )
 from align.errors import InputError
-from align.stages.sampling import engine_of
+from align.rollout.engines import engine_of
 from align.types import Conversation
 
 
@@ -246,10 +246,11 @@ def test_the_checkpoint_may_list_more_stops() -> None:
 def test_a_model_that_nothing_stops_is_not_sampled_from() -> None:
     """It would talk to its limit, every time, and never be trained to end."""
     tokenizer = make_tokenizer(PLAIN)
-    config: Any = SimpleNamespace(rollout=RolloutConfig())
+    rollout = RolloutConfig()
 
     def stops(listed: int | None) -> tuple[int, ...]:
-        engine: Any = engine_of(config, tokenizer, SimpleNamespace(eos_token_id=listed))
+        sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
+        engine: Any = engine_of(rollout.engine, tokenizer, SimpleNamespace(eos_token_id=listed), *sizes)
         return engine.stop_ids
 
     assert stops(None) == (tokenizer.eos_token_id,)

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from align.config.compose import check, compose_raw
 from align.models.roles import ForwardOutput
 from align.ops.moments import Moments
+from align.ppo.actors import Answers
 from align.ppo.experience import Experience, experience, shaped_scores
+from align.ppo.monitor import per_answer, ranked
 from align.ppo.state import Best, State
 from align.ppo.tripwires import WIRES, crossed, strikes_after, tripped_in
-from align.stages.actors import Answers
-from align.stages.monitor import per_answer, ranked
 from align.types import Conversation, Message, Rollout
 from reward.combined import Ensemble, scored
 
@@ -138,8 +137,7 @@ def actors() -> Any:
 )
 def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, each: list[float], order: list[int]):
     answers, made, figures = batch()
-    config = check(compose_raw(["stage=ppo", "rollout.temperature=0.7", "stage.micro_batch=2"]))
-    found = per_answer([wire], actors(), answers, SCORES, made, config)
+    found = per_answer([wire], actors(), answers, SCORES, made, temperature=0.7, micro_batch=2)
     assert found == {wire: pytest.approx(each, abs=1e-4)}
     assert ranked(found, SCORES.tolist()) == order
     figures |= scored(actors().scorer, answers.conversations, answers.rollout)[1]
@@ -149,15 +147,13 @@ def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, ea
 
 def test_every_wire_has_a_figure_of_each_answer():
     answers, made, _ = batch()
-    config = check(compose_raw(["stage=ppo", "rollout.temperature=0.7"]))
-    assert per_answer(WIRES, actors(), answers, SCORES, made, config).keys() == WIRES.keys()
+    found = per_answer(WIRES, actors(), answers, SCORES, made, temperature=0.7, micro_batch=32)
+    assert found.keys() == WIRES.keys()
 
 
 def test_lengths_that_are_all_alike_explain_no_score():
     answers, made, _ = batch()
-    found = per_answer(
-        ["length_correlation"], actors(), answers, torch.ones(4), made, check(compose_raw(["stage=ppo"]))
-    )
+    found = per_answer(["length_correlation"], actors(), answers, torch.ones(4), made, temperature=1.0, micro_batch=32)
     assert found == {"length_correlation": [0.0] * 4}
 
 

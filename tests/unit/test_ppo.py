@@ -309,6 +309,13 @@ def test_experience_by_hand():
     )  # fmt: skip
 
 
+def test_the_distance_of_sampler_and_learner_by_hand():
+    """k3 of each token, and not of what stands behind a response: exp(−d) − 1 + d for d = 0.5, 0 and −1."""
+    sampler = OLD + tensor([[0.5, 0.0], [-1.0, 7.0]])
+    _, figures = experience(replace(BATCH, logprobs_BT=sampler), SCORES, OLD, REF, VALUES, **ESTIMATE)
+    assert figures["sampler_kl"] == pytest.approx((0.1065307 + 0.0 + 0.7182818) / 3, abs=1e-6)
+
+
 def test_kl_in_the_loss_is_not_in_the_reward():
     made, figures = by_hand(kl_in_reward=False)
     assert_close(made.returns_BT, tensor([[2.0, 2.0], [4.0, 0.0]]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from align.models.architectures import FAST, Route
 from align.models.backbone import pad, response_logprobs
 from align.ops.philox import uniforms
+from align.ppo.experience import experience
 from align.rollout.engine import response_ids, response_texts
 from align.rollout.hf import HfEngine, draw_tokens
 from align.rollout.randomness import row_seeds
@@ -21,6 +24,7 @@ from align.types import Rollout
 
 PAD, EOS = 0, 2
 PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50], [1, 70, 71]]
+PLAIN = Route(False, False, False)
 STOPS = tuple(range(100, 150))  # enough of them that some rows stop early and some do not
 
 
@@ -175,6 +179,47 @@ def test_logprobs_do_not_depend_on_padding_or_company(model: Any, temperature: f
         assert_close(alone[0], together[i, :count], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("path", [FAST, PLAIN], ids=["fast", "plain"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_sampler_says_what_the_learner_finds(
+    model: Any, monkeypatch: pytest.MonkeyPatch, temperature: float, path: Route
+):
+    """Its logprobs are those of a pass over the whole row: in the rows' own order, however they were batched."""
+    monkeypatch.setattr(model, "align_route", path, raising=False)
+    rollout = engine(model, temperature=temperature, batch_size=3)(PROMPTS * 2)
+    assert rollout.logprobs_BT is not None
+    assert rollout.logprobs_BT.dtype == torch.float32
+    assert (rollout.logprobs_BT[~rollout.response_mask_BT] == 0).all()
+    learner, _ = response_logprobs(model, rollout, temperature)
+    assert learner.min() < -3
+    assert_close(rollout.logprobs_BT, learner, atol=2e-5, rtol=0)
+    assert abs(sampler_kl(rollout, learner)) < 1e-9
+
+
+def sampler_kl(rollout: Rollout, learner_BT: Tensor) -> float:
+    """As PPO logs it."""
+    zero_B, zero_BT = torch.zeros(len(rollout.ended_B)), torch.zeros_like(learner_BT)
+    _, figures = experience(
+        rollout, zero_B, learner_BT, learner_BT, zero_BT, kl_coef=0.0, kl_estimator="k1", kl_in_reward=True, gamma=1.0,
+        lam=1.0, whiten_rewards=False,
+    )  # fmt: skip
+    return figures["sampler_kl"]
+
+
+def test_the_distance_to_a_sampler_that_is_off_is_its_kl(model: Any):
+    """A sampler at another temperature than the learner's: the mean is KL(sampler ‖ learner), known exactly here."""
+    prompt, count = PROMPTS[0], 4000
+    drawn = engine(model, max_new_tokens=1, temperature=0.7, batch_size=1000)([prompt] * count)
+    sampler, learner = ((next_logits(model, prompt) / t).log_softmax(-1) for t in (0.7, 1.0))
+    exact = float((sampler.exp() * (sampler - learner)).sum())
+    found = learner[drawn.response_BT]
+    off = sampler[drawn.response_BT] - found
+    spread = float(((-off).expm1() + off).std()) / count**0.5
+    assert exact > 0.05
+    assert spread < exact / 20
+    assert sampler_kl(drawn, found) == pytest.approx(exact, abs=4 * spread)
+
+
 def test_positions_count_real_tokens_only():
     """Rotary positions are relative and would hide a shift: this model has learned, absolute ones."""
     torch.manual_seed(0)
@@ -212,6 +257,15 @@ def test_rows_lose_the_columns_that_only_pad_the_others(index: Any, columns: sli
     assert torch.equal(found.ended_B, ROLLOUT.ended_B[index])
     assert found.prompt_width == width
     assert torch.equal(found.lengths_B, ROLLOUT.lengths_B[index])
+    assert found.logprobs_BT is None
+    said = replace(ROLLOUT, logprobs_BT=TOKENS[:, 3:].float()).rows(index).logprobs_BT
+    assert said is not None
+    assert torch.equal(said, found.response_BT.float())
+
+
+def test_logprobs_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="logprobs"):
+        replace(ROLLOUT, logprobs_BT=torch.zeros(3, 6))
 
 
 def test_the_views_of_a_rollout():

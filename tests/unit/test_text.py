@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from align.evals.text import Risen, distinct_n, most_risen, repetition, words
+from align.data.words import repetition, words
+from align.evals.text import Risen, distinct_n, most_risen
 
 
 def test_words_are_lower_cased_and_bare():

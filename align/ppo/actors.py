@@ -1,0 +1,122 @@
+"""The actors of PPO: one base and its roles, the engine that samples from them, the scorer, the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from align.data.chat import Prompt
+from align.errors import require
+from align.models.load import load_base
+from align.models.roles import Role, Roles
+from align.ops.finite import not_finite
+from align.ops.moments import Moments
+from align.rollout.engine import Engine, response_texts
+from align.rollout.randomness import row_seeds
+from align.run import Base
+from align.types import Conversation, Rollout
+from reward.combined import comparable, scored
+from reward.scorer import Scorer
+
+
+class Answers(NamedTuple):
+    """Prompts and what one role said to them, as tokens, as text, and as whole conversations."""
+
+    prompts: Sequence[Prompt]
+    rollout: Rollout
+    texts: list[str]
+    conversations: list[Conversation]
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Attributes:
+    prompts: to train on.
+    held_out: kept out of training, to measure on; none without `stage.eval_every`.
+    dropped: how many were longer than the context.
+    seed: the run's own.
+    speaks: role → what the user calls it, where its answers cannot be drawn.
+    """
+
+    tokenizer: Any
+    roles: Roles
+    engine: Engine
+    scorer: Scorer
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    dropped: int
+    seed: int
+    speaks: Callable[[Role], AbstractContextManager[None]]
+
+    def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
+        """One answer of a role to each prompt.
+
+        Args:
+            where: the place in the run; each place draws anew.
+        """
+        seeds = row_seeds(range(len(prompts)), self.seed, *where)
+        with self.roles.use(role) as model, self.speaks(role):
+            rollout = self.engine.generate(model, [p.input_ids for p in prompts], seeds)
+        texts = response_texts(rollout, self.tokenizer)
+        told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
+        return Answers(prompts, rollout, texts, told)
+
+    def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
+        """The raw scores [B], on the device of the rollout, and what the scorer says of them."""
+        scores, figures = scored(self.scorer, answers.conversations, answers.rollout)
+        require(
+            not (count := not_finite(scores)), "reward", self.scorer.name,
+            f"gives {count} of {len(scores)} answers a score that is nan or infinite",
+            "Use dtype=float32; if it stays so, train the reward model again with a lower stage.lr.",
+        )  # fmt: skip
+        return scores.to(answers.rollout.tokens_BS.device), figures
+
+    def calibrated(self, answers: Answers) -> tuple[Actors, Moments]:
+        """The same actors with a scorer whose members are on one scale for these answers; and the moments of its scores
+        there."""
+        actors = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.rollout))
+        return actors, Moments.of(actors.score(answers)[0])
+
+    @torch.no_grad()
+    def put_back(self, weights: Sequence[Tensor]) -> None:
+        """Give the policy these weights, in the order of its parameters."""
+        for parameter, weight in zip(self.roles.parameters_of("policy"), weights, strict=True):
+            parameter.copy_(weight)
+
+
+def distinct(found: Sequence[Prompt], n_eval: int) -> list[Prompt]:
+    """The prompts to train on: none of the last `n_eval`, not even where a file repeats one of those.
+
+    Raises:
+        InputError: none is left.
+    """
+    asked = {p.conversation.messages for p in found[len(found) - n_eval :]}
+    training = [p for p in found if p.conversation.messages not in asked]
+    require(bool(training), "stage.eval_prompts", n_eval, "leaves no other prompt to train on", "Set fewer apart.")
+    return training
+
+
+def roles_on(
+    base: Base, init: Path | None, rewards: Sequence[Path], *, method: str, frozen: str, fresh: tuple[int, int],
+    value_backbone: str, device: torch.device, dtype: torch.dtype, seed: int,
+) -> Roles:  # fmt: skip
+    """The roles of a method, on its device: adapters on one base; under `method=full` a policy of its own, and the
+    others on a frozen copy of what it starts from.
+
+    Args:
+        init, rewards, fresh, value_backbone: see `Roles`.
+        frozen: the method by which the base is kept that nothing trains.
+    """
+    policy = load_base(base, "full", device, dtype) if method == "full" else None
+    kept = load_base(base, frozen, device, dtype)
+    torch.manual_seed(seed)  # a fresh adapter's lora_A is random
+    roles = Roles(kept, init, rewards, fresh, value_backbone, policy, None if dtype == torch.float32 else dtype)
+    if method == "qlora":
+        assert roles.quantised_layers() > 0, "the base is not NF4"
+    return roles

@@ -1,0 +1,32 @@
+"""The engines by name. An engine is one file beside this one, which alone names them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align.data.chat import stop_token_ids
+from align.errors import require
+from align.rollout.engine import Engine
+from align.rollout.hf import HfEngine
+
+
+def engine_of(
+    name: str, tokenizer: Any, generation_config: Any, max_new_tokens: int, temperature: float, batch_size: int
+) -> Engine:
+    """The engine of `rollout.engine`.
+
+    Args:
+        generation_config: of the base, which may list more tokens that end an answer than the tokenizer knows.
+
+    Raises:
+        InputError: there is no token that ends an answer.
+    """
+    stops = stop_token_ids(tokenizer, generation_config)
+    require(
+        bool(stops), "eos_token", None, "no token ends an answer, by the tokenizer, generation config or template",
+        "Name eos_token in the model's tokenizer_config.json.",
+    )  # fmt: skip
+    match name:
+        case "hf":
+            return HfEngine(stops, tokenizer.pad_token_id, max_new_tokens, temperature, batch_size)
+    raise ValueError(name)
