@@ -54,9 +54,9 @@ def traced(arguments: list[str]) -> Callable[[], int]:
     def work() -> int:
         publish = Run.publish
 
-        def keeping(run: Run, metrics: Any) -> None:
+        def keeping(run: Run, *arguments: Any) -> None:
             shutil.copytree(run.folder / "checkpoints", run.folder.parent / "kept", dirs_exist_ok=True)
-            publish(run, metrics)
+            publish(run, *arguments)
 
         Run.publish = keeping
         return main(arguments)
