@@ -48,7 +48,7 @@ def run(run: Run, config: Config) -> Result:
 
     prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
     train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
-    tokenizer, described = tokenizer_of(artifact, base, config.data.template), describe(base)
+    tokenizer, described = tokenizer_of(artifact, base, config), describe(base)
     stops = stop_token_ids(tokenizer, described.generation_config)
     max_length = min(config.data.max_length, context_length(described))
     train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)

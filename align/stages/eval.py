@@ -96,7 +96,7 @@ def run(run: Run, config: Config) -> Result:
     base = run.base
     artifact = start(config, run.inputs["artifact"].path, "artifact").artifact
     device = choose_device(config.device)
-    tokenizer = tokenizer_of(artifact, base, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "test", config.seed)[: stage.prompts], room)
 

@@ -148,7 +148,7 @@ def loaded(config: Config, artifact: Artifact, base: Base) -> Trained:
     check_initial(config.method.name == "qlora", found.config)
     adapter_config(artifact.path, "artifact", alone=True)  # `attach` asks it too, with the base in memory
     device = choose_device(config.device)
-    tokenizer = tokenizer_of(artifact, base, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config)
     dtype = choose_dtype(trained_in(artifact) or config.dtype, device)
     return trained_model(base, artifact.path, config.method.name, device, dtype, tokenizer)
 

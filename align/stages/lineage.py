@@ -90,14 +90,18 @@ def frozen_as(method: str) -> str:
     return "lora" if method == "full" else method
 
 
-def tokenizer_of(artifact: Artifact, base: Base, template: str | None) -> Any:
+def tokenizer_of(artifact: Artifact, base: Base, config: Config | None = None) -> Any:
     """The tokenizer and chat template that an artifact was trained with; the base's where it brings none.
+
+    Args:
+        config: whose `data.template` and `data.template_kwargs` count; None for the artifact's alone.
 
     Raises:
         InputError: there is no chat template and none was asked for.
     """
     tokenizer = own_tokenizer(artifact, base)
-    use_template(tokenizer, template)
+    data = config.data if config else None
+    use_template(tokenizer, data and data.template, data and data.template_kwargs)
     return tokenizer
 
 

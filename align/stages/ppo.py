@@ -228,7 +228,7 @@ def load_actors(run: Run, config: Config) -> Actors:
     stage: PpoConfig = config.stage
     base, rollout = run.base, config.rollout
     artifact = start(config, run.inputs["init"].path).artifact
-    tokenizer = tokenizer_of(artifact, base, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config)
     models = scoring.models_of(run.inputs)
     scoring.same_template(config, models, base, tokenizer)
 

@@ -56,7 +56,7 @@ def run(run: Run, config: Config) -> Result:
 
     prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
     train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
-    tokenizer = tokenizer_of(artifact, base, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config)
     stops = stop_token_ids(tokenizer)
     max_length = min(config.data.max_length, context_length(describe(base)))
     train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)

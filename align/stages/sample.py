@@ -33,10 +33,9 @@ def inputs(config: Config) -> Inputs:
 
 def run(run: Run, config: Config) -> Result:
     stage: SampleConfig = config.stage
-    base = run.base
-    artifact = start(config, run.inputs["init"].path).artifact
+    base, artifact = run.base, start(config, run.inputs["init"].path).artifact
     device = choose_device(config.device)
-    tokenizer = tokenizer_of(artifact, base, config.data.template)
+    tokenizer = tokenizer_of(artifact, base, config)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed)[: stage.prompts], room)
     model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
@@ -50,11 +49,8 @@ def run(run: Run, config: Config) -> Result:
     sampling = {"temperature": config.rollout.temperature, "max_new_tokens": config.rollout.max_new_tokens}
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     done = logged[-1]["step"] if logged else 0
-    with (
-        open_store(config) as store,
-        tracker(run, config, done) as track,
-        progress("sample", len(found), done) as bar,
-    ):
+    bars = progress("sample", len(found), done)
+    with open_store(config) as store, tracker(run, config, done) as track, bars as bar:
         for first in range(done, len(found), PROMPTS_AT_ONCE):
             chunk = found[first : first + PROMPTS_AT_ONCE]
             rows = [(first + i, k) for i in range(len(chunk)) for k in range(stage.candidates)]

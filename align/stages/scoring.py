@@ -177,6 +177,6 @@ def foreign(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: 
     method = method_of(artifact, "auto", "reward.ref")
     model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
     head = linear_head(score_weight(artifact.path, hidden_size(model))).to(device)
-    tokenizer = tokenizer_of(artifact, base, None)
+    tokenizer = tokenizer_of(artifact, base)
     stops = stop_token_ids(tokenizer, model.generation_config)
     return learned.LearnedReward(model, head, tokenizer, stops, size, artifact.ref)

@@ -59,7 +59,7 @@ def run(run: Run, config: Config) -> Result:
     tokenizer = load_tokenizer(base)
     text_only = config.data.name == "chitchat" and config.data.part == "base"
     if not text_only:
-        use_template(tokenizer, config.data.template)
+        use_template(tokenizer, config.data.template, config.data.template_kwargs)
 
     # Data, before any weights: our own tokens and labels, a loss only on what the assistant writes.
     max_length = min(config.data.max_length, context_length(describe(base)))
