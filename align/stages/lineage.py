@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from align.config.root import Config
 from align.config.settings import changed
-from align.data.chat import use_template
 from align.data.sources import DataSource, data_record
+from align.data.template import use_template
 from align.errors import InputError
 from align.models.base import base_of, find_base
 from align.models.load import load_tokenizer

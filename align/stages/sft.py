@@ -12,8 +12,9 @@ import torch
 from align.config.root import Config
 from align.config.settings import changed
 from align.config.sft import SftConfig
-from align.data.chat import encode, use_template
+from align.data.chat import encode
 from align.data.sources import data_record, documents
+from align.data.template import use_template
 from align.errors import require
 from align.evals.heldout import held_out_loss
 from align.models.adapters import save_adapter, with_new_adapter

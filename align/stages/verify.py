@@ -11,7 +11,7 @@ import torch
 from align.config.root import Config
 from align.config.scorers import LearnedReward
 from align.config.verify import VerifyConfig
-from align.data.chat import use_template
+from align.data.template import use_template
 from align.data.tokens import text_ids
 from align.errors import AlignError
 from align.models.load import choose_device, choose_dtype

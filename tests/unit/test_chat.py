@@ -10,7 +10,6 @@ from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer
 
 from align.config.groups import RolloutConfig
 from align.data.chat import (
-    CHATML,
     IGNORED,
     encode,
     encode_conversation,
@@ -19,8 +18,8 @@ from align.data.chat import (
     encode_text,
     end_of_turn,
     stop_token_ids,
-    use_template,
 )
+from align.data.template import CHATML, use_template
 from align.errors import InputError
 from align.rollout.engines import engine_of
 from align.types import Conversation

@@ -10,7 +10,8 @@ import pytest
 from templates import QWEN3, make_tokenizer
 from transformers import AutoTokenizer
 
-from align.data.chat import render, use_template
+from align.data.chat import render
+from align.data.template import use_template
 from align.errors import InputError
 from align.types import Conversation, Message
 
