@@ -103,7 +103,7 @@ def test_a_template_without_an_end(tiny_model: Path, chats: Path, tmp_path: Path
     inner = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     (model / "chat_template.jinja").write_text(inner)
     code = (
-        "import sys; from align.__main__ import main; import align.data.chat as c; c.PATIENCE_S = 1; sys.exit(main())"
+        "import sys; from align.__main__ import main; import align.data.template as t; t.PATIENCE_S = 1; sys.exit(main())"
     )
     words = [f"stage={stage}", "model=hub", f"model.path={model}", "device=cpu"]
     if stage == "sft":
