@@ -78,6 +78,15 @@ def test_the_tree_names_what_is_there() -> None:
     assert rooms <= named
 
 
+def test_the_files_that_answer_where_to_look_are_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    questions = [line for line in page.partition("| question |")[2].splitlines() if line.count("`") > 1]
+    assert len(questions) >= 20
+    files = re.findall(r"`([\w./]+\.(?:py|js|md|yaml))`", page)
+    assert len(files) > 50
+    assert [path for path in files if not (ROOT / path).is_file()] == []
+
+
 SAID_TO_MISS = {"quickstart": [(2, "minutes")]}
 """By 0.1, as the README says in bold: the machine was a tenth slower than in the rounds before."""
 
