@@ -14,7 +14,7 @@ from typing import Any
 
 from align.errors import InputError
 from align.run import Artifact, Input
-from align.run.graph import Gone, ancestors
+from align.run.lineage import Gone, ancestors
 from reward.rules import Sentiment
 
 POLICY = ("init", "artifact")

@@ -102,7 +102,7 @@ class Manifest:
         times: `started`, `first_started` and `finished`, in ISO 8601, UTC.
         published: counts the publications of a root; what `latest` goes by. 0 before there is one.
         error: why it failed.
-        code: digest of the code that ran, see `align.run.provenance`.
+        code: digest of the code that ran, see `align.run.environment`.
         git, packages, hardware: where it ran.
     """
 

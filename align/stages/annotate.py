@@ -15,7 +15,7 @@ from align.config.settings import changed
 from align.errors import InputError, require
 from align.report import Report
 from align.run import Input, Run, json_digest, resolve, write_json
-from align.run.graph import readers_of
+from align.run.lineage import readers_of
 from align.stages import Inputs, open_store, store_url
 from align.types import Result
 from annotate.accounts import Accounts, Person

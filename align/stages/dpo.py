@@ -26,7 +26,7 @@ from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability
 from align.run import Run
 from align.stages import Inputs, store_url, tracker
-from align.stages.lineage import adapter_folder, label, source_of, start, tokenizer_of
+from align.stages.start import adapter_folder, label, source_of, start, tokenizer_of
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.dpo import FIGURES, REFERENCE, dpo_trainer

@@ -24,11 +24,11 @@ from align.models.load import choose_device, choose_dtype, context_length, descr
 from align.ops.finite import not_finite
 from align.report import Report, histogram_pair, in_words
 from align.rollout.engine import response_texts, speaking
-from align.rollout.engines import engine_of
 from align.rollout.randomness import row_seeds
+from align.rollout.registry import engine_of
 from align.run import Artifact, Base, Run, resolve, write_json
 from align.stages import Inputs, scoring
-from align.stages.lineage import (
+from align.stages.start import (
     BASE,
     adapter_folder,
     base_itself,

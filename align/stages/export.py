@@ -38,9 +38,9 @@ from align.report import Report
 from align.rollout.foreign import LLAMA_CPP, VLLM, engine_version, why_unasked
 from align.run import Artifact, Base, Input, Run, json_digest
 from align.run.atomic import publish
-from align.run.graph import evaluation_of, trained_through
+from align.run.lineage import evaluation_of, trained_through
 from align.stages import Inputs
-from align.stages.lineage import data_behind, label, start, tokenizer_of, trained_in
+from align.stages.start import data_behind, label, start, tokenizer_of, trained_in
 from align.track import peak_rss_mb
 from align.types import Result
 

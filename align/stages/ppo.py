@@ -51,12 +51,12 @@ from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.report import Report, curves
 from align.rollout.engine import speaking
-from align.rollout.engines import engine_of
 from align.rollout.randomness import generator_for
+from align.rollout.registry import engine_of
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import Inputs, open_store, scoring, tracker
-from align.stages.lineage import Start, adapter_folder, frozen_as, label, source_of, start, tokenizer_of
+from align.stages.start import Start, adapter_folder, frozen_as, label, source_of, start, tokenizer_of
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 

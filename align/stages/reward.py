@@ -30,7 +30,7 @@ from align.redaction import masked, unmarked
 from align.report import Report, curves, histogram_pair, in_words, reliability
 from align.run import Input, Run, json_digest
 from align.stages import Inputs, open_store, store_url, tracker
-from align.stages.lineage import adapter_folder, label, source_of, start, tokenizer_of
+from align.stages.start import adapter_folder, label, source_of, start, tokenizer_of
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.reward import FIGURES, rankings, reward_trainer, score_head, start_from

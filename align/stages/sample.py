@@ -13,11 +13,11 @@ from align.models.adapters import Policy, attach
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base
 from align.report import Report, curves
 from align.rollout.engine import response_texts, speaking
-from align.rollout.engines import engine_of
 from align.rollout.randomness import row_seeds
+from align.rollout.registry import engine_of
 from align.run import Run, write_json
 from align.stages import Inputs, open_store, tracker
-from align.stages.lineage import adapter_folder, label, source_of, start, tokenizer_of
+from align.stages.start import adapter_folder, label, source_of, start, tokenizer_of
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 from annotate.store import Candidate, storable

@@ -28,7 +28,7 @@ from align.models.base import base_of
 from align.models.load import load_base, load_tokenizer
 from align.models.roles import Roles, linear_head, score_weight
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
-from align.stages.lineage import method_of, tokenizer_of
+from align.stages.start import method_of, tokenizer_of
 from reward import learned
 from reward.combined import Ensemble, Sum
 from reward.function import Function, defined, load_function, source_of

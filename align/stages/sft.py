@@ -33,7 +33,7 @@ from align.models.plain import route_of
 from align.report import Report, curves, few
 from align.run import Input, Run
 from align.stages import Inputs, tracker
-from align.stages.lineage import source_of
+from align.stages.start import source_of
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.sft import FIGURES, packed_rows, sft_trainer

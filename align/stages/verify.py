@@ -20,13 +20,13 @@ from align.ppo.anchors import Anchor, maths
 from align.ppo.own_model import Setting, on_model
 from align.report import Report
 from align.rollout.engine import speaking
-from align.rollout.engines import engine_of
 from align.rollout.randomness import row_seeds
+from align.rollout.registry import engine_of
 from align.run import Input, Run, json_digest
-from align.run.provenance import code_digest, package_versions
+from align.run.environment import code_digest, package_versions
 from align.stages import Inputs, scoring
-from align.stages.lineage import BASE, frozen_as, label, own_tokenizer, start
 from align.stages.ppo import experience_arguments, load_roles, loss_arguments, starting_point
+from align.stages.start import BASE, frozen_as, label, own_tokenizer, start
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 

@@ -102,7 +102,7 @@ def test_a_template_without_an_end(tiny_model: Path, chats: Path, tmp_path: Path
     shutil.copytree(tiny_model, model)
     inner = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     (model / "chat_template.jinja").write_text(inner)
-    code = "import sys; from align.__main__ import main; import align.data.template as t; t.PATIENCE_S = 1; sys.exit(main())"
+    code = "import sys, align.data.template as t; from align.__main__ import main; t.PATIENCE_S = 1; sys.exit(main())"
     words = [f"stage={stage}", "model=hub", f"model.path={model}", "device=cpu"]
     if stage == "sft":
         words += ["data=jsonl", f"data.path={chats}"]

@@ -21,7 +21,7 @@ from align.data.chat import (
 )
 from align.data.template import CHATML, use_template
 from align.errors import InputError
-from align.rollout.engines import engine_of
+from align.rollout.registry import engine_of
 from align.types import Conversation
 
 

@@ -18,9 +18,9 @@ from align.config.identity import identifying, input_names
 from align.config.stages import STAGES
 from align.errors import CorruptFile, InputError, RunConflict
 from align.run import Base, Input, Run, artifact_in, read_manifest, resolve, verify_outputs
-from align.run.graph import Gone, ancestors, evaluation_of, readers_of, trained_through
+from align.run.environment import code_digest
+from align.run.lineage import Gone, ancestors, evaluation_of, readers_of, trained_through
 from align.run.manifest import FILE, Manifest, identity_of, manifest_from, misshapen, write_manifest
-from align.run.provenance import code_digest
 from annotate.store import Store
 
 OLD = Path(__file__).parent / "runs_of_version_1.zip"

@@ -16,9 +16,9 @@ from run_folders import BASE, INPUTS, config, manifest_of, opened, published
 
 from align.errors import MissingArtifact, RunBusy, RunConflict, StorageError
 from align.run import Input, file_digest, folder_digest, json_digest, storage_error, write_json
+from align.run.environment import git_state
 from align.run.folder import first_difference
 from align.run.manifest import identity_of
-from align.run.provenance import git_state
 
 # --- Digests and files
 

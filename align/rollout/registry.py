@@ -1,4 +1,4 @@
-"""The engines by name. An engine is one file beside this one, which alone names them."""
+"""The engines by name. An engine is one file beside this one; this is the one place that names them."""
 
 from __future__ import annotations
 

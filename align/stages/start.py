@@ -1,4 +1,4 @@
-"""What the stages behind `sft` have in common: where they start from, and on which base."""
+"""Where a stage starts from: an artifact, its base, its tokenizer, and the rows of `data=`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.errors import InputError
 from align.models.base import base_of, find_base
 from align.models.load import load_tokenizer
 from align.run import Artifact, Base, Input, Manifest, resolve
-from align.run.graph import Gone, ancestors
+from align.run.lineage import Gone, ancestors
 
 BASE = "base"
 """The reference to the model that `model=` names, as it is."""
