@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from align.config.settings import Settings, setting
+from align.config.settings import MOST, Settings, setting
 from align.errors import require
 
 
@@ -17,8 +17,8 @@ class ModelConfig(Settings):
 
     path: str | None = setting(
         None,
-        "A folder, a hub id, or `pocket` for the built-in model. Empty: the base of the artifact that the stage starts "
-        "from, and `pocket` where it starts from none.",
+        "A folder, a hub id, or a model that comes with a package: `pocket`, `smollm2`. Empty: the base of the "
+        "artifact that the stage starts from, and `pocket` where it starts from none.",
         names="base",
     )
     revision: str | None = setting(None, "Commit, tag or branch of a hub id.", names="base")
@@ -33,8 +33,8 @@ class ModelConfig(Settings):
 @dataclass
 class MethodConfig(Settings):
     """Which weights train, and in what precision the others are kept: LoRA on an NF4 base (`qlora`), LoRA on the base
-    as it is (`lora`), every weight (`full`). `auto` is what the artifact that a stage starts from was trained with, and
-    `qlora` where there is none."""
+    as it is (`lora`), every weight (`full`). `auto` is the method of the adapter that a stage starts from, and `qlora`
+    where it starts from a whole model."""
 
     AT: ClassVar[str] = "method"
 
@@ -59,13 +59,14 @@ class DataConfig(Settings):
     )
     template_kwargs: Any = setting(
         None,
-        "Arguments of the chat template, a mapping such as {enable_thinking: false}. They travel with the artifact.",
+        "Arguments of the chat template, a mapping such as {enable_thinking: false}. They travel with the artifact; "
+        "given again, they replace those that it has.",
     )
     max_length: int = setting(512, "Longest row; longer ones are left out.", unit="tokens", above=0)
     held_out: float = setting(
-        0.05, "Share of a file that is kept for measuring, by the hash of each row.", at_least=0, below=1
+        0.05, "Share of a file that is kept for measuring, by the hash of what each row asks.", at_least=0, below=1
     )
-    limit: int | None = setting(None, "Most rows that are read. Empty: all.", above=0)
+    limit: int | None = setting(None, "Most rows that are used, after they were shuffled. Empty: all.", above=0)
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
 
     def check_together(self) -> None:
@@ -73,6 +74,13 @@ class DataConfig(Settings):
             self.template_kwargs is None or isinstance(self.template_kwargs, dict), "data.template_kwargs",
             self.template_kwargs, "is no mapping", 'Write "data.template_kwargs={enable_thinking: false}".',
         )  # fmt: skip
+        for name, value in (self.template_kwargs or {}).items():
+            key, number = f"data.template_kwargs.{name}", isinstance(value, int | float)
+            require(
+                str(name).isidentifier(), key, value, "is no name of a variable", "Write for example enable_thinking."
+            )
+            plain = abs(value) <= MOST if number else isinstance(value, str) and "#}" not in value
+            require(plain, key, value, "is no value of a template's argument", "Give text, a number, true or false.")
         require(
             self.path is None or self.name == "jsonl", "data.path", self.path, f"data={self.name} reads no file",
             "Add data=jsonl, or drop data.path.",
@@ -118,7 +126,9 @@ class ExportConfig(Settings):
 
     name: str = setting("adapter", "What is written.", choices=("adapter", "merged", "gguf", "all", "check"))
     dtype: str = setting(
-        "bfloat16", "Of a merged model, and of the base beside an adapter.", choices=("float32", "bfloat16", "float16")
+        "bfloat16",
+        "Number format of a merged model, and of the base beside an adapter.",
+        choices=("float32", "bfloat16", "float16"),
     )
     into: str = setting(
         "auto",

@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
-from align.config.reference import PARTS
+from align.config.compose import schema_of
+from align.config.reference import PARTS, parts_in
 from align.config.root import Config
 from align.config.scorers import CHOICES
-from align.config.settings import declared_in
+from align.config.settings import declared_in, defaults_of
 from align.config.stages import ALWAYS, STAGES
 
 
@@ -24,6 +25,39 @@ def input_names() -> Mapping[str, str]:
         for name, declared in declared_in(schema).items()
         if declared.names
     }
+
+
+@cache
+def defaults(stage: str) -> Mapping[str, Any]:
+    """Dotted key → its default, of every key that a configuration of a stage may lack because an older version, which
+    did not know it, wrote it down."""
+    schemas = (Config, schema_of(stage), *parts_in(schema_of(stage)), *PARTS.values())
+    return {
+        f"{schema.AT}.{name}" if schema.AT else name: value
+        for schema in schemas
+        for name, value in defaults_of(schema).items()
+        if not str(value).startswith("${")
+    }
+
+
+def completed(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that was written down, with the defaults of the keys that it lacks."""
+    found = {key: dict(part) if isinstance(part, Mapping) else part for key, part in config.items()}
+    for key, value in defaults(stage).items():
+        *parents, leaf = key.split(".")
+        inside: Any = found
+        for parent in parents:
+            inside[parent] = dict(inside.get(parent) or {})
+            inside = inside[parent]
+        inside.setdefault(leaf, value)
+    return found
+
+
+def without_refs(parts: Any) -> Any:
+    """The parts of a sum of rewards without the names of their reward models."""
+    if isinstance(parts, Mapping):
+        return {key: without_refs(value) for key, value in parts.items() if key not in ("ref", "refs")}
+    return [without_refs(part) for part in parts] if isinstance(parts, list) else parts
 
 
 def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
@@ -40,4 +74,6 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
         inside = kept.get(part, {}) if part else kept
         if name in inputs and isinstance(inside, dict):
             inside.pop(leaf, None)
+    if "reward" in inputs and isinstance(reward := kept.get("reward"), dict) and "parts" in reward:
+        reward["parts"] = without_refs(reward["parts"])
     return kept

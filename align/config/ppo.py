@@ -22,14 +22,14 @@ class TripwireConfig(Settings):
 
     AT: ClassVar[str] = "stage.tripwires"
 
-    length_correlation: float | None = setting(0.8, "Crossed from below by the correlation of score and length.")
+    length_correlation: float | None = setting(0.8, "Warn where the correlation of score and length is above it.")
     disagreement: float | None = setting(
-        None, "Crossed from below by the standard deviation of an ensemble's members (reward=ensemble)."
+        None, "Warn where the standard deviation of an ensemble's members is above it (reward=ensemble)."
     )
-    kl: float | None = setting(15.0, "Crossed from below by the KL to the reference.", unit="nats a response")
-    entropy: float | None = setting(0.3, "Crossed from above by the policy's entropy.", unit="nats a token")
-    repetition: float | None = setting(0.3, "Crossed from below by the share of repeated 3-grams.")
-    patience: int = setting(3, "Updates in a row with a wire crossed that make a warning.", above=0)
+    kl: float | None = setting(15.0, "Warn where the KL to the reference is above it.", unit="nats a response")
+    entropy: float | None = setting(0.3, "Warn where the policy's entropy is below it.", unit="nats a token")
+    repetition: float | None = setting(0.3, "Warn where the share of repeated 3-grams is above it.")
+    patience: int = setting(3, "Updates in a row before a sign makes a warning.", above=0)
     action: str = setting(
         "warn", "What a warning does beside being written: `stop` ends the run.", choices=("warn", "stop")
     )
@@ -53,8 +53,13 @@ class FirstRatioConfig(Settings):
 
     AT: ClassVar[str] = "stage.first_ratio"
 
-    float32: float = setting(1e-3, "With dtype=float32.", unit="nats", above=0)
-    bfloat16: float = setting(0.05, "With dtype=bfloat16.", unit="nats", above=0)
+    float32: float = setting(
+        1e-3,
+        "Most that |log π_new − log π_old| may be before the first step, with dtype=float32.",
+        unit="nats",
+        above=0,
+    )
+    bfloat16: float = setting(0.05, "The same with dtype=bfloat16.", unit="nats", above=0)
 
 
 @dataclass
@@ -76,7 +81,8 @@ class PpoConfig(Settings):
     )  # fmt: skip
     value_backbone: str = setting(
         "own", "What the value head reads: an adapter of its own, which starts from the reward model's; the policy's "
-        "states, which saves a pass; or the reward model's, frozen.", choices=("own", "policy", "frozen"),
+        "states, which saves a pass; or the reward model's, frozen. Where no reward model is on "
+        "the base, those of the policy's start.", choices=("own", "policy", "frozen"),
     )  # fmt: skip
     value_lr: float = setting(1e-3, "Learning rate of the value head and its adapter.", above=0)
     warmup: float = training.warmup(0.05, most=1)
@@ -113,7 +119,7 @@ class PpoConfig(Settings):
         "once", "Mean and variance of the score are measured on the reference's samples once, or go on being measured; "
         "`off` takes scores as they are.", choices=("once", "running", "off"),
     )  # fmt: skip
-    normalise_on: int = setting(256, "Samples of the reference that they are measured on.", above=0)
+    normalise_on: int = setting(256, "Samples of the reference that mean and variance are measured on.", above=0)
     max_grad_norm: float = training.max_grad_norm()
     weight_decay: float = training.weight_decay()
     gradient_checkpointing: str = training.gradient_checkpointing()

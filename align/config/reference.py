@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from align.config import scorers
-from align.config.compose import SCHEMAS, files_of, schema_of
+from align.config.compose import SCHEMAS, compose_raw, files_of, schema_of
 from align.config.root import Config, RunConfig, StoreConfig
 from align.config.settings import Setting, Settings, declared_in, defaults_of
 from align.config.stages import STAGES
@@ -62,7 +66,8 @@ def written(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
-        return value.removeprefix("${").removesuffix("}") if value.startswith("${") else value or "''"
+        followed = re.fullmatch(r"\$\{([\w.]+)\}", value)  # any other interpolation looks into the environment
+        return f"({followed[1]})" if followed else "null" if value.startswith("${") else value or "''"
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(value)
@@ -75,9 +80,14 @@ def keys_of(schema: type[Settings]) -> Iterator[Key]:
         if name != "name" or schema is RunConfig:
             yield Key(f"{schema.AT}.{name}" if schema.AT else name, written(defaults[name]), declared)
     if schema is not Config:  # whose parts are sections of their own
-        for part in fields(schema):
-            if isinstance(part.default_factory, type) and issubclass(part.default_factory, Settings):
-                yield from keys_of(part.default_factory)
+        for part in parts_in(schema):
+            yield from keys_of(part)
+
+
+def parts_in(schema: type[Settings]) -> list[type[Settings]]:
+    """The schemas of a schema's parts, such as that of `stage.tripwires`."""
+    made = (field.default_factory for field in fields(schema))
+    return [part for part in made if isinstance(part, type) and issubclass(part, Settings)]
 
 
 def about(schema: type[Settings]) -> str:
@@ -122,14 +132,30 @@ def sections_of(stage: str, reward: str | None = None) -> list[Section]:
             where it is None.
     """
     found = [stage_section(stage)]
-    for name in STAGES[stage].reads:
+    for name in (*STAGES[stage].reads, *STAGES[stage].uses):
         if name == "reward":
             chosen = reward if reward in scorers.CHOICES else "sentiment" if stage == "eval" else "learned"
             schema = scorers.CHOICES[chosen]
             found.append(Section(choices_of("reward"), f"{chosen}: {about(schema)}", tuple(keys_of(schema))))
         else:
             found.append(part_section(name))
-    return [*found, every_run()]
+    tree = compose_raw([f"stage={stage}"])
+    return [with_defaults(one, tree) for one in (*found, every_run())]
+
+
+def with_defaults(one: Section, tree: DictConfig) -> Section:
+    """A section with the values that a stage begins with: its group files may choose others than the schema's."""
+    keys = []
+    for key in one.keys:
+        found = OmegaConf.select(tree, key.name, default=...)
+        keys.append(key if found is ... else replace(key, default=written(plain_value(found))))
+    group, chosen = one.title.partition("=")[0], OmegaConf.select(tree, f"{one.title.partition('=')[0]}.name")
+    more = f" Here: {group}={chosen}." if "|" in one.title and chosen else ""
+    return replace(one, about=one.about + more, keys=tuple(keys))
+
+
+def plain_value(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def help_text(stage: str, reward: str | None = None) -> str:
@@ -158,14 +184,15 @@ def markdown() -> str:
         "# Settings", "",
         "Every key, its default, and what it may hold. `python -m align.config.reference` makes this page from the",
         "declarations that validate a command line; `python -m align stage=NAME --help` shows one stage's part of it.",
-        "`null` is an empty value. Defaults are those of the schema; `--cfg job` prints what a line would run.", "",
+        "`null` is an empty value, `(method.lr)` that of another key. A stage may begin with other values:",
+        "its `--help` and `--cfg job` have those.", "",
         "## Stages", "",
     ]  # fmt: skip
     for name, stage in STAGES.items():
         if name == "full":
-            lines += ["### stage=full", "", "The keys of stage=sft, with method=full.", ""]
+            lines += ["### stage=full", "", "The keys of stage=sft, with method=full and method.lr=2e-5.", ""]
             continue
-        lines += tables(stage_section(name), "###", f"Reads besides: {', '.join(stage.reads)}.")
+        lines += tables(stage_section(name), "###", f"Reads besides: {', '.join((*stage.reads, *stage.uses))}.")
     lines += ["## Groups", ""]
     for one in (*shared[:3], *reward_sections(), *shared[3:]):
         lines += tables(one, "###")

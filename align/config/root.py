@@ -42,7 +42,7 @@ class RunConfig(Settings):
 
 @dataclass
 class StoreConfig(Settings):
-    """The annotation store. Whoever reads `url` sees it without its password: `align.redaction.value_of`."""
+    """The annotation store: prompts, answers and votes in a database."""
 
     AT: ClassVar[str] = "store"
 
@@ -52,7 +52,8 @@ class StoreConfig(Settings):
     )
 
     def check_together(self) -> None:
-        # Also of a frozen instance: a password is hidden where it comes in, so that nobody behind sees it.
+        # Also of a frozen instance: a password is hidden where it comes in, so that nobody behind sees it. Whoever
+        # opens the database asks `align.redaction.value_of` for it.
         url = value_of(self.url) if self.url else ""
         if url.startswith("${"):  # not composed: nobody has looked into the environment yet
             return

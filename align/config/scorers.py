@@ -48,7 +48,7 @@ class FunctionReward(RewardConfig):
 
 @dataclass
 class SentimentReward(RewardConfig):
-    """VADER's sentiment, as the rule of that name has it: what `stage=eval` judges by by default."""
+    """VADER's sentiment, as the rule of that name has it: the default judge of `stage=eval`."""
 
     name: str = "sentiment"
 

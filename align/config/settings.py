@@ -19,7 +19,7 @@ T = TypeVar("T", bound="Settings")
 SETTING = "setting"
 
 MOST = 1e37
-"""Of a number: what is ten times as much, as Adam's first step is beside its rate, is still a number in fp32."""
+"""The largest number that a key may hold. Adam's first step is ten times its rate, and has to be a number in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Setting:
         Raises:
             InputError: the key may not hold this value.
         """
-        if value is None or (isinstance(value, str) and value.startswith("${")):  # an interpolation, not composed yet
+        if value is None:
             return
         for one in value if isinstance(value, list) else [value]:
             if self.choices:
@@ -80,8 +80,8 @@ class Setting:
             remedy = f"Give a number {self.range}."
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise InputError(key, value, "is not a number", remedy)
-            problem = f"is not {self.range}" if abs(value) <= MOST else "is not finite"
-            problem += f"; it follows {self.follows}" if self.follows else ""
+            problem = f"is not {self.range}" if abs(value) <= MOST else f"is no number up to {MOST:g}"
+            problem += f"; where it is not given, {self.follows} counts" if self.follows else ""
             require(self.holds(value), key, value, problem, remedy)
 
     @property
@@ -121,8 +121,11 @@ class Settings:
     AT: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
+        defaults = defaults_of(type(self))
         for name, declared in declared_in(type(self)).items():
-            declared.check(f"{self.AT}.{name}" if self.AT else name, getattr(self, name))
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value.startswith("${") and value == defaults[name]):  # not composed yet
+                declared.check(f"{self.AT}.{name}" if self.AT else name, value)
         self.check_together()
 
     def check_together(self) -> None:

@@ -21,15 +21,17 @@ class Stage:
     Attributes:
         summary: what it does, for the list of stages.
         schema: its own settings, a class of `align.config`, as `module:class`.
-        module: where it is told, in `align.stages`.
+        module: its file in `align.stages`.
         reads: the parts of the configuration that decide what it makes, besides `ALWAYS`. A run is the same run
             whatever the other parts say.
+        uses: parts that it needs too, and that decide nothing: where the votes lie, whose ledger's head is an input.
     """
 
     summary: str
     schema: str
     module: str
     reads: tuple[str, ...]
+    uses: tuple[str, ...] = ()
 
 
 STAGES = MappingProxyType({
@@ -43,12 +45,14 @@ STAGES = MappingProxyType({
         "rank the answers in a browser; what goes in and out of their store", "annotate:AnnotateConfig", "annotate",
         ("project", "store", "data"),
     ),
-    "reward": Stage("a reward model from preference pairs", "reward:RewardStageConfig", "reward", LEARNS),
+    "reward": Stage("a reward model from preference pairs", "reward:RewardStageConfig", "reward", LEARNS, ("store",)),
     "ppo": Stage(
         "PPO on the adapter against the learned reward", "ppo:PpoConfig", "ppo",
         (*LEARNS, "store", "reward", "rollout"),
     ),
-    "dpo": Stage("preference pairs straight into the adapter, without a reward model", "dpo:DpoConfig", "dpo", LEARNS),
+    "dpo": Stage(
+        "preference pairs straight into the adapter, without a reward model", "dpo:DpoConfig", "dpo", LEARNS, ("store",)
+    ),
     "eval": Stage(
         "an artifact against what it started from", "eval:EvalConfig", "eval",
         (*WEIGHTS, "artifact", "init", "reward", "rollout"),

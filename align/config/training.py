@@ -48,7 +48,9 @@ def save_every(default: int, steps: str = "Steps") -> Any:
 
 
 def held_out() -> Any:
-    return setting(0.1, "Share of the pairs that the model is measured on and never trained on.", above=0, below=1)
+    return setting(
+        0.1, "Share of the prompts whose pairs the model is measured on and never trained on.", above=0, below=1
+    )
 
 
 def gradient_checkpointing() -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from jinja2 import Environment, TemplateError, meta
+from jinja2 import Environment, TemplateError, meta, nodes
 
 from align.errors import InputError, require
 from align.types import Conversation, Message
@@ -27,9 +27,12 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-KWARGS = re.compile(r"\A\{#- arguments -#\}.*?\{#- end -#\}", re.DOTALL)
+KWARGS = re.compile(r"\A\{#- arguments -#\}.*?\{#- end #\}", re.DOTALL)
 """What `with_kwargs` puts in front of a template."""
-GIVEN = {"messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token", "pad_token", "unk_token"}
+GIVEN = {
+    "messages", "add_generation_prompt", "continue_final_message", "tools", "documents", "bos_token", "eos_token",
+    "pad_token", "unk_token", "raise_exception", "strftime_now",
+}  # fmt: skip
 """Variables that are not the user's to set: whoever renders gives them."""
 MARKERS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """Of what the assistant wrote: transformers' own extension of Jinja."""
@@ -71,30 +74,41 @@ def with_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
     """A chat template that has these arguments set, in place of those that it had.
 
     Args:
-        template: Jinja, or a mapping of names to Jinja.
+        template: Jinja, or a mapping of names to Jinja, where each has those that it reads.
 
     Raises:
-        InputError: a name is no variable that the template reads, or a value is no text, number or truth value.
+        InputError: a name is no variable that the template reads.
     """
-    if isinstance(template, Mapping):
-        return {name: with_kwargs(inner, kwargs) for name, inner in template.items()}
-    own = KWARGS.sub("", template)
-    parser = Environment(extensions=["jinja2.ext.loopcontrols"])
-    try:
-        reads = meta.find_undeclared_variables(parser.parse(MARKERS.sub("", own))) - GIVEN
-    except TemplateError as error:
-        raise InputError(
-            "chat_template", "(the model's)", f"is no Jinja ({error})", "Add data.template=chatml."
-        ) from error
+    own = {name: KWARGS.sub("", text) for name, text in named(template).items()}
+    reads = {name: read_by(text) for name, text in own.items()}
+    every = set[str]().union(*reads.values())
     for name, value in kwargs.items():
-        key = f"data.template_kwargs.{name}"
-        known = f"It reads: {', '.join(sorted(reads))}." if reads else "It reads none: leave data.template_kwargs out."
-        require(name in reads, key, value, "is nothing that this model's chat template reads", known)
-        plain = isinstance(value, str | int | float)
-        require(plain, key, value, "is no value of a template's argument", "Give text, a number, true or false.")
+        known = f"It reads: {', '.join(sorted(every))}." if every else "It reads none: leave data.template_kwargs out."
+        problem = "is nothing that this model's chat template reads"
+        require(name in every, f"data.template_kwargs.{name}", value, problem, known)
+    made = {name: set_in(text, {k: v for k, v in kwargs.items() if k in reads[name]}) for name, text in own.items()}
+    return made if isinstance(template, Mapping) else made[""]
+
+
+def named(template: Any) -> Mapping[str, str]:
+    return template if isinstance(template, Mapping) else {"": template}
+
+
+def read_by(template: str) -> set[str]:
+    """The variables that a template reads, and neither sets itself nor is given by whoever renders."""
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(MARKERS.sub("", template))
+    except TemplateError as error:
+        problem = f"is no Jinja ({error})"
+        raise InputError("chat_template", "(the model's)", problem, "Add data.template=chatml.") from error
+    set_there = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
+    return meta.find_undeclared_variables(tree) - GIVEN - set_there
+
+
+def set_in(template: str, kwargs: Mapping[str, Any]) -> str:
     # JSON writes text, numbers and truth values as Jinja reads them.
-    made = "".join(f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in sorted(kwargs.items()))
-    return f"{{#- arguments -#}}{made}{{#- end -#}}{own}"
+    lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(kwargs.items()))
+    return f"{{#- arguments -#}}{''.join(lines)}{{#- end #}}{template}" if kwargs else template
 
 
 def try_turn(tokenizer: Any, conversation: Conversation) -> None:

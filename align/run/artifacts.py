@@ -13,7 +13,7 @@ from align.errors import CorruptFile, InputError, MissingArtifact
 from align.run.files import file_digest
 from align.run.hub import hub_snapshot
 from align.run.manifest import Base, Input, Manifest, read_manifest
-from align.run.weights import adapter_digest, model_digest
+from align.run.weights import adapter_digest, model_digest, tokenizer_digest
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
 SERVES_AS_SFT = ("sft", "full")
@@ -41,8 +41,11 @@ class Artifact:
 
     def as_input(self) -> Input:
         """What a later run's manifest says of it."""
-        stage, name = (self.manifest.stage, self.manifest.name) if self.manifest else ("", "")
-        return Input(self.digest, self.ref, str(self.path), stage, name, self.whole)
+        if self.manifest is None:  # its digest covers the tokenizer too
+            return Input(self.digest, self.ref, str(self.path), whole=self.whole)
+        tokenizer = "" if self.whole else tokenizer_digest(self.path)
+        made = self.manifest
+        return Input(self.digest, self.ref, str(self.path), made.stage, made.name, self.whole, tokenizer)
 
 
 def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:

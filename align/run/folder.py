@@ -19,6 +19,7 @@ from align.run.files import file_digest, json_digest, write_text
 from align.run.manifest import FILE, Base, Input, Manifest, identity_of, read_manifest, write_manifest
 from align.run.weights import published_digest
 
+MISSING = "(missing)"
 OF_A_START = ("manifest.json", "config.yaml", "log.txt")
 """Files that a run has before its stage has done anything."""
 PUBLISHED = ("report.html", "config.yaml", "metrics.jsonl", "samples.jsonl")
@@ -29,7 +30,8 @@ def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any]
     """The first key where two trees differ, with both values; None where they are equal."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
-            if found := first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key):
+            was, now = old.get(key, MISSING), new.get(key, MISSING)
+            if found := first_difference(was, now, f"{path}.{key}" if path else key):
                 return found
         return None
     return None if old == new else (path, old, new)
@@ -103,7 +105,7 @@ class Run:
         """
         stage, root = config["stage"]["name"], Path(config["run"]["root"]).expanduser()
         identity = identity_of(stage, config, inputs, base)
-        name = config["run"]["name"] or f"{label}-{json_digest(identity)[:8]}"
+        name = config["run"]["name"] or derived_name(root / stage, label, json_digest(identity)[:8])
         folder, lock = claimed(root, stage, name, resume)
         try:
             new = Manifest(stage, folder.name, config["seed"], masked_tree(config), identity, inputs, base)
@@ -164,6 +166,12 @@ class Run:
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 
+def derived_name(parent: Path, label: str, digest: str) -> str:
+    """`label-digest`; the name of the folder that has the digest already, whatever it was labelled."""
+    found = sorted(path.name for path in parent.glob(f"*-{digest}"))
+    return found[0] if found else f"{label}-{digest}"
+
+
 def claimed(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
     """The folder of a run, made where it is not there, and its lock.
 
@@ -198,13 +206,14 @@ def known(folder: Path, new: Manifest) -> Manifest | None:
     if not (folder / FILE).is_file():
         return None
     old = read_manifest(folder)
-    if old.identity == new.identity:
+    wanted = new.identity if old.identity["tokenizers"] else {**new.identity, "tokenizers": {}}  # it noted none
+    if old.identity == wanted:
         return old
     if came_to_nothing(folder, old):
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
-    key, was, is_now = first_difference(old.identity, new.identity) or ("identity", None, None)
+    key, was, is_now = first_difference(old.identity, wanted) or ("identity", None, None)
     raise RunConflict(
         key.removeprefix("config."), is_now, f"the run in {folder} has {was}",
         "Use another run.name, or resume=never for a fresh folder.",

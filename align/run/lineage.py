@@ -7,10 +7,12 @@ An input is known by its digest; its path and its run's name are hints. A parent
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.config.stages import STAGES
 from align.errors import InputError
 from align.run.artifacts import artifact_in
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
@@ -37,34 +39,59 @@ def manifests(root: Path, stage: str = "*") -> Iterator[tuple[Path, Manifest]]:
         yield path.parent, read_manifest(path.parent)
 
 
-def maker(found: Input, root: Path) -> Manifest | None:
-    """The manifest of the run that made an input: where it lay then, under its name in this root, or wherever in this
+def made_in(found: Input, root: Path) -> Path | None:
+    """The folder of the run that made an input: where it lay then, under its name in this root, or wherever in this
     root a run of its stage published that very digest. None where there is none."""
-    here = root / found.stage / found.name
-    for folder in dict.fromkeys((Path(found.path).parent, here)):
-        if (folder / FILE).is_file():
-            manifest = read_manifest(folder)
-            if (manifest.stage, manifest.name) == (found.stage, found.name) and published(folder, manifest, found):
-                return manifest
-    same = (m for _, m in manifests(root, found.stage) if m.done and m.digest and m.digest == found.digest)
-    return next(same, None)
+    for folder in dict.fromkeys((Path(found.path).parent, root / found.stage / found.name)):
+        manifest = readable(folder)
+        named = manifest is not None and (manifest.stage, manifest.name) == (found.stage, found.name)
+        if manifest is not None and named and published(folder, manifest, found):
+            return folder
+    return with_digest(found.digest, root, found.stage)
+
+
+def maker(found: Input, root: Path) -> Manifest | None:
+    """The manifest of that run."""
+    folder = made_in(found, root)
+    return read_manifest(folder) if folder else None
+
+
+def with_digest(digest: str, root: Path, stage: str = "*") -> Path | None:
+    """The folder of a done run that published this digest; whatever cannot be read is passed over."""
+    for path in sorted(root.glob(f"{stage}/*/{FILE}")):
+        manifest = readable(path.parent)
+        if manifest and manifest.done and manifest.digest == digest != "":
+            return path.parent
+    return None
+
+
+def readable(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None where there is none that this version reads."""
+    with suppress(InputError):
+        return read_manifest(folder)
+    return None
 
 
 def published(folder: Path, manifest: Manifest, found: Input) -> bool:
     """Whether a run published an input, as far as can be told: one whose weights were removed, before manifests had
     their digest, is believed where it lay."""
+    if not manifest.done:
+        return False
     digest = manifest.digest or artifact_in(folder, str(folder), verify=False).digest
     return digest == found.digest or (not digest and folder == Path(found.path).parent)
 
 
-def maker_of_base(base: Base, root: Path) -> Manifest | None:
-    """The manifest of the run that made base weights; None where no run did."""
-    if Path(base.path).name != "artifact":
-        return None
-    folder = Path(base.path).parent
-    if (folder / FILE).is_file():
-        return read_manifest(folder)
-    return next((m for _, m in manifests(root, "full") if m.done and m.digest == base.digest), None)
+def maker_of_base(base: Base, root: Path) -> Manifest | Gone | None:
+    """The manifest of the run that made base weights; `Gone` where their path says that one did and it is not there;
+    None where no run did."""
+    place = Path(base.path).parent
+    here = readable(place) if Path(base.path).name == "artifact" else None
+    if here and here.done and base.digest in (here.digest, artifact_in(place, str(place), verify=False).digest):
+        return here
+    if (found := with_digest(base.digest, root)) is not None:
+        return read_manifest(found)
+    by_run = Path(base.path).name == "artifact" and place.parent.name in STAGES
+    return Gone(f"{place.parent.name}:{place.name}", base.digest) if by_run else None
 
 
 def ancestors(manifest: Manifest, root: Path, through: Sequence[str] | None = None) -> Iterator[Manifest | Gone]:
@@ -74,22 +101,18 @@ def ancestors(manifest: Manifest, root: Path, through: Sequence[str] | None = No
         root: the folder of runs.
         through: the inputs to follow, besides the base; None for all.
     """
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, str]] = set()
 
-    def walk(found: Manifest, digest: str) -> Iterator[Manifest | Gone]:
-        place = (found.stage, found.name, digest)
-        if place in seen:
+    def walk(found: Manifest | Gone, digest: str) -> Iterator[Manifest | Gone]:
+        if (found.ref, digest) in seen:
             return
-        seen.add(place)
+        seen.add((found.ref, digest))
         yield found
+        if isinstance(found, Gone):
+            return
         for name, given in found.inputs.items():
             if given.stage and (through is None or name in through):
-                made = maker(given, root)
-                if made is not None:
-                    yield from walk(made, given.digest)
-                elif (gone := (given.stage, given.name, given.digest)) not in seen:
-                    seen.add(gone)
-                    yield Gone(given.run, given.digest)
+                yield from walk(maker(given, root) or Gone(given.run, given.digest), given.digest)
         if found.base is not None and (made := maker_of_base(found.base, root)) is not None:
             yield from walk(made, found.base.digest)
 
@@ -103,6 +126,10 @@ def trained_through(manifest: Manifest, digest: str, root: Path) -> list[dict[st
         digest: the artifact's.
     """
     before: list[dict[str, str]] = []
+    if manifest.base is not None and (base := maker_of_base(manifest.base, root)) is not None:
+        stage, _, name = base.ref.partition(":")
+        gone = {"stage": stage, "name": name, "digest": manifest.base.digest}
+        before += [gone] if isinstance(base, Gone) else trained_through(base, manifest.base.digest, root)
     for name, given in manifest.inputs.items():
         if given.stage and name.partition(".")[0] in MADE_WEIGHTS:
             made = maker(given, root)
@@ -112,15 +139,20 @@ def trained_through(manifest: Manifest, digest: str, root: Path) -> list[dict[st
     return [p for i, p in enumerate([*before, mine]) if p not in [*before, mine][:i]]
 
 
-def evaluation_of(digest: str, root: Path) -> dict[str, Any] | None:
+def evaluation_of(artifact: Input, root: Path) -> dict[str, Any] | None:
     """The figures of the newest finished evaluation of exactly this artifact, those of a proxy only where there are no
     others; None where there are none."""
     found = [
         ((manifest.metrics.get("judge_is") != "proxy", manifest.publication), manifest.metrics)
         for _, manifest in manifests(root, "eval")
-        if manifest.done and manifest.inputs["artifact"].digest == digest
+        if manifest.done and same_artifact(manifest.inputs["artifact"], artifact)
     ]
     return dict(max(found, key=lambda pair: pair[0])[1]) if found else None
+
+
+def same_artifact(noted: Input, found: Input) -> bool:
+    """Whether both are the same weights, spoken to by the same template, as far as that was noted."""
+    return noted.digest == found.digest and noted.tokenizer in ("", found.tokenizer)
 
 
 def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:

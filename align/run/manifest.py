@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.config.identity import identifying
+from align.config.identity import completed, identifying
 from align.config.stages import STAGES
 from align.errors import CorruptFile, InputError
 from align.redaction import masked_tree, unmarked
@@ -21,6 +21,7 @@ from align.run.files import json_object, write_json
 
 SCHEMA_VERSION = 2
 READS = (1, SCHEMA_VERSION)
+KNOWN = " and ".join(map(str, READS))
 FILE = "manifest.json"
 ROOT = "<root>/"
 
@@ -52,6 +53,8 @@ class Input:
         path: where it lay; empty where it is no file. A hint: it may have moved.
         stage, name: the run that made it; empty where none did.
         whole: of weights: True for a whole model, False for an adapter.
+        tokenizer: of an adapter that a run made: sha256 of the tokenizer and chat template beside it, which its own
+            digest leaves out; empty elsewhere.
         project, seq: of votes: the annotation project, and the number of its ledger's last row.
         details: what else the stage wants to know of it later, as JSON.
     """
@@ -62,6 +65,7 @@ class Input:
     stage: str = ""
     name: str = ""
     whole: bool | None = None
+    tokenizer: str = ""
     project: str = ""
     seq: int = -1
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -92,8 +96,9 @@ class Manifest:
         status: `new`, `running`, `failed`, `interrupted` or `done`.
         seed: of everything that was drawn at random.
         config: the whole resolved configuration, without secrets.
-        identity: what makes the run this run: `config`, the part that its stage reads; `inputs`, name → digest; `base`,
-            the digest of its base weights.
+        identity: what makes the run this run: `config`, the part that its stage reads; `inputs`, name → digest;
+            `tokenizers`, the same of those beside its inputs; `base`, the digest of its base weights. As a manifest is
+            read it is made of `config` anew, so that a key that the version before did not know is at its default.
         inputs: name → what it read.
         base: the base weights it worked on; None where it needed none.
         outputs: published file, relative to the run's folder → sha256.
@@ -152,8 +157,11 @@ class Manifest:
 
 def shortened(path: str, root: Path) -> str:
     """A path as the file has it: one below the folder of all runs begins with `<root>/`."""
-    absolute, top = Path(path).expanduser().absolute(), root.expanduser().absolute()
-    return ROOT + absolute.relative_to(top).as_posix() if absolute.is_relative_to(top) else path
+    given, top = Path(path), root.expanduser().absolute()
+    if given.is_relative_to(root):  # below a root that is relative itself
+        given = given.absolute()
+    # Any other relative one is a name, such as `hub:ORG/NAME/FILE`, or relative to where the command ran.
+    return ROOT + given.relative_to(top).as_posix() if given.is_absolute() and given.is_relative_to(top) else path
 
 
 def lengthened(path: str, root: Path) -> str:
@@ -167,8 +175,9 @@ def identity_of(
     """What makes a run this run. A store is its URL without the password."""
     known = {*inputs, *(["base"] if base else [])}
     return {
-        "config": unmarked(masked_tree(identifying(stage, config, known))),
+        "config": unmarked(masked_tree(identifying(stage, completed(stage, config), known))),
         "inputs": {name: found.digest for name, found in inputs.items()},
+        "tokenizers": {name: found.tokenizer for name, found in inputs.items() if found.tokenizer},
         "base": base.digest if base else None,
     }
 
@@ -192,7 +201,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptFile("manifest", str(path), "is not a run's manifest", "Move the folder away.")
     if found not in READS:
         raise InputError(
-            "schema_version", found, f"{path} was written by another version of align, this one reads {SCHEMA_VERSION}",
+            "schema_version", found, f"{path} was written by another version of align, this one reads {KNOWN}",
             "Use the version that wrote it, or move the folder away and run the command again.",
         )  # fmt: skip
     if found == 1 and isinstance(identity := values.get("identity"), dict):
@@ -212,9 +221,6 @@ def manifest_from(values: Mapping[str, Any], root: Path) -> Manifest:
     known = {f.name for f in dataclasses.fields(Manifest)}
     kept = {key: value for key, value in values.items() if key in known and value is not None}
     made = Manifest(**{**kept, "inputs": inputs, "base": base, "seed": values.get("seed", 0)})
-    if values["schema_version"] == SCHEMA_VERSION:
-        return made
-    # One of version 1 may have the password of its store in it.
     return dataclasses.replace(made, identity=identity_of(made.stage, made.config, inputs, base))
 
 
@@ -233,7 +239,9 @@ SHAPE = {
 }  # fmt: skip
 """What later runs read of a manifest, and its type, each behind what it lies in; `*` is every key."""
 
-OF_AN_INPUT = {"ref": str, "path": str, "digest": str, "stage": str, "name": str, "project": str, "seq": int}
+OF_AN_INPUT = {
+    "ref": str, "path": str, "digest": str, "stage": str, "name": str, "tokenizer": str, "project": str, "seq": int,
+}  # fmt: skip
 
 
 def misshapen(values: Mapping[str, Any]) -> str | None:
@@ -258,6 +266,9 @@ def misshapen(values: Mapping[str, Any]) -> str | None:
         return "base"
     if base is not None and not all(isinstance(v, str) or (k, v) == ("revision", None) for k, v in base.items()):
         return "base"
+    for name in ("stage", "reward", "rollout", "model", "run", "store", "track"):
+        if not isinstance(values["config"].get(name, {}), dict):
+            return f"config.{name}"
     for key, kind in (("published", int), ("seed", int), ("digest", str), ("error", str), ("code", str)):
         if not isinstance(values.get(key, kind()), kind):
             return key

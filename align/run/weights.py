@@ -65,6 +65,12 @@ def adapter_digest(folder: Path, bare: bool = False) -> str:
     return files_digest(matching(folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *(TOKENIZER if bare else ()))))
 
 
+def tokenizer_digest(folder: Path) -> str:
+    """sha256 over the tokenizer and the chat template in a folder, hex; empty where there is none."""
+    files = matching(folder, TOKENIZER)
+    return files_digest(files) if files else ""
+
+
 def published_digest(folder: Path) -> str:
     """The digest of what a run published: of its model where it has a `config.json`, of its adapter where it has an
     `adapter_config.json`, and empty where it is neither, or a model that is not read."""

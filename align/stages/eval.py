@@ -12,7 +12,7 @@ from align.config.eval import EvalConfig
 from align.config.root import Config
 from align.data.chat import Prompt, encode_prompts
 from align.data.sources import data_record, prompts
-from align.errors import InputError
+from align.errors import InputError, MissingArtifact
 from align.evals import judges
 from align.evals.comparison import Sample, summarise, write_samples
 from align.models.adapters import Policy, attach
@@ -26,7 +26,8 @@ from align.report import Report, histogram_pair, in_words
 from align.rollout.engine import response_texts, speaking
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import engine_of
-from align.run import Artifact, Base, Run, resolve, write_json
+from align.run import Artifact, Base, Input, Run, artifact_in, resolve, write_json
+from align.run.lineage import made_in
 from align.stages import Inputs, scoring
 from align.stages.start import (
     BASE,
@@ -69,11 +70,11 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
     """What an artifact is measured against: what its run started from; None for one that started from the base."""
     recorded = artifact.manifest.inputs.get("init") if artifact.manifest else None
     if recorded is not None:
-        found = (
-            base_itself(replace(artifact, base=artifact.manifest.base if artifact.manifest else None, whole=False))
-            if recorded.ref == BASE
-            else resolve(recorded.path, Path(config.run.root), field_name="init")
-        )
+        if recorded.ref == BASE:
+            manifest = artifact.manifest
+            found = base_itself(replace(artifact, base=manifest.base if manifest else None, whole=False))
+        else:
+            found = as_recorded(recorded, Path(config.run.root).expanduser())
         asked = config.init != INIT and find(config.init, config, "init")
         if asked and asked.digest != found.digest:
             raise InputError(
@@ -89,6 +90,23 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
             )  # fmt: skip
         return None
     return find(config.init, config, "init")
+
+
+def as_recorded(recorded: Input, root: Path) -> Artifact:
+    """What an artifact started from, wherever it lies by now.
+
+    Raises:
+        MissingArtifact: it is gone, or something else lies there.
+    """
+    folder = made_in(recorded, root) if recorded.stage else Path(recorded.path)
+    if folder is not None and folder.is_dir():
+        found = artifact_in(folder, recorded.ref)
+        if found.digest == recorded.digest:
+            return found
+    raise MissingArtifact(
+        "init", recorded.ref, f"what the artifact started from ({recorded.digest[:12]}) is gone, or was changed",
+        "Restore it, or evaluate an artifact whose start is there.",
+    )  # fmt: skip
 
 
 def run(run: Run, config: Config) -> Result:

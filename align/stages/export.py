@@ -58,7 +58,7 @@ def inputs(config: Config) -> Inputs:
     if not artifact.manifest:
         check_stranger(artifact, base, method)
     records = {"artifact": artifact.as_input()}
-    if (evaluation := evaluation_of(artifact.digest, Path(config.run.root).expanduser())) is not None:
+    if (evaluation := evaluation_of(artifact.as_input(), Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
     asked = {engine: engine_version(engine, engines(config)[engine]) for engine in engines_asked(config)}
     records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
@@ -200,7 +200,7 @@ def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
         "name": f"{run.manifest.stage}-{run.name}", "parents": parents, "seed": config.seed,
         "data": data, "licences": licences(data, run.base),
     }  # fmt: skip
-    if (evaluation := evaluation_of(artifact.digest, root)) is not None:
+    if (evaluation := evaluation_of(artifact.as_input(), root)) is not None:
         facts |= {"metrics": evaluation, "judge": evaluation.get("judge", "")}
     return facts
 

@@ -80,7 +80,8 @@ def test_a_declaration_says_what_the_key_means(key: str) -> None:
     assert declared.meaning[0].isupper() or declared.meaning[0] in "`λ"
     assert declared.meaning[-1] == "."
     assert not (declared.range and declared.choices)
-    declared.check(name, defaults_of(schema)[name])
+    default = defaults_of(schema)[name]
+    assert declared.follows or str(default).startswith("${oc.env:") or declared.check(name, default) is None
 
 
 @pytest.mark.parametrize("key", BOUNDED)
@@ -155,6 +156,25 @@ def test_help_on_a_stage_has_every_key_that_it_reads(stage: str, capsys: pytest.
         assert f"  stage.{name}=" in shown
         assert declared.meaning[:40] in shown
     assert max(map(len, shown.splitlines())) < 200
+
+
+@pytest.mark.parametrize(
+    ("stage", "lines"),
+    [
+        ("full", ["method.lr=2e-05", "stage.lr=2e-05", "Here: method=full."]), ("verify", ["init=base"]),
+        ("reward", ["store.url=null", "Here: data=annotations."]), ("dpo", ["store.url=null"]),
+        ("eval", ["Here: reward=sentiment."]),
+    ],
+)  # fmt: skip
+def test_help_has_the_values_that_the_stage_begins_with(stage: str, lines: list[str]) -> None:
+    shown = " ".join(help_text(stage).split())
+    assert [line for line in lines if line not in shown] == []
+
+
+def test_text_like_an_interpolation_is_no_choice() -> None:
+    for line in ("stage.schedule=\\${x}", "data.template=\\${x}", "rollout.engine=\\${x}"):
+        with pytest.raises(InputError):
+            check(compose_raw(["stage=sft", line], search=Path("nowhere")))
 
 
 def test_help_shows_the_reward_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,8 +151,8 @@ def test_what_a_policy_came_through_counts(tmp_path: Path) -> None:
 
 def test_a_base_that_a_run_made_counts(tmp_path: Path) -> None:
     whole = made(tmp_path, "ppo", "whole", {}, KINDS["sentiment"][0])
-    base = {"id": "x", "path": whole["path"], "revision": None, "digest": "d"}
-    adapter = made(tmp_path, "sft", "s", {"base": {"id": "x", "digest": "d"}}, base=base)
+    base = {"id": "x", "path": whole["path"], "revision": None, "digest": whole["digest"]}
+    adapter = made(tmp_path, "sft", "s", {"base": {"id": "x", "digest": whole["digest"]}}, base=base)
     assert standing_of(artifact(adapter), known("rules"), tmp_path).proxy == ("ppo:whole",)
     here = {**base, "path": str(tmp_path / "ppo" / "own" / "artifact")}
     own = made(tmp_path, "ppo", "own", {}, KINDS["json"][0], base=here)  # a whole model is its own base

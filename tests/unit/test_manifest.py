@@ -24,8 +24,9 @@ from align.run.manifest import FILE, Manifest, identity_of, manifest_from, missh
 from annotate.store import Store
 
 OLD = Path(__file__).parent / "runs_of_version_1.zip"
+CONFIG = {"data": {"name": "jsonl"}, "method": {"name": "lora"}, "seed": 3}
 FULL = Manifest(
-    "ppo", "x", 3, {"data": {"name": "jsonl"}, "method": {"name": "lora"}}, {"config": {}, "inputs": {}, "base": "b"},
+    "ppo", "x", 3, CONFIG, {},
     {
         "init": Input("d", "sft:latest", "/elsewhere/sft/s/artifact", "sft", "s", False),
         "data": Input("e", project="p", seq=7),
@@ -35,6 +36,7 @@ FULL = Manifest(
     Base("org/m", "/models/m", "abc", "b"), "done", {"artifact/a": "1"}, "2", {"kl": 1.5},
     {"started": "a", "finished": "b"}, 4, "", "c", {"commit": "1"}, {"torch": "2"}, {"device": "cpu"},
 )  # fmt: skip
+FULL = replace(FULL, identity=identity_of("ppo", CONFIG, FULL.inputs, FULL.base))
 
 
 def composed(*words: str) -> dict[str, Any]:
@@ -47,7 +49,8 @@ def composed(*words: str) -> dict[str, Any]:
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     folder = tmp_path / "ppo" / "x"
     folder.mkdir(parents=True)
-    for manifest in (FULL, replace(FULL, base=None, error="ValueError: x", status="failed", git=None)):
+    alone = identity_of("ppo", CONFIG, FULL.inputs, None)
+    for manifest in (FULL, replace(FULL, base=None, identity=alone, error="ValueError: x", status="failed", git=None)):
         write_manifest(folder, manifest)
         assert read_manifest(folder) == manifest
 
@@ -235,6 +238,70 @@ def test_a_model_that_a_run_made_is_a_parent_too(tmp_path: Path) -> None:
     assert refs(last, tmp_path) == ["sft:s", "full:m"]
 
 
+def test_a_base_is_known_by_its_digest_and_a_run_that_made_one_and_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    def model(name: str, weights: str) -> Path:
+        with opened(tmp_path / "runs", name, stage={"name": "full"}) as run:
+            run.begin("a: 1\n")
+            (run.artifact / "adapter_config.json").write_text(weights)
+            run.publish({})
+        return run.folder
+
+    root = tmp_path / "runs"
+    made = model("m", "{}")
+    base = Base("m", str(made / "artifact"), None, read_manifest(made).digest)
+    last = published(root, "s", base=base)
+    assert refs(last, root) == ["sft:s", "full:m"]
+    assert [p["name"] for p in trained_through(read_manifest(last), "d", root)] == ["m", "s"]
+    copied = published(root, "c", base=replace(base, path="/models/elsewhere"))
+    assert refs(copied, root) == ["sft:c", "full:m"]
+    shutil.rmtree(made)
+    model("m", "[]")  # another model takes its name and its place
+    assert refs(last, root) == ["sft:s", "gone full:m"]
+    assert [p["name"] for p in trained_through(read_manifest(last), "d", root)] == ["m", "s"]
+    assert refs(copied, root) == ["sft:c"]  # nothing says that a run made it
+
+
+def test_what_cannot_be_read_is_passed_over_and_what_is_not_done_is_no_parent(tmp_path: Path) -> None:
+    last = child(tmp_path, "b", published(tmp_path, "s"))
+    (tmp_path / "sft" / "stranger").mkdir()
+    (tmp_path / "sft" / "stranger" / FILE).write_text("{}")
+    shutil.rmtree(tmp_path / "sft" / "s")
+    assert refs(last, tmp_path) == ["ppo:b", "gone sft:s"]
+    with opened(tmp_path, "s", seed=4) as run:
+        run.begin("a: 1\n")
+        assert refs(last, tmp_path) == ["ppo:b", "gone sft:s"]
+
+
+def test_the_template_beside_an_adapter_makes_another_run(tmp_path: Path) -> None:
+    folder = published(tmp_path, "s")
+    (folder / "artifact" / "chat_template.jinja").write_text("a")
+    one = artifact_in(folder, "sft:s", verify=False).as_input()
+    (folder / "artifact" / "chat_template.jinja").write_text("b")
+    two = artifact_in(folder, "sft:s", verify=False).as_input()
+    assert one.digest == two.digest
+    assert one.tokenizer != two.tokenizer
+    config = composed("stage=sample")
+    assert identity_of("sample", config, {"init": one}, BASE) != identity_of("sample", config, {"init": two}, BASE)
+
+
+def test_the_spelling_of_a_base_makes_no_second_folder(tmp_path: Path) -> None:
+    values = {"data": {"name": "jsonl"}, "method": {"name": "qlora"}, "stage": {"name": "sft"}, "seed": 0}
+    config = {**values, "run": {"root": str(tmp_path), "name": None}}
+    with Run.open(config, {}, BASE, "tiny-qlora") as run:
+        run.begin("a: 1\n")
+        run.publish({})
+    with Run.open(config, {}, replace(BASE, id="same", path="/same"), "same-qlora") as again:
+        assert (again.folder, again.done) == (run.folder, True)
+
+
+def test_the_names_in_a_sum_of_rewards_make_no_other_run() -> None:
+    parts = ("reward=sum", "reward.parts=[{name:learned,ref:%s},{name:rules,rules:[{rule:json}]}]")
+    one, two = (composed("stage=ppo", parts[0], parts[1] % ref) for ref in ("reward:latest", "reward:r"))
+    inputs = {"reward": Input("1")}
+    assert identity_of("ppo", one, inputs, BASE) == identity_of("ppo", two, inputs, BASE)
+    assert identity_of("ppo", one, {}, BASE) != identity_of("ppo", two, {}, BASE)
+
+
 # --- Folders of an older version
 
 
@@ -260,7 +327,7 @@ def test_runs_of_version_1_are_read(old: Path) -> None:
     assert policy.manifest is not None
     assert [m.ref for m in ancestors(policy.manifest, old)] == ["ppo:p", "sft:s", "reward:r"]
     assert [p["name"] for p in trained_through(policy.manifest, policy.digest, old)] == ["s", "r", "p"]
-    assert evaluation_of(policy.digest, old) == found["eval:e"]["metrics"]
+    assert evaluation_of(policy.as_input(), old) == found["eval:e"]["metrics"]
     seq = found["reward:r"]["inputs"]["data"]["seq"]
     assert readers_of(old, "p", seq, seq + 1) == (["reward/r", "ppo/p", "eval/e"], [])
 
@@ -276,6 +343,23 @@ def test_the_command_that_made_a_run_of_version_1_finds_it_done(old: Path, run: 
     assert (old / run / FILE).read_bytes() == before
     with pytest.raises(RunConflict, match="seed"):
         Run.open(config | {"seed": 9}, manifest.inputs, manifest.base, "x")
+    # Today's command: keys that the old version did not know are at their defaults, and a tokenizer is noted.
+    today = composed(f"stage={manifest.stage}", f"run.root={old}", f"run.name={manifest.name}")
+    for part, values in config.items():
+        today[part] = merged(today[part], values)
+    noted = {name: replace(found, tokenizer="t") for name, found in manifest.inputs.items()}
+    with Run.open(today, noted, manifest.base, "x") as again:
+        assert again.done
+    today["data"]["template_kwargs"] = {"enable_thinking": False}
+    with pytest.raises(RunConflict, match=r"data\.template_kwargs.* has None"):
+        Run.open(today, noted, manifest.base, "x")
+
+
+def merged(new: Any, old: Any) -> Any:
+    """The tree of today with the values of an older one."""
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        return old
+    return {**new, **{key: merged(new.get(key), value) for key, value in old.items()}}
 
 
 def test_a_store_of_that_version_is_read(old: Path) -> None:

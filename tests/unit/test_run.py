@@ -74,7 +74,7 @@ def test_identity_ignores_where_and_how_it_is_watched(tmp_path: Path):
     ("old", "new", "found"),
     [
         ({"a": {"b": 1}}, {"a": {"b": 2}}, ("a.b", 1, 2)),
-        ({"a": 1}, {"a": 1, "b": 2}, ("b", None, 2)),
+        ({"a": 1}, {"a": 1, "b": 2}, ("b", "(missing)", 2)),
         ({"a": [1]}, {"a": [1]}, None),
     ],
 )

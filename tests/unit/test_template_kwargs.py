@@ -10,6 +10,7 @@ import pytest
 from templates import QWEN3, make_tokenizer
 from transformers import AutoTokenizer
 
+from align.config.groups import DataConfig
 from align.data.chat import render
 from align.data.template import use_template
 from align.errors import InputError
@@ -33,6 +34,7 @@ def asked(tokenizer: Any) -> str:
         ({}, "assistant: <think>"), ({"enable_thinking": True}, "assistant: <think>"),
         ({"enable_thinking": False}, "assistant: <none>"),
         ({"style": "a \"q\" {{ x }} é\n'"}, "assistant: <think>a \"q\" {{ x }} é\n'"),
+        ({"style": "🙂"}, "assistant: <think>🙂"),
         ({"style": 1.5, "enable_thinking": False}, "assistant: <none>1.5"),
     ],
 )  # fmt: skip
@@ -56,7 +58,6 @@ def test_an_argument_that_the_template_does_not_read_is_refused(tiny_tokenizer: 
     tokenizer.chat_template = THINKS
     for kwargs, part in (
         ({"enable_thinkin": False}, "It reads: enable_thinking, style."), ({"messages": "x"}, "It reads"),
-        ({"style": [1]}, "Give text"), ({"style": None}, "Give text"),
     ):  # fmt: skip
         with pytest.raises(InputError) as error:
             use_template(tokenizer, None, kwargs)
@@ -68,6 +69,42 @@ def test_an_argument_that_the_template_does_not_read_is_refused(tiny_tokenizer: 
     tokenizer.chat_template = "{% for %}"
     with pytest.raises(InputError, match="is no Jinja"):
         use_template(tokenizer, None, {"enable_thinking": False})
+
+
+def test_what_stands_before_the_arguments_stays() -> None:
+    for start in ("\n\n  Hi", "  <|x|>\nHi", "\t{{ style }}", "", "{%- if style %}a{% endif %}\n"):
+        tokenizer = make_tokenizer(start + "{% if style %}{% endif %}{{ messages[0]['content'] }}\n")
+        before = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, style="s")
+        use_template(tokenizer, None, {"style": "s"})
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == before
+
+
+def test_only_what_is_the_users_can_be_set() -> None:
+    template = (
+        "{% set a = 1 %}{% if date is defined %}{% set b = date %}{% endif %}{{ raise_exception('no') if b else '' }}"
+        "{{ strftime_now('%Y') if mine else bos_token }}{{ messages[0]['content'] }}"
+    )
+    tokenizer = make_tokenizer(template)
+    with pytest.raises(InputError, match=r"It reads: date, mine\."):
+        use_template(tokenizer, None, {"raise_exception": "x"})
+
+
+def test_each_of_several_templates_has_the_arguments_that_it_reads(tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = {"default": THINKS, "tool_use": "{{ messages }}{{ tool_style }}"}
+    use_template(tokenizer, None, {"enable_thinking": False, "tool_style": "a"})
+    assert asked(tokenizer).endswith("assistant: <none>")
+    assert "enable_thinking" not in tokenizer.chat_template["tool_use"]
+    assert "tool_style" not in tokenizer.chat_template["default"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), [1], None, {"a": 1}, "a #} b"])
+def test_a_value_that_no_template_can_be_given_is_refused_by_the_configuration(value: Any) -> None:
+    with pytest.raises(InputError, match=r"data\.template_kwargs\.style"):
+        DataConfig(template_kwargs={"style": value})
+    with pytest.raises(InputError, match="is no name"):
+        DataConfig(template_kwargs={"a b": 1})
+    DataConfig(template_kwargs={"style": "a", "n": 1, "x": 1.5, "b": False})
 
 
 def test_beside_a_template_that_trims_its_blocks() -> None:
