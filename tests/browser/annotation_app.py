@@ -64,7 +64,10 @@ def said(page: Any) -> str:
 def until(page: Any, text: str) -> None:
     """Waits until the status line has this text; a failure says what it has instead."""
     try:
-        page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=text)
+        # Looked at by the clock: on a loaded machine a page may go without an animation frame for long.
+        page.wait_for_function(
+            "text => document.querySelector('#said').textContent.includes(text)", arg=text, polling=100
+        )
     except Exception as error:
         shown = page.evaluate("[document.querySelector('#said').textContent, document.body.innerText.slice(0, 600)]")
         raise AssertionError(f"no {text!r} on the page: {shown}") from error

@@ -150,12 +150,17 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     assert place.found(done.stdout, done.stderr) == []
     manifest = read_manifest(place.folder / "runs/sft/alone")
     assert "A=2" in manifest.git["diff"]
-    # The database tells the run from others; who brought the password, and which, does not.
+    # The database tells a run that writes to it from others; who brought the password, and which, does not.
+    sample = [*shlex.split(f"stage=sample {data} stage.prompts=4 init=sft:alone run.name=asked"), "project=asked"]
+    first = place.process(*sample, **environment)
+    assert first.returncode == 0, first.stderr
     for url in (with_password(schema, "another-password"), schema):
-        again = place.process(*by_itself[:-1], **environment | {"ALIGN_STORE_URL": url})
+        again = place.process(*sample, **environment | {"ALIGN_STORE_URL": url})
         assert "finished already" in again.stdout, again.stderr
-    other = place.process(*by_itself[:-1], f"store.url={schema.replace('/postgres?', '/template1?')}")
+    elsewhere = f"store.url={schema.replace('/postgres?', '/template1?')}"
+    other = place.process(*sample, elsewhere)
     assert (other.returncode, "store.url" in other.stderr) == (2, True)
+    assert "finished already" in place.process(*by_itself[:-1], elsewhere).stdout  # supervised training reads no store
 
 
 def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path, chats: Path):

@@ -322,7 +322,7 @@ def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.Monk
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     data = DataSource("jsonl", "hub:Anthropic/hh-rlhf@v1/harmless-base/test.jsonl.gz", held_out=0.0)
     assert len(documents(data, "train")) == 1
-    assert data_record(data)["path"] == data.path
+    assert data_record(data).path == data.path
     assert asked == [("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset", "v1")]  # once, whoever reads it
     with pytest.raises(StorageError, match="No space left"):
         documents(DataSource("jsonl", "hub:org/name/full.jsonl"), "train")
