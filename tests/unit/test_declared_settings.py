@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Iterator
 from dataclasses import fields
@@ -19,7 +20,8 @@ from align.config.stages import ALWAYS, STAGES
 from align.config.synonyms import WORDS
 from align.errors import InputError
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "settings.md"
 
 
 def schemas() -> Iterator[type[Settings]]:
@@ -193,6 +195,20 @@ def test_what_a_stage_reads_is_there() -> None:
     for stage in STAGES.values():
         assert {*stage.reads, *ALWAYS} <= {f.name for f in fields(Config)}
         assert not {"run", "resume", "track"} & {*stage.reads}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_table_has_what_a_stage_looks_at(stage: str) -> None:
+    """Every `config.PART` in a stage's file, read from its source, decides what a run is, or is known not to."""
+    source = (ROOT / "align" / "stages" / f"{STAGES[stage].module}.py").read_text(encoding="utf-8")
+    attributes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
+    looked_at = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "config"}
+    parts = looked_at & {f.name for f in fields(Config)}
+    assert {"run", "stage"} & parts
+    of_no_matter = {"run", "resume", "track", *STAGES[stage].uses}
+    assert parts - of_no_matter <= {*ALWAYS, *STAGES[stage].reads}
+    # What opens the annotation store writes to it, or reads it by an input's digest.
+    assert "open_store" not in source or "store" in (*STAGES[stage].reads, *STAGES[stage].uses)
 
 
 def test_every_synonym_is_for_a_key_that_is_there() -> None:
