@@ -7,7 +7,6 @@ whatever is wrong with one is said of that one.
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,30 +23,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from align.config import explain, groups, scorers
-from align.config.root import Config
+from align.config import explain, scorers
+from align.config.root import GROUPS, Config
 from align.config.settings import Settings, changed, freeze
-from align.config.stages import STAGES
+from align.config.stages import STAGES, schema_of
 from align.errors import InputError, half_character, require
 from align.redaction import masked_tree
 
-
-def schema_of(stage: str) -> type[Settings]:
-    """The schema of a stage's own settings."""
-    module, _, name = STAGES[stage].schema.partition(":")
-    return getattr(importlib.import_module(f"align.config.{module}"), name)
-
-
 SCHEMAS: Mapping[str, Mapping[str, type[Settings]]] = {
     "stage": {name: schema_of(name) for name in STAGES if name != "full"},  # which is sft with another method
-    "group": {
-        "model": groups.ModelConfig,
-        "method": groups.MethodConfig,
-        "data": groups.DataConfig,
-        "rollout": groups.RolloutConfig,
-        "track": groups.TrackConfig,
-        "export": groups.ExportConfig,
-    },
+    "group": GROUPS,
     "reward": scorers.CHOICES,
 }
 

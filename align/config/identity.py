@@ -7,12 +7,10 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
-from align.config.compose import schema_of
-from align.config.reference import PARTS, parts_in
-from align.config.root import Config
+from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
-from align.config.settings import declared_in, defaults_of
-from align.config.stages import ALWAYS, STAGES
+from align.config.settings import declared_in, defaults_of, parts_in
+from align.config.stages import ALWAYS, STAGES, schema_of
 
 
 @cache
@@ -28,10 +26,15 @@ def input_names() -> Mapping[str, str]:
 
 
 @cache
-def defaults(stage: str) -> Mapping[str, Any]:
+def defaults(stage: str, reward: str) -> Mapping[str, Any]:
     """Dotted key → its default, of every key that a configuration of a stage may lack because an older version, which
-    did not know it, wrote it down."""
-    schemas = (Config, schema_of(stage), *parts_in(schema_of(stage)), *PARTS.values())
+    did not know it, wrote it down.
+
+    Args:
+        reward: the choice of the group `reward`; empty for none.
+    """
+    chosen = [CHOICES[reward]] if reward in CHOICES else []
+    schemas = (Config, schema_of(stage), *parts_in(schema_of(stage)), *PARTS.values(), *chosen)
     return {
         f"{schema.AT}.{name}" if schema.AT else name: value
         for schema in schemas
@@ -43,7 +46,7 @@ def defaults(stage: str) -> Mapping[str, Any]:
 def completed(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration that was written down, with the defaults of the keys that it lacks."""
     found = {key: dict(part) if isinstance(part, Mapping) else part for key, part in config.items()}
-    for key, value in defaults(stage).items():
+    for key, value in defaults(stage, str(found.get("reward", {}).get("name", ""))).items():
         *parents, leaf = key.split(".")
         inside: Any = found
         for parent in parents:

@@ -10,20 +10,19 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from align.config import scorers
-from align.config.compose import SCHEMAS, compose_raw, files_of, schema_of
-from align.config.root import Config, RunConfig, StoreConfig
-from align.config.settings import Setting, Settings, declared_in, defaults_of
-from align.config.stages import STAGES
+from align.config.compose import SCHEMAS, compose_raw, files_of
+from align.config.root import PARTS, Config, RunConfig
+from align.config.settings import Setting, Settings, declared_in, defaults_of, parts_in
+from align.config.stages import STAGES, schema_of
 
 OF_EVERY_RUN = ("seed", "device", "dtype", "resume", "schema_version")
-PARTS: Mapping[str, type[Settings]] = {**SCHEMAS["group"], "run": RunConfig, "store": StoreConfig}
 WIDTH = 120
 
 
@@ -82,12 +81,6 @@ def keys_of(schema: type[Settings]) -> Iterator[Key]:
     if schema is not Config:  # whose parts are sections of their own
         for part in parts_in(schema):
             yield from keys_of(part)
-
-
-def parts_in(schema: type[Settings]) -> list[type[Settings]]:
-    """The schemas of a schema's parts, such as that of `stage.tripwires`."""
-    made = (field.default_factory for field in fields(schema))
-    return [part for part in made if isinstance(part, type) and issubclass(part, Settings)]
 
 
 def about(schema: type[Settings]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -73,6 +74,19 @@ class StoreConfig(Settings):
             IN_MEMORY.match(url) is None, "store.url", self.url, "is a store in memory, which ends with the run",
             "Write store.url=sqlite:///FILE.db, or leave it out.",
         )  # fmt: skip
+
+
+GROUPS: Mapping[str, type[Settings]] = {
+    "model": ModelConfig,
+    "method": MethodConfig,
+    "data": DataConfig,
+    "rollout": RolloutConfig,
+    "track": TrackConfig,
+    "export": ExportConfig,
+}
+"""Group → its schema, of those whose choices share one; `reward` has one a choice (`align.config.scorers`)."""
+PARTS: Mapping[str, type[Settings]] = {**GROUPS, "run": RunConfig, "store": StoreConfig}
+"""The parts of the root, but for the stage and the reward."""
 
 
 @dataclass

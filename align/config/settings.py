@@ -155,6 +155,12 @@ def defaults_of(schema: type[Settings]) -> Mapping[str, Any]:
     }
 
 
+def parts_in(schema: type[Settings]) -> list[type[Settings]]:
+    """The schemas of a schema's parts, such as that of `stage.tripwires`."""
+    made = (field.default_factory for field in fields(schema))
+    return [part for part in made if isinstance(part, type) and issubclass(part, Settings)]
+
+
 def freeze(settings: T) -> T:
     """Close it and all its parts. Returns the same object."""
     for each in fields(settings):

@@ -1,12 +1,14 @@
 """The stages: one table, from which the command line, the configuration and the runner all read.
 
-It imports nothing, so that `--help` answers at once; what a row names is imported by whoever needs it.
+It imports nothing of ours, so that `--help` answers at once; what a row names is imported by whoever needs it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
+from typing import Any
 
 WEIGHTS = ("model", "method", "data")
 LEARNS = (*WEIGHTS, "init", "project")
@@ -67,3 +69,9 @@ STAGES = MappingProxyType({
     ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""
+
+
+def schema_of(stage: str) -> Any:
+    """The schema of a stage's own settings."""
+    module, _, name = STAGES[stage].schema.partition(":")
+    return getattr(import_module(f"align.config.{module}"), name)

@@ -108,7 +108,7 @@ class Run:
         name = config["run"]["name"] or derived_name(root / stage, label, json_digest(identity)[:8])
         folder, lock = claimed(root, stage, name, resume)
         try:
-            new = Manifest(stage, folder.name, config["seed"], masked_tree(config), identity, inputs, base)
+            new = Manifest(stage, folder.name, config["seed"], masked_tree(config), inputs, base)
             found = known(folder, new)  # under the lock: nobody finishes it meanwhile
             if found is not None and found.done:  # it may have been killed between saying so and this
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -206,16 +206,18 @@ def known(folder: Path, new: Manifest) -> Manifest | None:
     if not (folder / FILE).is_file():
         return None
     old = read_manifest(folder)
-    wanted = new.identity if old.identity["tokenizers"] else {**new.identity, "tokenizers": {}}  # it noted none
-    if old.identity == wanted:
+    was, wanted = old.identity, new.identity
+    if not was["tokenizers"]:  # it noted none
+        wanted["tokenizers"] = {}
+    if was == wanted:
         return old
     if came_to_nothing(folder, old):
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
-    key, was, is_now = first_difference(old.identity, wanted) or ("identity", None, None)
+    key, there, here = first_difference(was, wanted) or ("identity", None, None)
     raise RunConflict(
-        key.removeprefix("config."), is_now, f"the run in {folder} has {was}",
+        key.removeprefix("config."), here, f"the run in {folder} has {there}",
         "Use another run.name, or resume=never for a fresh folder.",
     )  # fmt: skip
 

@@ -96,9 +96,6 @@ class Manifest:
         status: `new`, `running`, `failed`, `interrupted` or `done`.
         seed: of everything that was drawn at random.
         config: the whole resolved configuration, without secrets.
-        identity: what makes the run this run: `config`, the part that its stage reads; `inputs`, name → digest;
-            `tokenizers`, the same of those beside its inputs; `base`, the digest of its base weights. As a manifest is
-            read it is made of `config` anew, so that a key that the version before did not know is at its default.
         inputs: name → what it read.
         base: the base weights it worked on; None where it needed none.
         outputs: published file, relative to the run's folder → sha256.
@@ -115,7 +112,6 @@ class Manifest:
     name: str
     seed: int
     config: Mapping[str, Any]
-    identity: Mapping[str, Any]
     inputs: Mapping[str, Input]
     base: Base | None
     status: str = "new"
@@ -136,6 +132,12 @@ class Manifest:
         return f"{self.stage}:{self.name}"
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the run this run, see `identity_of`. It follows from the rest, so that a key which the manifest's
+        version did not know is at its default."""
+        return identity_of(self.stage, self.config, self.inputs, self.base)
+
+    @property
     def done(self) -> bool:
         return self.status == "done"
 
@@ -147,6 +149,7 @@ class Manifest:
     def as_json(self, root: Path) -> dict[str, Any]:
         """As the file has it, without secrets."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["identity"] = self.identity
         values["inputs"] = {name: found.as_json(root) for name, found in self.inputs.items()}
         if self.base is not None:
             values["base"] = dataclasses.asdict(self.base) | {"path": shortened(self.base.path, root)}
@@ -172,7 +175,9 @@ def lengthened(path: str, root: Path) -> str:
 def identity_of(
     stage: str, config: Mapping[str, Any], inputs: Mapping[str, Input], base: Base | None
 ) -> dict[str, Any]:
-    """What makes a run this run. A store is its URL without the password."""
+    """What makes a run this run: `config`, the part of the configuration that its stage reads; `inputs`, name → digest;
+    `tokenizers`, the same of those beside its inputs; `base`, the digest of its base weights. A store is its URL
+    without the password."""
     known = {*inputs, *(["base"] if base else [])}
     return {
         "config": unmarked(masked_tree(identifying(stage, completed(stage, config), known))),
@@ -220,8 +225,7 @@ def manifest_from(values: Mapping[str, Any], root: Path) -> Manifest:
         base = dataclasses.replace(base, path=lengthened(base.path, root))
     known = {f.name for f in dataclasses.fields(Manifest)}
     kept = {key: value for key, value in values.items() if key in known and value is not None}
-    made = Manifest(**{**kept, "inputs": inputs, "base": base, "seed": values.get("seed", 0)})
-    return dataclasses.replace(made, identity=identity_of(made.stage, made.config, inputs, base))
+    return Manifest(**{**kept, "inputs": inputs, "base": base, "seed": values.get("seed", 0)})
 
 
 def input_from(values: Mapping[str, Any], root: Path) -> Input:

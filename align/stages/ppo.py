@@ -104,7 +104,7 @@ def run(run: Run, config: Config) -> Result:
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             stops = bool(tripped) and stage.tripwires.action == "stop"
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops):
-                measured, shown = look(actors, moments, config, number)
+                measured, shown = measure(actors, moments, config, number)
                 state = replace(state, best=better(state.best, step, measured["held_out_objective"], actors))
                 track.show(step, shown)
                 figures |= measured
@@ -127,7 +127,7 @@ def run(run: Run, config: Config) -> Result:
     save_artifact(run, config, actors, state)
     if stopped:
         send_to_annotators(run, config, actors, *stopped)
-    return told(run, rows, summary(rows, state, stage, actors), tripped if stopped else ())
+    return result_of(run, rows, summary(rows, state, stage, actors), tripped if stopped else ())
 
 
 def roll_out(actors: Actors, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
@@ -160,7 +160,7 @@ def learn(
     return learned
 
 
-def look(
+def measure(
     actors: Actors, moments: Moments, config: Config, number: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The policy on the held-out prompts, see `evaluate`.
@@ -186,7 +186,7 @@ def save_artifact(run: Run, config: Config, actors: Actors, state: State) -> Non
     save_tokenizer(actors.tokenizer, run.artifact)
 
 
-def told(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str]) -> Result:
+def result_of(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str]) -> Result:
     """The report, and the line that is printed."""
     draw(run, rows, metrics)
     line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"

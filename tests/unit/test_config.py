@@ -80,7 +80,7 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("model=hub", "model=hub model.path=org/x", "model.path", "(missing)", "Add model.path=VALUE."),
         ("data=jsonl", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
         ("data.path=x", "data=jsonl data.path=x", "data.path", "x", "Add data=jsonl, or drop data.path."),
-        ("method.lr=-1", "method.lr=1e-3", "stage.lr", -1.0, "it follows method.lr"),
+        ("method.lr=-1", "method.lr=1e-3", "stage.lr", -1.0, "where it is not given, method.lr counts"),
         ("data=jsonl data.path=", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
         ("seed=-1", "seed=0", "seed", -1, "Give a number from 0 to 4294967295"),
         ("stage.batch_size=0", "stage.batch_size=8", "stage.batch_size", 0, "is not above 0"),

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from align.__main__ import main
-from align.config.compose import SCHEMAS, check, compose_raw, schema_of
-from align.config.reference import PARTS, Key, help_text, keys_of, markdown, sections_of
-from align.config.root import Config
+from align.config.compose import SCHEMAS, check, compose_raw
+from align.config.reference import Key, help_text, keys_of, markdown, sections_of
+from align.config.root import PARTS, Config
 from align.config.settings import Setting, Settings, declared_in, defaults_of
-from align.config.stages import ALWAYS, STAGES
+from align.config.stages import ALWAYS, STAGES, schema_of
 from align.config.synonyms import WORDS
 from align.errors import InputError
 

@@ -26,7 +26,7 @@ from annotate.store import Store
 OLD = Path(__file__).parent / "runs_of_version_1.zip"
 CONFIG = {"data": {"name": "jsonl"}, "method": {"name": "lora"}, "seed": 3}
 FULL = Manifest(
-    "ppo", "x", 3, CONFIG, {},
+    "ppo", "x", 3, CONFIG,
     {
         "init": Input("d", "sft:latest", "/elsewhere/sft/s/artifact", "sft", "s", False),
         "data": Input("e", project="p", seq=7),
@@ -36,7 +36,6 @@ FULL = Manifest(
     Base("org/m", "/models/m", "abc", "b"), "done", {"artifact/a": "1"}, "2", {"kl": 1.5},
     {"started": "a", "finished": "b"}, 4, "", "c", {"commit": "1"}, {"torch": "2"}, {"device": "cpu"},
 )  # fmt: skip
-FULL = replace(FULL, identity=identity_of("ppo", CONFIG, FULL.inputs, FULL.base))
 
 
 def composed(*words: str) -> dict[str, Any]:
@@ -49,8 +48,7 @@ def composed(*words: str) -> dict[str, Any]:
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     folder = tmp_path / "ppo" / "x"
     folder.mkdir(parents=True)
-    alone = identity_of("ppo", CONFIG, FULL.inputs, None)
-    for manifest in (FULL, replace(FULL, base=None, identity=alone, error="ValueError: x", status="failed", git=None)):
+    for manifest in (FULL, replace(FULL, base=None, error="ValueError: x", status="failed", git=None)):
         write_manifest(folder, manifest)
         assert read_manifest(folder) == manifest
 
