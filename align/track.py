@@ -169,3 +169,20 @@ def progress(label: str, total: int, start: int = 0) -> Iterator[Progress]:
         yield bar
     finally:
         bar.close()
+
+
+class Clock:
+    """Seconds a phase, and tokens a second."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = round(now - self._last, 4), now
+
+    def rates(self, tokens: int) -> None:
+        """Tokens a second of each phase so far, for a batch of so many response tokens."""
+        for name, seconds in list(self.laps.items()):
+            self.laps[f"{name.removesuffix('_s')}_tok_s"] = round(tokens / max(seconds, 1e-9), 1)

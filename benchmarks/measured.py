@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 
 from align.data.chat import Encoded
 from align.export.merged import merge
+from align.models.actor import ModelActor
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.architectures import Route, deciding_settings
 from align.models.backbone import answered, hidden_states, pad, picked_logprobs
@@ -211,7 +212,8 @@ def engine() -> HfEngine:
 
 
 def sampled(model: Any, asked: Asked) -> list[list[int]]:
-    return response_ids(engine().generate(model, asked.prompts, range(len(asked.prompts))))
+    actor = ModelActor(model, model.active_adapter if isinstance(model, PeftModel) else None)
+    return response_ids(engine().generate(asked.prompts, actor, range(len(asked.prompts))))
 
 
 def greedy(model: Any, answers: list[list[int]], asked: Asked) -> bool:
@@ -293,9 +295,8 @@ def one_update_of_ppo(folder: Path, route: Route, asked: Asked, scratch: Path) -
     with torch.no_grad():
         for parameter in (*roles.parameters_of("policy"), *roles.parameters_of("value")):
             parameter.add_(0.02 * torch.randn_like(parameter))
-    with roles.use("policy") as model:
-        hot = HfEngine(stop_ids=(7, 8, 9, 10), pad_id=PAD, max_new_tokens=NEW)
-        rollout = hot.generate(model, asked.prompts, row_seeds(range(len(asked.prompts)), 1))
+    hot = HfEngine(stop_ids=(7, 8, 9, 10), pad_id=PAD, max_new_tokens=NEW)
+    rollout = hot.generate(asked.prompts, roles.actor("policy"), row_seeds(range(len(asked.prompts)), 1))
     scores = torch.tensor([0.5, -1.0, 1.0, 0.2])
     shaping = {"score_scale": 1.0, "score_clip": None, "missing_eos_penalty": 0.1}
     estimates, cached = estimated(roles, rollout, temperature=1.0, micro_batch=2, minibatches=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from align.config.settings import Settings, declared_in, setting
@@ -116,6 +116,13 @@ def parts_of(config: SumReward) -> list[tuple[float, RewardConfig]]:
     return [
         (float(part.get("weight", 1.0)), part_of(where, part)) for where, part in listed("reward.parts", config.parts)
     ]
+
+
+def described(config: RewardConfig) -> dict[str, Any]:
+    """A reward as a plain mapping, which `reward/` reads: every default written out, those of a sum's parts too."""
+    if isinstance(config, SumReward):
+        return {"name": config.name, "parts": [{"weight": w, **described(part)} for w, part in parts_of(config)]}
+    return asdict(config)
 
 
 def part_of(where: str, part: Mapping[str, Any]) -> RewardConfig:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from torch import Tensor
 
 from align.errors import CorruptFile, InputError
 from align.models.fastpath import use_fast_path
-from align.models.fastpath.lora import require_known
 from align.models.finite import RESTORE, check_tensors
 from align.run import Base, json_object, out_of_memory, write_json
 
@@ -203,23 +200,3 @@ def what_differs(message: str) -> str:
     """The line of PyTorch's complaint about a state dict that names a tensor."""
     lines = [line.strip() for line in message.splitlines()] or [""]
     return next((line for line in lines if line.startswith("size mismatch")), lines[0])[:240]
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Who answers: a model, and the adapter on it that speaks (None: the base by itself)."""
-
-    model: Any
-    adapter: str | None = None
-
-    def active(self) -> AbstractContextManager[Any]:
-        """Make it the one that speaks, for sampling and logprobs; nothing trains.
-
-        Raises:
-            InputError: the model has no such adapter.
-        """
-        if self.adapter is None:
-            return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
-        require_known([self.adapter], getattr(self.model, "peft_config", ()))
-        self.model.set_adapter(self.adapter, inference_mode=True)
-        return nullcontext()

@@ -33,7 +33,7 @@ from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.models.plain import route_of
 from align.models.probe import probe
 from align.ops.linear import bf16
-from align.run import Base, model_config, model_files, only_these, out_of_memory, unhashed, write_json
+from align.run import Artifact, Base, model_config, model_files, only_these, out_of_memory, unhashed, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
@@ -216,6 +216,13 @@ def first_line(error: Exception) -> str:
     """What an error says, in a line; its type where that is all it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def own_tokenizer(artifact: Artifact, base: Base) -> Any:
+    """The tokenizer that an artifact was trained with, as it stands, with a chat template or without; the base's where
+    it brings none. See `load_tokenizer`."""
+    own = (artifact.path / "tokenizer_config.json").is_file()
+    return load_tokenizer(base, artifact.path if own else None)
 
 
 def load_tokenizer(base: Base, folder: Path | None = None) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +78,7 @@ class Roles:
         value_head: hidden → value, bias-free, fp32; starts at 0.
         value_backbone: the role whose states it reads.
         score_heads: hidden → score, frozen, one a reward model.
+        reference_is_base: the policy started from the base as it is.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Roles:
                 self._add("value", fresh)
         frozen = "reward" if rewards else "reference"
         self.value_backbone = {"own": "value", "policy": "policy", "frozen": frozen}[value_backbone]
-        self._reference_is_base = init is None
+        self.reference_is_base = init is None
         self.value_head = linear_head(torch.zeros(1, hidden_size(self.model))).to(device)
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
@@ -143,6 +145,10 @@ class Roles:
         head = {f"value_head.{n}": p for n, p in self.value_head.named_parameters()} if role == "value" else {}
         return {**self._weights[role], **head}
 
+    def actor(self, role: Role) -> RoleActor:
+        """The role as somebody who answers prompts."""
+        return RoleActor(self, role)
+
     @contextmanager
     def use(self, role: Role, train: bool = False) -> Iterator[Any]:
         """The model that plays `role`. With `train`, the role's own weights require gradients and nothing else does.
@@ -160,7 +166,7 @@ class Roles:
 
     def _enter(self, role: Role, train: bool) -> None:
         """Make a role's adapter the active one, which PEFT's `set_adapter` would do in 16 ms at 30 layers."""
-        base_alone = role == "reference" and self._reference_is_base
+        base_alone = role == "reference" and self.reference_is_base
         if not base_alone and (role != "policy" or self.policy is None):
             require_known([role], getattr(self.model, "peft_config", ()))
         for layer in self._layers:
@@ -255,6 +261,27 @@ class Roles:
     def quantised_layers(self) -> int:
         """How many linear layers of the base are NF4."""
         return sum(isinstance(m, Linear4bit) for m in self.model.modules())
+
+
+@dataclass(frozen=True)
+class RoleActor:
+    """See `align.models.actor.Actor`."""
+
+    roles: Roles
+    role: Role
+
+    @property
+    def base_alone(self) -> bool:
+        return self.role == "reference" and self.roles.reference_is_base
+
+    def use(self) -> AbstractContextManager[Any]:
+        return self.roles.use(self.role)
+
+    def save(self, folder: Path, base: Base) -> None:
+        if self.role == "policy" and self.roles.policy is not None:
+            self.roles.policy.save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
+        else:
+            save_adapter(self.roles.model, folder, base, self.role)
 
 
 def adapter_in(name: str) -> str | None:

@@ -60,12 +60,13 @@ class Actors:
         Args:
             where: the place in the run; each place draws anew.
         """
-        seeds = row_seeds(range(len(prompts)), self.seed, *where)
-        with self.roles.use(role) as model, self.speaks(role):
-            rollout = self.engine.generate(model, [p.input_ids for p in prompts], seeds)
+        actor, seeds = self.roles.actor(role), row_seeds(range(len(prompts)), self.seed, *where)
+        with self.speaks(role):
+            self.engine.sync(actor)
+            rollout = self.engine.generate([p.input_ids for p in prompts], actor, seeds)
         texts = response_texts(rollout, self.tokenizer)
-        told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
-        return Answers(prompts, rollout, texts, told)
+        answered = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
+        return Answers(prompts, rollout, texts, answered)
 
     def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
         """The raw scores [B], on the device of the rollout, and what the scorer says of them."""

@@ -1,4 +1,4 @@
-"""What every rollout engine does: prompts in, a `Rollout` out."""
+"""What every rollout engine does: prompts and who answers them in, a `Rollout` out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from align.errors import LONE
+from align.models.actor import Actor
 from align.models.finite import diverged
+from align.run import Base
 from align.types import Rollout
 
 
@@ -33,21 +35,56 @@ def speaking(who: str, lr: float | None, dtype: str) -> Iterator[None]:
 
 class Engine(Protocol):
     """Samples one response a prompt from softmax(logits / temperature): no top-k, no top-p, no penalty, whatever the
-    checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used."""
+    checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used.
 
-    def generate(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Rollout:
+    `align.rollout.registry.loaded_engine` loads one and closes it.
+    """
+
+    def load(self, base: Base) -> None:
+        """Get ready to answer on this base; asked once, before anything else."""
+        ...
+
+    def sync(self, actor: Actor) -> None:
+        """Answer from now on with this actor's weights as they stand. Asked before an actor speaks, and again once it
+        has learned. An engine with weights of its own takes a snapshot (`align.models.pool.snapshot`) where they
+        changed; one that samples from the actor's own model has nothing to do."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what `load` took."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
+    ) -> Rollout:
         """Responses in the order of the prompts, with the engine's own logprobs of their tokens if it has them.
 
         Args:
-            model: the policy as it trains, with the adapter active that speaks. An engine with weights of its own, in
-                another process say, takes over what has changed in it (`align.models.adapters.tensors_of`).
+            actor: who answers; or a list of them, one a prompt.
             seeds: one a prompt (`row_seeds`). What is drawn at a position is a function of the row's seed and of the
                 position, whatever else is sampled with it.
 
         Raises:
+            InputError: an actor's adapter is not there; nobody else answers in its place.
             NotFinite: whoever names the model to the user says what to do.
         """
         ...
+
+
+def rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list[int]]:
+    """Who answers which rows, each actor once.
+
+    Raises:
+        ValueError: there are other than so many.
+    """
+    if not isinstance(actor, Sequence):
+        return {actor: list(range(rows))}
+    if len(actor) != rows:
+        raise ValueError(f"{len(actor)} actors for {rows} prompts")
+    found: dict[Actor, list[int]] = {}
+    for row, each in enumerate(actor):
+        found.setdefault(each, []).append(row)
+    return found
 
 
 def response_ids(rollout: Rollout) -> list[list[int]]:
@@ -80,6 +117,6 @@ def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
     mask = torch.cat([widened(p.mask_BS, p, 0) for p in parts])
     ended = torch.cat([p.ended_B for p in parts])
     inverse = torch.argsort(order)
-    said = [pad(x, (0, width_T - x.shape[1])) for p in parts if (x := p.logprobs_BT) is not None]
-    logprobs = torch.cat(said)[inverse] if len(said) == len(parts) else None
+    sampled = [pad(x, (0, width_T - x.shape[1])) for p in parts if (x := p.logprobs_BT) is not None]
+    logprobs = torch.cat(sampled)[inverse] if len(sampled) == len(parts) else None
     return Rollout(tokens[inverse], mask[inverse], width_P, ended[inverse], logprobs)

@@ -3,7 +3,8 @@ cache does not fit the architecture, transformers' own way (`align.rollout.plain
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from align.models.actor import Actor
 from align.models.backbone import lm_head, pad
 from align.models.fastpath.cache import ReservedCache
 from align.models.plain import decoder_of, route_of
 from align.ops.philox import uniforms
-from align.rollout.engine import NotFinite, joined
+from align.rollout.engine import NotFinite, joined, rows_by_actor
 from align.rollout.plain import continued, of_one_length
+from align.run import Base
 from align.types import Rollout
 
 NO_NUMBERS = "its logits are nan or infinite"
@@ -26,7 +29,7 @@ DROP_BELOW = 0.8
 
 @dataclass(frozen=True)
 class HfEngine:
-    """Samples from the model itself, PEFT-wrapped or not, with whatever adapter is active.
+    """Samples from the actor's own model, in this process, as it stands. Rows of one actor are decoded together.
 
     Attributes:
         stop_ids: tokens that end a response; kept as its last token.
@@ -42,19 +45,30 @@ class HfEngine:
     temperature: float = 1.0
     batch_size: int = 128
 
-    def generate(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Rollout:
+    def load(self, base: Base) -> None:
+        """The actor brings its model."""
+
+    def sync(self, actor: Actor) -> None:
+        """It is the actor's own weights that are sampled from."""
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
+    ) -> Rollout:
         lengths = torch.tensor([len(p) for p in prompts])
-        order = torch.argsort(lengths, stable=True)
-        was_training = model.training
-        if was_training:  # entering every module takes as long as a token
-            model.eval()
         drawn_BT = uniforms(torch.tensor(seeds), self.max_new_tokens)
-        way = route_of(model)
-        chunks = order.split(self.batch_size) if way.padding else of_one_length(order, lengths, self.batch_size)
-        parts = [self._batch(model, [prompts[int(i)] for i in chosen], drawn_BT[chosen]) for chosen in chunks]
-        if was_training:
-            model.train()
-        return joined(parts, order, self.pad_id)
+        parts, orders = [], []
+        for each, rows in rows_by_actor(actor, len(prompts)).items():
+            mine = torch.tensor(rows)
+            order = mine[torch.argsort(lengths[mine], stable=True)]
+            orders.append(order)
+            with each.use() as model, evaluating(model):
+                padded = route_of(model).padding
+                chunks = order.split(self.batch_size) if padded else of_one_length(order, lengths, self.batch_size)
+                parts += [self._batch(model, [prompts[int(i)] for i in chosen], drawn_BT[chosen]) for chosen in chunks]
+        return joined(parts, torch.cat(orders), self.pad_id)
 
     @torch.no_grad()
     def _batch(self, model: Any, prompts: Sequence[Sequence[int]], uniform_BT: Tensor) -> Rollout:
@@ -127,6 +141,20 @@ class HfEngine:
         if self.temperature != 1.0:
             logits = logits.float() / self.temperature
         return logits.softmax(-1, dtype=torch.float32)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """In evaluation mode; a model that is there already is left alone, for entering every module takes as long as a
+    token."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
 
 
 def next_states(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:

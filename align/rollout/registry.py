@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from align.data.chat import stop_token_ids
 from align.errors import require
 from align.rollout.engine import Engine
 from align.rollout.hf import HfEngine
+from align.run import Base
+
+
+@contextmanager
+def loaded_engine(
+    name: str, base: Base, tokenizer: Any, generation_config: Any, max_new_tokens: int, temperature: float,
+    batch_size: int,
+) -> Iterator[Engine]:  # fmt: skip
+    """The engine of `rollout.engine`, ready to answer on a base; closed in the end, whatever happens.
+
+    Args:
+        generation_config: see `engine_of`.
+    """
+    engine = engine_of(name, tokenizer, generation_config, max_new_tokens, temperature, batch_size)
+    try:
+        engine.load(base)
+        yield engine
+    finally:
+        engine.close()
 
 
 def engine_of(

@@ -39,6 +39,14 @@ class Artifact:
     whole: bool
     manifest: Manifest | None = None
 
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that its run computed in; None where nobody wrote it down."""
+        if self.manifest is None:
+            return None
+        given = self.manifest.config.get("dtype", "auto")
+        return self.manifest.hardware.get("dtype") if given == "auto" else given
+
     def as_input(self) -> Input:
         """What a later run's manifest says of it."""
         if self.manifest is None:  # its digest covers the tokenizer too

@@ -14,7 +14,7 @@ from typing import Any
 
 from align.config.stages import STAGES
 from align.errors import InputError
-from align.run.artifacts import artifact_in
+from align.run.artifacts import Artifact, artifact_in
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 
 MADE_WEIGHTS = ("init", "artifact", "reward")
@@ -117,6 +117,25 @@ def ancestors(manifest: Manifest, root: Path, through: Sequence[str] | None = No
             yield from walk(made, found.base.digest)
 
     yield from walk(manifest, manifest.digest)
+
+
+def behind(artifact: Artifact, root: Path) -> Iterator[Manifest | Gone]:
+    """The manifest of an artifact's run and of those that it came through; nothing of a bare folder."""
+    return ancestors(artifact.manifest, root) if artifact.manifest else iter(())
+
+
+def data_behind(artifact: Artifact, root: Path) -> list[str]:
+    """The names of the data that an artifact was trained on, each once, as other machines may know them. Of a run that
+    is gone, that nobody knows."""
+    found = []
+    for manifest in behind(artifact, root):
+        if isinstance(manifest, Gone):
+            found.append(f"whatever {manifest.ref} was trained on: that run is gone")
+            continue
+        data, read = manifest.config["data"], manifest.inputs.get("data", Input(""))
+        name = read.project or (Path(data["path"]).name if data.get("path") else data["name"])
+        found.append(f"annotations {name}" if read.project else name)
+    return list(dict.fromkeys(found))
 
 
 def trained_through(manifest: Manifest, digest: str, root: Path) -> list[dict[str, str]]:

@@ -9,16 +9,19 @@ import traceback
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from align.config.compose import plain
 from align.config.root import Config
+from align.config.settings import changed
 from align.config.stages import STAGES
 from align.errors import AlignError, InputError, readable
+from align.models.start import start_from
 from align.redaction import Formatter
 from align.report import too_few
-from align.run import Base, Input, Run, out_of_memory, storage_error, verify_outputs
+from align.run import Artifact, Base, Input, Run, out_of_memory, storage_error, verify_outputs
 from align.track import Tracker
 from annotate.store import Store
 
@@ -128,6 +131,24 @@ def log_to(run: Run) -> logging.Handler:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     return handler
+
+
+class Start(NamedTuple):
+    """What a stage starts from, and the configuration with the method that this belongs to."""
+
+    artifact: Artifact
+    base: Base
+    config: Config
+
+
+def start(config: Config, ref: str | None = None, field: str = "init") -> Start:
+    """What a reference of the configuration names, see `align.models.start.start_from`."""
+    ref = ref if ref is not None else str(getattr(config, field))
+    root, model = Path(config.run.root).expanduser(), config.model
+    found = start_from(
+        ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field
+    )  # fmt: skip
+    return Start(found.artifact, found.base, changed(config, method=changed(config.method, name=found.method)))
 
 
 def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextManager[Tracker]:

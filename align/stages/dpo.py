@@ -13,20 +13,31 @@ from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, read_pairs
+from align.data.sources import DataSource
+from align.data.template import use_template
 from align.errors import require
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
-from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
+from align.models.actor import ModelActor
+from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.backbone import answered, response_logprobs
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
-from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, save_tokenizer
+from align.models.load import (
+    choose_device,
+    choose_dtype,
+    context_length,
+    describe,
+    load_base,
+    own_tokenizer,
+    save_tokenizer,
+)
 from align.models.plain import route_of
+from align.models.start import adapter_folder, label
 from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability
 from align.run import Run
-from align.stages import Inputs, store_url, tracker
-from align.stages.start import adapter_folder, label, source_of, start, tokenizer_of
+from align.stages import Inputs, start, store_url, tracker
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.dpo import FIGURES, REFERENCE, dpo_trainer
@@ -35,20 +46,20 @@ from align.types import Result
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    pairs = pairs_record(source_of(config), store_url(config), config.project)
-    return Inputs(config, label(base, config), base, {"init": artifact.as_input(), "data": pairs})
+    pairs = pairs_record(DataSource.of(config.data), store_url(config), config.project)
+    return Inputs(config, label(base, config.method.name), base, {"init": artifact.as_input(), "data": pairs})
 
 
 def run(run: Run, config: Config) -> Result:
     stage: DpoConfig = config.stage
-    base = run.base
-    artifact = start(config, run.inputs["init"].path).artifact
+    base, artifact = run.base, start(config, run.inputs["init"].path).artifact
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
-    train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
-    tokenizer, described = tokenizer_of(artifact, base, config), describe(base)
+    prefs = read_pairs(DataSource.of(config.data), store_url(config), config.project, config.data.allow_simulated)
+    train_prefs, test_prefs = divided_pairs(prefs, DataSource.of(config.data), stage.held_out, config.seed)
+    tokenizer, described = own_tokenizer(artifact, base), describe(base)
+    use_template(tokenizer, config.data.template, config.data.template_kwargs)
     stops = stop_token_ids(tokenizer, described.generation_config)
     max_length = min(config.data.max_length, context_length(described))
     train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
@@ -112,25 +123,25 @@ def report_of(metrics: dict[str, Any], rows: Sequence[Mapping[str, Any]], title:
 
 def reward_gaps(model: Any, pairs: list[Pair], pad_id: int, by_token: bool) -> Tensor:
     """By how much log π / π_ref of the better answer of each pair is above that of the worse [M]."""
-    policy, reference = (Policy(model.eval(), name) for name in ("default", REFERENCE))
+    policy, reference = (ModelActor(model.eval(), name) for name in ("default", REFERENCE))
     own, at_start = (margins(p, pairs, pad_id, by_token) for p in (policy, reference))
     return own - at_start
 
 
 @torch.no_grad()
-def margins(policy: Policy, pairs: list[Pair], pad_id: int, by_token: bool = False, size: int = 32) -> Tensor:
+def margins(actor: ModelActor, pairs: list[Pair], pad_id: int, by_token: bool = False, size: int = 32) -> Tensor:
     """log π(chosen) − log π(rejected) of each pair [M], on the CPU; `by_token`: of means over an answer's tokens."""
     sides = [
         [(p.chosen_ids, p.chosen_start) for p in pairs],
         [(p.rejected_ids, p.rejected_start) for p in pairs],
     ]
-    device = next(policy.model.parameters()).device
+    device = next(actor.model.parameters()).device
 
     def logprobs(rows: list[tuple[list[int], int]]) -> Tensor:
         rollout = answered([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
-        each = in_chunks(lambda part: response_logprobs(policy.model, part, 1.0)[0].sum(-1), rollout, size).cpu()
+        each = in_chunks(lambda part: response_logprobs(actor.model, part, 1.0)[0].sum(-1), rollout, size).cpu()
         return each / torch.tensor([len(ids) - n for ids, n in rows]) if by_token else each
 
-    with policy.active():
+    with actor.use():
         chosen, rejected = (logprobs(rows) for rows in sides)
     return chosen - rejected

@@ -4,45 +4,42 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from align.config.compose import plain
 from align.config.eval import EvalConfig
 from align.config.root import Config
+from align.config.scorers import described
 from align.data.chat import Prompt, encode_prompts
-from align.data.sources import data_record, prompts
+from align.data.sources import DataSource, data_record, prompts
+from align.data.template import use_template
 from align.errors import InputError, MissingArtifact
 from align.evals import judges
 from align.evals.comparison import Sample, summarise, write_samples
-from align.models.adapters import Policy, attach
+from align.evals.heldout import same_split
+from align.models.actor import Actor, ModelActor
 from align.models.backbone import response_logprobs
 from align.models.base import base_of
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
-from align.models.load import choose_device, choose_dtype, context_length, describe, load_base
+from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
+from align.models.pool import AdapterPool
+from align.models.start import BASE, adapter_folder, base_itself, find, label
 from align.ops.finite import not_finite
 from align.report import Report, histogram_pair, in_words
 from align.rollout.engine import response_texts, speaking
 from align.rollout.randomness import row_seeds
-from align.rollout.registry import engine_of
+from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Input, Run, artifact_in, resolve, write_json
 from align.run.lineage import made_in
-from align.stages import Inputs, scoring
-from align.stages.start import (
-    BASE,
-    adapter_folder,
-    base_itself,
-    find,
-    label,
-    same_split,
-    source_of,
-    start,
-    tokenizer_of,
-)
+from align.stages import Inputs, start
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
+from reward.build import build, on_its_own_base
 from reward.combined import comparable
+from reward.inputs import models_of, reward_inputs
 from reward.scorer import Scorer
 
 INIT = Config().init
@@ -50,20 +47,20 @@ INIT = Config().init
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config, config.artifact, "artifact")
-    same_split(config, artifact)
     reference = started_from(artifact, config)
     root = Path(config.run.root).expanduser()
-    judge = scoring.records(config.reward, root, base, None)
+    same_split(artifact, DataSource.of(config.data), root)
+    judge = reward_inputs(described(config.reward), root, base, None)
     reward = plain(config)["reward"]
     title = judges.title(reward, judge)
     of = judges.standing_of(artifact, judges.identities(reward, judge), root)
     judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
-    records = {"artifact": artifact.as_input(), "data": data_record(source_of(config)), **judge}
+    records = {"artifact": artifact.as_input(), "data": data_record(DataSource.of(config.data)), **judge}
     if reference is not None:
         if not artifact.whole and base_of(reference, "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
         records["init"] = reference.as_input()
-    return Inputs(config, label(base, config), base, records)
+    return Inputs(config, label(base, config.method.name), base, records)
 
 
 def started_from(artifact: Artifact, config: Config) -> Artifact | None:
@@ -75,7 +72,9 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
             found = base_itself(replace(artifact, base=manifest.base if manifest else None, whole=False))
         else:
             found = as_recorded(recorded, Path(config.run.root).expanduser())
-        asked = config.init != INIT and find(config.init, config, "init")
+        asked = config.init != INIT and find(
+            config.init, Path(config.run.root).expanduser(), config.model.path, config.model.revision, "init"
+        )
         if asked and asked.digest != found.digest:
             raise InputError(
                 "init", config.init, f"{artifact.ref} was trained from {recorded.ref}, and is measured against that",
@@ -89,7 +88,7 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
                 "Its held-out loss before and after is in its own report.",
             )  # fmt: skip
         return None
-    return find(config.init, config, "init")
+    return find(config.init, Path(config.run.root).expanduser(), config.model.path, config.model.revision, "init")
 
 
 def as_recorded(recorded: Input, root: Path) -> Artifact:
@@ -114,81 +113,86 @@ def run(run: Run, config: Config) -> Result:
     base = run.base
     artifact = start(config, run.inputs["artifact"].path, "artifact").artifact
     device = choose_device(config.device)
-    tokenizer = tokenizer_of(artifact, base, config)
+    tokenizer = own_tokenizer(artifact, base)
+    use_template(tokenizer, config.data.template, config.data.template_kwargs)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "test", config.seed)[: stage.prompts], room)
+    found, dropped = encode_prompts(
+        tokenizer, prompts(DataSource.of(config.data), "test", config.seed)[: stage.prompts], room
+    )
 
-    policies = policies_of(run, config, artifact, base, device)
-    model = policies["policy"].model
-    rollout = config.rollout
-    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
-    engine = engine_of(rollout.engine, tokenizer, model.generation_config, *sizes)
-
-    # One answer each, sampled as in training; then the policy's answers under both.
-    answers: dict[str, Rollout] = {}
-    for who, policy in policies.items():
-        ref = run.inputs["artifact"].ref
-        name = f"artifact={ref}" if who == "policy" else f"what artifact={ref} started from"
-        seeds = row_seeds(range(len(found)), config.seed, "eval", who)
-        with policy.active(), speaking(name, None, config.dtype):
-            answers[who] = engine.generate(policy.model, [p.input_ids for p in found], seeds)
-    logprobs = {
-        who: sequence_logprobs(policy, answers["policy"], rollout.temperature) for who, policy in policies.items()
-    }
-    for who, found_B in logprobs.items():
-        if count := not_finite(found_B):
-            raise diverged(f"{count} answers have logprobs that are no numbers under its {who}", None, config.dtype)
-    kl = (logprobs["policy"] - logprobs["ref"]).tolist()
+    actors = actors_of(run, config, artifact, base, device)
+    answers, kl = answered(run, config, actors, found, tokenizer)
 
     judge = judges.title(run.manifest.config["reward"], run.inputs)
     root = Path(config.run.root).expanduser()
     of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root)
-    made = (scoring.foreign(m, device, choose_dtype(config.dtype, device), 32) for m in scoring.models_of(run.inputs))
+    made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models_of(run.inputs))
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
-    samples = scored_samples(scoring.built(config.reward, made), found, answers, texts, kl)
-    said = of.sentences(judge)
+    samples = scored_samples(build(described(config.reward), made), found, answers, texts, kl)
+    notes = of.sentences(judge)
     metrics = summarise(samples, of.role) | {
         "dropped": dropped,
         "judge": judge,
         "judge_is": of.role,
-        "judge_notes": said,
+        "judge_notes": notes,
         "peak_rss_mb": peak_rss_mb(),
     }
     write_samples(run.artifact / "samples.jsonl", samples)
     write_json(run.artifact / "metrics.json", metrics)
-    draw(run, config, samples, metrics, artifact.ref, said)
+    draw(run, config, samples, metrics, artifact.ref, notes)
     won, risen = metrics["win_rate"], metrics["most_risen_word"]
     line = (
         f"win rate {in_words(won)} on {won['n']} prompts by {judge}, "
         f"{of.role} {metrics[of.role]['ref']:.3f} → {metrics[of.role]['policy']:.3f}, KL {metrics['kl']:.2f} nats, "
         f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}"
     )
-    told = f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers"
-    lines = [line, told, *said]
+    shares = f"{risen['ref']:.0%} → {risen['policy']:.0%}"
+    lines = [line, f"the word that rose most: {risen['word']!r}, in {shares} of the answers", *notes]
     if len(found) < stage.prompts:
         lines.append(f"{stage.prompts} prompts were asked for, {len(found)} are held out")
     return Result(metrics, tuple(lines))
 
 
-def policies_of(run: Run, config: Config, artifact: Artifact, base: Base, device: torch.device) -> dict[str, Policy]:
+def actors_of(run: Run, config: Config, artifact: Artifact, base: Base, device: torch.device) -> dict[str, Actor]:
     """`policy`, and `ref`, what it started from: two adapters on one base, or two whole models."""
     dtype, root = choose_dtype(config.dtype, device), Path(config.run.root)
     started = resolve(run.inputs["init"].path, root, field_name="init") if "init" in run.inputs else None
     if artifact.whole:
         assert started is not None, "inputs() lets no such artifact pass"
         bases = {"ref": base_of(started, "init"), "policy": base}
-        return {who: Policy(load_base(found, "lora", device, dtype)) for who, found in bases.items()}
-    model = attach(load_base(base, config.method.name, device, dtype), artifact.path, "policy")
-    reference = adapter_folder(started) if started is not None else None
-    model = attach(model, reference, "reference") if reference else model
-    return {"ref": Policy(model, "reference" if reference else None), "policy": Policy(model, "policy")}
+        return {who: ModelActor(load_base(found, "lora", device, dtype)) for who, found in bases.items()}
+    pool = AdapterPool(load_base(base, config.method.name, device, dtype))
+    folders = {"ref": adapter_folder(started) if started else None, "policy": artifact.path}
+    digests = {who: pool.add(folder) if folder else None for who, folder in folders.items()}
+    return {who: pool.actor(digest) for who, digest in digests.items()}
+
+
+def answered(
+    run: Run, config: Config, actors: dict[str, Actor], found: list[Prompt], tokenizer: Any
+) -> tuple[dict[str, Rollout], list[float]]:
+    """One answer each, sampled as in training; and the sequence KL of the policy's answers, one sample each."""
+    rollout, answers = config.rollout, {}
+    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
+    with loaded_engine(rollout.engine, run.base, tokenizer, describe(run.base).generation_config, *sizes) as engine:
+        for who, actor in actors.items():
+            ref = run.inputs["artifact"].ref
+            name = f"artifact={ref}" if who == "policy" else f"what artifact={ref} started from"
+            seeds = row_seeds(range(len(found)), config.seed, "eval", who)
+            with speaking(name, None, config.dtype):
+                engine.sync(actor)
+                answers[who] = engine.generate([p.input_ids for p in found], actor, seeds)
+    logprobs = {who: sequence_logprobs(actor, answers["policy"], rollout.temperature) for who, actor in actors.items()}
+    for who, found_B in logprobs.items():
+        if count := not_finite(found_B):
+            raise diverged(f"{count} answers have logprobs that are no numbers under its {who}", None, config.dtype)
+    return answers, (logprobs["policy"] - logprobs["ref"]).tolist()
 
 
 @torch.no_grad()
-def sequence_logprobs(policy: Policy, rollout: Rollout, temperature: float) -> torch.Tensor:
+def sequence_logprobs(actor: Actor, rollout: Rollout, temperature: float) -> torch.Tensor:
     """log p of each whole response [B], summed over its tokens."""
-    with policy.active():
-        return in_chunks(lambda part: response_logprobs(policy.model, part, temperature)[0].sum(-1), rollout, 32)
+    with actor.use() as model:
+        return in_chunks(lambda part: response_logprobs(model, part, temperature)[0].sum(-1), rollout, 32)
 
 
 def scored_samples(
@@ -196,28 +200,28 @@ def scored_samples(
 ) -> list[Sample]:
     """Both answers to every prompt with the judge's score of each; its learned parts are brought to one scale on the
     reference's."""
-    told = {who: [p.conversation.answered(t) for p, t in zip(found, said, strict=True)] for who, said in texts.items()}
-    judge = comparable(judge, told["ref"], answers["ref"])
-    gold = {who: judge.score(conversations, answers[who]).tolist() for who, conversations in told.items()}
+    whole = {who: [p.conversation.answered(t) for p, t in zip(found, each, strict=True)] for who, each in texts.items()}
+    judge = comparable(judge, whole["ref"], answers["ref"])
+    scores = {who: judge.score(conversations, answers[who]).tolist() for who, conversations in whole.items()}
     lengths = {who: a.lengths_B.tolist() for who, a in answers.items()}
     ended = {who: a.ended_B.tolist() for who, a in answers.items()}
     return [
         Sample(
             prompt.conversation.id or str(i), prompt.conversation.messages, texts["ref"][i], texts["policy"][i],
-            gold["ref"][i], gold["policy"][i], lengths["ref"][i], lengths["policy"][i], ended["ref"][i],
+            scores["ref"][i], scores["policy"][i], lengths["ref"][i], lengths["policy"][i], ended["ref"][i],
             ended["policy"][i], kl[i],
         )
         for i, prompt in enumerate(found)
     ]  # fmt: skip
 
 
-def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: str, said: list[str]) -> None:
+def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: str, notes: list[str]) -> None:
     """The report: what the judge is to the policy, figures, distributions, and answers side by side."""
     role = metrics["judge_is"]
     called = "judge" if role == "gold" else role
     report = Report(f"eval: {run.name}", f"{ref} against what it started from; {called}: {metrics['judge']}")
-    if said:
-        report.text("\n".join(f"- {sentence}" for sentence in said))
+    if notes:
+        report.text("\n".join(f"- {sentence}" for sentence in notes))
     report.figures_table({key: value for key, value in metrics.items() if key != "judge_notes"})
     names = ("start", "policy")
     for values, xlabel, caption in (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.root import Config
+from align.data.template import use_template
 from align.errors import InputError
 from align.export.card import MADE_ANEW, export_facts, licences, render_card
 from align.export.converters import converters_in
@@ -32,15 +33,15 @@ from align.export.trained import Trained, check_tokenizer, trained_model
 from align.models.adapter_files import MERGEABLE, check_plain, read_adapter
 from align.models.adapters import adapter_config
 from align.models.dequantised import ABOUT, DEQUANTISED
-from align.models.load import choose_device, choose_dtype
+from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.lowering import check_initial
+from align.models.start import label
 from align.report import Report
 from align.rollout.foreign import LLAMA_CPP, VLLM, engine_version, why_unasked
 from align.run import Artifact, Base, Input, Run, json_digest
 from align.run.atomic import publish
-from align.run.lineage import evaluation_of, trained_through
-from align.stages import Inputs
-from align.stages.start import data_behind, label, start, tokenizer_of, trained_in
+from align.run.lineage import data_behind, evaluation_of, trained_through
+from align.stages import Inputs, start
 from align.track import peak_rss_mb
 from align.types import Result
 
@@ -68,7 +69,7 @@ def inputs(config: Config) -> Inputs:
         converters_in(config.export.converters)
     if config.export.name == "check":
         records["asked"] = Input(secrets.token_hex(8))  # each time anew
-    return Inputs(config, f"{label(base, config)}-{config.export.name}", base, records)
+    return Inputs(config, f"{label(base, config.method.name)}-{config.export.name}", base, records)
 
 
 def kinds_of(config: Config) -> tuple[str, ...]:
@@ -148,8 +149,9 @@ def loaded(config: Config, artifact: Artifact, base: Base) -> Trained:
     check_initial(config.method.name == "qlora", found.config)
     adapter_config(artifact.path, "artifact", alone=True)  # `attach` asks it too, with the base in memory
     device = choose_device(config.device)
-    tokenizer = tokenizer_of(artifact, base, config)
-    dtype = choose_dtype(trained_in(artifact) or config.dtype, device)
+    tokenizer = own_tokenizer(artifact, base)
+    use_template(tokenizer, config.data.template, config.data.template_kwargs)
+    dtype = choose_dtype(artifact.dtype or config.dtype, device)
     return trained_model(base, artifact.path, config.method.name, device, dtype, tokenizer)
 
 

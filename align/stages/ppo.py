@@ -10,7 +10,6 @@ Ziegler et al. (2019); Huang et al., "The N+ implementation details of RLHF with
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -23,8 +22,10 @@ from torch import Tensor
 
 from align.config.ppo import PpoConfig
 from align.config.root import Config
+from align.config.scorers import described
 from align.data.chat import encode_prompts
-from align.data.sources import data_record, prompts
+from align.data.sources import DataSource, data_record, prompts
+from align.data.template import use_template
 from align.data.words import repetition
 from align.errors import InputError, require
 from align.models.backbone import base_model
@@ -35,9 +36,11 @@ from align.models.load import (
     context_length,
     describe,
     name_of,
+    own_tokenizer,
     save_tokenizer,
 )
 from align.models.roles import TRAINABLE, CachedForward, Role, Roles
+from align.models.start import adapter_folder, frozen_as, label
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
 from align.ppo.actors import Actors, Answers, distinct, roles_on
@@ -52,27 +55,32 @@ from align.ppo.update import check_first_ratio, update
 from align.report import Report, curves
 from align.rollout.engine import speaking
 from align.rollout.randomness import generator_for
-from align.rollout.registry import engine_of
+from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
-from align.stages import Inputs, open_store, scoring, tracker
-from align.stages.start import Start, adapter_folder, frozen_as, label, source_of, start, tokenizer_of
-from align.track import peak_rss_mb, progress, read_rows
+from align.stages import Inputs, Start, open_store, start, tracker
+from align.track import Clock, peak_rss_mb, progress, read_rows
 from align.types import Result
+from reward.build import same_template, with_roles
+from reward.inputs import models_of, on_base, reward_inputs
 
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     root = Path(config.run.root).expanduser()
-    rewards = scoring.records(config.reward, root, base, frozen_as(config.method.name))
-    records = {"init": artifact.as_input(), "data": data_record(source_of(config)), **rewards}
-    return Inputs(config, label(base, config), base, records)
+    rewards = reward_inputs(described(config.reward), root, base, frozen_as(config.method.name))
+    records = {"init": artifact.as_input(), "data": data_record(DataSource.of(config.data)), **rewards}
+    return Inputs(config, label(base, config.method.name), base, records)
 
 
 def run(run: Run, config: Config) -> Result:
-    stage: PpoConfig = config.stage
-    actors = load_actors(run, config)
-    roles = actors.roles
+    with load_actors(run, config) as actors:
+        return optimise(run, config, actors)
+
+
+def optimise(run: Run, config: Config, actors: Actors) -> Result:
+    """The algorithm of this file's first lines, from the newest checkpoint on."""
+    stage, roles = config.stage, actors.roles
     groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
     optimiser = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
     actors, moments = calibrate(actors, config)
@@ -219,8 +227,9 @@ def starting_point(config: Config) -> Start:
     return found
 
 
-def load_actors(run: Run, config: Config) -> Actors:
-    """Load everybody.
+@contextmanager
+def load_actors(run: Run, config: Config) -> Iterator[Actors]:
+    """Load everybody; the engine is closed in the end.
 
     Raises:
         InputError: no prompt is left to train on.
@@ -228,13 +237,14 @@ def load_actors(run: Run, config: Config) -> Actors:
     stage: PpoConfig = config.stage
     base, rollout = run.base, config.rollout
     artifact = start(config, run.inputs["init"].path).artifact
-    tokenizer = tokenizer_of(artifact, base, config)
-    models = scoring.models_of(run.inputs)
-    scoring.same_template(config, models, base, tokenizer)
+    tokenizer = own_tokenizer(artifact, base)
+    use_template(tokenizer, config.data.template, config.data.template_kwargs)
+    reward, models = described(config.reward), models_of(run.inputs)
+    same_template(reward, models, base, tokenizer, config.init)
 
     # Prompts, before any weights.
     room = min(config.data.max_length, context_length(describe(base)) - rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed), room)
+    found, dropped = encode_prompts(tokenizer, prompts(DataSource.of(config.data), "train", config.seed), room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     require(
         len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",
@@ -244,9 +254,8 @@ def load_actors(run: Run, config: Config) -> Actors:
 
     roles = load_roles(config, base, artifact, models)
     dtype = choose_dtype(config.dtype, choose_device(config.device))
-    scorer = scoring.scorer(config.reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
+    scorer = with_roles(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
     sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
-    engine = engine_of(rollout.engine, tokenizer, roles.model.generation_config, *sizes)
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     print(
         f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens; "
@@ -257,14 +266,15 @@ def load_actors(run: Run, config: Config) -> Actors:
         lr = stage.lr if role == "policy" else None
         return speaking(f"the {role}, which started from init={run.inputs['init'].ref}", lr, config.dtype)
 
-    return Actors(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
+    with loaded_engine(rollout.engine, base, tokenizer, roles.model.generation_config, *sizes) as engine:
+        yield Actors(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
 
 
 def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[Artifact]) -> Roles:
     """The roles of a run: policy and reference start from `artifact`, and those of `models` on its base score."""
     stage, method, device = config.stage, config.method, choose_device(config.device)
     roles = roles_on(
-        base, adapter_folder(artifact), [m.path for m in scoring.on_base(models, base)], method=method.name,
+        base, adapter_folder(artifact), [m.path for m in on_base(models, base)], method=method.name,
         frozen=frozen_as(method.name), fresh=(method.r, method.alpha), value_backbone=stage.value_backbone,
         device=device, dtype=choose_dtype(config.dtype, device), seed=config.seed,
     )  # fmt: skip
@@ -381,20 +391,3 @@ def reward_line(run: Run) -> str:
     """What the run optimised, by name."""
     refs = [read.ref for name, read in run.inputs.items() if name.startswith("reward")]
     return ", ".join(refs) or run.manifest.config["reward"]["name"]
-
-
-class Clock:
-    """Seconds a phase, and tokens a second."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._last = round(now - self._last, 4), now
-
-    def rates(self, tokens: int) -> None:
-        """Tokens a second of each phase so far, for a batch of so many response tokens."""
-        for name, seconds in list(self.laps.items()):
-            self.laps[f"{name.removesuffix('_s')}_tok_s"] = round(tokens / max(seconds, 1e-9), 1)

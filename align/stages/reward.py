@@ -14,6 +14,8 @@ from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, read_pairs
+from align.data.sources import DataSource
+from align.data.template import use_template
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
 from align.models.finite import diverged
@@ -23,14 +25,15 @@ from align.models.load import (
     context_length,
     describe,
     load_classifier,
+    own_tokenizer,
     save_tokenizer,
 )
+from align.models.start import adapter_folder, label
 from align.ops.finite import not_finite
 from align.redaction import masked, unmarked
 from align.report import Report, curves, histogram_pair, in_words, reliability
 from align.run import Input, Run, json_digest
-from align.stages import Inputs, open_store, store_url, tracker
-from align.stages.start import adapter_folder, label, source_of, start, tokenizer_of
+from align.stages import Inputs, open_store, start, store_url, tracker
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.reward import FIGURES, rankings, reward_trainer, score_head, start_from
@@ -41,10 +44,13 @@ from reward.learned import score_rows
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    records = {"init": artifact.as_input(), "data": pairs_record(source_of(config), store_url(config), config.project)}
+    records = {
+        "init": artifact.as_input(),
+        "data": pairs_record(DataSource.of(config.data), store_url(config), config.project),
+    }
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
         records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
-    return Inputs(config, label(base, config), base, records)
+    return Inputs(config, label(base, config.method.name), base, records)
 
 
 def run(run: Run, config: Config) -> Result:
@@ -54,9 +60,10 @@ def run(run: Run, config: Config) -> Result:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
-    train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
-    tokenizer = tokenizer_of(artifact, base, config)
+    prefs = read_pairs(DataSource.of(config.data), store_url(config), config.project, config.data.allow_simulated)
+    train_prefs, test_prefs = divided_pairs(prefs, DataSource.of(config.data), stage.held_out, config.seed)
+    tokenizer = own_tokenizer(artifact, base)
+    use_template(tokenizer, config.data.template, config.data.template_kwargs)
     stops = stop_token_ids(tokenizer)
     max_length = min(config.data.max_length, context_length(describe(base)))
     train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
@@ -103,9 +110,9 @@ def run(run: Run, config: Config) -> Result:
     report = report_of(metrics, fitted.rows, held_out, scores_M2, f"reward: {run.name}", f"from {artifact.ref}")
     report.write(run.folder / "report.html")
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
-    shown = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
-    said = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
-    return Result(metrics, (*said, f"held out: {shown}"))
+    figures = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
+    notes = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
+    return Result(metrics, (*notes, f"held out: {figures}"))
 
 
 def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, steps: int, lr: float, dtype: str) -> Tensor:

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from align.config.root import Config
-from align.config.scorers import LearnedReward
+from align.config.scorers import LearnedReward, described
 from align.config.verify import VerifyConfig
 from align.data.template import use_template
 from align.data.tokens import text_ids
 from align.errors import AlignError
-from align.models.load import choose_device, choose_dtype
+from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.roles import Roles
+from align.models.start import BASE, frozen_as, label
 from align.ppo.anchors import Anchor, maths
 from align.ppo.own_model import Setting, on_model
 from align.report import Report
-from align.rollout.engine import speaking
+from align.rollout.engine import Engine, speaking
 from align.rollout.randomness import row_seeds
-from align.rollout.registry import engine_of
+from align.rollout.registry import loaded_engine
 from align.run import Input, Run, json_digest
 from align.run.environment import code_digest, package_versions
-from align.stages import Inputs, scoring
+from align.stages import Inputs, start
 from align.stages.ppo import experience_arguments, load_roles, loss_arguments, starting_point
-from align.stages.start import BASE, frozen_as, label, own_tokenizer, start
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
+from reward.inputs import models_of, reward_inputs
 
 PASSES, DRAWS = 70, 12
 """About how many forward passes of the batch the anchors on the model cost, a backward pass counted as two; and how
 many rollouts of it; those of more rows count less than so many."""
+ANSWERS = 4
+"""To each prompt, a rollout."""
+VERDICTS = ("FAILS", "holds")
 TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something about the sea.", "Why?")
 
 
@@ -40,59 +45,73 @@ def inputs(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     untold = config.init == BASE and config.reward == LearnedReward()
     root = Path(config.run.root).expanduser()
-    rewards = {} if untold else scoring.records(config.reward, root, base, frozen_as(config.method.name))
-    records = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
-    return Inputs(config, label(base, config), base, records)
+    rewards = {} if untold else reward_inputs(described(config.reward), root, base, frozen_as(config.method.name))
+    read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
+    return Inputs(config, label(base, config.method.name), base, read)
 
 
 def run(run: Run, config: Config) -> Result:
     stage: VerifyConfig = config.stage
     base, dtype = run.base, choose_dtype(config.dtype, choose_device(config.device))
     artifact = start(config, run.inputs["init"].path).artifact
-    roles = load_roles(config, base, artifact, scoring.models_of(run.inputs))
+    roles = load_roles(config, base, artifact, models_of(run.inputs))
     shake(roles)
     tokenizer = own_tokenizer(artifact, base)
     if tokenizer.chat_template:  # a base model has none, and its maths can be looked at all the same
         use_template(tokenizer, None)
     rollout = config.rollout
     sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
-    engine = engine_of(rollout.engine, tokenizer, roles.model.generation_config, *sizes)
-    asked = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
-    drawn = 0
-
-    def draw(rows: int = 4) -> Rollout:
-        nonlocal drawn
-        drawn += 1
-        seeds = row_seeds(range(len(asked) * rows), config.seed, "verify", drawn)
-        with roles.use("policy") as model, speaking(f"init={run.inputs['init'].ref}", None, config.dtype):
-            return engine.generate(model, asked * rows, seeds)
-
-    batch = draw(1)  # the first one warms up
-    began = time.perf_counter()
-    draw(1)
-    sampled = time.perf_counter()
-    roles.logprobs("policy", batch, rollout.temperature)
-    seconds = DRAWS * (sampled - began) + PASSES * (time.perf_counter() - sampled)
-    print(f"{base.id}, {config.method.name}, {dtype}: about {seconds:.0f} s")
-    setting = Setting(
-        roles, batch, rollout.temperature, min(stage.micro_batch, stage.rows // 2), dtype != torch.float32,
-        experience_arguments(stage, stage.kl_coef), loss_arguments(stage, stage.kl_coef), stage.bootstrap_truncated,
-    )  # fmt: skip
-
-    found: list[Anchor] = []
-    verdicts = ("FAILS", "holds")
-    for anchor in every(setting, draw):
-        found.append(anchor)
-        measured = f"{anchor.measured:>9.1e} of {anchor.tolerance:<6g}"
-        print(f"  {verdicts[anchor.holds]}  {anchor.name:<15}{measured}  {anchor.claim}")
+    with loaded_engine(rollout.engine, base, tokenizer, roles.model.generation_config, *sizes) as engine:
+        prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
+        found = measured(run, config, roles, dtype, drawing(run, config, roles, engine, prompts))
 
     report = Report(f"verify: {run.name}", f"{base.id}, {config.method.name}, {dtype}")
-    rows = [(a.name, a.claim, f"{a.measured:.1e}", f"{a.tolerance:g}", verdicts[a.holds]) for a in found]
+    rows = [(a.name, a.claim, f"{a.measured:.1e}", f"{a.tolerance:g}", VERDICTS[a.holds]) for a in found]
     report.table(("anchor", "claim", "measured", "tolerance", "verdict"), rows).write(run.folder / "report.html")
     if failed := [a.name for a in found if not a.holds]:
         raise AlignError(f"PPO is not right here: {', '.join(failed)}. The table is in {run.folder / 'report.html'}")
     metrics = {**{a.name.replace(" ", "_"): a.measured for a in found}, "peak_rss_mb": peak_rss_mb()}
     return Result(metrics, (f"all {len(found)} anchors hold",))
+
+
+def drawing(
+    run: Run, config: Config, roles: Roles, engine: Engine, prompts: Sequence[Sequence[int]]
+) -> Callable[[int], Rollout]:
+    """A function that draws so many answers of the policy to each prompt, each time anew."""
+    times, actor = itertools.count(1), roles.actor("policy")
+
+    def draw(answers: int) -> Rollout:
+        rows = [ids for _ in range(answers) for ids in prompts]
+        with speaking(f"init={run.inputs['init'].ref}", None, config.dtype):
+            engine.sync(actor)
+            return engine.generate(rows, actor, row_seeds(range(len(rows)), config.seed, "verify", next(times)))
+
+    return draw
+
+
+def measured(
+    run: Run, config: Config, roles: Roles, dtype: torch.dtype, draw: Callable[[int], Rollout]
+) -> list[Anchor]:
+    """Every anchor, printed as it is found."""
+    stage, temperature, base = config.stage, config.rollout.temperature, run.base
+    batch = draw(1)  # the first one warms up
+    began = time.perf_counter()
+    draw(1)
+    sampled = time.perf_counter()
+    roles.logprobs("policy", batch, temperature)
+    seconds = DRAWS * (sampled - began) + PASSES * (time.perf_counter() - sampled)
+    print(f"{base.id}, {config.method.name}, {dtype}: about {seconds:.0f} s")
+    setting = Setting(
+        roles, batch, temperature, min(stage.micro_batch, stage.rows // 2), dtype != torch.float32,
+        experience_arguments(stage, stage.kl_coef), loss_arguments(stage, stage.kl_coef), stage.bootstrap_truncated,
+    )  # fmt: skip
+
+    found: list[Anchor] = []
+    for anchor in every(setting, lambda: draw(ANSWERS)):
+        found.append(anchor)
+        figure = f"{anchor.measured:>9.1e} of {anchor.tolerance:<6g}"
+        print(f"  {VERDICTS[anchor.holds]}  {anchor.name:<15}{figure}  {anchor.claim}")
+    return found
 
 
 def every(setting: Setting, draw: Callable[[], Rollout]) -> Iterator[Anchor]:

@@ -95,9 +95,8 @@ def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
     def one(number: int) -> dict[str, float]:
         laps = {"start": time.perf_counter()}
         first = number * work.batch % (len(prompts) - work.batch)
-        with roles.use("policy") as model:
-            seeds = row_seeds(range(work.batch), number)
-            rollout = engine.generate(model, prompts[first : first + work.batch], seeds)
+        seeds = row_seeds(range(work.batch), number)
+        rollout = engine.generate(prompts[first : first + work.batch], roles.actor("policy"), seeds)
         laps["rollout_s"] = time.perf_counter()
         scores = in_chunks(roles.scores, rollout, size)
         estimates, cached = estimated(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)

@@ -33,7 +33,7 @@ def main(work: Work, who: str) -> None:
     mask = pad([[1] * len(p) for p in prompts], 0, left=True)
 
     def ours() -> None:
-        engine.generate(roles.model, prompts, range(len(prompts)))
+        engine.generate(prompts, roles.actor("policy"), range(len(prompts)))
 
     def generate() -> None:
         roles.model.generate(

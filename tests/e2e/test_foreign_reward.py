@@ -17,8 +17,8 @@ from workshop import Ready
 from align.__main__ import main
 from align.errors import InputError
 from align.run import artifact_in, read_manifest
-from align.stages.scoring import foreign
 from align.types import Conversation, Message, Rollout
+from reward.build import on_its_own_base
 from reward.learned import LearnedReward
 
 CONTEXT = 192
@@ -94,7 +94,9 @@ def test_ppo_scores_by_the_reward_models_own_tokenizer_and_template(
 
 
 def test_a_conversation_longer_than_the_reward_models_context(other: Other):
-    scorer = foreign(artifact_in(other.reward / "artifact", "reward:other"), torch.device("cpu"), torch.float32, 4)
+    scorer = on_its_own_base(
+        artifact_in(other.reward / "artifact", "reward:other"), torch.device("cpu"), torch.float32, 4
+    )
     tokenizer: Any = AutoTokenizer.from_pretrained(other.base)
     room = CONTEXT - len(tokenizer("<ask>Hello?<say></s>")["input_ids"])
 

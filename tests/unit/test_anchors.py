@@ -56,8 +56,8 @@ def anchors(world: World, backbone: str = "own", bootstrap: bool = False, **chan
     def draw(times: int = 20) -> Rollout:
         nonlocal drawn
         drawn += 1
-        with roles.use("policy"):
-            return engine.generate(roles.model, PROMPTS * times, row_seeds(range(len(PROMPTS) * times), drawn))
+        seeds = row_seeds(range(len(PROMPTS) * times), drawn)
+        return engine.generate(PROMPTS * times, roles.actor("policy"), seeds)
 
     told = [{key: changes.get(key, value) for key, value in given.items()} for given in (REWARDING, LEARNING)]
     setting = Setting(roles, draw(1), TEMPERATURE, 3, False, *told, bootstrap)
@@ -86,8 +86,7 @@ def test_the_roles_are_left_as_they_were(world: World):
     engine = HfEngine(STOPS, PAD, 8, TEMPERATURE)
 
     def draw() -> Rollout:
-        with roles.use("policy"):
-            return engine.generate(roles.model, PROMPTS, range(len(PROMPTS)))
+        return engine.generate(PROMPTS, roles.actor("policy"), range(len(PROMPTS)))
 
     assert list(on_model(Setting(roles, draw(), TEMPERATURE, 3, False, REWARDING, LEARNING), draw))
     after = [p for role in ("policy", "value") for p in roles.parameters_of(role)]

@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 from align.__main__ import main
 from align.data.chat import encode_judged, prompt_length
 from align.data.pairs import Pair
-from align.models.adapters import Policy, attach, save_adapter, with_new_adapter
+from align.models.actor import ModelActor
+from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import base_in
 from align.models.load import load_base
 from align.ops.losses import dpo_loss
@@ -100,7 +101,7 @@ def test_it_starts_at_log_2_and_learns_the_order(base: Base, adapter: Path, tiny
     model, seen = trained(base, adapter, tiny_tokenizer, tmp_path / "out")
     assert seen.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # before the first step π is π_ref
     assert seen.rows[-1]["loss"] < 0.3
-    policy, reference = (margins(Policy(model, name), PAIRS, 0) for name in ("default", REFERENCE))
+    policy, reference = (margins(ModelActor(model, name), PAIRS, 0) for name in ("default", REFERENCE))
     assert ((policy - reference) > 0).all()
 
 
@@ -123,7 +124,7 @@ def test_held_out_pairs_are_measured_by_the_loss_that_training_lowers(
     """The trainer's own loss on its only batch, before its next step."""
     model, _ = trained(base, adapter, tiny_tokenizer, tmp_path / "a", steps=3, loss=loss)
     _, seen = trained(base, adapter, tiny_tokenizer, tmp_path / "b", steps=4, loss=loss)
-    policy, reference = (margins(Policy(model, name), PAIRS, 0, loss == "ipo") for name in ("default", REFERENCE))
+    policy, reference = (margins(ModelActor(model, name), PAIRS, 0, loss == "ipo") for name in ("default", REFERENCE))
     assert float(dpo_loss(policy - reference, 0.5, loss)) == pytest.approx(seen.rows[3]["loss"], rel=1e-3)
     assert float(dpo_loss(torch.zeros(1), 0.5, loss)) == pytest.approx(seen.rows[0]["loss"], rel=1e-3)
 

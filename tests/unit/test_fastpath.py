@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_roles import PAD, PROMPTS, STOPS, World, make_world, ragged_rollout, shake
+from tiny_roles import PAD, PROMPTS, STOPS, AsItStands, World, make_world, ragged_rollout, shake
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import (
@@ -285,10 +285,10 @@ def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_rollouts_are_the_same_either_way(model: Any, passes: list[str], copies: None):
-    fast = HfEngine(STOPS, PAD, 12).generate(model, PROMPTS, range(len(PROMPTS)))
+    fast = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(model), range(len(PROMPTS)))
     assert passes[0] == "whole_rows"
     assert set(passes[1:]) == {"one_token"}
-    slow = HfEngine(STOPS, PAD, 12).generate(fat(model), PROMPTS, range(len(PROMPTS)))
+    slow = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(fat(model)), range(len(PROMPTS)))
     assert torch.equal(fast.tokens_BS, slow.tokens_BS)
     assert torch.equal(fast.mask_BS, slow.mask_BS)
     assert len(set(fast.lengths_B.tolist())) > 1  # rows left the batch
@@ -298,9 +298,9 @@ def test_rollouts_on_four_bits_and_with_some_adapters(world: World, passes: list
     model = get_peft_model(world.load(), LoraConfig(r=4, target_modules=["k_proj", "up_proj"], task_type="CAUSAL_LM"))
     shake(model)
     use_fast_path(model)
-    fast = HfEngine(STOPS, PAD, 12).generate(model, PROMPTS, range(len(PROMPTS)))
+    fast = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(model), range(len(PROMPTS)))
     assert "one_token" in passes
-    slow = HfEngine(STOPS, PAD, 12).generate(fat(model), PROMPTS, range(len(PROMPTS)))
+    slow = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(fat(model)), range(len(PROMPTS)))
     assert torch.equal(fast.tokens_BS, slow.tokens_BS)
 
 
@@ -357,10 +357,10 @@ def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):
 
 def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.MonkeyPatch, passes: list[str]):
     model = made(FAMILIES["qwen3"])
-    slow = HfEngine(STOPS, PAD, 8).generate(fat(model), PROMPTS, range(len(PROMPTS)))
+    slow = HfEngine(STOPS, PAD, 8).generate(PROMPTS, AsItStands(fat(model)), range(len(PROMPTS)))
     use_fast_path(model)
     monkeypatch.setattr(llama, "LONGEST", 4)
-    mixed = HfEngine(STOPS, PAD, 8).generate(model, PROMPTS, range(len(PROMPTS)))
+    mixed = HfEngine(STOPS, PAD, 8).generate(PROMPTS, AsItStands(model), range(len(PROMPTS)))
     assert not passes
     assert torch.equal(mixed.tokens_BS, slow.tokens_BS)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from align.config.stages import STAGES
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 from floors import FLOOR_OF, FLOORS, MODULES, OURS, PICTURE, ROOT, imports, name_of, reduced, room_of, rooms_in, svg
 
@@ -136,6 +138,11 @@ def test_rooms():
         "align": None,
     }
     assert {module: room_of(module) for module in expected} == expected
+
+
+def test_the_stages_have_a_file_each_and_nothing_else_lies_beside_them():
+    named = {stage.module for stage in STAGES.values()}
+    assert {p.stem for p in (ROOT / "align" / "stages").glob("*.py")} == {"__init__", *named}
 
 
 def test_no_file_is_longer_than_it_can_be_read():

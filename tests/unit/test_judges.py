@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from align.config.scorers import CHOICES, part_of
+from align.config.scorers import CHOICES, described, part_of
 from align.errors import InputError
 from align.evals.judges import Standing, identities, independent, standing_of, title
 from align.run import Artifact, Base, Input, artifact_in, read_manifest
 from align.run.manifest import input_from
-from align.stages.scoring import records
+from reward.inputs import reward_inputs
 
 BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
 MODEL_A, MODEL_B = ({"ref": f"reward:{name}", "digest": name * 64, "path": f"/r/{name}/artifact"} for name in "ab")
@@ -223,7 +223,7 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
 
     def of(spec: str) -> set[str]:
         config = part_of("reward", {"name": "fn", "fn": spec})
-        return identities({"name": "fn", "fn": spec}, records(config, tmp_path, BASE, None))
+        return identities({"name": "fn", "fn": spec}, reward_inputs(described(config), tmp_path, BASE, None))
 
     named = ("score", "alias", "wrapped", "part", "bound", "decorated")
     same = [*(f"scores_here:{name}" for name in named), "scores_there:mark"]

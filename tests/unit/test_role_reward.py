@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from align.config.compose import check, compose_raw
-from align.config.scorers import LearnedReward
+from align.config.scorers import LearnedReward, described
 from align.data.chat import Prompt, encode_prompts, stop_token_ids
 from align.data.template import CHATML
 from align.errors import InputError
 from align.models.backbone import answered
 from align.models.load import load_classifier, load_tokenizer
 from align.run import Artifact
-from align.stages.scoring import same_template, scorer
 from align.types import Conversation, Message, Rollout
+from reward.build import same_template, with_roles
 from reward.scorer import Scorer
 
 ASKED = [Conversation((Message("user", text),)) for text in ("Hello?", "I am tired. What about the rain?", "Why?")]
@@ -49,7 +49,7 @@ def model_in(folder: Path) -> Artifact:
 
 def reward_of(world: World, tokenizer: Any) -> Scorer:
     models = [model_in(world.reward)]
-    return scorer(LearnedReward(), models, world.roles(), world.base, 2, FP32, tokenizer)
+    return with_roles(described(LearnedReward()), models, world.roles(), world.base, 2, FP32, tokenizer)
 
 
 def sampled(tokenizer: Any, *ends: int) -> Rollout:
@@ -111,17 +111,18 @@ def folder(world: World, tokenizer: Any, tmp_path: Path) -> Path:
 
 def test_a_reward_model_of_another_template_is_refused(world: World, tokenizer: Any, folder: Path):
     config = check(compose_raw(["stage=ppo", "reward=ensemble", "reward.refs=['reward:a','reward:it']", "init=sft:s"]))
-    same_template(config, [model_in(folder)] * 2, world.base, tokenizer)
+    reward = described(config.reward)
+    same_template(reward, [model_in(folder)] * 2, world.base, tokenizer, config.init)
     other = load_tokenizer(world.base)
     other.chat_template = CHATML
     other.save_pretrained(shutil.copytree(folder, folder.with_name("other")))
     models = [model_in(folder), model_in(folder.with_name("other"))]
     with pytest.raises(InputError, match=r"reward\.refs\[1\]=reward:it: .*another chat template.*init=sft:s"):
-        same_template(config, models, world.base, tokenizer)
+        same_template(reward, models, world.base, tokenizer, config.init)
     elsewhere = replace(models[1], base=replace(world.base, digest="another"))
-    same_template(config, [models[0], elsewhere], world.base, tokenizer)  # reads text, by its own template
+    same_template(reward, [models[0], elsewhere], world.base, tokenizer, config.init)  # reads text, by its own template
     with pytest.raises(InputError, match=r"reward\.refs\[0\]"):
-        same_template(config, models, world.base, other)  # what the policy speaks by decides
+        same_template(reward, models, world.base, other, config.init)  # what the policy speaks by decides
 
 
 @pytest.mark.parametrize("kept", ["nothing", "no template"])
@@ -129,4 +130,4 @@ def test_a_folder_that_says_nothing_of_a_template_is_believed(world: World, toke
     for file in folder.glob("*chat_template*" if kept == "no template" else "*token*"):
         file.unlink()
     assert (folder / "tokenizer_config.json").is_file() == (kept == "no template")
-    same_template(check(compose_raw(["stage=ppo"])), [model_in(folder)], world.base, tokenizer)
+    same_template(described(LearnedReward()), [model_in(folder)], world.base, tokenizer, "sft:latest")

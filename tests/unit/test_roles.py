@@ -169,8 +169,7 @@ def test_reference_and_reward_are_the_same_bits_after_training(world: World, rol
     before = figures()
     assert torch.equal(before[0], before[2])  # the policy starts as the reference
     for number in range(3):
-        with roles.use("policy"):
-            engine.generate(roles.model, PROMPTS, row_seeds(range(len(PROMPTS)), number))
+        engine.generate(PROMPTS, roles.actor("policy"), row_seeds(range(len(PROMPTS)), number))
         losses(roles, rollout)
         optimiser.step()
         optimiser.zero_grad()
@@ -182,12 +181,11 @@ def test_reference_and_reward_are_the_same_bits_after_training(world: World, rol
 
 
 def test_the_policy_samples_as_the_policy(roles: Roles):
-    """The engine takes the active adapter: the other roles answer otherwise."""
+    """The engine is told who speaks: the other roles answer otherwise."""
     engine = HfEngine(STOPS, PAD, 8, temperature=1e-5)
     said = {}
     for role in ROLES:
-        with roles.use(role):
-            said[role] = response_ids(engine.generate(roles.model, PROMPTS, range(len(PROMPTS))))
+        said[role] = response_ids(engine.generate(PROMPTS, roles.actor(role), range(len(PROMPTS))))
     assert said["policy"] == said["reference"] != said["reward"] == said["value"]
 
 
@@ -371,8 +369,7 @@ def test_evaluation_does_not_repack_the_base(world: World, rollout: Rollout, mon
     layers = [m for m in used.model.modules() if isinstance(m, bnb_modules.Linear4bit)]
     assert layers
     assert not any(m.support_avx512bf16_for_cpu for m in layers)
-    with used.use("policy"):
-        HfEngine(STOPS, PAD, 4).generate(used.model, PROMPTS, range(len(PROMPTS)))
+    HfEngine(STOPS, PAD, 4).generate(PROMPTS, used.actor("policy"), range(len(PROMPTS)))
     used.scores(rollout)
     used.values(rollout)
     assert torch.equal(gradient(used), gradient(unused))

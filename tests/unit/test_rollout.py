@@ -13,6 +13,7 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from align.models.actor import ModelActor
 from align.models.architectures import FAST, Route
 from align.models.backbone import pad, response_logprobs
 from align.ops.philox import uniforms
@@ -42,7 +43,7 @@ def model(tiny_model: Path) -> Any:
 def engine(model: Any, **changes: Any) -> Callable[..., Rollout]:
     """Prompts and a seed to a rollout."""
     made = HfEngine(**({"stop_ids": STOPS, "pad_id": PAD, "max_new_tokens": 12} | changes))
-    return lambda prompts, seed=0: made.generate(model, prompts, row_seeds(range(len(prompts)), seed))
+    return lambda prompts, seed=0: made.generate(prompts, ModelActor(model), row_seeds(range(len(prompts)), seed))
 
 
 def next_logits(model: Any, ids: list[int]) -> Tensor:
@@ -99,9 +100,9 @@ def test_what_a_row_draws_is_a_function_of_its_seed_and_the_position(model: Any,
     assert len({tuple(ids) for ids in whole}) > 15
     chosen = torch.randperm(20, generator=torch.Generator().manual_seed(rows))[:rows].tolist()
     made = HfEngine(STOPS, PAD, 12, batch_size=batch_size)
-    part = made.generate(model, [prompts[i] for i in chosen], [seeds[i] for i in chosen])
+    part = made.generate([prompts[i] for i in chosen], ModelActor(model), [seeds[i] for i in chosen])
     assert response_ids(part) == [whole[i] for i in chosen]
-    shorter = HfEngine(STOPS, PAD, 5).generate(model, prompts, seeds)
+    shorter = HfEngine(STOPS, PAD, 5).generate(prompts, ModelActor(model), seeds)
     assert response_ids(shorter) == [ids[:5] for ids in whole]
 
 

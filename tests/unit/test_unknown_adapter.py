@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_roles import PROMPTS, STOPS, World, make_world, ragged_rollout, shake
+from tiny_roles import PROMPTS, STOPS, AsItStands, World, make_world, ragged_rollout, shake
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.errors import InputError
-from align.models.adapters import Policy, attach
+from align.models.actor import ModelActor
+from align.models.adapters import attach
 from align.models.backbone import response_logprobs
 from align.models.fastpath import use_fast_path, without_fast_path
 from align.models.plain import base_model
@@ -66,7 +67,7 @@ def logprobs(model: Any) -> Tensor:
 
 
 def answers(model: Any) -> Tensor:
-    return HfEngine(STOPS, 0, 4).generate(model, PROMPTS, range(len(PROMPTS))).tokens_BS
+    return HfEngine(STOPS, 0, 4).generate(PROMPTS, AsItStands(model), range(len(PROMPTS))).tokens_BS
 
 
 def select(model: Any, names: str | list[str]) -> None:
@@ -138,14 +139,14 @@ def test_on_another_device_too():
 
 
 def test_a_policy_that_is_not_there_does_not_speak(world: World, model: Any):
-    with Policy(model, "a").active():
+    with ModelActor(model, "a").use():
         chosen = logprobs(model)
-    with Policy(model).active():
+    with ModelActor(model).use():
         assert not torch.equal(logprobs(model), chosen)
     with pytest.raises(InputError, match=UNKNOWN):
-        Policy(model, "c").active()
+        ModelActor(model, "c").use().__enter__()
     with pytest.raises(InputError, match=r"^adapter=a: .*only its base\."):
-        Policy(world.load("lora"), "a").active()
+        ModelActor(world.load("lora"), "a").use().__enter__()
 
 
 def test_a_role_that_is_not_there_does_not_play(world: World):

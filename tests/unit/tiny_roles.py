@@ -6,6 +6,9 @@ would not notice a swapped role.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +24,21 @@ CPU, FP32 = torch.device("cpu"), torch.float32
 PAD, EOS = 0, 2
 STOPS = tuple(range(100, 150))
 PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50, 51], [1, 70, 71], [1, 52, 80, 81]]
+
+
+@dataclass(frozen=True)
+class AsItStands:
+    """A model with whatever is in force on it, as an actor."""
+
+    model: Any
+    base_alone: bool = False
+
+    @contextmanager
+    def use(self) -> Iterator[Any]:
+        yield self.model
+
+    def save(self, folder: Path, base: Base) -> None:
+        raise NotImplementedError
 
 
 class World(NamedTuple):

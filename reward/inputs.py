@@ -1,0 +1,82 @@
+"""What a reward reads from disk: reward models that earlier runs published, and the files of functions.
+
+A reward is described by a mapping, as `align.config.scorers.described` gives it: `{"name": "learned", "ref": …}`,
+`{"name": "sum", "parts": [{"weight": …, "name": …}, …]}`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.errors import InputError
+from align.models.start import method_of
+from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
+from reward.function import defined, load_function, source_of
+
+
+def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every reward that is no combination of others, with the name of its field, in the order of the description."""
+    match reward["name"]:
+        case "ensemble":
+            for i, ref in enumerate(reward["refs"]):
+                yield f"{field}.refs[{i}]", {"name": "learned", "ref": ref}
+        case "sum":
+            for i, part in enumerate(reward["parts"]):
+                yield from leaves(part, f"{field}.parts[{i}]")
+        case "learned":
+            yield f"{field}.ref", reward
+        case _:
+            yield field, reward
+
+
+def reward_inputs(reward: Mapping[str, Any], root: Path, base: Base, method: str | None) -> dict[str, Input]:
+    """What the reward reads, as inputs of the run: `reward`, `reward.1`, … the reward models; `reward.fn`, … the files
+    of functions.
+
+    Args:
+        method: of the policy whose base the reward models share; None where each brings its own, as a judge does.
+
+    Raises:
+        MissingArtifact: a reward model is not there yet; the message names the command that makes it.
+        InputError: something is named that is no reward model, or no function.
+    """
+    models: list[Input] = []
+    files: list[Input] = []
+    for field, leaf in leaves(reward):
+        if leaf["name"] == "learned":
+            models.append(model_at(leaf["ref"], root, base, method, field).as_input())
+        elif leaf["name"] == "fn":
+            source, made_of = source_of(str(leaf["fn"])), defined(load_function(str(leaf["fn"])))
+            # Where the function and its parts stand, whichever module it was named by: as files and as contents.
+            places = [f"{where}:{name}" for file, name in made_of for where in (file, file_digest(file))]
+            digest = file_digest(source) if source else str(leaf["fn"])
+            files.append(Input(digest, ref=str(leaf["fn"]), details={"defined": places}))
+    return {
+        **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},
+        **{f"reward.fn.{i}" if i else "reward.fn": r for i, r in enumerate(files)},
+    }
+
+
+def model_at(ref: str, root: Path, base: Base, method: str | None, field: str) -> Artifact:
+    """A reward model. `latest` means the newest on the policy's base."""
+    artifact = resolve(ref, root, base.digest if ref.endswith(":latest") else None, field)
+    made_by = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder does not say
+    if artifact.whole or made_by != "reward":
+        raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
+    if method is not None and on_base([artifact], base):
+        method_of(artifact, method, field)
+    return artifact
+
+
+def models_of(inputs: Mapping[str, Input]) -> list[Artifact]:
+    """The reward models that `reward_inputs` wrote down, in its order."""
+    named = {int(name.partition(".")[2] or 0): r for name, r in inputs.items() if re.fullmatch(r"reward(\.\d+)?", name)}
+    return [artifact_in(Path(named[i].path), named[i].ref) for i in sorted(named)]
+
+
+def on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
+    """Those that are adapters on the policy's own base; a bare folder says of none, and is taken for one of them."""
+    return [m for m in models if m.base is None or m.base.digest == base.digest]

@@ -1,0 +1,160 @@
+"""The seam between a stage and whoever samples for it: an engine with weights of its own, kept up by `sync` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from workshop import Ready
+
+from align.__main__ import main
+from align.models.actor import Actor
+from align.models.load import load_base
+from align.models.pool import AdapterPool, snapshot
+from align.rollout import registry
+from align.rollout.hf import HfEngine
+from align.run import Base
+from align.track import read_rows
+from align.types import Rollout
+
+STATE = "stage.eval_every=2", "stage.eval_prompts=4", "stage.updates=3"
+
+
+@dataclass
+class SnapshotEngine:
+    """Answers from a second copy of the base and from snapshots on disk, as a server in another process would.
+
+    Attributes:
+        calls: the methods that were asked, in order.
+        spoke: the digest that each answer was asked of; None is the base.
+    """
+
+    engine: HfEngine
+    folder: Path
+    calls: list[str] = field(default_factory=list)
+    spoke: list[str | None] = field(default_factory=list)
+    pool: Any = None
+    base: Any = None
+
+    def load(self, base: Base) -> None:
+        self.calls.append("load")
+        self.base = base
+        self.pool = AdapterPool(load_base(base, "qlora", torch.device("cpu"), torch.float32))
+        self.digests: dict[Actor, str | None] = {}
+
+    def sync(self, actor: Actor) -> None:
+        self.calls.append("sync")
+        taken = None if actor.base_alone else self.pool.add(snapshot(actor, self.base, self.folder))
+        self.digests[actor] = taken
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
+    ) -> Rollout:
+        self.calls.append("generate")
+        assert not isinstance(actor, Sequence)
+        self.spoke.append(self.digests[actor])
+        return self.engine.generate(prompts, self.pool.actor(self.digests[actor]), seeds)
+
+    def close(self) -> None:
+        self.calls.append("close")
+        self.pool = None
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[SnapshotEngine]:
+    """Those that stages were given."""
+    made: list[SnapshotEngine] = []
+    engine_of: Any = registry.engine_of
+
+    def of_its_own(*arguments: Any) -> SnapshotEngine:
+        made.append(SnapshotEngine(engine_of(*arguments), tmp_path / "snapshots"))
+        return made[-1]
+
+    monkeypatch.setattr(registry, "engine_of", of_its_own)
+    return made
+
+
+def last_folder(capfd: pytest.CaptureFixture[str]) -> Path:
+    return Path(capfd.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("init", ["sft", "base"])
+def test_ppo_learns_the_same_to_the_bit_by_an_engine_with_weights_of_its_own(
+    ready: Ready, engines: list[SnapshotEngine], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    tiny_model: Path, init: str,
+):  # fmt: skip
+    base = ["init=base", "model=hub", f"model.path={tiny_model}"] if init == "base" else []
+    words = [*ready.ppo, f"run.root={ready.root}", *STATE, *base]
+    assert main([*words, f"run.name=by-an-engine-from-{init}"]) == 0, capfd.readouterr().err
+    other = last_folder(capfd)
+    (engine,) = engines
+    assert engine.calls[0] == "load"
+    assert engine.calls[1:-1] == ["sync", "generate"] * ((len(engine.calls) - 2) // 2)
+    assert engine.calls[-1] == "close"
+    # The reference's samples, then three updates, with the held-out prompts behind the second and the third.
+    assert len(engine.spoke) == 1 + 3 + 2
+    reference, first, second, measured, third, last = engine.spoke
+    assert (reference is None) == (init == "base")
+    if init == "base":
+        assert first is not None
+    else:
+        assert first == reference
+    assert len({first, second, third, last}) == 4
+    assert measured == third
+
+    monkeypatch.undo()
+    assert main([*words, f"run.name=by-the-model-from-{init}"]) == 0, capfd.readouterr().err
+    assert read_rows(other / "metrics.jsonl") == read_rows(last_folder(capfd) / "metrics.jsonl")
+
+
+def test_an_engine_that_misses_an_update_is_seen(
+    ready: Ready, engines: list[SnapshotEngine], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """By the KL between sampler and learner, which is that of rounding otherwise."""
+    sync = SnapshotEngine.sync
+    monkeypatch.setattr(SnapshotEngine, "sync", lambda self, actor: actor in self.digests or sync(self, actor))
+    assert main([*ready.ppo, f"run.root={ready.root}", *STATE, "stage.lr=0.01", "run.name=stale"]) == 0
+    first, *later = (row["sampler_kl"] for row in read_rows(last_folder(capfd) / "metrics.jsonl"))
+    assert abs(first) < 1e-5
+    assert all(abs(kl) > 1e-3 for kl in later)
+
+
+def test_an_engine_is_closed_whatever_happens(
+    ready: Ready, engines: list[SnapshotEngine], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    def fails(self: Any, *arguments: Any) -> None:
+        self.calls.append("generate")
+        raise RuntimeError("the server is gone")
+
+    monkeypatch.setattr(SnapshotEngine, "generate", fails)
+    assert main([*ready.ppo, f"run.root={ready.root}", "run.name=fails"]) == 1
+    assert "the server is gone" in capfd.readouterr().err
+    assert engines[0].calls == ["load", "sync", "generate", "close"]
+
+
+@pytest.mark.parametrize("stage", ["sample", "eval"])
+def test_sample_and_eval_ask_an_engine_the_same_way(
+    ready: Ready, engines: list[SnapshotEngine], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    stage: str,
+):  # fmt: skip
+    asked = {
+        "sample": ["stage.prompts=4", "stage.candidates=2", "project=engines"],
+        "eval": ["artifact=ppo:to-judge", "stage.prompts=6"],
+    }[stage]
+    assert main([*ready.ppo, f"run.root={ready.root}", "run.name=to-judge"]) == 0
+    engines.clear()
+    words = [f"stage={stage}", *asked, f"run.root={ready.root}", "rollout.max_new_tokens=8", "device=cpu", *ready.data]
+    assert main([*words, "run.name=by-an-engine"]) == 0, capfd.readouterr().err
+    by_engine = last_folder(capfd)
+    (engine,) = engines
+    assert (engine.calls[0], engine.calls[-1]) == ("load", "close")
+    assert all(engine.spoke)
+    assert len(set(engine.spoke)) == (1 if stage == "sample" else 2)
+    monkeypatch.undo()
+    assert main([*words, "run.name=by-the-model"]) == 0, capfd.readouterr().err
+    file = "metrics.jsonl" if stage == "sample" else "artifact/samples.jsonl"
+    assert (by_engine / file).read_text() == (last_folder(capfd) / file).read_text()
