@@ -28,7 +28,7 @@ from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
 from align.export.folder import read_json
 from align.export.trained import Trained
-from align.models.adapters import WEIGHTS_FILE
+from align.models.adapter_files import WEIGHTS_FILE
 from align.models.dequantised import ABOUT
 from align.models.load import name_of, save_tokenizer
 from align.ops.finite import not_finite

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.errors import InputError
 from align.export.folder import check_base
 from align.export.trained import Trained
-from align.models.adapter_files import MERGEABLE, Adapter, check_plain, read_adapter
-from align.models.adapters import WEIGHTS_FILE, tensors_of
+from align.models.adapter_files import WEIGHTS_FILE, Adapter, read_adapter
+from align.models.adapters import tensors_of
 from align.models.dequantised import (
     DEQUANTISED,
     cast_weights,
@@ -30,7 +30,7 @@ from align.models.dequantised import (
     refuse_repacked,
 )
 from align.models.load import in_fp32, load_base, save_tokenizer
-from align.models.lowering import check_initial
+from align.models.lowering import MERGEABLE, check_initial, check_plain
 from align.run import write_json
 
 

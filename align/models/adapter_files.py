@@ -1,8 +1,7 @@
-"""A LoRA adapter's two files, read whole: PEFT's own, whoever wrote them.
+"""A LoRA adapter's two files, read and found whole: PEFT's own, whoever wrote them.
 
-Training libraries write more than engines understand, and engines pass over in silence what they do not read. What
-plain LoRA can say is said in it (`align.models.lowering`); what it cannot is refused here, by name, instead of being
-served wrong there.
+What puts an adapter on a model (`align.models.adapters`) and what writes one for others (`align.models.lowering`) both
+read it here.
 """
 
 from __future__ import annotations
@@ -14,55 +13,88 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.models.adapters import CHANGES_BASE, CONFIG_FILE, WEIGHTS_FILE
-from align.models.lowering import REPEATABLE, Factors
+from align.models.finite import RESTORE, check_tensors
 from align.run import json_object
 
-MERGE = "Export it merged: export=merged."
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+SCORE_KEY = "base_model.model.score.weight"
+KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 RETRAIN = "Restore it from a copy, or train again with resume=never."
 
-# What says which function the adapter computes, and so what an engine needs to read.
-READ_BY_ENGINES = (
-    "peft_type",
-    "task_type",
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "use_dora",
-    "bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-)
-# What only said how it was trained, or is rewritten by who writes it again.
-TRAINING_ONLY = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "ensure_weight_tying",
-    "eva_config",
-    "inference_mode",
-    "init_lora_weights",
-    "loftq_config",
-    "megatron_core",
-    "parent_library",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "velora_config",
-)
-MERGEABLE = ("modules_to_save", "use_dora", "bias", "target_parameters")
-"""Keys of what no engine serves as an adapter, and a merge can take."""
-KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+Factors = tuple[Tensor, Tensor]
+"""`lora_A` [rank, in features] and `lora_B` [out features, rank] of one module."""
+
+OTHER_FORWARD = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config",
+    "monteclora_config", "use_bdlora", "use_qalora",
+)  # fmt: skip
+"""Settings of PEFT under which an adapter is more than a product added to a layer: active from some token on, drawn at
+random, routed, on layers that stand twice. The forward that rollouts and updates share computes none of them."""
+
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+"""These initialisations take their share out of the base's weights, and PEFT takes it again whenever such an adapter is
+loaded: on the untouched base, or beside another adapter, it is another model."""
+
+
+def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) -> dict[str, Any]:
+    """The PEFT configuration of a LoRA adapter.
+
+    Args:
+        field: what the user calls it.
+        alone: nobody else will be asked of the model that it is put on, neither another adapter nor the base.
+
+    Raises:
+        CorruptFile: it is not there, or not JSON.
+        InputError: it is not LoRA; LoRA by a forward of another kind; or it changes the base, and is not alone.
+    """
+    config = json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
+
+    def refused(problem: str, remedy: str) -> InputError:
+        return InputError(field, str(folder), problem, remedy)
+
+    kind, init = config.get("peft_type"), config.get("init_lora_weights")
+    if kind != "LORA":
+        raise refused(f"its peft_type is {kind!r}, and only LORA is read", "Train it as LoRA.")
+    if isinstance(init, str) and init.startswith(CHANGES_BASE) and not alone:
+        problem = f"init_lora_weights={init} changed the base, which other adapters and the base by itself share here"
+        raise refused(problem, "Lower it to plain LoRA by stage=export, and name that folder.")
+    # What a newer PEFT has more of may compute otherwise where it is switched on; a number or a name alone is inert.
+    newer = config.keys() - LoraConfig.__dataclass_fields__.keys()
+    switched = {key for key in newer if isinstance(config[key], bool | list | dict)}
+    for key in sorted({*OTHER_FORWARD, *switched}):
+        if config.get(key) not in (None, False, [], {}, ""):
+            problem = f"its adapter_config.json says {key}={config[key]!r}, which is not computed here"
+            raise refused(problem, "Train it as plain LoRA.")
+    return config
+
+
+def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
+    """The tensors of a saved adapter.
+
+    Args:
+        field: what the user calls it.
+
+    Raises:
+        CorruptFile: the file is missing, truncated or not safetensors, or a value is not finite.
+    """
+    path = folder / WEIGHTS_FILE
+    remedy = "Restore the file, or train the adapter again."
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        message = str(error).splitlines()[0][:120]
+        if not path.is_file():
+            pickled = (folder / "adapter_model.bin").is_file()
+            message = f"there is no such file{', and the pickle beside it is not read' if pickled else ''}"
+        raise CorruptFile(field, str(path), f"cannot be read ({message})", remedy) from error
+    check_tensors(tensors.items(), field, str(path), RESTORE)
+    return tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,43 +166,6 @@ def read_adapter(source: Path) -> Adapter:
     if not config.get("rank_pattern") and set(adapter.ranks.values()) - {config.get("r")}:
         raise corrupt(f"holds ranks {sorted(set(adapter.ranks.values()))} where {CONFIG_FILE} says r={config.get('r')}")
     return adapter
-
-
-def check_plain(adapter: Adapter, allow: tuple[str, ...] = ()) -> None:
-    """Refuse what engines would read wrongly or not at all.
-
-    Args:
-        adapter: what `read_adapter` found.
-        allow: config keys to let pass for whoever can handle them, with tensors other than `lora_A` and `lora_B`.
-
-    Raises:
-        InputError: naming the key, its value and why.
-    """
-    config = adapter.config
-    init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init.startswith(CHANGES_BASE) and init not in REPEATABLE:
-        problem = "it changed the base's own weights by what nobody can find again: on the base it is another model"
-        remedy = (
-            "Convert it with PEFT's path_initial_model_for_weight_conversion, or train with init_lora_weights=true."
-        )
-        raise InputError("init_lora_weights", init, problem, remedy)
-    reasons = {
-        "modules_to_save": "whole modules travel with it: vLLM refuses them, llama.cpp's converter stops at them",
-        "use_dora": "vLLM and SGLang refuse DoRA, llama.cpp's converter stops at its magnitudes",
-        "bias": "vLLM refuses biases, and llama.cpp's converter stops at them",
-    }
-    harmless = {*READ_BY_ENGINES, *TRAINING_ONLY} - reasons.keys()
-    for key in sorted(config.keys() - harmless - set(allow)):
-        if config[key] not in (None, False, "none", [], {}):
-            if key in reasons:
-                raise InputError(key, config[key], reasons[key], MERGE)
-            reason = "no engine is known to read it, and without it the adapter is another model"
-            raise InputError(key, config[key], reason, "Train it as plain LoRA.")
-    if allow:
-        return
-    for key in adapter.shapes:
-        if not KEY.fullmatch(key):
-            raise InputError(WEIGHTS_FILE, key, "is no lora_A or lora_B weight", MERGE)
 
 
 def factors_in(source: Path) -> dict[str, Factors]:

@@ -1,4 +1,4 @@
-"""LoRA adapters: made, saved in PEFT's own format, read back with their tensors checked."""
+"""LoRA adapters on a model: made, put there with their tensors checked, saved in PEFT's own format."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from align.errors import CorruptFile, InputError
+from align.errors import CorruptFile
+from align.models.adapter_files import CONFIG_FILE, SCORE_KEY, WEIGHTS_FILE, adapter_config, read_tensors
 from align.models.fastpath import use_fast_path
-from align.models.finite import RESTORE, check_tensors
-from align.run import Base, json_object, out_of_memory, write_json
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-SCORE_KEY = "base_model.model.score.weight"
-
+from align.models.finite import RESTORE
+from align.run import Base, out_of_memory, write_json
 
 STATE_SPACE = ("falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h")
 NO_LORA = {name: ["out_proj", "conv1d", "dt_proj"] for name in STATE_SPACE} | {
@@ -27,51 +23,6 @@ NO_LORA = {name: ["out_proj", "conv1d", "dt_proj"] for name in STATE_SPACE} | {
 """Linear layers that bear no adapter, by model type: a forward or a kernel reads their weight past the layer, so that
 an adapter would do nothing until it is merged (PEFT refuses the first two on five of these types); or the layer is
 more than a matrix: several in one, a router that gives several tensors."""
-
-
-OTHER_FORWARD = (
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config",
-    "monteclora_config", "use_bdlora", "use_qalora",
-)  # fmt: skip
-"""Settings of PEFT under which an adapter is more than a product added to a layer: active from some token on, drawn at
-random, routed, on layers that stand twice. The forward that rollouts and updates share computes none of them."""
-
-
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-"""These initialisations take their share out of the base's weights, and PEFT takes it again whenever such an adapter is
-loaded: on the untouched base, or beside another adapter, it is another model."""
-
-
-def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) -> dict[str, Any]:
-    """The PEFT configuration of a LoRA adapter.
-
-    Args:
-        field: what the user calls it.
-        alone: nobody else will be asked of the model that it is put on, neither another adapter nor the base.
-
-    Raises:
-        CorruptFile: it is not there, or not JSON.
-        InputError: it is not LoRA; LoRA by a forward of another kind; or it changes the base, and is not alone.
-    """
-    config = json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
-
-    def refused(problem: str, remedy: str) -> InputError:
-        return InputError(field, str(folder), problem, remedy)
-
-    kind, init = config.get("peft_type"), config.get("init_lora_weights")
-    if kind != "LORA":
-        raise refused(f"its peft_type is {kind!r}, and only LORA is read", "Train it as LoRA.")
-    if isinstance(init, str) and init.startswith(CHANGES_BASE) and not alone:
-        problem = f"init_lora_weights={init} changed the base, which other adapters and the base by itself share here"
-        raise refused(problem, "Lower it to plain LoRA by stage=export, and name that folder.")
-    # What a newer PEFT has more of may compute otherwise where it is switched on; a number or a name alone is inert.
-    newer = config.keys() - LoraConfig.__dataclass_fields__.keys()
-    switched = {key for key in newer if isinstance(config[key], bool | list | dict)}
-    for key in sorted({*OTHER_FORWARD, *switched}):
-        if config.get(key) not in (None, False, [], {}, ""):
-            problem = f"its adapter_config.json says {key}={config[key]!r}, which is not computed here"
-            raise refused(problem, "Train it as plain LoRA.")
-    return config
 
 
 def lora(model: Any, r: int, alpha: int, classifier: bool = False) -> LoraConfig:
@@ -95,29 +46,6 @@ def with_new_adapter(model: Any, r: int, alpha: int, classifier: bool = False) -
     wrapped = get_peft_model(model, lora(model, r, alpha, classifier))
     use_fast_path(wrapped)
     return wrapped  # pyright: ignore[reportReturnType]
-
-
-def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
-    """The tensors of a saved adapter.
-
-    Args:
-        field: what the user calls it.
-
-    Raises:
-        CorruptFile: the file is missing, truncated or not safetensors, or a value is not finite.
-    """
-    path = folder / WEIGHTS_FILE
-    remedy = "Restore the file, or train the adapter again."
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        message = str(error).splitlines()[0][:120]
-        if not path.is_file():
-            pickled = (folder / "adapter_model.bin").is_file()
-            message = f"there is no such file{', and the pickle beside it is not read' if pickled else ''}"
-        raise CorruptFile(field, str(path), f"cannot be read ({message})", remedy) from error
-    check_tensors(tensors.items(), field, str(path), RESTORE)
-    return tensors
 
 
 def tensors_of(model: PeftModel, adapter: str) -> dict[str, Tensor]:

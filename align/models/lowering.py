@@ -3,7 +3,8 @@
 Engines pass over in silence what they do not read. Measured on a small Llama, as the largest logprob difference from
 PEFT in nats: llama.cpp's converter takes rsLoRA's scale for alpha / r (5.94) and reads no rank and alpha patterns
 (4.18); SGLang's source does the same of both. So the scale goes into `lora_B`, every rank is filled up with zeros to
-the largest, and alpha is the rank: whichever rule an engine has, it multiplies by one.
+the largest, and alpha is the rank: whichever rule an engine has, it multiplies by one. What plain LoRA cannot say is
+refused by name, instead of being served wrong there.
 """
 
 from __future__ import annotations
@@ -19,12 +20,85 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from align.errors import InputError
-
-Factors = tuple[Tensor, Tensor]
-"""`lora_A` [rank, in features] and `lora_B` [out features, rank] of one module."""
+from align.models.adapter_files import CHANGES_BASE, KEY, WEIGHTS_FILE, Adapter, Factors
 
 REPEATABLE = ("pissa", "olora")
 """Initialisations that take a share out of the base's weights which a factorisation of these gives again."""
+MERGE = "Export it merged: export=merged."
+# What says which function the adapter computes, and so what an engine needs to read.
+READ_BY_ENGINES = (
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+)
+# What only said how it was trained, or is rewritten by who writes it again.
+TRAINING_ONLY = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "megatron_core",
+    "parent_library",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "velora_config",
+)
+MERGEABLE = ("modules_to_save", "use_dora", "bias", "target_parameters")
+"""Keys of what no engine serves as an adapter, and a merge can take."""
+
+
+def check_plain(adapter: Adapter, allow: tuple[str, ...] = ()) -> None:
+    """Refuse what engines would read wrongly or not at all.
+
+    Args:
+        adapter: what `read_adapter` found.
+        allow: config keys to let pass for whoever can handle them, with tensors other than `lora_A` and `lora_B`.
+
+    Raises:
+        InputError: naming the key, its value and why.
+    """
+    config = adapter.config
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.startswith(CHANGES_BASE) and init not in REPEATABLE:
+        problem = "it changed the base's own weights by what nobody can find again: on the base it is another model"
+        remedy = (
+            "Convert it with PEFT's path_initial_model_for_weight_conversion, or train with init_lora_weights=true."
+        )
+        raise InputError("init_lora_weights", init, problem, remedy)
+    reasons = {
+        "modules_to_save": "whole modules travel with it: vLLM refuses them, llama.cpp's converter stops at them",
+        "use_dora": "vLLM and SGLang refuse DoRA, llama.cpp's converter stops at its magnitudes",
+        "bias": "vLLM refuses biases, and llama.cpp's converter stops at them",
+    }
+    harmless = {*READ_BY_ENGINES, *TRAINING_ONLY} - reasons.keys()
+    for key in sorted(config.keys() - harmless - set(allow)):
+        if config[key] not in (None, False, "none", [], {}):
+            if key in reasons:
+                raise InputError(key, config[key], reasons[key], MERGE)
+            reason = "no engine is known to read it, and without it the adapter is another model"
+            raise InputError(key, config[key], reason, "Train it as plain LoRA.")
+    if allow:
+        return
+    for key in adapter.shapes:
+        if not KEY.fullmatch(key):
+            raise InputError(WEIGHTS_FILE, key, "is no lora_A or lora_B weight", MERGE)
 
 
 def lower(

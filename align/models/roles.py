@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.errors import CorruptFile
-from align.models.adapters import SCORE_KEY, attach, lora, read_tensors, save_adapter
+from align.models.adapter_files import SCORE_KEY, read_tensors
+from align.models.adapters import attach, lora, save_adapter
 from align.models.backbone import base_model, hidden_size, hidden_states, read_response, states_before
 from align.models.fastpath import use_fast_path
 from align.models.fastpath.lora import require_known

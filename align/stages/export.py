@@ -30,11 +30,10 @@ from align.export.receipt import (
     write_receipt,
 )
 from align.export.trained import Trained, check_tokenizer, trained_model
-from align.models.adapter_files import MERGEABLE, check_plain, read_adapter
-from align.models.adapters import adapter_config
+from align.models.adapter_files import adapter_config, read_adapter
 from align.models.dequantised import ABOUT, DEQUANTISED
 from align.models.load import choose_device, choose_dtype, own_tokenizer
-from align.models.lowering import check_initial
+from align.models.lowering import MERGEABLE, check_initial, check_plain
 from align.models.start import label
 from align.report import Report
 from align.rollout.foreign import LLAMA_CPP, VLLM, engine_version, why_unasked

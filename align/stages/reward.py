@@ -17,7 +17,8 @@ from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, r
 from align.data.sources import DataSource
 from align.data.template import use_template
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
-from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
+from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
+from align.models.adapters import save_adapter, with_new_adapter
 from align.models.finite import diverged
 from align.models.load import (
     choose_device,

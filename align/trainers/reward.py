@@ -19,7 +19,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from align.data.pairs import Pair
 from align.errors import InputError
-from align.models.adapters import read_tensors
+from align.models.adapter_files import read_tensors
 from align.models.backbone import pad
 from align.trainers.order import InEpochOrder
 

@@ -13,7 +13,7 @@ from workshop import SFT, Workshop, files
 
 from align.export.receipt import RECEIPT
 from align.models import load
-from align.models.adapters import WEIGHTS_FILE
+from align.models.adapter_files import WEIGHTS_FILE
 from align.run import file_digest, read_manifest
 
 pytestmark = pytest.mark.usefixtures("no_network")

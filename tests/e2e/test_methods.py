@@ -9,7 +9,7 @@ import pytest
 import torch
 from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
-from align.models.adapters import read_tensors
+from align.models.adapter_files import read_tensors
 from align.run import read_manifest
 from align.track import read_rows
 

@@ -13,7 +13,7 @@ import torch
 from workshop import Ready
 
 from align.__main__ import main
-from align.models.adapters import read_tensors
+from align.models.adapter_files import read_tensors
 from align.ppo.monitor import ranked
 from align.run import read_manifest
 from align.track import read_rows

@@ -17,7 +17,7 @@ from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
 from align.config.compose import SCHEMAS
 from align.evals.comparison import read_samples, summarise
-from align.models.adapters import read_tensors
+from align.models.adapter_files import read_tensors
 from align.run import Manifest, read_manifest
 from align.track import read_rows
 

@@ -34,8 +34,7 @@ from transformers import (
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.export.card import TALK, loading_code, render_card
 from align.export.merged import merge
-from align.models.adapter_files import read_adapter
-from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE
+from align.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from align.run.atomic import publish
 
 

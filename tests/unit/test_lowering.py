@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 
 from align.errors import InputError
 from align.export.merged import merge
-from align.models.adapter_files import factors_in, read_adapter
-from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE
+from align.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, factors_in, read_adapter
 from align.models.lowering import initial_factors, lower
 
 PLAIN = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "init_lora_weights": True}

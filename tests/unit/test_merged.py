@@ -19,7 +19,7 @@ from transformers import (
 
 from align.errors import InputError
 from align.export.merged import merge
-from align.models.adapters import WEIGHTS_FILE
+from align.models.adapter_files import WEIGHTS_FILE
 
 
 @pytest.fixture(scope="module")

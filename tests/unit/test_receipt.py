@@ -32,7 +32,7 @@ from align.export.receipt import (
     write_receipt,
 )
 from align.export.trained import Trained, trained_model
-from align.models.adapters import WEIGHTS_FILE
+from align.models.adapter_files import WEIGHTS_FILE
 from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside
 from align.models.load import check_added_tokens, in_fp32, load_base
 from align.ops.divergence import Divergence

@@ -18,7 +18,8 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 
 from align.data.chat import encode_judged
 from align.errors import CorruptFile
-from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, save_adapter, with_new_adapter
+from align.models.adapter_files import SCORE_KEY, WEIGHTS_FILE
+from align.models.adapters import save_adapter, with_new_adapter
 from align.models.backbone import response_logprobs
 from align.models.load import keep_unpacked, load_classifier, load_tokenizer
 from align.models.roles import Roles, adapter_in, last_real

@@ -19,7 +19,8 @@ from align.data.chat import encode
 from align.data.pairs import Pair
 from align.data.sources import read_documents
 from align.errors import InputError
-from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
+from align.models.adapter_files import SCORE_KEY, read_tensors
+from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.run.checkpoints import SEAL, newest_checkpoint, seal, sealed
