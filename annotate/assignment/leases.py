@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
 
+from align.chain import canonical
 from align.errors import InputError
 from annotate.assignment.orders import shown_order
 from annotate.store.items import one
-from annotate.store.ledger import canonical
 from annotate.store.projects import guidelines_of, settings_of
 from annotate.store.queries import count_work
 from annotate.store.tables import leases, work

@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select
 
+from align.chain import canonical
 from annotate.store import Item, Judgement
 from annotate.store.items import one
-from annotate.store.ledger import canonical
 from annotate.store.tables import drafts, leases
 
 

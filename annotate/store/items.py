@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, exists, insert, select
 
+from align.chain import canonical
 from align.errors import InputError, require
 from align.types import Conversation
 from annotate.store.checks import check_expected, check_same_item
-from annotate.store.ledger import canonical
 from annotate.store.projects import met
 from annotate.store.queries import act, annotator_of, append, check_item, set_priority, stands, work_row
 from annotate.store.records import (

@@ -10,8 +10,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, exists, insert, select, update
 
+from align.chain import GENESIS, Head, canonical, salted_digest
 from align.errors import InputError
-from annotate.store.ledger import GENESIS, Entry, Head, canonical, entry_hash, salted_digest
+from annotate.store.ledger import Entry, entry_hash
 from annotate.store.records import Judgement, shuffle_of
 from annotate.store.tables import annotators, leases, ledger, remarks, work
 

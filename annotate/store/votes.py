@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, exists, insert, select
 
+from align.chain import salted_digest
 from align.errors import InputError
 from annotate.store.checks import check_first, check_judgement
-from annotate.store.ledger import salted_digest
 from annotate.store.queries import (
     VOTES,
     act,
