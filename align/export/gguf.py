@@ -26,14 +26,13 @@ from align.errors import CorruptFile, InputError
 from align.export.bases import named_base, plain_base
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import freed
-from align.export.folder import read_json
 from align.export.trained import Trained
 from align.models.adapters import WEIGHTS_FILE
 from align.models.dequantised import ABOUT
 from align.models.load import name_of, save_tokenizer
 from align.ops.finite import not_finite
 from align.rollout.foreign import LLAMA_CPP, Answer, ask, version_in
-from align.run import file_digest, json_digest, write_json
+from align.run import file_digest, json_digest, read_json, write_json
 from align.run.atomic import publish, workroom
 
 ADAPTER = "adapter-f16.gguf"

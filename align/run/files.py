@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, StorageError
+from align.errors import CorruptFile, MissingArtifact, StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FORBIDDEN = (errno.EACCES, errno.EPERM)
@@ -67,6 +67,24 @@ def json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptFile(field, str(path), f"is a {type(value).__name__}, not an object", remedy)
     return value
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        MissingArtifact: there is no such file.
+        CorruptFile: it holds no JSON object.
+    """
+    if not path.is_file():
+        raise MissingArtifact(path.name, str(path.parent), "the file is not there", remedy)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile(path.name, str(path.parent), f"is not JSON ({error})", remedy) from error
+    if not isinstance(content, dict):
+        raise CorruptFile(path.name, str(path.parent), "holds no JSON object", remedy)
+    return content
 
 
 def write_json(path: Path, value: Any) -> None:

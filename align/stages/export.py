@@ -12,18 +12,15 @@ from align.errors import InputError
 from align.export.card import MADE_ANEW, export_facts, licences, render_card
 from align.export.converters import converters_in
 from align.export.engines import TRANSFORMERS
-from align.export.folder import read_json
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
 from align.export.launch import served_name
 from align.export.receipt import (
     HEADS,
-    RECEIPT,
     Check,
     accepting,
     agreeing,
     as_text,
     cells,
-    checked_receipt,
     require_asked,
     require_passed,
     write_receipt,
@@ -36,9 +33,10 @@ from align.models.load import choose_device, choose_dtype
 from align.models.lowering import check_initial
 from align.report import Report
 from align.rollout.foreign import LLAMA_CPP, VLLM, engine_version, why_unasked
-from align.run import Artifact, Base, Input, Run, json_digest
+from align.run import Artifact, Base, Input, Run, json_digest, read_json
 from align.run.atomic import publish
 from align.run.lineage import evaluation_of, trained_through
+from align.run.receipt import RECEIPT, checked_receipt
 from align.stages import Inputs
 from align.stages.start import data_behind, label, start, tokenizer_of, trained_in
 from align.track import peak_rss_mb

@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from workshop import SFT, Workshop, files
 
-from align.export.receipt import RECEIPT
 from align.models import load
 from align.models.adapters import WEIGHTS_FILE
 from align.run import file_digest, read_manifest
+from align.run.receipt import RECEIPT
 
 pytestmark = pytest.mark.usefixtures("no_network")
 NF4, ROUNDED = "transformers/adapter/nf4/float32", "transformers/adapter/nf4-dequantised/bfloat16"
