@@ -24,6 +24,7 @@ from align.models.base import BUILT_IN
 from align.models.dequantised import cast_weights, weights_dtype
 from align.models.load import DTYPES
 from align.rollout.foreign import LLAMA_CPP, Answer, interpreter
+from align.run import Base
 from align.run.atomic import workroom
 
 
@@ -150,11 +151,12 @@ def launch_files(
         launches_gguf(folder, name, ADAPTER, gap, original)
 
 
-def receipt_facts(options: Options, trained: Trained, kind: str, artifact: str) -> dict[str, Any]:
+def receipt_facts(options: Options, base: Base, kind: str, artifact: str) -> dict[str, Any]:
     """What a receipt speaks of, and how it was made.
 
     Args:
+        base: on which was trained.
         artifact: the digest of what was exported.
     """
     made = {"kind": kind, "dtype": "float16" if kind == "gguf" else options.dtype, "into": options.into}
-    return {**made, "base": named_base(trained.base), "artifact": artifact}
+    return {**made, "base": named_base(base), "artifact": artifact}

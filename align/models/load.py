@@ -317,6 +317,21 @@ def describe(base: Base) -> Description:
     return Description(config, generation)
 
 
+def skeleton(base: Base) -> Any:
+    """The modules of a base without its weights, tied as its configuration says; None where they cannot be built,
+    which loading explains.
+
+    Raises:
+        InputError: see `describe`.
+    """
+    config = describe(base).config
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # what a wrong value leads to has any type
+        return None
+
+
 def context_length(model: Any) -> int:
     """Positions that a model was made for, by itself or by its `Description`. Of LongRoPE (Ding et al., 2024) those
     before its switch: behind it a model has other factors for the whole row, so that what was sampled before is not
