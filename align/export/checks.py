@@ -10,7 +10,7 @@ from torch import Tensor
 
 from align.data.fixed_prompts import fixed_texts
 from align.export.adapter import rank_of
-from align.export.engines import TRANSFORMERS, VERSION, adapter_on, whole_model
+from align.export.engines import SETTINGS, TRANSFORMERS, VERSION, adapter_on, whole_model
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of
 from align.export.launch import RANKS, vllm_rank
 from align.export.receipt import FAIL, Bound, Check, pooled_divergence
@@ -97,12 +97,12 @@ def gguf_answer(trained: Trained, base: Path, adapter: Path, engines: Engines, p
     Raises:
         InputError: it reads text otherwise than the model was trained to, or does not load them.
     """
-    python = interpreter(LLAMA_CPP, engines[LLAMA_CPP])
+    python = interpreter(LLAMA_CPP, engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
     if python is None:
         return None
     prompts = fixed_texts(trained.tokenizer, max(map(len, trained.rows)))
     answer = ask(
-        LLAMA_CPP, python, model=str(base), adapter=str(adapter), precise=precise,
+        LLAMA_CPP, python, SETTINGS[LLAMA_CPP], model=str(base), adapter=str(adapter), precise=precise,
         rows=[list(row) for row in trained.rows], texts=texts_of(trained.tokenizer, prompts),
     )  # fmt: skip
     check_reading(trained.tokenizer, prompts, answer)
@@ -199,7 +199,7 @@ def vllm_check(
     truth: Sequence[Tensor] | None = None,
 ) -> Check:  # fmt: skip
     """vLLM on a folder with a model, and an adapter on it; its sums in fp32."""
-    python = interpreter(VLLM, engines[VLLM])
+    python = interpreter(VLLM, engines[VLLM], SETTINGS[VLLM])
     if python is None:
         return Check(VLLM, note=why_unasked(VLLM, engines[VLLM]))
     truth = trained.logits if truth is None else truth
@@ -207,7 +207,7 @@ def vllm_check(
     if rank is not None and rank > RANKS[-1]:
         return Check(VLLM, note=f"it serves adapters of rank {RANKS[-1]} at most")
     answer = ask(
-        VLLM, python, model=str(model), adapter=None if adapter is None else str(adapter),
+        VLLM, python, SETTINGS[VLLM], model=str(model), adapter=None if adapter is None else str(adapter),
         rank=None if rank is None else vllm_rank(rank),
         rows=[list(row) for row in trained.rows],
     )  # fmt: skip

@@ -25,7 +25,7 @@ from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
 from align.export.bases import named_base, plain_base
 from align.export.converters import convert_adapter, convert_model, digest_of
-from align.export.engines import freed
+from align.export.engines import SETTINGS, freed
 from align.export.trained import Trained
 from align.models.adapters import WEIGHTS_FILE
 from align.models.dequantised import ABOUT
@@ -130,9 +130,9 @@ def gguf_bases(root: Path, source: Source, quantised: Sequence[str], python: str
         return [whole]
 
     def in_fewer(target: Path, weights: str) -> None:
-        ask(LLAMA_CPP, python, quantise=[str(whole), str(target), weights])
+        ask(LLAMA_CPP, python, SETTINGS[LLAMA_CPP], quantise=[str(whole), str(target), weights])
 
-    made_by = version_in(LLAMA_CPP, python)
+    made_by = version_in(LLAMA_CPP, python, SETTINGS[LLAMA_CPP])
     return [whole, *(kept(root, source, bits, partial(in_fewer, weights=bits), made_by) for bits in quantised)]
 
 

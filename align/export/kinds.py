@@ -13,7 +13,7 @@ from align.export.adapter import rank_of, write_lowered
 from align.export.bases import base_beside, base_folder, named_base
 from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
 from align.export.converters import alike, convert_adapter, converters_in
-from align.export.engines import freed, logits_of
+from align.export.engines import SETTINGS, freed, logits_of
 from align.export.gguf import ADAPTER, F16, F32, Source, base_file, gguf_bases, gguf_source, write_gguf
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
 from align.export.merged import merged_model, write_merged
@@ -72,7 +72,7 @@ def export_merged(options: Options, trained: Trained, folder: Path) -> list[Chec
 def export_gguf(options: Options, trained: Trained, folder: Path) -> list[Check]:
     """Writes base and adapter as GGUF, with a Modelfile; asks llama.cpp."""
     source = source_for(options, trained)
-    python = interpreter(LLAMA_CPP, options.engines[LLAMA_CPP])
+    python = interpreter(LLAMA_CPP, options.engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
     bases = gguf_bases(options.bases, source, options.quantised, python)
     with workroom(folder / ADAPTER) as work:  # in what goes with a killed export
         write_gguf(folder, bases, write_lowered(trained, work / "adapter"), source)

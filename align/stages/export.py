@@ -11,7 +11,7 @@ from align.config.root import Config
 from align.errors import InputError
 from align.export.card import MADE_ANEW, export_facts, licences, render_card
 from align.export.converters import converters_in
-from align.export.engines import TRANSFORMERS
+from align.export.engines import SETTINGS, TRANSFORMERS
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
 from align.export.launch import served_name
 from align.export.merged import check_untied
@@ -59,7 +59,8 @@ def inputs(config: Config) -> Inputs:
     records = {"artifact": artifact.as_input()}
     if (evaluation := evaluation_of(artifact.as_input(), Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
-    asked = {engine: engine_version(engine, engines(config)[engine]) for engine in engines_asked(config)}
+    where = engines(config)
+    asked = {engine: engine_version(engine, where[engine], SETTINGS[engine]) for engine in engines_asked(config)}
     records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
     if config.export.name != "check":
         check_askable(config, asked)

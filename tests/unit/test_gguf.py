@@ -161,7 +161,7 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
 
 
 def test_without_llama_cpp_nothing_is_a_pass(trained: Trained, tmp_path: Path):
-    assert interpreter(LLAMA_CPP, "none") is None
+    assert interpreter(LLAMA_CPP, "none", "export.llama_cpp") is None
     folder = export_gguf(trained, tmp_path)
     assert gguf_answer(trained, folder / "base-f16.gguf", folder / ADAPTER, NOBODY) is None
     rows = gguf_checks(trained, folder, DEQUANTISED, NOBODY, None, lambda: None)
@@ -200,10 +200,12 @@ def test_a_base_is_written_once_and_known_by_its_files(trained: Trained, tmp_pat
 def test_what_llama_cpp_does_not_load_is_an_error_with_its_words(trained: Trained, exported: Path, tmp_path: Path):
     broken = tmp_path / "base-f16.gguf"
     broken.write_bytes((exported / "base-f16.gguf").read_bytes()[:5000])
-    with pytest.raises(InputError, match=r"export=llama\.cpp: it does not take what was exported.*llama_cpp=none"):
+    with pytest.raises(
+        InputError, match=r"export\.llama_cpp=.*: llama\.cpp does not take what it was given.*export\.llama_cpp=none"
+    ):
         gguf_answer(trained, broken, exported / ADAPTER, ASKED)
     with pytest.raises(InputError, match="cannot make q8_0"):
-        ask(LLAMA_CPP, sys.executable, quantise=[str(broken), str(tmp_path / "to.gguf"), "q8_0"])
+        ask(LLAMA_CPP, sys.executable, "export.llama_cpp", quantise=[str(broken), str(tmp_path / "to.gguf"), "q8_0"])
 
 
 def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_tokenizer):
