@@ -90,8 +90,8 @@ def encoded_pairs(
         return known[text]
 
     for pref in prefs:
-        told = (Conversation((*pref.prompt, *side), pref.id) for side in (pref.chosen, pref.rejected))
-        if any(hopeless(tokenizer, conversation, max_length) for conversation in told):
+        sides = (Conversation((*pref.prompt, *side), pref.id) for side in (pref.chosen, pref.rejected))
+        if any(hopeless(tokenizer, conversation, max_length) for conversation in sides):
             continue
         (chosen, chosen_start), (rejected, rejected_start) = (answer(pref, side) for side in ("chosen", "rejected"))
         if max(len(chosen), len(rejected)) <= max_length:

@@ -134,7 +134,7 @@ def check_untied(base: Base, adapter: Adapter) -> None:
     """
     model = skeleton(base)
     tied = set() if model is None else tied_in(model)
-    stored = [name for path in model_files(Path(base.path), shown=base.id) for name in header(path)]
+    stored = [name for path in model_files(Path(base.path), displayed=base.id) for name in header(path)]
     if not all(any(key.endswith(f"{name.rpartition('.')[2]}.weight") for key in stored) for name in tied):
         _check_untied(tied, adapter)
 

@@ -146,7 +146,7 @@ def load_base(
     if method == "qlora":
         options["quantization_config"] = nf4(dtype)
     held = torch.float32 if method == "full" else dtype
-    files = model_files(Path(base.path), shown=base.id)
+    files = model_files(Path(base.path), displayed=base.id)
     for path in files:
         if path.suffix == ".safetensors":  # in the file, for NF4 would make some number of a nan
             check_file(path, "model.path", base.id, "Download or save the model again.", held)
@@ -259,7 +259,7 @@ def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
     A special token may lie there that nothing writes: not the template, not the tokenizer at an end of a row, and no
     content ever (`align.data.tokens`). Gemma 3's models of text have one, for images.
     """
-    config = model_config(Path(base.path), shown=base.id)
+    config = model_config(Path(base.path), displayed=base.id)
     text = config.get("text_config")
     rows = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, dict) else None)
     named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
@@ -305,7 +305,7 @@ class Description(NamedTuple):
 def describe(base: Base) -> Description:
     """Raises: InputError: its configuration is none that transformers reads."""
     try:
-        with only_these(model_files(Path(base.path), shown=base.id)) as folder:
+        with only_these(model_files(Path(base.path), displayed=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
             named = (folder / GENERATION_CONFIG_NAME).is_file()
             file = GENERATION_CONFIG_NAME if named else CONFIG_NAME  # as transformers does, whose classes know defaults

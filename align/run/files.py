@@ -121,9 +121,9 @@ def storage_error(error: BaseException, root: str) -> StorageError | None:
         errnos = (*FULL, *FORBIDDEN) if seen is error else FULL
         if (isinstance(seen, OSError) and seen.errno in errnos) or STORAGE_WORDS.search(str(seen)):
             place = f" ({seen.filename})" if isinstance(seen, OSError) and seen.filename else ""
-            said = (getattr(seen, "strerror", None) or str(seen)).strip().splitlines()[0]
+            reason = (getattr(seen, "strerror", None) or str(seen)).strip().splitlines()[0]
             return StorageError(
-                "run.root", root, f"a file cannot be written or read: {said}{place}",
+                "run.root", root, f"a file cannot be written or read: {reason}{place}",
                 "Free some space or change its permissions, then run the same command again to continue.",
             )  # fmt: skip
         seen = seen.__cause__ or seen.__context__

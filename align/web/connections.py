@@ -44,7 +44,7 @@ class Connections:
         self.open: set[Connection] = set()
         self._peers: Counter[str] = Counter()
         self._said_at: dict[str, float] = {}
-        self._unsaid: Counter[str] = Counter()
+        self._unreported: Counter[str] = Counter()
 
     def admit(self, newcomer: Connection) -> None:
         """Makes room for a connection, or ends it where all others are being answered."""
@@ -75,9 +75,9 @@ class Connections:
 
     def say(self, what: str) -> None:
         """Says at most once in a while that something befalls connections."""
-        self._unsaid[what] += 1
+        self._unreported[what] += 1
         if self.clock() - self._said_at.get(what, float("-inf")) > SAID_AGAIN_S:
-            log.warning("%s (%d times since this was last said)", what, self._unsaid.pop(what))
+            log.warning("%s (%d times since this was last said)", what, self._unreported.pop(what))
             self._said_at[what] = self.clock()
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

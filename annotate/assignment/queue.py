@@ -88,7 +88,7 @@ class AssignmentQueue:
 
         Args:
             key: idempotency key: the same vote sent again gives the same seq, and the item that is next by now.
-            judgement: `shown`, `purpose`, `source` and the versions are set here, whatever it says.
+            judgement: `display_order`, `purpose`, `source` and the versions are set here, whatever it says.
             terms: what it was made under, however long ago; None: whoever made it did not say, and it is held to any
                 settings that the project ever had, and to the guidelines that were in force when the item was given.
 
@@ -103,7 +103,7 @@ class AssignmentQueue:
                 check_terms(db, self.project, lease.purpose, terms)
             read = lease.guidelines if terms is None else terms.guidelines
             judgement = replace(
-                judgement, shown=tuple(json.loads(lease.shown)), purpose=lease.purpose, source="human",
+                judgement, display_order=tuple(json.loads(lease.shown)), purpose=lease.purpose, source="human",
                 guideline_version="" if read is None else str(read),
                 project_version=None if terms is None else terms.version,
             )  # fmt: skip
@@ -210,10 +210,10 @@ class AssignmentQueue:
         if over or state_of(db, self.project) != "open":
             return None
         number = next_number(db, self.project, who)
-        purpose, item, shown = choose(db, self.project, who, number, settings)
+        purpose, item, display_order = choose(db, self.project, who, number, settings)
         if item is None:
             return None
-        return task_of(db, grant(db, self.project, who, number, purpose, item, shown, self.clock()))
+        return task_of(db, grant(db, self.project, who, number, purpose, item, display_order, self.clock()))
 
     def _next_review(self, db: Connection, who: str) -> Task | None:
         held = self._held(db, who, leases.c.purpose == "review")

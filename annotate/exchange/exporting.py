@@ -127,7 +127,7 @@ def whole(vote: Vote, item: Item, learned: bool) -> dict[str, Any]:
     names = ("strength", "quality", "skipped", "seconds", "rationale", "demonstration")
     return {
         "prompt": dicts(item.prompt.messages), "candidates": answers, "kind": vote.kind, "purpose": vote.purpose,
-        "tiers": [list(tier) for tier in vote.tiers], "shown": list(vote.shown),
+        "tiers": [list(tier) for tier in vote.tiers], "shown": list(vote.display_order),
         "prompt_flagged": item.id in vote.flagged, "trained_on": learned,
     } | {name: getattr(vote, name) for name in names} | trace(vote)  # fmt: skip
 
