@@ -75,7 +75,7 @@ def merged_checks(
     Merged into the original weights a QLoRA adapter makes another model: it is held to what the adapter says on these,
     and how far that lies from what was trained is reported.
     """
-    known, truth = held_to(trained, into)
+    known, truth = expected_logits(trained, into)
     loaded = whole_model(folder, trained.rows, trained.device)
     bound = MERGED if kept == "float32" else ROUNDED
     found = []
@@ -142,10 +142,10 @@ def gguf_checks(
     if first is None:
         checks = checked_as_loaded(trained, True, (), into, F16)
         return [*checks, Check(LLAMA_CPP, note=why_unasked(LLAMA_CPP, engines[LLAMA_CPP])), *not_run]
-    known, truth = held_to(trained, into)
+    known, truth = expected_logits(trained, into)
 
     def check(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> Check:
-        divergence = pooled_divergence(truth, same_rooms(answer, truth))
+        divergence = pooled_divergence(truth, without_padding(answer, truth))
         return Check(LLAMA_CPP, "adapter", into, weights, answer.version, divergence, bound, note)
 
     found = [check(first, F16, GGUF)]
@@ -158,10 +158,10 @@ def gguf_checks(
     for path in sorted(folder.glob("base-*.gguf"), reverse=True):
         weights = path.stem.removeprefix("base-")
         if weights != F16 and (answer := gguf_answer(trained, path, folder / ADAPTER, engines)):
-            divergence = pooled_divergence(trained.logits, same_rooms(answer, trained.logits))
+            divergence = pooled_divergence(trained.logits, without_padding(answer, trained.logits))
             what = "adapter" if known else "gap"
             found.append(Check(LLAMA_CPP, what, into, weights, answer.version, divergence))
-    loaded = same_rooms(first, truth)
+    loaded = without_padding(first, truth)
     return [*found, *checked_as_loaded(trained, known, loaded, into, F16, LLAMA_CPP, first.version), *not_run]
 
 
@@ -169,7 +169,7 @@ def unasked_last(checks: Sequence[Check]) -> list[Check]:
     return sorted(checks, key=lambda check: check.found is None and not check.what)
 
 
-def held_to(trained: Trained, into: str) -> tuple[bool, Sequence[Tensor]]:
+def expected_logits(trained: Trained, into: str) -> tuple[bool, Sequence[Tensor]]:
     """Whether these weights are what was trained, and the logits that an export on them must have."""
     if into in (trained.kind, DEQUANTISED):
         return True, trained.logits
@@ -212,9 +212,11 @@ def vllm_check(
         rows=[list(row) for row in trained.rows],
     )  # fmt: skip
     what, bound = "merged" if adapter is None else "adapter", PRECISE if kept == "float32" else ROUNDED
-    return Check(VLLM, what, base, kept, answer.version, pooled_divergence(truth, same_rooms(answer, truth)), bound)
+    return Check(
+        VLLM, what, base, kept, answer.version, pooled_divergence(truth, without_padding(answer, truth)), bound
+    )
 
 
-def same_rooms(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:
+def without_padding(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:
     """Logits over the vocabulary that the trained model has: engines pad theirs."""
     return [logits[:, : wanted.shape[1]] for logits, wanted in zip(answer.logits, truth, strict=True)]

@@ -44,7 +44,7 @@ def whole_model(folder: Path, rows: Rows, device: torch.device) -> list[Tensor]:
     model = as_published(folder, device)
     logits = logits_of(model, rows)
     del model
-    freed()
+    free_memory()
     return logits
 
 
@@ -66,11 +66,11 @@ def adapter_on(
     model = PeftModel.from_pretrained(model, str(adapter)).eval()
     logits = logits_of(model, rows)
     del model
-    freed()
+    free_memory()
     return logits
 
 
-def freed() -> None:
+def free_memory() -> None:
     """Models that nothing refers to any more give their memory back now: the short forwards are bound to modules, in
     circles, and the next model is as large."""
     gc.collect()

@@ -33,7 +33,7 @@ from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.models.plain import route_of
 from align.models.probe import probe
 from align.ops.linear import bf16
-from align.run import Base, model_config, model_files, only_these, out_of_memory, unhashed, write_json
+from align.run import Base, linked_folder, model_config, model_files, out_of_memory, unhashed, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
@@ -151,7 +151,7 @@ def load_base(
         if path.suffix == ".safetensors":  # in the file, for NF4 would make some number of a nan
             check_file(path, "model.path", base.id, "Download or save the model again.", held)
     try:
-        with only_these(files) as folder:
+        with linked_folder(files) as folder:
             model, loaded = head.from_pretrained(
                 str(folder),
                 output_loading_info=True,
@@ -305,7 +305,7 @@ class Description(NamedTuple):
 def describe(base: Base) -> Description:
     """Raises: InputError: its configuration is none that transformers reads."""
     try:
-        with only_these(model_files(Path(base.path), displayed=base.id)) as folder:
+        with linked_folder(model_files(Path(base.path), displayed=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
             named = (folder / GENERATION_CONFIG_NAME).is_file()
             file = GENERATION_CONFIG_NAME if named else CONFIG_NAME  # as transformers does, whose classes know defaults

@@ -95,7 +95,7 @@ def unhashed(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def only_these(files: list[Path]) -> Iterator[Path]:
+def linked_folder(files: list[Path]) -> Iterator[Path]:
     """A folder that holds these files and no other, as links; for a library that would look for more."""
     with TemporaryDirectory(prefix="align-model-") as name:
         for path in files:

@@ -67,7 +67,7 @@ class Connections:
         """Ends some of those who keep the server waiting, of one peer or of all: first of the address that holds most
         connections, then whoever was never answered, then whoever began longest ago. Some and not one, for looking at
         all of them costs a millisecond."""
-        waiting = [c for c in self.open if c.keeps_us_waiting and c is not newcomer and peer in (None, c.peer)]
+        waiting = [c for c in self.open if c.is_stalled and c is not newcomer and peer in (None, c.peer)]
         shares = Counter(connection.address for connection in self.open)
         waiting.sort(key=lambda c: (-shares[c.address], min(c.answered, 1), c.since))
         for connection in waiting[: max(1, self.most // 20)] or [newcomer]:
@@ -88,7 +88,7 @@ class Connections:
             loop.default_exception_handler(context)
             return
         self.say(f"no descriptor is left for another connection ({error.strerror})")
-        for connection in [connection for connection in self.open if connection.keeps_us_waiting]:
+        for connection in [connection for connection in self.open if connection.is_stalled]:
             connection.end()
 
 
@@ -108,7 +108,7 @@ class Connection(H11Protocol):
         self._left = 0
 
     @property
-    def keeps_us_waiting(self) -> bool:
+    def is_stalled(self) -> bool:
         """For a request, or for an answer to be taken in."""
         return bool(self.owes) or self.flow.write_paused
 

@@ -20,7 +20,7 @@ from align.errors import CorruptFile, InputError
 from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
 from align.export.checks import InF32, gguf_answer, gguf_checks
-from align.export.converters import alike, convert_adapter, convert_model, converters_in
+from align.export.converters import convert_adapter, convert_model, converters_in, first_mismatch
 from align.export.gguf import (
     ADAPTER,
     LARGEST,
@@ -131,7 +131,7 @@ def in_f32(trained: Trained, exported: Path, work: Path) -> InF32:
     answer = gguf_answer(trained, base, adapter, ASKED, precise=True)
     assert answer is not None
     pairs = ((base, exported / "base-f16.gguf"), (adapter, exported / ADAPTER))
-    return InF32(answer, "".join(alike(source.converters, *pair) for pair in pairs))
+    return InF32(answer, "".join(first_mismatch(source.converters, *pair) for pair in pairs))
 
 
 def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
@@ -151,7 +151,9 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     wrong = Path(shutil.copytree(exported, tmp_path / "wrong"))
     (wrong / "base-f16.gguf").chmod(0o644)
     shutil.copy(exported / "base-q8_0.gguf", wrong / "base-f16.gguf")
-    other = replace(found, other=alike(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf"))
+    other = replace(
+        found, other=first_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf")
+    )
     rows = measured(trained, wrong, in_f32=lambda: other)
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
     assert rows[F16_ROW].verdict == "fail"
