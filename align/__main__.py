@@ -85,7 +85,7 @@ def command(arguments: list[str]) -> int:
 
 def show(arguments: list[str]) -> None:
     """`--cfg job`: print the configuration that the other arguments make, where a run would take it."""
-    from align.config.compose import check, compose_raw, shown
+    from align.config.compose import as_yaml, check, compose_raw
 
     at = arguments.index("--cfg")
     given = " ".join(arguments[at + 1 : at + 2])
@@ -95,7 +95,7 @@ def show(arguments: list[str]) -> None:
     refuse_flags(rest)
     raw = compose_raw(rest, search=Path("conf"))
     check(raw)
-    print(shown(raw), end="")
+    print(as_yaml(raw), end="")
 
 
 def refuse_flags(arguments: Sequence[str]) -> None:

@@ -39,8 +39,8 @@ class InputError(AlignError, ValueError):
             value = readable(secret_url(value) if field in URL_FIELDS else value)
         self.field, self.problem, self.remedy = map(readable, (field, problem, remedy))
         self.value = value
-        shown = value if isinstance(value, str) else readable(repr(value))
-        super().__init__(f"{self.field}={shown}: {self.problem}. {self.remedy}")
+        text = value if isinstance(value, str) else readable(repr(value))
+        super().__init__(f"{self.field}={text}: {self.problem}. {self.remedy}")
 
 
 def readable(text: str) -> str:

@@ -64,13 +64,13 @@ class Secret(str):
 
     Args:
         value: what is hidden.
-        shown: what everybody sees.
+        display: what everybody sees.
     """
 
     _value: str
 
-    def __new__(cls, value: str, shown: str = MASK) -> Secret:
-        made = super().__new__(cls, shown)
+    def __new__(cls, value: str, display: str = MASK) -> Secret:
+        made = super().__new__(cls, display)
         made._value = value
         return made
 
@@ -93,28 +93,28 @@ def secret_url(url: str) -> str:
     """A URL of a database whose text has `***` for its password; the same where it has none."""
     if isinstance(url, Secret):
         return url
-    told = re.match(r"([A-Za-z][\w+.\-]*://[^:/@?]*:)(.*)(?=@)", url, re.DOTALL)
+    match = re.match(r"([A-Za-z][\w+.\-]*://[^:/@?]*:)(.*)(?=@)", url, re.DOTALL)
     if not tells_its_host(url):
-        shown = url.partition("://")[0] + "://" + MASK
-    elif told:
-        for value in {told[2], unquote(told[2])}:
-            remember(value, told[1] + url[told.end() :])
-        shown = masked(told[1] + MASK + url[told.end() :])
+        display = url.partition("://")[0] + "://" + MASK
+    elif match:
+        for value in {match[2], unquote(match[2])}:
+            remember(value, match[1] + url[match.end() :])
+        display = masked(match[1] + MASK + url[match.end() :])
     else:
-        shown = masked(url) if "://" in url else MASK  # what is no URL says not where its password is
-    shown = without_parameters(shown, url)
-    return url if shown == url else Secret(url, shown)
+        display = masked(url) if "://" in url else MASK  # what is no URL says not where its password is
+    display = without_parameters(display, url)
+    return url if display == url else Secret(url, display)
 
 
-def without_parameters(shown: str, url: str) -> str:
+def without_parameters(display: str, url: str) -> str:
     """What is shown of a URL with `***` for the value of each parameter that is not known to be harmless."""
-    front, mark, query = shown.partition("?")
+    front, mark, query = display.partition("?")
     for name, value in parse_qsl(url.partition("?")[2], keep_blank_values=True):
         if name.lower() not in PLAIN:
             remember(value)
     parts = (part.partition("=") for part in re.split("[&;]", query))
-    told = (f"{name}={value if name.lower() in PLAIN else MASK}" if equals else MASK for name, equals, value in parts)
-    return front + mark + "&".join(told) if mark else shown
+    values = (f"{name}={value if name.lower() in PLAIN else MASK}" if equals else MASK for name, equals, value in parts)
+    return front + mark + "&".join(values) if mark else display
 
 
 def tells_its_host(url: str) -> bool:

@@ -146,15 +146,15 @@ class Progress:
     def advance(self, done: int, **figures: float) -> None:
         """Say that `done` of `total` are behind us, with the two or three figures that matter."""
         self.done = done
-        shown = "  ".join(f"{k} {v:.3g}" for k, v in figures.items())
+        text = "  ".join(f"{k} {v:.3g}" for k, v in figures.items())
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, figures=shown)
+            self._bar.update(self._task, completed=done, figures=text)
             return
         clock = time.perf_counter()
         if clock - self._printed >= PLAIN_EVERY_S or done >= self.total:
             self._printed = clock
             left = (clock - self._began) / max(done - self._start, 1) * (self.total - done)
-            print(f"{self.label} {done}/{self.total}  eta {left:.0f}s  {shown}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{self.label} {done}/{self.total}  eta {left:.0f}s  {text}".rstrip(), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -87,7 +87,7 @@ def judged(store: Store, rng: random.Random) -> None:
             if task is None:
                 break
             texts = {candidate.id: candidate.text for candidate in task.item.candidates}
-            tiers = sorted(task.shown, key=lambda id: len(texts[id]), reverse=rng.random() < 0.75)
+            tiers = sorted(task.display_order, key=lambda id: len(texts[id]), reverse=rng.random() < 0.75)
             said = Judgement(
                 tuple((id,) for id in tiers), strength=rng.randint(1, 3), seconds=rng.lognormvariate(3, 0.5)
             )

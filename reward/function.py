@@ -38,8 +38,8 @@ def theirs(name: str, problem: str, remedy: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        told = f"{type(error).__name__}: {error}"
-        raise InputError(FIELD, name, problem.replace("{error}", told), remedy) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(FIELD, name, problem.replace("{error}", reason), remedy) from error
 
 
 class Function:

@@ -210,10 +210,10 @@ def check(raw: DictConfig) -> Config:
         raise InputError(
             str(getattr(error, "full_key", None) or "configuration"), "(given)", problem, "Write the value itself."
         ) from error
-    told = getattr(config.reward, "name", None)
-    named = next((f.default for f in fields(config.reward) if f.name == "name"), told)  # pyright: ignore[reportArgumentType]
+    chosen = getattr(config.reward, "name", None)
+    named = next((f.default for f in fields(config.reward) if f.name == "name"), chosen)  # pyright: ignore[reportArgumentType]
     require(
-        told == named, "reward.name", told, f"is not the name of what is chosen ({named})",
+        chosen == named, "reward.name", chosen, f"is not the name of what is chosen ({named})",
         f"Take it out of your group file: its `defaults: [{named}, _self_]` say what it is.",
     )  # fmt: skip
     if config.stage is not None and not is_dataclass(config.stage):
@@ -229,6 +229,6 @@ def plain(config: Config) -> dict[str, Any]:
     return masked_tree(OmegaConf.to_container(OmegaConf.structured(config)))
 
 
-def shown(raw: DictConfig) -> str:
+def as_yaml(raw: DictConfig) -> str:
     """A composed tree as YAML, for people to read."""
     return OmegaConf.to_yaml(OmegaConf.create(masked_tree(OmegaConf.to_container(raw))))

@@ -235,7 +235,7 @@ def encode(tokenizer: Any, documents: Sequence[Document], max_length: int) -> En
         if isinstance(document, str):
             rows += encode_text(tokenizer, document, max_length)
             continue
-        if hopeless(tokenizer, document, max_length):
+        if surely_too_long(tokenizer, document, max_length):
             too_long += 1
             continue
         encoded = encode_conversation(tokenizer, document)
@@ -254,7 +254,7 @@ def encode(tokenizer: Any, documents: Sequence[Document], max_length: int) -> En
     return Encoding(rows, too_long, unanswered)
 
 
-def hopeless(tokenizer: Any, conversation: Conversation, most: int) -> bool:
+def surely_too_long(tokenizer: Any, conversation: Conversation, most: int) -> bool:
     """Whether a conversation surely has more than `most` tokens, at a price that does not grow with its length. Only
     long ones are rendered for it: a template may leave out some of what was said."""
     characters = sum(len(message.content) for message in conversation.messages)
@@ -283,7 +283,7 @@ def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_to
     """
     found = []
     for conversation in conversations:
-        if hopeless(tokenizer, conversation, max_tokens):
+        if surely_too_long(tokenizer, conversation, max_tokens):
             continue
         ids = prompt_ids(tokenizer, conversation)
         if len(ids) <= max_tokens:

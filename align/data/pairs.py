@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.data.chat import encode_judged, hopeless, prompt_length
+from align.data.chat import encode_judged, prompt_length, surely_too_long
 from align.data.preferences import read_preferences, split_by_group
 from align.data.sources import DataSource, data_file, data_record, share_of
 from align.errors import InputError, require
@@ -90,8 +90,8 @@ def encoded_pairs(
         return known[text]
 
     for pref in prefs:
-        told = (Conversation((*pref.prompt, *side), pref.id) for side in (pref.chosen, pref.rejected))
-        if any(hopeless(tokenizer, conversation, max_length) for conversation in told):
+        sides = (Conversation((*pref.prompt, *side), pref.id) for side in (pref.chosen, pref.rejected))
+        if any(surely_too_long(tokenizer, conversation, max_length) for conversation in sides):
             continue
         (chosen, chosen_start), (rejected, rejected_start) = (answer(pref, side) for side in ("chosen", "rejected"))
         if max(len(chosen), len(rejected)) <= max_length:

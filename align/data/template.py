@@ -80,13 +80,15 @@ def with_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
         InputError: a name is no variable that the template reads.
     """
     own = {name: KWARGS.sub("", text) for name, text in named(template).items()}
-    reads = {name: read_by(text) for name, text in own.items()}
+    reads = {name: variables_read(text) for name, text in own.items()}
     every = set[str]().union(*reads.values())
     for name, value in kwargs.items():
         known = f"It reads: {', '.join(sorted(every))}." if every else "It reads none: leave data.template_kwargs out."
         problem = "is nothing that this model's chat template reads"
         require(name in every, f"data.template_kwargs.{name}", value, problem, known)
-    made = {name: set_in(text, {k: v for k, v in kwargs.items() if k in reads[name]}) for name, text in own.items()}
+    made = {
+        name: with_variables(text, {k: v for k, v in kwargs.items() if k in reads[name]}) for name, text in own.items()
+    }
     return made if isinstance(template, Mapping) else made[""]
 
 
@@ -94,7 +96,7 @@ def named(template: Any) -> Mapping[str, str]:
     return template if isinstance(template, Mapping) else {"": template}
 
 
-def read_by(template: str) -> set[str]:
+def variables_read(template: str) -> set[str]:
     """The variables that a template reads, and neither sets itself nor is given by whoever renders."""
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(MARKERS.sub("", template))
@@ -105,7 +107,7 @@ def read_by(template: str) -> set[str]:
     return meta.find_undeclared_variables(tree) - GIVEN - set_there
 
 
-def set_in(template: str, kwargs: Mapping[str, Any]) -> str:
+def with_variables(template: str, kwargs: Mapping[str, Any]) -> str:
     # JSON writes text, numbers and truth values as Jinja reads them.
     lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(kwargs.items()))
     return f"{{#- arguments -#}}{''.join(lines)}{{#- end #}}{template}" if kwargs else template

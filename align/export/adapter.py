@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.errors import InputError
 from align.export.bases import named_base
-from align.export.folder import check_base, read_json
+from align.export.folder import check_base
 from align.export.trained import Trained
 from align.models.adapter_files import (
     CONFIG_FILE,
@@ -24,7 +24,7 @@ from align.models.adapter_files import (
 )
 from align.models.load import check_added_tokens, in_fp32, load_base, load_tokenizer, save_tokenizer
 from align.models.lowering import READ_BY_ENGINES, check_plain, initial_factors, lower
-from align.run import write_json
+from align.run import read_json, write_json
 
 
 def engine_config(config: Mapping[str, Any], base: Mapping[str, str]) -> dict[str, Any]:

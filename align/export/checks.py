@@ -10,7 +10,7 @@ from torch import Tensor
 
 from align.data.fixed_prompts import fixed_texts
 from align.export.adapter import rank_of
-from align.export.engines import TRANSFORMERS, VERSION, adapter_on, whole_model
+from align.export.engines import SETTINGS, TRANSFORMERS, VERSION, adapter_on, whole_model
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of
 from align.export.launch import RANKS, vllm_rank
 from align.export.receipt import FAIL, Bound, Check, pooled_divergence
@@ -75,7 +75,7 @@ def merged_checks(
     Merged into the original weights a QLoRA adapter makes another model: it is held to what the adapter says on these,
     and how far that lies from what was trained is reported.
     """
-    known, truth = held_to(trained, into)
+    known, truth = expected_logits(trained, into)
     loaded = whole_model(folder, trained.rows, trained.device)
     bound = MERGED if kept == "float32" else ROUNDED
     found = []
@@ -97,12 +97,12 @@ def gguf_answer(trained: Trained, base: Path, adapter: Path, engines: Engines, p
     Raises:
         InputError: it reads text otherwise than the model was trained to, or does not load them.
     """
-    python = interpreter(LLAMA_CPP, engines[LLAMA_CPP])
+    python = interpreter(LLAMA_CPP, engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
     if python is None:
         return None
     prompts = fixed_texts(trained.tokenizer, max(map(len, trained.rows)))
     answer = ask(
-        LLAMA_CPP, python, model=str(base), adapter=str(adapter), precise=precise,
+        LLAMA_CPP, python, SETTINGS[LLAMA_CPP], model=str(base), adapter=str(adapter), precise=precise,
         rows=[list(row) for row in trained.rows], texts=texts_of(trained.tokenizer, prompts),
     )  # fmt: skip
     check_reading(trained.tokenizer, prompts, answer)
@@ -142,10 +142,10 @@ def gguf_checks(
     if first is None:
         checks = checked_as_loaded(trained, True, (), into, F16)
         return [*checks, Check(LLAMA_CPP, note=why_unasked(LLAMA_CPP, engines[LLAMA_CPP])), *not_run]
-    known, truth = held_to(trained, into)
+    known, truth = expected_logits(trained, into)
 
     def check(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> Check:
-        divergence = pooled_divergence(truth, same_rooms(answer, truth))
+        divergence = pooled_divergence(truth, without_padding(answer, truth))
         return Check(LLAMA_CPP, "adapter", into, weights, answer.version, divergence, bound, note)
 
     found = [check(first, F16, GGUF)]
@@ -158,10 +158,10 @@ def gguf_checks(
     for path in sorted(folder.glob("base-*.gguf"), reverse=True):
         weights = path.stem.removeprefix("base-")
         if weights != F16 and (answer := gguf_answer(trained, path, folder / ADAPTER, engines)):
-            divergence = pooled_divergence(trained.logits, same_rooms(answer, trained.logits))
+            divergence = pooled_divergence(trained.logits, without_padding(answer, trained.logits))
             what = "adapter" if known else "gap"
             found.append(Check(LLAMA_CPP, what, into, weights, answer.version, divergence))
-    loaded = same_rooms(first, truth)
+    loaded = without_padding(first, truth)
     return [*found, *checked_as_loaded(trained, known, loaded, into, F16, LLAMA_CPP, first.version), *not_run]
 
 
@@ -169,7 +169,7 @@ def unasked_last(checks: Sequence[Check]) -> list[Check]:
     return sorted(checks, key=lambda check: check.found is None and not check.what)
 
 
-def held_to(trained: Trained, into: str) -> tuple[bool, Sequence[Tensor]]:
+def expected_logits(trained: Trained, into: str) -> tuple[bool, Sequence[Tensor]]:
     """Whether these weights are what was trained, and the logits that an export on them must have."""
     if into in (trained.kind, DEQUANTISED):
         return True, trained.logits
@@ -199,7 +199,7 @@ def vllm_check(
     truth: Sequence[Tensor] | None = None,
 ) -> Check:  # fmt: skip
     """vLLM on a folder with a model, and an adapter on it; its sums in fp32."""
-    python = interpreter(VLLM, engines[VLLM])
+    python = interpreter(VLLM, engines[VLLM], SETTINGS[VLLM])
     if python is None:
         return Check(VLLM, note=why_unasked(VLLM, engines[VLLM]))
     truth = trained.logits if truth is None else truth
@@ -207,14 +207,16 @@ def vllm_check(
     if rank is not None and rank > RANKS[-1]:
         return Check(VLLM, note=f"it serves adapters of rank {RANKS[-1]} at most")
     answer = ask(
-        VLLM, python, model=str(model), adapter=None if adapter is None else str(adapter),
+        VLLM, python, SETTINGS[VLLM], model=str(model), adapter=None if adapter is None else str(adapter),
         rank=None if rank is None else vllm_rank(rank),
         rows=[list(row) for row in trained.rows],
     )  # fmt: skip
     what, bound = "merged" if adapter is None else "adapter", PRECISE if kept == "float32" else ROUNDED
-    return Check(VLLM, what, base, kept, answer.version, pooled_divergence(truth, same_rooms(answer, truth)), bound)
+    return Check(
+        VLLM, what, base, kept, answer.version, pooled_divergence(truth, without_padding(answer, truth)), bound
+    )
 
 
-def same_rooms(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:
+def without_padding(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:
     """Logits over the vocabulary that the trained model has: engines pad theirs."""
     return [logits[:, : wanted.shape[1]] for logits, wanted in zip(answer.logits, truth, strict=True)]

@@ -91,7 +91,7 @@ def convert_adapter(converters: Path, adapter: Path, base: Path, target: Path, w
     _run(converters / LORA, ["--base", base, "--outfile", target, "--outtype", weights, adapter], target, base.name)
 
 
-def alike(converters: Path, whole: Path, rounded: Path) -> str:
+def first_mismatch(converters: Path, whole: Path, rounded: Path) -> str:
     """Compares two GGUF files of one model, in f32 and in f16: empty where each tensor of the second is that of the
     first, rounded; else the name of the first that is not."""
     words = [sys.executable, "-I", str(COMPARE), str(converters / "gguf-py"), str(whole), str(rounded)]

@@ -19,11 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from align.models.fastpath import without_fast_path
 from align.models.load import in_fp32, keep_unpacked, nf4
+from align.rollout.foreign import LLAMA_CPP, VLLM
 
 Rows = Sequence[Sequence[int]]
 """Token ids, a prompt each."""
 
 TRANSFORMERS = "transformers"
+SETTINGS = {LLAMA_CPP: "export.llama_cpp", VLLM: "export.vllm"}
+"""What names the Python that has an engine."""
 VERSION = f"{transformers.__version__}, peft {peft.__version__}"
 
 
@@ -41,7 +44,7 @@ def whole_model(folder: Path, rows: Rows, device: torch.device) -> list[Tensor]:
     model = as_published(folder, device)
     logits = logits_of(model, rows)
     del model
-    freed()
+    free_memory()
     return logits
 
 
@@ -63,11 +66,11 @@ def adapter_on(
     model = PeftModel.from_pretrained(model, str(adapter)).eval()
     logits = logits_of(model, rows)
     del model
-    freed()
+    free_memory()
     return logits
 
 
-def freed() -> None:
+def free_memory() -> None:
     """Models that nothing refers to any more give their memory back now: the short forwards are bound to modules, in
     circles, and the next model is as large."""
     gc.collect()

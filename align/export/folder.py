@@ -1,35 +1,15 @@
-"""What an export's folder says: JSON that is read back, and a base that another machine finds; no path of this one."""
+"""What an export's folder says: a base that another machine finds, and no path of this one."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from align.errors import CorruptFile, InputError, MissingArtifact
+from align.errors import InputError
 
 # An absolute path: at the start or after a blank, quote or bracket, so that https://… and org/name are none.
 ABSOLUTE = re.compile(r"""(?:^|(?<=[\s"'`(=\[]))(?:/[\w.@+-]+/[\w./@+-]+|~/\S+|[A-Za-z]:\\\S+)|file://\S+""")
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        MissingArtifact: there is no such file.
-        CorruptFile: it holds no JSON object.
-    """
-    if not path.is_file():
-        raise MissingArtifact(path.name, str(path.parent), "the file is not there", remedy)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFile(path.name, str(path.parent), f"is not JSON ({error})", remedy) from error
-    if not isinstance(content, dict):
-        raise CorruptFile(path.name, str(path.parent), "holds no JSON object", remedy)
-    return content
 
 
 def check_base(base: Mapping[str, str]) -> None:

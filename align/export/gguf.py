@@ -25,16 +25,15 @@ from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
 from align.export.bases import named_base, plain_base
 from align.export.converters import convert_adapter, convert_model, digest_of
-from align.export.engines import freed
-from align.export.folder import read_json
+from align.export.engines import SETTINGS, free_memory
 from align.export.trained import Trained
 from align.models.adapter_files import WEIGHTS_FILE
 from align.models.dequantised import ABOUT
 from align.models.load import name_of, save_tokenizer
 from align.ops.finite import not_finite
 from align.rollout.foreign import LLAMA_CPP, Answer, ask, version_in
-from align.run import file_digest, json_digest, write_json
-from align.run.atomic import publish, workroom
+from align.run import file_digest, json_digest, read_json, write_json
+from align.run.atomic import publish, scratch_folder
 
 ADAPTER = "adapter-f16.gguf"
 F16, F32 = "f16", "f32"
@@ -73,16 +72,16 @@ class Source:
             InputError: a weight is too large for f16; or the converter does not know the model, see `convert_model`.
         """
         name = Path(self.named["id"]).name
-        with workroom(target) as work:
+        with scratch_folder(target) as work:
             plain = work / name
             model = self.load()
             if weights == F16:
                 check_range(model)
             model.save_pretrained(plain)
             del model
-            freed()
+            free_memory()
             save_tokenizer(self.tokenizer, plain, self.folder)
-            begin_as_trained(plain, self.tokenizer)
+            set_add_bos_token(plain, self.tokenizer)
             convert_model(self.converters, plain, target, name, weights)
 
     def key(self, *more: Any) -> str:
@@ -106,7 +105,7 @@ def gguf_source(trained: Trained, into: str, converters: Path) -> Source:
     )  # fmt: skip
 
 
-def begin_as_trained(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def set_add_bos_token(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """llama.cpp puts a BOS in front of every prompt unless it is told not to, whether or not there was one in training:
     what the chat template writes is the truth."""
     bos = str(tokenizer.bos_token or "")
@@ -126,18 +125,18 @@ def gguf_bases(root: Path, source: Source, quantised: Sequence[str], python: str
         InputError: see `Source.convert`.
         CorruptFile: what is there is not what was written.
     """
-    whole = kept(root, source, F16, lambda target: source.convert(target, F16))
+    whole = cached_file(root, source, F16, lambda target: source.convert(target, F16))
     if python is None:
         return [whole]
 
     def in_fewer(target: Path, weights: str) -> None:
-        ask(LLAMA_CPP, python, quantise=[str(whole), str(target), weights])
+        ask(LLAMA_CPP, python, SETTINGS[LLAMA_CPP], quantise=[str(whole), str(target), weights])
 
-    made_by = version_in(LLAMA_CPP, python)
-    return [whole, *(kept(root, source, bits, partial(in_fewer, weights=bits), made_by) for bits in quantised)]
+    made_by = version_in(LLAMA_CPP, python, SETTINGS[LLAMA_CPP])
+    return [whole, *(cached_file(root, source, bits, partial(in_fewer, weights=bits), made_by) for bits in quantised)]
 
 
-def kept(root: Path, source: Source, weights: str, write: Callable[[Path], None], made_by: str = "") -> Path:
+def cached_file(root: Path, source: Source, weights: str, write: Callable[[Path], None], made_by: str = "") -> Path:
     """A file that is known by its sha256."""
     file = base_file(weights)
     folder = root / f"{Path(source.named['id']).name}-{source.kind}-gguf-{weights}-{source.key(weights, made_by)}"

@@ -12,8 +12,8 @@ from align.data.engine_template import contents_as_text
 from align.export.adapter import rank_of, write_lowered
 from align.export.bases import base_beside, base_folder, named_base
 from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
-from align.export.converters import alike, convert_adapter, converters_in
-from align.export.engines import freed, logits_of
+from align.export.converters import convert_adapter, converters_in, first_mismatch
+from align.export.engines import SETTINGS, free_memory, logits_of
 from align.export.gguf import ADAPTER, F16, F32, Source, base_file, gguf_bases, gguf_source, write_gguf
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
 from align.export.merged import merged_model, write_merged
@@ -24,7 +24,8 @@ from align.models.base import BUILT_IN
 from align.models.dequantised import cast_weights, weights_dtype
 from align.models.load import DTYPES
 from align.rollout.foreign import LLAMA_CPP, Answer, interpreter
-from align.run.atomic import workroom
+from align.run import Base
+from align.run.atomic import scratch_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +65,16 @@ def export_merged(options: Options, trained: Trained, folder: Path) -> list[Chec
     model.config.dtype = DTYPES[options.dtype]
     write_merged(folder, model, named_base(trained.base), tokenizer=trained.tokenizer, beside=Path(trained.base.path))
     del model
-    freed()  # before others are loaded to compare
+    free_memory()  # before others are loaded to compare
     return merged_checks(trained, folder, options.into, options.dtype, summed, options.engines)
 
 
 def export_gguf(options: Options, trained: Trained, folder: Path) -> list[Check]:
     """Writes base and adapter as GGUF, with a Modelfile; asks llama.cpp."""
     source = source_for(options, trained)
-    python = interpreter(LLAMA_CPP, options.engines[LLAMA_CPP])
+    python = interpreter(LLAMA_CPP, options.engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
     bases = gguf_bases(options.bases, source, options.quantised, python)
-    with workroom(folder / ADAPTER) as work:  # in what goes with a killed export
+    with scratch_folder(folder / ADAPTER) as work:  # in what goes with a killed export
         write_gguf(folder, bases, write_lowered(trained, work / "adapter"), source)
     answer = gguf_answer(trained, folder / base_file(F16), folder / ADAPTER, options.engines)
     if answer is not None:
@@ -95,7 +96,7 @@ def measured_again(options: Options, trained: Trained, folder: Path) -> list[Che
         return measured_gguf(options, trained, folder, answer)
     if (folder / "config.json").is_file():
         summed = logits_of(merged_model(trained, options.into), trained.rows)
-        freed()
+        free_memory()
         return merged_checks(trained, folder, options.into, weights_dtype(folder), summed, options.engines)
     return measured_adapter(options, trained, folder, write_base=False)
 
@@ -111,13 +112,13 @@ def measured_gguf(options: Options, trained: Trained, folder: Path, answer: Answ
     """
 
     def in_f32() -> InF32 | None:
-        with workroom(options.bases / "f32") as work:
+        with scratch_folder(options.bases / "f32") as work:
             source, base, made = source_for(options, trained), work / base_file(F32), work / "adapter.gguf"
             source.convert(base, F32)
             plain = write_lowered(trained, work / "adapter")
             convert_adapter(source.converters, plain, source.folder, made, F32)
             pairs = ((base, folder / base_file(F16)), (made, folder / ADAPTER))
-            other = next((name for pair in pairs if (name := alike(source.converters, *pair))), "")
+            other = next((name for pair in pairs if (name := first_mismatch(source.converters, *pair))), "")
             exact = gguf_answer(trained, base, made, options.engines, precise=True)
             return None if exact is None else InF32(exact, other)
 
@@ -150,11 +151,12 @@ def launch_files(
         launches_gguf(folder, name, ADAPTER, gap, original)
 
 
-def receipt_facts(options: Options, trained: Trained, kind: str, artifact: str) -> dict[str, Any]:
+def receipt_facts(options: Options, base: Base, kind: str, artifact: str) -> dict[str, Any]:
     """What a receipt speaks of, and how it was made.
 
     Args:
+        base: on which was trained.
         artifact: the digest of what was exported.
     """
     made = {"kind": kind, "dtype": "float16" if kind == "gguf" else options.dtype, "into": options.into}
-    return {**made, "base": named_base(trained.base), "artifact": artifact}
+    return {**made, "base": named_base(base), "artifact": artifact}

@@ -67,7 +67,7 @@ def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Dive
     """
     if rank > RANKS[-1]:
         return
-    why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {gap_in_words(gap)}"
+    why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {gap_note(gap)}"
     serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base.id)} --enable-lora --max-lora-rank '
     serve += f"{vllm_rank(rank)} \\\n  {by_template(folder, template)}"
     write_script(
@@ -124,7 +124,7 @@ def launches_merged(folder: Path, name: str, gap: Divergence | None, original: b
     """
     write_script(
         folder / LAUNCH / "vllm.sh",
-        f"vLLM with this model, asked for as {name}. {gap_in_words(gap, original)}",
+        f"vLLM with this model, asked for as {name}. {gap_note(gap, original)}",
         f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} {by_template(folder, template)}"$@"\n',
     )
 
@@ -136,7 +136,7 @@ def launches_gguf(folder: Path, name: str, adapter: str, gap: Divergence | None,
         folder / LAUNCH / "llama-server.sh",
         f"llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS is that of "
         f"the base: {', '.join(bits)}. "
-        f'A request may turn the adapter off: "lora": [{{"id": 0, "scale": 0}}]. {READ} {gap_in_words(gap, original)}',
+        f'A request may turn the adapter off: "lora": [{{"id": 0, "scale": 0}}]. {READ} {gap_note(gap, original)}',
         'model="$here/../base-${WEIGHTS:-f16}.gguf"\n'
         '[ -f "$model" ] || { echo "WEIGHTS: $model is not there" >&2; exit 2; }\n'
         f'exec llama-server --model "$model" --lora "$here/../{adapter}" \\\n'
@@ -144,7 +144,7 @@ def launches_gguf(folder: Path, name: str, adapter: str, gap: Divergence | None,
     )
 
 
-def gap_in_words(gap: Divergence | None, here: bool = False) -> str:
+def gap_note(gap: Divergence | None, here: bool = False) -> str:
     """Args:
     here: the export holds the original weights.
     """

@@ -29,9 +29,10 @@ from align.models.dequantised import (
     forget_quantisation,
     refuse_repacked,
 )
-from align.models.load import in_fp32, load_base, save_tokenizer
+from align.models.load import in_fp32, load_base, save_tokenizer, skeleton
 from align.models.lowering import MERGEABLE, check_initial, check_plain
-from align.run import write_json
+from align.run import Base, model_files, write_json
+from align.run.weights import header
 
 
 def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -120,14 +121,38 @@ def _check_mergeable(model: PreTrainedModel, adapter: Adapter) -> None:
     if getattr(model, "peft_config", None):
         raise ValueError("the base already carries adapters: merge into a fresh load")
     refuse_repacked(model)
+    _check_untied(tied_in(model), adapter)
+
+
+def check_untied(base: Base, adapter: Adapter) -> None:
+    """What `merge` refuses of a tied base, before its weights are loaded.
+
+    A checkpoint that holds embedding and head both is left to `merge`: they are tied where they are equal.
+
+    Raises:
+        InputError: the adapter changes the embedding or the head, and the base ties them.
+    """
+    model = skeleton(base)
+    tied = set() if model is None else tied_in(model)
+    stored = [name for path in model_files(Path(base.path), displayed=base.id) for name in header(path)]
+    if not all(any(key.endswith(f"{name.rpartition('.')[2]}.weight") for key in stored) for name in tied):
+        _check_untied(tied, adapter)
+
+
+def tied_in(model: PreTrainedModel) -> set[str]:
+    """The names of embedding and head where they share one weight."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is not None and getattr(embedding, "weight", None) is getattr(head, "weight", object()):
-        tied = {name for name, module in model.named_modules() if module is embedding or module is head}
-        if touched := sorted(tied & adapter.ranks.keys()):
-            raise InputError(
-                "target_modules", touched[0], "the base ties its embedding to its head, so a merge would change both",
-                "Export the adapter: export=adapter.",
-            )  # fmt: skip
+    if head is None or getattr(embedding, "weight", None) is not getattr(head, "weight", object()):
+        return set()
+    return {name for name, module in model.named_modules() if module is embedding or module is head}
+
+
+def _check_untied(tied: set[str], adapter: Adapter) -> None:
+    if touched := sorted(tied & adapter.ranks.keys()):
+        raise InputError(
+            "target_modules", touched[0], "the base ties its embedding to its head, so a merge would change both",
+            "Export the adapter: export=adapter.",
+        )  # fmt: skip
 
 
 def _attach(model: PreTrainedModel, adapter: Path, found: Adapter) -> PeftModel:

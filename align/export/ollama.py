@@ -120,7 +120,7 @@ def in_go(letter: str) -> str:
     return f'{{{{ "\\U{ord(letter):08x}" }}}}'
 
 
-def sayable(stop: str) -> bool:
+def quotable(stop: str) -> bool:
     """Whether a Modelfile's parser reads it between quotes: it knows no escapes, and drops what is not printed."""
     return stop.isprintable() and '"' not in stop
 
@@ -155,6 +155,6 @@ def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, 
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(folder)
     stops = [tokenizer.convert_ids_to_tokens(id) for id in stop_token_ids(tokenizer, generation)]
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops if sayable(stop)]
-    lines += [f"# No stop for {stop!a}, which this file cannot say." for stop in stops if not sayable(stop)]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops if quotable(stop)]
+    lines += [f"# No stop for {stop!a}, which this file cannot say." for stop in stops if not quotable(stop)]
     return "\n".join(lines) + "\n"

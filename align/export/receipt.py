@@ -2,7 +2,8 @@
 
 `receipt.json` lies in the export. A check is one engine on one base: how far its next-token logprobs on fixed prompts
 lie from those of the trained model, and the bound that this must keep. An engine that was not asked is a check too, and
-never a pass. The receipt holds the sha256 of every file beside it, so that it speaks of these files and no others.
+never a pass. The receipt holds the sha256 of every file beside it, so that it speaks of these files and no others
+(`align.run.receipt` reads and checks it).
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ from torch import Tensor, ones
 
 from align.errors import CorruptFile, InputError
 from align.export.engines import TRANSFORMERS
-from align.export.folder import read_json
 from align.ops.divergence import Divergence, kl_between, pooled
 from align.run import file_digest, json_digest, write_json
+from align.run.receipt import RECEIPT, SCHEMA
 
-RECEIPT = "receipt.json"
-SCHEMA = 1
 Bound = tuple[str, float]
 """A figure of `Divergence`, and the most that it may be."""
 
@@ -145,29 +144,6 @@ def write_receipt(
     }
     receipt = {"schema_version": SCHEMA, **about, "prompts": prompted, "rows": [check.as_dict() for check in checks]}
     write_json(folder / RECEIPT, receipt | {"files": files})
-
-
-def checked_receipt(folder: Path) -> dict[str, Any]:
-    """The receipt in a folder, its files found to be those that it speaks of.
-
-    Raises:
-        MissingArtifact, CorruptFile: it is not there; or a file is another, missing, or too many.
-    """
-    receipt = read_json(folder / RECEIPT, "Point at a folder that stage=export wrote.")
-    remedy = "Export it again."
-    rows = receipt.get("rows")
-    whole = isinstance(receipt.get("files"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
-    if receipt.get("schema_version") != SCHEMA or not whole:
-        raise CorruptFile(RECEIPT, folder.name, "is no receipt that this version reads", remedy)
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT}
-    for name in sorted(there ^ receipt["files"].keys()):
-        if name in there:
-            raise CorruptFile("file", name, "is not of this export", "Remove it.")
-        raise CorruptFile("file", name, "is missing", remedy)
-    for name, digest in receipt["files"].items():
-        if file_digest(folder / name) != digest:
-            raise CorruptFile("file", name, "is not the file that the receipt speaks of (its sha256 differs)", remedy)
-    return receipt
 
 
 def agreeing(receipt: dict[str, Any], checks: Sequence[Check], skipped: Container[str] = ()) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from align.data.fixed_prompts import fixed_prompts
 from align.errors import CorruptFile, require
-from align.export.engines import TRANSFORMERS, VERSION, freed, logits_of
+from align.export.engines import TRANSFORMERS, VERSION, free_memory, logits_of
 from align.export.receipt import ALONE, Bound, Check, pooled_divergence
 from align.models.adapters import attach
 from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, name_of
@@ -78,7 +78,7 @@ def trained_model(
     with model.disable_adapter():
         alone = pooled_divergence(logits, logits_of(model, rows))
     del model
-    freed()
+    free_memory()
     return Trained(base, adapter, method, device, dtype, tokenizer, rows, logits, alone)
 
 

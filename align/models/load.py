@@ -33,7 +33,7 @@ from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.models.plain import route_of
 from align.models.probe import probe
 from align.ops.linear import bf16
-from align.run import Artifact, Base, model_config, model_files, only_these, out_of_memory, unhashed, write_json
+from align.run import Artifact, Base, linked_folder, model_config, model_files, out_of_memory, unhashed, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
@@ -146,12 +146,12 @@ def load_base(
     if method == "qlora":
         options["quantization_config"] = nf4(dtype)
     held = torch.float32 if method == "full" else dtype
-    files = model_files(Path(base.path), shown=base.id)
+    files = model_files(Path(base.path), displayed=base.id)
     for path in files:
         if path.suffix == ".safetensors":  # in the file, for NF4 would make some number of a nan
             check_file(path, "model.path", base.id, "Download or save the model again.", held)
     try:
-        with only_these(files) as folder:
+        with linked_folder(files) as folder:
             model, loaded = head.from_pretrained(
                 str(folder),
                 output_loading_info=True,
@@ -266,7 +266,7 @@ def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
     A special token may lie there that nothing writes: not the template, not the tokenizer at an end of a row, and no
     content ever (`align.data.tokens`). Gemma 3's models of text have one, for images.
     """
-    config = model_config(Path(base.path), shown=base.id)
+    config = model_config(Path(base.path), displayed=base.id)
     text = config.get("text_config")
     rows = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, dict) else None)
     named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
@@ -312,7 +312,7 @@ class Description(NamedTuple):
 def describe(base: Base) -> Description:
     """Raises: InputError: its configuration is none that transformers reads."""
     try:
-        with only_these(model_files(Path(base.path), shown=base.id)) as folder:
+        with linked_folder(model_files(Path(base.path), displayed=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
             named = (folder / GENERATION_CONFIG_NAME).is_file()
             file = GENERATION_CONFIG_NAME if named else CONFIG_NAME  # as transformers does, whose classes know defaults
@@ -322,6 +322,21 @@ def describe(base: Base) -> Description:
     except Exception as error:  # what a wrong value leads to has any type
         raise unloadable(base, error) from error
     return Description(config, generation)
+
+
+def skeleton(base: Base) -> Any:
+    """The modules of a base without its weights, tied as its configuration says; None where they cannot be built,
+    which loading explains.
+
+    Raises:
+        InputError: see `describe`.
+    """
+    config = describe(base).config
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # what a wrong value leads to has any type
+        return None
 
 
 def context_length(model: Any) -> int:

@@ -137,9 +137,9 @@ def suspects(
     before = actors.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
     before_B, _ = actors.score(before)
 
-    def candidate(given: Answers, scores_B: Tensor, i: int, **told: Any) -> Candidate:
-        said = {**sampling, "score": float(scores_B[i]), **told}
-        return Candidate(storable(given.texts[i]), digest, sampling=said, ended=bool(given.rollout.ended_B[i]))
+    def candidate(given: Answers, scores_B: Tensor, i: int, **figures: Any) -> Candidate:
+        recorded = {**sampling, "score": float(scores_B[i]), **figures}
+        return Candidate(storable(given.texts[i]), digest, sampling=recorded, ended=bool(given.rollout.ended_B[i]))
 
     pairs = []
     for k, i in enumerate(chosen):

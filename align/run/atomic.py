@@ -30,14 +30,14 @@ def publish(target: Path, replace: bool = False) -> Iterator[Path]:
         raise InputError("target", target.name, "is a file", "Choose a folder that does not exist yet.")
     if target.is_dir() and any(target.iterdir()) and not replace:
         raise InputError("target", target.name, "already holds files", "Choose another folder or remove it first.")
-    with workroom(target) as part:
+    with scratch_folder(target) as part:
         yield part
         with unwritable(target):
             moved(part, target)
 
 
 @contextmanager
-def workroom(beside: Path) -> Iterator[Path]:
+def scratch_folder(beside: Path) -> Iterator[Path]:
     """A folder to work in, beside a target and on its disk, that is removed in the end; and with it what a process that
     was killed left for the same target.
 

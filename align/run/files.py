@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, StorageError
+from align.errors import CorruptFile, MissingArtifact, StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FORBIDDEN = (errno.EACCES, errno.EPERM)
@@ -69,6 +69,24 @@ def json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
     return value
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        MissingArtifact: there is no such file.
+        CorruptFile: it holds no JSON object.
+    """
+    if not path.is_file():
+        raise MissingArtifact(path.name, str(path.parent), "the file is not there", remedy)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile(path.name, str(path.parent), f"is not JSON ({error})", remedy) from error
+    if not isinstance(content, dict):
+        raise CorruptFile(path.name, str(path.parent), "holds no JSON object", remedy)
+    return content
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, so that a reader or a crash sees the old file or the new one, never half."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
@@ -103,9 +121,9 @@ def storage_error(error: BaseException, root: str) -> StorageError | None:
         errnos = (*FULL, *FORBIDDEN) if seen is error else FULL
         if (isinstance(seen, OSError) and seen.errno in errnos) or STORAGE_WORDS.search(str(seen)):
             place = f" ({seen.filename})" if isinstance(seen, OSError) and seen.filename else ""
-            said = (getattr(seen, "strerror", None) or str(seen)).strip().splitlines()[0]
+            reason = (getattr(seen, "strerror", None) or str(seen)).strip().splitlines()[0]
             return StorageError(
-                "run.root", root, f"a file cannot be written or read: {said}{place}",
+                "run.root", root, f"a file cannot be written or read: {reason}{place}",
                 "Free some space or change its permissions, then run the same command again to continue.",
             )  # fmt: skip
         seen = seen.__cause__ or seen.__context__

@@ -211,7 +211,7 @@ def known(folder: Path, new: Manifest) -> Manifest | None:
         wanted["tokenizers"] = {}
     if was == wanted:
         return old
-    if came_to_nothing(folder, old):
+    if failed_without_output(folder, old):
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
@@ -222,7 +222,7 @@ def known(folder: Path, new: Manifest) -> Manifest | None:
     )  # fmt: skip
 
 
-def came_to_nothing(folder: Path, manifest: Manifest) -> bool:
+def failed_without_output(folder: Path, manifest: Manifest) -> bool:
     """Whether a run failed before it made anything: on bad input, say. Its name is free for another one."""
     made = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
     return manifest.status == "failed" and all(path.name in OF_A_START for path in made)

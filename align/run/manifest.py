@@ -83,7 +83,7 @@ class Input:
             if f.name != "details" and (value := getattr(self, f.name)) != f.default
         }
         if self.path:
-            kept["path"] = shortened(self.path, root)
+            kept["path"] = relative_path(self.path, root)
         return kept | dict(self.details)
 
 
@@ -152,13 +152,13 @@ class Manifest:
         values["identity"] = self.identity
         values["inputs"] = {name: found.as_json(root) for name, found in self.inputs.items()}
         if self.base is not None:
-            values["base"] = dataclasses.asdict(self.base) | {"path": shortened(self.base.path, root)}
+            values["base"] = dataclasses.asdict(self.base) | {"path": relative_path(self.base.path, root)}
         if not self.error:
             del values["error"]
         return masked_tree({"schema_version": SCHEMA_VERSION, **values})
 
 
-def shortened(path: str, root: Path) -> str:
+def relative_path(path: str, root: Path) -> str:
     """A path as the file has it: one below the folder of all runs begins with `<root>/`."""
     given, top = Path(path), root.expanduser().absolute()
     if given.is_relative_to(root):  # below a root that is relative itself
@@ -167,8 +167,8 @@ def shortened(path: str, root: Path) -> str:
     return ROOT + given.relative_to(top).as_posix() if given.is_absolute() and given.is_relative_to(top) else path
 
 
-def lengthened(path: str, root: Path) -> str:
-    """The path that `shortened` made short."""
+def absolute_path(path: str, root: Path) -> str:
+    """The path that `relative_path` made short."""
     return str(root / path.removeprefix(ROOT)) if path.startswith(ROOT) else path
 
 
@@ -211,7 +211,7 @@ def read_manifest(folder: Path) -> Manifest:
         )  # fmt: skip
     if found == 1 and isinstance(identity := values.get("identity"), dict):
         values = values | {"config": identity.get("config")}
-    if wrong := misshapen(values):
+    if wrong := first_invalid_key(values):
         problem = f"is not a run's manifest: {wrong} is missing, or of another kind than runs write it"
         raise CorruptFile("manifest", str(path), problem, "Move the folder away.")
     return manifest_from(values, folder.parent.parent)
@@ -222,7 +222,7 @@ def manifest_from(values: Mapping[str, Any], root: Path) -> Manifest:
     inputs = {name: input_from(given, root) for name, given in values["inputs"].items()}
     base = Base(**values["base"]) if values.get("base") else None
     if base is not None:
-        base = dataclasses.replace(base, path=lengthened(base.path, root))
+        base = dataclasses.replace(base, path=absolute_path(base.path, root))
     known = {f.name for f in dataclasses.fields(Manifest)}
     kept = {key: value for key, value in values.items() if key in known and value is not None}
     return Manifest(**{**kept, "inputs": inputs, "base": base, "seed": values.get("seed", 0)})
@@ -232,7 +232,7 @@ def input_from(values: Mapping[str, Any], root: Path) -> Input:
     kept: dict[str, Any]
     known = {f.name for f in dataclasses.fields(Input)}
     kept = {"digest": "", **{key: value for key, value in values.items() if key in known}}
-    kept["path"] = lengthened(kept.get("path", ""), root)
+    kept["path"] = absolute_path(kept.get("path", ""), root)
     return Input(**kept, details={k: v for k, v in values.items() if k not in known})
 
 
@@ -248,7 +248,7 @@ OF_AN_INPUT = {
 }  # fmt: skip
 
 
-def misshapen(values: Mapping[str, Any]) -> str | None:
+def first_invalid_key(values: Mapping[str, Any]) -> str | None:
     """The first key of a manifest that is missing or of another type than runs write it; None where all is right."""
     for key, kind in SHAPE.items():
         *parents, last = key.split(".")

@@ -35,25 +35,25 @@ UNQUANTISED = "Give the model as it was before: method=qlora quantises it."
 PICKLED = "Save the model with safe_serialization; pickled weights are not read."
 
 
-def model_files(folder: Path, field: str = "model.path", shown: str | None = None) -> list[Path]:
+def model_files(folder: Path, field: str = "model.path", displayed: str | None = None) -> list[Path]:
     """Everything that a model is read from: weights, configuration, tokenizer. Links are followed, as those of the
     hub's cache have to be; what they lead to is read, and so it is hashed.
 
     Raises:
         CorruptFile, InputError: see `model_config` and `weight_files`.
     """
-    model_config(folder, field, shown)
-    weights = weight_files(folder, field, shown)
+    model_config(folder, field, displayed)
+    weights = weight_files(folder, field, displayed)
     for path in weights:
         if path.suffix == ".safetensors":
-            check_stored(path, field, shown or str(folder))
+            check_stored(path, field, displayed or str(folder))
     rest = (CONFIG, "generation_config.json", *TOKENIZER)
     return sorted({*weights, *matching(folder, rest)})
 
 
-def model_digest(folder: Path, field: str = "model.path", shown: str | None = None) -> str:
+def model_digest(folder: Path, field: str = "model.path", displayed: str | None = None) -> str:
     """sha256 over the names and contents of `model_files`, hex."""
-    return files_digest(model_files(folder, field, shown))
+    return files_digest(model_files(folder, field, displayed))
 
 
 def adapter_digest(folder: Path, bare: bool = False) -> str:
@@ -95,7 +95,7 @@ def unhashed(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def only_these(files: list[Path]) -> Iterator[Path]:
+def linked_folder(files: list[Path]) -> Iterator[Path]:
     """A folder that holds these files and no other, as links; for a library that would look for more."""
     with TemporaryDirectory(prefix="align-model-") as name:
         for path in files:
@@ -103,36 +103,36 @@ def only_these(files: list[Path]) -> Iterator[Path]:
         yield Path(name)
 
 
-def weight_files(folder: Path, field: str = "model.path", shown: str | None = None) -> list[Path]:
+def weight_files(folder: Path, field: str = "model.path", displayed: str | None = None) -> list[Path]:
     """`model.safetensors`, or the index of a sharded model and the shards that it names.
 
     Args:
-        field, shown: what to call the folder in a message.
+        field, displayed: what to call the folder in a message.
 
     Raises:
         CorruptFile: the index is not one, or a shard that it names is not there.
         InputError: there are no such weights, or the index names something else than files beside it.
     """
-    shown = shown or str(folder)
+    displayed = displayed or str(folder)
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     index = folder / INDEX
     if not index.is_file():
-        raise InputError(field, shown, without_weights(folder), PICKLED)
+        raise InputError(field, displayed, without_weights(folder), PICKLED)
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFile(field, shown, f"{INDEX} is not an index of weights", AGAIN) from error
+        raise CorruptFile(field, displayed, f"{INDEX} is not an index of weights", AGAIN) from error
     for name in names:
         if not (isinstance(name, str) and Path(name).name == name and "\0" not in name):
             problem = f"{INDEX} names {name!r}, which is no file of its own folder"
-            raise InputError(field, shown, problem, "Put the shards beside the index, by their plain names.")
+            raise InputError(field, displayed, problem, "Put the shards beside the index, by their plain names.")
         if not name.endswith(".safetensors"):
-            raise InputError(field, shown, f"{INDEX} names {name!r}, which is not safetensors", PICKLED)
+            raise InputError(field, displayed, f"{INDEX} names {name!r}, which is not safetensors", PICKLED)
         if not (folder / name).is_file():
-            raise CorruptFile(field, shown, f"{name}, which {INDEX} names, is missing", AGAIN)
+            raise CorruptFile(field, displayed, f"{name}, which {INDEX} names, is missing", AGAIN)
     if not names:
-        raise CorruptFile(field, shown, f"{INDEX} names no weights", AGAIN)
+        raise CorruptFile(field, displayed, f"{INDEX} names no weights", AGAIN)
     return [index, *(folder / name for name in names)]
 
 
@@ -143,7 +143,7 @@ def without_weights(folder: Path) -> str:
     return f"there are no safetensors in {folder} by the name of {SINGLE}, and no {INDEX}{found}"
 
 
-def model_config(folder: Path, field: str = "model.path", shown: str | None = None) -> dict[str, Any]:
+def model_config(folder: Path, field: str = "model.path", displayed: str | None = None) -> dict[str, Any]:
     """The configuration of a model that can be read as it stands.
 
     Raises:
@@ -151,44 +151,44 @@ def model_config(folder: Path, field: str = "model.path", shown: str | None = No
         InputError: there is none; the folder holds an adapter; the weights are quantised already, or are said to lie
             in other files.
     """
-    shown, path = shown or str(folder), folder / CONFIG
+    displayed, path = displayed or str(folder), folder / CONFIG
     if not path.is_file():
-        raise InputError(field, shown, f"there is no {CONFIG} in {folder}", "Give the folder of a saved model.")
+        raise InputError(field, displayed, f"there is no {CONFIG} in {folder}", "Give the folder of a saved model.")
     config = json_object(path, field, AGAIN)
     if (generation := folder / "generation_config.json").is_file():  # transformers passes over a broken one
         json_object(generation, field, AGAIN)
     if (folder / ADAPTER_CONFIG).is_file():
         problem = f"holds {ADAPTER_CONFIG} beside {CONFIG}: to some readers it is a model, to others an adapter"
-        raise InputError(field, shown, problem, "Give adapter and base as two folders: init= and model.path=.")
+        raise InputError(field, displayed, problem, "Give adapter and base as two folders: init= and model.path=.")
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and (quantised := quantisation_of(part)):
             problem = f"its weights are quantised already ({quantised})"
-            raise InputError(field, shown, problem, UNQUANTISED)
+            raise InputError(field, displayed, problem, UNQUANTISED)
     for key, value in config.items():  # transformers makes as many layers as it is told, before it reads a weight
         most = MOST_LAYERS if key in LAYERS else MOST
         if isinstance(value, int) and value > most:
-            raise InputError(field, shown, f"{CONFIG} says {key}={value}, which no model has", f"Correct {path}.")
+            raise InputError(field, displayed, f"{CONFIG} says {key}={value}, which no model has", f"Correct {path}.")
     for key in ("transformers_weights", "configuration_files"):
         if config.get(key) not in (None, [], SINGLE, INDEX):
             problem = f"{CONFIG} sends the reader to other files ({key}: {config[key]!r})"
-            raise InputError(field, shown, problem, f"Remove {key} from it.")
+            raise InputError(field, displayed, problem, f"Remove {key} from it.")
     return config
 
 
 def quantisation_of(config: dict[str, Any]) -> str:
     """How the weights of a configuration are quantised, in a word or two; empty where they are not."""
     for key in ("quantization_config", "compression_config", "quantization"):
-        told = config.get(key)
-        if key == "quantization" and not (isinstance(told, dict) and "bits" in told):  # MLX's, who may say none
+        settings = config.get(key)
+        if key == "quantization" and not (isinstance(settings, dict) and "bits" in settings):  # MLX's, who may say none
             continue
-        if told is not None:
-            method = told.get("quant_method") if isinstance(told, dict) else None
-            four = isinstance(told, dict) and (told.get("load_in_4bit") or told.get("_load_in_4bit"))
+        if settings is not None:
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            four = isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("_load_in_4bit"))
             return f"{key}: {method or 'an unknown method'}{', 4-bit' if four else ''}"
     return ""
 
 
-def check_stored(path: Path, field: str, shown: str) -> None:
+def check_stored(path: Path, field: str, displayed: str) -> None:
     """That the tensors of a safetensors file are what they stand for: a configuration may have lost the word that they
     are quantised, and a loader then takes integers for weights, or eight bits without their scales.
 
@@ -199,7 +199,7 @@ def check_stored(path: Path, field: str, shown: str) -> None:
         kind = str(tensor.get("dtype")) if isinstance(tensor, dict) and name != "__metadata__" else "F32"
         if not kind.startswith(FLOATS) and (name.endswith("weight") or kind.startswith(EIGHT_BITS)):
             problem = f"its weights are quantised already ({name} in {path.name} is {kind})"
-            raise InputError(field, shown, problem, UNQUANTISED)
+            raise InputError(field, displayed, problem, UNQUANTISED)
 
 
 def header(path: Path) -> dict[str, Any]:

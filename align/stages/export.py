@@ -12,19 +12,17 @@ from align.data.template import use_template
 from align.errors import InputError
 from align.export.card import MADE_ANEW, export_facts, licences, render_card
 from align.export.converters import converters_in
-from align.export.engines import TRANSFORMERS
-from align.export.folder import read_json
+from align.export.engines import SETTINGS, TRANSFORMERS
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
 from align.export.launch import served_name
+from align.export.merged import check_untied
 from align.export.receipt import (
     HEADS,
-    RECEIPT,
     Check,
     accepting,
     agreeing,
     as_text,
     cells,
-    checked_receipt,
     require_asked,
     require_passed,
     write_receipt,
@@ -37,16 +35,17 @@ from align.models.lowering import MERGEABLE, check_initial, check_plain
 from align.models.start import label
 from align.report import Report
 from align.rollout.foreign import LLAMA_CPP, VLLM, engine_version, why_unasked
-from align.run import Artifact, Base, Input, Run, json_digest
+from align.run import Artifact, Base, Input, Run, json_digest, read_json
 from align.run.atomic import publish
 from align.run.lineage import data_behind, evaluation_of, trained_through
+from align.run.receipt import RECEIPT, checked_receipt
 from align.stages import Inputs, start
 from align.track import peak_rss_mb
 from align.types import Result
 
 
 def inputs(config: Config) -> Inputs:
-    method = config.method.name  # as it was told: `start` settles `auto`
+    method = config.method.name  # as it was given: `start` settles `auto`
     artifact, base, config = start(config, config.artifact, "artifact")
     if artifact.whole:
         raise InputError(
@@ -60,7 +59,8 @@ def inputs(config: Config) -> Inputs:
     records = {"artifact": artifact.as_input()}
     if (evaluation := evaluation_of(artifact.as_input(), Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
-    asked = {engine: engine_version(engine, engines(config)[engine]) for engine in engines_asked(config)}
+    where = engines(config)
+    asked = {engine: engine_version(engine, where[engine], SETTINGS[engine]) for engine in engines_asked(config)}
     records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
     if config.export.name != "check":
         check_askable(config, asked)
@@ -116,11 +116,13 @@ def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
 
 def run(run: Run, config: Config) -> Result:
     artifact = start(config, run.inputs["artifact"].path, "artifact").artifact
+    options, checking = options_of(config), config.export.name == "check"
+    folders = folders_of(config) if checking else []
+    claims = {folder: claimed(config, options, artifact, run.base, folder) for folder in folders}
     trained = loaded(config, artifact, run.base)
-    options = options_of(config)
 
-    if config.export.name == "check":
-        receipts = {folder.name: check(config, options, artifact, trained, folder) for folder in folders_of(config)}
+    if checking:
+        receipts = {folder.name: check(config, options, trained, folder, claims[folder]) for folder in folders}
         line = f"{config.export.path} is what was trained as {artifact.ref}"
     else:
         kinds, target, receipts = kinds_of(config), run.folder / "artifact", {}
@@ -147,6 +149,8 @@ def loaded(config: Config, artifact: Artifact, base: Base) -> Trained:
     check_plain(found, () if {"adapter", "gguf"} & set(kinds_of(config)) else MERGEABLE)
     check_initial(config.method.name == "qlora", found.config)
     adapter_config(artifact.path, "artifact", alone=True)  # `attach` asks it too, with the base in memory
+    if "merged" in kinds_of(config):
+        check_untied(base, found)
     device = choose_device(config.device)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
@@ -187,7 +191,7 @@ def written(
     facts = export_facts(trained, kind, folder, name, checks, options.dtype, options.into)
     card = render_card(facts | history(run, config, artifact))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    write_receipt(folder, checks, trained.rows, receipt_facts(options, trained, kind, artifact.digest))
+    write_receipt(folder, checks, trained.rows, receipt_facts(options, trained.base, kind, artifact.digest))
     print_checks(kind, checks)
     return checks
 
@@ -217,23 +221,33 @@ def folders_of(config: Config) -> list[Path]:
     return [path]
 
 
-def check(config: Config, options: Options, artifact: Artifact, trained: Trained, folder: Path) -> list[Check]:
+def claimed(config: Config, options: Options, artifact: Artifact, base: Base, folder: Path) -> dict[str, Any]:
+    """The receipt of an export that was made before. Asked before any weights are loaded.
+
+    Raises:
+        MissingArtifact, CorruptFile: see `checked_receipt`.
+        InputError: it is an export of something else.
+    """
+    receipt = checked_receipt(folder)
+    wanted = receipt_facts(options, base, "check", artifact.digest)
+    for what in ("artifact", "base"):
+        if receipt.get(what) != wanted[what]:
+            problem = f"{folder.name} was made of another {what}"
+            raise InputError("artifact", artifact.ref, problem, "Name the artifact that was exported.")
+    if receipt.get("kind") != "adapter" and receipt.get("into") != wanted["into"]:
+        problem = f"its receipt says that it is of {receipt.get('into')} weights, which would be another model"
+        raise InputError("export.into", config.export.into, problem, "Say what it is: export.into=auto or original.")
+    return receipt
+
+
+def check(config: Config, options: Options, trained: Trained, folder: Path, receipt: dict[str, Any]) -> list[Check]:
     """An export that was made before, measured again. Its receipt is believed in nothing: what it is, its files say;
     what may be missed, `export.accept` says; and what the receipt claims has to be found again.
 
     Raises:
-        CorruptFile: a file of it is not the one that the receipt speaks of, or the receipt claims another result.
-        InputError: it is an export of something else, it misses a bound, or nothing that has one could be asked here.
+        CorruptFile: the receipt claims another result.
+        InputError: it misses a bound, or nothing that has one could be asked here.
     """
-    said = checked_receipt(folder)
-    wanted = receipt_facts(options, trained, "check", artifact.digest)
-    for what in ("artifact", "base"):
-        if said.get(what) != wanted[what]:
-            problem = f"{folder.name} was made of another {what}"
-            raise InputError("artifact", artifact.ref, problem, "Name the artifact that was exported.")
-    if said.get("kind") != "adapter" and said.get("into") != wanted["into"]:
-        problem = f"its receipt says that it is of {said.get('into')} weights, which would be another model"
-        raise InputError("export.into", config.export.into, problem, "Say what it is: export.into=auto or original.")
     checks = measured_again(options, trained, folder)
     check_tokenizer(trained, folder)
     checks = accepting(checks, config.export.accept)
@@ -242,7 +256,7 @@ def check(config: Config, options: Options, artifact: Artifact, trained: Trained
         problem = "nothing could be asked here that would say whether it is what was trained"
         raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
     require_asked(checks, config.export.accept, config.export.require)
-    agreeing(said, checks, skipped=[engine for engine, where in options.engines.items() if where == "none"])
+    agreeing(receipt, checks, skipped=[engine for engine, where in options.engines.items() if where == "none"])
     return checks
 
 

@@ -106,7 +106,7 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FitResult:
     """What training came to.
 
     Attributes:
@@ -132,7 +132,7 @@ def fit(
     track: Callable[[int], AbstractContextManager[Tracker]],
     log_every: int,
     figures: Mapping[str, str],
-) -> Fitted:
+) -> FitResult:
     """Train `model` in place, from the run's newest checkpoint where there is one, with its metrics and its progress.
 
     Args:
@@ -148,7 +148,7 @@ def fit(
     done = step_of(checkpoint)
     with track(done) as stream, progress(run.manifest.stage, steps, done) as bar:
         trained = train(partial(make, arguments), model, Reporter(stream, bar, log_every, figures), checkpoint)
-        return Fitted(steps, trained, stream.rows())
+        return FitResult(steps, trained, stream.rows())
 
 
 def train(

@@ -44,7 +44,7 @@ class Connections:
         self.open: set[Connection] = set()
         self._peers: Counter[str] = Counter()
         self._said_at: dict[str, float] = {}
-        self._unsaid: Counter[str] = Counter()
+        self._unreported: Counter[str] = Counter()
 
     def admit(self, newcomer: Connection) -> None:
         """Makes room for a connection, or ends it where all others are being answered."""
@@ -67,7 +67,7 @@ class Connections:
         """Ends some of those who keep the server waiting, of one peer or of all: first of the address that holds most
         connections, then whoever was never answered, then whoever began longest ago. Some and not one, for looking at
         all of them costs a millisecond."""
-        waiting = [c for c in self.open if c.keeps_us_waiting and c is not newcomer and peer in (None, c.peer)]
+        waiting = [c for c in self.open if c.is_stalled and c is not newcomer and peer in (None, c.peer)]
         shares = Counter(connection.address for connection in self.open)
         waiting.sort(key=lambda c: (-shares[c.address], min(c.answered, 1), c.since))
         for connection in waiting[: max(1, self.most // 20)] or [newcomer]:
@@ -75,9 +75,9 @@ class Connections:
 
     def say(self, what: str) -> None:
         """Says at most once in a while that something befalls connections."""
-        self._unsaid[what] += 1
+        self._unreported[what] += 1
         if self.clock() - self._said_at.get(what, float("-inf")) > SAID_AGAIN_S:
-            log.warning("%s (%d times since this was last said)", what, self._unsaid.pop(what))
+            log.warning("%s (%d times since this was last said)", what, self._unreported.pop(what))
             self._said_at[what] = self.clock()
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Connections:
             loop.default_exception_handler(context)
             return
         self.say(f"no descriptor is left for another connection ({error.strerror})")
-        for connection in [connection for connection in self.open if connection.keeps_us_waiting]:
+        for connection in [connection for connection in self.open if connection.is_stalled]:
             connection.end()
 
 
@@ -108,7 +108,7 @@ class Connection(H11Protocol):
         self._left = 0
 
     @property
-    def keeps_us_waiting(self) -> bool:
+    def is_stalled(self) -> bool:
         """For a request, or for an answer to be taken in."""
         return bool(self.owes) or self.flow.write_paused
 

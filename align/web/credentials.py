@@ -13,7 +13,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
 from align.errors import InputError, require
-from align.web.turns import Turns
+from align.web.fair_queue import FairQueue
 
 SHORTEST_PASSWORD = 12
 AT_ONCE, WAITING, PATIENCE_S = 2, 20, 10
@@ -31,12 +31,12 @@ class Refused(InputError):
 class Passwords:
     """Hashes of passwords: argon2id. Safe to share between threads.
 
-    `share` and `failures` say who waits for it, see `Turns`.
+    `share` and `failures` say who waits for it, see `FairQueue`.
     """
 
     def __init__(self, hasher: PasswordHasher) -> None:
         self.hasher = hasher
-        self.turns = Turns(AT_ONCE, WAITING, PATIENCE_S, "password")
+        self.turns = FairQueue(AT_ONCE, WAITING, PATIENCE_S, "password")
         self._nobodys = hasher.hash(secrets.token_hex(16))
 
     def hashed(self, password: str, share: str = "", failures: int = 0) -> str:
@@ -86,7 +86,7 @@ def network(address: str) -> str:
     return str(ip_network(f"{parsed}/64", strict=False)) if parsed.version == 6 else address
 
 
-def tidy(name: str) -> str:
+def normalised_name(name: str) -> str:
     """A name as it is compared: compatible forms of a letter, capitals, and runs of spaces are one."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
@@ -97,7 +97,7 @@ def checked_name(name: str) -> str:
     Raises:
         InputError: it is empty, too long, or holds what cannot be seen.
     """
-    name = tidy(name)
+    name = normalised_name(name)
     require(0 < len(name) <= 100, "name", name, "it is empty or too long", "Give 1 to 100 characters.")
     seen = all(letter == " " or not unicodedata.category(letter).startswith(("C", "Z")) for letter in name)
     require(seen and not UNSEEN.search(name), "name", name, "it holds what cannot be seen", "Use letters and signs.")
@@ -124,5 +124,5 @@ def checked_password(name: str, password: str) -> str:
     require(
         good, "password", "(not shown)", "it is too short or too long", f"Give {SHORTEST_PASSWORD} or more letters."
     )
-    require(tidy(password) != name, "password", "(not shown)", "it is the name", "Choose another.")
+    require(normalised_name(password) != name, "password", "(not shown)", "it is the name", "Choose another.")
     return password

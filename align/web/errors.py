@@ -15,7 +15,7 @@ CANNOT_READ = "The server cannot read its store."
 
 def explain_errors(app: FastAPI, statuses: Mapping[type[InputError], int]) -> None:
     """Has an app answer errors of ours with these statuses, and a body that cannot be read with 422."""
-    app.add_exception_handler(RequestValidationError, misread)
+    app.add_exception_handler(RequestValidationError, invalid_body)
     for error, status in statuses.items():
         app.add_exception_handler(error, explained(status))
 
@@ -32,7 +32,7 @@ def explained(status: int) -> Callable[[Request, Exception], JSONResponse]:
     return answer
 
 
-def misread(_: Request, error: Exception) -> JSONResponse:
+def invalid_body(_: Request, error: Exception) -> JSONResponse:
     """A body that is none, without its words: they may be what cannot be written."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]

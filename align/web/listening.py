@@ -30,7 +30,7 @@ def serve(app: ASGIApp, host: str, port: int, ready: Callable[[], None]) -> None
     Raises:
         InputError: the port is taken, or the host is none of this machine's.
     """
-    with listening(host, port) as listener, heard():
+    with listening(host, port) as listener, log_to_console():
         ready()
         with suppress(KeyboardInterrupt):  # which the server passes on when it has ended what was under way
             Server(app, host, port).run(sockets=[listener])
@@ -64,7 +64,7 @@ class Server(uvicorn.Server):
             backlog=BATCH, access_log=False,
         )  # fmt: skip
         proxies = ProxyHeadersMiddleware(cast(Any, app), config.forwarded_allow_ips).trusted_hosts
-        self.all = Connections(places(), lambda address: address in proxies)
+        self.all = Connections(connection_limit(), lambda address: address in proxies)
         config.http = cast(Any, partial(Connection, self.all))
         super().__init__(config)
 
@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
             listener.listen(QUEUE)  # the loop asked for as few as it accepts at a time
 
 
-def places() -> int:
+def connection_limit() -> int:
     """How many connections this process can hold, once its soft limit of descriptors is raised to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
@@ -86,7 +86,7 @@ def places() -> int:
 
 
 @contextmanager
-def heard() -> Iterator[None]:
+def log_to_console() -> Iterator[None]:
     """What the server has to say goes to the run's log and, here, to whoever started it."""
     console = logging.StreamHandler()
     console.setFormatter(Formatter())

@@ -10,7 +10,7 @@ Passwords are kept as argon2id hashes (RFC 9106), sessions and invitations as SH
 
 accounts   what is asked of them, a transaction each    sessions     opened, prolonged, ended
 members    roles, and what stands for a name            invitations  links that let somebody in
-passwords  proved, after a wait; set
+passwords  verified, after a wait; set
 """
 
 from annotate.accounts.accounts import Accounts

@@ -8,23 +8,23 @@ from collections.abc import Callable
 from argon2 import PasswordHasher
 
 from align.errors import InputError
-from align.web.credentials import Passwords, Refused, checked_name, checked_password, tidy
+from align.web.credentials import Passwords, Refused, checked_name, checked_password, normalised_name
 from align.web.throttle import Throttle
 from annotate.accounts import invitations, sessions
 from annotate.accounts.invitations import INVITATION_S, Invitation, Pending
 from annotate.accounts.members import (
     Person,
     annotator_named,
+    assign_role,
     check_role,
-    give,
-    meet_expected,
     member_named,
     members_of,
-    name_behind,
+    name_of_handle,
+    new_expected_annotator,
     promote,
-    take_out,
+    remove_member,
 )
-from annotate.accounts.passwords import new_user, proved, replace_password, set_password
+from annotate.accounts.passwords import new_user, replace_password, set_password, verified_user
 from annotate.store import Store
 from annotate.store.queries import check_project
 from annotate.store.users import number_of_admins, roles_of, user_named
@@ -56,7 +56,7 @@ class Accounts:
             Refused: no such name and password, or too many attempts.
             Busy: come back in a moment.
         """
-        user = proved(self.store, self.passwords, self._tries, name, password, address)
+        user = verified_user(self.store, self.passwords, self._tries, name, password, address)
         stale = self.passwords.stale(user.password)
         kept = self.passwords.hashed(password) if stale else user.password
         with self.store.transaction() as db:
@@ -90,7 +90,7 @@ class Accounts:
         person = self.who(session)
         if person is None:
             raise Refused("session", "(not shown)", "it is over", "Log in again.")
-        user = proved(self.store, self.passwords, self._tries, person.name, old, f"session of {person.name}")
+        user = verified_user(self.store, self.passwords, self._tries, person.name, old, f"session of {person.name}")
         kept = self.passwords.hashed(checked_password(person.name, new))
         with self.store.transaction() as db:
             set_password(db, user, kept)
@@ -121,7 +121,7 @@ class Accounts:
     def first_admin(self, project: str) -> str | None:
         """An invitation for the project's first admin, which replaces any before it; None where there is one."""
         with self.store.transaction() as db:
-            invitations.end_over(db, self.clock())
+            invitations.end_expired(db, self.clock())
             if number_of_admins(db, project):
                 return None
             invitations.end_of_admins(db, project)
@@ -194,7 +194,7 @@ class Accounts:
             InputError: nobody of that name is known there.
         """
         with self.store.transaction() as db:
-            person = annotator_named(db, project, name) or meet_expected(db, project, name)
+            person = annotator_named(db, project, name) or new_expected_annotator(db, project, name)
         return self.store.known(project, name) if person is None else person.pseudonym
 
     def handle(self, project: str, name: str) -> str:
@@ -205,7 +205,7 @@ class Accounts:
         """
         with self.store.reading() as db:
             person = annotator_named(db, project, name)
-            user = user_named(db, tidy(name))
+            user = user_named(db, normalised_name(name))
         if person is not None:
             return person.pseudonym
         if user is None:
@@ -216,7 +216,7 @@ class Accounts:
     def behind(self, project: str, handle: str) -> str:
         """The name behind a handle. Raises: InputError: nobody's."""
         with self.store.reading() as db:
-            found = name_behind(db, project, handle)
+            found = name_of_handle(db, project, handle)
         if found is None:
             raise InputError("annotator", handle, "it stands for nobody (any more)", "Give the name.")
         return found
@@ -232,9 +232,9 @@ class Accounts:
         with self.store.transaction() as db:
             user = member_named(db, project, name, role)
             if role is None:
-                take_out(db, project, user)
+                remove_member(db, project, user)
                 self.store.erased()
                 return
             if role != "admin":
                 invitations.end_of_maker(db, project, user.id)
-            give(db, project, user.id, role)
+            assign_role(db, project, user.id, role)

@@ -60,7 +60,7 @@ def add(db: Connection, project: str, role: str, name: str, made_by: str, now: f
     Args:
         made_by: the name of an admin; empty: whoever runs the server.
     """
-    end_over(db, now)
+    end_expired(db, now)
     token, maker = new_token(), user_named(db, made_by) if made_by else None
     row = {"digest": digest(token), "project": project, "role": role, "name": name}
     row["made_by"] = "" if maker is None else maker.id
@@ -68,7 +68,7 @@ def add(db: Connection, project: str, role: str, name: str, made_by: str, now: f
     return token
 
 
-def end_over(db: Connection, now: float) -> None:
+def end_expired(db: Connection, now: float) -> None:
     db.execute(delete(invitations).where(invitations.c.expires_at < now))
 
 

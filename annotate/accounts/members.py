@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Row, delete, insert, select
 
 from align.errors import InputError, require
-from align.web.credentials import tidy
-from annotate.store.queries import annotator_of, close_leases, meet
+from align.web.credentials import normalised_name
+from annotate.store.queries import annotator_of, close_leases, new_annotator
 from annotate.store.tables import annotators, invitations, leases, members, users
 from annotate.store.users import leave, number_of_admins, roles_of, user_named
 
@@ -46,7 +46,7 @@ def members_of(db: Connection, project: str) -> dict[str, str]:
     return {row.name: row.role for row in rows}
 
 
-def give(db: Connection, project: str, user: str, role: str) -> None:
+def assign_role(db: Connection, project: str, user: str, role: str) -> None:
     """Gives a user this role, in place of another."""
     db.execute(delete(members).where(members.c.project == project, members.c.user == user))
     db.execute(insert(members), {"project": project, "user": user, "role": role})
@@ -56,12 +56,12 @@ def promote(db: Connection, project: str, user: str, role: str) -> None:
     """Gives a user this role, unless they have a higher one."""
     before = roles_of(db, user).get(project)
     if before is None or ROLES.index(before) < ROLES.index(role):
-        give(db, project, user, role)
+        assign_role(db, project, user, role)
 
 
 def member_named(db: Connection, project: str, name: str, role: str | None) -> Row:
     """The user of this name, who may have this role from now on. Raises as `Accounts.set_role` does."""
-    user = user_named(db, tidy(name))
+    user = user_named(db, normalised_name(name))
     before = None if user is None else roles_of(db, user.id).get(project)
     if user is None or before is None:
         raise InputError("name", name, f"nobody of that name is in project {project}", "Check the spelling.")
@@ -70,7 +70,7 @@ def member_named(db: Connection, project: str, name: str, role: str | None) -> R
     return user
 
 
-def take_out(db: Connection, project: str, user: Row) -> None:
+def remove_member(db: Connection, project: str, user: Row) -> None:
     """Takes somebody out of a project; what they hold goes back."""
     person = annotator_of(db, project, user.name)
     if person is not None:
@@ -80,20 +80,20 @@ def take_out(db: Connection, project: str, user: Row) -> None:
 
 def annotator_named(db: Connection, project: str, name: str) -> Row | None:
     """The annotator of this name, as it is spelt or tidied; None for one whom the project has not met."""
-    return annotator_of(db, project, name) or annotator_of(db, project, tidy(name))
+    return annotator_of(db, project, name) or annotator_of(db, project, normalised_name(name))
 
 
-def meet_expected(db: Connection, project: str, name: str) -> Row | None:
+def new_expected_annotator(db: Connection, project: str, name: str) -> Row | None:
     """A new annotator for a member of the project or somebody invited to it by name; None for anybody else."""
-    user = user_named(db, tidy(name))
-    asked = (invitations.c.project == project, invitations.c.name == tidy(name))
+    user = user_named(db, normalised_name(name))
+    asked = (invitations.c.project == project, invitations.c.name == normalised_name(name))
     known = user is not None and project in roles_of(db, user.id)
     if known or db.execute(select(invitations.c.digest).where(*asked)).first() is not None:
-        return meet(db, project, tidy(name))
+        return new_annotator(db, project, normalised_name(name))
     return None
 
 
-def name_behind(db: Connection, project: str, handle: str) -> str | None:
+def name_of_handle(db: Connection, project: str, handle: str) -> str | None:
     """The name that a pseudonym or an account's id stands for; None where it is nobody's (any more)."""
     theirs = (annotators.c.project == project, annotators.c.pseudonym == handle)
     person = select(annotators.c.identity).where(*theirs)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from sqlalchemy import Connection, Row, insert, update
 
-from align.web.credentials import Passwords, Refused, is_name, network, tidy
+from align.web.credentials import Passwords, Refused, is_name, network, normalised_name
 from align.web.throttle import Throttle
 from annotate.store import Store
 from annotate.store.tables import users
@@ -18,9 +18,9 @@ TRIES, TRIES_MANY = 5, 50
 """Wrong passwords that cost no wait: for a name from one network; for a name, or from a network, in all."""
 
 
-def proved(store: Store, passwords: Passwords, tries: Throttle, name: str, password: str, address: str) -> Row:
+def verified_user(store: Store, passwords: Passwords, tries: Throttle, name: str, password: str, address: str) -> Row:
     """The user whose name and password these are. Raises as `Accounts.log_in`. What was not looked at did not fail."""
-    name, place = tidy(name), network(address)
+    name, place = normalised_name(name), network(address)
     here = f"name {name[:100]} from {place}"
     tried = ((here, TRIES), (f"name {name[:100]}", TRIES_MANY), (f"from {place}", TRIES_MANY))
     failures = tries.failures(f"from {place}")

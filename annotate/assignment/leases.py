@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
 
+from align.chain import canonical
 from align.errors import InputError
-from annotate.assignment.orders import shown_order
+from annotate.assignment.orders import counterbalanced_order
 from annotate.store.items import one
-from annotate.store.ledger import canonical
 from annotate.store.projects import guidelines_of, settings_of
 from annotate.store.queries import count_work
 from annotate.store.tables import leases, work
@@ -52,13 +52,13 @@ def grant(
     number: int,
     purpose: str,
     item: str,
-    shown: tuple[str, ...],
+    display_order: tuple[str, ...],
     now: float,
 ) -> Row[Any]:
     """A new lease of an item.
 
     Args:
-        shown: the order of its candidates on the screen; empty: the annotator's next one.
+        display_order: of its candidates on the screen; empty: the annotator's next one.
 
     Raises:
         InputError: the item was erased.
@@ -71,7 +71,8 @@ def grant(
     guidelines = guidelines_of(db, project)
     row = {
         "token": secrets.token_urlsafe(24), "project": project, "annotator": who, "number": number,
-        "item": item, "purpose": purpose, "shown": canonical(list(shown or shown_order(ids, who, turn))),
+        "item": item, "purpose": purpose,
+        "shown": canonical(list(display_order or counterbalanced_order(ids, who, turn))),
         "k": len(ids), "turn": turn, "state": "open", "granted_at": now, "vote": None,
         "guidelines": None if guidelines is None else guidelines[0], "expires_at": expiry(db, project, now),
     }  # fmt: skip

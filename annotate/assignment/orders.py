@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from annotate.store.records import shuffle_of
 
 
-def shown_order(ids: Sequence[str], annotator: str, turn: int) -> tuple[str, ...]:
+def counterbalanced_order(ids: Sequence[str], annotator: str, turn: int) -> tuple[str, ...]:
     """The candidates as they stand on the screen, counterbalanced over an annotator's items.
 
     Of every K turns in a row (from a multiple of K) a candidate's position in the item is shown once in each place: the

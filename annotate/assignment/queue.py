@@ -29,7 +29,7 @@ from annotate.assignment.tasks import Task, discard_draft, draft_of, save_draft,
 from annotate.assignment.terms import Terms, check_terms
 from annotate.store import Judgement, Store
 from annotate.store.projects import settings_of, state_of
-from annotate.store.queries import VOTES, act, annotator_of, close_leases, meet, remark_of
+from annotate.store.queries import VOTES, annotator_of, close_leases, new_annotator, remark_of, row_by_key
 from annotate.store.records import check_text, vote_of
 from annotate.store.tables import leases, ledger
 
@@ -88,7 +88,7 @@ class AssignmentQueue:
 
         Args:
             key: idempotency key: the same vote sent again gives the same seq, and the item that is next by now.
-            judgement: `shown`, `purpose`, `source` and the versions are set here, whatever it says.
+            judgement: `display_order`, `purpose`, `source` and the versions are set here, whatever it says.
             terms: what it was made under, however long ago; None: whoever made it did not say, and it is held to any
                 settings that the project ever had, and to the guidelines that were in force when the item was given.
 
@@ -103,11 +103,11 @@ class AssignmentQueue:
                 check_terms(db, self.project, lease.purpose, terms)
             read = lease.guidelines if terms is None else terms.guidelines
             judgement = replace(
-                judgement, shown=tuple(json.loads(lease.shown)), purpose=lease.purpose, source="human",
+                judgement, display_order=tuple(json.loads(lease.shown)), purpose=lease.purpose, source="human",
                 guideline_version="" if read is None else str(read),
                 project_version=None if terms is None else terms.version,
             )  # fmt: skip
-            sent_before = act(db, self.project, judgement.kind, key)
+            sent_before = row_by_key(db, self.project, judgement.kind, key)
             seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)
             if sent_before is None:  # else it is a copy, which must not bring back what was taken back since
                 mine = of_item(self.project, who, lease.item, lease.purpose)
@@ -210,10 +210,10 @@ class AssignmentQueue:
         if over or state_of(db, self.project) != "open":
             return None
         number = next_number(db, self.project, who)
-        purpose, item, shown = choose(db, self.project, who, number, settings)
+        purpose, item, display_order = choose(db, self.project, who, number, settings)
         if item is None:
             return None
-        return task_of(db, grant(db, self.project, who, number, purpose, item, shown, self.clock()))
+        return task_of(db, grant(db, self.project, who, number, purpose, item, display_order, self.clock()))
 
     def _next_review(self, db: Connection, who: str) -> Task | None:
         held = self._held(db, who, leases.c.purpose == "review")
@@ -238,7 +238,7 @@ class AssignmentQueue:
         """Of an annotator, who is met where they were not yet."""
         require(bool(annotator), "annotator", annotator, "an item needs somebody to judge it", "Say who asks.")
         check_text("annotator", annotator, 320)
-        return (annotator_of(db, self.project, annotator) or meet(db, self.project, annotator)).pseudonym
+        return (annotator_of(db, self.project, annotator) or new_annotator(db, self.project, annotator)).pseudonym
 
     def _known(self, db: Connection, annotator: str) -> str:
         """Their pseudonym; empty, which is nobody's, where they were not met yet."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select
 
+from align.chain import canonical
 from annotate.store import Item, Judgement
 from annotate.store.items import one
-from annotate.store.ledger import canonical
 from annotate.store.tables import drafts, leases
 
 
@@ -23,7 +23,7 @@ class Task:
         token: of the lease; only its annotator can vote with it.
         item: the prompt and its candidates, by position.
         purpose: as a judgement has it; never shown to an annotator.
-        shown: the candidates' ids as they are to stand on the screen.
+        display_order: the candidates' ids as they are to stand on the screen.
         draft: what the annotator had saved of a judgement, or had said before taking it back; empty at first.
         expires_at: seconds since 1970, unless renewed.
     """
@@ -31,7 +31,7 @@ class Task:
     token: str
     item: Item
     purpose: str
-    shown: tuple[str, ...]
+    display_order: tuple[str, ...]
     draft: Mapping[str, Any]
     expires_at: float
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from align.types import Message, Preference
 from annotate.store import Item, Store, Vote
-from annotate.store.preference_pairs import pairs_of, to_learn_from
+from annotate.store.preference_pairs import pairs_of, training_rankings
 
 
 def export(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
     """Writes all of the files above; the number of rows by file.
 
-    What is trained on is `to_learn_from`'s: of an item that was settled the review alone, of gold items and repeats
+    What is trained on is `training_rankings`'s: of an item that was settled the review alone, of gold items and repeats
     nothing. The words of a vote outlive that choice: demonstrations are taken from every vote that stands, and
     `votes.jsonl` holds each whole.
 
@@ -32,7 +32,7 @@ def export(store: Store, project: str, folder: Path, allow_simulated: bool = Fal
         InputError: unknown project, nothing ranked, or rankings by the stand-in for a person that were not asked for.
     """
     with store.reading():  # one view for all of it
-        votes = to_learn_from(store, project, allow_simulated)
+        votes = training_rankings(store, project, allow_simulated)
         items = {item.id: item for item in store.items(project)}
         ledger = store.entries(project)
         everything = [
@@ -127,7 +127,7 @@ def whole(vote: Vote, item: Item, learned: bool) -> dict[str, Any]:
     names = ("strength", "quality", "skipped", "seconds", "rationale", "demonstration")
     return {
         "prompt": dicts(item.prompt.messages), "candidates": answers, "kind": vote.kind, "purpose": vote.purpose,
-        "tiers": [list(tier) for tier in vote.tiers], "shown": list(vote.shown),
+        "tiers": [list(tier) for tier in vote.tiers], "shown": list(vote.display_order),
         "prompt_flagged": item.id in vote.flagged, "trained_on": learned,
     } | {name: getattr(vote, name) for name in names} | trace(vote)  # fmt: skip
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.chain import canonical
 from align.data.rows import json_rows
 from align.errors import InputError, require
 from align.types import Conversation, Message
 from annotate.store import Candidate, Store
 from annotate.store.checks import check_expected
-from annotate.store.ledger import canonical
 from annotate.store.records import MOST_ANSWERS, check_text
 
 HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'

@@ -36,7 +36,7 @@ def position_bias(votes: Iterable[Vote]) -> Bias:
     """
     won, untied = [], []
     for vote in votes:
-        place = {id: k for k, id in enumerate(vote.shown)}
+        place = {id: k for k, id in enumerate(vote.display_order)}
         seen = [place[better] < place[worse] for better, worse in vote.pairs if better in place and worse in place]
         won.append(sum(seen))
         untied.append(len(seen))

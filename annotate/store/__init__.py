@@ -6,7 +6,7 @@
     store.record("quickstart", item, best_first, annotator="ann", key="tab-1/0")
     prefs = preferences(store, "quickstart")
 
-ledger    the hash chain's arithmetic, pure         tables, migrations   what lies in the database, and how it came to
+ledger    rows in a chain of hashes, pure           tables, migrations   what lies in the database, and how it came to
 records   the records and their rows                schema               how a database is opened
 queries   what is asked of the tables               connections          writers and readers
 checks    what is refused before it is written      database             the store itself
@@ -17,10 +17,10 @@ users     accounts and what they may do where       preference_pairs     what ra
 counting  the counters of work, counted anew
 """
 
+from align.chain import Head
 from annotate.store.checks import AlreadyJudged
 from annotate.store.configuring import configure, publish_guidelines
 from annotate.store.database import Store
-from annotate.store.ledger import Head
 from annotate.store.preference_pairs import preferences
 from annotate.store.projects import Settings
 from annotate.store.records import Candidate, Item, Judgement, Vote, storable

@@ -59,7 +59,7 @@ def check_judgement(connection: Connection, project: str, item: str, judgement: 
     known = set(connection.execute(select(candidates.c.id).where(*where)).scalars())
     require(bool(known), "item", item, "it was erased", "Rank another.")
     named = {"ratings": set(judgement.ratings), "flagged": set(judgement.flagged) - {item}}
-    for name, ids in (*named.items(), ("shown", set(judgement.shown))):
+    for name, ids in (*named.items(), ("display_order", set(judgement.display_order))):
         strange = sorted(ids - known)
         require(not strange, name, strange, f"no candidates of item {item}", f"There are {', '.join(sorted(known))}.")
     for name, choices in (

@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
+from align.chain import Head
 from align.errors import InputError, require
 from align.types import Conversation
 from annotate.store import erasure, items, votes
 from annotate.store.connections import Connections
 from annotate.store.integrity import verify
-from annotate.store.ledger import Head
 from annotate.store.queries import annotator_of, check_item, check_project, erasure_of, head_of, set_priority
 from annotate.store.records import Candidate, Item, Judgement, Vote, check_text
 from annotate.store.schema import connect

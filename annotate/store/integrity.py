@@ -10,8 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from align.chain import GENESIS, Head, advance, salted_digest
 from align.errors import CorruptFile
-from annotate.store.ledger import GENESIS, RESTORE, Entry, Head, advance, corrupt, salted_digest
+from annotate.store.ledger import FIELD, RESTORE, Entry, corrupt
 from annotate.store.projects import Settings, settings_of
 from annotate.store.queries import VOTES
 from annotate.store.records import item_payload
@@ -37,7 +38,7 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
     head, spoken_of = Head(0, GENESIS), set()
     changes: dict[str, dict[str, Any]] = defaultdict(dict)
     for entry in entries:
-        head = advance(head, entry)
+        head = advance(head, entry, FIELD, RESTORE)
         if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
             raise corrupt(entry.seq, "the row is not the one that the expected head names")
         if entry.kind == "candidates":

@@ -9,12 +9,12 @@ from typing import Any
 
 from sqlalchemy import Connection, exists, insert, select
 
+from align.chain import canonical
 from align.errors import InputError, require
 from align.types import Conversation
 from annotate.store.checks import check_expected, check_same_item
-from annotate.store.ledger import canonical
 from annotate.store.projects import met
-from annotate.store.queries import act, annotator_of, append, check_item, set_priority, stands, work_row
+from annotate.store.queries import annotator_of, append, check_item, row_by_key, set_priority, stands, work_row
 from annotate.store.records import (
     MOST_ANSWERS,
     Candidate,
@@ -72,7 +72,7 @@ def add(
     known: dict[str, Any],
 ) -> str:
     """Adds an item that was checked, or gives a known one this priority; returns its id."""
-    item, before = id_of(project, key), act(connection, project, "candidates", key)
+    item, before = id_of(project, key), row_by_key(connection, project, "candidates", key)
     if before is not None:
         check_same_item(connection, before, prompt, answers, known)
         set_priority(connection, project, item, priority)

@@ -39,7 +39,7 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
     ]
 
 
-def to_learn_from(store: Store, project: str, allow_simulated: bool = False) -> list[Vote]:
+def training_rankings(store: Store, project: str, allow_simulated: bool = False) -> list[Vote]:
     """The rankings that stand and are neither of gold items nor repeats, in ledger order; of an item that a reviewer
     settled, the newest review alone. Raises as `preferences`."""
     rankings = [ranking for ranking in store.rankings(project) if ranking.purpose in ("work", "review")]
@@ -61,7 +61,7 @@ def preferences(store: Store, project: str, allow_simulated: bool = False) -> li
         InputError: unknown project, nothing ranked, no pair in what was ranked, or rankings by the stand-in for a
             person where only people's were asked for.
     """
-    rankings = to_learn_from(store, project, allow_simulated)
+    rankings = training_rankings(store, project, allow_simulated)
     items = {item.id: item for item in store.items(project)}
     # An item erased between the two reads is missing here, and its ranking with it.
     found = [pair for r in rankings if r.item in items for pair in pairs_of(r, items[r.item])]

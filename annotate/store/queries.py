@@ -10,8 +10,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, exists, insert, select, update
 
+from align.chain import GENESIS, Head, canonical, salted_digest
 from align.errors import InputError
-from annotate.store.ledger import GENESIS, Entry, Head, canonical, entry_hash, salted_digest
+from annotate.store.ledger import Entry, entry_hash
 from annotate.store.records import Judgement, shuffle_of
 from annotate.store.tables import annotators, leases, ledger, remarks, work
 
@@ -42,7 +43,7 @@ def append(connection: Connection, project: str, kind: str, payload: dict[str, A
     return entry.seq
 
 
-def act(connection: Connection, project: str, kind: str, key: str) -> Row[Any] | None:
+def row_by_key(connection: Connection, project: str, kind: str, key: str) -> Row[Any] | None:
     """The row that an idempotency key already wrote."""
     where = (ledger.c.project == project, ledger.c.kind == kind, ledger.c.key == key)
     return connection.execute(select(ledger).where(*where)).first()
@@ -53,7 +54,7 @@ def annotator_of(connection: Connection, project: str, identity: str) -> Row[Any
     return connection.execute(select(annotators).where(*where)).first()
 
 
-def meet(connection: Connection, project: str, identity: str) -> Row[Any]:
+def new_annotator(connection: Connection, project: str, identity: str) -> Row[Any]:
     """A new annotator, under a random pseudonym."""
     names = {"pseudonym": f"a{secrets.token_hex(6)}", "salt": secrets.token_hex(16)}
     connection.execute(insert(annotators), {"project": project, "identity": identity, **names})

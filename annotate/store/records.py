@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.chain import canonical, salted_digest
 from align.errors import require
 from align.types import Conversation
-from annotate.store.ledger import canonical, salted_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,10 @@ SKIPS = ("unsure", "language", "broken", "harmful", "other")
 """Why an item may be skipped: a closed list, for the ledger keeps it for ever. Words go into the rationale."""
 
 
+SHOWN = "shown"
+"""What the ledger calls `Judgement.display_order`: it is hashed, and so its name stays."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What an annotator said of an item: a ranking of its answers, or why they skipped it.
@@ -77,7 +81,7 @@ class Judgement:
         ratings: by candidate id, a number for every attribute that was rated.
         flagged: ids of the candidates that were called harmful; the item's own id where the prompt was.
         skipped: why the item was skipped, one of `SKIPS`; empty for a ranking.
-        shown: the candidate ids in the order on the screen; empty where there was no screen.
+        display_order: the candidate ids in the order on the screen; empty where there was no screen.
         seconds: that the annotator looked at it; None where nobody measured.
         purpose: `work`; `gold`, an item with a known answer; `repeat`, one that the annotator had judged before; or
             `review`, what a reviewer settles of an item that others disagree on. Work is trained on, and in its place
@@ -95,7 +99,7 @@ class Judgement:
     ratings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     flagged: tuple[str, ...] = ()
     skipped: str = ""
-    shown: tuple[str, ...] = ()
+    display_order: tuple[str, ...] = ()
     seconds: float | None = None
     purpose: str = "work"
     guideline_version: str = ""
@@ -133,7 +137,7 @@ class Judgement:
             "ratings": {id: dict(rated) for id, rated in self.ratings.items()},
             "flagged": sorted(self.flagged),
             "skipped": self.skipped,
-            "shown": list(self.shown),
+            SHOWN: list(self.display_order),
             "seconds": self.seconds,
             "purpose": "" if self.purpose == "work" else self.purpose,
             "scorer": self.scorer,
@@ -237,6 +241,7 @@ def vote_of(row: Any, remark: str | None) -> Vote:
     for digest in ("annotator_digest", "remark"):
         payload.pop(digest, None)
     payload |= {"tiers": tuple(tuple(tier) for tier in payload["tiers"])}
-    payload |= {name: tuple(payload[name]) for name in ("flagged", "shown") if name in payload}
+    payload["display_order"] = tuple(payload.pop(SHOWN, ()))
+    payload["flagged"] = tuple(payload.get("flagged", ()))
     who = {"seq": row.seq, "item": row.item, "annotator": row.annotator, "created_at": row.created_at}
     return Vote(**payload, **json.loads(remark or "{}"), **who)

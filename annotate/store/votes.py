@@ -6,12 +6,11 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, exists, insert, select
 
+from align.chain import salted_digest
 from align.errors import InputError
 from annotate.store.checks import check_first, check_judgement
-from annotate.store.ledger import salted_digest
 from annotate.store.queries import (
     VOTES,
-    act,
     annotator_of,
     append,
     check_project,
@@ -19,7 +18,8 @@ from annotate.store.queries import (
     counts,
     head_of,
     is_gold,
-    meet,
+    new_annotator,
+    row_by_key,
     same_vote,
     stands,
 )
@@ -32,14 +32,14 @@ def record(connection: Connection, project: str, item: str, judgement: Judgement
     person = annotator_of(connection, project, annotator)
     if is_gold(connection, project, item):
         judgement = replace(judgement, purpose="gold")
-    before = act(connection, project, judgement.kind, key)
+    before = row_by_key(connection, project, judgement.kind, key)
     if before is not None:
         if person is None or not same_vote(connection, before, item, person.pseudonym, judgement):
             raise InputError("key", key, "it was used for another judgement", "Send a fresh key.")
         return before.seq
     check_judgement(connection, project, item, judgement)
     if person is None:
-        person = meet(connection, project, annotator)
+        person = new_annotator(connection, project, annotator)
     check_first(connection, project, item, person.pseudonym, judgement)
     payload = judgement.payload() | {"annotator_digest": salted_digest(person.salt, annotator)}
     seq = head_of(connection).seq + 1

@@ -1,7 +1,7 @@
 """The annotation app in a browser; what it shares with other applications is in `align.web`.
 
 server    what answers, and where            access    who may use the pages, and which requests they send
-entrance  log in, accept an invitation       queues    which queue a request is for
+login     log in, accept an invitation       queues    which queue a request is for
 routes    leases, votes, drafts as JSON      page      the annotators' Gradio page
 cards     an item as the page shows it       manage    the Gradio pages of those who run a project
 markup    text of models and people as HTML   dashboard what a project's votes say, for reviewers

@@ -102,7 +102,7 @@ def check(person: Person | None, method: str, path: str, headers: Mapping[bytes,
     """What a request is answered whose sender the gate knows, in place of the page; None where it may pass."""
     if path.startswith(MANAGE) and not (person and manages(person)):
         return refusal(403, "This page is for reviewers and admins.")
-    problem = unlike_the_page(method, path, headers)
+    problem = request_problem(method, path, headers)
     return refusal(415, problem) if problem else None
 
 
@@ -111,7 +111,7 @@ def manages(person: Person) -> bool:
     return any(person.may(project, "reviewer") for project in person.roles)
 
 
-def unlike_the_page(method: str, path: str, headers: Mapping[bytes, str]) -> str:
+def request_problem(method: str, path: str, headers: Mapping[bytes, str]) -> str:
     """What keeps a request from being one of our own pages'; empty where nothing does."""
     if method in ("GET", "HEAD"):
         return ""

@@ -50,7 +50,9 @@ def card(task: Task) -> dict[str, Any]:
     return {
         "token": task.token,
         "prompt": [{"role": turn.role, "html": rendered(turn.content)} for turn in task.item.prompt.messages],
-        "answers": [{"html": rendered(texts[id]), "empty": not texts[id].strip(), "cut": cut[id]} for id in task.shown],
+        "answers": [
+            {"html": rendered(texts[id]), "empty": not texts[id].strip(), "cut": cut[id]} for id in task.display_order
+        ],
         "draft": placed(task, task.draft),
         "expires_at": task.expires_at,
     }
@@ -58,7 +60,7 @@ def card(task: Task) -> dict[str, Any]:
 
 def opinion(task: Task, vote: Vote) -> dict[str, Any]:
     """All that an annotator said of the item, for whoever settles it: answers by place, and their words as HTML."""
-    place = {id: index for index, id in enumerate(task.shown)} | {task.item.id: PROMPT}
+    place = {id: index for index, id in enumerate(task.display_order)} | {task.item.id: PROMPT}
     return {
         "who": vote.annotator,
         "tiers": [[place[id] for id in tier] for tier in vote.tiers],
@@ -78,11 +80,11 @@ def judgement_of(task: Task, body: JudgementBody) -> Judgement:
     Raises:
         InputError: a place that is not on the screen.
     """
-    k = len(task.shown)
+    k = len(task.display_order)
 
     def id_at(place: Place, field: str) -> str:
         require(0 <= place < k, field, place, f"there are {k} answers", f"Name a place from 0 to {k - 1}.")
-        return task.shown[place]
+        return task.display_order[place]
 
     places = {name: int(name) if re.fullmatch("[0-9]", name) else k for name in body.ratings}
     return Judgement(
@@ -103,7 +105,7 @@ def placed(task: Task, draft: Mapping[str, Any]) -> dict[str, Any]:
     place."""
     if "tiers" not in draft or draft.get("places", False):
         return dict(draft)
-    place = {id: index for index, id in enumerate(task.shown)} | {task.item.id: PROMPT}
+    place = {id: index for index, id in enumerate(task.display_order)} | {task.item.id: PROMPT}
     return dict(draft) | {
         "places": True,
         "tiers": [[place[id] for id in tier] for tier in draft["tiers"]],

@@ -102,7 +102,7 @@ class Members:
     def __init__(self, manager: Manager, accounts: Accounts) -> None:
         self.manager, self.accounts = manager, accounts
 
-    def shown(self, project: str, request: gradio.Request) -> list[Any]:
+    def overview(self, project: str, request: gradio.Request) -> list[Any]:
         """Who is in it, the links that are out, and the choice of one; nothing for who may not see them."""
         if not self.manager.may_see(request, project):
             return [gradio.skip()] * 3
@@ -120,18 +120,18 @@ class Members:
     def invite(self, project: str, role: str, name: str, request: gradio.Request) -> list[Any]:
         by = self.manager.person(request, project, "admin")
         link = f"{self.manager.url}/invite?token={self.accounts.invite(project, role, name.strip(), by=by)}"
-        return [link, *self.shown(project, request)]
+        return [link, *self.overview(project, request)]
 
     def revoke(self, project: str, link: str | None, request: gradio.Request) -> list[Any]:
         self.manager.person(request, project, "admin")
         require(bool(link), "link", "", "none was chosen", "Choose one of the list.")
         self.accounts.revoke(project, link or "")
-        return self.shown(project, request)
+        return self.overview(project, request)
 
     def change(self, project: str, name: str, role: str, request: gradio.Request) -> list[Any]:
         self.manager.person(request, project, "admin")
         self.accounts.set_role(project, name, None if role == OUT else role)
-        return self.shown(project, request)
+        return self.overview(project, request)
 
 
 def until(seconds: float) -> str:
@@ -139,7 +139,7 @@ def until(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def shown_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
+def errors_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
     """An error of ours as one that Gradio shows, its text as text."""
 
     @wraps(act)
@@ -161,7 +161,7 @@ def manage_page(manager: Manager) -> gradio.Blocks:
         gradio.HTML(f'<h1>{words["manage"]}</h1><p><a href="/">{words["to_items"]}</a></p>')
         project = gradio.Dropdown(label=words["project"], allow_custom_value=True)
         with gradio.Tab(words["figures"]):
-            dashboard_tab(shown_in_page(manager.figures), project)
+            dashboard_tab(errors_in_page(manager.figures), project)
         with gradio.Tab(words["people"], visible=False) as people:
             if manager.accounts is not None:
                 people_tab(Members(manager, manager.accounts), project)
@@ -190,20 +190,20 @@ def people_tab(members: Members, project: gradio.Dropdown) -> None:
         to = gradio.Dropdown([*roles, (WORDS["take_out"], OUT)], value="annotator", label=WORDS["role"])
     change = gradio.Button(WORDS["change_role"])
     listed = [everyone, links, one]
-    project.change(shown_in_page(members.shown), project, listed)
-    invite.click(shown_in_page(members.invite), [project, role, name], [link, *listed])
-    revoke.click(shown_in_page(members.revoke), [project, one], listed)
-    change.click(shown_in_page(members.change), [project, who, to], listed)
+    project.change(errors_in_page(members.overview), project, listed)
+    invite.click(errors_in_page(members.invite), [project, role, name], [link, *listed])
+    revoke.click(errors_in_page(members.revoke), [project, one], listed)
+    change.click(errors_in_page(members.change), [project, who, to], listed)
 
 
 def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
     state = gradio.Radio([(WORDS[f"state_{name}"], name) for name in STATES], label=WORDS["state"])
     with gradio.Row():
         settings = [setting(name, getattr(Settings(), name)) for name in SETTINGS]
-    gradio.Button(WORDS["save"]).click(shown_in_page(manager.save), [project, state, *settings], [state, *settings])
+    gradio.Button(WORDS["save"]).click(errors_in_page(manager.save), [project, state, *settings], [state, *settings])
     text = gradio.Textbox(label=WORDS["guidelines_text"], lines=12)
-    gradio.Button(WORDS["publish"]).click(shown_in_page(manager.publish), [project, text])
-    project.change(shown_in_page(manager.project), project, [state, text, *settings])
+    gradio.Button(WORDS["publish"]).click(errors_in_page(manager.publish), [project, text])
+    project.change(errors_in_page(manager.project), project, [state, text, *settings])
 
 
 def setting(name: str, default: Any) -> Any:

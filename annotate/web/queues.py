@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from hashlib import sha256
 
+from align.chain import canonical
 from annotate.accounts import Person
 from annotate.assignment import AssignmentQueue
 from annotate.store import Store
-from annotate.store.ledger import canonical
 
 
 class AssignmentQueues:

@@ -43,7 +43,7 @@ class VoteBody(Body):
 
     key: str = Field(min_length=16, max_length=64, pattern=r"^[\w-]+$")
     terms: TermsBody | None = None
-    said: JudgementBody
+    judgement: JudgementBody = Field(alias="said")
 
 
 class DraftBody(Body):
@@ -132,7 +132,7 @@ def add_steps(router: APIRouter, here: Any) -> None:
         held = queue.held(person.name, body.token)
         if held.purpose == "review":
             check_reviewer(person, queue)
-        judgement = judgement_of(held, body.said)
+        judgement = judgement_of(held, body.judgement)
         terms = None if body.terms is None else Terms(**body.terms.model_dump())
         seq, following = queue.vote(person.name, body.token, body.key, judgement, terms)
         return {"seq": seq, **step(queue, person, mode_of(held.purpose), following)}
@@ -161,7 +161,7 @@ def add_drafts(router: APIRouter, here: Any) -> None:
     ) -> dict[str, str]:
         held = queue.held(person.name, token)
         texts = {candidate.id: candidate.text for candidate in held.item.candidates}
-        before, after = (held.shown[place % len(held.shown)] for place in (a, b))
+        before, after = (held.display_order[place % len(held.display_order)] for place in (a, b))
         return {"html": compared(texts[before], texts[after])}
 
 

@@ -19,10 +19,10 @@ from starlette.types import ASGIApp
 
 from align.web.errors import explain_errors
 from align.web.gate import Authenticator
-from align.web.listening import places
+from align.web.listening import connection_limit
 from annotate.web.access import MANAGE, AccountAuthenticator, gated
 from annotate.web.dashboard import files
-from annotate.web.entrance import entrance
+from annotate.web.login import login_routes
 from annotate.web.manage import MANAGE_HEAD, Manager, manage_page
 from annotate.web.page import HEAD, page
 from annotate.web.queues import AssignmentQueues
@@ -40,7 +40,7 @@ def application(queues: AssignmentQueues, authenticator: Authenticator[Person], 
     app.include_router(routes(queues, accounts=isinstance(authenticator, AccountAuthenticator)))
     known = authenticator.accounts if isinstance(authenticator, AccountAuthenticator) else None
     if isinstance(authenticator, AccountAuthenticator):
-        app.include_router(entrance(authenticator.accounts, authenticator.cookie))
+        app.include_router(login_routes(authenticator.accounts, authenticator.cookie))
     app.include_router(files(queues.store))
     app.mount("/align", StaticFiles(directory=STATIC))
     explain_errors(app, {AlreadyJudged: 409, StorageError: 503, Refused: 403, InputError: 422})
@@ -49,4 +49,4 @@ def application(queues: AssignmentQueues, authenticator: Authenticator[Person], 
         app, manage_page(Manager(queues, known, authenticator, origins[0])), path=MANAGE, head=MANAGE_HEAD, **quiet
     )
     app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **quiet)  # what comes after it is never asked
-    return gated(app, authenticator, origins, streams=places() // 4)
+    return gated(app, authenticator, origins, streams=connection_limit() // 4)

@@ -33,11 +33,11 @@ def test_twenty_items_by_keyboard_alone(serve, page):
     texts = {c.id: c.text for item in app.store.items("p") for c in item.candidates}
     for vote in votes:
         ranked = [[texts[id] for id in tier] for tier in vote.tiers]
-        assert ranked == [[text] for text in sorted((texts[id] for id in vote.shown), key=order.__getitem__)]
-        assert vote.strength == (3 if len(vote.shown) == 2 else None)
+        assert ranked == [[text] for text in sorted((texts[id] for id in vote.display_order), key=order.__getitem__)]
+        assert vote.strength == (3 if len(vote.display_order) == 2 else None)
         assert vote.seconds is not None
         assert 0 <= vote.seconds < 60
-    firsts = [texts[vote.shown[0]] for vote in votes if len(vote.shown) == 2]
+    firsts = [texts[vote.display_order[0]] for vote in votes if len(vote.display_order) == 2]
     assert firsts.count("wonderful") == 5  # counterbalanced
     app.store.verify()
     assert app.errors == []
@@ -62,8 +62,8 @@ def test_by_mouse_with_ties_ratings_flags_and_words(serve, page):
     assert [sorted(texts[id] for id in tier) for tier in vote.tiers] == [
         [shown[0].strip()], sorted(text.strip() for text in shown[1:3]), [shown[3].strip()],
     ]  # fmt: skip
-    assert set(vote.flagged) == {vote.shown[1], vote.item}
-    assert vote.ratings == {vote.shown[0]: {"helpful": 3}}
+    assert set(vote.flagged) == {vote.display_order[1], vote.item}
+    assert vote.ratings == {vote.display_order[0]: {"helpful": 3}}
     assert (vote.rationale, vote.demonstration) == ("It is kinder.", "This would be right.")
     assert app.errors == []
 
@@ -110,7 +110,7 @@ def test_good_bad_skip_and_undo(serve, page):
     page.keyboard.press("5")
     send(page)
     (vote,) = app.votes
-    assert (vote.quality, vote.strength, vote.tiers[0]) == ("", 1, (vote.shown[1],))
+    assert (vote.quality, vote.strength, vote.tiers[0]) == ("", 1, (vote.display_order[1],))
     app.store.verify()
 
 
@@ -141,7 +141,7 @@ def test_keys_judge_the_answer_that_has_the_focus(serve, page):
     page.keyboard.press("Enter")
     page.wait_for_selector("text=Nothing is left")
     (vote,) = app.votes
-    assert vote.tiers == tuple((id,) for id in (vote.shown[2], vote.shown[0], vote.shown[1]))
+    assert vote.tiers == tuple((id,) for id in (vote.display_order[2], vote.display_order[0], vote.display_order[1]))
 
 
 def test_a_ranking_after_all_good_begins_anew(serve, page):
@@ -160,7 +160,7 @@ def test_a_ranking_after_all_good_begins_anew(serve, page):
     page.keyboard.press("Enter")
     page.wait_for_selector("text=Nothing is left")
     (vote,) = app.votes
-    assert (vote.quality, vote.tiers) == ("", tuple((vote.shown[i],) for i in (2, 0, 1)))
+    assert (vote.quality, vote.tiers) == ("", tuple((vote.display_order[i],) for i in (2, 0, 1)))
 
 
 def test_nothing_is_sent_before_all_is_judged(serve, page):
@@ -245,7 +245,7 @@ def test_enter_sends_after_a_click_and_does_not_press_the_button_again(serve, pa
     page.keyboard.press("Enter")
     next_one(page, before)
     (vote,) = app.votes
-    assert (vote.quality, vote.flagged) == ("bad", (vote.shown[1],))
+    assert (vote.quality, vote.flagged) == ("bad", (vote.display_order[1],))
     page.locator("[data-quality=good]").focus()
     page.keyboard.press("Enter")  # who came by keys presses it
     page.wait_for_selector("[data-quality=good][aria-pressed=true]")

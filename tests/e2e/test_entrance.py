@@ -237,7 +237,7 @@ def test_a_reviewer_may_look_and_not_manage(someone, accounts):
     assert accounts.members("p") == {"ann": "reviewer"}
     assert len(accounts.pending("p")) == 1
     accounts.accept(accounts.invite("p", "annotator"), "somebody", GOOD)
-    for fn in ("shown", "project"):  # what the page loads by itself shows them nothing
+    for fn in ("overview", "project"):  # what the page loads by itself shows them nothing
         loaded = call(client, fn, ["p"])
         assert "process_completed" in loaded
         assert not any(word in loaded for word in ("somebody", "for admins", accounts.pending("p")[0].id))

@@ -14,8 +14,8 @@ import pytest
 from gguf_tools import make_model, needs_llama_cpp
 from workshop import SFT, Workshop
 
-from align.export.receipt import RECEIPT
 from align.run import file_digest, read_manifest
+from align.run.receipt import RECEIPT
 
 pytestmark = [pytest.mark.usefixtures("no_network"), pytest.mark.slow, needs_llama_cpp]
 F16_ROW = "llama.cpp/adapter/nf4-dequantised/f16"

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from workshop import SFT, Workshop, files
 
-from align.export.receipt import RECEIPT
 from align.models import load
 from align.models.adapter_files import WEIGHTS_FILE
 from align.run import file_digest, read_manifest
+from align.run.receipt import RECEIPT
 
 pytestmark = pytest.mark.usefixtures("no_network")
 NF4, ROUNDED = "transformers/adapter/nf4/float32", "transformers/adapter/nf4-dequantised/bfloat16"
@@ -175,6 +176,49 @@ def test_a_refused_adapter_loads_no_weights(
     status = shop.status("stage=export", f"export={kind}", f"artifact={stranger}", *model, "resume=never")
     assert status == (1 if problem is None else 2), shop.said
     assert (problem or "weights are read") in shop.said
+
+
+@pytest.mark.parametrize("kind", ["merged", "all"])
+def test_a_merge_into_a_tied_base_is_refused_before_weights_are_read(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    stranger = Path(shutil.copytree(shop.root / "sft" / "a" / "artifact", tmp_path / "stranger"))
+    config = json.loads((stranger / "adapter_config.json").read_text())
+    (stranger / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["lm_head"]}))
+    rows = json.loads((shop.root.parent / "model" / "config.json").read_text())["vocab_size"]
+    sides = {"A": torch.ones(config["r"], 64), "B": torch.ones(rows, config["r"])}
+    tensors = {f"base_model.model.lm_head.lora_{side}.weight": tensor for side, tensor in sides.items()}
+    save_file(tensors, stranger / WEIGHTS_FILE, {"format": "pt"})
+    monkeypatch.setattr(load, "check_file", weights_are_read)
+    model = ("model=hub", f"model.path={shop.root.parent / 'model'}", "method=qlora")
+    words = ("stage=export", f"artifact={stranger}", *model, "resume=never")
+    assert shop.status(*words, f"export={kind}") == 2, shop.said
+    assert "target_modules=lm_head: the base ties its embedding to its head" in shop.said
+    assert shop.status(*words, "export=adapter") == 1
+    assert "weights are read" in shop.said  # nothing else is refused of it
+
+
+def test_a_receipt_that_does_not_hold_is_refused_before_weights_are_read(
+    shop: Workshop, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = (Path(shutil.copytree(exported / "artifact", tmp_path / name)) for name in ("good", "bad"))
+    scaled(bad, 1.5)
+    monkeypatch.setattr(load, "check_file", weights_are_read)
+    check = ("stage=export", "export=check")
+    assert shop.status(*check, "artifact=sft:a", f"export.path={good}") == 1
+    assert "weights are read" in shop.said
+    assert shop.status(*check, "artifact=sft:a", f"export.path={bad}") == 2, shop.said
+    assert f"file={WEIGHTS_FILE}" in shop.said
+    assert "sha256 differs" in shop.said
+    assert shop.status(*check, "artifact=sft:b", f"export.path={good}") == 2, shop.said
+    assert "was made of another artifact" in shop.said
+    (good / RECEIPT).write_text(json.dumps(receipt(good) | {"kind": "merged", "into": "original"}))
+    assert shop.status(*check, "artifact=sft:a", f"export.path={good}") == 2, shop.said
+    assert "its receipt says that it is of original weights" in shop.said
+    for folder in ("adapter", "merged"):  # what `export=all` wrote: the last of the receipts is bad
+        shutil.copytree(exported / "artifact" if folder == "adapter" else bad, tmp_path / "all" / folder)
+    assert shop.status(*check, "artifact=sft:a", f"export.path={tmp_path / 'all'}") == 2, shop.said
+    assert "sha256 differs" in shop.said
 
 
 def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

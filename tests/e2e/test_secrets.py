@@ -24,7 +24,7 @@ from workshop import Workshop
 
 from align.__main__ import STAGES, main
 from align.config.compose import SCHEMAS, check, compose_raw, keys_of, plain, type_of
-from align.config.compose import shown as configuration
+from align.config.compose import as_yaml as configuration
 from align.errors import InputError
 from align.run import read_manifest
 

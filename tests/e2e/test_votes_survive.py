@@ -38,7 +38,7 @@ def work_on(url: str, people: list[str], log: str) -> None:
         while any(held.values()):
             for who in [who for who in people if held[who]]:
                 task = held[who]
-                tiers = tuple((id,) for id in task.shown)
+                tiers = tuple((id,) for id in task.display_order)
                 seq, held[who] = queue.vote(who, task.token, f"{who}/{task.token}", Judgement(tiers))
                 acknowledged.write(f"{seq} {task.item.id} {who}\n")
                 acknowledged.flush()
@@ -111,7 +111,7 @@ def test_a_locked_database_is_waited_for_and_then_named(tmp_path: Path, monkeypa
     with Store.open(url) as store, Store.open(url) as other:
         queue = AssignmentQueue(store, "p")
         task = queue.take("ann")
-        judgement = Judgement(tuple((id,) for id in task.shown))
+        judgement = Judgement(tuple((id,) for id in task.display_order))
         with other.transaction():
             with pytest.raises(StorageError, match="locked"):
                 queue.vote("ann", task.token, "k", judgement)
@@ -128,7 +128,7 @@ def test_a_full_disk_is_said_and_the_vote_is_taken_once_there_is_room(tmp_path: 
         with store.reading() as db:  # the one connection of the pool keeps the limit
             pages = db.exec_driver_sql("PRAGMA page_count").scalar()
             db.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-        told = Judgement(tuple((id,) for id in task.shown), rationale="because " * 10_000)
+        told = Judgement(tuple((id,) for id in task.display_order), rationale="because " * 10_000)
         with pytest.raises(StorageError, match="full"):
             queue.vote("ann", task.token, "k", told)
         assert store.rankings("p") == []

@@ -35,11 +35,11 @@ def test_an_item_has_one_holder_and_is_the_same_until_it_is_judged(store):
     ann, bob = queue.take("ann"), queue.take("bob")
     assert ann.item.id != bob.item.id
     again = queue.take("ann")
-    assert (again.token, again.item.id, again.shown) == (ann.token, ann.item.id, ann.shown)
+    assert (again.token, again.item.id, again.display_order) == (ann.token, ann.item.id, ann.display_order)
     seq, following = judge(queue, "ann", ann)
     assert {ann.item.id, bob.item.id, following.item.id} == {item.id for item in store.items("p")}
     (vote,) = store.rankings("p")
-    assert (vote.seq, vote.item, vote.shown, vote.source) == (seq, ann.item.id, ann.shown, "human")
+    assert (vote.seq, vote.item, vote.display_order, vote.source) == (seq, ann.item.id, ann.display_order, "human")
     assert queue.take("cem") is None  # the others are held
 
 
@@ -270,7 +270,11 @@ def test_everything_that_was_said_comes_back(store):
     seq, _ = queue.vote("ann", task.token, "k", given)
     (vote,) = store.rankings("p")
     expected = replace(
-        given, shown=task.shown, source="human", guideline_version="1", flagged=tuple(sorted(given.flagged))
+        given,
+        display_order=task.display_order,
+        source="human",
+        guideline_version="1",
+        flagged=tuple(sorted(given.flagged)),
     )
     assert {name: getattr(vote, name) for name in Judgement.__dataclass_fields__} == {
         name: getattr(expected, name) for name in Judgement.__dataclass_fields__
@@ -285,7 +289,7 @@ def test_a_skip_leaves_the_item_to_others_and_is_not_asked_again(store):
     _, following = queue.vote("ann", task.token, "k", Judgement(skipped="unsure", rationale="no idea"))
     assert following is None
     (skip,) = store.skips("p")
-    assert (skip.skipped, skip.rationale, skip.shown) == ("unsure", "no idea", task.shown)
+    assert (skip.skipped, skip.rationale, skip.display_order) == ("unsure", "no idea", task.display_order)
     assert store.rankings("p") == []
     assert queue.take("bob").item.id == task.item.id
 
@@ -300,7 +304,7 @@ def test_undo_gives_the_item_back_with_what_was_said_and_the_order_it_stood_in(s
     two, third = judge(queue, "ann", second)
     back = queue.undo("ann", two)
     back = queue.undo("ann", one)
-    assert (back.token, back.shown) == (first.token, first.shown)
+    assert (back.token, back.display_order) == (first.token, first.display_order)
     assert (back.draft["strength"], back.draft["rationale"]) == (3, "why")
     assert [tuple(tier) for tier in back.draft["tiers"]] == list(best_first(first).tiers)
     assert store.rankings("p") == []

@@ -14,7 +14,7 @@ from people import GOOD, member
 
 from align.errors import StorageError
 from align.web.credentials import AT_ONCE, PATIENCE_S, WAITING, Refused
-from align.web.turns import Busy, Turns
+from align.web.fair_queue import Busy, FairQueue
 from annotate.accounts import TRIES, TRIES_MANY, Accounts
 
 STRANGERS = 40
@@ -159,7 +159,7 @@ def test_wrong_ones_count_as_before_though_the_door_was_busy_between(accounts):
 
 def order_of(asked: list[tuple[str, int]], room: int = 20) -> list[str]:
     """In which order those who came while one was served were served; who was sent away is not in it."""
-    turns, served, lock, over = Turns(1, room, 10, "password"), [], threading.Lock(), threading.Event()
+    turns, served, lock, over = FairQueue(1, room, 10, "password"), [], threading.Lock(), threading.Event()
 
     def holding() -> None:
         with turns.turn("holder", 0):
@@ -195,7 +195,7 @@ def test_who_comes_last_in_that_order_makes_room():
 
 
 def test_nobody_waits_for_ever():
-    turns = Turns(1, 5, 0.2, "password")
+    turns = FairQueue(1, 5, 0.2, "password")
     with turns.turn("a", 0):
         began = time.monotonic()
         found: list[BaseException] = []

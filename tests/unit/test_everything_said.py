@@ -123,7 +123,7 @@ def test_whoever_settles_an_item_reads_all_that_was_said(store):
     task = AssignmentQueue(store, "p").take_review("rev")
     with store.reading() as db:
         first, second, third = (opinion(task, vote) for vote in opinions_of(db, "p", item))
-    place = {id: str(index) for index, id in enumerate(task.shown)}
+    place = {id: str(index) for index, id in enumerate(task.display_order)}
     assert (first["quality"], first["ratings"]) == ("good", {place[f"{item}-1"]: {"helpful": 4}})
     assert set(second["flagged"]) == {int(place[f"{item}-0"]), -1}
     assert ("mine" in second["demonstration"], "why" in second["html"]) == (True, True)

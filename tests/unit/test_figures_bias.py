@@ -9,7 +9,7 @@ import pytest
 from votes import voted
 
 from align.ops.intervals import Interval, normal_quantile, proportion, wilson
-from annotate.assignment.orders import shown_order
+from annotate.assignment.orders import counterbalanced_order
 from annotate.figures.bias import length_bias, position_bias
 from annotate.figures.estimates import NOTHING, ONE_SIDED, log_odds, share
 
@@ -22,7 +22,7 @@ def ranked(rng: random.Random, ids: tuple[str, ...], follow: float) -> list[str]
 def votes_of(rng: random.Random, number: int, k: int, follow: float, annotator: str = "ann") -> list:
     found = []
     for turn in range(number):
-        screen = shown_order("012345678"[:k], annotator, turn)
+        screen = counterbalanced_order("012345678"[:k], annotator, turn)
         order = ranked(rng, screen, follow)
         found.append(voted(f"i{turn}", ">".join(order), annotator, screen="".join(screen)))
     return found
@@ -125,7 +125,7 @@ def test_an_injected_bias_is_found_and_none_is_not(k):
 
 def test_whoever_always_prefers_one_candidate_has_no_bias_to_a_side():
     """The order on the screen is counterbalanced, so a true preference cancels out."""
-    votes = [voted(f"i{t}", "0>1", screen="".join(shown_order("01", "ann", t))) for t in range(40)]
+    votes = [voted(f"i{t}", "0>1", screen="".join(counterbalanced_order("01", "ann", t))) for t in range(40)]
     assert position_bias(votes).share.value == 0.5
 
 

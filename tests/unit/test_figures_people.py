@@ -70,7 +70,7 @@ def test_ties_are_a_share_of_pairs():
 
 def test_what_a_person_did(store):
     items = [add(store, f"run/{n}") for n in range(4)]
-    rank(store, items[0], "0>12", "ann", seconds=10, shown=tuple(f"{items[0]}-{k}" for k in (1, 0, 2)))
+    rank(store, items[0], "0>12", "ann", seconds=10, display_order=tuple(f"{items[0]}-{k}" for k in (1, 0, 2)))
     rank(store, items[1], "0>1>2", "ann", seconds=20, flagged=(items[1],))
     back = rank(store, items[2], "0>1>2", "ann", seconds=CEILING_S * 100)
     store.retract("p", back)
@@ -126,7 +126,7 @@ def test_a_project_without_votes_has_no_people(store):
 
 def test_the_table_says_what_the_rows_say(store):
     item = add(store)
-    rank(store, item, "0>1>2", "ann", seconds=9, shown=tuple(f"{item}-{k}" for k in range(3)))
+    rank(store, item, "0>1>2", "ann", seconds=9, display_order=tuple(f"{item}-{k}" for k in range(3)))
     rank(store, item, "0>12", "bot", source="simulated")
     ann, bot = table(people_csv(store, "p"))
     assert (ann["identity"], ann["rankings"], ann["simulated"], ann["skips_unsure"]) == ("ann", "1", "False", "0")

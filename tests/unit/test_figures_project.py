@@ -46,7 +46,7 @@ def filled(store) -> dict[str, str]:
     for name, said in orders.items():
         for who, order in zip(("ann", "bob"), said, strict=True):
             screen = tuple(f"{items[name]}-{k}" for k in range(order.count(">") + 1 if "12" not in order else 3))
-            rank(store, items[name], order, who, seconds=12, shown=screen)
+            rank(store, items[name], order, who, seconds=12, display_order=screen)
     back = rank(store, items["alone"], "2>1>0", "bob")
     rank(store, items["alone"], "0>1>2", "ann")
     store.retract("p", back)

@@ -24,11 +24,11 @@ def python(path: Path, body: str) -> str:
 
 
 def test_an_engine_is_there_where_its_python_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert interpreter(VLLM, "none") is None
-    assert engine_version(VLLM, "none") == ""
+    assert interpreter(VLLM, "none", "engine.vllm") is None
+    assert engine_version(VLLM, "none", "engine.vllm") == ""
     has = python(tmp_path / "has", "echo 9.9")
-    assert interpreter(VLLM, has) == has
-    assert engine_version(VLLM, has) == "9.9"
+    assert interpreter(VLLM, has, "engine.vllm") == has
+    assert engine_version(VLLM, has, "engine.vllm") == "9.9"
     # A folder of that name in the working directory, or on PYTHONPATH, is no engine: nobody would find it there.
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").touch()
@@ -37,8 +37,8 @@ def test_an_engine_is_there_where_its_python_finds_it(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     version_in.cache_clear()
     bare = python(tmp_path / "bare", f'exec "{sys.executable}" -S "$@"')
-    with pytest.raises(InputError, match=rf"export\.vllm={bare}: it has no vllm"):
-        interpreter(VLLM, bare)
+    with pytest.raises(InputError, match=rf"engine\.vllm={bare}: it has no vllm"):
+        interpreter(VLLM, bare, "engine.vllm")
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_an_engine_is_there_where_its_python_finds_it(tmp_path: Path, monkeypatc
 )
 def test_what_is_no_python_is_told_by_its_field(tmp_path: Path, body: str | None, problem: str):
     told = python(tmp_path / "python", body) if body is not None else str(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=rf"export\.llama_cpp=.*{problem}"):
-        interpreter(LLAMA_CPP, told)
+    with pytest.raises(InputError, match=rf"engine\.llama_cpp=.*{problem}"):
+        interpreter(LLAMA_CPP, told, "engine.llama_cpp")
 
 
 def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -63,7 +63,7 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
         "(Path(asked['out']) / 'answer.json').write_text(json.dumps(answer))\n"
         "sys.exit('falls while it is taken down')\n"
     )
-    answer = ask(LLAMA_CPP, sys.executable, rows=[[1, 2], [3]])
+    answer = ask(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[[1, 2], [3]])
     assert (answer.version, answer.output["heard"], answer.output["threads"]) == ("1.2", [[1, 2], [3]], 1)
     assert [tuple(logits.shape) for logits in answer.logits] == [(2, 2), (1, 2)]
     assert answer.output["path"] != str(tmp_path)  # isolated
@@ -71,12 +71,14 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
         "import os, sys\nsys.stderr.write('error: no such tensor\\nbye\\n')\nsys.stderr.flush()\nos.abort()\n"
     )
     with pytest.raises(
-        InputError, match=r"export=llama\.cpp: .*status -6: error: no such tensor.*nothing says that it works"
+        InputError,
+        match=r"engine\.llama_cpp=.*llama\.cpp.*status -6: error: no such tensor"
+        r".*engine\.llama_cpp=none.*nothing says that it works",
     ):
-        ask(LLAMA_CPP, sys.executable, rows=[])
+        ask(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[])
     stand_in.write_text("")  # ends well, and says nothing
     with pytest.raises(InputError, match="no reason given"):
-        ask(LLAMA_CPP, sys.executable, rows=[])
+        ask(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[])
 
 
 def test_what_takes_hours_is_ended(monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,7 @@ from align.errors import CorruptFile, InputError
 from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
 from align.export.checks import InF32, gguf_answer, gguf_checks
-from align.export.converters import alike, convert_adapter, convert_model, converters_in
+from align.export.converters import convert_adapter, convert_model, converters_in, first_mismatch
 from align.export.gguf import (
     ADAPTER,
     LARGEST,
@@ -131,7 +131,7 @@ def in_f32(trained: Trained, exported: Path, work: Path) -> InF32:
     answer = gguf_answer(trained, base, adapter, ASKED, precise=True)
     assert answer is not None
     pairs = ((base, exported / "base-f16.gguf"), (adapter, exported / ADAPTER))
-    return InF32(answer, "".join(alike(source.converters, *pair) for pair in pairs))
+    return InF32(answer, "".join(first_mismatch(source.converters, *pair) for pair in pairs))
 
 
 def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
@@ -151,7 +151,9 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     wrong = Path(shutil.copytree(exported, tmp_path / "wrong"))
     (wrong / "base-f16.gguf").chmod(0o644)
     shutil.copy(exported / "base-q8_0.gguf", wrong / "base-f16.gguf")
-    other = replace(found, other=alike(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf"))
+    other = replace(
+        found, other=first_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf")
+    )
     rows = measured(trained, wrong, in_f32=lambda: other)
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
     assert rows[F16_ROW].verdict == "fail"
@@ -161,7 +163,7 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
 
 
 def test_without_llama_cpp_nothing_is_a_pass(trained: Trained, tmp_path: Path):
-    assert interpreter(LLAMA_CPP, "none") is None
+    assert interpreter(LLAMA_CPP, "none", "export.llama_cpp") is None
     folder = export_gguf(trained, tmp_path)
     assert gguf_answer(trained, folder / "base-f16.gguf", folder / ADAPTER, NOBODY) is None
     rows = gguf_checks(trained, folder, DEQUANTISED, NOBODY, None, lambda: None)
@@ -200,10 +202,12 @@ def test_a_base_is_written_once_and_known_by_its_files(trained: Trained, tmp_pat
 def test_what_llama_cpp_does_not_load_is_an_error_with_its_words(trained: Trained, exported: Path, tmp_path: Path):
     broken = tmp_path / "base-f16.gguf"
     broken.write_bytes((exported / "base-f16.gguf").read_bytes()[:5000])
-    with pytest.raises(InputError, match=r"export=llama\.cpp: it does not take what was exported.*llama_cpp=none"):
+    with pytest.raises(
+        InputError, match=r"export\.llama_cpp=.*: llama\.cpp does not take what it was given.*export\.llama_cpp=none"
+    ):
         gguf_answer(trained, broken, exported / ADAPTER, ASKED)
     with pytest.raises(InputError, match="cannot make q8_0"):
-        ask(LLAMA_CPP, sys.executable, quantise=[str(broken), str(tmp_path / "to.gguf"), "q8_0"])
+        ask(LLAMA_CPP, sys.executable, "export.llama_cpp", quantise=[str(broken), str(tmp_path / "to.gguf"), "q8_0"])
 
 
 def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_tokenizer):

@@ -9,7 +9,7 @@ from sqlalchemy.event import listen
 
 from align.errors import InputError
 from annotate.assignment import REPEAT_AFTER, AssignmentQueue
-from annotate.assignment.orders import chance, shown_order
+from annotate.assignment.orders import chance, counterbalanced_order
 from annotate.store import Candidate, Store, configure, preferences
 
 
@@ -56,9 +56,9 @@ def test_a_repeat_comes_later_and_turned_round_and_once(store):
         if task.item.id in first:
             before, shown = first.pop(task.item.id)
             assert place - before > REPEAT_AFTER
-            assert task.shown == tuple(reversed(shown))
+            assert task.display_order == tuple(reversed(shown))
         else:
-            first[task.item.id] = (place, task.shown)
+            first[task.item.id] = (place, task.display_order)
     purposes = Counter(vote.purpose for vote in store.rankings("p"))
     assert purposes["work"] == REPEAT_AFTER + 3
     assert purposes["repeat"] >= 2
@@ -137,7 +137,7 @@ def test_what_a_gold_item_is_said_to_be_is_never_trained_on(store):
         ({"ratings": {"ID": {"helpful": 9}}}, "ratings.helpful"),
         ({"ratings": {"other": {"helpful": 1}}}, "ratings"),
         ({"flagged": ("other",)}, "flagged"),
-        ({"shown": ("other",)}, "shown"),
+        ({"display_order": ("other",)}, "display_order"),
     ],
 )
 def test_the_ledger_takes_nothing_that_cannot_be_read_back(store, more, field):
@@ -169,15 +169,15 @@ def test_a_name_that_one_database_could_not_keep_is_refused_by_both(store, name)
 def test_every_position_stands_equally_often_in_every_place(k):
     ids = [str(i) for i in range(k)]
     for block in range(5):
-        orders = [shown_order(ids, "ann", block * k + i) for i in range(k)]
+        orders = [counterbalanced_order(ids, "ann", block * k + i) for i in range(k)]
         assert all(sorted(order) == ids for order in orders)
         for place in range(k):
             assert {order[place] for order in orders} == set(ids)
-    assert shown_order(ids, "ann", 3) == shown_order(ids, "ann", 3)
+    assert counterbalanced_order(ids, "ann", 3) == counterbalanced_order(ids, "ann", 3)
 
 
 def test_two_annotators_see_different_orders():
-    orders = [[shown_order("ab", who, turn) for turn in range(40)] for who in ("ann", "bob")]
+    orders = [[counterbalanced_order("ab", who, turn) for turn in range(40)] for who in ("ann", "bob")]
     assert orders[0] != orders[1]
     assert 8 <= sum(a == b for a, b in zip(*orders, strict=True)) <= 32
 

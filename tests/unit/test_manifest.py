@@ -20,7 +20,7 @@ from align.errors import CorruptFile, InputError, RunConflict
 from align.run import Base, Input, Run, artifact_in, read_manifest, resolve, verify_outputs
 from align.run.environment import code_digest
 from align.run.lineage import Gone, ancestors, evaluation_of, readers_of, trained_through
-from align.run.manifest import FILE, Manifest, identity_of, manifest_from, misshapen, write_manifest
+from align.run.manifest import FILE, Manifest, first_invalid_key, identity_of, manifest_from, write_manifest
 from annotate.store import Store
 
 OLD = Path(__file__).parent / "runs_of_version_1.zip"
@@ -108,7 +108,7 @@ def test_whatever_stands_in_a_manifest_it_is_read_or_refused(tmp_path: Path, ver
 
 def test_what_this_version_does_not_know_is_left_out() -> None:
     values = FULL.as_json(Path("/r")) | {"of a later version": 1}
-    assert misshapen(values) is None
+    assert first_invalid_key(values) is None
     assert manifest_from(values, Path("/r")) == FULL
 
 

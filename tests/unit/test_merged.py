@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from align.errors import InputError
-from align.export.merged import merge
-from align.models.adapter_files import WEIGHTS_FILE
+from align.export.merged import check_untied, merge, tied_in
+from align.models.adapter_files import WEIGHTS_FILE, read_adapter
+from align.run import Base
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,23 @@ def test_merge_refuses_what_does_not_fit(base: Path, adapter: Path, tmp_path: Pa
     tied = make_adapter(base, tmp_path / "tied", target_modules=["lm_head"])
     with pytest.raises(InputError, match="target_modules=lm_head"):
         merge(load(base), tied)
+
+
+def test_a_tied_base_is_known_by_its_configuration(base: Path, adapter: Path, tmp_path: Path):
+    head = read_adapter(make_adapter(base, tmp_path / "head", target_modules=["lm_head"]))
+    check_untied(Base("tiny", str(base), None, "00"), read_adapter(adapter))
+    with pytest.raises(InputError, match=r"target_modules=lm_head.*export=adapter"):
+        check_untied(Base("tiny", str(base), None, "00"), head)
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    tensors = load_file(base / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embedding + 1}, other / "model.safetensors", {"format": "pt"})
+    check_untied(Base("both", str(other), None, "00"), head)
+    assert tied_in(load(other)) == set()  # which the weights alone say
+    assert tied_in(load(base)) == {"model.embed_tokens", "lm_head"}
+    config = json.loads((base / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    check_untied(Base("untied", str(other), None, "00"), head)
 
 
 def test_merge_refuses_repacked_weights(base: Path, adapter: Path):

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from align.data.template import CHATML
-from align.export.ollama import Turns, go_template, ollama_file, pieces_of, sayable
+from align.export.ollama import Turns, go_template, ollama_file, pieces_of, quotable
 from align.models.base import builtin_folder
 
 LLAMA3 = (
@@ -86,7 +86,7 @@ def test_a_modelfile(tokenizer, tmp_path: Path):
 
 
 def test_a_stop_that_the_file_cannot_say_is_left_out(tokenizer, tmp_path: Path):
-    assert [sayable(stop) for stop in ("<|end|>", "{{ end }}", 'a"b', '"""', "a\nb", "\x07", "")] == [
+    assert [quotable(stop) for stop in ("<|end|>", "{{ end }}", 'a"b', '"""', "a\nb", "\x07", "")] == [
         True, True, False, False, False, False, True,
     ]  # fmt: skip
     tokenizer.add_special_tokens({"eos_token": 'the "end"'})

@@ -20,12 +20,10 @@ from align.export.checks import adapter_checks, merged_checks
 from align.export.engines import logits_of
 from align.export.merged import merge
 from align.export.receipt import (
-    RECEIPT,
     Check,
     accepting,
     agreeing,
     as_text,
-    checked_receipt,
     pooled_divergence,
     require_asked,
     require_passed,
@@ -37,6 +35,7 @@ from align.models.dequantised import DEQUANTISED, dequantised, dequantised_besid
 from align.models.load import check_added_tokens, in_fp32, load_base
 from align.ops.divergence import Divergence
 from align.run import Base
+from align.run.receipt import RECEIPT, checked_receipt
 
 CPU = torch.device("cpu")
 NOBODY = {"llama.cpp": "none", "vLLM": "none"}

@@ -9,7 +9,7 @@ from assignment_queues import best_first, counters, judge, queue_of
 from annotate.assignment.reviewing import contested
 from annotate.figures import figures
 from annotate.store import AlreadyJudged, Store, preferences
-from annotate.store.preference_pairs import to_learn_from
+from annotate.store.preference_pairs import training_rankings
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_what_a_reviewer_settles_is_trained_on_in_place_of_what_was_said(store, 
     seq, following = judge(queue, "eve", task)
     assert following.item.id == unsettled(store)[0] != task.item.id
     assert [row["item"] for row in figures(store, "p")["disagreements"]] == [following.item.id]
-    learned = [vote for vote in to_learn_from(store, "p") if vote.item == task.item.id]
+    learned = [vote for vote in training_rankings(store, "p") if vote.item == task.item.id]
     assert [vote.seq for vote in learned] == [seq]
     assert {pair.annotator for pair in preferences(store, "p") if pair.group_id == task.item.id} == {
         learned[0].annotator
@@ -61,9 +61,9 @@ def test_a_review_that_is_taken_back_leaves_what_was_said(store, queue):
     task = queue.take_review("eve")
     seq, _ = judge(queue, "eve", task)
     assert queue.undo("eve", seq).token == task.token
-    assert len([vote for vote in to_learn_from(store, "p") if vote.item == task.item.id]) == 2
+    assert len([vote for vote in training_rankings(store, "p") if vote.item == task.item.id]) == 2
     again, _ = judge(queue, "eve", task, key="anew")
-    assert [vote.seq for vote in to_learn_from(store, "p") if vote.item == task.item.id] == [again]
+    assert [vote.seq for vote in training_rankings(store, "p") if vote.item == task.item.id] == [again]
 
 
 def test_two_reviewers_settle_different_items_and_one_who_annotated_may_review(store, queue):
@@ -86,7 +86,7 @@ def test_the_newest_of_two_reviews_counts(store, queue):
     item = unsettled(store)[0]
     rank(store, item, "0>1>2", annotator="eve", purpose="review")
     last = rank(store, item, "2>1>0", annotator="mallory", purpose="review")
-    assert [vote.seq for vote in to_learn_from(store, "p") if vote.item == item] == [last]
+    assert [vote.seq for vote in training_rankings(store, "p") if vote.item == item] == [last]
 
 
 def test_an_item_erased_meanwhile_is_passed_over(store, queue):

@@ -265,3 +265,10 @@ def test_sqlite_is_durable_and_forgets(tmp_path):
     pragmas = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "secure_delete": 1}
     with Store.open(url_of(tmp_path)) as store, store.reading() as connection:
         assert {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas} == pragmas
+
+
+def test_the_ledger_keeps_its_name_for_the_order_on_the_screen():
+    """It is hashed: rows of older stores have it too."""
+    judgement = Judgement((("a",), ("b",)), display_order=("b", "a"))
+    assert judgement.payload()["shown"] == ["b", "a"]
+    assert "display_order" not in judgement.payload()

@@ -11,9 +11,10 @@ from annotation_store import add, ask, asked, counts, rank, tamper, url_of
 from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
+from align.chain import GENESIS, advance, salted_digest
 from align.errors import CorruptFile, InputError
 from annotate.store import Candidate, Head, Store
-from annotate.store.ledger import GENESIS, Entry, advance, entry_hash, salted_digest
+from annotate.store.ledger import FIELD, RESTORE, Entry, entry_hash
 
 
 @pytest.fixture
@@ -36,9 +37,9 @@ def test_hashes_are_sha256_of_canonical_json_written_out_by_hand():
 def test_advance_refuses_a_row_that_is_rehashed_but_does_not_follow():
     entry = Entry(2, "p", "ranking", "i", "a1", "k", None, "t", "{}", "f" * 64)
     entry = Entry(**{name: getattr(entry, name) for name in Entry.__slots__} | {"hash": entry_hash(entry)})
-    assert advance(Head(1, "f" * 64), entry) == Head(2, entry.hash)
+    assert advance(Head(1, "f" * 64), entry, FIELD, RESTORE) == Head(2, entry.hash)
     with pytest.raises(CorruptFile) as caught:
-        advance(Head(1, "e" * 64), entry)
+        advance(Head(1, "e" * 64), entry, FIELD, RESTORE)
     assert caught.value.value == 2
 
 

@@ -27,7 +27,7 @@ def now(store: Store, mode: str = "work") -> Terms:
 
 
 def rated(task, **marks):
-    return said(task.item.id, "0>1>2", ratings={task.shown[0]: marks})
+    return said(task.item.id, "0>1>2", ratings={task.display_order[0]: marks})
 
 
 CHANGES = {
@@ -53,7 +53,7 @@ def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, chan
     judgement = rated(task, helpful=5, honest=1)
     seq, _ = queue.vote("ann", task.token, "k", judgement, terms if told else None)
     (vote,) = store.rankings("p")
-    assert vote.ratings == {task.shown[0]: {"helpful": 5, "honest": 1}}
+    assert vote.ratings == {task.display_order[0]: {"helpful": 5, "honest": 1}}
     assert (vote.guideline_version, vote.project_version) == ("1", terms.version if told else None)
     assert queue.vote("ann", task.token, "k", judgement, terms if told else None)[0] == seq  # sent again
     store.verify()

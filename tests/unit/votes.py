@@ -12,7 +12,7 @@ SEQS = count(1)
 def voted(item: str, order: str, annotator: str = "ann", **more) -> Vote:
     """As `said`; `screen="10"` is what was shown: candidate 1 first, then 0."""
     if "screen" in more:
-        more["shown"] = tuple(f"{item}-{k}" for k in more.pop("screen"))
+        more["display_order"] = tuple(f"{item}-{k}" for k in more.pop("screen"))
     tiers = said(item, order).tiers
     return Vote(tiers, seq=next(SEQS), item=item, annotator=annotator, created_at="2026-01-01T00:00:00+00:00", **more)
 

@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from align.errors import InputError, StorageError
 from align.web.credentials import SHORTEST_PASSWORD, Refused, session_cookie
-from align.web.turns import Busy
+from align.web.fair_queue import Busy
 from annotate.accounts import SESSION_S, Accounts, Invitation, Person
 from annotate.web.words import WORDS
 
@@ -30,7 +30,7 @@ async def fields(request: Request) -> dict[str, str]:
 Given = Annotated[dict[str, str], Depends(fields)]
 
 
-def entrance(accounts: Accounts, cookie: str) -> APIRouter:
+def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
     """The routes, for people with accounts.
 
     Args:
@@ -46,7 +46,7 @@ def add_login(router: APIRouter, accounts: Accounts, cookie: str) -> None:
     @router.get("/login")
     def login_page(request: Request, invite: str = "", project: str = "") -> Response:
         known = request.scope["person"] is not None
-        return go(onward(invite, project)) if known else page("log_in", login_form(invite, project))
+        return go(redirect_target(invite, project)) if known else page("log_in", login_form(invite, project))
 
     @router.post("/login")
     def log_in(request: Request, given: Given) -> Response:
@@ -56,7 +56,7 @@ def add_login(router: APIRouter, accounts: Accounts, cookie: str) -> None:
             session = accounts.log_in(given.get("name", ""), given.get("password", ""), address)
         except InputError as error:
             return page("log_in", login_form(invite, project, given.get("name", "")), error)
-        return go(onward(invite, project), session_cookie(cookie, session, request.scope["origin"], SESSION_S))
+        return go(redirect_target(invite, project), session_cookie(cookie, session, request.scope["origin"], SESSION_S))
 
     @router.post("/logout")
     def log_out(request: Request, given: Given) -> Response:
@@ -134,7 +134,7 @@ def message_of(error: InputError) -> str:
     return f"{named}{f'{value[:80]}: ' if named and value else ''}{error.problem}. {error.remedy}"
 
 
-def onward(invite: str, project: str) -> str:
+def redirect_target(invite: str, project: str) -> str:
     """Where somebody goes who has logged in: to the invitation that they came with, or to the items."""
     return f"/invite?token={quote(invite)}" if invite else f"/?project={quote(project, safe='')}" if project else "/"
 

@@ -19,7 +19,7 @@ class Busy(StorageError):
 
 
 @dataclass(eq=False, slots=True)
-class Waiting:
+class Waiter:
     """Attributes:
     rank: the lowest is served next, the highest makes room: failures of late, how many of the same share wait before,
         and when it came.
@@ -31,7 +31,7 @@ class Waiting:
     sent_away: bool = False
 
 
-class Turns:
+class FairQueue:
     """Serves some at once and lets some wait, in threads of their own. Safe to share between threads.
 
     Those who have failed least go first, and of these one of each share, then the next of each (fair queueing: Nagle,
@@ -46,7 +46,7 @@ class Turns:
 
     def __init__(self, at_once: int, room: int, patience_s: float, field: str) -> None:
         self.free, self.room, self.patience_s, self.field = at_once, room, patience_s, field
-        self.waiting: list[Waiting] = []
+        self.waiting: list[Waiter] = []
         self._changed = threading.Condition()
         self._came = 0
 
@@ -74,7 +74,7 @@ class Turns:
     def _wait(self, share: str, failures: int) -> None:
         self._came += 1
         alike = sum(other.share == share for other in self.waiting)
-        mine = Waiting(share, (failures, alike, self._came))
+        mine = Waiter(share, (failures, alike, self._came))
         self.waiting.append(mine)
         if len(self.waiting) > self.room + self.free:
             last = max(self.waiting, key=lambda waiting: waiting.rank)

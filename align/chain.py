@@ -1,0 +1,90 @@
+"""An append-only chain of hashes over salted digests. Pure: it knows no table and no file.
+
+Link `n` is hashed together with the hash of link `n - 1`, so that altering, reordering or removing one breaks every
+hash after it. A cut *tail* breaks nothing inside the chain: it shows only against a head noted elsewhere (Schneier and
+Kelsey, "Secure Audit Logs", 1999, section 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from align.errors import CorruptFile
+
+GENESIS = "0" * 64
+"""What stands where the first link would name its predecessor's hash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far a chain had grown.
+
+    Attributes:
+        seq: number of the last link, 0 before the first.
+        hash: that link's hash, 64 hex digits.
+    """
+
+    seq: int
+    hash: str
+
+
+class Link(Protocol):
+    """A row of a table, or of a file: 1, 2, 3, … without gaps."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def prev_hash(self) -> str:
+        """Hash of link `seq - 1`, or `GENESIS`."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """`link_hash` of `hashed` and `prev_hash`."""
+        ...
+
+    @property
+    def hashed(self) -> Sequence[Any]:
+        """All that it holds but the two hashes, `seq` among it, in an order that never changes."""
+        ...
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: keys sorted, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def salted_digest(salt: str, content: Any) -> str:
+    """`sha256` over the canonical JSON of `[salt, content]`, 64 hex digits."""
+    return hashlib.sha256(canonical([salt, content]).encode()).hexdigest()
+
+
+def link_hash(hashed: Sequence[Any], prev_hash: str) -> str:
+    """`sha256` over the canonical JSON of a link's fields and, last, its predecessor's hash."""
+    return hashlib.sha256(canonical([*hashed, prev_hash]).encode()).hexdigest()
+
+
+def advance(head: Head, link: Link, field: str, remedy: str) -> Head:
+    """The head after `link`, which should follow `head`.
+
+    Args:
+        field, remedy: of the error.
+
+    Raises:
+        CorruptFile: it is not the next one, does not name its predecessor, or is not what was hashed; `value` is its
+            seq.
+    """
+    seq, problem = link.seq, ""
+    if link.seq != head.seq + 1:
+        seq, problem = head.seq + 1, f"the row is missing (seq {link.seq} follows seq {head.seq})"
+    elif link.prev_hash != head.hash:
+        problem = "the row does not follow the one before it"
+    elif link_hash(link.hashed, link.prev_hash) != link.hash:
+        problem = "the row is not the one that was written"
+    if problem:
+        raise CorruptFile(field, seq, problem, remedy)
+    return Head(link.seq, link.hash)

@@ -1,0 +1,54 @@
+"""A chain of hashes: what a link is hashed with, and which link may follow."""
+
+import hashlib
+from dataclasses import dataclass
+
+import pytest
+
+from align.chain import GENESIS, Head, advance, link_hash
+from align.errors import CorruptFile
+
+
+@dataclass(frozen=True)
+class Line:
+    """A link that is no row of the ledger."""
+
+    seq: int
+    name: str
+    prev_hash: str
+    hash: str
+
+    @property
+    def hashed(self):
+        return (self.seq, self.name)
+
+
+def line(seq: int, name: str, prev_hash: str) -> Line:
+    return Line(seq, name, prev_hash, link_hash((seq, name), prev_hash))
+
+
+def test_a_link_is_hashed_with_its_predecessors_hash_written_out_by_hand():
+    text = f'[1,"\\u00fc","{"0" * 64}"]'
+    assert link_hash((1, "ü"), GENESIS) == hashlib.sha256(text.encode()).hexdigest()
+    assert link_hash((1, "ü"), "f" * 64) != link_hash((1, "ü"), GENESIS)
+
+
+def test_the_head_follows_the_links():
+    first = line(1, "a", GENESIS)
+    second = line(2, "b", first.hash)
+    head = advance(Head(0, GENESIS), first, "aliases", "Restore it.")
+    assert advance(head, second, "aliases", "Restore it.") == Head(2, second.hash)
+
+
+@pytest.mark.parametrize(
+    ("link", "seq", "problem"),
+    [
+        (line(3, "b", "f" * 64), 2, "missing"),
+        (line(2, "b", "e" * 64), 2, "does not follow"),
+        (Line(2, "c", "f" * 64, line(2, "b", "f" * 64).hash), 2, "not the one that was written"),
+    ],
+)
+def test_the_first_bad_link_is_named_as_its_owner_calls_it(link: Line, seq: int, problem: str):
+    with pytest.raises(CorruptFile, match=problem) as caught:
+        advance(Head(1, "f" * 64), link, "aliases", "Restore it.")
+    assert (caught.value.field, caught.value.value, caught.value.remedy) == ("aliases", seq, "Restore it.")
