@@ -137,8 +137,8 @@ def suspects(
     before = actors.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
     before_B, _ = actors.score(before)
 
-    def candidate(given: Answers, scores_B: Tensor, i: int, **figures: Any) -> Candidate:
-        recorded = {**sampling, "score": float(scores_B[i]), **figures}
+    def candidate(given: Answers, scores_B: Tensor, i: int, **more: Any) -> Candidate:
+        recorded = {**sampling, "score": float(scores_B[i]), **more}
         return Candidate(storable(given.texts[i]), digest, sampling=recorded, ended=bool(given.rollout.ended_B[i]))
 
     pairs = []

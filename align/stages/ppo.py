@@ -112,9 +112,9 @@ def optimise(run: Run, config: Config, actors: Actors) -> Result:
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             stops = bool(tripped) and stage.tripwires.action == "stop"
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops):
-                measured, shown = measure(actors, moments, config, number)
+                measured, samples = measure(actors, moments, config, number)
                 state = replace(state, best=better(state.best, step, measured["held_out_objective"], actors))
-                track.show(step, shown)
+                track.show(step, samples)
                 figures |= measured
                 clock.lap("eval_s")
             if stage.kl_control == "adaptive":
