@@ -25,7 +25,7 @@ from align.models.architectures import Route, deciding_settings
 from align.models.backbone import answered, hidden_states, pad, picked_logprobs
 from align.models.fastpath import use_fast_path
 from align.models.load import load_tokenizer
-from align.models.plain import decoder_of
+from align.models.plain_path import decoder_of
 from align.models.pocket import pocket_folder
 from align.models.roles import Roles
 from align.ops.moments import Moments

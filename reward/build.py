@@ -48,7 +48,7 @@ def build(reward: Mapping[str, Any], made: Iterator[Scorer]) -> Scorer:
     raise ValueError(reward["name"])
 
 
-def with_roles(
+def build_beside_policy(
     reward: Mapping[str, Any],
     models: Sequence[Artifact],
     roles: Roles,

@@ -1,6 +1,6 @@
 """What a reward reads from disk: reward models that earlier runs published, and the files of functions.
 
-A reward is described by a mapping, as `align.config.scorers.described` gives it: `{"name": "learned", "ref": …}`,
+A reward is described by a mapping, as `align.config.scorers.reward_spec` gives it: `{"name": "learned", "ref": …}`,
 `{"name": "sum", "parts": [{"weight": …, "name": …}, …]}`.
 """
 

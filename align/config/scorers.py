@@ -118,10 +118,10 @@ def parts_of(config: SumReward) -> list[tuple[float, RewardConfig]]:
     ]
 
 
-def described(config: RewardConfig) -> dict[str, Any]:
+def reward_spec(config: RewardConfig) -> dict[str, Any]:
     """A reward as a plain mapping, which `reward/` reads: every default written out, those of a sum's parts too."""
     if isinstance(config, SumReward):
-        return {"name": config.name, "parts": [{"weight": w, **described(part)} for w, part in parts_of(config)]}
+        return {"name": config.name, "parts": [{"weight": w, **reward_spec(part)} for w, part in parts_of(config)]}
     return asdict(config)
 
 

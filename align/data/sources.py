@@ -39,11 +39,6 @@ class DataSource:
     held_out: float = 0.0
     limit: int | None = None
 
-    @classmethod
-    def of(cls, settings: Any) -> DataSource:
-        """That of the group `data` of a configuration."""
-        return cls(settings.name, settings.path, settings.part, settings.held_out, settings.limit)
-
 
 T = TypeVar("T")
 MORE = "Give a file with more rows, or another data.held_out."

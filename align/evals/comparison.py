@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from align.data.words import repetition
+from align.data.ngrams import repetition
 from align.errors import CorruptFile, MissingArtifact
 from align.evals.stats import per_prompt, win_rate
 from align.evals.text import distinct_n, most_risen

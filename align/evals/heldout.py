@@ -13,7 +13,7 @@ from align.data.sources import DataSource, data_record
 from align.errors import InputError
 from align.models.backbone import pad, picked_logprobs
 from align.run import Artifact, Input
-from align.run.lineage import Gone, behind
+from align.run.lineage import Gone, manifests_behind
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def same_split(artifact: Artifact, data: DataSource, root: Path) -> None:
     if data.name != "jsonl":
         return  # the corpus has parts of its own
     digest = data_record(data).digest
-    for manifest in behind(artifact, root):
+    for manifest in manifests_behind(artifact, root):
         if isinstance(manifest, Gone):
             print(f"{manifest.ref} is gone: nobody knows whether it was trained on what is held out of data.path now")
             continue

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.data.words import ngrams, words
+from align.data.ngrams import ngrams, words
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:

@@ -5,6 +5,6 @@ What is written: `adapter` (`align.models.lowering` makes it plain LoRA), `merge
 or not at all. `kinds` puts it together: one function a kind, which writes it and has it measured.
 
 What is measured: `trained` is the model that must be found again, `engines` loads exports by transformers,
-`align.rollout.foreign` asks other engines in processes of their own, `checks` says who is asked what and held to which
-bound, `receipt` what a check is, and what the file.
+`align.rollout.engine_process` asks other engines in processes of their own, `checks` says who is asked what and held to
+which bound, `verdicts` what a check is and whether it is good enough, `align.run.receipt` what the file is.
 """

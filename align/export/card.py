@@ -16,8 +16,8 @@ from align.errors import InputError
 from align.export.bases import named_base
 from align.export.folder import ABSOLUTE, check_base
 from align.export.launch import LAUNCH
-from align.export.receipt import HEADS, Check, cells, gap_in
 from align.export.trained import Trained
+from align.export.verdicts import HEADS, Check, cells, gap_in
 from align.models.base import BUILT_IN
 from align.models.load import name_of
 from align.ops.intervals import FEW
@@ -54,7 +54,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `parents` in order of training, each `{stage, name, digest}`; `seed`;
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
             `align.evals.comparison.summarise`; `licences`, pairs of what it was made of and that licence, the base
-            first; `receipt`, a list of `align.export.receipt.Check`; `served`, the name that the launch files give it;
+            first; `receipt`, a list of `align.export.verdicts.Check`; `served`, the name that the launch files give it;
             `modelfile`, whether there is one;
             `license`, `language`, `tags`; `notes`, a paragraph.
 

@@ -13,11 +13,11 @@ from align.export.adapter import rank_of
 from align.export.engines import SETTINGS, TRANSFORMERS, VERSION, adapter_on, whole_model
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of
 from align.export.launch import RANKS, vllm_rank
-from align.export.receipt import FAIL, Bound, Check, pooled_divergence
 from align.export.trained import Trained
+from align.export.verdicts import FAIL, Bound, Check, pooled_divergence
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
-from align.rollout.foreign import LLAMA_CPP, VLLM, Answer, ask, interpreter, why_unasked
+from align.rollout.engine_process import LLAMA_CPP, VLLM, Answer, ask, interpreter, why_unasked
 
 EXACT: Bound = ("max_logprob", 1e-4)
 """Of the same numbers summed in fp32 by another loader."""
@@ -33,7 +33,7 @@ PRECISE: Bound = ("max_logprob", 1e-3)
 """Of another engine in fp32: the weights of base and adapter, and all that it computes."""
 
 Engines = Mapping[str, str]
-"""For each engine of `align.rollout.foreign`, `auto`, `none` or the Python that has it."""
+"""For each engine of `align.rollout.engine_process`, `auto`, `none` or the Python that has it."""
 OLLAMA = "Ollama"
 NO_BASE = "that base was left out, or does not lie beside the runs"
 READS_GGUF = "it reads GGUF: export=gguf"

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from align.models.fastpath import without_fast_path
 from align.models.load import in_fp32, keep_unpacked, nf4
-from align.rollout.foreign import LLAMA_CPP, VLLM
+from align.rollout.engine_process import LLAMA_CPP, VLLM
 
 Rows = Sequence[Sequence[int]]
 """Token ids, a prompt each."""

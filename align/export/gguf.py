@@ -31,7 +31,7 @@ from align.models.adapter_files import WEIGHTS_FILE
 from align.models.dequantised import ABOUT
 from align.models.load import name_of, save_tokenizer
 from align.ops.finite import not_finite
-from align.rollout.foreign import LLAMA_CPP, Answer, ask, version_in
+from align.rollout.engine_process import LLAMA_CPP, Answer, ask, version_in
 from align.run import file_digest, json_digest, read_json, write_json
 from align.run.atomic import publish, scratch_folder
 

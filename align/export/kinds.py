@@ -18,12 +18,12 @@ from align.export.gguf import ADAPTER, F16, F32, Source, base_file, gguf_bases, 
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
 from align.export.merged import merged_model, write_merged
 from align.export.ollama import ollama_file
-from align.export.receipt import Check, gap_in
 from align.export.trained import Trained
+from align.export.verdicts import Check, gap_in
 from align.models.base import BUILT_IN
 from align.models.dequantised import cast_weights, weights_dtype
 from align.models.load import DTYPES
-from align.rollout.foreign import LLAMA_CPP, Answer, interpreter
+from align.rollout.engine_process import LLAMA_CPP, Answer, interpreter
 from align.run import Base
 from align.run.atomic import scratch_folder
 
@@ -39,7 +39,7 @@ class Options:
         with_base: the dequantised base is written beside an adapter.
         quantised: the variants of a GGUF base in fewer bits.
         converters: the folder of llama.cpp's; None: where they were downloaded to.
-        engines: for each of `align.rollout.foreign`, `auto`, `none` or the Python that has it.
+        engines: for each of `align.rollout.engine_process`, `auto`, `none` or the Python that has it.
     """
 
     dtype: str

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from align.data.fixed_prompts import fixed_prompts
 from align.errors import CorruptFile, require
 from align.export.engines import TRANSFORMERS, VERSION, free_memory, logits_of
-from align.export.receipt import ALONE, Bound, Check, pooled_divergence
+from align.export.verdicts import ALONE, Bound, Check, pooled_divergence
 from align.models.adapters import attach
 from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, name_of
 from align.ops.divergence import Divergence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ class Actor(Protocol):
 
     @property
     def base_alone(self) -> bool:
-        """Whether it is the base as it is, which has no weights of its own to save."""
+        """Whether it is the base that its engine was loaded on, which has no weights of its own to save."""
         ...
 
     def use(self) -> AbstractContextManager[Any]:
@@ -32,8 +32,8 @@ class Actor(Protocol):
         ...
 
     def save(self, folder: Path, base: Base) -> None:
-        """Write its own weights as they stand, for an engine in another process: an adapter in PEFT's format, or a
-        whole model. Nobody asks this of a base alone."""
+        """Write its own weights as they stand, for an engine with weights of its own: an adapter in PEFT's format, or a
+        whole model. Nobody asks this of a base alone. Where ranks share the weights, all of them ask it."""
         ...
 
 
@@ -58,9 +58,14 @@ class ModelActor:
         if self.adapter is not None:
             require_known([self.adapter], getattr(self.model, "peft_config", ()))
             self.model.set_adapter(self.adapter, inference_mode=True)
-        adapters_off = self.base_alone and isinstance(self.model, PeftModel) and bool(self.model.peft_config)
-        with self.model.disable_adapter() if adapters_off else nullcontext():
+        if self.adapter is not None or not isinstance(self.model, PeftModel):
             yield self.model
+            return
+        try:
+            with self.model.disable_adapter():
+                yield self.model
+        finally:  # which PEFT lets train from here on
+            self.model.set_requires_grad(self.model.active_adapters, False)
 
     def save(self, folder: Path, base: Base) -> None:
         assert self.adapter is not None, "a base alone has no weights of its own"

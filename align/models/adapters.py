@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -77,7 +79,7 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
 def attach(
     model: Any, folder: Path, name: str, trainable: bool = False, scored: bool = False, alone: bool = False
 ) -> PeftModel:
-    """Put a saved adapter on the model under `name`.
+    """Put a saved adapter on the model under `name`. One that is refused leaves the model as it was.
 
     Args:
         scored: it is a reward model's, whose `score` head is read elsewhere. PEFT passes over tensors that it finds no
@@ -93,6 +95,16 @@ def attach(
     adapter_config(folder, field, alone)
     given = read_tensors(folder, field)
     try:
+        return attached(model, folder, name, given.keys(), trainable, field)
+    except BaseException:
+        detach(model, name)
+        raise
+
+
+def attached(model: Any, folder: Path, name: str, given: Collection[str], trainable: bool, field: str) -> PeftModel:
+    """See `attach`; what fails leaves the model as PEFT left it."""
+    scored = field == "reward.ref"
+    try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), name, is_trainable=trainable)
         else:
@@ -106,16 +118,36 @@ def attach(
         ) from error  # fmt: skip
     use_fast_path(model)
     placed = tensors_of(model, name).keys() | ({SCORE_KEY} if scored else set())
-    if strangers := sorted(given.keys() - placed):
+    if strangers := sorted(set(given) - placed):
         raise CorruptFile(
             field, str(folder), f"has tensors that this model has no place for ({some(strangers)})",
             "A reward model is no policy: name an adapter of stage=sft, stage=dpo or stage=ppo.",
         )  # fmt: skip
-    if absent := sorted(placed - given.keys() - {SCORE_KEY}):  # PEFT leaves them as they were made, and says nothing
+    if absent := sorted(placed - set(given) - {SCORE_KEY}):  # PEFT leaves them as they were made, and says nothing
         raise CorruptFile(
             field, str(folder), f"lacks tensors that its adapter_config.json speaks of ({some(absent)})", RESTORE
         )
     return model
+
+
+def detach(model: Any, name: str) -> None:
+    """Take an adapter off a model, or what there is of it; off a model that is no `PeftModel`, all that PEFT put into
+    it."""
+    if isinstance(model, PeftModel):
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        if (
+            model.active_adapter == name and model.peft_config
+        ):  # PEFT leaves the name of what is gone, and fails over it
+            model.active_adapter = next(iter(model.peft_config))
+        return
+    vars(model).pop("peft_config", None)
+    for parent in list(model.modules()):
+        for child, module in list(parent.named_children()):
+            if isinstance(module, BaseTunerLayer):
+                setattr(parent, child, module.get_base_layer())
+            elif isinstance(module, AuxiliaryTrainingWrapper):
+                setattr(parent, child, module.original_module)
 
 
 def some(names: Sequence[str]) -> str:

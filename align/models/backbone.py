@@ -1,7 +1,7 @@
 """A causal language model in two halves: the backbone that makes hidden states, and the head that makes logits.
 
 Where `align.models.architectures` has not seen that the halves make the whole, the model's own forward is asked
-(`align.models.plain`).
+(`align.models.plain_path`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.models import plain
-from align.models.plain import base_model, decoder_of, route_of
+from align.models import plain_path
+from align.models.plain_path import base_model, decoder_of, route_of
 from align.ops.logprobs import linear_logprobs, token_logprobs
 from align.types import Rollout
 
@@ -26,7 +26,7 @@ def hidden_size(model: Any) -> int:
 def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
     """Final hidden states [B, S, D], positions counted over real tokens, no logits made."""
     if not route_of(model).fast:
-        return plain.hidden_states(model, tokens_BS, mask_BS)
+        return plain_path.hidden_states(model, tokens_BS, mask_BS)
     positions = (mask_BS.long().cumsum(-1) - 1).clamp_min(0)
     out = decoder_of(model)(input_ids=tokens_BS, attention_mask=mask_BS.long(), position_ids=positions, use_cache=False)
     return out.last_hidden_state
@@ -99,7 +99,7 @@ def picked_logprobs(
     """
     targets_N = tokens_BS[picked_BS]
     if not route_of(model).fast:
-        hidden, logits_NV, places_N = plain.states_and_logits(model, tokens_BS, mask_BS, picked_BS)
+        hidden, logits_NV, places_N = plain_path.states_and_logits(model, tokens_BS, mask_BS, picked_BS)
         picked, entropy = token_logprobs(logits_NV, tokens_BS.flatten()[places_N], lambda z: z, temperature)
         order = places_N.argsort()
         return picked[order], entropy[order], hidden

@@ -30,7 +30,7 @@ from align.models.base import BUILT_IN
 from align.models.fastpath import use_fast_path
 from align.models.finite import check_file
 from align.models.memory import keep_few_kernels, keep_freed_memory
-from align.models.plain import route_of
+from align.models.plain_path import route_of
 from align.models.probe import probe
 from align.ops.linear import bf16
 from align.run import Artifact, Base, linked_folder, model_config, model_files, out_of_memory, unhashed, write_json

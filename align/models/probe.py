@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from align.errors import InputError
 from align.models.backbone import answered, picked_logprobs
 from align.models.fastpath import without_fast_path
-from align.models.plain import base_model, decoder_of, hidden_states, route_of, without_settings
+from align.models.plain_path import base_model, decoder_of, hidden_states, route_of, without_settings
 from align.run import Base, out_of_memory
 
 EXACT, ROUNDED = 1e-2, 0.25

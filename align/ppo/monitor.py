@@ -7,21 +7,21 @@ from typing import Any
 
 from torch import Tensor, tensor
 
-from align.data.words import repetition
+from align.data.ngrams import repetition
 from align.models.chunks import in_chunks
 from align.ops.kl import kl_k1
 from align.ops.moments import Moments
-from align.ppo.actors import Actors, Answers
 from align.ppo.experience import Experience, shaped_scores
 from align.ppo.state import Best
 from align.ppo.tripwires import WIRES
+from align.ppo.workers import Answers, Workers
 from align.types import Conversation, Rollout
 from annotate.store import Candidate, storable
 from reward.combined import Ensemble
 
 
 def evaluate(
-    actors: Actors, answers: Answers, moments: Moments, shaping: Mapping[str, Any], *,
+    workers: Workers, answers: Answers, moments: Moments, shaping: Mapping[str, Any], *,
     kl_coef: float, temperature: float, micro_batch: int, shown: int,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
     """The policy by its answers to the held-out prompts.
@@ -35,10 +35,10 @@ def evaluate(
     """
 
     def kl(part: Rollout) -> Tensor:
-        own, ref = (actors.roles.logprobs(r, part, temperature).logprobs_BT for r in ("policy", "reference"))
+        own, ref = (workers.roles.logprobs(r, part, temperature).logprobs_BT for r in ("policy", "reference"))
         return kl_k1(own, ref).sum(-1)
 
-    raw, _ = actors.score(answers)
+    raw, _ = workers.score(answers)
     score = float(shaped_scores(raw, answers.rollout, moments, **shaping).mean())
     nats = float(in_chunks(kl, answers.rollout, micro_batch).mean())
     first = list(zip(answers.prompts, answers.texts, raw.tolist(), strict=True))[:shown]
@@ -48,22 +48,22 @@ def evaluate(
     )
 
 
-def better(best: Best | None, step: int, objective: float, actors: Actors) -> Best:
+def better(best: Best | None, step: int, objective: float, workers: Workers) -> Best:
     """The best policy so far, now that the present one has reached `objective`."""
     if best and not objective > best.objective:
         return best
-    return Best(step, objective, tuple(p.detach().clone() for p in actors.roles.parameters_of("policy")))
+    return Best(step, objective, tuple(p.detach().clone() for p in workers.roles.parameters_of("policy")))
 
 
 def warn(tripped: Mapping[str, str], step: int, strikes: Mapping[str, int], patience: int) -> None:
     """Say what a wire has found, once, as its patience ends."""
-    for name, told in tripped.items():
+    for name, figure in tripped.items():
         if strikes[name] == patience:
-            print(f"update {step}: {told}, for {strikes[name]} updates in a row")
+            print(f"update {step}: {figure}, for {strikes[name]} updates in a row")
 
 
 def per_answer(
-    wires: Iterable[str], actors: Actors, answers: Answers, scores_B: Tensor, made: Experience, *,
+    wires: Iterable[str], workers: Workers, answers: Answers, scores_B: Tensor, made: Experience, *,
     temperature: float, micro_batch: int,
 ) -> dict[str, list[float]]:  # fmt: skip
     """What each answer adds to the figure that each of these wires reads. That figure is the mean over answers, but for
@@ -77,7 +77,7 @@ def per_answer(
     rollout = answers.rollout
 
     def entropy(part: Rollout) -> Tensor:
-        output = actors.roles.logprobs("policy", part, temperature)
+        output = workers.roles.logprobs("policy", part, temperature)
         return output.entropy_BT.sum(-1) / part.lengths_B
 
     def figure(wire: str) -> Tensor:
@@ -87,8 +87,8 @@ def per_answer(
                 score_B, length_B = (Moments.of(x).standardised(x) for x in pair)
                 return (score_B * length_B).nan_to_num()  # where one of them does not vary, nothing follows it
             case "disagreement":
-                assert isinstance(actors.scorer, Ensemble)  # nothing else measures it
-                return actors.scorer.member_scores(answers.conversations, rollout).std(1, unbiased=False)
+                assert isinstance(workers.scorer, Ensemble)  # nothing else measures it
+                return workers.scorer.member_scores(answers.conversations, rollout).std(1, unbiased=False)
             case "kl":
                 return kl_k1(made.old_logprobs_BT, made.ref_logprobs_BT).sum(-1)
             case "entropy":
@@ -118,7 +118,7 @@ def ranked(figures: Mapping[str, Sequence[float]], scores: Sequence[float]) -> l
 
 
 def suspects(
-    actors: Actors, answers: Answers, raw_B: Tensor, figures: Mapping[str, Sequence[float]], count: int, *,
+    workers: Workers, answers: Answers, raw_B: Tensor, figures: Mapping[str, Sequence[float]], count: int, *,
     digest: str, **sampling: Any,
 ) -> list[tuple[Conversation, list[Candidate]]]:  # fmt: skip
     """The answers of a batch that show most of what tripped its wires, each beside an answer of the reference to the
@@ -134,8 +134,8 @@ def suspects(
     order = ranked(figures, raw_B.tolist())
     worst_of = {answers.prompts[i].conversation: i for i in reversed(order)}  # of each prompt the worst alone
     chosen = sorted(worst_of.values(), key=order.index)[:count]
-    before = actors.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
-    before_B, _ = actors.score(before)
+    before = workers.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
+    before_B, _ = workers.score(before)
 
     def candidate(given: Answers, scores_B: Tensor, i: int, **more: Any) -> Candidate:
         recorded = {**sampling, "score": float(scores_B[i]), **more}

@@ -1,4 +1,4 @@
-"""llama.cpp, asked by `align.rollout.foreign` in a process of its own; needs `llama-cpp-python` and nothing of ours.
+"""llama.cpp, asked by `align.rollout.engine_process` in its own process; needs `llama-cpp-python`, nothing of ours.
 
 The request is JSON on standard input: `out`, a folder, and either `quantise`, [from, to, type], or
 `model`, a GGUF file; `adapter`, another; `threads`; `precise`, for a cache of keys and values in f32 and not in f16;

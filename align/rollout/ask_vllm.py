@@ -1,4 +1,4 @@
-"""vLLM, asked by `align.rollout.foreign` in a process of its own; needs `vllm` and nothing of ours.
+"""vLLM, asked by `align.rollout.engine_process` in a process of its own; needs `vllm` and nothing of ours.
 
 The request is JSON on standard input: `out`, a folder; `model`, a folder; `adapter`, another or null, and the `rank` to
 make room for; `threads`; `rows`, token ids a prompt. The answer: `answer.json` and `logits.npz` in the folder, [S, V]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from align.errors import LONE
@@ -20,17 +21,17 @@ class NotFinite(ArithmeticError):
 
 
 @contextmanager
-def speaking(who: str, lr: float | None, dtype: str) -> Iterator[None]:
+def divergence_as_input_error(model_name: str, lr: float | None, dtype: str) -> Iterator[None]:
     """Around an engine's work: a model that has no distribution to draw from, as the user's error.
 
     Args:
-        who: the model, as the user knows it.
+        model_name: as the user knows it.
         lr, dtype: see `align.models.finite.diverged`.
     """
     try:
         yield
     except NotFinite as error:
-        raise diverged(f"{who}, answers nothing: {error}", lr, dtype) from error
+        raise diverged(f"{model_name}, answers nothing: {error}", lr, dtype) from error
 
 
 class Engine(Protocol):
@@ -40,14 +41,19 @@ class Engine(Protocol):
     `align.rollout.registry.loaded_engine` loads one and closes it.
     """
 
-    def load(self, base: Base) -> None:
-        """Get ready to answer on this base; asked once, before anything else."""
+    def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
+        """Get ready to answer on this base, kept as the learner keeps it. Called once, before anything else.
+
+        Args:
+            method, dtype: as `align.models.load.load_base` takes them.
+        """
         ...
 
     def sync(self, actor: Actor) -> None:
-        """Answer from now on with this actor's weights as they stand. Asked before an actor speaks, and again once it
-        has learned. An engine with weights of its own takes a snapshot (`align.models.pool.snapshot`) where they
-        changed; one that samples from the actor's own model has nothing to do."""
+        """Answer from now on with this actor's weights as they stand. The caller calls it before an actor speaks, and
+        again once the actor has learned. An engine with weights of its own takes a snapshot
+        (`align.models.adapter_pool.snapshot`) where they changed, and lets go of the one before; an engine that samples
+        from the actor's own model has nothing to do."""
         ...
 
     def close(self) -> None:
@@ -57,7 +63,7 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
-        """Responses in the order of the prompts, with the engine's own logprobs of their tokens if it has them.
+        """Responses in the order of the prompts, with the engine's own logprobs of their tokens.
 
         Args:
             actor: who answers; or a list of them, one a prompt.
@@ -103,7 +109,6 @@ def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
 
 def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
     """Several rollouts as one, padded to common widths, rows put back by `order` (the inverse is applied)."""
-    import torch
     from torch.nn.functional import pad
 
     width_P = max(p.prompt_width for p in parts)

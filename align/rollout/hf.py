@@ -1,5 +1,5 @@
 """Rollouts with the training model itself: one key-value cache, and little work for rows that have finished. Where that
-cache does not fit the architecture, transformers' own way (`align.rollout.plain`)."""
+cache does not fit the architecture, transformers' own way (`align.rollout.plain_path`)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from transformers import Cache
 from align.models.actor import Actor
 from align.models.backbone import lm_head, pad
 from align.models.fastpath.cache import ReservedCache
-from align.models.plain import decoder_of, route_of
+from align.models.plain_path import decoder_of, route_of
 from align.ops.philox import uniforms
 from align.rollout.engine import NotFinite, joined, rows_by_actor
-from align.rollout.plain import continued, of_one_length
+from align.rollout.plain_path import continued, of_one_length
 from align.run import Base
 from align.types import Rollout
 
@@ -45,7 +45,7 @@ class HfEngine:
     temperature: float = 1.0
     batch_size: int = 128
 
-    def load(self, base: Base) -> None:
+    def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         """The actor brings its model."""
 
     def sync(self, actor: Actor) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from align.data.chat import stop_token_ids
 from align.errors import require
 from align.rollout.engine import Engine
@@ -15,17 +17,18 @@ from align.run import Base
 
 @contextmanager
 def loaded_engine(
-    name: str, base: Base, tokenizer: Any, generation_config: Any, max_new_tokens: int, temperature: float,
-    batch_size: int,
+    name: str, base: Base, method: str, dtype: torch.dtype, tokenizer: Any, generation_config: Any,
+    max_new_tokens: int, temperature: float, batch_size: int,
 ) -> Iterator[Engine]:  # fmt: skip
     """The engine of `rollout.engine`, ready to answer on a base; closed in the end, whatever happens.
 
     Args:
+        method, dtype: how the learner keeps the base, see `Engine.load`.
         generation_config: see `engine_of`.
     """
     engine = engine_of(name, tokenizer, generation_config, max_new_tokens, temperature, batch_size)
     try:
-        engine.load(base)
+        engine.load(base, method, dtype)
         yield engine
     finally:
         engine.close()

@@ -78,13 +78,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise MissingArtifact(path.name, str(path.parent), "the file is not there", remedy)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFile(path.name, str(path.parent), f"is not JSON ({error})", remedy) from error
-    if not isinstance(content, dict):
-        raise CorruptFile(path.name, str(path.parent), "holds no JSON object", remedy)
-    return content
+    return json_object(path, path.name, remedy)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -119,7 +119,7 @@ def ancestors(manifest: Manifest, root: Path, through: Sequence[str] | None = No
     yield from walk(manifest, manifest.digest)
 
 
-def behind(artifact: Artifact, root: Path) -> Iterator[Manifest | Gone]:
+def manifests_behind(artifact: Artifact, root: Path) -> Iterator[Manifest | Gone]:
     """The manifest of an artifact's run and of those that it came through; nothing of a bare folder."""
     return ancestors(artifact.manifest, root) if artifact.manifest else iter(())
 
@@ -128,7 +128,7 @@ def data_behind(artifact: Artifact, root: Path) -> list[str]:
     """The names of the data that an artifact was trained on, each once, as other machines may know them. Of a run that
     is gone, that nobody knows."""
     found = []
-    for manifest in behind(artifact, root):
+    for manifest in manifests_behind(artifact, root):
         if isinstance(manifest, Gone):
             found.append(f"whatever {manifest.ref} was trained on: that run is gone")
             continue

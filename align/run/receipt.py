@@ -1,18 +1,44 @@
-"""The receipt of an export, read: whether the files beside it are those that it speaks of.
+"""The receipt of an export, written and read: which files it speaks of, and what was measured of them.
 
-`align.export.receipt` writes it, and says what its rows mean.
+`receipt.json` lies in the export, with the sha256 of every file beside it, so that it speaks of these files and no
+others. `align.export.verdicts` says what its rows mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.errors import CorruptFile
-from align.run.files import file_digest, read_json
+from align.run.files import file_digest, json_digest, read_json, write_json
 
 RECEIPT = "receipt.json"
 SCHEMA = 1
+
+
+def write_receipt(
+    folder: Path, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Sequence[int]], about: Mapping[str, Any]
+) -> None:
+    """`receipt.json`, last of an export's files.
+
+    Args:
+        rows: what was measured, one engine on one base a row.
+        prompts: token ids that were asked.
+        about: the `artifact` and `base` that it speaks of, by digest.
+    """
+    files = {
+        str(path.relative_to(folder)): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != RECEIPT
+    }
+    prompted = {
+        "number": len(prompts),
+        "tokens": sum(map(len, prompts)),
+        "digest": json_digest([list(p) for p in prompts]),
+    }
+    receipt = {"schema_version": SCHEMA, **about, "prompts": prompted, "rows": list(rows)}
+    write_json(folder / RECEIPT, receipt | {"files": files})
 
 
 def checked_receipt(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import traceback
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
@@ -17,6 +16,7 @@ from align.config.compose import plain
 from align.config.root import Config
 from align.config.settings import changed
 from align.config.stages import STAGES
+from align.data.sources import DataSource
 from align.errors import AlignError, InputError, readable
 from align.models.start import start_from
 from align.redaction import Formatter
@@ -133,22 +133,23 @@ def log_to(run: Run) -> logging.Handler:
     return handler
 
 
-class Start(NamedTuple):
-    """What a stage starts from, and the configuration with the method that this belongs to."""
+def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
+    """What a stage starts from, see `align.models.start.start_from`; and the configuration with the method that this
+    belongs to.
 
-    artifact: Artifact
-    base: Base
-    config: Config
-
-
-def start(config: Config, ref: str | None = None, field: str = "init") -> Start:
-    """What a reference of the configuration names, see `align.models.start.start_from`."""
+    Args:
+        ref: the reference; None for what the configuration has as `field`.
+    """
     ref = ref if ref is not None else str(getattr(config, field))
     root, model = Path(config.run.root).expanduser(), config.model
-    found = start_from(
-        ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field
-    )  # fmt: skip
-    return Start(found.artifact, found.base, changed(config, method=changed(config.method, name=found.method)))
+    found = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
+    return found.artifact, found.base, changed(config, method=changed(config.method, name=found.method))
+
+
+def source_of(config: Config) -> DataSource:
+    """Where the rows of `data=` come from."""
+    data = config.data
+    return DataSource(data.name, data.path, data.part, data.held_out, data.limit)
 
 
 def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextManager[Tracker]:

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from align.config.compose import plain
 from align.config.eval import EvalConfig
 from align.config.root import Config
-from align.config.scorers import described
+from align.config.scorers import reward_spec
 from align.data.chat import Prompt, encode_prompts
-from align.data.sources import DataSource, data_record, prompts
+from align.data.sources import data_record, prompts
 from align.data.template import use_template
 from align.errors import InputError, MissingArtifact
 from align.evals import judges
 from align.evals.comparison import Sample, summarise, write_samples
 from align.evals.heldout import same_split
 from align.models.actor import Actor, ModelActor
+from align.models.adapter_pool import AdapterPool
 from align.models.backbone import response_logprobs
 from align.models.base import base_of
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
-from align.models.pool import AdapterPool
 from align.models.start import BASE, adapter_folder, base_itself, find, label
 from align.ops.finite import not_finite
 from align.report import Report, histogram_pair, in_words
-from align.rollout.engine import response_texts, speaking
+from align.rollout.engine import Engine, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Input, Run, artifact_in, resolve, write_json
 from align.run.lineage import made_in
-from align.stages import Inputs, start
+from align.stages import Inputs, source_of, start
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 from reward.build import build, on_its_own_base
@@ -49,13 +50,13 @@ def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config, config.artifact, "artifact")
     reference = started_from(artifact, config)
     root = Path(config.run.root).expanduser()
-    same_split(artifact, DataSource.of(config.data), root)
-    judge = reward_inputs(described(config.reward), root, base, None)
+    same_split(artifact, source_of(config), root)
+    judge = reward_inputs(reward_spec(config.reward), root, base, None)
     reward = plain(config)["reward"]
     title = judges.title(reward, judge)
     of = judges.standing_of(artifact, judges.identities(reward, judge), root)
     judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
-    records = {"artifact": artifact.as_input(), "data": data_record(DataSource.of(config.data)), **judge}
+    records = {"artifact": artifact.as_input(), "data": data_record(source_of(config)), **judge}
     if reference is not None:
         if not artifact.whole and base_of(reference, "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
@@ -111,24 +112,22 @@ def as_recorded(recorded: Input, root: Path) -> Artifact:
 def run(run: Run, config: Config) -> Result:
     stage: EvalConfig = config.stage
     base = run.base
-    artifact = start(config, run.inputs["artifact"].path, "artifact").artifact
+    artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
     device = choose_device(config.device)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(
-        tokenizer, prompts(DataSource.of(config.data), "test", config.seed)[: stage.prompts], room
-    )
+    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "test", config.seed)[: stage.prompts], room)
 
-    actors = actors_of(run, config, artifact, base, device)
-    answers, kl = answered(run, config, actors, found, tokenizer)
+    policies = policies_of(run, config, artifact, base, device)
+    answers, kl = sampled(run, config, policies, found, tokenizer, choose_dtype(config.dtype, device))
 
     judge = judges.title(run.manifest.config["reward"], run.inputs)
     root = Path(config.run.root).expanduser()
     of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root)
     made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models_of(run.inputs))
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
-    samples = scored_samples(build(described(config.reward), made), found, answers, texts, kl)
+    samples = scored_samples(build(reward_spec(config.reward), made), found, answers, texts, kl)
     notes = of.sentences(judge)
     metrics = summarise(samples, of.role) | {
         "dropped": dropped,
@@ -153,35 +152,49 @@ def run(run: Run, config: Config) -> Result:
     return Result(metrics, tuple(lines))
 
 
-def actors_of(run: Run, config: Config, artifact: Artifact, base: Base, device: torch.device) -> dict[str, Actor]:
+class Policy(NamedTuple):
+    """Who answers, and the base that they answer on, kept by a method."""
+
+    actor: Actor
+    base: Base
+    method: str
+
+
+def policies_of(run: Run, config: Config, artifact: Artifact, base: Base, device: torch.device) -> dict[str, Policy]:
     """`policy`, and `ref`, what it started from: two adapters on one base, or two whole models."""
-    dtype, root = choose_dtype(config.dtype, device), Path(config.run.root)
+    dtype, root, method = choose_dtype(config.dtype, device), Path(config.run.root), config.method.name
     started = resolve(run.inputs["init"].path, root, field_name="init") if "init" in run.inputs else None
     if artifact.whole:
         assert started is not None, "inputs() lets no such artifact pass"
         bases = {"ref": base_of(started, "init"), "policy": base}
-        return {who: ModelActor(load_base(found, "lora", device, dtype)) for who, found in bases.items()}
-    pool = AdapterPool(load_base(base, config.method.name, device, dtype))
+        models = {who: load_base(found, "lora", device, dtype) for who, found in bases.items()}
+        return {who: Policy(ModelActor(models[who]), found, "lora") for who, found in bases.items()}
+    pool = AdapterPool(load_base(base, method, device, dtype))
     folders = {"ref": adapter_folder(started) if started else None, "policy": artifact.path}
     digests = {who: pool.add(folder) if folder else None for who, folder in folders.items()}
-    return {who: pool.actor(digest) for who, digest in digests.items()}
+    return {who: Policy(pool.actor(digest), base, method) for who, digest in digests.items()}
 
 
-def answered(
-    run: Run, config: Config, actors: dict[str, Actor], found: list[Prompt], tokenizer: Any
+def sampled(
+    run: Run, config: Config, policies: dict[str, Policy], found: list[Prompt], tokenizer: Any, dtype: torch.dtype
 ) -> tuple[dict[str, Rollout], list[float]]:
     """One answer each, sampled as in training; and the sequence KL of the policy's answers, one sample each."""
     rollout, answers = config.rollout, {}
     sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
-    with loaded_engine(rollout.engine, run.base, tokenizer, describe(run.base).generation_config, *sizes) as engine:
-        for who, actor in actors.items():
-            ref = run.inputs["artifact"].ref
+    ref, rows = run.inputs["artifact"].ref, [p.input_ids for p in found]
+    with ExitStack() as stack:
+        engines: dict[str, Engine] = {}  # one a base
+        for who, (actor, base, method) in policies.items():
+            if base.digest not in engines:
+                generation = describe(base).generation_config
+                loaded = loaded_engine(rollout.engine, base, method, dtype, tokenizer, generation, *sizes)
+                engines[base.digest] = stack.enter_context(loaded)
             name = f"artifact={ref}" if who == "policy" else f"what artifact={ref} started from"
-            seeds = row_seeds(range(len(found)), config.seed, "eval", who)
-            with speaking(name, None, config.dtype):
-                engine.sync(actor)
-                answers[who] = engine.generate([p.input_ids for p in found], actor, seeds)
-    logprobs = {who: sequence_logprobs(actor, answers["policy"], rollout.temperature) for who, actor in actors.items()}
+            with divergence_as_input_error(name, None, config.dtype):
+                engines[base.digest].sync(actor)
+                seeds = row_seeds(range(len(found)), config.seed, "eval", who)
+                answers[who] = engines[base.digest].generate(rows, actor, seeds)
+    logprobs = {who: sequence_logprobs(p.actor, answers["policy"], rollout.temperature) for who, p in policies.items()}
     for who, found_B in logprobs.items():
         if count := not_finite(found_B):
             raise diverged(f"{count} answers have logprobs that are no numbers under its {who}", None, config.dtype)

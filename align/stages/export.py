@@ -16,7 +16,8 @@ from align.export.engines import SETTINGS, TRANSFORMERS
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
 from align.export.launch import served_name
 from align.export.merged import check_untied
-from align.export.receipt import (
+from align.export.trained import Trained, check_tokenizer, trained_model
+from align.export.verdicts import (
     HEADS,
     Check,
     accepting,
@@ -25,20 +26,18 @@ from align.export.receipt import (
     cells,
     require_asked,
     require_passed,
-    write_receipt,
 )
-from align.export.trained import Trained, check_tokenizer, trained_model
 from align.models.adapter_files import adapter_config, read_adapter
 from align.models.dequantised import ABOUT, DEQUANTISED
 from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.lowering import MERGEABLE, check_initial, check_plain
 from align.models.start import label
 from align.report import Report
-from align.rollout.foreign import LLAMA_CPP, VLLM, engine_version, why_unasked
+from align.rollout.engine_process import LLAMA_CPP, VLLM, engine_version, why_unasked
 from align.run import Artifact, Base, Input, Run, json_digest, read_json
 from align.run.atomic import publish
 from align.run.lineage import data_behind, evaluation_of, trained_through
-from align.run.receipt import RECEIPT, checked_receipt
+from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 from align.stages import Inputs, start
 from align.track import peak_rss_mb
 from align.types import Result
@@ -115,7 +114,7 @@ def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
 
 
 def run(run: Run, config: Config) -> Result:
-    artifact = start(config, run.inputs["artifact"].path, "artifact").artifact
+    artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
     options, checking = options_of(config), config.export.name == "check"
     folders = folders_of(config) if checking else []
     claims = {folder: claimed(config, options, artifact, run.base, folder) for folder in folders}
@@ -181,7 +180,7 @@ def written(
         home: where `folder` will lie in the end.
 
     Raises:
-        InputError: the receipt is not good, see `align.export.receipt.require_passed`.
+        InputError: the receipt is not good, see `align.export.verdicts.require_passed`.
     """
     made = (artifact.manifest.stage, artifact.manifest.name) if artifact.manifest else ("", "")
     name = served_name(*made) or artifact.path.name
@@ -191,7 +190,8 @@ def written(
     facts = export_facts(trained, kind, folder, name, checks, options.dtype, options.into)
     card = render_card(facts | history(run, config, artifact))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    write_receipt(folder, checks, trained.rows, receipt_facts(options, trained.base, kind, artifact.digest))
+    rows = [check.as_dict() for check in checks]
+    write_receipt(folder, rows, trained.rows, receipt_facts(options, trained.base, kind, artifact.digest))
     print_checks(kind, checks)
     return checks
 
@@ -261,7 +261,7 @@ def check(config: Config, options: Options, trained: Trained, folder: Path, rece
 
 
 def print_checks(title: str, checks: list[Check]) -> None:
-    """The receipt in the terminal. Raises: InputError: it is not good, see `align.export.receipt.require_passed`."""
+    """The receipt in the terminal. Raises: InputError: it is not good, see `align.export.verdicts.require_passed`."""
     print(f"{title}\n{as_text(checks)}", flush=True)
     require_passed(checks)
 

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.config.scorers import described
+from align.config.scorers import reward_spec
 from align.data.chat import encode_prompts
-from align.data.sources import DataSource, data_record, prompts
+from align.data.ngrams import repetition
+from align.data.sources import data_record, prompts
 from align.data.template import use_template
-from align.data.words import repetition
 from align.errors import InputError, require
 from align.models.backbone import base_model
 from align.models.load import (
@@ -43,7 +43,6 @@ from align.models.roles import TRAINABLE, CachedForward, Role, Roles
 from align.models.start import adapter_folder, frozen_as, label
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
-from align.ppo.actors import Actors, Answers, distinct, roles_on
 from align.ppo.checkpoint import restore_state, save
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, experience, shaped_scores
@@ -52,45 +51,46 @@ from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
 from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
+from align.ppo.workers import Answers, Workers, distinct, roles_on
 from align.report import Report, curves
-from align.rollout.engine import speaking
+from align.rollout.engine import divergence_as_input_error
 from align.rollout.randomness import generator_for
 from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
-from align.stages import Inputs, Start, open_store, start, tracker
+from align.stages import Inputs, open_store, source_of, start, tracker
 from align.track import Clock, peak_rss_mb, progress, read_rows
 from align.types import Result
-from reward.build import same_template, with_roles
+from reward.build import build_beside_policy, same_template
 from reward.inputs import models_of, on_base, reward_inputs
 
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     root = Path(config.run.root).expanduser()
-    rewards = reward_inputs(described(config.reward), root, base, frozen_as(config.method.name))
-    records = {"init": artifact.as_input(), "data": data_record(DataSource.of(config.data)), **rewards}
+    rewards = reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
+    records = {"init": artifact.as_input(), "data": data_record(source_of(config)), **rewards}
     return Inputs(config, label(base, config.method.name), base, records)
 
 
 def run(run: Run, config: Config) -> Result:
-    with load_actors(run, config) as actors:
-        return optimise(run, config, actors)
+    with load_workers(run, config) as workers:
+        return optimise(run, config, workers)
 
 
-def optimise(run: Run, config: Config, actors: Actors) -> Result:
+def optimise(run: Run, config: Config, workers: Workers) -> Result:
     """The algorithm of this file's first lines, from the newest checkpoint on."""
-    stage, roles = config.stage, actors.roles
+    stage, roles = config.stage, workers.roles
     groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
     optimiser = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
-    actors, moments = calibrate(actors, config)
+    workers, moments = calibrate(workers, config)
     checkpoint = newest_checkpoint(run)
     state = restore_state(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
     done, tripped, stopped = step_of(checkpoint), {}, None
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
         for number in range(done, stage.updates):
             step, ends, clock = number + 1, number + 1 == stage.updates, Clock()
-            answers, raw, figures = roll_out(actors, config, number, clock)
+            answers, raw, figures = roll_out(workers, config, number, clock)
             if stage.normalise == "running":
                 state = replace(state, moments=state.moments.joined(raw))
             scores = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(stage))
@@ -101,7 +101,7 @@ def optimise(run: Run, config: Config, actors: Actors) -> Result:
             made, described = experience(answers.rollout, scores, *estimates, **arguments)
             clock.lap("estimate_s")
 
-            learned = learn(run, config, actors, optimiser, made, cached, state.kl_coef, number)
+            learned = learn(run, config, workers, optimiser, made, cached, state.kl_coef, number)
             clock.lap("update_s")
             clock.rates(int(answers.rollout.lengths_B.sum()))
             figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
@@ -112,8 +112,8 @@ def optimise(run: Run, config: Config, actors: Actors) -> Result:
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             stops = bool(tripped) and stage.tripwires.action == "stop"
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops):
-                measured, samples = measure(actors, moments, config, number)
-                state = replace(state, best=better(state.best, step, measured["held_out_objective"], actors))
+                measured, samples = measure(workers, moments, config, number)
+                state = replace(state, best=better(state.best, step, measured["held_out_objective"], workers))
                 track.show(step, samples)
                 figures |= measured
                 clock.lap("eval_s")
@@ -125,30 +125,30 @@ def optimise(run: Run, config: Config, actors: Actors) -> Result:
             warn(tripped, step, state.strikes, stage.tripwires.patience)
             if stops:
                 sizes = {"temperature": config.rollout.temperature, "micro_batch": stage.micro_batch}
-                stopped = answers, raw, step, per_answer(tripped, actors, answers, scores, made, **sizes)
+                stopped = answers, raw, step, per_answer(tripped, workers, answers, scores, made, **sizes)
                 break
             if step % stage.save_every == 0 and not ends:
                 files = partial(save, roles=roles, optimiser=optimiser, state=state)
                 write_checkpoint(run, step, files, stage.checkpoints)
         rows = track.rows()
 
-    save_artifact(run, config, actors, state)
+    save_artifact(run, config, workers, state)
     if stopped:
-        send_to_annotators(run, config, actors, *stopped)
-    return result_of(run, rows, summary(rows, state, stage, actors), tripped if stopped else ())
+        send_to_annotators(run, config, workers, *stopped)
+    return result_of(run, rows, summary(rows, state, stage, workers), tripped if stopped else ())
 
 
-def roll_out(actors: Actors, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
+def roll_out(workers: Workers, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
     """The policy's answers to the prompts of an update; a raw score for each [B], and what the scorer says of them."""
-    chosen = prompt_indices(number, config.stage.batch_size, len(actors.prompts), config.seed)
+    chosen = prompt_indices(number, config.stage.batch_size, len(workers.prompts), config.seed)
     with at_update(number):
-        answers = actors.sample("policy", [actors.prompts[i] for i in chosen], "rollout", number)
+        answers = workers.sample("policy", [workers.prompts[i] for i in chosen], "rollout", number)
         clock.lap("rollout_s")
-        return answers, *actors.score(answers)
+        return answers, *workers.score(answers)
 
 
 def learn(
-    run: Run, config: Config, actors: Actors, optimiser: torch.optim.Optimizer, made: Experience,
+    run: Run, config: Config, workers: Workers, optimiser: torch.optim.Optimizer, made: Experience,
     cached: CachedForward | None, kl_coef: float, number: int,
 ) -> dict[str, float]:  # fmt: skip
     """The gradient steps of an update, at its learning rates; behind the first one, whether it began at ratio 1."""
@@ -156,20 +156,20 @@ def learn(
     set_rates(optimiser, stage, number)
     with at_update(number):
         learned = update(
-            actors.roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
+            workers.roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
             max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
             generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
             micro_batch=stage.micro_batch, temperature=config.rollout.temperature, **loss_arguments(stage, kl_coef),
         )  # fmt: skip
     if number == 0:
         dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
-        model_type = base_model(actors.roles.model).config.model_type
+        model_type = base_model(workers.roles.model).config.model_type
         check_first_ratio(learned, getattr(stage.first_ratio, dtype), run.base.id, model_type, dtype)
     return learned
 
 
 def measure(
-    actors: Actors, moments: Moments, config: Config, number: int
+    workers: Workers, moments: Moments, config: Config, number: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The policy on the held-out prompts, see `evaluate`.
 
@@ -178,20 +178,20 @@ def measure(
     """
     stage: PpoConfig = config.stage
     with at_update(number):
-        answers = actors.sample("policy", actors.held_out, "held_out")
+        answers = workers.sample("policy", workers.held_out, "held_out")
         return evaluate(
-            actors, answers, moments, shaping_arguments(stage), kl_coef=stage.kl_coef,
+            workers, answers, moments, shaping_arguments(stage), kl_coef=stage.kl_coef,
             temperature=config.rollout.temperature, micro_batch=stage.micro_batch, shown=stage.shown,
         )  # fmt: skip
 
 
-def save_artifact(run: Run, config: Config, actors: Actors, state: State) -> None:
+def save_artifact(run: Run, config: Config, workers: Workers, state: State) -> None:
     """The policy that the run publishes, its critic as it stands, and the tokenizer."""
     if state.best and config.stage.publish == "best":
-        actors.put_back(state.best.weights)
-    actors.roles.save_policy(run.artifact, run.base, choose_dtype(config.dtype, choose_device(config.device)))
-    actors.roles.save_critic(run.artifact / "value", run.base)
-    save_tokenizer(actors.tokenizer, run.artifact)
+        workers.put_back(state.best.weights)
+    workers.roles.save_policy(run.artifact, run.base, choose_dtype(config.dtype, choose_device(config.device)))
+    workers.roles.save_critic(run.artifact / "value", run.base)
+    save_tokenizer(workers.tokenizer, run.artifact)
 
 
 def result_of(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str]) -> Result:
@@ -212,23 +212,22 @@ def at_update(number: int) -> Iterator[None]:
         raise type(error)(error.field, error.value, problem, error.remedy) from error
 
 
-def starting_point(config: Config) -> Start:
+def starting_point(config: Config) -> tuple[Artifact, Base, Config]:
     """What the policy starts from, and its base.
 
     Raises:
         InputError: every weight is to train of what is an adapter.
     """
-    found = start(config)
-    ref, whole = found.artifact.ref, found.artifact.whole
+    artifact, base, config = start(config)
     require(
-        config.method.name != "full" or whole, "method", "full", f"{ref} is an adapter",
+        config.method.name != "full" or artifact.whole, "method", "full", f"{artifact.ref} is an adapter",
         "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=.",
     )  # fmt: skip
-    return found
+    return artifact, base, config
 
 
 @contextmanager
-def load_actors(run: Run, config: Config) -> Iterator[Actors]:
+def load_workers(run: Run, config: Config) -> Iterator[Workers]:
     """Load everybody; the engine is closed in the end.
 
     Raises:
@@ -236,15 +235,15 @@ def load_actors(run: Run, config: Config) -> Iterator[Actors]:
     """
     stage: PpoConfig = config.stage
     base, rollout = run.base, config.rollout
-    artifact = start(config, run.inputs["init"].path).artifact
+    artifact = start(config, run.inputs["init"].path)[0]
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    reward, models = described(config.reward), models_of(run.inputs)
+    reward, models = reward_spec(config.reward), models_of(run.inputs)
     same_template(reward, models, base, tokenizer, config.init)
 
     # Prompts, before any weights.
     room = min(config.data.max_length, context_length(describe(base)) - rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(DataSource.of(config.data), "train", config.seed), room)
+    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed), room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     require(
         len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",
@@ -254,7 +253,7 @@ def load_actors(run: Run, config: Config) -> Iterator[Actors]:
 
     roles = load_roles(config, base, artifact, models)
     dtype = choose_dtype(config.dtype, choose_device(config.device))
-    scorer = with_roles(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
+    scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
     sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     print(
@@ -264,10 +263,12 @@ def load_actors(run: Run, config: Config) -> Iterator[Actors]:
 
     def speaks(role: Role) -> AbstractContextManager[None]:
         lr = stage.lr if role == "policy" else None
-        return speaking(f"the {role}, which started from init={run.inputs['init'].ref}", lr, config.dtype)
+        name = f"the {role}, which started from init={run.inputs['init'].ref}"
+        return divergence_as_input_error(name, lr, config.dtype)
 
-    with loaded_engine(rollout.engine, base, tokenizer, roles.model.generation_config, *sizes) as engine:
-        yield Actors(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
+    kept = frozen_as(config.method.name), dtype
+    with loaded_engine(rollout.engine, base, *kept, tokenizer, roles.model.generation_config, *sizes) as engine:
+        yield Workers(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
 
 
 def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[Artifact]) -> Roles:
@@ -306,23 +307,23 @@ def loss_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
     return {"kl_loss_coef": kl_coef if stage.kl_in == "loss" else 0.0, **chosen}
 
 
-def calibrate(actors: Actors, config: Config) -> tuple[Actors, Moments]:
+def calibrate(workers: Workers, config: Config) -> tuple[Workers, Moments]:
     """Scores are standardised on reference samples, so that kl_coef keeps its meaning.
 
     Raises:
         InputError: the reward tells none of them apart.
     """
     stage: PpoConfig = config.stage
-    indices = prompt_indices(0, stage.normalise_on, len(actors.prompts), config.seed + 1)
-    chosen = [actors.prompts[i] for i in indices]
-    actors, moments = actors.calibrated(actors.sample("reference", chosen, "normalise"))
+    indices = prompt_indices(0, stage.normalise_on, len(workers.prompts), config.seed + 1)
+    chosen = [workers.prompts[i] for i in indices]
+    workers, moments = workers.calibrated(workers.sample("reference", chosen, "normalise"))
     if stage.normalise == "off":
-        return actors, Moments(1, 0.0, 1.0)
+        return workers, Moments(1, 0.0, 1.0)
     require(
-        moments.deviations > 0, "reward", actors.scorer.name, "gives every reference answer the same score",
+        moments.deviations > 0, "reward", workers.scorer.name, "gives every reference answer the same score",
         "Train the reward model for longer, choose rules that tell answers apart, or set stage.normalise=off.",
     )  # fmt: skip
-    return actors, moments
+    return workers, moments
 
 
 def set_rates(optimiser: torch.optim.Optimizer, stage: PpoConfig, number: int) -> None:
@@ -334,12 +335,12 @@ def set_rates(optimiser: torch.optim.Optimizer, stage: PpoConfig, number: int) -
 
 
 def send_to_annotators(
-    run: Run, config: Config, actors: Actors, answers: Answers, raw_B: Tensor, step: int,
+    run: Run, config: Config, workers: Workers, answers: Answers, raw_B: Tensor, step: int,
     figures: Mapping[str, Sequence[float]],
 ) -> None:  # fmt: skip
     """Put what the tripwires suspect into the annotation store, see `suspects`."""
     pairs = suspects(
-        actors, answers, raw_B, figures, config.stage.tripwires.suspects, digest=run.base.digest, run=run.name,
+        workers, answers, raw_B, figures, config.stage.tripwires.suspects, digest=run.base.digest, run=run.name,
         temperature=config.rollout.temperature,
     )  # fmt: skip
     key = f"{run.name}/{json_digest(run.manifest.identity)[:8]}/{step}"  # another run of that name asks other things
@@ -349,7 +350,7 @@ def send_to_annotators(
     print(f"{len(pairs)} suspicious answers wait in project {config.project} for a person's verdict")
 
 
-def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, actors: Actors) -> dict[str, Any]:
+def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers: Workers) -> dict[str, Any]:
     """The run's headline figures; `last_…` are means over the last ten updates."""
     last = rows[-10:]
     best = state.best if stage.publish == "best" else None
@@ -357,8 +358,8 @@ def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, actors: 
     return {
         **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},
         "updates": len(rows), "published_update": best.update if best else len(rows),
-        "tripped": tripped_in(rows, wires.limits(), wires.patience), "prompts": len(actors.prompts),
-        "dropped": actors.dropped, "quantised_layers": actors.roles.quantised_layers(),
+        "tripped": tripped_in(rows, wires.limits(), wires.patience), "prompts": len(workers.prompts),
+        "dropped": workers.dropped, "quantised_layers": workers.roles.quantised_layers(),
         "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
 

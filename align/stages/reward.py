@@ -14,7 +14,6 @@ from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, read_pairs
-from align.data.sources import DataSource
 from align.data.template import use_template
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
@@ -34,10 +33,10 @@ from align.ops.finite import not_finite
 from align.redaction import masked, unmarked
 from align.report import Report, curves, histogram_pair, in_words, reliability
 from align.run import Input, Run, json_digest
-from align.stages import Inputs, open_store, start, store_url, tracker
+from align.stages import Inputs, open_store, source_of, start, store_url, tracker
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
-from align.trainers.reward import FIGURES, rankings, reward_trainer, score_head, start_from
+from align.trainers.reward import FIGURES, copy_adapter_weights, rankings, reward_trainer, score_head
 from align.types import Preference, Result
 from annotate.priority import prioritise
 from reward.learned import score_rows
@@ -47,7 +46,7 @@ def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
     records = {
         "init": artifact.as_input(),
-        "data": pairs_record(DataSource.of(config.data), store_url(config), config.project),
+        "data": pairs_record(source_of(config), store_url(config), config.project),
     }
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
         records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
@@ -57,12 +56,12 @@ def inputs(config: Config) -> Inputs:
 def run(run: Run, config: Config) -> Result:
     stage: RewardStageConfig = config.stage
     base = run.base
-    artifact = start(config, run.inputs["init"].path).artifact
+    artifact = start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    prefs = read_pairs(DataSource.of(config.data), store_url(config), config.project, config.data.allow_simulated)
-    train_prefs, test_prefs = divided_pairs(prefs, DataSource.of(config.data), stage.held_out, config.seed)
+    prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
+    train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     stops = stop_token_ids(tokenizer)
@@ -81,7 +80,7 @@ def run(run: Run, config: Config) -> Result:
     model = load_classifier(base, config.method.name, device, dtype)
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
     model = with_new_adapter(model, given["r"], given["lora_alpha"], classifier=True)
-    copied = start_from(model, adapter)
+    copied = copy_adapter_weights(model, adapter)
 
     fitted = fit(
         partial(reward_trainer, model, tokenizer, judged), model, Training.of(stage, config.seed), len(judged), run,

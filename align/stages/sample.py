@@ -8,17 +8,17 @@ from typing import Any
 from align.config.root import Config
 from align.config.sample import SampleConfig
 from align.data.chat import encode_prompts
-from align.data.sources import DataSource, data_record, prompts
+from align.data.sources import data_record, prompts
 from align.data.template import use_template
+from align.models.adapter_pool import AdapterPool
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
-from align.models.pool import AdapterPool
 from align.models.start import adapter_folder, label
 from align.report import Report, curves
-from align.rollout.engine import response_texts, speaking
+from align.rollout.engine import divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
 from align.run import Run, write_json
-from align.stages import Inputs, open_store, start, tracker
+from align.stages import Inputs, open_store, source_of, start, tracker
 from align.track import peak_rss_mb, progress, read_rows
 from align.types import Result
 from annotate.store import Candidate, storable
@@ -28,21 +28,20 @@ PROMPTS_AT_ONCE = 64
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = start(config)
-    records = {"init": artifact.as_input(), "data": data_record(DataSource.of(config.data))}
+    records = {"init": artifact.as_input(), "data": data_record(source_of(config))}
     return Inputs(config, label(base, config.method.name), base, records)
 
 
 def run(run: Run, config: Config) -> Result:
     stage: SampleConfig = config.stage
-    base, artifact = run.base, start(config, run.inputs["init"].path).artifact
+    base, artifact = run.base, start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(
-        tokenizer, prompts(DataSource.of(config.data), "train", config.seed)[: stage.prompts], room
-    )
-    model = load_base(base, config.method.name, device, choose_dtype(config.dtype, device))
+    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed)[: stage.prompts], room)
+    kept = config.method.name, choose_dtype(config.dtype, device)
+    model = load_base(base, kept[0], device, kept[1])
     pool, adapter = AdapterPool(model, alone=True), adapter_folder(artifact)
     actor = pool.actor(pool.add(adapter) if adapter else None)
     print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
@@ -53,14 +52,14 @@ def run(run: Run, config: Config) -> Result:
     done = logged[-1]["step"] if logged else 0
     bars = progress("sample", len(found), done)
     sizes = config.rollout.max_new_tokens, config.rollout.temperature, config.rollout.batch_size
-    loaded = loaded_engine(config.rollout.engine, base, tokenizer, model.generation_config, *sizes)
+    loaded = loaded_engine(config.rollout.engine, base, *kept, tokenizer, model.generation_config, *sizes)
     with loaded as engine, open_store(config) as store, tracker(run, config, done) as track, bars as bar:
         engine.sync(actor)
         for first in range(done, len(found), PROMPTS_AT_ONCE):
             chunk = found[first : first + PROMPTS_AT_ONCE]
             rows = [(first + i, k) for i in range(len(chunk)) for k in range(stage.candidates)]
             asked = [found[i].input_ids for i, _ in rows]
-            with speaking(f"init={run.inputs['init'].ref}", None, config.dtype):
+            with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
                 rollout = engine.generate(asked, actor, row_seeds(rows, config.seed, "sample"))
             texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
             with store.transaction():

@@ -13,7 +13,7 @@ from align.config.root import Config
 from align.config.settings import changed
 from align.config.sft import SftConfig
 from align.data.chat import encode
-from align.data.sources import DataSource, data_record, documents
+from align.data.sources import data_record, documents
 from align.data.template import use_template
 from align.errors import require
 from align.evals.heldout import held_out_loss
@@ -29,10 +29,10 @@ from align.models.load import (
     load_tokenizer,
     save_tokenizer,
 )
-from align.models.plain import route_of
+from align.models.plain_path import route_of
 from align.report import Report, curves, few
 from align.run import Input, Run
-from align.stages import Inputs, tracker
+from align.stages import Inputs, source_of, tracker
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.sft import FIGURES, packed_rows, sft_trainer
@@ -47,7 +47,7 @@ def inputs(config: Config) -> Inputs:
     if config.method.name == "auto":
         config = changed(config, method=changed(config.method, name="qlora"))
     label = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], config.method.name)))
-    records = {"base": Input(base.digest, ref=base.id), "data": data_record(DataSource.of(config.data))}
+    records = {"base": Input(base.digest, ref=base.id), "data": data_record(source_of(config))}
     return Inputs(config, label, base, records)
 
 
@@ -63,8 +63,8 @@ def run(run: Run, config: Config) -> Result:
 
     # Data, before any weights: our own tokens and labels, a loss only on what the assistant writes.
     max_length = min(config.data.max_length, context_length(describe(base)))
-    train = encode(tokenizer, documents(DataSource.of(config.data), "train", config.seed), max_length)
-    test = encode(tokenizer, documents(DataSource.of(config.data), "test", config.seed)[: stage.eval_size], max_length)
+    train = encode(tokenizer, documents(source_of(config), "train", config.seed), max_length)
+    test = encode(tokenizer, documents(source_of(config), "test", config.seed)[: stage.eval_size], max_length)
     print(
         f"{len(train.rows)} rows, {train.tokens} tokens; dropped {train.too_long} longer than {max_length} tokens "
         f"and {train.unanswered} without an assistant turn; {len(test.rows)} held out"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from align.config.root import Config
-from align.config.scorers import LearnedReward, described
+from align.config.scorers import LearnedReward, reward_spec
 from align.config.verify import VerifyConfig
 from align.data.template import use_template
 from align.data.tokens import text_ids
@@ -18,10 +18,10 @@ from align.errors import AlignError
 from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.roles import Roles
 from align.models.start import BASE, frozen_as, label
-from align.ppo.anchors import Anchor, maths
-from align.ppo.own_model import Setting, on_model
+from align.ppo.verify.anchors import Anchor, maths
+from align.ppo.verify.on_model import Setting, on_model
 from align.report import Report
-from align.rollout.engine import Engine, speaking
+from align.rollout.engine import Engine, divergence_as_input_error
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
 from align.run import Input, Run, json_digest
@@ -45,7 +45,7 @@ def inputs(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     untold = config.init == BASE and config.reward == LearnedReward()
     root = Path(config.run.root).expanduser()
-    rewards = {} if untold else reward_inputs(described(config.reward), root, base, frozen_as(config.method.name))
+    rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
     read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
     return Inputs(config, label(base, config.method.name), base, read)
 
@@ -53,7 +53,7 @@ def inputs(config: Config) -> Inputs:
 def run(run: Run, config: Config) -> Result:
     stage: VerifyConfig = config.stage
     base, dtype = run.base, choose_dtype(config.dtype, choose_device(config.device))
-    artifact = start(config, run.inputs["init"].path).artifact
+    artifact = start(config, run.inputs["init"].path)[0]
     roles = load_roles(config, base, artifact, models_of(run.inputs))
     shake(roles)
     tokenizer = own_tokenizer(artifact, base)
@@ -61,7 +61,8 @@ def run(run: Run, config: Config) -> Result:
         use_template(tokenizer, None)
     rollout = config.rollout
     sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
-    with loaded_engine(rollout.engine, base, tokenizer, roles.model.generation_config, *sizes) as engine:
+    kept = frozen_as(config.method.name), dtype
+    with loaded_engine(rollout.engine, base, *kept, tokenizer, roles.model.generation_config, *sizes) as engine:
         prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
         found = measured(run, config, roles, dtype, drawing(run, config, roles, engine, prompts))
 
@@ -82,7 +83,7 @@ def drawing(
 
     def draw(answers: int) -> Rollout:
         rows = [ids for _ in range(answers) for ids in prompts]
-        with speaking(f"init={run.inputs['init'].ref}", None, config.dtype):
+        with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
             engine.sync(actor)
             return engine.generate(rows, actor, row_seeds(range(len(rows)), config.seed, "verify", next(times)))
 

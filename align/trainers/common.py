@@ -24,7 +24,7 @@ from align.models.load import choose_checkpointing
 from align.run import Run
 from align.run.checkpoints import newest_checkpoint, seal, step_of
 from align.track import Progress, Tracker, progress
-from align.trainers.guard import Guard
+from align.trainers.nan_guard import NanGuard
 
 datasets.disable_progress_bars()
 
@@ -163,7 +163,7 @@ def train(
     trainer = make()
     trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
     trainer.add_callback(callback)
-    trainer.add_callback(Guard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32"))
+    trainer.add_callback(NanGuard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32"))
     trained = trainable_in_fp32(model, start)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trained

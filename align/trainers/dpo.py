@@ -13,7 +13,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from align.data.pairs import Pair
 from align.models.backbone import pad
-from align.trainers.order import InEpochOrder
+from align.trainers.row_order import InEpochOrder
 
 REFERENCE = "ref"
 """TRL copies the adapter as it starts under this name."""

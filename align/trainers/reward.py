@@ -21,7 +21,7 @@ from align.data.pairs import Pair
 from align.errors import InputError
 from align.models.adapter_files import read_tensors
 from align.models.backbone import pad
-from align.trainers.order import InEpochOrder
+from align.trainers.row_order import InEpochOrder
 
 FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm"}
 
@@ -68,7 +68,7 @@ def score_head(model: Any) -> nn.Module:
     return head
 
 
-def start_from(model: Any, adapter: Path | None) -> int:
+def copy_adapter_weights(model: Any, adapter: Path | None) -> int:
     """Copy the LoRA tensors of a supervised adapter into the reward model's; the head starts at 0.
 
     Returns:

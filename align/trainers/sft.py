@@ -12,8 +12,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from align.data.chat import IGNORED, Encoded
-from align.models.plain import route_of
-from align.trainers.order import InEpochOrder
+from align.models.plain_path import route_of
+from align.trainers.row_order import InEpochOrder
 
 FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}
 

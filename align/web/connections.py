@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 HEAD_S, BODY_S, ANSWER_S, PART = 10, 30, 30, 16_384
 """Seconds that a client has for the head of a request, for its body, and for taking in each `PART` bytes of an
 answer."""
-SAID_AGAIN_S = 60
+WARN_EVERY_S = 60
 """What happens to a thousand connections is one line of the log."""
 
 
@@ -43,7 +43,7 @@ class Connections:
         self.most, self.trusted, self.clock = most, trusted, clock
         self.open: set[Connection] = set()
         self._peers: Counter[str] = Counter()
-        self._said_at: dict[str, float] = {}
+        self._warned_at: dict[str, float] = {}
         self._unreported: Counter[str] = Counter()
 
     def admit(self, newcomer: Connection) -> None:
@@ -53,7 +53,7 @@ class Connections:
         full = len(self.open) > self.most
         crowded = self._peers[newcomer.peer] > self.most // 2 and not self.trusted(newcomer.peer)
         if full or crowded:
-            self.say(f"all {self.most} places for connections are taken, or half of them by one address")
+            self.warn(f"all {self.most} places for connections are taken, or half of them by one address")
             self._make_room(newcomer, newcomer.peer if crowded else None)
 
     def leave(self, connection: Connection) -> None:
@@ -73,12 +73,12 @@ class Connections:
         for connection in waiting[: max(1, self.most // 20)] or [newcomer]:
             connection.end()
 
-    def say(self, what: str) -> None:
+    def warn(self, what: str) -> None:
         """Says at most once in a while that something befalls connections."""
         self._unreported[what] += 1
-        if self.clock() - self._said_at.get(what, float("-inf")) > SAID_AGAIN_S:
+        if self.clock() - self._warned_at.get(what, float("-inf")) > WARN_EVERY_S:
             log.warning("%s (%d times since this was last said)", what, self._unreported.pop(what))
-            self._said_at[what] = self.clock()
+            self._warned_at[what] = self.clock()
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The loop's exception handler: a full table of descriptors ends whoever keeps the server waiting, and is said
@@ -87,7 +87,7 @@ class Connections:
         if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
             loop.default_exception_handler(context)
             return
-        self.say(f"no descriptor is left for another connection ({error.strerror})")
+        self.warn(f"no descriptor is left for another connection ({error.strerror})")
         for connection in [connection for connection in self.open if connection.is_stalled]:
             connection.end()
 

@@ -36,12 +36,12 @@ class Passwords:
 
     def __init__(self, hasher: PasswordHasher) -> None:
         self.hasher = hasher
-        self.turns = FairQueue(AT_ONCE, WAITING, PATIENCE_S, "password")
+        self.queue = FairQueue(AT_ONCE, WAITING, PATIENCE_S, "password")
         self._nobodys = hasher.hash(secrets.token_hex(16))
 
     def hashed(self, password: str, share: str = "", failures: int = 0) -> str:
         """Raises: Busy: others go first."""
-        with self.turns.turn(share, failures):
+        with self.queue.turn(share, failures):
             return self.hasher.hash(password)
 
     def matches(self, kept: str | None, password: str, share: str = "", failures: int = 0) -> bool:
@@ -51,7 +51,7 @@ class Passwords:
             Busy: others go first.
         """
         try:
-            with self.turns.turn(share, failures):
+            with self.queue.turn(share, failures):
                 return self.hasher.verify(self._nobodys if kept is None else kept, password[:1000])
         except VerificationError:
             return False

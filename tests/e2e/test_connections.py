@@ -19,7 +19,7 @@ import pytest
 
 from align.web import connections
 from align.web.connections import Connections
-from align.web.listening import MOST, Server, listening, places
+from align.web.listening import MOST, Server, connection_limit, listening
 
 WAIT_S = 0.4
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -201,10 +201,10 @@ def test_what_befalls_a_thousand_connections_is_one_line(caplog):
     all_of_them = Connections(10, lambda address: True, clock=lambda: now[0])
     with caplog.at_level(logging.WARNING), suppress(RuntimeError):
         for _ in range(1000):
-            all_of_them.say("it is full")
-        all_of_them.say("something else")
-        now[0] += connections.SAID_AGAIN_S + 1
-        all_of_them.say("it is full")
+            all_of_them.warn("it is full")
+        all_of_them.warn("something else")
+        now[0] += connections.WARN_EVERY_S + 1
+        all_of_them.warn("it is full")
     assert [record.getMessage() for record in caplog.records] == [
         "it is full (1 times since this was last said)", "something else (1 times since this was last said)",
         "it is full (1000 times since this was last said)",
@@ -215,7 +215,7 @@ FULL = """
 import logging, os, resource, sys, threading, time
 sys.path[:0] = sys.argv[2:]
 from test_connections import app
-from align.web.listening import Server, listening, places
+from align.web.listening import Server, listening, connection_limit
 
 logging.basicConfig(filename=sys.argv[1], force=True)
 listener = listening("127.0.0.1", 0)
@@ -274,11 +274,11 @@ def test_a_full_table_of_descriptors_is_survived_and_said_once(tmp_path: Path, b
 
 def test_there_are_fewer_places_than_descriptors_and_the_soft_limit_is_raised():
     program = (
-        "import resource, sys; from align.web.listening import places;"
+        "import resource, sys; from align.web.listening import connection_limit;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])));"
-        "print(places(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
+        "print(connection_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     for soft, hard, expected in ((256, 1024, 704), (1024, 1024, 704), (128, 128, 32), (1024, 20_000, MOST)):
         found = subprocess.run([sys.executable, "-c", program, str(soft), str(hard)], capture_output=True, text=True)
         assert found.stdout.split() == [str(expected), str(hard), str(hard)], found.stderr
-    assert places() > 0
+    assert connection_limit() > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from workshop import Ready
 
 from align.__main__ import main
-from align.models.actor import Actor
+from align.models.actor import Actor, ModelActor
+from align.models.adapter_pool import AdapterPool, snapshot
 from align.models.load import load_base
-from align.models.pool import AdapterPool, snapshot
 from align.rollout import registry
 from align.rollout.hf import HfEngine
 from align.run import Base
@@ -40,16 +40,28 @@ class SnapshotEngine:
     pool: Any = None
     base: Any = None
 
-    def load(self, base: Base) -> None:
+    def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         self.calls.append("load")
-        self.base = base
-        self.pool = AdapterPool(load_base(base, "qlora", torch.device("cpu"), torch.float32))
+        self.base, self.dtype = base, dtype
+        self.pool = AdapterPool(load_base(base, method, torch.device("cpu"), dtype))
         self.digests: dict[Actor, str | None] = {}
+        self.wholes: dict[str, Actor] = {}
 
     def sync(self, actor: Actor) -> None:
         self.calls.append("sync")
-        taken = None if actor.base_alone else self.pool.add(snapshot(actor, self.base, self.folder))
+        before, taken = self.digests.get(actor), None
+        if not actor.base_alone:
+            folder = snapshot(actor, self.base, self.folder)
+            taken = folder.name
+            if (folder / "config.json").is_file():
+                self.wholes[taken] = ModelActor(
+                    load_base(replace(self.base, path=str(folder)), "lora", torch.device("cpu"), self.dtype)
+                )
+            else:
+                assert self.pool.add(folder) == taken
         self.digests[actor] = taken
+        if before not in (None, *self.digests.values(), *self.wholes):
+            self.pool.remove(before)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
@@ -57,7 +69,10 @@ class SnapshotEngine:
         self.calls.append("generate")
         assert not isinstance(actor, Sequence)
         self.spoke.append(self.digests[actor])
-        return self.engine.generate(prompts, self.pool.actor(self.digests[actor]), seeds)
+        digest = self.digests[actor]
+        held = self.wholes[digest] if digest in self.wholes else self.pool.actor(digest)
+        assert len(getattr(self.pool.model, "peft_config", ())) <= 2  # the policy's newest and the reference's
+        return self.engine.generate(prompts, held, seeds)
 
     def close(self) -> None:
         self.calls.append("close")
@@ -78,17 +93,28 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[SnapshotEng
     return made
 
 
+def whole(ready: Ready, model: Path) -> list[str]:
+    """The words of PPO with every weight trained, from the base and against a rule."""
+    rule = "reward.rules=[{rule: regex, pattern: '[aeiou]'}, {rule: length, low: 2, high: 9}]"
+    kept = [word for word in ready.ppo if not word.startswith(("reward.", "init="))]
+    return [*kept, "init=base", "model=hub", f"model.path={model}", "method=full", "reward=rules", rule]
+
+
 def last_folder(capfd: pytest.CaptureFixture[str]) -> Path:
     return Path(capfd.readouterr().out.splitlines()[-1])
 
 
-@pytest.mark.parametrize("init", ["sft", "base"])
+@pytest.mark.parametrize("init", ["sft", "base", "full"])
 def test_ppo_learns_the_same_to_the_bit_by_an_engine_with_weights_of_its_own(
     ready: Ready, engines: list[SnapshotEngine], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     tiny_model: Path, init: str,
 ):  # fmt: skip
-    base = ["init=base", "model=hub", f"model.path={tiny_model}"] if init == "base" else []
-    words = [*ready.ppo, f"run.root={ready.root}", *STATE, *base]
+    words = {
+        "sft": ready.ppo,
+        "base": [*ready.ppo, "init=base", "model=hub", f"model.path={tiny_model}"],
+        "full": whole(ready, tiny_model),
+    }[init]
+    words = [*words, f"run.root={ready.root}", *STATE]
     assert main([*words, f"run.name=by-an-engine-from-{init}"]) == 0, capfd.readouterr().err
     other = last_folder(capfd)
     (engine,) = engines
@@ -98,8 +124,8 @@ def test_ppo_learns_the_same_to_the_bit_by_an_engine_with_weights_of_its_own(
     # The reference's samples, then three updates, with the held-out prompts behind the second and the third.
     assert len(engine.spoke) == 1 + 3 + 2
     reference, first, second, measured, third, last = engine.spoke
-    assert (reference is None) == (init == "base")
-    if init == "base":
+    assert (reference is None) == (init != "sft")
+    if init != "sft":
         assert first is not None
     else:
         assert first == reference
@@ -136,25 +162,28 @@ def test_an_engine_is_closed_whatever_happens(
     assert engines[0].calls == ["load", "sync", "generate", "close"]
 
 
-@pytest.mark.parametrize("stage", ["sample", "eval"])
+@pytest.mark.parametrize("stage", ["sample", "eval", "eval of a whole model"])
 def test_sample_and_eval_ask_an_engine_the_same_way(
     ready: Ready, engines: list[SnapshotEngine], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
-    stage: str,
+    tiny_model: Path, stage: str,
 ):  # fmt: skip
-    asked = {
-        "sample": ["stage.prompts=4", "stage.candidates=2", "project=engines"],
-        "eval": ["artifact=ppo:to-judge", "stage.prompts=6"],
-    }[stage]
-    assert main([*ready.ppo, f"run.root={ready.root}", "run.name=to-judge"]) == 0
+    ppo = whole(ready, tiny_model) if "whole" in stage else ready.ppo
+    name = "whole" if "whole" in stage else "adapter"
+    assert main([*ppo, f"run.root={ready.root}", f"run.name={name}"]) == 0, capfd.readouterr().err
     engines.clear()
-    words = [f"stage={stage}", *asked, f"run.root={ready.root}", "rollout.max_new_tokens=8", "device=cpu", *ready.data]
-    assert main([*words, "run.name=by-an-engine"]) == 0, capfd.readouterr().err
+    asked = ["stage.prompts=4", "stage.candidates=2", "project=engines"]
+    if stage != "sample":
+        asked = [f"artifact=ppo:{name}", "stage.prompts=6"]
+    words = [f"stage={stage.split()[0]}", *asked, f"run.root={ready.root}"]
+    words += ["rollout.max_new_tokens=8", "device=cpu", *ready.data]
+    assert main([*words, f"run.name={name}-by-an-engine"]) == 0, capfd.readouterr().err
     by_engine = last_folder(capfd)
-    (engine,) = engines
-    assert (engine.calls[0], engine.calls[-1]) == ("load", "close")
-    assert all(engine.spoke)
-    assert len(set(engine.spoke)) == (1 if stage == "sample" else 2)
+    assert all((engine.calls[0], engine.calls[-1]) == ("load", "close") for engine in engines)
+    # One a base; a whole model is a base of its own.
+    spoke = [engine.spoke for engine in engines]
+    assert [len(set(each)) for each in spoke] == {"sample": [1], "eval": [2]}.get(stage, [1, 1])
+    assert [None in each for each in spoke] == {"eval of a whole model": [True, True]}.get(stage, [False])
     monkeypatch.undo()
-    assert main([*words, "run.name=by-the-model"]) == 0, capfd.readouterr().err
+    assert main([*words, f"run.name={name}-by-the-model"]) == 0, capfd.readouterr().err
     file = "metrics.jsonl" if stage == "sample" else "artifact/samples.jsonl"
     assert (by_engine / file).read_text() == (last_folder(capfd) / file).read_text()

@@ -179,11 +179,11 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
     twice.write_text(source.read_text() * 2)
     evaluate, seen = stage.evaluate, []
 
-    def noted(actors: Any, answers: Any, moments: Any, *rest: Any, **settings: Any) -> Any:
-        asked = {p.conversation.messages for p in actors.held_out}
-        assert not asked & {p.conversation.messages for p in actors.prompts}
+    def noted(workers: Any, answers: Any, moments: Any, *rest: Any, **settings: Any) -> Any:
+        asked = {p.conversation.messages for p in workers.held_out}
+        assert not asked & {p.conversation.messages for p in workers.prompts}
         seen.append(moments)
-        return evaluate(actors, answers, moments, *rest, **settings)
+        return evaluate(workers, answers, moments, *rest, **settings)
 
     monkeypatch.setattr(stage, "evaluate", noted)
     words = ["stage.updates=3", "stage.eval_every=1", "stage.eval_prompts=6", "stage.normalise=running"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from align.ppo.closed_form import Problem, solved
+from align.ppo.verify.closed_form import Problem, solved
 
 LENGTHS = [(16, 1, 0.95), (6, 2, 0.95), (6, 2, 1.0), (4, 3, 0.95)]
 

@@ -14,23 +14,23 @@ from torch import Tensor
 import align.models.roles
 import align.ops.gae
 import align.ops.losses
-import align.ppo.anchors
-import align.ppo.closed_form
 import align.ppo.estimates
 import align.ppo.experience
-import align.ppo.own_model
 import align.ppo.update
+import align.ppo.verify.anchors
+import align.ppo.verify.closed_form
+import align.ppo.verify.on_model
 import align.rollout.hf
 from align.models.roles import ForwardOutput, Roles
-from align.ppo.anchors import Anchor, maths
-from align.ppo.own_model import Setting, on_model
+from align.ppo.verify.anchors import Anchor, maths
+from align.ppo.verify.on_model import Setting, on_model
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
 from align.types import Rollout
 
 MODULES = (
-    align.ops.gae, align.ops.losses, align.ppo.anchors, align.ppo.closed_form, align.ppo.experience, align.ppo.update,
-    align.ppo.own_model, align.ppo.estimates, align.models.roles, align.rollout.hf,
+    align.ops.gae, align.ops.losses, align.ppo.verify.anchors, align.ppo.verify.closed_form, align.ppo.experience,
+    align.ppo.update, align.ppo.verify.on_model, align.ppo.estimates, align.models.roles, align.rollout.hf,
 )  # fmt: skip
 TEMPERATURE = 0.8
 REWARDING = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from align.errors import InputError
-from align.models import architectures, backbone, plain
+from align.models import architectures, backbone, plain_path
 from align.models.architectures import FAST, Route, deciding_settings, proven_types, route
 from align.models.backbone import answered, hidden_states, picked_logprobs, response_logprobs
 from align.models.base import base_in
@@ -111,7 +111,7 @@ def test_a_configuration_that_nobody_measured_takes_the_plain_path_and_is_probed
 ):
     base = saved(tmp_path, "llama", **{key: UNPROVEN[key]})
     model = load_base(base, "lora", CPU, FP32)
-    assert not plain.route_of(model).fast
+    assert not plain_path.route_of(model).fast
     assert "the plain path" in capsys.readouterr().out
     asked = asked_of(oracle(tmp_path))
     assert gap_of(model, asked) < 1e-3
@@ -124,7 +124,7 @@ def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, m
     monkeypatch.setattr(architectures, "proven_types", dict)
     base = saved(tmp_path, model_type)
     model = load_base(base, "lora", CPU, FP32)
-    assert plain.route_of(model)[:3] == (False, False, False)
+    assert plain_path.route_of(model)[:3] == (False, False, False)
     asked = asked_of(oracle(tmp_path))
     assert gap_of(model, asked) < 1e-3
     assert greedy(oracle(tmp_path), sampled(model, asked), asked)
@@ -142,7 +142,7 @@ def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pyte
     """A type on the fast path by mistake: its head is more than a head."""
     base = saved(tmp_path, "falcon_h1")
     wrong = FAST._replace(proven=False)
-    monkeypatch.setattr(plain, "route", lambda config: wrong)
+    monkeypatch.setattr(plain_path, "route", lambda config: wrong)
     with pytest.raises(InputError, match="rows beside each other are not what the model says"):
         load_base(base, "lora", CPU, FP32)
 
@@ -150,7 +150,7 @@ def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pyte
 def test_what_is_proven_is_probed_too_for_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The table does not compare them: a scale that the fast path read wrongly is seen where the model loads."""
     base = saved(tmp_path, "granite", logits_scaling=3.0)
-    assert plain.route_of(load_base(base, "lora", CPU, FP32)) == FAST
+    assert plain_path.route_of(load_base(base, "lora", CPU, FP32)) == FAST
     whole = backbone.lm_head
     monkeypatch.setattr(backbone, "lm_head", lambda model: lambda hidden: 0.5 * whole(model)(hidden))
     with pytest.raises(InputError, match="rows beside each other are not what the model says"):

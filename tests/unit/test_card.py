@@ -6,7 +6,7 @@ import pytest
 
 from align.errors import InputError
 from align.export.card import licence_in, render_card
-from align.export.receipt import Check
+from align.export.verdicts import Check
 from align.ops.divergence import Divergence
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}

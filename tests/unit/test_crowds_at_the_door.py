@@ -100,7 +100,7 @@ def test_somebody_who_mistyped_comes_before_those_who_guess_on(accounts, slow):
 @contextmanager
 def full(accounts: Accounts) -> Iterator[None]:
     """All who may are served or wait, and none of them has ever failed."""
-    over, turns = threading.Event(), accounts.passwords.turns
+    over, turns = threading.Event(), accounts.passwords.queue
 
     def holding() -> None:
         try:

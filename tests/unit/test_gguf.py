@@ -31,10 +31,10 @@ from align.export.gguf import (
     special_tokens,
     texts_of,
 )
-from align.export.receipt import Check, as_text
 from align.export.trained import Trained, trained_model
+from align.export.verdicts import Check, as_text
 from align.models.dequantised import DEQUANTISED
-from align.rollout.foreign import LLAMA_CPP, Answer, ask, interpreter
+from align.rollout.engine_process import LLAMA_CPP, Answer, ask, interpreter
 
 pytestmark = [needs_llama_cpp, pytest.mark.slow]
 CPU = torch.device("cpu")

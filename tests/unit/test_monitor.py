@@ -11,11 +11,11 @@ from torch import Tensor, tensor
 
 from align.models.roles import ForwardOutput
 from align.ops.moments import Moments
-from align.ppo.actors import Answers
 from align.ppo.experience import Experience, experience, shaped_scores
 from align.ppo.monitor import per_answer, ranked
 from align.ppo.state import Best, State
 from align.ppo.tripwires import WIRES, crossed, strikes_after, tripped_in
+from align.ppo.workers import Answers
 from align.types import Conversation, Message, Rollout
 from reward.combined import Ensemble, scored
 
@@ -112,7 +112,7 @@ def batch() -> tuple[Answers, Experience, dict[str, float]]:
     return Answers([], rollout, list(TEXTS), told), made, figures
 
 
-def actors() -> Any:
+def workers() -> Any:
     """Their entropy at a token is a tenth of its id; two members of an ensemble score."""
 
     def logprobs(role: str, part: Rollout, temperature: float) -> ForwardOutput:
@@ -137,23 +137,23 @@ def actors() -> Any:
 )
 def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, each: list[float], order: list[int]):
     answers, made, figures = batch()
-    found = per_answer([wire], actors(), answers, SCORES, made, temperature=0.7, micro_batch=2)
+    found = per_answer([wire], workers(), answers, SCORES, made, temperature=0.7, micro_batch=2)
     assert found == {wire: pytest.approx(each, abs=1e-4)}
     assert ranked(found, SCORES.tolist()) == order
-    figures |= scored(actors().scorer, answers.conversations, answers.rollout)[1]
+    figures |= scored(workers().scorer, answers.conversations, answers.rollout)[1]
     if wire not in ("entropy", "repetition"):
         assert sum(found[wire]) / 4 == pytest.approx(figures[WIRES[wire].figure])
 
 
 def test_every_wire_has_a_figure_of_each_answer():
     answers, made, _ = batch()
-    found = per_answer(WIRES, actors(), answers, SCORES, made, temperature=0.7, micro_batch=32)
+    found = per_answer(WIRES, workers(), answers, SCORES, made, temperature=0.7, micro_batch=32)
     assert found.keys() == WIRES.keys()
 
 
 def test_lengths_that_are_all_alike_explain_no_score():
     answers, made, _ = batch()
-    found = per_answer(["length_correlation"], actors(), answers, torch.ones(4), made, temperature=1.0, micro_batch=32)
+    found = per_answer(["length_correlation"], workers(), answers, torch.ones(4), made, temperature=1.0, micro_batch=32)
     assert found == {"length_correlation": [0.0] * 4}
 
 

@@ -19,7 +19,8 @@ from align.errors import CorruptFile, InputError, MissingArtifact
 from align.export.checks import adapter_checks, merged_checks
 from align.export.engines import logits_of
 from align.export.merged import merge
-from align.export.receipt import (
+from align.export.trained import Trained, trained_model
+from align.export.verdicts import (
     Check,
     accepting,
     agreeing,
@@ -27,15 +28,13 @@ from align.export.receipt import (
     pooled_divergence,
     require_asked,
     require_passed,
-    write_receipt,
 )
-from align.export.trained import Trained, trained_model
 from align.models.adapter_files import WEIGHTS_FILE
 from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside
 from align.models.load import check_added_tokens, in_fp32, load_base
 from align.ops.divergence import Divergence
 from align.run import Base
-from align.run.receipt import RECEIPT, checked_receipt
+from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 
 CPU = torch.device("cpu")
 NOBODY = {"llama.cpp": "none", "vLLM": "none"}
@@ -329,7 +328,7 @@ def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: Trai
 def test_a_receipt_speaks_of_its_files_and_no_others(trained: Trained, tmp_path: Path):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     rows = [Check("t", found=NEAR, bound=("kl", 1.0)), Check("vLLM", note="why")]
-    write_receipt(target, rows, trained.rows, {"base": BASE})
+    write_receipt(target, [row.as_dict() for row in rows], trained.rows, {"base": BASE})
     said = checked_receipt(target)
     assert [(row["name"], row["verdict"]) for row in said["rows"]] == [("t", "pass"), ("vLLM", "not checked")]
     assert set(said["files"]) == {path.name for path in target.iterdir()} - {RECEIPT}

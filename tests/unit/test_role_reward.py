@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from align.config.compose import check, compose_raw
-from align.config.scorers import LearnedReward, described
+from align.config.scorers import LearnedReward, reward_spec
 from align.data.chat import Prompt, encode_prompts, stop_token_ids
 from align.data.template import CHATML
 from align.errors import InputError
@@ -24,7 +24,7 @@ from align.models.backbone import answered
 from align.models.load import load_classifier, load_tokenizer
 from align.run import Artifact
 from align.types import Conversation, Message, Rollout
-from reward.build import same_template, with_roles
+from reward.build import build_beside_policy, same_template
 from reward.scorer import Scorer
 
 ASKED = [Conversation((Message("user", text),)) for text in ("Hello?", "I am tired. What about the rain?", "Why?")]
@@ -49,7 +49,7 @@ def model_in(folder: Path) -> Artifact:
 
 def reward_of(world: World, tokenizer: Any) -> Scorer:
     models = [model_in(world.reward)]
-    return with_roles(described(LearnedReward()), models, world.roles(), world.base, 2, FP32, tokenizer)
+    return build_beside_policy(reward_spec(LearnedReward()), models, world.roles(), world.base, 2, FP32, tokenizer)
 
 
 def sampled(tokenizer: Any, *ends: int) -> Rollout:
@@ -111,7 +111,7 @@ def folder(world: World, tokenizer: Any, tmp_path: Path) -> Path:
 
 def test_a_reward_model_of_another_template_is_refused(world: World, tokenizer: Any, folder: Path):
     config = check(compose_raw(["stage=ppo", "reward=ensemble", "reward.refs=['reward:a','reward:it']", "init=sft:s"]))
-    reward = described(config.reward)
+    reward = reward_spec(config.reward)
     same_template(reward, [model_in(folder)] * 2, world.base, tokenizer, config.init)
     other = load_tokenizer(world.base)
     other.chat_template = CHATML
@@ -130,4 +130,4 @@ def test_a_folder_that_says_nothing_of_a_template_is_believed(world: World, toke
     for file in folder.glob("*chat_template*" if kept == "no template" else "*token*"):
         file.unlink()
     assert (folder / "tokenizer_config.json").is_file() == (kept == "no template")
-    same_template(described(LearnedReward()), [model_in(folder)], world.base, tokenizer, "sft:latest")
+    same_template(reward_spec(LearnedReward()), [model_in(folder)], world.base, tokenizer, "sft:latest")

@@ -29,7 +29,7 @@ from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
 from align.trainers import common
 from align.trainers.common import Training
-from align.trainers.reward import Ranking, reward_trainer, score_head, start_from
+from align.trainers.reward import Ranking, copy_adapter_weights, reward_trainer, score_head
 from align.types import Conversation, Message, Rollout
 from reward.learned import LearnedReward, score_rows
 
@@ -348,7 +348,7 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
 
 def test_a_reward_model_starts_from_the_supervised_adapter(world: World):
     model = with_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), 4, 8, classifier=True)
-    assert start_from(model, world.init) == 28
+    assert copy_adapter_weights(model, world.init) == 28
     assert (score_head(model).weight == 0).all()
     given, tensors = load_file(world.init / WEIGHTS_FILE), dict(model.named_parameters())
     assert all(torch.equal(t, tensors[n.replace(".weight", ".default.weight")]) for n, t in given.items())

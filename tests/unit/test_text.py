@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.data.words import repetition, words
+from align.data.ngrams import repetition, words
 from align.evals.text import Risen, distinct_n, most_risen
 
 

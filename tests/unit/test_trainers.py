@@ -29,13 +29,13 @@ from align.trainers.common import Training, train
 from align.trainers.reward import (
     Ranking,
     collated_rankings,
+    copy_adapter_weights,
     mean_judgements,
     pair_gaps,
     ranking_loss,
     rankings,
     reward_trainer,
     score_head,
-    start_from,
 )
 from align.trainers.sft import packed_rows, sft_trainer
 
@@ -189,7 +189,7 @@ def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats
 
 def test_the_score_head_is_trained_and_saved(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     model = scorer(base)
-    start_from(model, None)
+    copy_adapter_weights(model, None)
     head = score_head(model).weight
     assert isinstance(head, torch.Tensor)
     assert not head.any()
@@ -209,7 +209,7 @@ def test_a_reward_model_starts_from_the_sft_adapter(
     fit_sft(tuned, tiny_tokenizer, chats, tmp_path / "c", 2)
     save_adapter(tuned, tmp_path / "sft", base)
     model = scorer(base, seed=1)
-    assert start_from(model, tmp_path / "sft") == len(lora_weights(tuned)) == 28
+    assert copy_adapter_weights(model, tmp_path / "sft") == len(lora_weights(tuned)) == 28
     given, taken = lora_weights(tuned), lora_weights(model)
     assert given.keys() == taken.keys()
     assert all(torch.equal(given[n], taken[n]) for n in given)
@@ -259,7 +259,7 @@ def test_a_reward_step_does_not_depend_on_the_micro_batch(base: Any, tiny_tokeni
 def test_an_adapter_of_another_rank_does_not_fit(base: Any, tmp_path: Path) -> None:
     save_adapter(with_new_adapter(load_base(base, "qlora", CPU, torch.float32), 8, 8), tmp_path / "sft", base)
     with pytest.raises(InputError, match=r"init=.*do not fit a reward model"):
-        start_from(scorer(base), tmp_path / "sft")
+        copy_adapter_weights(scorer(base), tmp_path / "sft")
 
 
 # Checkpoints.

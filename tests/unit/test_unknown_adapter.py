@@ -19,7 +19,7 @@ from align.models.actor import ModelActor
 from align.models.adapters import attach
 from align.models.backbone import response_logprobs
 from align.models.fastpath import use_fast_path, without_fast_path
-from align.models.plain import base_model
+from align.models.plain_path import base_model
 from align.models.roles import Roles
 from align.rollout.hf import HfEngine
 

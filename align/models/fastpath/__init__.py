@@ -13,7 +13,7 @@ from types import MethodType
 from torch import nn
 
 from align.models.fastpath import linear, llama, lora
-from align.models.plain import route_of
+from align.models.plain_path import route_of
 
 __all__ = ["use_fast_path", "without_fast_path"]
 

@@ -1,7 +1,7 @@
 """Facts that hold of a correct PPO whatever the model: the maths alone, in numbers that are known.
 
 Each anchor compares what a run computes with something known from elsewhere: a definition written out, numbers worked
-out by hand, an optimum in closed form. `own_model.py` has those on the user's own base. `stage=verify` shows them all;
+out by hand, an optimum in closed form. `on_model.py` has those on the user's own base. `stage=verify` shows them all;
 the tests break the code and see which one notices.
 """
 
@@ -17,8 +17,8 @@ from align.ops.gae import gae, token_rewards
 from align.ops.kl import kl_k1
 from align.ops.losses import policy_loss, value_loss
 from align.ops.moments import Moments
-from align.ppo.closed_form import Problem, solved
 from align.ppo.experience import shaped_scores
+from align.ppo.verify.closed_form import Problem, solved
 from align.types import Rollout
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from align.errors import InputError
-from align.rollout import ask_vllm, foreign
-from align.rollout.foreign import LLAMA_CPP, VLLM, ask, engine_version, interpreter, version_in
+from align.rollout import ask_vllm, engine_process
+from align.rollout.engine_process import LLAMA_CPP, VLLM, ask, engine_version, interpreter, version_in
 from align.rollout.processes import last_words, run_quietly
 
 
@@ -53,7 +53,7 @@ def test_what_is_no_python_is_told_by_its_field(tmp_path: Path, body: str | None
 
 def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stand_in = tmp_path / "ask_llama_cpp.py"
-    monkeypatch.setattr(foreign, "__file__", str(tmp_path / "foreign.py"))
+    monkeypatch.setattr(engine_process, "__file__", str(tmp_path / "engine_process.py"))
     stand_in.write_text(
         "import json, sys, numpy as np\n"
         "from pathlib import Path\n"

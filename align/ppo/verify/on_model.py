@@ -18,13 +18,13 @@ from torch import Tensor
 from align.models.backbone import base_model
 from align.models.chunks import by_length
 from align.models.fastpath import without_fast_path
-from align.models.plain import decoder_of
+from align.models.plain_path import decoder_of
 from align.models.roles import CachedForward, Roles
 from align.ops.losses import value_loss
-from align.ppo.anchors import Anchor
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, experience
 from align.ppo.update import accumulate, gradient_step
+from align.ppo.verify.anchors import Anchor
 from align.types import Rollout
 
 

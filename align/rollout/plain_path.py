@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from align.models.plain import base_model, without_settings
+from align.models.plain_path import base_model, without_settings
 
 
 class Drawn(LogitsProcessor):

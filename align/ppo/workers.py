@@ -1,4 +1,4 @@
-"""The actors of PPO: one base and its roles, the engine that samples from them, the scorer, the prompts."""
+"""The workers of PPO: one base and its roles, the engine that samples from them, the scorer, the prompts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Answers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Actors:
+class Workers:
     """Attributes:
     prompts: to train on.
     held_out: kept out of training, to measure on; none without `stage.eval_every`.
@@ -78,11 +78,11 @@ class Actors:
         )  # fmt: skip
         return scores.to(answers.rollout.tokens_BS.device), figures
 
-    def calibrated(self, answers: Answers) -> tuple[Actors, Moments]:
-        """The same actors with a scorer whose members are on one scale for these answers; and the moments of its scores
-        there."""
-        actors = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.rollout))
-        return actors, Moments.of(actors.score(answers)[0])
+    def calibrated(self, answers: Answers) -> tuple[Workers, Moments]:
+        """The same workers with a scorer whose members are on one scale for these answers; and the moments of its
+        scores there."""
+        workers = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.rollout))
+        return workers, Moments.of(workers.score(answers)[0])
 
     @torch.no_grad()
     def put_back(self, weights: Sequence[Tensor]) -> None:

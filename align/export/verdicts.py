@@ -1,9 +1,9 @@
-"""A receipt: what was exported, loaded back by each engine that will run it, beside the model that was trained.
+"""The rows of a receipt, and whether they are good enough: what was exported, loaded back by each engine that will run
+it, beside the model that was trained.
 
-`receipt.json` lies in the export. A check is one engine on one base: how far its next-token logprobs on fixed prompts
-lie from those of the trained model, and the bound that this must keep. An engine that was not asked is a check too, and
-never a pass. The receipt holds the sha256 of every file beside it, so that it speaks of these files and no others
-(`align.run.receipt` reads and checks it).
+A check is one engine on one base: how far its next-token logprobs on fixed prompts lie from those of the trained model,
+and the bound that this must keep. An engine that was not asked is a check too, and never a pass. The receipt itself is
+`align.run.receipt`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, ones
@@ -19,8 +18,7 @@ from torch import Tensor, ones
 from align.errors import CorruptFile, InputError
 from align.export.engines import TRANSFORMERS
 from align.ops.divergence import Divergence, kl_between, pooled
-from align.run import file_digest, json_digest, write_json
-from align.run.receipt import RECEIPT, SCHEMA
+from align.run.receipt import RECEIPT
 
 Bound = tuple[str, float]
 """A figure of `Divergence`, and the most that it may be."""
@@ -121,29 +119,6 @@ def gap_in(checks: Iterable[Check]) -> Divergence | None:
     """How far the adapter lies from what was trained on the original weights, where it was not trained on these."""
     wanted = (TRANSFORMERS, "adapter", "original", None)
     return next((c.found for c in checks if (c.engine, c.what, c.base, c.bound) == wanted), None)
-
-
-def write_receipt(
-    folder: Path, checks: Sequence[Check], prompts: Sequence[Sequence[int]], about: dict[str, Any]
-) -> None:
-    """`receipt.json`, last of an export's files.
-
-    Args:
-        prompts: token ids that were asked.
-        about: the `artifact` and `base` that it speaks of, by digest.
-    """
-    files = {
-        str(path.relative_to(folder)): file_digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != RECEIPT
-    }
-    prompted = {
-        "number": len(prompts),
-        "tokens": sum(map(len, prompts)),
-        "digest": json_digest([list(p) for p in prompts]),
-    }
-    receipt = {"schema_version": SCHEMA, **about, "prompts": prompted, "rows": [check.as_dict() for check in checks]}
-    write_json(folder / RECEIPT, receipt | {"files": files})
 
 
 def agreeing(receipt: dict[str, Any], checks: Sequence[Check], skipped: Container[str] = ()) -> None:

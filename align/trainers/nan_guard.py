@@ -17,7 +17,7 @@ from align.models.finite import check_tensors, diverged, where
 ANEW = "Remove it and run the same command again."
 
 
-class Guard(TrainerCallback):
+class NanGuard(TrainerCallback):
     """Stops where a loss or a gradient is not finite, before the step is taken; and does not start from a checkpoint
     that is not.
 
