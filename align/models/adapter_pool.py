@@ -5,6 +5,7 @@ What trains stays outside. It enters as a snapshot of how it stood, which furthe
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,11 @@ from typing import Any
 
 from peft import PeftModel
 
-from align.errors import CorruptFile, InputError, StorageError
+from align.errors import CorruptFile, InputError
 from align.models.actor import Actor, ModelActor
 from align.models.adapters import attach, detach
 from align.run import Base
-from align.run.atomic import publish, scratch_folder
+from align.run.atomic import moved, scratch_folder, unwritable
 from align.run.weights import adapter_digest, published_digest
 
 
@@ -30,22 +31,25 @@ def snapshot(actor: Actor, base: Base, into: Path) -> Path:
     Raises:
         StorageError: the folder cannot be written.
     """
-    into.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(into / "snapshot") as part:
+    with scratch_folder(into / "snapshot") as part, unwritable(into):
         actor.save(part, base)
         digest = published_digest(part)
         assert digest, "nothing was saved that could be loaded again"
-        folder = into / digest
-        if published_digest(folder) == digest:
-            return folder
-        try:  # what lies there, if anything, was cut by a crash
-            with publish(folder, replace=folder.is_dir()) as whole:
-                for file in part.iterdir():
-                    os.rename(file, whole / file.name)
-        except (InputError, StorageError):
-            if published_digest(folder) != digest:  # nor was somebody else faster
-                raise
-    return folder
+        with locked(into):
+            if published_digest(into / digest) != digest:  # it is not there, or a crash cut its files
+                moved(part, into / digest)
+    return into / digest
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One at a time, threads and processes of this machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which also lets go of it
 
 
 class AdapterPool:

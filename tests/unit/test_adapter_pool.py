@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from tiny_roles import PAD, PROMPTS, STOPS, World, make_world
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from align.errors import CorruptFile, InputError
+from align.errors import CorruptFile, InputError, StorageError
 from align.models import adapter_pool as pool_module
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_files import WEIGHTS_FILE
@@ -239,7 +240,11 @@ def test_several_that_write_one_snapshot_at_once_all_have_it(world: World, folde
     actor = alone(world, folders[1])
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(lambda _: snapshot(actor, world.base, tmp_path), range(24)))
-    assert len(set(made)) == 1
+        assert len(set(made)) == 1
+        assert list(tmp_path.iterdir()) == [made[0]]
+        assert adapter_digest(made[0]) == made[0].name
+        (made[0] / WEIGHTS_FILE).write_bytes(b"cut")  # and all of them find it so
+        made = list(threads.map(lambda _: snapshot(actor, world.base, tmp_path), range(24)))
     assert list(tmp_path.iterdir()) == [made[0]]
     assert adapter_digest(made[0]) == made[0].name
 
@@ -257,9 +262,9 @@ def test_a_snapshot_that_fails_leaves_nothing(world: World, tmp_path: Path):
     class Failing(ModelActor):
         def save(self, folder: Path, base: Any) -> None:
             (folder / "adapter_config.json").write_text("{")
-            raise OSError("no space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageError, match="No space"):
         snapshot(Failing(None), world.base, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
