@@ -64,10 +64,7 @@ def said(page: Any) -> str:
 def until(page: Any, text: str) -> None:
     """Waits until the status line has this text; a failure says what it has instead."""
     try:
-        # Looked at by the clock: on a loaded machine a page may go without an animation frame for long.
-        page.wait_for_function(
-            "text => document.querySelector('#said').textContent.includes(text)", arg=text, polling=100
-        )
+        page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=text)
     except Exception as error:
         shown = page.evaluate("[document.querySelector('#said').textContent, document.body.innerText.slice(0, 600)]")
         raise AssertionError(f"no {text!r} on the page: {shown}") from error

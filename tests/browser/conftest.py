@@ -23,7 +23,14 @@ def browser() -> Iterator[Any]:
     if program is None:
         pytest.skip("no Chromium is installed (Debian's package `chromium`)")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra `dev`)")
-    with playwright.sync_playwright() as running:
+    wait = playwright.Page.wait_for_function
+
+    def by_the_clock(page: Any, expression: str, **options: Any) -> Any:
+        """On a loaded machine a page may go without an animation frame, by which Playwright looks, for long."""
+        return wait(page, expression, **({"polling": 100} | options))
+
+    with pytest.MonkeyPatch.context() as patch, playwright.sync_playwright() as running:
+        patch.setattr(playwright.Page, "wait_for_function", by_the_clock)
         browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()

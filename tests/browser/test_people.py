@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from annotation_app import until
 
 from annotate.store import Judgement
 from annotate.store.projects import guidelines_of, settings_of, state_of
@@ -224,10 +225,10 @@ def test_who_logs_in_after_another_sends_nothing_of_theirs(serve, page):
     page.route("**/api/vote", lambda route: route.abort())
     page.keyboard.press("1")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
+    until(page, "does not answer")
     page.unroute("**/api/vote")
     page.context.clear_cookies()
-    page.wait_for_function("document.querySelector('#said').textContent.includes('log in again')")
+    until(page, "log in again")
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "bob")
     judge(page, 1)
     assert [vote.annotator for vote in app.votes] == [app.store.known("p", "bob")]
