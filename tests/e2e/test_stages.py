@@ -199,7 +199,7 @@ def test_sampling_goes_on_behind_what_the_store_has(
     command = ("stage.prompts=20", "stage.candidates=3", "data.held_out=0", f"init={runs['sft']}", "project=again")
     monkeypatch.setattr(sample, "PROMPTS_AT_ONCE", 5)
     generate, log, made = HfEngine.generate, Tracker.log, []
-    monkeypatch.setattr(HfEngine, "generate", lambda self, m, p, g: made.append(len(p)) or generate(self, m, p, g))
+    monkeypatch.setattr(HfEngine, "generate", lambda self, p, a, g: made.append(len(p)) or generate(self, p, a, g))
 
     def killed(self: Tracker, step: int, *given: Any) -> None:
         if step == 15:
