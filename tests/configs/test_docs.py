@@ -113,6 +113,7 @@ def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str, page: str)
         ("docs/annotating-for-a-team.md", "benchmarks/annotation/load.py", "benchmarks/annotation/load.json"),
         ("docs/recipes.md", "recipes/hh/beside.py", "recipes/hh/expected.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results.json"),
+        ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results-amx.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/gold.py", "benchmarks/ppo/gold.json"),
     ],
 )
