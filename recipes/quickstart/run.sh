@@ -10,8 +10,13 @@ if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then dtype=bfloat16; fi  # el
 common="seed=$seed 'run.root=$root' project=quickstart dtype=$dtype"
 # Items are called by the run that sampled them, and the simulated annotators' noise is drawn by the item: the name of that
 # run is a part of the recipe. These are the names that the table was measured with; another seed has its derived name.
-names=(pocket-qlora-881b053d pocket-qlora-b9f0b200 pocket-qlora-f85983a3)
-named=${names[$seed]:+run.name=${names[$seed]}}
+named="run.name=pocket-qlora-881b053d"
+case "$seed" in
+  0) ;;
+  1) named="run.name=pocket-qlora-b9f0b200" ;;
+  2) named="run.name=pocket-qlora-f85983a3" ;;
+  *) named="" ;;
+esac
 
 python -m align - <<STAGES
 $common stage=sft method.lr=2e-3 data.max_length=256 stage.max_steps=80
