@@ -136,10 +136,8 @@ def detach(model: Any, name: str) -> None:
     if isinstance(model, PeftModel):
         if name in model.peft_config:
             model.delete_adapter(name)
-        if (
-            model.active_adapter == name and model.peft_config
-        ):  # PEFT leaves the name of what is gone, and fails over it
-            model.active_adapter = next(iter(model.peft_config))
+        if model.active_adapter == name and model.peft_config:
+            model.active_adapter = next(iter(model.peft_config))  # PEFT leaves the name there, and fails over it
         return
     vars(model).pop("peft_config", None)
     for parent in list(model.modules()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,16 +67,16 @@ def inputs(config: Config) -> Inputs:
 
 def started_from(artifact: Artifact, config: Config) -> Artifact | None:
     """What an artifact is measured against: what its run started from; None for one that started from the base."""
+    root = Path(config.run.root).expanduser()
+    named = partial(find, config.init, root, config.model.path, config.model.revision, "init")
     recorded = artifact.manifest.inputs.get("init") if artifact.manifest else None
     if recorded is not None:
         if recorded.ref == BASE:
             manifest = artifact.manifest
             found = base_itself(replace(artifact, base=manifest.base if manifest else None, whole=False))
         else:
-            found = as_recorded(recorded, Path(config.run.root).expanduser())
-        asked = config.init != INIT and find(
-            config.init, Path(config.run.root).expanduser(), config.model.path, config.model.revision, "init"
-        )
+            found = as_recorded(recorded, root)
+        asked = named() if config.init != INIT else None
         if asked and asked.digest != found.digest:
             raise InputError(
                 "init", config.init, f"{artifact.ref} was trained from {recorded.ref}, and is measured against that",
@@ -89,7 +90,7 @@ def started_from(artifact: Artifact, config: Config) -> Artifact | None:
                 "Its held-out loss before and after is in its own report.",
             )  # fmt: skip
         return None
-    return find(config.init, Path(config.run.root).expanduser(), config.model.path, config.model.revision, "init")
+    return named()
 
 
 def as_recorded(recorded: Input, root: Path) -> Artifact:

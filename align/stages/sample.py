@@ -40,8 +40,8 @@ def run(run: Run, config: Config) -> Result:
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed)[: stage.prompts], room)
-    kept = config.method.name, choose_dtype(config.dtype, device)
-    model = load_base(base, kept[0], device, kept[1])
+    method, dtype = config.method.name, choose_dtype(config.dtype, device)
+    model = load_base(base, method, device, dtype)
     pool, adapter = AdapterPool(model, alone=True), adapter_folder(artifact)
     actor = pool.actor(pool.add(adapter) if adapter else None)
     print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
@@ -52,7 +52,7 @@ def run(run: Run, config: Config) -> Result:
     done = logged[-1]["step"] if logged else 0
     bars = progress("sample", len(found), done)
     sizes = config.rollout.max_new_tokens, config.rollout.temperature, config.rollout.batch_size
-    loaded = loaded_engine(config.rollout.engine, base, *kept, tokenizer, model.generation_config, *sizes)
+    loaded = loaded_engine(config.rollout.engine, base, method, dtype, tokenizer, model.generation_config, *sizes)
     with loaded as engine, open_store(config) as store, tracker(run, config, done) as track, bars as bar:
         engine.sync(actor)
         for first in range(done, len(found), PROMPTS_AT_ONCE):

@@ -31,14 +31,14 @@ class AsItStands:
     """A model with whatever is in force on it, as an actor."""
 
     model: Any
-    base_alone: bool = False
+    base_alone: bool = True
 
     @contextmanager
     def use(self) -> Iterator[Any]:
         yield self.model
 
     def save(self, folder: Path, base: Base) -> None:
-        raise NotImplementedError
+        raise AssertionError("a base alone has no weights of its own")
 
 
 class World(NamedTuple):
