@@ -59,10 +59,15 @@ class Tracker:
         if self._wandb:
             self._wandb.log({**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, step=step)
 
-    def show(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """What was answered at `step`, for the eyes: printed, mirrored as a table, and appended to `samples.jsonl`."""
+    def keep(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Append what was answered at `step` to `samples.jsonl`."""
         for sample in samples:
             append(self.samples_path, {"step": step, **sample})
+
+    def show(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """What was answered at `step`, for the eyes: kept, printed, and mirrored as a table."""
+        self.keep(step, samples)
+        for sample in samples:
             print(f"  {shortened(sample['prompt'])} → {shortened(sample['answer'])}  ({sample['score']:.2f})")
         if self._wandb:
             import wandb

@@ -23,10 +23,12 @@ class Message:
     Attributes:
         role: `system`, `user` or `assistant`.
         content: the text, without any template around it.
+        trained: False for an assistant's turn that is read and not imitated.
     """
 
     role: str
     content: str
+    trained: bool = True
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -35,7 +37,7 @@ class Message:
             raise TypeError(f"content of a {self.role} message is {type(self.content).__name__}, not text")
 
     def as_dict(self) -> dict[str, str]:
-        """The `{role, content}` form that transformers and TRL read."""
+        """The `{role, content}` form that transformers and TRL read. What is trained on is no part of it."""
         return {"role": self.role, "content": self.content}
 
 
@@ -66,6 +68,10 @@ class Conversation:
     def answered(self, text: str) -> Conversation:
         """This conversation with `text` as the assistant's next turn."""
         return Conversation((*self.messages, Message("assistant", text)), self.id)
+
+
+Document = Conversation | str
+"""What supervised training imitates: a conversation, or plain text."""
 
 
 @dataclass(frozen=True, slots=True)

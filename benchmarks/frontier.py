@@ -55,7 +55,7 @@ def slug(method: str, setting: str) -> str:
 
 def commands(root: Path, more: str = "") -> list[str]:
     """Every line of the batch: the pairs, then each policy and its evaluation. `more` goes into each."""
-    shared = f"seed=0 'run.root={root}' project=frontier {more}".strip()
+    shared = f"seed=0 'run.root={root}' project=frontier rollout.max_new_tokens=24 {more}".strip()
     lines = [f"{shared} {line}" for line in PAIRS]
     for method, settings in (("dpo", DPO), ("ppo", PPO)):
         for setting, words in settings.items():

@@ -10,19 +10,20 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
 from align.types import Conversation, Rollout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FIELD = "reward.fn"
 LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
 """What many functions are made of, and tells none from another."""
 REMEDY = "Put it into the working folder or install it, and check that it imports."
-LARGEST = torch.finfo(torch.float32).max
+LARGEST = (2 - 2**-23) * 2.0**127
+"""That fp32 holds."""
 
 
 @contextmanager
@@ -72,6 +73,8 @@ class Function:
                     f"returned {score} for the answer {answer[:60]!r}",
                     "Return finite numbers that fp32 can hold.",
                 )
+        import torch
+
         return torch.tensor(scores, dtype=torch.float32)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from align.types import Conversation, Rollout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Rules:
@@ -27,6 +28,8 @@ class Rules:
         self.rules = tuple(rules)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
+        import torch
+
         answers = map(last_answer, conversations)
         return torch.tensor([sum(w * rule(a) for w, rule in self.rules) for a in answers], dtype=torch.float32)
 
@@ -94,6 +97,8 @@ class Sentiment:
         Raises:
             ValueError: a conversation has no assistant message.
         """
+        import torch
+
         return torch.tensor([self._compound(last_answer(c)) for c in conversations], dtype=torch.float32)
 
 

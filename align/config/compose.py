@@ -37,6 +37,10 @@ SCHEMAS: Mapping[str, Mapping[str, type[Settings]]] = {
 }
 
 
+RATED = ("sft", "full")
+"""Stages that `method.lr` is read by."""
+
+
 def conf_dir() -> Path:
     """The shipped configuration: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).resolve().parent.parent
@@ -151,6 +155,9 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
     Raises:
         InputError: there is no such key, or it does not hold such a value.
     """
+    if key == "method.lr" and stage not in (None, *RATED):
+        remedy = "Write stage.lr=." if stage and hasattr(schema_of(stage), "lr") else "Drop it."
+        raise InputError(key, text, f"is the rate of stage=sft and stage=full; stage={stage} does not read it", remedy)
     chosen = {f"{group}.name": group for group in groups}  # of runs alone the name is a setting
     if group := chosen.get(key):
         problem = f"is what {group}= chooses, and decides nothing by itself"

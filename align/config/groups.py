@@ -62,9 +62,24 @@ class DataConfig(Settings):
         "Arguments of the chat template, a mapping such as {enable_thinking: false}. They travel with the artifact; "
         "given again, they replace those that it has.",
     )
-    max_length: int = setting(512, "Longest row; longer ones are left out.", unit="tokens", above=0)
+    max_length: int = setting(1024, "Longest row.", unit="tokens", above=0)
+    too_long: str = setting(
+        "drop",
+        "What becomes of a conversation that is longer: left out (`drop`), or cut there (`truncate`), in supervised "
+        "training; its last answer then teaches no end. Prompts and pairs that are longer are left out.",
+        choices=("drop", "truncate"),
+    )
+    system: str | None = setting(None, "System prompt of conversations that have none. Empty: none is added.")
     held_out: float = setting(
-        0.05, "Share of a file that is kept for measuring, by the hash of what each row asks.", at_least=0, below=1
+        0.05,
+        "Share of a file that is kept for measuring, by the hash of what each row asks. 0: all of it is trained on; 1: "
+        "all of it is measured on.",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    eval_path: str | None = setting(
+        None,
+        "A file to measure on, or hub:ORG/NAME/FILE. data.path is then trained on whole, but for what this one asks.",
+        names="eval_data",
     )
     limit: int | None = setting(None, "Most rows that are used, after they were shuffled. Empty: all.", above=0)
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
@@ -86,6 +101,16 @@ class DataConfig(Settings):
             "Add data=jsonl, or drop data.path.",
         )  # fmt: skip
         require(
+            self.eval_path is None or self.name == "jsonl", "data.eval_path", self.eval_path,
+            f"data={self.name} has a side of its own to measure on", "Add data=jsonl and data.path, or drop it.",
+        )  # fmt: skip
+        require(
+            self.eval_path is None or self.held_out in (0, DataConfig.held_out), "data.held_out", self.held_out,
+            "data.eval_path is measured on, and nothing is held out of data.path", "Drop one of the two.",
+        )  # fmt: skip
+        said = self.system is None or bool(self.system.strip())
+        require(said, "data.system", self.system, "is empty", "Give its text, or leave it out.")
+        require(
             self.name != "jsonl" or bool(self.path), "data.path", self.path or "(empty)", "data=jsonl reads a file",
             "Add data.path=FILE.jsonl.",
         )  # fmt: skip
@@ -99,7 +124,7 @@ class RolloutConfig(Settings):
     AT: ClassVar[str] = "rollout"
 
     engine: str = setting("hf", "What generates.", choices=("hf",))
-    max_new_tokens: int = setting(24, "Longest response.", unit="tokens", above=0)
+    max_new_tokens: int = setting(256, "Longest response.", unit="tokens", above=0)
     temperature: float = setting(1.0, "Divides the logits before sampling.", above=0)
     batch_size: int = setting(128, "Responses that are generated together.", above=0)
 

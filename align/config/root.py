@@ -130,6 +130,13 @@ class Config(Settings):
             f"this version of align reads {SCHEMA_VERSION}",
             "Run it with the version of align that wrote it, or start from today's defaults.",
         )  # fmt: skip
+        name = getattr(self.stage, "name", None)
+        from_base = name in ("sft", "full") or (self.init == "base" and name in ("sample", "reward", "dpo", "ppo"))
+        require(
+            not from_base or self.data.name != "jsonl" or self.model.path is not None, "model", "(not given)",
+            f"{self.data.path} is data of your own, and nothing says which base model is to learn from it",
+            "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in toy of 6 million weights.",
+        )  # fmt: skip
         check = getattr(self.stage, "check", None)
         if check is not None:
             check(self)

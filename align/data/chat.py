@@ -15,10 +15,9 @@ from itertools import count
 from typing import Any
 
 from align.data.length import CHARACTERS, longer_than
-from align.data.sources import Document
 from align.data.tokens import Span, special_ids, special_texts, text_ids, tokenised, veiled
 from align.errors import InputError, half_character, require
-from align.types import Conversation, Message
+from align.types import Conversation, Document, Message
 
 IGNORED = -100  # the label that losses pass over
 
@@ -91,7 +90,7 @@ def assistant_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, li
     specials = special_texts(tokenizer)
     spans = []
     for i, message in enumerate(conversation.messages):
-        if message.role != "assistant":
+        if message.role != "assistant" or not message.trained:
             continue
         start, end, tail = located(tokenizer, conversation, i, text)
         before = render(tokenizer, Conversation(conversation.messages[:i]), answer_due=True) if i else text
@@ -154,6 +153,7 @@ def turn_end(rest: str, alone: str, specials: Sequence[str]) -> int:
 def encode_conversation(tokenizer: Any, conversation: Conversation) -> Encoded:
     """Tokens of a whole conversation, with a loss on what the assistant wrote and on the tokens that end its turns."""
     marked = "{% generation %}" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
+    marked &= all(message.trained for message in conversation.messages)  # markers do not say whose turn they mark
     conversation, veil = veiled(tokenizer, conversation)
     text, spans = (marked_spans if marked else assistant_spans)(tokenizer, conversation)
     made = tokenised(tokenizer, text, veil)
@@ -212,46 +212,55 @@ class Encoding:
         rows: what is trained on.
         too_long: conversations longer than the context, dropped whole: a cut answer would teach to stop nowhere.
         unanswered: conversations without a token to train on.
+        cut: conversations longer than the context that are among the rows, cut there.
     """
 
     rows: list[Encoded]
     too_long: int
     unanswered: int
+    cut: int = 0
 
     @property
     def tokens(self) -> int:
         return sum(len(r.input_ids) for r in self.rows)
 
 
-def encode(tokenizer: Any, documents: Sequence[Document], max_length: int) -> Encoding:
+def encode(tokenizer: Any, documents: Sequence[Document], max_length: int, truncate: bool = False) -> Encoding:
     """Every document as token ids and labels.
+
+    Args:
+        truncate: a conversation longer than `max_length` is cut there; without, it is left out.
 
     Raises:
         InputError: nothing is left to train on; the message counts what was dropped and why.
     """
     rows: list[Encoded] = []
-    too_long = unanswered = 0
+    too_long = unanswered = cut = 0
     for document in documents:
         if isinstance(document, str):
             rows += encode_text(tokenizer, document, max_length)
             continue
-        if surely_too_long(tokenizer, document, max_length):
+        if not truncate and surely_too_long(tokenizer, document, max_length):
             too_long += 1
             continue
         encoded = encode_conversation(tokenizer, document)
-        if len(encoded.input_ids) > max_length:
+        longer = len(encoded.input_ids) > max_length
+        if longer and truncate:
+            encoded = Encoded(encoded.input_ids[:max_length], encoded.labels[:max_length])
+        if longer and not truncate:
             too_long += 1
         elif encoded.trained == 0:
             unanswered += 1
         else:
             rows.append(encoded)
-    if not rows:
+            cut += longer
+    if documents and not rows:
         raise InputError(
             "data.max_length", max_length,
             f"leaves nothing to train on: {too_long} conversations are longer and {unanswered} have no assistant turn",
             "Raise data.max_length, or give conversations with an assistant's answer.",
         )  # fmt: skip
-    return Encoding(rows, too_long, unanswered)
+    return Encoding(rows, too_long, unanswered, cut)
 
 
 def surely_too_long(tokenizer: Any, conversation: Conversation, most: int) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from align.data.chat import encode_judged, prompt_length, surely_too_long
+from align.data.messages import with_default_system
 from align.data.preferences import read_preferences, split_by_group
-from align.data.sources import DataSource, data_file, data_record, share_of
+from align.data.sources import DataSource, data_file, data_records, eval_file
+from align.data.split import share_of
 from align.errors import InputError, require
 from align.run import Input
 from align.types import Conversation, Preference
@@ -30,17 +32,17 @@ class Pair:
     rejected_start: int = 0
 
 
-def pairs_record(data: DataSource, store: str, project: str) -> Input:
-    """What a run's manifest says of its pairs: the head of the project's ledger, or the file.
+def pairs_records(data: DataSource, store: str, project: str) -> dict[str, Input]:
+    """What a run's manifest says of its pairs: the head of the project's ledger, or the files.
 
     Args:
         store: URL of the annotation store.
     """
     if data.name != "annotations":
-        return data_record(data)
+        return data_records(data)
     with Store.open(store, create=False) as votes:
         head = votes.head(project)
-    return Input(head.hash, project=project, seq=head.seq)
+    return {"data": Input(head.hash, project=project, seq=head.seq)}
 
 
 def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool) -> list[Preference]:
@@ -49,19 +51,34 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
         with Store.open(store, create=False) as votes:
             found = preferences(votes, project, allow_simulated)
     else:
-        found = read_preferences(data_file(data))
+        found = read_preferences(data_file(data.path))
     return found[: data.limit]
+
+
+def with_system(pref: Preference, system: str | None) -> Preference:
+    """A pair with this system turn, where its prompt has none."""
+    return pref if system is None else replace(pref, prompt=with_default_system(pref.prompt, system))
 
 
 def divided_pairs(
     prefs: Sequence[Preference], data: DataSource, held_out: float, seed: int
 ) -> tuple[list[Preference], list[Preference]]:
-    """Pairs to train on and pairs to measure on, divided by prompt so that no ranking has a pair on both sides. Of a
-    file, what `stage=eval` will ask must not have taught anything either.
+    """Pairs to train on and pairs to measure on, divided by prompt so that no ranking has a pair on both sides; or
+    measured on a file of their own (`data.eval_path`). Of a file, what `stage=eval` will ask must not have taught
+    anything either.
 
     Raises:
         InputError: there is nothing to train on.
     """
+    if data.eval_path:
+        test = read_preferences(eval_file(data))
+        asked = {share_of(Conversation(pref.prompt)) for pref in test}
+        train = [pref for pref in prefs if share_of(Conversation(pref.prompt)) not in asked]
+        problem = f"asks everything that {data.path} asks, which leaves no pair to train on"
+        require(bool(train), "data.eval_path", data.eval_path, problem, "Give other pairs to measure on.")
+        if len(train) < len(prefs):
+            print(f"{len(prefs) - len(train)} pairs ask what data.eval_path asks, and are left out of training")
+        return train, test
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == "jsonl":
         sides: dict[bool, list[Preference]] = {True: test, False: []}

@@ -25,9 +25,10 @@ from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
+from align.data.messages import check_row, messages_of, with_system_column
 from align.data.rows import json_rows
 from align.errors import InputError, StorageError, require
-from align.types import ROLES, Message, Preference
+from align.types import Message, Preference
 
 Messages = tuple[Message, ...]
 
@@ -67,10 +68,14 @@ class SourceRow:
     def name(self) -> str:
         return f"{self.path.name.removesuffix('.gz').removesuffix('.jsonl')}:{self.number}"
 
+    @property
+    def where(self) -> str:
+        return f"{self.path}, row {self.number}"
+
     def error(self, column: str, problem: str, remedy: str = HELP) -> InputError:
         displayed = repr(self.data.get(column.split("[")[0]))
         value = displayed if len(displayed) <= 80 else f"{displayed[:77]}…"
-        return InputError(f"{self.path}, row {self.number}, {column}", value, problem, remedy)
+        return InputError(f"{self.where}, {column}", value, problem, remedy)
 
     def text(self, column: str) -> str:
         value = self.data.get(column)
@@ -122,6 +127,8 @@ def read_with_report(path: str | Path) -> tuple[list[Preference], ReadReport]:
 def parse(rows: Sequence[SourceRow]) -> Iterator[Preference | Drop]:
     """The pairs of one row, or of neighbouring HelpSteer rows."""
     row, columns = rows[0], rows[0].data.keys()
+    for each in rows:
+        check_row(each.data, each.where)
     if _is_helpsteer(row):
         yield from _helpsteer(rows)
     elif {"chosen", "rejected"} <= columns:
@@ -168,6 +175,7 @@ def _pair(row: SourceRow) -> Preference | Drop:
         asked = as_prompt(row, "prompt", prompt)
     else:
         asked, better, worse = split_shared(row, better, worse)
+        asked = with_system_column(asked, row.data, row.where)
         # A list names its messages and must be right; a string (UltraFeedback) repeats one of them, as a caption.
         if isinstance(prompt, list) and asked[-len(prompt) :] != as_messages(row, "prompt", prompt):
             raise row.error("prompt", "not what chosen and rejected share")
@@ -270,17 +278,13 @@ def as_messages(row: SourceRow, column: str, value: Any) -> Messages:
     """A list of `{role, content}`, checked."""
     if not isinstance(value, list) or not value:
         raise row.error(column, "neither a text nor a list of messages")
-    for i, message in enumerate(value):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise row.error(f"{column}[{i}].role", f"none of {', '.join(ROLES)}", "Rename the role.")
-        if not isinstance(message.get("content"), str):
-            raise row.error(f"{column}[{i}].content", "missing or not a text")
-    return tuple(Message(message["role"], message["content"]) for message in value)
+    return messages_of(value, row.where, column)
 
 
 def as_prompt(row: SourceRow, column: str, value: Any) -> Messages:
     """A prompt from messages, a transcript or a plain question; ends before the assistant's turn."""
     turns = transcript(value) if isinstance(value, str) else as_messages(row, column, value)
+    turns = with_system_column(turns, row.data, row.where)
     if turns[-1] == Message("assistant", ""):  # HH and Nectar end a prompt with "Assistant:"
         turns = turns[:-1]
     if not turns or turns[-1].role == "assistant" or not any(turn.content.strip() for turn in turns):

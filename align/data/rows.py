@@ -17,11 +17,22 @@ DEEPEST = 64
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 """What a file in UTF-8 writes half a character with; half of those that it finds have their other half."""
 ONE = "Write one JSON object a line."
+LONGEST = 32 * 2**20
+"""Bytes of a line; reading one takes up to some twenty times that."""
+FORMATS = {
+    b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"PK": "a zip archive", b"SQLite format 3": "a database",
+    b"(\xb5/\xfd": "packed by zstd", b"\x1f\x8b": "packed by gzip, and its name does not end in .gz",
+}  # fmt: skip
+"""What a file of another kind begins with."""
+CONVERT = "Convert it: datasets.load_dataset(KIND, data_files=FILE)['train'].to_json('rows.jsonl')."
 TOO_DEEP = "it is nested too deeply to be read"
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_rows(path: Path, field: str = "data.path") -> Iterator[tuple[int, dict[str, Any]]]:
     """(line from 1, object) of each line of a JSON Lines file, plain or `.gz`; blank lines are left out but counted.
+
+    Args:
+        field: what the user calls the file.
 
     Raises:
         InputError: no such file, or a line that is not a JSON object of whole characters in UTF-8: names file, row and,
@@ -31,10 +42,15 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     line = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
+            for line, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
                 if not raw.strip():
                     continue
                 where = f"{path}, row {line}"
+                if line == 1:
+                    check_format(path, raw, field)
+                if len(raw) > LONGEST:
+                    problem = f"a line of more than {LONGEST // 2**20} MiB"
+                    raise InputError(where, f"{raw[:60]!r}", problem, "Leave it out, or divide it into several rows.")
                 try:
                     data = json.loads(raw.decode("utf-8-sig"))
                 except RecursionError as error:
@@ -50,10 +66,20 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield line, data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         problem = f"cannot be unpacked after row {line} ({error})"
-        raise CorruptFile("data.path", str(path), problem, "Fetch or write the file again.") from error
+        raise CorruptFile(field, str(path), problem, "Fetch or write the file again.") from error
     except OSError as error:
         remedy = "Check the path: a JSON Lines file, plain or .gz."
-        raise InputError("data.path", str(path), f"cannot be read ({error.strerror})", remedy) from error
+        raise InputError(field, str(path), f"cannot be read ({error.strerror})", remedy) from error
+
+
+def check_format(path: Path, beginning: bytes, field: str) -> None:
+    """Raises: InputError: a file begins as one of another kind does."""
+    for mark, kind in FORMATS.items():
+        if beginning.startswith(mark):
+            raise InputError(field, str(path), f"is {kind}, and JSON Lines are read", CONVERT)
+    if beginning.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        problem = "is one JSON array, and JSON Lines are read"
+        raise InputError(field, str(path), problem, "Write one object a line: jq -c '.[]' FILE > rows.jsonl.")
 
 
 def check_values(value: Any, where: str, field: str = "", depth: int = 0) -> None:

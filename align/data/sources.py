@@ -1,24 +1,20 @@
-"""Where documents, prompts and pairs come from: the `data` group, read into the records of `align.types`.
-
-A *document* is what supervised training imitates: a `Conversation`, or plain text (`str`).
-"""
+"""Where documents, prompts and pairs come from: the `data` group, read into the records of `align.types`."""
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from align.data import chitchat
+from align.data.messages import check_row, check_weight, messages_of, refused, with_default_system, with_system_column
 from align.data.rows import json_rows
+from align.data.split import question, side, unasked
 from align.errors import InputError, require
-from align.run import HUB, Input, file_digest, hub_file
-from align.types import Conversation, Message
-
-Document = Conversation | str
+from align.run import HUB, Input, hub_file, known_digest
+from align.types import Conversation, Document, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +25,10 @@ class DataSource:
         name: `chitchat`, the corpus of the built-in model; `jsonl`, a file; `annotations`, votes.
         path: the file, or `hub:ORG/NAME/FILE`.
         part: of the corpus; None for what the stage needs.
-        held_out: the share of a file that is kept for measuring.
+        held_out: the share of a file that is kept for measuring; 0 measures nothing, 1 measures all of it.
         limit: the most rows that are read; None for all.
+        eval_path: a file to measure on, as `path` is one; `path` is then trained on whole, but for what it asks too.
+        system: the system turn of conversations that have none.
     """
 
     name: str
@@ -38,10 +36,13 @@ class DataSource:
     part: str | None = None
     held_out: float = 0.0
     limit: int | None = None
+    eval_path: str | None = None
+    system: str | None = None
 
 
 T = TypeVar("T")
-MORE = "Give a file with more rows, or another data.held_out."
+MORE = "Give a file with more rows, another data.held_out, or data.eval_path=FILE to measure on."
+ANSWERS = ("completion", "response", "chosen")
 
 
 def data_record(data: DataSource) -> Input:
@@ -50,10 +51,24 @@ def data_record(data: DataSource) -> Input:
     Raises:
         InputError: the file is not there.
     """
-    path = chitchat.corpus_path() if data.name == "chitchat" else data_file(data)
+    path = chitchat.corpus_path() if data.name == "chitchat" else data_file(data.path)
+    return file_record(path, data.path or data.name, "data.path")
+
+
+def data_records(data: DataSource) -> dict[str, Input]:
+    """The files of a data set, as inputs of a run: `data`, and `eval_data` where a file of its own is measured on."""
+    records = {"data": data_record(data)}
+    if data.eval_path:
+        records["eval_data"] = file_record(eval_file(data), data.eval_path, "data.eval_path")
+    return records
+
+
+def file_record(path: Path, given: str, field: str) -> Input:
+    """A file as an input of a run. Raises: InputError: it is not there, or no file."""
     if not path.is_file():
-        raise InputError("data.path", data.path, "there is no such file", "Give the path of a JSON Lines file.")
-    return Input(file_digest(path), path=data.path or data.name)
+        problem = "is a folder, and one file is read" if path.is_dir() else "there is no such file"
+        raise InputError(field, given, problem, "Give the path of a JSON Lines file.")
+    return Input(known_digest(path), path=given)
 
 
 LICENCES = {"chitchat": "MIT"}
@@ -64,34 +79,37 @@ def licence_of(name: str) -> str:
     return LICENCES.get(name, "")
 
 
-def data_file(data: DataSource) -> Path:
-    """The file that `data.path` names: here, or one of a hub's data set (`hub:ORG/NAME/FILE`), downloaded once.
+def data_file(path: str | None, field: str = "data.path") -> Path:
+    """The file that a path names: here, or one of a hub's data set (`hub:ORG/NAME/FILE`), downloaded once.
 
     Raises:
         InputError: the hub does not give it.
     """
-    path = data.path or ""
-    return hub_file(path, "data.path") if path.startswith(HUB) else Path(path).expanduser()
+    path = path or ""
+    return hub_file(path, field) if path.startswith(HUB) else Path(path).expanduser()
+
+
+def eval_file(data: DataSource) -> Path:
+    """The file that `data.eval_path` names, see `data_file`."""
+    return data_file(data.eval_path, "data.eval_path")
 
 
 def documents(data: DataSource, split: str, seed: int = 0) -> list[Document]:
-    """What supervised training reads.
+    """What supervised training reads of one side, `train` or `test`, see `divided_documents`."""
+    return divided_documents(data, seed)[split == "test"]
 
-    Args:
-        split: `train` or `test`. A file is divided by the hash of each row's content (`data.held_out`), so that equal
-            rows never stand on both sides; the corpus has parts of its own.
+
+def divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], list[Document]]:
+    """What supervised training learns from, and what it is measured on; the second is empty where `held_out` is 0.
 
     Raises:
-        InputError: a row without the expected fields (with file and row number), or nothing left.
+        InputError: a row without the expected fields (with file and row number), or nothing to train on.
     """
-    if data.name == "chitchat":
-        part = "test" if split == "test" else data.part or "sft"
-        plain = data.part == "base"
-        found: list[Document] = [*chitchat.texts(part)] if plain else [*chitchat.conversations(part)]
-    else:
-        found = side(read_documents(data_file(data)), split, data.held_out)
-    require(bool(found), "data", data.path or data.name, f"holds no documents for {split}", MORE)
-    return shuffled(found, seed, data.limit)
+    train, test = sides(data)
+    for found, split in ((train, "train"), (test, "test")):
+        none_wanted = split == "test" and data.held_out == 0
+        require(bool(found) or none_wanted, "data", data.path or data.name, f"holds no documents for {split}", MORE)
+    return shuffled(train, seed, data.limit), shuffled(test, seed, data.limit)
 
 
 def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
@@ -101,22 +119,36 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
         split: `train` for sampling and PPO, `test` for evaluation.
     """
     if data.name == "chitchat":
-        found = chitchat.contexts("test" if split == "test" else data.part or "prompts")
+        conversations = chitchat.contexts("test" if split == "test" else data.part or "prompts")
+        found = [with_system(c, data.system) for c in conversations]
     else:
-        rows = side(read_documents(data_file(data)), split, data.held_out)
-        found = [asked for d in rows if (asked := question(d)) is not None]
+        found = [asked for d in sides(data)[split == "test"] if (asked := question(d)) is not None]
     require(bool(found), "data", data.path or data.name, f"holds no prompts for {split}", f"{MORE} A user must speak.")
     return shuffled(found, seed, data.limit)
 
 
-def question(document: Document) -> Conversation | None:
-    """The conversation up to the user's last turn; None for plain text or where no user speaks."""
-    if isinstance(document, str):
-        return None
-    messages = document.messages
-    while messages and messages[-1].role != "user":
-        messages = messages[:-1]
-    return Conversation(messages, document.id) if messages else None
+def sides(data: DataSource) -> tuple[list[Document], list[Document]]:
+    """What a data set has to train on and to measure on. A file is divided by the hash of what each row asks
+    (`held_out`), or measured on another file (`eval_path`); equal questions never stand on both sides. The corpus has
+    parts of its own."""
+    if data.name == "chitchat":
+        plain, part = data.part == "base", data.part or "sft"
+        train: list[Document] = [*chitchat.texts(part)] if plain else [*chitchat.conversations(part)]
+        test: list[Document] = [*chitchat.texts("test")] if plain else [*chitchat.conversations("test")]
+    elif data.eval_path:
+        test = read_documents(eval_file(data), "data.eval_path")
+        train = unasked(read_documents(data_file(data.path)), test, str(data.path))
+    else:
+        found = read_documents(data_file(data.path))
+        train, test = side(found, "train", data.held_out), side(found, "test", data.held_out)
+    return [with_system(d, data.system) for d in train], [with_system(d, data.system) for d in test]
+
+
+def with_system(document: T, system: str | None) -> T:
+    """A conversation with this system turn, where it has none of its own; plain text as it is."""
+    if system is None or not isinstance(document, Conversation):
+        return document
+    return replace(document, messages=with_default_system(document.messages, system))
 
 
 def shuffled(items: list[T], seed: int, limit: int | None) -> list[T]:
@@ -124,55 +156,62 @@ def shuffled(items: list[T], seed: int, limit: int | None) -> list[T]:
     return items[:limit]
 
 
-def side(found: list[Document], split: str, held_out: float) -> list[Document]:
-    """The documents of `split`. Where the share `held_out` is too small for a file, one content is held out all the
-    same, and then nothing trains on it."""
-    shares = [share_of(d) for d in found]
-    least = min(shares) if held_out > 0 and len(set(shares)) > 1 else -1.0
-    return [d for d, s in zip(found, shares, strict=True) if (s < held_out or s == least) == (split == "test")]
-
-
-def share_of(document: Document) -> float:
-    """A number in [0, 1) from the hash of what a document asks (or says)."""
-    asked = question(document)
-    content = document if isinstance(document, str) else repr(asked.messages if asked else document.messages)
-    return int(hashlib.sha256(content.encode()).hexdigest()[:8], 16) / 2**32
-
-
-def read_documents(path: Path) -> list[Document]:
+def read_documents(path: Path, field: str = "data.path") -> list[Document]:
     """Conversations (`messages`, or `prompt` with `completion`, `response` or `chosen`) and plain `text` of a file.
 
     Raises:
-        InputError: a row has none of these; the message names the file and the row.
+        InputError: a row has none of these, or says what cannot be kept; the message names the file and the row.
     """
-    found = [document_of(row, f"{path}, row {number}", f"{path.name}:{number}") for number, row in json_rows(path)]
-    require(bool(found), "data.path", str(path), "is empty", "Give at least one row.")
+    found = [
+        document_of(row, f"{path}, row {number}", f"{path.name}:{number}") for number, row in json_rows(path, field)
+    ]
+    require(bool(found), field, str(path), "is empty", "Give at least one row.")
     return found
 
 
-def turns_of(value: Any, role: str) -> tuple[Message, ...]:
+def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
+    """One row as a document. Where a row has `text` beside a conversation, that is its rendering, and the conversation
+    counts."""
+    check_row(row, where)
+    check_weight(row, where)
+    if "messages" in row:
+        messages = messages_of(row["messages"], where, "messages")
+    elif "prompt" in row:
+        messages = asked_and_answered(row, where)
+    elif isinstance(row.get("text"), str):
+        system = row.get("system")
+        require(not system, f"{where}, system", system, "stands beside plain text", "Give `messages`.")
+        return row["text"]
+    else:
+        raise InputError(
+            where, ", ".join(map(str, row)) or "(no fields)", "has no field to learn from",
+            "Give `messages`, `prompt` with `completion`, or `text`.",
+        )  # fmt: skip
+    for i, message in enumerate(messages):
+        if message.role != "system" and message.trained and not message.content.strip():
+            remedy = 'Leave the row out, or write "train": false on an answer that is not to be imitated.'
+            raise refused(where, f"message {i}", message.content, f"the {message.role}'s turn is empty", remedy)
+    return Conversation(with_system_column(messages, row, where), id)
+
+
+def asked_and_answered(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """The turns of a `prompt` and of its answer, in whichever column that stands; of the prompt alone where there is
+    none."""
+    given = {name: row[name] for name in ANSWERS if row.get(name) is not None}
+    if len({repr(value) for value in given.values()}) > 1:
+        problem = f"has several answers ({', '.join(given)})"
+        raise refused(where, "prompt", row["prompt"], problem, "Keep one of these columns.")
+    asked = turns_of(row["prompt"], "user", where, "prompt")
+    name = next(iter(given), ANSWERS[0])
+    answered = turns_of(given.get(name), "assistant", where, name)
+    require(bool(asked), f"{where}, prompt", row["prompt"], "asks nothing", "Give its text.")
+    if answered[: len(asked)] == asked:  # UltraFeedback's `chosen` repeats the prompt
+        answered = answered[len(asked) :]
+    return (*asked, *answered)
+
+
+def turns_of(value: Any, role: str, where: str, column: str) -> Sequence[Message]:
     """Text as one turn of `role`, a list of messages as it is, nothing as no turn."""
     if value is None:
         return ()
-    return (Message(role, value),) if isinstance(value, str) else Conversation.of(value).messages
-
-
-def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
-    """One row as a document."""
-    if isinstance(row.get("text"), str):
-        return row["text"]
-    try:
-        if "messages" in row:
-            return Conversation.of(row["messages"], id)
-        if "prompt" in row:
-            answer = next((row[k] for k in ("completion", "response", "chosen") if k in row), None)
-            asked, answered = turns_of(row["prompt"], "user"), turns_of(answer, "assistant")
-            if answered[: len(asked)] == asked:  # UltraFeedback's `chosen` repeats the prompt
-                answered = answered[len(asked) :]
-            return Conversation((*asked, *answered), id)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(where, str(error), "is not a conversation", "Write {role, content} messages.") from error
-    raise InputError(
-        where, ", ".join(map(str, row)) or "(no fields)", "has no field to learn from",
-        "Give `messages`, `prompt` with `completion`, or `text`.",
-    )  # fmt: skip
+    return (Message(role, value),) if isinstance(value, str) else messages_of(value, where, column)

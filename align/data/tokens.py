@@ -17,13 +17,13 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from align.errors import InputError
-from align.types import Conversation, Message
+from align.types import Conversation
 
 Veil = dict[int, str]
 """For `str.translate`: the private-use letters that stand in contents, and what they hide."""
@@ -70,7 +70,7 @@ def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Ve
         "".join(hiding[letter] if i in found else letter for i, letter in enumerate(text)) if found else text
         for text, found in zip(contents, starts, strict=True)
     )
-    messages = tuple(Message(m.role, text) for m, text in zip(conversation.messages, hidden, strict=True))
+    messages = tuple(replace(m, content=text) for m, text in zip(conversation.messages, hidden, strict=True))
     return Conversation(messages, conversation.id), {ord(hides): letter for letter, hides in hiding.items()}
 
 

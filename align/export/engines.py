@@ -19,14 +19,10 @@ from transformers import AutoModelForCausalLM
 
 from align.models.fastpath import without_fast_path
 from align.models.load import in_fp32, keep_unpacked, nf4
-from align.rollout.engine_process import LLAMA_CPP, VLLM
 
 Rows = Sequence[Sequence[int]]
 """Token ids, a prompt each."""
 
-TRANSFORMERS = "transformers"
-SETTINGS = {LLAMA_CPP: "export.llama_cpp", VLLM: "export.vllm"}
-"""What names the Python that has an engine."""
 VERSION = f"{transformers.__version__}, peft {peft.__version__}"
 
 

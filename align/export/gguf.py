@@ -25,13 +25,13 @@ from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
 from align.export.bases import named_base, plain_base
 from align.export.converters import convert_adapter, convert_model, digest_of
-from align.export.engines import SETTINGS, free_memory
+from align.export.engines import free_memory
 from align.export.trained import Trained
 from align.models.adapter_files import WEIGHTS_FILE
-from align.models.dequantised import ABOUT
+from align.models.base import ABOUT
 from align.models.load import name_of, save_tokenizer
 from align.ops.finite import not_finite
-from align.rollout.engine_process import LLAMA_CPP, Answer, ask, version_in
+from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, ask, version_in
 from align.run import file_digest, json_digest, read_json, write_json
 from align.run.atomic import publish, scratch_folder
 

@@ -13,7 +13,7 @@ from align.export.adapter import rank_of, write_lowered
 from align.export.bases import base_beside, base_folder, named_base
 from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
 from align.export.converters import convert_adapter, converters_in, first_mismatch
-from align.export.engines import SETTINGS, free_memory, logits_of
+from align.export.engines import free_memory, logits_of
 from align.export.gguf import ADAPTER, F16, F32, Source, base_file, gguf_bases, gguf_source, write_gguf
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
 from align.export.merged import merged_model, write_merged
@@ -23,7 +23,7 @@ from align.export.verdicts import Check, gap_in
 from align.models.base import BUILT_IN
 from align.models.dequantised import cast_weights, weights_dtype
 from align.models.load import DTYPES
-from align.rollout.engine_process import LLAMA_CPP, Answer, interpreter
+from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, interpreter
 from align.run import Base
 from align.run.atomic import scratch_folder
 

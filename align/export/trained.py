@@ -13,11 +13,12 @@ from transformers import AutoTokenizer
 
 from align.data.fixed_prompts import fixed_prompts
 from align.errors import CorruptFile, require
-from align.export.engines import TRANSFORMERS, VERSION, free_memory, logits_of
+from align.export.engines import VERSION, free_memory, logits_of
 from align.export.verdicts import ALONE, Bound, Check, pooled_divergence
 from align.models.adapters import attach
 from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, name_of
 from align.ops.divergence import Divergence
+from align.rollout.engine_process import TRANSFORMERS
 from align.run import Base
 
 

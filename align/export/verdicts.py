@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, ones
 
 from align.errors import CorruptFile, InputError
-from align.export.engines import TRANSFORMERS
 from align.ops.divergence import Divergence, kl_between, pooled
+from align.rollout.engine_process import TRANSFORMERS
 from align.run.receipt import RECEIPT
 
 Bound = tuple[str, float]

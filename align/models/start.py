@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from align.errors import InputError
+from align.errors import InputError, MissingArtifact, require
 from align.models.base import base_of, find_base
-from align.run import Artifact, Base, resolve
+from align.run import Artifact, Base, Input, artifact_in, resolve
+from align.run.lineage import made_in
 
 BASE = "base"
 """The reference to the model that `model=` names, as it is."""
@@ -68,6 +70,54 @@ def as_artifact(base: Base) -> Artifact:
 def base_itself(artifact: Artifact) -> Artifact:
     """The base that an adapter was trained on, found anew where it lies by now, as what the adapter started from."""
     return as_artifact(base_of(artifact, "init"))
+
+
+def started_from(artifact: Artifact, named: Artifact | None, root: Path) -> Artifact | None:
+    """What an artifact is measured against: what its run started from; None for one that started from the base.
+
+    Args:
+        named: by the user, or as the default; of a bare folder, which says nothing itself, it is believed.
+        root: the folder of runs.
+
+    Raises:
+        MissingArtifact: it is gone, or something else lies there.
+        InputError: the artifact was trained from something else than what was named, or started from nothing.
+    """
+    manifest = artifact.manifest
+    if manifest is None:
+        return named
+    recorded = manifest.inputs.get("init")
+    if recorded is None:
+        require(
+            not artifact.whole, "artifact", artifact.ref, "was trained to imitate, not to be preferred to anything",
+            "Its held-out loss before and after is in its own report.",
+        )  # fmt: skip
+        found, ref, digest = None, "the base", artifact.base.digest if artifact.base else ""
+    else:
+        on_its_base = replace(artifact, base=manifest.base, whole=False)
+        found = base_itself(on_its_base) if recorded.ref == BASE else as_recorded(recorded, root)
+        ref, digest = recorded.ref, found.digest
+    if named is not None and named.digest != digest:
+        problem = f"{artifact.ref} was trained from {ref}, and is measured against that"
+        raise InputError("init", named.ref, problem, "Drop init=.")
+    return found
+
+
+def as_recorded(recorded: Input, root: Path) -> Artifact:
+    """What an artifact started from, wherever it lies by now.
+
+    Raises:
+        MissingArtifact: it is gone, or something else lies there.
+    """
+    folder = made_in(recorded, root) if recorded.stage else Path(recorded.path)
+    if folder is not None and folder.is_dir():
+        found = artifact_in(folder, recorded.ref)
+        if found.digest == recorded.digest:
+            return found
+    raise MissingArtifact(
+        "init", recorded.ref, f"what the artifact started from ({recorded.digest[:12]}) is gone, or was changed",
+        "Restore it, or evaluate an artifact whose start is there.",
+    )  # fmt: skip
 
 
 def method_of(artifact: Artifact, given: str, field: str) -> str:

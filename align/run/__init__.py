@@ -6,10 +6,8 @@ lock, so no lock file is left behind.
 """
 
 from align.run.artifacts import WEIGHTS, Artifact, artifact_in, resolve, verify_outputs
+from align.run.digests import file_digest, folder_digest, json_digest, known_digest
 from align.run.files import (
-    file_digest,
-    folder_digest,
-    json_digest,
     json_object,
     out_of_memory,
     read_json,
@@ -37,6 +35,7 @@ __all__ = [
     "hub_snapshot",
     "json_digest",
     "json_object",
+    "known_digest",
     "linked_folder",
     "model_config",
     "model_digest",

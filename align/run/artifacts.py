@@ -10,7 +10,7 @@ from pathlib import Path
 from align.config.root import DEFAULT_ROOT
 from align.config.stages import STAGES
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.run.files import file_digest
+from align.run.digests import known_digest
 from align.run.hub import hub_snapshot
 from align.run.manifest import Base, Input, Manifest, read_manifest
 from align.run.weights import adapter_digest, model_digest, tokenizer_digest
@@ -100,7 +100,7 @@ def verify_outputs(folder: Path, outputs: Mapping[str, str]) -> None:
     """Raise `CorruptFile` unless every published file is there and hashes to what the manifest says."""
     for name, digest in outputs.items():
         path = folder / name
-        if not path.is_file() or file_digest(path) != digest:
+        if not path.is_file() or known_digest(path) != digest:
             problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
             raise CorruptFile("file", str(path), problem, "Restore it, or make it again with resume=never.")
 

@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from align.run.files import file_digest, write_json
+from align.run.digests import file_digest
+from align.run.files import write_json
 from align.run.folder import Run
 
 SEAL = "align_seal.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.redaction import redacted
-from align.run.files import file_digest, json_digest
+from align.run.digests import file_digest, json_digest
 
 PACKAGES = ("align", "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
 DIFF_LIMIT = 1_000_000

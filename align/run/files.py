@@ -1,13 +1,11 @@
-"""Files and folders: digests, atomic writing, and what a full or locked disk looks like from Python."""
+"""Files: JSON read and written, atomic writing, and what a full or locked disk looks like from Python."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +23,6 @@ MEMORY_WORDS = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|Cannot allocate memory|std::bad_alloc|CUDA out of memory"
     r"|CU(DA|BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|CUDA error: out of memory"
 )
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def json_digest(value: Any) -> str:
-    """sha256 of a JSON value in canonical form, hex."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def folder_digest(folder: Path, patterns: Iterable[str] = ("*",)) -> str:
-    """sha256 over the names and contents of the files in `folder` that match `patterns`, hex."""
-    return files_digest(matching(folder, patterns))
-
-
-def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files in `folder` that match a pattern, in order of their names."""
-    return sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
-
-
-def files_digest(files: Iterable[Path]) -> str:
-    """sha256 over the names and contents of files, hex."""
-    return json_digest([[p.name, file_digest(p)] for p in files])
 
 
 def json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from align.errors import AlignError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
 from align.redaction import masked_tree
+from align.run.digests import file_digest, json_digest
 from align.run.environment import code_digest, git_state, machine, package_versions
-from align.run.files import file_digest, json_digest, write_text
+from align.run.files import write_text
 from align.run.manifest import FILE, Base, Input, Manifest, identity_of, read_manifest, write_manifest
 from align.run.weights import published_digest
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import CorruptFile
-from align.run.files import file_digest, json_digest, read_json, write_json
+from align.run.digests import file_digest, json_digest
+from align.run.files import read_json, write_json
 
 RECEIPT = "receipt.json"
 SCHEMA = 1

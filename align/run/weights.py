@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from align.errors import AlignError, CorruptFile, InputError
-from align.run.files import files_digest, json_object, matching
+from align.run.digests import files_digest, matching
+from align.run.files import json_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"

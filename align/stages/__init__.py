@@ -1,4 +1,4 @@
-"""One module a stage: `inputs(config)` names what goes in, `run(run, config)` tells the story."""
+"""One module a stage, whose `run` tells the story; `inputs.py` says what goes into each; here they are run."""
 
 from __future__ import annotations
 
@@ -7,40 +7,17 @@ import logging
 import sys
 import traceback
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import yaml
 
 from align.config.compose import plain
 from align.config.root import Config
-from align.config.settings import changed
 from align.config.stages import STAGES
-from align.data.sources import DataSource
 from align.errors import AlignError, InputError, readable
-from align.models.start import start_from
 from align.redaction import Formatter
-from align.report import too_few
-from align.run import Artifact, Base, Input, Run, out_of_memory, storage_error, verify_outputs
+from align.run import Run, out_of_memory, storage_error, verify_outputs
+from align.stages.inputs import OF
 from align.track import Tracker
-from annotate.store import Store
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a stage starts from, resolved once, before the run has a name.
-
-    Attributes:
-        config: with what they decide: the method that an adapter belongs to.
-        label: the readable part of the run's derived name.
-        base: the base weights.
-        records: name → what goes in, as the manifest will hold it.
-    """
-
-    config: Config
-    label: str
-    base: Base | None
-    records: dict[str, Input] = field(default_factory=dict)
 
 
 def execute(config: Config) -> int:
@@ -60,8 +37,7 @@ def execute(config: Config) -> int:
 
 
 def perform(config: Config) -> int:
-    module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
-    inputs: Inputs = module.inputs(config)
+    inputs = OF[config.stage.name](config)
     config = inputs.config
     values = plain(config)
     with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume) as run:
@@ -70,10 +46,13 @@ def perform(config: Config) -> int:
             print("This run is finished already; resume=never makes another.")
             print(run.folder)
             return 0
+        print(first_line(run, config))
         run.begin(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         log = log_to(run)
         try:
-            result = module.run(run, config)
+            rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
+            module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
+            result = module.run(run, config, *rows)
             if "torch" in sys.modules:  # nothing else writes tensors
                 from align.models.finite import check_published
 
@@ -94,11 +73,25 @@ def perform(config: Config) -> int:
         finally:
             logging.getLogger().removeHandler(log)
             log.close()
+        from align.report import too_few  # and its plots' library with it
+
         for line in (*result.summary, too_few(result.metrics)):
             if line:
                 print(line)
         print(run.folder)
     return 0
+
+
+def first_line(run: Run, config: Config) -> str:
+    """What is about to run, in a line: on which base, by which method, on which data, at which rate."""
+    given, base, lr = run.inputs.get("data"), run.manifest.base, getattr(config.stage, "lr", None)
+    data = given and (f"the votes of project {given.project}" if given.project else given.path)
+    parts = {
+        "on": base and f"{base.id} ({base.digest[:12]})", "method": base and config.method.name, "data": data,
+        "measured on": config.data.eval_path if data else None, "lr": None if lr is None else f"{lr:g}",
+    }  # fmt: skip
+    said = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+    return f"{'continues ' if run.resumed else ''}{run.manifest.stage}:{run.name}{' ' if said else ''}{said}"
 
 
 def computed_on(config: Config) -> dict[str, str]:
@@ -133,25 +126,6 @@ def log_to(run: Run) -> logging.Handler:
     return handler
 
 
-def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
-    """What a stage starts from, see `align.models.start.start_from`; and the configuration with the method that this
-    belongs to.
-
-    Args:
-        ref: the reference; None for what the configuration has as `field`.
-    """
-    ref = ref if ref is not None else str(getattr(config, field))
-    root, model = Path(config.run.root).expanduser(), config.model
-    found = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
-    return found.artifact, found.base, changed(config, method=changed(config.method, name=found.method))
-
-
-def source_of(config: Config) -> DataSource:
-    """Where the rows of `data=` come from."""
-    data = config.data
-    return DataSource(data.name, data.path, data.part, data.held_out, data.limit)
-
-
 def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextManager[Tracker]:
     """The run's metrics streams, continued after step `keep_below`, mirrored to wandb where `track=wandb`."""
     mirror = None
@@ -159,15 +133,3 @@ def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextMan
         name = f"{run.manifest.stage}/{run.name}"
         mirror = {"project": config.track.project, "name": name, "config": plain(config)}
     return closing(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))
-
-
-def store_url(config: Config) -> str:
-    """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
-    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / 'annotations.db'}"
-
-
-def open_store(config: Config, create: bool = True) -> Store:
-    """The annotation store. A reader never makes an empty one."""
-    if create and config.store.url is None:
-        Path(config.run.root).expanduser().mkdir(parents=True, exist_ok=True)
-    return Store.open(store_url(config), create=create)

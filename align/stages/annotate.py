@@ -11,12 +11,11 @@ from urllib.parse import quote, urlsplit
 
 from align.config.annotate import LOOPBACK, AnnotateConfig
 from align.config.root import Config
-from align.config.settings import changed
-from align.errors import InputError, require
+from align.errors import InputError
 from align.report import Report
-from align.run import Input, Run, json_digest, resolve, write_json
+from align.run import Run, resolve, write_json
 from align.run.lineage import readers_of
-from align.stages import Inputs, open_store, store_url
+from align.stages.inputs import open_store, store_url
 from align.types import Result
 from annotate.accounts import Accounts, Person
 from annotate.assignment import AssignmentQueue
@@ -31,32 +30,6 @@ from annotate.store.schema import migrate
 
 SEEDS = 2**32
 """How many seeds a run can have: the next annotator's begin behind them."""
-
-
-def inputs(config: Config) -> Inputs:
-    stage: AnnotateConfig = config.stage
-    label = f"{config.project}-{stage.action}"
-    if stage.action == "simulate":
-        # What is to be judged is the input, not what has been judged already: a continued run is the same run.
-        with open_store(config, create=False) as store:
-            items = json_digest([item.id for item in store.items(config.project)])
-        return Inputs(config, label, None, {"items": Input(items, project=config.project)})
-    read = {"guidelines": stage.guidelines} | ({} if stage.action == "backup" else {"path": stage.path})
-    for name, given in read.items():
-        there = given is None or Path(given).expanduser().exists()
-        require(there, f"stage.{name}", given, "there is no such file", "Check the path.")
-    if stage.action == "export":  # the run reads the project, as a run of stage=reward does: an erasure concerns it
-        with open_store(config, create=False) as store:
-            head = store.head(config.project)
-        return Inputs(config, label, None, {"annotations": Input(head.hash, project=config.project, seq=head.seq)})
-    # From here on people have no name: what the run writes down must not say whom it concerned.
-    if stage.annotator is not None and stage.action in ("erase", "invite"):
-        with open_store(config, create=False) as store:
-            accounts = Accounts(store)
-            known = accounts.pseudonym if stage.action == "erase" else accounts.handle
-            config = changed(config, stage=changed(stage, annotator=known(config.project, stage.annotator)))
-    # The others look at a store that changes, or change it: asked again, each is done again.
-    return Inputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
 
 
 def run(run: Run, config: Config) -> Result:

@@ -12,7 +12,7 @@ from torch import Tensor
 from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
-from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, read_pairs
+from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
 from align.errors import require
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
@@ -31,32 +31,25 @@ from align.models.load import (
     save_tokenizer,
 )
 from align.models.plain_path import route_of
-from align.models.start import adapter_folder, label
+from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability
 from align.run import Run
-from align.stages import Inputs, source_of, start, store_url, tracker
+from align.stages import tracker
+from align.stages.inputs import start
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.dpo import FIGURES, REFERENCE, dpo_trainer
-from align.types import Result
+from align.types import Preference, Result
 
 
-def inputs(config: Config) -> Inputs:
-    artifact, base, config = start(config)
-    pairs = pairs_record(source_of(config), store_url(config), config.project)
-    return Inputs(config, label(base, config.method.name), base, {"init": artifact.as_input(), "data": pairs})
-
-
-def run(run: Run, config: Config) -> Result:
+def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
     stage: DpoConfig = config.stage
     base, artifact = run.base, start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
-    train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
     tokenizer, described = own_tokenizer(artifact, base), describe(base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     stops = stop_token_ids(tokenizer, described.generation_config)

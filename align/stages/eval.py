@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from align.config.compose import plain
 from align.config.eval import EvalConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.data.chat import Prompt, encode_prompts
-from align.data.sources import data_record, prompts
 from align.data.template import use_template
-from align.errors import InputError, MissingArtifact
 from align.evals import judges
 from align.evals.comparison import Sample, summarise, write_samples
-from align.evals.heldout import same_split
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.backbone import response_logprobs
@@ -28,89 +22,23 @@ from align.models.base import base_of
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
-from align.models.start import BASE, adapter_folder, base_itself, find, label
+from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.report import Report, histogram_pair, in_words
-from align.rollout.engine import Engine, divergence_as_input_error, response_texts
+from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
-from align.run import Artifact, Base, Input, Run, artifact_in, resolve, write_json
-from align.run.lineage import made_in
-from align.stages import Inputs, source_of, start
+from align.run import Artifact, Base, Run, resolve, write_json
+from align.stages.inputs import start
 from align.track import peak_rss_mb
-from align.types import Result, Rollout
+from align.types import Conversation, Result, Rollout
 from reward.build import build, on_its_own_base
 from reward.combined import comparable
-from reward.inputs import models_of, reward_inputs
+from reward.inputs import models_of
 from reward.scorer import Scorer
 
-INIT = Config().init
 
-
-def inputs(config: Config) -> Inputs:
-    artifact, base, config = start(config, config.artifact, "artifact")
-    reference = started_from(artifact, config)
-    root = Path(config.run.root).expanduser()
-    same_split(artifact, source_of(config), root)
-    judge = reward_inputs(reward_spec(config.reward), root, base, None)
-    reward = plain(config)["reward"]
-    title = judges.title(reward, judge)
-    of = judges.standing_of(artifact, judges.identities(reward, judge), root)
-    judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
-    records = {"artifact": artifact.as_input(), "data": data_record(source_of(config)), **judge}
-    if reference is not None:
-        if not artifact.whole and base_of(reference, "init").digest != base.digest:
-            raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
-        records["init"] = reference.as_input()
-    return Inputs(config, label(base, config.method.name), base, records)
-
-
-def started_from(artifact: Artifact, config: Config) -> Artifact | None:
-    """What an artifact is measured against: what its run started from; None for one that started from the base."""
-    root = Path(config.run.root).expanduser()
-    named = partial(find, config.init, root, config.model.path, config.model.revision, "init")
-    recorded = artifact.manifest.inputs.get("init") if artifact.manifest else None
-    if recorded is not None:
-        if recorded.ref == BASE:
-            manifest = artifact.manifest
-            found = base_itself(replace(artifact, base=manifest.base if manifest else None, whole=False))
-        else:
-            found = as_recorded(recorded, root)
-        asked = named() if config.init != INIT else None
-        if asked and asked.digest != found.digest:
-            raise InputError(
-                "init", config.init, f"{artifact.ref} was trained from {recorded.ref}, and is measured against that",
-                "Drop init=.",
-            )  # fmt: skip
-        return found
-    if artifact.manifest:
-        if artifact.whole:
-            raise InputError(
-                "artifact", artifact.ref, "was trained to imitate, not to be preferred to anything",
-                "Its held-out loss before and after is in its own report.",
-            )  # fmt: skip
-        return None
-    return named()
-
-
-def as_recorded(recorded: Input, root: Path) -> Artifact:
-    """What an artifact started from, wherever it lies by now.
-
-    Raises:
-        MissingArtifact: it is gone, or something else lies there.
-    """
-    folder = made_in(recorded, root) if recorded.stage else Path(recorded.path)
-    if folder is not None and folder.is_dir():
-        found = artifact_in(folder, recorded.ref)
-        if found.digest == recorded.digest:
-            return found
-    raise MissingArtifact(
-        "init", recorded.ref, f"what the artifact started from ({recorded.digest[:12]}) is gone, or was changed",
-        "Restore it, or evaluate an artifact whose start is there.",
-    )  # fmt: skip
-
-
-def run(run: Run, config: Config) -> Result:
+def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     stage: EvalConfig = config.stage
     base = run.base
     artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
@@ -118,7 +46,7 @@ def run(run: Run, config: Config) -> Result:
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "test", config.seed)[: stage.prompts], room)
+    found, dropped = encode_prompts(tokenizer, prompts, room)
 
     policies = policies_of(run, config, artifact, base, device)
     answers, kl = sampled(run, config, policies, found, tokenizer, choose_dtype(config.dtype, device))
@@ -147,7 +75,10 @@ def run(run: Run, config: Config) -> Result:
         f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}"
     )
     shares = f"{risen['ref']:.0%} → {risen['policy']:.0%}"
-    lines = [line, f"the word that rose most: {risen['word']!r}, in {shares} of the answers", *notes]
+    ends = {who: sum(a.ended_B.tolist()) / len(found) for who, a in answers.items()}
+    limit, whose = config.rollout.max_new_tokens, {"policy": "policy's ", "ref": "start's "}
+    cut = [said for who, share in ends.items() for said in cut_answers(1 - share, limit, whose[who])]
+    lines = [line, f"the word that rose most: {risen['word']!r}, in {shares} of the answers", *cut, *notes]
     if len(found) < stage.prompts:
         lines.append(f"{stage.prompts} prompts were asked for, {len(found)} are held out")
     return Result(metrics, tuple(lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from align.config.root import Config
 from align.data.template import use_template
 from align.errors import InputError
 from align.export.card import MADE_ANEW, export_facts, licences, render_card
-from align.export.converters import converters_in
-from align.export.engines import SETTINGS, TRANSFORMERS
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
 from align.export.launch import served_name
 from align.export.merged import check_untied
@@ -28,89 +25,22 @@ from align.export.verdicts import (
     require_passed,
 )
 from align.models.adapter_files import adapter_config, read_adapter
-from align.models.dequantised import ABOUT, DEQUANTISED
+from align.models.dequantised import DEQUANTISED
 from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.lowering import MERGEABLE, check_initial, check_plain
-from align.models.start import label
 from align.report import Report
-from align.rollout.engine_process import LLAMA_CPP, VLLM, engine_version, why_unasked
-from align.run import Artifact, Base, Input, Run, json_digest, read_json
+from align.rollout.engine_process import LLAMA_CPP, VLLM
+from align.run import Artifact, Base, Run
 from align.run.atomic import publish
 from align.run.lineage import data_behind, evaluation_of, trained_through
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
-from align.stages import Inputs, start
+from align.stages.inputs import start
 from align.track import peak_rss_mb
 from align.types import Result
 
 
-def inputs(config: Config) -> Inputs:
-    method = config.method.name  # as it was given: `start` settles `auto`
-    artifact, base, config = start(config, config.artifact, "artifact")
-    if artifact.whole:
-        raise InputError(
-            "artifact",
-            artifact.ref,
-            "is a whole model already",
-            f"Load {artifact.path} as it is, or export an adapter.",
-        )
-    if not artifact.manifest:
-        check_stranger(artifact, base, method)
-    records = {"artifact": artifact.as_input()}
-    if (evaluation := evaluation_of(artifact.as_input(), Path(config.run.root).expanduser())) is not None:
-        records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
-    where = engines(config)
-    asked = {engine: engine_version(engine, where[engine], SETTINGS[engine]) for engine in engines_asked(config)}
-    records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
-    if config.export.name != "check":
-        check_askable(config, asked)
-    if config.export.name in ("gguf", "all"):
-        converters_in(config.export.converters)
-    if config.export.name == "check":
-        records["asked"] = Input(secrets.token_hex(8))  # each time anew
-    return Inputs(config, f"{label(base, config.method.name)}-{config.export.name}", base, records)
-
-
 def kinds_of(config: Config) -> tuple[str, ...]:
     return tuple(WRITERS) if config.export.name == "all" else (config.export.name,)
-
-
-def engines_asked(config: Config) -> list[str]:
-    """Beside transformers."""
-    if config.export.name == "check":  # it is what its files say
-        return [LLAMA_CPP, VLLM]
-    return sorted({LLAMA_CPP if kind == "gguf" else VLLM for kind in kinds_of(config)})
-
-
-def engines(config: Config) -> dict[str, str]:
-    """Where each engine is, or that it is not to be asked."""
-    return {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
-
-
-def check_askable(config: Config, asked: dict[str, str]) -> None:
-    """Raises: InputError: an engine is required that this export does not ask, or that is not there.
-
-    Args:
-        asked: each engine beside transformers, with its version; empty where it is not there.
-    """
-    for engine in config.export.require:
-        if engine not in (TRANSFORMERS, *asked):
-            problem = f"export={config.export.name} does not ask it"
-            raise InputError("export.require", engine, problem, f"It asks {', '.join(sorted((TRANSFORMERS, *asked)))}.")
-        if engine != TRANSFORMERS and not asked[engine]:
-            problem = f"it cannot be asked: {why_unasked(engine, engines(config)[engine])}"
-            raise InputError("export.require", engine, problem, "Install it, or leave it out of export.require.")
-
-
-def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
-    """Raises: InputError: an adapter that no run here made is of another base, or nobody says how it was trained."""
-    known = artifact.path / ABOUT
-    digest = read_json(known, "Export it again.").get("digest") if known.is_file() else None
-    if digest and digest != base.digest:
-        problem = f"its {ABOUT} names another base ({str(digest)[:12]}) than {base.id} ({base.digest[:12]})"
-        raise InputError("artifact", artifact.ref, problem, "Name the base it was trained on: model.path=.")
-    if method == "auto":
-        problem = f"nothing says how {artifact.ref} was trained"
-        raise InputError("method", method, problem, "Say method=qlora (on an NF4 base) or method=lora.")
 
 
 def run(run: Run, config: Config) -> Result:
@@ -157,6 +87,11 @@ def loaded(config: Config, artifact: Artifact, base: Base) -> Trained:
     return trained_model(base, artifact.path, config.method.name, device, dtype, tokenizer)
 
 
+def engines_of(config: Config) -> dict[str, str]:
+    """Where each engine is, or that it is not to be asked."""
+    return {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
+
+
 def options_of(config: Config) -> Options:
     export = config.export
     return Options(
@@ -166,7 +101,7 @@ def options_of(config: Config) -> Options:
         with_base=export.base != "none",
         quantised=export.quantised,
         converters=export.converters,
-        engines=engines(config),
+        engines=engines_of(config),
     )
 
 

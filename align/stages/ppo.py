@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.data.chat import encode_prompts
 from align.data.ngrams import repetition
-from align.data.sources import data_record, prompts
 from align.data.template import use_template
 from align.errors import InputError, require
 from align.models.backbone import base_model
@@ -40,7 +38,7 @@ from align.models.load import (
     save_tokenizer,
 )
 from align.models.roles import TRAINABLE, CachedForward, Role, Roles
-from align.models.start import adapter_folder, frozen_as, label
+from align.models.start import adapter_folder, frozen_as
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
 from align.ppo.checkpoint import restore_state, save
@@ -53,28 +51,21 @@ from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, distinct, roles_on
 from align.report import Report, curves
-from align.rollout.engine import divergence_as_input_error
+from align.rollout.engine import cut_answers, divergence_as_input_error
 from align.rollout.randomness import generator_for
 from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
-from align.stages import Inputs, open_store, source_of, start, tracker
+from align.stages import tracker
+from align.stages.inputs import open_store, start
 from align.track import Clock, peak_rss_mb, progress, read_rows
-from align.types import Result
+from align.types import Conversation, Result
 from reward.build import build_beside_policy, same_template
-from reward.inputs import models_of, on_base, reward_inputs
+from reward.inputs import models_of, on_base
 
 
-def inputs(config: Config) -> Inputs:
-    artifact, base, config = starting_point(config)
-    root = Path(config.run.root).expanduser()
-    rewards = reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
-    records = {"init": artifact.as_input(), "data": data_record(source_of(config)), **rewards}
-    return Inputs(config, label(base, config.method.name), base, records)
-
-
-def run(run: Run, config: Config) -> Result:
-    with load_workers(run, config) as workers:
+def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+    with load_workers(run, config, prompts) as workers:
         return optimise(run, config, workers)
 
 
@@ -135,7 +126,8 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
     save_artifact(run, config, workers, state)
     if stopped:
         send_to_annotators(run, config, workers, *stopped)
-    return result_of(run, rows, summary(rows, state, stage, workers), tripped if stopped else ())
+    wires = tripped if stopped else ()
+    return result_of(run, rows, summary(rows, state, stage, workers), wires, config.rollout.max_new_tokens)
 
 
 def roll_out(workers: Workers, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
@@ -194,12 +186,19 @@ def save_artifact(run: Run, config: Config, workers: Workers, state: State) -> N
     save_tokenizer(workers.tokenizer, run.artifact)
 
 
-def result_of(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str]) -> Result:
-    """The report, and the line that is printed."""
+def result_of(
+    run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str], limit: int
+) -> Result:
+    """The report, and what is printed.
+
+    Args:
+        limit: tokens an answer.
+    """
     draw(run, rows, metrics)
     line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
     wires = ", ".join(stopped_by)
-    return Result(metrics, (line + (f"; stopped at update {len(rows)} by {wires}" if wires else ""),))
+    line += f"; stopped at update {len(rows)} by {wires}" if wires else ""
+    return Result(metrics, (line, *cut_answers(1 - metrics["last_eos_rate"], limit)))
 
 
 @contextmanager
@@ -212,22 +211,8 @@ def at_update(number: int) -> Iterator[None]:
         raise type(error)(error.field, error.value, problem, error.remedy) from error
 
 
-def starting_point(config: Config) -> tuple[Artifact, Base, Config]:
-    """What the policy starts from, and its base.
-
-    Raises:
-        InputError: every weight is to train of what is an adapter.
-    """
-    artifact, base, config = start(config)
-    require(
-        config.method.name != "full" or artifact.whole, "method", "full", f"{artifact.ref} is an adapter",
-        "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=.",
-    )  # fmt: skip
-    return artifact, base, config
-
-
 @contextmanager
-def load_workers(run: Run, config: Config) -> Iterator[Workers]:
+def load_workers(run: Run, config: Config, prompts: Sequence[Conversation]) -> Iterator[Workers]:
     """Load everybody; the engine is closed in the end.
 
     Raises:
@@ -243,7 +228,7 @@ def load_workers(run: Run, config: Config) -> Iterator[Workers]:
 
     # Prompts, before any weights.
     room = min(config.data.max_length, context_length(describe(base)) - rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed), room)
+    found, dropped = encode_prompts(tokenizer, prompts, room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     require(
         len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.data.chat import stop_token_ids
-from align.data.pairs import Pair, divided_pairs, encoded_pairs, pairs_record, read_pairs
+from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
 from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
 from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
@@ -28,12 +28,12 @@ from align.models.load import (
     own_tokenizer,
     save_tokenizer,
 )
-from align.models.start import adapter_folder, label
+from align.models.start import adapter_folder
 from align.ops.finite import not_finite
-from align.redaction import masked, unmarked
 from align.report import Report, curves, histogram_pair, in_words, reliability
-from align.run import Input, Run, json_digest
-from align.stages import Inputs, open_store, source_of, start, store_url, tracker
+from align.run import Run
+from align.stages import tracker
+from align.stages.inputs import open_store, start
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.reward import FIGURES, copy_adapter_weights, rankings, reward_trainer, score_head
@@ -42,26 +42,13 @@ from annotate.priority import prioritise
 from reward.learned import score_rows
 
 
-def inputs(config: Config) -> Inputs:
-    artifact, base, config = start(config)
-    records = {
-        "init": artifact.as_input(),
-        "data": pairs_record(source_of(config), store_url(config), config.project),
-    }
-    if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
-        records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
-    return Inputs(config, label(base, config.method.name), base, records)
-
-
-def run(run: Run, config: Config) -> Result:
+def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
     stage: RewardStageConfig = config.stage
     base = run.base
     artifact = start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
-    prefs = read_pairs(source_of(config), store_url(config), config.project, config.data.allow_simulated)
-    train_prefs, test_prefs = divided_pairs(prefs, source_of(config), stage.held_out, config.seed)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     stops = stop_token_ids(tokenizer)

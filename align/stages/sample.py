@@ -7,39 +7,35 @@ from typing import Any
 
 from align.config.root import Config
 from align.config.sample import SampleConfig
-from align.data.chat import encode_prompts
-from align.data.sources import data_record, prompts
+from align.data.chat import Prompt, encode_prompts
 from align.data.template import use_template
 from align.models.adapter_pool import AdapterPool
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
-from align.models.start import adapter_folder, label
+from align.models.start import adapter_folder
 from align.report import Report, curves
-from align.rollout.engine import divergence_as_input_error, response_texts
+from align.rollout.engine import cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
 from align.run import Run, write_json
-from align.stages import Inputs, open_store, source_of, start, tracker
-from align.track import peak_rss_mb, progress, read_rows
-from align.types import Result
+from align.stages import tracker
+from align.stages.inputs import open_store, start
+from align.track import peak_rss_mb, progress, read_rows, shortened
+from align.types import Conversation, Result
 from annotate.store import Candidate, storable
 
 PROMPTS_AT_ONCE = 64
+SHOWN = 3
+"""Prompts whose first answer is printed in the end."""
 
 
-def inputs(config: Config) -> Inputs:
-    artifact, base, config = start(config)
-    records = {"init": artifact.as_input(), "data": data_record(source_of(config))}
-    return Inputs(config, label(base, config.method.name), base, records)
-
-
-def run(run: Run, config: Config) -> Result:
+def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     stage: SampleConfig = config.stage
     base, artifact = run.base, start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts(source_of(config), "train", config.seed)[: stage.prompts], room)
+    found, dropped = encode_prompts(tokenizer, prompts, room)
     method, dtype = config.method.name, choose_dtype(config.dtype, device)
     model = load_base(base, method, device, dtype)
     pool, adapter = AdapterPool(model, alone=True), adapter_folder(artifact)
@@ -47,11 +43,12 @@ def run(run: Run, config: Config) -> Result:
     print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
 
     # A chunk is logged once the store has it, so that a resumed run goes on behind the last one it logged.
-    sampling = {"temperature": config.rollout.temperature, "max_new_tokens": config.rollout.max_new_tokens}
+    limit, speaker = config.rollout.max_new_tokens, "" if artifact.whole else artifact.digest
+    sampling = {"temperature": config.rollout.temperature, "max_new_tokens": limit, "seed": config.seed}
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     done = logged[-1]["step"] if logged else 0
     bars = progress("sample", len(found), done)
-    sizes = config.rollout.max_new_tokens, config.rollout.temperature, config.rollout.batch_size
+    sizes = limit, config.rollout.temperature, config.rollout.batch_size
     loaded = loaded_engine(config.rollout.engine, base, method, dtype, tokenizer, model.generation_config, *sizes)
     with loaded as engine, open_store(config) as store, tracker(run, config, done) as track, bars as bar:
         engine.sync(actor)
@@ -62,17 +59,15 @@ def run(run: Run, config: Config) -> Result:
             with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
                 rollout = engine.generate(asked, actor, row_seeds(rows, config.seed, "sample"))
             texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
+            answers = [
+                Candidate(storable(text), base.digest, speaker, {**sampling, "row": list(row)}, ended=bool(end))
+                for row, text, end in zip(rows, texts, ends, strict=True)
+            ]
             with store.transaction():
                 for i, prompt in enumerate(chunk):
-                    mine = range(i * stage.candidates, (i + 1) * stage.candidates)
-                    answers = [
-                        Candidate(
-                            storable(texts[k]), base.digest, "" if artifact.whole else artifact.digest,
-                            {**sampling, "seed": config.seed, "row": list(rows[k])}, ended=bool(ends[k]),
-                        )
-                        for k in mine
-                    ]  # fmt: skip
-                    store.add_item(config.project, f"{run.name}/{first + i}", prompt.conversation, answers)
+                    mine = answers[i * stage.candidates : (i + 1) * stage.candidates]
+                    store.add_item(config.project, f"{run.name}/{first + i}", prompt.conversation, mine)
+            track.keep(first + len(chunk), [sample_of(found[i], a) for (i, _), a in zip(rows, answers, strict=True)])
             figures = {"answers": len(rows), "eos_rate": sum(ends) / len(rows)}
             figures["mean_length"] = float(rollout.lengths_B.sum()) / len(rows)
             track.log(first + len(chunk), figures)
@@ -87,7 +82,16 @@ def run(run: Run, config: Config) -> Result:
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
     report = report_of(metrics, chunks, f"sample: {run.name}", f"{artifact.ref} into project {config.project}")
     report.write(run.folder / "report.html")
-    return Result(metrics, (f"{answered} answers to {len(found)} prompts in project {config.project}",))
+    shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * stage.candidates : stage.candidates]
+    lines = [f"  {shortened(row['prompt'])} → {shortened(row['answer'])}" for row in shown]
+    cut = cut_answers(1 - means["eos_rate"], limit)
+    line = f"{answered} answers to {len(found)} prompts in project {config.project}; all of them in samples.jsonl"
+    return Result(metrics, (*lines, *cut, line))
+
+
+def sample_of(prompt: Prompt, answer: Candidate) -> dict[str, Any]:
+    """One line of `samples.jsonl`."""
+    return {"prompt": prompt.conversation.messages[-1].content, "answer": answer.text, "ended": answer.ended}
 
 
 def report_of(metrics: dict[str, Any], chunks: Sequence[Mapping[str, Any]], title: str, subtitle: str) -> Report:

@@ -10,15 +10,12 @@ from typing import Any
 import torch
 
 from align.config.root import Config
-from align.config.settings import changed
 from align.config.sft import SftConfig
-from align.data.chat import encode
-from align.data.sources import data_record, documents
+from align.data.chat import Encoded, encode
 from align.data.template import use_template
 from align.errors import require
 from align.evals.heldout import held_out_loss
 from align.models.adapters import save_adapter, with_new_adapter
-from align.models.base import find_base
 from align.models.finite import diverged
 from align.models.load import (
     choose_device,
@@ -31,27 +28,19 @@ from align.models.load import (
 )
 from align.models.plain_path import route_of
 from align.report import Report, curves, few
-from align.run import Input, Run
-from align.stages import Inputs, source_of, tracker
+from align.run import Run
+from align.stages import tracker
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.sft import FIGURES, packed_rows, sft_trainer
-from align.types import Result
+from align.types import Document, Result
 
+MEASURED = ("loss", "perplexity")
 LARGEST_LOSS = 700.0
 """Nats a token; exp of it is still a number. Chance is at 12 for the largest vocabularies."""
 
 
-def inputs(config: Config) -> Inputs:
-    base = find_base(config.model.path, config.model.revision)
-    if config.method.name == "auto":
-        config = changed(config, method=changed(config.method, name="qlora"))
-    label = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], config.method.name)))
-    records = {"base": Input(base.digest, ref=base.id), "data": data_record(source_of(config))}
-    return Inputs(config, label, base, records)
-
-
-def run(run: Run, config: Config) -> Result:
+def run(run: Run, config: Config, train_documents: list[Document], test_documents: list[Document]) -> Result:
     stage: SftConfig = config.stage
     base = run.base
     device = choose_device(config.device)
@@ -63,11 +52,12 @@ def run(run: Run, config: Config) -> Result:
 
     # Data, before any weights: our own tokens and labels, a loss only on what the assistant writes.
     max_length = min(config.data.max_length, context_length(describe(base)))
-    train = encode(tokenizer, documents(source_of(config), "train", config.seed), max_length)
-    test = encode(tokenizer, documents(source_of(config), "test", config.seed)[: stage.eval_size], max_length)
+    cuts = config.data.too_long == "truncate"
+    train, test = (encode(tokenizer, found, max_length, cuts) for found in (train_documents, test_documents))
+    fate = f"cut {train.cut} at" if cuts else f"dropped {train.too_long} longer than"
     print(
-        f"{len(train.rows)} rows, {train.tokens} tokens; dropped {train.too_long} longer than {max_length} tokens "
-        f"and {train.unanswered} without an assistant turn; {len(test.rows)} held out"
+        f"{len(train.rows)} rows, {train.tokens} tokens; {fate} {max_length} tokens, "
+        f"dropped {train.unanswered} without an assistant turn; {len(test.rows) or 'nothing'} held out"
     )
 
     # The model before training, then training, then the same measure again.
@@ -79,16 +69,15 @@ def run(run: Run, config: Config) -> Result:
     if config.method.name != "full":
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         model = with_new_adapter(model, config.method.r, config.method.alpha)
-    before, tokens = held_out_loss(model, test.rows, tokenizer.pad_token_id)
-    perplexity_before = perplexity(before, f"the held-out loss of {base.id} before training", None, config.dtype)
+    held_out = measured(model, test.rows, tokenizer, "before", f"of {base.id} before training", None, config.dtype)
     rows = len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows)
     fitted = fit(
         partial(sft_trainer, model, tokenizer, train.rows, max_length=max_length, packing=stage.packing),
         model, Training.of(stage, config.seed), rows, run,
         device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
     )  # fmt: skip
-    after, _ = held_out_loss(model, test.rows, tokenizer.pad_token_id)
-    perplexity_after = perplexity(after, f"the held-out loss after step {fitted.steps}", stage.lr, config.dtype)
+    last = f"after step {fitted.steps}"
+    held_out |= measured(model, test.rows, tokenizer, "after", last, stage.lr, config.dtype)
 
     # Publish.
     save_tokenizer(tokenizer, run.artifact)
@@ -97,17 +86,37 @@ def run(run: Run, config: Config) -> Result:
     else:
         save_adapter(model, run.artifact, base)
     metrics = {
-        "loss_before": before, "loss_after": after, "perplexity_before": perplexity_before,
-        "perplexity_after": perplexity_after, "held_out_tokens": tokens, "held_out_rows": len(test.rows),
-        "trained_weights": fitted.trained_weights, "steps": fitted.steps,
-        "train_tokens": train.tokens, "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered,
-        "peak_rss_mb": peak_rss_mb(),
+        **held_out, "held_out_rows": len(test.rows), "trained_weights": fitted.trained_weights, "steps": fitted.steps,
+        "train_rows": len(train.rows), "train_tokens": train.tokens, "dropped_too_long": train.too_long,
+        "dropped_unanswered": train.unanswered, "cut": train.cut, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     scarce = few_rows(len(test.rows))
     report = report_of(metrics, fitted.rows, scarce, f"{stage.name}: {run.name}", f"{config.method.name} on {base.id}")
     report.write(run.folder / "report.html")
-    line = f"held-out loss {before:.3f} → {after:.3f}, perplexity {perplexity_before:.1f} → {perplexity_after:.1f}"
-    return Result(metrics, (line, *([scarce] if scarce else [])))
+    return Result(metrics, (in_a_line(held_out), *([scarce] if scarce else [])))
+
+
+def in_a_line(held_out: Mapping[str, float]) -> str:
+    if not held_out:
+        return "nothing was held out, so that nothing says how well it learned"
+    pairs = (f"{name} {held_out[f'{name}_before']:.3f} → {held_out[f'{name}_after']:.3f}" for name in MEASURED)
+    return f"held-out {', '.join(pairs)}"
+
+
+def measured(
+    model: Any, rows: Sequence[Encoded], tokenizer: Any, when: str, what: str, lr: float | None, dtype: str
+) -> dict[str, float]:
+    """The held-out loss and its perplexity, `before` or `after` training; nothing where nothing is held out.
+
+    Raises:
+        InputError: the loss is no number, or more than any model loses that says anything.
+    """
+    if not rows:
+        return {}
+    loss, tokens = held_out_loss(model, rows, tokenizer.pad_token_id)
+    if not loss < LARGEST_LOSS:
+        raise diverged(f"the held-out loss {what} is {loss:.3g} nats a token: nothing is published", lr, dtype)
+    return {f"loss_{when}": loss, f"perplexity_{when}": math.exp(loss), "held_out_tokens": tokens}
 
 
 def report_of(
@@ -125,15 +134,4 @@ def report_of(
 
 def few_rows(n: int) -> str:
     """What is to be said of a held-out loss over so few rows; empty where they are enough."""
-    return f"the held-out loss is over {n} rows{few(n)}, and says little" if few(n) else ""
-
-
-def perplexity(loss: float, what: str, lr: float | None, dtype: str) -> float:
-    """exp of a loss.
-
-    Raises:
-        InputError: it is no number, or more than any model loses that says anything.
-    """
-    if not loss < LARGEST_LOSS:
-        raise diverged(f"{what} is {loss:.3g} nats a token: nothing is published", lr, dtype)
-    return math.exp(loss)
+    return f"the held-out loss is over {n} rows{few(n)}, and says little" if n and few(n) else ""

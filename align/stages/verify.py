@@ -5,32 +5,29 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 
 from align.config.root import Config
-from align.config.scorers import LearnedReward, reward_spec
 from align.config.verify import VerifyConfig
 from align.data.template import use_template
 from align.data.tokens import text_ids
 from align.errors import AlignError
 from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.roles import Roles
-from align.models.start import BASE, frozen_as, label
+from align.models.start import frozen_as
 from align.ppo.verify.anchors import Anchor, maths
 from align.ppo.verify.on_model import Setting, on_model
 from align.report import Report
 from align.rollout.engine import Engine, divergence_as_input_error
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
-from align.run import Input, Run, json_digest
-from align.run.environment import code_digest, package_versions
-from align.stages import Inputs, start
-from align.stages.ppo import experience_arguments, load_roles, loss_arguments, starting_point
+from align.run import Run
+from align.stages.inputs import start
+from align.stages.ppo import experience_arguments, load_roles, loss_arguments
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
-from reward.inputs import models_of, reward_inputs
+from reward.inputs import models_of
 
 PASSES, DRAWS = 70, 12
 """About how many forward passes of the batch the anchors on the model cost, a backward pass counted as two; and how
@@ -39,15 +36,6 @@ ANSWERS = 4
 """To each prompt, a rollout."""
 VERDICTS = ("FAILS", "holds")
 TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something about the sea.", "Why?")
-
-
-def inputs(config: Config) -> Inputs:
-    artifact, base, config = starting_point(config)
-    untold = config.init == BASE and config.reward == LearnedReward()
-    root = Path(config.run.root).expanduser()
-    rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
-    read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
-    return Inputs(config, label(base, config.method.name), base, read)
 
 
 def run(run: Run, config: Config) -> Result:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from align.chain import canonical
+from align.data.messages import messages_of
 from align.data.rows import json_rows
 from align.errors import InputError, require
 from align.types import Conversation, Message
@@ -118,10 +119,12 @@ def item_of(file_and_row: str, source: str, number: int, row: Mapping[str, Any])
     if isinstance(row.get("id"), bool) or not isinstance(row.get("id", ""), str | int):
         raise refuse("id", "neither a text nor a whole number")
     try:
-        prompt = prompt_of(row.get("prompt"))
+        prompt = prompt_of(row.get("prompt"), file_and_row)
         for turn in prompt.messages:
             check_text("prompt", turn.content)
-    except (KeyError, TypeError, ValueError) as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
         raise refuse("prompt", f"neither a text nor a list of messages that ends with the user ({error})") from error
     candidates = []
     for k, answer in enumerate(answers):
@@ -149,8 +152,9 @@ def add(store: Store, project: str, row: Row) -> None:
         raise InputError(f"{row.where}, id", row.id, problem, remedy) from error
 
 
-def prompt_of(value: Any) -> Conversation:
-    prompt = Conversation((Message("user", value),)) if isinstance(value, str) else Conversation.of(value)
+def prompt_of(value: Any, where: str) -> Conversation:
+    turns = (Message("user", value),) if isinstance(value, str) else messages_of(value, where, "prompt")
+    prompt = Conversation(turns)
     if not prompt.messages[-1].content.strip():
         raise ValueError("its last turn is empty")
     if prompt.messages[-1].role != "user":

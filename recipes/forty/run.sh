@@ -7,7 +7,7 @@ seed=${1:-0}
 root=${2:-runs/forty-$seed}
 dtype=auto
 if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then dtype=bfloat16; fi  # elsewhere a CPU is slower in it
-common="seed=$seed 'run.root=$root' project=forty dtype=$dtype"
+common="seed=$seed 'run.root=$root' project=forty dtype=$dtype rollout.max_new_tokens=24"
 
 python -m align - <<STAGES
 $common stage=sft method.lr=2e-3 data.max_length=256 stage.max_steps=80

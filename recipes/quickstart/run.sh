@@ -7,7 +7,7 @@ seed=${1:-0}
 root=${2:-runs}
 dtype=auto
 if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then dtype=bfloat16; fi  # elsewhere a CPU is slower in it
-common="seed=$seed 'run.root=$root' project=quickstart dtype=$dtype"
+common="seed=$seed 'run.root=$root' project=quickstart dtype=$dtype rollout.max_new_tokens=24"
 # Items are called by the run that sampled them, and the simulated annotators' noise is drawn by the item: the name of that
 # run is a part of the recipe. These are the names that the table was measured with; another seed has its derived name.
 named="run.name=pocket-qlora-881b053d"

@@ -7,7 +7,7 @@ seed=${1:-0}
 root=${2:-runs/smollm2-$seed}
 dtype=auto
 if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then dtype=bfloat16; fi  # elsewhere a CPU is slower in it
-common="seed=$seed 'run.root=$root' project=smollm2 dtype=$dtype"
+common="seed=$seed 'run.root=$root' project=smollm2 dtype=$dtype rollout.max_new_tokens=24"
 
 python -m align - <<STAGES
 $common stage=sft model=smollm2 method.lr=5e-4 data.max_length=128 stage.max_steps=40 stage.eval_size=64

@@ -20,7 +20,7 @@ CHOICES = {
 # What a choice needs to be complete, and the pairs that a stage refuses on purpose.
 NEEDS = {
     ("model", "hub"): ["model.path=org/name"],
-    ("data", "jsonl"): ["data.path=a.jsonl"],
+    ("data", "jsonl"): ["data.path=a.jsonl", "model=pocket"],
     ("reward", "fn"): ["reward.fn=package.module:name"],
     ("reward", "rules"): ["reward.rules=[{rule: sentiment}]"],
     ("reward", "ensemble"): ["reward.refs=['reward:a','reward:b']"],

@@ -188,11 +188,11 @@ def test_a_manifest_with_odd_values(ready: Ready, tiny_model: Path, tmp_path: Pa
             path.write_text(json.dumps(replaced(whole, at, value) if at else value))
             for words in (["stage=sample", "init=sft:s", *ready.data], ["stage=export", "artifact=sft:latest"]):
                 try:
-                    import align.stages as stages
                     from align.config.compose import check, compose_raw
+                    from align.stages.inputs import OF
 
                     config = check(compose_raw([*words, f"run.root={root}", "device=cpu"]))
-                    stages.importlib.import_module(f"align.stages.{config.stage.name}").inputs(config)
+                    OF[config.stage.name](config)
                 except InputError:
                     pass
                 except Exception as error:

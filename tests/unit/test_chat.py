@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,28 @@ def test_a_template_with_markers_refuses_by_name_too() -> None:
         encode_conversation(make_tokenizer(template), talk("a", "b", system="s"))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_that_is_not_to_be_imitated_is_read_and_not_trained(name: str) -> None:
+    _, tokenizer = family(name)
+    whole = talk("Hi.", "Good day.", "And?", "Fine.", "b", "a b")
+    first, second, third = (i for i, m in enumerate(whole.messages) if m.role == "assistant")
+    every = trained_texts(tokenizer, whole)
+    for left_out, kept in (({first}, every[1:]), ({second}, [every[0], every[2]]), ({third}, every[:2])):
+        messages = tuple(replace(m, trained=i not in left_out) for i, m in enumerate(whole.messages))
+        weighed = Conversation(messages, "c1")
+        assert trained_texts(tokenizer, weighed) == kept
+        assert encode_conversation(tokenizer, weighed).input_ids == encode_conversation(tokenizer, whole).input_ids
+    silent = Conversation(tuple(replace(m, trained=False) for m in whole.messages))
+    assert encode(tokenizer, [silent, whole], max_length=500).unanswered == 1
+
+
+def test_an_answer_that_is_not_trained_may_stand_beside_markers() -> None:
+    tokenizer = make_tokenizer(MARKED)
+    whole = talk("a", "b", "c", "d")
+    messages = (whole.messages[0], replace(whole.messages[1], trained=False), *whole.messages[2:])
+    assert trained_texts(tokenizer, Conversation(messages)) == trained_texts(tokenizer, whole)[1:]
+
+
 def test_thoughts_of_earlier_turns_are_neither_shown_nor_trained() -> None:
     tokenizer = make_tokenizer(QWEN3, "<|im_end|>")
     told = trained_texts(tokenizer, talk("a", "<think>\nx\n</think>\n\nHi.", "b", "<think>\ny\n</think>\n\nBye."))
@@ -162,6 +185,17 @@ def test_what_cannot_be_trained_on_is_counted() -> None:
     assert (len(made.rows), made.too_long, made.unanswered) == (3, 1, 1)
     assert made.tokens == sum(len(r.input_ids) for r in made.rows)
     assert made.rows[0].trained == 2  # the answer's one token, and what ends it
+
+
+def test_what_is_too_long_is_cut_where_that_is_asked_for() -> None:
+    """The same tokens up to the limit, and the same labels; one that is cut before its answer teaches nothing."""
+    _, tokenizer = family("qwen2.5")
+    short, long, late = talk("a", "b"), talk("a", "b" * 300), talk("a" * 300, "b")
+    made = encode(tokenizer, [short, long, late], max_length=100, truncate=True)
+    assert (len(made.rows), made.cut, made.too_long, made.unanswered) == (2, 1, 0, 1)
+    whole = encode_conversation(tokenizer, long)
+    assert (made.rows[1].input_ids, made.rows[1].labels) == (whole.input_ids[:100], whole.labels[:100])
+    assert encode(tokenizer, [short, long, late], max_length=100).too_long == 2
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from align.config.root import Config
 from align.config.synonyms import WORDS
 from align.errors import InputError
 
+OWN = "model=pocket data=jsonl"
+
 
 def configured(*arguments: str, search: Path | None = None) -> Config:
     return check(compose_raw(arguments, search))
@@ -56,7 +58,7 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("stage=", "stage=sft", "stage", "(empty)", "Choose one of: annotate, dpo, eval,"),
         ("stage=[sft,ppo]", "stage=sft", "stage", "[sft,ppo]", "is not a choice here"),
         ("model=org/name", "model=hub model.path=org/name", "model", "org/name", "model=hub model.path=org/name?"),
-        ("data=my.jsonl", "data=jsonl data.path=my.jsonl", "data", "my.jsonl", "data=jsonl data.path=my.jsonl?"),
+        ("data=my.jsonl", f"{OWN} data.path=my.jsonl", "data", "my.jsonl", "data=jsonl data.path=my.jsonl?"),
         ("method=7", "method=lora", "method", "7", "Choose one of: auto, full, lora, qlora."),
         ("stage.lr=abc", "stage.lr=1e-5", "stage.lr", "abc", "is not a number. Give a number."),
         ("stage.lr=", "stage.lr=0.1", "stage.lr", "(empty)", "is not a number"),
@@ -78,10 +80,10 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("hello", "project=hello", "argument", "hello", "is not of the form key=value"),
         ("=3", "seed=3", "argument", "=3", "is not of the form key=value"),
         ("model=hub", "model=hub model.path=org/x", "model.path", "(missing)", "Add model.path=VALUE."),
-        ("data=jsonl", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
-        ("data.path=x", "data=jsonl data.path=x", "data.path", "x", "Add data=jsonl, or drop data.path."),
+        ("data=jsonl", f"{OWN} data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
+        ("data.path=x", f"{OWN} data.path=x", "data.path", "x", "Add data=jsonl, or drop data.path."),
         ("method.lr=-1", "method.lr=1e-3", "stage.lr", -1.0, "where it is not given, method.lr counts"),
-        ("data=jsonl data.path=", "data=jsonl data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
+        ("data=jsonl data.path=", f"{OWN} data.path=x", "data.path", "(empty)", "Add data.path=FILE.jsonl."),
         ("seed=-1", "seed=0", "seed", -1, "Give a number from 0 to 4294967295"),
         ("stage.batch_size=0", "stage.batch_size=8", "stage.batch_size", 0, "is not above 0"),
         ("stage.batch_size=12", "stage.batch_size=24", "stage.batch_size", 12, "stage.micro_batch=8"),
@@ -100,6 +102,9 @@ def test_bad_input_beside_a_good_value(wrong: str, good: str, field: str, value:
 
 
 def test_impossible_values_of_other_stages():
+    error = refused("stage=reward", "method.lr=1e-3", "data=annotations")
+    assert (error.field, error.remedy) == ("method.lr", "Write stage.lr=.")
+    assert refused("stage=export", "method.lr=1e-3").remedy == "Drop it."
     assert refused("stage=sample", "stage.candidates=1").field == "stage.candidates"
     assert configured("stage=sample", "stage.candidates=2").stage.candidates == 2
     error = refused("stage=ppo", "stage.batch_size=64", "stage.minibatches=3")
@@ -140,7 +145,7 @@ def test_of_two_arguments_the_later_counts():
 )
 def test_text_comes_through_as_written(written: str, read: str | None):
     where = "data=jsonl" if read is not None else "data=chitchat"
-    assert configured("stage=sft", where, f"data.path={written}").data.path == read
+    assert configured("stage=sft", "model=pocket", where, f"data.path={written}").data.path == read
 
 
 @pytest.mark.parametrize("text", ["plain", "it's", "\\", "a\\'", "\\\\' (é) '"])
@@ -194,7 +199,7 @@ def test_own_group_files_work(mine: Path):
     write(mine, "db/mysql.yaml", "port: 1\n")  # another tool's: none of our business
     assert configured("stage=sft", "model=mine", search=mine).model.path == "org/mine"
     assert configured("stage=sft", "model=sub/short", search=mine).model.path == "org/short"
-    config = configured("stage=slow", "data=mine", "seed=3", search=mine)
+    config = configured("stage=slow", "data=mine", "model=mine", "seed=3", search=mine)
     assert (config.stage.name, config.stage.lr, config.data.path, config.seed) == ("sft", 1e-5, "a b.jsonl", 3)
     assert refused("stage=sft", "db=mysql", search=mine).field == "db"
     assert "base, hub, mine, pocket, smollm2, sub/short" in str(refused("stage=sft", "model=nope", search=mine))

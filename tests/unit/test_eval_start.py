@@ -9,8 +9,8 @@ import pytest
 from run_folders import published
 
 from align.errors import MissingArtifact
+from align.models.start import as_recorded
 from align.run import artifact_in
-from align.stages.eval import as_recorded
 
 
 def test_a_start_that_was_renamed_or_moved_is_found(tmp_path: Path) -> None:

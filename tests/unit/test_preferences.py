@@ -178,7 +178,7 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
         ({**GOOD, "chosen": 1, "rejected": 2}, "chosen", "neither a text nor a list"),
         ({**GOOD, "chosen": [], "rejected": []}, "chosen", "neither a text nor a list"),
         ({**GOOD, "chosen": [{"role": "gpt", "content": "A"}], "rejected": []}, "chosen[0].role", "none of"),
-        ({**GOOD, "prompt": [{"role": "user"}]}, "prompt[0].content", "not a text"),
+        ({**GOOD, "prompt": [{"role": "user"}]}, "prompt[0].content", "is missing"),
         ({**GOOD, "chosen": [user("A")], "rejected": [bot("B")]}, "chosen", "ends with a user turn"),
         ({"chosen": [user("Q"), bot("A")], "rejected": [user("R"), bot("B")]}, "chosen", "no beginning"),
         (

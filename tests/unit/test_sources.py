@@ -86,13 +86,14 @@ GOOD = b'{"text": "a"}\n'
         (GOOD + b'\n{"question": "a", "answer": "b"}\n', 3, "question, answer.*no field to learn from.*`messages`"),
         (GOOD + b"{}\n", 2, "no field to learn from"),
         (b'{"text": 3}\n', 1, "no field to learn from"),
-        (b'{"messages": []}\n', 1, "not a conversation"),
-        (b'{"messages": null}\n', 1, "not a conversation"),
-        (b'{"messages": ["Hi"]}\n', 1, "not a conversation"),
-        (b'{"messages": [{"role": "user"}]}\n', 1, "content.*not a conversation"),
-        (b'{"messages": [{"role": "bot", "content": "a"}]}\n', 1, "bot.*not a conversation.*role"),
-        (b'{"messages": [{"role": "user", "content": ["a"]}]}\n', 1, "content.*list.*not a conversation"),
-        (b'{"prompt": 3}\n', 1, "not a conversation"),
+        (b'{"messages": []}\n', 1, r"messages=\[\]: is no list of messages"),
+        (b'{"messages": null}\n', 1, "messages=None: is no list of messages"),
+        (b'{"messages": ["Hi"]}\n', 1, r"messages\[0\]=Hi: is no message"),
+        (b'{"messages": [{"role": "user"}]}\n', 1, r"messages\[0\]\.content=None: is missing"),
+        (b'{"messages": [{"role": "bot", "content": "a"}]}\n', 1, r"messages\[0\]\.role=bot: is none of"),
+        (b'{"messages": [{"role": "user", "content": ["a"]}]}\n', 1, "content=.*a list of parts"),
+        (b'{"prompt": 3}\n', 1, "prompt=3: is no list of messages"),
+        (b'{"prompt": null, "completion": "a"}\n', 1, "prompt=None: asks nothing"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_number(tmp_path: Path, content: bytes, row: int, problem: str) -> None:
@@ -100,7 +101,7 @@ def test_a_bad_row_is_named_by_file_and_number(tmp_path: Path, content: bytes, r
     path.write_bytes(content)
     with pytest.raises(InputError, match=problem) as caught:
         read_documents(path)
-    assert caught.value.field == f"{path}, row {row}"
+    assert caught.value.field.startswith(f"{path}, row {row}")
     assert caught.value.exit_status == 2
 
 
@@ -160,10 +161,14 @@ def test_a_small_file_still_holds_one_row_out(tmp_path: Path, count: int) -> Non
 
 
 def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    data = jsonl(write(tmp_path / "d.jsonl", *rows(4)), held_out=0.0)
-    assert len(documents(data, "train")) == 4
-    with pytest.raises(InputError, match=r"no documents for test.*data\.held_out"):
-        documents(data, "test")
+    path = write(tmp_path / "d.jsonl", *rows(4))
+    data = jsonl(path, held_out=1.0)
+    with pytest.raises(InputError, match=r"no documents for train.*data\.held_out"):
+        documents(data, "train")
+    with pytest.raises(InputError, match=r"no prompts for train.*data\.held_out"):
+        prompts(data, "train")
+    with pytest.raises(InputError, match=r"no prompts for test.*data\.eval_path"):
+        prompts(jsonl(path, held_out=0.0), "test")
     plain = jsonl(write(tmp_path / "t.jsonl", {"text": "a"}, {"text": "b"}), held_out=0.0)
     with pytest.raises(InputError, match="no prompts for train"):
         prompts(plain, "train")

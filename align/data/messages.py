@@ -1,0 +1,134 @@
+"""Messages as files write them, read once for every stage: what they say is kept, or refused by name; never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from align.errors import InputError
+from align.types import ROLES, Message
+
+TOOLS = "tool calls and their results are not read yet, and an answer without them means something else"
+PARTS = "images and sound are not read: a model of text answers to text"
+NOT_READ: Mapping[str, str] = {
+    "tool_calls": TOOLS, "tool_call_id": TOOLS, "function_call": TOOLS,
+    "images": PARTS, "image": PARTS, "audio": PARTS, "audios": PARTS, "videos": PARTS,
+}  # fmt: skip
+"""Fields of a message that would change what it says."""
+NOT_READ_OF_ROWS: Mapping[str, str] = {
+    **{name: problem for name, problem in NOT_READ.items() if problem == PARTS},
+    "tools": TOOLS, "functions": TOOLS,
+    "chat_template_kwargs": "arguments of the chat template are those of the whole run",
+}  # fmt: skip
+"""Fields of a row that would change what its conversation says."""
+REMEDIES = {TOOLS: "Leave such rows out.", PARTS: "Leave such rows out."}
+SYSTEM = ("system", "system_prompt")
+"""Columns that hold a system turn beside the conversation, as Alpaca's and OpenOrca's rows do."""
+TRAINED = ("train", "training", "weight")
+"""Fields that say whether a turn is trained on: axolotl's and OpenAI's."""
+WRITE = "Write a list of {role, content} messages."
+
+
+def messages_of(value: Any, where: str, column: str) -> tuple[Message, ...]:
+    """A list of messages, OpenAI's `{role, content}`, checked.
+
+    Args:
+        where: file and row, for errors to name; so is `column`.
+
+    Raises:
+        InputError: it is no such list, or a message says what cannot be kept.
+    """
+    if not isinstance(value, list) or not value:
+        raise refused(where, column, value, "is no list of messages", WRITE)
+    return tuple(message_of(one, where, f"{column}[{i}]") for i, one in enumerate(value))
+
+
+def message_of(value: Any, where: str, column: str) -> Message:
+    """One message, see `messages_of`."""
+    if not isinstance(value, Mapping):
+        raise refused(where, column, value, "is no message", WRITE)
+    check_read(value, NOT_READ, where, f"{column}.")
+    role, content = value.get("role"), value.get("content")
+    if role not in ROLES:
+        remedy = "Rename the role." if "role" in value else WRITE
+        known = f"is none of {', '.join(ROLES)}"
+        raise refused(where, f"{column}.role", role, TOOLS if role in ("tool", "function") else known, remedy)
+    if isinstance(content, list):
+        problem, remedy = "is a list of parts, not text", "Write the text of its parts as one text."
+        raise refused(where, f"{column}.content", content, problem, remedy)
+    if not isinstance(content, str):
+        problem = "is missing" if "content" not in value else "is no text"
+        raise refused(where, f"{column}.content", content, problem, "Give its text, or leave the turn out.")
+    return Message(str(role), content, trained_on(value, str(role), where, column))
+
+
+def trained_on(message: Mapping[str, Any], role: str, where: str, column: str) -> bool:
+    """False for an assistant's turn of which `train` or `weight` says that it is not trained on.
+
+    Raises:
+        InputError: a weight between 0 and 1, or a turn of somebody else's that is to be trained on.
+    """
+    assistant, said = role == "assistant", {name: message[name] for name in TRAINED if message.get(name) is not None}
+    for name, value in said.items():
+        if value not in (0, 1):
+            problem = "is neither 0 nor 1: a turn is trained on or it is not"
+            raise refused(where, f"{column}.{name}", value, problem, "Write 0 or 1, or false or true.")
+        if value == 1 and not assistant:
+            problem = f"asks to train on a {role} turn, and only what the assistant says is trained on"
+            raise refused(where, f"{column}.{name}", value, problem, "Leave it out.")
+    if len({bool(value) for value in said.values()}) > 1:
+        raise refused(where, column, said, "contradicts itself", f"Keep one of {', '.join(said)}.")
+    return not assistant or all(said.values())
+
+
+def check_row(row: Mapping[str, Any], where: str) -> None:
+    """Raises: InputError: the row says something of its conversation that cannot be kept."""
+    check_read(row, NOT_READ_OF_ROWS, where)
+
+
+def check_weight(row: Mapping[str, Any], where: str) -> None:
+    """Raises: InputError: a row of supervised training asks to count more or less than another. (The pairs of a ranking
+    have a weight too, which follows from how many they are.)"""
+    for name in TRAINED:
+        if isinstance(value := row.get(name), int | float) and value != 1:
+            problem = "weighs a whole row, and rows weigh the same"
+            raise refused(where, name, value, problem, "Leave the row out, or write it twice; weigh turns by 0 or 1.")
+
+
+def check_read(given: Mapping[str, Any], names: Mapping[str, str], where: str, prefix: str = "") -> None:
+    for name, problem in names.items():
+        if given.get(name):  # empty ones say nothing
+            remedy = REMEDIES.get(problem, "Set data.template_kwargs, and leave the column out.")
+            raise refused(where, f"{prefix}{name}", given[name], problem, remedy)
+
+
+def with_system_column(messages: tuple[Message, ...], row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """A conversation with the system turn that its row has in a column of its own.
+
+    Raises:
+        InputError: the column holds no text, or the conversation begins with another one.
+    """
+    said = {name: row[name] for name in SYSTEM if row.get(name) not in (None, "")}
+    for name, text in said.items():
+        if not isinstance(text, str):
+            raise refused(where, name, text, "is no text", "Give the system prompt as text, or leave it out.")
+        if messages and messages[0].role == "system":
+            if messages[0].content != text:
+                problem = f"is another system prompt than that of the conversation ({messages[0].content[:60]!r})"
+                raise refused(where, name, text, problem, "Keep one of the two.")
+        else:
+            messages = (Message("system", text), *messages)
+    return messages
+
+
+def with_default_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """A conversation with this system turn in front, where it has none of its own."""
+    if system is None or messages[0].role == "system":
+        return messages
+    return (Message("system", system), *messages)
+
+
+def refused(where: str, column: str, value: Any, problem: str, remedy: str) -> InputError:
+    """The error that names a field of a row."""
+    text = value if isinstance(value, str) else repr(value)
+    return InputError(f"{where}, {column}", text if len(text) <= 80 else f"{text[:77]}…", problem, remedy)

@@ -1,0 +1,52 @@
+"""What can be known of an export before anything is loaded: which engines will be asked, and whether an adapter that no
+run here made says what it was trained on. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from align.errors import InputError
+from align.models.base import ABOUT
+from align.rollout.engine_process import LLAMA_CPP, SETTINGS, TRANSFORMERS, VLLM, engine_version, why_unasked
+from align.run import Artifact, Base, read_json
+
+
+def engines_asked(kind: str, where: Mapping[str, str]) -> dict[str, str]:
+    """The engines beside transformers that an export is asked by, each with its version; empty where it is not there.
+
+    Args:
+        kind: `export=`.
+        where: engine → the Python that has it, or that it is not to be asked.
+
+    Raises:
+        InputError: a Python that was named has no such engine.
+    """
+    asks = {"gguf": [LLAMA_CPP], "all": [LLAMA_CPP, VLLM], "check": [LLAMA_CPP, VLLM]}.get(kind, [VLLM])
+    return {engine: engine_version(engine, where[engine], SETTINGS[engine]) for engine in asks}
+
+
+def check_askable(kind: str, required: Collection[str], asked: Mapping[str, str], where: Mapping[str, str]) -> None:
+    """Raises: InputError: an engine is required that this export does not ask, or that is not there.
+
+    Args:
+        asked: see `engines_asked`.
+    """
+    for engine in required:
+        if engine not in (TRANSFORMERS, *asked):
+            problem = f"export={kind} does not ask it"
+            raise InputError("export.require", engine, problem, f"It asks {', '.join(sorted((TRANSFORMERS, *asked)))}.")
+        if engine != TRANSFORMERS and not asked[engine]:
+            problem = f"it cannot be asked: {why_unasked(engine, where[engine])}"
+            raise InputError("export.require", engine, problem, "Install it, or leave it out of export.require.")
+
+
+def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
+    """Raises: InputError: an adapter that no run here made is of another base, or nobody says how it was trained."""
+    known = artifact.path / ABOUT
+    digest = read_json(known, "Export it again.").get("digest") if known.is_file() else None
+    if digest and digest != base.digest:
+        problem = f"its {ABOUT} names another base ({str(digest)[:12]}) than {base.id} ({base.digest[:12]})"
+        raise InputError("artifact", artifact.ref, problem, "Name the base it was trained on: model.path=.")
+    if method == "auto":
+        problem = f"nothing says how {artifact.ref} was trained"
+        raise InputError("method", method, problem, "Say method=qlora (on an NF4 base) or method=lora.")

@@ -1,0 +1,260 @@
+"""What goes into each stage: found before its run has a name, and read before torch is imported. One function a stage.
+
+A run that is finished already is answered from here, and so is a mistake in a row: neither waits for torch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from align.config.annotate import AnnotateConfig
+from align.config.compose import plain
+from align.config.root import Config
+from align.config.scorers import LearnedReward, reward_spec
+from align.config.settings import changed
+from align.data.pairs import divided_pairs, pairs_records, read_pairs, with_system
+from align.data.sources import DataSource, data_records, divided_documents, prompts
+from align.data.split import same_split
+from align.errors import InputError, require
+from align.evals import judges
+from align.export.askable import check_askable, check_stranger, engines_asked
+from align.export.converters import converters_in
+from align.models.base import base_of, find_base
+from align.models.start import BASE, find, frozen_as, label, start_from, started_from
+from align.redaction import masked, unmarked
+from align.rollout.engine_process import LLAMA_CPP, VLLM
+from align.run import Artifact, Base, Input, json_digest
+from align.run.environment import code_digest, package_versions
+from align.run.lineage import evaluation_of
+from annotate.accounts import Accounts
+from annotate.store import Store
+from reward.inputs import reward_inputs
+
+INIT = Config().init
+
+
+def nothing() -> tuple[()]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a stage starts from, resolved once, before the run has a name.
+
+    Attributes:
+        config: with what they decide: the method that an adapter belongs to.
+        label: the readable part of the run's derived name.
+        base: the base weights.
+        records: name → what goes in, as the manifest will hold it.
+        rows: reads the data. What it returns is handed to the stage's `run`, behind the run and its configuration.
+    """
+
+    config: Config
+    label: str
+    base: Base | None
+    records: dict[str, Input] = field(default_factory=dict)
+    rows: Callable[[], tuple[Any, ...]] = nothing
+
+
+def sft(config: Config) -> Inputs:
+    base = find_base(config.model.path, config.model.revision)
+    if config.method.name == "auto":
+        config = changed(config, method=changed(config.method, name="qlora"))
+    name = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], config.method.name)))
+    records = {"base": Input(base.digest, ref=base.id), **data_records(source_of(config))}
+
+    def rows() -> tuple[Any, ...]:
+        train, test = divided_documents(source_of(config), config.seed)
+        return train, test[: config.stage.eval_size]
+
+    return Inputs(config, name, base, records, rows)
+
+
+def sample(config: Config) -> Inputs:
+    artifact, base, config = start(config)
+    records = {"init": artifact.as_input(), **data_records(source_of(config))}
+    rows = partial(prompts_of, config, "train", config.stage.prompts)
+    return Inputs(config, label(base, config.method.name), base, records, rows)
+
+
+def annotate(config: Config) -> Inputs:
+    stage: AnnotateConfig = config.stage
+    label = f"{config.project}-{stage.action}"
+    if stage.action == "simulate":
+        # What is to be judged is the input, not what has been judged already: a continued run is the same run.
+        with open_store(config, create=False) as store:
+            items = json_digest([item.id for item in store.items(config.project)])
+        return Inputs(config, label, None, {"items": Input(items, project=config.project)})
+    read = {"guidelines": stage.guidelines} | ({} if stage.action == "backup" else {"path": stage.path})
+    for name, given in read.items():
+        there = given is None or Path(given).expanduser().exists()
+        require(there, f"stage.{name}", given, "there is no such file", "Check the path.")
+    if stage.action == "export":  # the run reads the project, as a run of stage=reward does: an erasure concerns it
+        with open_store(config, create=False) as store:
+            head = store.head(config.project)
+        return Inputs(config, label, None, {"annotations": Input(head.hash, project=config.project, seq=head.seq)})
+    # From here on people have no name: what the run writes down must not say whom it concerned.
+    if stage.annotator is not None and stage.action in ("erase", "invite"):
+        with open_store(config, create=False) as store:
+            accounts = Accounts(store)
+            known = accounts.pseudonym if stage.action == "erase" else accounts.handle
+            config = changed(config, stage=changed(stage, annotator=known(config.project, stage.annotator)))
+    # The others look at a store that changes, or change it: asked again, each is done again.
+    return Inputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
+
+
+def reward(config: Config) -> Inputs:
+    artifact, base, config = start(config)
+    pairs = pairs_records(source_of(config), store_url(config), config.project)
+    records = {"init": artifact.as_input(), **pairs}
+    if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
+        records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
+    return Inputs(config, label(base, config.method.name), base, records, partial(pairs_of, config))
+
+
+def dpo(config: Config) -> Inputs:
+    artifact, base, config = start(config)
+    pairs = pairs_records(source_of(config), store_url(config), config.project)
+    records = {"init": artifact.as_input(), **pairs}
+    return Inputs(config, label(base, config.method.name), base, records, partial(pairs_of, config))
+
+
+def ppo(config: Config) -> Inputs:
+    artifact, base, config = starting_point(config)
+    root = Path(config.run.root).expanduser()
+    rewards = reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
+    records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
+    rows = partial(prompts_of, config, "train")
+    return Inputs(config, label(base, config.method.name), base, records, rows)
+
+
+def evaluate(config: Config) -> Inputs:
+    artifact, base, config = start(config, config.artifact, "artifact")
+    root = Path(config.run.root).expanduser()
+    named = config.init != INIT or artifact.manifest is None
+    asked = find(config.init, root, config.model.path, config.model.revision, "init") if named else None
+    reference = started_from(artifact, asked, root)
+    data = data_records(source_of(config))
+    if "eval_data" in data:
+        same_split(artifact, data["eval_data"].digest, 1, root, "data.eval_path")
+    elif config.data.name == "jsonl":  # the corpus has parts of its own
+        same_split(artifact, data["data"].digest, config.data.held_out, root)
+    judge = reward_inputs(reward_spec(config.reward), root, base, None)
+    reward = plain(config)["reward"]
+    title = judges.title(reward, judge)
+    of = judges.standing_of(artifact, judges.identities(reward, judge), root)
+    judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
+    records = {"artifact": artifact.as_input(), **data, **judge}
+    if reference is not None:
+        if not artifact.whole and base_of(reference, "init").digest != base.digest:
+            raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
+        records["init"] = reference.as_input()
+    rows = partial(prompts_of, config, "test", config.stage.prompts)
+    return Inputs(config, label(base, config.method.name), base, records, rows)
+
+
+def export(config: Config) -> Inputs:
+    method = config.method.name  # as it was given: `start` settles `auto`
+    artifact, base, config = start(config, config.artifact, "artifact")
+    if artifact.whole:
+        raise InputError(
+            "artifact",
+            artifact.ref,
+            "is a whole model already",
+            f"Load {artifact.path} as it is, or export an adapter.",
+        )
+    if not artifact.manifest:
+        check_stranger(artifact, base, method)
+    records = {"artifact": artifact.as_input()}
+    if (evaluation := evaluation_of(artifact.as_input(), Path(config.run.root).expanduser())) is not None:
+        records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
+    kind, where = config.export.name, {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
+    asked = engines_asked(kind, where)
+    records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
+    if kind != "check":
+        check_askable(kind, config.export.require, asked, where)
+    if kind in ("gguf", "all"):
+        converters_in(config.export.converters)
+    if kind == "check":
+        records["asked"] = Input(secrets.token_hex(8))  # each time anew
+    return Inputs(config, f"{label(base, config.method.name)}-{kind}", base, records)
+
+
+def verify(config: Config) -> Inputs:
+    artifact, base, config = starting_point(config)
+    untold = config.init == BASE and config.reward == LearnedReward()
+    root = Path(config.run.root).expanduser()
+    rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
+    read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
+    return Inputs(config, label(base, config.method.name), base, read)
+
+
+def starting_point(config: Config) -> tuple[Artifact, Base, Config]:
+    """What the policy starts from, and its base.
+
+    Raises:
+        InputError: every weight is to train of what is an adapter.
+    """
+    artifact, base, config = start(config)
+    require(
+        config.method.name != "full" or artifact.whole, "method", "full", f"{artifact.ref} is an adapter",
+        "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=.",
+    )  # fmt: skip
+    return artifact, base, config
+
+
+def prompts_of(config: Config, side: str, most: int | None = None) -> tuple[Any, ...]:
+    """The prompts of one side of the data, `train` or `test`."""
+    return (prompts(source_of(config), side, config.seed)[:most],)
+
+
+def pairs_of(config: Config) -> tuple[Any, ...]:
+    """Preference pairs to train on, and those to measure on."""
+    source = source_of(config)
+    prefs = read_pairs(source, store_url(config), config.project, config.data.allow_simulated)
+    both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
+    return tuple([with_system(pref, source.system) for pref in side] for side in both)
+
+
+def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
+    """What a stage starts from, see `align.models.start.start_from`; and the configuration with the method that this
+    belongs to.
+
+    Args:
+        ref: the reference; None for what the configuration has as `field`.
+    """
+    ref = ref if ref is not None else str(getattr(config, field))
+    root, model = Path(config.run.root).expanduser(), config.model
+    found = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
+    return found.artifact, found.base, changed(config, method=changed(config.method, name=found.method))
+
+
+def source_of(config: Config) -> DataSource:
+    """Where the rows of `data=` come from."""
+    data = config.data
+    return DataSource(data.name, data.path, data.part, data.held_out, data.limit, data.eval_path, data.system)
+
+
+def store_url(config: Config) -> str:
+    """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
+    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / 'annotations.db'}"
+
+
+def open_store(config: Config, create: bool = True) -> Store:
+    """The annotation store. A reader never makes an empty one."""
+    if create and config.store.url is None:
+        Path(config.run.root).expanduser().mkdir(parents=True, exist_ok=True)
+    return Store.open(store_url(config), create=create)
+
+
+OF: Mapping[str, Callable[[Config], Inputs]] = MappingProxyType({
+    "sft": sft, "full": sft, "sample": sample, "annotate": annotate, "reward": reward, "ppo": ppo, "dpo": dpo,
+    "eval": evaluate, "export": export, "verify": verify,
+})  # fmt: skip
+"""Stage → what goes into it."""

@@ -1,0 +1,105 @@
+"""Digests of large files are remembered, and never believed of a file that changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.run import digests
+from align.run.digests import cache_folder, file_digest, known_digest
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: Any) -> Path:
+    """A file that counts as large, last changed long ago as far as `SETTLED_S` is concerned."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "LARGE", 4)
+    monkeypatch.setattr(digests, "SETTLED_S", -1.0)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def reads(monkeypatch: Any) -> list[Path]:
+    """The files that are read."""
+    found: list[Path] = []
+
+    def reading(path: Path) -> str:
+        found.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(digests, "file_digest", reading)
+    return found
+
+
+def test_a_large_file_is_read_once(large: Path, reads: list[Path]) -> None:
+    assert known_digest(large) == known_digest(large) == file_digest(large)
+    assert reads == [large]
+
+
+def test_a_small_one_each_time(large: Path, reads: list[Path], monkeypatch: Any) -> None:
+    monkeypatch.setattr(digests, "LARGE", 100)
+    assert known_digest(large) == known_digest(large)
+    assert reads == [large, large]
+    assert not cache_folder().exists()
+
+
+def test_a_file_edited_in_place_is_read_again(large: Path) -> None:
+    """Same path, inode and size, and the time of modification put back: the time of change tells."""
+    first, before = known_digest(large), os.stat(large)
+    time.sleep(0.02)
+    with large.open("r+b") as file:
+        file.write(b"W")
+    os.utime(large, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = os.stat(large)
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    assert known_digest(large) == file_digest(large) != first
+
+
+def test_a_file_put_in_its_place_is_read(large: Path) -> None:
+    known_digest(large)
+    other = large.with_name("other")
+    other.write_bytes(b"WEIGHTS")
+    os.replace(other, large)
+    assert known_digest(large) == file_digest(large)
+
+
+def test_what_changed_a_moment_ago_is_not_remembered(large: Path, reads: list[Path], monkeypatch: Any) -> None:
+    monkeypatch.setattr(digests, "SETTLED_S", 3600.0)
+    known_digest(large)
+    known_digest(large)
+    assert reads == [large, large]
+
+
+def test_what_changes_while_it_is_read_is_not_remembered(large: Path, monkeypatch: Any) -> None:
+    def slow(path: Path) -> str:
+        found = file_digest(path)
+        time.sleep(0.02)
+        path.write_bytes(b"altered")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "file_digest", slow)
+        known_digest(large)
+    assert known_digest(large) == file_digest(large)
+
+
+@pytest.mark.parametrize("entry", ["", "{", "[]", "null", '{"state": 3}', '{"state": []}'])
+def test_a_broken_entry_costs_a_reading(large: Path, entry: str) -> None:
+    known_digest(large)
+    (found,) = cache_folder().iterdir()
+    assert json.loads(found.read_text())["sha256"] == file_digest(large)
+    found.write_text(entry)
+    assert known_digest(large) == file_digest(large)
+
+
+def test_a_home_that_cannot_be_written_costs_a_reading(large: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert known_digest(large) == file_digest(large)

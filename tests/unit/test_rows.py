@@ -1,0 +1,189 @@
+"""What a file's rows say beside their texts is kept or refused; which of them are measured on; files that are none."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_sources import GOOD, asked, jsonl, rows, write
+
+from align.data.sources import data_records, divided_documents, prompts, read_documents
+from align.errors import InputError
+from align.types import Conversation
+
+
+def exchange(*texts: str) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+# All of a file, or another one, to measure on.
+
+
+def test_a_whole_file_is_trained_on_or_measured_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", *rows(40))
+    assert [len(side) for side in divided_documents(jsonl(path, held_out=0.0))] == [40, 0]
+    assert len(prompts(jsonl(path, held_out=1.0), "test")) == 40
+
+
+def test_a_file_of_its_own_is_measured_on_whole_and_never_trained_on(tmp_path: Path, capsys: Any) -> None:
+    """Equal questions are left out of training, whatever was answered, and counted."""
+    train = write(tmp_path / "train.jsonl", *rows(30))
+    test = write(tmp_path / "test.jsonl", *[{**row, "completion": "Another."} for row in rows(40)[20:]])
+    data = jsonl(train, eval_path=str(test))
+    first, second = divided_documents(data)
+    assert (len(first), len(second)) == (20, 20)
+    assert not asked(first) & asked(second)
+    assert "10 rows of" in capsys.readouterr().out
+    assert asked(prompts(data, "test")) == asked(second)
+    assert asked(prompts(data, "train")) == asked(first)
+
+
+def test_errors_in_the_file_to_measure_on_name_it(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", *rows(3))
+    with pytest.raises(InputError, match=r"data\.eval_path=.*absent"):
+        data_records(jsonl(train, eval_path=str(tmp_path / "absent.jsonl")))
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"bad\.jsonl, row 1"):
+        divided_documents(jsonl(train, eval_path=str(tmp_path / "bad.jsonl")))
+
+
+def test_a_system_prompt_is_added_where_there_is_none_and_moves_no_row(tmp_path: Path) -> None:
+    spoken = [{"messages": [{"role": "system", "content": "Own."}, *exchange("a", "b")]}]
+    path = write(tmp_path / "d.jsonl", *rows(40), *spoken, {"text": "plain"})
+    without, given = (divided_documents(jsonl(path, system=system)) for system in (None, "Be brief."))
+    for before, after in zip(without, given, strict=True):
+        assert [question_of(d) for d in before] == [question_of(d) for d in after]
+        heads = {d.messages[0].content for d in after if not isinstance(d, str)}
+        assert heads <= {"Be brief.", "Own."}
+    assert "plain" in [*given[0], *given[1]]
+
+
+# What rows say beside their texts is kept, or refused by name.
+
+
+def question_of(document: Any) -> str:
+    return document if isinstance(document, str) else next(m.content for m in document.messages if m.role == "user")
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+@pytest.mark.parametrize("row", [{"messages": exchange("q", "a")}, {"prompt": "q", "completion": "a"}])
+def test_a_system_column_is_a_system_turn(tmp_path: Path, column: str, row: dict[str, Any]) -> None:
+    (found,) = read_documents(write(tmp_path / "d.jsonl", {**row, column: "Be brief."}))
+    assert isinstance(found, Conversation)
+    assert [(m.role, m.content) for m in found.messages] == [("system", "Be brief."), ("user", "q"), ("assistant", "a")]
+    same = {"messages": [{"role": "system", "content": "Be brief."}, *exchange("q", "a")], column: "Be brief."}
+    assert read_documents(write(tmp_path / "e.jsonl", same))[0].messages == found.messages  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("said", "trained"),
+    [
+        ({}, True), ({"train": True}, True), ({"train": False}, False), ({"training": False}, False),
+        ({"weight": 0}, False), ({"weight": 1}, True), ({"weight": None}, True),
+        ({"weight": 0.0, "train": False}, False),
+    ],
+)  # fmt: skip
+def test_a_turn_says_whether_it_is_trained_on(tmp_path: Path, said: dict[str, Any], trained: bool) -> None:
+    user, answer = exchange("q", "a")
+    (found,) = read_documents(
+        write(tmp_path / "d.jsonl", {"messages": [user, {**answer, **said}, *exchange("q2", "a2")]})
+    )
+    assert isinstance(found, Conversation)
+    assert [m.trained for m in found.messages] == [True, trained, True, True]
+
+
+USER, ANSWER = exchange("q", "a")
+UNKEPT: list[tuple[dict[str, Any], str]] = [
+    ({"messages": [USER, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, r"messages\[1\]\.tool_calls"),
+    ({"messages": [USER, {**ANSWER, "function_call": {"name": "f"}}]}, r"messages\[1\]\.function_call"),
+    ({"messages": [USER, ANSWER, {"role": "tool", "content": "4"}]}, r"messages\[2\]\.role"),
+    ({"messages": [{**USER, "images": ["a.png"]}, ANSWER]}, r"messages\[0\]\.images"),
+    ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, r"messages\[1\]\.weight"),
+    ({"messages": [USER, {**ANSWER, "weight": "1"}]}, r"messages\[1\]\.weight"),
+    ({"messages": [USER, {**ANSWER, "train": True, "weight": 0}]}, r"messages\[1\]"),
+    ({"messages": [{**USER, "train": True}, ANSWER]}, r"messages\[0\]\.train"),
+    ({"messages": [USER, {**ANSWER, "content": None}]}, r"messages\[1\]\.content"),
+    ({"messages": [USER, {**ANSWER, "content": ""}]}, "message 1"),
+    ({"messages": [USER, {**ANSWER, "content": " \n"}]}, "message 1"),
+    ({"messages": [{**USER, "content": ""}, ANSWER]}, "message 0"),
+    ({"messages": [{"role": "system", "content": "A."}, USER, ANSWER], "system": "B."}, "system"),
+    ({"prompt": "q", "completion": "a", "system": 3}, "system"),
+    ({"prompt": "q", "completion": "a", "response": "b"}, "prompt"),
+    ({"prompt": "", "completion": "a"}, "message 0"),
+    ({"messages": [USER, ANSWER], "tools": [{"name": "f"}]}, "tools"),
+    ({"messages": [USER, ANSWER], "images": ["a.png"]}, "images"),
+    ({"messages": [USER, ANSWER], "weight": 0.5}, "weight"),
+    ({"messages": [USER, ANSWER], "train": False}, "train"),
+    ({"messages": [USER, ANSWER], "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+    ({"text": "t", "system": "s"}, "system"),
+]
+
+
+@pytest.mark.parametrize(("row", "field"), UNKEPT, ids=[str(i) for i in range(len(UNKEPT))])
+def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, row: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_documents(write(tmp_path / "d.jsonl", row))
+    assert re.fullmatch(rf".*d\.jsonl, row 1, {field}", caught.value.field)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, {**ANSWER, "tool_calls": []}], "tools": None, "images": []},
+        {"messages": [USER, {**ANSWER, "name": "Ann", "refusal": None}], "weight": 1, "score": 3},
+        {"messages": [USER, {**ANSWER, "content": "", "train": False}, *exchange("q2", "a2")]},
+        {"messages": [{"role": "system", "content": ""}, USER, ANSWER], "text": "<s>rendered</s>"},
+        {"prompt": "q", "completion": None}, {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"messages": [USER, ANSWER], "system": ""},
+    ],
+)  # fmt: skip
+def test_what_says_nothing_is_no_obstacle(tmp_path: Path, row: dict[str, Any]) -> None:
+    (found,) = read_documents(write(tmp_path / "d.jsonl", row))
+    assert isinstance(found, Conversation)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"PAR1\x15\x04", "a Parquet file"), (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b\x08", "packed by gzip"),
+        (b'[\n{"text": "a"}\n]\n', "one JSON array"), (b'\xef\xbb\xbf [{"text": "a"}]', "one JSON array"),
+    ],
+)  # fmt: skip
+def test_another_kind_of_file_is_called_by_its_name(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=problem) as caught:
+        read_documents(path)
+    assert str(caught.value).isprintable()
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from align.data.sources import read_documents
+from align.errors import InputError
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+try:
+    read_documents(Path(sys.argv[1]))
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_of_100_mb_is_refused_within_a_gigabyte(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / ("rows.jsonl.gz" if packed else "rows.jsonl")
+    with (gzip.open if packed else open)(path, "wb", **({"compresslevel": 1} if packed else {})) as file:
+        file.write(GOOD + b'{"text": "')
+        for _ in range(100):
+            file.write(b"words and " * 104_858)
+        file.write(b'"}\n')
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=False)
+    assert "row 2=" in done.stdout, done.stderr
+    assert "a line of more than 32 MiB" in done.stdout
