@@ -40,7 +40,7 @@ class DpoConfig(Settings):
         training.whole_micro_batches(self.batch_size, self.micro_batch)
 
     def check(self, config: Config) -> None:
-        training.of_pairs(config.data.name)
+        training.of_pairs(config.data.name, config.data.reasoning)
         require(
             config.method.name != "full", "method", config.method.name, "DPO trains an adapter here",
             "Use method=qlora or method=lora.",

@@ -62,6 +62,12 @@ class DataConfig(Settings):
         "Arguments of the chat template, a mapping such as {enable_thinking: false}. They travel with the artifact; "
         "given again, they replace those that it has.",
     )
+    reasoning: str = setting(
+        "keep",
+        "What becomes of the reasoning that an answer begins with (`<think>…</think>`, or a message's "
+        "`reasoning_content`): trained on (`keep`), read and not trained on (`mask`), or left out (`hide`).",
+        choices=("keep", "mask", "hide"),
+    )
     max_length: int = setting(1024, "Longest row.", unit="tokens", above=0)
     too_long: str = setting(
         "drop",
@@ -127,6 +133,12 @@ class RolloutConfig(Settings):
     max_new_tokens: int = setting(256, "Longest response.", unit="tokens", above=0)
     temperature: float = setting(1.0, "Divides the logits before sampling.", above=0)
     batch_size: int = setting(128, "Responses that are generated together.", above=0)
+    reasoning: str = setting(
+        "keep",
+        "Whether rewards, judges and annotators read the reasoning that an answer begins with (`keep`), or the answer "
+        "alone (`hide`). A reward model is then to be trained on answers alone: data.reasoning=hide.",
+        choices=("keep", "hide"),
+    )
 
 
 @dataclass

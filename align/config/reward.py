@@ -42,7 +42,7 @@ class RewardStageConfig(Settings):
         training.whole_micro_batches(self.batch_size, self.micro_batch)
 
     def check(self, config: Config) -> None:
-        training.of_pairs(config.data.name)
+        training.of_pairs(config.data.name, config.data.reasoning)
         require(
             config.data.name == "annotations" or not self.prioritise, "stage.prioritise", self.prioritise,
             "the items of a file are nobody's to judge", "Use data=annotations with project=NAME.",

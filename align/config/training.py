@@ -68,8 +68,12 @@ def whole_micro_batches(batch: int, micro: int) -> None:
     )  # fmt: skip
 
 
-def of_pairs(data: str) -> None:
+def of_pairs(data: str, reasoning: str) -> None:
     """Raises InputError unless a data set is one of preference pairs."""
+    require(
+        reasoning != "mask", "data.reasoning", reasoning, "is of supervised training: a pair is judged by all of it",
+        "Write keep or hide.",
+    )  # fmt: skip
     require(
         data in ("annotations", "jsonl"), "data", data, "holds no preference pairs",
         "Use data=annotations with project=NAME, or data=jsonl with data.path=PAIRS.jsonl.",

@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any
 
 from align.data.length import CHARACTERS, longer_than
+from align.data.reasoning import last_reasoning, reasoning_length
 from align.data.tokens import Span, special_ids, special_texts, text_ids, tokenised, veiled
 from align.errors import InputError, half_character, require
 from align.types import Conversation, Document, Message
@@ -80,11 +81,14 @@ def marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[
     return text, spans
 
 
-def assistant_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
+def assistant_spans(tokenizer: Any, conversation: Conversation, answers_alone: bool = False) -> tuple[str, list[Span]]:
     """The rendered text and the character spans [start, end) that the assistant wrote.
 
     A span begins where the answer's header ends (as sampling will see it), and covers the answer and the token that
     ends the turn, not the line break or the end of text that a template puts after it.
+
+    Args:
+        answers_alone: without the reasoning that an answer begins with.
     """
     text = render(tokenizer, conversation)
     specials = special_texts(tokenizer)
@@ -98,6 +102,7 @@ def assistant_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, li
             start = len(before)
         elif start is None:
             raise unlocated(conversation, i)
+        start += reasoning_length(text[start:end]) if answers_alone else 0
         spans.append((start, end + turn_end(text[end:], tail, specials)))
     return text, spans
 
@@ -150,19 +155,27 @@ def turn_end(rest: str, alone: str, specials: Sequence[str]) -> int:
     return len(rest[:common].rstrip())
 
 
-def encode_conversation(tokenizer: Any, conversation: Conversation) -> Encoded:
-    """Tokens of a whole conversation, with a loss on what the assistant wrote and on the tokens that end its turns."""
+def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoning: bool = False) -> Encoded:
+    """Tokens of a whole conversation, with a loss on what the assistant wrote and on the tokens that end its turns.
+
+    Args:
+        mask_reasoning: no loss on the reasoning that an answer begins with.
+    """
     marked = "{% generation %}" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
     marked &= all(message.trained for message in conversation.messages)  # markers do not say whose turn they mark
+    masked = mask_reasoning and any(reasoning_length(message.content) for message in conversation.messages)
     conversation, veil = veiled(tokenizer, conversation)
-    text, spans = (marked_spans if marked else assistant_spans)(tokenizer, conversation)
+    if marked and not masked:
+        text, spans = marked_spans(tokenizer, conversation)
+    else:
+        text, spans = assistant_spans(tokenizer, conversation, masked)
     made = tokenised(tokenizer, text, veil)
     ids, special = made.ids, special_ids(tokenizer)
     mask = [  # a header's token may take the blanks that an answer begins with, and is a header's all the same
         any(a < end and start < b and (start <= a or i not in special) for start, end in spans)
         for i, (a, b) in zip(ids, made.spans, strict=True)
     ]
-    if marked:
+    if marked and not masked:
         mask = with_turn_ends(ids, without_line_breaks(tokenizer, ids, mask), special)
     return Encoded(ids, [i if m else IGNORED for i, m in zip(ids, mask, strict=True)])
 
@@ -213,29 +226,34 @@ class Encoding:
         too_long: conversations longer than the context, dropped whole: a cut answer would teach to stop nowhere.
         unanswered: conversations without a token to train on.
         cut: conversations longer than the context that are among the rows, cut there.
+        unreasoned: conversations whose last answer lost its reasoning to the chat template.
     """
 
     rows: list[Encoded]
     too_long: int
     unanswered: int
     cut: int = 0
+    unreasoned: int = 0
 
     @property
     def tokens(self) -> int:
         return sum(len(r.input_ids) for r in self.rows)
 
 
-def encode(tokenizer: Any, documents: Sequence[Document], max_length: int, truncate: bool = False) -> Encoding:
+def encode(
+    tokenizer: Any, documents: Sequence[Document], max_length: int, truncate: bool = False, mask_reasoning: bool = False
+) -> Encoding:
     """Every document as token ids and labels.
 
     Args:
+        mask_reasoning: see `encode_conversation`.
         truncate: a conversation longer than `max_length` is cut there; without, it is left out.
 
     Raises:
         InputError: nothing is left to train on; the message counts what was dropped and why.
     """
     rows: list[Encoded] = []
-    too_long = unanswered = cut = 0
+    too_long = unanswered = cut = unreasoned = 0
     for document in documents:
         if isinstance(document, str):
             rows += encode_text(tokenizer, document, max_length)
@@ -243,7 +261,7 @@ def encode(tokenizer: Any, documents: Sequence[Document], max_length: int, trunc
         if not truncate and surely_too_long(tokenizer, document, max_length):
             too_long += 1
             continue
-        encoded = encode_conversation(tokenizer, document)
+        encoded = encode_conversation(tokenizer, document, mask_reasoning)
         longer = len(encoded.input_ids) > max_length
         if longer and truncate:
             encoded = Encoded(encoded.input_ids[:max_length], encoded.labels[:max_length])
@@ -254,13 +272,15 @@ def encode(tokenizer: Any, documents: Sequence[Document], max_length: int, trunc
         else:
             rows.append(encoded)
             cut += longer
+            reasoning = last_reasoning(document)
+            unreasoned += bool(reasoning) and reasoning not in render(tokenizer, document)
     if documents and not rows:
         raise InputError(
             "data.max_length", max_length,
             f"leaves nothing to train on: {too_long} conversations are longer and {unanswered} have no assistant turn",
             "Raise data.max_length, or give conversations with an assistant's answer.",
         )  # fmt: skip
-    return Encoding(rows, too_long, unanswered, cut)
+    return Encoding(rows, too_long, unanswered, cut, unreasoned)
 
 
 def surely_too_long(tokenizer: Any, conversation: Conversation, most: int) -> bool:
@@ -282,6 +302,22 @@ def prompt_ids(tokenizer: Any, conversation: Conversation) -> list[int]:
     """A conversation whose answer is due, its header included."""
     conversation, veil = veiled(tokenizer, conversation)
     return tokenised(tokenizer, render(tokenizer, conversation, answer_due=True), veil).ids
+
+
+def prompt_room(context: int, max_length: int, max_new_tokens: int) -> int:
+    """Tokens that a prompt may have.
+
+    Args:
+        context: tokens that the model was made for.
+
+    Raises:
+        InputError: the answer leaves none.
+    """
+    require(
+        max_new_tokens < context, "rollout.max_new_tokens", max_new_tokens,
+        f"leaves no room for a prompt: the model's context is {context} tokens", f"Set it well below {context}.",
+    )  # fmt: skip
+    return min(max_length, context - max_new_tokens)
 
 
 def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_tokens: int) -> tuple[list[Prompt], int]:

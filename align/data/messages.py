@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from align.data.reasoning import reasoning_length, with_reasoning
 from align.errors import InputError
 from align.types import ROLES, Message
 
@@ -24,6 +25,8 @@ NOT_READ_OF_ROWS: Mapping[str, str] = {
 REMEDIES = {TOOLS: "Leave such rows out.", PARTS: "Leave such rows out."}
 SYSTEM = ("system", "system_prompt")
 """Columns that hold a system turn beside the conversation, as Alpaca's and OpenOrca's rows do."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields that hold the reasoning in front of an answer: DeepSeek's and vLLM's, OpenRouter's, gpt-oss's."""
 TRAINED = ("train", "training", "weight")
 """Fields that say whether a turn is trained on: axolotl's and OpenAI's."""
 WRITE = "Write a list of {role, content} messages."
@@ -59,7 +62,24 @@ def message_of(value: Any, where: str, column: str) -> Message:
     if not isinstance(content, str):
         problem = "is missing" if "content" not in value else "is no text"
         raise refused(where, f"{column}.content", content, problem, "Give its text, or leave the turn out.")
+    content = with_reasoning_field(value, str(role), content, where, column)
     return Message(str(role), content, trained_on(value, str(role), where, column))
+
+
+def with_reasoning_field(message: Mapping[str, Any], role: str, content: str, where: str, column: str) -> str:
+    """What a message says, with the reasoning that it has in a field of its own in front of it.
+
+    Raises:
+        InputError: that is no text, nobody's answer, or stands in the content too.
+    """
+    said = {name: message[name] for name in REASONING if message.get(name)}
+    for name, text in said.items():
+        problem = "is no text" if not isinstance(text, str) else "is reasoning, which only an assistant's turn has"
+        if not isinstance(text, str) or role != "assistant":
+            raise refused(where, f"{column}.{name}", text, problem, "Leave it out.")
+        if reasoning_length(content) or len(set(map(str, said.values()))) > 1:
+            raise refused(where, f"{column}.{name}", text, "stands there twice", "Keep one of the two.")
+    return with_reasoning(content, next(iter(said.values()))) if said else content
 
 
 def trained_on(message: Mapping[str, Any], role: str, where: str, column: str) -> bool:

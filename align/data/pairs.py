@@ -9,6 +9,7 @@ from typing import Any
 from align.data.chat import encode_judged, prompt_length, surely_too_long
 from align.data.messages import with_default_system
 from align.data.preferences import read_preferences, split_by_group
+from align.data.reasoning import without_reasoning
 from align.data.sources import DataSource, data_file, data_records, eval_file
 from align.data.split import share_of
 from align.errors import InputError, require
@@ -55,9 +56,20 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
     return found[: data.limit]
 
 
-def with_system(pref: Preference, system: str | None) -> Preference:
-    """A pair with this system turn, where its prompt has none."""
-    return pref if system is None else replace(pref, prompt=with_default_system(pref.prompt, system))
+def prepared(pref: Preference, data: DataSource) -> Preference:
+    """A pair with the system turn that its prompt lacks, and without the reasoning that is to be hidden.
+
+    Raises:
+        InputError: nothing but their reasoning tells its answers apart.
+    """
+    if data.hide_reasoning:
+        sides = {name: without_reasoning(getattr(pref, name)) for name in ("prompt", "chosen", "rejected")}
+        require(
+            sides["chosen"] != sides["rejected"], "data.reasoning", "hide",
+            f"nothing else tells the answers of pair {pref.id} apart", "Leave the pair out, or keep the reasoning.",
+        )  # fmt: skip
+        pref = replace(pref, **sides)
+    return replace(pref, prompt=with_default_system(pref.prompt, data.system))
 
 
 def divided_pairs(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from align.data import chitchat
 from align.data.messages import check_row, check_weight, messages_of, refused, with_default_system, with_system_column
+from align.data.reasoning import answer_alone, without_reasoning
 from align.data.rows import json_rows
 from align.data.split import question, side, unasked
 from align.errors import InputError, require
@@ -29,6 +30,7 @@ class DataSource:
         limit: the most rows that are read; None for all.
         eval_path: a file to measure on, as `path` is one; `path` is then trained on whole, but for what it asks too.
         system: the system turn of conversations that have none.
+        hide_reasoning: answers are read without the reasoning that they begin with.
     """
 
     name: str
@@ -38,6 +40,7 @@ class DataSource:
     limit: int | None = None
     eval_path: str | None = None
     system: str | None = None
+    hide_reasoning: bool = False
 
 
 T = TypeVar("T")
@@ -120,7 +123,7 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
     """
     if data.name == "chitchat":
         conversations = chitchat.contexts("test" if split == "test" else data.part or "prompts")
-        found = [with_system(c, data.system) for c in conversations]
+        found = [prepared(c, data) for c in conversations]
     else:
         found = [asked for d in sides(data)[split == "test"] if (asked := question(d)) is not None]
     require(bool(found), "data", data.path or data.name, f"holds no prompts for {split}", f"{MORE} A user must speak.")
@@ -141,14 +144,15 @@ def sides(data: DataSource) -> tuple[list[Document], list[Document]]:
     else:
         found = read_documents(data_file(data.path))
         train, test = side(found, "train", data.held_out), side(found, "test", data.held_out)
-    return [with_system(d, data.system) for d in train], [with_system(d, data.system) for d in test]
+    return [prepared(d, data) for d in train], [prepared(d, data) for d in test]
 
 
-def with_system(document: T, system: str | None) -> T:
-    """A conversation with this system turn, where it has none of its own; plain text as it is."""
-    if system is None or not isinstance(document, Conversation):
+def prepared(document: T, data: DataSource) -> T:
+    """A conversation with the system turn and the reasoning that are asked for; plain text as it is."""
+    if not isinstance(document, Conversation):
         return document
-    return replace(document, messages=with_default_system(document.messages, system))
+    messages = without_reasoning(document.messages) if data.hide_reasoning else document.messages
+    return replace(document, messages=with_default_system(messages, data.system))
 
 
 def shuffled(items: list[T], seed: int, limit: int | None) -> list[T]:
@@ -188,7 +192,7 @@ def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
             "Give `messages`, `prompt` with `completion`, or `text`.",
         )  # fmt: skip
     for i, message in enumerate(messages):
-        if message.role != "system" and message.trained and not message.content.strip():
+        if message.role != "system" and message.trained and not answer_alone(message.content).strip():
             remedy = 'Leave the row out, or write "train": false on an answer that is not to be imitated.'
             raise refused(where, f"message {i}", message.content, f"the {message.role}'s turn is empty", remedy)
     return Conversation(with_system_column(messages, row, where), id)

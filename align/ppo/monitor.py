@@ -88,7 +88,7 @@ def per_answer(
                 return (score_B * length_B).nan_to_num()  # where one of them does not vary, nothing follows it
             case "disagreement":
                 assert isinstance(workers.scorer, Ensemble)  # nothing else measures it
-                return workers.scorer.member_scores(answers.conversations, rollout).std(1, unbiased=False)
+                return workers.scorer.member_scores(answers.conversations, answers.judged).std(1, unbiased=False)
             case "kl":
                 return kl_k1(made.old_logprobs_BT, made.ref_logprobs_BT).sum(-1)
             case "entropy":
@@ -139,7 +139,8 @@ def suspects(
 
     def candidate(given: Answers, scores_B: Tensor, i: int, **more: Any) -> Candidate:
         recorded = {**sampling, "score": float(scores_B[i]), **more}
-        return Candidate(storable(given.texts[i]), digest, sampling=recorded, ended=bool(given.rollout.ended_B[i]))
+        text = given.conversations[i].messages[-1].content
+        return Candidate(storable(text), digest, sampling=recorded, ended=bool(given.rollout.ended_B[i]))
 
     pairs = []
     for k, i in enumerate(chosen):

@@ -26,12 +26,21 @@ from reward.scorer import Scorer
 
 
 class Answers(NamedTuple):
-    """Prompts and what one role said to them, as tokens, as text, and as whole conversations."""
+    """Prompts and what one role said to them, as tokens, as text, and as whoever judges reads it.
+
+    Attributes:
+        conversations: what is judged: the prompts with the answers, or with the answers alone (`rollout.reasoning`).
+        judged: the same as tokens.
+    """
 
     prompts: Sequence[Prompt]
     rollout: Rollout
     texts: list[str]
     conversations: list[Conversation]
+    judged: Rollout
+
+
+Read = Callable[[Sequence[Prompt], list[str], Rollout], tuple[list[str], Rollout]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Workers:
     dropped: how many were longer than the context.
     seed: the run's own.
     speaks: role → what the user calls it, where its answers cannot be drawn.
+    read: answers to prompts, as texts and tokens → the same as whoever judges reads them.
     """
 
     tokenizer: Any
@@ -53,6 +63,7 @@ class Workers:
     dropped: int
     seed: int
     speaks: Callable[[Role], AbstractContextManager[None]]
+    read: Read = lambda prompts, texts, rollout: (texts, rollout)
 
     def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
         """One answer of a role to each prompt.
@@ -65,12 +76,13 @@ class Workers:
             self.engine.sync(actor)
             rollout = self.engine.generate([p.input_ids for p in prompts], actor, seeds)
         texts = response_texts(rollout, self.tokenizer)
-        answered = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
-        return Answers(prompts, rollout, texts, answered)
+        read, judged = self.read(prompts, texts, rollout)
+        answered = [p.conversation.answered(text) for p, text in zip(prompts, read, strict=True)]
+        return Answers(prompts, rollout, texts, answered, judged)
 
     def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
         """The raw scores [B], on the device of the rollout, and what the scorer says of them."""
-        scores, figures = scored(self.scorer, answers.conversations, answers.rollout)
+        scores, figures = scored(self.scorer, answers.conversations, answers.judged)
         require(
             not (count := not_finite(scores)), "reward", self.scorer.name,
             f"gives {count} of {len(scores)} answers a score that is nan or infinite",
@@ -81,7 +93,7 @@ class Workers:
     def calibrated(self, answers: Answers) -> tuple[Workers, Moments]:
         """The same workers with a scorer whose members are on one scale for these answers; and the moments of its
         scores there."""
-        workers = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.rollout))
+        workers = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.judged))
         return workers, Moments.of(workers.score(answers)[0])
 
     @torch.no_grad()

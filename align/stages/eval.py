@@ -11,7 +11,7 @@ import torch
 from align.config.eval import EvalConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
-from align.data.chat import Prompt, encode_prompts
+from align.data.chat import Prompt, encode_prompts, prompt_room
 from align.data.template import use_template
 from align.evals import judges
 from align.evals.comparison import Sample, summarise, write_samples
@@ -25,6 +25,7 @@ from align.models.load import choose_device, choose_dtype, context_length, descr
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.report import Report, histogram_pair, in_words
+from align.rollout.answers_alone import texts_alone
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
@@ -45,7 +46,7 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     device = choose_device(config.device)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
+    room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts, room)
 
     policies = policies_of(run, config, artifact, base, device)
@@ -56,7 +57,9 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root)
     made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models_of(run.inputs))
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
-    samples = scored_samples(build(reward_spec(config.reward), made), found, answers, texts, kl)
+    read = {who: texts_alone(found, each, tokenizer) for who, each in texts.items()}
+    judged = read if config.rollout.reasoning == "hide" else texts
+    samples = scored_samples(build(reward_spec(config.reward), made), found, answers, texts, judged, kl)
     notes = of.sentences(judge)
     metrics = summarise(samples, of.role) | {
         "dropped": dropped,
@@ -141,11 +144,21 @@ def sequence_logprobs(actor: Actor, rollout: Rollout, temperature: float) -> tor
 
 
 def scored_samples(
-    judge: Scorer, found: list[Prompt], answers: dict[str, Rollout], texts: dict[str, list[str]], kl: list[float]
+    judge: Scorer,
+    found: list[Prompt],
+    answers: dict[str, Rollout],
+    texts: dict[str, list[str]],
+    judged: dict[str, list[str]],
+    kl: list[float],
 ) -> list[Sample]:
     """Both answers to every prompt with the judge's score of each; its learned parts are brought to one scale on the
-    reference's."""
-    whole = {who: [p.conversation.answered(t) for p, t in zip(found, each, strict=True)] for who, each in texts.items()}
+    reference's.
+
+    Args:
+        judged: the texts that the judge reads.
+    """
+    asked = [prompt.conversation for prompt in found]
+    whole = {who: [c.answered(t) for c, t in zip(asked, each, strict=True)] for who, each in judged.items()}
     judge = comparable(judge, whole["ref"], answers["ref"])
     scores = {who: judge.score(conversations, answers[who]).tolist() for who, conversations in whole.items()}
     lengths = {who: a.lengths_B.tolist() for who, a in answers.items()}

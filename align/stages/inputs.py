@@ -18,7 +18,7 @@ from align.config.compose import plain
 from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.settings import changed
-from align.data.pairs import divided_pairs, pairs_records, read_pairs, with_system
+from align.data.pairs import divided_pairs, pairs_records, prepared, read_pairs
 from align.data.sources import DataSource, data_records, divided_documents, prompts
 from align.data.split import same_split
 from align.errors import InputError, require
@@ -219,7 +219,7 @@ def pairs_of(config: Config) -> tuple[Any, ...]:
     source = source_of(config)
     prefs = read_pairs(source, store_url(config), config.project, config.data.allow_simulated)
     both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
-    return tuple([with_system(pref, source.system) for pref in side] for side in both)
+    return tuple([prepared(pref, source) for pref in side] for side in both)
 
 
 def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
@@ -238,7 +238,8 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
 def source_of(config: Config) -> DataSource:
     """Where the rows of `data=` come from."""
     data = config.data
-    return DataSource(data.name, data.path, data.part, data.held_out, data.limit, data.eval_path, data.system)
+    hide = data.reasoning == "hide"
+    return DataSource(data.name, data.path, data.part, data.held_out, data.limit, data.eval_path, data.system, hide)
 
 
 def store_url(config: Config) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from align.config.ppo import PpoConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
-from align.data.chat import encode_prompts
+from align.data.chat import encode_prompts, prompt_room, stop_token_ids
 from align.data.ngrams import repetition
 from align.data.template import use_template
 from align.errors import InputError, require
@@ -51,6 +51,7 @@ from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, distinct, roles_on
 from align.report import Report, curves
+from align.rollout.answers_alone import answers_alone
 from align.rollout.engine import cut_answers, divergence_as_input_error
 from align.rollout.randomness import generator_for
 from align.rollout.registry import loaded_engine
@@ -227,7 +228,7 @@ def load_workers(run: Run, config: Config, prompts: Sequence[Conversation]) -> I
     same_template(reward, models, base, tokenizer, config.init)
 
     # Prompts, before any weights.
-    room = min(config.data.max_length, context_length(describe(base)) - rollout.max_new_tokens)
+    room = prompt_room(context_length(describe(base)), config.data.max_length, rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts, room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     require(
@@ -253,7 +254,11 @@ def load_workers(run: Run, config: Config, prompts: Sequence[Conversation]) -> I
 
     kept = frozen_as(config.method.name), dtype
     with loaded_engine(rollout.engine, base, *kept, tokenizer, roles.model.generation_config, *sizes) as engine:
-        yield Workers(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
+        workers = Workers(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
+        if rollout.reasoning == "hide":
+            stops = stop_token_ids(tokenizer, roles.model.generation_config)
+            workers = replace(workers, read=partial(answers_alone, tokenizer=tokenizer, stops=stops))
+        yield workers
 
 
 def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[Artifact]) -> Roles:

@@ -7,12 +7,13 @@ from typing import Any
 
 from align.config.root import Config
 from align.config.sample import SampleConfig
-from align.data.chat import Prompt, encode_prompts
+from align.data.chat import Prompt, encode_prompts, prompt_room
 from align.data.template import use_template
 from align.models.adapter_pool import AdapterPool
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
 from align.models.start import adapter_folder
 from align.report import Report, curves
+from align.rollout.answers_alone import texts_alone
 from align.rollout.engine import cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
@@ -34,7 +35,7 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     device = choose_device(config.device)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    room = min(config.data.max_length, context_length(describe(base)) - config.rollout.max_new_tokens)
+    room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts, room)
     method, dtype = config.method.name, choose_dtype(config.dtype, device)
     model = load_base(base, method, device, dtype)
@@ -59,6 +60,8 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
             with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
                 rollout = engine.generate(asked, actor, row_seeds(rows, config.seed, "sample"))
             texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
+            if config.rollout.reasoning == "hide":
+                texts = texts_alone([found[i] for i, _ in rows], texts, tokenizer)
             answers = [
                 Candidate(storable(text), base.digest, speaker, {**sampling, "row": list(row)}, ended=bool(end))
                 for row, text, end in zip(rows, texts, ends, strict=True)

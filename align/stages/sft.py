@@ -52,13 +52,15 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
 
     # Data, before any weights: our own tokens and labels, a loss only on what the assistant writes.
     max_length = min(config.data.max_length, context_length(describe(base)))
-    cuts = config.data.too_long == "truncate"
-    train, test = (encode(tokenizer, found, max_length, cuts) for found in (train_documents, test_documents))
+    cuts, masks = config.data.too_long == "truncate", config.data.reasoning == "mask"
+    train, test = (encode(tokenizer, d, max_length, cuts, masks) for d in (train_documents, test_documents))
     fate = f"cut {train.cut} at" if cuts else f"dropped {train.too_long} longer than"
     print(
         f"{len(train.rows)} rows, {train.tokens} tokens; {fate} {max_length} tokens, "
         f"dropped {train.unanswered} without an assistant turn; {len(test.rows) or 'nothing'} held out"
     )
+    if train.unreasoned:
+        print(f"{train.unreasoned} rows lose the reasoning of their answer to the chat template, and train without it")
 
     # The model before training, then training, then the same measure again.
     model = load_base(base, config.method.name, device, dtype)

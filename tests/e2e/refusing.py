@@ -40,8 +40,10 @@ def refused(shop: Workshop, words: list[str], *parts: str) -> None:
 def readers(ready: Ready, model: Path, rows: Path) -> dict[str, list[str]]:
     """Stage → words with which it reads conversations from `rows`."""
     data, base = ["data=jsonl", f"data.path={rows}", "data.held_out=0.25"], ["model=hub", f"model.path={model}"]
+    short = "rollout.max_new_tokens=12"
     return {
         "sft": ["stage=sft", *base, *data, *CHATS], "full": ["stage=full", *base, *data, *CHATS],
-        "sample": ["stage=sample", "init=sft:s", *data], "eval": ["stage=eval", "artifact=sft:s", *data],
+        "sample": ["stage=sample", "init=sft:s", short, *data],
+        "eval": ["stage=eval", "artifact=sft:s", short, *data],
         "ppo": [*ready.ppo, *data],
     }  # fmt: skip

@@ -18,6 +18,7 @@ from align.data.chat import (
     encode_prompts,
     encode_text,
     end_of_turn,
+    prompt_room,
     stop_token_ids,
 )
 from align.data.template import CHATML, use_template
@@ -250,6 +251,13 @@ def test_a_prompt_ends_where_the_answer_is_due(name: str) -> None:
     assert whole[: len(prompt.input_ids)] == prompt.input_ids
     rest = tokenizer.decode(whole[len(prompt.input_ids) :])
     assert rest.lstrip().startswith(found.header + "Fine." + found.end)
+
+
+def test_an_answer_that_takes_the_whole_context_is_named() -> None:
+    assert prompt_room(256, 1024, 56) == 200
+    assert prompt_room(256, 100, 56) == 100
+    with pytest.raises(InputError, match=r"rollout\.max_new_tokens=256.*context is 256 tokens"):
+        prompt_room(256, 1024, 256)
 
 
 def test_prompts_too_long_are_dropped_and_counted() -> None:

@@ -109,7 +109,7 @@ def batch() -> tuple[Answers, Experience, dict[str, float]]:
         rollout, SCORES, old, ref, torch.zeros(4, 4), kl_coef=0.1, kl_estimator="k1", kl_in_reward=True, gamma=1.0,
         lam=0.95, whiten_rewards=False,
     )  # fmt: skip
-    return Answers([], rollout, list(TEXTS), told), made, figures
+    return Answers([], rollout, list(TEXTS), told, rollout), made, figures
 
 
 def workers() -> Any:

@@ -1,0 +1,57 @@
+"""The reasoning that an answer begins with: kept, masked or hidden in training, and hidden from whoever judges.
+
+Reasoning models write it as `<think>…</think>` in front of the answer (DeepSeek-R1, Qwen3); APIs hand it over in a
+field of its own (`reasoning_content`). Here it is text at the beginning of an answer. Some templates open the block in
+the header of the turn, so that the answer has its end alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from align.types import Conversation, Message
+
+OPEN, CLOSE = "<think>", "</think>"
+SPAN = re.compile(rf"(?:(?!{CLOSE}).)*{CLOSE}\s*", re.DOTALL)
+"""From the beginning of an answer to the end of its reasoning, the blanks behind it included."""
+
+
+def reasoning_length(answer: str) -> int:
+    """Characters that an answer spends on reasoning; 0 where it has none."""
+    found = SPAN.match(answer)
+    return found.end() if found else 0
+
+
+def with_reasoning(answer: str, reasoning: str) -> str:
+    """An answer with its reasoning in front of it."""
+    return f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n{answer}"
+
+
+def answer_alone(text: str, opened: bool = False) -> str:
+    """An answer without its reasoning; nothing where it was cut before its reasoning ended.
+
+    Args:
+        opened: the header of the turn opens the block.
+    """
+    if CLOSE in text:
+        return text[reasoning_length(text) :]
+    return "" if opened or text.lstrip().startswith(OPEN) else text
+
+
+def without_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Messages whose answers have no reasoning. One that was nothing else is not trained on."""
+    return tuple(alone(message) if message.role == "assistant" else message for message in messages)
+
+
+def alone(message: Message) -> Message:
+    answer = answer_alone(message.content)
+    return replace(message, content=answer, trained=message.trained and bool(answer.strip()))
+
+
+def last_reasoning(conversation: Conversation) -> str:
+    """The reasoning of the last turn, without its tags; empty where there is none."""
+    last = conversation.messages[-1]
+    if last.role != "assistant":
+        return ""
+    return last.content[: reasoning_length(last.content)].replace(OPEN, "").replace(CLOSE, "").strip()

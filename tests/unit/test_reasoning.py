@@ -1,0 +1,139 @@
+"""Reasoning in front of an answer: read from rows, masked or hidden in training, hidden from whoever judges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from templates import FAMILIES, MARKED, QWEN3, make_tokenizer
+from test_chat import family, talk
+from test_rows import exchange
+from test_sources import jsonl, write
+
+from align.data.chat import IGNORED, Prompt, encode, encode_conversation, encode_judged, prompt_ids, stop_token_ids
+from align.data.pairs import prepared
+from align.data.reasoning import answer_alone, with_reasoning
+from align.data.sources import DataSource, documents, prompts, read_documents
+from align.errors import InputError
+from align.models.backbone import answered
+from align.rollout.answers_alone import answers_alone
+from align.rollout.engine import response_texts
+from align.types import Conversation, Message, Preference
+
+THOUGHT = "<think>\nHm, <b>.\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "alone"),
+    [
+        ("Yes.", "Yes."), ("", ""), (THOUGHT + "Yes.", "Yes."), ("Hm.\n</think>\n\nYes.", "Yes."),
+        ("\n<think>\n\n</think>\n\nYes.", "Yes."), ("<think>\nHm, and", ""), (THOUGHT, ""),
+        (THOUGHT + "Say </think> twice.", "Say </think> twice."), ("A <think> tag.", "A <think> tag."),
+    ],
+)  # fmt: skip
+def test_the_answer_alone(text: str, alone: str) -> None:
+    assert answer_alone(text) == alone
+
+
+def test_a_cut_answer_behind_an_opened_block_is_reasoning() -> None:
+    assert answer_alone("Hm, and", opened=True) == ""
+    assert answer_alone("Hm.</think>Yes.", opened=True) == "Yes."
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_a_field_of_reasoning_stands_in_front_of_its_answer(tmp_path: Path, field: str) -> None:
+    user, answer = exchange("q", "a")
+    (found,) = read_documents(write(tmp_path / "d.jsonl", {"messages": [user, {**answer, field: " Hm.\n"}]}))
+    assert isinstance(found, Conversation)
+    assert found.messages[-1].content == with_reasoning("a", "Hm.") == "<think>\nHm.\n</think>\n\na"
+
+
+@pytest.mark.parametrize(
+    ("place", "said", "field"),
+    [
+        (0, {"reasoning": "Hm."}, r"messages\[0\]\.reasoning"),
+        (1, {"reasoning": ["Hm."]}, r"messages\[1\]\.reasoning"),
+        (1, {"reasoning": "a", "thinking": "b"}, r"messages\[1\]\.reasoning"),
+        (1, {"reasoning": "a", "content": THOUGHT + "a"}, r"messages\[1\]\.reasoning"),
+        (1, {"reasoning": "a", "content": ""}, "message 1"), (1, {"content": THOUGHT}, "message 1"),
+    ],
+)  # fmt: skip
+def test_reasoning_that_cannot_be_kept_is_refused(tmp_path: Path, place: int, said: dict[str, Any], field: str) -> None:
+    messages = exchange("q", "a")
+    messages[place] |= said
+    with pytest.raises(InputError, match=f"row 1, {field}="):
+        read_documents(write(tmp_path / "d.jsonl", {"messages": messages}))
+
+
+def test_hidden_it_is_in_no_turn_and_moves_no_row(tmp_path: Path) -> None:
+    rows = [{"messages": exchange(f"q{i}", THOUGHT + "a", "more", THOUGHT + "b")} for i in range(20)]
+    shown, hidden = (jsonl(write(tmp_path / "d.jsonl", *rows), hide_reasoning=hide) for hide in (False, True))
+    for split in ("train", "test"):
+        kept, alone = documents(shown, split), documents(hidden, split)
+        assert [c.id for c in kept] == [c.id for c in alone]  # type: ignore[union-attr]
+        assert all("think" not in m.content for c in alone for m in c.messages)  # type: ignore[union-attr]
+    assert all("think" not in m.content for c in prompts(hidden, "train") for m in c.messages)
+
+
+def test_pairs_are_judged_by_their_answers_alone_where_it_is_hidden() -> None:
+    hides = DataSource("jsonl", hide_reasoning=True)
+    pair = Preference((Message("user", "q"),), (Message("assistant", THOUGHT + "a"),), (Message("assistant", "b"),))
+    assert [m.content for m in (*prepared(pair, hides).chosen, *prepared(pair, hides).rejected)] == ["a", "b"]
+    same = Preference((Message("user", "q"),), (Message("assistant", THOUGHT + "a"),), (Message("assistant", "a"),))
+    with pytest.raises(InputError, match=r"data\.reasoning=hide: nothing else tells"):
+        prepared(same, hides)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_masked_it_is_read_and_not_trained(name: str) -> None:
+    """The same tokens; the loss is on the answer and on the token that ends it."""
+    found, tokenizer = family(name)
+    whole, plain = talk("q", THOUGHT + "Good day."), talk("q", "Good day.")
+    shown, masked = (encode_conversation(tokenizer, whole, mask) for mask in (False, True))
+    assert shown.input_ids == masked.input_ids
+    trained = tokenizer.decode([label for label in masked.labels if label != IGNORED])
+    assert trained.strip() == "Good day." + found.end
+    assert "Hm" in tokenizer.decode([label for label in shown.labels if label != IGNORED])
+    assert encode_conversation(tokenizer, plain).labels == encode_conversation(tokenizer, plain, True).labels or (
+        name == "qwen3"  # whose template writes an empty block in front of every last answer
+    )
+
+
+def test_masked_it_may_stand_beside_markers() -> None:
+    tokenizer = make_tokenizer(MARKED)
+    whole = encode_conversation(tokenizer, talk("q", THOUGHT + "a b"), True)
+    plain = [label for label in encode_conversation(tokenizer, talk("q", "a b")).labels if label != IGNORED]
+    assert [label for label in whole.labels if label != IGNORED] == plain
+
+
+def test_rows_that_lose_it_to_the_template_are_counted() -> None:
+    drops = "{% for m in messages %}{{ m.role + ': ' + m.content.split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
+    tokenizer, rows = make_tokenizer(drops, "<|im_end|>"), [talk("q", THOUGHT + "a"), talk("q", "a")]
+    assert encode(tokenizer, rows, 500).unreasoned == 1
+    assert encode(make_tokenizer(QWEN3, "<|im_end|>"), rows, 500).unreasoned == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_judge_on_the_samplers_base_reads_the_answer_as_pairs_have_it(name: str) -> None:
+    """Token by token what a reward model is trained on, cut answers and answers without reasoning among them."""
+    _, tokenizer = family(name)
+    stops = stop_token_ids(tokenizer)
+    asked = [Conversation((Message("user", f"question {i}?"),), str(i)) for i in range(4)]
+    prompts = [Prompt(c, prompt_ids(tokenizer, c)) for c in asked]
+    said = [THOUGHT + "Good day.", "Good day.", THOUGHT + "Good d", "<think>\nHm, and"]
+    ended = [True, True, False, False]
+    ids = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] + ([stops[-1]] if end else [])
+        for text, end in zip(said, ended, strict=True)
+    ]
+    rollout = answered([p.input_ids for p in prompts], ids, tokenizer.pad_token_id, torch.device("cpu"))
+    rollout = type(rollout)(rollout.tokens_BS, rollout.mask_BS, rollout.prompt_width, torch.tensor(ended))
+    texts, judged = answers_alone(prompts, response_texts(rollout, tokenizer), rollout, tokenizer, stops)
+    assert texts == ["Good day.", "Good day.", "Good d", ""]
+    assert judged.ended_B.tolist() == ended
+    rows = [t[m].tolist() for t, m in zip(judged.tokens_BS, judged.mask_BS, strict=True)]
+    assert rows[1] == prompts[1].input_ids + ids[1]  # the very tokens that were sampled
+    for i in (0, 2, 3):
+        assert rows[i] == encode_judged(tokenizer, asked[i], texts[i], ended[i], stops)
