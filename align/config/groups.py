@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +31,11 @@ class ModelConfig(Settings):
         )  # fmt: skip
 
 
+ALL_LINEAR = "all-linear"
+OF_ADAPTERS = ("r", "alpha", "dropout", "targets", "rslora", "dora")
+"""Keys of `method` that say how a fresh adapter is made."""
+
+
 @dataclass
 class MethodConfig(Settings):
     """Which weights train, and in what precision the others are kept: LoRA on an NF4 base (`qlora`), LoRA on the base
@@ -39,9 +45,43 @@ class MethodConfig(Settings):
     AT: ClassVar[str] = "method"
 
     name: str = setting("auto", "The method.", choices=("auto", "qlora", "lora", "full"))
-    r: int = setting(16, "Rank of the adapter.", above=0)
-    alpha: int = setting(32, "Scale of the adapter: what it adds is multiplied by alpha / r.", above=0)
+    r: int = setting(16, "Rank of a fresh adapter.", above=0)
+    alpha: int = setting(32, "Scale of a fresh adapter: what it adds is multiplied by alpha / r.", above=0)
+    dropout: float = setting(
+        0.0,
+        "Share of an adapter's inputs that supervised training leaves out at random; rewards, DPO and PPO never do.",
+        at_least=0, below=1,
+    )  # fmt: skip
+    targets: Any = setting(
+        ALL_LINEAR,
+        "Layers that a fresh adapter is put on: `all-linear`, or a list of their names, such as [q_proj, v_proj].",
+    )
+    rslora: bool = setting(False, "Scale by alpha / √r (rsLoRA), for ranks above some 64.")
+    dora: bool = setting(
+        False, "Train the norm of each column of a weight apart from its direction (DoRA). Slower; exported merged."
+    )
     lr: float = setting(2e-4, "Learning rate of `stage=sft` and `stage=full`, which `stage.lr` follows.", above=0)
+
+    def check_together(self) -> None:
+        names = isinstance(self.targets, list | tuple) and all(isinstance(t, str) and t for t in self.targets)
+        require(
+            self.targets == ALL_LINEAR or (names and len(self.targets) > 0), "method.targets", self.targets,
+            "is no list of names of layers", "Write method.targets=all-linear, or method.targets=[q_proj,v_proj].",
+        )  # fmt: skip
+        if self.name == "full":
+            self.refuse_others({}, "method=full trains every weight", "Drop it, or use method=lora.")
+
+    def refuse_others(self, made: Mapping[str, Any], why: str, remedy: str) -> None:
+        """Raises: InputError: a setting of fresh adapters is given, where none is made, and is not what was made.
+
+        Args:
+            made: such settings of the adapter that is there.
+            why: none is made.
+        """
+        for key in OF_ADAPTERS:
+            value = getattr(self, key)
+            same = value in (getattr(type(self), key), made.get(key))
+            require(same, f"method.{key}", value, f"is of a fresh adapter: {why}", remedy)
 
 
 @dataclass

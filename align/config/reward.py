@@ -25,8 +25,12 @@ class RewardStageConfig(Settings):
     epochs: float = training.epochs()
     batch_size: int = training.batch_size("Rankings")
     micro_batch: int = training.micro_batch("Rankings")
+    gradient_accumulation: int | None = training.gradient_accumulation()
     warmup: float = training.warmup(0.05)
     schedule: str = training.schedule()
+    optimiser: str = training.optimiser()
+    adam_beta1: float = training.adam_beta1()
+    adam_beta2: float = training.adam_beta2()
     max_grad_norm: float = training.max_grad_norm()
     held_out: float = training.held_out()
     log_every: int = training.log_every()
@@ -39,7 +43,7 @@ class RewardStageConfig(Settings):
     )  # fmt: skip
 
     def check_together(self) -> None:
-        training.whole_micro_batches(self.batch_size, self.micro_batch)
+        training.settled_batch(self)
 
     def check(self, config: Config) -> None:
         training.of_pairs(config.data.name, config.data.reasoning)

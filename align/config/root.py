@@ -131,7 +131,7 @@ class Config(Settings):
             "Run it with the version of align that wrote it, or start from today's defaults.",
         )  # fmt: skip
         name = getattr(self.stage, "name", None)
-        from_base = name in ("sft", "full") or (self.init == "base" and name in ("sample", "reward", "dpo", "ppo"))
+        from_base = self.init == "base" and name in ("sft", "full", "sample", "reward", "dpo", "ppo")
         require(
             not from_base or self.data.name != "jsonl" or self.model.path is not None, "model", "(not given)",
             f"{self.data.path} is data of your own, and nothing says which base model is to learn from it",

@@ -32,8 +32,12 @@ class SftConfig(Settings):
     )
     batch_size: int = training.batch_size()
     micro_batch: int = training.micro_batch()
+    gradient_accumulation: int | None = training.gradient_accumulation()
     warmup: float = training.warmup(0.03)
     schedule: str = training.schedule()
+    optimiser: str = training.optimiser()
+    adam_beta1: float = training.adam_beta1()
+    adam_beta2: float = training.adam_beta2()
     weight_decay: float = training.weight_decay()
     max_grad_norm: float = training.max_grad_norm()
     packing: bool = setting(False, "Put several short rows into one, told apart by their positions.")
@@ -44,7 +48,7 @@ class SftConfig(Settings):
 
     def check_together(self) -> None:
         require(self.name in ("sft", "full"), "stage.name", self.name, "is not a choice here", "Write stage=sft.")
-        training.whole_micro_batches(self.batch_size, self.micro_batch)
+        training.settled_batch(self)
 
     def check(self, config: Config) -> None:
         full = config.method.name == "full"
@@ -55,10 +59,6 @@ class SftConfig(Settings):
         require(
             self.name != "sft" or not full, "method", config.method.name, "stage=sft trains an adapter",
             "Use stage=full, which is the same stage with every weight trained.",
-        )  # fmt: skip
-        require(
-            config.init == type(config).init, "init", config.init, f"stage={self.name} starts from a base model",
-            "Name the base: model=hub model.path=DIR (a merged export is one).",
         )  # fmt: skip
         require(
             config.data.name != "annotations", "data", config.data.name,

@@ -26,7 +26,8 @@ class Stage:
         module: its file in `align.stages`.
         reads: the parts of the configuration that decide what it makes, besides `ALWAYS`. A run is the same run
             whatever the other parts say.
-        uses: parts that it needs too, and that decide nothing: where the votes lie, whose ledger's head is an input.
+        uses: parts that it needs too, and that decide nothing by themselves: what `init` names is an input, known by
+            its digest; where the votes lie, whose ledger's head is one.
     """
 
     summary: str
@@ -37,8 +38,8 @@ class Stage:
 
 
 STAGES = MappingProxyType({
-    "sft": Stage("instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS),
-    "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS),
+    "sft": Stage("instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS, ("init",)),
+    "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS, ("init",)),
     "sample": Stage(
         "several answers a prompt into the annotation store", "sample:SampleConfig", "sample",
         (*LEARNS, "store", "rollout"),

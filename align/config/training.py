@@ -7,6 +7,7 @@ from typing import Any
 from align.config.settings import setting
 from align.errors import require
 
+OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -20,6 +21,29 @@ def batch_size(rows: str = "Rows") -> Any:
 
 def micro_batch(rows: str = "Rows") -> Any:
     return setting(8, f"{rows} that go through the model at once; memory grows with it.", above=0)
+
+
+def gradient_accumulation() -> Any:
+    return setting(
+        None, "Passes before a step of the optimiser: in place of batch_size, which is then micro_batch times that.",
+        above=0,
+    )  # fmt: skip
+
+
+def optimiser() -> Any:
+    return setting(
+        "auto",
+        "The optimiser. `auto`: paged_adamw_8bit on cuda, else adamw; those in 8 bits need cuda.",
+        choices=("auto", *OPTIMISERS),
+    )  # fmt: skip
+
+
+def adam_beta1() -> Any:
+    return setting(0.9, "Decay of the optimiser's mean of gradients; adafactor has none.", at_least=0, below=1)
+
+
+def adam_beta2() -> Any:
+    return setting(0.999, "Decay of the optimiser's mean of their squares; adafactor has none.", at_least=0, below=1)
 
 
 def warmup(share: float, most: float | None = None) -> Any:
@@ -58,6 +82,23 @@ def gradient_checkpointing() -> Any:
         "auto", "Recompute activations in the backward pass: less memory, more time. `auto`: on cuda.",
         choices=("auto", "true", "false"),
     )  # fmt: skip
+
+
+def settled_batch(settings: Any) -> None:
+    """Turn `gradient_accumulation` into the `batch_size` that it stands for, so that both ways to say it are one run.
+
+    Raises:
+        InputError: both are given and contradict each other, or a batch is no whole number of micro-batches.
+    """
+    passes, micro = settings.gradient_accumulation, settings.micro_batch
+    if passes is not None:
+        require(
+            settings.batch_size in (type(settings).batch_size, passes * micro), "stage.batch_size", settings.batch_size,
+            f"is not stage.gradient_accumulation={passes} times stage.micro_batch={micro}", "Give one of the two.",
+        )  # fmt: skip
+        object.__setattr__(settings, "batch_size", passes * micro)  # also of a frozen instance
+        object.__setattr__(settings, "gradient_accumulation", None)
+    whole_micro_batches(settings.batch_size, micro)
 
 
 def whole_micro_batches(batch: int, micro: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
@@ -16,36 +16,17 @@ from align.errors import CorruptFile
 from align.models.adapter_files import CONFIG_FILE, SCORE_KEY, WEIGHTS_FILE, adapter_config, read_tensors
 from align.models.fastpath import use_fast_path
 from align.models.finite import RESTORE
+from align.models.lora import Lora, LoraLike
 from align.run import Base, out_of_memory, write_json
 
-STATE_SPACE = ("falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h")
-NO_LORA = {name: ["out_proj", "conv1d", "dt_proj"] for name in STATE_SPACE} | {
-    "deepseek_v4": ["o_a_proj"], "llama4": ["router"], "llama4_text": ["router"], "phimoe": ["router"]
-}  # fmt: skip
-"""Linear layers that bear no adapter, by model type: a forward or a kernel reads their weight past the layer, so that
-an adapter would do nothing until it is merged (PEFT refuses the first two on five of these types); or the layer is
-more than a matrix: several in one, a router that gives several tensors."""
 
+def with_new_adapter(model: Any, lora: Lora | LoraLike, classifier: bool = False) -> PeftModel:
+    """The model wrapped with a fresh adapter that changes nothing yet (`lora_B` is zero).
 
-def lora(model: Any, r: int, alpha: int, classifier: bool = False) -> LoraConfig:
-    """LoRA on every linear layer of a model that can bear it, no dropout: the policy that is scored must be the policy
-    that samples.
-
-    `SEQ_CLS` makes PEFT train and save the `score` head beside the adapter.
+    Args:
+        classifier: the `score` head is trained beside it.
     """
-    return LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        exclude_modules=NO_LORA.get(getattr(getattr(model, "config", None), "model_type", "")),
-        task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
-    )
-
-
-def with_new_adapter(model: Any, r: int, alpha: int, classifier: bool = False) -> PeftModel:
-    """The model wrapped with a fresh adapter that changes nothing yet (`lora_B` is zero)."""
-    wrapped = get_peft_model(model, lora(model, r, alpha, classifier))
+    wrapped = get_peft_model(model, lora.config(model, classifier))
     use_fast_path(wrapped)
     return wrapped  # pyright: ignore[reportReturnType]
 

@@ -23,10 +23,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.errors import CorruptFile
 from align.models.adapter_files import SCORE_KEY, read_tensors
-from align.models.adapters import attach, lora, save_adapter
+from align.models.adapters import attach, save_adapter
 from align.models.backbone import base_model, hidden_size, hidden_states, read_response, states_before
 from align.models.fastpath import use_fast_path
 from align.models.fastpath.lora import require_known
+from align.models.lora import Lora
 from align.run import Base
 from align.types import Rollout
 
@@ -67,7 +68,7 @@ class Roles:
             that (`stage=full`).
         rewards: folders of reward models, each an adapter and its `score` head; none where the reward is of another
             kind.
-        fresh: rank and alpha of adapters that start from nothing.
+        fresh: how adapters are made that start from nothing. Nobody here has dropout.
         value_backbone: `own`: an adapter of its own under the value head, which starts from the reward adapter and
             trains; `policy`: the head reads the policy's states, and no gradient of its loss reaches them; `frozen`: it
             reads the reward adapter's. Where there is no reward model, what the policy starts from serves in its place.
@@ -87,7 +88,7 @@ class Roles:
         base: nn.Module,
         init: Path | None,
         rewards: Sequence[Path],
-        fresh: tuple[int, int],
+        fresh: Lora,
         value_backbone: str = "own",
         policy: nn.Module | None = None,
         autocast: torch.dtype | None = None,
@@ -129,12 +130,12 @@ class Roles:
             self._weights["policy"] = {f"policy: {n}": p for n, p in policy.named_parameters()}
             self._parameters |= self._weights["policy"]
 
-    def _add(self, name: str, fresh: tuple[int, int]) -> None:
+    def _add(self, name: str, fresh: Lora) -> None:
         """An adapter that changes nothing yet."""
         if isinstance(self.model, PeftModel):
-            self.model.add_adapter(name, lora(base_model(self.model), *fresh))
+            self.model.add_adapter(name, fresh.config(base_model(self.model)))
         else:
-            self.model = PeftModel(self.model, lora(self.model, *fresh), name)
+            self.model = PeftModel(self.model, fresh.config(self.model), name)
         use_fast_path(self.model)
 
     def parameters_of(self, role: Role) -> list[nn.Parameter]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from align.data.chat import Prompt
 from align.errors import require
 from align.models.load import load_base
+from align.models.lora import Lora
 from align.models.roles import Role, Roles
 from align.ops.finite import not_finite
 from align.ops.moments import Moments
@@ -116,7 +117,7 @@ def distinct(found: Sequence[Prompt], n_eval: int) -> list[Prompt]:
 
 
 def roles_on(
-    base: Base, init: Path | None, rewards: Sequence[Path], *, method: str, frozen: str, fresh: tuple[int, int],
+    base: Base, init: Path | None, rewards: Sequence[Path], *, method: str, frozen: str, fresh: Lora,
     value_backbone: str, device: torch.device, dtype: torch.dtype, seed: int,
 ) -> Roles:  # fmt: skip
     """The roles of a method, on its device: adapters on one base; under `method=full` a policy of its own, and the

@@ -37,7 +37,7 @@ from align.ops.losses import dpo_loss
 from align.report import Report, curves, in_words, reliability
 from align.run import Run
 from align.stages import tracker
-from align.stages.inputs import start
+from align.stages.inputs import lora_of, start
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.dpo import FIGURES, REFERENCE, dpo_trainer
@@ -70,7 +70,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     )  # fmt: skip
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
     if adapter is None:
-        model = with_new_adapter(model, config.method.r, config.method.alpha)
+        model = with_new_adapter(model, lora_of(config))
     else:
         model = attach(model, adapter, "default", trainable=True)
 

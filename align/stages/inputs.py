@@ -15,6 +15,7 @@ from typing import Any
 
 from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
+from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.settings import changed
@@ -26,6 +27,7 @@ from align.evals import judges
 from align.export.askable import check_askable, check_stranger, engines_asked
 from align.export.converters import converters_in
 from align.models.base import base_of, find_base
+from align.models.lora import Lora, settings_in
 from align.models.start import BASE, find, frozen_as, label, start_from, started_from
 from align.redaction import masked, unmarked
 from align.rollout.engine_process import LLAMA_CPP, VLLM
@@ -63,17 +65,21 @@ class Inputs:
 
 
 def sft(config: Config) -> Inputs:
-    base = find_base(config.model.path, config.model.revision)
-    if config.method.name == "auto":
-        config = changed(config, method=changed(config.method, name="qlora"))
-    name = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], config.method.name)))
-    records = {"base": Input(base.digest, ref=base.id), **data_records(source_of(config))}
+    if config.init == BASE:
+        base = find_base(config.model.path, config.model.revision)
+        chosen = "qlora" if config.method.name == "auto" else config.method.name
+        config = changed(config, method=changed(config.method, name=chosen))
+        name = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], chosen)))
+        records = {"base": Input(base.digest, ref=base.id)}
+    else:
+        artifact, base, config = starting_point(config)
+        name, records = label(base, config.method.name), {"init": artifact.as_input()}
 
     def rows() -> tuple[Any, ...]:
         train, test = divided_documents(source_of(config), config.seed)
         return train, test[: config.stage.eval_size]
 
-    return Inputs(config, name, base, records, rows)
+    return Inputs(config, name, base, {**records, **data_records(source_of(config))}, rows)
 
 
 def sample(config: Config) -> Inputs:
@@ -232,7 +238,18 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
     ref = ref if ref is not None else str(getattr(config, field))
     root, model = Path(config.run.root).expanduser(), config.model
     found = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
+    if field == "init" and not found.artifact.whole:
+        made = settings_in(found.artifact.path)
+        why = f"{found.artifact.ref} is an adapter already, and goes on as it is"
+        config.method.refuse_others(made, why, "Drop it, or start from a whole model.")
     return found.artifact, found.base, changed(config, method=changed(config.method, name=found.method))
+
+
+def lora_of(config: Config) -> Lora:
+    """How a fresh adapter is made."""
+    method, targets = config.method, config.method.targets
+    names = () if targets == ALL_LINEAR else tuple(targets)
+    return Lora(method.r, method.alpha, method.dropout, names, method.rslora, method.dora)
 
 
 def source_of(config: Config) -> DataSource:

@@ -58,7 +58,7 @@ from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import tracker
-from align.stages.inputs import open_store, start
+from align.stages.inputs import lora_of, open_store, start
 from align.track import Clock, peak_rss_mb, progress, read_rows
 from align.types import Conversation, Result
 from reward.build import build_beside_policy, same_template
@@ -266,7 +266,7 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
     stage, method, device = config.stage, config.method, choose_device(config.device)
     roles = roles_on(
         base, adapter_folder(artifact), [m.path for m in on_base(models, base)], method=method.name,
-        frozen=frozen_as(method.name), fresh=(method.r, method.alpha), value_backbone=stage.value_backbone,
+        frozen=frozen_as(method.name), fresh=lora_of(config), value_backbone=stage.value_backbone,
         device=device, dtype=choose_dtype(config.dtype, device), seed=config.seed,
     )  # fmt: skip
     if choose_checkpointing(stage.gradient_checkpointing, device):

@@ -28,12 +28,13 @@ from align.models.load import (
     own_tokenizer,
     save_tokenizer,
 )
+from align.models.lora import LoraLike
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.report import Report, curves, histogram_pair, in_words, reliability
 from align.run import Run
 from align.stages import tracker
-from align.stages.inputs import open_store, start
+from align.stages.inputs import lora_of, open_store, start
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.reward import FIGURES, copy_adapter_weights, rankings, reward_trainer, score_head
@@ -63,10 +64,10 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
     # The same base with a score head; LoRA from the SFT adapter, head from zero.
     adapter = adapter_folder(artifact)
-    given = adapter_config(adapter, "init") if adapter else {"r": config.method.r, "lora_alpha": config.method.alpha}
+    lora = LoraLike(adapter_config(adapter, "init")) if adapter else lora_of(config)
     model = load_classifier(base, config.method.name, device, dtype)
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-    model = with_new_adapter(model, given["r"], given["lora_alpha"], classifier=True)
+    model = with_new_adapter(model, lora, classifier=True)
     copied = copy_adapter_weights(model, adapter)
 
     fitted = fit(

@@ -15,7 +15,7 @@ from align.data.chat import Encoded, encode
 from align.data.template import use_template
 from align.errors import require
 from align.evals.heldout import held_out_loss
-from align.models.adapters import save_adapter, with_new_adapter
+from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.finite import diverged
 from align.models.load import (
     choose_device,
@@ -24,12 +24,15 @@ from align.models.load import (
     describe,
     load_base,
     load_tokenizer,
+    own_tokenizer,
     save_tokenizer,
 )
 from align.models.plain_path import route_of
+from align.models.start import adapter_folder
 from align.report import Report, curves, few
 from align.run import Run
 from align.stages import tracker
+from align.stages.inputs import lora_of, start
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.sft import FIGURES, packed_rows, sft_trainer
@@ -45,7 +48,8 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     base = run.base
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    tokenizer = load_tokenizer(base)
+    init = start(config, run.inputs["init"].path)[0] if "init" in run.inputs else None
+    tokenizer = own_tokenizer(init, base) if init else load_tokenizer(base)
     text_only = config.data.name == "chitchat" and config.data.part == "base"
     if not text_only:
         use_template(tokenizer, config.data.template, config.data.template_kwargs)
@@ -70,7 +74,8 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     )  # fmt: skip
     if config.method.name != "full":
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-        model = with_new_adapter(model, config.method.r, config.method.alpha)
+        before = adapter_folder(init) if init else None
+        model = attach(model, before, "default", trainable=True) if before else with_new_adapter(model, lora_of(config))
     held_out = measured(model, test.rows, tokenizer, "before", f"of {base.id} before training", None, config.dtype)
     rows = len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows)
     fitted = fit(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from align.errors import require
 from align.models.load import choose_checkpointing
 from align.run import Run
 from align.run.checkpoints import newest_checkpoint, seal, step_of
@@ -52,10 +53,13 @@ class Training:
     seed: int
     weight_decay: float = 0.0
     max_steps: int | None = None
+    optimiser: str = "auto"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
 
     @classmethod
     def of(cls, settings: Any, seed: int) -> Training:
-        """From whatever has settings of these names; those of the last two that it lacks keep their defaults."""
+        """From whatever has settings of these names; those that it lacks keep their defaults."""
         names = (f.name for f in fields(cls) if f.name != "seed")
         return cls(seed=seed, **{name: getattr(settings, name) for name in names if hasattr(settings, name)})
 
@@ -83,7 +87,9 @@ class Training:
             "lr_scheduler_type": self.schedule,
             "max_grad_norm": self.max_grad_norm,
             "weight_decay": self.weight_decay,
-            "optim": "paged_adamw_8bit" if on_cuda else "adamw_torch",
+            "optim": choose_optimiser(self.optimiser, device),
+            "adam_beta1": self.adam_beta1,
+            "adam_beta2": self.adam_beta2,
             "bf16": dtype == torch.bfloat16,
             "fp16": on_cuda and dtype == torch.float16,
             "use_cpu": not on_cuda,
@@ -103,6 +109,23 @@ class Training:
             "dataloader_pin_memory": on_cuda,
             "remove_unused_columns": True,
         }
+
+
+def choose_optimiser(requested: str, device: torch.device) -> str:
+    """The name that transformers has for an optimiser.
+
+    Args:
+        requested: `auto` takes the one that needs the least of a GPU's memory, and plain AdamW elsewhere.
+
+    Raises:
+        InputError: it needs a GPU, and there is none.
+    """
+    chosen = ("paged_adamw_8bit" if device.type == "cuda" else "adamw") if requested == "auto" else requested
+    require(
+        device.type == "cuda" or "8bit" not in chosen, "stage.optimiser", requested,
+        "keeps its moments in 8 bits by a kernel for cuda", "Use adamw, or leave it out.",
+    )  # fmt: skip
+    return "adamw_torch" if chosen == "adamw" else chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,8 +80,8 @@ def copy_adapter_weights(model: Any, adapter: Path | None) -> int:
     nn.init.zeros_(score_head(model).weight)  # pyright: ignore[reportArgumentType]
     if adapter is None:
         return 0
-    own = {n: p for n, p in model.named_parameters() if "lora_" in n}
-    given = {k.replace(".weight", ".default.weight"): v for k, v in read_tensors(adapter).items() if "lora_" in k}
+    own = {saved_name(n): p for n, p in model.named_parameters() if "lora_" in n}
+    given = {k: v for k, v in read_tensors(adapter).items() if "lora_" in k}
     if own.keys() != given.keys() or any(own[k].shape != given[k].shape for k in own):
         differ = sorted(own.keys() ^ given.keys())
         raise InputError(
@@ -92,6 +92,11 @@ def copy_adapter_weights(model: Any, adapter: Path | None) -> int:
         for name, tensor in given.items():
             own[name].copy_(tensor)
     return len(given)
+
+
+def saved_name(parameter: str) -> str:
+    """The name that PEFT saves a parameter of the adapter `default` under."""
+    return parameter.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def reward_trainer(model: Any, tokenizer: Any, judged: Sequence[Ranking], arguments: dict[str, Any]) -> RewardTrainer:

@@ -18,6 +18,7 @@ from tiny_roles import World, make_world
 from align.errors import CorruptFile, InputError
 from align.models.adapter_files import CHANGES_BASE, SCORE_KEY, WEIGHTS_FILE, adapter_config
 from align.models.adapters import attach, save_adapter, with_new_adapter
+from align.models.lora import Lora
 from align.models.roles import Roles
 
 
@@ -62,7 +63,7 @@ def test_the_second_adapter_is_looked_at_like_the_first(world: World, tmp_path: 
     spoil, named = HARMS[harm]
     folder = spoilt(world.reward, tmp_path / "a", spoil)
     with pytest.raises(CorruptFile) as caught:
-        Roles(world.load(), world.init, [folder], (4, 8))
+        Roles(world.load(), world.init, [folder], Lora(4, 8))
     assert named in str(caught.value)
 
 
@@ -70,7 +71,7 @@ def test_the_second_adapter_is_looked_at_like_the_first(world: World, tmp_path: 
 def test_a_score_head_of_another_shape(world: World, tmp_path: Path, shape: tuple[int, ...]) -> None:
     folder = spoilt(world.reward, tmp_path / "a", lambda t: t.update({SCORE_KEY: torch.zeros(shape)}))
     with pytest.raises(CorruptFile, match=r"its score head is \["):
-        Roles(world.load(), world.init, [folder], (4, 8))
+        Roles(world.load(), world.init, [folder], Lora(4, 8))
 
 
 def test_a_pickled_adapter_is_not_read(world: World, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_adapters_of_every_configuration_that_peft_saves_are_taken(world: World,
         folder = tmp_path / str(n)
         get_peft_model(world.load("lora"), LoraConfig(**settings)).save_pretrained(str(folder))
         attach(world.load("lora"), folder, "x")
-    fresh = with_new_adapter(world.load("lora"), 4, 8)
+    fresh = with_new_adapter(world.load("lora"), Lora(4, 8))
     save_adapter(fresh, tmp_path / "ours", world.base)
     attach(world.load("lora"), tmp_path / "ours", "x")
 
@@ -148,5 +149,5 @@ def test_an_adapter_that_changes_the_base_shares_it_with_nobody(world: World, tm
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": init}))
     with pytest.raises(InputError, match=rf"init_lora_weights={init} changed the base.*stage=export"):
-        Roles(world.load(), folder, [], (4, 8))
+        Roles(world.load(), folder, [], Lora(4, 8))
     assert adapter_config(folder, alone=True)["init_lora_weights"] == init

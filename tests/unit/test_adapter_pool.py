@@ -23,6 +23,7 @@ from align.models.adapter_files import WEIGHTS_FILE
 from align.models.adapter_pool import AdapterPool, snapshot
 from align.models.adapters import save_adapter
 from align.models.backbone import response_logprobs
+from align.models.lora import Lora
 from align.models.roles import Roles
 from align.rollout.engine import response_ids, rows_by_actor
 from align.rollout.hf import HfEngine
@@ -225,7 +226,7 @@ def test_each_thread_is_answered_by_whom_it_asked(world: World, folders: list[Pa
 
 def test_a_whole_model_in_training_has_snapshots_too(world: World, tmp_path: Path):
     policy = world.load("full")
-    roles = Roles(world.load("lora"), None, [world.reward], (4, 8), "own", policy)
+    roles = Roles(world.load("lora"), None, [world.reward], Lora(4, 8), "own", policy)
     actor = roles.actor("policy")
     first = snapshot(actor, world.base, tmp_path)
     assert snapshot(actor, world.base, tmp_path) == first

@@ -37,7 +37,7 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("stage.learning_rate=1", "stage.lr=1", "stage.learning_rate", "1", "Did you mean stage.lr or method.lr?"),
         ("learning-rate=1", "stage.lr=1", "learning-rate", "1", "Did you mean stage.lr or method.lr?"),
         ("lora_r=4", "method.r=4", "lora_r", "4", "is not a key. Did you mean method.r?"),
-        ("method.dropout=0", "method.r=4", "method.dropout", "0", "is not a key. `python -m align"),
+        ("method.bias=none", "method.r=4", "method.bias", "none", "is not a key. `python -m align"),
         ("stage.bf16=true", "dtype=bfloat16", "stage.bf16", "true", "Did you mean dtype?"),
         ("stage=ppo stage.gae_lambda=1", "stage=ppo stage.lam=1", "stage.gae_lambda", "1", "Did you mean stage.lam?"),
         ("stage.gae_lambda=1", "stage.lr=1", "stage.gae_lambda", "1", "is not a key. `python -m align"),

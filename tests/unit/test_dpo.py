@@ -21,6 +21,7 @@ from align.models.actor import ModelActor
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import base_in
 from align.models.load import load_base
+from align.models.lora import Lora
 from align.ops.losses import dpo_loss
 from align.run import Base, read_manifest
 from align.stages.dpo import margins
@@ -57,7 +58,7 @@ def base(tiny_model: Path) -> Base:
 def adapter(base: Base, tmp_path: Path) -> Path:
     """A supervised adapter that changes what the base says."""
     torch.manual_seed(3)
-    model = with_new_adapter(load_base(base, "qlora", torch.device("cpu"), torch.float32), 4, 8)
+    model = with_new_adapter(load_base(base, "qlora", torch.device("cpu"), torch.float32), Lora(4, 8))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)

@@ -25,6 +25,7 @@ from align.models.adapters import with_new_adapter
 from align.models.backbone import base_model, hidden_states, response_logprobs
 from align.models.fastpath import decoding, llama, lora, use_fast_path
 from align.models.fastpath.cache import ReservedCache
+from align.models.lora import Lora
 from align.rollout.hf import HfEngine, next_states
 from align.types import Rollout
 
@@ -77,7 +78,7 @@ def assert_same(model: Any, rollout: Rollout | None = None) -> None:
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_fastpath_lora_is_lora(world: World, method: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(llama, "suits", lambda *a: False)  # its layers alone
-    model = with_new_adapter(world.load(method), 4, 8)
+    model = with_new_adapter(world.load(method), Lora(4, 8))
     shake(model)
     assert all("lora_" in name for name in outcome(model)[1])
     assert_same(model)
@@ -176,7 +177,7 @@ def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_a_decoder_under_each_method(world: World, method: str, passes: list[str]):
-    model = with_new_adapter(world.load(method), 4, 8)
+    model = with_new_adapter(world.load(method), Lora(4, 8))
     shake(model)
     passes.clear()  # the load's own probe
     assert_same(model)

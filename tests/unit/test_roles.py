@@ -22,6 +22,7 @@ from align.models.adapter_files import SCORE_KEY, WEIGHTS_FILE
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.backbone import response_logprobs
 from align.models.load import keep_unpacked, load_classifier, load_tokenizer
+from align.models.lora import Lora
 from align.models.roles import Roles, adapter_in, last_real
 from align.ops.losses import policy_loss, value_loss
 from align.rollout.engine import response_ids
@@ -123,7 +124,7 @@ def test_a_role_that_only_reads_makes_no_graph(roles: Roles, rollout: Rollout):
 
 
 def test_the_value_role_starts_at_0_from_the_reward_adapter(world: World):
-    roles = Roles(world.load(), world.init, [world.reward], (4, 8))
+    roles = Roles(world.load(), world.init, [world.reward], Lora(4, 8))
     assert (roles.values(ragged_rollout()) == 0).all()
     tensors = dict(roles.model.named_parameters())
     pairs = [(n, n.replace(".value.", ".reward.")) for n in tensors if ".value." in n]
@@ -282,7 +283,7 @@ def test_a_reward_without_a_head_is_refused(world: World, tmp_path: Path):
     del tensors[SCORE_KEY]
     save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
     with pytest.raises(CorruptFile, match="no score head"):
-        Roles(world.load(), world.init, [folder], (4, 8))
+        Roles(world.load(), world.init, [folder], Lora(4, 8))
 
 
 def test_last_real_is_found_by_mask():
@@ -320,7 +321,7 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
     """Where pad is EOS, transformers' own pooling takes the token before the EOS that the answer ended with."""
     tokenizer = load_tokenizer(world.base)
     tokenizer.pad_token = pad_token
-    model = with_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), 4, 8, classifier=True)
+    model = with_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
     shake(model)
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bf16 before training
@@ -347,7 +348,7 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
 
 
 def test_a_reward_model_starts_from_the_supervised_adapter(world: World):
-    model = with_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), 4, 8, classifier=True)
+    model = with_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
     assert copy_adapter_weights(model, world.init) == 28
     assert (score_head(model).weight == 0).all()
     given, tensors = load_file(world.init / WEIGHTS_FILE), dict(model.named_parameters())

@@ -23,6 +23,7 @@ from align.models.adapter_files import SCORE_KEY, read_tensors
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
+from align.models.lora import Lora
 from align.run.checkpoints import SEAL, newest_checkpoint, seal, sealed
 from align.trainers import common
 from align.trainers.common import Training, train
@@ -60,12 +61,12 @@ def base(tiny_model: Path) -> Any:
 
 def adapted(base: Any, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return with_new_adapter(load_base(base, "qlora", CPU, torch.float32), 4, 8)
+    return with_new_adapter(load_base(base, "qlora", CPU, torch.float32), Lora(4, 8))
 
 
 def scorer(base: Any, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return with_new_adapter(load_classifier(base, "qlora", CPU, torch.float32), 4, 8, classifier=True)
+    return with_new_adapter(load_classifier(base, "qlora", CPU, torch.float32), Lora(4, 8), classifier=True)
 
 
 def lora_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -257,7 +258,7 @@ def test_a_reward_step_does_not_depend_on_the_micro_batch(base: Any, tiny_tokeni
 
 
 def test_an_adapter_of_another_rank_does_not_fit(base: Any, tmp_path: Path) -> None:
-    save_adapter(with_new_adapter(load_base(base, "qlora", CPU, torch.float32), 8, 8), tmp_path / "sft", base)
+    save_adapter(with_new_adapter(load_base(base, "qlora", CPU, torch.float32), Lora(8, 8)), tmp_path / "sft", base)
     with pytest.raises(InputError, match=r"init=.*do not fit a reward model"):
         copy_adapter_weights(scorer(base), tmp_path / "sft")
 

@@ -19,6 +19,7 @@ from align.models.actor import ModelActor
 from align.models.adapters import attach
 from align.models.backbone import response_logprobs
 from align.models.fastpath import use_fast_path, without_fast_path
+from align.models.lora import Lora
 from align.models.plain_path import base_model
 from align.models.roles import Roles
 from align.rollout.hf import HfEngine
@@ -150,7 +151,7 @@ def test_a_policy_that_is_not_there_does_not_speak(world: World, model: Any):
 
 
 def test_a_role_that_is_not_there_does_not_play(world: World):
-    roles = Roles(world.load("lora"), world.init, [], (4, 8), "policy")
+    roles = Roles(world.load("lora"), world.init, [], Lora(4, 8), "policy")
     shake(roles.model)
     for role in ("policy", "reference"):
         with roles.use(role) as model:

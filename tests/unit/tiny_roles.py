@@ -16,6 +16,7 @@ import torch
 
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.load import load_base, load_classifier
+from align.models.lora import Lora
 from align.models.roles import Roles
 from align.run import Base
 from align.types import Rollout
@@ -53,7 +54,7 @@ class World(NamedTuple):
 
     def roles(self, method: str = "qlora", fresh: bool = False, backbone: str = "own") -> Roles:
         torch.manual_seed(0)
-        roles = Roles(self.load(method), None if fresh else self.init, [self.reward], (4, 8), backbone)
+        roles = Roles(self.load(method), None if fresh else self.init, [self.reward], Lora(4, 8), backbone)
         with torch.no_grad():  # at 0 it would pass no gradient to the value adapter
             roles.value_head.weight.copy_(0.1 * torch.randn(roles.value_head.weight.shape))
         return roles
@@ -73,7 +74,7 @@ def make_world(folder: Path, tiny_model: Path, tokenizer: Any) -> World:
     torch.manual_seed(1)
     for path, classifier in ((world.init, False), (world.reward, True)):
         model = load_classifier(world.base, "qlora", CPU, FP32) if classifier else world.load()
-        model = with_new_adapter(model, 4, 8, classifier=classifier)
+        model = with_new_adapter(model, Lora(4, 8), classifier=classifier)
         shake(model)
         save_adapter(model, path, world.base)
     return world

@@ -1,0 +1,125 @@
+"""Fresh adapters: on which layers, of what scale; the same shape again for a reward model; every role plays them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_roles import CPU, FP32, World, make_world
+
+from align.errors import InputError
+from align.models.adapter_files import adapter_config, read_tensors
+from align.models.adapters import attach, save_adapter, with_new_adapter
+from align.models.backbone import answered, hidden_states, response_logprobs
+from align.models.load import load_base, load_classifier
+from align.models.lora import Lora, LoraLike
+from align.models.roles import Roles
+from align.trainers.reward import copy_adapter_weights
+
+OPTIONS = {
+    "plain": Lora(4, 8), "rslora": Lora(4, 8, rslora=True), "dora": Lora(4, 8, dora=True),
+    "two layers": Lora(4, 8, targets=("q_proj", "down_proj")), "dropout": Lora(4, 8, dropout=0.3),
+    "all": Lora(4, 8, dropout=0.1, targets=("v_proj", "up_proj"), rslora=True, dora=True),
+}  # fmt: skip
+ROWS = [[1, 40, 41, 42], [1, 50, 51]]
+
+
+def shaken(model: Any) -> Any:
+    """Adapters that do something: a fresh one changes nothing."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture(params=OPTIONS)
+def lora(request: pytest.FixtureRequest) -> Lora:
+    return OPTIONS[request.param]
+
+
+@pytest.fixture(params=["qlora", "lora"])
+def saved(request: pytest.FixtureRequest, world: World, lora: Lora, tmp_path: Path) -> tuple[str, Path, Any]:
+    """A method, the folder of an adapter that does something, and the model that it was saved from."""
+    model = shaken(with_new_adapter(world.load(request.param), lora))
+    save_adapter(model, tmp_path / "adapter", world.base)
+    return request.param, tmp_path / "adapter", model
+
+
+def states(model: Any) -> torch.Tensor:
+    tokens, mask = torch.tensor([ROWS[0], [*ROWS[1], 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
+    with torch.no_grad():
+        return hidden_states(model, tokens, mask)[mask]
+
+
+def test_what_peft_is_told(world: World) -> None:
+    config = OPTIONS["all"].config(world.load("lora"))
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 8, 0.1)
+    assert (set(config.target_modules), config.use_rslora, config.use_dora) == ({"v_proj", "up_proj"}, True, True)
+    model = with_new_adapter(world.load("lora"), Lora(4, 8))
+    adapted = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_modules() if ".lora_A" in name}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("target", ["nothing", "lm_head", "score", "embed_tokens", "proj", "model"])
+def test_a_layer_that_bears_none_is_refused_by_name(world: World, target: str) -> None:
+    with pytest.raises(InputError, match=rf"method\.targets={target}: .* It has: down_proj, gate_proj"):
+        with_new_adapter(world.load("lora"), Lora(4, 8, targets=("q_proj", target)))
+
+
+def test_it_is_read_back_as_it_was(saved: tuple[str, Path, Any], world: World) -> None:
+    """By our way and by PEFT's own, on a base of its own."""
+    method, folder, model = saved
+    torch.testing.assert_close(states(attach(world.load(method), folder, "again").eval()), states(model))
+    theirs = PeftModel.from_pretrained(world.load(method), str(folder)).eval()
+    torch.testing.assert_close(states(theirs), states(model))
+    assert (states(model) - states(world.load(method))).abs().max() > 1e-3
+
+
+def test_a_reward_model_starts_as_the_adapter_it_comes_from(saved: tuple[str, Path, Any], world: World) -> None:
+    """Same layers, same scale, same tensors: another scale would be another model, and nothing would say so."""
+    method, folder, model = saved
+    scorer = with_new_adapter(
+        load_classifier(world.base, method, CPU, FP32), LoraLike(adapter_config(folder)), classifier=True
+    )
+    assert copy_adapter_weights(scorer, folder) == len(read_tensors(folder))
+    torch.testing.assert_close(states(scorer.eval()), states(model))
+
+
+@pytest.mark.parametrize("backbone", ["own", "policy"])
+def test_every_role_plays_it(saved: tuple[str, Path, Any], world: World, backbone: str) -> None:
+    """Policy and reference say what the adapter says; a step on the policy moves its tensors alone, all of them."""
+    method, folder, model = saved
+    roles = Roles(world.load(method), folder, [], Lora(4, 8), backbone)
+    rollout = answered(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
+    expected = response_logprobs(model, rollout, 1.0)[0]
+    for role in ("policy", "reference"):
+        torch.testing.assert_close(roles.logprobs(role, rollout, 1.0).logprobs_BT, expected)
+    before = {name: p.detach().clone() for name, p in roles.model.named_parameters() if "lora_" in name}
+    optimiser = torch.optim.SGD(roles.parameters_of("policy"), lr=0.1)
+    roles.logprobs("policy", rollout, 1.0, train=True).logprobs_BT.sum().backward()
+    optimiser.step()
+    moved = {name for name, p in roles.model.named_parameters() if name in before and not torch.equal(p, before[name])}
+    assert moved == {name for name in before if ".policy" in name}
+    roles.save_policy(folder.parent / "policy", world.base, FP32)
+    assert read_tensors(folder.parent / "policy").keys() == read_tensors(folder).keys()
+
+
+@pytest.mark.parametrize("kind", ["rslora", "dora", "all"])
+def test_roles_that_start_from_nothing(world: World, kind: str) -> None:
+    roles = Roles(world.load("qlora"), None, [], OPTIONS[kind])
+    assert {name for name in roles.named_parameters_of("policy") if "magnitude" in name} or not OPTIONS[kind].dora
+    rollout = answered(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
+    own, ref = (roles.logprobs(role, rollout, 1.0).logprobs_BT for role in ("policy", "reference"))
+    torch.testing.assert_close(own, ref)  # a fresh adapter changes nothing
+    base = load_base(world.base, "qlora", CPU, FP32)
+    torch.testing.assert_close(ref, response_logprobs(base, rollout, 1.0)[0])
