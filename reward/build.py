@@ -40,7 +40,7 @@ def build(reward: Mapping[str, Any], made: Iterator[Scorer]) -> Scorer:
         case "sum":
             return Sum(tuple((float(part["weight"]), build(part, made)) for part in reward["parts"]))
         case "fn":
-            return Function(load_function(str(reward["fn"])), str(reward["fn"]))
+            return Function(load_function(str(reward["fn"])), str(reward["fn"]), reward.get("timeout"))
         case "sentiment":
             return Sentiment()
         case "rules":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import signal
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -36,29 +38,67 @@ def theirs(name: str, problem: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Late):
         raise
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(FIELD, name, problem.replace("{error}", reason), remedy) from error
 
 
+class Late(BaseException):
+    """A function has not answered in time. No `except Exception` of its own holds it back."""
+
+
+@contextmanager
+def within(seconds: float | None, name: str) -> Iterator[None]:
+    """Interrupts what the user's code does after so many seconds, by the process's alarm, and again each second after
+    that. Outside the main thread there is no alarm, and no limit; nor is there one inside a call of a C library.
+
+    Raises:
+        InputError: it took longer.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(signum: int, frame: object) -> None:
+        raise Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    except Late:
+        problem = f"{name} has not answered after so many seconds"
+        raise InputError("reward.timeout", seconds, problem, "Make it faster, or raise the limit.") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Function:
     """Calls `function` with a list of conversations, each a list of `{role, content}` that ends with the answer; it
-    returns one finite number each."""
+    returns one finite number each.
 
-    def __init__(self, function: Callable[[list[list[dict[str, str]]]], Any], name: str) -> None:
-        self.function, self.name = function, name
+    Args:
+        timeout: seconds that a call may take; None for as long as it takes.
+    """
+
+    def __init__(
+        self, function: Callable[[list[list[dict[str, str]]]], Any], name: str, timeout: float | None = None
+    ) -> None:
+        self.function, self.name, self.timeout = function, name, timeout
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
         """Raises:
         InputError: the function raises, or returns something else than a finite number for each conversation.
         """
-        with theirs(self.name, "raised {error}", "Correct the function."):
-            given = self.function([c.as_dicts() for c in conversations])
-        problem = f"returned {type(given).__name__}, not a number for each conversation ({{error}})"
-        with theirs(self.name, problem, "Return a list of numbers."):  # a generator runs here, and so may a `__float__`
-            scores = [float(score) for score in given]
+        with within(self.timeout, self.name):
+            with theirs(self.name, "raised {error}", "Correct the function."):
+                given = self.function([c.as_dicts() for c in conversations])
+            problem = f"returned {type(given).__name__}, not a number for each conversation ({{error}})"
+            with theirs(self.name, problem, "Return a list of numbers."):  # a generator runs here, as may a `__float__`
+                scores = [float(score) for score in given]
         if len(scores) != len(conversations):
             raise InputError(
                 FIELD, self.name, f"returned {len(scores)} numbers for {len(conversations)} conversations",

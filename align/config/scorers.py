@@ -38,6 +38,9 @@ class FunctionReward(RewardConfig):
 
     name: str = "fn"
     fn: str | None = setting(None, "The function, as package.module:name.")
+    timeout: float | None = setting(
+        None, "How long one call of it may take. Empty: as long as it takes.", unit="seconds", above=0
+    )
 
     def check_together(self) -> None:
         require(

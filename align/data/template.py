@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import json
 import re
-import threading
+import subprocess
+import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateError, meta, nodes
 
 from align.errors import InputError, require
-from align.types import Conversation, Message
 
-PATIENCE_S = 20
+PATIENCE_S, MEMORY_MB = 20, 512
 """That a template may take for one turn."""
 
 # For base models without a template. The turn ends with the tokenizer's own EOS, a token the model already knows,
@@ -60,14 +60,31 @@ def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any]
         raise InputError("tokenizer_config.json, chat_template", kind, "is no template", "Add data.template=chatml.")
     if kwargs:
         tokenizer.chat_template = with_kwargs(tokenizer.chat_template, kwargs)
-    # A template may loop as long as it likes. One turn is tried in a thread, which ends with the process.
-    asked = Conversation((Message("user", "a"),))
-    tried = threading.Thread(target=lambda: try_turn(tokenizer, asked), daemon=True)
-    tried.start()
-    tried.join(PATIENCE_S)
-    if tried.is_alive():
-        problem = f"it has not written one turn after {PATIENCE_S} s"
-        raise InputError("chat_template", "(the model's)", problem, "Add data.template=chatml, or take another model.")
+    for template in named(tokenizer.chat_template).values():
+        probe(template, {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)})
+
+
+def probe(template: str, special: Mapping[str, str]) -> None:
+    """Let a template write one turn, in a process that is given a limit of time and of memory.
+
+    Args:
+        special: the tokenizer's special tokens by name, such as `eos_token`.
+
+    Raises:
+        InputError: it does not end, or wants more memory than a turn can need.
+    """
+    messages = [{"role": "user", "content": "a"}]
+    variables = {**special, "messages": messages, "add_generation_prompt": True}
+    asked = {"template": MARKERS.sub("", template), "variables": variables, "megabytes": MEMORY_MB}
+    problem = f"it wants more than {MEMORY_MB} MB for one turn"
+    try:
+        words = [sys.executable, "-I", str(Path(__file__).with_name("probe_template.py"))]
+        done = subprocess.run(words, input=json.dumps(asked), text=True, capture_output=True, timeout=PATIENCE_S)
+        wants_too_much = done.returncode == 3
+    except subprocess.TimeoutExpired:
+        problem, wants_too_much = f"it has not written one turn after {PATIENCE_S} s", True
+    remedy = "Add data.template=chatml, or take another model."
+    require(not wants_too_much, "chat_template", "(the model's)", problem, remedy)
 
 
 def with_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -111,8 +128,3 @@ def with_variables(template: str, kwargs: Mapping[str, Any]) -> str:
     # JSON writes text, numbers and truth values as Jinja reads them.
     lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(kwargs.items()))
     return f"{{#- arguments -#}}{''.join(lines)}{{#- end #}}{template}" if kwargs else template
-
-
-def try_turn(tokenizer: Any, conversation: Conversation) -> None:
-    with suppress(Exception):  # what it raises is said of the row that it refuses
-        tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=True)

@@ -95,13 +95,13 @@ def test_a_template_that_fails(shop: Workshop, ready: Ready, tiny_model: Path, c
         refused(shop, readers(ready, model, chats)[stage], "template")
 
 
-@pytest.mark.parametrize("stage", ["sft", "verify"])
-def test_a_template_without_an_end(tiny_model: Path, chats: Path, tmp_path: Path, stage: str):
-    """In a process of its own: the thread that tries it works until that ends."""
+@pytest.mark.parametrize(("stage", "wants"), [("sft", "time"), ("verify", "time"), ("sft", "memory")])
+def test_a_template_without_an_end(tiny_model: Path, chats: Path, tmp_path: Path, stage: str, wants: str):
+    """Nothing of it goes on once it was refused."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
-    inner = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
-    (model / "chat_template.jinja").write_text(inner)
+    loops = {"time": "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3, "memory": "{{ 'a' * 10**12 }}"}
+    (model / "chat_template.jinja").write_text(loops[wants])
     code = "import sys, align.data.template as t; from align.__main__ import main; t.PATIENCE_S = 1; sys.exit(main())"
     words = [f"stage={stage}", "model=hub", f"model.path={model}", "device=cpu"]
     if stage == "sft":
@@ -111,6 +111,7 @@ def test_a_template_without_an_end(tiny_model: Path, chats: Path, tmp_path: Path
     )
     assert done.returncode == 2, done
     assert "chat_template" in done.stderr
+    assert ("it wants more than" if wants == "memory" else "it has not written one turn") in done.stderr
 
 
 def adapter_readers(ready: Ready, adapter: Path, model: Path, chats: Path) -> dict[str, list[str]]:

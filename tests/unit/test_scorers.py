@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,12 +91,49 @@ def test_a_function_gets_messages_and_gives_numbers():
         (lambda chats: ["a", "b"], "not a number for each"),
         (lambda chats: [1.0, float("nan")], "nan for the answer 'second'"),
         (lambda chats: [1 / 0], "raised ZeroDivisionError"),
+        (lambda chats: sys.exit(0), "raised SystemExit"),
+        (lambda chats: [1.0, 1e39], "1e.39 for the answer 'second'"),
+        (lambda chats: [1.0, None], "not a number for each"),
+        (lambda chats: None, "NoneType, not a number for each"),
     ],
 )
 def test_a_function_that_is_wrong(returned: object, said: str):
     with pytest.raises(InputError, match=said) as error:
         Function(returned, "m:f").score(asked("first", "second"))  # pyright: ignore[reportArgumentType]
     assert str(error.value).startswith("reward.fn=m:f")
+
+
+def swallows(chats: list[Any]) -> list[float]:
+    while True:
+        try:
+            time.sleep(30)
+        except Exception:
+            continue
+
+
+def yields_late(chats: list[Any]) -> Iterator[float]:
+    yield 1.0
+    time.sleep(30)
+
+
+@pytest.mark.parametrize("slow", [lambda chats: time.sleep(30), swallows, yields_late])
+def test_a_function_that_does_not_answer(slow: Any):
+    """It is interrupted where a limit is set, whatever it catches; what rang before rings again afterwards."""
+    before = signal.getsignal(signal.SIGALRM)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"reward\.timeout=0\.1: m:f has not answered"):
+        Function(slow, "m:f", 0.1).score(asked("first", "second"))
+    assert time.monotonic() - began < 20
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_function_in_time_and_in_another_thread():
+    quick = Function(lambda chats: [1.0 for _ in chats], "m:f", 5.0)
+    assert quick.score(asked("a")).tolist() == [1]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(quick.score, asked("a")).result().tolist() == [1]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_where_a_function_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
