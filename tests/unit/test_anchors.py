@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,26 @@ import align.ppo.verify.closed_form
 import align.ppo.verify.on_model
 import align.rollout.hf
 from align.models.roles import ForwardOutput, Roles
-from align.ppo.verify.anchors import Anchor, maths
-from align.ppo.verify.on_model import Setting, on_model
+from align.ppo.verify.anchors import (
+    Anchor,
+    advantages_by_definition,
+    closed_form,
+    losses_by_hand,
+    maths,
+    rewards_by_hand,
+    scores_by_hand,
+)
+from align.ppo.verify.on_model import (
+    Setting,
+    by_definition,
+    first_gradient,
+    first_ratio,
+    invariance,
+    isolation,
+    on_model,
+    sampling,
+    value_gradient,
+)
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
 from align.types import Rollout
@@ -44,8 +62,19 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
     return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
-def anchors(world: World, backbone: str = "own", bootstrap: bool = False, **changes: Any) -> dict[str, Anchor]:
-    """All of them, by name. `changes` go into what `experience` and the losses are told."""
+MATHS = {
+    "gae": advantages_by_definition, "rewards": rewards_by_hand, "scores": scores_by_hand, "losses": losses_by_hand,
+    "closed form": closed_form,
+}  # fmt: skip
+ON_MODEL = {
+    "first ratio": first_ratio, "experience": by_definition, "first gradient": first_gradient,
+    "value gradient": value_gradient, "invariance": invariance, "isolation": isolation,
+}  # fmt: skip
+
+
+def batch(world: World, backbone: str = "own", bootstrap: bool = False, **changes: Any) -> tuple[Setting, Any]:
+    """A batch of a policy that has learned, and what draws another. `changes` go into what `experience` and the losses
+    are told."""
     roles = world.roles(backbone=backbone)
     with torch.no_grad():  # as after some updates: a policy that is the reference would hide a swap
         for parameter in (p for role in ("policy", "value") for p in roles.parameters_of(role)):
@@ -60,24 +89,40 @@ def anchors(world: World, backbone: str = "own", bootstrap: bool = False, **chan
         return engine.generate(PROMPTS * times, roles.actor("policy"), seeds)
 
     told = [{key: changes.get(key, value) for key, value in given.items()} for given in (REWARDING, LEARNING)]
-    setting = Setting(roles, draw(1), TEMPERATURE, 3, False, *told, bootstrap)
-    return {anchor.name: anchor for anchor in (*maths(), *on_model(setting, draw))}
+    return Setting(roles, draw(1), TEMPERATURE, 3, False, *told, bootstrap), draw
 
 
-def failing(found: dict[str, Anchor]) -> set[str]:
-    return {name for name, anchor in found.items() if not anchor.holds}
+def anchor(name: str, world: World, backbone: str = "own", **how: Any) -> Anchor:
+    """One alone."""
+    if name in MATHS:
+        return MATHS[name]()
+    setting, draw = batch(world, backbone, **how)
+    found = sampling(setting, draw) if name == "sampling" else ON_MODEL[name](setting)
+    assert found.name == name
+    return found
+
+
+def failing(found: Iterable[Anchor]) -> set[str]:
+    return {anchor.name for anchor in found if not anchor.holds}
+
+
+def test_those_of_the_maths_hold():
+    found = list(maths())
+    assert [anchor.name for anchor in found] == list(MATHS)
+    assert failing(found) == set()
 
 
 @pytest.mark.parametrize("backbone", ["own", "policy", "frozen"])
-def test_all_hold(world: World, backbone: str):
-    found = anchors(world, backbone)
+def test_those_on_a_model_hold(world: World, backbone: str):
+    found = list(on_model(*batch(world, backbone)))
+    assert [anchor.name for anchor in found] == [*ON_MODEL, "sampling"]
     assert failing(found) == set()
-    assert len(found) == 12
 
 
-def test_all_hold_of_other_settings(world: World):
-    assert failing(anchors(world, bootstrap=True, kl_estimator="k3", whiten_rewards=True)) == set()
-    assert failing(anchors(world, "policy", kl_in_reward=False, kl_loss_coef=0.3, kl_estimator="k3")) == set()
+def test_they_hold_of_other_settings(world: World):
+    assert failing(on_model(*batch(world, bootstrap=True, kl_estimator="k3", whiten_rewards=True))) == set()
+    how = {"kl_in_reward": False, "kl_loss_coef": 0.3, "kl_estimator": "k3"}
+    assert failing(on_model(*batch(world, "policy", **how))) == set()
 
 
 def test_the_roles_are_left_as_they_were(world: World):
@@ -204,12 +249,12 @@ def test_what_is_broken_is_noticed(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Any], Any], noticed: set[str]
 ):
     broken(monkeypatch, name, make)
-    assert noticed <= failing(anchors(world))
+    assert failing(anchor(each, world) for each in noticed) == noticed
 
 
 def test_a_cut_that_is_valued_a_state_early(world: World, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Roles, "values_behind", of_the_state_before(Roles.values_behind))
-    assert "experience" in failing(anchors(world, bootstrap=True))
+    assert not anchor("experience", world, bootstrap=True).holds
 
 
 def test_a_value_loss_that_reaches_the_policy(world: World, monkeypatch: pytest.MonkeyPatch):
@@ -225,7 +270,7 @@ def test_a_value_loss_that_reaches_the_policy(world: World, monkeypatch: pytest.
             return read._replace(states_BTD=states_before(self.model, rollout))
 
     monkeypatch.setattr(Roles, "logprobs", undetached)
-    assert not anchors(world, "policy")["isolation"].holds
+    assert not anchor("isolation", world, "policy").holds
 
 
 def test_a_reference_that_is_the_policy(world: World, monkeypatch: pytest.MonkeyPatch):
@@ -235,4 +280,4 @@ def test_a_reference_that_is_the_policy(world: World, monkeypatch: pytest.Monkey
         return use(self, "policy" if role == "reference" else role, train)
 
     monkeypatch.setattr(Roles, "use", confused)
-    assert not anchors(world)["isolation"].holds
+    assert not anchor("isolation", world).holds

@@ -116,7 +116,7 @@ class Solved(NamedTuple):
     entry: float
 
 
-def solved(problem: Problem, lam: float = 0.95, updates: int = 600, batch: int = 512) -> Solved:
+def solved(problem: Problem, lam: float = 0.95, updates: int = 300, batch: int = 512) -> Solved:
     """PPO on the problem, by the very functions that train: `experience` and `update`."""
     g = torch.Generator().manual_seed(1)
     tables: Any = Tables(problem)
