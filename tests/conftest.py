@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -48,6 +49,14 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
+    """What is there by now (torch, transformers and all that they keep) stays: collecting garbage, which is done on
+    purpose wherever a model has to go, passes it over and takes milliseconds instead of a third of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
