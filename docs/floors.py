@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -43,18 +44,23 @@ def room_of(module: str) -> str | None:
     return max((r for r in FLOOR_OF if module == r or module.startswith(f"{r}.")), key=len, default=None)
 
 
+@cache
+def parsed(source: str) -> tuple[tuple[ast.AST, ...], set[int], set[int]]:
+    """Every node of a source, and the ids of those inside functions and of those for the type checker alone."""
+    nodes = tuple(ast.walk(ast.parse(source)))
+    functions = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    typing = [n for n in nodes if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    hidden, checked = ({id(n) for outer in of for n in ast.walk(outer)} for of in (functions, typing))
+    return nodes, hidden, checked
+
+
 def imports(
     source: str, module: str = "", is_package: bool = False, top_only: bool = False, for_types: bool = True
 ) -> Iterator[str]:
     """The full name of everything that a source imports, `from a import b` as `a.b`; inside functions too, unless
     `top_only`, and for the type checker alone, unless not `for_types`."""
-    tree = ast.parse(source)
-    hidden = {
-        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
-    }
-    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    checked = {id(n) for branch in typing for n in ast.walk(branch)}
-    for node in ast.walk(tree):
+    nodes, hidden, checked = parsed(source)
+    for node in nodes:
         if (top_only and id(node) in hidden) or ((top_only or not for_types) and id(node) in checked):
             continue
         if isinstance(node, ast.Import):

@@ -65,10 +65,14 @@ def conversations_in(part: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The conversations of one part, in the corpus's order, with their ids."""
     if part not in PARTS:
         raise InputError("data.part", part, "is no part of the corpus", f"Choose one of: {', '.join(PARTS)}.")
-    with corpus_path().open(encoding="utf-8") as file:
-        for key, record in json.load(file).items():
-            if part_holding(key) == part:
-                yield key, record
+    for key, record in records().items():
+        if part_holding(key) == part:
+            yield key, record
+
+
+def records() -> dict[str, dict[str, Any]]:
+    """The whole corpus by conversation id."""
+    return json.loads(corpus_path().read_text(encoding="utf-8"))
 
 
 def texts(part: str) -> list[str]:

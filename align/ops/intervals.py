@@ -160,19 +160,17 @@ def t_quantile(df: float, level: float = 0.95) -> float:
     """q with P(|T| ≤ q) = level, for Student's t with `df` ≥ 1 degrees of freedom, whole or not.
 
     With t = √df · tan θ, P(|T| ≤ t) = 2c ∫₀^θ cos^(df−1), c = Γ((df+1)/2) / (√π Γ(df/2)). That is increasing and
-    concave in θ, so that Newton's steps from 0 approach the root from below and never pass it.
+    concave in θ, so that Newton's steps from the normal quantile, which is smaller, approach the root from below and
+    never pass it: where one does not go up any more, it is rounding.
     """
-    _check(level)
     if df < 1:
         raise ValueError(f"{df} degrees of freedom are fewer than 1")
     scale = 2 * math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    theta = 0.0
-    for _ in range(100):
+    theta = step = math.atan(normal_quantile(level) / math.sqrt(df))
+    while step > 1e-15 * theta:
         covered = scale * theta / 2 * float(WEIGHTS @ np.cos(theta / 2 * (NODES + 1)) ** (df - 1))
         step = (level - covered) / (scale * math.cos(theta) ** (df - 1))
         theta += step
-        if abs(step) <= 1e-15 * theta:
-            break
     return math.sqrt(df) * math.tan(theta)
 
 
