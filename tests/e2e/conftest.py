@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Forks, forking
 from workshop import Ready
 
 from align.__main__ import main
@@ -33,6 +34,13 @@ def ready(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
         *("rollout.max_new_tokens=12", "init=sft:s", "reward.ref=reward:a", *data),
     ]
     return Ready(root, ppo, data)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Commands in processes of their own, without the time that importing torch takes."""
+    with forking() as forks:
+        yield forks
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Forks
 from refusing import CONTENTS, VALUES, readers, refused
 from workshop import Ready, Workshop
 
+from align.data import template
 from align.data.chat import render, stop_token_ids
 from align.data.template import use_template
 from align.errors import InputError
@@ -96,22 +96,19 @@ def test_a_template_that_fails(shop: Workshop, ready: Ready, tiny_model: Path, c
 
 
 @pytest.mark.parametrize(("stage", "wants"), [("sft", "time"), ("verify", "time"), ("sft", "memory")])
-def test_a_template_without_an_end(tiny_model: Path, chats: Path, tmp_path: Path, stage: str, wants: str):
-    """Nothing of it goes on once it was refused."""
+def test_a_template_without_an_end(shop: Workshop, tiny_model: Path, chats: Path, tmp_path: Path, stage: str, wants: str):
+    """Nothing of it goes on once it was refused: it was tried in a process of its own."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     loops = {"time": "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3, "memory": "{{ 'a' * 10**12 }}"}
     (model / "chat_template.jinja").write_text(loops[wants])
-    code = "import sys, align.data.template as t; from align.__main__ import main; t.PATIENCE_S = 1; sys.exit(main())"
-    words = [f"stage={stage}", "model=hub", f"model.path={model}", "device=cpu"]
+    words = [f"stage={stage}", "model=hub", f"model.path={model}"]
     if stage == "sft":
         words += ["data=jsonl", f"data.path={chats}"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 2, done
-    assert "chat_template" in done.stderr
-    assert ("it wants more than" if wants == "memory" else "it has not written one turn") in done.stderr
+    said = "it wants more than" if wants == "memory" else "it has not written one turn"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(template, "PATIENCE_S", 2)
+        refused(shop, words, "chat_template", said)
 
 
 def adapter_readers(ready: Ready, adapter: Path, model: Path, chats: Path) -> dict[str, list[str]]:

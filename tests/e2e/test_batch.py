@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import Child, Forks, reached
 
 from align import batch as batch_module
 from align.__main__ import main
@@ -29,23 +28,9 @@ def sft(tiny_model: Path, chats: Path) -> str:
     return shlex.join(words)
 
 
-def started(cwd: Path, *lines: str) -> subprocess.Popen[str]:
-    """The command with these lines on its standard input, as the leader of a group of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    # Python takes Ctrl-C even where a shell's `&` had it ignored.
-    code = (
-        "import signal, sys, runpy; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "sys.argv = ['align', '-']; runpy.run_module('align', run_name='__main__', alter_sys=True)"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=cwd, env=environment, text=True, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert child.stdin is not None
-    child.stdin.write("\n".join(lines) + "\n")
-    child.stdin.close()
-    child.stdin = None
-    return child
+def started(forks: Forks, cwd: Path, *lines: str) -> Child:
+    """The command with these lines on its standard input."""
+    return forks.start(cwd, "-", stdin="\n".join(lines) + "\n")
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -54,13 +39,15 @@ def outputs(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if name.startswith("artifact/") and "README" not in name}
 
 
-def test_lines_leave_what_they_leave_by_themselves(tmp_path: Path, sft: str, monkeypatch: pytest.MonkeyPatch):
+def test_lines_leave_what_they_leave_by_themselves(
+    tmp_path: Path, sft: str, forks: Forks, monkeypatch: pytest.MonkeyPatch
+):
     together, alone = tmp_path / "together (été)", tmp_path / "alone"
     second = "stage=export artifact=sft:x run.name=y"
     roots = [shlex.quote(f"run.root={together}")]
-    child = started(tmp_path, f"{sft} {roots[0]}", "", "# what comes out", f"{roots[0]} {second}")
-    out, err = child.communicate(timeout=300)
-    assert child.returncode == 0, err
+    lines = (f"{sft} {roots[0]}", "", "# what comes out", f"{roots[0]} {second}")
+    status, out, err = started(forks, tmp_path, *lines).ended()
+    assert status == 0, err
     assert out.index("[1 of 2] stage=sft") < out.index("[2 of 2]") < out.index(str(together / "export" / "y"))
     monkeypatch.chdir(tmp_path)
     for line in (sft, second):
@@ -70,14 +57,23 @@ def test_lines_leave_what_they_leave_by_themselves(tmp_path: Path, sft: str, mon
 
 
 def test_lines_where_forking_is_not_safe(
-    tmp_path: Path, sft: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
+    """A fresh interpreter each: this stage needs no torch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(batch_module, "imported", lambda commands: False)
-    assert batch_module.batch([sft, "stage=export artifact=sft:nobody"], lambda words: None, main) == 2
-    assert read_manifest(tmp_path / "runs/sft/x").status == "done"
-    assert "sft:nobody" in capfd.readouterr().err
+    (tmp_path / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
+    importing = "stage=annotate stage.action=import run.name=x stage.path="
+    lines = [f"{importing}items.jsonl", f"{importing}nowhere", f"{importing}items.jsonl run.name=y"]
+
+    def here(words: object) -> int:
+        raise AssertionError("it runs in this process")
+
+    assert batch_module.batch(lines, lambda words: None, here) == 2
+    assert read_manifest(tmp_path / "runs/annotate/x").status == "done"
+    assert not (tmp_path / "runs/annotate/y").exists()
+    assert "stage.path=nowhere" in capfd.readouterr().err
 
 
 def test_a_cuda_build_is_not_forked(monkeypatch: pytest.MonkeyPatch):
@@ -88,10 +84,9 @@ def test_a_cuda_build_is_not_forked(monkeypatch: pytest.MonkeyPatch):
     assert not batch_module.imported([["stage=export"]])
 
 
-def test_the_first_failure_ends_it(tmp_path: Path, sft: str):
-    child = started(tmp_path, "stage=export artifact=sft:nobody", sft)
-    _, err = child.communicate(timeout=300)
-    assert child.returncode == 2
+def test_the_first_failure_ends_it(tmp_path: Path, sft: str, forks: Forks):
+    status, _, err = started(forks, tmp_path, "stage=export artifact=sft:nobody", sft).ended()
+    assert status == 2
     assert "sft:nobody" in err
     assert not (tmp_path / "runs" / "sft").exists()
 
@@ -122,13 +117,9 @@ def test_no_line_at_all(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM", "the stage alone, killed"])
-def test_signals_reach_the_stage(tmp_path: Path, sft: str, how: str):
-    child = started(tmp_path, f"{sft} stage.max_steps=500 stage.save_every=20", "stage=export artifact=sft:x")
-    began = time.monotonic()
-    while not list(tmp_path.glob("runs/sft/x/checkpoints/*/align_seal.json")):
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() - began < 120, "no checkpoint in two minutes"
-        time.sleep(0.05)
+def test_signals_reach_the_stage(tmp_path: Path, sft: str, forks: Forks, how: str):
+    child = started(forks, tmp_path, f"{sft} stage.max_steps=500 stage.save_every=5", "stage=export artifact=sft:x")
+    reached(child, tmp_path)
     if how == "SIGTERM":
         child.send_signal(signal.SIGTERM)
     elif how == "a terminal's Ctrl-C":
@@ -136,9 +127,9 @@ def test_signals_reach_the_stage(tmp_path: Path, sft: str, how: str):
     else:
         (stage,) = map(int, Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
         os.kill(stage, signal.SIGKILL)
-    _, err = child.communicate(timeout=60)
+    status, _, err = child.ended(60)
     killed = how.endswith("killed")
-    assert child.returncode == (137 if killed else 130), err
+    assert status == (137 if killed else 130), err
     assert read_manifest(tmp_path / "runs/sft/x").status == ("running" if killed else "interrupted")
     assert "Traceback" not in err
     assert not (tmp_path / "runs" / "export").exists()

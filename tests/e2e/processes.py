@@ -1,0 +1,194 @@
+"""Commands in processes of their own that need not import torch again: a server has done so, and forks.
+
+What a fresh interpreter is for (the order of imports, the path, how soon `--help` answers) is tested in one; signals,
+limits and what a process leaves behind are tested here, five seconds earlier.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def folder(self) -> str:
+        """The last line printed."""
+        return self.out.splitlines()[-1]
+
+
+class Child:
+    """A running `python -m align`.
+
+    Attributes:
+        pid: of the process itself.
+    """
+
+    def __init__(self, pid: int, connection: socket.socket, out: IO[str], err: IO[str]) -> None:
+        self.pid, self._connection, self._out, self._err = pid, connection, out, err
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit status as `subprocess` counts it; None while it runs."""
+        if self._status is None:
+            self._connection.settimeout(0.001)
+            try:
+                self._status = int(self._connection.recv(100))
+            except TimeoutError:
+                return None
+        return self._status
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def ended(self, timeout_s: float = 300) -> Ended:
+        """Waits for its end. What it printed stands in files, so that nothing has to be read meanwhile.
+
+        Raises:
+            TimeoutError: it went on; it is killed.
+        """
+        if self._status is None:
+            self._connection.settimeout(timeout_s)
+            try:
+                self._status = int(self._connection.recv(100))
+            except TimeoutError:
+                self.send_signal(signal.SIGKILL)
+                raise
+        for file in (self._out, self._err):
+            file.seek(0)
+        return Ended(self._status, self._out.read(), self._err.read())
+
+
+def reached(child: Child, folder: Path) -> None:
+    """Waits until the run `sft/x` below this folder has sealed its first checkpoint."""
+    began = time.monotonic()
+    while not list(folder.glob("runs/sft/x/checkpoints/*/align_seal.json")):
+        assert child.poll() is None, child.ended()
+        assert time.monotonic() - began < 120, "no checkpoint in two minutes"
+        time.sleep(0.02)
+
+
+class Forks:
+    """Starts commands by way of the server.
+
+    Args:
+        address: of its socket.
+    """
+
+    def __init__(self, address: Path) -> None:
+        self.address = address
+
+    def start(self, cwd: Path, *words: str, stdin: str = "", file_size: int | None = None, before: str = "") -> Child:
+        """`python -m align WORDS`, as the leader of a session of its own, as a terminal would start it.
+
+        Args:
+            file_size: the kernel's limit on what it writes, in bytes.
+            before: Python that it runs first.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.settimeout(120)
+        connection.connect(str(self.address))
+        given, out, err = (TemporaryFile("w+", encoding="utf-8") for _ in range(3))
+        given.write(stdin)
+        given.flush()
+        given.seek(0)
+        request = {"cwd": str(cwd), "words": words, "file_size": file_size, "before": before}
+        socket.send_fds(connection, [json.dumps(request).encode()], [file.fileno() for file in (given, out, err)])
+        given.close()
+        return Child(int(connection.recv(100)), connection, out, err)
+
+    def run(self, cwd: Path, *words: str, **more: Any) -> Ended:
+        return self.start(cwd, *words, **more).ended()
+
+
+@contextmanager
+def forking() -> Iterator[Forks]:
+    """A server for as long as the block lasts."""
+    with ExitStack() as stack:
+        address = Path(stack.enter_context(TemporaryDirectory(prefix="align-forks-")), "socket")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        words = [sys.executable, __file__, str(address)]
+        server = stack.enter_context(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE))
+        stack.callback(server.kill)
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        yield Forks(address)
+
+
+# In the server
+
+
+def serve(address: str) -> None:
+    """Forks a keeper for each connection, who forks the command and waits for it."""
+    import align.stages.export
+    import align.stages.sft
+    import align.stages.verify
+    import align.trainers.sft  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen()
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return keep(connection)
+        connection.close()
+
+
+def keep(connection: socket.socket) -> None:
+    """One command: tells its process's number, and its status at the end. Returns in the command itself."""
+    told, files, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    if (child := os.fork()) == 0:
+        connection.close()
+        return become(json.loads(told), files)
+    connection.sendall(str(child).encode())
+    for file in files:
+        os.close(file)
+    _, status = os.waitpid(child, 0)
+    connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def become(request: Mapping[str, Any], files: Sequence[int]) -> None:
+    """What `python -m align` does once torch is there."""
+    os.setsid()
+    for i, file in enumerate(files):
+        os.dup2(file, i)
+        os.close(file)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(request["cwd"])
+    if request["file_size"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
+    sys.path[0], sys.argv = request["cwd"], ["align", *request["words"]]
+    exec(request["before"], {})
+    runpy.run_module("align", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
