@@ -107,7 +107,7 @@ class Forks:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(120)
         connection.connect(str(self.address))
-        given, out, err = (TemporaryFile("w+", encoding="utf-8") for _ in range(3))
+        given, out, err = (TemporaryFile("w+", encoding="utf-8") for _ in range(3))  # noqa: SIM115
         given.write(stdin)
         given.flush()
         given.seek(0)
