@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import NamedTuple
 
 import pytest
 from argon2 import PasswordHasher
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 
 from align.errors import StorageError
 from align.types import Conversation, Message
@@ -21,43 +24,77 @@ URL = "https://annotate.example.org"
 FROM_PAGE = {"Origin": URL}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
-        for project in ("p", "q"):
-            for i in range(4):
-                prompt = Conversation((Message("user", f"{project}{i}"),))
-                store.add_item(project, f"{i}", prompt, [Candidate("yes"), Candidate("no")])
-        yield store
+class Site(NamedTuple):
+    """The app on a store with two projects."""
+
+    store: Store
+    accounts: Accounts
+    app: ASGIApp
+
+    def browser(self) -> TestClient:
+        """One of its own."""
+        return TestClient(self.app, base_url=URL, follow_redirects=False)
+
+    def someone(self, name: str, role: str = "annotator", project: str = "p") -> TestClient:
+        """A browser in which somebody is logged in."""
+        client = self.browser()
+        said = {"token": self.accounts.invite(project, role), "name": name, "password": GOOD, "again": GOOD}
+        assert client.post("/invite", data=said, headers=FROM_PAGE).headers["location"] == "/"
+        return client
 
 
-@pytest.fixture
-def accounts(store) -> Accounts:
-    return Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
-
-
-@pytest.fixture
-def browser(store, accounts):
-    """Opens a browser of its own on the app."""
+@contextmanager
+def opened(folder: Path) -> Iterator[Site]:
     from annotate.web.access import AccountAuthenticator
     from annotate.web.queues import AssignmentQueues
     from annotate.web.server import application
 
-    app = application(AssignmentQueues(store), AccountAuthenticator(accounts, "align_session_7861"), [URL])
-    return lambda: TestClient(app, base_url=URL, follow_redirects=False)
+    with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
+        for project in ("p", "q"):
+            for i in range(4):
+                prompt = Conversation((Message("user", f"{project}{i}"),))
+                store.add_item(project, f"{i}", prompt, [Candidate("yes"), Candidate("no")])
+        accounts = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        authenticator = AccountAuthenticator(accounts, "align_session_7861")
+        yield Site(store, accounts, application(AssignmentQueues(store), authenticator, [URL]))
 
 
 @pytest.fixture
-def someone(browser, accounts):
-    """Opens a browser in which somebody is logged in."""
+def site(tmp_path: Path) -> Iterator[Site]:
+    with opened(tmp_path) as site:
+        yield site
 
-    def arriving(name: str, role: str = "annotator", project: str = "p") -> TestClient:
-        client = browser()
-        said = {"token": accounts.invite(project, role), "name": name, "password": GOOD, "again": GOOD}
-        assert client.post("/invite", data=said, headers=FROM_PAGE).headers["location"] == "/"
-        return client
 
-    return arriving
+@pytest.fixture
+def store(site: Site) -> Store:
+    return site.store
+
+
+@pytest.fixture
+def accounts(site: Site) -> Accounts:
+    return site.accounts
+
+
+@pytest.fixture
+def browser(site: Site) -> Callable[[], TestClient]:
+    return site.browser
+
+
+@pytest.fixture
+def someone(site: Site) -> Callable[..., TestClient]:
+    return site.someone
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """For whoever is turned away: making the app takes longer than a hundred requests."""
+    with opened(tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def ann(shared: Site) -> TestClient:
+    return shared.someone("ann")
 
 
 def places(client: TestClient) -> dict[str, str]:
@@ -91,17 +128,17 @@ def test_an_invitation_makes_an_account_and_its_cookie_no_script_sees(browser, a
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("cookie", [None, "align_session_7861=", f"align_session_7861={'x' * 43}"])
-def test_a_stranger_gets_the_log_in_page_and_nothing_else(browser, path, status, cookie):
-    answer = browser().get(path, headers={} if cookie is None else {"Cookie": cookie})
+def test_a_stranger_gets_the_log_in_page_and_nothing_else(shared, path, status, cookie):
+    answer = shared.browser().get(path, headers={} if cookie is None else {"Cookie": cookie})
     assert answer.status_code == status
     assert status != 303 or answer.headers["location"] == "/login"
-    assert browser().get("/login").status_code == 200
+    assert shared.browser().get("/login").status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/api/vote", "/api/task", "/manage/gradio_api/queue/join", "/password"])
-def test_a_stranger_changes_nothing(browser, path):
+def test_a_stranger_changes_nothing(shared, path):
     headers = FROM_PAGE | {"X-Align": "x"}
-    assert browser().post(path, json={}, headers=headers).status_code in (303, 401)
+    assert shared.browser().post(path, json={}, headers=headers).status_code in (303, 401)
 
 
 def test_log_in_and_out(someone, browser):
@@ -122,34 +159,33 @@ def test_log_in_and_out(someone, browser):
 @pytest.mark.parametrize(
     "origin", [{}, {"Origin": "null"}, {"Origin": "https://evil.example"}, {"Origin": "http://annotate.example.org"}]
 )
-def test_a_form_of_another_site_is_refused(someone, path, origin):
-    client = someone("ann")
-    assert client.post(path, data={"name": "ann", "password": GOOD}, headers=origin).status_code in (403, 415)
-    assert client.get("/api/projects").status_code == 200
+def test_a_form_of_another_site_is_refused(ann, path, origin):
+    assert ann.post(path, data={"name": "ann", "password": GOOD}, headers=origin).status_code in (403, 415)
+    assert ann.get("/api/projects").status_code == 200
 
 
-def test_a_form_is_a_form_and_no_larger_than_one(browser):
-    assert browser().post("/login", json={"name": "ann"}, headers=FROM_PAGE).status_code == 415
-    assert browser().post("/login", data={"name": "x" * 30_000}, headers=FROM_PAGE).status_code == 415
-    assert browser().post("/login", files={"name": b"x"}, headers=FROM_PAGE).status_code == 415
+def test_a_form_is_a_form_and_no_larger_than_one(shared):
+    assert shared.browser().post("/login", json={"name": "ann"}, headers=FROM_PAGE).status_code == 415
+    assert shared.browser().post("/login", data={"name": "x" * 30_000}, headers=FROM_PAGE).status_code == 415
+    assert shared.browser().post("/login", files={"name": b"x"}, headers=FROM_PAGE).status_code == 415
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</title><b>"])
-def test_what_somebody_types_is_shown_as_text(browser, accounts, name):
-    token = accounts.invite("p", "annotator")
+def test_what_somebody_types_is_shown_as_text(shared, name):
+    token = shared.accounts.invite("p", "annotator")
     said = {"name": name, "password": "x", "again": "y", "token": token}
     for path in ("/login", "/invite"):
-        text = browser().post(path, data=said, headers=FROM_PAGE).text
+        text = shared.browser().post(path, data=said, headers=FROM_PAGE).text
         assert name not in text
         assert not re.search(r"<(script|img|b)\b", text)
-    assert name not in browser().get("/login", params={"invite": name}).text
+    assert name not in shared.browser().get("/login", params={"invite": name}).text
 
 
 @pytest.mark.parametrize("invite", ["https://evil.example", "//evil.example", "\r\nSet-Cookie: a=b"])
-def test_a_log_in_leads_nowhere_else(someone, browser, invite):
-    someone("ann")
+@pytest.mark.usefixtures("ann")
+def test_a_log_in_leads_nowhere_else(shared, invite):
     said = {"name": "ann", "password": GOOD, "invite": invite}
-    assert browser().post("/login", data=said, headers=FROM_PAGE).headers["location"].startswith("/invite?token=")
+    assert shared.browser().post("/login", data=said, headers=FROM_PAGE).headers["location"].startswith("/invite?token=")
 
 
 def test_another_password(someone, browser):
@@ -252,8 +288,8 @@ def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):
 
 
 @pytest.mark.parametrize("path", ["upload", "run/invite", "call/invite", "api/invite", "component_server", "stream/1"])
-def test_gradios_other_ways_in_are_closed(someone, path):
-    client = someone("ann", "admin")
+def test_gradios_other_ways_in_are_closed(shared, path):
+    client = shared.someone(f"admin {path}", "admin")
     for start in ("/manage/gradio_api", "/gradio_api"):
         assert client.post(f"{start}/{path}", json={"data": []}, headers=FROM_PAGE).status_code == 415
     assert client.post("/gradio_api/queue/join", json={}, headers=FROM_PAGE).status_code == 415
