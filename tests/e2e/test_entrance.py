@@ -185,7 +185,8 @@ def test_what_somebody_types_is_shown_as_text(shared, name):
 @pytest.mark.usefixtures("ann")
 def test_a_log_in_leads_nowhere_else(shared, invite):
     said = {"name": "ann", "password": GOOD, "invite": invite}
-    assert shared.browser().post("/login", data=said, headers=FROM_PAGE).headers["location"].startswith("/invite?token=")
+    answer = shared.browser().post("/login", data=said, headers=FROM_PAGE)
+    assert answer.headers["location"].startswith("/invite?token=")
 
 
 def test_another_password(someone, browser):
