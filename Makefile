@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
+# Two processes, one thread each. Whoever is done takes over half of what the other has left (docs/decisions.md).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: venv demo annotate llama-cpp test test-all lint clean
 
@@ -28,10 +30,10 @@ llama-cpp: venv
 	$(BIN)/python -m align.export.converters
 
 test: venv
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: venv
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 lint: venv
 	$(BIN)/ruff check

@@ -38,8 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Under `--no-skips` a run that left a test out has not passed."""
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if session.config.getoption("--no-skips") and session.exitstatus == 0 and reporter.stats.get("skipped"):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # None in a worker of pytest-xdist
+    skipped = reporter and reporter.stats.get("skipped")
+    if session.config.getoption("--no-skips") and session.exitstatus == 0 and skipped:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
