@@ -97,6 +97,9 @@ def attached(model: Any, folder: Path, name: str, given: Collection[str], traina
             field, str(folder), f"does not fit this base ({type(error).__name__}: {what_differs(str(error))})",
             "Use the base that it was trained on.",
         ) from error  # fmt: skip
+    # The trainers' checkpoints are written by PEFT, which asks the hub for a base that it does not find by this name.
+    base: Any = model.get_base_model()
+    model.peft_config[name].base_model_name_or_path = base.config.name_or_path
     use_fast_path(model)
     placed = tensors_of(model, name).keys() | ({SCORE_KEY} if scored else set())
     if strangers := sorted(set(given) - placed):

@@ -93,7 +93,7 @@ class Training:
             "bf16": dtype == torch.bfloat16,
             "fp16": on_cuda and dtype == torch.float16,
             "use_cpu": not on_cuda,
-            "gradient_checkpointing": choose_checkpointing(self.gradient_checkpointing, device),
+            "activation_checkpointing": choose_checkpointing(self.gradient_checkpointing, device),
             "save_strategy": "steps",
             "save_steps": self.save_every,
             "save_total_limit": 2,

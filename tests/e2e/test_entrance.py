@@ -252,19 +252,23 @@ def test_the_managers_pages_are_for_them(someone, role):
 
 
 def call(client: TestClient, fn: str, data: list) -> str:
-    """Runs a function of the managers' page as its script does: joins the queue and reads what comes."""
-    with client:  # which starts the queue
-        config = client.get("/manage/config").json()
-        index = next(d["id"] for d in config["dependencies"] if d["api_name"] == fn)
-        body = {"data": data, "fn_index": index, "session_hash": "s1", "trigger_id": None, "event_data": None}
-        joined = client.post("/manage/gradio_api/queue/join", json=body, headers=FROM_PAGE)
-        if joined.status_code != 200:
-            return joined.text
-        return client.get("/manage/gradio_api/queue/data", params={"session_hash": "s1"}).text
+    """Runs a function of the managers' page as its script does: joins the queue and reads what comes. The queue works
+    while the client is open, in one event loop."""
+    config = client.get("/manage/config").json()
+    index = next(d["id"] for d in config["dependencies"] if d["api_name"] == fn)
+    body = {"data": data, "fn_index": index, "session_hash": "s1", "trigger_id": None, "event_data": None}
+    joined = client.post("/manage/gradio_api/queue/join", json=body, headers=FROM_PAGE)
+    if joined.status_code != 200:
+        return joined.text
+    return client.get("/manage/gradio_api/queue/data", params={"session_hash": "s1"}).text
 
 
 def test_a_reviewer_may_look_and_not_manage(someone, accounts):
-    client = someone("ann", "reviewer")
+    with someone("ann", "reviewer") as client:
+        may_look_and_not_manage(client, accounts)
+
+
+def may_look_and_not_manage(client: TestClient, accounts: Accounts) -> None:
     accounts.invite("p", "annotator")
     for fn, data in (
         ("revoke", ["p", accounts.pending("p")[0].id]), ("invite", ["p", "admin", ""]),
@@ -281,9 +285,9 @@ def test_a_reviewer_may_look_and_not_manage(someone, accounts):
 
 
 def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):
-    client = someone("ann", "admin")
-    assert "for admins of the project" in call(client, "invite", ["q", "admin", ""])
-    link = re.search(rf"{URL}/invite\?token=([\w-]+)", call(client, "invite", ["p", "reviewer", ""]))
+    with someone("ann", "admin") as client:
+        assert "for admins of the project" in call(client, "invite", ["q", "admin", ""])
+        link = re.search(rf"{URL}/invite\?token=([\w-]+)", call(client, "invite", ["p", "reviewer", ""]))
     assert link is not None
     assert accounts.invited(link[1]).role == "reviewer"
 
