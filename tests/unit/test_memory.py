@@ -1,4 +1,4 @@
-"""The memory of a CPU run, measured in a process of its own: both settings are taken once and for good."""
+"""The memory of a CPU run, measured in processes of its own: both settings are taken once and for good."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.models.memory import KERNEL_CACHES
 
 GLIBC = "import ctypes; assert ctypes.CDLL(None).mallinfo2"
 KERNELS = """
-import ctypes, sys, torch
+import ctypes, os, torch
 from align.models.memory import keep_few_kernels
 
 class Mallinfo2(ctypes.Structure):
@@ -26,23 +26,29 @@ def used():
     info = glibc.mallinfo2()
     return info.uordblks + info.hblkhd
 
-if sys.argv[1] == "few":
-    keep_few_kernels()
-torch.set_num_threads(1)
-weight = torch.randn(256, 128, dtype=torch.bfloat16, requires_grad=True)
-before = used()
-for length in range(1, 301):
-    hidden = torch.randn(4, length, 128, dtype=torch.bfloat16, requires_grad=True)
-    torch.nn.functional.linear(hidden, weight).sum().backward()
-print((used() - before) / 2**20)
+def measure():
+    torch.set_num_threads(1)
+    weight = torch.randn(256, 128, dtype=torch.bfloat16, requires_grad=True)
+    before = used()
+    for length in range(1, 301):
+        hidden = torch.randn(4, length, 128, dtype=torch.bfloat16, requires_grad=True)
+        torch.nn.functional.linear(hidden, weight).sum().backward()
+    print((used() - before) / 2**20, flush=True)
+
+for setting in (keep_few_kernels, lambda: None):  # torch is imported once: it reads the setting at its first kernel
+    if not os.fork():
+        setting()
+        measure()
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
 
 
-def measured(script: str, *arguments: str, **environment: str) -> str:
+def measured(script: str, **environment: str) -> str:
     # Without what a command sets that ran in this process before.
     inherited = {name: value for name, value in os.environ.items() if name not in KERNEL_CACHES}
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
+        [sys.executable, "-c", script],
         env={**inherited, **environment}, capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     return done.stdout.strip()
@@ -54,7 +60,7 @@ def glibc_tells_what_is_in_use() -> bool:
 
 @pytest.mark.skipif(not glibc_tells_what_is_in_use(), reason="needs glibc 2.33 or newer, to ask malloc what is in use")
 def test_kernels_of_shapes_gone_by_are_not_kept() -> None:
-    few, many = (float(measured(KERNELS, which)) for which in ("few", "many"))
+    few, many = map(float, measured(KERNELS).split())
     assert few < 60, "MiB after 300 shapes"
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere bf16 does not run in oneDNN
         assert many > 2 * few
