@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,17 @@ from workshop import Ready
 from align.__main__ import main
 
 
+@pytest.fixture(scope="module")
+def ready(made: Ready, tmp_path_factory: pytest.TempPathFactory) -> Ready:
+    """A module's own: copy the runs before changing them, and give runs of your own a name of your own."""
+    # Where modules share them, what one makes is the latest of its stage for another.
+    return made._replace(root=Path(shutil.copytree(made.root, tmp_path_factory.mktemp("ready") / "runs")))
+
+
 @pytest.fixture(scope="session")
-def ready(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Ready:
-    """Shared: copy the runs before changing them, and give runs of your own a name of your own."""
-    root = tmp_path_factory.mktemp("ready") / "runs"
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Ready:
+    """Not to be touched."""
+    root = tmp_path_factory.mktemp("made") / "runs"
     data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=128"]
     reward = ["stage=reward", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3"]
     sft = ["stage=sft", "model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.eval_size=2"]
