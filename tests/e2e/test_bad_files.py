@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Forks
 from refusing import CONTENTS, VALUES, readers, refused
 from workshop import Ready, Workshop
 
@@ -96,7 +95,9 @@ def test_a_template_that_fails(shop: Workshop, ready: Ready, tiny_model: Path, c
 
 
 @pytest.mark.parametrize(("stage", "wants"), [("sft", "time"), ("verify", "time"), ("sft", "memory")])
-def test_a_template_without_an_end(shop: Workshop, tiny_model: Path, chats: Path, tmp_path: Path, stage: str, wants: str):
+def test_a_template_without_an_end(
+    shop: Workshop, tiny_model: Path, chats: Path, tmp_path: Path, stage: str, wants: str
+):
     """Nothing of it goes on once it was refused: it was tried in a process of its own."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
