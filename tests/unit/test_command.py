@@ -1,0 +1,63 @@
+"""The command that a report shows makes the same configuration again, whatever the first line was."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from align.config.command import command_line
+from align.config.compose import check, compose_raw, plain
+from align.config.root import STORE_URL
+
+LINES = [
+    "stage=sft",
+    "stage=sft model=hub model.path=ORG/NAME method=lora method.r=8 method.lr=3e-4 data=jsonl data.path=a.jsonl",
+    "stage=sft stage.lr=1e-3 stage.max_steps=5 seed=3 dtype=bfloat16 run.name=mine run.root=elsewhere",
+    "stage=full model=smollm2 data=jsonl 'data.path=my chats (v2), été.jsonl'",
+    'stage=sft data.template=chatml "data.template_kwargs={enable_thinking: false, mood: \'a \\"b\\" c\', n: 2}"',
+    "stage=sample project=p rollout.max_new_tokens=64 rollout.temperature=0.7 init=base",
+    "stage=reward data.allow_simulated=true stage.prioritise=true",
+    "stage=reward data=jsonl data.path=pairs.jsonl",
+    "stage=dpo stage.loss=ipo stage.beta=0.3",
+    "stage=ppo stage.lr=1e-4 stage.kl_control=adaptive stage.tripwires.kl=20 stage.first_ratio.bfloat16=0.1",
+    "stage=ppo reward=rules \"reward.rules=[{rule: sentiment}, {rule: regex, pattern: '[aeiou], ', weight: 0.5}]\"",
+    "stage=ppo reward=sum \"reward.parts=[{name: learned, ref: 'reward:a'}, {name: rules, rules: [{rule: json}]}]\"",
+    "stage=ppo reward=ensemble \"reward.refs=['reward:a','reward:b']\" reward.combine=min",
+    "stage=ppo reward=fn reward.fn=my_reward:score method=full init=full:latest",
+    "stage=eval artifact=ppo:mine stage.prompts=32 stage.allow_proxy=true",
+    "stage=eval reward=learned reward.ref=reward:a",
+    "stage=export export=merged export.dtype=float32 'export.accept=[transformers/merged/original/float32]'",
+    "stage=export export=check export.path=some/folder",
+    "stage=verify model=hub model.path=DIR stage.rows=8",
+    "stage=annotate stage.action=simulate stage.annotators=3 project=p",
+    "stage=annotate stage.action=configure \"stage.settings={overlap: 2, note: 'yes, please'}\"",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_line_makes_the_same_configuration_again(line: str):
+    config = plain(check(compose_raw(shlex.split(line))))
+    python, dash, module, *words = shlex.split(command_line(config, {}))
+    assert (python, dash, module) == ("python", "-m", "align")
+    assert plain(check(compose_raw(words))) == config
+
+
+def test_what_is_at_its_default_is_left_out():
+    config = plain(check(compose_raw(["stage=sft"])))
+    assert command_line(config, {}) == "python -m align stage=sft"
+
+
+def test_latest_is_the_run_that_it_was():
+    config = plain(check(compose_raw(["stage=ppo", "reward.ref=reward:latest"])))
+    said = command_line(config, {"init": "sft:a", "reward": "reward:b"})
+    assert "init=sft:a" in said
+    assert "reward.ref=reward:b" in said
+    assert "latest" not in said
+
+
+def test_no_secret_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv(STORE_URL, "postgresql://me:hunter22@host/db")
+    assert "hunter22" not in (said := command_line(plain(check(compose_raw(["stage=sample"]))), {}))
+    assert "store.url" not in said  # with a mask for a password it would only lead astray
