@@ -126,6 +126,25 @@ def mean(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(value, value - half, value + half, x.size)
 
 
+def ratio(totals: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> Interval:
+    """Σ totals / Σ sizes of n observations of unequal size, such as nats over tokens of rows, with the interval of its
+    linearised variance: that of the mean of r + (totalᵢ − r·sizeᵢ)·n / Σ sizes.
+
+    Source: Cochran 1977, "Sampling Techniques", chapter 6.
+
+    Args:
+        totals, sizes: one number an observation each, shape [n]; the sizes sum to more than 0.
+
+    Raises:
+        ValueError: no observations, one that is not finite, or sizes that sum to nothing.
+    """
+    total, size = _observations(totals), _observations(sizes)
+    if total.size != size.size or size.sum() <= 0:
+        raise ValueError(f"{total.size} totals for {size.size} sizes that sum to {size.sum()}")
+    r = float(total.sum() / size.sum())
+    return mean(r + (total - r * size) * total.size / size.sum(), level)
+
+
 def jackknife(left_out: ArrayLike) -> float:
     """The standard error √((n−1)/n · Σ (θ₍ᵢ₎ − θ̄)²) of a smooth statistic θ of n observations; nan where it is
     undefined without one of them.

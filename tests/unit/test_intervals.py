@@ -17,6 +17,7 @@ from align.ops.intervals import (
     mean,
     normal_quantile,
     proportion,
+    ratio,
     t_quantile,
     wilson,
 )
@@ -236,3 +237,28 @@ def test_what_is_no_share_is_refused() -> None:
     with pytest.raises(ValueError, match="degrees of freedom"):
         t_quantile(0.5)
     assert FEW == 20
+
+
+# Ratios
+
+
+def test_a_ratio_by_hand() -> None:
+    """Totals 2, 3, 7 over sizes 1, 2, 3: r = 2, residuals 0, −1, 1; s = √1, times 3/6, over √3."""
+    found = ratio([2, 3, 7], [1, 2, 3])
+    assert found.value == pytest.approx(2.0)
+    assert found.n == 3
+    assert found.high is not None
+    assert found.high - found.value == pytest.approx(t_quantile(2) * 0.5 / math.sqrt(3))
+    assert ratio([1.0, 4.0, 2.0], [1, 1, 1]) == mean([1.0, 4.0, 2.0])  # of equal sizes it is the mean
+    for totals, sizes in (([1.0], [0.0]), ([], []), ([1.0, 2.0], [1.0])):
+        with pytest.raises(ValueError):  # noqa: PT011
+            ratio(totals, sizes)
+
+
+def test_a_ratio_is_covered() -> None:
+    """Rows of very unequal length, each with a level of its own: what the loss of a held-out row is."""
+    draw, hits = np.random.default_rng(5), 0
+    for _ in range(DRAWS):
+        sizes = 1 + draw.geometric(0.05, 40)
+        hits += covers(ratio(sizes * draw.normal(3.0, 1.0, 40), sizes), 3.0)
+    assert_covered(hits)
