@@ -78,6 +78,7 @@ def imported(commands: Sequence[Command]) -> bool:
     for stage in dict.fromkeys(w.removeprefix("stage=") for words in commands for w in words if w.startswith("stage=")):
         if stage in STAGES:  # any other is refused when its line is composed
             importlib.import_module(f"align.stages.{STAGES[stage].module}")
+    importlib.import_module("align.report.plots")  # every one of them ends with a report
     gc.collect()
     gc.freeze()  # or a child's collector would touch, and so copy, every page
     return True

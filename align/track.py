@@ -12,8 +12,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,26 @@ def start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
     return wandb.init(dir=str(folder.resolve()), mode=mode, reinit="finish_previous", settings=own, **settings)
 
 
+WATCHER: ContextVar[Callable[[Progress], None] | None] = ContextVar("WATCHER", default=None)
+
+
+@contextmanager
+def watched(watcher: Callable[[Progress], None]) -> Iterator[None]:
+    """Have every `Progress` that is made inside the block tell `watcher` of each of its steps."""
+    token = WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        WATCHER.reset(token)
+
+
 class Progress:
     """How far along a loop is: a live bar on a terminal, a plain line every ten seconds elsewhere."""
 
     def __init__(self, label: str, total: int, start: int = 0) -> None:
         self.label, self.total, self.done, self._start = label, total, start, start
         self._began = self._printed = time.perf_counter()
+        self._watcher = WATCHER.get()
         self._bar = self._task = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -151,6 +166,8 @@ class Progress:
     def advance(self, done: int, **figures: float) -> None:
         """Say that `done` of `total` are behind us, with the two or three figures that matter."""
         self.done = done
+        if self._watcher:
+            self._watcher(self)
         text = "  ".join(f"{k} {v:.3g}" for k, v in figures.items())
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, figures=text)
@@ -158,8 +175,14 @@ class Progress:
         clock = time.perf_counter()
         if clock - self._printed >= PLAIN_EVERY_S or done >= self.total:
             self._printed = clock
-            left = (clock - self._began) / max(done - self._start, 1) * (self.total - done)
+            left = self.seconds_left or 0.0
             print(f"{self.label} {done}/{self.total}  eta {left:.0f}s  {text}".rstrip(), file=sys.stderr, flush=True)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By how long the steps of this process took; None before the first."""
+        done = self.done - self._start
+        return (time.perf_counter() - self._began) / done * (self.total - self.done) if done > 0 else None
 
     def close(self) -> None:
         if self._bar is not None:

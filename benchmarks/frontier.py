@@ -21,7 +21,7 @@ from typing import Any
 
 from align.evals.comparison import read_samples
 from align.ops.intervals import mean
-from align.report import axes, render
+from align.report.plots import axes, render
 from align.run import read_manifest
 
 PAIRS = (

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from align.config.compose import RATED
 from align.config.identity import defaults, input_names
 from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
@@ -38,7 +39,7 @@ def words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
     given, names, usual = dict(flat(config, STOPS)), input_names(), defaults(stage, reward)
     for key, value in given.items():
         part, _, leaf = key.partition(".")
-        if part not in reads or key in SILENT:
+        if part not in reads or key in SILENT or (key == "method.lr" and stage not in RATED):
             continue
         if leaf == "name" and part != "run":  # what a group's choice is called
             if value != usual.get(key):

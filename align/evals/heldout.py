@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from align.data.chat import IGNORED, Encoded
 from align.models.backbone import pad, picked_logprobs
+from align.ops.intervals import Interval, ratio
+
+
+class HeldOutLoss(NamedTuple):
+    """A loss on rows that nothing was trained on.
+
+    Attributes:
+        mean: negative log-likelihood over the trained tokens of all rows, in nats a token.
+        tokens: how many those are.
+        by_row: nats of each row, summed over its tokens, in the order of the rows.
+        sizes: tokens of each row.
+    """
+
+    mean: float
+    tokens: int
+    by_row: list[float]
+    sizes: list[int]
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> tuple[float, int]:
-    """Mean negative log-likelihood over the trained tokens of `rows`, in nats, and how many tokens that was.
+def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> HeldOutLoss:
+    """The loss of a model on `rows`.
 
     Rows are batched by length, so little padding is computed; the mean is over tokens, whatever the batches.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
-    ordered = sorted(rows, key=lambda r: len(r.input_ids))
+    total, by_row, sizes = 0.0, [0.0] * len(rows), [0] * len(rows)
+    ordered = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
     for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
+        places = ordered[start : start + batch_size]
+        batch = [rows[i] for i in places]
         tokens = pad([r.input_ids for r in batch], pad_id).to(device)
         mask = pad([[1] * len(r.input_ids) for r in batch], 0).bool().to(device)
         picked = (pad([r.labels for r in batch], IGNORED) != IGNORED).to(device)
         picked[:, 0] = False  # nothing stands before a first token
         logprobs, _, _ = picked_logprobs(model, tokens, mask, picked)
         total -= logprobs.sum().item()
-        count += int(picked.sum())
+        counts = picked.sum(1).tolist()
+        for i, of_row, count in zip(places, logprobs.split(counts), counts, strict=True):
+            by_row[i], sizes[i] = -of_row.sum().item(), count
     model.train(was_training)
-    return total / count, count
+    return HeldOutLoss(total / sum(sizes), sum(sizes), by_row, sizes)
+
+
+def change_of(before: HeldOutLoss, after: HeldOutLoss) -> Interval:
+    """By how much a loss changed on the same rows, in nats a token."""
+    return ratio([b - a for a, b in zip(before.by_row, after.by_row, strict=True)], before.sizes)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from align.evals.stats import per_prompt
-from align.ops.calibration import calibration_bins
 from align.ops.intervals import proportion
-from align.types import Conversation, Preference
+from align.run import write_text
+from align.track import line_of
+from align.types import Conversation, Message, Preference
 from reward.rules import BY_NAME
 
-RELIABILITY = "Predicted against observed, with the number of pairs; intervals are over rankings."
-"""What stands under the plot of `shuffled_bins`."""
+SIDES = ("chosen", "rejected")
 
 
 def held_out_figures(prefs: Sequence[Preference], gap: Tensor) -> dict[str, dict[str, Any]]:
@@ -47,12 +46,30 @@ def simulated_by(prefs: Sequence[Preference]) -> dict[str, list[str]]:
     return {"simulated_by": found} if found else {}
 
 
-def shuffled_bins(prefs: Sequence[Preference], gap: Tensor) -> list:
-    """Calibration of P(first wins), each pair's first chosen by a hash of its id: with the chosen always first, every
-    outcome would be 1."""
-    predicted, outcomes = [], []
-    for pref, g in zip(prefs, gap.tolist(), strict=True):
-        flipped = hashlib.sha256(pref.id.encode()).digest()[0] % 2 == 1
-        predicted.append(1 / (1 + math.exp(min(g if flipped else -g, 700.0))))
-        outcomes.append(0.0 if flipped else 1.0)
-    return calibration_bins(predicted, outcomes, [p.group_id or p.id for p in prefs])
+def write_held_out(
+    path: Path, prefs: Sequence[Preference], margins_M: Tensor, scores_M2: Tensor | None = None,
+    log_odds: float | None = 1.0,
+) -> None:  # fmt: skip
+    """`held_out.jsonl`: every held-out pair with what the model thinks of it, one JSON object a line.
+
+    Args:
+        margins_M: by how much the model puts the chosen answer of each pair above the other.
+        scores_M2: of the chosen and the other one, where each has a score of its own.
+        log_odds: nats of log odds that the chosen one wins in a unit of the margin; None where it says nothing of odds.
+    """
+    scores = scores_M2.tolist() if scores_M2 is not None else [()] * len(prefs)
+    rows = [
+        {
+            "id": pref.id, "group": pref.group_id or pref.id, "margin": margin,
+            "prompt": "\n".join(f"{message.role}: {message.content}" for message in pref.prompt),
+            **{side: pref_text(getattr(pref, side)) for side in SIDES},
+            **{f"score_{side}": score for side, score in zip(SIDES, pair, strict=False)},
+            **({} if log_odds is None else {"log_odds": log_odds * margin}),
+        }
+        for pref, margin, pair in zip(prefs, margins_M.tolist(), scores, strict=True)
+    ]  # fmt: skip
+    write_text(path, "".join(map(line_of, rows)))
+
+
+def pref_text(turns: Sequence[Message]) -> str:
+    return "\n".join(message.content for message in turns)

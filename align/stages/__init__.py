@@ -10,14 +10,17 @@ from contextlib import AbstractContextManager, closing
 
 import yaml
 
+from align.config.command import command_line
 from align.config.compose import plain
 from align.config.root import Config
 from align.config.stages import STAGES
 from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
+from align.report import too_few
 from align.run import Run, out_of_memory, storage_error, verify_outputs
-from align.stages.inputs import OF
-from align.track import Tracker
+from align.stages.inputs import OF, Inputs
+from align.track import Tracker, watched
+from align.types import Result
 
 
 def execute(config: Config) -> int:
@@ -50,16 +53,7 @@ def perform(config: Config) -> int:
         run.begin(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         log = log_to(run)
         try:
-            rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
-            module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
-            result = module.run(run, config, *rows)
-            if "torch" in sys.modules:  # nothing else writes tensors
-                from align.models.finite import check_published
-
-                check_published(
-                    run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype
-                )
-            run.publish(result.metrics, computed_on(config))
+            result = published(run, config, inputs)
         except AlignError:
             raise
         except Exception as error:
@@ -73,8 +67,6 @@ def perform(config: Config) -> int:
         finally:
             logging.getLogger().removeHandler(log)
             log.close()
-        from align.report import too_few  # and its plots' library with it
-
         for line in (*result.summary, too_few(result.metrics)):
             if line:
                 print(line)
@@ -92,6 +84,30 @@ def first_line(run: Run, config: Config) -> str:
     }  # fmt: skip
     said = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
     return f"{'continues ' if run.resumed else ''}{run.manifest.stage}:{run.name}{' ' if said else ''}{said}"
+
+
+def published(run: Run, config: Config, inputs: Inputs) -> Result:
+    """Run a stage and publish what it made; its page says so, from the first moment to the last."""
+    from align.report.live import LivePage  # which a run that is finished already does without
+
+    refs = {name: read.run for name, read in run.inputs.items() if read.stage}
+    page = LivePage(run, command_line(run.manifest.config, refs))
+    page.begun()
+    try:
+        rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
+        module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
+        with watched(page.advanced):
+            result: Result = module.run(run, config, *rows)
+        if "torch" in sys.modules:  # nothing else writes tensors
+            from align.models.finite import check_published
+
+            check_published(run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype)
+        page.finished(result.metrics, computed_on(config))
+        run.publish(result.metrics, computed_on(config))
+        return result
+    except BaseException as error:
+        page.failed((isinstance(error, Exception) and blame(error, config)) or error)
+        raise
 
 
 def computed_on(config: Config) -> dict[str, str]:

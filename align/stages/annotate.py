@@ -12,7 +12,6 @@ from urllib.parse import quote, urlsplit
 from align.config.annotate import LOOPBACK, AnnotateConfig
 from align.config.root import Config
 from align.errors import InputError
-from align.report import Report
 from align.run import Run, resolve, write_json
 from align.run.lineage import readers_of
 from align.stages.inputs import open_store, store_url
@@ -34,16 +33,7 @@ SEEDS = 2**32
 
 def run(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
-    result = DO[stage.action](run, config)
-    report = Report(f"annotate: {run.name}", f"{stage.action}, project {config.project}")
-    if stage.action == "simulate":
-        report.text(
-            "A **simulated** annotator, a stand-in for a person: it ranks by a sentiment score with Bradley–Terry "
-            "noise, so that near ties come out at random and clear cases do not. Every record says `source: simulated`."
-        )
-    report.figures_table(result.metrics)
-    report.write(run.folder / "report.html")
-    return result
+    return DO[stage.action](run, config)
 
 
 def served(run: Run, config: Config) -> Result:

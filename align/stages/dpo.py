@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
 from align.errors import require
-from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
+from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
 from align.models.actor import ModelActor
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.backbone import answered, response_logprobs
@@ -34,7 +33,7 @@ from align.models.plain_path import route_of
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
-from align.report import Report, curves, in_words, reliability
+from align.report import in_words
 from align.run import Run
 from align.stages import tracker
 from align.stages.inputs import lora_of, start
@@ -97,20 +96,9 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     # Publish.
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
-    report = report_of(metrics, fitted.rows, f"dpo: {run.name}", f"from {artifact.ref}")
-    if stage.loss == "sigmoid":  # the other says nothing of probabilities
-        report.plot(reliability(shuffled_bins(held_out, stage.beta * gap)), RELIABILITY, "reliability plot")
-    report.write(run.folder / "report.html")
+    sure = stage.beta if stage.loss == "sigmoid" else None  # the other loss says nothing of probabilities
+    write_held_out(run.folder / "held_out.jsonl", held_out, gap, log_odds=sure)
     return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}",))
-
-
-def report_of(metrics: dict[str, Any], rows: Sequence[Mapping[str, Any]], title: str, origin: str) -> Report:
-    """What is shown of the run: its figures, and the loss and the logprobs in `rows` of its metrics stream."""
-    report = Report(title, f"{metrics['pairs']} pairs, {origin}")
-    report.figures_table(metrics)
-    report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
-    report.plot(curves(rows, ("chosen_logprob", "rejected_logprob")), "Logprobs of the answers.", "logprobs over steps")
-    return report
 
 
 def reward_gaps(model: Any, pairs: list[Pair], pad_id: int, by_token: bool) -> Tensor:

@@ -24,7 +24,7 @@ from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
-from align.report import Report, histogram_pair, in_words
+from align.report import in_words
 from align.rollout.answers_alone import texts_alone
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
@@ -70,7 +70,6 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     }
     write_samples(run.artifact / "samples.jsonl", samples)
     write_json(run.artifact / "metrics.json", metrics)
-    draw(run, config, samples, metrics, artifact.ref, notes)
     won, risen = metrics["win_rate"], metrics["most_risen_word"]
     line = (
         f"win rate {in_words(won)} on {won['n']} prompts by {judge}, "
@@ -171,29 +170,3 @@ def scored_samples(
         )
         for i, prompt in enumerate(found)
     ]  # fmt: skip
-
-
-def draw(run: Run, config: Config, samples: list[Sample], metrics: dict, ref: str, notes: list[str]) -> None:
-    """The report: what the judge is to the policy, figures, distributions, and answers side by side."""
-    role = metrics["judge_is"]
-    called = "judge" if role == "gold" else role
-    report = Report(f"eval: {run.name}", f"{ref} against what it started from; {called}: {metrics['judge']}")
-    if notes:
-        report.text("\n".join(f"- {sentence}" for sentence in notes))
-    report.figures_table({key: value for key, value in metrics.items() if key != "judge_notes"})
-    names = ("start", "policy")
-    for values, xlabel, caption in (
-        (
-            ([s.score_ref for s in samples], [s.score_policy for s in samples]),
-            f"{role} score",
-            f"{role.capitalize()} score of the answers.",
-        ),
-        (([s.length_ref for s in samples], [s.length_policy for s in samples]), "tokens", "Length of the answers."),
-    ):
-        report.plot(histogram_pair(*values, names, xlabel), caption, f"histograms of {xlabel}, start and policy")
-    rows = [
-        ("\n".join(f"{m.role}: {m.content}" for m in s.prompt), s.ref, s.policy, s.score_ref, s.score_policy)
-        for s in samples[: config.stage.shown]
-    ]
-    report.heading("Answers side by side").table(("prompt", "start", "policy", f"{role} start", f"{role} policy"), rows)
-    report.write(run.folder / "report.html")

@@ -15,12 +15,10 @@ from align.export.launch import served_name
 from align.export.merged import check_untied
 from align.export.trained import Trained, check_tokenizer, trained_model
 from align.export.verdicts import (
-    HEADS,
     Check,
     accepting,
     agreeing,
     as_text,
-    cells,
     require_asked,
     require_passed,
 )
@@ -28,7 +26,6 @@ from align.models.adapter_files import adapter_config, read_adapter
 from align.models.dequantised import DEQUANTISED
 from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.lowering import MERGEABLE, check_initial, check_plain
-from align.report import Report
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Run
 from align.run.atomic import publish
@@ -67,9 +64,10 @@ def run(run: Run, config: Config) -> Result:
             )
         line = f"{', '.join(kinds)} of {artifact.ref} in {target}"
 
-    what = f"{artifact.ref} as {config.export.path or config.export.name}"
-    report(run, what, trained.kind, options.into, receipts)
-    return Result(metrics_of(run.base, receipts), (line,))
+    metrics = metrics_of(run.base, receipts)
+    if options.into == "original" and trained.kind == "nf4":
+        metrics["notes"] = [MADE_ANEW]
+    return Result(metrics, (line,))
 
 
 def loaded(config: Config, artifact: Artifact, base: Base) -> Trained:
@@ -201,32 +199,12 @@ def print_checks(title: str, checks: list[Check]) -> None:
     require_passed(checks)
 
 
-def report(run: Run, what: str, base: str, into: str, receipts: dict[str, list[Check]]) -> None:
-    """`report.html`: the receipts, and how to read them.
-
-    Args:
-        base: that the adapter knows, `nf4` or `original`.
-        into: see `align.export.kinds.Options`.
-    """
-    page = Report(f"export: {run.name}", what)
-    page.text(
-        "The receipt: what was exported, loaded back as anyone would load it, beside the model that was trained "
-        f"({'NF4 base' if base == 'nf4' else 'base'} and adapter, in fp32), on the same prompts, token by "
-        "token. Differences in nats. An engine that was **not checked** may say anything."
-        + (f" {MADE_ANEW}" if into == "original" and base == "nf4" else "")
-    )
-    for kind, checks in receipts.items():
-        if len(receipts) > 1:
-            page.text(f"**{kind}**")
-        page.table(HEADS, cells(checks))
-    page.write(run.folder / "report.html")
-
-
 def metrics_of(base: Base, receipts: dict[str, list[Check]]) -> dict[str, Any]:
-    """The figures of what was exported, as it is loaded first; of all checks, under their names."""
-    checks = [check for checks in receipts.values() for check in checks if check.found is not None]
+    """The figures of what was exported, as it is loaded first; of all checks, under their names; and the checks
+    themselves, for the report."""
+    checks = [check for checks in receipts.values() for check in checks]
     measured = {check.name: check.found.as_dict() for check in checks if check.found is not None}
-    first = next((measured[check.name] for check in checks if check.bound is not None), {})
+    first = next((measured[check.name] for check in checks if check.found is not None and check.bound is not None), {})
     figures = {key: first[key] for key in ("kl", "top1", "max_logprob") if first}
     about = {"base": base.id, "base_digest": base.digest, "peak_rss_mb": peak_rss_mb()}
-    return about | figures | {"receipt": measured}
+    return about | figures | {"receipt": measured, "checks": [check.as_dict() for check in checks]}

@@ -50,7 +50,6 @@ from align.ppo.state import State
 from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, distinct, roles_on
-from align.report import Report, curves
 from align.rollout.answers_alone import answers_alone
 from align.rollout.engine import cut_answers, divergence_as_input_error
 from align.rollout.randomness import generator_for
@@ -59,7 +58,7 @@ from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import tracker
 from align.stages.inputs import lora_of, open_store, start
-from align.track import Clock, peak_rss_mb, progress, read_rows
+from align.track import Clock, peak_rss_mb, progress
 from align.types import Conversation, Result
 from reward.build import build_beside_policy, same_template
 from reward.inputs import models_of, on_base
@@ -190,12 +189,11 @@ def save_artifact(run: Run, config: Config, workers: Workers, state: State) -> N
 def result_of(
     run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str], limit: int
 ) -> Result:
-    """The report, and what is printed.
+    """The figures, and what is printed.
 
     Args:
         limit: tokens an answer.
     """
-    draw(run, rows, metrics)
     line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
     wires = ", ".join(stopped_by)
     line += f"; stopped at update {len(rows)} by {wires}" if wires else ""
@@ -352,33 +350,3 @@ def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers:
         "dropped": workers.dropped, "quantised_layers": workers.roles.quantised_layers(),
         "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-
-
-def draw(run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
-    """The report: figures, how they came about over the updates, and the fixed prompts' answers as training went on."""
-    report = Report(f"ppo: {run.name}", f"from {run.inputs['init'].ref}, against {reward_line(run)}")
-    report.figures_table(metrics)
-    for keys, caption in (
-        (("score",), "Score (standardised, scaled, less the penalty for no EOS)."),
-        (("held_out_score", "held_out_objective"), "Held-out prompts: score, and score less kl_coef times KL."),
-        (("kl",), "KL to the reference, nats a response."),
-        (("length",), "Length of the responses, tokens."),
-        (("entropy",), "Entropy, nats a token."),
-        (("explained_variance",), "Explained variance of the values."),
-        (("clip_fraction", "approx_kl"), "Clip fraction and approx-KL of the steps."),
-        (("score_length_correlation", "repetition", "disagreement"), "Signs of over-optimisation."),
-    ):
-        present = tuple(k for k in keys if any(k in row for row in rows))
-        if present:
-            drawn = curves([r for r in rows if present[0] in r], present)
-            report.plot(drawn, caption, f"{', '.join(present)} over updates")
-    if samples := read_rows(run.folder / "samples.jsonl"):
-        table = [(s["prompt"], s["step"], s["answer"], s["score"]) for s in sorted(samples, key=lambda s: s["prompt"])]
-        report.heading("Held-out prompts as training went on").table(("prompt", "update", "answer", "score"), table)
-    report.write(run.folder / "report.html")
-
-
-def reward_line(run: Run) -> str:
-    """What the run optimised, by name."""
-    refs = [read.ref for name, read in run.inputs.items() if name.startswith("reward")]
-    return ", ".join(refs) or run.manifest.config["reward"]["name"]

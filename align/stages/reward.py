@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from align.config.root import Config
 from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
-from align.evals.pair_accuracy import RELIABILITY, held_out_figures, shuffled_bins, simulated_by
+from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
 from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.finite import diverged
@@ -31,7 +31,7 @@ from align.models.load import (
 from align.models.lora import LoraLike
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
-from align.report import Report, curves, histogram_pair, in_words, reliability
+from align.report import in_words
 from align.run import Run
 from align.stages import tracker
 from align.stages.inputs import lora_of, open_store, start
@@ -95,8 +95,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
             metrics["prioritised"] = prioritise(
                 store, config.project, model, score_head(model), tokenizer, stops, max_length
             )
-    report = report_of(metrics, fitted.rows, held_out, scores_M2, f"reward: {run.name}", f"from {artifact.ref}")
-    report.write(run.folder / "report.html")
+    write_held_out(run.folder / "held_out.jsonl", held_out, gap, scores_M2)
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
     figures = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
     notes = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
@@ -116,30 +115,3 @@ def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, steps: int, lr: 
         what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {steps}"
         raise diverged(f"{what}: nothing is published", lr, dtype)
     return each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
-
-
-def report_of(
-    metrics: dict[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    held_out: Sequence[Preference],
-    scores_M2: Tensor,
-    title: str,
-    origin: str,
-) -> Report:
-    """What is shown of the run: its figures, its loss, and the scores of held-out pairs.
-
-    Args:
-        rows: of the metrics stream.
-        scores_M2: of the better and the worse answer of each held-out pair.
-    """
-    report = Report(title, f"{metrics['pairs']} pairs, {origin}")
-    report.figures_table(metrics)
-    report.plot(curves(rows, ("loss",)), "Training loss.", "loss over steps")
-    bins = shuffled_bins(held_out, scores_M2[:, 0] - scores_M2[:, 1])
-    report.plot(reliability(bins), RELIABILITY, "reliability plot")
-    chosen, rejected = scores_M2.T.tolist()
-    report.plot(
-        histogram_pair(chosen, rejected, ("chosen", "rejected"), "score"), "Scores of held-out answers.",
-        "histograms of the scores of chosen and rejected answers",
-    )  # fmt: skip
-    return report

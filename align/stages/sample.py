@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.config.root import Config
@@ -12,7 +11,6 @@ from align.data.template import use_template
 from align.models.adapter_pool import AdapterPool
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
 from align.models.start import adapter_folder
-from align.report import Report, curves
 from align.rollout.answers_alone import texts_alone
 from align.rollout.engine import cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
@@ -83,8 +81,6 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
         "prompts": len(found), "dropped": dropped, "answers": answered, **means, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
-    report = report_of(metrics, chunks, f"sample: {run.name}", f"{artifact.ref} into project {config.project}")
-    report.write(run.folder / "report.html")
     shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * stage.candidates : stage.candidates]
     lines = [f"  {shortened(row['prompt'])} → {shortened(row['answer'])}" for row in shown]
     cut = cut_answers(1 - means["eos_rate"], limit)
@@ -95,14 +91,3 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
 def sample_of(prompt: Prompt, answer: Candidate) -> dict[str, Any]:
     """One line of `samples.jsonl`."""
     return {"prompt": prompt.conversation.messages[-1].content, "answer": answer.text, "ended": answer.ended}
-
-
-def report_of(metrics: dict[str, Any], chunks: Sequence[Mapping[str, Any]], title: str, subtitle: str) -> Report:
-    """What is shown of the run: its figures, and how the answers went, chunk by chunk of its metrics stream."""
-    report = Report(title, subtitle)
-    report.figures_table(metrics)
-    for key, caption in (
-        ("mean_length", "Length of the answers, tokens."), ("eos_rate", "Share of answers that ended by themselves."),
-    ):  # fmt: skip
-        report.plot(curves(chunks, (key,), title=f"by {PROMPTS_AT_ONCE} prompts"), caption, f"{key} over the prompts")
-    return report

@@ -14,7 +14,7 @@ from align.config.sft import SftConfig
 from align.data.chat import Encoded, encode
 from align.data.template import use_template
 from align.errors import require
-from align.evals.heldout import held_out_loss
+from align.evals.heldout import HeldOutLoss, change_of, held_out_loss
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.finite import diverged
 from align.models.load import (
@@ -29,7 +29,6 @@ from align.models.load import (
 )
 from align.models.plain_path import route_of
 from align.models.start import adapter_folder
-from align.report import Report, curves, few
 from align.run import Run
 from align.stages import tracker
 from align.stages.inputs import lora_of, start
@@ -76,15 +75,14 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         before = adapter_folder(init) if init else None
         model = attach(model, before, "default", trainable=True) if before else with_new_adapter(model, lora_of(config))
-    held_out = measured(model, test.rows, tokenizer, "before", f"of {base.id} before training", None, config.dtype)
+    at_start = measured(model, test.rows, tokenizer, f"of {base.id} before training", None, config.dtype)
     rows = len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows)
     fitted = fit(
         partial(sft_trainer, model, tokenizer, train.rows, max_length=max_length, packing=stage.packing),
         model, Training.of(stage, config.seed), rows, run,
         device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
     )  # fmt: skip
-    last = f"after step {fitted.steps}"
-    held_out |= measured(model, test.rows, tokenizer, "after", last, stage.lr, config.dtype)
+    at_end = measured(model, test.rows, tokenizer, f"after step {fitted.steps}", stage.lr, config.dtype)
 
     # Publish.
     save_tokenizer(tokenizer, run.artifact)
@@ -93,52 +91,44 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     else:
         save_adapter(model, run.artifact, base)
     metrics = {
-        **held_out, "held_out_rows": len(test.rows), "trained_weights": fitted.trained_weights, "steps": fitted.steps,
-        "train_rows": len(train.rows), "train_tokens": train.tokens, "dropped_too_long": train.too_long,
-        "dropped_unanswered": train.unanswered, "cut": train.cut, "peak_rss_mb": peak_rss_mb(),
+        **held_out_figures(at_start, at_end), "held_out_rows": len(test.rows),
+        "trained_weights": fitted.trained_weights, "steps": fitted.steps, "train_rows": len(train.rows),
+        "train_tokens": train.tokens, "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered,
+        "cut": train.cut, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    scarce = few_rows(len(test.rows))
-    report = report_of(metrics, fitted.rows, scarce, f"{stage.name}: {run.name}", f"{config.method.name} on {base.id}")
-    report.write(run.folder / "report.html")
-    return Result(metrics, (in_a_line(held_out), *([scarce] if scarce else [])))
+    return Result(metrics, (in_a_line(metrics),))
 
 
-def in_a_line(held_out: Mapping[str, float]) -> str:
-    if not held_out:
+def in_a_line(metrics: Mapping[str, Any]) -> str:
+    if not metrics["held_out_rows"]:
         return "nothing was held out, so that nothing says how well it learned"
-    pairs = (f"{name} {held_out[f'{name}_before']:.3f} → {held_out[f'{name}_after']:.3f}" for name in MEASURED)
+    pairs = (f"{name} {metrics[f'{name}_before']:.3f} → {metrics[f'{name}_after']:.3f}" for name in MEASURED)
     return f"held-out {', '.join(pairs)}"
 
 
 def measured(
-    model: Any, rows: Sequence[Encoded], tokenizer: Any, when: str, what: str, lr: float | None, dtype: str
-) -> dict[str, float]:
-    """The held-out loss and its perplexity, `before` or `after` training; nothing where nothing is held out.
+    model: Any, rows: Sequence[Encoded], tokenizer: Any, what: str, lr: float | None, dtype: str
+) -> HeldOutLoss | None:
+    """The loss on what is held out; None where nothing is.
 
     Raises:
         InputError: the loss is no number, or more than any model loses that says anything.
     """
     if not rows:
+        return None
+    found = held_out_loss(model, rows, tokenizer.pad_token_id)
+    if not found.mean < LARGEST_LOSS:
+        raise diverged(f"the held-out loss {what} is {found.mean:.3g} nats a token: nothing is published", lr, dtype)
+    return found
+
+
+def held_out_figures(before: HeldOutLoss | None, after: HeldOutLoss | None) -> dict[str, Any]:
+    """Loss and perplexity before and after training, and by how much the loss changed; nothing where nothing is held
+    out."""
+    if before is None or after is None:
         return {}
-    loss, tokens = held_out_loss(model, rows, tokenizer.pad_token_id)
-    if not loss < LARGEST_LOSS:
-        raise diverged(f"the held-out loss {what} is {loss:.3g} nats a token: nothing is published", lr, dtype)
-    return {f"loss_{when}": loss, f"perplexity_{when}": math.exp(loss), "held_out_tokens": tokens}
-
-
-def report_of(
-    metrics: dict[str, Any], rows: Sequence[Mapping[str, Any]], scarce: str, title: str, subtitle: str
-) -> Report:
-    """What is shown of the run: its figures, what is to be said of few held-out rows, and the loss in `rows` of its
-    metrics stream."""
-    report = Report(title, subtitle)
-    report.figures_table(metrics)
-    if scarce:
-        report.text(scarce)
-    report.plot(curves(rows, ("loss",)), "Training loss, nats a token.", "training loss over steps")
-    return report
-
-
-def few_rows(n: int) -> str:
-    """What is to be said of a held-out loss over so few rows; empty where they are enough."""
-    return f"the held-out loss is over {n} rows{few(n)}, and says little" if n and few(n) else ""
+    return {
+        "loss_before": before.mean, "loss_after": after.mean, "loss_change": change_of(before, after).as_dict(),
+        "perplexity_before": math.exp(before.mean), "perplexity_after": math.exp(after.mean),
+        "held_out_tokens": after.tokens,
+    }  # fmt: skip

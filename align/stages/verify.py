@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 
 import torch
 
@@ -18,11 +19,10 @@ from align.models.roles import Roles
 from align.models.start import frozen_as
 from align.ppo.verify.anchors import Anchor, maths
 from align.ppo.verify.on_model import Setting, on_model
-from align.report import Report
 from align.rollout.engine import Engine, divergence_as_input_error
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
-from align.run import Run
+from align.run import Run, write_json
 from align.stages.inputs import start
 from align.stages.ppo import experience_arguments, load_roles, loss_arguments
 from align.track import peak_rss_mb
@@ -54,9 +54,7 @@ def run(run: Run, config: Config) -> Result:
         prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
         found = measured(run, config, roles, dtype, drawing(run, config, roles, engine, prompts))
 
-    report = Report(f"verify: {run.name}", f"{base.id}, {config.method.name}, {dtype}")
-    rows = [(a.name, a.claim, f"{a.measured:.1e}", f"{a.tolerance:g}", VERDICTS[a.holds]) for a in found]
-    report.table(("anchor", "claim", "measured", "tolerance", "verdict"), rows).write(run.folder / "report.html")
+    write_json(run.artifact / "anchors.json", [asdict(anchor) | {"holds": anchor.holds} for anchor in found])
     if failed := [a.name for a in found if not a.holds]:
         raise AlignError(f"PPO is not right here: {', '.join(failed)}. The table is in {run.folder / 'report.html'}")
     metrics = {**{a.name.replace(" ", "_"): a.measured for a in found}, "peak_rss_mb": peak_rss_mb()}

@@ -226,9 +226,9 @@ class Reporter(TrainerCallback):
         figures = {ours: logs[theirs] for theirs, ours in self.names.items() if theirs in (logs or {})}
         if not figures:
             return
-        self.bar.advance(state.global_step, **dict(list(figures.items())[:2]))
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.track.log(state.global_step, figures)
+        self.bar.advance(state.global_step, **dict(list(figures.items())[:2]))  # whoever watches finds the row
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -19,7 +19,7 @@ REFERENCE = "ref"
 """TRL copies the adapter as it starts under this name."""
 FIGURES = {
     "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "logps/chosen": "chosen_logprob",
-    "logps/rejected": "rejected_logprob", "grad_norm": "grad_norm",
+    "logps/rejected": "rejected_logprob", "grad_norm": "grad_norm", "learning_rate": "lr",
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from align.models.adapter_files import read_tensors
 from align.models.backbone import pad
 from align.trainers.row_order import InEpochOrder
 
-FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm"}
+FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm", "learning_rate": "lr"}
 
 
 @dataclass(frozen=True, slots=True)

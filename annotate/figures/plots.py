@@ -1,7 +1,7 @@
 """Plots of what `figures` returns, as bytes of an SVG or PNG.
 
-Each brings its own light ground, as those of `align.report` do, so that it can be read on a dark page as well. Names
-in them are pseudonyms, never identities: a picture is passed on.
+Each brings its own light ground, so that it can be read on a dark page as well. Names in them are pseudonyms, never
+identities: a picture is passed on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from align.report import COLOURS, INK, axes, few, render
+from align.report import few
+from align.report.plots import COLOURS, INK, axes, render
 
 Format = Literal["svg", "png"]
 

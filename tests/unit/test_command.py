@@ -15,6 +15,8 @@ LINES = [
     "stage=sft",
     "stage=sft model=hub model.path=ORG/NAME method=lora method.r=8 method.lr=3e-4 data=jsonl data.path=a.jsonl",
     "stage=sft stage.lr=1e-3 stage.max_steps=5 seed=3 dtype=bfloat16 run.name=mine run.root=elsewhere",
+    "stage=sft stage.micro_batch=2 stage.gradient_accumulation=4 stage.optimiser=adafactor init=sft:a",
+    "stage=sft method.dropout=0.1 method.dora=true 'method.targets=[q_proj,v_proj]'",
     "stage=full model=smollm2 data=jsonl 'data.path=my chats (v2), été.jsonl'",
     'stage=sft data.template=chatml "data.template_kwargs={enable_thinking: false, mood: \'a \\"b\\" c\', n: 2}"',
     "stage=sample project=p rollout.max_new_tokens=64 rollout.temperature=0.7 init=base",
@@ -45,8 +47,8 @@ def test_the_line_makes_the_same_configuration_again(line: str):
 
 
 def test_what_is_at_its_default_is_left_out():
-    config = plain(check(compose_raw(["stage=sft"])))
-    assert command_line(config, {}) == "python -m align stage=sft"
+    config = plain(check(compose_raw(["stage=sample"])))
+    assert command_line(config, {}) == "python -m align stage=sample"
 
 
 def test_latest_is_the_run_that_it_was():

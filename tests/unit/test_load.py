@@ -115,9 +115,12 @@ def test_architectures_load_and_their_loss_is_the_models_own(
     assert not model.training
 
     rows = some_rows()
-    loss, count = held_out_loss(model, rows, pad_id=0, batch_size=3)
-    assert count == sum(r.trained for r in rows)
-    assert loss == pytest.approx(loss_of_transformers(model, rows), abs=2e-5)
+    found = held_out_loss(model, rows, pad_id=0, batch_size=3)
+    assert found.tokens == sum(r.trained for r in rows)
+    assert found.mean == pytest.approx(loss_of_transformers(model, rows), abs=2e-5)
+    assert found.sizes == [r.trained for r in rows]  # in their order, whatever the batches
+    alone = [held_out_loss(model, [row], pad_id=0).mean * row.trained for row in rows]
+    assert found.by_row == pytest.approx(alone, abs=1e-4)
 
 
 def test_an_evaluation_forward_changes_neither_gradients_nor_weights(architecture: Callable[[str], Path]) -> None:

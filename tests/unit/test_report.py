@@ -12,16 +12,20 @@ import pytest
 
 from align.errors import StorageError
 from align.ops.calibration import calibration_bins
-from align.report import (
-    Report,
-    bars,
+from align.report import Report, format_figure, too_few
+from align.report.page import Code, Link
+from align.report.plots import (
+    MOST_POINTS,
     curves,
-    format_figure,
     histogram_pair,
+    points_of,
     reliability,
     render,
-    too_few,
+    smoothed,
+    thinned,
+    tick,
 )
+from align.report.words import duration, moment, percent
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(1)">"\' onload=\'x'
 
@@ -47,14 +51,17 @@ class Page(HTMLParser):
 
 def full_report(text: str = "plain") -> Report:
     rows = [{"step": i, text: i * i, "kl": 1 / (i + 1)} for i in range(5)]
+    drawn = render(curves(rows, {text: text, "kl": "KL"}, text, text))
     return (
         Report(text, text)
+        .verdict(text)
         .heading(text)
         .text(f"{text}\n\n- {text}\n- **{text}**\n\n`{text}`")
-        .figures_table({text: text, "kl": 1.5}, text)
+        .facts([(text, [text, Code(text), Link(text, "../other.html")])])
         .table([text, "n"], [[text, 3]], text)
         .transcript([(text, text)], text)
-        .plot(curves(rows, [text, "kl"], title=text), text, text)
+        .side_by_side(text, [(text, text)])
+        .plot(drawn, text, text)
     )
 
 
@@ -65,7 +72,7 @@ def test_hostile_text_stays_text_in_every_block():
     assert [t for t, _ in page.tags] == [t for t, _ in plain.tags]
     assert [sorted(a) for _, a in page.tags] == [sorted(a) for _, a in plain.tags]
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert "".join(page.words).count(HOSTILE) >= 11
+    assert "".join(page.words).count(HOSTILE) >= 19
     assert [a["alt"] for a in page.all("img")] == [HOSTILE]
 
 
@@ -91,17 +98,17 @@ def test_structure_one_h1_language_viewport_alt_and_dark():
     assert all(a["alt"] for a in page.all("img"))
     assert "prefers-color-scheme: dark" in source
     with pytest.raises(ValueError, match="alt text"):
-        Report("r").plot(curves([], ["kl"]), "KL", " ")
+        Report("r").plot(b"<svg/>", "KL", " ")
 
 
 def test_embedded_images_are_images_and_the_same_each_time():
     rows = [{"step": i, "kl": i / 3} for i in range(9)]
-    svg, png = render(curves(rows, ["kl"])), render(curves(rows, ["kl"]), "png")
+    svg, png = render(curves(rows, {"kl": "KL"})), render(curves(rows, {"kl": "KL"}), "png")
     assert svg.lstrip().startswith(b"<?xml")
     assert png.startswith(b"\x89PNG")
-    assert svg == render(curves(rows, ["kl"]))
-    assert svg != render(curves(rows[:5], ["kl"]))
-    source = Report("r").plot(curves(rows, ["kl"]), "KL", "KL rising").html()
+    assert svg == render(curves(rows, {"kl": "KL"}))
+    assert svg != render(curves(rows[:5], {"kl": "KL"}))
+    source = Report("r").plot(svg, "KL", "KL rising").html()
     embedded = re.search(r"data:image/svg\+xml;base64,([^\"]+)", source)
     assert embedded is not None
     assert base64.b64decode(embedded[1]) == svg
@@ -123,33 +130,46 @@ def test_text_marks():
     assert "<p>one two <strong>three</strong></p><ul><li><code>a</code></li><li>b</li></ul>" in source
 
 
-def test_figures_are_flattened_and_formatted():
-    source = Report("r").figures_table(
-        {"win_rate": {"value": 0.625, "low": 0.5, "high": 0.75, "n": 1200}, "length": {"ref": 3}}
-    )
-    words = Page(source.html()).words
-    assert words[words.index("win rate") + 1] == "0.625 [0.5, 0.75] (n=1,200)"
-    assert words[words.index("length ref") + 1] == "3"
-
-
 def test_few_observations_are_said_to_be_few():
     figures = {
         "win_rate": {"value": 1.0, "low": 0.7, "high": 1.0, "n": 19},
         "gold": {"difference": {"value": 0.5, "low": None, "high": None, "n": 3}},
         "enough": {"value": 0.5, "low": 0.3, "high": 0.7, "n": 20},
     }
-    words = Page(Report("r").figures_table(figures).html()).words
-    assert words[words.index("win rate") + 1] == "1 [0.7, 1] (n=19, fewer than 20)"
-    assert words[words.index("gold difference") + 1] == "0.5 (no interval) (n=3, fewer than 20)"
-    assert words[words.index("enough") + 1] == "0.5 [0.3, 0.7] (n=20)"
-    assert "Fewer than 20 observations, so that the interval says little: win rate (19), gold difference (3)." in words
+    assert format_figure(figures["win_rate"]) == "1 [0.7, 1] (n=19, fewer than 20)"
+    assert format_figure(figures["gold"]["difference"]) == "0.5 (no interval) (n=3, fewer than 20)"
+    assert format_figure(figures["enough"]) == "0.5 [0.3, 0.7] (n=20)"
+    said = "fewer than 20 observations, so that the interval says little: win rate (19), gold difference (3)"
+    assert too_few(figures) == said
     assert too_few({"enough": figures["enough"]}) == ""
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "–"),
+        ({"value": 0.8164, "low": 0.7654, "high": 0.866, "n": 256}, "82 % [77, 87]"),
+        ({"value": 0.8164, "low": 0.811, "high": 0.822, "n": 9999}, "81.6 % [81.1, 82.2]"),
+        ({"value": 1.0, "low": None, "high": None, "n": 1}, "100 %"),
+        (0.8164, "81.6 %"),
+        (1.0, "100 %"),
+        (0, "0 %"),
+    ],
+)
+def test_percent(value, text):
+    assert percent(value).replace("\u00a0", " ") == text
+
+
+def test_times():
+    assert [duration(s) for s in (1, 89, 90, 720, 5400, 12_000)] == [
+        "1 second", "89 seconds", "2 minutes", "12 minutes", "1 h 30 min", "3 h 20 min",
+    ]  # fmt: skip
+    assert moment("2026-11-07T04:05:06+00:00") == "7 November 2026, 04:05 UTC"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "none"),
         (True, "yes"),
         (1234567, "1,234,567"),
         (12345.678, "12,346"),
@@ -158,6 +178,7 @@ def test_few_observations_are_said_to_be_few():
         (1.5e-7, "1.5e-07"),
         (math.nan, "nan"),
         ([1, 0.5], "1, 0.5"),
+        ([], "none"),
         ("text", "text"),
         ({"value": 12345.6, "low": 12000.4, "high": 13000.2, "n": 100}, "12,346 [12,000, 13,000] (n=100)"),
     ],
@@ -167,29 +188,91 @@ def test_format_figure(value, text):
 
 
 def test_table_sets_figures_right_and_checks_its_rows():
-    page = Page(Report("r").table(["name", "n"], [["a", 3], ["b", None]]).html())
+    page = Page(Report("r").table(["name", "n"], [["a", 3], ["b", None]], "t").html())
     assert [a.get("class") for a in page.all("td")] == [None, "number", None, "number"]
     assert [a.get("class") for a in page.all("th")] == [None, "number"]
     with pytest.raises(ValueError, match="1 cells under 2 headers"):
-        Report("r").table(["a", "b"], [["x"]])
+        Report("r").table(["a", "b"], [["x"]], "t")
 
 
 def test_curves_pass_over_missing_and_leave_gaps():
     rows = [{"step": 0, "kl": 1.0}, {"step": 1}, {"step": 2, "kl": math.inf}, {"step": 3, "kl": 4}]
-    (line,) = curves(rows, ["kl"]).axes[0].lines
+    (line,) = curves(rows, {"kl": "KL"}).axes[0].lines
     assert list(line.get_xdata()) == [0, 2, 3]
     assert [math.isnan(y) for y in line.get_ydata()] == [False, True, False]
     assert list(line.get_ydata())[-1] == 4
 
 
+def ticks(axis) -> list[float]:
+    low, high = sorted(axis.get_view_interval())
+    return [t for t in axis.get_ticklocs() if low <= t <= high]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 30, 1000])
+def test_steps_are_whole_and_noise_looks_like_noise(steps: int):
+    rows = [{"step": i + 1, "kl": 5 + 0.001 * (-1) ** i} for i in range(steps)]
+    ax = curves(rows, {"kl": "KL"}, span=2.0).axes[0]
+    at = ticks(ax.xaxis)
+    assert at
+    assert all(t == int(t) for t in at)
+    assert len(at) <= 8
+    low, high = ax.get_ylim()
+    assert high - low >= 2.0
+    assert ax.get_xlim()[1] - ax.get_xlim()[0] <= 1.1 * steps
+
+
+def test_an_axis_does_not_go_where_the_figure_cannot():
+    rows = [{"step": 1, "share": 0.99}, {"step": 2, "share": 1.0}]
+    low, high = curves(rows, {"share": "ended"}, span=0.5, within=(0.0, 1.0)).axes[0].get_ylim()
+    assert low < 0.8
+    assert high < 1.1
+
+
+def test_short_lines_have_marks_and_long_ones_a_running_mean():
+    short = curves([{"step": i, "kl": i} for i in range(5)], {"kl": "KL"}).axes[0].lines
+    assert [line.get_marker() for line in short] == ["o"]
+    rows = [{"step": i, "kl": float(i % 2)} for i in range(100)]
+    raw, mean = curves(rows, {"kl": "KL"}).axes[0].lines
+    assert raw.get_alpha() < 0.5
+    assert list(raw.get_ydata()) == [float(i % 2) for i in range(100)]
+    assert max(mean.get_ydata()[10:-10]) < 0.6
+    assert smoothed([1.0] * 30 + [2.0] * 30)[::59] == [1.0, 2.0]
+
+
+def test_a_long_run_is_drawn_with_few_points():
+    rows = [{"step": i + 1, "kl": float(i % 10)} for i in range(20_000)]
+    raw, mean = curves(rows, {"kl": "KL"}).axes[0].lines
+    assert len(raw.get_xdata()) == len(mean.get_xdata()) <= MOST_POINTS
+    assert raw.get_xdata()[-1] == 20_000
+    assert set(map(round, mean.get_ydata())) <= {4, 5}
+    assert thinned([(1, 2.0), (2, 4.0)]) == [(1, 2.0), (2, 4.0)]
+    assert thinned([]) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0002, "0.0002"), (-1.5, "−1.5"), (1200.0, "1,200"), (1e30, "1e+30"), (5e-05, "5e-05")]
+)
+def test_numbers_at_an_axis(value: float, text: str):
+    assert tick(value) == text
+
+
+def test_marks_beside_a_line():
+    rows = [{"step": i, "loss": 4.0} for i in range(1, 9)]
+    ax = curves(rows, {"loss": "training"}, marks=[(0, 5.0), (8, 4.5)], marked="held out").axes[0]
+    assert [list(line.get_xdata()) for line in ax.lines][1] == [0, 8]
+    assert ax.get_ylim()[1] > 5
+    assert [t.get_text() for t in ax.figure.legends[0].get_texts()] == ["training", "held out"]
+    assert points_of(rows, "loss")[0] == (1, 4.0)
+
+
 def test_a_dollar_in_a_label_is_a_dollar():
     """Read as mathematics, this one would not even be drawn."""
     odd = r"$\frac{$ cost"
-    rows = [{odd: 1, "a$b$": 2}]
+    rows = [{"step": 1, odd: 1, "a$b$": 2}]
     figures = (
-        curves(rows, [odd, "a$b$"], x=odd, title=odd), bars({odd: {"value": 1.0}}, ylabel=odd, title=odd),
+        curves(rows, {odd: odd, "a$b$": "a$b$"}, odd, odd, odd),
         histogram_pair([1.0], [2.0], (odd, "x"), odd, odd),
-    )  # fmt: skip
+    )
     assert all(render(figure).rstrip().endswith(b"</svg>") for figure in figures)
 
 
@@ -218,11 +301,6 @@ def test_plots_draw_their_numbers():
     render(histogram_pair([], [], ("a", "b"), "x"))
     render(histogram_pair([2.0], [2.0], ("a", "b"), "x"))
 
-    ax = bars({"a": {"value": 0.6, "low": 0.5, "high": 0.8}}, baseline=0.5).axes[0]
-    assert ax.patches[0].get_height() == 0.6
-    (whisker,) = ax.collections[0].get_segments()
-    assert [tuple(p) for p in whisker] == [(0, pytest.approx(0.5)), (0, pytest.approx(0.8))]
-
 
 def test_intervals_are_put_into_words_in_one_place():
     """Who writes out the ends of one may forget to say that few observations are behind it."""
@@ -231,4 +309,4 @@ def test_intervals_are_put_into_words_in_one_place():
     wrote = {
         str(p.relative_to(root)) for p in sources if re.search(r"\{\w*\[?[\"']?low[\"']?\]?:", p.read_text("utf-8"))
     }
-    assert wrote == {"align/report.py", "annotate/web/dashboard.py", "recipes/check.py"}  # all of which say it
+    assert wrote == {"align/report/words.py", "annotate/web/dashboard.py", "recipes/check.py"}  # all of which say it

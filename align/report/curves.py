@@ -1,0 +1,106 @@
+"""Which curves each stage shows, and how they are read: declared here, once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A plot over a run's steps.
+
+    Attributes:
+        title: what is seen, in words.
+        unit: at the axis.
+        lines: key of a row of the metrics stream → what the legend calls it.
+        span: the smallest range that the axis covers, so that noise looks like noise.
+        reading: how to read it, below the plot.
+        within: what the figure can be.
+        smooth: False for what was set, and is no measurement.
+    """
+
+    title: str
+    unit: str
+    lines: Mapping[str, str]
+    span: float
+    reading: str
+    within: tuple[float, float] = (-math.inf, math.inf)
+    smooth: bool = True
+
+
+SHARE = (0.0, 1.0)
+POSITIVE = (0.0, math.inf)
+
+LOSS = Curve("Training loss", "nats a token", {"loss": "training"}, 0.5, "Lower is better.", POSITIVE)
+RATE = Curve("Learning rate", "learning rate", {"lr": "rate"}, 0.0, "As it was scheduled.", POSITIVE, smooth=False)
+GRADIENT = Curve(
+    "Gradient norm", "norm", {"grad_norm": "norm"}, 1.0,
+    "Before clipping. A rise by a factor of ten or more is training coming apart.", POSITIVE,
+)  # fmt: skip
+PAIR_LOSS = Curve(
+    "Training loss", "nats a pair", {"loss": "training"}, 0.3, "A coin has 0.69; lower is better.", POSITIVE
+)
+PAIR_ACCURACY = Curve(
+    "Accuracy in training", "share of the pairs", {"accuracy": "pairs"}, 0.3,
+    "On the pairs that it trains on; the held-out share stands at the top. A coin has 0.5.", SHARE,
+)  # fmt: skip
+MARGIN = Curve("Margin", "score", {"margin": "margin"}, 0.5, "Score of the better answer less the worse one's.")
+GAIN = Curve("Margin", "nats", {"margin": "margin"}, 0.5, "What the better answer gained on the worse one.")
+LOGPROBS = Curve(
+    "Logprobs of the answers", "nats an answer",
+    {"chosen_logprob": "better answer", "rejected_logprob": "worse answer"}, 10.0,
+    "Both may fall; what counts is that the worse one's falls faster.",
+)  # fmt: skip
+SCORE = Curve(
+    "Score", "score", {"score": "score"}, 0.5,
+    "What training optimises, standardised and less the penalty for answers that do not end.",
+)  # fmt: skip
+KL = Curve(
+    "KL from the reference", "nats an answer", {"kl": "KL"}, 2.0,
+    "How far the policy has moved; the price of it is stage.kl_coef.", POSITIVE,
+)  # fmt: skip
+HELD_OUT = Curve(
+    "Held-out prompts", "score", {"held_out_score": "score", "held_out_objective": "score less the price of KL"}, 0.5,
+    "On prompts that nothing trains on; the best objective is published.",
+)  # fmt: skip
+LENGTH = Curve("Answer length", "tokens", {"length": "length"}, 4.0, "Mean of each update.", POSITIVE)
+ENDED = Curve(
+    "Answers that end by themselves", "share", {"eos_rate": "ended"}, 0.2,
+    "The others were cut at rollout.max_new_tokens.", SHARE,
+)  # fmt: skip
+ENTROPY = Curve(
+    "Entropy", "nats a token", {"entropy": "entropy"}, 0.5,
+    "Near 0 the policy says the same whatever is drawn.", POSITIVE,
+)  # fmt: skip
+EXPLAINED = Curve(
+    "Explained variance", "share", {"explained_variance": "explained variance"}, 0.5,
+    "How well the value foresees the returns: 1 is perfect, 0 is no better than their mean.", (-math.inf, 1.0),
+)  # fmt: skip
+CLIPPED = Curve(
+    "Steps that were clipped", "share of the tokens", {"clip_fraction": "clipped"}, 0.1,
+    "Much above 0.3 the steps are too large.", SHARE,
+)  # fmt: skip
+APPROX_KL = Curve(
+    "KL of one update", "nats a token", {"approx_kl": "KL"}, 0.01, "How far each update moves the policy.", POSITIVE
+)
+SIGNS = Curve(
+    "Signs of a gamed reward", "",
+    {"score_length_correlation": "score follows length", "repetition": "repetition", "disagreement": "disagreement"},
+    0.5, "Each is harmless near 0.",
+)  # fmt: skip
+SAMPLED_LENGTH = Curve(
+    "Answer length", "tokens", {"mean_length": "length"}, 4.0, "Mean over 64 prompts at a time.", POSITIVE
+)
+
+CURVES: Mapping[str, tuple[Curve, ...]] = {
+    "sft": (LOSS, RATE, GRADIENT),
+    "full": (LOSS, RATE, GRADIENT),
+    "reward": (PAIR_LOSS, PAIR_ACCURACY, MARGIN, RATE, GRADIENT),
+    "dpo": (PAIR_LOSS, PAIR_ACCURACY, LOGPROBS, GAIN, RATE, GRADIENT),
+    "ppo": (SCORE, KL, HELD_OUT, LENGTH, ENDED, ENTROPY, EXPLAINED, CLIPPED, APPROX_KL, SIGNS),
+    "sample": (SAMPLED_LENGTH, ENDED),
+}
+UNITS = {"ppo": "update", "sample": "prompt"}
+"""What a stage counts by; the others count steps."""

@@ -1,0 +1,200 @@
+"""What each figure is called, in which unit it is, and how it is read: declared here, once.
+
+A figure that nobody declared is shown under its key's own words; a test finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from align.report.words import few, flattened, format_figure, in_words, is_interval, is_number, percent
+
+PERCENT = "%"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A row of the table of figures.
+
+    Attributes:
+        keys: dotted names in a run's metrics; of two, the second is what the first became.
+        label: what it is called.
+        unit: what its number counts; `%` of a share; empty where the label says it.
+        reading: how to read it, in a sentence.
+        shown: writes it out, in place of the usual way.
+    """
+
+    keys: tuple[str, ...]
+    label: str
+    unit: str
+    reading: str
+    shown: Callable[..., str] | None = None
+
+    def text(self, values: Iterable[Any]) -> str:
+        if self.shown:
+            return self.shown(*values)
+        unit = f" {self.unit}" if self.unit not in ("", PERCENT) else ""
+        *before, last = values
+        n = f" (n={last['n']:,}{few(last['n'])})" if is_interval(last) and "n" in last else ""
+        return " → ".join(map(self.number, (*before, last))) + unit + n
+
+    def number(self, value: Any) -> str:
+        if self.unit == PERCENT:
+            return percent(value)
+        text = in_words(value, ".4g") if is_interval(value) else format_figure(value)
+        return text.replace("-", "−") if is_number(value) or is_interval(value) else text
+
+
+def _figure(keys: str, label: str, unit: str, reading: str, shown: Callable[..., str] | None = None) -> Figure:
+    return Figure(tuple(keys.split()), label, unit, reading, shown)
+
+
+def _before_after(name: str, label: str, unit: str, reading: str) -> Figure:
+    return _figure(f"{name}.ref {name}.policy", label, unit, reading)
+
+
+def _scores(role: str) -> tuple[Figure, ...]:
+    """Rows of the judge's scores, which are called what the judge is to the policy."""
+    return (
+        _before_after(role, f"{role.capitalize()} score", "", "The judge's mean score of the start's and the policy's "
+        "answers; its scale is the judge's own."),
+        _figure(f"{role}.difference", f"Gain in {role} score", "", "Policy less start, prompt by prompt. An interval "
+        "that holds 0 shows no difference."),
+    )  # fmt: skip
+
+
+def _risen(word: str, before: float, after: float) -> str:
+    return f"“{word}”, {percent(before)} → {percent(after)}" if word else "none"
+
+
+FIGURES = (
+    _figure("win_rate", "Win rate", PERCENT, "Share of the prompts whose answer the judge scores higher than the "
+            "start's, ties counted half; 50 % is no difference."),
+    *_scores("gold"), *_scores("proxy"),
+    _figure("kl_interval", "KL from the start", "nats an answer", "How far the policy moved: the log of how much "
+            "likelier it finds its answers than the start does. Small is close."),
+    _before_after("length", "Answer length", "tokens", "A policy whose answers only grow or shrink may be gaming its "
+                  "reward."),
+    _before_after("distinct1", "Distinct words", PERCENT, "Share of different words among all words of the answers; it "
+                  "falls when answers grow alike."),
+    _before_after("distinct2", "Distinct pairs of words", PERCENT, "The same of neighbouring pairs of words."),
+    _before_after("repetition", "Repetition", PERCENT, "Share of an answer's word groups that it has used before; a "
+                  "rise is a policy that repeats itself."),
+    _before_after("eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at "
+                  "rollout.max_new_tokens."),
+    _figure("most_risen_word.word most_risen_word.ref most_risen_word.policy", "Word that rose most", "",
+            "Share of the answers that hold it, start and policy. One word in most answers is the first sign of a "
+            "gamed reward.", _risen),
+    _figure("accuracy", "Accuracy on held-out pairs", PERCENT, "Share of the pairs whose better answer gets the higher "
+            "score, by prompt; a coin has 50 %."),
+    _figure("accuracy_noiseless", "Accuracy without the labels' noise", PERCENT, "The same against the order that the "
+            "simulated annotator had before its noise."),
+    _figure("ceiling", "Ceiling of the labels", PERCENT, "How often the noisy labels agree with that order: more than "
+            "this share of them cannot be learned."),
+    _figure("loss_before loss_after", "Held-out loss", "nats a token", "Mean negative log-likelihood of the "
+            "assistant's tokens, before and after training; lower is better."),
+    _figure("loss_change", "Change of the held-out loss", "nats a token", "After less before, on the same rows. An "
+            "interval that holds 0 shows no change."),
+    _figure("perplexity_before perplexity_after", "Held-out perplexity", "", "exp of the loss: among how many equally "
+            "likely tokens the model is torn."),
+    _figure("loss_before loss", "Held-out loss", "nats a pair", "The training loss on held-out pairs, at the start and "
+            "now; lower is better."),
+    _figure("loss", "Held-out loss", "nats a pair", "Bradley–Terry's loss on held-out pairs; a coin has 0.69."),
+    _figure("last_score", "Score", "", "What training optimises, as the mean of the last ten updates, standardised as "
+            "stage.normalise says."),
+    _figure("last_kl", "KL from the reference", "nats an answer", "How far the policy moved, over the last ten "
+            "updates."),
+    _figure("last_length", "Answer length", "tokens", "Mean of the last ten updates."),
+    _figure("last_eos_rate", "Answers that end by themselves", PERCENT, "Mean of the last ten updates; the others were "
+            "cut at rollout.max_new_tokens."),
+    _figure("last_entropy", "Entropy", "nats a token", "How open the choice of each token is, over the last ten "
+            "updates; near 0 the policy says the same whatever is drawn."),
+    _figure("tripped", "Tripwires", "", "Signs of a gamed reward that were crossed for several updates in a row."),
+    _figure("published_update updates", "Update that is published", "", "The best one on held-out prompts, or the "
+            "last; of so many.", lambda chosen, updates: f"{chosen} of {updates}"),
+    _figure("updates", "Updates", "", "Batches of answers that the policy learned from."),
+    _figure("score_mean", "Mean raw score of the start", "", "What the reward gives the reference's answers; it is "
+            "taken off every score."),
+    _figure("score_std", "Spread of the raw score", "", "The standard deviation of the same, by which scores are "
+            "divided."),
+    _figure("quantised_layers", "Layers in NF4", "", "Linear layers of the base that are kept in 4 bits."),
+    _figure("answers", "Answers", "", "Sampled into the annotation store."),
+    _figure("eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at rollout.max_new_tokens."),
+    _figure("mean_length", "Answer length", "tokens", "Mean over all answers."),
+    _figure("kl", "KL from what was trained", "nats a token", "Of the export as it is loaded first, on fixed prompts; "
+            "0 is the same model."),
+    _figure("top1", "Same most likely token", PERCENT, "Share of the positions where the export and what was trained "
+            "agree on it."),
+    _figure("max_logprob", "Largest difference of a logprob", "nats", "Over all positions and tokens."),
+    _figure("held_out_tokens", "Held-out tokens", "", "Tokens of the assistant in them."),
+    _figure("trained_weights", "Trained weights", "", "Numbers that training may change."),
+    _figure("train_tokens", "Training tokens", "", "Tokens that carry the loss, in one pass over the data."),
+    _figure("steps", "Steps of the optimiser", "", "In the whole run."),
+    _figure("copied_tensors", "Tensors taken over", "", "LoRA tensors that the reward model took from its start; 0 "
+            "where it began afresh."),
+    _figure("simulated_by", "Simulated annotators", "", "What stood in for people in the pairs that were learned "
+            "from."),
+    _figure("prioritised", "Items put in order", "", "Items of the annotation queue, the least certain first."),
+    _figure("annotators", "Annotators", "", "Simulated ones, each with noise of its own."),
+    _figure("items", "Items", "", "Prompts that were ranked."),
+    _figure("rankings", "Rankings", "", "One annotator's order of one prompt's answers."),
+    _figure("added", "New in the store", "", "Those that were not there before."),
+    _figure("pairs", "Pairs", "", "Preferences that follow from the rankings."),
+    _figure("tie_share", "Ties", PERCENT, "Pairs of answers that stand equal."),
+    _figure("agreement", "Agreement with the noiseless order", PERCENT, "Share of the untied pairs that the noise left "
+            "as they were."),
+    _figure("slope", "Sharpness of the annotator", "", "By how much a difference in sentiment moves the odds."),
+    _figure("done wanted", "Rankings given", "", "Of those that the project wants.",
+            lambda done, wanted: f"{done:,} of {wanted:,}"),
+    _figure("rows", "Rows", "", "Rows that were read, written or checked."),
+    _figure("seq", "Last row of the ledger", "", "The number of the newest vote that is in it."),
+    _figure("peak_rss_mb", "Peak memory", "MiB", "The most that the process held, a GPU's memory left out."),
+)  # fmt: skip
+"""Rows in their order. A row stands where all its keys are there and none was used by a row before it."""
+
+ELSEWHERE = (
+    "judge", "judge_is", "judge_notes", "dropped", "dropped_too_long", "dropped_unanswered", "prompts", "base",
+    "base_digest", "checks",
+    "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs",
+)  # fmt: skip
+"""Keys that a page shows in another place."""
+
+TWICE = {"kl": "kl_interval", "pairs": "held_out_pairs"}
+"""Keys that say the same as another, where that is there."""
+
+
+def table_of(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Label, value and reading of every figure of a run; nothing blank, and nothing twice."""
+    left = {
+        key: value
+        for key, value in flattened(metrics)
+        if key.partition(".")[0] not in (*ELSEWHERE, "receipt") and TWICE.get(key) not in metrics
+    }
+    found = []
+    for figure in FIGURES:
+        if all(key in left for key in figure.keys):
+            found.append((figure.label, figure.text([left.pop(key) for key in figure.keys]), figure.reading))
+    return found + [(_spelt(key), format_figure(value), f"`{key}` of manifest.json.") for key, value in left.items()]
+
+
+def undeclared(metrics: Mapping[str, Any]) -> list[str]:
+    """Labels of the figures that nobody declared."""
+    known = {figure.label for figure in FIGURES}
+    return [label for label, _, _ in table_of(metrics) if label not in known]
+
+
+def scarce(metrics: Mapping[str, Any], least: int) -> list[str]:
+    """`Label (n)` of the figures with fewer observations than `least` behind them."""
+    labels = {figure.keys: figure.label for figure in FIGURES}
+    return [
+        f"{labels.get((key,), _spelt(key))} ({value['n']})"
+        for key, value in flattened(metrics)
+        if is_interval(value) and value.get("n", least) < least and TWICE.get(key) not in metrics
+    ]
+
+
+def _spelt(key: str) -> str:
+    words = key.replace("_", " ").replace(".", " ")
+    return words[:1].upper() + words[1:]

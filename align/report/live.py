@@ -1,0 +1,183 @@
+"""When a run's page is written: as it begins, from time to time while it trains, and as it ends.
+
+Nobody but the runner knows of it, and training knows of it least: the page reads what lies on disk, draws no random
+number, takes at most 2 % of the run's time, and an error of it is logged and forgotten.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+from align.errors import AlignError, readable
+from align.ops.intervals import FEW
+from align.report.curves import UNITS
+from align.report.figures import scarce, table_of
+from align.report.origins import origins, written_at
+from align.report.page import Block, Report
+from align.report.seen import Seen
+from align.report.stages import SHOWN, draw, notes
+from align.report.verdicts import verdict_of
+from align.report.words import duration
+from align.run.folder import Run, now
+from align.track import Progress
+
+EVERY_S = 20.0
+"""Seconds from one writing to the next at least."""
+REFRESH_S = 20
+"""After so many an open page loads itself anew."""
+SHARE = 0.02
+"""Of a run's time, the most that writing its page takes."""
+FIRST_DRAWING_S = 2.0
+"""About what the first curves take, matplotlib's import among it."""
+TITLES = {
+    "sft": "Supervised fine-tuning", "full": "Supervised fine-tuning of every weight", "sample": "Sampled answers",
+    "annotate": "Annotation", "reward": "Reward model", "dpo": "Direct preference optimisation (DPO)",
+    "ppo": "Proximal policy optimisation (PPO)", "eval": "Evaluation", "export": "Export", "verify": "PPO, verified",
+}  # fmt: skip
+
+log = logging.getLogger("align")
+
+
+class LivePage:
+    """The `report.html` of a run that is at work.
+
+    Args:
+        run: open, and begun.
+        command: the line that makes it again.
+    """
+
+    def __init__(self, run: Run, command: str) -> None:
+        self.run, self.command = run, command
+        self._progress: Progress | None = None
+        self._began = self._written = time.perf_counter()
+        self._spent, self._drawing = 0.0, FIRST_DRAWING_S
+        self._curves: list[Block] = []
+
+    def begun(self) -> None:
+        """The first page, which has no curves and costs a few milliseconds."""
+        self._try(self._running)
+
+    def advanced(self, progress: Progress) -> None:
+        """Write it anew, if that is due; curves only where the time that they take is there."""
+        self._progress = progress
+        at = time.perf_counter()
+        if at - self._written < EVERY_S or self._spent > SHARE * (at - self._began):
+            return
+        if self._spent + self._drawing <= SHARE * (at - self._began):
+            self._try(self._drawn)
+            self._drawing = time.perf_counter() - at
+        self._try(self._running)
+        self._written = time.perf_counter()
+        self._spent += self._written - at
+
+    def finished(self, metrics: Any, hardware: Any) -> None:
+        """The page of a run that is about to be published. What goes wrong with it does not take the run along.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        manifest = self.run.manifest
+        done = replace(
+            manifest, status="done", metrics=dict(metrics), times={**manifest.times, "finished": now()},
+            hardware={**manifest.hardware, **hardware},
+        )  # fmt: skip
+        try:
+            report = finished_page(self._seen(manifest=done))
+        except Exception:
+            log.exception("the report could not be made")
+            report = Report(*self._titles()).verdict("The run is done, and its report could not be made: see log.txt.")
+        report.write(self.run.folder / "report.html")
+
+    def failed(self, error: BaseException) -> None:
+        """The page of a run that ended before it was done."""
+        self._try(lambda: self._write(self._failed(error)))
+
+    def _running(self) -> None:
+        report = Report(*self._titles(), refresh=REFRESH_S)
+        report.verdict(f"{how_far(self._progress, self.run.manifest.stage)} Written on {written_at()}.", "running")
+        report.heading("What it is made of").facts(origins(self._seen()))
+        if self._curves:
+            report.heading("So far")
+            report.blocks += self._curves
+        self._write(report)
+
+    def _drawn(self) -> None:
+        """Draw the curves as they are by now."""
+        drawn = Report("")
+        draw(drawn, self._seen())
+        self._curves = drawn.blocks
+
+    def _failed(self, error: BaseException) -> Report:
+        seen, far = self._seen(), how_far(self._progress, self.run.manifest.stage, running=False)
+        report = Report(*self._titles())
+        if isinstance(error, KeyboardInterrupt):  # who presses Ctrl+C does not wait for curves
+            report.verdict(f"Interrupted{far}. The same command continues it.", "failed")
+        else:
+            report.verdict(f"Failed{far}: {said_of(error)}", "failed")
+            self._drawn()
+        report.heading("What it was made of").facts(origins(seen))
+        if self._curves:
+            report.heading("Up to then")
+            report.blocks += self._curves
+        if seen.manifest.stage == "verify":
+            SHOWN["verify"](report, seen)
+        return report
+
+    def _seen(self, **values: Any) -> Seen:
+        return Seen(**{"folder": self.run.folder, "manifest": self.run.manifest, "command": self.command} | values)
+
+    def _titles(self) -> tuple[str, str]:
+        return TITLES[self.run.manifest.stage], self.run.name
+
+    def _write(self, report: Report) -> None:
+        report.write(self.run.folder / "report.html")
+
+    def _try(self, write: Any) -> None:
+        try:
+            write()
+        except Exception:
+            log.warning("report.html could not be written", exc_info=True)
+
+
+def finished_page(seen: Seen) -> Report:
+    """The verdict; what the run was made of; its figures; its curves and what was said."""
+    stage = seen.manifest.stage
+    report = Report(TITLES[stage], seen.manifest.name).verdict(verdict_of(seen))
+    if found := list(notes(seen)):
+        report.text("\n".join(f"- {note}" for note in found))
+    report.heading("What it was made of").facts(origins(seen))
+    known = {anchor["name"].replace(" ", "_") for anchor in seen.listed("artifact/anchors.json")}
+    metrics = {key: value for key, value in seen.metrics.items() if key not in known}  # the anchors have a table
+    if rows := table_of(metrics):
+        report.heading("Figures").table(("figure", "value", "how to read it"), rows, "Figures")
+        if names := scarce(metrics, FEW):
+            listed = ", ".join(names)
+            report.text(f"Fewer than {FEW} observations, so that the interval says little: {listed}.")
+    if seen.rows:
+        report.heading("Curves")
+        draw(report, seen)
+    if stage in SHOWN:
+        SHOWN[stage](report, seen)
+    return report
+
+
+def how_far(progress: Progress | None, stage: str, running: bool = True) -> str:
+    """`Running, step 120 of 400, about 12 minutes left.`; of a run that ended, ` after step 120 of 400`."""
+    unit = UNITS.get(stage, "step")
+    if progress is None:
+        return "Running." if running else ""
+    at = f"{unit} {progress.done:,} of {progress.total:,}"
+    if not running:
+        return f" after {at}"
+    if progress.done >= progress.total:
+        return f"Running: all {progress.total:,} {unit}s are done, and what came of them is being measured."
+    left = progress.seconds_left
+    return f"Running, {at}, about {duration(left)} left." if left is not None else f"Running, {at}."
+
+
+def said_of(error: BaseException) -> str:
+    kind = "" if isinstance(error, AlignError) else f"{type(error).__name__}: "
+    return readable(f"{kind}{error}")

@@ -1,0 +1,182 @@
+"""What a run was made of: the line that makes it again, base, method, data, rate, machine, and the runs before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from align.report.page import Code, Fact, Link
+from align.report.seen import Seen
+from align.report.words import counted, duration, format_figure, is_interval, moment, percent
+from align.run.manifest import Base, Input, Manifest
+
+METHODS = {
+    "qlora": "QLoRA: an adapter on the base in NF4 (4 bits)", "lora": "LoRA: an adapter on the base as it is",
+    "full": "every weight trains",
+}  # fmt: skip
+ROLES = {"init": "Started from", "artifact": "Looks at", "reward": "Reward", "annotations": "Votes", "items": "Items"}
+"""An input's name, up to its first dot → what it is called."""
+DIGITS = 12
+"""Of a digest or a commit, enough to tell it by."""
+
+
+def origins(seen: Seen) -> list[tuple[str, list[Fact]]]:
+    """Term → what is to be said of it; a term of which nothing is known is left out."""
+    manifest = seen.manifest
+    found: list[tuple[str, list[Fact]]] = [
+        ("Command", [Code(seen.command)] if seen.command else []),
+        ("Base", list(about_base(manifest.base, seen.folder))),
+        ("Method", list(about_method(seen))),
+        *((term, parts) for term, parts in parents(manifest, seen.folder).items()),
+        ("Data", list(about_data(seen))),
+        ("Learning rate", list(about_rate(seen.settings))),
+        ("Batch", list(about_batch(seen.settings))),
+        ("Seed", [str(manifest.seed)]),
+        ("Started", [moment(first_started(manifest))] if first_started(manifest) else []),
+        ("Took", [took(manifest)] if manifest.times.get("finished") else []),
+        ("Computed on", [about_machine(manifest, seen.config)]),
+        ("Versions", [", ".join(f"{name} {version}" for name, version in manifest.packages.items())]),
+        ("Code", [about_code(manifest)]),
+    ]
+    return [(term, [part for part in parts if part]) for term, parts in found if any(parts)]
+
+
+def about_base(base: Base | None, folder: Path) -> Iterator[Fact]:
+    """What the base is called, or the run that made it, where that lies in the same root; and its digest."""
+    if base is None:
+        return
+    made, digest = Path(base.path).absolute().parent, f"sha256 {base.digest[:DIGITS]}…"
+    if Path(base.path).name == "artifact" and made.parent.parent == folder.parent.parent.absolute():
+        yield report_of(made.parent.name, made.name, folder)
+        yield digest
+    else:
+        yield f"{base.id}{f', revision {base.revision[:DIGITS]}' if base.revision else ''}, {digest}"
+
+
+def about_method(seen: Seen) -> Iterator[str]:
+    method = seen.config.get("method", {})
+    if seen.manifest.base is None or method.get("name") not in METHODS:
+        return
+    yield METHODS[method["name"]]
+    if (
+        seen.manifest.stage == "sft" and "r" in method and method["name"] != "full"
+    ):  # the others take over what their start has
+        chosen = [f"rank {method['r']}", f"alpha {method['alpha']}"]
+        chosen += [f"dropout {method['dropout']:g}"] if method.get("dropout") else []
+        chosen += [name for key, name in (("rslora", "rsLoRA"), ("dora", "DoRA")) if method.get(key)]
+        yield ", ".join(chosen)
+
+
+def parents(manifest: Manifest, folder: Path) -> dict[str, list[Fact]]:
+    """The runs whose artifacts this one read, and what else it read by name."""
+    found: dict[str, list[Fact]] = {}
+    for name, given in manifest.inputs.items():
+        if term := ROLES.get(name.partition(".")[0]):
+            found.setdefault(term, []).append(named(given, folder))
+    return found
+
+
+def named(given: Input, folder: Path) -> Fact:
+    if given.stage:
+        return report_of(given.stage, given.name, folder)
+    if given.project:
+        until = f", up to row {given.seq:,} of the ledger" if given.seq >= 0 else ""
+        return f"project {given.project} of the annotation store{until}"
+    return given.ref
+
+
+def report_of(stage: str, name: str, folder: Path) -> Fact:
+    """A link to another run's report, where that lies in the same folder of runs; its name where it does not."""
+    there = (folder.parent.parent / stage / name / "report.html").is_file()
+    return Link(f"{stage}:{name}", f"../../{stage}/{quote(name)}/report.html") if there else f"{stage}:{name}"
+
+
+def about_data(seen: Seen) -> Iterator[str]:
+    """Where the rows came from; how many were kept and dropped."""
+    data, read = seen.config.get("data", {}), seen.manifest.inputs.get("data")
+    if read is None:
+        return
+    if read.project:
+        yield str(named(read, seen.folder))
+    elif data.get("path"):
+        yield f"{data['path']}, sha256 {read.digest[:DIGITS]}…"
+        if data.get("eval_path"):
+            yield f"measured on {data['eval_path']}"
+    else:
+        yield f"the corpus {data['name']}{', part ' + data['part'] if data.get('part') else ''}"
+    metrics = seen.metrics
+    kept = [
+        counted(metrics[key], what) + then
+        for key, what, then in (
+            ("train_rows", "row", " to train on"), ("held_out_rows", "row", " held out"),
+            ("pairs", "pair", " to train on"), ("held_out_pairs", "pair", " held out"), ("prompts", "prompt", ""),
+        )
+        if key in metrics
+    ]  # fmt: skip
+    if is_interval(metrics.get("win_rate")):
+        kept.append(counted(metrics["win_rate"]["n"], "prompt"))
+    if kept:
+        cut = f", cut {metrics['cut']:,} at {data['max_length']:,} tokens" if metrics.get("cut") else ""
+        yield ", ".join(kept) + "; " + dropped(metrics, data.get("max_length")) + cut
+
+
+def dropped(metrics: Mapping[str, Any], max_length: int | None) -> str:
+    limit = f" for being longer than {max_length:,} tokens" if max_length else " for their length"
+    counts = [
+        f"{metrics[key]:,}{why}"
+        for key, why in (("dropped", limit), ("dropped_too_long", limit), ("dropped_unanswered", " without an answer"))
+        if metrics.get(key)
+    ]
+    return "dropped " + (" and ".join(counts) or "none")
+
+
+def about_rate(settings: Mapping[str, Any]) -> Iterator[str]:
+    if settings.get("lr") is None:
+        return
+    course = f", {settings['schedule']} schedule" if settings.get("schedule") else ""
+    risen = f", warmed up over {percent(settings['warmup'])} of the steps" if settings.get("warmup") else ""
+    yield f"{settings['lr']:g}{course}{risen}"
+    if settings.get("value_lr") is not None:
+        yield f"{settings['value_lr']:g} for the value"
+
+
+def about_batch(settings: Mapping[str, Any]) -> Iterator[str]:
+    if settings.get("batch_size") is not None:
+        size, at_once = settings["batch_size"], settings.get("micro_batch")
+        what = "answers an update" if "updates" in settings else "a step"
+        yield f"{size:,} {what}" + (f", {at_once:,} at once" if at_once else "")
+
+
+def first_started(manifest: Manifest) -> str:
+    return manifest.times.get("first_started") or manifest.times.get("started", "")
+
+
+def took(manifest: Manifest) -> str:
+    """How long the run took; where it was continued, since its last start."""
+    began, ended = (datetime.fromisoformat(manifest.times[key]) for key in ("started", "finished"))
+    again = ", since it was continued" if "first_started" in manifest.times else ""
+    return duration((ended - began).total_seconds()) + again
+
+
+def about_machine(manifest: Manifest, config: Mapping[str, Any]) -> str:
+    hardware = manifest.hardware
+    chosen = [str(hardware.get(key) or config.get(key)) for key in ("device", "dtype") if key in config]
+    cpus = f"{format_figure(hardware['cpus'])} processors" if hardware.get("cpus") else ""
+    machine = " ".join(str(hardware[key]) for key in ("machine",) if hardware.get(key))
+    return ", ".join(part for part in (*(c for c in chosen if c != "auto"), machine, cpus) if part)
+
+
+def about_code(manifest: Manifest) -> str:
+    git = manifest.git
+    if not git:
+        return f"sha256 {manifest.code[:DIGITS]}…" if manifest.code else ""
+    changed = ", with changes that were not committed (they are in manifest.json)" if git.get("diff") else ""
+    return f"git commit {git['commit'][:DIGITS]} of the folder it ran in{changed}"
+
+
+def written_at() -> str:
+    """The time of day, for a page that is written anew."""
+    return moment(datetime.now(UTC).isoformat(), "%H:%M:%S")

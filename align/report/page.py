@@ -1,0 +1,248 @@
+"""A page that grows block by block.
+
+Each block is a method that returns the report, so that what a stage shows reads as a list:
+
+    Report("PPO", "pocket-qlora-1a2b3c4d").verdict("The score rose.").plot(drawn, "Score", alt).write(path)
+
+Model text is untrusted: every string is escaped, images are embedded, and a content security policy forbids scripts and
+anything remote, so an answer that contains `<script>` is shown and never run.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from align.errors import StorageError
+from align.report.words import format_figure
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d1f23; --paper: #ffffff; --faint: #5c6370; --line: #d9dce1; --card: #f5f6f8;
+  --link: #0b57a4; --done: #0072b2; --running: #b26b00; --failed: #b3261e; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e7ea; --paper: #16181c; --faint: #a2a8b4; --line: #363a43; --card: #1f2228;
+    --link: #8ab8f0; --done: #56b4e9; --running: #e69f00; --failed: #f2877f; }
+  .plot img { filter: invert(1) hue-rotate(180deg); }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 68rem; padding: 1.25rem 1rem 3rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { margin: 0; font-size: 1.6rem; line-height: 1.25; }
+h2 { margin: 1.25rem 0 0; font-size: 1.2rem; }
+a { color: var(--link); }
+main { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1rem; }
+main > * { flex: 1 1 100%; min-width: 0; margin: 0; }
+main > .plot { flex: 1 1 24rem; max-width: 32rem; }
+header p, figcaption, dt { color: var(--faint); font-size: 0.9rem; }
+header p { margin: 0.25rem 0 0; }
+p { margin: 0 0 0.6rem; } ul { margin: 0 0 0.6rem; padding-left: 1.25rem; }
+main > .verdict { padding: 0.1rem 0 0.1rem 0.9rem; border-left: 0.3rem solid var(--done); font-size: 1.25rem;
+  line-height: 1.4; max-width: 52rem; }
+main > .verdict.running { border-color: var(--running); } main > .verdict.failed { border-color: var(--failed); }
+code { font: 0.9em/1.5 ui-monospace, monospace; background: var(--card); padding: 0.1em 0.3em; border-radius: 3px; }
+.plot img { display: block; width: 100%; height: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: 0.4rem 0.9rem 0.4rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; white-space: pre-wrap; min-width: 4rem; font-weight: 400; overflow-wrap: break-word; }
+thead th { color: var(--faint); font-weight: 600; font-size: 0.9rem; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+dl.facts { display: grid; grid-template-columns: minmax(6rem, 11rem) minmax(0, 1fr); gap: 0.35rem 1rem; }
+.facts dt, .facts dd { margin: 0; }
+.transcript dl, .side { padding: 0.75rem 1rem; background: var(--card); border-radius: 6px; }
+.transcript dl { margin: 0.3rem 0 0; }
+.transcript dd { margin: 0 0 0.6rem; white-space: pre-wrap; } .transcript dd:last-child { margin-bottom: 0; }
+.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0.6rem;
+  margin: 0.4rem 0 0; }
+.side dd { margin: 0; white-space: pre-wrap; }
+.prompt { margin: 0; white-space: pre-wrap; }
+@media (max-width: 30rem) {
+  td, th { padding-right: 0.6rem; font-size: 0.9rem; }
+  dl.facts { grid-template-columns: minmax(0, 1fr); } .facts dd { margin-bottom: 0.4rem; }
+}
+""".strip()
+
+# Nothing may run and nothing may be fetched, whatever a model wrote.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+LONGEST_TEXT = 2000
+"""Characters of a prompt or an answer that a page shows."""
+
+
+class Link(NamedTuple):
+    """Text that leads to a page beside this one."""
+
+    text: str
+    href: str
+
+
+class Code(NamedTuple):
+    """Text to be copied as it is."""
+
+    text: str
+
+
+Fact = str | Link | Code
+Block = str
+"""HTML of one block, every text in it escaped."""
+
+
+class Report:
+    """An HTML page that grows block by block.
+
+    Args:
+        title: the page's one `h1`.
+        subtitle: a line under it, such as the run's name.
+        refresh: seconds after which the page loads itself anew; 0 for never.
+    """
+
+    def __init__(self, title: str, subtitle: str = "", refresh: int = 0) -> None:
+        self.title, self.subtitle, self.refresh = title, subtitle, refresh
+        self.blocks: list[Block] = []
+
+    def verdict(self, text: str, state: Literal["done", "running", "failed"] = "done") -> Report:
+        """What came of it, in a sentence or two, before everything else."""
+        return self._add(f'<p class="verdict {state}">{escape(text)}</p>')
+
+    def heading(self, text: str) -> Report:
+        """A second-level heading over what follows."""
+        return self._add(f"<h2>{escape(text)}</h2>")
+
+    def text(self, markdown: str) -> Report:
+        """Paragraphs parted by blank lines; `- ` makes a list; `**bold**` and backticks work, nothing else does."""
+        return self._add(f"<div>{''.join(_paragraphs(markdown))}</div>")
+
+    def facts(self, facts: Sequence[tuple[str, Sequence[Fact]]]) -> Report:
+        """Terms and what is to be said of each; several parts stand on lines of their own."""
+
+        def shown(part: Fact) -> str:
+            if isinstance(part, Link):
+                return f'<a href="{escape(part.href)}">{escape(part.text)}</a>'
+            return f"<code>{escape(part.text)}</code>" if isinstance(part, Code) else escape(part)
+
+        rows = (f"<dt>{escape(term)}</dt><dd>{'<br>'.join(map(shown, parts))}</dd>" for term, parts in facts)
+        return self._add(f'<dl class="facts">{"".join(rows)}</dl>')
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> Report:
+        """A table that scrolls inside itself on a narrow screen.
+
+        Args:
+            headers: one a column.
+            rows: cells; text stands left and keeps its line breaks, anything else is a figure, formatted and set right.
+            name: for whoever hears the page; no other table of the page has it.
+
+        Raises:
+            ValueError: a row has more or fewer cells than there are headers.
+        """
+        for row in rows:
+            if len(row) != len(headers):
+                raise ValueError(f"a row of {len(row)} cells under {len(headers)} headers")
+
+        def cell(tag: str, value: Any, figure: bool) -> str:
+            text = escape(value if isinstance(value, str) else format_figure(value))
+            return f"<{tag} class=number>{text}</{tag[:2]}>" if figure else f"<{tag}>{text}</{tag[:2]}>"
+
+        figures = [bool(rows) and all(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
+        head = "".join(cell("th scope=col", h, figures[i]) for i, h in enumerate(headers))
+        body = "".join(f"<tr>{''.join(cell('td', v, not isinstance(v, str)) for v in row)}</tr>" for row in rows)
+        # A region that scrolls must be reachable by keyboard, hence the tabindex.
+        return self._add(
+            f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">'
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def plot(self, image: bytes, caption: str, alt: str) -> Report:
+        """An SVG embedded in the page; neighbours stand side by side where there is room.
+
+        Args:
+            alt: what the plot shows, for whoever cannot see it; must not be empty.
+        """
+        if not alt.strip():
+            raise ValueError(f"the plot {caption!r} has no alt text")
+        source = f"data:image/svg+xml;base64,{base64.b64encode(image).decode('ascii')}"
+        label = f"<figcaption>{escape(caption)}</figcaption>"
+        return self._add(f'<figure class="plot"><img alt="{escape(alt)}" src="{source}">{label}</figure>')
+
+    def transcript(self, turns: Sequence[tuple[str, str]], caption: str = "") -> Report:
+        """A conversation, or what was answered one after another: (who, what) a turn, line breaks kept."""
+        body = "".join(f"<dt>{escape(who)}</dt><dd>{escape(_cut(what))}</dd>" for who, what in turns)
+        label = f'<figcaption class="prompt">{escape(_cut(caption))}</figcaption>' if caption else ""
+        return self._add(f'<figure class="transcript">{label}<dl>{body}</dl></figure>')
+
+    def side_by_side(self, prompt: str, answers: Sequence[tuple[str, str]]) -> Report:
+        """Answers to one prompt: (what is to be said of it, the answer) each; below each other on a narrow screen."""
+        sides = "".join(
+            f'<div class="side"><dt>{escape(label)}</dt><dd>{escape(_cut(text))}</dd></div>' for label, text in answers
+        )
+        asked = f'<figcaption class="prompt">{escape(_cut(prompt))}</figcaption>'
+        return self._add(f'<figure>{asked}<dl class="sides">{sides}</dl></figure>')
+
+    def html(self) -> str:
+        """The whole page."""
+        subtitle = f"<p>{escape(self.subtitle)}</p>" if self.subtitle else ""
+        refresh = f'<meta http-equiv="refresh" content="{self.refresh}">\n' if self.refresh else ""
+        return (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n{refresh}'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(self.title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n"
+            f"<header><h1>{escape(self.title)}</h1>{subtitle}</header>\n<main>\n"
+            + "\n".join(self.blocks)
+            + "\n</main>\n</body>\n</html>\n"
+        )
+
+    def write(self, path: Path) -> Path:
+        """Write the page at once: a reader sees the old file or the new one, never a half.
+
+        Raises:
+            StorageError: the folder is missing or cannot be written, or the disk is full.
+        """
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            # Lone surrogates, which a broken tokenizer can emit, have no UTF-8 form: they become references.
+            part.write_bytes(self.html().encode("utf-8", "xmlcharrefreplace"))
+            os.replace(part, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise StorageError(
+                "report", str(path), f"cannot be written ({error.strerror})", "Free space or choose another run.root."
+            ) from error
+        return path
+
+    def _add(self, block: Block) -> Report:
+        self.blocks.append(block)
+        return self
+
+
+def escape(text: Any) -> str:
+    """Text made inert inside an element or a quoted attribute."""
+    return html.escape(str(text), quote=True)
+
+
+def _cut(text: str) -> str:
+    """A text of a bounded length that is not blank."""
+    if not text.strip():
+        return "(empty)"
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
+
+
+def _paragraphs(markdown: str) -> Iterator[str]:
+    """Escape first, then mark up: the marks are ours, whatever stands between them stays inert."""
+
+    def inline(text: str) -> str:
+        coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+        return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", coded)
+
+    for block in re.split(r"\n\s*\n", markdown.strip()):
+        lines = [line.strip() for line in block.splitlines()]
+        if all(line.startswith("- ") for line in lines):
+            yield f"<ul>{''.join(f'<li>{inline(line[2:])}</li>' for line in lines)}</ul>"
+        else:
+            yield f"<p>{inline(' '.join(lines))}</p>"

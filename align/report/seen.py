@@ -1,0 +1,57 @@
+"""What a page is made from: a run's folder as it lies on disk, and how far along the run is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from align.run.manifest import Manifest
+from align.track import Progress, read_rows
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at a run.
+
+    Attributes:
+        folder: of the run, `<root>/<stage>/<name>`.
+        manifest: what is known of it so far; its `metrics` are empty before the end.
+        command: the line that makes the run again.
+        progress: how far along it is; None where the stage does not count, or has not begun to.
+    """
+
+    folder: Path
+    manifest: Manifest
+    command: str
+    progress: Progress | None = None
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return self.manifest.metrics
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.manifest.config
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The stage's own part of the configuration."""
+        return self.config["stage"]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of the metrics stream."""
+        return read_rows(self.folder / "metrics.jsonl")
+
+    def evidence(self, name: str) -> list[dict[str, Any]]:
+        """The rows of another stream beside the report, or of the artifact's; none where there is no such file."""
+        return read_rows(self.folder / name)
+
+    def listed(self, name: str) -> list[dict[str, Any]]:
+        """The same of a file that is one JSON list."""
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []

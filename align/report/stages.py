@@ -1,0 +1,221 @@
+"""What each stage's page shows beside its verdict, its origins and its figures: curves, and what was said."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from align.ops.calibration import Bin, calibration_bins
+from align.report.curves import CURVES, LOSS, UNITS, Curve
+from align.report.page import Report
+from align.report.seen import Seen
+from align.report.words import is_number, percent
+
+SHOWN_PAIRS = 3
+"""Held-out pairs of each kind that a page shows."""
+SHOWN_PROMPTS = 6
+"""Prompts whose sampled answers a page shows."""
+RELIABILITY = (
+    "Does the model know how sure it may be? Points on the dashed line are right as often as they say; the numbers "
+    "count pairs, the whiskers are 95 % intervals over prompts."
+)
+
+
+def draw(report: Report, seen: Seen) -> None:
+    """The stage's curves, those that its metrics stream has something for."""
+    stage = seen.manifest.stage
+    for curve in CURVES.get(stage, ()):
+        lines = {key: label for key, label in curve.lines.items() if any(is_number(row.get(key)) for row in seen.rows)}
+        if lines:
+            plot(report, seen, curve, lines)
+
+
+def plot(report: Report, seen: Seen, curve: Curve, lines: Mapping[str, str]) -> None:
+    from align.report.plots import curves, points_of, render, together, window
+
+    unit = UNITS.get(seen.manifest.stage, "step")
+    marks: list[tuple[float, float]] = []
+    if curve is LOSS and "loss_after" in seen.metrics:
+        marks = [(0, seen.metrics["loss_before"]), (seen.metrics["steps"], seen.metrics["loss_after"])]
+    figure = curves(
+        seen.rows, lines, curve.unit, curve.title, unit if unit != "prompt" else "prompts answered", curve.span,
+        curve.within, marks, "held out, before and after", curve.smooth,
+    )  # fmt: skip
+    points = {label: points_of(seen.rows, key) for key, label in lines.items()}
+    drawn = max(map(len, points.values()))
+    size = together(drawn)
+    wide = window(math.ceil(drawn / size))
+    one = "each logged value" if size == 1 else f"the mean of {size} logged values"
+    faint = f" Faint: {one}; bold: the mean of {wide * size} around it." if wide > 1 and curve.smooth else ""
+    points |= {"held out": marks} if marks else {}
+    said = "; ".join(course(label, found, unit) for label, found in points.items())
+    alt = f"{curve.title} over {unit}s. {said}."
+    report.plot(render(figure, transparent=True), f"{curve.reading}{faint}", alt)
+
+
+def course(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
+    """A line in words, for whoever cannot see it."""
+    (first, before), (last, after) = points[0], points[-1]
+    if len(points) == 1:
+        return f"{label}: {before:.3g} at {unit} {first:g}"
+    return f"{label}: from {before:.3g} at {unit} {first:g} to {after:.3g} at {unit} {last:g}"
+
+
+# What was said.
+
+
+def pairs_shown(report: Report, seen: Seen) -> None:
+    """Held-out pairs: how their scores lie, whether probabilities mean what they say, and the best and worst judged."""
+    pairs = seen.evidence("held_out.jsonl")
+    if not pairs:
+        return
+    from align.report.plots import histogram_pair, reliability, render
+
+    if "score_chosen" in pairs[0]:
+        better, worse = ([pair[f"score_{side}"] for pair in pairs] for side in ("chosen", "rejected"))
+        figure = histogram_pair(better, worse, ("better answer", "worse answer"), "score", "Scores of held-out answers")
+        report.plot(
+            render(figure, transparent=True), "The less the two overlap, the better they are told apart.",
+            f"Histograms of the scores of {len(pairs)} better and worse answers.",
+        )  # fmt: skip
+    if all("log_odds" in pair for pair in pairs):
+        bins = reliability_bins(pairs)
+        said = "; ".join(f"predicted {b.predicted:.2f}, observed {b.observed:.2f} of {b.count}" for b in bins)
+        image = render(reliability(bins, "Calibration on held-out pairs"), transparent=True)
+        report.plot(image, RELIABILITY, f"Predicted against observed shares. {said}.")
+    ordered = sorted(pairs, key=lambda pair: pair["margin"])
+    right = [pair for pair in reversed(ordered) if pair["margin"] > 0]
+    wrong = [pair for pair in ordered if pair["margin"] <= 0]
+    for title, found in (("Judged right, by the widest margin", right), ("Judged wrong, by the widest margin", wrong)):
+        widest: dict[str, Mapping[str, Any]] = {}  # of each prompt
+        for pair in found:
+            widest.setdefault(pair["prompt"], pair)
+        if found:
+            report.heading(title)
+        for pair in list(widest.values())[:SHOWN_PAIRS]:
+            report.side_by_side(pair["prompt"], [labelled(pair, "chosen"), labelled(pair, "rejected")])
+
+
+def labelled(pair: Mapping[str, Any], side: str) -> tuple[str, str]:
+    what = "Preferred" if side == "chosen" else "Not preferred"
+    if f"score_{side}" in pair:
+        return f"{what}, score {pair[f'score_{side}']:.2f}", pair[side]
+    return (f"{what}, margin {pair['margin']:.2f}" if side == "chosen" else what), pair[side]
+
+
+def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
+    """Calibration of P(first wins), each pair's first chosen by a hash of its id: with the chosen always first, every
+    outcome would be 1.
+
+    Args:
+        pairs: each with `id`, `group` and `log_odds`, those that the chosen answer wins.
+    """
+    predicted, outcomes = [], []
+    for pair in pairs:
+        flipped = hashlib.sha256(pair["id"].encode()).digest()[0] % 2 == 1
+        odds = pair["log_odds"]
+        predicted.append(1 / (1 + math.exp(min(odds if flipped else -odds, 700.0))))
+        outcomes.append(0.0 if flipped else 1.0)
+    return calibration_bins(predicted, outcomes, [pair["group"] for pair in pairs])
+
+
+def answers_shown(report: Report, seen: Seen) -> None:
+    """The fixed held-out prompts' answers as training went on."""
+    shown: dict[str, list[tuple[str, str]]] = {}
+    for row in seen.evidence("samples.jsonl"):
+        shown.setdefault(row["prompt"], []).append((f"Update {row['step']}, score {row['score']:.2f}", row["answer"]))
+    if shown:
+        report.heading("Held-out prompts as training went on")
+    for prompt, answers in shown.items():
+        report.transcript(answers, prompt)
+
+
+def sampled_shown(report: Report, seen: Seen) -> None:
+    """The answers to the first prompts."""
+    shown: dict[str, list[tuple[str, str]]] = {}
+    for row in seen.evidence("samples.jsonl"):
+        answers = shown.setdefault(row["prompt"], [])
+        if len(answers) < seen.settings["candidates"]:
+            answers.append(("Ended by itself" if row["ended"] else "Cut", row["answer"]))
+    if shown:
+        report.heading("The first prompts")
+    for prompt, answers in list(shown.items())[:SHOWN_PROMPTS]:
+        report.side_by_side(prompt, answers)
+
+
+def comparison_shown(report: Report, seen: Seen) -> None:
+    """How scores and lengths lie, and answers side by side."""
+    samples = seen.evidence("artifact/samples.jsonl")
+    if not samples:
+        return
+    from align.report.plots import histogram_pair, render
+
+    role, names = seen.metrics["judge_is"], ("start", "policy")
+    for key, xlabel, what in (("score", f"{role} score", f"{role} score"), ("length", "tokens", "length")):
+        start, policy = ([sample[f"{key}_{of}"] for sample in samples] for of in ("ref", "policy"))
+        figure = histogram_pair(start, policy, names, xlabel, f"{what.capitalize()} of the answers")
+        report.plot(
+            render(figure, transparent=True), f"How the {what} of the answers lies, before and after.",
+            f"Histograms of the {what}: start with mean {average(start):.3g}, policy with mean {average(policy):.3g}.",
+        )  # fmt: skip
+    report.heading("Answers side by side")
+    for sample in samples[: seen.settings["shown"]]:
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in sample["prompt"])
+        sides = ((who, sample[of], sample[f"score_{of}"]) for who, of in (("Start", "ref"), ("Policy", "policy")))
+        report.side_by_side(prompt, [(f"{who}, {role} score {score:.2f}", text) for who, text, score in sides])
+
+
+def average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def receipt_shown(report: Report, seen: Seen) -> None:
+    """The checks of an export."""
+    report.text(
+        "What was exported, loaded back as anyone would load it, beside the model that was trained, on the same "
+        "prompts, token by token. Differences in nats. An engine that was **not checked** may say anything."
+    )
+    rows = [receipt_row(check) for check in seen.metrics.get("checks", ())]
+    heads = ("engine", "verdict", "what", "base", "weights", "largest difference", "KL", "same top token")
+    report.table(heads, rows, "The receipt")
+
+
+def receipt_row(check: Mapping[str, Any]) -> tuple[str, ...]:
+    found, bound = check["found"], check["bound"]
+    figures = ("–",) * 3
+    if found:
+        figures = f"{found['max_logprob']:.2g}", f"{found['kl']:.2g}", percent(found["top1"])
+    most = f" ({bound[0]} ≤ {bound[1]:g})" if bound else ""
+    note = f": {check['note']}" if check["note"] else ""
+    engine = f"{check['engine']} {check['version']}".strip()
+    about = (check[key] or "–" for key in ("what", "base", "weights"))
+    return (engine, check["verdict"] + most + note, *about, *figures)
+
+
+def anchors_shown(report: Report, seen: Seen) -> None:
+    """The facts that make PPO right, and how well each holds."""
+    rows = [
+        (a["name"], "holds" if a["holds"] else "FAILS", a["claim"], f"{a['measured']:.1e}", f"{a['tolerance']:g}")
+        for a in seen.listed("artifact/anchors.json")
+    ]
+    if rows:
+        report.table(("fact", "verdict", "what must be true", "off by", "may be"), rows, "Facts about PPO")
+
+
+SHOWN: Mapping[str, Callable[[Report, Seen], None]] = {
+    "reward": pairs_shown, "dpo": pairs_shown, "sample": sampled_shown, "ppo": answers_shown, "eval": comparison_shown,
+    "export": receipt_shown, "verify": anchors_shown,
+}  # fmt: skip
+
+
+def notes(seen: Seen) -> Iterator[str]:
+    """What a reader has to know before the figures."""
+    for key in ("judge_notes", "notes"):
+        yield from seen.metrics.get(key, ())
+    if seen.manifest.stage == "annotate" and seen.settings["action"] == "simulate":
+        yield (
+            "A simulated annotator ranks by a sentiment score with Bradley–Terry noise, so that near ties come out at "
+            "random and clear cases do not. Every record says `source: simulated`."
+        )

@@ -1,0 +1,190 @@
+"""What came of a run, in a sentence or two that need no code beside them: with its interval, and saying so where
+nothing was shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from align.ops.intervals import FEW, t_quantile
+from align.report.seen import Seen
+from align.report.words import NO_BREAK, counted, format_figure, in_words, is_bounded, percent
+
+LAST = 10
+"""Updates that the end of PPO is a mean over, as `last_…` in its metrics."""
+
+
+def verdict_of(seen: Seen) -> str:
+    """The verdict on a finished run."""
+    return VERDICTS[seen.manifest.stage](seen)
+
+
+def trained(seen: Seen) -> str:
+    metrics = seen.metrics
+    if "loss_after" not in metrics:
+        return "Nothing was held out, so that nothing says how well it learned."
+    before, after, rows = metrics["loss_before"], metrics["loss_after"], metrics["held_out_rows"]
+    verb = "fell" if after < before else "rose" if after > before else "stayed"
+    change = metrics.get("loss_change")
+    by = f", by {in_words(absolute(change), '.2f')}," if change and is_bounded(change) else ""
+    sentences = [
+        f"Held-out loss {verb} from {before:.2f} to {after:.2f} nats a token{by} over {counted(rows, 'row')}.",
+        unsure(change, 0.0, "0: no change was shown"), scarce(rows, "row"),
+    ]  # fmt: skip
+    return joined(sentences)
+
+
+def absolute(change: Mapping[str, Any]) -> dict[str, Any]:
+    """A change without its sign, for behind *by*."""
+    if change["value"] >= 0:
+        return dict(change)
+    return {**change, "value": -change["value"], "low": -change["high"], "high": -change["low"]}
+
+
+def judged(seen: Seen) -> str:
+    metrics, dpo = seen.metrics, seen.manifest.stage == "dpo"
+    right = metrics["accuracy"]
+    what = "Beside its start, the policy raised the better answer in" if dpo else "The better answer scores higher in"
+    simulated = metrics.get("simulated_by")
+    who = f" (ranked by a simulated annotator, {', '.join(simulated)})" if simulated else ""
+    ceiling = metrics.get("ceiling")
+    sentences = [
+        f"{what} {percent(right)} of the held-out pairs of {counted(right['n'], 'prompt')}{who}; a coin has 50 %.",
+        unsure(right, 0.5, "50 %: no more than a coin would do was shown"), scarce(right["n"], "prompt"),
+        f"The noise in the labels leaves {percent(ceiling['value'])} to reach." if ceiling else "",
+    ]  # fmt: skip
+    return joined(sentences)
+
+
+def optimised(seen: Seen) -> str:
+    rows, metrics = seen.rows, seen.metrics
+    first, last = rows[:1], rows[-LAST:]
+    before, after = (mean(part, "score") for part in (first, last))
+    verb = "rose" if after >= before else "fell"
+    by = gain(first, last, seen.settings["batch_size"])
+    size = f", by {in_words(absolute(by), '.2f')}" if is_bounded(by) else ""
+    tripped = metrics.get("tripped")
+    moved = f"the policy moved {metrics['last_kl']:.1f} nats an answer from its start"
+    sentences = [
+        f"The score of the reward {verb} from {before:.2f} to {after:.2f}{size}, and {moved}.",
+        unsure(by, 0.0, "0: no change was shown"), scarce(seen.settings["batch_size"] * len(last), "answer"),
+        f"Signs of a gamed reward: {', '.join(name.replace('_', ' ') for name in tripped)}." if tripped else "",
+        "The score is what training optimises; stage=eval says whether the answers are better.",
+    ]  # fmt: skip
+    return joined(sentences)
+
+
+def gain(first: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
+    """The difference of two means of scores with its 95 % interval, from the spread inside each batch of `size` answers
+    (Welch's, with Satterthwaite's degrees of freedom)."""
+    value = mean(last, "score") - mean(first, "score")
+    if first == last or size < 2 or not all(row.get("score_std") for row in (*first, *last)):
+        return {"value": value, "low": None, "high": None}
+    parts = [row["score_std"] ** 2 / (size - 1) / len(part) ** 2 for part in (first, last) for row in part]
+    freedom = sum(parts) ** 2 / sum(part**2 / (size - 1) for part in parts)
+    half = t_quantile(freedom) * math.sqrt(sum(parts))
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
+
+
+def compared(seen: Seen) -> str:
+    metrics = seen.metrics
+    won, judge = metrics["win_rate"], metrics["judge"]
+    by = "VADER's sentiment" if judge == "vader" else judge
+    proxy = ", a proxy that it was optimised against," if metrics["judge_is"] == "proxy" else ","
+    against = f"{counted(won['n'], 'held-out prompt')} against what it started from"
+    sentences = [
+        f"The policy wins {percent(won)} of {against}, by {by}{proxy} and moved {metrics['kl']:.1f} nats from it.",
+        "It loses more often than it wins." if won["high"] < 0.5 else "",
+        unsure(won, 0.5, "50 %: no difference was shown"), scarce(won["n"], "prompt"),
+    ]  # fmt: skip
+    return joined(sentences)
+
+
+def sampled(seen: Seen) -> str:
+    metrics = seen.metrics
+    cut = 1 - metrics["eos_rate"]
+    longest = seen.config["rollout"]["max_new_tokens"]
+    ends = "every one ended by itself" if cut == 0 else f"{percent(cut)} of them were cut at {longest:,} tokens"
+    return (
+        f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')} in project "
+        f"{seen.config['project']}: {metrics['mean_length']:.1f} tokens long on average, {ends}."
+    )
+
+
+def exported(seen: Seen) -> str:
+    metrics, checks = seen.metrics, seen.metrics["checks"]
+    bound = [check for check in checks if check["bound"]]
+    passed = [check for check in bound if check["verdict"] == "pass"]
+    unasked = sorted({check["engine"] for check in checks if check["verdict"] == "not checked"})
+    sentences = [
+        f"Loaded back, it is what was trained: {len(passed)} of {len(bound)} checks kept their bounds, and the first "
+        f"lies {format_figure(metrics['kl'])} nats a token from it on fixed prompts."
+        if "kl" in metrics else f"{len(passed)} of {len(bound)} checks kept their bounds.",
+        f"Not asked, or not of everything: {', '.join(unasked)}." if unasked else "",
+    ]  # fmt: skip
+    return joined(sentences)
+
+
+def verified(seen: Seen) -> str:
+    anchors = seen.listed("artifact/anchors.json")
+    base, method = seen.manifest.base, seen.config["method"]["name"]
+    failed = [anchor["name"] for anchor in anchors if not anchor["holds"]]
+    where = f"{base.id if base else 'this base'} with method {method}"
+    if failed:
+        return f"{len(failed)} of {len(anchors)} facts about PPO do not hold on {where}: {', '.join(failed)}."
+    return f"All {len(anchors)} facts that make PPO right hold on {where}."
+
+
+def annotated(seen: Seen) -> str:
+    metrics, action = seen.metrics, seen.settings["action"]
+    project = f"project {seen.config['project']}"
+    match action:
+        case "simulate":
+            who = counted(metrics["annotators"], "simulated annotator")
+            what = f"{counted(metrics['rankings'], 'ranking')} of {counted(metrics['items'], 'item')}"
+            pairs = counted(metrics["pairs"], "pair")
+            return f"{who} gave {what} in {project}, {pairs} in all. They stand in for people, and are none."
+        case "serve":
+            return (
+                f"People gave {counted(metrics['rankings'], 'ranking')} in {project}; "
+                f"{metrics['done']:,} of {metrics['wanted']:,} are done."
+            )
+    return DONE[action].format(project=project)
+
+
+DONE = {
+    "invite": "An invitation to {project} was made; its link was printed, and is not written down.",
+    "import": "Prompts and answers of a file are in {project}.", "configure": "The settings of {project} were changed.",
+    "export": "The votes of {project} lie in this run's artifact.",
+    "verify": "Every row of {project}'s ledger is what was written.", "backup": "The store was copied into one file.",
+    "restore": "The store was restored from a backup.", "migrate": "The tables of the store are up to date.",
+    "erase": "What was to be erased from {project} is gone; a row of the ledger says so.",
+}  # fmt: skip
+
+VERDICTS: Mapping[str, Callable[[Seen], str]] = {
+    "sft": trained, "full": trained, "reward": judged, "dpo": judged, "ppo": optimised, "eval": compared,
+    "sample": sampled, "export": exported, "verify": verified, "annotate": annotated,
+}  # fmt: skip
+
+
+def unsure(found: Mapping[str, Any] | None, nothing: float, what: str) -> str:
+    """What is to be said where an interval holds the value that stands for nothing; `what` names it, and says so."""
+    if found and is_bounded(found) and found["low"] <= nothing <= found["high"]:
+        return f"The interval holds {what}."
+    return ""
+
+
+def scarce(n: int, what: str) -> str:
+    return f"Fewer than {FEW} {what}s stand behind this, so that it says little." if n < FEW else ""
+
+
+def joined(sentences: Sequence[str]) -> str:
+    """Sentences one behind the other, those that are empty left out, in the signs of print."""
+    text = " ".join(filter(None, sentences)).replace(" %", f"{NO_BREAK}%")
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)

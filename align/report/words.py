@@ -1,0 +1,108 @@
+"""Figures in words: numbers as a person reads them, and what is to be said of few observations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from align.ops.intervals import FEW
+
+
+def format_figure(value: Any) -> str:
+    """A figure as a person reads it: four significant digits, thousands parted, an interval as `0.62 [0.55, 0.69]`."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)
+        return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+    if is_interval(value):
+        count = f" (n={value['n']:,}{few(value['n'])})" if "n" in value else ""
+        large = 1e3 <= abs(value["value"]) < 1e9
+        return f"{in_words(value, ',.0f' if large else '.4g')}{count}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(format_figure, value)) or "none"
+    return str(value)
+
+
+def in_words(figure: Mapping[str, Any], digits: str = ".3f") -> str:
+    """`0.812 [0.760, 0.856]` of `{value, low, high}`; an interval may be missing."""
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:{digits}} (no interval)"
+    return f"{figure['value']:{digits}} [{figure['low']:{digits}}, {figure['high']:{digits}}]"
+
+
+NO_BREAK = "\u00a0"
+"""A blank at which no line breaks."""
+
+
+def percent(value: Any) -> str:
+    """A share in percent, `82 % [77, 87]` where it has an interval; with a decimal where the interval is narrow."""
+    if not is_interval(value):
+        return f"{100 * value:.3g}{NO_BREAK}%"
+    narrow = value["low"] is not None and value["high"] - value["low"] < 0.02
+    number = ".1f" if narrow else ".0f"
+    shown = f"{100 * value['value']:{number}}{NO_BREAK}%"
+    return f"{shown} [{100 * value['low']:{number}}, {100 * value['high']:{number}}]" if is_bounded(value) else shown
+
+
+def few(n: int) -> str:
+    """What stands behind a number of observations that is too small for its interval to say much."""
+    return f", fewer than {FEW}" if n < FEW else ""
+
+
+def too_few(figures: Mapping[str, Any]) -> str:
+    """A sentence that names the figures with few observations behind them; empty where there are none."""
+    found = [
+        f"{name.replace('_', ' ').replace('.', ' ')} ({v['n']})"
+        for name, v in flattened(figures)
+        if is_interval(v) and v.get("n", FEW) < FEW
+    ]
+    return f"fewer than {FEW} observations, so that the interval says little: {', '.join(found)}" if found else ""
+
+
+def duration(seconds: float) -> str:
+    """`42 seconds`, `12 minutes`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds" if round(seconds) != 1 else "1 second"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def moment(iso: str, clock: str = "%H:%M") -> str:
+    """A time of a manifest, `27 November 2026, 14:03 UTC`."""
+    at = datetime.fromisoformat(iso)
+    return f"{at.day} {at:%B %Y}, {at.strftime(clock)} UTC"
+
+
+def counted(n: int, what: str) -> str:
+    """`1 prompt`, `2,000 prompts`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_interval(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys()
+
+
+def is_bounded(interval: Mapping[str, Any]) -> bool:
+    return interval["low"] is not None and interval["high"] is not None
+
+
+def flattened(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key → figure, of nested mappings; an interval is one figure."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping) and not is_interval(value):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,125 @@
+"""Every stage's report in a real browser, of real runs: on a telephone and a desktop, by day and by night."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.__main__ import main
+from align.config.stages import STAGES
+from align.report import live
+
+pytestmark = pytest.mark.slow
+FEW = ("stage.batch_size=8", "data.allow_simulated=true", "stage.held_out=0.3", "stage.log_every=1")
+PPO = ("stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16", "stage.eval_every=1")
+LINES: dict[str, tuple[str, ...]] = {
+    "sft": ("stage.batch_size=8", "stage.epochs=10", "stage.log_every=1"),  # as many steps as are smoothed
+    "full": ("stage.max_steps=1",),
+    "sample": ("stage.prompts=24",),
+    "annotate": ("stage.action=simulate",),
+    "reward": (*FEW, "stage.micro_batch=8"),
+    "dpo": FEW,
+    "ppo": (*PPO, "stage.eval_prompts=4", "stage.shown=2"),
+    "eval": ("stage.prompts=8",),
+    "export": (),
+    "verify": ("stage.rows=8", "stage.micro_batch=4"),
+}
+FROM_FILE = ("sft", "full", "sample", "ppo", "eval")
+FROM_NOTHING = ("sft", "full")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> dict[str, Path]:
+    """Stage → its report; `… running` and `… failed` → what it was before the end, or in its place."""
+    root, earlier = tmp_path_factory.mktemp("reports") / "runs", tmp_path_factory.mktemp("earlier")
+    data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=128"]
+    found: dict[str, Path] = {}
+    write = live.Report.write
+
+    def kept(report: live.Report, path: Path) -> Path:
+        if report.refresh:
+            stage = path.parent.parent.name
+            found[f"{stage} running"] = write(report, earlier / f"{stage}.html")
+        return write(report, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live.Report, "write", kept)
+        patch.setattr(live, "SHARE", float("inf"))
+        for stage, words in LINES.items():
+            patch.setattr(live, "EVERY_S", 0.0 if stage == "ppo" else 20.0)  # with curves, which take their time
+            line = [f"stage={stage}", *words, "rollout.max_new_tokens=12", "device=cpu", f"run.root={root}"]
+            line += data if stage in FROM_FILE else []
+            line += ["model=hub", f"model.path={tiny_model}"] if stage in FROM_NOTHING else []
+            assert main([*line, "run.name=a"]) == 0, line
+            found[stage] = root / stage / "a" / "report.html"
+            if stage == "sft":
+                assert main([*line, "stage.lr=1e30", "run.name=b"]) == 2
+                found["sft failed"] = root / "sft" / "b" / "report.html"
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_report_is_fit_to_read(browser: Any, pages: dict[str, Path], width: int, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    assert pages.keys() >= STAGES.keys()
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    for name, path in pages.items():
+        page.goto(path.as_uri())
+        over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert over == 0, (name, width)
+        # A page that is written anew has to be read anew; that it does so by itself is what it is for.
+        rules = {"rules": {"meta-refresh": {"enabled": False}}} if "running" in name else {}
+        faults = axe.run(page, options=rules).response["violations"]
+        assert [(f["id"], f["nodes"][0]["html"]) for f in faults] == [], (name, scheme)
+    context.close()
+
+
+def test_what_a_report_holds(page: Any, pages: dict[str, Path]) -> None:
+    for name, path in pages.items():
+        page.goto(path.as_uri())
+        done = " " not in name
+        assert page.locator('meta[http-equiv="refresh"]').count() == ("running" in name), name
+        assert page.locator(".verdict").inner_text().endswith("."), name
+        assert page.locator("h1").count() == 1
+        cells = page.locator("td, th, dt, dd, figcaption, p, h2")
+        blank = cells.evaluate_all("found => found.filter(cell => !cell.innerText.trim()).length")
+        assert blank == 0, name
+        plots = page.locator("figure.plot img")
+        assert all(len(alt) > 20 for alt in plots.evaluate_all("found => found.map(img => img.alt)")), name
+        assert plots.evaluate_all("found => found.every(img => img.complete && img.naturalWidth > 100)"), name
+        assert page.locator("dt", has_text="Command").count() == 1
+        if done:
+            labels = page.locator(".scroll").first.locator("td:first-child").all_inner_texts()
+            assert len(labels) == len(set(labels)), name
+    page.goto(pages["sft"].as_uri())
+    assert page.locator("figure.plot").count() == 3
+    assert "held out" in page.locator("figure.plot img").first.get_attribute("alt")
+    page.goto(pages["ppo"].as_uri())
+    page.get_by_role("link", name="reward:a").click()  # the policy that forbids scripts lets links through
+    assert page.locator("h1").inner_text() == "Reward model"
+
+
+def test_plots_are_dark_in_the_dark(browser: Any, pages: dict[str, Path]) -> None:
+    """The corner of a plot has the colour of the page behind it, in either scheme."""
+    for scheme, dark in (("light", False), ("dark", True)):
+        context = browser.new_context(viewport={"width": 390, "height": 900}, color_scheme=scheme)
+        page = context.new_page()
+        page.goto(pages["sft"].as_uri())
+        shot = page.locator("figure.plot img").first.screenshot()
+        assert (brightness(shot) < 60) == dark
+        assert (brightness(shot) > 220) != dark
+        context.close()
+
+
+def brightness(png: bytes) -> float:
+    """The mean over a picture, 0 to 255."""
+    import io
+
+    import numpy as np
+    from matplotlib.image import imread
+
+    return 255 * float(np.asarray(imread(io.BytesIO(png), format="png"))[..., :3].mean())

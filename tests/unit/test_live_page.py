@@ -1,0 +1,182 @@
+"""A run's page while it runs: said to be running, written seldom and cheaply, and never in the run's way."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import opened
+
+from align import track
+from align.errors import InputError
+from align.report import live
+from align.report.live import EVERY_S, SHARE, LivePage
+from align.run import Run
+from align.track import Tracker, progress, watched
+
+REFRESH = 'http-equiv="refresh"'
+
+
+class Clock:
+    """Seconds that pass when told to, for the page and for the progress alike."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        for module in (track, live):
+            patch.setattr(module.time, "perf_counter", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    with opened(tmp_path) as run:
+        run.begin("")
+        yield run
+
+
+def shown(run: Run) -> str:
+    return (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_page_is_there_from_the_beginning_and_says_how_far_it_is(run: Run, clock: Clock):
+    page = LivePage(run, "python -m align stage=sft")
+    page.begun()
+    assert "Running." in shown(run)
+    assert REFRESH in shown(run)
+    with watched(page.advanced), progress("sft", 400) as bar:
+        clock.now += 90
+        bar.advance(1)
+        assert "Running, step 1 of 400, about 9 h 58 min left." in shown(run)
+        clock.now += 270
+        bar.advance(120)
+    assert "Running, step 120 of 400, about 14 minutes left." in shown(run)
+    assert "python -m align stage=sft" in shown(run)
+
+
+def test_it_is_written_every_twenty_seconds_at_most(run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    page, written = LivePage(run, ""), []
+    monkeypatch.setattr(page, "_write", lambda report: written.append(clock.now - 1000))
+    with watched(page.advanced), progress("sft", 1000) as bar:
+        for step in range(1, 1001):
+            clock.now += 0.125
+            bar.advance(step)
+    assert len(written) == 125 // EVERY_S
+    assert all(b - a >= EVERY_S for a, b in pairwise(written))
+
+
+@pytest.mark.parametrize("drawing", [0.3, 1.0, 5.0, 60.0])
+def test_it_takes_no_more_than_its_share(run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch, drawing: float):
+    page, spent = LivePage(run, ""), []
+
+    def slowly(report: Any, seen: Any) -> None:
+        clock.now += drawing
+        spent.append(drawing)
+
+    monkeypatch.setattr(live, "draw", slowly)
+    with watched(page.advanced), progress("sft", 4000) as bar:
+        for step in range(1, 4001):
+            clock.now += 5
+            bar.advance(step)
+            # What the first drawing takes nobody knows beforehand.
+            assert sum(spent[1:]) <= SHARE * (clock.now - 1000)
+    assert len(spent) >= 2
+    if drawing > 1:
+        assert sum(spent) >= 0.8 * SHARE * (clock.now - 1000)  # and it is used
+
+
+def test_an_error_of_the_page_is_logged_and_the_run_goes_on(
+    run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def broken(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    page = LivePage(run, "")
+    monkeypatch.setattr(live.Report, "write", broken)
+    page.begun()
+    with caplog.at_level(logging.WARNING), watched(page.advanced), progress("sft", 10) as bar:
+        clock.now += 30
+        bar.advance(5)
+    assert bar.done == 5
+    assert "report.html could not be written" in caplog.text
+    assert "No space left" in caplog.text
+    page.failed(ValueError("x"))
+
+
+def test_the_curves_come_once_there_is_time_for_them(run: Run, clock: Clock):
+    page, tracker = LivePage(run, ""), Tracker(run.folder)
+    with watched(page.advanced), progress("sft", 10) as bar:
+        tracker.log(1, {"loss": 5.0, "lr": 0.1})
+        clock.now += 30
+        bar.advance(1)
+        assert "<img" not in shown(run)
+        tracker.log(2, {"loss": 4.0, "lr": 0.1})
+        clock.now += 90
+        bar.advance(2)
+        assert "from 5 at step 1 to 4 at step 2" in shown(run)
+        tracker.log(3, {"loss": 3.0, "lr": 0.1})
+        page._drawing = 100.0  # there is no time for it now: the curves stay as they were
+        clock.now += 30
+        bar.advance(3)
+    assert "Running, step 3 of 10" in shown(run)
+    assert "from 5 at step 1 to 4 at step 2" in shown(run)
+
+
+def test_how_a_run_ended_without_being_done_is_said(run: Run, clock: Clock):
+    page = LivePage(run, "python -m align stage=sft")
+    with watched(page.advanced), progress("sft", 400) as bar:
+        bar.advance(120)
+    page.failed(InputError("stage.lr", 9.0, "the run has <b>diverged</b>", "Lower it."))
+    assert "Failed after step 120 of 400: stage.lr=9.0: the run has &lt;b&gt;diverged&lt;/b&gt;. Lower it." in shown(
+        run
+    )
+    assert REFRESH not in shown(run)
+    page.failed(ZeroDivisionError("division by zero"))
+    assert "Failed after step 120 of 400: ZeroDivisionError: division by zero" in shown(run)
+    page.failed(KeyboardInterrupt())
+    assert "Interrupted after step 120 of 400. The same command continues it." in shown(run)
+    assert REFRESH not in shown(run)
+
+
+def test_a_run_that_failed_at_once_is_told_without_matplotlib(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "align.report.plots", None)  # any import of it fails
+    page = LivePage(run, "")
+    page.begun()
+    page.failed(InputError("data.path", "x", "is empty", "Fill it."))
+    assert "data.path=x: is empty. Fill it." in shown(run)
+
+
+def test_a_report_that_cannot_be_made_costs_nobody_the_run(run: Run, caplog: pytest.LogCaptureFixture):
+    page = LivePage(run, "")
+    page.finished({"loss_before": "no number", "loss_after": "none either", "held_out_rows": 1}, {})
+    assert "its report could not be made" in shown(run)
+    assert "Traceback" in caplog.text
+
+
+def test_nobody_is_told_behind_the_block(clock: Clock):
+    told: list[int] = []
+    with watched(lambda bar: told.append(bar.done)):
+        inside = track.Progress("sft", 3)
+        inside.advance(1)
+    inside.advance(2)
+    track.Progress("sft", 3).advance(3)
+    assert told == [1, 2]
+
+
+def test_a_failed_run_leaves_its_name_to_another(tmp_path: Path):
+    with opened(tmp_path, name="mine") as run:
+        run.begin("")
+        page = LivePage(run, "")
+        page.begun()
+        page.failed(ValueError("bad"))
+        run.fail(ValueError("bad"))
+    with opened(tmp_path, name="mine", seed=7) as run:
+        assert run.folder.name == "mine"
+        assert not (run.folder / "report.html").exists()

@@ -1,0 +1,273 @@
+"""What a report says first, what it says a run was made of, and its table of figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.config.stages import STAGES
+from align.report.figures import FIGURES, scarce, table_of, undeclared
+from align.report.live import TITLES, finished_page
+from align.report.origins import origins
+from align.report.page import Code, Link
+from align.report.seen import Seen
+from align.report.stages import reliability_bins
+from align.report.verdicts import VERDICTS, gain, verdict_of
+from align.run import Base, Input, Manifest
+
+BASE = Base("org/tiny", "/models/tiny", "0123456789abcdef", "b" * 64)
+
+
+def interval(value: float, low: float | None, high: float | None, n: int) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **given: Any) -> Seen:
+    settings = {"name": stage, **given.pop("settings", {})}
+    config = {
+        "stage": settings, "method": {"name": "qlora", "r": 16, "alpha": 32}, "project": "p",
+        "data": {"name": "jsonl", "path": "chats.jsonl", "max_length": 512}, "rollout": {"max_new_tokens": 24},
+        "device": "auto", "dtype": "auto",
+    }  # fmt: skip
+    manifest = Manifest(stage, "mine", 3, config, given.pop("inputs", {}), BASE, metrics=metrics, **given)
+    return Seen(folder, manifest, "python -m align stage=…")
+
+
+def said(*arguments: Any, **given: Any) -> str:
+    return verdict_of(seen(*arguments, **given)).replace("\u00a0", " ")
+
+
+def sft(change: dict[str, Any] | None, after: float = 4.36, rows: int = 256) -> dict[str, Any]:
+    found = {"loss_before": 4.78, "loss_after": after, "held_out_rows": rows}
+    return found | ({"loss_change": change} if change else {})
+
+
+def test_every_stage_has_a_verdict_and_a_title():
+    assert VERDICTS.keys() == TITLES.keys() == STAGES.keys()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        (
+            sft(interval(-0.42, -0.45, -0.39, 256)),
+            "Held-out loss fell from 4.78 to 4.36 nats a token, by 0.42 [0.39, 0.45], over 256 rows.",
+        ),
+        (
+            sft(interval(0.22, 0.1, 0.34, 256), 5.0),
+            "Held-out loss rose from 4.78 to 5.00 nats a token, by 0.22 [0.10, 0.34], over 256 rows.",
+        ),
+        (
+            sft(interval(-0.01, -0.03, 0.01, 256), 4.77),
+            ("Held-out loss fell from 4.78 to 4.77 nats a token, by 0.01 [−0.01, 0.03], over 256 rows. The interval "
+            "holds 0: no change was shown."),
+        ),
+        (
+            sft(interval(-0.42, -0.6, -0.2, 11), rows=11),
+            ("Held-out loss fell from 4.78 to 4.36 nats a token, by 0.42 [0.20, 0.60], over 11 rows. Fewer than 20 "
+            "rows stand behind this, so that it says little."),
+        ),
+        (sft(None), "Held-out loss fell from 4.78 to 4.36 nats a token over 256 rows."),
+    ],
+)  # fmt: skip
+def test_supervised_tuning(metrics: dict[str, Any], sentence: str):
+    assert said("sft", metrics) == said("full", metrics) == sentence
+
+
+def won(value: float, low: float, high: float, n: int = 256, judge_is: str = "gold") -> dict[str, Any]:
+    return {"win_rate": interval(value, low, high, n), "judge": "vader", "judge_is": judge_is, "kl": 4.83}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        (
+            won(0.8164, 0.7654, 0.866),
+            ("The policy wins 82 % [77, 87] of 256 held-out prompts against what it started from, by VADER's "
+            "sentiment, and moved 4.8 nats from it."),
+        ),
+        (
+            won(0.3, 0.25, 0.36, judge_is="proxy") | {"judge": "reward:a"},
+            ("The policy wins 30 % [25, 36] of 256 held-out prompts against what it started from, by reward:a, a "
+            "proxy that it was optimised against, and moved 4.8 nats from it. It loses more often than it wins."),
+        ),
+        (
+            won(0.6, 0.3, 0.85, 8),
+            ("The policy wins 60 % [30, 85] of 8 held-out prompts against what it started from, by VADER's sentiment, "
+            "and moved 4.8 nats from it. The interval holds 50 %: no difference was shown. Fewer than 20 prompts stand "
+            "behind this, so that it says little."),
+        ),
+    ],
+)  # fmt: skip
+def test_evaluation(metrics: dict[str, Any], sentence: str):
+    assert said("eval", metrics) == sentence
+
+
+def test_pairs():
+    metrics = {"accuracy": interval(0.741, 0.71, 0.77, 440)}
+    assert said("reward", metrics) == (
+        "The better answer scores higher in 74 % [71, 77] of the held-out pairs of 440 prompts; a coin has 50 %."
+    )
+    noisy = {"accuracy": interval(0.52, 0.45, 0.6, 19), "ceiling": interval(0.75, 0.7, 0.8, 19), "simulated_by": ["v"]}
+    assert said("dpo", noisy) == (
+        "Beside its start, the policy raised the better answer in 52 % [45, 60] of the held-out pairs of 19 prompts "
+        "(ranked by a simulated annotator, v); a coin has 50 %. The interval holds 50 %: no more than a coin would do "
+        "was shown. Fewer than 20 prompts stand behind this, so that it says little. The noise in the labels leaves "
+        "75 % to reach."
+    )
+
+
+def ppo(folder: Path, scores: list[float], spread: float = 1.0) -> Path:
+    rows = ({"step": i + 1, "score": score, "score_std": spread, "kl": 0.5 * i} for i, score in enumerate(scores))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_ppo_says_how_far_its_score_is_from_chance(tmp_path: Path):
+    metrics = {"last_kl": 4.8, "tripped": ["length_correlation"]}
+    settings = {"batch_size": 64}
+    assert said("ppo", metrics, ppo(tmp_path, [0.0] + [1.0] * 10), settings=settings) == (
+        # t · √(1/63 + 1/630), at 76 degrees of freedom
+        "The score of the reward rose from 0.00 to 1.00, by 1.00 [0.74, 1.26], and the policy moved 4.8 nats an answer "
+        "from its start. Signs of a gamed reward: length correlation. The score is what training optimises; stage=eval "
+        "says whether the answers are better."
+    )
+    text = said("ppo", {"last_kl": 0.1}, ppo(tmp_path, [0.1, 0.2, 0.0]), settings=settings)
+    assert "The interval holds 0: no change was shown." in text
+    one = said("ppo", {"last_kl": 0.1}, ppo(tmp_path, [0.1]), settings={"batch_size": 8})
+    assert "by" not in one.split(",")[0]
+    assert "Fewer than 20 answers" in one
+
+
+def test_the_interval_of_a_gain_covers(tmp_path: Path):
+    import numpy as np
+
+    draw, hits = np.random.default_rng(0), 0
+    for _ in range(2000):
+        batches = [draw.normal(mean, 2.0, 16) for mean in (0.0, *[1.0] * 10)]
+        rows = [{"score": b.mean(), "score_std": b.std()} for b in batches]
+        found = gain(rows[:1], rows[1:], 16)
+        hits += found["low"] <= 1.0 <= found["high"]
+    assert 0.935 <= hits / 2000 <= 0.965  # 0.95, give or take three standard errors
+
+
+def test_what_was_sampled_exported_and_proven(tmp_path: Path):
+    cut = {"answers": 512, "prompts": 128, "eos_rate": 0.96, "mean_length": 14.44}
+    assert said("sample", cut) == (
+        "512 answers to 128 prompts in project p: 14.4 tokens long on average, 4 % of them were cut at 24 tokens."
+    )
+    assert "every one ended by itself" in said("sample", cut | {"eos_rate": 1.0})
+    row = {"engine": "transformers", "bound": ["kl", 0.01], "verdict": "pass"}
+    checks = [row, {"engine": "vLLM", "bound": None, "verdict": "not checked"}]
+    assert said("export", {"checks": checks, "kl": 8e-7}) == (
+        "Loaded back, it is what was trained: 1 of 1 checks kept their bounds, and the first lies 8e-07 nats a token "
+        "from it on fixed prompts. Not asked, or not of everything: vLLM."
+    )
+    (tmp_path / "artifact").mkdir()
+    anchors = [{"name": "closed form", "holds": True}, {"name": "gae", "holds": True}]
+    (tmp_path / "artifact/anchors.json").write_text(json.dumps(anchors))
+    assert said("verify", {}, tmp_path) == "All 2 facts that make PPO right hold on org/tiny with method qlora."
+
+
+def test_a_table_says_nothing_twice_and_leaves_nothing_blank():
+    metrics = {
+        "win_rate": interval(0.8, 0.7, 0.9, 12),
+        "gold": {"ref": 0.1, "policy": 0.7, "difference": interval(0.6, 0.5, 0.7, 12)},
+        "kl": 4.8, "kl_interval": interval(4.8, 4.1, 5.5, 12),
+        "most_risen_word": {"word": "haha", "ref": 0.06, "policy": 0.61},
+        "tripped": [], "dropped": 3, "judge": "vader", "judge_notes": [], "odd_thing": 7, "peak_rss_mb": 1336.0,
+    }  # fmt: skip
+    rows = [(label, value.replace("\u00a0", " "), how) for label, value, how in table_of(metrics)]
+    assert [(label, value) for label, value, _ in rows] == [
+        ("Win rate", "80 % [70, 90] (n=12, fewer than 20)"), ("Gold score", "0.1 → 0.7"),
+        ("Gain in gold score", "0.6 [0.5, 0.7] (n=12, fewer than 20)"),
+        ("KL from the start", "4.8 [4.1, 5.5] nats an answer (n=12, fewer than 20)"),
+        ("Word that rose most", "“haha”, 6 % → 61 %"), ("Tripwires", "none"), ("Peak memory", "1,336 MiB"),
+        ("Odd thing", "7"),
+    ]  # fmt: skip
+    assert all(cell.strip() for row in rows for cell in row)
+    assert undeclared(metrics) == ["Odd thing"]
+    assert scarce(metrics, 20) == ["Win rate (12)", "Gain in gold score (12)", "KL from the start (12)"]
+
+
+def test_labels_and_readings_are_whole():
+    assert all(f.label and f.reading.endswith(".") and f.keys for f in FIGURES)
+    assert len({f.keys for f in FIGURES}) == len(FIGURES)
+
+
+def test_what_a_run_was_made_of(tmp_path: Path):
+    folder = tmp_path / "ppo" / "mine"
+    (tmp_path / "sft" / "a (b)#1").mkdir(parents=True)
+    (tmp_path / "sft" / "a (b)#1" / "report.html").write_text("")
+    given = seen(
+        "ppo", {"prompts": 1200, "dropped": 4}, folder,
+        inputs={
+            "init": Input("i" * 64, "sft:latest", stage="sft", name="a (b)#1"),
+            "reward": Input("r" * 64, "reward:x", stage="reward", name="x"),
+            "data": Input("d" * 64, path="/data/chats.jsonl"),
+        },
+        settings={"lr": 5e-4, "value_lr": 1e-3, "schedule": "linear", "warmup": 0.05, "batch_size": 64,
+                  "micro_batch": 32, "updates": 60},
+        times={"started": "2026-11-07T04:05:06+00:00", "finished": "2026-11-07T04:17:06+00:00"},
+        packages={"python": "3.11.7", "torch": "2.13"}, hardware={"device": "cpu", "dtype": "float32", "cpus": 2},
+        git={"commit": "c" * 40, "diff": "+"},
+    )  # fmt: skip
+    found = {term: list(parts) for term, parts in origins(given)}
+    assert found["Command"] == [Code("python -m align stage=…")]
+    assert found["Base"] == [f"org/tiny, revision 0123456789ab, sha256 {'b' * 12}…"]
+    assert found["Started from"] == [Link("sft:a (b)#1", "../../sft/a%20%28b%29%231/report.html")]
+    assert found["Reward"] == ["reward:x"]  # it does not lie here, and a link would lead nowhere
+    assert found["Data"] == [
+        f"chats.jsonl, sha256 {'d' * 12}…", "1,200 prompts; dropped 4 for being longer than 512 tokens",
+    ]  # fmt: skip
+    assert found["Learning rate"] == [
+        "0.0005, linear schedule, warmed up over 5\u00a0% of the steps", "0.001 for the value",
+    ]  # fmt: skip
+    assert found["Batch"] == ["64 answers an update, 32 at once"]
+    assert found["Seed"] == ["3"]
+    assert found["Started"] == ["7 November 2026, 04:05 UTC"]
+    assert found["Took"] == ["12 minutes"]
+    assert found["Computed on"] == ["cpu, float32, 2 processors"]
+    assert found["Versions"] == ["python 3.11.7, torch 2.13"]
+    assert "not committed" in str(found["Code"])
+    assert all(parts and all(parts) for parts in found.values())
+
+
+def test_a_base_that_a_run_made_is_a_parent(tmp_path: Path):
+    (tmp_path / "full" / "whole").mkdir(parents=True)
+    (tmp_path / "full" / "whole" / "report.html").write_text("")
+    made = Base("whole", str(tmp_path / "full" / "whole" / "artifact"), None, "w" * 64)
+    given = seen("ppo", {}, tmp_path / "ppo" / "mine")
+    given = Seen(given.folder, Manifest("ppo", "mine", 0, given.config, {}, made), "")
+    assert Link("full:whole", "../../full/whole/report.html") in dict(origins(given))["Base"]
+
+
+def pairs(count: int, odds: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": str(i), "group": str(i), "prompt": f"user: {i}?", "chosen": f"good {i}", "rejected": "<b>bad</b>",
+            "margin": odds if i % 4 else -odds * i, "log_odds": odds if i % 4 else -odds, "score_chosen": odds,
+            "score_rejected": 0.0,
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_the_order_within_a_pair_is_drawn_without_looking_at_the_label():
+    bins = reliability_bins(pairs(400, 1.1))
+    assert len(bins) == 2  # P = 0.25 and 0.75, and not all on one side
+    assert all(abs(b.predicted - b.observed) < 0.08 for b in bins)  # three in four are right, as they say
+    assert sum(b.count for b in bins) == 400
+
+
+def test_pairs_are_shown_from_both_ends(tmp_path: Path):
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(40, 1.0)))
+    html = finished_page(seen("reward", {"accuracy": interval(0.75, 0.6, 0.9, 40)}, tmp_path)).html()
+    assert "Judged right, by the widest margin" in html
+    assert html.index("good 36") > html.index("Judged wrong, by the widest margin")  # the worst of them
+    assert "good 32" in html
+    assert "&lt;b&gt;bad&lt;/b&gt;" in html
+    assert html.count("<img") == 2  # scores, calibration
