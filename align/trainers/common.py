@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.errors import require
+from align.models.finite import check_tensors
 from align.models.load import choose_checkpointing
 from align.run import Run
 from align.run.checkpoints import newest_checkpoint, seal, step_of
 from align.track import Progress, Tracker, progress
-from align.trainers.nan_guard import NanGuard
+from align.trainers.nan_guard import ANEW, NanGuard, trained_in
 
 datasets.disable_progress_bars()
 
@@ -170,14 +171,20 @@ def fit(
     checkpoint = newest_checkpoint(run)
     done = step_of(checkpoint)
     with track(done) as stream, progress(run.manifest.stage, steps, done) as bar:
-        trained = train(partial(make, arguments), model, Reporter(stream, bar, log_every, figures), checkpoint)
+        reporter = Reporter(stream, bar, log_every, figures)
+        trained = train(partial(make, arguments), model, reporter, checkpoint=checkpoint, ended=done >= steps)
         return FitResult(steps, trained, stream.rows())
 
 
 def train(
-    make: Callable[[], Trainer], model: nn.Module, callback: TrainerCallback, checkpoint: Path | None = None
-) -> int:
+    make: Callable[[], Trainer], model: nn.Module, *callbacks: TrainerCallback,
+    checkpoint: Path | None = None, ended: bool = False,
+) -> int:  # fmt: skip
     """Build the trainer around `model` and train, quietly and in fp32, from `checkpoint` where there is one.
+
+    Args:
+        ended: training had ended at `checkpoint`, whose weights are the result. A Trainer would take one more step: it
+            looks behind a step whether that was the last.
 
     Returns:
         the number of trained weights.
@@ -185,11 +192,26 @@ def train(
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantised(model)}
     trainer = make()
     trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
-    trainer.add_callback(callback)
-    trainer.add_callback(NanGuard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32"))
+    guard = NanGuard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32")
+    for callback in (*callbacks, guard):
+        trainer.add_callback(callback)
     trained = trainable_in_fp32(model, start)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and ended:
+        put_back(trainer, checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trained
+
+
+def put_back(trainer: Trainer, checkpoint: Path) -> None:
+    """Give the trainer's model the weights that it had at `checkpoint`.
+
+    Raises:
+        CorruptFile: one of them is not finite.
+    """
+    trainer._load_from_checkpoint(str(checkpoint))
+    assert isinstance(trainer.model, nn.Module)
+    check_tensors(trained_in(trainer.model).items(), "checkpoint", checkpoint.name, ANEW)
 
 
 def quantised(model: nn.Module) -> bool:

@@ -35,13 +35,13 @@ class NanGuard(TrainerCallback):
         model: Any = None, optimizer: Any = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         if state.global_step:
-            tensors = {**trained(model), **dict(optimiser_state(optimizer))}
+            tensors = {**trained_in(model), **dict(optimiser_state(optimizer))}
             check_tensors(tensors.items(), "checkpoint", f"checkpoint-{state.global_step}", ANEW)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        gradients = [p.grad for p in trained(model).values() if p.grad is not None]
+        gradients = [p.grad for p in trained_in(model).values() if p.grad is not None]
         if not args.fp16 and not math.isfinite(float(nn.utils.get_total_norm(gradients))):
             raise self.stop(state.global_step + 1, "the gradient is not finite", args, model)
 
@@ -54,11 +54,11 @@ class NanGuard(TrainerCallback):
                 raise self.stop(state.global_step, f"{name} is {logs[name]}", args, model)
 
     def stop(self, step: int, what: str, args: TrainingArguments, model: nn.Module) -> InputError:
-        problem = f"step {step}: {what}{where(trained(model))}: the run has diverged"
+        problem = f"step {step}: {what}{where(trained_in(model))}: the run has diverged"
         return diverged(problem, args.learning_rate, self.dtype)
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def trained_in(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 

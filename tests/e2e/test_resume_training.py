@@ -95,7 +95,7 @@ def with_dropout(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def stages(
     tmp_path: Path, tiny_model: Path, chats: Path, with_dropout: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str, str], Stage]:
+) -> Callable[..., Stage]:
     """A kind of training in a folder of its own, all on the same few rows."""
     pairs = tmp_path / "pairs.jsonl"
     asked = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
@@ -125,8 +125,8 @@ def stages(
         "dpo": ("stage=dpo", *on_pairs),
     }
 
-    def stage(kind: str, root: str) -> Stage:
-        return Stage(tmp_path / root, monkeypatch, *commands[kind], *PACE)
+    def stage(kind: str, root: str, *more: str) -> Stage:
+        return Stage(tmp_path / root, monkeypatch, *commands[kind], *PACE, *more)
 
     return stage
 
@@ -135,7 +135,7 @@ KINDS = ("sft", "sft, packed", "sft, dropout", "full", "full, packed", "full, dr
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward"])
-def test_killed_in_its_second_epoch_it_goes_on_to_the_bit(stages: Callable[[str, str], Stage], kind: str) -> None:
+def test_killed_in_its_second_epoch_it_goes_on_to_the_bit(stages: Callable[..., Stage], kind: str) -> None:
     whole, parts = stages(kind, "whole"), stages(kind, "parts")
     assert whole.run() == 0
     steps = len(read_rows(whole.folder / "metrics.jsonl"))
@@ -149,10 +149,24 @@ def test_killed_in_its_second_epoch_it_goes_on_to_the_bit(stages: Callable[[str,
     assert parts.outcome() == whole.outcome()
 
 
+@pytest.mark.parametrize("kind", ["sft", "full", "dpo"])
+def test_killed_behind_its_last_step_in_the_middle_of_an_epoch_it_takes_no_further_one(
+    stages: Callable[..., Stage], kind: str
+) -> None:
+    half = "stage.epochs=0.5"
+    whole, parts = stages(kind, "whole", half), stages(kind, "parts", half)
+    assert whole.run() == 0
+    last = len(read_rows(whole.folder / "metrics.jsonl"))
+    assert parts.run(last) == 130
+    assert parts.checkpoints()[-1] == f"checkpoint-{last}"
+    assert parts.run() == 0
+    assert parts.outcome() == whole.outcome()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_the_first_and_last_step_of_every_epoch_twice_in_a_row(
-    stages: Callable[[str, str], Stage], kind: str
+    stages: Callable[..., Stage], kind: str
 ) -> None:
     """All of them one after another; and at both sides of the first epoch's end, then again before another checkpoint
     is written."""
@@ -179,7 +193,7 @@ def test_killed_at_the_first_and_last_step_of_every_epoch_twice_in_a_row(
 
 
 def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(
-    stages: Callable[[str, str], Stage], capsys: pytest.CaptureFixture[str]
+    stages: Callable[..., Stage], capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, torn = stages("sft", "whole"), stages("sft", "torn")
     assert whole.run() == 0
@@ -196,7 +210,7 @@ def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(
 
 
 def test_the_model_with_dropout_draws_random_numbers_while_it_trains(
-    stages: Callable[[str, str], Stage], with_dropout: Path, tmp_path: Path
+    stages: Callable[..., Stage], with_dropout: Path, tmp_path: Path
 ) -> None:
     """Else the kinds with dropout say nothing."""
     without = tmp_path / "without"
