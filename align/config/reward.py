@@ -33,6 +33,9 @@ class RewardStageConfig(Settings):
     adam_beta2: float = training.adam_beta2()
     max_grad_norm: float = training.max_grad_norm()
     held_out: float = training.held_out()
+    eval_every: int | None = training.eval_every()
+    publish: str = training.publish()
+    patience: int | None = training.patience()
     log_every: int = training.log_every()
     save_every: int = training.save_every(50)
     gradient_checkpointing: str = training.gradient_checkpointing()
@@ -44,6 +47,7 @@ class RewardStageConfig(Settings):
 
     def check_together(self) -> None:
         training.settled_batch(self)
+        training.measured_on_the_way(self.eval_every, self.publish, self.patience)
 
     def check(self, config: Config) -> None:
         training.of_pairs(config.data.name, config.data.reasoning)

@@ -42,6 +42,9 @@ class SftConfig(Settings):
     max_grad_norm: float = training.max_grad_norm()
     packing: bool = setting(False, "Put several short rows into one, told apart by their positions.")
     eval_size: int = setting(256, "Held-out documents that the loss is measured on.", above=0)
+    eval_every: int | None = training.eval_every()
+    publish: str = training.publish()
+    patience: int | None = training.patience()
     log_every: int = training.log_every()
     save_every: int = training.save_every(100)
     gradient_checkpointing: str = training.gradient_checkpointing()
@@ -49,6 +52,7 @@ class SftConfig(Settings):
     def check_together(self) -> None:
         require(self.name in ("sft", "full"), "stage.name", self.name, "is not a choice here", "Write stage=sft.")
         training.settled_batch(self)
+        training.measured_on_the_way(self.eval_every, self.publish, self.patience)
 
     def check(self, config: Config) -> None:
         full = config.method.name == "full"

@@ -71,6 +71,26 @@ def save_every(default: int, steps: str = "Steps") -> Any:
     return setting(default, f"{steps} between two checkpoints.", above=0)
 
 
+def eval_every() -> Any:
+    return setting(
+        None, "Steps between two measurements of the held-out loss while it trains; the last step is measured too. "
+        "Empty: none.", above=0,
+    )  # fmt: skip
+
+
+def publish() -> Any:
+    return setting(
+        "last", "What is published: the weights of the last step, or the best, of the step with the lowest held-out "
+        "loss that eval_every measured.", choices=("last", "best"),
+    )  # fmt: skip
+
+
+def patience() -> Any:
+    return setting(
+        None, "Measurements in a row without a lower held-out loss after which training ends. Empty: never.", above=0
+    )
+
+
 def held_out() -> Any:
     return setting(
         0.1, "Share of the prompts whose pairs the model is measured on and never trained on.", above=0, below=1
@@ -106,6 +126,29 @@ def whole_micro_batches(batch: int, micro: int) -> None:
     require(
         batch % micro == 0, "stage.batch_size", batch, f"is not a multiple of stage.micro_batch={micro}",
         "Make it one: gradients are accumulated over whole micro-batches.",
+    )  # fmt: skip
+
+
+def measured_on_the_way(eval_every: int | None, publish: str, patience: int | None) -> None:
+    """Raises InputError where something is to follow from measurements that nobody asked for."""
+    needs = {"stage.publish": publish if publish == "best" else None, "stage.patience": patience}
+    for key, value in needs.items():
+        require(
+            value is None or eval_every is not None, key, value, "goes by the held-out loss while it trains",
+            "Add stage.eval_every=STEPS.",
+        )  # fmt: skip
+
+
+def held_out_for(eval_every: int | None, held_out: int, share: str) -> None:
+    """Raises InputError where the held-out loss is to be measured and nothing is held out.
+
+    Args:
+        held_out: how many rows or pairs there are to measure on.
+        share: the key that says how many.
+    """
+    require(
+        eval_every is None or held_out > 0, "stage.eval_every", eval_every, "nothing is held out to measure on",
+        f"Raise {share}, name a file in data.eval_path, or drop it.",
     )  # fmt: skip
 
 

@@ -55,22 +55,42 @@ def write_checkpoint(run: Run, step: int, write: Callable[[Path], None], keep: i
     final = run.checkpoints / f"checkpoint-{step}"
     shutil.rmtree(final, ignore_errors=True)  # of a run that was cut short behind it and continued before it
     temporary.replace(final)
-    for old in found_in(run)[keep:]:
-        shutil.rmtree(old)
+    remove_old(run.checkpoints, keep)
 
 
-def found_in(run: Run) -> list[Path]:
+def found_in(checkpoints: Path) -> list[Path]:
     """The folders of checkpoints, newest first."""
-    return sorted(run.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
+    return sorted(checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
 
 
-def newest_checkpoint(run: Run, say: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint that is whole; torn or altered ones are named, removed and passed over."""
+def remove_old(checkpoints: Path, keep: int, best: Path | None = None) -> None:
+    """Remove all but the newest `keep`; the best, where it is older, stays in place of the oldest of these."""
+    kept = found_in(checkpoints)[:keep]
+    if best is not None and best not in kept:
+        kept[-1] = best
+    for old in found_in(checkpoints):
+        if old not in kept:
+            shutil.rmtree(old)
+
+
+def beside(checkpoint: Path, step: int) -> Path:
+    """The folder of another checkpoint of the same run."""
+    return checkpoint.with_name(f"checkpoint-{step}")
+
+
+def newest_checkpoint(
+    run: Run, say: Callable[[str], None] = print, whole: Callable[[Path], bool] = sealed
+) -> Path | None:
+    """The newest checkpoint that is whole; torn or altered ones are named, removed and passed over.
+
+    Args:
+        whole: whether a checkpoint can be continued from.
+    """
     if not run.resumed:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return None
-    for folder in found_in(run):
-        if sealed(folder):
+    for folder in found_in(run.checkpoints):
+        if whole(folder):
             say(f"continuing from {folder.name}")
             return folder
         say(f"{folder.name} is torn or altered: passed over")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from align.config.dpo import DpoConfig
 from align.config.root import Config
+from align.config.training import held_out_for
 from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
@@ -40,6 +41,7 @@ from align.stages.inputs import lora_of, start
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.dpo import FIGURES, REFERENCE, dpo_trainer
+from align.trainers.evaluation import Measuring
 from align.types import Preference, Result
 
 
@@ -59,6 +61,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         f"{len(train)} pairs to train on, {len(test)} held out, "
         f"{dropped + dropped_test} longer than {max_length} tokens"
     )
+    held_out_for(stage.eval_every, len(test), "stage.held_out")
 
     # The policy is the supervised adapter, or a fresh one on a whole model.
     model, adapter = load_base(base, config.method.name, device, dtype), adapter_folder(artifact)
@@ -73,24 +76,24 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     else:
         model = attach(model, adapter, "default", trainable=True)
 
+    # Held-out pairs by the implicit reward, log π / π_ref of an answer.
+    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
+    by_token = stage.loss == "ipo"
+    gaps = partial(reward_gaps, model, pairs, tokenizer.pad_token_id, by_token, stage.lr, config.dtype)
+    loss = partial(dpo_loss, beta=stage.beta, kind=stage.loss)
     fitted = fit(
         partial(dpo_trainer, model, tokenizer, [pair for _, pair in train], beta=stage.beta, loss=stage.loss),
         model, Training.of(stage, config.seed), len(train), run,
+        Measuring.by(lambda step: float(loss(gaps(step))), stage),
         device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
     )  # fmt: skip
 
-    # Held-out pairs by the implicit reward, log π / π_ref of an answer.
-    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
-    gap = reward_gaps(model, pairs, tokenizer.pad_token_id, by_token=stage.loss == "ipo")
-    if count := not_finite(gap):
-        what = f"{count} of {len(gap)} held-out pairs have margins that are no numbers after step {fitted.steps}"
-        raise diverged(f"{what}: nothing is published", stage.lr, config.dtype)
-    losses = (float(dpo_loss(of, stage.beta, stage.loss)) for of in (torch.zeros(1), gap))
+    gap = gaps(fitted.published_step)
+    losses = (float(loss(of)) for of in (torch.zeros(1), gap))
     metrics = {
         **held_out_figures(held_out, gap),
         **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
-        "dropped": dropped + dropped_test, "steps": fitted.steps, "trained_weights": fitted.trained_weights,
-        "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
+        "dropped": dropped + dropped_test, **fitted.figures, "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
 
     # Publish.
@@ -98,14 +101,26 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     save_tokenizer(tokenizer, run.artifact)
     sure = stage.beta if stage.loss == "sigmoid" else None  # the other loss says nothing of probabilities
     write_held_out(run.folder / "held_out.jsonl", held_out, gap, log_odds=sure)
-    return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}",))
+    return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}", fitted.said))
 
 
-def reward_gaps(model: Any, pairs: list[Pair], pad_id: int, by_token: bool) -> Tensor:
-    """By how much log π / π_ref of the better answer of each pair is above that of the worse [M]."""
+def reward_gaps(
+    model: Any, pairs: list[Pair], pad_id: int, by_token: bool, lr: float, dtype: str, steps: int
+) -> Tensor:
+    """By how much log π / π_ref of the better answer of each pair is above that of the worse [M], as so many steps of
+    training left them.
+
+    Raises:
+        InputError: some are no numbers.
+    """
     policy, reference = (ModelActor(model.eval(), name) for name in ("default", REFERENCE))
     own, at_start = (margins(p, pairs, pad_id, by_token) for p in (policy, reference))
-    return own - at_start
+    model.set_adapter("default")  # which goes on training
+    gap = own - at_start
+    if count := not_finite(gap):
+        what = f"{count} of {len(gap)} held-out pairs have margins that are no numbers after step {steps}"
+        raise diverged(f"{what}: nothing is published", lr, dtype)
+    return gap
 
 
 @torch.no_grad()

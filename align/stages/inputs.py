@@ -19,6 +19,7 @@ from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.settings import changed
+from align.config.training import held_out_for
 from align.data.pairs import divided_pairs, pairs_records, prepared, read_pairs
 from align.data.sources import DataSource, data_records, divided_documents, prompts
 from align.data.split import same_split
@@ -77,6 +78,7 @@ def sft(config: Config) -> Inputs:
 
     def rows() -> tuple[Any, ...]:
         train, test = divided_documents(source_of(config), config.seed)
+        held_out_for(config.stage.eval_every, len(test), "data.held_out")
         return train, test[: config.stage.eval_size]
 
     return Inputs(config, name, base, {**records, **data_records(source_of(config))}, rows)
@@ -225,6 +227,7 @@ def pairs_of(config: Config) -> tuple[Any, ...]:
     source = source_of(config)
     prefs = read_pairs(source, store_url(config), config.project, config.data.allow_simulated)
     both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
+    held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
     return tuple([prepared(pref, source) for pref in side] for side in both)
 
 

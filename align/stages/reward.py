@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
+from align.config.training import held_out_for
 from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
@@ -37,6 +38,7 @@ from align.stages import tracker
 from align.stages.inputs import lora_of, open_store, start
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
+from align.trainers.evaluation import Measuring
 from align.trainers.reward import FIGURES, copy_adapter_weights, rankings, reward_trainer, score_head
 from align.types import Preference, Result
 from annotate.priority import prioritise
@@ -61,6 +63,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out, "
         f"{dropped + dropped_test} longer than {max_length} tokens"
     )
+    held_out_for(stage.eval_every, len(test), "stage.held_out")
 
     # The same base with a score head; LoRA from the SFT adapter, head from zero.
     adapter = adapter_folder(artifact)
@@ -70,19 +73,21 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     model = with_new_adapter(model, lora, classifier=True)
     copied = copy_adapter_weights(model, adapter)
 
+    # Held-out pairs, scored where training read the score.
+    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
+    scores = partial(pair_scores, model, pairs, tokenizer.pad_token_id, stage.lr, config.dtype)
     fitted = fit(
         partial(reward_trainer, model, tokenizer, judged), model, Training.of(stage, config.seed), len(judged), run,
+        Measuring.by(lambda step: pair_loss(scores(step)), stage),
         device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
     )  # fmt: skip
 
-    # Held-out pairs, scored where training read the score.
-    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
-    scores_M2 = pair_scores(model, pairs, tokenizer.pad_token_id, fitted.steps, stage.lr, config.dtype)
+    scores_M2 = scores(fitted.published_step)
     gap = scores_M2[:, 0] - scores_M2[:, 1]
     metrics = {
         **held_out_figures(held_out, gap),
-        "loss": float(-logsigmoid(gap).mean()), "pairs": len(train), "rankings": len(judged),
-        "held_out_pairs": len(test), "dropped": dropped + dropped_test, "steps": fitted.steps, "copied_tensors": copied,
+        "loss": pair_loss(scores_M2), "pairs": len(train), "rankings": len(judged),
+        "held_out_pairs": len(test), "dropped": dropped + dropped_test, **fitted.figures, "copied_tensors": copied,
         "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
 
@@ -99,10 +104,10 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
     figures = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
     notes = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
-    return Result(metrics, (*notes, f"held out: {figures}"))
+    return Result(metrics, (*notes, f"held out: {figures}", fitted.said))
 
 
-def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, steps: int, lr: float, dtype: str) -> Tensor:
+def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype: str, steps: int) -> Tensor:
     """Scores of the better and the worse answer of each pair [M, 2], as so many steps of training left them.
 
     Raises:
@@ -115,3 +120,8 @@ def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, steps: int, lr: 
         what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {steps}"
         raise diverged(f"{what}: nothing is published", lr, dtype)
     return each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
+
+
+def pair_loss(scores_M2: Tensor) -> float:
+    """Bradley–Terry's −log σ(gap), the mean over pairs, in nats."""
+    return float(-logsigmoid(scores_M2[:, 0] - scores_M2[:, 1]).mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from align.config.root import Config
 from align.config.sft import SftConfig
+from align.config.training import held_out_for
 from align.data.chat import Encoded, encode
 from align.data.template import use_template
 from align.errors import require
@@ -34,6 +35,7 @@ from align.stages import tracker
 from align.stages.inputs import lora_of, start
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
+from align.trainers.evaluation import Measuring
 from align.trainers.sft import FIGURES, packed_rows, sft_trainer
 from align.types import Document, Result
 
@@ -64,6 +66,7 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     )
     if train.unreasoned:
         print(f"{train.unreasoned} rows lose the reasoning of their answer to the chat template, and train without it")
+    held_out_for(stage.eval_every, len(test.rows), "data.held_out")
 
     # The model before training, then training, then the same measure again.
     model = load_base(base, config.method.name, device, dtype)
@@ -75,14 +78,16 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         before = adapter_folder(init) if init else None
         model = attach(model, before, "default", trainable=True) if before else with_new_adapter(model, lora_of(config))
-    at_start = measured(model, test.rows, tokenizer, f"of {base.id} before training", None, config.dtype)
+    measure = partial(measured, model, test.rows, tokenizer, base.id, stage.lr, config.dtype)
+    at_start = measure()
     rows = len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows)
     fitted = fit(
         partial(sft_trainer, model, tokenizer, train.rows, max_length=max_length, packing=stage.packing),
         model, Training.of(stage, config.seed), rows, run,
+        Measuring.by(partial(mean_loss, measure), stage),
         device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
     )  # fmt: skip
-    at_end = measured(model, test.rows, tokenizer, f"after step {fitted.steps}", stage.lr, config.dtype)
+    at_end = measure(fitted.published_step)
 
     # Publish.
     save_tokenizer(tokenizer, run.artifact)
@@ -91,12 +96,11 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     else:
         save_adapter(model, run.artifact, base)
     metrics = {
-        **held_out_figures(at_start, at_end), "held_out_rows": len(test.rows),
-        "trained_weights": fitted.trained_weights, "steps": fitted.steps, "train_rows": len(train.rows),
-        "train_tokens": train.tokens, "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered,
-        "cut": train.cut, "peak_rss_mb": peak_rss_mb(),
+        **held_out_figures(at_start, at_end), "held_out_rows": len(test.rows), **fitted.figures,
+        "train_rows": len(train.rows), "train_tokens": train.tokens, "dropped_too_long": train.too_long,
+        "dropped_unanswered": train.unanswered, "cut": train.cut, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    return Result(metrics, (in_a_line(metrics),))
+    return Result(metrics, (in_a_line(metrics), fitted.said))
 
 
 def in_a_line(metrics: Mapping[str, Any]) -> str:
@@ -107,9 +111,9 @@ def in_a_line(metrics: Mapping[str, Any]) -> str:
 
 
 def measured(
-    model: Any, rows: Sequence[Encoded], tokenizer: Any, what: str, lr: float | None, dtype: str
+    model: Any, rows: Sequence[Encoded], tokenizer: Any, base: str, lr: float, dtype: str, steps: int = 0
 ) -> HeldOutLoss | None:
-    """The loss on what is held out; None where nothing is.
+    """The loss on what is held out, after so many steps of training; None where nothing is held out.
 
     Raises:
         InputError: the loss is no number, or more than any model loses that says anything.
@@ -118,8 +122,16 @@ def measured(
         return None
     found = held_out_loss(model, rows, tokenizer.pad_token_id)
     if not found.mean < LARGEST_LOSS:
-        raise diverged(f"the held-out loss {what} is {found.mean:.3g} nats a token: nothing is published", lr, dtype)
+        what = f"after step {steps}" if steps else f"of {base} before training"
+        problem = f"the held-out loss {what} is {found.mean:.3g} nats a token: nothing is published"
+        raise diverged(problem, lr if steps else None, dtype)
     return found
+
+
+def mean_loss(measure: Callable[[int], HeldOutLoss | None], step: int) -> float:
+    found = measure(step)
+    assert found is not None, "nothing is held out"
+    return found.mean
 
 
 def held_out_figures(before: HeldOutLoss | None, after: HeldOutLoss | None) -> dict[str, Any]:

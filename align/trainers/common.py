@@ -24,11 +24,15 @@ from align.errors import require
 from align.models.finite import check_tensors
 from align.models.load import choose_checkpointing
 from align.run import Run
-from align.run.checkpoints import newest_checkpoint, seal, step_of
+from align.run.checkpoints import beside, newest_checkpoint, remove_old, seal, step_of
 from align.track import Progress, Tracker, progress
+from align.trainers.evaluation import Evaluation, Measuring, state_in
 from align.trainers.nan_guard import ANEW, NanGuard, trained_in
 
 datasets.disable_progress_bars()
+
+CHECKPOINTS = 2
+"""So many are kept; one of them is the best where that is published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ class Training:
             "activation_checkpointing": choose_checkpointing(self.gradient_checkpointing, device),
             "save_strategy": "steps",
             "save_steps": self.save_every,
-            "save_total_limit": 2,
+            "save_total_limit": None,  # the old ones go once the new one is sealed, see `Reporter`
             "logging_strategy": "steps",
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
@@ -135,13 +139,24 @@ class FitResult:
 
     Attributes:
         steps: of the optimiser, in the whole run.
+        published_step: the step whose weights the model has now.
+        ended_by: the setting that ended training: `epochs`, `max_steps` or `patience`.
         trained_weights: how many weights were trained.
         rows: of the run's metrics stream, those before a continued run's checkpoint too.
+        said: which step is published and why training ended, in words; empty where nothing was measured on the way.
     """
 
     steps: int
+    published_step: int
+    ended_by: str
     trained_weights: int
     rows: list[dict[str, Any]]
+    said: str
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {key: getattr(self, key) for key in ("steps", "published_step", "ended_by", "trained_weights")}
 
 
 def fit(
@@ -150,6 +165,7 @@ def fit(
     training: Training,
     rows: int,
     run: Run,
+    measuring: Measuring,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -158,28 +174,41 @@ def fit(
     figures: Mapping[str, str],
 ) -> FitResult:
     """Train `model` in place, from the run's newest checkpoint where there is one, with its metrics and its progress.
+    In the end it has the weights that are to be published.
 
     Args:
         make: the trainer around `model`, given the keyword arguments that TRL's configs have in common.
         rows: that an epoch has.
+        measuring: on what is held out.
         track: opens the run's metrics stream behind a step.
         log_every: how many steps between rows of `metrics.jsonl`.
         figures: the trainer's name of a figure → ours.
     """
     steps = training.steps(rows)
     arguments = training.arguments(run.checkpoints, device, dtype, steps)
-    checkpoint = newest_checkpoint(run)
+    checkpoint = newest_checkpoint(run, whole=measuring.whole)
     done = step_of(checkpoint)
+    ended = done >= steps or (checkpoint is not None and measuring.exhausted(state_in(checkpoint)))
     with track(done) as stream, progress(run.manifest.stage, steps, done) as bar:
-        reporter = Reporter(stream, bar, log_every, figures)
-        trained = train(partial(make, arguments), model, reporter, checkpoint=checkpoint, ended=done >= steps)
-        return FitResult(steps, trained, stream.rows())
+        evaluation = Evaluation(measuring)
+        reporter = Reporter(stream, bar, log_every, figures, evaluation)
+        callbacks = evaluation, reporter
+        trainer, trained = train(partial(make, arguments), model, *callbacks, checkpoint=checkpoint, ended=ended)
+        measured = stream.rows()
+    state = trainer.state
+    published = measuring.published(state)
+    if published != state.global_step:
+        put_back(trainer, run.checkpoints / f"checkpoint-{published}")
+    last = "max_steps" if training.max_steps else "epochs"
+    ended_by = "patience" if measuring.exhausted(state) else last
+    said = measuring.in_words(state, steps)
+    return FitResult(state.global_step, published, ended_by, trained, measured, said)
 
 
 def train(
     make: Callable[[], Trainer], model: nn.Module, *callbacks: TrainerCallback,
     checkpoint: Path | None = None, ended: bool = False,
-) -> int:  # fmt: skip
+) -> tuple[Trainer, int]:  # fmt: skip
     """Build the trainer around `model` and train, quietly and in fp32, from `checkpoint` where there is one.
 
     Args:
@@ -187,7 +216,7 @@ def train(
             looks behind a step whether that was the last.
 
     Returns:
-        the number of trained weights.
+        the trainer, in whose state training ended, and the number of trained weights.
     """
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantised(model)}
     trainer = make()
@@ -198,9 +227,10 @@ def train(
     trained = trainable_in_fp32(model, start)
     if checkpoint and ended:
         put_back(trainer, checkpoint)
+        trainer.state = state_in(checkpoint)
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return trained
+    return trainer, trained
 
 
 def put_back(trainer: Trainer, checkpoint: Path) -> None:
@@ -232,15 +262,19 @@ def trainable_in_fp32(model: nn.Module, start: Mapping[str, Tensor]) -> int:
 
 
 class Reporter(TrainerCallback):
-    """Carries what a Trainer logs to the run's one metrics stream, and seals each checkpoint with its hashes.
+    """Carries what a Trainer logs to the run's one metrics stream, and seals each checkpoint with its hashes; then the
+    old ones go.
 
     Args:
         every: how many steps between rows of `metrics.jsonl`.
         names: the Trainer's name of a figure → ours; the first two are shown beside the progress bar.
+        evaluation: has the held-out loss of a step that is to be logged.
     """
 
-    def __init__(self, track: Tracker, bar: Progress, every: int, names: Mapping[str, str]) -> None:
-        self.track, self.bar, self.every, self.names = track, bar, every, names
+    def __init__(
+        self, track: Tracker, bar: Progress, every: int, names: Mapping[str, str], evaluation: Evaluation
+    ) -> None:
+        self.track, self.bar, self.every, self.names, self.evaluation = track, bar, every, names, evaluation
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -248,11 +282,17 @@ class Reporter(TrainerCallback):
         figures = {ours: logs[theirs] for theirs, ours in self.names.items() if theirs in (logs or {})}
         if not figures:
             return
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self.track.log(state.global_step, figures)
-        self.bar.advance(state.global_step, **dict(list(figures.items())[:2]))  # whoever watches finds the row
+        step, losses = state.global_step, self.evaluation.losses
+        shown = dict(list(figures.items())[:2])
+        if losses:
+            shown["held_out_loss"] = losses[max(losses)]
+        measured = {"held_out_loss": losses[step]} if step in losses else {}
+        if measured or step % self.every == 0 or step == state.max_steps:
+            self.track.log(step, figures | measured)
+        self.bar.advance(step, **shown)  # whoever watches finds the row
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
         seal(folder)
+        remove_old(folder.parent, CHECKPOINTS, beside(folder, self.evaluation.measuring.published(state)))

@@ -30,18 +30,22 @@ PACE = (
 
 
 class Killed(Reporter):
-    """Ends the process, as far as the stage can tell, at the end of one step: behind its checkpoint or before it."""
+    """Ends the process, as far as the stage can tell, at the end of one step: before its checkpoint (what is held out
+    has been measured), inside it (it has no seal yet), or behind it."""
 
-    at, behind = 0, True
+    at, place = 0, "behind"
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_save(args, state, control, **kwargs)
-        if self.behind and state.global_step == self.at:
+    def here(self, state: Any, place: str) -> None:
+        if state.global_step == self.at and place == self.place:
             raise KeyboardInterrupt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.behind and state.global_step == self.at:
-            raise KeyboardInterrupt
+        self.here(state, "before")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.here(state, "inside")
+        super().on_save(args, state, control, **kwargs)
+        self.here(state, "behind")
 
 
 class Stage:
@@ -50,10 +54,10 @@ class Stage:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
         self.root, self.patch, self.command = root, monkeypatch, command
 
-    def run(self, at: int = 0, behind: bool = True) -> int:
-        """The exit status; killed at the end of step `at`, if at all, `behind` its checkpoint or before it."""
+    def run(self, at: int = 0, place: str = "behind") -> int:
+        """The exit status; killed at the end of step `at`, if at all, see `Killed`."""
         torch.manual_seed(at)  # a run must not depend on what ran before it in this process
-        killed = type("Killed", (Killed,), {"at": at, "behind": behind})
+        killed = type("Killed", (Killed,), {"at": at, "place": place})
         with self.patch.context() as patch:
             if at:
                 patch.setattr(common, "Reporter", killed)
@@ -67,6 +71,11 @@ class Stage:
     def checkpoints(self) -> list[str]:
         found = (self.folder / "checkpoints").glob("checkpoint-*")
         return [p.name for p in sorted(found, key=step_of)]
+
+    def losses(self) -> dict[int, float]:
+        """Step → held-out loss."""
+        rows = read_rows(self.folder / "metrics.jsonl")
+        return {row["step"]: row["held_out_loss"] for row in rows if "held_out_loss" in row}
 
     def outcome(self) -> dict[str, Any]:
         """All that must be the same, whatever happened on the way."""
@@ -105,14 +114,12 @@ def stages(
     ]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     on_chats = ("model=hub", "data=jsonl", f"data.path={chats}", "data.limit=20", "data.held_out=0.25")
-    on_pairs = (
-        f"init={tiny_model}",
-        "data=jsonl",
-        f"data.path={pairs}",
-        "data.limit=20",
-        "stage.held_out=0.2",
-        "data.held_out=0.25",
-    )
+    noisy = tmp_path / "noisy.jsonl"  # every other pair the wrong way round: soon learned by heart
+    sides = ({}, {"chosen": "rejected", "rejected": "chosen"})
+    turned = [{sides[i % 2].get(key, key): value for key, value in row.items()} for i, row in enumerate(rows)]
+    noisy.write_text("".join(json.dumps(row) + "\n" for row in turned), encoding="utf-8")
+    held = ("data=jsonl", "data.limit=20", "stage.held_out=0.2", "data.held_out=0.25")
+    on_pairs, on_noise = ((f"init={tiny_model}", f"data.path={path}", *held) for path in (pairs, noisy))
     packed = ("stage.packing=true", "data.max_length=96")
     commands = {
         "sft": ("stage=sft", f"model.path={tiny_model}", *on_chats),
@@ -123,6 +130,8 @@ def stages(
         "full, dropout": ("stage=full", f"model.path={with_dropout}", *on_chats),
         "reward": ("stage=reward", *on_pairs),
         "dpo": ("stage=dpo", *on_pairs),
+        "reward, noisy": ("stage=reward", *on_noise),
+        "dpo, noisy": ("stage=dpo", *on_noise),
     }
 
     def stage(kind: str, root: str, *more: str) -> Stage:
@@ -187,7 +196,7 @@ def test_killed_at_the_first_and_last_step_of_every_epoch_twice_in_a_row(
         twice = stages(kind, f"twice-{first}")
         assert twice.run(first) == 130
         assert twice.checkpoints()[-1] == f"checkpoint-{first}"
-        assert twice.run(second, behind=False) == 130
+        assert twice.run(second, "before") == 130
         assert twice.run() == 0
         assert twice.outcome() == expected
 
@@ -224,3 +233,95 @@ def test_the_model_with_dropout_draws_random_numbers_while_it_trains(
         assert stage.run() == 0
         losses.append([row["loss"] for row in read_rows(stage.folder / "metrics.jsonl")])
     assert not set(losses[0]) & set(losses[1])
+
+
+# Measured while it trains.
+
+EVALUATED = ("stage.eval_every=2", "stage.save_every=3", "stage.epochs=8", "stage.schedule=constant")
+UNTIL_IT_RISES = (*EVALUATED, "stage.publish=best", "stage.patience=2")
+RISING = {
+    "sft": "stage.lr=0.03", "full, dropout": "stage.lr=0.05", "reward, noisy": "stage.lr=0.02",
+    "dpo, noisy": "stage.lr=0.03",
+}  # fmt: skip
+"""Kinds of training whose held-out loss falls, and then rises."""
+
+
+def risen(stages: Callable[..., Stage], kind: str) -> tuple[Stage, int, int]:
+    """A run that was not killed, whose patience ran out; its best step and its last."""
+    whole = stages(kind, "whole", *UNTIL_IT_RISES, RISING[kind])
+    assert whole.run() == 0
+    losses = whole.losses()
+    best, last = min(losses, key=losses.__getitem__), max(losses)
+    assert list(losses) == list(range(2, last + 1, 2))
+    assert 2 < best == last - 4  # two measurements behind it none was lower
+    assert last < 8 * 3
+    return whole, best, last
+
+
+@pytest.mark.parametrize("kind", ["sft", *(pytest.param(k, marks=pytest.mark.slow) for k in RISING if k != "sft")])
+def test_killed_around_its_best_step_and_while_patience_runs(
+    stages: Callable[..., Stage], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, best, last = risen(stages, kind)
+    said, metrics = capsys.readouterr().out, read_manifest(whole.folder).metrics
+    assert f"step {best} is published, the lowest held-out loss; training ended at step {last} of " in said
+    assert (metrics["published_step"], metrics["steps"], metrics["ended_by"]) == (best, last, "patience")
+    after = metrics.get("loss_after", metrics.get("loss"))
+    assert after == whole.losses()[best]  # what is published is what was measured then
+    between, ended = (best, "before"), (last, "before")
+    for kills in (
+        [between, (best, "inside"), (best, "behind"), (best + 2, "before"), ended, (last, "inside"), (last, "behind")],
+        [(best - 2, "behind"), between, ended],
+    ):
+        killed = stages(kind, f"killed-{len(kills)}", *UNTIL_IT_RISES, RISING[kind])
+        for at, place in kills:
+            assert killed.run(at, place) == 130
+            assert len(killed.checkpoints()) <= 2 + (place == "inside")
+        assert killed.run() == 0
+        assert killed.outcome() == whole.outcome()
+
+
+def test_the_best_is_kept_until_there_is_a_better_one_and_is_missed_where_it_is_altered(
+    stages: Callable[..., Stage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, best, last = risen(stages, "sft")
+    altered = stages("sft", "altered", *UNTIL_IT_RISES, RISING["sft"])
+    assert altered.run(last) == 130
+    assert altered.checkpoints() == [f"checkpoint-{best}", f"checkpoint-{last}"]
+    weights = altered.folder / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    capsys.readouterr()
+    assert altered.run() == 0
+    assert f"checkpoint-{last} is torn or altered" in capsys.readouterr().out
+    assert altered.outcome() == whole.outcome()
+
+
+@pytest.mark.parametrize(
+    "kind", ["sft, dropout", "reward", "dpo", pytest.param("full, dropout", marks=pytest.mark.slow)]
+)
+def test_whoever_is_measured_trains_on_as_if_nobody_had_asked(
+    stages: Callable[..., Stage], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit; and even where asking draws random numbers."""
+    alone, asked = stages(kind, "alone"), stages(kind, "asked", "stage.eval_every=1")
+    assert alone.run() == 0
+    from align.trainers.evaluation import Measuring
+
+    def drawing(loss: Callable[[int], float], settings: Any) -> Measuring:
+        return Measuring(lambda step: loss(step) + 0 * float(torch.rand(1)), settings.eval_every)
+
+    monkeypatch.setattr(Measuring, "by", drawing)
+    assert asked.run() == 0
+    rows = [read_rows(stage.folder / "metrics.jsonl") for stage in (alone, asked)]
+    assert asked.losses().keys() == {row["step"] for row in rows[0]}
+    assert [{k: v for k, v in row.items() if k != "held_out_loss"} for row in rows[1]] == rows[0]
+    tensors = [file_digest(next(stage.folder.glob("artifact/*.safetensors"))) for stage in (alone, asked)]
+    assert tensors[0] == tensors[1]
+
+
+def test_nothing_to_measure_on_is_said_before_torch_is_asked(
+    stages: Callable[..., Stage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = stages("sft", "nothing", "stage.eval_every=2", "data.held_out=0")
+    assert nothing.run() == 2
+    assert "stage.eval_every=2: nothing is held out to measure on. Raise data.held_out" in capsys.readouterr().err
