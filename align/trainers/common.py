@@ -199,8 +199,7 @@ def fit(
     published = measuring.published(state)
     if published != state.global_step:
         put_back(trainer, run.checkpoints / f"checkpoint-{published}")
-    last = "max_steps" if training.max_steps else "epochs"
-    ended_by = "patience" if measuring.exhausted(state) else last
+    ended_by = "patience" if state.global_step < steps else "max_steps" if training.max_steps else "epochs"
     said = measuring.in_words(state, steps)
     return FitResult(state.global_step, published, ended_by, trained, measured, said)
 

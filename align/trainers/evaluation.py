@@ -64,7 +64,7 @@ class Measuring:
         step, taken = self.published(state), state.global_step
         which = "the lowest held-out loss" if self.publish == "best" else "the last"
         said = f"step {step} is published, {which}"
-        if self.exhausted(state):
+        if taken < planned:
             said += (
                 f"; training ended at step {taken} of {planned}, after {self.patience} measurements without a lower one"
             )

@@ -25,7 +25,7 @@ disable_caching()  # a continued run packs and maps its rows by itself
 EPOCHS = 3
 PACE = (
     "stage.batch_size=4", "stage.micro_batch=2", "stage.log_every=1", "stage.save_every=1", f"stage.epochs={EPOCHS}",
-    "method.r=4", "device=cpu",
+    "device=cpu",
 )  # fmt: skip
 
 
@@ -135,7 +135,8 @@ def stages(
     }
 
     def stage(kind: str, root: str, *more: str) -> Stage:
-        return Stage(tmp_path / root, monkeypatch, *commands[kind], *PACE, *more)
+        adapter = () if kind.startswith("full") else ("method.r=4",)
+        return Stage(tmp_path / root, monkeypatch, *commands[kind], *PACE, *adapter, *more)
 
     return stage
 
