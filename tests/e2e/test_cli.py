@@ -23,6 +23,7 @@ from processes import Ended, Forks, reached
 from align.__main__ import STAGES, main, shadow_free_path
 
 ROOT = Path(__file__).resolve().parents[2]
+ASKED = "".join(f'{{"messages": [{{"role": "user", "content": "only asks {i}"}}]}}\n' for i in range(40))
 RUN_FILES = {"artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl"}
 
 
@@ -148,7 +149,7 @@ def test_a_wrong_command_line_as_a_process(tmp_path: Path):
         ('{"messages": [{"role": "user", "content": "a"}]}\n{"wrong": 1}\n', ["row 2", "has no field to learn from"]),
         ('{"text": "a"}\n\n{broken\n', ["row 3"]),
         ('{"messages": [{"role": "robot", "content": "a"}]}\n', ["row 1", "robot"]),
-        ('{"messages": [{"role": "user", "content": "only asks"}]}\n' * 3, ["leaves nothing to train on"]),
+        (ASKED, ["leaves nothing to train on"]),
     ],
     ids=["missing", "empty", "no field", "no JSON", "no role", "no answer"],
 )

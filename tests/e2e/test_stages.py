@@ -58,7 +58,7 @@ def manifests(runs: dict[str, Path]) -> dict[str, Manifest]:
     ("name", "streams", "artifact"),
     [
         ("sft", STREAMS, ADAPTER | TOKENIZER),
-        ("sample", STREAMS, {"ledger.json"}),
+        ("sample", STREAMS | {"samples.jsonl"}, {"ledger.json"}),
         ("annotate", set(), {"ledger.json"}),
         ("reward", STREAMS | {"held_out.jsonl"}, ADAPTER | TOKENIZER),
         ("ppo", STREAMS, ADAPTER | TOKENIZER | {"value"}),

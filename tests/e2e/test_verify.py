@@ -19,7 +19,7 @@ def verified(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) ->
     assert main(["stage=verify", *words, *SHORT, f"run.root={root}"]) == 0, capfd.readouterr()
     out = capfd.readouterr().out
     assert "all 12 anchors hold" in out
-    assert "about" in out.splitlines()[0]  # how long it will take
+    assert "about" in out.splitlines()[1]  # how long it will take
     return read_manifest(Path(out.splitlines()[-1])).metrics
 
 

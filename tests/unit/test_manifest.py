@@ -132,8 +132,8 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
 
 def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: Path) -> None:
     names = {
-        "data.path": "data", "init": "init", "artifact": "artifact", "reward.ref": "reward", "reward.refs": "reward",
-        "model.path": "base", "model.revision": "base",
+        "data.path": "data", "data.eval_path": "eval_data", "init": "init", "artifact": "artifact",
+        "reward.ref": "reward", "reward.refs": "reward", "model.path": "base", "model.revision": "base",
     }  # fmt: skip
     assert input_names() == names
     config = composed("stage=ppo", "data=jsonl", "data.path=a.jsonl", "init=sft:latest", "model=pocket")
