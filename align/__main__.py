@@ -8,23 +8,28 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from align.config.options import OPENED, OWN_FOLDER, CommandLine, parse
 from align.config.stages import STAGES
-from align.errors import AlignError, InputError
+from align.errors import AlignError, require
 from align.redaction import excepthook, masked_argument
 
 if TYPE_CHECKING:
     from align.config.root import Config
+    from align.config.sweep import Job
 
 USAGE = """usage: python -m align stage=STAGE [group=choice] [key=value]
        python -m align - < LINES    several such lines in one go, until one fails
 
-  --cfg job     print the configuration that would run, and stop
-  --help        this page; with stage=STAGE every key that the stage reads
-  --version     the version
+  -m, --multirun         a run for each combination of values: stage.lr=1e-4,2e-4 seed=range(0,3) method=lora,qlora
+  +experiment=NAME       the settings of your file conf/experiment/NAME.yaml
+  -cd, --config-dir DIR  your own group files are in DIR, not in ./conf
+  -c, --cfg job          print the configuration that would run, and stop; with --resolve what interpolations come to
+  -h, --help             this page; with stage=STAGE every key that the stage reads
+  --version              the version
 
 stages
 {stages}
@@ -49,8 +54,13 @@ def help_on(arguments: Sequence[str]) -> str:
     return help_text(named[-1], chosen.get("reward"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status of the contract: 0, 1, 2 or 130."""
+def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = lambda folder: None) -> int:
+    """Run one command line; returns the exit status of the contract: 0, 1, 2 or 130.
+
+    Args:
+        argv: its words; those of this process where it is None.
+        opened: is told the run's folder once it is open.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"--help", "-h"} & set(arguments):
         print(help_on(arguments), end="")
@@ -64,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("align (not installed)")
         return 0
     try:
-        return lines_of(sys.stdin) if arguments == ["-"] else command(arguments)
+        return lines_of(sys.stdin) if arguments == ["-"] else command(parse(arguments), opened)
     except AlignError as error:
         print(f"align: {error}", file=sys.stderr)
         return error.exit_status
@@ -73,47 +83,77 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def command(arguments: list[str]) -> int:
-    if "--cfg" in arguments:
-        show(arguments)
+def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
+    if line.print_job:
+        show(line)
         return 0
-    config = composed(arguments)
+    if line.multirun:
+        from align.batch import sweep
+
+        jobs = jobs_in(line)
+        stages = dict.fromkeys(job.config.stage.name for job in jobs)
+        return sweep([((*line.options, *job.words), job.swept) for job in jobs], stages, main)
+    config = composed(line.words, line.search)
     from align.stages import execute
 
-    return execute(config)
+    return execute(config, opened)
 
 
-def show(arguments: list[str]) -> None:
-    """`--cfg job`: print the configuration that the other arguments make, where a run would take it."""
-    from align.config.compose import as_yaml, check, compose_raw
+def show(line: CommandLine) -> None:
+    """`--cfg job`: print the configuration that the line makes, where a run would take it; with `-m` that of each job,
+    one YAML document a job. `--resolve`: as the run's config.yaml would have it."""
+    from align.config.compose import Composer, as_yaml, check, resolved
+    from align.config.sweep import jobs_of
 
-    at = arguments.index("--cfg")
-    given = " ".join(arguments[at + 1 : at + 2])
-    if given != "job":
-        raise InputError("--cfg", given or "(nothing)", "prints only the job's configuration", "Write: --cfg job")
-    rest = arguments[:at] + arguments[at + 2 :]
-    refuse_flags(rest)
-    raw = compose_raw(rest, search=Path("conf"))
-    check(raw)
-    print(as_yaml(raw), end="")
-
-
-def refuse_flags(arguments: Sequence[str]) -> None:
-    if flags := [a for a in arguments if a.startswith("-")]:
-        raise InputError("argument", flags[0], "is not an option", "See python -m align --help.")
+    composer = Composer(line.search)
+    jobs = jobs_of(line.words, composer) if line.multirun else []
+    for number, job in enumerate(jobs, 1):
+        print(f"---\n# [{number} of {len(jobs)}] {' '.join(map(masked_argument, job.own))}")
+        print(resolved(job.config) if line.resolve else as_yaml(composer.composed(job.fixed, job.own).tree), end="")
+    if not line.multirun:
+        tree = composer.composed(line.words).tree
+        config = check(tree)
+        print(resolved(config) if line.resolve else as_yaml(tree), end="")
 
 
-def composed(arguments: Sequence[str]) -> Config:
-    """The checked configuration of one command line that runs a stage."""
+def jobs_in(line: CommandLine) -> list[Job]:
+    """The jobs of a line with `-m`, each checked; of any other line the one that it is."""
+    from align.config.compose import Composer
+    from align.config.sweep import jobs_of
+
+    jobs = jobs_of(line.words, Composer(line.search))
+    for job in jobs:
+        require_stage(job.config)
+    return jobs
+
+
+def composed(words: Sequence[str], search: Path = OWN_FOLDER) -> Config:
+    """The checked configuration of one command line that runs a stage.
+
+    Args:
+        words: its `group=choice`, `key=value` and `+experiment=NAME`.
+        search: the folder of the user's own group files.
+    """
     from align.config.compose import check, compose_raw
 
-    refuse_flags(arguments)
-    config = check(compose_raw(arguments, search=Path("conf")))
-    if config.stage is None:
-        raise InputError(
-            "stage", "(missing)", "nothing says what to run", f"Add stage= with one of: {', '.join(STAGES)}."
-        )
+    config = check(compose_raw(words, search))
+    require_stage(config)
     return config
+
+
+def require_stage(config: Config) -> None:
+    listed = ", ".join(STAGES)
+    require(
+        config.stage is not None, "stage", "(missing)", "nothing says what to run", f"Add stage= with one of: {listed}."
+    )
+
+
+def stages_in(words: Sequence[str]) -> list[str]:
+    """The stages that one command line of several runs, checked as if it were alone."""
+    line = parse(words)
+    require(not line.print_job, "option", "--cfg", "prints, and a line here runs", "Leave it out.")
+    configs = [job.config for job in jobs_in(line)] if line.multirun else [composed(line.words, line.search)]
+    return [config.stage.name for config in configs]
 
 
 def lines_of(stream: TextIO) -> int:
@@ -122,7 +162,7 @@ def lines_of(stream: TextIO) -> int:
 
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # as arguments are: the wrong one is then named
-    return batch(stream, composed, main)
+    return batch(stream, stages_in, main)
 
 
 def shadow_free_path() -> None:
@@ -139,6 +179,15 @@ def terminate(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def opened_by() -> Callable[[Path], object]:
+    """Tells the folder of the run to whoever started this process for one line of several; else to nobody."""
+    if OPENED not in os.environ:
+        return lambda folder: None
+    from align.batch import note_in
+
+    return note_in(int(os.environ.pop(OPENED)))
+
+
 def entry() -> int:
     shadow_free_path()
     signal.signal(signal.SIGTERM, terminate)
@@ -149,7 +198,7 @@ def entry() -> int:
     sys.argv[1:] = map(masked_argument, given)  # wandb writes it down, and who knows who else
     logging.raiseExceptions = False  # a full disk is reported once, not at every line that the log cannot take
     try:
-        status = main(given)
+        status = main(given, opened_by())
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output is gone (`| head`): nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,205 +7,208 @@ whatever is wrong with one is said of that one.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import fields, is_dataclass
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from align.config import explain, scorers
-from align.config.root import GROUPS, Config
-from align.config.settings import Settings, changed, freeze
-from align.config.stages import STAGES, schema_of
-from align.errors import InputError, half_character, require
+from align.config import explain
+from align.config.group_files import (
+    EXPERIMENT,
+    SWEEPS,
+    conf_dir,
+    files_of,
+    groups,
+    loaded,
+    refuse_settings_of_hydra,
+    unset_keys,
+)
+from align.config.root import Config
+from align.config.schemas import keys_beside, register
+from align.config.settings import changed, freeze
+from align.config.values import check_characters, is_sweep, quote, read_value, set_value
+from align.errors import InputError, require
 from align.redaction import masked_tree
 
-SCHEMAS: Mapping[str, Mapping[str, type[Settings]]] = {
-    "stage": {name: schema_of(name) for name in STAGES if name != "full"},  # which is sft with another method
-    "group": GROUPS,
-    "reward": scorers.CHOICES,
-}
+
+class Composer:
+    """Composes command lines with one set of group files. What Hydra makes of a combination of choices is kept, so
+    that the jobs of a sweep cost milliseconds each.
+
+    Args:
+        search: a folder of the user's own group files, tried after ours.
+
+    Attributes:
+        files: `group/choice` → its file, of every choice there is.
+    """
+
+    def __init__(self, search: Path | None = None) -> None:
+        register()
+        usable = search is not None and search.is_dir() and search.resolve() != conf_dir()
+        self.search = search if usable else None
+        self.files = files_of(self.search)
+        self._groups = {*groups()}
+        self._made: dict[tuple[str, ...], Composed] = {}
+
+    def composed(self, words: Sequence[str], own: Sequence[str] = ()) -> Composed:
+        """The composed but unchecked configuration of one command line. Of two words with one key the later counts.
+
+        Args:
+            words: `group=choice`, `key=value` and `+experiment=NAME`.
+            own: more of them. What the others make is kept for the next call.
+
+        Raises:
+            InputError: an unknown group, key or choice, a wrong type, or a broken group file.
+        """
+        return next(self.variants(words, [own]))
+
+    def variants(self, words: Sequence[str], several: Iterable[Sequence[str]]) -> Iterator[Composed]:
+        """The same of `words` with each of several more. Each tree is good until the next is asked for: copying one
+        takes as long as all the rest.
+
+        Raises:
+            InputError: as `composed`.
+        """
+        choices, values = self.sorted_out(words)
+        copies: dict[tuple[Any, ...], DictConfig] = {}
+        for own in several:
+            own_choices, own_values = self.sorted_out(own)
+            made = self._kept({**choices, **own_choices}, {k: v for k, v in values.items() if k not in own_values})
+            place = (id(made), *own_values)
+            if place not in copies or any("{" in value for value in own_values.values()):  # a mapping is merged
+                copies[place] = copy.deepcopy(made.tree) if own_values else made.tree
+            for key, value in own_values.items():
+                check_characters(value, key)
+                set_value(copies[place], key, value, self._groups, made.stage)
+            yield replace(made, tree=copies[place])
+
+    def is_group(self, key: str) -> bool:
+        """Whether a key chooses a group's file."""
+        return key in self._groups or key == f"+{EXPERIMENT}"
+
+    def choices_of(self, group: str) -> list[str]:
+        return sorted(name.partition("/")[2] for name in self.files if name.startswith(f"{group}/"))
+
+    def sorted_out(self, words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Group → choice, and key → value.
+
+        Raises:
+            InputError: a word is no assignment, or there is no such choice.
+        """
+        choices: dict[str, str] = {}
+        values: dict[str, str] = {}
+        for word in words:
+            key, equals, value = word.partition("=")
+            name = key.removeprefix("+") if self.is_group(key) else key
+            if not equals or not key or name[0] in "+~":
+                raise explain.not_an_assignment(word, self._groups)
+            (choices if self.is_group(key) else values)[name] = value
+        for group, value in choices.items():
+            self.check_choice(group, value)
+        return choices, values
+
+    def check_choice(self, group: str, value: str) -> None:
+        for name in named(group, value):
+            if f"{group}/{name}" not in self.files:
+                names = self.choices_of(group)
+                sweep = is_sweep(value) and all(part in names for part in value.split(","))
+                raise explain.not_a_choice(group, name, names, self.search, sweep)
+
+    def _kept(self, choices: Mapping[str, str], values: Mapping[str, str]) -> Composed:
+        key = tuple(f"{k}={v}" for k, v in (*choices.items(), *values.items()))
+        if key not in self._made:
+            made = self._with_groups(choices)
+            for name, value in values.items():
+                set_value(made.tree, name, value, self._groups, made.stage)
+            check_characters(OmegaConf.to_container(made.tree))
+            self._made[key] = made
+        return self._made[key]
+
+    def _with_groups(self, choices: Mapping[str, str]) -> Composed:
+        """What Hydra makes of these choices, every value as its group file has it."""
+        chosen = [self.files[f"{group}/{name}"] for group, value in choices.items() for name in named(group, value)]
+        try:
+            if self.search is not None:
+                return compose_groups(choices, self.search)
+            made = shipped(tuple(choices.items()))
+            return replace(made, tree=copy.deepcopy(made.tree))
+        except InputError:
+            raise
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+            theirs = [path for path in chosen if conf_dir() not in path.parents]
+            raise explain.broken_file(error, self.files, theirs, keys_beside(error)) from error
 
 
-RATED = ("sft", "full")
-"""Stages that `method.lr` is read by."""
+def compose_raw(words: Sequence[str], search: Path | None = None) -> DictConfig:
+    """The composed but unchecked tree of one command line, see `Composer`."""
+    return Composer(search).composed(words).tree
 
 
-def conf_dir() -> Path:
-    """The shipped configuration: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).resolve().parent.parent
-    inside, beside = package / "conf", package.parent / "conf"
-    return inside if inside.is_dir() else beside
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A command line, composed.
+
+    Attributes:
+        tree: the configuration, not yet checked.
+        stage: the choice of the group `stage`; None where there is none.
+        sweeps: `key=values` of what group files sweep under `-m` (`hydra.sweeper.params`).
+    """
+
+    tree: DictConfig
+    stage: str | None
+    sweeps: tuple[str, ...] = ()
+
+
+def named(group: str, value: str) -> list[str]:
+    """The choices that a word names: one, quoted or not; of experiments a list too, `[a,b]`."""
+    if value[:1] not in ("'", '"', "[" if group == EXPERIMENT else "'"):
+        return [value]
+    read = read_value(value)
+    return [str(name) for name in read] if isinstance(read, list) else [str(read)]
+
+
+def compose_groups(choices: Mapping[str, str], search: Path | None) -> Composed:
+    """The tree of these choices, every value as its group file has it."""
+    arguments = []
+    for group, value in choices.items():
+        names = [quote(name) for name in named(group, value)]
+        sign, several = "+" if group == EXPERIMENT else "", value.startswith("[")
+        arguments.append(f"{sign}{group}=" + (f"[{','.join(names)}]" if several else names[0]))
+    if search is not None:
+        arguments.append(f"hydra.searchpath=[{quote(f'file://{search.resolve()}')}]")
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        tree = compose(config_name="config", overrides=arguments, return_hydra_config=True)
+        taken = tree.hydra.runtime.choices
+        if search is not None or taken.get("model") == "hub":  # of our own files that one alone leaves a key open
+            defaults = GlobalHydra.instance().config_loader().compute_defaults_list("config", arguments, RunMode.RUN)
+            files = list(loaded(defaults.defaults, search))
+            refuse_settings_of_hydra(files)
+            for key in unset_keys(files):  # OmegaConf drops a `???` where the schema has a default
+                OmegaConf.update(tree, key, "???")
+    swept = OmegaConf.select(tree, f"hydra.{SWEEPS}") or {}
+    with open_dict(tree):
+        del tree["hydra"]
+    stage = taken.get("stage")
+    if stage is None and OmegaConf.select(tree, "stage") is not None:
+        problem = "your experiment sets keys of a stage, and none is chosen"
+        raise InputError("stage", "(missing)", problem, "Add stage=NAME, or `- override /stage: NAME` to its defaults.")
+    return Composed(tree, stage, tuple(f"{key}={value}" for key, value in swept.items()))
 
 
 @cache
-def register() -> None:
-    """Put every schema into Hydra's store under `schema/`."""
-    store = ConfigStore.instance()
-    store.store(group="schema", name="root", node=Config)
-    for kind, schemas in SCHEMAS.items():
-        for name, node in schemas.items():
-            store.store(group=f"schema/{kind}", name=name, node=node)
-
-
-def files_of(search: Path | None) -> dict[str, Path]:
-    """`group/choice` → its file, of every choice of our groups: ours, and those that the user adds."""
-    groups = [folder.name for folder in conf_dir().iterdir() if folder.is_dir()]
-    found: dict[str, Path] = {}
-    for folder in filter(None, (search, conf_dir())):  # ours last: a user's file adds a choice, it replaces none
-        for path in (path for group in groups for path in sorted((folder / group).rglob("*.yaml"))):
-            found[path.relative_to(folder).with_suffix("").as_posix()] = path
-    return found
-
-
-def quote(text: str) -> str:
-    """`text` as a quoted string of Hydra's grammar."""
-    return "'" + re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
-
-
-def read_value(text: str) -> Any:
-    """The value that `text` writes: a number, a list, a quoted string, … What Hydra's lexer refuses (spaces,
-    parentheses, `~`, accents) or takes for a sweep (commas) is the text itself."""
-    try:
-        override = OverridesParser.create().parse_override(f"key={text}")
-    except HydraException:
-        return text
-    return text if override.is_sweep_override() else override.value()
-
-
-def compose_raw(overrides: Sequence[str], search: Path | None = None) -> DictConfig:
-    """The composed but unchecked tree. Of two arguments with one key the later counts.
-
-    Args:
-        overrides: `group=choice` and `key=value`, such as `stage=sft` or `seed=3`.
-        search: a folder of the user's own group files, tried after ours.
-
-    Raises:
-        InputError: an unknown group, key or choice, a wrong type, or a broken group file.
-    """
-    if search is not None and (not search.is_dir() or search.resolve() == conf_dir()):
-        search = None
-    files = files_of(search)
-    groups = {name.partition("/")[0] for name in files}
-    choices: dict[str, str] = {}
-    values: dict[str, str] = {}
-    for argument in overrides:
-        key, equals, value = argument.partition("=")
-        if not equals or not key or key[0] in "+~":
-            raise explain.not_an_assignment(argument)
-        (choices if key in groups else values)[key] = value
-    for group, name in choices.items():
-        if f"{group}/{name}" not in files:
-            names = sorted(f.partition("/")[2] for f in files if f.startswith(f"{group}/"))
-            raise explain.not_a_choice(group, name, names)
-    chosen = {group: files[f"{group}/{name}"] for group, name in choices.items()}
-    try:
-        tree = compose_groups(choices, search)
-        restore_mandatory(tree, chosen)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise explain.broken_file(error, files, [p for p in chosen.values() if conf_dir() not in p.parents]) from error
-    for key, value in values.items():
-        set_value(tree, key, value, groups, choices.get("stage"))
-    check_characters(OmegaConf.to_container(tree))
-    return tree
-
-
-def check_characters(value: Any, key: str = "") -> None:
-    """Raises where a text of the tree holds half a character: bytes of a command line that are no UTF-8, an escape in a
-    group file."""
-    if isinstance(value, str) and (half := half_character(value)):
-        raise InputError(key, value, f"is no text in UTF-8 ({half} is half a character)", "Write it in UTF-8.")
-    for inner, of in value.items() if isinstance(value, dict) else ():
-        check_characters(str(inner), key or "configuration")
-        check_characters(of, f"{key}.{inner}" if key else str(inner))
-    for i, of in enumerate(value) if isinstance(value, list) else ():
-        check_characters(of, f"{key}[{i}]")
-
-
-def compose_groups(choices: dict[str, str], search: Path | None) -> DictConfig:
-    """The tree of these choices, every value as its group file has it."""
-    arguments = [f"{group}={quote(name)}" for group, name in choices.items()]
-    if search is None:
-        return deepcopy(shipped(*arguments))
-    return composed(*arguments, f"hydra.searchpath=[{quote(f'file://{search.resolve()}')}]")
-
-
-def composed(*arguments: str) -> DictConfig:
-    """Hydra's own composition, which takes a tenth of a second."""
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return compose(config_name="config", overrides=list(arguments))
-
-
-shipped = cache(composed)  # of our own files, which stay as they are while a process lasts
-
-
-def restore_mandatory(tree: DictConfig, chosen: dict[str, Path]) -> None:
-    """Put back each `???` of a chosen group file: OmegaConf drops it where the schema has a default."""
-    for group, path in chosen.items():
-        written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        for key in (k for k, v in written.items() if v == "???"):
-            OmegaConf.update(tree, f"{group}.{key}", "???")
-
-
-def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: str | None) -> None:
-    """Set one existing key.
-
-    Raises:
-        InputError: there is no such key, or it does not hold such a value.
-    """
-    if key == "method.lr" and stage not in (None, *RATED):
-        remedy = "Write stage.lr=." if stage and hasattr(schema_of(stage), "lr") else "Drop it."
-        raise InputError(key, text, f"is the rate of stage=sft and stage=full; stage={stage} does not read it", remedy)
-    chosen = {f"{group}.name": group for group in groups}  # of runs alone the name is a setting
-    if group := chosen.get(key):
-        problem = f"is what {group}= chooses, and decides nothing by itself"
-        raise InputError(key, text, problem, f"Write {group}={text}.")
-    known = [k for k in keys_of(cast(dict[Any, Any], OmegaConf.to_container(tree))) if k not in chosen]
-    if key not in known:
-        leaf = key.removeprefix("stage.")
-        owners = [n for n, schema in SCHEMAS["stage"].items() if leaf in {f.name for f in fields(schema)}]
-        raise explain.not_a_key(key, text, sorted({*known, *groups}), stage, owners if leaf != key else ())
-    kind, value = type_of(tree, key), read_value(text)
-    if kind is str and not isinstance(value, str) and value is not None:
-        value = text  # a revision such as 12e4567 or a name such as 007 is no number
-    try:
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{value} is not finite")
-        OmegaConf.update(tree, key, value, merge=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        below = [k for k in known if k.startswith(f"{key}.")]
-        raise explain.not_a_value(key, text, kind, below) from error
-
-
-def type_of(tree: DictConfig, key: str) -> type | None:
-    """The type that the schema declares for a key, without its `| None`; None where that is no single type."""
-    parent, _, leaf = key.rpartition(".")
-    schema = OmegaConf.get_type(OmegaConf.select(tree, parent) if parent else tree)
-    hint = get_type_hints(schema).get(leaf) if is_dataclass(schema) else None
-    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    plain_types = [t for t in choices if isinstance(t, type) and t is not type(None)]
-    return plain_types[0] if len(plain_types) == 1 else None
-
-
-def keys_of(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of nested mappings, those that hold others included."""
-    for key, value in tree.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from keys_of(value, f"{prefix}{key}.")
+def shipped(choices: tuple[tuple[str, str], ...]) -> Composed:
+    """The same of our own files, which stay as they are while a process lasts: Hydra takes a tenth of a second."""
+    return compose_groups(dict(choices), None)
 
 
 def check(raw: DictConfig) -> Config:
@@ -250,3 +253,8 @@ def plain(config: Config) -> dict[str, Any]:
 def as_yaml(raw: DictConfig) -> str:
     """A composed tree as YAML, for people to read."""
     return OmegaConf.to_yaml(OmegaConf.create(masked_tree(OmegaConf.to_container(raw))))
+
+
+def resolved(config: Config) -> str:
+    """A checked configuration as YAML, as a run's `config.yaml` has it."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

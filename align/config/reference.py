@@ -17,8 +17,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from align.config import scorers
-from align.config.compose import SCHEMAS, compose_raw, files_of
+from align.config.compose import compose_raw
+from align.config.group_files import files_of
 from align.config.root import PARTS, Config, RunConfig
+from align.config.schemas import SCHEMAS
 from align.config.settings import Setting, Settings, declared_in, defaults_of, parts_in
 from align.config.stages import STAGES, schema_of
 

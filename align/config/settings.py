@@ -17,6 +17,7 @@ from align.errors import InputError, require
 
 T = TypeVar("T", bound="Settings")
 SETTING = "setting"
+A_RUN_EACH = "Add -m for a run of each."
 
 MOST = 1e37
 """The largest number that a key may hold. Adam's first step is ten times its rate, and has to be a number in fp32."""
@@ -75,7 +76,9 @@ class Setting:
             return
         for one in value if isinstance(value, list) else [value]:
             if self.choices:
-                require(one in self.choices, key, one, "is not a choice here", f"Choose one of: {self.listed}.")
+                several = isinstance(one, str) and "," in one and {*one.split(",")} <= {*self.choices}
+                remedy = f"Choose one of: {self.listed}." + (f" {A_RUN_EACH}" if several else "")
+                require(one in self.choices, key, one, "is not a choice here", remedy)
         if self.range:
             remedy = f"Give a number {self.range}."
             if not isinstance(value, int | float) or isinstance(value, bool):

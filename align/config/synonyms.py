@@ -1,4 +1,5 @@
-"""What settings are called elsewhere: names of TRL, transformers, PEFT, verl and OpenRLHF, and the keys here.
+"""What settings are called elsewhere: names of TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl and OpenRLHF, and
+the keys here.
 
 A name counts wherever it is put: `lora_r`, `method.lora_r` and `stage.lora_r` all mean `method.r`.
 """
@@ -9,18 +10,24 @@ WORDS = {
     "stage.lr": "lr learning_rate actor_learning_rate policy_lr",
     "method.lr": "lr learning_rate",
     "stage.value_lr": "critic_learning_rate critic_lr",
+    "stage": "rl",
+    "stage=sft": "pt pretrain finetune instruct",
+    "stage=reward": "rm rw",
     "stage.epochs": "num_train_epochs num_epochs num_ppo_epochs ppo_epochs max_epochs n_epochs",
-    "stage.max_steps": "steps num_steps",
+    "stage.max_steps": "steps num_steps max_train_steps",
     "stage.updates": "steps num_steps total_episodes num_total_batches iterations",
-    "stage.micro_batch": "per_device_train_batch_size micro_batch_size mini_batch_size",
+    "stage.micro_batch": "per_device_train_batch_size micro_batch_size mini_batch_size per_device_batch_size "
+    "micro_train_batch_size",
     "stage.minibatches": "mini_batch_size num_mini_batches",
-    "stage.batch_size": "gradient_accumulation_steps train_batch_size global_batch_size rollout_batch_size",
-    "stage.warmup": "warmup_ratio warmup_steps lr_warmup_ratio",
+    "stage.gradient_accumulation": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
+    "stage.optimiser": "optim optimizer",
+    "stage.batch_size": "train_batch_size global_batch_size rollout_batch_size",
+    "stage.warmup": "warmup_ratio warmup_steps lr_warmup_ratio num_warmup_steps",
     "stage.schedule": "lr_scheduler_type lr_scheduler scheduler",
     "stage.max_grad_norm": "clip_grad gradient_clipping",
     "stage.clip_range": "cliprange clip_ratio eps_clip epsilon",
     "stage.value_clip_range": "cliprange_value value_clip",
-    "stage.beta": "beta",
+    "stage.beta": "beta pref_beta rl_beta dpo_beta",
     "stage.kl_coef": "beta init_kl_coef kl_penalty kl_beta",
     "stage.max_approx_kl": "target_kl",
     "stage.kl_target": "target",
@@ -29,45 +36,79 @@ WORDS = {
     "stage.gamma": "discount",
     "stage.score_clip": "reward_clip cliprange_reward",
     "stage.score_scale": "reward_scale",
-    "stage.loss": "loss_type",
-    "stage.save_every": "save_steps",
-    "stage.eval_every": "eval_steps eval_strategy evaluation_strategy do_eval",
+    "stage.loss": "loss_type pref_loss",
+    "stage.save_every": "save_steps saves_per_epoch save_strategy save_freq",
+    "stage.eval_every": "eval_steps evals_per_epoch eval_strategy evaluation_strategy test_freq do_eval",
     "stage.publish": "load_best_model_at_end metric_for_best_model",
     "stage.patience": "early_stopping_patience early_stopping",
-    "stage.log_every": "logging_steps",
+    "stage.log_every": "logging_steps log_interval",
     "stage.checkpoints": "save_total_limit",
+    "stage.packing": "sample_packing packing_samples",
+    "stage.gradient_checkpointing": "activation_checkpointing use_gradient_checkpointing",
     "stage.candidates": "num_generations n_samples_per_prompt num_return_sequences",
-    "data.max_length": "max_length max_seq_length max_seq_len seq_length max_prompt_length cutoff_len",
-    "data.path": "dataset dataset_name dataset_path train_file data_path",
+    "data.max_length": "max_length max_seq_length max_seq_len seq_length max_prompt_length cutoff_len sequence_len "
+    "model_max_length",
+    "data.path": "dataset datasets dataset_name dataset_path dataset_dir train_file data_path data_files",
+    "data.eval_path": "eval_dataset eval_file validation_file val_files",
+    "data.system": "system_prompt default_system",
+    "data.too_long": "truncation truncation_mode truncation_side",
     "data.template": "chat_template",
     "data.template_kwargs": "chat_template_kwargs enable_thinking",
-    "data.held_out": "test_size validation_split",
+    "data.held_out": "test_size validation_split val_size val_set_size",
     "data.limit": "max_samples max_train_samples",
     "method.r": "r rank lora_r lora_rank",
     "method.alpha": "alpha lora_alpha",
-    "method": "load_in_4bit quantization qlora lora use_peft finetuning_type",
-    "model.path": "model_name_or_path model_name model_path base_model pretrained",
+    "method.dropout": "lora_dropout",
+    "method.targets": "target_modules lora_target_modules lora_target",
+    "method.targets=all-linear": "lora_target_linear",
+    "method.rslora": "use_rslora",
+    "method.dora": "use_dora",
+    "method": "finetuning_type adapter",
+    "method=qlora": "load_in_4bit quantization quantization_bit qlora",
+    "method=lora": "lora use_peft",
+    "model.path": "model_name_or_path model_name model_path base_model base_model_name_or_path pretrained model_id",
     "model.revision": "model_revision",
-    "init": "sft_model_path ref_model adapter adapter_name_or_path checkpoint",
+    "init": "sft_model_path ref_model adapter adapter_name_or_path lora_model_dir checkpoint",
     "artifact": "adapter",
     "resume": "resume_from_checkpoint checkpoint",
+    "resume=never": "overwrite_output_dir",
     "reward.ref": "reward_model reward_model_path",
     "reward.fn": "reward_fn reward_funcs",
     "rollout.max_new_tokens": "max_new_tokens max_tokens response_length max_completion_length generate_max_len",
     "rollout.temperature": "temperature temp",
-    "dtype": "bf16 fp16 torch_dtype precision mixed_precision compute_dtype",
-    "device": "device_map use_cpu no_cuda",
+    "dtype=bfloat16": "bf16",
+    "dtype=float16": "fp16",
+    "dtype": "torch_dtype precision mixed_precision compute_dtype",
+    "device": "device_map",
+    "device=cpu": "use_cpu no_cuda",
     "seed": "random_seed data_seed",
-    "run.root": "output_dir save_path",
-    "run.name": "run_name exp_name experiment_name",
-    "track": "report_to use_wandb log_with",
+    "run.root": "output_dir save_path save_dir export_dir",
+    "run.name": "run_name exp_name experiment_name wandb_name wandb_run_id",
+    "track": "report_to log_with",
+    "track=wandb": "use_wandb",
     "track.project": "wandb_project",
     "store.url": "database_url db",
 }
-"""Key → words for it."""
+"""Key → words for it; with a value where the word is a switch."""
+
+ABSENT = {
+    "top_p top_k min_p repetition_penalty": (
+        "does not exist: samples are drawn from the distribution whose logprobs are used", "Use rollout.temperature."
+    ),
+    "trust_remote_code": ("does not exist: no code of a model's repository is run", "Drop it."),
+    "push_to_hub hub_model_id": ("does not exist: nothing is uploaded", "Drop it; stage=export writes a folder."),
+    "do_train do_eval": ("does not exist: the stage says what is done", "Drop it, and write stage=sft or stage=eval."),
+}  # fmt: skip
+"""Words for what there is nothing like here: why, and what to do."""
 
 
 def keys_for(word: str) -> list[str]:
     """The keys that the field's word for a setting may mean."""
     plain = word.replace("-", "_").lower()
     return [key for key, words in WORDS.items() if plain in words.split()]
+
+
+def absent(word: str) -> tuple[str, str] | None:
+    """Why there is nothing that the field's word could mean, and what to do; None where nothing is known of it."""
+    plain = word.replace("-", "_").lower()
+    return next((why for words, why in ABSENT.items() if plain in words.split()), None)

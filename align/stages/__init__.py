@@ -6,12 +6,12 @@ import importlib
 import logging
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
-
-import yaml
+from pathlib import Path
 
 from align.config.command import command_line
-from align.config.compose import plain
+from align.config.compose import plain, resolved
 from align.config.root import Config
 from align.config.stages import STAGES
 from align.errors import AlignError, InputError, readable
@@ -23,14 +23,17 @@ from align.track import Tracker, watched
 from align.types import Result
 
 
-def execute(config: Config) -> int:
+def execute(config: Config, opened: Callable[[Path], object] = lambda folder: None) -> int:
     """Resolve, open the run's folder, run the stage, publish. Returns the exit status: 0, or 1 for a fault of ours.
+
+    Args:
+        opened: is told the run's folder once it is open.
 
     Raises:
         AlignError: the user's input, a full disk or an unwritable folder among it.
     """
     try:
-        return perform(config)
+        return perform(config, opened)
     except AlignError:
         raise
     except Exception as error:
@@ -39,18 +42,19 @@ def execute(config: Config) -> int:
         raise
 
 
-def perform(config: Config) -> int:
+def perform(config: Config, opened: Callable[[Path], object]) -> int:
     inputs = OF[config.stage.name](config)
     config = inputs.config
     values = plain(config)
     with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume) as run:
+        opened(run.folder)
         if run.done:
             verify_outputs(run.folder, run.manifest.outputs)
             print("This run is finished already; resume=never makes another.")
             print(run.folder)
             return 0
         print(first_line(run, config))
-        run.begin(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        run.begin(resolved(config))
         log = log_to(run)
         try:
             result = published(run, config, inputs)

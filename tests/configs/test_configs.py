@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from align.__main__ import STAGES
-from align.config.compose import check, compose_raw, conf_dir
+from align.config.compose import check, compose_raw
+from align.config.group_files import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*/*.sh"))

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from align.__main__ import composed, main, stages_in
 from align.batch import split
 from align.config.compose import check, compose_raw
 
@@ -31,10 +33,42 @@ def test_there_are_commands_to_check() -> None:
     assert len(commands()) >= 5
 
 
+@pytest.fixture(scope="module")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the files that docs/configuration.md shows, each under the name in its first line."""
+    folder = tmp_path_factory.mktemp("own")
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    for name, content in re.findall(r"```yaml\n# (conf/\S+)\n(.*?)```", text, re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
 @pytest.mark.parametrize(("page", "line"), commands())
-def test_a_documented_command_composes(page: str, line: str) -> None:
-    config = check(compose_raw(shlex.split(line, comments=True)[3:]))
-    assert config.stage is not None, f"{page}: {line}"
+def test_a_documented_command_composes(
+    page: str, line: str, own_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if page == "configuration.md":
+        monkeypatch.chdir(own_files)
+    words = shlex.split(line, comments=True)[3:]
+    if "--cfg" in words:
+        assert main(words) == 0
+        assert all(yaml.safe_load_all(capsys.readouterr().out))
+    elif words[-1] != "--help":
+        assert stages_in(words)
+
+
+def test_the_page_on_configuration_shows_what_it_speaks_of(own_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_files)
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    shown = {path.relative_to(own_files / "conf").as_posix() for path in own_files.rglob("*.yaml")}
+    assert {line.split()[0] for line in text.split("conf/\n")[1].split("```")[0].splitlines() if line} == shown
+    config = composed(["+experiment=support", "method=qlora", "seed=8"])
+    assert (config.method.name, config.method.r, config.seed, config.data.path) == ("qlora", 32, 8, "support.jsonl")
+    assert composed(["stage=sft", "model=pocket", "data=support"]).data.max_length == 1024
+    assert len(stages_in(["-m", "+experiment=support-grid"])) == 6
+    assert len(stages_in(["-m", "+experiment=support-grid", "seed=0"])) == 3
+    assert len(stages_in(["+experiment=support-grid"])) == 1
 
 
 def recipe_lines() -> list[tuple[str, str]]:

@@ -62,7 +62,7 @@ def test_lines_where_forking_is_not_safe(
     """A fresh interpreter each: this stage needs no torch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(batch_module, "imported", lambda commands: False)
+    monkeypatch.setattr(batch_module, "imported", lambda stages: False)
     (tmp_path / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
     importing = "stage=annotate stage.action=import run.name=x stage.path="
     lines = [f"{importing}items.jsonl", f"{importing}nowhere", f"{importing}items.jsonl run.name=y"]
@@ -70,7 +70,7 @@ def test_lines_where_forking_is_not_safe(
     def here(words: object) -> int:
         raise AssertionError("it runs in this process")
 
-    assert batch_module.batch(lines, lambda words: None, here) == 2
+    assert batch_module.batch(lines, lambda words: [], here) == 2
     assert read_manifest(tmp_path / "runs/annotate/x").status == "done"
     assert not (tmp_path / "runs/annotate/y").exists()
     assert "stage.path=nowhere" in capfd.readouterr().err
@@ -80,9 +80,9 @@ def test_a_cuda_build_is_not_forked(monkeypatch: pytest.MonkeyPatch):
     import torch
 
     monkeypatch.setattr(torch.version, "cuda", None)  # whichever build is here
-    assert batch_module.imported([["stage=export"]])
+    assert batch_module.imported(["export"])
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    assert not batch_module.imported([["stage=export"]])
+    assert not batch_module.imported(["export"])
 
 
 def test_the_first_failure_ends_it(tmp_path: Path, sft: str, forks: Forks):

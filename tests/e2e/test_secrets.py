@@ -23,8 +23,10 @@ from sqlalchemy import create_engine
 from workshop import Workshop
 
 from align.__main__ import STAGES, main
-from align.config.compose import SCHEMAS, check, compose_raw, keys_of, plain, type_of
 from align.config.compose import as_yaml as configuration
+from align.config.compose import check, compose_raw, plain
+from align.config.schemas import SCHEMAS
+from align.config.values import keys_of, type_of
 from align.errors import InputError
 from align.run import read_manifest
 

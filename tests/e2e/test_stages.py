@@ -15,7 +15,7 @@ import pytest
 import torch
 from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
-from align.config.compose import SCHEMAS
+from align.config.schemas import SCHEMAS
 from align.evals.comparison import read_samples, summarise
 from align.models.adapter_files import read_tensors
 from align.report.figures import scarce

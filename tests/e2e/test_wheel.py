@@ -67,7 +67,7 @@ def test_it_runs_elsewhere(installed: Path, tmp_path: Path):
 
     assert "usage: python -m align stage=STAGE" in align()
     assert "path: org/mine" in align("stage=full", "model=mine", "--cfg", "job")
-    where = "import align, reward, align.config.compose as c, align.__main__; print(align.__file__, c.conf_dir())"
+    where = "import align, reward, align.config.group_files as c, align.__main__; print(align.__file__, c.conf_dir())"
     other = tmp_path / "elsewhere"
     other.mkdir()
     shown = run(sys.executable, "-c", where, cwd=other, PYTHONPATH=str(installed)).split()

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from align.config.compose import SCHEMAS, check, compose_raw, conf_dir, keys_of, plain, quote, read_value
+from align.config.compose import check, compose_raw, plain
+from align.config.group_files import conf_dir
 from align.config.root import Config
-from align.config.synonyms import WORDS
+from align.config.schemas import SCHEMAS
+from align.config.values import quote, read_value
 from align.errors import InputError
 
 OWN = "model=pocket data=jsonl"
@@ -38,7 +40,7 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("learning-rate=1", "stage.lr=1", "learning-rate", "1", "Did you mean stage.lr or method.lr?"),
         ("lora_r=4", "method.r=4", "lora_r", "4", "is not a key. Did you mean method.r?"),
         ("method.bias=none", "method.r=4", "method.bias", "none", "is not a key. `python -m align"),
-        ("stage.bf16=true", "dtype=bfloat16", "stage.bf16", "true", "Did you mean dtype?"),
+        ("stage.bf16=true", "dtype=bfloat16", "stage.bf16", "true", "Did you mean dtype=bfloat16?"),
         ("stage=ppo stage.gae_lambda=1", "stage=ppo stage.lam=1", "stage.gae_lambda", "1", "Did you mean stage.lam?"),
         ("stage.gae_lambda=1", "stage.lr=1", "stage.gae_lambda", "1", "is not a key. `python -m align"),
         ("modle.path=x", "model.path=x", "modle.path", "x", "Did you mean model.path?"),
@@ -93,7 +95,6 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
          "Did you mean stage.patience?"),
         ("stage.batch_size=12", "stage.batch_size=24", "stage.batch_size", 12, "stage.micro_batch=8"),
         ("method=full", "stage=full", "method", "full", "Use stage=full"),
-        ("init=sft:mine", "init=sft:latest", "init", "sft:mine", "Name the base"),
         ("resume=perhaps", "resume=must", "resume", "perhaps", "auto, never, must"),
         ("schema_version=0", "schema_version=1", "schema_version", 0, "this version of align reads 1"),
         ("run.name=a/b", "run.name=a-b", "run.name", "a/b", "without slashes"),
@@ -108,7 +109,7 @@ def test_bad_input_beside_a_good_value(wrong: str, good: str, field: str, value:
 
 def test_impossible_values_of_other_stages():
     error = refused("stage=reward", "method.lr=1e-3", "data=annotations")
-    assert (error.field, error.remedy) == ("method.lr", "Write stage.lr=.")
+    assert (error.field, error.remedy) == ("method.lr", "Write stage.lr=1e-3.")
     assert refused("stage=export", "method.lr=1e-3").remedy == "Drop it."
     assert refused("stage=sample", "stage.candidates=1").field == "stage.candidates"
     assert configured("stage=sample", "stage.candidates=2").stage.candidates == 2
@@ -211,6 +212,13 @@ def test_own_group_files_work(mine: Path):
     assert refused("stage=sft", "model=mine").field == "model"
 
 
+def test_an_own_stage_file_is_the_stage_that_it_sets(mine: Path):
+    write(mine, "stage/slow.yaml", "defaults:\n  - sft\n  - _self_\nepochs: 3\n")
+    write(mine, "stage/careful.yaml", "defaults:\n  - ppo\n  - _self_\n")
+    assert configured("stage=slow", "method.lr=1e-3", search=mine).stage.lr == 1e-3
+    assert refused("stage=careful", "method.lr=1e-3", search=mine).remedy == "Write stage.lr=1e-3."
+
+
 def test_own_files_replace_none_of_ours(mine: Path):
     write(mine, "config.yaml", "seed: 7\n")
     write(mine, "method/lora.yaml", "r: 3\n")
@@ -229,7 +237,7 @@ def test_own_mandatory_value(mine: Path):
     ("text", "said"),
     [
         ("path: [unclosed\n", "line 2"),
-        ("pathh: x\n", "Key 'pathh' not in 'ModelConfig'"),
+        ("pathh: x\n", "model.pathh is not a key. Did you mean model.path?"),
         ("path: {a: 1}\n", "Cannot convert"),
         ("defaults:\n  - nosuch\n  - _self_\n", "Could not load 'model/nosuch'"),
         ("defaults: 3\n", "defaults must be a list"),
@@ -264,11 +272,3 @@ def test_what_a_group_chooses_is_not_set_by_itself(group: str):
     with pytest.raises(InputError, match="decides nothing by itself") as caught:
         configured("stage=eval", f"{group}.name=learned")
     assert caught.value.remedy == f"Write {group}=learned."
-
-
-def test_every_synonym_leads_to_a_key_of_some_stage() -> None:
-    trees = (OmegaConf.to_container(compose_raw([f"stage={stage}"])) for stage in SCHEMAS["stage"])
-    known = {key for tree in trees for key in keys_of(tree)}  # pyright: ignore[reportArgumentType]
-    known |= {"reward.fn"}  # of another choice of its group
-    assert WORDS.keys() <= known | {"method", "track"}
-    assert not {word for words in WORDS.values() for word in words.split()} & known

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from align.__main__ import main
-from align.config.compose import SCHEMAS, check, compose_raw
+from align.config.compose import check, compose_raw
 from align.config.reference import Key, help_text, keys_of, markdown, sections_of
 from align.config.root import PARTS, Config
+from align.config.schemas import SCHEMAS
 from align.config.settings import Setting, Settings, declared_in, defaults_of
 from align.config.stages import ALWAYS, STAGES, schema_of
-from align.config.synonyms import WORDS
 from align.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,8 +209,3 @@ def test_the_table_has_what_a_stage_looks_at(stage: str) -> None:
     assert parts - of_no_matter <= {*ALWAYS, *STAGES[stage].reads}
     # What opens the annotation store writes to it, or reads it by an input's digest.
     assert "open_store" not in source or "store" in (*STAGES[stage].reads, *STAGES[stage].uses)
-
-
-def test_every_synonym_is_for_a_key_that_is_there() -> None:
-    known = {key.name for schema in schemas() for key in keys_of(schema)} | {*SCHEMAS["group"], "reward"}
-    assert WORDS.keys() - known == set()

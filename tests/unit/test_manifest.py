@@ -13,8 +13,9 @@ import pytest
 import yaml
 from run_folders import BASE, manifest_of, opened, published
 
-from align.config.compose import SCHEMAS, check, compose_raw, plain
+from align.config.compose import check, compose_raw, plain
 from align.config.identity import identifying, input_names
+from align.config.schemas import SCHEMAS
 from align.config.stages import STAGES
 from align.errors import CorruptFile, InputError, RunConflict
 from align.run import Base, Input, Run, artifact_in, read_manifest, resolve, verify_outputs

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from align.config.compose import SCHEMAS, check, compose_raw
+from align.config.compose import check, compose_raw
 from align.config.root import Config
+from align.config.schemas import SCHEMAS
 from align.config.settings import Settings, changed
 from align.errors import InputError
 

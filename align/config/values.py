@@ -1,0 +1,127 @@
+"""Values of a command line: read in Hydra's grammar, and set one by one, so that whatever is wrong with one is said of
+that one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from align.config import explain
+from align.config.schemas import SCHEMAS
+from align.errors import InputError, half_character
+
+RATED = ("sft", "full")
+"""Stages that `method.lr` is read by."""
+
+
+def quote(text: str) -> str:
+    """`text` as a quoted string of Hydra's grammar."""
+    return "'" + re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
+
+
+@cache
+def parsed(text: str) -> Override | None:
+    """A value in Hydra's grammar; None where its lexer refuses it (spaces at odd places, parentheses, `~`, accents)."""
+    try:
+        return OverridesParser.create().parse_override(f"key={text}")
+    except HydraException:
+        return None
+
+
+def is_sweep(text: str) -> bool:
+    """Whether Hydra takes a value for several, as `-m` runs them: `1,2`, `range(0,3)`, …"""
+    return (override := parsed(text)) is not None and override.is_sweep_override()
+
+
+def read_value(text: str) -> Any:
+    """The value that `text` writes: a number, a list, a quoted string, … What Hydra's lexer refuses or takes for a
+    sweep is the text itself."""
+    override = parsed(text)
+    return text if override is None or override.is_sweep_override() else override.value()
+
+
+def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: str | None) -> None:
+    """Set one existing key.
+
+    Raises:
+        InputError: there is no such key, or it does not hold such a value.
+    """
+    runs = OmegaConf.select(tree, "stage.name", default=None) if stage else None  # a choice may be a user's own file
+    rated = runs in (None, *RATED)
+    if key == "method.lr" and not rated:
+        remedy = f"Write stage.lr={text}." if is_key(tree, "stage.lr") else "Drop it."
+        raise InputError(key, text, f"is the rate of stage=sft and stage=full; stage={stage} does not read it", remedy)
+    chosen = {f"{group}.name": group for group in groups}  # of runs alone the name is a setting
+    if group := chosen.get(key):
+        problem = f"is what {group}= chooses, and decides nothing by itself"
+        raise InputError(key, text, problem, f"Write {group}={text}.")
+    if not is_key(tree, key):
+        known = set(keys_of(cast(dict[Any, Any], OmegaConf.to_container(tree)))) - chosen.keys()
+        known -= set() if rated else {"method.lr"}
+        leaf = key.removeprefix("stage.")
+        owners = [n for n, schema in SCHEMAS["stage"].items() if leaf in {f.name for f in fields(schema)}]
+        raise explain.not_a_key(key, text, sorted(known | groups), stage, owners if leaf != key else ())
+    kind, value = type_of(tree, key), read_value(text)
+    if kind is str and not isinstance(value, str) and value is not None:
+        value = text  # a revision such as 12e4567 or a name such as 007 is no number
+    try:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{value} is not finite")
+        OmegaConf.update(tree, key, value, merge=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        inside = OmegaConf.select(tree, key)
+        below = [f"{key}.{k}" for k in keys_of(inside)] if isinstance(inside, DictConfig) else []
+        raise explain.not_a_value(key, text, kind, below, is_sweep(text)) from error
+
+
+def is_key(tree: DictConfig, key: str) -> bool:
+    parent, _, leaf = key.rpartition(".")
+    plain = re.fullmatch(r"\w+(\.\w+)*", key) is not None
+    if not plain or (parent and not is_key(tree, parent)):
+        return False
+    inside = OmegaConf.select(tree, parent) if parent else tree
+    return isinstance(inside, DictConfig) and leaf in inside.keys()  # noqa: SIM118  (a `???` is "not in" it)
+
+
+def type_of(tree: DictConfig, key: str) -> type | None:
+    """The type that the schema declares for a key, without its `| None`; None where that is no single type."""
+    parent, _, leaf = key.rpartition(".")
+    schema = OmegaConf.get_type(OmegaConf.select(tree, parent) if parent else tree)
+    hint = type_hints(schema).get(leaf) if is_dataclass(schema) else None
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    plain_types = [t for t in choices if isinstance(t, type) and t is not type(None)]
+    return plain_types[0] if len(plain_types) == 1 else None
+
+
+type_hints = cache(get_type_hints)  # of a schema: some milliseconds
+
+
+def keys_of(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of nested mappings, those that hold others included."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from keys_of(value, f"{prefix}{key}.")
+
+
+def check_characters(value: Any, key: str = "") -> None:
+    """Raises where a text of the tree holds half a character: bytes of a command line that are no UTF-8, an escape in a
+    group file."""
+    if isinstance(value, str) and (half := half_character(value)):
+        raise InputError(key, value, f"is no text in UTF-8 ({half} is half a character)", "Write it in UTF-8.")
+    for inner, of in value.items() if isinstance(value, dict) else ():
+        check_characters(str(inner), key or "configuration")
+        check_characters(of, f"{key}.{inner}" if key else str(inner))
+    for i, of in enumerate(value) if isinstance(value, list) else ():
+        check_characters(of, f"{key}[{i}]")

@@ -1,0 +1,236 @@
+"""`-m`: the jobs of a sweep, run one after another, with a table at the end; cut short and gone on with."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from align import batch
+from align.__main__ import main
+from align.run import read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+Align = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def align(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Align:
+    """One command line in this process, in a working folder of its own: its status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status = main(words)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def sft(tiny_model: Path, chats: Path) -> list[str]:
+    """A command that works, in a second or two."""
+    return [
+        *(
+            "stage=sft",
+            "model=hub",
+            f"model.path={tiny_model}",
+            "data=jsonl",
+            f"data.path={chats}",
+            "data.max_length=128",
+        ),
+        *("stage.max_steps=2", "stage.batch_size=4", "stage.micro_batch=4", "stage.eval_size=2"),
+    ]
+
+
+def rows(out: str) -> list[list[str]]:
+    """The table at the end, cell by cell."""
+    lines = out[out.rindex("\n\n") :].strip().splitlines()
+    header = next(i for i, line in enumerate(lines) if "status" in line and line.endswith("folder"))
+    return [line.split() for line in lines[header:]]
+
+
+def test_a_sweep_runs_every_job_and_ends_with_a_table(align: Align, sft: list[str], tmp_path: Path):
+    (tmp_path / "broken.jsonl").write_text('{"wrong": 1}\n')
+    good = next(w for w in sft if w.startswith("data.path=")).partition("=")[2]
+    words = [w for w in sft if not w.startswith("data.path=")]
+    sweep = ["-m", *words, "seed=0,1", f"data.path='{tmp_path}/broken.jsonl','{good}'"]
+    status, out, err = align(*sweep)
+    assert status == 2
+    assert err.count("row 1") == 2
+    assert [f"[{n} of 4]" in out for n in range(1, 5)] == [True] * 4
+    header, *jobs = rows(out)
+    assert header[:3] == ["seed", "data.path", "status"]
+    assert "loss_after" in header
+    assert "trained_weights" not in header  # the same for both
+    assert [job[0] for job in jobs] == ["0", "0", "1", "1"]
+    assert [" ".join(job[2:4]) for job in jobs[::2]] == ["failed (2)"] * 2
+    for job in jobs[1::2]:
+        assert job[2] == "done"
+        manifest = read_manifest(tmp_path / job[-1])
+        assert manifest.done
+        assert manifest.seed == int(job[0])
+        assert job[header.index("loss_after")] == f"{manifest.metrics['loss_after']:.4g}"
+
+    # Mended, the same command finds what is finished, and runs what failed.
+    (tmp_path / "broken.jsonl").write_text(Path(good).read_text().replace("garden", "meadow"))
+    status, out, _ = align(*sweep)
+    assert status == 0
+    assert out.count("This run is finished already") == 2
+    assert [job[2] for job in rows(out)[1:]] == ["done"] * 4
+
+
+def test_a_fault_of_ours_does_not_stop_the_others(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
+    from align.stages import sft as stage
+
+    measure = stage.held_out_loss
+
+    def fault(model: object, *rest: object) -> object:
+        if (Path("runs/sft/x-seed=1")).exists() and not Path("runs/sft/x-seed=2").exists():
+            raise RuntimeError("something that nobody thought of")
+        return measure(model, *rest)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(stage, "held_out_loss", fault)
+    status, out, err = align("-m", *sft, "run.name=x", "seed=1,2")
+    assert status == 1
+    assert "something that nobody thought of" in err
+    assert rows(out)[1][1:3] == ["failed", "(1)"]
+    assert [job[-1] for job in rows(out)[1:]] == ["runs/sft/x-seed=1", "runs/sft/x-seed=2"]
+    assert [read_manifest(Path(f"runs/sft/x-seed={n}")).status for n in (1, 2)] == ["failed", "done"]
+
+
+def test_where_forking_is_not_safe(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Each job is a new process, which says where its run is all the same."""
+    monkeypatch.setattr(batch, "imported", lambda stages: False)
+    status, out, err = align("-m", *sft, "run.name=x", "seed=1,2")
+    assert (status, batch.OPENED in os.environ) == (0, False), err
+    assert [job[-1] for job in rows(out)[1:]] == ["runs/sft/x-seed=1", "runs/sft/x-seed=2"]
+
+
+def test_a_wrong_job_is_found_before_any_runs(align: Align, sft: list[str]):
+    status, out, err = align("-m", *sft, "seed=0,-1")
+    assert (status, out) == (2, "")
+    assert "seed=-1: is not from 0 to 4294967295 (job 2 of 2; nothing was run)" in err
+    status, _, err = align("-m", *sft[1:], "seed=0,1")
+    assert status == 2
+    assert "stage=(missing)" in err
+    assert not Path("runs").exists()
+
+
+def test_own_group_files_reach_every_job(align: Align, sft: list[str], tmp_path: Path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    for name, rank in (("low", 2), ("high", 4)):
+        (tmp_path / f"mine/experiment/{name}.yaml").write_text(f"# @package _global_\nmethod:\n  r: {rank}\n")
+    assert align("-m", *sft, "+experiment=low,high")[0] == 2
+    status, out, err = align("-m", "--config-dir", "mine", *sft, "+experiment=low,high")
+    assert status == 0, err
+    assert "[1 of 2] --config-dir mine stage=sft" in out
+    found = [read_manifest(Path(job[-1])).config["method"]["r"] for job in rows(out)[1:]]
+    assert found == [2, 4]
+
+
+def test_printed_configurations(align: Align, sft: list[str]):
+    status, out, _ = align("-m", *sft, "seed=3,4", "run.name=x", "--cfg", "job")
+    assert status == 0
+    found = list(yaml.safe_load_all(out))
+    assert [(one["seed"], one["run"]["name"]) for one in found] == [(3, "x-seed=3"), (4, "x-seed=4")]
+    assert found[0]["stage"]["lr"] == "${method.lr}"
+    assert "# [2 of 2] seed=4 run.name='x-seed=4'" in out
+    _, out, _ = align("-m", *sft, "seed=3,4", "--cfg", "job", "--resolve")
+    assert [(one["seed"], one["stage"]["lr"]) for one in yaml.safe_load_all(out)] == [(3, 2e-4), (4, 2e-4)]
+    urls = ",".join(f"'postgresql://u:hunter2@{host}/x'" for host in "ab")
+    assert "hunter2" not in "".join(map(str, align("-m", *sft, f"store.url={urls}", "--cfg", "job")))
+    assert align("-m", *sft, "seed=3,-4", "--cfg", "job")[0] == 2
+    assert align("stage=sft", "-m", "--help")[1] == align("stage=sft", "--help")[1] != ""
+    assert not Path("runs").exists()
+
+
+def test_resolved_is_what_a_run_writes_down_and_holds_no_secret(align: Align, sft: list[str]):
+    words = [*sft, "run.name=x", "store.url=postgresql://u:hunter2@h/x?passfile=hunter2"]
+    _, out, _ = align(*words, "--cfg", "job", "--resolve")
+    assert "hunter2" not in out
+    assert align(*words)[0] == 0
+    written = yaml.safe_load(Path("runs/sft/x/config.yaml").read_text())
+    assert written == yaml.safe_load(out) | {"method": {**written["method"]}}  # `auto` is settled as a run opens
+    assert written["method"]["name"] == "qlora"
+
+
+def test_lines_of_a_batch_may_sweep(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
+    lines = f"-m {shlex.join(sft)} run.name=x seed=1,2\nstage=export artifact=sft:x-seed=1 run.name=y\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    status, out, err = align("-")
+    assert status == 0, err
+    assert out.index("[1 of 2] -m stage=sft") < out.index("runs/sft/x-seed=2") < out.index("[2 of 2] stage=export")
+    assert read_manifest(Path("runs/export/y")).done
+    for wrong in ("-m stage=sft seed=1,-2", "stage=sft --cfg job"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"stage=sft\n{wrong}\n"))
+        status, out, err = align("-")
+        assert (status, out) == (2, "")
+        assert "line 2" in err
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_cut_goes_on(align: Align, sft: list[str], tmp_path: Path, how: signal.Signals):
+    words = ["-m", *sft, "run.name=x", "stage.max_steps=60", "stage.save_every=10", "seed=1,2,3"]
+    child = started(tmp_path, *words)
+    wait_for(child, lambda: bool(list(tmp_path.glob("runs/sft/x-seed=2/checkpoints/*/align_seal.json"))))
+    if how is signal.SIGINT:
+        os.killpg(child.pid, how)  # as a terminal does
+    else:
+        child.send_signal(how)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert "Traceback" not in err
+    assert "run the same command again to continue" in err
+    assert [" ".join(job[1:3]).removesuffix(job[-1]).split()[0] for job in rows(out)[1:]] == [
+        "done",
+        "interrupted",
+        "not",
+    ]
+    statuses = [read_manifest(tmp_path / f"runs/sft/x-seed={n}").status for n in (1, 2)]
+    assert statuses == ["done", "interrupted"]
+    assert not (tmp_path / "runs/sft/x-seed=3").exists()
+
+    status, out, _ = align(*words)
+    assert status == 0
+    assert out.count("This run is finished already") == 1
+    assert out.count("continuing from checkpoint-") == 1
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "runs/sft/x-seed=2/metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == sorted({*steps})
+    assert [job[1] for job in rows(out)[1:]] == ["done"] * 3
+
+
+def started(cwd: Path, *words: str) -> subprocess.Popen[str]:
+    """The command as the leader of a group of its own. Python takes Ctrl-C even where a shell's `&` had it ignored."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    code = (
+        "import signal, sys, runpy; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.argv = ['align', *sys.argv[1:]]; runpy.run_module('align', run_name='__main__', alter_sys=True)"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words], cwd=cwd, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for(child: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not reached():
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() - began < 120, "not within two minutes"
+        time.sleep(0.02)

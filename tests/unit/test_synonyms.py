@@ -1,0 +1,184 @@
+"""Options of TRL, LLaMA-Factory and axolotl, typed here: the right key is suggested, or none, and never a wrong one.
+
+The lists are the options of their own examples: TRL's scripts, LLaMA-Factory's `llama3_lora_ppo.yaml` and
+`qwen3_lora_dpo.yaml`, axolotl's `qlora-1b.yml` and `instruct-dpo-lora-8b.yml`.
+"""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from align.config.compose import Composer, check, compose_raw
+from align.config.options import parse
+from align.config.schemas import SCHEMAS
+from align.config.synonyms import ABSENT, WORDS, keys_for
+from align.config.values import keys_of
+from align.errors import InputError
+
+TRL = {
+    "model_name_or_path=Qwen/Qwen2.5-0.5B": "model.path",
+    "model_revision=main": "model.revision",
+    "dataset_name=trl-lib/Capybara": "data.path",
+    "learning_rate=2e-4": "stage.lr or method.lr",
+    "num_train_epochs=1": "stage.epochs",
+    "per_device_train_batch_size=2": "stage.micro_batch",
+    "gradient_accumulation_steps=8": "stage.gradient_accumulation",
+    "warmup_ratio=0.1": "stage.warmup",
+    "warmup_steps=10": "stage.warmup",
+    "lr_scheduler_type=cosine": "stage.schedule",
+    "weight_decay=0": "stage.weight_decay",
+    "logging_steps=25": "stage.log_every",
+    "save_steps=100": "stage.save_every",
+    "output_dir=out": "run.root",
+    "run_name=a": "run.name",
+    "report_to=wandb": "track",
+    "bf16=true": "dtype=bfloat16",
+    "bf16=false": "dtype",
+    "fp16=true": "dtype=float16",
+    "torch_dtype=bfloat16": "dtype",
+    "use_cpu=true": "device=cpu",
+    "max_length=2048": "data.max_length",
+    "max_seq_length=2048": "data.max_length",
+    "use_peft=true": "method=lora",
+    "load_in_4bit=true": "method=qlora",
+    "lora_r=32": "method.r",
+    "lora_alpha=16": "method.alpha",
+    "lora_dropout=0.05": "method.dropout",
+    "lora_target_modules=[q_proj]": "method.targets",
+    "use_rslora=true": "method.rslora",
+    "use_dora=true": "method.dora",
+    "optim=adamw_torch": "stage.optimiser",
+    "eval_dataset=a": "data.eval_path",
+    "truncation_mode=keep_end": "data.too_long",
+    "resume_from_checkpoint=true": "resume",
+    "max_grad_norm=1": "stage.max_grad_norm",
+    "max_steps=3": "stage.max_steps",
+    "chat_template_path=a": None,
+    "dataset_num_proc=4": None,
+    "attn_implementation=sdpa": None,
+    "packing=true": "stage.packing",
+    "gradient_checkpointing=true": "stage.gradient_checkpointing",
+    "trust_remote_code=true": ABSENT["trust_remote_code"],
+    "push_to_hub=true": ABSENT["push_to_hub hub_model_id"],
+}
+LLAMA_FACTORY = {
+    "finetuning_type=lora": "method",
+    "lora_rank=8": "method.r",
+    "lora_target=all": "method.targets",
+    "default_system=a": "data.system",
+    "cutoff_len=2048": "data.max_length",
+    "dataset=identity": "data.path",
+    "dataset_dir=data": "data.path",
+    "max_samples=1000": "data.limit",
+    "val_size=0.1": "data.held_out",
+    "quantization_bit=4": "method=qlora",
+    "adapter_name_or_path=a": "init",
+    "template=chatml": "data.template",
+    "export_dir=out": "run.root",
+    "overwrite_output_dir=true": "resume=never",
+    "enable_thinking=false": "data.template_kwargs",
+    "preprocessing_num_workers=16": None,
+    "plot_loss=true": None,
+    "ddp_timeout=180000000": None,
+    "do_train=true": ABSENT["do_train do_eval"],
+    "overwrite_cache=true": None,
+}
+LLAMA_FACTORY_PPO = {
+    "reward_model=saves/reward": "reward.ref",
+    "max_new_tokens=512": "rollout.max_new_tokens",
+    "top_p=0.9": ABSENT["top_p top_k min_p repetition_penalty"],
+    "learning_rate=1e-5": "stage.lr",
+    "ppo_epochs=4": "stage.epochs",
+    "eval_steps=500": "stage.eval_every",
+}
+LLAMA_FACTORY_DPO = {"pref_beta=0.1": "stage.beta", "pref_loss=sigmoid": "stage.loss"}
+AXOLOTL = {
+    "base_model=NousResearch/Llama-3.2-1B": "model.path",
+    "sequence_len=2048": "data.max_length",
+    "datasets=a": "data.path",
+    "val_set_size=0.1": "data.held_out",
+    "adapter=qlora": "method or init or artifact",
+    "sample_packing=true": "stage.packing",
+    "lora_model_dir=a": "init",
+    "lora_target_linear=true": "method.targets=all-linear",
+    "optimizer=adamw_torch": "stage.optimiser",
+    "micro_batch_size=2": "stage.micro_batch",
+    "num_epochs=1": "stage.epochs",
+    "lr_scheduler=cosine": "stage.schedule",
+    "wandb_project=a": "track.project",
+    "wandb_name=a": "run.name",
+    "saves_per_epoch=1": "stage.save_every",
+    "chat_template=llama3": "data.template",
+    "tf32=false": None,
+    "rl=dpo": "stage",
+    "hub_model_id=a": ABSENT["push_to_hub hub_model_id"],
+    "special_tokens=a": None,
+    "flash_attention=true": None,
+}
+TABLE = [
+    (stage, word, meant)
+    for stage, words in (
+        ("sft", TRL), ("sft", LLAMA_FACTORY), ("ppo", LLAMA_FACTORY_PPO), ("dpo", LLAMA_FACTORY_DPO), ("sft", AXOLOTL)
+    )
+    for word, meant in words.items()
+]  # fmt: skip
+
+
+GIVEN = [
+    (put, stage, word, meant)
+    for put in ("", "stage.")
+    for stage, word, meant in TABLE
+    if f"{put}{word.partition('=')[0]}" != meant  # the same name here
+]
+
+
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    return Composer()
+
+
+@pytest.mark.parametrize(("put", "stage", "word", "meant"), GIVEN, ids=[f"{put}{word}" for put, _, word, _ in GIVEN])
+def test_an_option_of_another_framework(composer: Composer, put: str, stage: str, word: str, meant: object):
+    key = f"{put}{word}"
+    with pytest.raises(InputError) as caught:
+        composer.composed([f"stage={stage}", key])
+    error = caught.value
+    assert f"{error.field}={error.value}" == key
+    if isinstance(meant, tuple):
+        assert (error.problem, error.remedy) == meant
+    elif meant is None:
+        assert error.remedy == f"`python -m align stage={stage} --cfg job` shows every key."
+    else:
+        assert error.remedy == f"Did you mean {meant}?"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("rm", "reward"), ("pt", "sft"), ("sfft", "sft")])
+def test_a_stage_of_another_framework(composer: Composer, typed: str, meant: str):
+    with pytest.raises(InputError, match=f"Did you mean stage={meant}[?]"):
+        composer.composed([f"stage={typed}"])
+
+
+def test_every_synonym_leads_to_a_key_of_some_stage_and_every_value_is_taken() -> None:
+    trees = [OmegaConf.to_container(compose_raw([f"stage={stage}"])) for stage in SCHEMAS["stage"]]
+    known = {key for tree in trees for key in keys_of(tree)}  # pyright: ignore[reportArgumentType]
+    known |= {"reward.fn"}  # of another choice of its group
+    assert {key.partition("=")[0] for key in WORDS} <= known
+    assert not {word for words in (*WORDS.values(), *ABSENT) for word in words.split()} & known
+    for key in WORDS:
+        if "=" in key:
+            check(compose_raw([*(["stage=sft"] if not key.startswith("stage=") else []), *NEEDS.get(key, []), key]))
+
+
+NEEDS = {"stage=reward": ["data=annotations"]}
+
+
+def test_a_word_counts_in_any_spelling():
+    assert keys_for("Lora-R") == keys_for("lora_r") == ["method.r"]
+
+
+def test_an_option_with_dashes_names_the_key():
+    with pytest.raises(InputError, match=r"is not an option\. Write method\.r, without dashes"):
+        parse(["stage=sft", "--lora_r", "8"])
+    with pytest.raises(InputError, match=r"Write stage\.lr or method\.lr, without dashes"):
+        parse(["stage=sft", "--learning-rate=1e-4"])
