@@ -7,11 +7,11 @@ export OMP_NUM_THREADS ?= 2
 # Two processes, one thread each. Whoever is done takes over half of what the other has left (docs/decisions.md).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: venv demo annotate llama-cpp test test-all lint clean
+.PHONY: venv demo annotate llama-cpp test test-all lint docs clean
 
 venv: .venv/.dev
 
-.venv/.demo .venv/.dev: .venv/.%: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.demo .venv/.dev .venv/.docs: .venv/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]" --constraint constraints.txt
 	touch $@
 
@@ -41,6 +41,9 @@ lint: venv
 	$(BIN)/oxlint --deny-warnings annotate tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: .venv/.docs
+	$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache
+	rm -rf .venv build dist site .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
