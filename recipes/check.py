@@ -2,7 +2,7 @@
 one on learning or memory is missed.
 
 Usage: python recipes/check.py RECIPE RUN_ROOT [SEED] [--save FILE]
-`markdown(RECIPE)` is the table of its `expected.json`, as README and docs show it.
+`markdown(RECIPE)` is the table of its `expected.json`, as docs/recipes.md shows it.
 """
 
 from __future__ import annotations
