@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -11,21 +12,22 @@ from typing import Any
 
 import pytest
 import yaml
+from pages import PAGES, ROOT, blocks
 
 from align.__main__ import composed, main, stages_in
 from align.batch import split
 from align.config.compose import check, compose_raw
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+from align.data.preferences import read_preferences
+from align.data.sources import read_documents
+from align.errors import InputError
 
 
 def commands() -> list[tuple[str, str]]:
     """(page, line) of every `python -m align …` line in a bash block."""
     found = []
     for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-            found += [(page.name, line) for line in block.splitlines() if line.startswith("python -m align ")]
+        for block in blocks(page, "bash"):
+            found += [(page.name, line) for line in block.text.splitlines() if line.startswith("python -m align ")]
     return found
 
 
@@ -97,9 +99,61 @@ def test_the_lines_of_the_benchmark_compose() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)|^\[[^]]+\]: (\S+)$", text, re.MULTILINE):
+        target = "".join(target)
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def rows_shown() -> list[Any]:
+    """The example rows of every page, each block with what its mark says that they are."""
+    found = [b for page in PAGES for b in blocks(page, "json") if b.kind == "rows"]
+    return [pytest.param(b.mark, b.text, id=f"{b.page.name}-{i}-{b.mark}") for i, b in enumerate(found)]
+
+
+@pytest.mark.parametrize(("kind", "text"), rows_shown())
+def test_example_rows_are_read_as_the_page_says(kind: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(text, encoding="utf-8")
+    if kind == "pairs":
+        assert read_preferences(file)
+    elif kind == "imitate":
+        assert len(read_documents(file)) == len(text.splitlines())
+    else:
+        assert kind == "refused"
+        for row in text.splitlines():
+            file.write_text(row + "\n", encoding="utf-8")
+            with pytest.raises(InputError):
+                read_documents(file)
+
+
+def test_both_ways_to_write_reasoning_are_one(tmp_path: Path) -> None:
+    (shown,) = (b.text for b in blocks(ROOT / "docs" / "data-formats.md", "json") if "reasoning_content" in b.text)
+    (tmp_path / "rows.jsonl").write_text(shown, encoding="utf-8")
+    one, other = (document.messages for document in read_documents(tmp_path / "rows.jsonl"))
+    assert one == other
+
+
+def messages_said() -> list[str]:
+    """Every text in the source, in the pieces that its variables leave."""
+    files = (path for room in ("align", "annotate", "reward") for path in (ROOT / room).rglob("*.py"))
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_troubleshooting_quotes_messages_as_they_are_printed() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^### (.+)$", page, re.MULTILINE)
+    assert len(quoted) >= 25
+    said = messages_said()
+    pieces = {piece.strip(): message for message in quoted for piece in message.split("…") if piece.strip()}
+    assert {m for piece, m in pieces.items() if not any(piece in text for text in said)} == set()
+
+
+def test_every_page_is_in_the_site() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    assert set(re.findall(r"([\w-]+\.md)$", text, re.MULTILINE)) == {p.name for p in (ROOT / "docs").glob("*.md")}
 
 
 def test_the_tree_names_what_is_there() -> None:
@@ -122,19 +176,17 @@ def test_the_files_that_answer_where_to_look_are_there() -> None:
 
 
 SAID_TO_MISS = {"quickstart": [(2, "minutes")]}
-"""By 0.1, as the README says in bold: the machine was a tenth slower than in the rounds before."""
+"""By 0.1, as the page says in bold: the machine was a tenth slower than in the rounds before."""
 
 
-@pytest.mark.parametrize(
-    ("recipe", "page"), [("quickstart", "README.md"), ("smollm2", "docs/recipes.md"), ("forty", "docs/recipes.md")]
-)
-def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str, page: str) -> None:
-    """A page's figures are those of `expected.json`, every seed in it, as `recipes/check.py` puts them, and meet the
+@pytest.mark.parametrize("recipe", ["quickstart", "smollm2", "forty"])
+def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str) -> None:
+    """The page's figures are those of `expected.json`, every seed in it, as `recipes/check.py` puts them, and meet the
     bars, those on minutes too, or the page says so."""
     check = module_at(ROOT / "recipes" / "check.py")
     rows, bars = check.read(recipe, "expected.json"), check.read(recipe, "bars.json")
     assert [row["seed"] for row in rows] == list(range(len(rows))) != []
-    assert check.markdown(recipe) in (ROOT / page).read_text(encoding="utf-8")
+    assert check.markdown(recipe) in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     missed = [(row["seed"], name) for row in rows for name, bar in bars.items() if not check.held(row[name], *bar)]
     assert missed == SAID_TO_MISS.get(recipe, [])
 
