@@ -151,6 +151,20 @@ def test_troubleshooting_quotes_messages_as_they_are_printed() -> None:
     assert {m for piece, m in pieces.items() if not any(piece in text for text in said)} == set()
 
 
+def test_readme_counts_the_types_of_models_that_were_measured() -> None:
+    table = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
+    fast, plain = (int(re.findall(rf"^\| {path} \| (\d+) \|", table, re.MULTILINE)[0]) for path in ("fast", "plain"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"[{fast + plain} types]" in text
+    assert f"Models of {fast} types run on a fast path, of {plain} on the plain one" in text
+
+
+def test_readme_has_the_win_rate_that_the_demo_reached() -> None:
+    first = json.loads((ROOT / "recipes" / "quickstart" / "expected.json").read_text(encoding="utf-8"))[0]
+    won = "{win_rate:.2f} [{win_rate_low:.2f}, {win_rate_high:.2f}]".format(**first)
+    assert won in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
 def test_every_page_is_in_the_site() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
     assert set(re.findall(r"([\w-]+\.md)$", text, re.MULTILINE)) == {p.name for p in (ROOT / "docs").glob("*.md")}

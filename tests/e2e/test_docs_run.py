@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +53,28 @@ def helpful(conversations):
 Run = Callable[..., None]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each test goes on from here into a folder of its own; the one before is back afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("docs"))
-        yield
+@pytest.fixture
+def printed() -> list[str]:
+    """What the lines of a test have printed."""
+    return []
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(capsys: pytest.CaptureFixture[str], printed: list[str]) -> Run:
     """Runs the words of one line, which has to end well."""
 
     def line(words: list[str]) -> None:
         status = main(words)
         said = capsys.readouterr()
         assert status == 0, f"{shlex.join(words)}\n{said.out}{said.err}"
+        printed.extend(said.out.splitlines())
 
     return line
+
+
+def without_figures(line: str) -> str:
+    """A printed line, whatever the run's name, digests and numbers are."""
+    return re.sub(r"\b[0-9a-f]{8,}\b|\d+(\.\d+)?", "#", line)
 
 
 def perform(block: Block, run: Run) -> None:
@@ -96,7 +100,7 @@ def perform(block: Block, run: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", AS_THEY_STAND)
 def test_a_page_runs_as_it_stands(
-    page: str, run: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, run: Run, printed: list[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, "my-model")
@@ -104,6 +108,14 @@ def test_a_page_runs_as_it_stands(
     for block in ran:
         perform(block, run)
     assert list(Path("runs").glob("*/*/manifest.json"))
+    shown = [
+        line
+        for block in blocks(ROOT / "docs" / page, "")
+        if block.kind == "printed"
+        for line in block.text.splitlines()
+    ]
+    said = {without_figures(line) for line in printed}
+    assert [line for line in shown if without_figures(line) not in said] == []
 
 
 @pytest.fixture(scope="module")
