@@ -14,6 +14,7 @@ from torch import Tensor
 
 from align.errors import CorruptFile
 from align.models.adapter_files import CONFIG_FILE, SCORE_KEY, WEIGHTS_FILE, adapter_config, read_tensors
+from align.models.base import loadable_name
 from align.models.fastpath import use_fast_path
 from align.models.finite import RESTORE
 from align.models.lora import Lora, LoraLike
@@ -41,7 +42,8 @@ def tensors_of(model: PeftModel, adapter: str) -> dict[str, Tensor]:
 
 
 def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "default") -> None:
-    """Write one adapter to the root of `folder` as PEFT and every serving engine read it, naming the base by id.
+    """Write one adapter to the root of `folder` as PEFT and every serving engine read it, naming the base so that
+    PEFT's auto classes find it (see `loadable_name`).
 
     (`save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.)
     """
@@ -51,7 +53,7 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors would leave it to its owner alone
     config = model.peft_config[adapter].to_dict()
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    config |= {"base_model_name_or_path": base.id, "revision": base.revision, "inference_mode": True}
+    config |= {"base_model_name_or_path": loadable_name(base), "revision": base.revision, "inference_mode": True}
     config["task_type"] = getattr(config.get("task_type"), "value", config.get("task_type"))
     config["peft_type"] = getattr(config.get("peft_type"), "value", config.get("peft_type"))
     write_json(folder / CONFIG_FILE, config)

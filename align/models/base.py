@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from align.errors import InputError
+from align.errors import InputError, MissingArtifact
 from align.models.architectures import refuse
 from align.models.pocket import pocket_folder
 from align.models.smollm2 import HUB_ID, gguf_in_wheel, smollm2_folder, smollm2_snapshot
@@ -51,14 +51,14 @@ def find_base(path: str | None = None, revision: str | None = None) -> Base:
 
 
 def base_in(folder: Path, id: str, revision: str | None = None) -> Base:
-    """The base weights in a folder.
+    """The base weights in a folder, which is known by its absolute path: a later command may run elsewhere.
 
     Raises:
         CorruptFile, InputError: it is no model that this package reads, see `align.run.weights`, or of an architecture
             that is refused.
     """
     refuse(model_config(folder, "model.path", id), id)
-    return Base(id, str(folder), revision, model_digest(folder, "model.path", id))
+    return Base(id, str(folder.absolute()), revision, model_digest(folder, "model.path", id))
 
 
 def base_of(artifact: Artifact, field: str, path: str | None = None, revision: str | None = None) -> Base:
@@ -80,10 +80,39 @@ def base_of(artifact: Artifact, field: str, path: str | None = None, revision: s
         return given
     if recorded is None:
         raise InputError(field, artifact.ref, "does not say which base it was trained on", "Add model.path=.")
-    found = find_base(recorded.id if recorded.id in BUILT_IN else recorded.path)
+    found = found_again(recorded, field, artifact.ref)
     if found.digest != recorded.digest:
         raise InputError(
             field, artifact.ref, f"its base {recorded.id} has changed since it was trained",
             "Restore those weights, or train again on these.",
         )  # fmt: skip
     return replace(recorded, path=found.path)
+
+
+def found_again(recorded: Base, field: str, ref: str) -> Base:
+    """The base of an artifact where it lies by now: a built-in model in its package, a folder where it was, a hub's
+    model in the cache or on the hub, at its revision.
+
+    Args:
+        field, ref: what the user calls the artifact.
+
+    Raises:
+        MissingArtifact: it is gone; the message names the setting that says where it went.
+    """
+    if recorded.id in BUILT_IN:
+        return find_base(recorded.id)
+    if (folder := Path(recorded.path)).is_dir():
+        return base_in(folder, recorded.id, recorded.revision)
+    problem = f"its base {recorded.id} is not in {recorded.path} any more"
+    if recorded.revision:
+        try:
+            return find_base(recorded.id, recorded.revision)
+        except InputError as error:
+            problem += f", and not to be had from the hub ({error.problem})"
+    raise MissingArtifact(field, ref, problem, "Say where it lies by now: model=hub model.path=FOLDER.")
+
+
+def loadable_name(base: Base) -> str:
+    """By which libraries load a base on this machine: a hub's id, which goes with its revision; of any other its
+    absolute path, for they look for `my-model` in the working folder and on the hub."""
+    return base.id if base.revision else base.path

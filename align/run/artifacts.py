@@ -11,7 +11,7 @@ from align.config.root import DEFAULT_ROOT
 from align.config.stages import STAGES
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.run.digests import known_digest
-from align.run.hub import hub_snapshot
+from align.run.hub import HUB, hub_snapshot
 from align.run.manifest import Base, Input, Manifest, read_manifest
 from align.run.weights import adapter_digest, model_digest, tokenizer_digest
 
@@ -49,11 +49,12 @@ class Artifact:
 
     def as_input(self) -> Input:
         """What a later run's manifest says of it."""
+        path = str(self.path.absolute())  # a later run may be asked from elsewhere
         if self.manifest is None:  # its digest covers the tokenizer too
-            return Input(self.digest, self.ref, str(self.path), whole=self.whole)
+            return Input(self.digest, self.ref, path, whole=self.whole)
         tokenizer = "" if self.whole else tokenizer_digest(self.path)
         made = self.manifest
-        return Input(self.digest, self.ref, str(self.path), made.stage, made.name, self.whole, tokenizer)
+        return Input(self.digest, self.ref, path, made.stage, made.name, self.whole, tokenizer)
 
 
 def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
@@ -92,8 +93,14 @@ def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
             raise
         digest = ""  # of an ancestor whose weights were removed: nothing equals it
     recorded = manifest.base if manifest else None
-    base = Base(ref, str(folder), None, digest) if whole else recorded
+    base = as_base(folder, ref, digest) if whole else recorded
     return Artifact(ref, folder, digest, base, whole, manifest)
+
+
+def as_base(folder: Path, ref: str, digest: str) -> Base:
+    """A whole model as the base of what is trained on it; one of the hub's by its id and revision."""
+    hub = ref.startswith(HUB)
+    return Base(ref.removeprefix(HUB), str(folder.absolute()), folder.name if hub else None, digest)
 
 
 def verify_outputs(folder: Path, outputs: Mapping[str, str]) -> None:
@@ -114,8 +121,8 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
     Raises:
         MissingArtifact: nothing is there; the message says which command produces it.
     """
-    if ref.startswith("hub:"):
-        return artifact_in(hub_snapshot(ref[4:], None, field_name), ref)
+    if ref.startswith(HUB):
+        return artifact_in(hub_snapshot(ref.removeprefix(HUB), None, field_name), ref)
     path = Path(ref).expanduser()
     if path.is_dir():
         return artifact_in(path, ref)

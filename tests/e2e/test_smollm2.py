@@ -76,7 +76,7 @@ def test_it_is_read_trained_and_loaded_again(chats: Path, tmp_path: Path, capfd:
     manifest = read_manifest(tmp_path / "sft" / "s")
     assert manifest.base == found
     artifact = tmp_path / "sft" / "s" / "artifact"
-    assert json.loads((artifact / "adapter_config.json").read_text())["base_model_name_or_path"] == "smollm2"
+    assert json.loads((artifact / "adapter_config.json").read_text())["base_model_name_or_path"] == found.path
     model = PeftModel.from_pretrained(load_base(found, "lora", torch.device("cpu"), torch.float32), str(artifact))
     tokenizer = load_tokenizer(found)
     ids = tokenizer.apply_chat_template(

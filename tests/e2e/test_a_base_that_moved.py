@@ -1,0 +1,80 @@
+"""A base is found again from any folder, and where it is gone the message says what to write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from workshop import SFT, Workshop
+
+from align.run import read_manifest
+
+pytestmark = pytest.mark.usefixtures("no_network")
+SMALL = ("stage.max_steps=1", "stage.eval_size=2")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Path:
+    """A folder with `my llama` in it, and a run that named it from there."""
+    work = tmp_path_factory.mktemp("work")
+    shutil.copytree(tiny_model, work / "my llama")
+    shutil.copy(chats, work / "chats.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        shop = Workshop(Path("runs"), Path("chats.jsonl"))
+        shop.run("sft", "model=hub", "model.path=my llama", *SFT, *SMALL, "run.name=a")
+    return work
+
+
+@pytest.fixture
+def shop(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    """Another working folder; the runs by their absolute path. The base is put back where it was."""
+    monkeypatch.chdir(tmp_path)
+    yield Workshop(work / "runs", work / "chats.jsonl")
+    if (moved := tmp_path / "elsewhere").is_dir():
+        moved.rename(work / "my llama")
+
+
+def test_it_is_found_from_another_working_folder(shop: Workshop, work: Path) -> None:
+    manifest = read_manifest(work / "runs" / "sft" / "a")
+    assert manifest.base is not None
+    assert (manifest.base.id, manifest.base.path) == ("my llama", str(work / "my llama"))
+    shop.run("export", "artifact=sft:a")
+
+
+def test_an_older_manifest_with_a_relative_path_is_read_where_it_was_written(
+    shop: Workshop, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Path(shutil.copytree(work / "runs", tmp_path / "runs"))
+    file = runs / "sft" / "a" / "manifest.json"
+    written = json.loads(file.read_text())
+    written["base"]["path"] = "my llama"
+    file.write_text(json.dumps(written))
+    older = Workshop(runs, shop.data)
+    assert older.status("stage=export", "artifact=sft:a") == 2
+    assert (
+        "its base my llama is not in my llama any more. Say where it lies by now: model=hub model.path=" in older.said
+    )
+    assert older.status("stage=export", "artifact=sft:a", "model=hub", f"model.path={work / 'my llama'}") == 0
+    monkeypatch.chdir(work)
+    assert older.status("stage=export", "artifact=sft:a", "resume=never") == 0
+
+
+def test_a_base_that_is_gone_is_named_with_the_remedy(shop: Workshop, work: Path, tmp_path: Path) -> None:
+    (work / "my llama").rename(tmp_path / "elsewhere")
+    for words in (["stage=export", "artifact=sft:a"], ["stage=sample", "init=sft:a", *shop.on_file]):
+        assert shop.status(*words, "resume=never") == 2
+        assert f"its base my llama is not in {work / 'my llama'} any more" in shop.said
+        assert "model=hub model.path=FOLDER" in shop.said
+    shop.run("export", "artifact=sft:a", "model=hub", "model.path=elsewhere", "resume=never")
+    assert shop.status("stage=export", "artifact=sft:a", "model=pocket") == 2
+    assert "was trained on my llama" in shop.said
+
+
+def test_the_same_command_from_another_folder_is_the_same_run(shop: Workshop, work: Path) -> None:
+    """A manifest's identity knows the base by its digest: another spelling of its path makes no other run."""
+    shop.run("sft", "model=hub", f"model.path={work / 'my llama'}", *SFT, *SMALL, "run.name=a")
+    assert "finished already" in shop.said
