@@ -196,15 +196,15 @@ QUANTISED = ("q8_0", "q4_k_m")
 
 @dataclass
 class ExportConfig(Settings):
-    """What an export writes: the adapter in PEFT's format (`adapter`), a model with it merged in (`merged`), both for
-    llama.cpp (`gguf`), or `all`. `check` measures an export again."""
+    """What an export writes: an adapter in PEFT's format (`adapter`), a model with it merged in or one that is whole
+    (`merged`), either for llama.cpp (`gguf`), or `all` of these that there are. `check` measures an export again."""
 
     AT: ClassVar[str] = "export"
 
     name: str = setting("adapter", "What is written.", choices=("adapter", "merged", "gguf", "all", "check"))
     dtype: str = setting(
         "bfloat16",
-        "Number format of a merged model, and of the base beside an adapter.",
+        "Number format of a merged or whole model, and of the base beside an adapter.",
         choices=("float32", "bfloat16", "float16"),
     )
     into: str = setting(
@@ -221,7 +221,9 @@ class ExportConfig(Settings):
     llama_cpp: str = setting("auto", "The Python that has llama.cpp: `auto` is this one, `none` does not ask it.")
     vllm: str = setting("auto", "The Python that has vLLM: `auto` is this one, `none` does not ask it.")
     converters: str | None = setting(None, "Folder with llama.cpp's converters. Empty: those that were downloaded.")
-    quantised: list[str] = setting(list(QUANTISED), "Variants of a GGUF base in fewer bits.", choices=QUANTISED)
+    quantised: list[str] = setting(
+        list(QUANTISED), "Variants of a GGUF base, or whole model, in fewer bits.", choices=QUANTISED
+    )
 
     def check_together(self) -> None:
         require(

@@ -61,7 +61,7 @@ STAGES = MappingProxyType({
         (*WEIGHTS, "artifact", "init", "reward", "rollout"),
     ),
     "export": Stage(
-        "an adapter or a merged model that others load", "export:ExportStageConfig", "export",
+        "an adapter or a model that others load", "export:ExportStageConfig", "export",
         (*WEIGHTS, "artifact", "export"),
     ),
     "verify": Stage(

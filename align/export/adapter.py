@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from align.errors import InputError
@@ -16,13 +16,14 @@ from align.export.trained import Trained
 from align.models.adapter_files import (
     CONFIG_FILE,
     RETRAIN,
+    SCORE_KEY,
     WEIGHTS_FILE,
     Factors,
     adapter_config,
     factors_in,
     read_adapter,
 )
-from align.models.load import check_added_tokens, in_fp32, load_base, load_tokenizer, save_tokenizer
+from align.models.load import check_added_tokens, load_tokenizer, save_tokenizer
 from align.models.lowering import READ_BY_ENGINES, check_plain, initial_factors, lower
 from align.run import read_json, write_json
 
@@ -49,7 +50,8 @@ def write_adapter(
     beside: Path | None = None,
     initial: Mapping[str, Factors] | None = None,
 ) -> None:
-    """Write an adapter for deployment: plain LoRA in fp32, the config that engines read, tokenizer and template.
+    """Write an adapter for deployment: plain LoRA in fp32, a reward model's head beside it, the config that engines
+    read, tokenizer and template.
 
     Args:
         folder: an empty one, of `align.run.atomic.publish`.
@@ -76,6 +78,9 @@ def write_adapter(
         for module, pair in factors.items()
         for side, tensor in zip("AB", pair, strict=True)
     }
+    if adapter.scores:
+        tensors[SCORE_KEY] = load_file(source / WEIGHTS_FILE)[SCORE_KEY].float()
+        plain["modules_to_save"] = ["score"]
     save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
     write_json(folder / CONFIG_FILE, engine_config({**adapter.config, **plain}, base))
     write_json(folder / "base.json", dict(base))
@@ -88,12 +93,12 @@ def write_lowered(trained: Trained, folder: Path) -> Path:
     Raises:
         InputError: see `write_adapter`; or the adapter was trained with tokens that the base does not have.
     """
+    assert trained.adapter is not None, "a whole model has no adapter"
     folder.mkdir(exist_ok=True)
     check_added_tokens(trained.tokenizer, load_tokenizer(trained.base))
     read, initial = adapter_config(trained.adapter, "artifact", alone=True), None
     if isinstance(read.get("init_lora_weights"), str):
-        base = in_fp32(load_base(trained.base, trained.method, trained.device, trained.dtype))
-        initial = initial_factors(base, read)
+        initial = initial_factors(trained.load(trained.method), read)
     write_adapter(
         folder, trained.adapter, named_base(trained.base), tokenizer=trained.tokenizer,
         beside=Path(trained.base.path), initial=initial,

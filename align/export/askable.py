@@ -1,5 +1,5 @@
-"""What can be known of an export before anything is loaded: which engines will be asked, and whether an adapter that no
-run here made says what it was trained on. Imports no torch."""
+"""What can be known of an export before anything is loaded: as what it leaves, which engines will be asked, and whether
+an adapter that no run here made says what it was trained on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,57 @@ from collections.abc import Collection, Mapping
 from align.errors import InputError
 from align.models.base import ABOUT
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, TRANSFORMERS, VLLM, engine_version, why_unasked
-from align.run import Artifact, Base, read_json
+from align.run import Artifact, Base, model_config, read_json
+from align.run.weights import VALUE_HEAD_FILE, brings_scores
+
+KINDS = ("adapter", "merged", "gguf")
+OF_WHOLE, OF_SCORES = ("merged", "gguf"), ("adapter", "merged")
 
 
-def engines_asked(kind: str, where: Mapping[str, str]) -> dict[str, str]:
+def kinds_of(kind: str, artifact: Artifact) -> tuple[str, ...]:
+    """As what an artifact leaves.
+
+    Args:
+        kind: `export=`; `all` are those that there are of it.
+
+    Raises:
+        InputError: there is no such export of it.
+    """
+
+    def refused(problem: str, remedy: str) -> InputError:
+        return InputError("export", kind, f"{artifact.ref} {problem}", remedy)
+
+    if (artifact.path / VALUE_HEAD_FILE).is_file():
+        problem = "is a critic of PPO's, whose head of values no engine reads"
+        raise InputError("artifact", artifact.ref, problem, "Export the policy that it was trained with.")
+    if artifact.whole and "SequenceClassification" in str(model_config(artifact.path).get("architectures")):
+        problem = "is a sequence classifier, as transformers loads it, and no language model"
+        raise InputError("artifact", artifact.ref, problem, "Use it as it lies there, or export what it was made of.")
+    if artifact.whole:
+        if kind == "adapter":
+            raise refused("is a whole model, of which there is no adapter", "Add export=merged, export=gguf or all.")
+        return OF_WHOLE if kind == "all" else (kind,)
+    if brings_scores(artifact.path):
+        if kind == "gguf":
+            problem = "is a reward model, and llama.cpp's converter knows no such head of scores"
+            raise refused(problem, "Add export=merged, which transformers and vLLM read, or export=adapter for PEFT.")
+        return OF_SCORES if kind == "all" else (kind,)
+    return KINDS if kind == "all" else (kind,)
+
+
+def engines_asked(kind: str, where: Mapping[str, str], scores: bool = False) -> dict[str, str]:
     """The engines beside transformers that an export is asked by, each with its version; empty where it is not there.
 
     Args:
         kind: `export=`.
+        scores: of a reward model, which transformers alone is asked for.
         where: engine → the Python that has it, or that it is not to be asked.
 
     Raises:
         InputError: a Python that was named has no such engine.
     """
+    if scores:
+        return {}
     asks = {"gguf": [LLAMA_CPP], "all": [LLAMA_CPP, VLLM], "check": [LLAMA_CPP, VLLM]}.get(kind, [VLLM])
     return {engine: engine_version(engine, where[engine], SETTINGS[engine]) for engine in asks}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,7 +11,6 @@ from transformers import PreTrainedModel
 from align.export.trained import Trained
 from align.models.base import BUILT_IN
 from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
-from align.models.load import in_fp32, load_base
 from align.run import Base
 
 
@@ -18,9 +18,8 @@ def named_base(base: Base) -> dict[str, str]:
     """The base as another machine may know it: `id`, `revision`, `digest`. What came from no hub has no revision, and
     is called by its folder's name: a path is nobody's business, and `models/mine` would pass for a repository."""
     known = base.revision or base.id in BUILT_IN
-    return {
-        "id": base.id if known else Path(base.id).name, "revision": base.revision or "", "digest": base.digest,
-    }  # fmt: skip
+    name = Path(base.id).name.lstrip(".") or Path(base.path).resolve().name  # of `.` and `..` the folder's
+    return {"id": base.id if known else name, "revision": base.revision or "", "digest": base.digest}
 
 
 def plain_base(trained: Trained, into: str) -> PreTrainedModel:
@@ -30,8 +29,8 @@ def plain_base(trained: Trained, into: str) -> PreTrainedModel:
         into: `nf4-dequantised`, or `original`: as it was published.
     """
     if into == DEQUANTISED:
-        return dequantised(load_base(trained.base, trained.method, trained.device, trained.dtype), torch.float32)
-    return in_fp32(load_base(trained.base, "lora", trained.device, trained.dtype))
+        return dequantised(trained.load(trained.method), torch.float32)
+    return trained.load("lora")
 
 
 def base_folder(trained: Trained, root: Path, dtype: torch.dtype) -> Path | None:
@@ -48,3 +47,24 @@ def base_beside(trained: Trained, root: Path, dtype: torch.dtype, write: bool) -
         return None
     named = named_base(trained.base)
     return dequantised_beside(root, trained.base, named, trained.dtype, dtype, trained.device, trained.tokenizer)
+
+
+def link_base(trained: Trained, beside: Path | None, folder: Path, home: Path) -> bool:
+    """A link in an adapter's export, by the name that its configuration gives the base, to where that lies: PEFT looks
+    for it below the working folder, and then on a hub. A base of a hub's needs none.
+
+    Args:
+        beside: the dequantised base; None where the adapter shall have the base itself.
+        home: where `folder` will lie in the end.
+
+    Returns:
+        whether there is one: a file of the export may have that name.
+    """
+    named = named_base(trained.base)
+    link = folder / named["id"]
+    if named["revision"] or os.path.lexists(link):
+        return False
+    # Runs and their bases are moved together; a model of the user's stays where it is.
+    target = Path(trained.base.path) if beside is None else Path(os.path.relpath(beside, home))
+    link.symlink_to(target, target_is_directory=True)
+    return True

@@ -16,9 +16,11 @@ from align.errors import InputError
 from align.export.bases import named_base
 from align.export.folder import ABSOLUTE, check_base
 from align.export.launch import LAUNCH
+from align.export.markdown import one_line, table
+from align.export.snippet import loading, precision_of
 from align.export.trained import Trained
 from align.export.verdicts import HEADS, Check, cells, gap_in
-from align.models.base import BUILT_IN
+from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
 from align.ops.intervals import FEW
 from align.report import in_words
@@ -32,7 +34,7 @@ KINDS = {
 REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
     *("method", "precision", "dtype", "into", "parents", "seed", "data", "judge", "metrics", "receipt", "licences"),
-    *("license", "language", "tags", "notes", "served", "modelfile"),
+    *("license", "language", "tags", "notes", "served", "modelfile", "linked", "score", "accuracy"),
 )
 TITLES = {
     "sft": "Supervised fine-tuning",
@@ -55,7 +57,9 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
             `align.evals.comparison.summarise`; `licences`, pairs of what it was made of and that licence, the base
             first; `receipt`, a list of `align.export.verdicts.Check`; `served`, the name that the launch files give it;
-            `modelfile`, whether there is one;
+            `modelfile`, whether there is one; `linked`, what the link to an adapter's base leads to, `nf4-dequantised`
+            or `original`, where there is one; `score`, of a reward model: the token that its score is read at, and
+            `accuracy`, its figures on held-out pairs;
             `license`, `language`, `tags`; `notes`, a paragraph.
 
     Raises:
@@ -72,19 +76,21 @@ def render_card(facts: Mapping[str, Any]) -> str:
     for key, text in _texts(facts):
         if ABSOLUTE.search(text):
             raise InputError(key, text, "is a path of this machine, which means nothing elsewhere", "Name it instead.")
-    sections = (_what(facts), _training(facts), _evaluation(facts), _fidelity(facts), _licences(facts), _loading(facts))
-    return _front_matter(facts) + f"\n# {_line(facts['name'])}\n\n" + "\n".join(s for s in sections if s)
+    sections = (_what(facts), _training(facts), _evaluation(facts), _fidelity(facts), _licences(facts), loading(facts))
+    return _front_matter(facts) + f"\n# {one_line(facts['name'])}\n\n" + "\n".join(s for s in sections if s)
 
 
 def _front_matter(facts: Mapping[str, Any]) -> str:
     kind = facts["kind"]
-    tags = {"adapter": ("lora",), "merged": (), "gguf": ("lora", "gguf")}[kind]
+    whole, score = facts.get("method") == "full", "score" in facts
+    tags = [*([] if whole or kind == "merged" else ["lora"]), *(["gguf"] if kind == "gguf" else [])]
+    tags += ["reward-model"] if score else []
     library = {"adapter": "peft", "merged": "transformers"}.get(kind)  # GGUF is of no one library
     fields: dict[str, Any] = {
         "base_model": facts["base"]["id"],
-        "base_model_relation": "finetune" if kind == "merged" else "adapter",
+        "base_model_relation": "finetune" if whole or kind == "merged" else "adapter",
         **({"library_name": library} if library else {}),
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if score else "text-generation",
         "tags": list(dict.fromkeys(["align", *tags, *_stages(facts), *facts.get("tags", ())])),
     }
     base_licence = next((licence for _, licence in facts.get("licences", ())), "")
@@ -97,38 +103,34 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
 
 def _what(facts: Mapping[str, Any]) -> str:
     base, merged = facts["base"], facts["kind"] == "merged"
-    what = "A model" if facts.get("method") == "full" else KINDS[facts["kind"]]
+    whole = "A model as GGUF" if facts["kind"] == "gguf" else "A model"
+    what = whole if facts.get("method") == "full" else KINDS[facts["kind"]]
     rows = [("base model", base["id"]), ("base revision", base.get("revision")), ("base digest", base.get("digest"))]
     rows += [("weights", facts.get("dtype") if merged else None), ("seed", facts.get("seed"))]
-    notes = f"\n{_line(facts['notes'])}\n" if facts.get("notes") else ""
-    return f"{what} for chat, made with `align`.\n{notes}\n" + _table(
-        ("", ""), [r for r in rows if r[1] not in (None, "")]
-    )
+    notes = f"\n{one_line(facts['notes'])}\n" if facts.get("notes") else ""
+    use = "that scores chats, a reward model" if "score" in facts else "for chat"
+    return f"{what} {use}, made with `align`.\n{notes}\n" + table(("", ""), [r for r in rows if r[1] not in (None, "")])
 
 
 def _training(facts: Mapping[str, Any]) -> str:
     text = "## Training\n\n"
     for i, parent in enumerate(facts.get("parents", ()), 1):
-        digest = f", sha256 `{_line(parent['digest'])}`" if parent.get("digest") else ""
+        digest = f", sha256 `{one_line(parent['digest'])}`" if parent.get("digest") else ""
         title = TITLES.get(parent["stage"], parent["stage"])
-        text += f"{i}. {_line(title)}: `{_line(parent['stage'])}/{_line(parent['name'])}`{digest}\n"
+        text += f"{i}. {one_line(title)}: `{one_line(parent['stage'])}/{one_line(parent['name'])}`{digest}\n"
     if facts.get("data"):
-        text += f"\nData: {', '.join(_line(name) for name in facts['data'])}.\n"
+        text += f"\nData: {', '.join(one_line(name) for name in facts['data'])}.\n"
     return text + f"\n{_trained_on(facts)}\n"
-
-
-def _precision(facts: Mapping[str, Any]) -> str:
-    """What the base's weights were stored in during training; QLoRA means NF4."""
-    return facts.get("precision") or ("nf4" if facts.get("method") == "qlora" else "")
 
 
 def _trained_on(facts: Mapping[str, Any]) -> str:
     """Which numbers the adapter learnt to correct: put on others it is another model."""
     if facts.get("method") == "full":
-        return "All weights were trained; there was no adapter."
-    precision = _precision(facts)
+        trained = "All weights were trained; there was no adapter."
+        return trained if facts.get("parents") else "Nothing says how it was trained."
+    precision = precision_of(facts)
     if precision != "nf4":
-        return f"Trained on the base in {_line(precision or 'the precision it is published in')}, not quantised."
+        return f"Trained on the base in {one_line(precision or 'the precision it is published in')}, not quantised."
     start = "Trained on the base quantised to NF4 (4 bits, double quantisation). "
     if facts["kind"] == "merged" and facts.get("into") == "original":
         return start + "Merged into the original weights, on which it is measurably another model."
@@ -141,11 +143,21 @@ def _trained_on(facts: Mapping[str, Any]) -> str:
     return start + "Load it on the same: on the original weights it is measurably another model."
 
 
+PAIRS = {
+    "accuracy": "pairs in the order of the labels", "accuracy_noiseless": "pairs in the order without the noise",
+    "ceiling": "labels in that order",
+}  # fmt: skip
+"""What a reward model was found to be on held-out pairs."""
+
+
 def _evaluation(facts: Mapping[str, Any]) -> str:
+    if accuracy := facts.get("accuracy"):
+        rows = [(words, _with_interval(accuracy[key])) for key, words in PAIRS.items() if key in accuracy]
+        return "## Evaluation\n\nOn held-out pairs; brackets are 95 % intervals.\n\n" + table(("", "share"), rows)
     metrics = facts.get("metrics")
     if not metrics:
         return ""
-    judge = f" by {_line(facts['judge'])}" if facts.get("judge") else ""
+    judge = f" by {one_line(facts['judge'])}" if facts.get("judge") else ""
     won = metrics["win_rate"]
     role = "proxy" if "proxy" in metrics else "gold"  # whose scores are optimised is no evidence of quality
     scores = metrics[role]
@@ -163,11 +175,11 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
     ):
         if key in metrics:
             rows.append((label, _number(metrics[key]["policy"]), _number(metrics[key]["ref"])))
-    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in map(_line, metrics.get("judge_notes", ())))
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in map(one_line, metrics.get("judge_notes", ())))
     return (
         f"## Evaluation\n\nAgainst the model it started from, on {won['n']} held-out prompts; "
         f"ties count as half a win, brackets are 95 % intervals over prompts.{_few(won['n'])}{notes}\n\n"
-        + _table(("", "this model", "start"), rows)
+        + table(("", "this model", "start"), rows)
     )
 
 
@@ -175,18 +187,23 @@ def _fidelity(facts: Mapping[str, Any]) -> str:
     checks: list[Check] = facts.get("receipt") or []
     if not checks:
         return ""
+    apart = "in fp32" if facts.get("method") == "full" else "base and adapter apart, in fp32"
     text = (
-        "## Receipt\n\nThis export, loaded back, beside the model that was trained (base and adapter apart, in fp32), "
-        "on fixed prompts; differences in nats. An engine that was not checked may say anything.\n\n"
-        + _table(HEADS, cells(checks))
+        f"## Receipt\n\nThis export, loaded back, beside the model that was trained ({apart}), on fixed prompts; "
+        "differences in nats. An engine that was not checked may say anything."
+        + (f" {CHOICES}" if "score" in facts else "")
+        + "\n\n"
+        + table(HEADS, cells(checks))
     )
-    if facts["kind"] != "adapter" and facts.get("into") == "original" and _precision(facts) == "nf4":
+    if facts["kind"] != "adapter" and facts.get("into") == "original" and precision_of(facts) == "nf4":
         text += f"\n{MADE_ANEW}\n"
     gap = gap_in(checks)
     if gap is not None:
         text += (
             f"\nOn the **original** weights of the base the adapter is another model: KL {_number(gap.kl)} nats a "
-            f"token from what was trained, the same top token on {gap.top1:.1%} of {gap.tokens:,}.\n"
+            + ("choice" if "score" in facts else "token")
+            + f" from what was trained, the same {'choice' if 'score' in facts else 'top token'} "
+            + f"on {gap.top1:.1%} of {gap.tokens:,}.\n"
         )
     return text
 
@@ -195,7 +212,7 @@ def _licences(facts: Mapping[str, Any]) -> str:
     rows = facts.get("licences") or []
     if not rows:
         return ""
-    return "## Licences\n\nOf what it was made of; it can be given away as all of these allow.\n\n" + _table(
+    return "## Licences\n\nOf what it was made of; it can be given away as all of these allow.\n\n" + table(
         ("", "licence"), [(what, licence or "not stated: ask whoever gave it") for what, licence in rows]
     )
 
@@ -209,8 +226,15 @@ def export_facts(
         folder: where it lies, its launch files and Modelfile too.
         name: that the launch files give it.
     """
-    return {
-        "kind": kind, "base": named_base(trained.base), "method": trained.method,
+    named = named_base(trained.origin)
+    link = folder / named["id"]
+    about = {}
+    if link.is_symlink():
+        about["linked"] = "original" if link.resolve() == Path(trained.base.path).resolve() else DEQUANTISED
+    if trained.asked.scores:
+        about["score"] = trained.tokenizer.convert_ids_to_tokens(trained.rows[0][-1])
+    return about | {
+        "kind": kind, "base": named, "method": trained.method,
         "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype), "dtype": dtype, "into": into,
         "served": name if (folder / LAUNCH).is_dir() else "", "modelfile": (folder / "Modelfile").is_file(),
         "receipt": checks,
@@ -235,77 +259,14 @@ def licence_in(folder: Path) -> str:
     return str(metadata.get("license") or "") if isinstance(metadata, dict) else ""
 
 
-# Special tokens that a content spells out are text: with `sanitize_control_tokens`, of transformers 5.24 and later.
-TALK = """
-chat = [{"role": "user", "content": "Hi, how are you?"}]
-as_text = {"sanitize_control_tokens": True, "add_generation_prompt": True}
-asked = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True, **as_text).to(model.device)
-answer = model.generate(**asked, max_new_tokens=64, do_sample=True)[0, asked["input_ids"].shape[1] :]
-print(tokenizer.decode(answer, skip_special_tokens=True))
-"""
-
-
 MADE_ANEW = (
     "Made of the original weights, it is another model: `merge`, `merged` and `adapter` on `original` are beside the "
     "adapter on those weights, and `gap` is how far that lies from what was trained."
 )
-SERVE = "\nTo serve it as `{}`, over HTTP: `sh launch/vllm.sh` (vLLM).\n"
-SERVE_GGUF = "\nTo serve it as `{}`, over HTTP: `sh launch/llama-server.sh` (llama.cpp's own server).\n"
-OLLAMA = "\nWith Ollama: `ollama create {0} -f Modelfile && ollama run {0}`.\n"
-TALK_GGUF = """from llama_cpp import Llama
-from transformers import AutoTokenizer
-
-model = Llama("base-f16.gguf", lora_path="adapter-f16.gguf", n_ctx=0, verbose=False)
-tokenizer = AutoTokenizer.from_pretrained(".")
-chat = [{"role": "user", "content": "Hi, how are you?"}]
-as_text = {"sanitize_control_tokens": True, "add_generation_prompt": True}
-asked = tokenizer.apply_chat_template(chat, **as_text)["input_ids"]
-print(model.create_completion(asked, max_tokens=64)["choices"][0]["text"])
-"""
-
-
-def _loading(facts: Mapping[str, Any]) -> str:
-    gguf = facts["kind"] == "gguf"
-    code = TALK_GGUF if gguf else loading_code(facts) + TALK
-    serve = (SERVE_GGUF if gguf else SERVE).format(_line(facts["served"])) if facts.get("served") else ""
-    ollama = OLLAMA.format(_line(facts["served"])) if facts.get("modelfile") and facts.get("served") else ""
-    return f"## Loading, and talking to it\n\n```python\n{code}```\n{serve}{ollama}"
-
-
-def loading_code(facts: Mapping[str, Any]) -> str:
-    """Python that loads the export, to be run in its folder; elsewhere put its path or hub id in the place of `.`."""
-    here = '"."'
-    if facts["kind"] == "merged":
-        return (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'model = AutoModelForCausalLM.from_pretrained({here}, dtype="auto")\n'
-            f"tokenizer = AutoTokenizer.from_pretrained({here})\n"
-        )
-    base = facts["base"]
-    builtin = base["id"] in BUILT_IN  # lies in an installed package, not on a hub
-    arguments = f"builtin_folder({json.dumps(base['id'])})" if builtin else json.dumps(base["id"])
-    if base.get("revision"):
-        arguments += f", revision={json.dumps(base['revision'])}"
-    nf4 = _precision(facts) == "nf4"
-    quantised = (
-        "nf4 = BitsAndBytesConfig(\n"
-        "    load_in_4bit=True,\n"
-        '    bnb_4bit_quant_type="nf4",\n'
-        "    bnb_4bit_use_double_quant=True,\n"
-        "    bnb_4bit_compute_dtype=torch.bfloat16,\n"
-        ")\n"
-    )
-    imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if nf4 else "")
-    return (
-        ("import torch\n" if nf4 else "")
-        + f"from peft import PeftModel\nfrom transformers import {imports}\n"
-        + ("\nfrom align.models.base import builtin_folder\n\n" if builtin else "\n")
-        + (quantised if nf4 else "")
-        + f"base = AutoModelForCausalLM.from_pretrained({arguments}"
-        + (", quantization_config=nf4)\n" if nf4 else ', dtype="auto")\n')
-        + f"model = PeftModel.from_pretrained(base, {here})\n"
-        + f"tokenizer = AutoTokenizer.from_pretrained({here})\n"
-    )
+CHOICES = (
+    "Scores are compared as the choices that they stand for: a token is a choice between two of the texts, or between "
+    "one and a text whose score is 0."
+)
 
 
 def _stages(facts: Mapping[str, Any]) -> list[str]:
@@ -322,18 +283,6 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, (list, tuple)):
         for i, inner in enumerate(value):
             yield from _texts(inner, f"{key}[{i}]")
-
-
-def _table(headers: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    lines = [headers, ("---",) * len(headers), *rows]
-    return "".join("| " + " | ".join(_line(cell) for cell in line) + " |\n" for line in lines)
-
-
-def _line(text: Any) -> str:
-    """One line that no table cell, code span or tag can be broken out of."""
-    for mark, stand_in in (("|", "\\|"), ("`", "'"), ("<", "&lt;")):
-        text = str(text).replace(mark, stand_in)
-    return " ".join(text.split())
 
 
 def _number(value: float) -> str:

@@ -35,13 +35,13 @@ KNOWN = (
         "BPE pre-tokenizer was not recognized",
         "tokenizer",
         "llama.cpp's converter does not know how it cuts text before its merges",
-        "Export it as export=adapter or export=merged, or train on a base whose tokenizer llama.cpp knows.",
+        "Export it as export=merged, or train on a base whose tokenizer llama.cpp knows.",
     ),
     (
         r"Model \S+ is not supported|Architecture .+ not supported",
         "model",
         "llama.cpp's converter does not know this architecture",
-        "Export it as export=adapter or export=merged.",
+        "Export it as export=merged.",
     ),
 )
 

@@ -1,4 +1,5 @@
-"""What an export says when it is loaded back: the next-token logits of an engine, prompt by prompt.
+"""What an export says when it is loaded back: the next-token logits of an engine, prompt by prompt; of a reward model
+its scores.
 
 Each function loads as a stranger would, by the engine's own means and none of ours.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.models.fastpath import without_fast_path
 from align.models.load import in_fp32, keep_unpacked, nf4
@@ -23,7 +25,27 @@ from align.models.load import in_fp32, keep_unpacked, nf4
 Rows = Sequence[Sequence[int]]
 """Token ids, a prompt each."""
 
+BATCH = 4
+"""Texts that a reward model scores together."""
+
 VERSION = f"{transformers.__version__}, peft {peft.__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a model is asked: to a language model the next token behind each of a prompt's, to a reward model a score.
+
+    Attributes:
+        rows: as training read them.
+        scores: of a reward model.
+        read: the same as others read them, by the exported chat template; of a reward model.
+        pad: that the exported tokenizer pads these with, of a reward model; None where it has none.
+    """
+
+    rows: Rows
+    scores: bool = False
+    read: Rows = ()
+    pad: int | None = None
 
 
 @torch.no_grad()
@@ -35,10 +57,47 @@ def logits_of(model: Any, rows: Rows) -> list[Tensor]:
         return [model(input_ids=torch.tensor([list(row)], device=device)).logits[0].float().cpu() for row in rows]
 
 
-def whole_model(folder: Path, rows: Rows, device: torch.device) -> list[Tensor]:
+@torch.no_grad()
+def choices_of(model: Any, rows: Rows, pad: int | None) -> list[Tensor]:
+    """A reward model's scores as choices (see `as_choices`), in fp32 on the CPU: padded rows together where there is a
+    token to pad with."""
+    device, own = next(model.parameters()).device, model.config.get_text_config().pad_token_id
+    set_pad(model, pad)
+    scores = []
+    size = 1 if pad is None else BATCH
+    for i in range(0, len(rows), size):
+        part = rows[i : i + size]
+        longest = max(map(len, part))
+        tokens = [[*row, *[0 if pad is None else pad] * (longest - len(row))] for row in part]
+        real = [[1] * len(row) + [0] * (longest - len(row)) for row in part]
+        ids, mask = (torch.tensor(given, device=device) for given in (tokens, real))
+        with without_fast_path(model):
+            scores.append(model(input_ids=ids, attention_mask=mask).logits[:, 0].float().cpu())
+    set_pad(model, own)
+    return [as_choices(torch.cat(scores))]
+
+
+def as_choices(scores_N: Tensor) -> Tensor:
+    """Scores as the choices that they stand for: logits [P, 2] of which of two texts is the better one (Bradley–Terry),
+    for each pair, and for each text beside one whose score is 0: what moves all scores alike would change no pair."""
+    all_M = torch.cat((scores_N, scores_N.new_zeros(1)))
+    first, second = torch.triu_indices(len(all_M), len(all_M), offset=1)
+    return torch.stack((all_M[first], all_M[second]), dim=1)
+
+
+def set_pad(model: Any, pad: int | None) -> None:
+    """The token that transformers passes over when it looks for the last one of a text."""
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = pad
+
+
+def whole_model(folder: Path, asked: Asked, device: torch.device) -> list[Tensor]:
     """transformers on a folder with a model, its weights as they lie there and fp32 sums."""
-    model = as_published(folder, device)
-    logits = logits_of(model, rows)
+    model = as_published(folder, device, scores=asked.scores)
+    if asked.scores:
+        logits = choices_of(model, asked.read, model.config.get_text_config().pad_token_id)
+    else:
+        logits = logits_of(model, asked.rows)
     del model
     free_memory()
     return logits
@@ -47,7 +106,7 @@ def whole_model(folder: Path, rows: Rows, device: torch.device) -> list[Tensor]:
 def adapter_on(
     base: Path,
     adapter: Path,
-    rows: Rows,
+    asked: Asked,
     device: torch.device,
     dtype: torch.dtype | None = None,
     quantised: bool = False,
@@ -58,9 +117,10 @@ def adapter_on(
         dtype: what the base's weights are read in; None is how they lie there.
         quantised: to NF4, out of `dtype`.
     """
-    model = as_published(base, device, dtype, quantised)
+    one_score = {"num_labels": 1} if asked.scores else {}
+    model = as_published(base, device, dtype, quantised, asked.scores, **one_score)
     model = PeftModel.from_pretrained(model, str(adapter)).eval()
-    logits = logits_of(model, rows)
+    logits = choices_of(model, asked.read, asked.pad) if asked.scores else logits_of(model, asked.rows)
     del model
     free_memory()
     return logits
@@ -74,9 +134,14 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def as_published(folder: Path, device: torch.device, dtype: torch.dtype | None = None, quantised: bool = False) -> Any:
-    options: dict[str, Any] = {"quantization_config": nf4(torch.float32)} if quantised else {}
-    model = AutoModelForCausalLM.from_pretrained(
+def as_published(
+    folder: Path, device: torch.device, dtype: torch.dtype | None = None, quantised: bool = False, scores: bool = False,
+    **options: Any,
+) -> Any:  # fmt: skip
+    if quantised:
+        options["quantization_config"] = nf4(torch.float32)
+    head = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    model = head.from_pretrained(
         folder, dtype=dtype or "auto", device_map={"": device}, trust_remote_code=False, **options
     )
     keep_unpacked(model)

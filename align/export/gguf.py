@@ -1,4 +1,4 @@
-"""A base and an adapter as GGUF, which llama.cpp, Ollama and what is built on them read.
+"""A base and an adapter, or a whole model, as GGUF, which llama.cpp, Ollama and what is built on them read.
 
 The base is written once for all adapters of it, into `bases/` beside the runs, and linked into each export, so that an
 export is whole wherever it is copied to.
@@ -41,8 +41,15 @@ LARGEST = torch.finfo(torch.float16).max
 """Of an f16."""
 
 
-def base_file(weights: str) -> str:
-    return f"base-{weights}.gguf"
+def base_file(weights: str, whole: bool = False) -> str:
+    """Of a base beside an adapter, or of a whole model."""
+    return f"{'model' if whole else 'base'}-{weights}.gguf"
+
+
+def variants_in(folder: Path) -> dict[str, Path]:
+    """Weights → the file of a base, or of a whole model, in an export."""
+    found = sorted([*folder.glob("base-*.gguf"), *folder.glob("model-*.gguf")], reverse=True)
+    return {path.stem.partition("-")[2]: path for path in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class Source:
         named: `id`, `revision` and `digest` of the base, and whatever else its weights depend on.
         kind: `nf4-dequantised` or `original`.
         load: gives the model with plain weights in fp32.
-        folder: that it came from.
+        folder: that its tokenizer came from.
         tokenizer: with the chat template that was trained with.
         converters: see `align.export.converters.converters_in`.
     """
@@ -98,10 +105,10 @@ class Source:
 
 
 def gguf_source(trained: Trained, into: str, converters: Path) -> Source:
-    """The base of what was trained, as `into`: `nf4-dequantised` or `original`."""
+    """The base of what was trained, as `into`: `nf4-dequantised` or `original`; a whole model is its own."""
     named = named_base(trained.base) | {"quantised_from": name_of(trained.dtype)}
     return Source(
-        named, into, lambda: plain_base(trained, into), Path(trained.base.path), trained.tokenizer, converters
+        named, into, lambda: plain_base(trained, into), Path(trained.origin.path), trained.tokenizer, converters
     )  # fmt: skip
 
 
@@ -163,7 +170,7 @@ def check_f16(name: str, tensor: Tensor) -> None:
 
 
 def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Source) -> None:
-    """The adapter as GGUF, and the base's files beside it.
+    """An adapter as GGUF, and the base's files beside it.
 
     Args:
         bases: of `gguf_bases`.
@@ -177,6 +184,18 @@ def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Sourc
     for path in adapter.iterdir():  # tokenizer, template, base.json: for whoever renders the chat outside the engine
         if path.suffix != ".safetensors" and path.name != "adapter_config.json":
             shutil.copyfile(path, folder / path.name)
+
+
+def write_whole_gguf(folder: Path, files: Sequence[Path], trained: Trained) -> None:
+    """A whole model as GGUF, with its tokenizer, template and `base.json`, as `write_gguf` has them.
+
+    Args:
+        files: of `gguf_bases`.
+    """
+    for path in files:
+        linked(path, folder / path.name.replace("base-", "model-", 1))
+    write_json(folder / ABOUT, named_base(trained.origin))
+    save_tokenizer(trained.tokenizer, folder, Path(trained.origin.path))
 
 
 def linked(source: Path, target: Path) -> None:
@@ -199,7 +218,7 @@ def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], 
     Raises:
         InputError: it does not.
     """
-    remedy = "Export it as export=adapter or export=merged."
+    remedy = "Export it as export=merged."
     special = special_tokens(tokenizer)
     read = answer.output["tokens"]
     for (text, id), ids in zip(special, read[: len(special)], strict=True):

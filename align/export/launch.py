@@ -13,7 +13,7 @@ from align.ops.divergence import Divergence
 
 LAUNCH = "launch"
 TEMPLATE = "chat_template.jinja"
-ABSENT = "the dequantised base is not there; bring it along, or set BASE"
+ABSENT = "the base is not there; bring it along, or set BASE"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM's `max_lora_rank` is one of these (0.32)."""
 
@@ -115,31 +115,45 @@ def by_template(folder: Path, template: str) -> str:
     return f'--chat-template "$here/{TEMPLATE}" \\\n  '
 
 
-def launches_merged(folder: Path, name: str, gap: Divergence | None, original: bool, template: str) -> None:
-    """`launch/vllm.sh` of a merged model.
+def launches_merged(
+    folder: Path, name: str, gap: Divergence | None, original: bool, template: str, scores: bool = False
+) -> None:
+    """`launch/vllm.sh` of a merged or whole model.
 
     Args:
         original: it was merged into the original weights.
         template: of `align.data.engine_template.contents_as_text`.
+        scores: it is a reward model.
     """
+    pooled = "--runner pooling " if scores else ""
     write_script(
         folder / LAUNCH / "vllm.sh",
-        f"vLLM with this model, asked for as {name}. {gap_note(gap, original)}",
-        f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} {by_template(folder, template)}"$@"\n',
+        f"vLLM with this model, asked for as {name}. {POOLED if scores else ''}{gap_note(gap, original)}",
+        f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} {pooled}{by_template(folder, template)}'
+        '"$@"\n',
     )
 
 
-def launches_gguf(folder: Path, name: str, adapter: str, gap: Divergence | None, original: bool) -> None:
-    """`launch/llama-server.sh` of a base and an adapter in GGUF."""
-    bits = sorted(path.stem.removeprefix("base-") for path in folder.glob("base-*.gguf"))
+POOLED = (
+    'It scores conversations: POST /classify {"model": …, "messages": […], "use_activation": false}, by vLLM\'s '
+    "documentation; no receipt asked it. "
+)
+
+
+def launches_gguf(folder: Path, name: str, adapter: str | None, gap: Divergence | None, original: bool) -> None:
+    """`launch/llama-server.sh` of a base and an adapter in GGUF, or of a whole model."""
+    stem, what, off, lora = "model", "this model", "", ""
+    if adapter is not None:
+        stem, what, lora = "base", "base and adapter", f' --lora "$here/../{adapter}"'
+        off = 'A request may turn the adapter off: "lora": [{"id": 0, "scale": 0}]. '
+    bits = sorted(path.stem.removeprefix(f"{stem}-") for path in folder.glob(f"{stem}-*.gguf"))
     write_script(
         folder / LAUNCH / "llama-server.sh",
-        f"llama.cpp's server with base and adapter, asked for as {name}. WEIGHTS is that of "
-        f"the base: {', '.join(bits)}. "
-        f'A request may turn the adapter off: "lora": [{{"id": 0, "scale": 0}}]. {READ} {gap_note(gap, original)}',
-        'model="$here/../base-${WEIGHTS:-f16}.gguf"\n'
+        f"llama.cpp's server with {what}, asked for as {name}. WEIGHTS is that of "
+        f"the {stem}: {', '.join(bits)}. {off}{READ} {gap_note(gap, original)}",
+        f'model="$here/../{stem}-${{WEIGHTS:-f16}}.gguf"\n'
         '[ -f "$model" ] || { echo "WEIGHTS: $model is not there" >&2; exit 2; }\n'
-        f'exec llama-server --model "$model" --lora "$here/../{adapter}" \\\n'
+        f'exec llama-server --model "$model"{lora} \\\n'
         f'  --alias {shlex.quote(name)} --jinja "$@"\n',
     )
 

@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import InputError
+from align.export.engines import set_pad
 from align.export.folder import check_base
 from align.export.trained import Trained
 from align.models.adapter_files import WEIGHTS_FILE, Adapter, read_adapter
@@ -29,7 +30,7 @@ from align.models.dequantised import (
     forget_quantisation,
     refuse_repacked,
 )
-from align.models.load import in_fp32, load_base, save_tokenizer, skeleton
+from align.models.load import save_tokenizer, skeleton
 from align.models.lowering import MERGEABLE, check_initial, check_plain
 from align.run import Base, model_files, write_json
 from align.run.weights import header
@@ -82,14 +83,16 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
 
 
 def merged_model(trained: Trained, into: str) -> PreTrainedModel:
-    """What was trained as one model, in fp32. Raises: see `merge`.
+    """What was trained as one model, in fp32; of a whole model itself. Raises: see `merge`.
 
     Args:
         into: `nf4-dequantised`, or `original`: the base as it was published.
     """
-    method = trained.method if into == DEQUANTISED else "lora"
-    base = in_fp32(load_base(trained.base, method, trained.device, trained.dtype))
-    return merge(base, trained.adapter, torch.float32)
+    base = trained.load(trained.method if into == DEQUANTISED else "lora")
+    model = base if trained.adapter is None else merge(base, trained.adapter, torch.float32)
+    if trained.asked.scores:
+        set_pad(model, trained.asked.pad)
+    return model
 
 
 def write_merged(

@@ -131,13 +131,13 @@ READ = (
 )
 
 
-def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, adapter: str) -> str:
+def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, adapter: str | None) -> str:
     """The text of a Modelfile.
 
     Args:
         folder: of the export, with its generation config.
         begins_with_bos: whether llama.cpp puts that token in front of every prompt.
-        base, adapter: names of GGUF files in the folder.
+        base, adapter: names of GGUF files in the folder; of a whole model one alone.
     """
 
     def rendered(turns: Turns, due: bool) -> str | None:
@@ -145,7 +145,9 @@ def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, 
         with suppress(InputError):
             return render(tokenizer, conversation, answer_due=due)
 
-    lines = ["# ollama create NAME -f Modelfile && ollama run NAME", *READ, f"FROM ./{base}", f"ADAPTER ./{adapter}"]
+    lines = ["# ollama create NAME -f Modelfile && ollama run NAME", *READ, f"FROM ./{base}"]
+    if adapter is not None:
+        lines.append(f"ADAPTER ./{adapter}")
     if (pieces := pieces_of(rendered)) is not None:
         template = go_template(pieces, (tokenizer.bos_token or "") if begins_with_bos else "")
         lines.append(f'TEMPLATE """{template}"""')

@@ -13,10 +13,12 @@ from transformers import AutoTokenizer
 
 from align.data.fixed_prompts import fixed_prompts
 from align.errors import CorruptFile, require
-from align.export.engines import VERSION, free_memory, logits_of
+from align.export.engines import VERSION, Asked, choices_of, free_memory, logits_of
+from align.export.reward import as_chats, fixed_conversations, for_scoring, judged
 from align.export.verdicts import ALONE, Bound, Check, pooled_divergence
 from align.models.adapters import attach
-from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, name_of
+from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, load_classifier, name_of
+from align.models.start import frozen_as
 from align.ops.divergence import Divergence
 from align.rollout.engine_process import TRANSFORMERS
 from align.run import Base
@@ -24,31 +26,42 @@ from align.run import Base
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Base and adapter as they were trained.
+    """A model as it was trained: a base with an adapter on it, or one of which every weight was.
 
     Attributes:
-        base: where the base lies.
-        adapter: the folder of the adapter.
-        method: `qlora` or `lora`.
+        base: where the base lies; of a whole model, where that lies.
+        adapter: the folder of the adapter; None of a whole model.
+        method: `qlora`, `lora`, or `full` of a whole model.
         dtype: in which the base was read for training; NF4 was quantised out of it.
-        rows: token ids of the fixed prompts.
-        logits: what it says on them, in fp32: [S, V] a prompt.
-        alone: how far the base without the adapter lies from that: the yardstick of all other differences.
+        tokenizer: as an export has it.
+        asked: what it is asked, and what each export of it is.
+        logits: what it says on that, in fp32: [S, V] a prompt; of a reward model choices, see `as_choices`.
+        alone: how far the base without the adapter lies from that: the yardstick of all other differences; None of a
+            whole model, and of a reward model, whose base has no scores.
+        origin: the model that it grew from, by which a card names it.
     """
 
     base: Base
-    adapter: Path
+    adapter: Path | None
     method: str
     device: torch.device
     dtype: torch.dtype
     tokenizer: Any
-    rows: Sequence[Sequence[int]]
+    asked: Asked
     logits: Sequence[Tensor]
-    alone: Divergence
+    alone: Divergence | None
+    origin: Base
 
     @property
-    def without(self) -> Check:
-        return Check(TRANSFORMERS, ALONE, self.kind, name_of(self.dtype), VERSION, self.alone)
+    def rows(self) -> Sequence[Sequence[int]]:
+        """Token ids of what it is asked."""
+        return self.asked.rows
+
+    @property
+    def without(self) -> list[Check]:
+        if self.alone is None:
+            return []
+        return [Check(TRANSFORMERS, ALONE, self.kind, name_of(self.dtype), VERSION, self.alone)]
 
     @property
     def kind(self) -> str:
@@ -59,34 +72,74 @@ class Trained:
         """A check by transformers."""
         return Check(TRANSFORMERS, what, base, weights, VERSION, pooled_divergence(self.logits, loaded), bound)
 
+    def load(self, method: str) -> Any:
+        """The base in fp32, by `method`; of a reward model with a score head, which the adapter brings."""
+        load = load_classifier if self.asked.scores else load_base
+        return in_fp32(load(self.base, method, self.device, self.dtype))
+
 
 def trained_model(
-    base: Base, adapter: Path, method: str, device: torch.device, dtype: torch.dtype, tokenizer: Any
-) -> Trained:
+    base: Base, adapter: Path | None, method: str, device: torch.device, dtype: torch.dtype, tokenizer: Any,
+    scores: bool = False, origin: Base | None = None,
+) -> Trained:  # fmt: skip
     """Loads what was trained and asks it.
+
+    Args:
+        adapter: None: every weight of `base` was trained.
+        scores: it is a reward model.
+        origin: see `Trained`; the base unless said.
 
     Raises:
         CorruptFile, InputError: base or adapter do not load, or do not fit each other.
     """
-    model = attach(in_fp32(load_base(base, method, device, dtype)), adapter, "policy", alone=True)
-    rows = fixed_prompts(tokenizer, context_length(model))
+    load = load_classifier if scores else load_base
+    model = in_fp32(load(base, frozen_as(method), device, dtype))
+    if adapter is not None:
+        model = attach(model, adapter, "policy", alone=True)
+    asked, own = questions(tokenizer, context_length(model), scores)
     rooms = model.get_input_embeddings().weight.shape[0]
     beyond = f"has ids beyond the {rooms} rows of the base's embedding"
-    require(max(map(max, rows)) < rooms >= len(tokenizer), "tokenizer", len(tokenizer), beyond, OWN_TOKENIZER)
-    logits = logits_of(model, rows)
+    require(max(map(max, asked.rows)) < rooms >= len(tokenizer), "tokenizer", len(tokenizer), beyond, OWN_TOKENIZER)
+    logits = choices_of(model, asked.rows, None) if scores else logits_of(model, asked.rows)
     finite = all(bool(part.isfinite().all()) for part in logits)
-    require(finite, "artifact", adapter.name, "what was trained says nan or infinity", "Train it again.")
-    with model.disable_adapter():
-        alone = pooled_divergence(logits, logits_of(model, rows))
+    name = base.id if adapter is None else adapter.name
+    require(finite, "artifact", name, "what was trained says nan or infinity", "Train it again.")
+    alone = None
+    if adapter is not None and not scores:
+        with model.disable_adapter():
+            alone = pooled_divergence(logits, logits_of(model, asked.rows))
     del model
     free_memory()
-    return Trained(base, adapter, method, device, dtype, tokenizer, rows, logits, alone)
+    return Trained(base, adapter, method, device, dtype, own, asked, logits, alone, origin or base)
+
+
+def questions(tokenizer: Any, longest: int, scores: bool) -> tuple[Asked, Any]:
+    """What a model is asked, and the tokenizer that its exports have.
+
+    Args:
+        longest: tokens that the model has positions for.
+
+    Raises:
+        InputError: the chat template of a reward model takes none of the fixed conversations.
+    """
+    if not scores:
+        return Asked(fixed_prompts(tokenizer, longest)), tokenizer
+    conversations = fixed_conversations(tokenizer, longest)
+    problem = "takes none of the conversations that a reward model is asked about"
+    require(bool(conversations), "chat_template", "(the model's)", problem, "Train it with data.template=chatml.")
+    own = for_scoring(tokenizer, conversations)
+    return Asked(judged(tokenizer, conversations), True, as_chats(own, conversations), own.pad_token_id), own
 
 
 def check_tokenizer(trained: Trained, folder: Path) -> None:
     """Raises: CorruptFile: the tokenizer or chat template in an export does not read the prompts as the trained one."""
     exported = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     longest = max(map(len, trained.rows))
-    if fixed_prompts(exported, longest) != [list(row) for row in fixed_prompts(trained.tokenizer, longest)]:
+    alike = fixed_prompts(exported, longest) == fixed_prompts(trained.tokenizer, longest)
+    if trained.asked.scores:
+        conversations = fixed_conversations(trained.tokenizer, longest)
+        alike &= as_chats(exported, conversations) == as_chats(trained.tokenizer, conversations)
+        alike &= exported.pad_token_id == trained.asked.pad
+    if not alike:
         problem = "its tokens of the fixed prompts are others than in training"
         raise CorruptFile("tokenizer", folder.name, problem, "Export it again.")

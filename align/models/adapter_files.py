@@ -21,9 +21,9 @@ from torch import Tensor
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.models.finite import RESTORE, check_tensors
 from align.run import json_object
+from align.run.weights import SCORE_KEY
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-SCORE_KEY = "base_model.model.score.weight"
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 RETRAIN = "Restore it from a copy, or train again with resume=never."
 
@@ -114,6 +114,11 @@ class Adapter:
         """Rank of each adapted module: `lora_A` is [rank, in features], `lora_B` [out features, rank]."""
         found = ((KEY.fullmatch(key), shape) for key, shape in self.shapes.items())
         return {m["module"]: shape[0] for m, shape in found if m and m["side"] == "A"}
+
+    @property
+    def scores(self) -> bool:
+        """Whether it is a reward model's: a head of scores travels with it."""
+        return SCORE_KEY in self.shapes
 
 
 def read_adapter(source: Path) -> Adapter:

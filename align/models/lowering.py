@@ -20,7 +20,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from align.errors import InputError
-from align.models.adapter_files import CHANGES_BASE, KEY, WEIGHTS_FILE, Adapter, Factors
+from align.models.adapter_files import CHANGES_BASE, KEY, SCORE_KEY, WEIGHTS_FILE, Adapter, Factors
 
 REPEATABLE = ("pissa", "olora")
 """Initialisations that take a share out of the base's weights which a factorisation of these gives again."""
@@ -60,12 +60,14 @@ TRAINING_ONLY = (
     "revision",
     "velora_config",
 )
+SCORE_MODULES = ("classifier", "score")
+"""By these names PEFT saves the head of a sequence classifier."""
 MERGEABLE = ("modules_to_save", "use_dora", "bias", "target_parameters")
 """Keys of what no engine serves as an adapter, and a merge can take."""
 
 
 def check_plain(adapter: Adapter, allow: tuple[str, ...] = ()) -> None:
-    """Refuse what engines would read wrongly or not at all.
+    """Refuse what engines would read wrongly or not at all. The head of a reward model may travel with its adapter.
 
     Args:
         adapter: what `read_adapter` found.
@@ -89,7 +91,8 @@ def check_plain(adapter: Adapter, allow: tuple[str, ...] = ()) -> None:
     }
     harmless = {*READ_BY_ENGINES, *TRAINING_ONLY} - reasons.keys()
     for key in sorted(config.keys() - harmless - set(allow)):
-        if config[key] not in (None, False, "none", [], {}):
+        head = key == "modules_to_save" and adapter.scores and set(config[key] or ()) <= set(SCORE_MODULES)
+        if config[key] not in (None, False, "none", [], {}) and not head:
             if key in reasons:
                 raise InputError(key, config[key], reasons[key], MERGE)
             reason = "no engine is known to read it, and without it the adapter is another model"
@@ -97,7 +100,7 @@ def check_plain(adapter: Adapter, allow: tuple[str, ...] = ()) -> None:
     if allow:
         return
     for key in adapter.shapes:
-        if not KEY.fullmatch(key):
+        if not KEY.fullmatch(key) and key != SCORE_KEY:
             raise InputError(WEIGHTS_FILE, key, "is no lora_A or lora_B weight", MERGE)
 
 

@@ -29,13 +29,13 @@ from align.models.fastpath import use_fast_path
 from align.models.fastpath.lora import require_known
 from align.models.lora import Lora
 from align.run import Base
+from align.run.weights import VALUE_HEAD_FILE
 from align.types import Rollout
 
 Role = str
 """`policy`, `reference`, `value`, `reward`; further reward models are `reward1`, `reward2`, …"""
 TRAINABLE = ("policy", "value")
 ADAPTER = re.compile(r"\.lora_\w+\.(\w+)(?:\.|$)")
-VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 class ForwardOutput(NamedTuple):

@@ -94,6 +94,20 @@ def maker_of_base(base: Base, root: Path) -> Manifest | Gone | None:
     return Gone(f"{place.parent.name}:{place.name}", base.digest) if by_run else None
 
 
+def origin_of(artifact: Artifact, base: Base, root: Path) -> Base:
+    """The model that an artifact grew from: the base of an adapter; of a whole model the one that its first run trained
+    every weight of, itself where no run made it.
+
+    Args:
+        base: that the artifact is on; a whole model itself.
+    """
+    manifest = artifact.manifest if artifact.whole else None
+    while isinstance(manifest, Manifest) and manifest.base is not None:
+        base = manifest.base
+        manifest = maker_of_base(base, root)
+    return base
+
+
 def ancestors(manifest: Manifest, root: Path, through: Sequence[str] | None = None) -> Iterator[Manifest | Gone]:
     """A run, and those that it came through, each once: its inputs' and its base's.
 

@@ -42,8 +42,11 @@ def write_receipt(
     write_json(folder / RECEIPT, receipt | {"files": files})
 
 
-def checked_receipt(folder: Path) -> dict[str, Any]:
+def checked_receipt(folder: Path, beside: str = "") -> dict[str, Any]:
     """The receipt in a folder, its files found to be those that it speaks of.
+
+    Args:
+        beside: the name of a link to another folder, which a copy may have followed.
 
     Raises:
         MissingArtifact, CorruptFile: it is not there; or a file is another, missing, or too many.
@@ -55,6 +58,7 @@ def checked_receipt(folder: Path) -> dict[str, Any]:
     if receipt.get("schema_version") != SCHEMA or not whole:
         raise CorruptFile(RECEIPT, folder.name, "is no receipt that this version reads", remedy)
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT}
+    there -= {name for name in there - receipt["files"].keys() if beside and name.startswith(f"{beside}/")}
     for name in sorted(there ^ receipt["files"].keys()):
         if name in there:
             raise CorruptFile("file", name, "is not of this export", "Remove it.")

@@ -20,6 +20,10 @@ from align.run.files import json_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
+SCORE_KEY = "base_model.model.score.weight"
+"""The head of a reward model, in its adapter's file."""
+VALUE_HEAD_FILE = "value_head.safetensors"
+"""Of PPO's critic, beside its adapter."""
 TOKENIZER = (
     "tokenizer*", "*.model", "special_tokens_map.json", "chat_template*", "added_tokens.json", "vocab*", "merges.txt",
 )  # fmt: skip
@@ -201,6 +205,11 @@ def check_stored(path: Path, field: str, displayed: str) -> None:
         if not kind.startswith(FLOATS) and (name.endswith("weight") or kind.startswith(EIGHT_BITS)):
             problem = f"its weights are quantised already ({name} in {path.name} is {kind})"
             raise InputError(field, displayed, problem, UNQUANTISED)
+
+
+def brings_scores(adapter: Path) -> bool:
+    """Whether the adapter in a folder is a reward model's."""
+    return SCORE_KEY in header(adapter / ADAPTER_WEIGHTS)
 
 
 def header(path: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What others load: the adapter in PEFT's format, a model with it merged in, both as GGUF; each with a receipt."""
+"""What others load: an adapter in PEFT's format, a model with it merged in or one that is whole, GGUF; each with a
+receipt."""
 
 from __future__ import annotations
 
@@ -6,9 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from align.config.root import Config
 from align.data.template import use_template
 from align.errors import InputError
+from align.export.askable import kinds_of
+from align.export.bases import named_base
 from align.export.card import MADE_ANEW, export_facts, licences, render_card
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
 from align.export.launch import served_name
@@ -26,32 +31,31 @@ from align.models.adapter_files import adapter_config, read_adapter
 from align.models.dequantised import DEQUANTISED
 from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.lowering import MERGEABLE, check_initial, check_plain
+from align.models.start import adapter_folder
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Run
 from align.run.atomic import publish
-from align.run.lineage import data_behind, evaluation_of, trained_through
+from align.run.lineage import data_behind, evaluation_of, origin_of, trained_through
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
+from align.run.weights import brings_scores
 from align.stages.inputs import start
 from align.track import peak_rss_mb
 from align.types import Result
-
-
-def kinds_of(config: Config) -> tuple[str, ...]:
-    return tuple(WRITERS) if config.export.name == "all" else (config.export.name,)
 
 
 def run(run: Run, config: Config) -> Result:
     artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
     options, checking = options_of(config), config.export.name == "check"
     folders = folders_of(config) if checking else []
-    claims = {folder: claimed(config, options, artifact, run.base, folder) for folder in folders}
-    trained = loaded(config, artifact, run.base)
+    origin = origin_of(artifact, run.base, Path(config.run.root).expanduser())
+    claims = {folder: claimed(config, options, artifact, origin, folder) for folder in folders}
+    trained = loaded(config, artifact, run.base, origin)
 
     if checking:
         receipts = {folder.name: check(config, options, trained, folder, claims[folder]) for folder in folders}
         line = f"{config.export.path} is what was trained as {artifact.ref}"
     else:
-        kinds, target, receipts = kinds_of(config), run.folder / "artifact", {}
+        kinds, target, receipts = kinds_of(config.export.name, artifact), run.folder / "artifact", {}
         shutil.rmtree(target, ignore_errors=True)
         with publish(target) as whole:  # which stays only if every receipt is good
             for kind in kinds:
@@ -70,19 +74,35 @@ def run(run: Run, config: Config) -> Result:
     return Result(metrics, (line,))
 
 
-def loaded(config: Config, artifact: Artifact, base: Base) -> Trained:
-    """What was trained. An adapter that cannot be exported is refused before its base is loaded."""
-    found = read_adapter(artifact.path)
-    check_plain(found, () if {"adapter", "gguf"} & set(kinds_of(config)) else MERGEABLE)
-    check_initial(config.method.name == "qlora", found.config)
-    adapter_config(artifact.path, "artifact", alone=True)  # `attach` asks it too, with the base in memory
-    if "merged" in kinds_of(config):
-        check_untied(base, found)
+def loaded(config: Config, artifact: Artifact, base: Base, origin: Base) -> Trained:
+    """What was trained. An adapter that cannot be exported is refused before its base is loaded.
+
+    Args:
+        origin: the model that it grew from.
+    """
+    scores = check_adapter(config, artifact, base) if not artifact.whole else False
     device = choose_device(config.device)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    dtype = choose_dtype(artifact.dtype or config.dtype, device)
-    return trained_model(base, artifact.path, config.method.name, device, dtype, tokenizer)
+    # A whole model is asked in fp32, which holds whatever its weights are kept in.
+    dtype = torch.float32 if artifact.whole else choose_dtype(artifact.dtype or config.dtype, device)
+    adapter, method = adapter_folder(artifact), config.method.name
+    return trained_model(base, adapter, method, device, dtype, tokenizer, scores, origin)
+
+
+def check_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
+    """Whether an adapter is a reward model's.
+
+    Raises:
+        CorruptFile, InputError: it cannot be exported as the configuration says.
+    """
+    found, kinds = read_adapter(artifact.path), kinds_of(config.export.name, artifact)
+    check_plain(found, () if {"adapter", "gguf"} & set(kinds) else MERGEABLE)
+    check_initial(config.method.name == "qlora", found.config)
+    adapter_config(artifact.path, "artifact", alone=True)  # `attach` asks it too, with the base in memory
+    if "merged" in kinds:
+        check_untied(base, found)
+    return found.scores
 
 
 def engines_of(config: Config) -> dict[str, str]:
@@ -124,7 +144,7 @@ def written(
     card = render_card(facts | history(run, config, artifact))
     (folder / "README.md").write_text(card, encoding="utf-8")
     rows = [check.as_dict() for check in checks]
-    write_receipt(folder, rows, trained.rows, receipt_facts(options, trained.base, kind, artifact.digest))
+    write_receipt(folder, rows, trained.rows, receipt_facts(options, trained.origin, kind, artifact.digest))
     print_checks(kind, checks)
     return checks
 
@@ -136,8 +156,10 @@ def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
     data = data_behind(artifact, root)
     facts: dict[str, Any] = {
         "name": f"{run.manifest.stage}-{run.name}", "parents": parents, "seed": config.seed,
-        "data": data, "licences": licences(data, run.base),
+        "data": data, "licences": licences(data, origin_of(artifact, run.base, root)),
     }  # fmt: skip
+    if not artifact.whole and brings_scores(artifact.path) and artifact.manifest:
+        facts["accuracy"] = artifact.manifest.metrics
     if (evaluation := evaluation_of(artifact.as_input(), root)) is not None:
         facts |= {"metrics": evaluation, "judge": evaluation.get("judge", "")}
     return facts
@@ -161,7 +183,7 @@ def claimed(config: Config, options: Options, artifact: Artifact, base: Base, fo
         MissingArtifact, CorruptFile: see `checked_receipt`.
         InputError: it is an export of something else.
     """
-    receipt = checked_receipt(folder)
+    receipt = checked_receipt(folder, named_base(base)["id"])
     wanted = receipt_facts(options, base, "check", artifact.digest)
     for what in ("artifact", "base"):
         if receipt.get(what) != wanted[what]:

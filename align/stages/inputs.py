@@ -25,7 +25,7 @@ from align.data.sources import DataSource, data_records, divided_documents, prom
 from align.data.split import same_split
 from align.errors import InputError, require
 from align.evals import judges
-from align.export.askable import check_askable, check_stranger, engines_asked
+from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
 from align.export.converters import converters_in
 from align.models.base import base_of, find_base
 from align.models.lora import Lora, settings_in
@@ -35,6 +35,7 @@ from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Input, json_digest
 from align.run.environment import code_digest, package_versions
 from align.run.lineage import evaluation_of
+from align.run.weights import brings_scores
 from annotate.accounts import Accounts
 from annotate.store import Store
 from reward.inputs import reward_inputs
@@ -170,24 +171,22 @@ def evaluate(config: Config) -> Inputs:
 def export(config: Config) -> Inputs:
     method = config.method.name  # as it was given: `start` settles `auto`
     artifact, base, config = start(config, config.artifact, "artifact")
+    kinds = kinds_of(config.export.name, artifact)
     if artifact.whole:
-        raise InputError(
-            "artifact",
-            artifact.ref,
-            "is a whole model already",
-            f"Load {artifact.path} as it is, or export an adapter.",
-        )
-    if not artifact.manifest:
+        problem = f"{artifact.ref} is a whole model, and no adapter by a method"
+        require(method in ("auto", "full"), "method", method, problem, "Drop method=.")
+        config = changed(config, method=changed(config.method, name="full"))
+    elif not artifact.manifest:
         check_stranger(artifact, base, method)
     records = {"artifact": artifact.as_input()}
     if (evaluation := evaluation_of(artifact.as_input(), Path(config.run.root).expanduser())) is not None:
         records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
     kind, where = config.export.name, {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
-    asked = engines_asked(kind, where)
+    asked = engines_asked(kind, where, brings_scores(artifact.path))
     records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
     if kind != "check":
         check_askable(kind, config.export.require, asked, where)
-    if kind in ("gguf", "all"):
+    if "gguf" in kinds:
         converters_in(config.export.converters)
     if kind == "check":
         records["asked"] = Input(secrets.token_hex(8))  # each time anew

@@ -32,8 +32,9 @@ from transformers import (
 )
 
 from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
-from align.export.card import TALK, loading_code, render_card
+from align.export.card import render_card
 from align.export.merged import merge
+from align.export.snippet import TALK, loading_code
 from align.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from align.run.atomic import publish
 

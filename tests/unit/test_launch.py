@@ -76,7 +76,7 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
     other.mkdir()
     assert started(script, engines, BASE=str(other))[1] == str(other)
     shutil.move(beside, tmp_path / "elsewhere")
-    assert "the dequantised base is not there; bring it along, or set BASE" in refused(script, engines)
+    assert "the base is not there; bring it along, or set BASE" in refused(script, engines)
     assert started(script, engines, BASE="org/other")[1] == "org/other"  # a hub's
     assert gap_told(script)
     assert str(tmp_path) not in script.read_text()

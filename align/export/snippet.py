@@ -1,0 +1,120 @@
+"""The last section of a model card: code that loads the export and talks to it or scores by it, and how to serve it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from align.export.markdown import code_span, one_line
+from align.models.dequantised import DEQUANTISED
+
+# Special tokens that a content spells out are text: with `sanitize_control_tokens`, of transformers 5.24 and later.
+TALK = """
+chat = [{"role": "user", "content": "Hi, how are you?"}]
+as_text = {"sanitize_control_tokens": True, "add_generation_prompt": True}
+asked = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True, **as_text).to(model.device)
+answer = model.generate(**asked, max_new_tokens=64, do_sample=True)[0, asked["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+"""
+
+SERVE = "\nTo serve it as `{}`, over HTTP: `sh launch/vllm.sh` (vLLM).\n"
+SERVE_GGUF = "\nTo serve it as `{}`, over HTTP: `sh launch/llama-server.sh` (llama.cpp's own server).\n"
+OLLAMA = "\nWith Ollama: `ollama create {0} -f Modelfile && ollama run {0}`.\n"
+TALK_GGUF = """from llama_cpp import Llama
+from transformers import AutoTokenizer
+
+model = Llama("base-f16.gguf", lora_path="adapter-f16.gguf", n_ctx=0, verbose=False)
+tokenizer = AutoTokenizer.from_pretrained(".")
+chat = [{"role": "user", "content": "Hi, how are you?"}]
+as_text = {"sanitize_control_tokens": True, "add_generation_prompt": True}
+asked = tokenizer.apply_chat_template(chat, **as_text)["input_ids"]
+print(model.create_completion(asked, max_tokens=64)["choices"][0]["text"])
+"""
+TALK_GGUF_WHOLE = TALK_GGUF.replace('"base-f16.gguf", lora_path="adapter-f16.gguf"', '"model-f16.gguf"')
+
+
+SCORE = """
+chat = [
+    {"role": "user", "content": "Hi, how are you?"},
+    {"role": "assistant", "content": "Fine, thank you! And you?"},
+]
+asked = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True, sanitize_control_tokens=True)
+score = model(**asked.to(model.device)).logits[0, 0]
+print(float(score))
+"""
+READ_AT = """
+The score is read at the last token of a conversation, {}, which ends the answer: the chat template here writes
+nothing behind it. Scores say something beside each other, those of answers to one prompt above all: the difference of
+two is the log-odds of the first being preferred.
+"""
+BY_AUTO = "\nIn this folder, PEFT's `{}.from_pretrained({})` finds the base too.\n"
+
+
+def loading(facts: Mapping[str, Any]) -> str:
+    gguf = facts["kind"] == "gguf"
+    if "score" in facts:
+        serve = SERVE.format(one_line(facts["served"])) if facts.get("served") else ""
+        code = loading_code(facts) + SCORE
+        at = READ_AT.format(code_span(facts["score"]))
+        return f"## Loading, and scoring a conversation\n\n```python\n{code}```\n{at}{by_auto(facts)}{serve}"
+    whole = facts.get("method") == "full"
+    code = (TALK_GGUF_WHOLE if whole else TALK_GGUF) if gguf else loading_code(facts) + TALK
+    serve = (SERVE_GGUF if gguf else SERVE).format(one_line(facts["served"])) if facts.get("served") else ""
+    ollama = OLLAMA.format(one_line(facts["served"])) if facts.get("modelfile") and facts.get("served") else ""
+    return f"## Loading, and talking to it\n\n```python\n{code}```\n{by_auto(facts)}{serve}{ollama}"
+
+
+def by_auto(facts: Mapping[str, Any]) -> str:
+    """That PEFT's own class loads an adapter too, where it finds its base."""
+    if facts["kind"] != "adapter" or not ("linked" in facts or facts["base"].get("revision")):
+        return ""
+    score = "score" in facts
+    quantised = precision_of(facts) == "nf4" and facts.get("linked") != DEQUANTISED
+    words = ['"."', *(["num_labels=1"] if score else []), *(["quantization_config=nf4"] if quantised else [])]
+    name = "AutoPeftModelForSequenceClassification" if score else "AutoPeftModelForCausalLM"
+    return BY_AUTO.format(name, ", ".join(words))
+
+
+def loading_code(facts: Mapping[str, Any]) -> str:
+    """Python that loads the export, to be run in its folder; elsewhere `folder` is its path or hub id."""
+    score, merged = "score" in facts, facts["kind"] == "merged"
+    head = "AutoModelForSequenceClassification" if score else "AutoModelForCausalLM"
+    base, linked = facts["base"], facts.get("linked")
+    nf4 = precision_of(facts) == "nf4" and not merged and linked != DEQUANTISED
+    given = ["folder"] if merged else [f"folder + {_string('/' + base['id'])}" if linked else _string(base["id"])]
+    if not merged and base.get("revision"):
+        given.append(f"revision={_string(base['revision'])}")
+    given += ["num_labels=1"] if score and not merged else []
+    given.append("quantization_config=nf4" if nf4 else 'dtype="auto"')
+    imports = f"{head}, AutoTokenizer" + (", BitsAndBytesConfig" if nf4 else "")
+    name = "model" if merged else "base"
+    return (
+        ("import torch\n" if nf4 else "")
+        + ("" if merged else "from peft import PeftModel\n")
+        + f'from transformers import {imports}\n\nfolder = "."  # of this file\n'
+        + (NF4 if nf4 else "")
+        + f"{name} = {head}.from_pretrained({', '.join(given)})\n"
+        + ("" if merged else "model = PeftModel.from_pretrained(base, folder)\n")
+        + "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        + ("model.config.pad_token_id = tokenizer.pad_token_id\n" if score and not merged else "")
+    )
+
+
+NF4 = """nf4 = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
+)
+"""
+
+
+def _string(text: str) -> str:
+    """As Python and JSON both write it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def precision_of(facts: Mapping[str, Any]) -> str:
+    """What the base's weights were stored in during training; QLoRA means NF4."""
+    return facts.get("precision") or ("nf4" if facts.get("method") == "qlora" else "")

@@ -1,0 +1,65 @@
+"""Loads what was written as somebody would who has none of our code: each job in a process of its own, forked from one
+that has done nothing but import.
+
+    python -I stranger.py JOBS.json
+
+A job is a JSON object: `cwd`; `out`, an npz file; and either `code`, of a card, or `auto`, the name of one of PEFT's
+classes, with the `folder` that it is given, and whether `nf4`; `rows`, token ids to be asked about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+
+
+def loaded(job: dict[str, Any]) -> Any:
+    if "code" in job:
+        names: dict[str, Any] = {}
+        exec(job["code"], names)
+        return names["model"]
+    options: dict[str, Any] = {"dtype": torch.float32} | ({"num_labels": 1} if "Sequence" in job["auto"] else {})
+    if job["nf4"]:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )  # fmt: skip
+    return getattr(peft, job["auto"]).from_pretrained(job["folder"], **options)
+
+
+@torch.no_grad()
+def answer(job: dict[str, Any]) -> None:
+    os.chdir(job["cwd"])
+    model = loaded(job).eval()
+    logits = [model(input_ids=torch.tensor([row])).logits[0].float().numpy() for row in job["rows"]]
+    assert not any(name.split(".")[0] == "align" for name in sys.modules)
+    np.savez(job["out"], *logits)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                answer(job)
+                status = 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        if status:
+            sys.exit(f"{job['out']} ended with status {status}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""`stage=export` of what is no adapter of a policy: a whole model, a reward model, a critic."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf_tools import make_model, needs_llama_cpp
+from safetensors.torch import load_file, save_file
+from test_own_model import pairs
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from workshop import SFT, Workshop
+
+from align.export.reward import fixed_conversations, judged
+from align.models.adapter_files import WEIGHTS_FILE
+from align.models.adapters import attach
+from align.models.load import in_fp32, load_base, own_tokenizer
+from align.models.roles import linear_head, score_weight
+from align.run import artifact_in, read_manifest
+from align.run.receipt import RECEIPT
+from align.run.weights import SCORE_KEY
+from reward.learned import score_rows
+
+pytestmark = pytest.mark.usefixtures("no_network")
+CPU = torch.device("cpu")
+SMALL = ("stage.max_steps=3", "stage.eval_size=2")
+REWARD = ("stage.batch_size=8", "stage.held_out=0.25", "stage.lr=0.01")
+WITHOUT_LLAMA = "export.llama_cpp=none"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, chats: Path, tiny_model: Path) -> Workshop:
+    folder = tmp_path_factory.mktemp("others")
+    model = Path(shutil.copytree(tiny_model, folder / "my llama"))
+    shop = Workshop(folder / "runs", Path(shutil.copy(chats, folder / "chats.jsonl")), "data.max_length=128")
+    base = ("model=hub", f"model.path={model}")
+    file = folder / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in pairs(chats)), encoding="utf-8")
+    shop.run("full", *base, *SFT, *SMALL, "run.name=f")
+    for method in ("qlora", "lora"):
+        shop.run("sft", *base, f"method={method}", "method.r=8", *SFT, *SMALL, f"run.name={method}")
+        on_pairs = ("data=jsonl", f"data.path={file}", f"init=sft:{method}")
+        shop.run("reward", *on_pairs, *REWARD, f"run.name={method}")
+    return shop
+
+
+def receipt(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RECEIPT).read_text())
+
+
+def verdicts(folder: Path) -> dict[str, str]:
+    return {row["name"]: row["verdict"] for row in receipt(folder)["rows"]}
+
+
+def scores(shop: Workshop, method: str) -> tuple[list[list[int]], torch.Tensor]:
+    """Rows of a reward model, and their scores as PPO reads them."""
+    artifact = artifact_in(shop.root / "reward" / method, method)
+    assert artifact.base is not None
+    tokenizer = own_tokenizer(artifact, artifact.base)
+    rows = judged(tokenizer, fixed_conversations(tokenizer))
+    model = in_fp32(load_base(artifact.base, method, CPU, torch.float32))
+    model = attach(model, artifact.path, "reward", scored=True, alone=True).eval()
+    return rows, score_rows(model, linear_head(score_weight(artifact.path, 64)), rows, 0)
+
+
+# --- A whole model ----------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_model_leaves_as_it_was_trained(shop: Workshop) -> None:
+    folder = shop.run("export", "artifact=full:latest", "export=merged", "export.dtype=float32") / "artifact"
+    assert verdicts(folder) == {
+        "transformers/model/original/float32": "pass", "vLLM": "not checked", "llama.cpp": "not checked"
+    }  # fmt: skip
+    trained, left = (load_file(f / "model.safetensors") for f in (shop.root / "full" / "f" / "artifact", folder))
+    assert trained.keys() == left.keys()
+    assert all(torch.equal(trained[name], left[name]) for name in trained)
+    card = (folder / "README.md").read_text()
+    assert 'base_model: "my llama"\nbase_model_relation: "finetune"\n' in card  # what it was trained from
+    assert "A model for chat" in card
+    assert "All weights were trained" in card
+    assert re.search(r"1\. Supervised fine-tuning of all weights: `full/f`, sha256 `\w{64}`", card)
+    assert (folder / "launch" / "vllm.sh").is_file()
+    assert json.loads((folder / "base.json").read_text())["id"] == "my llama"
+
+
+def test_a_whole_model_in_fewer_bits_is_held_to_a_bound(shop: Workshop) -> None:
+    folder = shop.run("export", "artifact=full:f", "export=merged")
+    assert read_manifest(folder).metrics["receipt"]["transformers/model/original/bfloat16"]["kl"] > 0
+    assert AutoModelForCausalLM.from_pretrained(folder / "artifact", dtype="auto").dtype == torch.bfloat16
+    check = ("stage=export", "export=check", f"export.path={folder}")
+    assert shop.status(*check, "artifact=full:f") == 0, shop.said
+    weights = folder / "artifact" / "model.safetensors"
+    copy = folder.parent / "copy"
+    shutil.copytree(folder / "artifact", copy)
+    save_file({k: v * 1.1 for k, v in load_file(weights).items()}, copy / weights.name, {"format": "pt"})
+    assert shop.status(*check[:2], f"export.path={copy}", "artifact=full:f") == 2
+    assert "sha256 differs" in shop.said
+
+
+def test_a_whole_model_that_is_not_what_was_trained_is_not_published(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from align.export import kinds
+
+    cast = kinds.cast_weights
+
+    def wrongly(model: Any, dtype: torch.dtype) -> None:
+        cast(model, dtype)
+        model.model.norm.weight.data *= 1.5
+
+    monkeypatch.setattr(kinds, "cast_weights", wrongly)
+    assert shop.status("stage=export", "artifact=full:f", "export=merged", "run.name=wrong") == 2
+    assert "transformers/model/original/bfloat16: kl is" in shop.said
+    assert not (shop.root / "export" / "wrong" / "artifact").exists()
+
+
+@needs_llama_cpp
+@pytest.mark.slow
+def test_a_whole_model_leaves_as_gguf(shop: Workshop, tmp_path: Path) -> None:
+    """Tied embeddings and an own pad token; its tokenizer is one that llama.cpp reads."""
+    make_model(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": True}))
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    other = Workshop(tmp_path / "runs", shop.data, *shop.given)
+    other.run("full", "model=hub", f"model.path={tmp_path / 'model'}", *SFT, *SMALL, "run.name=g")
+    words = ("artifact=full:g", "export=all", "export.quantised=[q8_0]", "export.require=[llama.cpp]")
+    folder = other.run("export", *words)
+    assert {path.name for path in (folder / "artifact").iterdir()} == {"merged", "gguf"}
+    gguf = folder / "artifact" / "gguf"
+    assert verdicts(gguf) == {
+        "llama.cpp/model/original/f16": "pass", "llama.cpp/model/original/q8_0": "reported", "Ollama": "not checked",
+        "vLLM": "not checked",
+    }  # fmt: skip
+    assert {"model-f16.gguf", "model-q8_0.gguf", "Modelfile", "launch/llama-server.sh"} < set(receipt(gguf)["files"])
+    modelfile, script = ((gguf / name).read_text() for name in ("Modelfile", "launch/llama-server.sh"))
+    assert "FROM ./model-f16.gguf" in modelfile
+    assert "ADAPTER" not in modelfile
+    assert "--lora" not in script
+    code = re.search(r"```python\n(.*?)```", (gguf / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    assert 'Llama("model-f16.gguf"' in code[1]
+    assert other.status("stage=export", "export=check", "artifact=full:g", f"export.path={folder}") == 0, other.said
+
+
+# --- A reward model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_a_reward_model_leaves_as_a_sequence_classifier(shop: Workshop, method: str) -> None:
+    words = (f"artifact=reward:{method}", "export=merged", "export.dtype=float32")
+    folder = shop.run("export", *words) / "artifact"
+    into = "nf4-dequantised" if method == "qlora" else "original"
+    found = verdicts(folder)
+    assert (found[f"transformers/merge/{into}/float32"], found[f"transformers/merged/{into}/float32"]) == ("pass",) * 2
+    rows, wanted = scores(shop, method)
+    assert wanted.std() > 0.01  # there is something to get wrong
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (model.config.num_labels, type(model).__name__) == (1, "LlamaForSequenceClassification")
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    chats = [c.as_dicts() for c in fixed_conversations(tokenizer)]
+    asked = tokenizer.apply_chat_template(chats, return_tensors="pt", return_dict=True, padding=True)
+    with torch.no_grad():
+        assert torch.allclose(model(**asked).logits[:, 0], wanted, atol=1e-4)
+    card = (folder / "README.md").read_text()
+    assert 'pipeline_tag: "text-classification"' in card
+    assert "the last token of a conversation, `<eos>`" in card
+    assert "| pairs in the order of the labels |" in card
+    assert "--runner pooling" in (folder / "launch" / "vllm.sh").read_text()
+    check = ("stage=export", "export=check", f"artifact=reward:{method}", f"export.path={folder}")
+    assert shop.status(*check) == 0, shop.said
+    assert rows[0] == tokenizer.apply_chat_template(chats[0], return_dict=True)["input_ids"]
+
+
+def test_a_reward_model_leaves_as_an_adapter_with_its_head(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import AutoPeftModelForSequenceClassification
+
+    folder = shop.run("export", "artifact=reward:qlora", "export.dtype=float32") / "artifact"
+    assert verdicts(folder)["transformers/adapter/nf4/float32"] == "pass"
+    assert SCORE_KEY in load_file(folder / WEIGHTS_FILE)
+    assert not (folder / "launch").exists()  # no engine takes a head beside an adapter
+    monkeypatch.chdir(folder)
+    model: Any = AutoPeftModelForSequenceClassification.from_pretrained(".", num_labels=1).eval()
+    rows, wanted = scores(shop, "qlora")
+    with torch.no_grad():
+        said = torch.cat([model(input_ids=torch.tensor([row])).logits[:, 0] for row in rows])
+    assert torch.allclose(said, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_a_reward_model_whose_scores_are_others_is_not_published(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its head alone is wrong: every pair keeps its order."""
+    from align.export import adapter, kinds
+
+    write, cast = adapter.write_adapter, kinds.cast_weights
+
+    def wrong_adapter(folder: Path, *given: Any, **named: Any) -> None:
+        write(folder, *given, **named)
+        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors[SCORE_KEY] *= 1.5
+        save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
+
+    def wrong_model(model: Any, dtype: torch.dtype) -> None:
+        cast(model, dtype)
+        model.score.weight.data *= 1.5
+
+    monkeypatch.setattr(adapter, "write_adapter", wrong_adapter)
+    monkeypatch.setattr(kinds, "cast_weights", wrong_model)
+    words = ("artifact=reward:lora", f"export={kind}", "export.dtype=float32", f"run.name=wrong-{kind}")
+    assert shop.status("stage=export", *words) == 2, shop.said
+    assert "It is not what was trained" in shop.said
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["artifact=full:f"], "full:f is a whole model, of which there is no adapter. Add export=merged"),
+        (["artifact=full:f", "export=merged", "method=lora"], "method=lora: full:f is a whole model"),
+        (["artifact=reward:lora", "export=gguf"], "Add export=merged, which transformers and vLLM read"),
+        (["artifact=reward:lora", "export=merged", "export.require=[vLLM]"], "export=merged does not ask it"),
+    ],
+)
+def test_what_cannot_leave_that_way_is_refused_with_what_can(shop: Workshop, words: list[str], problem: str) -> None:
+    assert shop.status("stage=export", *words) == 2
+    assert problem in shop.said
+    assert "Traceback" not in shop.said
+
+
+def test_everything_that_there_is_of_a_reward_model(shop: Workshop) -> None:
+    folder = shop.run("export", "artifact=reward:lora", "export=all", WITHOUT_LLAMA) / "artifact"
+    assert {path.name for path in folder.iterdir()} == {"adapter", "merged"}
+    merged = folder / "merged"
+    assert shop.status("stage=export", f"artifact={merged}", "export=merged") == 2
+    assert "is a sequence classifier, as transformers loads it" in shop.said
+
+
+def test_a_critic_is_no_policy(shop: Workshop) -> None:
+    words = ("stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8")
+    ppo = shop.run("ppo", "init=sft:lora", "reward.ref=reward:lora", *words)
+    for kind in ("adapter", "merged"):
+        value = ppo / "artifact" / "value"
+        model = ("model=hub", f"model.path={shop.root.parent / 'my llama'}", "method=lora")
+        assert shop.status("stage=export", f"artifact={value}", *model, f"export={kind}") == 2
+        assert "is a critic of PPO's" in shop.said
+        assert "Export the policy that it was trained with" in shop.said

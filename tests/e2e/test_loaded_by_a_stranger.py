@@ -1,0 +1,188 @@
+"""What we write is loaded by whoever has none of our code: each card's own words, and PEFT's own classes, on every kind
+of base; and says what was trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_own_model import pairs
+from torch import Tensor
+from workshop import SFT, Workshop
+
+from align.data.fixed_prompts import fixed_prompts
+from align.export.reward import fixed_conversations, judged
+from align.models.adapters import attach
+from align.models.load import in_fp32, load_base, own_tokenizer
+from align.models.roles import linear_head, score_weight
+from align.run import Artifact, artifact_in
+from reward.learned import score_rows
+
+pytestmark = [pytest.mark.usefixtures("no_network"), pytest.mark.slow]
+BASES = {"relative": "qlora", "absolute": "lora", "pocket": "qlora", "hub": "qlora", "full": "lora"}
+"""Kind of base → method."""
+REWARDED = ("relative", "hub", "full")
+BOUNDS = {"lora": 1e-4, "qlora": 0.02}
+"""Of logits and scores, beside the largest of them. bitsandbytes' own kernel for a processor with bf16 rounds NF4's
+activations to it."""
+CPU, SHA = torch.device("cpu"), "0123456789abcdef0123456789abcdef01234567"
+SMALL = ("stage.max_steps=3", "stage.eval_size=2")
+REWARD = ("stage.batch_size=8", "stage.held_out=0.25", "stage.lr=0.01")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Iterator[Workshop]:
+    """A working folder with a base in it, a hub's cache with another, and runs of every kind on each base."""
+    from huggingface_hub import constants
+
+    folder = tmp_path_factory.mktemp("my work")
+    shutil.copytree(tiny_model, folder / "my llama")
+    repo = folder / "hf" / "hub" / "models--org--tiny"
+    shutil.copytree(tiny_model, repo / "snapshots" / SHA)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(SHA)
+    pairs_file = folder / "pairs.jsonl"
+    pairs_file.write_text("".join(json.dumps(row) + "\n" for row in pairs(chats)), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        shop = Workshop(Path("my runs"), Path(shutil.copy(chats, folder / "chats.jsonl")), "data.max_length=128")
+        shop.run("full", "model=hub", "model.path=my llama", *SFT, *SMALL, "run.name=f")
+        named = {
+            "relative": ["model=hub", "model.path=my llama"], "absolute": ["model=hub", f"model.path={tiny_model}"],
+            "pocket": ["model=pocket"], "hub": ["model=hub", "model.path=org/tiny"],
+            "full": ["model=hub", "model.path=my runs/full/f/artifact"],
+        }  # fmt: skip
+        for kind, method in BASES.items():
+            shop.run("sft", *named[kind], f"method={method}", *SFT, *SMALL, f"run.name={kind}")
+        for kind in REWARDED:
+            on_pairs = ("data=jsonl", f"data.path={pairs_file}", f"init=sft:{kind}")
+            shop.run("reward", *on_pairs, *REWARD, f"run.name={kind}")
+        shop.run("dpo", "data=jsonl", f"data.path={pairs_file}", "init=sft:relative", *REWARD, "run.name=relative")
+        shop.run(
+            "ppo", "init=sft:relative", "reward.ref=reward:relative", "stage.updates=1", "stage.batch_size=8",
+            "stage.micro_batch=4", "stage.normalise_on=8", "run.name=relative",
+        )  # fmt: skip
+        yield shop
+
+
+def answers(jobs: Sequence[dict[str, Any]], folder: Path, hub: Path) -> list[list[Tensor]]:
+    """What a stranger's process says to each job."""
+    for i, job in enumerate(jobs):
+        job["out"] = str(folder / f"{i}.npz")
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    env = {**os.environ, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, "-I", str(Path(__file__).with_name("stranger.py")), str(folder / "jobs.json")]
+    done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=900, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = []
+    for job in jobs:
+        with np.load(job["out"]) as arrays:
+            found.append([torch.from_numpy(arrays[f"arr_{i}"]) for i in range(len(arrays.files))])
+    return found
+
+
+def rows_of(artifact: Artifact) -> list[list[int]]:
+    assert artifact.base is not None
+    tokenizer = own_tokenizer(artifact, artifact.base)
+    if artifact.path.parents[1].name == "reward":
+        return judged(tokenizer, fixed_conversations(tokenizer))[:4]
+    return fixed_prompts(tokenizer)[:4]
+
+
+@torch.no_grad()
+def trained(artifact: Artifact, method: str) -> list[Tensor]:
+    """What was trained, by our own loading: [S, V] logits of each row; of a reward model its score [1]."""
+    rows, base = rows_of(artifact), artifact.base
+    assert base is not None
+    model = in_fp32(load_base(base, "lora" if artifact.whole else method, CPU, torch.float32))
+    score = artifact.path.parents[1].name == "reward"
+    if not artifact.whole:
+        model = attach(model, artifact.path, "policy", scored=score, alone=True).eval()
+    if score:
+        head = linear_head(score_weight(artifact.path, model.config.hidden_size))
+        return list(score_rows(model, head, rows, 0)[:, None])
+    return [model(input_ids=torch.tensor([row])).logits[0].float() for row in rows]
+
+
+def furthest(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    most = max(float(b.abs().max()) for b in wanted)
+    return max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)) / most
+
+
+def test_a_runs_adapter_is_loaded_by_peft_from_anywhere(work: Workshop, tmp_path: Path) -> None:
+    runs = [*(f"sft/{kind}" for kind in BASES), *(f"reward/{kind}" for kind in REWARDED)]
+    runs += ["dpo/relative", "ppo/relative"]
+    found = [artifact_in(work.root / name, name) for name in runs]
+    jobs = [
+        {
+            "cwd": "/", "folder": str(artifact.path.absolute()), "rows": rows_of(artifact),
+            "nf4": BASES[kind] == "qlora",
+            "auto": f"AutoPeftModelFor{'SequenceClassification' if stage == 'reward' else 'CausalLM'}",
+        }
+        for name, artifact in zip(runs, found, strict=True)
+        for stage, kind in [name.split("/")]
+    ]  # fmt: skip
+    for name, artifact, said in zip(runs, found, answers(jobs, tmp_path, Path("hf").absolute()), strict=True):
+        method = BASES[name.split("/")[1]]
+        assert furthest(said, trained(artifact, method)) < BOUNDS[method], name
+    config = json.loads((work.root / "sft" / "hub" / "artifact" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", SHA)
+
+
+EXPORTS = [
+    *((f"sft:{kind}", "adapter") for kind in BASES),
+    *((f"reward:{kind}", "adapter") for kind in REWARDED),
+    *((ref, "merged") for ref in ("sft:relative", "reward:relative", "reward:full", "full:f")),
+]
+
+
+def test_each_cards_own_code_says_what_was_trained(work: Workshop, tmp_path: Path) -> None:
+    """As written, where the export lies; and PEFT's own class there, which finds the base by the link."""
+    jobs, wanted = [], []
+    for ref, kind in EXPORTS:
+        folder = work.run("export", f"artifact={ref}", f"export={kind}", "export.dtype=float32") / "artifact"
+        artifact = artifact_in(work.root / ref.replace(":", "/"), ref)
+        method = BASES.get(ref.split(":")[1], "full")
+        code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        assert code is not None
+        rows, truth = rows_of(artifact), trained(artifact, method)
+        about = {"cwd": str(folder.absolute()), "rows": rows}
+        jobs.append(about | {"code": code[1]})
+        wanted.append((f"the card of {ref} as {kind}", truth))
+        if kind == "adapter":
+            name = f"AutoPeftModelFor{'SequenceClassification' if 'reward' in ref else 'CausalLM'}"
+            assert f"`{name}.from_pretrained(" in (folder / "README.md").read_text()
+            jobs.append(about | {"auto": name, "folder": ".", "nf4": ref.endswith(":hub")})
+            wanted.append((f"{name} of {ref}", truth))
+    for (what, truth), said in zip(wanted, answers(jobs, tmp_path, Path("hf").absolute()), strict=True):
+        bound = BOUNDS["qlora" if ":hub" in what else "lora"]  # the others are on the dequantised base, or on none
+        assert furthest(said, truth) < bound * (5 if "card" in what else 1), what  # whose code computes NF4 in bf16
+
+
+def test_runs_that_moved_keep_their_links(work: Workshop, tmp_path: Path) -> None:
+    """An export and the base beside the runs go together; a copy that followed the link is still the same export."""
+    folder = work.run("export", "artifact=sft:relative", "export.dtype=float32")
+    moved = tmp_path / "moved"
+    shutil.copytree(work.root, moved, symlinks=True)
+    link = moved / "export" / folder.name / "artifact" / "my llama"
+    assert link.is_symlink()
+    assert link.resolve().parent == moved / "bases"
+    copy = tmp_path / "copy"
+    shutil.copytree(folder / "artifact", copy)
+    check = ("export=check", "artifact=sft:relative", "export.dtype=float32")
+    assert work.status("stage=export", *check, f"export.path={copy}") == 0, work.said
+    (copy / "more.txt").write_text("x")
+    assert work.status("stage=export", *check, f"export.path={copy}") == 2
+    assert "more.txt" in work.said

@@ -1,0 +1,109 @@
+"""A reward model for others: the text that they make is the text that training read, and the score is read there."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from templates import FAMILIES, make_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+
+from align.data.chat import end_of_turn, render
+from align.data.engine_template import contents_as_text
+from align.data.fixed_prompts import LONGEST
+from align.data.template import CHATML
+from align.export.engines import as_choices, choices_of, set_pad
+from align.export.reward import as_chats, fixed_conversations, for_scoring, judged
+from align.export.verdicts import pooled_divergence
+from align.models.base import builtin_folder
+from align.types import Conversation, Message
+
+NAMES = [*FAMILIES, "chatml", "pocket"]
+BEHIND = {"qwen2.5", "qwen3", "gemma", "phi3", "marked", "marked-wide", "chatml"}
+"""Templates that write something behind the token that ends the last answer."""
+
+
+def tokenizer_of(name: str) -> Any:
+    if name == "pocket":
+        return AutoTokenizer.from_pretrained(builtin_folder("pocket"))
+    family = FAMILIES["llama3" if name == "chatml" else name]
+    return make_tokenizer(CHATML if name == "chatml" else family.template, family.eos)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whoever_renders_a_chat_reads_what_training_read(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    conversations = fixed_conversations(tokenizer)
+    assert len(conversations) >= 10
+    own = for_scoring(tokenizer, conversations)
+    rows = judged(tokenizer, conversations)
+    assert as_chats(own, conversations) == rows
+    assert (as_chats(tokenizer, conversations) != rows) == (name in BEHIND)
+    for whole in conversations:  # what ends with a question, or is to be answered, is rendered as it was
+        asked = Conversation(whole.messages[:-1])
+        assert render(own, asked, answer_due=True) == render(tokenizer, asked, answer_due=True)
+        assert render(own, asked) == render(tokenizer, asked)
+    served = copy.deepcopy(own)  # as vLLM's launch file has it
+    served.chat_template = contents_as_text(own)
+    assert as_chats(served, conversations) == rows
+
+
+def test_an_answer_that_looks_like_the_templates_end_keeps_its_end() -> None:
+    tokenizer = tokenizer_of("qwen2.5")
+    own = for_scoring(tokenizer, fixed_conversations(tokenizer))
+    for answer in ("a\n", "\n", "a<|im_end|>\n", ""):
+        said = Conversation((Message("user", "q"), Message("assistant", answer)))
+        assert render(own, said) == render(tokenizer, said).removesuffix("\n")
+
+
+def test_the_pad_token_ends_no_answer() -> None:
+    tokenizer = tokenizer_of("llama3")
+    conversations, end = fixed_conversations(tokenizer), end_of_turn(tokenizer)
+    assert for_scoring(tokenizer, conversations).pad_token == tokenizer.pad_token != end
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)  # as a model without one is given
+    assert for_scoring(tokenizer, conversations).pad_token_id not in (end, tokenizer.eos_token_id, None)
+
+
+def test_where_no_special_token_is_left_there_is_no_pad_token() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*alphabet, "<eos>"])}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>")
+    tokenizer.chat_template = CHATML
+    conversations = fixed_conversations(tokenizer, longest=LONGEST)
+    own = for_scoring(tokenizer, conversations)
+    assert (own.pad_token, own.eos_token) == (None, "<eos>")
+    assert as_chats(own, conversations) == judged(tokenizer, conversations)
+
+
+def test_scores_as_choices() -> None:
+    found = as_choices(torch.tensor([1.0, -2.0]))
+    assert found.tolist() == [[1.0, -2.0], [1.0, 0.0], [-2.0, 0.0]]
+    same = pooled_divergence([found], [as_choices(torch.tensor([1.0, -2.0]))])
+    assert (same.kl, same.top1, same.max_logprob, same.tokens) == (0, 1, 0, 3)
+    # log σ(3) − log σ(3.5) and the like: the largest is of the choice that is least likely.
+    moved = pooled_divergence([found], [as_choices(torch.tensor([1.5, -2.0]))])
+    least = math.log1p(math.exp(3.5)) - math.log1p(math.exp(3.0))
+    assert moved.max_logprob == pytest.approx(least, abs=1e-6)
+    shifted = pooled_divergence([found], [as_choices(torch.tensor([1.0, -2.0]) + 0.5)])
+    assert shifted.kl > 1e-3  # though no pair has changed
+    turned = pooled_divergence([found], [as_choices(torch.tensor([-2.0, 1.0]))])
+    assert turned.top1 == 0
+
+
+def test_padded_rows_are_scored_as_they_are_alone(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1, dtype=torch.float32).eval()
+    rows = judged(tiny_tokenizer, fixed_conversations(tiny_tokenizer))
+    assert len({len(row) for row in rows}) > 3
+    pad, end = tiny_tokenizer.pad_token_id, rows[0][-1]
+    alone = choices_of(model, rows, None)
+    assert pooled_divergence(alone, choices_of(model, rows, pad)).max_logprob < 1e-5
+    assert pooled_divergence(alone, choices_of(model, rows, end)).max_logprob > 1e-3  # read one token early
+    set_pad(model, 7)
+    choices_of(model, rows, pad)
+    assert model.config.pad_token_id == 7  # asking leaves no trace
