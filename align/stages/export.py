@@ -160,6 +160,8 @@ def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
     }  # fmt: skip
     if not artifact.whole and brings_scores(artifact.path) and artifact.manifest:
         facts["accuracy"] = artifact.manifest.metrics
+        if artifact.manifest.config["data"].get("reasoning") == "hide":
+            facts["notes"] = "It was trained on answers without their reasoning: leave that out of what it is to score."
     if (evaluation := evaluation_of(artifact.as_input(), root)) is not None:
         facts |= {"metrics": evaluation, "judge": evaluation.get("judge", "")}
     return facts

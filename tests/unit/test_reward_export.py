@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from templates import FAMILIES, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from torch.nn.functional import logsigmoid
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from align.data.chat import end_of_turn, render
 from align.data.engine_template import contents_as_text
@@ -107,3 +115,34 @@ def test_padded_rows_are_scored_as_they_are_alone(tiny_model: Any, tiny_tokenize
     set_pad(model, 7)
     choices_of(model, rows, pad)
     assert model.config.pad_token_id == 7  # asking leaves no trace
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2.5", "phi3", "llama3"])
+def test_trls_trainer_reads_the_same(name: str, tmp_path: Path) -> None:
+    """Its rows are the ones that training read here, and its loss is that of the scores at their ends."""
+    from datasets import Dataset
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    tokenizer = tokenizer_of(name)
+    better = fixed_conversations(tokenizer)
+    worse = [Conversation((*c.messages[:-1], Message("assistant", "No."))) for c in better]
+    rows = [judged(tokenizer, side) for side in (better, worse)]
+    own = for_scoring(tokenizer, better)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(own), num_labels=1, pad_token_id=own.pad_token_id, **shape)
+    model = LlamaForSequenceClassification(config).eval()
+    data = Dataset.from_list([
+        {"prompt": a.as_dicts()[:-1], "chosen": a.as_dicts()[-1:], "rejected": b.as_dicts()[-1:]}
+        for a, b in zip(better, worse, strict=True)
+    ])  # fmt: skip
+    settings = RewardConfig(str(tmp_path), report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False)
+    trainer = RewardTrainer(model, settings, train_dataset=data, eval_dataset=data, processing_class=own)
+    read = trainer.eval_dataset
+    assert [list(read[f"{side}_ids"]) for side in ("chosen", "rejected")] == rows
+    with torch.no_grad():
+        scores = [torch.cat([model(input_ids=torch.tensor([row])).logits[0] for row in side]) for side in rows]
+    wanted = float(-logsigmoid(scores[0] - scores[1]).mean())
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(wanted, abs=1e-5)
