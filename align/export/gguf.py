@@ -37,6 +37,8 @@ from align.run.atomic import publish, scratch_folder
 
 ADAPTER = "adapter-f16.gguf"
 F16, F32 = "f16", "f32"
+PIECES = "tokenizer.model"
+"""SentencePiece's own file."""
 LARGEST = torch.finfo(torch.float16).max
 """Of an f16."""
 
@@ -88,7 +90,7 @@ class Source:
             del model
             free_memory()
             save_tokenizer(self.tokenizer, plain, self.folder)
-            set_add_bos_token(plain, self.tokenizer)
+            tell_converter(plain, self.tokenizer)
             convert_model(self.converters, plain, target, name, weights)
 
     def key(self, *more: Any) -> str:
@@ -99,8 +101,9 @@ class Source:
             sorted(tokenizer.get_vocab().items()),
             str(sorted(tokenizer.special_tokens_map.items())),
         ]
-        pieces = self.folder / "tokenizer.model"
+        pieces = self.folder / PIECES
         reads.append(file_digest(pieces) if pieces.is_file() else "")
+        reads += [added] if (added := added_tokens(tokenizer)) else []
         return json_digest([dict(self.named), self.kind, reads, digest_of(self.converters), *more])[:12]
 
 
@@ -112,13 +115,29 @@ def gguf_source(trained: Trained, into: str, converters: Path) -> Source:
     )  # fmt: skip
 
 
-def set_add_bos_token(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """llama.cpp puts a BOS in front of every prompt unless it is told not to, whether or not there was one in training:
-    what the chat template writes is the truth."""
+def tell_converter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What llama.cpp's converter reads of a tokenizer, and transformers does not write.
+
+    llama.cpp puts a BOS in front of every prompt unless it is told not to, whether or not there was one in training:
+    what the chat template writes is the truth. Tokens that were added to a SentencePiece model are not in its file.
+    """
     bos = str(tokenizer.bos_token or "")
     starts = bool(bos) and all(text.startswith(bos) for text, _ in fixed_texts(tokenizer))
     path = folder / "tokenizer_config.json"
-    write_json(path, read_json(path, "Export again.") | {"add_bos_token": starts})
+    told: dict[str, Any] = {"add_bos_token": starts}
+    if (folder / PIECES).is_file() and (added := added_tokens(tokenizer)):
+        told["added_tokens_decoder"] = added
+    write_json(path, read_json(path, "Export again.") | told)
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
+    """Tokens behind the vocabulary that the tokenizer was made with, by id."""
+    known = tokenizer.added_tokens_decoder.items()
+    return {
+        str(id): {"content": token.content, "special": token.special}
+        for id, token in sorted(known)
+        if id >= tokenizer.vocab_size
+    }
 
 
 def gguf_bases(root: Path, source: Source, quantised: Sequence[str], python: str | None) -> list[Path]:

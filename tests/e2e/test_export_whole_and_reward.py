@@ -122,13 +122,16 @@ def test_a_whole_model_that_is_not_what_was_trained_is_not_published(
 @needs_llama_cpp
 @pytest.mark.slow
 def test_a_whole_model_leaves_as_gguf(shop: Workshop, tmp_path: Path) -> None:
-    """Tied embeddings and an own pad token; its tokenizer is one that llama.cpp reads."""
+    """One whose embedding is its head, with a pad token that was added to its vocabulary."""
     make_model(tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": True}))
-    tensors = load_file(tmp_path / "model" / "model.safetensors")
-    del tensors["lm_head.weight"]
-    save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", tie_word_embeddings=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_special_tokens({"pad_token": "<|padding|>"})
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert "lm_head.weight" not in load_file(tmp_path / "model" / "model.safetensors")
     other = Workshop(tmp_path / "runs", shop.data, *shop.given)
     other.run("full", "model=hub", f"model.path={tmp_path / 'model'}", *SFT, *SMALL, "run.name=g")
     words = ("artifact=full:g", "export=all", "export.quantised=[q8_0]", "export.require=[llama.cpp]")
