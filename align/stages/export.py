@@ -14,7 +14,7 @@ from align.data.template import use_template
 from align.errors import InputError
 from align.export.askable import kinds_of
 from align.export.bases import named_base
-from align.export.card import MADE_ANEW, export_facts, licences, render_card
+from align.export.card import CHOICES, MADE_ANEW, export_facts, licences, render_card
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
 from align.export.launch import served_name
 from align.export.merged import check_untied
@@ -69,8 +69,9 @@ def run(run: Run, config: Config) -> Result:
         line = f"{', '.join(kinds)} of {artifact.ref} in {target}"
 
     metrics = metrics_of(run.base, receipts)
-    if options.into == "original" and trained.kind == "nf4":
-        metrics["notes"] = [MADE_ANEW]
+    said = {MADE_ANEW: options.into == "original" and trained.kind == "nf4", CHOICES: trained.asked.scores}
+    if notes := [note for note, holds in said.items() if holds]:
+        metrics["notes"] = notes
     return Result(metrics, (line,))
 
 

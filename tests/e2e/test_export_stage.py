@@ -233,7 +233,8 @@ def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pyte
     monkeypatch.setattr(adapter, "write_adapter", wrongly)
     assert shop.status("stage=export", "artifact=sft:a", "run.name=wrong") == 2
     assert f"{NF4}: max_logprob is" in shop.said
-    assert files(shop.root / "export" / "wrong") == {"config.yaml", "log.txt", "manifest.json"}  # and no artifact
+    left = files(shop.root / "export" / "wrong")
+    assert left == {"config.yaml", "log.txt", "manifest.json", "report.html"}  # and no artifact
     accepted = shop.run("export", "artifact=sft:a", f"export.accept=[{NF4},{ROUNDED}]")
     verdicts = {row["name"]: row["verdict"] for row in receipt(accepted / "artifact")["rows"]}
     assert verdicts[NF4] == "accepted"
