@@ -38,7 +38,7 @@ WORDS = {
     "stage.score_scale": "reward_scale",
     "stage.loss": "loss_type pref_loss",
     "stage.save_every": "save_steps saves_per_epoch save_strategy save_freq",
-    "stage.eval_every": "eval_steps evals_per_epoch eval_strategy evaluation_strategy test_freq do_eval",
+    "stage.eval_every": "eval_steps evals_per_epoch eval_strategy evaluation_strategy do_eval test_freq",
     "stage.publish": "load_best_model_at_end metric_for_best_model",
     "stage.patience": "early_stopping_patience early_stopping",
     "stage.log_every": "logging_steps log_interval",
@@ -97,7 +97,7 @@ ABSENT = {
     ),
     "trust_remote_code": ("does not exist: no code of a model's repository is run", "Drop it."),
     "push_to_hub hub_model_id": ("does not exist: nothing is uploaded", "Drop it; stage=export writes a folder."),
-    "do_train do_eval": ("does not exist: the stage says what is done", "Drop it, and write stage=sft or stage=eval."),
+    "do_train": ("does not exist: the stage says what is done", "Drop it."),
 }  # fmt: skip
 """Words for what there is nothing like here: why, and what to do."""
 

@@ -67,10 +67,10 @@ def test_lines_where_forking_is_not_safe(
     importing = "stage=annotate stage.action=import run.name=x stage.path="
     lines = [f"{importing}items.jsonl", f"{importing}nowhere", f"{importing}items.jsonl run.name=y"]
 
-    def here(words: object) -> int:
+    def here(words: object, opened: object) -> int:
         raise AssertionError("it runs in this process")
 
-    assert batch_module.batch(lines, lambda words: [], here) == 2
+    assert batch_module.batch(lines, lambda words: ["annotate"], here) == 2
     assert read_manifest(tmp_path / "runs/annotate/x").status == "done"
     assert not (tmp_path / "runs/annotate/y").exists()
     assert "stage.path=nowhere" in capfd.readouterr().err

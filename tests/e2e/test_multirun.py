@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import Child, Forks
 
 from align import batch
 from align.__main__ import main
@@ -183,16 +183,16 @@ def test_lines_of_a_batch_may_sweep(align: Align, sft: list[str], monkeypatch: p
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_cut_goes_on(align: Align, sft: list[str], tmp_path: Path, how: signal.Signals):
+def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str], tmp_path: Path, how: signal.Signals):
     words = ["-m", *sft, "run.name=x", "stage.max_steps=60", "stage.save_every=10", "seed=1,2,3"]
-    child = started(tmp_path, *words)
+    child = forks.start(tmp_path, *words)
     wait_for(child, lambda: bool(list(tmp_path.glob("runs/sft/x-seed=2/checkpoints/*/align_seal.json"))))
     if how is signal.SIGINT:
         os.killpg(child.pid, how)  # as a terminal does
     else:
         child.send_signal(how)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == 130, err
+    status, out, err = child.ended(60)
+    assert status == 130, err
     assert "Traceback" not in err
     assert "run the same command again to continue" in err
     assert [" ".join(job[1:3]).removesuffix(job[-1]).split()[0] for job in rows(out)[1:]] == [
@@ -215,22 +215,9 @@ def test_a_sweep_that_is_cut_goes_on(align: Align, sft: list[str], tmp_path: Pat
     assert [job[1] for job in rows(out)[1:]] == ["done"] * 3
 
 
-def started(cwd: Path, *words: str) -> subprocess.Popen[str]:
-    """The command as the leader of a group of its own. Python takes Ctrl-C even where a shell's `&` had it ignored."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    code = (
-        "import signal, sys, runpy; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "sys.argv = ['align', *sys.argv[1:]]; runpy.run_module('align', run_name='__main__', alter_sys=True)"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *words], cwd=cwd, env=environment, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def wait_for(child: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+def wait_for(child: Child, reached: Callable[[], bool]) -> None:
     began = time.monotonic()
     while not reached():
-        assert child.poll() is None, child.communicate()
+        assert child.poll() is None, child.ended()
         assert time.monotonic() - began < 120, "not within two minutes"
         time.sleep(0.02)

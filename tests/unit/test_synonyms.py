@@ -72,6 +72,8 @@ LLAMA_FACTORY = {
     "dataset_dir=data": "data.path",
     "max_samples=1000": "data.limit",
     "val_size=0.1": "data.held_out",
+    "eval_strategy=steps": "stage.eval_every",
+    "load_best_model_at_end=true": "stage.publish",
     "quantization_bit=4": "method=qlora",
     "adapter_name_or_path=a": "init",
     "template=chatml": "data.template",
@@ -81,7 +83,7 @@ LLAMA_FACTORY = {
     "preprocessing_num_workers=16": None,
     "plot_loss=true": None,
     "ddp_timeout=180000000": None,
-    "do_train=true": ABSENT["do_train do_eval"],
+    "do_train=true": ABSENT["do_train"],
     "overwrite_cache=true": None,
 }
 LLAMA_FACTORY_PPO = {
