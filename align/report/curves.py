@@ -33,15 +33,14 @@ class Curve:
 SHARE = (0.0, 1.0)
 POSITIVE = (0.0, math.inf)
 
-LOSS = Curve("Training loss", "nats a token", {"loss": "training"}, 0.5, "Lower is better.", POSITIVE)
+LOSSES = {"loss": "training", "held_out_loss": "held out"}
+LOSS = Curve("Loss", "nats a token", LOSSES, 0.5, "Lower is better.", POSITIVE)
 RATE = Curve("Learning rate", "learning rate", {"lr": "rate"}, 0.0, "As it was scheduled.", POSITIVE, smooth=False)
 GRADIENT = Curve(
     "Gradient norm", "norm", {"grad_norm": "norm"}, 1.0,
     "Before clipping. A rise by a factor of ten or more is training coming apart.", POSITIVE,
 )  # fmt: skip
-PAIR_LOSS = Curve(
-    "Training loss", "nats a pair", {"loss": "training"}, 0.3, "A coin has 0.69; lower is better.", POSITIVE
-)
+PAIR_LOSS = Curve("Loss", "nats a pair", LOSSES, 0.3, "A coin has 0.69; lower is better.", POSITIVE)
 PAIR_ACCURACY = Curve(
     "Accuracy in training", "share of the pairs", {"accuracy": "pairs"}, 0.3,
     "On the pairs that it trains on; the held-out share stands at the top. A coin has 0.5.", SHARE,

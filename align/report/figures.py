@@ -132,6 +132,8 @@ FIGURES = (
     _figure("trained_weights", "Trained weights", "", "Numbers that training may change."),
     _figure("train_tokens", "Training tokens", "", "Tokens that carry the loss, in one pass over the data."),
     _figure("steps", "Steps of the optimiser", "", "In the whole run."),
+    _figure("published_step", "Step that is published", "", "The last one, or the one with the lowest held-out loss."),
+    _figure("ended_by", "Training ended by", "", "The setting: stage.epochs, stage.max_steps or stage.patience."),
     _figure("copied_tensors", "Tensors taken over", "", "LoRA tensors that the reward model took from its start; 0 "
             "where it began afresh."),
     _figure("simulated_by", "Simulated annotators", "", "What stood in for people in the pairs that were learned "

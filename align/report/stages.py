@@ -38,7 +38,10 @@ def plot(report: Report, seen: Seen, curve: Curve, lines: Mapping[str, str]) -> 
     unit = UNITS.get(seen.manifest.stage, "step")
     marks: list[tuple[float, float]] = []
     if curve is LOSS and "loss_after" in seen.metrics:
-        marks = [(0, seen.metrics["loss_before"]), (seen.metrics["steps"], seen.metrics["loss_after"])]
+        marks = [
+            (0, seen.metrics["loss_before"]),
+            (seen.metrics.get("published_step", seen.metrics["steps"]), seen.metrics["loss_after"]),
+        ]
     figure = curves(
         seen.rows, lines, curve.unit, curve.title, unit if unit != "prompt" else "prompts answered", curve.span,
         curve.within, marks, "held out, before and after", curve.smooth,
