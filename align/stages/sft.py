@@ -30,6 +30,7 @@ from align.models.load import (
 )
 from align.models.plain_path import route_of
 from align.models.start import adapter_folder
+from align.report import in_words
 from align.run import Run
 from align.stages import tracker
 from align.stages.inputs import lora_of, start
@@ -106,8 +107,8 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
 def in_a_line(metrics: Mapping[str, Any]) -> str:
     if not metrics["held_out_rows"]:
         return "nothing was held out, so that nothing says how well it learned"
-    pairs = (f"{name} {metrics[f'{name}_before']:.3f} → {metrics[f'{name}_after']:.3f}" for name in MEASURED)
-    return f"held-out {', '.join(pairs)}"
+    loss, perplexity = (f"{metrics[f'{name}_before']:.3f} → {metrics[f'{name}_after']:.3f}" for name in MEASURED)
+    return f"held-out loss {loss} (change {in_words(metrics['loss_change'])}), perplexity {perplexity}"
 
 
 def measured(
