@@ -61,19 +61,28 @@ def within(seconds: float | None, name: str) -> Iterator[None]:
         yield
         return
 
+    armed, rang = True, False
+
     def late(signum: int, frame: object) -> None:
-        raise Late
+        nonlocal rang
+        if armed:
+            rang = True
+            raise Late
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
-    except Late:
-        problem = f"{name} has not answered after so many seconds"
-        raise InputError("reward.timeout", seconds, problem, "Make it faster, or raise the limit.") from None
+    except (Late, InputError):
+        if not rang:
+            raise
     finally:
+        armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if rang:  # whatever the function made of it: a bare `except` gives wrong scores for late ones
+        problem = f"{name} has not answered after so many seconds"
+        raise InputError("reward.timeout", seconds, problem, "Make it faster, or raise the limit.")
 
 
 class Function:

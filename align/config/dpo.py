@@ -48,7 +48,7 @@ class DpoConfig(Settings):
         training.measured_on_the_way(self.eval_every, self.publish, self.patience)
 
     def check(self, config: Config) -> None:
-        training.of_pairs(config.data.name, config.data.reasoning)
+        training.of_pairs(config.data, self.held_out == type(self).held_out)
         require(
             config.method.name != "full", "method", config.method.name, "DPO trains an adapter here",
             "Use method=qlora or method=lora.",

@@ -68,6 +68,8 @@ class MethodConfig(Settings):
             self.targets == ALL_LINEAR or (names and len(self.targets) > 0), "method.targets", self.targets,
             "is no list of names of layers", "Write method.targets=all-linear, or method.targets=[q_proj,v_proj].",
         )  # fmt: skip
+        if names:  # their order says nothing: the same run however they are written
+            object.__setattr__(self, "targets", sorted({*self.targets}))  # also of a frozen instance
         if self.name == "full":
             self.refuse_others({}, "method=full trains every weight", "Drop it, or use method=lora.")
 
@@ -80,7 +82,8 @@ class MethodConfig(Settings):
         """
         for key in OF_ADAPTERS:
             value = getattr(self, key)
-            same = value in (getattr(type(self), key), made.get(key))
+            plain = list(value) if isinstance(value, tuple) else value
+            same = plain in (getattr(type(self), key), made.get(key))
             require(same, f"method.{key}", value, f"is of a fresh adapter: {why}", remedy)
 
 
@@ -154,6 +157,8 @@ class DataConfig(Settings):
             self.eval_path is None or self.held_out in (0, DataConfig.held_out), "data.held_out", self.held_out,
             "data.eval_path is measured on, and nothing is held out of data.path", "Drop one of the two.",
         )  # fmt: skip
+        if self.eval_path is not None:
+            object.__setattr__(self, "held_out", 0.0)  # however it is said, it is the same run
         said = self.system is None or bool(self.system.strip())
         require(said, "data.system", self.system, "is empty", "Give its text, or leave it out.")
         require(

@@ -50,7 +50,7 @@ class RewardStageConfig(Settings):
         training.measured_on_the_way(self.eval_every, self.publish, self.patience)
 
     def check(self, config: Config) -> None:
-        training.of_pairs(config.data.name, config.data.reasoning)
+        training.of_pairs(config.data, self.held_out == type(self).held_out)
         require(
             config.data.name == "annotations" or not self.prioritise, "stage.prioritise", self.prioritise,
             "the items of a file are nobody's to judge", "Use data=annotations with project=NAME.",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.config.settings import setting
 from align.errors import require
+
+if TYPE_CHECKING:
+    from align.config.groups import DataConfig
 
 OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -108,7 +111,8 @@ def settled_batch(settings: Any) -> None:
     """Turn `gradient_accumulation` into the `batch_size` that it stands for, so that both ways to say it are one run.
 
     Raises:
-        InputError: both are given and contradict each other, or a batch is no whole number of micro-batches.
+        InputError: a batch size besides its default is given and contradicts it, or a batch is no whole number of
+            micro-batches.
     """
     passes, micro = settings.gradient_accumulation, settings.micro_batch
     if passes is not None:
@@ -152,13 +156,21 @@ def held_out_for(eval_every: int | None, held_out: int, share: str) -> None:
     )  # fmt: skip
 
 
-def of_pairs(data: str, reasoning: str) -> None:
-    """Raises InputError unless a data set is one of preference pairs."""
+def of_pairs(data: DataConfig, usual_share: bool) -> None:
+    """Raises InputError unless a data set is one of preference pairs.
+
+    Args:
+        usual_share: `stage.held_out` is at its default.
+    """
     require(
-        reasoning != "mask", "data.reasoning", reasoning, "is of supervised training: a pair is judged by all of it",
-        "Write keep or hide.",
+        data.reasoning != "mask", "data.reasoning", data.reasoning,
+        "is of supervised training: a pair is judged by all of it", "Write keep or hide.",
     )  # fmt: skip
     require(
-        data in ("annotations", "jsonl"), "data", data, "holds no preference pairs",
+        data.eval_path is None or usual_share, "data.eval_path", data.eval_path,
+        "is measured on, and stage.held_out is given too", "Drop one of the two.",
+    )  # fmt: skip
+    require(
+        data.name in ("annotations", "jsonl"), "data", data.name, "holds no preference pairs",
         "Use data=annotations with project=NAME, or data=jsonl with data.path=PAIRS.jsonl.",
     )  # fmt: skip

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 from align.data.length import CHARACTERS, longer_than
-from align.data.reasoning import last_reasoning, reasoning_length
+from align.data.reasoning import OPEN, last_reasoning, reasoning_length
 from align.data.tokens import Span, special_ids, special_texts, text_ids, tokenised, veiled
 from align.errors import InputError, half_character, require
 from align.types import Conversation, Document, Message
@@ -102,7 +102,8 @@ def assistant_spans(tokenizer: Any, conversation: Conversation, answers_alone: b
             start = len(before)
         elif start is None:
             raise unlocated(conversation, i)
-        start += reasoning_length(text[start:end]) if answers_alone else 0
+        if answers_alone:
+            start += reasoning_length(text[start:end], opened=text[:start].rstrip().endswith(OPEN))
         spans.append((start, end + turn_end(text[end:], tail, specials)))
     return text, spans
 

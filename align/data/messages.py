@@ -23,6 +23,8 @@ NOT_READ_OF_ROWS: Mapping[str, str] = {
 }  # fmt: skip
 """Fields of a row that would change what its conversation says."""
 REMEDIES = {TOOLS: "Leave such rows out.", PARTS: "Leave such rows out."}
+NOTHING = ("", "[]", "{}", "null")
+"""Texts that say nothing, in data sets that keep JSON as text."""
 SYSTEM = ("system", "system_prompt")
 """Columns that hold a system turn beside the conversation, as Alpaca's and OpenOrca's rows do."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -110,16 +112,19 @@ def check_weight(row: Mapping[str, Any], where: str) -> None:
     """Raises: InputError: a row of supervised training asks to count more or less than another. (The pairs of a ranking
     have a weight too, which follows from how many they are.)"""
     for name in TRAINED:
-        if isinstance(value := row.get(name), int | float) and value != 1:
+        value = row.get(name)
+        number = isinstance(value, int | float)  # `train` may well be a column of text that says something else
+        if (number and value != 1) or (name == "weight" and value is not None and not number):
             problem = "weighs a whole row, and rows weigh the same"
             raise refused(where, name, value, problem, "Leave the row out, or write it twice; weigh turns by 0 or 1.")
 
 
 def check_read(given: Mapping[str, Any], names: Mapping[str, str], where: str, prefix: str = "") -> None:
     for name, problem in names.items():
-        if given.get(name):  # empty ones say nothing
+        value = given.get(name)
+        if value and not (isinstance(value, str) and value.strip() in NOTHING):
             remedy = REMEDIES.get(problem, "Set data.template_kwargs, and leave the column out.")
-            raise refused(where, f"{prefix}{name}", given[name], problem, remedy)
+            raise refused(where, f"{prefix}{name}", value, problem, remedy)
 
 
 def with_system_column(messages: tuple[Message, ...], row: Mapping[str, Any], where: str) -> tuple[Message, ...]:

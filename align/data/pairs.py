@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from align.data.messages import with_default_system
 from align.data.preferences import read_preferences, split_by_group
 from align.data.reasoning import without_reasoning
 from align.data.sources import DataSource, data_file, data_records, eval_file
-from align.data.split import share_of
+from align.data.split import held_back, share_of
 from align.errors import InputError, require
 from align.run import Input
 from align.types import Conversation, Preference
@@ -46,14 +47,21 @@ def pairs_records(data: DataSource, store: str, project: str) -> dict[str, Input
     return {"data": Input(head.hash, project=project, seq=head.seq)}
 
 
-def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool) -> list[Preference]:
+def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool, seed: int = 0) -> list[Preference]:
     """Pairs of the annotation store's project, or of a file."""
     if data.name == "annotations":
         with Store.open(store, create=False) as votes:
             found = preferences(votes, project, allow_simulated)
     else:
         found = read_preferences(data_file(data.path))
-    return found[: data.limit]
+    return drawn(found, data.limit, seed)
+
+
+def drawn(found: list[Preference], limit: int | None, seed: int) -> list[Preference]:
+    """So many of the pairs, drawn at random, in their order; all where there is no limit."""
+    if limit is None or limit >= len(found):
+        return found
+    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]
 
 
 def prepared(pref: Preference, data: DataSource) -> Preference:
@@ -83,7 +91,7 @@ def divided_pairs(
         InputError: there is nothing to train on.
     """
     if data.eval_path:
-        test = read_preferences(eval_file(data))
+        test = drawn(read_preferences(eval_file(data)), data.limit, seed)
         asked = {share_of(Conversation(pref.prompt)) for pref in test}
         train = [pref for pref in prefs if share_of(Conversation(pref.prompt)) not in asked]
         problem = f"asks everything that {data.path} asks, which leaves no pair to train on"
@@ -93,9 +101,11 @@ def divided_pairs(
         return train, test
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == "jsonl":
+        shares = [share_of(Conversation(pref.prompt)) for pref in prefs]
+        asked = {share for share, held in zip(shares, held_back(shares, data.held_out), strict=True) if held}
         sides: dict[bool, list[Preference]] = {True: test, False: []}
         for pref in train:
-            sides[share_of(Conversation(pref.prompt)) < data.held_out].append(pref)
+            sides[share_of(Conversation(pref.prompt)) in asked].append(pref)
         train = sides[False]
         require(bool(train), "data.held_out", data.held_out, "leaves no pair to train on", "Lower it.")
     return train, test

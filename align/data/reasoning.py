@@ -13,13 +13,18 @@ from dataclasses import replace
 from align.types import Conversation, Message
 
 OPEN, CLOSE = "<think>", "</think>"
-SPAN = re.compile(rf"(?:(?!{CLOSE}).)*{CLOSE}\s*", re.DOTALL)
+REST = rf"(?:(?!{CLOSE}).)*{CLOSE}\s*"
+SPAN, BEHIND_HEADER = re.compile(rf"\s*{OPEN}{REST}", re.DOTALL), re.compile(REST, re.DOTALL)
 """From the beginning of an answer to the end of its reasoning, the blanks behind it included."""
 
 
-def reasoning_length(answer: str) -> int:
-    """Characters that an answer spends on reasoning; 0 where it has none."""
-    found = SPAN.match(answer)
+def reasoning_length(answer: str, opened: bool = False) -> int:
+    """Characters that an answer spends on reasoning; 0 where it has none.
+
+    Args:
+        opened: the header of the turn opens the block. Without, an answer may speak of `</think>` and mean it.
+    """
+    found = (BEHIND_HEADER if opened else SPAN).match(answer)
     return found.end() if found else 0
 
 
@@ -34,9 +39,10 @@ def answer_alone(text: str, opened: bool = False) -> str:
     Args:
         opened: the header of the turn opens the block.
     """
-    if CLOSE in text:
-        return text[reasoning_length(text) :]
-    return "" if opened or text.lstrip().startswith(OPEN) else text
+    begun = opened or text.lstrip().startswith(OPEN)
+    if begun and CLOSE not in text:
+        return ""
+    return text[reasoning_length(text, opened) :]
 
 
 def without_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -121,7 +121,10 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
     Args:
         split: `train` for sampling and PPO, `test` for evaluation.
     """
-    if data.name == "chitchat":
+    if data.name != "chitchat" and data.eval_path and split == "test":  # what is trained on is nobody's business here
+        documents = [prepared(d, data) for d in read_documents(eval_file(data), "data.eval_path")]
+        found = [asked for d in documents if (asked := question(d)) is not None]
+    elif data.name == "chitchat":
         conversations = chitchat.contexts("test" if split == "test" else data.part or "prompts")
         found = [prepared(c, data) for c in conversations]
     else:
@@ -192,7 +195,8 @@ def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
             "Give `messages`, `prompt` with `completion`, or `text`.",
         )  # fmt: skip
     for i, message in enumerate(messages):
-        if message.role != "system" and message.trained and not answer_alone(message.content).strip():
+        said = answer_alone(message.content) if message.role == "assistant" else message.content
+        if message.role != "system" and message.trained and not said.strip():
             remedy = 'Leave the row out, or write "train": false on an answer that is not to be imitated.'
             raise refused(where, f"message {i}", message.content, f"the {message.role}'s turn is empty", remedy)
     return Conversation(with_system_column(messages, row, where), id)

@@ -35,9 +35,14 @@ def share_of(document: Document) -> float:
 def side(found: list[Document], split: str, held_out: float) -> list[Document]:
     """The documents of `split`, `train` or `test`. Equal questions never stand on both sides. Where the share
     `held_out` is too small for a file, one question is held out all the same, and then nothing trains on it."""
-    shares = [share_of(d) for d in found]
+    kept = held_back([share_of(d) for d in found], held_out)
+    return [d for d, held in zip(found, kept, strict=True) if held == (split == "test")]
+
+
+def held_back(shares: list[float], held_out: float) -> list[bool]:
+    """Which rows of a file are measured on, by the shares of what all of them ask."""
     least = min(shares) if held_out > 0 and len(set(shares)) > 1 else -1.0
-    return [d for d, s in zip(found, shares, strict=True) if (s < held_out or s == least) == (split == "test")]
+    return [share < held_out or share == least for share in shares]
 
 
 def unasked(found: list[Document], test: list[Document], name: str) -> list[Document]:

@@ -16,7 +16,7 @@ from jinja2 import Environment, TemplateError, meta, nodes
 from align.errors import InputError, require
 
 PATIENCE_S, MEMORY_MB = 20, 512
-"""That a template may take for one turn."""
+"""That a template may take for a few turns."""
 
 # For base models without a template. The turn ends with the tokenizer's own EOS, a token the model already knows,
 # since adding new tokens would need embeddings that an adapter does not train.
@@ -27,7 +27,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-KWARGS = re.compile(r"\A\{#- arguments -#\}.*?\{#- end #\}", re.DOTALL)
+KWARGS = re.compile(r"\A\{#- arguments -#\}.*?\{#- end #\}\n?", re.DOTALL)
 """What `with_kwargs` puts in front of a template."""
 GIVEN = {
     "messages", "add_generation_prompt", "continue_final_message", "tools", "documents", "bos_token", "eos_token",
@@ -65,7 +65,7 @@ def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any]
 
 
 def probe(template: str, special: Mapping[str, str]) -> None:
-    """Let a template write one turn, in a process that is given a limit of time and of memory.
+    """Let a template write a few turns, in a process that is given a limit of time and of memory.
 
     Args:
         special: the tokenizer's special tokens by name, such as `eos_token`.
@@ -73,18 +73,16 @@ def probe(template: str, special: Mapping[str, str]) -> None:
     Raises:
         InputError: it does not end, or wants more memory than a turn can need.
     """
-    messages = [{"role": "user", "content": "a"}]
-    variables = {**special, "messages": messages, "add_generation_prompt": True}
-    asked = {"template": MARKERS.sub("", template), "variables": variables, "megabytes": MEMORY_MB}
-    problem = f"it wants more than {MEMORY_MB} MB for one turn"
+    asked = {"template": MARKERS.sub("", template), "special": dict(special), "megabytes": MEMORY_MB}
+    words = [sys.executable, "-P", str(Path(__file__).with_name("probe_template.py"))]
     try:
-        words = [sys.executable, "-I", str(Path(__file__).with_name("probe_template.py"))]
         done = subprocess.run(words, input=json.dumps(asked), text=True, capture_output=True, timeout=PATIENCE_S)
-        wants_too_much = done.returncode == 3
+        problems = {0: "", 3: f"it wants more than {MEMORY_MB} MB for a few turns"}
+        why = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        problem = problems.get(done.returncode, f"the process that tried it ended with {done.returncode}: {why}")
     except subprocess.TimeoutExpired:
-        problem, wants_too_much = f"it has not written one turn after {PATIENCE_S} s", True
-    remedy = "Add data.template=chatml, or take another model."
-    require(not wants_too_much, "chat_template", "(the model's)", problem, remedy)
+        problem = f"it has not written a few turns after {PATIENCE_S} s"
+    require(not problem, "chat_template", "(the model's)", problem, "Add data.template=chatml, or take another model.")
 
 
 def with_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -127,4 +125,5 @@ def variables_read(template: str) -> set[str]:
 def with_variables(template: str, kwargs: Mapping[str, Any]) -> str:
     # JSON writes text, numbers and truth values as Jinja reads them.
     lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(kwargs.items()))
-    return f"{{#- arguments -#}}{''.join(lines)}{{#- end #}}{template}" if kwargs else template
+    # The line break goes with the comment (`trim_blocks`): the template begins a line, as it did.
+    return f"{{#- arguments -#}}{''.join(lines)}{{#- end #}}\n{template}" if kwargs else template

@@ -99,7 +99,7 @@ def settings_in(folder: Path) -> dict[str, Any]:
     targets = saved.get("target_modules")
     return {
         **{ours: saved.get(theirs) for ours, theirs in names.items()},
-        "targets": tuple(targets) if isinstance(targets, list) else targets,
+        "targets": sorted(targets) if isinstance(targets, list) else targets,
     }
 
 
@@ -110,9 +110,10 @@ def check_targets(model: Any, targets: tuple[str, ...], none: list[str]) -> None
         none: the names of layers that bear none.
     """
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D)))
     # Of a layer that has an adapter already the base is its own, and the factors are none.
     linear = {n.removesuffix(".base_layer") for n, layer in layers if layer is not head and ".lora_" not in n}
     can = sorted({name.rpartition(".")[2] for name in linear} - set(none) - {"score"})

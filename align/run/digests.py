@@ -34,7 +34,10 @@ def known_digest(path: Path) -> str:
     if before.st_size < LARGE:
         return file_digest(path)
     state = [before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns]
-    entry = cache_folder() / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+    folder = cache_folder()
+    if folder is None:
+        return file_digest(path)
+    entry = folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
         remembered = json.loads(entry.read_text(encoding="utf-8"))
         if remembered["state"] == state:
@@ -52,9 +55,13 @@ def known_digest(path: Path) -> str:
     return digest
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/align/digests`, or `~/.cache/align/digests`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align" / "digests"
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/align/digests`, or `~/.cache/align/digests`; None for a user who has no home."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given or Path.home() / ".cache") / "align" / "digests"
+    except RuntimeError:
+        return None
 
 
 def json_digest(value: Any) -> str:

@@ -224,7 +224,7 @@ def prompts_of(config: Config, side: str, most: int | None = None) -> tuple[Any,
 def pairs_of(config: Config) -> tuple[Any, ...]:
     """Preference pairs to train on, and those to measure on."""
     source = source_of(config)
-    prefs = read_pairs(source, store_url(config), config.project, config.data.allow_simulated)
+    prefs = read_pairs(source, store_url(config), config.project, config.data.allow_simulated, config.seed)
     both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
     held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
     return tuple([prepared(pref, source) for pref in side] for side in both)

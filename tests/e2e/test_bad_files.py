@@ -94,19 +94,21 @@ def test_a_template_that_fails(shop: Workshop, ready: Ready, tiny_model: Path, c
         refused(shop, readers(ready, model, chats)[stage], "template")
 
 
-@pytest.mark.parametrize(("stage", "wants"), [("sft", "time"), ("verify", "time"), ("sft", "memory")])
+@pytest.mark.parametrize(("stage", "wants"), [("sft", "time for an answer"), ("verify", "time"), ("sft", "memory")])
 def test_a_template_without_an_end(
     shop: Workshop, tiny_model: Path, chats: Path, tmp_path: Path, stage: str, wants: str
 ):
     """Nothing of it goes on once it was refused: it was tried in a process of its own."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
-    loops = {"time": "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3, "memory": "{{ 'a' * 10**12 }}"}
+    endless = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+    behind = "{% if messages[-1].role == 'assistant' %}" + endless + "{% endif %}"
+    loops = {"time": endless, "time for an answer": behind, "memory": "{{ 'a' * 10**12 }}"}
     (model / "chat_template.jinja").write_text(loops[wants])
     words = [f"stage={stage}", "model=hub", f"model.path={model}"]
     if stage == "sft":
         words += ["data=jsonl", f"data.path={chats}"]
-    said = "it wants more than" if wants == "memory" else "it has not written one turn"
+    said = "it wants more than" if wants == "memory" else "it has not written a few turns"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(template, "PATIENCE_S", 2)
         refused(shop, words, "chat_template", said)

@@ -39,7 +39,9 @@ def test_every_option_through_every_stage(shop: Workshop) -> None:
     assert read_manifest(tuned).metrics["loss_after"] < read_manifest(tuned).metrics["loss_before"]
     assert {k.split(".lora_")[0].rpartition(".")[2] for k in weights(tuned)} == {"q_proj", "up_proj"}
     shop.up_to_reward()
-    ppo = shop.run("ppo", *PPO)
+    again = "method.targets=[up_proj,q_proj]"  # said again by a file that all stages share, in whatever order
+    ppo = shop.run("ppo", *PPO, again, "method.r=4")
+    assert shop.run("sft", *SFT, *ALL[:2], again, *ALL[3:]) == tuned
     assert abs(read_rows(ppo / "metrics.jsonl")[0]["first_ratio"] - 1) < 1e-3
     assert weights(ppo).keys() == weights(tuned).keys()
     assert json.loads((ppo / "artifact" / "adapter_config.json").read_text())["use_dora"] is True

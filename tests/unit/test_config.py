@@ -98,6 +98,25 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("resume=perhaps", "resume=must", "resume", "perhaps", "auto, never, must"),
         ("schema_version=0", "schema_version=1", "schema_version", 0, "this version of align reads 1"),
         ("run.name=a/b", "run.name=a-b", "run.name", "a/b", "without slashes"),
+        ("data=jsonl data.path=x", f"{OWN} data.path=x", "model", "(not given)", "Add model=hub model.path=ORG/NAME"),
+        (
+            f"{OWN} data.path=x data.eval_path=y data.held_out=0.2", f"{OWN} data.path=x data.eval_path=y",
+            "data.held_out", 0.2, "Drop one of the two.",
+        ),
+        ("data.eval_path=y", f"{OWN} data.path=x data.eval_path=y", "data.eval_path", "y", "has a side of its own"),
+        ("data.held_out=1.5", "data.held_out=1", "data.held_out", 1.5, "from 0 to 1"),
+        ("data.too_long=cut", "data.too_long=truncate", "data.too_long", "cut", "drop, truncate"),
+        ("data.reasoning=off", "data.reasoning=hide", "data.reasoning", "off", "keep, mask, hide"),
+        ("method.targets=q_proj", "method.targets=[q_proj]", "method.targets", "q_proj", "no list of names of layers"),
+        ("method.dropout=1", "method.dropout=0.1", "method.dropout", 1.0, "below 1"),
+        (
+            "stage.gradient_accumulation=4 stage.batch_size=24", "stage.gradient_accumulation=4", "stage.batch_size",
+            24, "Give one of the two.",
+        ),
+        (
+            "stage=reward data=jsonl data.path=x data.eval_path=y stage.held_out=0.2",
+            "stage=reward data=jsonl data.path=x data.eval_path=y", "data.eval_path", "y", "stage.held_out is given too",
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_beside_a_good_value(wrong: str, good: str, field: str, value: object, said: str):

@@ -47,7 +47,9 @@ def test_a_small_one_each_time(large: Path, reads: list[Path], monkeypatch: Any)
     monkeypatch.setattr(digests, "LARGE", 100)
     assert known_digest(large) == known_digest(large)
     assert reads == [large, large]
-    assert not cache_folder().exists()
+    folder = cache_folder()
+    assert folder is not None
+    assert not folder.exists()
 
 
 def test_a_file_edited_in_place_is_read_again(large: Path) -> None:
@@ -93,10 +95,22 @@ def test_what_changes_while_it_is_read_is_not_remembered(large: Path, monkeypatc
 @pytest.mark.parametrize("entry", ["", "{", "[]", "null", '{"state": 3}', '{"state": []}'])
 def test_a_broken_entry_costs_a_reading(large: Path, entry: str) -> None:
     known_digest(large)
-    (found,) = cache_folder().iterdir()
+    folder = cache_folder()
+    assert folder is not None
+    (found,) = folder.iterdir()
     assert json.loads(found.read_text())["sha256"] == file_digest(large)
     found.write_text(entry)
     assert known_digest(large) == file_digest(large)
+
+
+def test_a_user_without_a_home_reads_each_time(large: Path, reads: list[Path], monkeypatch: Any) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(digests.Path, "home", no_home)
+    assert known_digest(large) == known_digest(large)
+    assert reads == [large, large]
 
 
 def test_a_home_that_cannot_be_written_costs_a_reading(large: Path, tmp_path: Path, monkeypatch: Any) -> None:

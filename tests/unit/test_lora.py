@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny_roles import CPU, FP32, World, make_world
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.errors import InputError
 from align.models.adapter_files import adapter_config, read_tensors
@@ -74,6 +75,14 @@ def test_what_peft_is_told(world: World) -> None:
 def test_a_layer_that_bears_none_is_refused_by_name(world: World, target: str) -> None:
     with pytest.raises(InputError, match=rf"method\.targets={target}: .* It has: down_proj, gate_proj"):
         with_new_adapter(world.load("lora"), Lora(4, 8, targets=("q_proj", target)))
+
+
+def test_layers_of_gpt_2_are_named_too() -> None:
+    """They are transformers' own `Conv1D`."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=1, n_head=2))
+    adapted = with_new_adapter(model, Lora(4, 8, targets=("c_attn",)))
+    names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_modules() if ".lora_A" in name}
+    assert names == {"c_attn"}
 
 
 def test_it_is_read_back_as_it_was(saved: tuple[str, Path, Any], world: World) -> None:

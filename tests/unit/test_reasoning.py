@@ -28,7 +28,8 @@ THOUGHT = "<think>\nHm, <b>.\n</think>\n\n"
 @pytest.mark.parametrize(
     ("text", "alone"),
     [
-        ("Yes.", "Yes."), ("", ""), (THOUGHT + "Yes.", "Yes."), ("Hm.\n</think>\n\nYes.", "Yes."),
+        ("Yes.", "Yes."), ("", ""), (THOUGHT + "Yes.", "Yes."), ("Hm.\n</think>\n\nYes.", "Hm.\n</think>\n\nYes."),
+        ("It closes with </think> and answers.", "It closes with </think> and answers."),
         ("\n<think>\n\n</think>\n\nYes.", "Yes."), ("<think>\nHm, and", ""), (THOUGHT, ""),
         (THOUGHT + "Say </think> twice.", "Say </think> twice."), ("A <think> tag.", "A <think> tag."),
     ],
@@ -40,6 +41,27 @@ def test_the_answer_alone(text: str, alone: str) -> None:
 def test_a_cut_answer_behind_an_opened_block_is_reasoning() -> None:
     assert answer_alone("Hm, and", opened=True) == ""
     assert answer_alone("Hm.</think>Yes.", opened=True) == "Yes."
+    assert answer_alone("<think>Hm.</think>Yes.", opened=True) == "Yes."
+
+
+def test_what_a_user_says_of_it_is_no_reasoning(tmp_path: Path) -> None:
+    asked = ["<think> opens, </think> closes.", "Explain <think>…</think>", "<think> and nothing more"]
+    rows = [{"messages": exchange(text, "Tags.")} for text in asked]
+    found = read_documents(write(tmp_path / "d.jsonl", *rows))
+    assert [d.messages[0].content for d in found] == asked  # type: ignore[union-attr]
+
+
+def test_masked_behind_a_header_that_opens_the_block() -> None:
+    opens = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<say><think>' + m.content + '<|im_end|>' }}"
+        "{% else %}{{ '<ask>' + m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<say><think>' }}"
+        "{% endif %}"
+    )
+    tokenizer = make_tokenizer(opens, "<|im_end|>")
+    labels = encode_conversation(tokenizer, talk("q", "Hm.</think>Yes."), True).labels
+    shown = encode_conversation(tokenizer, talk("q", "<think>x</think>Yes."), True).labels
+    assert tokenizer.decode([label for label in shown if label != IGNORED]) == "Yes.<|im_end|>"
+    assert "Hm" in tokenizer.decode([label for label in labels if label != IGNORED])  # a row says where it begins
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from test_sources import GOOD, asked, jsonl, rows, write
 
+from align.data.pairs import divided_pairs, read_pairs
 from align.data.sources import data_records, divided_documents, prompts, read_documents
 from align.errors import InputError
 from align.types import Conversation
@@ -41,6 +42,40 @@ def test_a_file_of_its_own_is_measured_on_whole_and_never_trained_on(tmp_path: P
     assert "10 rows of" in capsys.readouterr().out
     assert asked(prompts(data, "test")) == asked(second)
     assert asked(prompts(data, "train")) == asked(first)
+
+
+def test_what_is_trained_on_is_not_read_to_measure(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    test = write(tmp_path / "test.jsonl", *rows(5))
+    assert len(prompts(jsonl(tmp_path / "bad.jsonl", eval_path=str(test)), "test")) == 5
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("count", [2, 12, 40])
+@pytest.mark.parametrize("held_out", [1e-6, 0.05, 0.5])
+def test_what_an_evaluation_asks_is_in_no_pair_to_train_on(tmp_path: Path, count: int, held_out: float) -> None:
+    """Even where the share is too small for the file, and one question is held out all the same."""
+    pairs = [{"prompt": f"question {count} {i}", "chosen": "a", "rejected": "b"} for i in range(count)]
+    data = jsonl(write(tmp_path / "d.jsonl", *pairs), held_out=held_out)
+    asked_there = {c.messages[0].content for c in prompts(data, "test")}
+    assert asked_there
+    prefs = read_pairs(data, "", "", False)
+    try:
+        train, _ = divided_pairs(prefs, data, 0.1, 0)
+    except InputError as error:
+        assert count == 2
+        assert "leaves no pair to train on" in str(error)  # noqa: PT017
+        return
+    assert not asked_there & {pref.prompt[0].content for pref in train}
+
+
+def test_a_limit_draws_pairs_from_the_whole_file(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"question {i}", "chosen": "a", "rejected": "b"} for i in range(100)]
+    data = jsonl(write(tmp_path / "d.jsonl", *pairs), limit=10)
+    first, second = (read_pairs(data, "", "", False, seed) for seed in (0, 1))
+    assert (len(first), len(second)) == (10, 10)
+    assert first != second
+    assert any(int(pref.prompt[0].content.split()[1]) > 20 for pref in first)
 
 
 def test_errors_in_the_file_to_measure_on_name_it(tmp_path: Path) -> None:
@@ -119,6 +154,8 @@ UNKEPT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, ANSWER], "images": ["a.png"]}, "images"),
     ({"messages": [USER, ANSWER], "weight": 0.5}, "weight"),
     ({"messages": [USER, ANSWER], "train": False}, "train"),
+    ({"messages": [USER, ANSWER], "weight": "0.5"}, "weight"),
+    ({"messages": [USER, ANSWER], "tools": '[{"name": "f"}]'}, "tools"),
     ({"messages": [USER, ANSWER], "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
     ({"text": "t", "system": "s"}, "system"),
 ]
@@ -140,7 +177,7 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, row: dict[str, A
         {"messages": [USER, {**ANSWER, "content": "", "train": False}, *exchange("q2", "a2")]},
         {"messages": [{"role": "system", "content": ""}, USER, ANSWER], "text": "<s>rendered</s>"},
         {"prompt": "q", "completion": None}, {"prompt": "q", "chosen": "a", "rejected": "b"},
-        {"messages": [USER, ANSWER], "system": ""},
+        {"messages": [USER, ANSWER], "system": ""}, {"messages": [USER, ANSWER], "tools": "[]", "train": "split a"},
     ],
 )  # fmt: skip
 def test_what_says_nothing_is_no_obstacle(tmp_path: Path, row: dict[str, Any]) -> None:

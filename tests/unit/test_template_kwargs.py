@@ -71,6 +71,17 @@ def test_an_argument_that_the_template_does_not_read_is_refused(tiny_tokenizer: 
         use_template(tokenizer, None, {"enable_thinking": False})
 
 
+@pytest.mark.parametrize("beginning", ["\n", "  ", "\n  ", ""])
+def test_a_template_begins_as_it_did(beginning: str) -> None:
+    """A line break or an indented tag in front of everything is read as without the arguments."""
+    template = beginning + "{% if think %}{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    plain, given = make_tokenizer(template), make_tokenizer(template)
+    asked = Conversation((Message("user", "a"),))
+    for think in (False, True):
+        use_template(given, None, {"think": think})
+        assert render(given, asked) == render(plain, asked)
+
+
 def test_what_stands_before_the_arguments_stays() -> None:
     for start in ("\n\n  Hi", "  <|x|>\nHi", "\t{{ style }}", "", "{%- if style %}a{% endif %}\n"):
         tokenizer = make_tokenizer(start + "{% if style %}{% endif %}{{ messages[0]['content'] }}\n")
