@@ -115,7 +115,7 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ),
         (
             "stage=reward data=jsonl data.path=x data.eval_path=y stage.held_out=0.2",
-            "stage=reward data=jsonl data.path=x data.eval_path=y", "data.eval_path", "y", "stage.held_out is given too",
+            "stage=reward data=jsonl data.path=x data.eval_path=y", "data.eval_path", "y", "held_out is given too",
         ),
     ],
 )  # fmt: skip
