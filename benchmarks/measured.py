@@ -25,6 +25,7 @@ from align.models.architectures import Route, deciding_settings
 from align.models.backbone import answered, hidden_states, pad, picked_logprobs
 from align.models.fastpath import use_fast_path
 from align.models.load import load_tokenizer
+from align.models.lora import Lora
 from align.models.plain_path import decoder_of
 from align.models.pocket import pocket_folder
 from align.models.roles import Roles
@@ -263,7 +264,7 @@ class Losses(TrainerCallback):
 
 def one_step_of_sft(folder: Path, route: Route, asked: Asked, scratch: Path) -> str:
     """What is wrong with it; empty where nothing is."""
-    model = with_new_adapter(on_route(folder, route), 4, 8)
+    model = with_new_adapter(on_route(folder, route), Lora(4, 8))
     training = Training(
         lr=1e-3, epochs=1, batch_size=4, micro_batch=4, warmup=0.0, schedule="constant", max_grad_norm=1.0,
         save_every=100, gradient_checkpointing="auto", seed=0, max_steps=1,
@@ -291,7 +292,7 @@ def one_step_of_sft(folder: Path, route: Route, asked: Asked, scratch: Path) -> 
 def one_update_of_ppo(folder: Path, route: Route, asked: Asked, scratch: Path) -> tuple[str, Roles]:
     """What is wrong with it; and the roles."""
     torch.manual_seed(0)
-    roles = Roles(on_route(folder, route), scratch / "tuned", [], (4, 8))
+    roles = Roles(on_route(folder, route), scratch / "tuned", [], Lora(4, 8))
     with torch.no_grad():
         for parameter in (*roles.parameters_of("policy"), *roles.parameters_of("value")):
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -23,6 +23,7 @@ from align.models.adapters import with_new_adapter
 from align.models.backbone import hidden_size, hidden_states, response_logprobs, states_before
 from align.models.base import find_base
 from align.models.load import load_base
+from align.models.lora import Lora
 from align.models.roles import linear_head
 from align.track import peak_rss_mb
 from align.types import Rollout
@@ -51,7 +52,7 @@ def together(work: Work) -> None:
 def apart(work: Work) -> None:
     base, (method, dtype) = find_base(work.model), precision(work)
     policy, value, reward, reference = (load_base(base, method, torch.device("cpu"), dtype) for _ in range(4))
-    policy, value = (with_new_adapter(model, 8, 16) for model in (policy, value))
+    policy, value = (with_new_adapter(model, Lora(8, 16)) for model in (policy, value))
     for name, parameter in [*policy.named_parameters(), *value.named_parameters()]:
         if "lora_" in name:
             parameter.data = parameter.data.float()

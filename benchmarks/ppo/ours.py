@@ -20,6 +20,7 @@ from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.chunks import in_chunks
 from align.models.load import load_base, load_classifier, load_tokenizer
+from align.models.lora import Lora
 from align.models.roles import Roles
 from align.ops.linear import ONEDNN, linear
 from align.ppo.estimates import estimated
@@ -40,7 +41,7 @@ def make_adapters(work: Work, folder: Path) -> None:
     """Fresh adapters of rank 8 in the places of a supervised one and of a reward model."""
     base, (method, dtype) = find_base(work.model), precision(work)
     for name, load in (("init", load_base), ("reward", load_classifier)):
-        model = with_new_adapter(load(base, method, torch.device(work.device), dtype), 8, 16, name == "reward")
+        model = with_new_adapter(load(base, method, torch.device(work.device), dtype), Lora(8, 16), name == "reward")
         save_adapter(model, folder / name, base)
 
 
@@ -56,7 +57,7 @@ def loaded(work: Work, folder: Path) -> Roles:
     """The roles from what `make_adapters` made."""
     base, (method, dtype) = find_base(work.model), precision(work)
     model = load_base(base, method, torch.device(work.device), dtype)
-    return Roles(model, folder / "init", [folder / "reward"], (8, 16), work.value_backbone)
+    return Roles(model, folder / "init", [folder / "reward"], Lora(8, 16), work.value_backbone)
 
 
 def gemm_peak(dtype: torch.dtype, size: int = 2048, times: int = 5) -> float:

@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from align.config.groups import DataConfig
+from align.data.pairs import drawn
 from align.data.preferences import read_preferences, split_by_group
 from align.data.sources import data_file
 from align.models.load import choose_device, choose_dtype
@@ -43,7 +43,7 @@ def main() -> int:
     config = manifest.config
     if config["data"]["held_out"]:
         raise SystemExit("the run held prompts back from training (data.held_out): make it with data.held_out=0")
-    prefs = read_preferences(data_file(DataConfig(**config["data"])))[: config["data"]["limit"]]
+    prefs = drawn(read_preferences(data_file(config["data"]["path"])), config["data"]["limit"], config["seed"])
     train, test = split_by_group(prefs, config["stage"]["held_out"], config["seed"])
 
     began = time.monotonic()
