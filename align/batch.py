@@ -145,7 +145,7 @@ def imported(stages: Iterable[str]) -> bool:
 
 
 def fork(words: Command, run: Run) -> Ended:
-    """One line in a fork of this process. Signals reach the fork: Ctrl-C by the terminal, SIGTERM passed on."""
+    """One line in a fork of this process."""
     reads, writes = os.pipe()
 
     def work() -> NoReturn:
@@ -154,16 +154,8 @@ def fork(words: Command, run: Run) -> Ended:
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
     os.close(writes)
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    try:
-        child.join()
-        code = status(child.exitcode or 0)
-    except KeyboardInterrupt:
-        child.join()
-        code = INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return Ended(code, noted(reads))
+    interrupted = waited(child.join, child.terminate)
+    return Ended(INTERRUPTED if interrupted else status(child.exitcode or 0), noted(reads))
 
 
 def spawn(words: Command, run: Run) -> Ended:
@@ -171,9 +163,24 @@ def spawn(words: Command, run: Run) -> Ended:
     reads, writes = os.pipe()
     command = [sys.executable, "-m", "align", *words]
     environment = os.environ | {OPENED: str(writes)}
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[writes])
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[writes])
     os.close(writes)
-    return Ended(status(done.returncode), noted(reads))
+    interrupted = waited(child.wait, child.terminate)
+    return Ended(INTERRUPTED if interrupted else status(child.returncode), noted(reads))
+
+
+def waited(wait: Callable[[], object], terminate: Callable[[], None]) -> bool:
+    """Wait until a child has ended by itself: it has things to write down. Signals reach it: Ctrl-C by the terminal,
+    SIGTERM passed on. Says whether this process was interrupted."""
+    before = signal.signal(signal.SIGTERM, lambda *_: terminate())
+    try:
+        wait()
+    except KeyboardInterrupt:
+        wait()
+        return True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return False
 
 
 def note_in(descriptor: int) -> Opened:

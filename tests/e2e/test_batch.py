@@ -28,9 +28,9 @@ def sft(tiny_model: Path, chats: Path) -> str:
     return shlex.join(words)
 
 
-def started(forks: Forks, cwd: Path, *lines: str) -> Child:
+def started(forks: Forks, cwd: Path, *lines: str, before: str = "") -> Child:
     """The command with these lines on its standard input."""
-    return forks.start(cwd, "-", stdin="\n".join(lines) + "\n")
+    return forks.start(cwd, "-", stdin="\n".join(lines) + "\n", before=before)
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -117,11 +117,15 @@ def test_no_line_at_all(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     assert "standard input=(empty)" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM", "the stage alone, killed"])
+AFRESH = "import align.batch; align.batch.imported = lambda commands: False"
+
+
+@pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM", "SIGTERM, afresh", "the stage alone, killed"])
 def test_signals_reach_the_stage(tmp_path: Path, sft: str, forks: Forks, how: str):
-    child = started(forks, tmp_path, f"{sft} stage.max_steps=500 stage.save_every=5", "stage=export artifact=sft:x")
+    lines = (f"{sft} stage.max_steps=500 stage.save_every=5", "stage=export artifact=sft:x")
+    child = started(forks, tmp_path, *lines, before=AFRESH if "afresh" in how else "")
     reached(child, tmp_path)
-    if how == "SIGTERM":
+    if how.startswith("SIGTERM"):
         child.send_signal(signal.SIGTERM)
     elif how == "a terminal's Ctrl-C":
         os.killpg(child.pid, signal.SIGINT)
