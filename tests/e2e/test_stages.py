@@ -73,7 +73,8 @@ def test_a_run_leaves_exactly_these_files(
     assert files(runs[name]) == EVERY_RUN | streams
     assert files(runs[name] / "artifact") == artifact
     inner = {f"{folder}/{n}" for folder in IN.keys() & artifact for n in IN[folder]}
-    published = (artifact - IN.keys() - {"tiny"}) | inner | ({"launch/vllm-resolver.sh"} if name == "adapter" else set())
+    own = artifact - IN.keys() - {"tiny"}
+    published = own | inner | ({"launch/vllm-resolver.sh"} if name == "adapter" else set())
     beside = {"report.html", "config.yaml", *(streams - {"timing.jsonl"})}  # how long each step took is no figure
     assert set(read_manifest(runs[name]).outputs) == {f"artifact/{n}" for n in published} | beside
 
