@@ -99,7 +99,7 @@ def settings_in(folder: Path) -> dict[str, Any]:
     targets = saved.get("target_modules")
     return {
         **{ours: saved.get(theirs) for ours, theirs in names.items()},
-        "targets": sorted(targets) if isinstance(targets, list) else targets,
+        "targets": sorted(map(str, targets)) if isinstance(targets, list) else targets,
     }
 
 
