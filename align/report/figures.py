@@ -130,7 +130,7 @@ FIGURES = (
     _figure("max_logprob", "Largest difference of a logprob", "nats", "Over all positions and tokens."),
     _figure("held_out_tokens", "Held-out tokens", "", "Tokens of the assistant in them."),
     _figure("trained_weights", "Trained weights", "", "Numbers that training may change."),
-    _figure("train_tokens", "Training tokens", "", "Tokens that carry the loss, in one pass over the data."),
+    _figure("train_tokens", "Training tokens", "", "All tokens of the rows, in one pass over the data."),
     _figure("steps", "Steps of the optimiser", "", "In the whole run."),
     _figure("published_step", "Step that is published", "", "The last one, or the one with the lowest held-out loss."),
     _figure("ended_by", "Training ended by", "", "The setting: stage.epochs, stage.max_steps or stage.patience."),
