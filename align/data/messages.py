@@ -22,7 +22,8 @@ NOT_READ_OF_ROWS: Mapping[str, str] = {
     "chat_template_kwargs": "arguments of the chat template are those of the whole run",
 }  # fmt: skip
 """Fields of a row that would change what its conversation says."""
-REMEDIES = {TOOLS: "Leave such rows out.", PARTS: "Leave such rows out."}
+REMEDIES = {"chat_template_kwargs": "Set data.template_kwargs, and leave the column out."}
+"""For what has another remedy than to leave the row out."""
 NOTHING = ("", "[]", "{}", "null")
 """Texts that say nothing, in data sets that keep JSON as text."""
 SYSTEM = ("system", "system_prompt")
@@ -123,7 +124,7 @@ def check_read(given: Mapping[str, Any], names: Mapping[str, str], where: str, p
     for name, problem in names.items():
         value = given.get(name)
         if value and not (isinstance(value, str) and value.strip() in NOTHING):
-            remedy = REMEDIES.get(problem, "Set data.template_kwargs, and leave the column out.")
+            remedy = REMEDIES.get(name, "Leave such rows out.")
             raise refused(where, f"{prefix}{name}", value, problem, remedy)
 
 

@@ -12,7 +12,7 @@ from align.data.messages import with_default_system
 from align.data.preferences import read_preferences, split_by_group
 from align.data.reasoning import without_reasoning
 from align.data.sources import DataSource, data_file, data_records, eval_file
-from align.data.split import held_back, share_of
+from align.data.split import held_back, question_key
 from align.errors import InputError, require
 from align.run import Input
 from align.types import Conversation, Preference
@@ -92,8 +92,8 @@ def divided_pairs(
     """
     if data.eval_path:
         test = drawn(read_preferences(eval_file(data)), data.limit, seed)
-        asked = {share_of(Conversation(pref.prompt)) for pref in test}
-        train = [pref for pref in prefs if share_of(Conversation(pref.prompt)) not in asked]
+        asked = {question_key(Conversation(pref.prompt)) for pref in test}
+        train = [pref for pref in prefs if question_key(Conversation(pref.prompt)) not in asked]
         problem = f"asks everything that {data.path} asks, which leaves no pair to train on"
         require(bool(train), "data.eval_path", data.eval_path, problem, "Give other pairs to measure on.")
         if len(train) < len(prefs):
@@ -101,11 +101,10 @@ def divided_pairs(
         return train, test
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == "jsonl":
-        shares = [share_of(Conversation(pref.prompt)) for pref in prefs]
-        asked = {share for share, held in zip(shares, held_back(shares, data.held_out), strict=True) if held}
+        asked = held_back([question_key(Conversation(pref.prompt)) for pref in prefs], data.held_out)
         sides: dict[bool, list[Preference]] = {True: test, False: []}
         for pref in train:
-            sides[share_of(Conversation(pref.prompt)) in asked].append(pref)
+            sides[question_key(Conversation(pref.prompt)) in asked].append(pref)
         train = sides[False]
         require(bool(train), "data.held_out", data.held_out, "leaves no pair to train on", "Lower it.")
     return train, test

@@ -12,7 +12,7 @@ from align.data import chitchat
 from align.data.messages import check_row, check_weight, messages_of, refused, with_default_system, with_system_column
 from align.data.reasoning import answer_alone, without_reasoning
 from align.data.rows import json_rows
-from align.data.split import question, side, unasked
+from align.data.split import divided, question, unasked
 from align.errors import InputError, require
 from align.run import HUB, Input, hub_file, known_digest
 from align.types import Conversation, Document, Message
@@ -121,14 +121,13 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
     Args:
         split: `train` for sampling and PPO, `test` for evaluation.
     """
-    if data.name != "chitchat" and data.eval_path and split == "test":  # what is trained on is nobody's business here
-        documents = [prepared(d, data) for d in read_documents(eval_file(data), "data.eval_path")]
-        found = [asked for d in documents if (asked := question(d)) is not None]
-    elif data.name == "chitchat":
+    if data.name == "chitchat":
         conversations = chitchat.contexts("test" if split == "test" else data.part or "prompts")
         found = [prepared(c, data) for c in conversations]
     else:
-        found = [asked for d in sides(data)[split == "test"] if (asked := question(d)) is not None]
+        apart = data.eval_path and split == "test"  # then nobody asks what is trained on
+        read = [prepared(d, data) for d in eval_documents(data)] if apart else sides(data)[split == "test"]
+        found = [asked for d in read if (asked := question(d)) is not None]
     require(bool(found), "data", data.path or data.name, f"holds no prompts for {split}", f"{MORE} A user must speak.")
     return shuffled(found, seed, data.limit)
 
@@ -142,12 +141,16 @@ def sides(data: DataSource) -> tuple[list[Document], list[Document]]:
         train: list[Document] = [*chitchat.texts(part)] if plain else [*chitchat.conversations(part)]
         test: list[Document] = [*chitchat.texts("test")] if plain else [*chitchat.conversations("test")]
     elif data.eval_path:
-        test = read_documents(eval_file(data), "data.eval_path")
+        test = eval_documents(data)
         train = unasked(read_documents(data_file(data.path)), test, str(data.path))
     else:
-        found = read_documents(data_file(data.path))
-        train, test = side(found, "train", data.held_out), side(found, "test", data.held_out)
+        train, test = divided(read_documents(data_file(data.path)), data.held_out)
     return [prepared(d, data) for d in train], [prepared(d, data) for d in test]
+
+
+def eval_documents(data: DataSource) -> list[Document]:
+    """What `data.eval_path` holds, as it is."""
+    return read_documents(eval_file(data), "data.eval_path")
 
 
 def prepared(document: T, data: DataSource) -> T:

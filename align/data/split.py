@@ -21,34 +21,41 @@ def question(document: Document) -> Conversation | None:
     return Conversation(messages, document.id) if messages else None
 
 
-def share_of(document: Document) -> float:
-    """A number in [0, 1) from the hash of what a document asks (or says)."""
+def question_key(document: Document) -> str:
+    """sha256 of what a document asks (or says), hex: two documents of one key ask the same."""
     asked = question(document)
     if isinstance(document, str):
         content = document
     else:  # as messages were written when they had these two fields: a file keeps its split
         turns = [f"Message(role={m.role!r}, content={m.content!r})" for m in (asked or document).messages]
         content = f"({', '.join(turns)}{',' if len(turns) == 1 else ''})"
-    return int(hashlib.sha256(content.encode()).hexdigest()[:8], 16) / 2**32
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
-def side(found: list[Document], split: str, held_out: float) -> list[Document]:
-    """The documents of `split`, `train` or `test`. Equal questions never stand on both sides. Where the share
-    `held_out` is too small for a file, one question is held out all the same, and then nothing trains on it."""
-    kept = held_back([share_of(d) for d in found], held_out)
-    return [d for d, held in zip(found, kept, strict=True) if held == (split == "test")]
+def divided(found: list[Document], held_out: float) -> tuple[list[Document], list[Document]]:
+    """The documents of a file to train on, and those to measure on. Equal questions never stand on both sides. Where
+    the share `held_out` is too small for a file, one question is held out all the same, and then nothing trains on
+    it."""
+    keys = [question_key(document) for document in found]
+    asked = held_back(keys, held_out)
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for document, key in zip(found, keys, strict=True):
+        sides[key in asked].append(document)
+    return sides
 
 
-def held_back(shares: list[float], held_out: float) -> list[bool]:
-    """Which rows of a file are measured on, by the shares of what all of them ask."""
-    least = min(shares) if held_out > 0 and len(set(shares)) > 1 else -1.0
-    return [share < held_out or share == least for share in shares]
+def held_back(keys: list[str], held_out: float) -> set[str]:
+    """The questions of a file that are measured on, by the keys of all that it asks: a key's first 32 bits are a number
+    in [0, 1), and the questions below `held_out` are held back."""
+    shares = {key: int(key[:8], 16) / 2**32 for key in keys}
+    least = min(shares.values()) if held_out > 0 and len(set(shares.values())) > 1 else -1.0
+    return {key for key, share in shares.items() if share < held_out or share == least}
 
 
 def unasked(found: list[Document], test: list[Document], name: str) -> list[Document]:
     """The documents of a file whose questions no document of `test` asks; says how many were left out."""
-    asked = {share_of(document) for document in test}
-    kept = [document for document in found if share_of(document) not in asked]
+    asked = {question_key(document) for document in test}
+    kept = [document for document in found if question_key(document) not in asked]
     if len(kept) < len(found):
         print(f"{len(found) - len(kept)} rows of {name} ask what data.eval_path asks, and are left out of training")
     return kept

@@ -181,12 +181,6 @@ def table_of(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return found + [(_spelt(key), format_figure(value), f"`{key}` of manifest.json.") for key, value in left.items()]
 
 
-def undeclared(metrics: Mapping[str, Any]) -> list[str]:
-    """Labels of the figures that nobody declared."""
-    known = {figure.label for figure in FIGURES}
-    return [label for label, _, _ in table_of(metrics) if label not in known]
-
-
 def scarce(metrics: Mapping[str, Any], least: int) -> list[str]:
     """`Label (n)` of the figures with fewer observations than `least` behind them."""
     labels = {figure.keys: figure.label for figure in FIGURES}

@@ -57,8 +57,8 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root)
     made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models_of(run.inputs))
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
-    read = {who: texts_alone(found, each, tokenizer) for who, each in texts.items()}
-    judged = read if config.rollout.reasoning == "hide" else texts
+    hides = config.rollout.reasoning == "hide"
+    judged = {who: texts_alone(found, each, tokenizer) if hides else each for who, each in texts.items()}
     samples = scored_samples(build(reward_spec(config.reward), made), found, answers, texts, judged, kl)
     notes = of.sentences(judge)
     metrics = summarise(samples, of.role) | {

@@ -71,18 +71,18 @@ def sft(config: Config) -> Inputs:
         base = find_base(config.model.path, config.model.revision)
         chosen = "qlora" if config.method.name == "auto" else config.method.name
         config = changed(config, method=changed(config.method, name=chosen))
-        name = "-".join(dict.fromkeys((base.id.rstrip("/").rpartition("/")[2], chosen)))
         records = {"base": Input(base.digest, ref=base.id)}
     else:
         artifact, base, config = starting_point(config)
-        name, records = label(base, config.method.name), {"init": artifact.as_input()}
+        records = {"init": artifact.as_input()}
 
     def rows() -> tuple[Any, ...]:
         train, test = divided_documents(source_of(config), config.seed)
         held_out_for(config.stage.eval_every, len(test), "data.held_out")
         return train, test[: config.stage.eval_size]
 
-    return Inputs(config, name, base, {**records, **data_records(source_of(config))}, rows)
+    records |= data_records(source_of(config))
+    return Inputs(config, label(base, config.method.name), base, records, rows)
 
 
 def sample(config: Config) -> Inputs:
@@ -257,8 +257,10 @@ def lora_of(config: Config) -> Lora:
 def source_of(config: Config) -> DataSource:
     """Where the rows of `data=` come from."""
     data = config.data
-    hide = data.reasoning == "hide"
-    return DataSource(data.name, data.path, data.part, data.held_out, data.limit, data.eval_path, data.system, hide)
+    return DataSource(
+        data.name, data.path, part=data.part, held_out=data.held_out, limit=data.limit, eval_path=data.eval_path,
+        system=data.system, hide_reasoning=data.reasoning == "hide",
+    )  # fmt: skip
 
 
 def store_url(config: Config) -> str:
