@@ -36,7 +36,7 @@ from align.config.group_files import (
 from align.config.root import Config
 from align.config.schemas import keys_beside, register
 from align.config.settings import changed, freeze
-from align.config.values import check_characters, is_sweep, quote, read_value, set_value
+from align.config.values import check_batch, check_characters, is_sweep, quote, read_value, set_value
 from align.errors import InputError, require
 from align.redaction import masked_tree
 
@@ -89,6 +89,7 @@ class Composer:
             for key, value in own_values.items():
                 check_characters(value, key)
                 set_value(copies[place], key, value, self._groups, made.stage)
+            check_batch(copies[place], {*values, *own_values})
             yield replace(made, tree=copies[place])
 
     def is_group(self, key: str) -> bool:

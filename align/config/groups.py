@@ -130,6 +130,12 @@ class DataConfig(Settings):
         "A file to measure on, or hub:ORG/NAME/FILE. data.path is then trained on whole, but for what this one asks.",
         names="eval_data",
     )
+    on_bad_row: str = setting(
+        "error",
+        "What becomes of rows that cannot be kept as they are: their file is refused (`error`), or they are left out "
+        "and counted (`skip`).",
+        choices=("error", "skip"), later=True,
+    )  # fmt: skip
     limit: int | None = setting(None, "Most rows that are used, after they were shuffled. Empty: all.", above=0)
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
 

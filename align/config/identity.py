@@ -9,19 +9,29 @@ from typing import Any
 
 from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
-from align.config.settings import declared_in, defaults_of, parts_in
+from align.config.settings import Setting, declared_in, defaults_of, parts_in
 from align.config.stages import ALWAYS, STAGES, schema_of
 
 
 @cache
 def input_names() -> Mapping[str, str]:
     """Key → the input that it names, such as `data.path` → `data`."""
-    schemas = (Config, *PARTS.values(), *CHOICES.values())
+    return {key: declared.names for key, (declared, _) in declared_keys().items() if declared.names}
+
+
+@cache
+def later_keys() -> Mapping[str, Any]:
+    """Key → its default, of those that are no part of an identity at their default."""
+    return {key: default for key, (declared, default) in declared_keys().items() if declared.later}
+
+
+@cache
+def declared_keys() -> Mapping[str, tuple[Setting, Any]]:
+    """Key → what is declared of it, and its default: of the groups and of what stands beside them."""
     return {
-        f"{schema.AT}.{name}" if schema.AT else name: declared.names
-        for schema in schemas
+        f"{schema.AT}.{name}" if schema.AT else name: (declared, defaults_of(schema)[name])
+        for schema in (Config, *PARTS.values(), *CHOICES.values())
         for name, declared in declared_in(schema).items()
-        if declared.names
     }
 
 
@@ -77,6 +87,10 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
         inside = kept.get(part, {}) if part else kept
         if name in inputs and isinstance(inside, dict):
             inside.pop(leaf, None)
+    for key, default in later_keys().items():
+        part, _, leaf = key.rpartition(".")
+        if isinstance(inside := kept.get(part), dict) and inside.get(leaf) == default:
+            del inside[leaf]
     if "reward" in inputs and isinstance(reward := kept.get("reward"), dict) and "parts" in reward:
         reward["parts"] = without_refs(reward["parts"])
     return kept

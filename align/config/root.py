@@ -17,6 +17,8 @@ from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
 SCHEMA_VERSION = 1
 DEFAULT_ROOT = "runs"
+LONGEST_NAME = 200
+"""Bytes; file systems take 255, and resume=never adds a number."""
 IN_MEMORY = re.compile(r"sqlite[\w+]*:(//)?(/?(:memory:|file:.*(:memory:|mode=memory).*)?)?(\?|$)")
 
 
@@ -35,6 +37,8 @@ class RunConfig(Settings):
             "run.name", self.name, "cannot be a folder's name",
             "Use a name without slashes and line breaks that does not start with a dot.",
         )  # fmt: skip
+        short = self.name is None or len(self.name.encode("utf-8", "replace")) <= LONGEST_NAME
+        require(short, "run.name", self.name, f"is of more than {LONGEST_NAME} bytes", "Use a shorter name.")
         require(
             "://" not in self.root, "run.root", self.root, "is a URL; runs lie in a folder",
             "Give a folder, and store.url for a database.",

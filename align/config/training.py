@@ -116,13 +116,19 @@ def settled_batch(settings: Any) -> None:
     """
     passes, micro = settings.gradient_accumulation, settings.micro_batch
     if passes is not None:
-        require(
-            settings.batch_size in (type(settings).batch_size, passes * micro), "stage.batch_size", settings.batch_size,
-            f"is not stage.gradient_accumulation={passes} times stage.micro_batch={micro}", "Give one of the two.",
-        )  # fmt: skip
+        if settings.batch_size != type(settings).batch_size:
+            one_batch(settings.batch_size, passes, micro)
         object.__setattr__(settings, "batch_size", passes * micro)  # also of a frozen instance
         object.__setattr__(settings, "gradient_accumulation", None)
     whole_micro_batches(settings.batch_size, micro)
+
+
+def one_batch(batch: int, passes: int, micro: int) -> None:
+    """Raises InputError unless a batch is so many passes of a micro-batch."""
+    require(
+        batch == passes * micro, "stage.batch_size", batch,
+        f"is not stage.gradient_accumulation={passes} times stage.micro_batch={micro}", "Give one of the two.",
+    )  # fmt: skip
 
 
 def whole_micro_batches(batch: int, micro: int) -> None:

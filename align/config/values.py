@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -19,10 +19,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from align.config import explain
 from align.config.schemas import SCHEMAS
+from align.config.training import one_batch
 from align.errors import InputError, half_character
 
 RATED = ("sft", "full")
 """Stages that `method.lr` is read by."""
+
+
+BOTH = {"stage.batch_size", "stage.gradient_accumulation"}
+"""Two ways to say one number."""
 
 
 def quote(text: str) -> str:
@@ -83,6 +88,15 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
         inside = OmegaConf.select(tree, key)
         below = [f"{key}.{k}" for k in keys_of(inside)] if isinstance(inside, DictConfig) else []
         raise explain.not_a_value(key, text, kind, below, is_sweep(text)) from error
+
+
+def check_batch(tree: DictConfig, given: Collection[str]) -> None:
+    """Raises InputError where a command line gives a batch in two ways that contradict each other. (A batch size that
+    is the default says nothing where nobody wrote it, see `align.config.training.settled_batch`.)"""
+    if {*given} >= BOTH:
+        batch, passes, micro = (OmegaConf.select(tree, key) for key in (*sorted(BOTH), "stage.micro_batch"))
+        if passes is not None:
+            one_batch(batch, passes, micro)
 
 
 def is_key(tree: DictConfig, key: str) -> bool:

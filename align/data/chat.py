@@ -45,7 +45,7 @@ def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False)
     Raises:
         InputError: the template refuses it (roles out of order, no system turn).
     """
-    with refusals(conversation):
+    with refusals(tokenizer, conversation):
         text = tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=answer_due)
         if half := half_character(text):
             raise ValueError(f"it writes {half}, half a character")
@@ -53,7 +53,7 @@ def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False)
 
 
 @contextmanager
-def refusals(conversation: Conversation) -> Iterator[None]:
+def refusals(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
     """What a chat template raises, as the user's error: it is a program of the model's, which may divide by zero as
     well as refuse."""
     try:
@@ -61,18 +61,33 @@ def refusals(conversation: Conversation) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
+        remedy = "Use the roles in the order the template wants, or data.template=chatml."
+        if not renders(tokenizer, (Message("user", "a"),)):
+            remedy = "It takes no conversation at all: mend the model's chat template, or take data.template=chatml."
+        elif conversation.messages[0].role == "system" and renders(tokenizer, conversation.messages[1:]):
+            remedy = (
+                "It takes no system turn: put its text in front of the first question (if it comes from data.system, "
+                "leave that out), or take data.template=chatml."
+            )
         raise InputError(
-            f"conversation {conversation.id or '(no id)'}", f"{type(error).__name__}: {error}",
-            "the chat template refuses it",
-            "Use the roles in the order the template wants, or data.template=chatml.",
+            f"{conversation.id or 'conversation'}, roles", ", ".join(m.role for m in conversation.messages[:6]),
+            f"the chat template refuses it ({type(error).__name__}: {error})", remedy,
         ) from error  # fmt: skip
+
+
+def renders(tokenizer: Any, messages: Sequence[Message]) -> bool:
+    """Whether the template takes these turns."""
+    try:
+        return bool(tokenizer.apply_chat_template([message.as_dict() for message in messages], tokenize=False))
+    except Exception:  # it is a program of the model's
+        return False
 
 
 def marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
     """The rendered text and the spans that the template's own markers give to the assistant."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    with refusals(conversation):
+    with refusals(tokenizer, conversation):
         made: Any = render_jinja_template(
             [conversation.as_dicts()], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
@@ -133,7 +148,7 @@ def located(tokenizer: Any, conversation: Conversation, i: int, text: str) -> tu
 
 def unlocated(conversation: Conversation, i: int) -> InputError:
     return InputError(
-        f"conversation {conversation.id or '(no id)'}", conversation.messages[i].content[:60],
+        f"{conversation.id or 'conversation'}, messages[{i}]", conversation.messages[i].content[:60],
         "the chat template rewrites this turn, so its loss mask is not known",
         "Give one assistant turn a row, or use data.template=chatml.",
     )  # fmt: skip

@@ -33,6 +33,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 TRAINED = ("train", "training", "weight")
 """Fields that say whether a turn is trained on: axolotl's and OpenAI's."""
 WRITE = "Write a list of {role, content} messages."
+TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
+EMPTY = 'Give its text, leave the row out, or write "train": false on an answer that is not to be imitated.'
 
 
 def messages_of(value: Any, where: str, column: str) -> tuple[Message, ...]:
@@ -56,17 +58,21 @@ def message_of(value: Any, where: str, column: str) -> Message:
     check_read(value, NOT_READ, where, f"{column}.")
     role, content = value.get("role"), value.get("content")
     if role not in ROLES:
+        if role in TOOL_ROLES:
+            raise refused(where, f"{column}.role", role, TOOLS, "Leave such rows out.")
         remedy = "Rename the role." if "role" in value else WRITE
-        known = f"is none of {', '.join(ROLES)}"
-        raise refused(where, f"{column}.role", role, TOOLS if role in ("tool", "function") else known, remedy)
+        raise refused(where, f"{column}.role", role, f"is none of {', '.join(ROLES)}", remedy)
+    trained = trained_on(value, str(role), where, column)
     if isinstance(content, list):
         problem, remedy = "is a list of parts, not text", "Write the text of its parts as one text."
         raise refused(where, f"{column}.content", content, problem, remedy)
+    if content is None and not trained:
+        content = ""
     if not isinstance(content, str):
-        problem = "is missing" if "content" not in value else "is no text"
-        raise refused(where, f"{column}.content", content, problem, "Give its text, or leave the turn out.")
-    content = with_reasoning_field(value, str(role), content, where, column)
-    return Message(str(role), content, trained_on(value, str(role), where, column))
+        problem = "is missing" if content is None else "is no text"
+        remedy = EMPTY if role == "assistant" else "Give its text, or leave the row out."
+        raise refused(where, f"{column}.content", content, problem, remedy)
+    return Message(str(role), with_reasoning_field(value, str(role), content, where, column), trained)
 
 
 def with_reasoning_field(message: Mapping[str, Any], role: str, content: str, where: str, column: str) -> str:
@@ -81,7 +87,8 @@ def with_reasoning_field(message: Mapping[str, Any], role: str, content: str, wh
         if not isinstance(text, str) or role != "assistant":
             raise refused(where, f"{column}.{name}", text, problem, "Leave it out.")
         if reasoning_length(content) or len(set(map(str, said.values()))) > 1:
-            raise refused(where, f"{column}.{name}", text, "stands there twice", "Keep one of the two.")
+            other = "in the content" if reasoning_length(content) else f"in {next(o for o in said if o != name)}"
+            raise refused(where, f"{column}.{name}", text, f"there is reasoning {other} too", "Keep one of the two.")
     return with_reasoning(content, next(iter(said.values()))) if said else content
 
 
@@ -156,5 +163,11 @@ def with_default_system(messages: tuple[Message, ...], system: str | None) -> tu
 
 def refused(where: str, column: str, value: Any, problem: str, remedy: str) -> InputError:
     """The error that names a field of a row."""
-    text = value if isinstance(value, str) else repr(value)
-    return InputError(f"{where}, {column}", text if len(text) <= 80 else f"{text[:77]}…", problem, remedy)
+    return InputError(f"{where}, {column}", displayed(value), problem, remedy)
+
+
+def displayed(value: Any) -> str:
+    """A value as an error shows it, on one line: a text as it stands, where its beginning and its end can be seen."""
+    plain = isinstance(value, str) and value.isprintable() and value == value.strip() != ""
+    text = value if plain else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -53,7 +53,7 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
         with Store.open(store, create=False) as votes:
             found = preferences(votes, project, allow_simulated)
     else:
-        found = read_preferences(data_file(data.path))
+        found = read_preferences(data_file(data.path), data.bad_rows)
     return drawn(found, data.limit, seed)
 
 
@@ -91,7 +91,7 @@ def divided_pairs(
         InputError: there is nothing to train on.
     """
     if data.eval_path:
-        test = drawn(read_preferences(eval_file(data)), data.limit, seed)
+        test = drawn(read_preferences(eval_file(data), data.bad_rows, "data.eval_path"), data.limit, seed)
         asked = {question_key(Conversation(pref.prompt)) for pref in test}
         train = [pref for pref in prefs if question_key(Conversation(pref.prompt)) not in asked]
         problem = f"asks everything that {data.path} asks, which leaves no pair to train on"

@@ -25,8 +25,9 @@ from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
-from align.data.messages import check_row, messages_of, with_system_column
-from align.data.rows import json_rows
+from align.data.bad_rows import BadRows
+from align.data.messages import check_row, displayed, messages_of, with_system_column
+from align.data.rows import json_lines
 from align.errors import InputError, StorageError, require
 from align.types import Message, Preference
 
@@ -73,9 +74,7 @@ class SourceRow:
         return f"{self.path}, row {self.number}"
 
     def error(self, column: str, problem: str, remedy: str = HELP) -> InputError:
-        displayed = repr(self.data.get(column.split("[")[0]))
-        value = displayed if len(displayed) <= 80 else f"{displayed[:77]}…"
-        return InputError(f"{self.where}, {column}", value, problem, remedy)
+        return InputError(f"{self.where}, {column}", displayed(self.data.get(column.split("[")[0])), problem, remedy)
 
     def text(self, column: str) -> str:
         value = self.data.get(column)
@@ -93,34 +92,40 @@ class SourceRow:
         return "" if value is None else str(value)
 
 
-def read_preferences(path: str | Path) -> list[Preference]:
+def read_preferences(path: str | Path, bad_rows: BadRows | None = None, field: str = "data.path") -> list[Preference]:
     """The pairs of a file; `read_with_report` also says what was dropped."""
-    return read_with_report(path)[0]
+    return read_with_report(path, bad_rows, field)[0]
 
 
-def read_with_report(path: str | Path) -> tuple[list[Preference], ReadReport]:
+def read_with_report(
+    path: str | Path, bad_rows: BadRows | None = None, field: str = "data.path"
+) -> tuple[list[Preference], ReadReport]:
     """The pairs of a file in its order, and what became of its rows.
+
+    Args:
+        bad_rows: what becomes of rows that are refused; None refuses the file.
+        field: what the user calls the file.
 
     Raises:
         InputError: no such file, no row, no pair, or a bad row: names file, row (its line, from 1) and column.
         CorruptFile: a `.gz` that cannot be unpacked.
     """
-    path = Path(path)
+    path, bad_rows = Path(path), bad_rows or BadRows()
     pairs: list[Preference] = []
     drops: Counter[Drop] = Counter()
     rows = 0
-    rows_of = (SourceRow(path, number, data) for number, data in json_rows(path))
+    rows_of = (SourceRow(path, number, data) for number, data in bad_rows.good(json_lines(path, field)))
     for _, group in groupby(rows_of, key=_neighbours):
         together = list(group)
         rows += len(together)
-        for found in parse(together):
-            if isinstance(found, Drop):
-                drops[found] += 1
-            else:
-                pairs.append(found)
-    require(rows > 0, "data.path", str(path), "the file holds no rows", HELP)
+        with bad_rows:
+            found = list(parse(together))  # all of a row, or nothing
+            drops.update(drop for drop in found if isinstance(drop, Drop))
+            pairs += [pair for pair in found if isinstance(pair, Preference)]
+    bad_rows.settle(path, len(pairs) + sum(drops.values()))
+    require(rows > 0, field, str(path), "is empty", HELP)
     problem = f"none of its {rows} rows holds a preference ({', '.join(drop.value for drop in drops)})"
-    require(bool(pairs), "data.path", str(path), problem, "Name a file in which one answer was preferred.")
+    require(bool(pairs), field, str(path), problem, "Name a file in which one answer was preferred.")
     return pairs, ReadReport(rows, len(pairs), drops[Drop.IDENTICAL], drops[Drop.TIE], drops[Drop.UNPAIRED])
 
 
@@ -153,6 +158,9 @@ def _neighbours(row: SourceRow) -> Any:
 
 def _pair(row: SourceRow) -> Preference | Drop:
     prompt, chosen, rejected = row.data.get("prompt"), row.data["chosen"], row.data["rejected"]
+    for column, value in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(value, str | list):
+            raise row.error(column, "missing" if value is None else "neither a text nor a list of messages")
     if type(chosen) is not type(rejected):
         raise row.error("rejected", "not of the same form as chosen")
     if isinstance(chosen, str) and prompt is None:

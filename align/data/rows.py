@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from align.errors import CorruptFile, InputError, half_character
@@ -19,12 +20,15 @@ HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 ONE = "Write one JSON object a line."
 LONGEST = 32 * 2**20
 """Bytes of a line; reading one takes up to some twenty times that."""
+UNPACK = "Unpack it, and name the JSON Lines file in it."
+TABS = ", sep='\\t'"
 FORMATS = {
-    b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"PK": "a zip archive", b"SQLite format 3": "a database",
-    b"(\xb5/\xfd": "packed by zstd", b"\x1f\x8b": "packed by gzip, and its name does not end in .gz",
+    b"PAR1": ("a Parquet file", "parquet"), b"ARROW1": ("an Arrow file", "arrow"), b"PK": ("a zip archive", ""),
+    b"SQLite format 3": ("a database", ""), b"(\xb5/\xfd": ("packed by zstd", ""),
+    b"\x1f\x8b": ("packed by gzip, and its name does not end in .gz", ""),
 }  # fmt: skip
-"""What a file of another kind begins with."""
-CONVERT = "Convert it: datasets.load_dataset(KIND, data_files=FILE)['train'].to_json('rows.jsonl')."
+"""What a file of another kind begins with: what it is, and what `datasets` calls it."""
+TABLES = (".csv", ".tsv")
 TOO_DEEP = "it is nested too deeply to be read"
 
 
@@ -39,31 +43,30 @@ def json_rows(path: Path, field: str = "data.path") -> Iterator[tuple[int, dict[
             where only a field of it is wrong, that.
         CorruptFile: a `.gz` that cannot be unpacked.
     """
+    for line, row in json_lines(path, field):
+        if isinstance(row, InputError):
+            raise row
+        yield line, row
+
+
+def json_lines(path: Path, field: str = "data.path") -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    """The same, with the error of a line that is no row in its place, where the lines behind it can still be read."""
     line = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for line, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
                 if not raw.strip():
                     continue
-                where = f"{path}, row {line}"
                 if line == 1:
                     check_format(path, raw, field)
                 if len(raw) > LONGEST:
                     problem = f"a line of more than {LONGEST // 2**20} MiB"
+                    where = f"{path}, row {line}"
                     raise InputError(where, f"{raw[:60]!r}", problem, "Leave it out, or divide it into several rows.")
                 try:
-                    data = json.loads(raw.decode("utf-8-sig"))
-                except RecursionError as error:
-                    raise InputError(where, f"{raw[:60]!r}", TOO_DEEP, ONE) from error
-                except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
-                    displayed = raw[:60].decode("utf-8", "replace").strip()
-                    problem = f"not a line of JSON in UTF-8 ({error})"
-                    raise InputError(where, displayed, problem, ONE) from error
-                if not isinstance(data, dict):
-                    raise InputError(where, f"{raw[:60]!r}", f"a {type(data).__name__}, not an object", ONE)
-                if HALF.search(raw) or raw.count(b"[") + raw.count(b"{") > DEEPEST:
-                    check_values(data, where)
-                yield line, data
+                    yield line, row_of(raw, f"{path}, row {line}")
+                except InputError as error:
+                    yield line, error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         problem = f"cannot be unpacked after row {line} ({error})"
         raise CorruptFile(field, str(path), problem, "Fetch or write the file again.") from error
@@ -72,14 +75,36 @@ def json_rows(path: Path, field: str = "data.path") -> Iterator[tuple[int, dict[
         raise InputError(field, str(path), f"cannot be read ({error.strerror})", remedy) from error
 
 
+def row_of(raw: bytes, where: str) -> dict[str, Any]:
+    """One line as a row. Raises: InputError: it is none."""
+    try:
+        data = json.loads(raw.decode("utf-8-sig"))
+    except RecursionError as error:
+        raise InputError(where, f"{raw[:60]!r}", TOO_DEEP, ONE) from error
+    except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
+        displayed = raw[:60].decode("utf-8-sig", "replace").strip()
+        raise InputError(where, displayed, f"not a line of JSON in UTF-8 ({error})", ONE) from error
+    if not isinstance(data, dict):
+        raise InputError(where, f"{raw[:60]!r}", f"a {type(data).__name__}, not an object", ONE)
+    if HALF.search(raw) or raw.count(b"[") + raw.count(b"{") > DEEPEST:
+        check_values(data, where)
+    return data
+
+
 def check_format(path: Path, beginning: bytes, field: str) -> None:
     """Raises: InputError: a file begins as one of another kind does."""
-    for mark, kind in FORMATS.items():
-        if beginning.startswith(mark):
-            raise InputError(field, str(path), f"is {kind}, and JSON Lines are read", CONVERT)
-    if beginning.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        problem = "is one JSON array, and JSON Lines are read"
-        raise InputError(field, str(path), problem, "Write one object a line: jq -c '.[]' FILE > rows.jsonl.")
+    text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n")
+    found = next((kind for mark, kind in FORMATS.items() if beginning.startswith(mark)), None)
+    if path.suffix.lower() in TABLES and not text.startswith(b"{"):
+        found = ("a table of comma- or tab-separated values", "csv")
+    if text.startswith(b"["):
+        remedy = f"Write one object a line: jq -c '.[]' {quote(str(path))} > rows.jsonl."
+        raise InputError(field, str(path), "is one JSON array, and JSON Lines are read", remedy)
+    if found is not None:
+        what, kind = found
+        call = f"datasets.load_dataset({kind!r}, data_files={str(path)!r}{TABS if path.suffix == '.tsv' else ''})"
+        remedy = f"Convert it: {call}['train'].to_json('rows.jsonl')." if kind else UNPACK
+        raise InputError(field, str(path), f"is {what}, and JSON Lines are read", remedy)
 
 
 def check_values(value: Any, where: str, field: str = "", depth: int = 0) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from align.data import chitchat
-from align.data.messages import check_row, check_weight, messages_of, refused, with_default_system, with_system_column
-from align.data.reasoning import answer_alone, without_reasoning
-from align.data.rows import json_rows
+from align.data.bad_rows import BadRows
+from align.data.documents import read_documents
+from align.data.messages import with_default_system
+from align.data.reasoning import without_reasoning
 from align.data.split import divided, question, unasked
 from align.errors import InputError, require
 from align.run import HUB, Input, hub_file, known_digest
-from align.types import Conversation, Document, Message
+from align.types import Conversation, Document
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class DataSource:
         eval_path: a file to measure on, as `path` is one; `path` is then trained on whole, but for what it asks too.
         system: the system turn of conversations that have none.
         hide_reasoning: answers are read without the reasoning that they begin with.
+        bad_rows: what becomes of rows that are refused, and how many were left out.
     """
 
     name: str
@@ -41,11 +42,11 @@ class DataSource:
     eval_path: str | None = None
     system: str | None = None
     hide_reasoning: bool = False
+    bad_rows: BadRows = field(default_factory=BadRows, compare=False)
 
 
 T = TypeVar("T")
-MORE = "Give a file with more rows, another data.held_out, or data.eval_path=FILE to measure on."
-ANSWERS = ("completion", "response", "chosen")
+MORE = "Give rows that ask more different questions, another data.held_out, or data.eval_path=FILE to measure on."
 
 
 def data_record(data: DataSource) -> Input:
@@ -109,9 +110,9 @@ def divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], 
         InputError: a row without the expected fields (with file and row number), or nothing to train on.
     """
     train, test = sides(data)
-    for found, split in ((train, "train"), (test, "test")):
-        none_wanted = split == "test" and data.held_out == 0
-        require(bool(found) or none_wanted, "data", data.path or data.name, f"holds no documents for {split}", MORE)
+    for found, purpose in ((train, "to train on"), (test, "to measure on")):
+        none_wanted = found is test and data.held_out == 0
+        require(bool(found) or none_wanted, *named_of(data), f"leaves no row {purpose}", MORE)
     return shuffled(train, seed, data.limit), shuffled(test, seed, data.limit)
 
 
@@ -128,8 +129,16 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
         apart = data.eval_path and split == "test"  # then nobody asks what is trained on
         read = [prepared(d, data) for d in eval_documents(data)] if apart else sides(data)[split == "test"]
         found = [asked for d in read if (asked := question(d)) is not None]
-    require(bool(found), "data", data.path or data.name, f"holds no prompts for {split}", f"{MORE} A user must speak.")
+    problem = f"leaves no question {'to measure on' if split == 'test' else 'to train on'}"
+    require(bool(found), *named_of(data), problem, f"{MORE} A user must speak.")
     return shuffled(found, seed, data.limit)
+
+
+def named_of(data: DataSource) -> tuple[str, Any]:
+    """The setting that divides a data set, for errors to name, and its value."""
+    if data.eval_path:
+        return "data.eval_path", data.eval_path
+    return ("data.held_out", data.held_out) if data.name == "jsonl" else ("data", data.name)
 
 
 def sides(data: DataSource) -> tuple[list[Document], list[Document]]:
@@ -142,15 +151,20 @@ def sides(data: DataSource) -> tuple[list[Document], list[Document]]:
         test: list[Document] = [*chitchat.texts("test")] if plain else [*chitchat.conversations("test")]
     elif data.eval_path:
         test = eval_documents(data)
-        train = unasked(read_documents(data_file(data.path)), test, str(data.path))
+        train = unasked(all_documents(data), test, str(data.path))
     else:
-        train, test = divided(read_documents(data_file(data.path)), data.held_out)
+        train, test = divided(all_documents(data), data.held_out)
     return [prepared(d, data) for d in train], [prepared(d, data) for d in test]
+
+
+def all_documents(data: DataSource) -> list[Document]:
+    """What `data.path` holds, as it is."""
+    return read_documents(data_file(data.path), "data.path", data.bad_rows)
 
 
 def eval_documents(data: DataSource) -> list[Document]:
     """What `data.eval_path` holds, as it is."""
-    return read_documents(eval_file(data), "data.eval_path")
+    return read_documents(eval_file(data), "data.eval_path", data.bad_rows)
 
 
 def prepared(document: T, data: DataSource) -> T:
@@ -164,65 +178,3 @@ def prepared(document: T, data: DataSource) -> T:
 def shuffled(items: list[T], seed: int, limit: int | None) -> list[T]:
     random.Random(seed).shuffle(items)
     return items[:limit]
-
-
-def read_documents(path: Path, field: str = "data.path") -> list[Document]:
-    """Conversations (`messages`, or `prompt` with `completion`, `response` or `chosen`) and plain `text` of a file.
-
-    Raises:
-        InputError: a row has none of these, or says what cannot be kept; the message names the file and the row.
-    """
-    found = [
-        document_of(row, f"{path}, row {number}", f"{path.name}:{number}") for number, row in json_rows(path, field)
-    ]
-    require(bool(found), field, str(path), "is empty", "Give at least one row.")
-    return found
-
-
-def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
-    """One row as a document. Where a row has `text` beside a conversation, that is its rendering, and the conversation
-    counts."""
-    check_row(row, where)
-    check_weight(row, where)
-    if "messages" in row:
-        messages = messages_of(row["messages"], where, "messages")
-    elif "prompt" in row:
-        messages = asked_and_answered(row, where)
-    elif isinstance(row.get("text"), str):
-        system = row.get("system")
-        require(not system, f"{where}, system", system, "stands beside plain text", "Give `messages`.")
-        return row["text"]
-    else:
-        raise InputError(
-            where, ", ".join(map(str, row)) or "(no fields)", "has no field to learn from",
-            "Give `messages`, `prompt` with `completion`, or `text`.",
-        )  # fmt: skip
-    for i, message in enumerate(messages):
-        said = answer_alone(message.content) if message.role == "assistant" else message.content
-        if message.role != "system" and message.trained and not said.strip():
-            remedy = 'Leave the row out, or write "train": false on an answer that is not to be imitated.'
-            raise refused(where, f"message {i}", message.content, f"the {message.role}'s turn is empty", remedy)
-    return Conversation(with_system_column(messages, row, where), id)
-
-
-def asked_and_answered(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    """The turns of a `prompt` and of its answer, in whichever column that stands; of the prompt alone where there is
-    none."""
-    given = {name: row[name] for name in ANSWERS if row.get(name) is not None}
-    if len({repr(value) for value in given.values()}) > 1:
-        problem = f"has several answers ({', '.join(given)})"
-        raise refused(where, "prompt", row["prompt"], problem, "Keep one of these columns.")
-    asked = turns_of(row["prompt"], "user", where, "prompt")
-    name = next(iter(given), ANSWERS[0])
-    answered = turns_of(given.get(name), "assistant", where, name)
-    require(bool(asked), f"{where}, prompt", row["prompt"], "asks nothing", "Give its text.")
-    if answered[: len(asked)] == asked:  # UltraFeedback's `chosen` repeats the prompt
-        answered = answered[len(asked) :]
-    return (*asked, *answered)
-
-
-def turns_of(value: Any, role: str, where: str, column: str) -> Sequence[Message]:
-    """Text as one turn of `role`, a list of messages as it is, nothing as no turn."""
-    if value is None:
-        return ()
-    return (Message(role, value),) if isinstance(value, str) else messages_of(value, where, column)

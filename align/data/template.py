@@ -50,6 +50,8 @@ def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any]
         InputError: the model brings none and none was asked for, or the template reads no such argument.
     """
     if template == "chatml":
+        if tokenizer.chat_template not in (None, CHATML):
+            print("data.template=chatml takes the place of the model's own chat template, which it was trained with")
         tokenizer.chat_template = CHATML
     if not tokenizer.chat_template:
         raise InputError(

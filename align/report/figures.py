@@ -157,8 +157,8 @@ FIGURES = (
 """Rows in their order. A row stands where all its keys are there and none was used by a row before it."""
 
 ELSEWHERE = (
-    "judge", "judge_is", "judge_notes", "dropped", "dropped_too_long", "dropped_unanswered", "prompts", "base",
-    "base_digest", "checks",
+    "judge", "judge_is", "judge_notes", "dropped", "dropped_too_long", "dropped_unanswered", "skipped_rows",
+    "prompts", "base", "base_digest", "checks",
     "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs",
 )  # fmt: skip
 """Keys that a page shows in another place."""

@@ -127,7 +127,12 @@ def dropped(metrics: Mapping[str, Any], max_length: int | None) -> str:
     limit = f" for being longer than {max_length:,} tokens" if max_length else " for their length"
     counts = [
         f"{metrics[key]:,}{why}"
-        for key, why in (("dropped", limit), ("dropped_too_long", limit), ("dropped_unanswered", " without an answer"))
+        for key, why in (
+            ("dropped", limit),
+            ("dropped_too_long", limit),
+            ("dropped_unanswered", " without an answer"),
+            ("skipped_rows", " that could not be kept"),
+        )
         if metrics.get(key)
     ]
     return "dropped " + (" and ".join(counts) or "none")

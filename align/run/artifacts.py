@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,12 +135,17 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
         )  # fmt: skip
     stages = SERVES_AS_SFT if stage == "sft" else (stage,)
     elsewhere = "" if root == Path(DEFAULT_ROOT) else f" run.root={shlex.quote(str(root))}"
-    produce = f"Make it with: python -m align stage={stage}{elsewhere}"
+    produce = f"python -m align stage={stage}{elsewhere}"
     if name != "latest":
         for candidate in stages:
             if (root / candidate / name / "manifest.json").is_file():
                 return artifact_in(root / candidate / name, ref)
-        raise MissingArtifact(field_name, ref, f"there is no such run under {root}", produce + f" run.name={name}")
+        named = [path.parent.name for stage in stages for path in (root / stage).glob("*/manifest.json")]
+        close = difflib.get_close_matches(name, named, n=1)
+        meant = f"Did you mean {stage}:{close[0]}? Or make it" if close else "Make it"
+        raise MissingArtifact(
+            field_name, ref, f"there is no such run under {root}", f"{meant} with: {produce} run.name={name}"
+        )
     done = []
     for candidate in stages:
         for manifest_path in (root / candidate).glob("*/manifest.json"):
@@ -153,4 +159,4 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
             verify_outputs(folder, artifact.manifest.outputs if artifact.manifest else {})
             return artifact
     on_base = " on this base" if done else ""
-    raise MissingArtifact(field_name, ref, f"no finished {stage} run{on_base} under {root}", produce)
+    raise MissingArtifact(field_name, ref, f"no finished {stage} run{on_base} under {root}", f"Make it with: {produce}")

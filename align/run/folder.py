@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
+from align.errors import AlignError, InputError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
 from align.redaction import masked_tree
 from align.run.digests import file_digest, json_digest
 from align.run.environment import code_digest, git_state, machine, package_versions
@@ -127,6 +127,9 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None and not self.done:
             self.fail(error)
+            refused = isinstance(error, InputError) and not isinstance(error, StorageError)
+            if refused and not self.resumed and failed_without_output(self.folder, self.manifest):
+                shutil.rmtree(self.folder, ignore_errors=True)  # the message said it all
         os.close(self._lock)
 
     def _write(self, **values: Any) -> None:
@@ -241,6 +244,8 @@ def locked(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"{folder} is not writable")
+        if not folder.exists() or os.stat(folder).st_ino != os.fstat(descriptor).st_ino:
+            raise BlockingIOError  # whoever held it has taken it away
     except BlockingIOError as error:
         os.close(descriptor)
         raise RunBusy(

@@ -95,7 +95,9 @@ def explained(repo: str, revision: str | None, field_name: str) -> Iterator[None
 
 
 def unreachable(field_name: str, repo: str) -> InputError:
+    first = "is no folder here; " if field_name == "model.path" else ""
     return InputError(
-        field_name, repo, "the hub cannot be reached and no copy is cached",
-        "Download it where there is a network and give the folder or file as the path.",
+        field_name, repo, f"{first}the hub cannot be reached and no copy is cached",
+        f"{'Check the path, or download' if first else 'Download'} it where there is a network and give the folder or "
+        "file as the path.",
     )  # fmt: skip

@@ -8,12 +8,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 
 from align.config.command import command_line
 from align.config.compose import plain, resolved
 from align.config.root import Config
 from align.config.stages import STAGES
+from align.data.bad_rows import BadRows
 from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
@@ -98,10 +100,13 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     page = LivePage(run, command_line(run.manifest.config, refs))
     page.begun()
     try:
-        rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
+        bad_rows = BadRows(config.data.on_bad_row == "skip")
+        rows = inputs.rows(bad_rows)  # first of all: a mistake in one of them costs no seconds
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
         with watched(page.advanced):
             result: Result = module.run(run, config, *rows)
+        if bad_rows.skipped:
+            result = replace(result, metrics={**result.metrics, "skipped_rows": bad_rows.skipped})
         if "torch" in sys.modules:  # nothing else writes tensors
             from align.models.finite import check_published
 

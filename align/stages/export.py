@@ -11,7 +11,7 @@ import torch
 
 from align.config.root import Config
 from align.data.template import use_template
-from align.errors import InputError
+from align.errors import InputError, MissingArtifact
 from align.export.askable import kinds_of
 from align.export.bases import named_base
 from align.export.card import CHOICES, MADE_ANEW, export_facts, licences, render_card
@@ -176,7 +176,8 @@ def folders_of(config: Config) -> list[Path]:
             return [place]
         if several := [place / kind for kind in WRITERS if (place / kind / RECEIPT).is_file()]:
             return several
-    return [path]
+    problem = f"there is no {RECEIPT} in it" if path.is_dir() else "there is no such folder"
+    raise MissingArtifact("export.path", config.export.path, problem, "Name a folder that stage=export wrote.")
 
 
 def claimed(config: Config, options: Options, artifact: Artifact, base: Base, folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from align.chain import canonical
-from align.data.messages import messages_of
+from align.data.messages import displayed, messages_of
 from align.data.rows import json_rows
 from align.errors import InputError, require
 from align.types import Conversation, Message
@@ -58,7 +58,7 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> Im
             where, problem = f"{path}, row {number}, id", f"row {before} has it too"
             raise InputError(where, row.get("id"), problem, "Give every row an id of its own, or none.")
         items.append(item)
-    require(bool(items), "stage.path", str(path), "it holds no rows", HELP)
+    require(bool(items), "stage.path", str(path), "is empty", HELP)
     added = 0
     for start in range(0, len(items), AT_ONCE):  # a writer at a time: people vote in between
         with store.transaction():
@@ -104,9 +104,8 @@ def saved_rows(path: Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
 
 def item_of(file_and_row: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
     def refuse(column: str, problem: str, value: Any = None) -> InputError:
-        displayed = repr(row.get(column) if value is None else value)
-        where = f"{file_and_row}, {column}"
-        return InputError(where, displayed if len(displayed) <= 80 else f"{displayed[:77]}…", problem, HELP)
+        given = displayed(row.get(column) if value is None else value)
+        return InputError(f"{file_and_row}, {column}", given, problem, HELP)
 
     for column in sorted(row.keys() - set(COLUMNS)):
         raise refuse(column, f"there is no such column (there are {', '.join(COLUMNS)})")

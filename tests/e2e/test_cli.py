@@ -23,7 +23,6 @@ from processes import Ended, Forks, reached
 from align.__main__ import STAGES, main, shadow_free_path
 
 ROOT = Path(__file__).resolve().parents[2]
-ASKED = "".join(f'{{"messages": [{{"role": "user", "content": "only asks {i}"}}]}}\n' for i in range(40))
 RUN_FILES = {"artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl"}
 
 
@@ -106,32 +105,6 @@ def test_listing_help_and_configuration_are_quick_and_without_torch(tmp_path: Pa
         assert "lr: ${method.lr}" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("wrong", "parts"),
-    [
-        (["stage=sfft"], ["stage=sfft", "Did you mean stage=sft?"]),
-        (["modell=pocket", "stage=sft"], ["modell=pocket", "Did you mean model?"]),
-        (["stage=sft", "model=pokket"], ["model=pokket", "Did you mean model=pocket?"]),
-        (["stage=sft", "stage.lrr=3"], ["stage.lrr=3", "Did you mean stage.lr?"]),
-        (["stage=sft", "stage.lr=abc"], ["stage.lr=abc", "is not a number"]),
-        (["stage=sft", "stage.batch_size=12"], ["stage.batch_size=12", "stage.micro_batch=8"]),
-        (["stage=ppo", "stage.minibatches=3"], ["stage.batch_size=64", "stage.minibatches=3"]),
-        (["stage=sample", "stage.candidates=1"], ["stage.candidates=1", "2 to 9"]),
-        (["stage=sft", "seed=-1"], ["seed=-1", "from 0 to 4294967295"]),
-        (["seed=1"], ["stage=(missing)", "sft, full"]),
-        (["stage=sft", "--verbose"], ["--verbose", "is not an option"]),
-        (["stage=sft", "--cfg", "hydra"], ["--cfg=hydra", "Write: --cfg job"]),
-        (["stage=sft", "--cfg"], ["--cfg=(nothing)"]),
-        (["stage=sft", "dtype=bf16", "--cfg", "job"], ["dtype=bf16", "bfloat16"]),
-        (["stage=sft", "method.r=0", "--cfg", "job"], ["method.r=0"]),
-        (["stage=sft", "stage.batch_size=12", "--cfg", "job"], ["stage.batch_size=12"]),
-    ],
-)
-def test_a_command_line_that_is_wrong(align: Align, tmp_path: Path, wrong: list[str], parts: list[str]):
-    says(align(*wrong), *parts)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_wrong_command_line_as_a_process(tmp_path: Path):
     says(process(tmp_path, "stage=sft", "foo=1"), "foo=1", "is not a key")
     assert process(tmp_path, "stage=sft", "seed=1", "--cfg", "job").status == 0
@@ -141,23 +114,16 @@ def test_a_wrong_command_line_as_a_process(tmp_path: Path):
 # --- Inputs of a run
 
 
-@pytest.mark.parametrize(
-    ("rows", "parts"),
-    [
-        (None, ["there is no such file"]),
-        ("", ["is empty"]),
-        ('{"messages": [{"role": "user", "content": "a"}]}\n{"wrong": 1}\n', ["row 2", "has no field to learn from"]),
-        ('{"text": "a"}\n\n{broken\n', ["row 3"]),
-        ('{"messages": [{"role": "robot", "content": "a"}]}\n', ["row 1", "robot"]),
-        (ASKED, ["leaves nothing to train on"]),
-    ],
-    ids=["missing", "empty", "no field", "no JSON", "no role", "no answer"],
-)
-def test_data_that_is_wrong(align: Align, sft: list[str], tmp_path: Path, rows: str | None, parts: list[str]):
+def test_rows_that_cannot_be_kept_are_left_out_and_counted(align: Align, sft: list[str], tmp_path: Path, chats: Path):
     path = tmp_path / "rows.jsonl"
-    if rows is not None:
-        path.write_text(rows)
-    says(align(*sft, f"data.path={path}"), "rows.jsonl" if "nothing" not in str(parts) else "", *parts)
+    path.write_text(chats.read_text() + '{"wrong": 1}\n')
+    says(align(*sft, f"data.path={path}"), "nothing to learn from", "data.on_bad_row=skip")
+    assert not Path("runs/sft/x").exists()  # a run that never began leaves no folder
+    ended = align(*sft, f"data.path={path}", "data.on_bad_row=skip")
+    assert "left out 1 row of" in ended.out
+    folder = works(ended)
+    assert json.loads((folder / "manifest.json").read_text())["metrics"]["skipped_rows"] == 1
+    assert "1 that could not be kept" in (folder / "report.html").read_text()
 
 
 def test_what_is_too_long_is_counted_and_dropped(align: Align, sft: list[str], tmp_path: Path, chats: Path):

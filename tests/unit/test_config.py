@@ -110,6 +110,10 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("method.targets=q_proj", "method.targets=[q_proj]", "method.targets", "q_proj", "no list of names of layers"),
         ("method.dropout=1", "method.dropout=0.1", "method.dropout", 1.0, "below 1"),
         (
+            "stage.gradient_accumulation=4 stage.batch_size=16", "stage.gradient_accumulation=2 stage.batch_size=16",
+            "stage.batch_size", 16, "Give one of the two.",
+        ),
+        (
             "stage.gradient_accumulation=4 stage.batch_size=24", "stage.gradient_accumulation=4", "stage.batch_size",
             24, "Give one of the two.",
         ),

@@ -10,8 +10,8 @@ from annotation_store import add, asked, rank, said, tamper
 from datasets import Dataset, DatasetDict
 from postgres import new_schema
 
+from align.data.documents import read_documents
 from align.data.preferences import read_preferences
-from align.data.sources import read_documents
 from align.errors import CorruptFile, InputError
 from annotate.assignment import AssignmentQueue
 from annotate.exchange.archive import backup, restore
@@ -149,7 +149,7 @@ def test_a_long_file_is_taken_in_parts_between_which_others_write(store, tmp_pat
 
 
 def test_an_empty_file_is_refused(store, tmp_path):
-    with pytest.raises(InputError, match="holds no rows"):
+    with pytest.raises(InputError, match="is empty"):
         import_items(store, "p", written(tmp_path / "items.jsonl", []))
 
 

@@ -174,7 +174,7 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
         ({"chosen": [bot("A")], "rejected": [bot("B")]}, "prompt", "missing"),
         ({**GOOD, "prompt": " "}, "prompt", "no question"),
         ({**GOOD, "prompt": [user("Q"), bot("A")]}, "prompt", "no question"),
-        ({**GOOD, "rejected": None}, "rejected", "same form"),
+        ({**GOOD, "rejected": None}, "rejected", "missing"),
         ({**GOOD, "chosen": 1, "rejected": 2}, "chosen", "neither a text nor a list"),
         ({**GOOD, "chosen": [], "rejected": []}, "chosen", "neither a text nor a list"),
         ({**GOOD, "chosen": [{"role": "gpt", "content": "A"}], "rejected": []}, "chosen[0].role", "none of"),
@@ -225,8 +225,8 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path):
 
 def test_files_without_a_preference(tmp_path):
     for name, rows, problem in (
-        ("empty.jsonl", [], "no rows"),
-        ("blank.jsonl", ["", " "], "no rows"),
+        ("empty.jsonl", [], "is empty"),
+        ("blank.jsonl", ["", " "], "is empty"),
         ("same.jsonl", [{**GOOD, "rejected": "A"}], "none of its 1 rows"),
     ):
         with pytest.raises(InputError, match=problem):

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from test_sources import GOOD, asked, jsonl, rows, write
 
+from align.data.documents import read_documents
 from align.data.pairs import divided_pairs, read_pairs
-from align.data.sources import data_records, divided_documents, prompts, read_documents
+from align.data.sources import data_records, divided_documents, prompts
 from align.errors import InputError
 from align.types import Conversation
 
@@ -143,13 +144,13 @@ UNKEPT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, {**ANSWER, "train": True, "weight": 0}]}, r"messages\[1\]"),
     ({"messages": [{**USER, "train": True}, ANSWER]}, r"messages\[0\]\.train"),
     ({"messages": [USER, {**ANSWER, "content": None}]}, r"messages\[1\]\.content"),
-    ({"messages": [USER, {**ANSWER, "content": ""}]}, "message 1"),
-    ({"messages": [USER, {**ANSWER, "content": " \n"}]}, "message 1"),
-    ({"messages": [{**USER, "content": ""}, ANSWER]}, "message 0"),
+    ({"messages": [USER, {**ANSWER, "content": ""}]}, r"messages\[1\]\.content"),
+    ({"messages": [USER, {**ANSWER, "content": " \n"}]}, r"messages\[1\]\.content"),
+    ({"messages": [{**USER, "content": ""}, ANSWER]}, r"messages\[0\]\.content"),
     ({"messages": [{"role": "system", "content": "A."}, USER, ANSWER], "system": "B."}, "system"),
     ({"prompt": "q", "completion": "a", "system": 3}, "system"),
     ({"prompt": "q", "completion": "a", "response": "b"}, "prompt"),
-    ({"prompt": "", "completion": "a"}, "message 0"),
+    ({"prompt": "", "completion": "a"}, "prompt"),
     ({"messages": [USER, ANSWER], "tools": [{"name": "f"}]}, "tools"),
     ({"messages": [USER, ANSWER], "images": ["a.png"]}, "images"),
     ({"messages": [USER, ANSWER], "weight": 0.5}, "weight"),
@@ -203,7 +204,7 @@ def test_another_kind_of_file_is_called_by_its_name(tmp_path: Path, content: byt
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from align.data.sources import read_documents
+from align.data.documents import read_documents
 from align.errors import InputError
 resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 try:

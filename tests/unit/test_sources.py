@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from align.data.sources import DataSource, data_record, documents, prompts, question, read_documents
+from align.data.documents import read_documents
+from align.data.sources import DataSource, data_record, documents, prompts, question
 from align.errors import CorruptFile, InputError
 from align.types import Conversation
 
@@ -83,9 +84,9 @@ GOOD = b'{"text": "a"}\n'
         (GOOD * 2 + b'{"text": "\xe9"}\n', 3, "not a line of JSON in UTF-8"),
         (GOOD + b"[1, 2]\n", 2, "a list, not an object"),
         (GOOD + b'"words"\n', 2, "a str, not an object"),
-        (GOOD + b'\n{"question": "a", "answer": "b"}\n', 3, "question, answer.*no field to learn from.*`messages`"),
-        (GOOD + b"{}\n", 2, "no field to learn from"),
-        (b'{"text": 3}\n', 1, "no field to learn from"),
+        (GOOD + b'\n{"question": "a", "answer": "b"}\n', 3, "question, answer.*nothing to learn from.*`messages`"),
+        (GOOD + b"{}\n", 2, "nothing to learn from"),
+        (b'{"text": 3}\n', 1, "text=3: is no text"),
         (b'{"messages": []}\n', 1, r"messages=\[\]: is no list of messages"),
         (b'{"messages": null}\n', 1, "messages=None: is no list of messages"),
         (b'{"messages": ["Hi"]}\n', 1, r"messages\[0\]=Hi: is no message"),
@@ -163,14 +164,14 @@ def test_a_small_file_still_holds_one_row_out(tmp_path: Path, count: int) -> Non
 def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", *rows(4))
     data = jsonl(path, held_out=1.0)
-    with pytest.raises(InputError, match=r"no documents for train.*data\.held_out"):
+    with pytest.raises(InputError, match=r"no row to train on.*data\.held_out"):
         documents(data, "train")
-    with pytest.raises(InputError, match=r"no prompts for train.*data\.held_out"):
+    with pytest.raises(InputError, match=r"no question to train on.*data\.held_out"):
         prompts(data, "train")
-    with pytest.raises(InputError, match=r"no prompts for test.*data\.eval_path"):
+    with pytest.raises(InputError, match=r"no question to measure on.*data\.eval_path"):
         prompts(jsonl(path, held_out=0.0), "test")
     plain = jsonl(write(tmp_path / "t.jsonl", {"text": "a"}, {"text": "b"}), held_out=0.0)
-    with pytest.raises(InputError, match="no prompts for train"):
+    with pytest.raises(InputError, match="no question to train on"):
         prompts(plain, "train")
 
 

@@ -1,0 +1,101 @@
+"""Rows that are refused: all those of a file are told at once, or left out and counted (`data.on_bad_row`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from align.errors import InputError
+
+DETAILS = re.compile(r" \(.*\)$", re.DOTALL)
+"""Of a problem: what differs from row to row."""
+ROW = re.compile(r", (row \d+)")
+MOST_NAMED = 6
+
+
+@dataclass(slots=True)
+class Cause:
+    """Rows that are refused for one cause: the error of the first, and how many there are."""
+
+    first: InputError
+    count: int = 0
+
+    @property
+    def row(self) -> str:
+        found = ROW.search(self.first.field)
+        return found[1] if found else self.first.field
+
+
+class BadRows:
+    """The rows of files that are refused. `with bad_rows: …` takes the error of one row, `settle` ends a file.
+
+    Args:
+        skips: they are left out. Without, their file is refused.
+        option: how a user asks for that; empty where nobody can.
+
+    Attributes:
+        skipped: how many were left out, of all files so far.
+    """
+
+    def __init__(self, skips: bool = False, option: str = "data.on_bad_row=skip") -> None:
+        self.skips, self.option, self.skipped = skips, option, 0
+        self._causes: dict[str, Cause] = {}
+
+    def __enter__(self) -> None:
+        """A row begins."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        if isinstance(error, InputError):
+            self.take(error)
+        return isinstance(error, InputError)
+
+    def take(self, error: InputError) -> None:
+        """A row is refused."""
+        cause = DETAILS.sub("", error.problem)
+        self._causes.setdefault(cause, Cause(error)).count += 1
+
+    def good(self, lines: Iterable[tuple[int, dict[str, Any] | InputError]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The lines of a file that are rows, see `align.data.rows.json_lines`."""
+        for number, row in lines:
+            if isinstance(row, InputError):
+                self.take(row)
+            else:
+                yield number, row
+
+    def settle(self, path: Path, kept: int) -> None:
+        """End a file: its refused rows are counted and named in a line, or raised.
+
+        Args:
+            kept: what its other rows gave; where they gave nothing, there is nothing to go on with.
+
+        Raises:
+            InputError: the first of them, with how many more there are.
+        """
+        causes, self._causes = list(self._causes.values()), {}
+        if not causes:
+            return
+        count, first = sum(cause.count for cause in causes), causes[0].first
+        if self.skips and kept:
+            self.skipped += count
+            print(f"left out {rows(count)} of {path}: {named(causes)}")
+            return
+        more = f" {rows(count - 1)} more {'is' if count == 2 else 'are'} refused. Of all: {named(causes)}."
+        leave = f" To leave such rows out: {self.option}." if kept and self.option and not self.skips else ""
+        raise InputError(
+            first.field, first.value, first.problem, f"{first.remedy}{more if count > 1 else ''}{leave}"
+        ) from first
+
+
+def rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
+
+
+def named(causes: list[Cause]) -> str:
+    """Counts, causes and where each is met first."""
+    told = [f"{c.count} × {DETAILS.sub('', c.first.problem)} ({c.row})" for c in causes[:MOST_NAMED]]
+    others = sum(cause.count for cause in causes[MOST_NAMED:])
+    return "; ".join([*told, *([f"{others} × other causes"] if others else [])])

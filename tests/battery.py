@@ -1,0 +1,381 @@
+"""The battery: mistakes that a user can make, one a line, and what the answer has to name.
+
+A case is a command that works, words that are added to it (later ones override), and a file that the command reads,
+where the mistake is in there. The answer names the field with its value, so that is what most cases ask for first.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+HALF = "\ud83d"
+DEEP = '{"messages": ' + "[" * 5000 + "]" * 5000 + "}"
+
+
+class Case(NamedTuple):
+    """Attributes:
+    command: what works: a stage, `import` of `stage=annotate`, or `none`.
+    words: added to it, divided at blanks; `{file}` is the path of a file.
+    says: parts of the answer.
+    content: of the file; None for a good one. Rows that begin with `{"` stand behind a good row.
+    of_model: the file of the model that has the content, in place of the file of rows.
+    """
+
+    command: str
+    words: str
+    says: tuple[str, ...]
+    content: bytes | None = None
+    of_model: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.command} {self.words or self.of_model or self.says[0]}"[:70]
+
+
+def line(command: str, words: str, *says: str) -> Case:
+    return Case(command, words, says)
+
+
+def file(command: str, content: Any, *says: str, of_model: str = "") -> Case:
+    """A file of bytes, of a text, or of a row."""
+    if not isinstance(content, bytes):
+        content = (content if isinstance(content, str) else json.dumps(content) + "\n").encode()
+    return Case(command, "", says, content, of_model)
+
+
+def turns(*contents: Any, **more: Any) -> list[dict[str, Any]]:
+    """A conversation; `more` are fields of its last turn."""
+    said = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    return [*said[:-1], {**said[-1], **more}]
+
+
+def chat(*contents: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": turns(*contents, **more)}
+
+
+def pair(prompt: Any = "a", chosen: Any = "b", rejected: Any = "c", **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def item(prompt: Any = "a", answers: Any = ("b", "c"), **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "answers": answers, **more}
+
+
+USER = turns("a")
+ANSWER = [{"role": "assistant", "content": "b"}]
+OTHER = [{"role": "assistant", "content": "c"}]
+
+CASES = [
+    # --- Words of a command line
+    line("none", "seed=1", "stage=(missing)", "sft, full"),
+    line("none", "stage=sfft", "stage=sfft", "Did you mean stage=sft?"),
+    line("none", "stage=", "stage=(empty)"),
+    line("none", "stage=[sft,ppo]", "stage=[sft,ppo]"),
+    line("none", "sft", "argument=sft", "key=value"),
+    line("none", "train stage=sft", "argument=train"),
+    line("none", "--stage sft", "--stage", "is not an option"),
+    line("none", "-m", "stage=(missing)"),
+    line("none", "- stage=sft", "argument=-", "stands alone"),
+    line("sft", "modell=pocket", "modell=pocket", "Did you mean model?"),
+    line("sft", "model=pokket", "model=pokket", "Did you mean model=pocket?"),
+    line("sft", "model=meta-llama/Llama-3.2-1B", "model=hub model.path=meta-llama/Llama-3.2-1B"),
+    line("sft", "data=rows.jsonl", "data=jsonl data.path=rows.jsonl"),
+    line("sft", "data=alpaca", "data=alpaca", "jsonl"),
+    line("sft", "method=dora", "method=dora", "full, lora, qlora"),
+    line("sft", "method=full", "method=full", "stage=full"),
+    line("sft", "track=tensorboard", "track=tensorboard", "wandb"),
+    line("sft", "foo=1", "foo=1", "is not a key"),
+    line("sft", "+foo=1", "argument=+foo=1"),
+    line("sft", "~method", "argument=~method"),
+    line("sft", "stage.lrr=3", "stage.lrr=3", "Did you mean stage.lr?"),
+    line("sft", "learning_rate=1e-4", "learning_rate=1e-4", "stage.lr"),
+    line("sft", "num_train_epochs=3", "num_train_epochs=3", "stage.epochs"),
+    line("sft", "per_device_train_batch_size=2", "per_device_train_batch_size=2", "stage.micro_batch"),
+    line("sft", "lora_r=8", "lora_r=8", "method.r"),
+    line("sft", "method.lora_alpha=8", "method.lora_alpha=8", "method.alpha"),
+    line("sft", "method.target_modules=[q_proj]", "method.target_modules=[q_proj]", "method.targets"),
+    line("sft", "output_dir=out", "output_dir=out", "run.root"),
+    line("sft", "bf16=true", "bf16=true", "dtype=bfloat16"),
+    line("sft", "stage.kl_coef=0.1", "stage.kl_coef=0.1", "stage=ppo"),
+    line("sft", "stage=3", "stage=3"),
+    line("sft", "hydra.run.dir=out", "hydra.run.dir=out"),
+    line("sft", "+experiment=mine", "experiment=mine"),
+    line("sft", "--config-dir nowhere", "--config-dir=nowhere", "no such folder"),
+    line("sft", "stage.lr=1e-3,1e-4", "stage.lr=1e-3,1e-4", "-m"),
+    line("sft", "-m stage.lr=1e-3,abc", "stage.lr=abc"),
+    line("sft", "seed=${nothing}", "seed=", "nothing"),
+    # --- Values of settings
+    line("sft", "stage.lr=abc", "stage.lr=abc", "is not a number"),
+    line("sft", "stage.lr=0", "stage.lr=0", "is not above 0"),
+    line("sft", "stage.lr=-1e-4", "stage.lr=-0.0001", "is not above 0"),
+    line("sft", "stage.lr=nan", "stage.lr=nan"),
+    line("sft", "stage.lr=inf", "stage.lr=inf"),
+    line("sft", "stage.lr=[1,2]", "stage.lr=[1,2]"),
+    line("sft", "stage.epochs=0", "stage.epochs=0", "is not above 0"),
+    line("sft", "stage.max_steps=0", "stage.max_steps=0"),
+    line("sft", "stage.max_steps=1.5", "stage.max_steps=1.5", "is not a whole number"),
+    line("sft", "stage.batch_size=12 stage.micro_batch=8", "stage.batch_size=12", "stage.micro_batch=8"),
+    line("sft", "stage.gradient_accumulation=0", "stage.gradient_accumulation=0"),
+    line("sft", "stage.gradient_accumulation=4 stage.batch_size=24", "stage.batch_size=24", "Give one of the two"),
+    line("sft", "stage.gradient_accumulation=4 stage.batch_size=16", "stage.batch_size=16", "Give one of the two"),
+    line("sft", "data.on_bad_row=drop", "data.on_bad_row=drop", "error, skip"),
+    line("sft", "stage.warmup=1", "stage.warmup=1"),
+    line("sft", "stage.schedule=polynomial", "stage.schedule=polynomial", "constant, linear, cosine"),
+    line("sft", "stage.optimiser=lion", "stage.optimiser=lion", "adamw"),
+    line("sft", "stage.adam_beta1=1", "stage.adam_beta1=1"),
+    line("sft", "stage.adam_beta2=-0.1", "stage.adam_beta2=-0.1"),
+    line("sft", "stage.weight_decay=-1", "stage.weight_decay=-1"),
+    line("sft", "stage.max_grad_norm=0", "stage.max_grad_norm=0"),
+    line("sft", "stage.packing=maybe", "stage.packing=maybe", "true or false"),
+    line("sft", "stage.publish=best", "stage.publish=best", "stage.eval_every"),
+    line("sft", "stage.patience=2", "stage.patience=2", "stage.eval_every"),
+    line("sft", "stage.eval_every=0", "stage.eval_every=0"),
+    line("sft", "seed=-1", "seed=-1", "from 0 to 4294967295"),
+    line("sft", "seed=4294967296", "seed=4294967296", "from 0 to 4294967295"),
+    line("sft", "resume=yes", "resume=yes", "auto, never, must"),
+    line("sft", "dtype=bf16", "dtype=bf16", "bfloat16"),
+    line("sft", "dtype=int8", "dtype=int8"),
+    line("sft", "device=quantum", "device=quantum", "auto, cpu, cuda"),
+    line("sft", "device=cuda:99", "device=cuda:99"),
+    line("sft", "schema_version=0", "schema_version=0"),
+    line("sft", "run.name=a/b", "run.name=a/b", "without slashes"),
+    line("sft", "run.name=..", "run.name=.."),
+    line("sft", f"run.name={'x' * 300}", "run.name=xxx", "shorter"),
+    line("sft", "run.root=https://h/x", "run.root=https://h/x"),
+    line("sft", "run.root={file}/runs", "run.root=", "cannot be written"),
+    line("sft", "method.r=0", "method.r=0"),
+    line("sft", "method.alpha=-1", "method.alpha=-1"),
+    line("sft", "method.dropout=1", "method.dropout=1"),
+    line("sft", "method.targets=q_proj", "method.targets=q_proj", "no list of names of layers"),
+    line("sft", "method.targets=[]", "method.targets=[]"),
+    line("sft", "method.targets=[no_such_layer]", "method.targets=", "no_such_layer", "q_proj"),
+    line("sft", "data.max_length=0", "data.max_length=0"),
+    line("sft", "data.max_length=2", "data.max_length=2", "Raise data.max_length"),
+    line("sft", "data.held_out=1.5", "data.held_out=1.5", "from 0 to 1"),
+    line("sft", "data.held_out=1", "data.held_out=1", "to train on"),
+    line("sft", "data.limit=0", "data.limit=0"),
+    line("sft", "data.too_long=cut", "data.too_long=cut", "drop, truncate"),
+    line("sft", "data.reasoning=drop", "data.reasoning=drop", "keep, mask, hide"),
+    line("sft", "data.template=llama3", "data.template=llama3", "chatml"),
+    line("sft", "data.template_kwargs=3", "data.template_kwargs=3"),
+    line("sft", "data.eval_path=nowhere.jsonl data.held_out=0.05", "data.eval_path=nowhere.jsonl"),
+    line("sft", "data.eval_path={file} data.held_out=0.2", "data.held_out=0.2", "Drop one of the two"),
+    line("sft", "data.path=nowhere.jsonl", "data.path=nowhere.jsonl", "no such file"),
+    line("sft", "data.path=.", "data.path=.", "folder"),
+    line("sft", "data.path=hub:org/name", "data.path=hub:org/name", "hub:ORG/NAME/FILE"),
+    line("sft", "data=annotations", "data=annotations", "data=jsonl"),
+    line("sft", "model=base model.path=null", "model", "Add model=hub model.path=ORG/NAME"),
+    line("sft", "model.path=./nowhere", "model.path=./nowhere", "no such folder"),
+    line("sft", "model.path=org/nowhere", "model.path=org/nowhere", "the hub cannot be reached"),
+    line("sft", "model.path={file}", "model.path="),
+    line("sft", "init=sft:nothing", "init=sft:nothing"),
+    line("sample", "stage.candidates=1", "stage.candidates=1", "2 to 9"),
+    line("sample", "stage.candidates=10", "stage.candidates=10", "2 to 9"),
+    line("sample", "stage.prompts=0", "stage.prompts=0"),
+    line("sample", "rollout.max_new_tokens=0", "rollout.max_new_tokens=0"),
+    line("sample", "rollout.temperature=0", "rollout.temperature=0"),
+    line("sample", "rollout.top_p=0.9", "rollout.top_p=0.9", "rollout.temperature"),
+    line("sample", "rollout.engine=vllm", "rollout.engine=vllm"),
+    line("sample", "rollout.reasoning=mask", "rollout.reasoning=mask", "keep, hide"),
+    line("sample", "project=a/b", "project=a/b"),
+    line("sample", "init=sft:nothing", "init=sft:nothing", "python -m align stage=sft"),
+    line("sample", "init=sft", "init=sft", "STAGE:latest"),
+    line("sample", "init=nowhere/artifact", "init=nowhere/artifact"),
+    line("sample", "init=reward:a", "init=reward:a"),
+    line("sample", "method=full", "method=full", "was trained with method="),
+    line("sample", "method.r=4", "method.r=4"),
+    line("reward", "stage.held_out=1", "stage.held_out=1"),
+    line("reward", "stage.held_out=0", "stage.held_out=0"),
+    line("reward", "method.lr=1e-3", "method.lr=1e-3", "Write stage.lr=1e-3"),
+    line("reward", "stage.prioritise=true", "stage.prioritise=", "data=annotations"),
+    line("dpo", "stage.beta=0", "stage.beta=0"),
+    line("dpo", "stage.loss=hinge", "stage.loss=hinge", "sigmoid, ipo"),
+    line("ppo", "stage.batch_size=64 stage.minibatches=3", "stage.batch_size=64", "stage.minibatches=3"),
+    line("ppo", "stage.gamma=1.1", "stage.gamma=1.1"),
+    line("ppo", "stage.gamma=0", "stage.gamma=0"),
+    line("ppo", "stage.lam=-1", "stage.lam=-1"),
+    line("ppo", "stage.kl_coef=-0.1", "stage.kl_coef=-0.1"),
+    line("ppo", "stage.init_kl_coef=0.1", "stage.init_kl_coef=0.1", "stage.kl_coef"),
+    line("ppo", "stage.kl_estimator=k2", "stage.kl_estimator=k2", "k1, k3"),
+    line("ppo", "stage.cliprange=0.2", "stage.cliprange=0.2", "stage.clip_range"),
+    line("ppo", "stage.clip_range=0", "stage.clip_range=0"),
+    line("ppo", "stage.normalise=always", "stage.normalise=always", "once, running, off"),
+    line("ppo", "stage.value_backbone=shared", "stage.value_backbone=shared", "own, policy, frozen"),
+    line("ppo", "stage.tripwires.action=abort", "stage.tripwires.action=abort", "warn, stop"),
+    line("ppo", "stage.tripwires.klx=3", "stage.tripwires.klx=3", "stage.tripwires.kl"),
+    line("ppo", "reward=lerned", "reward=lerned", "learned"),
+    line("ppo", "reward.ref=reward:nothing", "reward.ref=reward:nothing"),
+    line("ppo", "reward.ref=sft:s", "reward.ref=sft:s", "no reward model"),
+    line("ppo", "init=reward:a", "init=reward:a"),
+    line("ppo", "reward=ensemble", "reward.refs"),
+    line("ppo", "reward=sum", "reward.parts"),
+    line("ppo", "reward=sum reward.parts=[{name:lerned}]", "reward.parts", "lerned"),
+    line("ppo", "reward=rules", "reward.rules"),
+    line("ppo", "reward=rules reward.rules=[{rule:lenght}]", "reward.rules", "lenght", "length"),
+    line("ppo", "reward=rules reward.rules=[{rule:regex,pattern:'('}]", "reward.rules", "pattern"),
+    line("ppo", "reward=rules reward.rules=[{rule:length,low:9,high:3}]", "reward.rules"),
+    line("ppo", "reward=fn", "reward.fn"),
+    line("ppo", "reward=fn reward.fn=nowhere:score", "reward.fn=nowhere:score"),
+    line("ppo", "reward=fn reward.fn=json:score", "reward.fn=json:score", "score"),
+    line("ppo", "reward=fn reward.fn=json", "reward.fn=json", "package.module:name"),
+    line("ppo", "reward=fn reward.fn=json:dumps reward.timeout=0", "reward.timeout=0"),
+    line("ppo", "reward=fn reward.fn=json:dumps", "reward.fn=json:dumps", "not a number for each"),
+    line("eval", "artifact=ppo:nothing", "artifact=ppo:nothing", "python -m align stage=ppo"),
+    line("eval", "artifact=reward:a", "artifact=reward:a"),
+    line("eval", "stage.prompts=0", "stage.prompts=0"),
+    line("eval", "reward.name=learned", "reward.name=learned", "reward=learned"),
+    line("eval", "data.held_out=0.5", "data.held_out=0.5", "0.25"),
+    line("export", "artifact=sft:nothing", "artifact=sft:nothing"),
+    line("export", "export=onnx", "export=onnx", "adapter, all, check, gguf, merged"),
+    line("export", "export.dtype=int4", "export.dtype=int4", "bfloat16"),
+    line("export", "export.require=[tgi]", "export.require=", "tgi"),
+    line("export", "export=gguf export.quantised=[q2_k]", "export.quantised=", "q2_k"),
+    line("export", "export=check", "export.path"),
+    line("export", "export=check export.path=nowhere", "export.path=nowhere"),
+    line("import", "stage.action=imprt", "stage.action=imprt", "import"),
+    line("import", "stage.path=nowhere.jsonl", "stage.path=nowhere.jsonl", "no such file"),
+    line("import", "stage.path=null", "stage.path="),
+    line("import", "stage.port=80", "stage.port=80", "1024 to 65535"),
+    line("import", "stage.agreement=0.5", "stage.agreement=0.5"),
+    line("import", "store.url=mongodb://h/x", "store.url="),
+    line("import", "store.url=sqlite://", "store.url=sqlite://", "in memory"),
+    line("import", "stage.action=configure stage.settings={answers:x}", "settings"),
+    line("import", "stage.action=verify project=nothing", "project=nothing"),
+    # --- Files that are none
+    *(
+        file(command, content, "rows.jsonl", said)
+        for command in ("sft", "reward", "import")
+        for content, said in (
+            (b"", "empty"),
+            (b"\n\n", "empty"),
+            (b"not json\n", "JSON"),
+            (b'{"a": ', "JSON"),
+            (b"[]\n", "JSON"),
+            (b"3\n", "object"),
+            (b"\xff\xfe\x00", "UTF-8"),
+            (b"\x00" * 64, "JSON"),
+            (DEEP.encode(), "JSON"),
+            (b"PAR1\x15\x04", "Parquet"),
+            (b"PK\x03\x04", "zip"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b'[{"text": "a"}]', "array"),
+            (b"prompt,completion\na,b\n", "JSON"),
+            (b'{"a": NaN}\n', "row 2"),
+        )
+    ),
+    # --- Rows to imitate
+    file("sft", {"question": "a", "answer": "b"}, "row 2, columns=question, answer", "nothing to learn from"),
+    file("sft", {"conversations": [{"from": "narrator", "value": "a"}]}, "row 2, conversations[0].role=narrator"),
+    file("sft", {"conversations": [{"from": "human", "value": "a"}, {"value": "b"}]}, "row 2, conversations[1]"),
+    file(
+        "sft",
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": ""}]},
+        "row 2, conversations[1].value=''",
+        "empty",
+    ),
+    file(
+        "sft",
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "4"}]},
+        "row 2, conversations[1].role=observation",
+        "tool",
+    ),
+    file("sft", {"instruction": 3, "output": "b"}, "row 2, instruction=3"),
+    file("sft", {"instruction": "a", "output": " "}, "row 2, output=' '", "empty"),
+    file("sft", {"instruction": "a", "output": "b", "history": [["q"]]}, "row 2, history[0]"),
+    file("sft", {"messages": []}, "row 2, messages=[]"),
+    file("sft", {"messages": "a"}, "row 2, messages=a"),
+    file("sft", {"messages": ["a", "b"]}, "row 2, messages[0]"),
+    file("sft", {"messages": [{"content": "a"}]}, "row 2, messages[0].role"),
+    file("sft", {"messages": [{"role": "human", "content": "a"}]}, "row 2, messages[0].role=human", "user"),
+    file("sft", {"messages": [{"role": "user"}]}, "row 2, messages[0].content", "missing"),
+    file("sft", chat("a", None), "row 2, messages[1].content", "missing"),
+    file("sft", chat("a", 3), "row 2, messages[1].content=3"),
+    file("sft", chat("a", ""), "row 2, messages[1].content=''", "empty"),
+    file("sft", chat("", "b"), "row 2, messages[0].content=''", "empty"),
+    file("sft", chat("a", "<think>\nHm"), "row 2, messages[1].content='<think>", "without its end"),
+    file("sft", chat("a", "<think>Hm</think>"), "row 2, messages[1].content=", "reasoning alone"),
+    file("sft", chat("a", [{"type": "text", "text": "b"}]), "row 2, messages[1].content", "parts"),
+    file("sft", chat("a", "b", tool_calls=[{"id": "1"}]), "row 2, messages[1].tool_calls", "tool"),
+    file("sft", {"messages": [*USER, {"role": "tool", "content": "4"}]}, "row 2, messages[1].role=tool"),
+    file("sft", chat("a", "b", weight=0.5), "row 2, messages[1].weight=0.5", "0 or 1"),
+    file("sft", chat("a", "b", weight="1"), "row 2, messages[1].weight=1"),
+    file("sft", chat("a", "b", train=True, weight=0), "row 2, messages[1]", "contradicts"),
+    file("sft", {"messages": [{**USER[0], "train": True}, *ANSWER]}, "row 2, messages[0].train"),
+    file("sft", chat("a", "b", reasoning_content=3), "row 2, messages[1].reasoning_content=3"),
+    file("sft", chat("a", "<think>x</think>b", reasoning_content="y"), "row 2, messages[1].reasoning_content=y"),
+    file("sft", {**chat("a", "b"), "tools": [{"name": "f"}]}, "row 2, tools"),
+    file("sft", {**chat("a", "b"), "images": ["a.png"]}, "row 2, images"),
+    file("sft", {**chat("a", "b"), "weight": 0.5}, "row 2, weight=0.5"),
+    file("sft", {**chat("a", "b"), "system": 3}, "row 2, system=3"),
+    file("sft", {"messages": [{"role": "system", "content": "A"}, *turns("a", "b")], "system": "B"}, "row 2, system=B"),
+    file("sft", {**chat("a", "b"), "chat_template_kwargs": {"x": 1}}, "row 2, chat_template_kwargs", "template_kwargs"),
+    file("sft", {"prompt": "a", "completion": "b", "response": "c"}, "row 2, prompt"),
+    file("sft", {"prompt": "", "completion": "b"}, "row 2, prompt=''", "empty"),
+    file("sft", {"prompt": 3, "completion": "b"}, "row 2, prompt=3"),
+    file("sft", {"prompt": "a", "completion": 3}, "row 2, completion=3"),
+    file("sft", {"prompt": "a", "completion": ""}, "row 2, completion=''", "empty"),
+    file("sft", {"text": ""}, "row 2, text"),
+    file("sft", {"text": ["a"]}, "row 2, text"),
+    file("sft", chat(f"a{HALF}", "b"), "row 2", "half a character", "U+D83D"),
+    file("sft", chat("a" * 100, "b") | {HALF: 1}, "row 2", "half a character"),
+    file("sft", '{"messages": 1, "messages": 2}\n', "row 2", "messages"),
+    file("sft", "".join(json.dumps(chat(f"only asks {i}")) + "\n" for i in range(40)), "nothing to train on"),
+    # --- Pairs, for a reward model and for DPO
+    *(
+        file(command, row, *says)
+        for command in ("reward", "dpo")
+        for row, says in (
+            (chat("a", "b"), ("row 2, chosen", "missing")),
+            ({"prompt": "a", "chosen": "b"}, ("row 2", "rejected")),
+            ({"prompt": "a", "rejected": "b"}, ("row 2", "chosen")),
+            ({"chosen": "b", "rejected": "c"}, ("row 2",)),
+            (pair(prompt=3), ("row 2, prompt=3",)),
+            (pair(prompt=""), ("row 2, prompt=''", "question")),
+            (pair(prompt=None), ("row 2, prompt",)),
+            (pair(chosen=3), ("row 2, chosen=3",)),
+            (pair(chosen=None), ("row 2, chosen",)),
+            (pair(USER, "b", OTHER), ("row 2",)),
+            (pair(USER, [], OTHER), ("row 2, chosen",)),
+            (pair(USER, USER, OTHER), ("row 2, chosen",)),
+            (pair(ANSWER, ANSWER, OTHER), ("row 2, prompt",)),
+            (pair(USER, [{"role": "robot", "content": "b"}], OTHER), ("row 2, chosen[0].role=robot",)),
+            (pair(USER, [{**ANSWER[0], "tool_calls": [1]}], OTHER), ("row 2, chosen[0].tool_calls",)),
+            (pair(margin="wide"), ("row 2, margin=wide",)),
+            (pair(chosen=f"b{HALF}"), ("row 2", "half a character")),
+            ({"prompt": "a", "response": "b", "helpfulness": "high"}, ("row 2, helpfulness=high",)),
+            ({"prompt": "a", "answers": [{"answer": "b", "rank": 1}, {"answer": "c"}]}, ("row 2, answers", "rank")),
+            ({"context": USER, "response1": "b", "response2": "c", "overall_preference": 9}, ("overall_preference=9",)),
+        )
+    ),
+    # --- Items for annotators
+    file("import", chat("a", "b"), "row 2", "prompt"),
+    file("import", {"prompt": "a"}, "row 2", "answers"),
+    file("import", item(prompt=3), "row 2, prompt=3"),
+    file("import", item(prompt=""), "row 2", "empty"),
+    file("import", item(answers="b"), "row 2, answers=b"),
+    file("import", item(answers=["b"]), "row 2, answers", "2"),
+    file("import", item(answers=[str(i) for i in range(10)]), "row 2, answers", "9"),
+    file("import", item(answers=["b", 3]), "row 2, answers"),
+    file("import", item(answers=[{"txt": "b"}, "c"]), "row 2, answers"),
+    file("import", item(prompt=[{"role": "robot", "content": "a"}]), "row 2, prompt[0].role=robot"),
+    file("import", item(answers=["b", f"c{HALF}"]), "row 2", "half a character"),
+    # --- Files of a model
+    *(
+        file("sft", content, *said, of_model=name)
+        for name, content, said in (
+            ("config.json", "{", ("config.json", "is not JSON")),
+            ("config.json", "[]", ("config.json",)),
+            ("config.json", {"model_type": "no_such_type"}, ("no_such_type",)),
+            ("config.json", {"model_type": "bert"}, ("bert",)),
+            ("generation_config.json", "{", ("generation_config.json",)),
+            ("tokenizer.json", "{", ("tokenizer",)),
+            ("tokenizer_config.json", "3", ("tokenizer",)),
+            ("model.safetensors", b"", ("model.path=", "corrupt")),
+            ("model.safetensors", b"\xff" * 64, ("model.path=", "corrupt")),
+            ("chat_template.jinja", "{% for %}", ("chat template",)),
+            ("chat_template.jinja", "{{ messages[9].content }}", ("chat template",)),
+            ("chat_template.jinja", "{{ 1 // 0 }}", ("chat template",)),
+            ("chat_template.jinja", "always the same", ("chat template",)),
+        )
+    ),
+]

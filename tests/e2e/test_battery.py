@@ -1,0 +1,82 @@
+"""Two hundred mistakes that users make (`battery.CASES`), each through the whole command line: status 2, one line that
+names field, value, problem and remedy, soon, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from battery import CASES, Case
+from workshop import Ready, Workshop
+
+MESSAGE = re.compile(r"align: [^=\n]+=[^\n]*: [^\n]+\. [^\n]+")
+"""FIELD=VALUE: problem. Remedy."""
+LONGEST_S = 2
+"""Of a processor's time. What is refused before torch is imported takes a tenth of it."""
+GOOD = {
+    "sft": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
+    "reward": {"prompt": "Is it open?", "chosen": "Yes, until six.", "rejected": "No idea."},
+    "dpo": {"prompt": "Is it open?", "chosen": "Yes, until six.", "rejected": "No idea."},
+    "import": {"prompt": "Is it open?", "answers": ["Yes, until six.", "No idea."]},
+}
+"""The first row of every file whose second is wrong."""
+
+
+def command(case: Case, ready: Ready, model: Path, rows: Path) -> list[str]:
+    """A command that works, but for what the case adds."""
+    data = ["data=jsonl", f"data.path={rows}"]
+    short = ["stage.prompts=2", "rollout.max_new_tokens=8", *ready.data]
+    scored = "reward=" in case.words  # by something else than a reward model
+    return {
+        "none": [],
+        "sft": ["stage=sft", "model=hub", f"model.path={model}", *data, "stage.max_steps=1", "stage.batch_size=8"],
+        "sample": ["stage=sample", "init=sft:s", *short],
+        "reward": ["stage=reward", "init=sft:s", *data],
+        "dpo": ["stage=dpo", "init=sft:s", *data],
+        "ppo": [word for word in ready.ppo if not (scored and word.startswith("reward."))],
+        "eval": ["stage=eval", "artifact=sft:s", *short],
+        "export": ["stage=export", "artifact=sft:s"],
+        "import": ["stage=annotate", "stage.action=import", f"stage.path={rows}", "project=battery"],
+    }[case.command]
+
+
+def laid_out(case: Case, model: Path, chats: Path, folder: Path) -> tuple[Path, Path]:
+    """The model and the file of rows that a case is about."""
+    rows = folder / "rows.jsonl"
+    rows.write_bytes(chats.read_bytes() if case.content is None or case.of_model else case.content)
+    if case.content is not None and not case.of_model and case.content.startswith(b'{"') and case.command in GOOD:
+        rows.write_bytes(json.dumps(GOOD[case.command]).encode() + b"\n" + case.content)
+    if case.of_model:
+        model = Path(shutil.copytree(model, folder / "model"))
+        config = json.loads((model / "tokenizer_config.json").read_text())
+        config.pop("chat_template", None)  # which would count instead of the file
+        if case.of_model.startswith("chat_template"):
+            (model / "tokenizer_config.json").write_text(json.dumps(config))
+        (model / case.of_model).write_bytes(case.content or b"")
+    return model, rows
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_mistake_is_named_with_its_remedy(
+    case: Case, ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    model, rows = laid_out(case, tiny_model, chats, tmp_path)
+    shop = Workshop(ready.root, ready.root)
+    common = [] if case.command == "none" else [f"run.root={ready.root}", "device=cpu", "resume=never"]
+    words = case.words.replace("{file}", str(rows)).split()
+    before = {*ready.root.glob("*/*")}
+    began = time.process_time()
+    status = shop.ended(*command(case, ready, model, rows), *common, *words)
+    took = time.process_time() - began
+    assert status == 2, shop.said
+    said = shop.said[shop.said.rindex("align: ") :].strip()
+    assert not [part for part in case.says if part not in said], said
+    assert MESSAGE.fullmatch(said), said
+    assert took < LONGEST_S
+    assert {*ready.root.glob("*/*")} == before  # no folder of a run that never began
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,164 @@
+"""Rows in the field's shapes become the same conversation; rows that are refused are all told at once, or left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_sources import write
+
+from align.data.bad_rows import BadRows
+from align.data.documents import read_documents
+from align.data.preferences import read_preferences, read_with_report
+from align.errors import InputError
+from align.types import Conversation, Message
+
+TURNS = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
+SYSTEM = Message("system", "s")
+
+
+def share_gpt(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
+    return {"conversations": [{"from": who, "value": text} for who, text in turns], **more}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (share_gpt(("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")), TURNS),
+        (share_gpt(("user", "a"), ("assistant", "b"), ("human", "c"), ("chatgpt", "d")), TURNS),
+        (share_gpt(("system", "s"), ("human", "a"), ("gpt", "b")), (SYSTEM, *TURNS[:2])),
+        (share_gpt(("human", "a"), ("gpt", "b"), system="s", id=3), (SYSTEM, *TURNS[:2])),
+        ({"conversations": [message.as_dict() for message in TURNS]}, TURNS),
+        ({"instruction": "a", "input": "", "output": "b"}, TURNS[:2]),
+        ({"instruction": "a", "input": None, "output": "b", "text": "### Instruction: …"}, TURNS[:2]),
+        ({"instruction": "Sum up.", "input": "Text.", "output": "b"}, (Message("user", "Sum up.\nText."), TURNS[1])),
+        ({"instruction": "", "input": "a", "output": "b"}, TURNS[:2]),
+        ({"instruction": "c", "output": "d", "history": [["a", "b"]]}, TURNS),
+        ({"instruction": "a", "output": "b", "history": [], "system": "s"}, (SYSTEM, *TURNS[:2])),
+        ({"instruction": "a"}, TURNS[:1]),
+    ],
+)
+def test_the_shapes_of_others_are_conversations(tmp_path: Path, row: dict[str, Any], expected: tuple[Message, ...]):
+    (found,) = read_documents(write(tmp_path / "d.jsonl", row))
+    assert isinstance(found, Conversation)
+    assert found.messages == expected
+
+
+def test_share_gpts_turns_keep_what_they_say_beside_their_text(tmp_path: Path):
+    answer = {"from": "gpt", "value": "b", "reasoning_content": "Hm.", "train": False}
+    (found,) = read_documents(write(tmp_path / "d.jsonl", {"conversations": [{"from": "human", "value": "a"}, answer]}))
+    assert isinstance(found, Conversation)
+    assert found.messages[1] == Message("assistant", "<think>\nHm.\n</think>\n\nb", trained=False)
+
+
+def test_an_answer_that_is_not_trained_on_may_say_nothing(tmp_path: Path):
+    for empty in ({"content": ""}, {"content": None}, {}):
+        silent = {"role": "assistant", "train": False, **empty}
+        asked = {"role": "user", "content": "a"}
+        row = {"messages": [asked, silent, asked, {"role": "assistant", "content": "b"}]}
+        (found,) = read_documents(write(tmp_path / "d.jsonl", row))
+        assert isinstance(found, Conversation)
+        assert found.messages[1] == Message("assistant", "", trained=False)
+
+
+# --- Rows that are refused
+
+GOOD = {"prompt": "a", "completion": "b"}
+SILENT = ({"prompt": "a", "completion": ""}, {"prompt": "a", "completion": "  "})
+MIXED = [GOOD, SILENT[0], {"a": 1}, {**GOOD, "tools": [1]}, SILENT[1], GOOD]
+
+
+def mixed(path: Path) -> Path:
+    write(path, *MIXED)
+    path.write_text(path.read_text() + "no json\n" + '{"prompt": "last", "completion": "b"}\n')
+    return path
+
+
+def test_an_error_tells_of_every_row_that_is_refused(tmp_path: Path):
+    with pytest.raises(InputError) as caught:
+        read_documents(mixed(tmp_path / "d.jsonl"))
+    error = caught.value
+    assert (error.field, error.value) == (f"{tmp_path}/d.jsonl, row 2, completion", "''")
+    assert error.remedy.startswith("Give its text, leave the row out")
+    assert (
+        "4 rows more are refused. Of all: 2 × the assistant's turn is empty (row 2); 1 × there is nothing"
+        in error.remedy
+    )
+    assert "1 × tool calls and their results" in error.remedy
+    assert "1 × not a line of JSON in UTF-8 (row 7)" in error.remedy
+    assert error.remedy.endswith("To leave such rows out: data.on_bad_row=skip.")
+
+
+def test_rows_that_are_refused_are_left_out_and_counted_where_that_is_asked(tmp_path: Path, capsys: Any):
+    bad_rows = BadRows(skips=True)
+    found = read_documents(mixed(tmp_path / "d.jsonl"), "data.path", bad_rows)
+    assert [document.id for document in found if isinstance(document, Conversation)] == [
+        "d.jsonl:1", "d.jsonl:6", "d.jsonl:8",
+    ]  # fmt: skip
+    assert bad_rows.skipped == 5
+    told = capsys.readouterr().out
+    assert told.startswith(f"left out 5 rows of {tmp_path}/d.jsonl: 2 × the assistant's turn is empty (row 2); ")
+    read_documents(mixed(tmp_path / "e.jsonl"), "data.eval_path", bad_rows)
+    assert bad_rows.skipped == 10
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_file_of_nothing_else_is_refused_and_not_offered_to_be_skipped(tmp_path: Path, skips: bool):
+    with pytest.raises(InputError, match="row 1, columns=a: there is nothing to learn from") as caught:
+        read_documents(write(tmp_path / "d.jsonl", {"a": 1}, {"b": 2}), "data.path", BadRows(skips))
+    assert "1 row more is refused" in caught.value.remedy
+    assert "on_bad_row" not in caught.value.remedy
+
+
+def test_pairs_are_left_out_whole(tmp_path: Path, capsys: Any):
+    """HelpSteer's neighbours are read together: a bad one takes the pairs of its prompt with it, and no others."""
+    rated = [
+        {"prompt": "q", "response": text, "helpfulness": score} for text, score in (("b", 1), ("c", 2), ("d", "x"))
+    ]
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, *rated, {"prompt": "a", "chosen": "b"}]
+    path = write(tmp_path / "d.jsonl", *rows)
+    with pytest.raises(InputError, match=r"row 4, helpfulness=x: not a finite number.*1 row more"):
+        read_preferences(path)
+    bad_rows = BadRows(skips=True)
+    pairs, report = read_with_report(path, bad_rows)
+    assert (len(pairs), bad_rows.skipped, report.pairs) == (1, 2, 1)
+    assert "1 × not a finite number (row 4); 1 × missing (row 5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem", "remedy"),
+    [
+        ("d.csv", b"\xef\xbb\xbfprompt,completion\na,b\n", "is a table", "load_dataset('csv', data_files='{}')"),
+        ("d.tsv", b"prompt\tcompletion\na\tb\n", "is a table", "load_dataset('csv', data_files='{}', sep='\\t')"),
+        ("d.parquet", b"PAR1\x15", "is a Parquet file", "load_dataset('parquet', data_files='{}')"),
+        ("my d.json", b'\xef\xbb\xbf\r\n[{"text": "a"}]', "is one JSON array", "jq -c '.[]' '{}' > rows.jsonl"),
+        ("d.zip", b"PK\x03\x04", "is a zip archive", "Unpack it"),
+    ],
+)
+def test_another_format_is_named_with_the_line_that_converts_it(
+    tmp_path: Path, name: str, content: bytes, problem: str, remedy: str
+):
+    path = tmp_path / name
+    path.write_bytes(content if b"\r\n" not in content else content.replace(b"\r\n", b""))
+    with pytest.raises(InputError, match=problem) as caught:
+        read_documents(path)
+    assert caught.value.field == "data.path"
+    assert remedy.format(path) in caught.value.remedy
+
+
+def test_the_line_that_converts_a_table_makes_rows_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import re
+
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "d.csv"
+    path.write_bytes(b'\xef\xbb\xbfprompt,completion\r\na,b\r\n"c, ""d""\n","e"\r\n')
+    with pytest.raises(InputError) as caught:
+        read_documents(path)
+    line = re.search(r"datasets\..*\)", caught.value.remedy)
+    assert line is not None
+    eval(line[0], {"datasets": datasets})
+    found = read_documents(tmp_path / "rows.jsonl")
+    assert [d.messages[0].content for d in found if isinstance(d, Conversation)] == ["a", 'c, "d"\n']
