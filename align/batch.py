@@ -256,9 +256,11 @@ def width(column: Sequence[str]) -> int:
 
 def figures_in(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Name → its value in each, of the numbers that all have, but for those that are the same everywhere. Of one with
-    an interval, the value."""
+    an interval, the value. What weighs most comes first."""
+    from align.report.figures import by_weight
+
     found = {}
-    for name in metrics[0] if metrics else ():
+    for name in by_weight(metrics[0] if metrics else ()):
         values = [m.get(name) for m in metrics]
         values = [v.get("value") if isinstance(v, Mapping) else v for v in values]
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

@@ -147,7 +147,7 @@ def broken_file(
     if sought := re.match("Could not find '(.+)/(.+)'", problem):
         others = [name.partition("/")[2] for name in files if name.startswith(f"{sought[1]}/")]
         remedy = f"Choose one of: {', '.join(sorted(others))}." if others else remedy
-    elif key == EXPERIMENT:
+    elif key == EXPERIMENT or re.match(rf"Could not override '[^']*@{EXPERIMENT}[.']", problem):
         problem, remedy = "does not say where its keys belong", "Make `# @package _global_` its first line."
     elif twice := re.match(r"Multiple values for (\w+)|Could not override '[^']+/(\w+)@", problem):
         group = twice[1] or twice[2]

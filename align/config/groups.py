@@ -118,7 +118,11 @@ class DataConfig(Settings):
         "training; its last answer then teaches no end. Prompts and pairs that are longer are left out.",
         choices=("drop", "truncate"),
     )
-    system: str | None = setting(None, "System prompt of conversations that have none. Empty: none is added.")
+    system: str | None = setting(
+        None,
+        "System prompt of conversations that have none. Not given: that of the run that the stage starts from, if it "
+        "had one. Empty (`data.system=`): none.",
+    )
     held_out: float = setting(
         0.05,
         "Share of a file that is kept for measuring, by the hash of what each row asks. 0: all of it is trained on; 1: "
@@ -136,7 +140,9 @@ class DataConfig(Settings):
         "and counted (`skip`).",
         choices=("error", "skip"), later=True,
     )  # fmt: skip
-    limit: int | None = setting(None, "Most rows that are used, after they were shuffled. Empty: all.", above=0)
+    limit: int | None = setting(
+        None, "Most rows of each side that are used, after they were shuffled. Empty: all.", above=0
+    )
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
 
     def check_together(self) -> None:
@@ -165,8 +171,8 @@ class DataConfig(Settings):
         )  # fmt: skip
         if self.eval_path is not None:
             object.__setattr__(self, "held_out", 0.0)  # however it is said, it is the same run
-        said = self.system is None or bool(self.system.strip())
-        require(said, "data.system", self.system, "is empty", "Give its text, or leave it out.")
+        blank = bool(self.system) and not str(self.system).strip()
+        require(not blank, "data.system", self.system, "is blank", "Give its text, or leave it out.")
         require(
             self.name != "jsonl" or bool(self.path), "data.path", self.path or "(empty)", "data=jsonl reads a file",
             "Add data.path=FILE.jsonl.",

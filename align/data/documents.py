@@ -37,12 +37,16 @@ SHARE_GPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model
 """Who speaks in ShareGPT's rows and their kin → the role. Other names are roles."""
 
 
-def read_documents(path: Path, field: str = "data.path", bad_rows: BadRows | None = None) -> list[Document]:
+def read_documents(
+    path: Path, field: str = "data.path", bad_rows: BadRows | None = None, answered: bool = False
+) -> list[Document]:
     """The documents of a file, in its order.
 
     Args:
         field: what the user calls the file.
         bad_rows: what becomes of rows that are refused; None refuses the file.
+        answered: a question has to have an answer beside it, in a column that may be null: without, a misspelt column
+            would make questions of rows to train on.
 
     Raises:
         InputError: there is no row, or rows say nothing to learn from, or what cannot be kept: names file and row.
@@ -50,15 +54,15 @@ def read_documents(path: Path, field: str = "data.path", bad_rows: BadRows | Non
     bad_rows, found = bad_rows or BadRows(), list[Document]()
     for number, row in bad_rows.good(json_lines(path, field)):
         with bad_rows:
-            found.append(document_of(row, f"{path}, row {number}", f"{path.name}:{number}"))
+            found.append(document_of(row, f"{path}, row {number}", f"{path.name}:{number}", answered))
     bad_rows.settle(path, len(found))
     require(bool(found), field, str(path), "is empty", "Give at least one row.")
     return found
 
 
-def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
-    """One row as a document. Where a row has `text` beside a conversation, that is its rendering, and the conversation
-    counts."""
+def document_of(row: Mapping[str, Any], where: str, id: str, answered: bool = False) -> Document:
+    """One row as a document, see `read_documents`. Where a row has `text` beside a conversation, that is its rendering,
+    and the conversation counts."""
     check_row(row, where)
     check_weight(row, where)
     if "messages" in row:
@@ -76,6 +80,10 @@ def document_of(row: Mapping[str, Any], where: str, id: str) -> Document:
             f"{where}, columns", ", ".join(map(str, row)) or "(none)", "there is nothing to learn from among them",
             "Give `messages`, `prompt` with `completion`, or `text`; docs/data-formats.md has every shape.",
         )  # fmt: skip
+    asks = {"prompt": ANSWERS, "instruction": ("output",)}.get(placed[0][0].partition("[")[0], ())
+    if answered and asks and not any(name in row for name in asks):
+        problem = "there is no answer among them"
+        raise refused(where, "columns", ", ".join(map(str, row)), problem, f"Call it {' or '.join(asks)}.")
     for place, message in placed:
         check_said(place, message, where)
     return Conversation(with_system_column(tuple(message for _, message in placed), row, where), id)

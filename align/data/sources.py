@@ -109,7 +109,7 @@ def divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], 
     Raises:
         InputError: a row without the expected fields (with file and row number), or nothing to train on.
     """
-    train, test = sides(data)
+    train, test = sides(data, answered=True)
     for found, purpose in ((train, "to train on"), (test, "to measure on")):
         none_wanted = found is test and data.held_out == 0
         require(bool(found) or none_wanted, *named_of(data), f"leaves no row {purpose}", MORE)
@@ -141,30 +141,34 @@ def named_of(data: DataSource) -> tuple[str, Any]:
     return ("data.held_out", data.held_out) if data.name == "jsonl" else ("data", data.name)
 
 
-def sides(data: DataSource) -> tuple[list[Document], list[Document]]:
+def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], list[Document]]:
     """What a data set has to train on and to measure on. A file is divided by the hash of what each row asks
     (`held_out`), or measured on another file (`eval_path`); equal questions never stand on both sides. The corpus has
-    parts of its own."""
+    parts of its own.
+
+    Args:
+        answered: see `read_documents`.
+    """
     if data.name == "chitchat":
         plain, part = data.part == "base", data.part or "sft"
         train: list[Document] = [*chitchat.texts(part)] if plain else [*chitchat.conversations(part)]
         test: list[Document] = [*chitchat.texts("test")] if plain else [*chitchat.conversations("test")]
     elif data.eval_path:
-        test = eval_documents(data)
-        train = unasked(all_documents(data), test, str(data.path))
+        test = eval_documents(data, answered)
+        train = unasked(all_documents(data, answered), test, str(data.path))
     else:
-        train, test = divided(all_documents(data), data.held_out)
+        train, test = divided(all_documents(data, answered), data.held_out)
     return [prepared(d, data) for d in train], [prepared(d, data) for d in test]
 
 
-def all_documents(data: DataSource) -> list[Document]:
+def all_documents(data: DataSource, answered: bool = False) -> list[Document]:
     """What `data.path` holds, as it is."""
-    return read_documents(data_file(data.path), "data.path", data.bad_rows)
+    return read_documents(data_file(data.path), "data.path", data.bad_rows, answered)
 
 
-def eval_documents(data: DataSource) -> list[Document]:
+def eval_documents(data: DataSource, answered: bool = False) -> list[Document]:
     """What `data.eval_path` holds, as it is."""
-    return read_documents(eval_file(data), "data.eval_path", data.bad_rows)
+    return read_documents(eval_file(data), "data.eval_path", data.bad_rows, answered)
 
 
 def prepared(document: T, data: DataSource) -> T:

@@ -181,6 +181,14 @@ def table_of(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return found + [(_spelt(key), format_figure(value), f"`{key}` of manifest.json.") for key, value in left.items()]
 
 
+def by_weight(names: Iterable[str]) -> list[str]:
+    """Names of metrics, what a page shows first in front. Of a figure that became another one, what it became is first;
+    counts of rows and the like are last."""
+    places = {key: (i, -k) for i, figure in reversed([*enumerate(FIGURES)]) for k, key in enumerate(figure.keys)}
+    last = len(FIGURES)
+    return sorted(names, key=lambda name: places.get(name, (last + (name in ELSEWHERE), 0)))
+
+
 def scarce(metrics: Mapping[str, Any], least: int) -> list[str]:
     """`Label (n)` of the figures with fewer observations than `least` behind them."""
     labels = {figure.keys: figure.label for figure in FIGURES}

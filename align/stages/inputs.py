@@ -146,7 +146,10 @@ def ppo(config: Config) -> Inputs:
 
 
 def evaluate(config: Config) -> Inputs:
+    untold = config.method.name == "auto"
     artifact, base, config = start(config, config.artifact, "artifact")
+    if untold and artifact.whole:  # it is measured as it is
+        config = changed(config, method=changed(config.method, name="full"))
     root = Path(config.run.root).expanduser()
     named = config.init != INIT or artifact.manifest is None
     asked = find(config.init, root, config.model.path, config.model.revision, "init") if named else None
@@ -234,7 +237,7 @@ def pairs_of(config: Config, bad_rows: BadRows) -> tuple[Any, ...]:
 
 def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
     """What a stage starts from, see `align.models.start.start_from`; and the configuration with the method that this
-    belongs to.
+    belongs to and the system prompt that it was trained with.
 
     Args:
         ref: the reference; None for what the configuration has as `field`.
@@ -252,6 +255,9 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
         made = settings_in(found.artifact.path)
         why = f"{found.artifact.ref} is an adapter already, and goes on as it is"
         config.method.refuse_others(made, why, "Drop it, or start from a whole model.")
+    asked_with = found.artifact.manifest.config["data"].get("system") if found.artifact.manifest else None
+    if config.data.system is None and asked_with:  # what was taught under a system prompt is asked under it
+        config = changed(config, data=changed(config.data, system=asked_with))
     return found.artifact, found.base, changed(config, method=changed(config.method, name=found.method))
 
 
@@ -271,7 +277,7 @@ def source_of(config: Config, bad_rows: BadRows | None = None) -> DataSource:
     data = config.data
     return DataSource(
         data.name, data.path, part=data.part, held_out=data.held_out, limit=data.limit, eval_path=data.eval_path,
-        system=data.system, hide_reasoning=data.reasoning == "hide",
+        system=data.system or None, hide_reasoning=data.reasoning == "hide",
         bad_rows=bad_rows or BadRows(),
     )  # fmt: skip
 

@@ -62,6 +62,15 @@ def test_an_answer_that_is_not_trained_on_may_say_nothing(tmp_path: Path):
         assert found.messages[1] == Message("assistant", "", trained=False)
 
 
+def test_a_question_to_train_on_has_an_answer_beside_it(tmp_path: Path):
+    """A misspelt column made questions of rows, which were left out in a clause of one line."""
+    for row, names in (({"prompt": "a", "completion_": "b"}, "completion"), ({"instruction": "a"}, "output")):
+        path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": None}, row)
+        assert len(read_documents(path)) == 2  # to be asked
+        with pytest.raises(InputError, match=rf"row 2, columns=.*: there is no answer among them\. Call it {names}"):
+            read_documents(path, answered=True)
+
+
 # --- Rows that are refused
 
 GOOD = {"prompt": "a", "completion": "b"}

@@ -95,6 +95,11 @@ def test_a_value_that_an_experiment_leaves_open_or_sets(mine: Path):
         ("seed: 1\n", "does not say where its keys belong", "Make `# @package _global_` its first line."),
         ("", "does not say where its keys belong", "Make `# @package _global_` its first line."),
         (
+            "defaults:\n  - override /stage: sft\n",
+            "does not say where its",
+            "Make `# @package _global_` its first line.",
+        ),
+        (
             f"{GLOBAL}defaults:\n  - override method: lora\n",
             "chooses method in another way",
             "`- override /method: NAME`",

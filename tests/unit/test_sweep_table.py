@@ -54,6 +54,21 @@ def test_two_figures_and_the_end_of_a_long_value_are_shown_in_any_case():
     ]
 
 
+def test_what_a_sweep_is_for_stands_in_front_of_counts_of_rows():
+    """However the manifest orders them, which is by their names. A job that failed changes nothing of it."""
+    figures = {
+        "cut": 0,
+        "dropped_too_long": 1,
+        "held_out_rows": 2,
+        "loss_after": 1.5,
+        "loss_before": 2.5,
+        "train_rows": 9,
+    }
+    ended = [done("x", **figures), Ended(2, None)]
+    head = table(SWEPT[:2], ended).splitlines()[1]
+    assert head.split() == ["experiment", "seed", "status", "loss_after", "loss_before", "folder"]
+
+
 def test_no_password_is_shown():
     swept = [{"store.url": f"'postgresql://u:hunter{n}@h/x'"} for n in range(2)]
     assert "hunter" not in table(swept, [Ended(2, None)])

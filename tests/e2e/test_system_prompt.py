@@ -1,0 +1,54 @@
+"""A system prompt that a run was trained with is asked with by the stages that start from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from workshop import Ready, Workshop
+
+from align.config.compose import check, compose_raw
+from align.run import read_manifest
+from align.stages.inputs import OF
+from annotate.store import Store
+
+PROMPT = "You sell lamps."
+
+
+@pytest.fixture(scope="module")
+def shop(ready: Ready, tiny_model: Path, chats: Path) -> Workshop:
+    """Runs, `sft:lamps` among them."""
+    shop = Workshop(ready.root, chats)
+    model = ("model=hub", f"model.path={tiny_model}", "data.max_length=160")
+    shop.run("sft", *model, f"data.system={PROMPT}", "stage.max_steps=1", "stage.batch_size=8", "run.name=lamps")
+    return shop
+
+
+def test_every_stage_behind_it_asks_with_it(shop: Workshop, ready: Ready):
+    whole = ["artifact=sft:lamps", *ready.data]
+    starts = ["init=sft:lamps", *ready.data]
+    lines = {
+        "sft": starts, "sample": starts, "eval": whole, "export": ["artifact=sft:lamps"],
+        "ppo": [*ready.ppo[1:], "init=sft:lamps"], "reward": starts, "dpo": starts,
+    }  # fmt: skip
+    for stage, words in lines.items():
+        for given, wanted in ((), PROMPT), (("data.system=",), ""), (("data.system=Own.",), "Own."):
+            line = [f"stage={stage}", *words, f"run.root={shop.root}", *given]
+            assert OF[stage](check(compose_raw(line))).config.data.system == wanted, (stage, given)
+    line = ["stage=sample", "init=sft:s", *ready.data, f"run.root={shop.root}"]
+    assert OF["sample"](check(compose_raw(line))).config.data.system is None
+
+
+def test_it_is_said_and_written_down_and_people_see_it(shop: Workshop):
+    folder = shop.run("sample", "init=sft:lamps", "stage.prompts=2", "stage.candidates=2", "project=lamps")
+    assert f"system prompt '{PROMPT}'" in shop.told[folder].splitlines()[0]
+    assert read_manifest(folder).config["data"]["system"] == PROMPT
+    with Store.open(f"sqlite:///{shop.root}/annotations.db") as store:
+        asked = [item.prompt.messages[0] for item in store.items("lamps")]
+    assert [(turn.role, turn.content) for turn in asked] == [("system", PROMPT)] * 2
+    folder = shop.run(
+        "sample", "init=sft:lamps", "stage.prompts=2", "stage.candidates=2", "project=none", "data.system="
+    )
+    assert "system prompt" not in shop.told[folder]
+    with Store.open(f"sqlite:///{shop.root}/annotations.db") as store:
+        assert all(item.prompt.messages[0].role == "user" for item in store.items("none"))
