@@ -12,6 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 venv: .venv/.dev
 
 .venv/.demo .venv/.dev .venv/.docs: .venv/.%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into .venv: some minutes, and 2 to 7 GB of disk"
 	$(BIN)/python -m pip install --quiet --editable ".[$*]" --constraint constraints.txt
 	touch $@
 

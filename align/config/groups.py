@@ -60,7 +60,11 @@ class MethodConfig(Settings):
     dora: bool = setting(
         False, "Train the norm of each column of a weight apart from its direction (DoRA). Slower; exported merged."
     )
-    lr: float = setting(2e-4, "Learning rate of `stage=sft` and `stage=full`, which `stage.lr` follows.", above=0)
+    lr: float = setting(
+        2e-4,
+        "Learning rate of `stage=sft` and `stage=full`, a default for each method. `stage.lr` overrides it.",
+        above=0,
+    )
 
     def check_together(self) -> None:
         names = isinstance(self.targets, list | tuple) and all(isinstance(t, str) and t for t in self.targets)
@@ -131,7 +135,8 @@ class DataConfig(Settings):
     )  # fmt: skip
     eval_path: str | None = setting(
         None,
-        "A file to measure on, or hub:ORG/NAME/FILE. data.path is then trained on whole, but for what this one asks.",
+        "A file to measure on, or hub:ORG/NAME/FILE. All of data.path is then trained on, except rows that ask what "
+        "this file asks.",
         names="eval_data",
     )
     on_bad_row: str = setting(
@@ -233,7 +238,10 @@ class ExportConfig(Settings):
     require: list[str] = setting(
         [], "Engines that must have been asked for the receipt.", choices=("transformers", "llama.cpp", "vLLM")
     )
-    accept: list[str] = setting([], "Checks of the receipt whose missed bounds do not matter.")
+    accept: list[str] = setting(
+        [],
+        "Names of checks that may miss their bounds: the export is published all the same, and its receipt says so.",
+    )
     path: str | None = setting(None, "The folder that export=check measures again.")
     llama_cpp: str = setting("auto", "The Python that has llama.cpp: `auto` is this one, `none` does not ask it.")
     vllm: str = setting("auto", "The Python that has vLLM: `auto` is this one, `none` does not ask it.")

@@ -80,9 +80,10 @@ class PpoConfig(Settings):
         '("LoRA Without Regret", 2025).', above=0,
     )  # fmt: skip
     value_backbone: str = setting(
-        "own", "What the value head reads: an adapter of its own, which starts from the reward model's; the policy's "
-        "states, which saves a pass; or the reward model's, frozen. Where no reward model is on "
-        "the base, those of the policy's start.", choices=("own", "policy", "frozen"),
+        "own", "What the value head reads. `own`: an adapter of its own, which starts as a copy of the reward model's. "
+        "`policy`: the policy's states, which saves a pass. `frozen`: the reward model's states. Where the reward is "
+        "no model on this base, the policy's start takes the reward model's place.",
+        choices=("own", "policy", "frozen"),
     )  # fmt: skip
     value_lr: float = setting(1e-3, "Learning rate of the value head and its adapter.", above=0)
     warmup: float = training.warmup(0.05, most=1)

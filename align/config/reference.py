@@ -23,6 +23,7 @@ from align.config.root import PARTS, Config, RunConfig
 from align.config.schemas import SCHEMAS
 from align.config.settings import Setting, Settings, declared_in, defaults_of, parts_in
 from align.config.stages import STAGES, schema_of
+from align.config.synonyms import WORDS
 
 OF_EVERY_RUN = ("seed", "device", "dtype", "resume", "schema_version")
 WIDTH = 120
@@ -192,8 +193,23 @@ def markdown() -> str:
     for one in (*shared[:3], *reward_sections(), *shared[3:]):
         lines += tables(one, "###")
     lines += ["## Beside the groups", ""]
-    lines += tables(rest, "###") + tables(every_run(), "###")
+    always = every_run()  # less the keys of the group `track`, which has a section of its own above
+    always = replace(always, keys=tuple(key for key in always.keys if not key.name.startswith("track.")))
+    lines += tables(rest, "###") + tables(always, "###")
+    lines += names_elsewhere()
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def names_elsewhere() -> list[str]:
+    """What TRL and the others call these keys, as Markdown."""
+    lines = [
+        "## Names elsewhere", "",
+        "What TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl and OpenRLHF call these keys. A command line that",
+        "uses such a name is refused with the one on this page.", "",
+        "| here | elsewhere |", "| --- | --- |",
+    ]  # fmt: skip
+    lines += [f"| `{key}` | {', '.join(f'`{word}`' for word in words.split())} |" for key, words in WORDS.items()]
+    return [*lines, ""]
 
 
 def tables(one: Section, heading: str, more: str = "") -> list[str]:

@@ -17,8 +17,8 @@ from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
 SCHEMA_VERSION = 1
 DEFAULT_ROOT = "runs"
-LONGEST_NAME = 200
-"""Bytes; file systems take 255, and resume=never adds a number."""
+LONGEST_NAME = 240
+"""Bytes; file systems take 255, and `resume=never` may put a number behind it."""
 IN_MEMORY = re.compile(r"sqlite[\w+]*:(//)?(/?(:memory:|file:.*(:memory:|mode=memory).*)?)?(\?|$)")
 
 
@@ -106,8 +106,9 @@ class Config(Settings):
     track: TrackConfig = field(default_factory=TrackConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     init: str = setting(
-        "sft:latest", "What the stage starts from: a path, `base`, hub:ID, STAGE:latest or STAGE:NAME.", names="init"
-    )
+        "sft:latest", "What the stage starts from: a path, `base`, hub:ID, STAGE:latest or STAGE:NAME. sft, full and "
+        "verify begin with `base`.", names="init",
+    )  # fmt: skip
     artifact: str = setting("ppo:latest", "What is evaluated or exported, named as `init` is.", names="artifact")
     project: str = setting("default", "The annotation project.")
     store: StoreConfig = field(default_factory=StoreConfig)

@@ -23,9 +23,7 @@ class SftConfig(Settings):
     AT: ClassVar[str] = "stage"
 
     name: str = "sft"
-    lr: float = setting(
-        II("method.lr"), "Learning rate at its highest. Where it is not given, method.lr counts.", above=0
-    )
+    lr: float = setting(II("method.lr"), "Learning rate at its highest. Not given: method.lr.", above=0)
     epochs: float = training.epochs()
     max_steps: int | None = setting(
         None, "Steps after which training ends, whatever the epochs say. Empty: none.", above=0

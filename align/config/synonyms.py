@@ -55,7 +55,6 @@ WORDS = {
     "data.template": "chat_template",
     "data.template_kwargs": "chat_template_kwargs enable_thinking",
     "data.held_out": "test_size validation_split val_size val_set_size",
-    "data.on_bad_row": "skip_invalid ignore_errors on_bad_lines",
     "data.limit": "max_samples max_train_samples",
     "method.r": "r rank lora_r lora_rank",
     "method.alpha": "alpha lora_alpha",

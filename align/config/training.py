@@ -28,8 +28,8 @@ def micro_batch(rows: str = "Rows") -> Any:
 
 def gradient_accumulation() -> Any:
     return setting(
-        None, "Passes before a step of the optimiser: in place of batch_size, which is then micro_batch times that.",
-        above=0,
+        None, "Micro-batches in a step of the optimiser. It sets batch_size to so many times micro_batch; give one of "
+        "the two.", above=0,
     )  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from align.config.settings import setting
 
 @dataclass
 class VerifyConfig(PpoConfig):
-    """A line of `stage=ppo` with another stage: it takes every setting of that, and measures one batch of `rows`
-    answers under those that a batch depends on. By default (`init=base`) it needs nothing that was trained: adapters
-    are fresh, and moved a little so that they say something."""
+    """Checks that PPO computes what it should, on your model and settings: write it in place of `stage=ppo` in a line
+    that you want to run. It takes every setting of that stage and measures one batch of `rows` answers. It needs
+    nothing that was trained: by default (`init=base`) adapters are fresh, and moved a little so that they say
+    something."""
 
     name: str = "verify"
     rows: int = setting(8, "Answers of the batch.", at_least=2)

@@ -156,7 +156,7 @@ def test_readme_counts_the_types_of_models_that_were_measured() -> None:
     fast, plain = (int(re.findall(rf"^\| {path} \| (\d+) \|", table, re.MULTILINE)[0]) for path in ("fast", "plain"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"[{fast + plain} types]" in text
-    assert f"Models of {fast} types run on a fast path, of {plain} on the plain one" in text
+    assert f"Models of {fast} types take align's fast path; {plain} more take" in text
 
 
 def test_readme_has_the_win_rate_that_the_demo_reached() -> None:

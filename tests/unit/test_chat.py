@@ -68,7 +68,7 @@ def test_a_system_turn_is_read_and_never_trained(name: str) -> None:
     found, tokenizer = family(name)
     conversation = talk("Hi.", "Good day.", "And?", "Fine.", system="Be brief.")
     if not found.system:
-        with pytest.raises(InputError, match=r"conversation c1=.*system role.*data\.template=chatml"):
+        with pytest.raises(InputError, match=r"c1, roles=system.*system role.*data\.template=chatml"):
             encode_conversation(tokenizer, conversation)
         return
     told = trained_texts(tokenizer, conversation)
@@ -92,14 +92,14 @@ def test_a_conversation_may_open_with_the_assistant(name: str) -> None:
 
 def test_roles_out_of_order_are_refused_by_name() -> None:
     opened = Conversation.of([{"role": "assistant", "content": "Hi."}], "row 7")
-    with pytest.raises(InputError, match=r"conversation row 7=.*alternate"):
+    with pytest.raises(InputError, match=r"row 7, roles=assistant.*alternate"):
         encode_conversation(make_tokenizer(MISTRAL), opened)
 
 
 def test_a_template_with_markers_refuses_by_name_too() -> None:
     no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     template = no_system + MARKED.strip()
-    with pytest.raises(InputError, match=r"conversation c1=.*no system.*data\.template=chatml"):
+    with pytest.raises(InputError, match=r"c1, roles=system.*no system.*data\.template=chatml"):
         encode_conversation(make_tokenizer(template), talk("a", "b", system="s"))
 
 
@@ -141,7 +141,7 @@ def test_thoughts_of_earlier_turns_are_neither_shown_nor_trained() -> None:
 )
 def test_a_template_that_rewrites_turns_is_refused(body: str) -> None:
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n" + body + "<|im_end|>\n{% endfor %}"
-    with pytest.raises(InputError, match=r"conversation c1=Good day.*loss mask is not known.*data\.template=chatml"):
+    with pytest.raises(InputError, match=r"c1, messages\[1\]=Good day.*loss mask is not known.*data\.template=chatml"):
         encode_conversation(make_tokenizer(template, "<|im_end|>"), talk("a", "Good day.", "b", "Fine."))
 
 
