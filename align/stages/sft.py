@@ -12,7 +12,8 @@ import torch
 from align.config.root import Config
 from align.config.sft import SftConfig
 from align.config.training import held_out_for
-from align.data.chat import Encoded, encode
+from align.data.chat import Encoded
+from align.data.supervised import encode
 from align.data.template import use_template
 from align.errors import require
 from align.evals.heldout import HeldOutLoss, change_of, held_out_loss

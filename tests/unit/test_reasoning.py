@@ -12,10 +12,11 @@ from test_chat import family, talk
 from test_rows import exchange
 from test_sources import jsonl, write
 
-from align.data.chat import IGNORED, Prompt, encode, encode_conversation, encode_judged, prompt_ids, stop_token_ids
+from align.data.chat import IGNORED, Prompt, encode_conversation, encode_judged, prompt_ids, stop_token_ids
 from align.data.pairs import prepared
 from align.data.reasoning import answer_alone, with_reasoning
 from align.data.sources import DataSource, documents, prompts, read_documents
+from align.data.supervised import encode
 from align.errors import InputError
 from align.models.backbone import answered
 from align.rollout.answers_alone import answers_alone
