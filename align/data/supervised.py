@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data.chat import Encoded, encode_conversation, render, surely_too_long
-from align.data.reasoning import last_reasoning
+from align.data.reasoning import lost_reasoning, reasoning_length
 from align.data.tokens import text_ids
 from align.errors import InputError, require
 from align.types import Document
@@ -38,6 +38,7 @@ class Encoding:
         unanswered: conversations without a token to train on.
         cut: conversations longer than the context that are among the rows, cut there.
         unreasoned: conversations whose last answer lost its reasoning to the chat template.
+        unreasoned_earlier: conversations of which an earlier trained answer did.
     """
 
     rows: list[Encoded]
@@ -45,26 +46,34 @@ class Encoding:
     unanswered: int
     cut: int = 0
     unreasoned: int = 0
+    unreasoned_earlier: int = 0
 
     @property
     def tokens(self) -> int:
         return sum(len(r.input_ids) for r in self.rows)
 
+    @property
+    def given(self) -> int:
+        """Rows there would be, had none been left out."""
+        return len(self.rows) + self.too_long + self.unanswered
+
 
 def encode(
-    tokenizer: Any, documents: Sequence[Document], max_length: int, truncate: bool = False, mask_reasoning: bool = False
-) -> Encoding:
+    tokenizer: Any, documents: Sequence[Document], max_length: int, truncate: bool = False,
+    mask_reasoning: bool = False, left: str = "leaves nothing to train on",
+) -> Encoding:  # fmt: skip
     """Every document as token ids and labels.
 
     Args:
         mask_reasoning: see `encode_conversation`.
         truncate: a conversation longer than `max_length` is cut there; without, it is left out.
+        left: what is wrong where every document was dropped.
 
     Raises:
-        InputError: nothing is left to train on; the message counts what was dropped and why.
+        InputError: nothing is left; the message counts what was dropped and why.
     """
     rows: list[Encoded] = []
-    too_long = unanswered = cut = unreasoned = 0
+    too_long = unanswered = cut = unreasoned = unreasoned_earlier = 0
     for document in documents:
         if isinstance(document, str):
             rows += encode_text(tokenizer, document, max_length)
@@ -83,12 +92,13 @@ def encode(
         else:
             rows.append(encoded)
             cut += longer
-            reasoning = last_reasoning(document)
-            unreasoned += bool(reasoning) and reasoning not in render(tokenizer, document)
+            if any(reasoning_length(turn.content) for turn in document.messages if turn.role == "assistant"):
+                last, earlier = lost_reasoning(document, render(tokenizer, document))
+                unreasoned, unreasoned_earlier = unreasoned + last, unreasoned_earlier + earlier
     if documents and not rows:
         raise InputError(
             "data.max_length", max_length,
-            f"leaves nothing to train on: {too_long} conversations are longer and {unanswered} have no assistant turn",
+            f"{left}: {too_long} conversations are longer and {unanswered} have no assistant turn",
             "Raise data.max_length, or give conversations with an assistant's answer.",
         )  # fmt: skip
-    return Encoding(rows, too_long, unanswered, cut, unreasoned)
+    return Encoding(rows, too_long, unanswered, cut, unreasoned, unreasoned_earlier)

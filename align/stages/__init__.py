@@ -8,12 +8,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 
 from align.config.command import command_line
 from align.config.compose import plain, resolved
 from align.config.root import Config
 from align.config.stages import STAGES
+from align.data.tally import tallied
 from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
@@ -98,10 +100,12 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     page = LivePage(run, command_line(run.manifest.config, refs))
     page.begun()
     try:
-        rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
+        with tallied() as counts:
+            rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
         with watched(page.advanced):
             result: Result = module.run(run, config, *rows)
+        result = replace(result, metrics={**result.metrics, **counts})
         if "torch" in sys.modules:  # nothing else writes tensors
             from align.models.finite import check_published
 

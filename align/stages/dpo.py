@@ -58,8 +58,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
     test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
     print(
-        f"{len(train)} pairs to train on, {len(test)} held out, "
-        f"{dropped + dropped_test} longer than {max_length} tokens"
+        f"{len(train)} pairs to train on, {len(test)} held out; "
+        f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
     )
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
@@ -93,7 +93,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     metrics = {
         **held_out_figures(held_out, gap),
         **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
-        "dropped": dropped + dropped_test, **fitted.figures, "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
+        "dropped": dropped, "held_out_dropped": dropped_test, **fitted.figures, "peak_rss_mb": peak_rss_mb(),
+        **simulated_by(train_prefs),
     }  # fmt: skip
 
     # Publish.

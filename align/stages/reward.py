@@ -60,8 +60,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
     judged = rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
     print(
-        f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out, "
-        f"{dropped + dropped_test} longer than {max_length} tokens"
+        f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out; "
+        f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
     )
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
@@ -87,8 +87,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     metrics = {
         **held_out_figures(held_out, gap),
         "loss": pair_loss(scores_M2), "pairs": len(train), "rankings": len(judged),
-        "held_out_pairs": len(test), "dropped": dropped + dropped_test, **fitted.figures, "copied_tensors": copied,
-        "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
+        "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test, **fitted.figures,
+        "copied_tensors": copied, "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
 
     # Publish.

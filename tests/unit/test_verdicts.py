@@ -11,7 +11,7 @@ import pytest
 from align.config.stages import STAGES
 from align.report.figures import FIGURES, scarce, table_of
 from align.report.live import TITLES, finished_page
-from align.report.origins import origins
+from align.report.origins import about_rendering, about_rows, origins
 from align.report.page import Code, Link
 from align.report.seen import Seen
 from align.report.stages import reliability_bins
@@ -221,7 +221,7 @@ def test_what_a_run_was_made_of(tmp_path: Path):
     assert found["Started from"] == [Link("sft:a (b)#1", "../../sft/a%20%28b%29%231/report.html")]
     assert found["Reward"] == ["reward:x"]  # it does not lie here, and a link would lead nowhere
     assert found["Data"] == [
-        f"chats.jsonl, sha256 {'d' * 12}…", "1,200 prompts; dropped 4 for being longer than 512 tokens",
+        f"chats.jsonl, sha256 {'d' * 12}…", "1,200 of 1,204 prompts; dropped 4 for being longer than 512 tokens",
     ]  # fmt: skip
     assert found["Learning rate"] == [
         "0.0005, linear schedule, warmed up over 5\u00a0% of the steps", "0.001 for the value",
@@ -234,6 +234,38 @@ def test_what_a_run_was_made_of(tmp_path: Path):
     assert found["Versions"] == ["python 3.11.7, torch 2.13"]
     assert "not committed" in str(found["Code"])
     assert all(parts and all(parts) for parts in found.values())
+
+
+def test_what_was_left_out_of_either_side_is_said():
+    metrics = {
+        "train_rows": 1285, "dropped_too_long": 8, "dropped_unanswered": 0, "dropped_in_eval": 6, "cut": 0,
+        "held_out_rows": 40, "held_out_too_long": 1, "held_out_unanswered": 0, "held_out_cut": 2,
+        "reasoning_lost_last": 1, "reasoning_lost_earlier": 45,
+    }  # fmt: skip
+    train, *rest = about_rows(metrics, 1024)
+    dropped = "dropped 8 for being longer than 1,024 tokens and 6 that data.eval_path asks too"
+    assert train == f"1,285 of 1,299 rows to train on; {dropped}"
+    assert rest == [
+        "40 of 41 rows held out; dropped 1 for being longer than 1,024 tokens; cut 2 at 1,024 tokens",
+        "the chat template left out the reasoning of the last answer in 1 row and of earlier answers in 45 rows",
+    ]
+    pairs = {"pairs": 9, "dropped": 0, "held_out_pairs": 1, "held_out_dropped": 1, "dropped_in_eval": 2}
+    assert list(about_rows(pairs, None)) == [
+        "9 of 11 pairs to train on; dropped 2 that data.eval_path asks too",
+        "1 of 2 pairs held out; dropped 1 for their length",
+    ]
+    assert list(about_rows({"win_rate": interval(0.8, 0.7, 0.9, 12), "dropped": 0}, 99)) == ["12 prompts"]
+
+
+def test_how_rows_became_text_is_said_where_it_is_not_the_default():
+    assert list(about_rendering({"template": None, "template_kwargs": {}, "system": None, "reasoning": "keep"})) == []
+    asked = {"template": "chatml", "template_kwargs": {"think": False}, "system": "Be <brief>. " * 99}
+    template, arguments, system, reasoning = about_rendering({**asked, "reasoning": "mask"})
+    assert template == "chat template chatml, in place of the model's own"
+    assert arguments == "arguments of the chat template: think=False"
+    assert system.startswith("system turn where a row has none: Be <brief>. Be")
+    assert len(system) < 250
+    assert "data.reasoning=mask" in reasoning
 
 
 def test_a_base_that_a_run_made_is_a_parent(tmp_path: Path):
