@@ -18,7 +18,7 @@ from align.report.figures import scarce, table_of
 from align.report.origins import origins, written_at
 from align.report.page import Block, Report
 from align.report.seen import Seen
-from align.report.stages import SHOWN, draw, notes
+from align.report.stages import SHOWN, draw, notes, trained_on_shown
 from align.report.verdicts import verdict_of
 from align.report.words import duration
 from align.run.folder import Run, now
@@ -102,6 +102,7 @@ class LivePage:
         if self._curves:
             report.heading("So far")
             report.blocks += self._curves
+        trained_on_shown(report, self._seen())
         self._write(report)
 
     def _drawn(self) -> None:
@@ -122,6 +123,7 @@ class LivePage:
         if self._curves:
             report.heading("Up to then")
             report.blocks += self._curves
+        trained_on_shown(report, seen)
         if seen.manifest.stage == "verify":
             SHOWN["verify"](report, seen)
         return report
@@ -161,6 +163,7 @@ def finished_page(seen: Seen) -> Report:
         draw(report, seen)
     if stage in SHOWN:
         SHOWN[stage](report, seen)
+    trained_on_shown(report, seen)
     return report
 
 

@@ -9,14 +9,25 @@ from typing import Any
 
 from align.ops.calibration import Bin, calibration_bins
 from align.report.curves import CURVES, LOSS, UNITS, Curve
-from align.report.page import Report
+from align.report.page import Part, Report
 from align.report.seen import Seen
-from align.report.words import is_number, percent
+from align.report.words import counted, is_number, percent
 
 SHOWN_PAIRS = 3
 """Held-out pairs of each kind that a page shows."""
 SHOWN_PROMPTS = 6
 """Prompts whose sampled answers a page shows."""
+ROWS = (
+    "The first rows, decoded from the token ids that the model reads. **Underlined** is what the loss is taken on, "
+    "a frame is around special tokens."
+)
+TRAINED_ON = {
+    "sft": ROWS,
+    "full": ROWS,
+    "dpo": ROWS.replace("rows", "pair").replace("the loss is taken on", "the loss compares"),
+    "reward": ROWS.replace("rows", "pair").replace("what the loss is taken on", "the token where the score is read"),
+}
+SIDES = {"chosen": "Preferred", "rejected": "Not preferred"}
 RELIABILITY = (
     "Does the model know how sure it may be? Points on the dashed line are right as often as they say; the numbers "
     "count pairs, the whiskers are 95 % intervals over prompts."
@@ -67,6 +78,18 @@ def course(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
 
 
 # What was said.
+
+
+def trained_on_shown(report: Report, seen: Seen) -> None:
+    """The first rows as they are trained on."""
+    rows = seen.evidence("trained_on.jsonl")
+    if not rows:
+        return
+    report.heading("What is trained on").text(TRAINED_ON[seen.manifest.stage])
+    for row in rows:
+        name = SIDES.get(row["what"], row["what"].capitalize())
+        caption = f"{name}: {counted(row['tokens'], 'token')}, {row['trained']:,} of them underlined"
+        report.tokens(caption, [Part(**part) for part in row["parts"]])
 
 
 def pairs_shown(report: Report, seen: Seen) -> None:

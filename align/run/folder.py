@@ -21,9 +21,9 @@ from align.run.manifest import FILE, Base, Input, Manifest, identity_of, read_ma
 from align.run.weights import published_digest
 
 MISSING = "(missing)"
-OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html")
-"""Files that a run has before its stage has done anything."""
-PUBLISHED = ("report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl")
+OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html", "trained_on.jsonl")
+"""Files that a run has before its stage has computed anything."""
+PUBLISHED = ("report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "trained_on.jsonl")
 """Files beside the artifact that a done run answers for."""
 
 

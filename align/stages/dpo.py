@@ -14,6 +14,7 @@ from align.config.training import held_out_for
 from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
+from align.data.trained_on import write_pair
 from align.errors import require
 from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
 from align.models.actor import ModelActor
@@ -61,6 +62,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         f"{len(train)} pairs to train on, {len(test)} held out; "
         f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
     )
+    write_pair(run.folder, tokenizer, train[0][1], answers=True)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
     # The policy is the supervised adapter, or a fresh one on a whole model.

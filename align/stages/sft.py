@@ -15,6 +15,7 @@ from align.config.training import held_out_for
 from align.data.chat import Encoded
 from align.data.supervised import Encoding, encode
 from align.data.template import use_template
+from align.data.trained_on import write_rows
 from align.errors import require
 from align.evals.heldout import HeldOutLoss, change_of, held_out_loss
 from align.models.adapters import attach, save_adapter, with_new_adapter
@@ -64,6 +65,7 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     train, test = encoded(train_documents), encoded(test_documents, left="leaves nothing to measure on")
     for line in about_rows(train, test, max_length, cuts):
         print(line)
+    write_rows(run.folder, tokenizer, train.rows)
     held_out_for(stage.eval_every, len(test.rows), "data.held_out")
 
     # The model before training, then training, then the same measure again.

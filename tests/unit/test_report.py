@@ -13,7 +13,7 @@ import pytest
 from align.errors import StorageError
 from align.ops.calibration import calibration_bins
 from align.report import Report, format_figure, too_few
-from align.report.page import Code, Link
+from align.report.page import LONGEST_TEXT, Code, Link, Part
 from align.report.plots import (
     MOST_POINTS,
     curves,
@@ -61,6 +61,7 @@ def full_report(text: str = "plain") -> Report:
         .table([text, "n"], [[text, 3]], text)
         .transcript([(text, text)], text)
         .side_by_side(text, [(text, text)])
+        .tokens(text, [Part(text, False, False), Part(text, True, False), Part(text, True, True)])
         .plot(drawn, text, text)
     )
 
@@ -185,6 +186,27 @@ def test_times():
 )
 def test_format_figure(value, text):
     assert format_figure(value) == text
+
+
+def test_a_row_of_tokens_is_marked_by_more_than_a_colour():
+    parts = [Part("<s>", False, True), Part("Hi?", False, False), Part("Yes.", True, False), Part("</s>", True, True)]
+    source = Report("r").tokens("Row 1", parts).html()
+    assert "<code>&lt;s&gt;</code>Hi?<mark>Yes.<code>&lt;/s&gt;</code></mark></p>" in source
+    assert re.search(r"\.tokens mark \{[^}]*border-bottom", source)
+    assert re.search(r'\.tokens mark::before \{ content: "\[trained: "', source)
+
+
+def test_a_long_row_is_cut_in_the_middle_and_says_so():
+    parts = [Part("a" * 3000, False, False), Part("<|u|>", False, True), Part("b" * 1500, True, False)]
+    source = Report("r").tokens("Row 1", parts).html()
+    half = LONGEST_TEXT // 2
+    note = "<i> … 2,505 characters are left out here … </i>"
+    assert f'">{"a" * half}{note}<mark>{"b" * half}</mark></p>' in source
+    within = Report("r").tokens("Row 1", [Part("a" * half, False, False), Part("b" * half, True, False)]).html()
+    assert f'">{"a" * half}<mark>{"b" * half}</mark></p>' in within
+    one = Report("r").tokens("Row 1", [Part("c" * 2001, True, False)]).html()
+    assert one.count("1 characters are left out") == 1
+    assert one.count("c" * half) == 2
 
 
 def test_table_sets_figures_right_and_checks_its_rows():
