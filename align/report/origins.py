@@ -58,7 +58,7 @@ def origins(seen: Seen) -> list[tuple[str, list[Fact]]]:
         ("Took", [took(manifest)] if manifest.times.get("finished") else []),
         ("Computed on", [about_machine(manifest, seen.config)]),
         ("Versions", [", ".join(f"{name} {version}" for name, version in manifest.packages.items())]),
-        ("Code", [about_code(manifest)]),
+        ("Code", list(about_code(manifest))),
     ]
     return [(term, [part for part in parts if part]) for term, parts in found if any(parts)]
 
@@ -196,12 +196,19 @@ def about_machine(manifest: Manifest, config: Mapping[str, Any]) -> str:
     return ", ".join(part for part in (*(c for c in chosen if c != "auto"), machine, cpus) if part)
 
 
-def about_code(manifest: Manifest) -> str:
-    git = manifest.git
-    if not git:
-        return f"sha256 {manifest.code[:DIGITS]}…" if manifest.code else ""
-    changed = ", with changes that were not committed (they are in manifest.json)" if git.get("diff") else ""
-    return f"git commit {git['commit'][:DIGITS]} of the folder it ran in{changed}"
+def about_code(manifest: Manifest) -> Iterator[str]:
+    """The commit of align's checkout, where it is one; that of the folder that the run was started in, where that is
+    another one."""
+    commit, digest = manifest.commit.rstrip("+"), f"sha256 {manifest.code[:DIGITS]}…" if manifest.code else ""
+    if commit:
+        changed = ", with changes that were not committed" if manifest.commit.endswith("+") else ""
+        yield f"align at git commit {commit[:DIGITS]}{changed}, {digest}"
+    else:
+        yield digest
+    git = manifest.git or {}
+    if git.get("commit", commit) != commit:
+        changed = ", with changes that were not committed (they are in manifest.json)" if git.get("diff") else ""
+        yield f"run in a folder at git commit {git['commit'][:DIGITS]}{changed}"
 
 
 def written_at() -> str:

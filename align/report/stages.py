@@ -47,17 +47,18 @@ def plot(report: Report, seen: Seen, curve: Curve, lines: Mapping[str, str]) -> 
     from align.report.plots import curves, points_of, render, together, window
 
     unit = UNITS.get(seen.manifest.stage, "step")
-    marks: list[tuple[float, float]] = []
+    rows, marks = seen.rows, list[tuple[float, float]]()
     if curve is LOSS and "loss_after" in seen.metrics:
-        marks = [
-            (0, seen.metrics["loss_before"]),
-            (seen.metrics.get("published_step", seen.metrics["steps"]), seen.metrics["loss_after"]),
-        ]
+        before, after = seen.metrics["loss_before"], seen.metrics["loss_after"]
+        if "held_out_loss" in lines:  # one curve from the start on
+            rows = [{"step": 0, "held_out_loss": before}, *rows]
+        else:
+            marks = [(0, before), (seen.metrics.get("published_step", seen.metrics["steps"]), after)]
     figure = curves(
-        seen.rows, lines, curve.unit, curve.title, unit if unit != "prompt" else "prompts answered", curve.span,
+        rows, lines, curve.unit, curve.title, unit if unit != "prompt" else "prompts answered", curve.span,
         curve.within, marks, "held out, before and after", curve.smooth,
     )  # fmt: skip
-    points = {label: points_of(seen.rows, key) for key, label in lines.items()}
+    points = {label: points_of(rows, key) for key, label in lines.items()}
     drawn = max(map(len, points.values()))
     size = together(drawn)
     wide = window(math.ceil(drawn / size))

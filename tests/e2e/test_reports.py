@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,17 @@ def test_what_is_trained_on_is_shown_as_it_was_handed_to_the_trainer(
         answer = "".join(part["text"] for part in row["parts"] if part["trained"])
         assert answer == tiny_tokenizer.decode([label for label in given["labels"] if label != IGNORED])
         assert f"<mark>{answer.removesuffix('<eos>')}<code><eos></code></mark>" in page
+
+
+def test_the_command_of_a_report_runs_as_it_stands(ready: Ready, tiny_model: Path, capsys: pytest.CaptureFixture[str]):
+    """It finds the run that it is to make again finished: it is the same run."""
+    assert main([*line(ready, tiny_model, "sft", ["run.name=again"]), f"run.root={ready.root}"]) == 0
+    said = re.search(r"Command</dt><dd><code>(.*?)</code>", page_of(ready.root / "sft" / "again"))
+    assert said is not None
+    assert "model=hub" in said[1]
+    capsys.readouterr()
+    assert main(shlex.split(said[1])[3:]) == 0
+    assert "finished already" in capsys.readouterr().out
 
 
 def test_a_failed_run_says_so(ready: Ready, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,7 +23,7 @@ from align.report.plots import (
     render,
     smoothed,
     thinned,
-    tick,
+    ticks,
 )
 from align.report.words import duration, moment, percent
 
@@ -225,7 +225,7 @@ def test_curves_pass_over_missing_and_leave_gaps():
     assert list(line.get_ydata())[-1] == 4
 
 
-def ticks(axis) -> list[float]:
+def tick_places(axis) -> list[float]:
     low, high = sorted(axis.get_view_interval())
     return [t for t in axis.get_ticklocs() if low <= t <= high]
 
@@ -234,7 +234,7 @@ def ticks(axis) -> list[float]:
 def test_steps_are_whole_and_noise_looks_like_noise(steps: int):
     rows = [{"step": i + 1, "kl": 5 + 0.001 * (-1) ** i} for i in range(steps)]
     ax = curves(rows, {"kl": "KL"}, span=2.0).axes[0]
-    at = ticks(ax.xaxis)
+    at = tick_places(ax.xaxis)
     assert at
     assert all(t == int(t) for t in at)
     assert len(at) <= 8
@@ -272,10 +272,23 @@ def test_a_long_run_is_drawn_with_few_points():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0002, "0.0002"), (-1.5, "−1.5"), (1200.0, "1,200"), (1e30, "1e+30"), (5e-05, "5e-05")]
-)
-def test_numbers_at_an_axis(value: float, text: str):
-    assert tick(value) == text
+    ("values", "texts"),
+    [
+        ([0.0, 8e-5, 0.00016], ["0", "8e-5", "1.6e-4"]), ([0.0, 0.0005, 0.001], ["0", "0.0005", "0.001"]),
+        ([-1.5, 1e-17, 1.5], ["−1.5", "0", "1.5"]), ([500.0, 1200.0], ["500", "1,200"]), ([0.0, 1e30], ["0", "1e30"]),
+        ([], []), ([0.0], ["0"]),
+    ],
+)  # fmt: skip
+def test_numbers_at_an_axis_are_in_one_notation(values: list[float], texts: list[str]):
+    assert ticks(values) == texts
+
+
+def test_an_axis_of_rates_is_in_one_notation():
+    ax = curves([{"step": i, "lr": 0.0002 * (1 - i / 9)} for i in range(10)], {"lr": "rate"}, smooth=False).axes[0]
+    ax.figure.canvas.draw()
+    said = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(said) > 3
+    assert all("e-" in text for text in said if text != "0")
 
 
 def test_marks_beside_a_line():

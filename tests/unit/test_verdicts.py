@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from align.config.stages import STAGES
 from align.report.figures import FIGURES, scarce, table_of
 from align.report.live import TITLES, finished_page
-from align.report.origins import about_rendering, about_rows, origins
-from align.report.page import Code, Link
+from align.report.origins import about_code, about_rendering, about_rows, origins
+from align.report.page import Code, Link, Report
 from align.report.seen import Seen
-from align.report.stages import reliability_bins
+from align.report.stages import draw, reliability_bins
 from align.report.verdicts import VERDICTS, gain, verdict_of
 from align.run import Base, Input, Manifest
 
@@ -232,7 +233,9 @@ def test_what_a_run_was_made_of(tmp_path: Path):
     assert found["Took"] == ["12 minutes"]
     assert found["Computed on"] == ["cpu, float32, 2 processors"]
     assert found["Versions"] == ["python 3.11.7, torch 2.13"]
-    assert "not committed" in str(found["Code"])
+    assert found["Code"] == [
+        f"run in a folder at git commit {'c' * 12}, with changes that were not committed (they are in manifest.json)"
+    ]
     assert all(parts and all(parts) for parts in found.values())
 
 
@@ -266,6 +269,31 @@ def test_how_rows_became_text_is_said_where_it_is_not_the_default():
     assert system.startswith("system turn where a row has none: Be <brief>. Be")
     assert len(system) < 250
     assert "data.reasoning=mask" in reasoning
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_held_out_loss_is_one_curve_from_the_start_on(tmp_path: Path, measured: bool):
+    rows = [{"step": step, "loss": 3.0} | ({"held_out_loss": 4.0 - step} if measured else {}) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = Report("")
+    draw(report, seen("sft", {"loss_before": 4.0, "loss_after": 2.0, "published_step": 2, "steps": 2}, tmp_path))
+    alt = re.search(r'alt="(Loss over steps[^"]*)"', report.blocks[0])
+    assert alt is not None
+    assert alt[1].count("held out") == 1
+    assert "held out: from 4 at step 0 to 2 at step 2" in alt[1]
+
+
+def test_the_code_is_known_by_its_commit_where_it_has_one():
+    def code(**values: Any) -> list[str]:
+        return list(about_code(Manifest("sft", "a", 0, {}, {}, None, code="d" * 64, **values)))
+
+    digest, commit = f"sha256 {'d' * 12}…", "a" * 40
+    assert code() == [digest]
+    assert code(commit=commit) == [f"align at git commit {'a' * 12}, {digest}"]
+    same = code(commit=f"{commit}+", git={"commit": commit, "diff": "+"})
+    assert same == [f"align at git commit {'a' * 12}, with changes that were not committed, {digest}"]
+    other = code(commit=commit, git={"commit": "b" * 40})
+    assert other[1:] == [f"run in a folder at git commit {'b' * 12}"]
 
 
 def test_a_base_that_a_run_made_is_a_parent(tmp_path: Path):
