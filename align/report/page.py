@@ -62,6 +62,7 @@ dl.facts { display: grid; grid-template-columns: minmax(6rem, 11rem) minmax(0, 1
 .transcript dd { margin: 0 0 0.6rem; white-space: pre-wrap; } .transcript dd:last-child { margin-bottom: 0; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0.6rem;
   margin: 0.4rem 0 0; }
+.sides.pairs { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .side dd { margin: 0; white-space: pre-wrap; }
 .prompt { margin: 0; white-space: pre-wrap; }
 .tokens { margin: 0.3rem 0 0; padding: 0.75rem 1rem; background: var(--card); border-radius: 6px; white-space: pre-wrap;
@@ -190,17 +191,19 @@ class Report:
 
     def transcript(self, turns: Sequence[tuple[str, str]], caption: str = "") -> Report:
         """A conversation, or what was answered one after another: (who, what) a turn, line breaks kept."""
-        body = "".join(f"<dt>{escape(who)}</dt><dd>{escape(_cut(what))}</dd>" for who, what in turns)
-        label = f'<figcaption class="prompt">{escape(_cut(caption))}</figcaption>' if caption else ""
+        body = "".join(f"<dt>{escape(who)}</dt><dd dir=auto>{escape(_cut(what))}</dd>" for who, what in turns)
+        label = f'<figcaption class="prompt" dir=auto>{escape(_cut(caption))}</figcaption>' if caption else ""
         return self._add(f'<figure class="transcript">{label}<dl>{body}</dl></figure>')
 
     def side_by_side(self, prompt: str, answers: Sequence[tuple[str, str]]) -> Report:
         """Answers to one prompt: (what is to be said of it, the answer) each; below each other on a narrow screen."""
         sides = "".join(
-            f'<div class="side"><dt>{escape(label)}</dt><dd>{escape(_cut(text))}</dd></div>' for label, text in answers
+            f'<div class="side"><dt>{escape(label)}</dt><dd dir=auto>{escape(_cut(text))}</dd></div>'
+            for label, text in answers
         )
-        asked = f'<figcaption class="prompt">{escape(_cut(prompt))}</figcaption>'
-        return self._add(f'<figure>{asked}<dl class="sides">{sides}</dl></figure>')
+        asked = f'<figcaption class="prompt" dir=auto>{escape(_cut(prompt))}</figcaption>'
+        shape = "sides pairs" if len(answers) in (2, 4) else "sides"  # four stand two by two, and not three and one
+        return self._add(f'<figure>{asked}<dl class="{shape}">{sides}</dl></figure>')
 
     def tokens(self, caption: str, parts: Sequence[Part]) -> Report:
         """A row as it is trained on: what a loss is taken on is tinted and underlined, special tokens are framed."""
@@ -213,7 +216,8 @@ class Report:
         runs = groupby(_cut_within(parts, LONGEST_TEXT), lambda part: isinstance(part, Part) and part.trained)
         texts = (("".join(map(piece, run)), trained) for trained, run in runs)
         body = "".join(f"<mark>{text}</mark>" if trained else text for text, trained in texts)
-        return self._add(f'<figure><figcaption>{escape(caption)}</figcaption><p class="tokens">{body}</p></figure>')
+        label = f"<figcaption>{escape(caption)}</figcaption>"
+        return self._add(f'<figure>{label}<p class="tokens" dir=auto>{body}</p></figure>')
 
     def html(self) -> str:
         """The whole page."""

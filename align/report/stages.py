@@ -11,7 +11,7 @@ from align.ops.calibration import Bin, calibration_bins
 from align.report.curves import CURVES, LOSS, UNITS, Curve
 from align.report.page import Part, Report
 from align.report.seen import Seen
-from align.report.words import counted, is_number, percent
+from align.report.words import counted, format_figure, is_number, percent, signed
 
 SHOWN_PAIRS = 3
 """Held-out pairs of each kind that a page shows."""
@@ -35,12 +35,30 @@ RELIABILITY = (
 
 
 def draw(report: Report, seen: Seen) -> None:
-    """The stage's curves, those that its metrics stream has something for."""
-    stage = seen.manifest.stage
-    for curve in CURVES.get(stage, ()):
-        lines = {key: label for key, label in curve.lines.items() if any(is_number(row.get(key)) for row in seen.rows)}
-        if lines:
+    """The stage's curves, those that its metrics stream has something for. One point is no curve."""
+    for curve in CURVES.get(seen.manifest.stage, ()):
+        found = {key: len(logged(seen, key)) for key in curve.lines}
+        lines = {key: curve.lines[key] for key, count in found.items() if count}
+        if max(found.values()) > 1 or (lines and curve is LOSS and "loss_after" in seen.metrics):
             plot(report, seen, curve, lines)
+
+
+def logged(seen: Seen, key: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows of the metrics stream that have a figure."""
+    return [(row["step"], row[key]) for row in seen.rows if is_number(row.get(key))]
+
+
+def figures_so_far(report: Report, seen: Seen) -> None:
+    """What the curves show, in numbers: the first and the newest. It costs nothing, so it is there before they are."""
+    unit, found = UNITS.get(seen.manifest.stage, "step"), []
+    for curve in CURVES.get(seen.manifest.stage, ()):
+        for key, label in curve.lines.items():
+            if points := logged(seen, key):
+                name = curve.title if len(curve.lines) == 1 else f"{curve.title}, {label}"
+                figures = [f"{format_figure(float(y))} at {unit} {x:,}" for x, y in (points[0], points[-1])]
+                found.append((f"{name} ({curve.unit})" if curve.unit else name, *figures))
+    if found:
+        report.table(("figure", "first", "newest"), found, "Figures so far")
 
 
 def plot(report: Report, seen: Seen, curve: Curve, lines: Mapping[str, str]) -> None:
@@ -128,8 +146,8 @@ def pairs_shown(report: Report, seen: Seen) -> None:
 def labelled(pair: Mapping[str, Any], side: str) -> tuple[str, str]:
     what = "Preferred" if side == "chosen" else "Not preferred"
     if f"score_{side}" in pair:
-        return f"{what}, score {pair[f'score_{side}']:.2f}", pair[side]
-    return (f"{what}, margin {pair['margin']:.2f}" if side == "chosen" else what), pair[side]
+        return f"{what}, score {signed(pair[f'score_{side}'])}", pair[side]
+    return (f"{what}, margin {signed(pair['margin'])}" if side == "chosen" else what), pair[side]
 
 
 def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
@@ -152,7 +170,9 @@ def answers_shown(report: Report, seen: Seen) -> None:
     """The fixed held-out prompts' answers as training went on."""
     shown: dict[str, list[tuple[str, str]]] = {}
     for row in seen.evidence("samples.jsonl"):
-        shown.setdefault(row["prompt"], []).append((f"Update {row['step']}, score {row['score']:.2f}", row["answer"]))
+        shown.setdefault(row["prompt"], []).append(
+            (f"Update {row['step']}, score {signed(row['score'])}", row["answer"])
+        )
     if shown:
         report.heading("Held-out prompts as training went on")
     for prompt, answers in shown.items():
@@ -191,7 +211,7 @@ def comparison_shown(report: Report, seen: Seen) -> None:
     for sample in samples[: seen.settings["shown"]]:
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in sample["prompt"])
         sides = ((who, sample[of], sample[f"score_{of}"]) for who, of in (("Start", "ref"), ("Policy", "policy")))
-        report.side_by_side(prompt, [(f"{who}, {role} score {score:.2f}", text) for who, text, score in sides])
+        report.side_by_side(prompt, [(f"{who}, {role} score {signed(score)}", text) for who, text, score in sides])
 
 
 def average(values: Sequence[float]) -> float:

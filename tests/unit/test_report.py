@@ -201,9 +201,9 @@ def test_a_long_row_is_cut_in_the_middle_and_says_so():
     source = Report("r").tokens("Row 1", parts).html()
     half = LONGEST_TEXT // 2
     note = "<i> … 2,505 characters are left out here … </i>"
-    assert f'">{"a" * half}{note}<mark>{"b" * half}</mark></p>' in source
+    assert f"dir=auto>{'a' * half}{note}<mark>{'b' * half}</mark></p>" in source
     within = Report("r").tokens("Row 1", [Part("a" * half, False, False), Part("b" * half, True, False)]).html()
-    assert f'">{"a" * half}<mark>{"b" * half}</mark></p>' in within
+    assert f"dir=auto>{'a' * half}<mark>{'b' * half}</mark></p>" in within
     one = Report("r").tokens("Row 1", [Part("c" * 2001, True, False)]).html()
     assert one.count("1 characters are left out") == 1
     assert one.count("c" * half) == 2

@@ -15,7 +15,7 @@ from align.report.live import TITLES, finished_page
 from align.report.origins import about_code, about_rendering, about_rows, origins
 from align.report.page import Code, Link, Report
 from align.report.seen import Seen
-from align.report.stages import draw, reliability_bins
+from align.report.stages import draw, figures_so_far, reliability_bins
 from align.report.verdicts import VERDICTS, gain, verdict_of
 from align.run import Base, Input, Manifest
 
@@ -164,8 +164,8 @@ def test_what_was_sampled_exported_and_proven(tmp_path: Path):
     row = {"engine": "transformers", "bound": ["kl", 0.01], "verdict": "pass"}
     checks = [row, {"engine": "vLLM", "bound": None, "verdict": "not checked"}]
     assert said("export", {"checks": checks, "kl": 8e-7}) == (
-        "Loaded back, it is what was trained: 1 of 1 checks kept their bounds, and the first lies 8e-07 nats a token "
-        "from it on fixed prompts. Not asked, or not of everything: vLLM."
+        "1 of 1 check passed: loaded back, the export is what was trained. KL from what was trained: 8e-07 nats a "
+        "token on fixed prompts. Not checked, or not in everything: vLLM."
     )
     (tmp_path / "artifact").mkdir()
     anchors = [{"name": "closed form", "holds": True}, {"name": "gae", "holds": True}]
@@ -269,6 +269,25 @@ def test_how_rows_became_text_is_said_where_it_is_not_the_default():
     assert system.startswith("system turn where a row has none: Be <brief>. Be")
     assert len(system) < 250
     assert "data.reasoning=mask" in reasoning
+
+
+def test_a_verdict_says_that_most_answers_were_cut():
+    rows = {"last_kl": 1.0, "last_eos_rate": 0.09, "tripped": []}
+    row = {"step": 1, "score": 0.1, "score_std": 1.0}
+    for rate, cut in ((0.09, True), (0.97, False)):
+        given = seen("ppo", rows | {"last_eos_rate": rate}, settings={"batch_size": 32})
+        given.__dict__["rows"] = [row, row | {"step": 2}]
+        text = verdict_of(given).replace("\u00a0", " ")
+        assert ("91 % of its answers were cut at 24 tokens." in text) == cut
+
+
+def test_one_point_is_no_curve_and_the_newest_figures_are_there_at_once(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 64, "eos_rate": 0.5, "mean_length": 38.03}\n')
+    given, report = seen("sample", {}, tmp_path), Report("")
+    draw(report, given)
+    assert report.blocks == []
+    figures_so_far(report, given)
+    assert "<td>Answer length (tokens)</td><td>38.03 at prompt 64</td>" in report.blocks[0]
 
 
 @pytest.mark.parametrize("measured", [True, False])
