@@ -27,6 +27,7 @@ from typing import Any
 
 from align.data.messages import check_row, messages_of, with_system_column
 from align.data.rows import json_rows
+from align.data.tally import tally
 from align.errors import InputError, StorageError, require
 from align.types import Message, Preference
 
@@ -94,8 +95,13 @@ class SourceRow:
 
 
 def read_preferences(path: str | Path) -> list[Preference]:
-    """The pairs of a file; `read_with_report` also says what was dropped."""
-    return read_with_report(path)[0]
+    """The pairs of a file; says how many were left out because no answer of theirs is preferred."""
+    pairs, report = read_with_report(path)
+    undecided = report.identical + report.ties + report.unpaired
+    tally("dropped_undecided", undecided)
+    if undecided:
+        print(f"{undecided} pairs of {path} are left out: their answers are equal, tied or alone")
+    return pairs
 
 
 def read_with_report(path: str | Path) -> tuple[list[Preference], ReadReport]:

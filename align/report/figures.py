@@ -161,6 +161,7 @@ ELSEWHERE = (
     "base_digest", "checks",
     "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs", "held_out_too_long", "held_out_unanswered",
     "held_out_cut", "reasoning_lost_last", "reasoning_lost_earlier", "dropped_in_eval", "held_out_dropped",
+    "dropped_undecided",
 )  # fmt: skip
 """Keys that a page shows in another place."""
 

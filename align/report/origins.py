@@ -155,6 +155,8 @@ def about_rows(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[s
             dropped = f"; dropped {' and '.join(left)}" if left else ""
             cuts = f"; cut {metrics[cut]:,} at {max_length:,} tokens" if max_length and metrics.get(cut) else ""
             yield f"{of}{then}{dropped}{cuts}"
+    if undecided := metrics.get("dropped_undecided"):
+        yield f"left out {counted(undecided, 'pair')} whose answers are equal, tied or alone"
     counts = (("the last answer", "reasoning_lost_last"), ("earlier answers", "reasoning_lost_earlier"))
     if lost := [f"of {which} in {counted(metrics[key], 'row')}" for which, key in counts if metrics.get(key)]:
         yield f"the chat template left out the reasoning {' and '.join(lost)}"

@@ -170,9 +170,8 @@ def answers_shown(report: Report, seen: Seen) -> None:
     """The fixed held-out prompts' answers as training went on."""
     shown: dict[str, list[tuple[str, str]]] = {}
     for row in seen.evidence("samples.jsonl"):
-        shown.setdefault(row["prompt"], []).append(
-            (f"Update {row['step']}, score {signed(row['score'])}", row["answer"])
-        )
+        label = f"Update {row['step']}, score {signed(row['score'])}"
+        shown.setdefault(asked(row), []).append((label, row["answer"]))
     if shown:
         report.heading("Held-out prompts as training went on")
     for prompt, answers in shown.items():
@@ -183,13 +182,26 @@ def sampled_shown(report: Report, seen: Seen) -> None:
     """The answers to the first prompts."""
     shown: dict[str, list[tuple[str, str]]] = {}
     for row in seen.evidence("samples.jsonl"):
-        answers = shown.setdefault(row["prompt"], [])
+        answers = shown.setdefault(asked(row), [])
         if len(answers) < seen.settings["candidates"]:
             answers.append(("Ended by itself" if row["ended"] else "Cut", row["answer"]))
     if shown:
         report.heading("The first prompts")
     for prompt, answers in list(shown.items())[:SHOWN_PROMPTS]:
         report.side_by_side(prompt, answers)
+
+
+def asked(row: Mapping[str, Any]) -> str:
+    """The conversation that was answered, which its last turn alone does not tell from others; of a row that an older
+    version wrote, that turn."""
+    messages = row.get("messages", ())
+    if len(messages) < 2:
+        return row["prompt"]
+    return in_lines(messages)
+
+
+def in_lines(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def comparison_shown(report: Report, seen: Seen) -> None:
@@ -209,7 +221,7 @@ def comparison_shown(report: Report, seen: Seen) -> None:
         )  # fmt: skip
     report.heading("Answers side by side")
     for sample in samples[: seen.settings["shown"]]:
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in sample["prompt"])
+        prompt = in_lines(sample["prompt"])
         sides = ((who, sample[of], sample[f"score_{of}"]) for who, of in (("Start", "ref"), ("Policy", "policy")))
         report.side_by_side(prompt, [(f"{who}, {role} score {signed(score)}", text) for who, text, score in sides])
 

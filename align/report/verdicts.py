@@ -115,10 +115,14 @@ def sampled(seen: Seen) -> str:
     cut = 1 - metrics["eos_rate"]
     longest = seen.config["rollout"]["max_new_tokens"]
     ends = "every one ended by itself" if cut == 0 else f"{percent(cut)} of them were cut at {longest:,} tokens"
-    return (
-        f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')} in project "
-        f"{seen.config['project']}: {metrics['mean_length']:.1f} tokens long on average, {ends}."
-    )
+    empty = sum(not row["answer"].strip() for row in seen.evidence("samples.jsonl"))
+    hidden = ", their reasoning hidden or never closed" if seen.config["rollout"].get("reasoning") == "hide" else ""
+    what = f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')}"
+    sentences = [
+        f"{what} in project {seen.config['project']}: {metrics['mean_length']:.1f} tokens long on average, {ends}.",
+        f"{empty:,} of them say nothing{hidden}." if empty else "",
+    ]  # fmt: skip
+    return joined(sentences)
 
 
 def exported(seen: Seen) -> str:

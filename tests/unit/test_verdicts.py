@@ -15,7 +15,7 @@ from align.report.live import TITLES, finished_page
 from align.report.origins import about_code, about_rendering, about_rows, origins
 from align.report.page import Code, Link, Report
 from align.report.seen import Seen
-from align.report.stages import draw, figures_so_far, reliability_bins
+from align.report.stages import SHOWN, draw, figures_so_far, reliability_bins
 from align.report.verdicts import VERDICTS, gain, verdict_of
 from align.run import Base, Input, Manifest
 
@@ -161,6 +161,8 @@ def test_what_was_sampled_exported_and_proven(tmp_path: Path):
         "512 answers to 128 prompts in project p: 14.4 tokens long on average, 4 % of them were cut at 24 tokens."
     )
     assert "every one ended by itself" in said("sample", cut | {"eos_rate": 1.0})
+    (tmp_path / "samples.jsonl").write_text('{"answer": "Yes."}\n{"answer": " "}\n{"answer": ""}\n')
+    assert said("sample", cut, tmp_path).endswith("cut at 24 tokens. 2 of them say nothing.")
     row = {"engine": "transformers", "bound": ["kl", 0.01], "verdict": "pass"}
     checks = [row, {"engine": "vLLM", "bound": None, "verdict": "not checked"}]
     assert said("export", {"checks": checks, "kl": 8e-7}) == (
@@ -253,9 +255,11 @@ def test_what_was_left_out_of_either_side_is_said():
         "the chat template left out the reasoning of the last answer in 1 row and of earlier answers in 45 rows",
     ]
     pairs = {"pairs": 9, "dropped": 0, "held_out_pairs": 1, "held_out_dropped": 1, "dropped_in_eval": 2}
+    pairs["dropped_undecided"] = 22
     assert list(about_rows(pairs, None)) == [
         "9 of 11 pairs to train on; dropped 2 that data.eval_path asks too",
         "1 of 2 pairs held out; dropped 1 for their length",
+        "left out 22 pairs whose answers are equal, tied or alone",
     ]
     assert list(about_rows({"win_rate": interval(0.8, 0.7, 0.9, 12), "dropped": 0}, 99)) == ["12 prompts"]
 
@@ -279,6 +283,25 @@ def test_a_verdict_says_that_most_answers_were_cut():
         given.__dict__["rows"] = [row, row | {"step": 2}]
         text = verdict_of(given).replace("\u00a0", " ")
         assert ("91 % of its answers were cut at 24 tokens." in text) == cut
+
+
+@pytest.mark.parametrize("stage", ["sample", "ppo"])
+def test_conversations_that_end_alike_are_told_apart(tmp_path: Path, stage: str):
+    rows = [
+        {"step": 1, "prompt": "And?", "answer": f"answer {name}", "ended": True, "score": -1.5, "messages": [
+            {"role": "system", "content": name}, {"role": "user", "content": "And?"},
+        ]}
+        for name in ("one", "two")
+    ]  # fmt: skip
+    rows.append({"step": 1, "prompt": "An older one?", "answer": "yes", "ended": True, "score": 0.5})
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = Report("")
+    SHOWN[stage](report, seen(stage, {}, tmp_path, settings={"candidates": 4}))
+    assert len(report.blocks) == 4
+    assert "system: one\nuser: And?</figcaption>" in report.blocks[1]
+    assert "answer two" not in report.blocks[1]
+    assert "An older one?</figcaption>" in report.blocks[3]
+    assert ("score −1.50" in report.blocks[1]) == (stage == "ppo")
 
 
 def test_one_point_is_no_curve_and_the_newest_figures_are_there_at_once(tmp_path: Path):
