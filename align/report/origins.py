@@ -150,8 +150,9 @@ def about_rows(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[s
     for key, what, then, reasons, cut in SIDES:
         if key in metrics:
             left = [f"{metrics[reason]:,}{why or limit}" for reason, why in reasons.items() if metrics.get(reason)]
-            given = metrics[key] + sum(metrics.get(reason, 0) for reason in reasons)
-            of = f"{metrics[key]:,} of {counted(given, what)}" if left else counted(metrics[key], what)
+            # What the other side asks goes before a limit is drawn, so that it adds up to nothing.
+            given = metrics[key] + sum(metrics.get(reason, 0) for reason in reasons if reason != "dropped_in_eval")
+            of = f"{metrics[key]:,} of {counted(given, what)}" if given > metrics[key] else counted(given, what)
             dropped = f"; dropped {' and '.join(left)}" if left else ""
             cuts = f"; cut {metrics[cut]:,} at {max_length:,} tokens" if max_length and metrics.get(cut) else ""
             yield f"{of}{then}{dropped}{cuts}"

@@ -183,7 +183,7 @@ def test_what_is_left_out_of_either_side_is_counted(align: Align, sft: list[str]
     counts = ("train_rows", "dropped_in_eval", "held_out_rows", "held_out_too_long", "held_out_unanswered")
     assert [metrics[key] for key in counts] == [37, 3, 3, 1, 1]
     page = (works(ended) / "report.html").read_text()
-    assert "37 of 40 rows to train on; dropped 3 that data.eval_path asks too" in page
+    assert "37 rows to train on; dropped 3 that data.eval_path asks too" in page
     assert "3 of 5 rows held out" in page
     measured.write_text(json.dumps(long))
     says(align(*sft, f"data.path={chats}", f"data.eval_path={measured}", "run.name=z"), "leaves nothing to measure on")

@@ -249,7 +249,7 @@ def test_what_was_left_out_of_either_side_is_said():
     }  # fmt: skip
     train, *rest = about_rows(metrics, 1024)
     dropped = "dropped 8 for being longer than 1,024 tokens and 6 that data.eval_path asks too"
-    assert train == f"1,285 of 1,299 rows to train on; {dropped}"
+    assert train == f"1,285 of 1,293 rows to train on; {dropped}"
     assert rest == [
         "40 of 41 rows held out; dropped 1 for being longer than 1,024 tokens; cut 2 at 1,024 tokens",
         "the chat template left out the reasoning of the last answer in 1 row and of earlier answers in 45 rows",
@@ -257,7 +257,7 @@ def test_what_was_left_out_of_either_side_is_said():
     pairs = {"pairs": 9, "dropped": 0, "held_out_pairs": 1, "held_out_dropped": 1, "dropped_in_eval": 2}
     pairs["dropped_undecided"] = 22
     assert list(about_rows(pairs, None)) == [
-        "9 of 11 pairs to train on; dropped 2 that data.eval_path asks too",
+        "9 pairs to train on; dropped 2 that data.eval_path asks too",
         "1 of 2 pairs held out; dropped 1 for their length",
         "left out 22 pairs whose answers are equal, tied or alone",
     ]
