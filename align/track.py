@@ -73,7 +73,7 @@ class Tracker:
         if self._wandb:
             import wandb
 
-            columns: list[Any] = list(samples[0])
+            columns: list[Any] = [name for name, value in samples[0].items() if not isinstance(value, list)]
             table = wandb.Table(columns=columns, data=[[sample[c] for c in columns] for sample in samples])
             self._wandb.log({"samples": table}, step=step)
 

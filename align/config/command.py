@@ -48,6 +48,8 @@ def words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
         if ref := refs.get(names.get(key, "")):
             yield f"{key}={ref}"
         elif value != (usual[key] if key in usual else given.get(followed(stage, key))) and MASK not in str(value):
+            if key == "model.path":
+                yield "model=hub"  # as the docs write it; the path alone would do
             yield f"{key}={written(value)}"
 
 

@@ -67,7 +67,7 @@ def weight_decay() -> Any:
 
 
 def log_every() -> Any:
-    return setting(10, "Steps between two rows of metrics.", above=0)
+    return setting(10, "Steps between two rows of metrics; the first and the last step have one too.", above=0)
 
 
 def save_every(default: int, steps: str = "Steps") -> Any:

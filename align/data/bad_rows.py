@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from align.data.tally import tally
 from align.errors import InputError
 
 DETAILS = re.compile(r" \(.*\)$", re.DOTALL)
@@ -31,18 +32,14 @@ class Cause:
 
 
 class BadRows:
-    """The rows of files that are refused. `with bad_rows: …` takes the error of one row, `settle` ends a file.
+    """The rows of one file that are refused. `with bad_rows: …` takes the error of one row, `settle` ends the file.
 
     Args:
         skips: they are left out. Without, their file is refused.
-        option: how a user asks for that; empty where nobody can.
-
-    Attributes:
-        skipped: how many were left out, of all files so far.
     """
 
-    def __init__(self, skips: bool = False, option: str = "data.on_bad_row=skip") -> None:
-        self.skips, self.option, self.skipped = skips, option, 0
+    def __init__(self, skips: bool = False) -> None:
+        self.skips = skips
         self._causes: dict[str, Cause] = {}
 
     def __enter__(self) -> None:
@@ -80,11 +77,11 @@ class BadRows:
             return
         count, first = sum(cause.count for cause in causes), causes[0].first
         if self.skips and kept:
-            self.skipped += count
+            tally("skipped_rows", count)
             print(f"left out {rows(count)} of {path}: {named(causes)}")
             return
         more = f" {rows(count - 1)} more {'is' if count == 2 else 'are'} refused. Of all: {named(causes)}."
-        leave = f" To leave such rows out: {self.option}." if kept and self.option and not self.skips else ""
+        leave = " To leave such rows out: data.on_bad_row=skip." if kept and not self.skips else ""
         raise InputError(
             first.field, first.value, first.problem, f"{first.remedy}{more if count > 1 else ''}{leave}"
         ) from first

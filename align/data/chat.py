@@ -15,10 +15,10 @@ from itertools import count
 from typing import Any
 
 from align.data.length import CHARACTERS, longer_than
-from align.data.reasoning import OPEN, last_reasoning, reasoning_length
-from align.data.tokens import Span, special_ids, special_texts, text_ids, tokenised, veiled
+from align.data.reasoning import OPEN, reasoning_length
+from align.data.tokens import Span, special_ids, special_texts, tokenised, veiled
 from align.errors import InputError, half_character, require
-from align.types import Conversation, Document, Message
+from align.types import Conversation, Message
 
 IGNORED = -100  # the label that losses pass over
 
@@ -216,87 +216,6 @@ def without_line_breaks(tokenizer: Any, ids: Sequence[int], mask: list[bool]) ->
             if mask[last] and ids[last] in special:
                 kept[last + 1 : end + 1] = [False] * (end - last)
     return kept
-
-
-def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
-    """Plain text in pieces of at most `max_length` tokens, each token trained, closed by EOS.
-
-    Raises:
-        InputError: the tokenizer has none.
-    """
-    remedy = "Name eos_token in the model's tokenizer_config.json, or give conversations."
-    require(tokenizer.eos_token_id is not None, "eos_token", None, "closes plain text, and this model has none", remedy)
-    ids = [*text_ids(tokenizer, text), tokenizer.eos_token_id]
-    if tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id, *ids]
-    pieces = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
-    return [Encoded(piece, list(piece)) for piece in pieces if len(piece) > 1]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """Encoded documents, and what was left out.
-
-    Attributes:
-        rows: what is trained on.
-        too_long: conversations longer than the context, dropped whole: a cut answer would teach to stop nowhere.
-        unanswered: conversations without a token to train on.
-        cut: conversations longer than the context that are among the rows, cut there.
-        unreasoned: conversations whose last answer lost its reasoning to the chat template.
-    """
-
-    rows: list[Encoded]
-    too_long: int
-    unanswered: int
-    cut: int = 0
-    unreasoned: int = 0
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(r.input_ids) for r in self.rows)
-
-
-def encode(
-    tokenizer: Any, documents: Sequence[Document], max_length: int, truncate: bool = False, mask_reasoning: bool = False
-) -> Encoding:
-    """Every document as token ids and labels.
-
-    Args:
-        mask_reasoning: see `encode_conversation`.
-        truncate: a conversation longer than `max_length` is cut there; without, it is left out.
-
-    Raises:
-        InputError: nothing is left to train on; the message counts what was dropped and why.
-    """
-    rows: list[Encoded] = []
-    too_long = unanswered = cut = unreasoned = 0
-    for document in documents:
-        if isinstance(document, str):
-            rows += encode_text(tokenizer, document, max_length)
-            continue
-        if not truncate and surely_too_long(tokenizer, document, max_length):
-            too_long += 1
-            continue
-        encoded = encode_conversation(tokenizer, document, mask_reasoning)
-        longer = len(encoded.input_ids) > max_length
-        if longer and truncate:
-            encoded = Encoded(encoded.input_ids[:max_length], encoded.labels[:max_length])
-        if longer and not truncate:
-            too_long += 1
-        elif encoded.trained == 0:
-            unanswered += 1
-        else:
-            rows.append(encoded)
-            cut += longer
-            reasoning = last_reasoning(document)
-            unreasoned += bool(reasoning) and reasoning not in render(tokenizer, document)
-    if documents and not rows:
-        raise InputError(
-            "data.max_length", max_length,
-            f"leaves nothing to train on: {too_long} conversations are longer and {unanswered} have no assistant turn",
-            "Raise data.max_length, or give conversations with an assistant's answer.",
-        )  # fmt: skip
-    return Encoding(rows, too_long, unanswered, cut, unreasoned)
 
 
 def surely_too_long(tokenizer: Any, conversation: Conversation, most: int) -> bool:

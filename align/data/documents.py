@@ -37,21 +37,19 @@ SHARE_GPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model
 """Who speaks in ShareGPT's rows and their kin → the role. Other names are roles."""
 
 
-def read_documents(
-    path: Path, field: str = "data.path", bad_rows: BadRows | None = None, answered: bool = False
-) -> list[Document]:
+def read_documents(path: Path, field: str = "data.path", skips: bool = False, answered: bool = False) -> list[Document]:
     """The documents of a file, in its order.
 
     Args:
         field: what the user calls the file.
-        bad_rows: what becomes of rows that are refused; None refuses the file.
+        skips: rows that are refused are left out. Without, the file is refused.
         answered: a question has to have an answer beside it, in a column that may be null: without, a misspelt column
             would make questions of rows to train on.
 
     Raises:
         InputError: there is no row, or rows say nothing to learn from, or what cannot be kept: names file and row.
     """
-    bad_rows, found = bad_rows or BadRows(), list[Document]()
+    bad_rows, found = BadRows(skips), list[Document]()
     for number, row in bad_rows.good(json_lines(path, field)):
         with bad_rows:
             found.append(document_of(row, f"{path}, row {number}", f"{path.name}:{number}", answered))

@@ -12,7 +12,8 @@ from align.data.messages import with_default_system
 from align.data.preferences import read_preferences, split_by_group
 from align.data.reasoning import without_reasoning
 from align.data.sources import DataSource, data_file, data_records, eval_file
-from align.data.split import held_back, question_key
+from align.data.split import IN_EVAL, held_back, question_key
+from align.data.tally import tally
 from align.errors import InputError, require
 from align.run import Input
 from align.types import Conversation, Preference
@@ -53,7 +54,7 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
         with Store.open(store, create=False) as votes:
             found = preferences(votes, project, allow_simulated)
     else:
-        found = read_preferences(data_file(data.path), data.bad_rows)
+        found = read_preferences(data_file(data.path), "data.path", data.skips)
     return drawn(found, data.limit, seed)
 
 
@@ -91,11 +92,12 @@ def divided_pairs(
         InputError: there is nothing to train on.
     """
     if data.eval_path:
-        test = drawn(read_preferences(eval_file(data), data.bad_rows, "data.eval_path"), data.limit, seed)
+        test = drawn(read_preferences(eval_file(data), "data.eval_path", data.skips), data.limit, seed)
         asked = {question_key(Conversation(pref.prompt)) for pref in test}
         train = [pref for pref in prefs if question_key(Conversation(pref.prompt)) not in asked]
         problem = f"asks everything that {data.path} asks, which leaves no pair to train on"
         require(bool(train), "data.eval_path", data.eval_path, problem, "Give other pairs to measure on.")
+        tally(IN_EVAL, len(prefs) - len(train))
         if len(train) < len(prefs):
             print(f"{len(prefs) - len(train)} pairs ask what data.eval_path asks, and are left out of training")
         return train, test

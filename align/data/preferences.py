@@ -28,6 +28,7 @@ from typing import Any
 from align.data.bad_rows import BadRows
 from align.data.messages import check_row, displayed, messages_of, with_system_column
 from align.data.rows import json_lines
+from align.data.tally import tally
 from align.errors import InputError, StorageError, require
 from align.types import Message, Preference
 
@@ -92,25 +93,31 @@ class SourceRow:
         return "" if value is None else str(value)
 
 
-def read_preferences(path: str | Path, bad_rows: BadRows | None = None, field: str = "data.path") -> list[Preference]:
-    """The pairs of a file; `read_with_report` also says what was dropped."""
-    return read_with_report(path, bad_rows, field)[0]
+def read_preferences(path: str | Path, field: str = "data.path", skips: bool = False) -> list[Preference]:
+    """The pairs of a file, see `read_with_report`; says how many were left out because no answer of theirs is
+    preferred."""
+    pairs, report = read_with_report(path, field, skips)
+    undecided = report.identical + report.ties + report.unpaired
+    tally("dropped_undecided", undecided)
+    if undecided:
+        print(f"{undecided} pairs of {path} are left out: their answers are equal, tied or alone")
+    return pairs
 
 
 def read_with_report(
-    path: str | Path, bad_rows: BadRows | None = None, field: str = "data.path"
+    path: str | Path, field: str = "data.path", skips: bool = False
 ) -> tuple[list[Preference], ReadReport]:
     """The pairs of a file in its order, and what became of its rows.
 
     Args:
-        bad_rows: what becomes of rows that are refused; None refuses the file.
         field: what the user calls the file.
+        skips: rows that are refused are left out. Without, the file is refused.
 
     Raises:
         InputError: no such file, no row, no pair, or a bad row: names file, row (its line, from 1) and column.
         CorruptFile: a `.gz` that cannot be unpacked.
     """
-    path, bad_rows = Path(path), bad_rows or BadRows()
+    path, bad_rows = Path(path), BadRows(skips)
     pairs: list[Preference] = []
     drops: Counter[Drop] = Counter()
     rows = 0

@@ -55,9 +55,26 @@ def alone(message: Message) -> Message:
     return replace(message, content=answer, trained=message.trained and bool(answer.strip()))
 
 
-def last_reasoning(conversation: Conversation) -> str:
-    """The reasoning of the last turn, without its tags; empty where there is none."""
-    last = conversation.messages[-1]
-    if last.role != "assistant":
-        return ""
-    return last.content[: reasoning_length(last.content)].replace(OPEN, "").replace(CLOSE, "").strip()
+def lost_reasoning(conversation: Conversation, rendered: str) -> tuple[bool, bool]:
+    """Whether a chat template left out reasoning of answers that are trained on.
+
+    Args:
+        rendered: the conversation as the template writes it.
+
+    Returns:
+        whether the last answer lost its own, and whether an earlier one did.
+    """
+    answers = [message for message in conversation.messages if message.role == "assistant"]
+    lost, end = [], len(rendered)
+    for answer in reversed(answers):  # so that a thought that two answers had is the later one's
+        size = reasoning_length(answer.content)
+        thought = answer.content[:size].replace(OPEN, "").replace(CLOSE, "").strip()
+        if thought and answer.trained:
+            at = rendered.rfind(answer.content[size:].strip(), 0, end)
+            end = at if at >= 0 else end
+            found = rendered.rfind(thought, 0, end)
+            end = found if found >= 0 else end
+            lost.append(found < 0)
+        else:
+            lost.append(False)
+    return any(lost[:1]), any(lost[1:])

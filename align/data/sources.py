@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from align.data import chitchat
-from align.data.bad_rows import BadRows
 from align.data.documents import read_documents
 from align.data.messages import with_default_system
 from align.data.reasoning import without_reasoning
@@ -31,7 +30,7 @@ class DataSource:
         eval_path: a file to measure on, as `path` is one; `path` is then trained on whole, but for what it asks too.
         system: the system turn of conversations that have none.
         hide_reasoning: answers are read without the reasoning that they begin with.
-        bad_rows: what becomes of rows that are refused, and how many were left out.
+        skips: rows that are refused are left out. Without, their file is refused.
     """
 
     name: str
@@ -42,7 +41,7 @@ class DataSource:
     eval_path: str | None = None
     system: str | None = None
     hide_reasoning: bool = False
-    bad_rows: BadRows = field(default_factory=BadRows, compare=False)
+    skips: bool = False
 
 
 T = TypeVar("T")
@@ -163,12 +162,12 @@ def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], lis
 
 def all_documents(data: DataSource, answered: bool = False) -> list[Document]:
     """What `data.path` holds, as it is."""
-    return read_documents(data_file(data.path), "data.path", data.bad_rows, answered)
+    return read_documents(data_file(data.path), "data.path", data.skips, answered)
 
 
 def eval_documents(data: DataSource, answered: bool = False) -> list[Document]:
     """What `data.eval_path` holds, as it is."""
-    return read_documents(eval_file(data), "data.eval_path", data.bad_rows, answered)
+    return read_documents(eval_file(data), "data.eval_path", data.skips, answered)
 
 
 def prepared(document: T, data: DataSource) -> T:

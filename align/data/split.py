@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from align.data.tally import tally
 from align.errors import InputError
 from align.run import Artifact, Input
 from align.run.lineage import Gone, manifests_behind
 from align.types import Conversation, Document
+
+IN_EVAL = "dropped_in_eval"
+"""Counts what is not trained on because `data.eval_path` asks the same."""
 
 
 def question(document: Document) -> Conversation | None:
@@ -56,6 +60,7 @@ def unasked(found: list[Document], test: list[Document], name: str) -> list[Docu
     """The documents of a file whose questions no document of `test` asks; says how many were left out."""
     asked = {question_key(document) for document in test}
     kept = [document for document in found if question_key(document) not in asked]
+    tally(IN_EVAL, len(found) - len(kept))
     if len(kept) < len(found):
         print(f"{len(found) - len(kept)} rows of {name} ask what data.eval_path asks, and are left out of training")
     return kept

@@ -44,7 +44,7 @@ def evaluate(
     first = list(zip(answers.prompts, answers.texts, raw.tolist(), strict=True))[:shown]
     return (
         {"held_out_score": score, "held_out_kl": nats, "held_out_objective": score - kl_coef * nats},
-        [{"prompt": p.conversation.messages[-1].content, "answer": text, "score": s} for p, text, s in first],
+        [{**p.conversation.as_sample(), "answer": text, "score": s} for p, text, s in first],
     )
 
 

@@ -157,9 +157,11 @@ FIGURES = (
 """Rows in their order. A row stands where all its keys are there and none was used by a row before it."""
 
 ELSEWHERE = (
-    "judge", "judge_is", "judge_notes", "dropped", "dropped_too_long", "dropped_unanswered", "skipped_rows",
-    "prompts", "base", "base_digest", "checks",
-    "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs",
+    "judge", "judge_is", "judge_notes", "dropped", "dropped_too_long", "dropped_unanswered", "prompts", "base",
+    "base_digest", "checks",
+    "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs", "held_out_too_long", "held_out_unanswered",
+    "held_out_cut", "reasoning_lost_last", "reasoning_lost_earlier", "dropped_in_eval", "held_out_dropped",
+    "dropped_undecided", "skipped_rows",
 )  # fmt: skip
 """Keys that a page shows in another place."""
 

@@ -18,7 +18,7 @@ from align.report.figures import scarce, table_of
 from align.report.origins import origins, written_at
 from align.report.page import Block, Report
 from align.report.seen import Seen
-from align.report.stages import SHOWN, draw, notes
+from align.report.stages import SHOWN, draw, figures_so_far, notes, trained_on_shown
 from align.report.verdicts import verdict_of
 from align.report.words import duration
 from align.run.folder import Run, now
@@ -99,9 +99,11 @@ class LivePage:
         report = Report(*self._titles(), refresh=REFRESH_S)
         report.verdict(f"{how_far(self._progress, self.run.manifest.stage)} Written on {written_at()}.", "running")
         report.heading("What it is made of").facts(origins(self._seen()))
-        if self._curves:
-            report.heading("So far")
-            report.blocks += self._curves
+        seen = self._seen()
+        if seen.rows:
+            figures_so_far(report.heading("So far"), seen)
+        report.blocks += self._curves
+        trained_on_shown(report, seen)
         self._write(report)
 
     def _drawn(self) -> None:
@@ -119,9 +121,10 @@ class LivePage:
             report.verdict(f"Failed{far}: {said_of(error)}", "failed")
             self._drawn()
         report.heading("What it was made of").facts(origins(seen))
-        if self._curves:
-            report.heading("Up to then")
-            report.blocks += self._curves
+        if seen.rows:
+            figures_so_far(report.heading("Up to then"), seen)
+        report.blocks += self._curves
+        trained_on_shown(report, seen)
         if seen.manifest.stage == "verify":
             SHOWN["verify"](report, seen)
         return report
@@ -156,11 +159,12 @@ def finished_page(seen: Seen) -> Report:
         if names := scarce(metrics, FEW):
             listed = ", ".join(names)
             report.text(f"Fewer than {FEW} observations, so that the interval says little: {listed}.")
-    if seen.rows:
-        report.heading("Curves")
-        draw(report, seen)
+    draw(drawn := Report(""), seen)
+    if drawn.blocks:
+        report.heading("Curves").blocks += drawn.blocks
     if stage in SHOWN:
         SHOWN[stage](report, seen)
+    trained_on_shown(report, seen)
     return report
 
 

@@ -12,6 +12,7 @@ from align.report.page import Code, Fact, Link
 from align.report.seen import Seen
 from align.report.words import counted, duration, format_figure, is_interval, moment, percent
 from align.run.manifest import Base, Input, Manifest
+from align.track import shortened
 
 METHODS = {
     "qlora": "QLoRA: an adapter on the base in NF4 (4 bits)", "lora": "LoRA: an adapter on the base as it is",
@@ -19,6 +20,24 @@ METHODS = {
 }  # fmt: skip
 ROLES = {"init": "Started from", "artifact": "Looks at", "reward": "Reward", "annotations": "Votes", "items": "Items"}
 """An input's name, up to its first dot → what it is called."""
+IN_EVAL = " that data.eval_path asks too"
+SIDES: tuple[tuple[str, str, str, Mapping[str, str], str], ...] = (
+    ("train_rows", "row", " to train on",
+     {"dropped_too_long": "", "dropped_unanswered": " without an answer", "dropped_in_eval": IN_EVAL}, "cut"),
+    ("pairs", "pair", " to train on", {"dropped": "", "dropped_in_eval": IN_EVAL}, ""),
+    ("prompts", "prompt", "", {"dropped": "", "dropped_in_eval": IN_EVAL}, ""),
+    ("held_out_rows", "row", " held out",
+     {"held_out_too_long": "", "held_out_unanswered": " without an answer"}, "held_out_cut"),
+    ("held_out_pairs", "pair", " held out", {"held_out_dropped": ""}, ""),
+)  # fmt: skip
+"""Of each side of the data: the metric that counts what was kept, what it counts, and to what end; the metrics of what
+was dropped, and why (empty: it was too long); the metric of what was cut."""
+REASONING = {
+    "mask": "reasoning is read, and left out of the loss (data.reasoning=mask)",
+    "hide": "reasoning is taken out of the rows (data.reasoning=hide)",
+}  # fmt: skip
+LONGEST_SYSTEM = 200
+"""Characters of a system turn that a page shows."""
 DIGITS = 12
 """Of a digest or a commit, enough to tell it by."""
 
@@ -39,7 +58,7 @@ def origins(seen: Seen) -> list[tuple[str, list[Fact]]]:
         ("Took", [took(manifest)] if manifest.times.get("finished") else []),
         ("Computed on", [about_machine(manifest, seen.config)]),
         ("Versions", [", ".join(f"{name} {version}" for name, version in manifest.packages.items())]),
-        ("Code", [about_code(manifest)]),
+        ("Code", list(about_code(manifest))),
     ]
     return [(term, [part for part in parts if part]) for term, parts in found if any(parts)]
 
@@ -107,35 +126,43 @@ def about_data(seen: Seen) -> Iterator[str]:
             yield f"measured on {data['eval_path']}"
     else:
         yield f"the corpus {data['name']}{', part ' + data['part'] if data.get('part') else ''}"
-    metrics = seen.metrics
-    kept = [
-        counted(metrics[key], what) + then
-        for key, what, then in (
-            ("train_rows", "row", " to train on"), ("held_out_rows", "row", " held out"),
-            ("pairs", "pair", " to train on"), ("held_out_pairs", "pair", " held out"), ("prompts", "prompt", ""),
-        )
-        if key in metrics
-    ]  # fmt: skip
-    if is_interval(metrics.get("win_rate")):
-        kept.append(counted(metrics["win_rate"]["n"], "prompt"))
-    if kept:
-        cut = f", cut {metrics['cut']:,} at {data['max_length']:,} tokens" if metrics.get("cut") else ""
-        yield ", ".join(kept) + "; " + dropped(metrics, data.get("max_length")) + cut
+    yield from about_rendering(data)
+    yield from about_rows(seen.metrics, data.get("max_length"))
 
 
-def dropped(metrics: Mapping[str, Any], max_length: int | None) -> str:
+def about_rendering(data: Mapping[str, Any]) -> Iterator[str]:
+    """How rows became text, where that is not the default."""
+    if data.get("template"):
+        yield f"chat template {data['template']}, in place of the model's own"
+    if kwargs := data.get("template_kwargs"):
+        yield f"arguments of the chat template: {', '.join(f'{name}={value}' for name, value in kwargs.items())}"
+    if data.get("system"):
+        yield f"system turn where a row has none: {shortened(data['system'], LONGEST_SYSTEM)}"
+    if said := REASONING.get(data.get("reasoning", "")):
+        yield said
+
+
+def about_rows(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[str]:
+    """How many rows were kept and dropped, on either side."""
     limit = f" for being longer than {max_length:,} tokens" if max_length else " for their length"
-    counts = [
-        f"{metrics[key]:,}{why}"
-        for key, why in (
-            ("dropped", limit),
-            ("dropped_too_long", limit),
-            ("dropped_unanswered", " without an answer"),
-            ("skipped_rows", " that could not be kept"),
-        )
-        if metrics.get(key)
-    ]
-    return "dropped " + (" and ".join(counts) or "none")
+    if is_interval(metrics.get("win_rate")):
+        metrics = {"prompts": metrics["win_rate"]["n"], **metrics}
+    for key, what, then, reasons, cut in SIDES:
+        if key in metrics:
+            left = [f"{metrics[reason]:,}{why or limit}" for reason, why in reasons.items() if metrics.get(reason)]
+            # What the other side asks goes before a limit is drawn, so that it adds up to nothing.
+            given = metrics[key] + sum(metrics.get(reason, 0) for reason in reasons if reason != "dropped_in_eval")
+            of = f"{metrics[key]:,} of {counted(given, what)}" if given > metrics[key] else counted(given, what)
+            dropped = f"; dropped {' and '.join(left)}" if left else ""
+            cuts = f"; cut {metrics[cut]:,} at {max_length:,} tokens" if max_length and metrics.get(cut) else ""
+            yield f"{of}{then}{dropped}{cuts}"
+    if undecided := metrics.get("dropped_undecided"):
+        yield f"left out {counted(undecided, 'pair')} whose answers are equal, tied or alone"
+    if skipped := metrics.get("skipped_rows"):
+        yield f"left out {counted(skipped, 'row')} that could not be kept"
+    counts = (("the last answer", "reasoning_lost_last"), ("earlier answers", "reasoning_lost_earlier"))
+    if lost := [f"of {which} in {counted(metrics[key], 'row')}" for which, key in counts if metrics.get(key)]:
+        yield f"the chat template left out the reasoning {' and '.join(lost)}"
 
 
 def about_rate(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -174,12 +201,19 @@ def about_machine(manifest: Manifest, config: Mapping[str, Any]) -> str:
     return ", ".join(part for part in (*(c for c in chosen if c != "auto"), machine, cpus) if part)
 
 
-def about_code(manifest: Manifest) -> str:
-    git = manifest.git
-    if not git:
-        return f"sha256 {manifest.code[:DIGITS]}…" if manifest.code else ""
-    changed = ", with changes that were not committed (they are in manifest.json)" if git.get("diff") else ""
-    return f"git commit {git['commit'][:DIGITS]} of the folder it ran in{changed}"
+def about_code(manifest: Manifest) -> Iterator[str]:
+    """The commit of align's checkout, where it is one; that of the folder that the run was started in, where that is
+    another one."""
+    commit, digest = manifest.commit.rstrip("+"), f"sha256 {manifest.code[:DIGITS]}…" if manifest.code else ""
+    if commit:
+        changed = ", with changes that were not committed" if manifest.commit.endswith("+") else ""
+        yield f"align at git commit {commit[:DIGITS]}{changed}, {digest}"
+    else:
+        yield digest
+    git = manifest.git or {}
+    if git.get("commit", commit) != commit:
+        changed = ", with changes that were not committed (they are in manifest.json)" if git.get("diff") else ""
+        yield f"run in a folder at git commit {git['commit'][:DIGITS]}{changed}"
 
 
 def written_at() -> str:

@@ -16,6 +16,7 @@ import html
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,10 +25,11 @@ from align.report.words import format_figure
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d1f23; --paper: #ffffff; --faint: #5c6370; --line: #d9dce1; --card: #f5f6f8;
-  --link: #0b57a4; --done: #0072b2; --running: #b26b00; --failed: #b3261e; }
+  --link: #0b57a4; --done: #0072b2; --running: #b26b00; --failed: #b3261e; --trained: #ffe9a8; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e7ea; --paper: #16181c; --faint: #a2a8b4; --line: #363a43; --card: #1f2228;
-    --link: #8ab8f0; --done: #56b4e9; --running: #e69f00; --failed: #f2877f; }
+    --link: #8ab8f0; --done: #56b4e9; --running: #e69f00; --failed: #f2877f;
+    --trained: #4d3f10; }
   .plot img { filter: invert(1) hue-rotate(180deg); }
 }
 * { box-sizing: border-box; }
@@ -60,8 +62,18 @@ dl.facts { display: grid; grid-template-columns: minmax(6rem, 11rem) minmax(0, 1
 .transcript dd { margin: 0 0 0.6rem; white-space: pre-wrap; } .transcript dd:last-child { margin-bottom: 0; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0.6rem;
   margin: 0.4rem 0 0; }
+.sides.pairs { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .side dd { margin: 0; white-space: pre-wrap; }
 .prompt { margin: 0; white-space: pre-wrap; }
+.tokens { margin: 0.3rem 0 0; padding: 0.75rem 1rem; background: var(--card); border-radius: 6px; white-space: pre-wrap;
+  font: 0.9em/1.7 ui-monospace, monospace; }
+.tokens mark { color: inherit; background: var(--trained); border-bottom: 2px solid var(--done);
+  box-decoration-break: clone; -webkit-box-decoration-break: clone; }
+.tokens code { border: 1px solid var(--faint); font-size: inherit; padding: 0 0.2em; }
+.tokens mark code { background: none; } .tokens i { color: var(--faint); }
+.tokens mark::before { content: "[trained: "; } .tokens mark::after { content: "]"; }
+.tokens mark::before, .tokens mark::after { position: absolute; width: 1px; height: 1px; overflow: hidden;
+  clip-path: inset(50%); white-space: nowrap; }
 @media (max-width: 30rem) {
   td, th { padding-right: 0.6rem; font-size: 0.9rem; }
   dl.facts { grid-template-columns: minmax(0, 1fr); } .facts dd { margin-bottom: 0.4rem; }
@@ -86,6 +98,14 @@ class Code(NamedTuple):
     """Text to be copied as it is."""
 
     text: str
+
+
+class Part(NamedTuple):
+    """A piece of a row of tokens: its text, whether a loss is taken on it, whether it is special tokens."""
+
+    text: str
+    trained: bool
+    special: bool
 
 
 Fact = str | Link | Code
@@ -171,17 +191,33 @@ class Report:
 
     def transcript(self, turns: Sequence[tuple[str, str]], caption: str = "") -> Report:
         """A conversation, or what was answered one after another: (who, what) a turn, line breaks kept."""
-        body = "".join(f"<dt>{escape(who)}</dt><dd>{escape(_cut(what))}</dd>" for who, what in turns)
-        label = f'<figcaption class="prompt">{escape(_cut(caption))}</figcaption>' if caption else ""
+        body = "".join(f"<dt>{escape(who)}</dt><dd dir=auto>{escape(_cut(what))}</dd>" for who, what in turns)
+        label = f'<figcaption class="prompt" dir=auto>{escape(_cut(caption))}</figcaption>' if caption else ""
         return self._add(f'<figure class="transcript">{label}<dl>{body}</dl></figure>')
 
     def side_by_side(self, prompt: str, answers: Sequence[tuple[str, str]]) -> Report:
         """Answers to one prompt: (what is to be said of it, the answer) each; below each other on a narrow screen."""
         sides = "".join(
-            f'<div class="side"><dt>{escape(label)}</dt><dd>{escape(_cut(text))}</dd></div>' for label, text in answers
+            f'<div class="side"><dt>{escape(label)}</dt><dd dir=auto>{escape(_cut(text))}</dd></div>'
+            for label, text in answers
         )
-        asked = f'<figcaption class="prompt">{escape(_cut(prompt))}</figcaption>'
-        return self._add(f'<figure>{asked}<dl class="sides">{sides}</dl></figure>')
+        asked = f'<figcaption class="prompt" dir=auto>{escape(_cut(prompt))}</figcaption>'
+        shape = "sides pairs" if len(answers) in (2, 4) else "sides"  # four stand two by two, and not three and one
+        return self._add(f'<figure>{asked}<dl class="{shape}">{sides}</dl></figure>')
+
+    def tokens(self, caption: str, parts: Sequence[Part]) -> Report:
+        """A row as it is trained on: what a loss is taken on is tinted and underlined, special tokens are framed."""
+
+        def piece(part: Part | str) -> str:
+            if isinstance(part, str):
+                return f"<i>{escape(part)}</i>"
+            return f"<code>{escape(part.text)}</code>" if part.special else escape(part.text)
+
+        runs = groupby(_cut_within(parts, LONGEST_TEXT), lambda part: isinstance(part, Part) and part.trained)
+        texts = (("".join(map(piece, run)), trained) for trained, run in runs)
+        body = "".join(f"<mark>{text}</mark>" if trained else text for text, trained in texts)
+        label = f"<figcaption>{escape(caption)}</figcaption>"
+        return self._add(f'<figure>{label}<p class="tokens" dir=auto>{body}</p></figure>')
 
     def html(self) -> str:
         """The whole page."""
@@ -231,6 +267,24 @@ def _cut(text: str) -> str:
     if not text.strip():
         return "(empty)"
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
+
+
+def _cut_within(parts: Sequence[Part], most: int) -> Iterator[Part | str]:
+    """Parts of at most so many characters: of a longer row the beginning and the end, and a note of what is between."""
+    total = sum(len(part.text) for part in parts)
+    if total <= most:
+        yield from parts
+        return
+    start, stop, at = (most + 1) // 2, total - most // 2, 0
+    for part in parts:
+        end = at + len(part.text)
+        if at < start:
+            yield part._replace(text=part.text[: start - at])
+        if at <= start < end:
+            yield f" … {stop - start:,} characters are left out here … "
+        if stop < end:
+            yield part._replace(text=part.text[max(0, stop - at) :])
+        at = end
 
 
 def _paragraphs(markdown: str) -> Iterator[str]:

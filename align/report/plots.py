@@ -13,7 +13,7 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import Formatter, MaxNLocator
 
 from align.ops.calibration import Bin
 from align.report.words import is_number
@@ -155,13 +155,30 @@ def numbered(ax: Axes) -> None:
     """Few numbers at the axes, each written out."""
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=5))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axis.set_major_formatter(Numbers())
 
 
-def tick(value: float) -> str:
-    """A number at an axis."""
-    text = f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.4g}"
-    return text.replace("-", "−") if "e" not in text else text
+class Numbers(Formatter):
+    """Numbers at an axis, all in one notation."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        return ticks(values)
+
+
+def ticks(values: Sequence[float]) -> list[str]:
+    """Numbers at an axis: in powers of ten where all of them are tiny, as learning rates are, or one is huge."""
+    largest = max(map(abs, values), default=0.0)
+    if 0 < largest < 1e-3 or largest >= 1e7:
+        return [in_powers(value) for value in values]
+    return [(f"{v:,.0f}" if abs(v) >= 1e3 else f"{round(v, 9):.4g}").replace("-", "−") for v in values]
+
+
+def in_powers(value: float) -> str:
+    number, _, power = f"{value:.3e}".partition("e")
+    return f"{float(number):g}e{int(power)}" if value else "0"
 
 
 def reliability(bins: Sequence[Bin], title: str = "") -> Figure:

@@ -9,14 +9,25 @@ from typing import Any
 
 from align.ops.calibration import Bin, calibration_bins
 from align.report.curves import CURVES, LOSS, UNITS, Curve
-from align.report.page import Report
+from align.report.page import Part, Report
 from align.report.seen import Seen
-from align.report.words import is_number, percent
+from align.report.words import counted, format_figure, is_number, percent, signed
 
 SHOWN_PAIRS = 3
 """Held-out pairs of each kind that a page shows."""
 SHOWN_PROMPTS = 6
 """Prompts whose sampled answers a page shows."""
+ROWS = (
+    "The first rows, decoded from the token ids that the model reads. **Underlined** is what the loss is taken on, "
+    "a frame is around special tokens."
+)
+TRAINED_ON = {
+    "sft": ROWS,
+    "full": ROWS,
+    "dpo": ROWS.replace("rows", "pair").replace("the loss is taken on", "the loss compares"),
+    "reward": ROWS.replace("rows", "pair").replace("what the loss is taken on", "the token where the score is read"),
+}
+SIDES = {"chosen": "Preferred", "rejected": "Not preferred"}
 RELIABILITY = (
     "Does the model know how sure it may be? Points on the dashed line are right as often as they say; the numbers "
     "count pairs, the whiskers are 95 % intervals over prompts."
@@ -24,29 +35,48 @@ RELIABILITY = (
 
 
 def draw(report: Report, seen: Seen) -> None:
-    """The stage's curves, those that its metrics stream has something for."""
-    stage = seen.manifest.stage
-    for curve in CURVES.get(stage, ()):
-        lines = {key: label for key, label in curve.lines.items() if any(is_number(row.get(key)) for row in seen.rows)}
-        if lines:
+    """The stage's curves, those that its metrics stream has something for. One point is no curve."""
+    for curve in CURVES.get(seen.manifest.stage, ()):
+        found = {key: len(logged(seen, key)) for key in curve.lines}
+        lines = {key: curve.lines[key] for key, count in found.items() if count}
+        if max(found.values()) > 1 or (lines and curve is LOSS and "loss_after" in seen.metrics):
             plot(report, seen, curve, lines)
+
+
+def logged(seen: Seen, key: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows of the metrics stream that have a figure."""
+    return [(row["step"], row[key]) for row in seen.rows if is_number(row.get(key))]
+
+
+def figures_so_far(report: Report, seen: Seen) -> None:
+    """What the curves show, in numbers: the first and the newest. It costs nothing, so it is there before they are."""
+    unit, found = UNITS.get(seen.manifest.stage, "step"), []
+    for curve in CURVES.get(seen.manifest.stage, ()):
+        for key, label in curve.lines.items():
+            if points := logged(seen, key):
+                name = curve.title if len(curve.lines) == 1 else f"{curve.title}, {label}"
+                figures = [f"{format_figure(float(y))} at {unit} {x:,}" for x, y in (points[0], points[-1])]
+                found.append((f"{name} ({curve.unit})" if curve.unit else name, *figures))
+    if found:
+        report.table(("figure", "first", "newest"), found, "Figures so far")
 
 
 def plot(report: Report, seen: Seen, curve: Curve, lines: Mapping[str, str]) -> None:
     from align.report.plots import curves, points_of, render, together, window
 
     unit = UNITS.get(seen.manifest.stage, "step")
-    marks: list[tuple[float, float]] = []
+    rows, marks = seen.rows, list[tuple[float, float]]()
     if curve is LOSS and "loss_after" in seen.metrics:
-        marks = [
-            (0, seen.metrics["loss_before"]),
-            (seen.metrics.get("published_step", seen.metrics["steps"]), seen.metrics["loss_after"]),
-        ]
+        before, after = seen.metrics["loss_before"], seen.metrics["loss_after"]
+        if "held_out_loss" in lines:  # one curve from the start on
+            rows = [{"step": 0, "held_out_loss": before}, *rows]
+        else:
+            marks = [(0, before), (seen.metrics.get("published_step", seen.metrics["steps"]), after)]
     figure = curves(
-        seen.rows, lines, curve.unit, curve.title, unit if unit != "prompt" else "prompts answered", curve.span,
+        rows, lines, curve.unit, curve.title, unit if unit != "prompt" else "prompts answered", curve.span,
         curve.within, marks, "held out, before and after", curve.smooth,
     )  # fmt: skip
-    points = {label: points_of(seen.rows, key) for key, label in lines.items()}
+    points = {label: points_of(rows, key) for key, label in lines.items()}
     drawn = max(map(len, points.values()))
     size = together(drawn)
     wide = window(math.ceil(drawn / size))
@@ -67,6 +97,18 @@ def course(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
 
 
 # What was said.
+
+
+def trained_on_shown(report: Report, seen: Seen) -> None:
+    """The first rows as they are trained on."""
+    rows = seen.evidence("trained_on.jsonl")
+    if not rows:
+        return
+    report.heading("What is trained on").text(TRAINED_ON[seen.manifest.stage])
+    for row in rows:
+        name = SIDES.get(row["what"], row["what"].capitalize())
+        caption = f"{name}: {counted(row['tokens'], 'token')}, {row['trained']:,} of them underlined"
+        report.tokens(caption, [Part(**part) for part in row["parts"]])
 
 
 def pairs_shown(report: Report, seen: Seen) -> None:
@@ -104,8 +146,8 @@ def pairs_shown(report: Report, seen: Seen) -> None:
 def labelled(pair: Mapping[str, Any], side: str) -> tuple[str, str]:
     what = "Preferred" if side == "chosen" else "Not preferred"
     if f"score_{side}" in pair:
-        return f"{what}, score {pair[f'score_{side}']:.2f}", pair[side]
-    return (f"{what}, margin {pair['margin']:.2f}" if side == "chosen" else what), pair[side]
+        return f"{what}, score {signed(pair[f'score_{side}'])}", pair[side]
+    return (f"{what}, margin {signed(pair['margin'])}" if side == "chosen" else what), pair[side]
 
 
 def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
@@ -128,7 +170,8 @@ def answers_shown(report: Report, seen: Seen) -> None:
     """The fixed held-out prompts' answers as training went on."""
     shown: dict[str, list[tuple[str, str]]] = {}
     for row in seen.evidence("samples.jsonl"):
-        shown.setdefault(row["prompt"], []).append((f"Update {row['step']}, score {row['score']:.2f}", row["answer"]))
+        label = f"Update {row['step']}, score {signed(row['score'])}"
+        shown.setdefault(asked(row), []).append((label, row["answer"]))
     if shown:
         report.heading("Held-out prompts as training went on")
     for prompt, answers in shown.items():
@@ -139,13 +182,26 @@ def sampled_shown(report: Report, seen: Seen) -> None:
     """The answers to the first prompts."""
     shown: dict[str, list[tuple[str, str]]] = {}
     for row in seen.evidence("samples.jsonl"):
-        answers = shown.setdefault(row["prompt"], [])
+        answers = shown.setdefault(asked(row), [])
         if len(answers) < seen.settings["candidates"]:
             answers.append(("Ended by itself" if row["ended"] else "Cut", row["answer"]))
     if shown:
         report.heading("The first prompts")
     for prompt, answers in list(shown.items())[:SHOWN_PROMPTS]:
         report.side_by_side(prompt, answers)
+
+
+def asked(row: Mapping[str, Any]) -> str:
+    """The conversation that was answered, which its last turn alone does not tell from others; of a row that an older
+    version wrote, that turn."""
+    messages = row.get("messages", ())
+    if len(messages) < 2:
+        return row["prompt"]
+    return in_lines(messages)
+
+
+def in_lines(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def comparison_shown(report: Report, seen: Seen) -> None:
@@ -165,9 +221,9 @@ def comparison_shown(report: Report, seen: Seen) -> None:
         )  # fmt: skip
     report.heading("Answers side by side")
     for sample in samples[: seen.settings["shown"]]:
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in sample["prompt"])
+        prompt = in_lines(sample["prompt"])
         sides = ((who, sample[of], sample[f"score_{of}"]) for who, of in (("Start", "ref"), ("Policy", "policy")))
-        report.side_by_side(prompt, [(f"{who}, {role} score {score:.2f}", text) for who, text, score in sides])
+        report.side_by_side(prompt, [(f"{who}, {role} score {signed(score)}", text) for who, text, score in sides])
 
 
 def average(values: Sequence[float]) -> float:

@@ -12,6 +12,8 @@ from align.ops.intervals import FEW, t_quantile
 from align.report.seen import Seen
 from align.report.words import NO_BREAK, counted, format_figure, in_words, is_bounded, percent
 
+MANY_ENDED = 0.5
+"""Share of answers that end by themselves, below which a verdict says that the others were cut."""
 LAST = 10
 """Updates that the end of PPO is a mean over, as `last_…` in its metrics."""
 
@@ -70,6 +72,8 @@ def optimised(seen: Seen) -> str:
     sentences = [
         f"The score of the reward {verb} from {before:.2f} to {after:.2f}{size}, and {moved}.",
         unsure(by, 0.0, "0: no change was shown"), scarce(seen.settings["batch_size"] * len(last), "answer"),
+        f"{percent(1 - ended)} of its answers were cut at {seen.config['rollout']['max_new_tokens']:,} tokens."
+        if (ended := metrics.get("last_eos_rate", 1.0)) < MANY_ENDED else "",
         f"Signs of a gamed reward: {', '.join(name.replace('_', ' ') for name in tripped)}." if tripped else "",
         "The score is what training optimises; stage=eval says whether the answers are better.",
     ]  # fmt: skip
@@ -111,10 +115,14 @@ def sampled(seen: Seen) -> str:
     cut = 1 - metrics["eos_rate"]
     longest = seen.config["rollout"]["max_new_tokens"]
     ends = "every one ended by itself" if cut == 0 else f"{percent(cut)} of them were cut at {longest:,} tokens"
-    return (
-        f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')} in project "
-        f"{seen.config['project']}: {metrics['mean_length']:.1f} tokens long on average, {ends}."
-    )
+    empty = sum(not row["answer"].strip() for row in seen.evidence("samples.jsonl"))
+    hidden = ", their reasoning hidden or never closed" if seen.config["rollout"].get("reasoning") == "hide" else ""
+    what = f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')}"
+    sentences = [
+        f"{what} in project {seen.config['project']}: {metrics['mean_length']:.1f} tokens long on average, {ends}.",
+        f"{empty:,} of them say nothing{hidden}." if empty else "",
+    ]  # fmt: skip
+    return joined(sentences)
 
 
 def exported(seen: Seen) -> str:
@@ -123,10 +131,11 @@ def exported(seen: Seen) -> str:
     passed = [check for check in bound if check["verdict"] == "pass"]
     unasked = sorted({check["engine"] for check in checks if check["verdict"] == "not checked"})
     sentences = [
-        f"Loaded back, it is what was trained: {len(passed)} of {len(bound)} checks kept their bounds, and the first "
-        f"lies {format_figure(metrics['kl'])} nats a token from it on fixed prompts."
-        if "kl" in metrics else f"{len(passed)} of {len(bound)} checks kept their bounds.",
-        f"Not asked, or not of everything: {', '.join(unasked)}." if unasked else "",
+        f"{len(passed)} of {counted(len(bound), 'check')} passed: loaded back, the export is what was trained."
+        if len(passed) == len(bound) else f"{len(passed)} of {counted(len(bound), 'check')} passed.",
+        f"KL from what was trained: {format_figure(metrics['kl'])} nats a token on fixed prompts."
+        if "kl" in metrics else "",
+        f"Not checked, or not in everything: {', '.join(unasked)}." if unasked else "",
     ]  # fmt: skip
     return joined(sentences)
 

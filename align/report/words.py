@@ -55,6 +55,11 @@ def percent(value: Any) -> str:
     return f"{shown} [{100 * value['low']:{number}}, {100 * value['high']:{number}}]" if is_bounded(value) else shown
 
 
+def signed(value: float) -> str:
+    """Two decimals, with the minus of print."""
+    return f"{value:.2f}".replace("-", "−")
+
+
 def few(n: int) -> str:
     """What stands behind a number of observations that is too small for its interval to say much."""
     return f", fewer than {FEW}" if n < FEW else ""

@@ -19,14 +19,15 @@ DIFF_LIMIT = 1_000_000
 OURS = ("align", "annotate", "reward", "conf")
 """The packages of this distribution, and its group files, beside each other in a checkout; in a wheel `conf` lies in
 `align`."""
+TOP = Path(__file__).resolve().parents[2]
+"""The folder that they lie in."""
 
 
 @cache
 def code_digest() -> str:
     """sha256 over the names and contents of the installed code and group files, hex."""
-    top = Path(__file__).resolve().parents[2]
-    files = (p for name in OURS for kind in ("*.py", "*.yaml") for p in (top / name).rglob(kind))
-    return json_digest({p.relative_to(top).as_posix(): file_digest(p) for p in sorted(files)})
+    files = (p for name in OURS for kind in ("*.py", "*.yaml") for p in (TOP / name).rglob(kind))
+    return json_digest({p.relative_to(TOP).as_posix(): file_digest(p) for p in sorted(files)})
 
 
 def machine() -> dict[str, Any]:
@@ -41,15 +42,37 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def git(folder: Path, *arguments: str) -> str:
+    """What git says of a folder.
+
+    Raises:
+        OSError, SubprocessError: there is no git, or no checkout.
+    """
+    ran = subprocess.run(("git", "-C", str(folder), *arguments), capture_output=True, check=True, timeout=20)
+    return ran.stdout.decode(errors="replace")
+
+
+def own_commit(top: Path = TOP) -> str:
+    """Commit of the checkout that this code lies in, with a `+` behind it where the code has changes that are not
+    committed; empty where it lies in none, as an installed wheel does.
+
+    Args:
+        top: the folder that holds the packages.
+    """
+    try:
+        if Path(git(top, "rev-parse", "--show-toplevel").strip()).resolve() != top:  # a wheel in somebody's checkout
+            return ""
+        changed = git(top, "status", "--porcelain", "--", *OURS)
+        return git(top, "rev-parse", "HEAD").strip() + ("+" if changed.strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def git_state() -> dict[str, Any] | None:
     """Commit and uncommitted difference of the folder the command runs in; None where that is no git checkout."""
-
-    def git(*arguments: str) -> str:
-        ran = subprocess.run(("git", *arguments), capture_output=True, check=True, timeout=20)
-        return ran.stdout.decode(errors="replace")
-
+    here = Path()
     try:
-        commit, diff = git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
+        commit, diff = git(here, "rev-parse", "HEAD").strip(), git(here, "diff", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
     kept = diff if len(diff) <= DIFF_LIMIT else f"(left out: {len(diff)} characters, sha256 {json_digest(diff)})"

@@ -15,15 +15,15 @@ from typing import Any
 from align.errors import AlignError, InputError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
 from align.redaction import masked_tree
 from align.run.digests import file_digest, json_digest
-from align.run.environment import code_digest, git_state, machine, package_versions
+from align.run.environment import code_digest, git_state, machine, own_commit, package_versions
 from align.run.files import write_text
 from align.run.manifest import FILE, Base, Input, Manifest, identity_of, read_manifest, write_manifest
 from align.run.weights import published_digest
 
 MISSING = "(missing)"
-OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html")
-"""Files that a run has before its stage has done anything."""
-PUBLISHED = ("report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl")
+OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html", "trained_on.jsonl")
+"""Files that a run has before its stage has computed anything."""
+PUBLISHED = ("report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "trained_on.jsonl")
 """Files beside the artifact that a done run answers for."""
 
 
@@ -115,7 +115,10 @@ class Run:
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 return cls(folder, found, lock, resumed=False)
             times = {"started": now(), **({"first_started": started(found)} if found else {})}
-            facts = {"code": code_digest(), "git": git_state(), "packages": package_versions(), "hardware": machine()}
+            facts = {
+                "code": code_digest(), "commit": own_commit(), "git": git_state(), "packages": package_versions(),
+                "hardware": machine(),
+            }  # fmt: skip
             return cls(folder, replace(new, times=times, **facts), lock, resumed=found is not None)
         except BaseException:
             os.close(lock)

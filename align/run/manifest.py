@@ -106,6 +106,7 @@ class Manifest:
         error: why it failed.
         code: digest of the code that ran, see `align.run.environment`.
         git, packages, hardware: where it ran.
+        commit: of align's own checkout, see `align.run.environment.own_commit`.
     """
 
     stage: str
@@ -125,6 +126,7 @@ class Manifest:
     git: Mapping[str, Any] | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
+    commit: str = ""
 
     @property
     def ref(self) -> str:
@@ -273,7 +275,8 @@ def first_invalid_key(values: Mapping[str, Any]) -> str | None:
     for name in ("stage", "reward", "rollout", "model", "run", "store", "track"):
         if not isinstance(values["config"].get(name, {}), dict):
             return f"config.{name}"
-    for key, kind in (("published", int), ("seed", int), ("digest", str), ("error", str), ("code", str)):
+    texts = dict.fromkeys(("digest", "error", "code", "commit"), str)
+    for key, kind in {"published": int, "seed": int, **texts}.items():
         if not isinstance(values.get(key, kind()), kind):
             return key
     if not isinstance(values["config"].get("export", {}), dict):

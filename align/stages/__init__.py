@@ -15,7 +15,7 @@ from align.config.command import command_line
 from align.config.compose import plain, resolved
 from align.config.root import Config
 from align.config.stages import STAGES
-from align.data.bad_rows import BadRows
+from align.data.tally import tallied
 from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
@@ -101,13 +101,12 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     page = LivePage(run, command_line(run.manifest.config, refs))
     page.begun()
     try:
-        bad_rows = BadRows(config.data.on_bad_row == "skip")
-        rows = inputs.rows(bad_rows)  # first of all: a mistake in one of them costs no seconds
+        with tallied() as counts:
+            rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
         with watched(page.advanced):
             result: Result = module.run(run, config, *rows)
-        if bad_rows.skipped:
-            result = replace(result, metrics={**result.metrics, "skipped_rows": bad_rows.skipped})
+        result = replace(result, metrics={**result.metrics, **counts})
         if "torch" in sys.modules:  # nothing else writes tensors
             from align.models.finite import check_published
 

@@ -14,6 +14,7 @@ from align.config.training import held_out_for
 from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
+from align.data.trained_on import write_pair
 from align.errors import require
 from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
 from align.models.actor import ModelActor
@@ -58,9 +59,10 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
     test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
     print(
-        f"{len(train)} pairs to train on, {len(test)} held out, "
-        f"{dropped + dropped_test} longer than {max_length} tokens"
+        f"{len(train)} pairs to train on, {len(test)} held out; "
+        f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
     )
+    write_pair(run.folder, tokenizer, train[0][1], answers=True)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
     # The policy is the supervised adapter, or a fresh one on a whole model.
@@ -93,7 +95,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     metrics = {
         **held_out_figures(held_out, gap),
         **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
-        "dropped": dropped + dropped_test, **fitted.figures, "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
+        "dropped": dropped, "held_out_dropped": dropped_test, **fitted.figures, "peak_rss_mb": peak_rss_mb(),
+        **simulated_by(train_prefs),
     }  # fmt: skip
 
     # Publish.

@@ -20,7 +20,6 @@ from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.settings import changed
 from align.config.training import held_out_for
-from align.data.bad_rows import BadRows
 from align.data.pairs import divided_pairs, pairs_records, prepared, read_pairs
 from align.data.sources import DataSource, data_records, divided_documents, prompts
 from align.data.split import same_split
@@ -44,7 +43,7 @@ from reward.inputs import reward_inputs
 INIT = Config().init
 
 
-def nothing(bad_rows: BadRows) -> tuple[()]:
+def nothing() -> tuple[()]:
     return ()
 
 
@@ -57,15 +56,14 @@ class Inputs:
         label: the readable part of the run's derived name.
         base: the base weights.
         records: name → what goes in, as the manifest will hold it.
-        rows: reads the data, and counts what it leaves out. What it returns is handed to the stage's `run`, behind the
-            run and its configuration.
+        rows: reads the data. What it returns is handed to the stage's `run`, behind the run and its configuration.
     """
 
     config: Config
     label: str
     base: Base | None
     records: dict[str, Input] = field(default_factory=dict)
-    rows: Callable[[BadRows], tuple[Any, ...]] = nothing
+    rows: Callable[[], tuple[Any, ...]] = nothing
 
 
 def sft(config: Config) -> Inputs:
@@ -78,8 +76,8 @@ def sft(config: Config) -> Inputs:
         artifact, base, config = starting_point(config)
         records = {"init": artifact.as_input()}
 
-    def rows(bad_rows: BadRows) -> tuple[Any, ...]:
-        train, test = divided_documents(source_of(config, bad_rows), config.seed)
+    def rows() -> tuple[Any, ...]:
+        train, test = divided_documents(source_of(config), config.seed)
         held_out_for(config.stage.eval_every, len(test), "data.held_out")
         return train, test[: config.stage.eval_size]
 
@@ -141,7 +139,7 @@ def ppo(config: Config) -> Inputs:
     root = Path(config.run.root).expanduser()
     rewards = reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
     records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
-    rows = partial(prompts_of, config, "train", None)
+    rows = partial(prompts_of, config, "train")
     return Inputs(config, label(base, config.method.name), base, records, rows)
 
 
@@ -221,14 +219,14 @@ def starting_point(config: Config) -> tuple[Artifact, Base, Config]:
     return artifact, base, config
 
 
-def prompts_of(config: Config, side: str, most: int | None, bad_rows: BadRows) -> tuple[Any, ...]:
+def prompts_of(config: Config, side: str, most: int | None = None) -> tuple[Any, ...]:
     """The prompts of one side of the data, `train` or `test`."""
-    return (prompts(source_of(config, bad_rows), side, config.seed)[:most],)
+    return (prompts(source_of(config), side, config.seed)[:most],)
 
 
-def pairs_of(config: Config, bad_rows: BadRows) -> tuple[Any, ...]:
+def pairs_of(config: Config) -> tuple[Any, ...]:
     """Preference pairs to train on, and those to measure on."""
-    source = source_of(config, bad_rows)
+    source = source_of(config)
     prefs = read_pairs(source, store_url(config), config.project, config.data.allow_simulated, config.seed)
     both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
     held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
@@ -268,17 +266,13 @@ def lora_of(config: Config) -> Lora:
     return Lora(method.r, method.alpha, method.dropout, names, method.rslora, method.dora)
 
 
-def source_of(config: Config, bad_rows: BadRows | None = None) -> DataSource:
-    """Where the rows of `data=` come from.
-
-    Args:
-        bad_rows: what becomes of rows that are refused.
-    """
+def source_of(config: Config) -> DataSource:
+    """Where the rows of `data=` come from."""
     data = config.data
     return DataSource(
         data.name, data.path, part=data.part, held_out=data.held_out, limit=data.limit, eval_path=data.eval_path,
         system=data.system or None, hide_reasoning=data.reasoning == "hide",
-        bad_rows=bad_rows or BadRows(),
+        skips=data.on_bad_row == "skip",
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from align.config.training import held_out_for
 from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
+from align.data.trained_on import write_pair
 from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
 from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
 from align.models.adapters import save_adapter, with_new_adapter
@@ -47,8 +48,7 @@ from reward.learned import score_rows
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
     stage: RewardStageConfig = config.stage
-    base = run.base
-    artifact = start(config, run.inputs["init"].path)[0]
+    base, artifact = run.base, start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
 
@@ -60,9 +60,10 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
     judged = rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
     print(
-        f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out, "
-        f"{dropped + dropped_test} longer than {max_length} tokens"
+        f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out; "
+        f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
     )
+    write_pair(run.folder, tokenizer, train[0][1], answers=False)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
     # The same base with a score head; LoRA from the SFT adapter, head from zero.
@@ -86,9 +87,9 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     gap = scores_M2[:, 0] - scores_M2[:, 1]
     metrics = {
         **held_out_figures(held_out, gap),
-        "loss": pair_loss(scores_M2), "pairs": len(train), "rankings": len(judged),
-        "held_out_pairs": len(test), "dropped": dropped + dropped_test, **fitted.figures, "copied_tensors": copied,
-        "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
+        "loss": pair_loss(scores_M2), "pairs": len(train), "rankings": len(judged), "held_out_pairs": len(test),
+        "dropped": dropped, "held_out_dropped": dropped_test, "copied_tensors": copied,
+        **fitted.figures, "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
 
     # Publish.

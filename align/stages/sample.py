@@ -90,4 +90,4 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
 
 def sample_of(prompt: Prompt, answer: Candidate) -> dict[str, Any]:
     """One line of `samples.jsonl`."""
-    return {"prompt": prompt.conversation.messages[-1].content, "answer": answer.text, "ended": answer.ended}
+    return {**prompt.conversation.as_sample(), "answer": answer.text, "ended": answer.ended}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 from align.config.root import Config
 from align.config.sft import SftConfig
 from align.config.training import held_out_for
-from align.data.chat import Encoded, encode
+from align.data.chat import Encoded
+from align.data.supervised import Encoding, encode
 from align.data.template import use_template
+from align.data.trained_on import write_rows
 from align.errors import require
 from align.evals.heldout import HeldOutLoss, change_of, held_out_loss
 from align.models.adapters import attach, save_adapter, with_new_adapter
@@ -59,14 +61,11 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     # Data, before any weights: our own tokens and labels, a loss only on what the assistant writes.
     max_length = min(config.data.max_length, context_length(describe(base)))
     cuts, masks = config.data.too_long == "truncate", config.data.reasoning == "mask"
-    train, test = (encode(tokenizer, d, max_length, cuts, masks) for d in (train_documents, test_documents))
-    fate = f"cut {train.cut} at" if cuts else f"dropped {train.too_long} longer than"
-    print(
-        f"{len(train.rows)} rows, {train.tokens} tokens; {fate} {max_length} tokens, "
-        f"dropped {train.unanswered} without an assistant turn; {len(test.rows) or 'nothing'} held out"
-    )
-    if train.unreasoned:
-        print(f"{train.unreasoned} rows lose the reasoning of their answer to the chat template, and train without it")
+    encoded = partial(encode, tokenizer, max_length=max_length, truncate=cuts, mask_reasoning=masks)
+    train, test = encoded(train_documents), encoded(test_documents, left="leaves nothing to measure on")
+    for line in about_rows(train, test, max_length, cuts):
+        print(line)
+    write_rows(run.folder, tokenizer, train.rows)
     held_out_for(stage.eval_every, len(test.rows), "data.held_out")
 
     # The model before training, then training, then the same measure again.
@@ -97,11 +96,36 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     else:
         save_adapter(model, run.artifact, base)
     metrics = {
-        **held_out_figures(at_start, at_end), "held_out_rows": len(test.rows), **fitted.figures,
-        "train_rows": len(train.rows), "train_tokens": train.tokens, "dropped_too_long": train.too_long,
-        "dropped_unanswered": train.unanswered, "cut": train.cut, "peak_rss_mb": peak_rss_mb(),
+        **held_out_figures(at_start, at_end), **fitted.figures, **counts_of(train, test), "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     return Result(metrics, (in_a_line(metrics), fitted.said))
+
+
+def about_rows(train: Encoding, test: Encoding, max_length: int, cuts: bool) -> Iterator[str]:
+    """What is trained on and measured on, and what was left out of both."""
+    fate = f"cut {train.cut} at" if cuts else f"dropped {train.too_long} longer than"
+    of = f"of {test.given} " if test.given > len(test.rows) else ""
+    held_out = [f"{len(test.rows) or 'nothing'} {of}held out"]
+    held_out += [f"{test.too_long} longer than {max_length} tokens"] if test.too_long else []
+    held_out += [f"{test.cut} cut at {max_length} tokens"] if test.cut else []
+    held_out += [f"{test.unanswered} without an assistant turn"] if test.unanswered else []
+    yield (
+        f"{len(train.rows)} rows, {train.tokens} tokens; {fate} {max_length} tokens, "
+        f"dropped {train.unanswered} without an assistant turn; {', '.join(held_out)}"
+    )
+    counts = (("the last answer", train.unreasoned), ("earlier answers", train.unreasoned_earlier))
+    if lost := [f"of {what} in {count} rows" for what, count in counts if count]:
+        yield f"the chat template leaves out the reasoning {' and '.join(lost)}; these answers train without it"
+
+
+def counts_of(train: Encoding, test: Encoding) -> dict[str, int]:
+    """Rows that were kept and left out, for the manifest."""
+    return {
+        "train_rows": len(train.rows), "train_tokens": train.tokens, "held_out_rows": len(test.rows),
+        "dropped_too_long": train.too_long, "dropped_unanswered": train.unanswered, "cut": train.cut,
+        "held_out_too_long": test.too_long, "held_out_unanswered": test.unanswered, "held_out_cut": test.cut,
+        "reasoning_lost_last": train.unreasoned, "reasoning_lost_earlier": train.unreasoned_earlier,
+    }  # fmt: skip
 
 
 def in_a_line(metrics: Mapping[str, Any]) -> str:

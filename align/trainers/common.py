@@ -286,7 +286,7 @@ class Reporter(TrainerCallback):
         if losses:
             shown["held_out_loss"] = losses[max(losses)]
         measured = {"held_out_loss": losses[step]} if step in losses else {}
-        if measured or step % self.every == 0 or step == state.max_steps:
+        if measured or step % self.every == 0 or step in (1, state.max_steps):  # a short run has a beginning too
             self.track.log(step, figures | measured)
         self.bar.advance(step, **shown)  # whoever watches finds the row
 

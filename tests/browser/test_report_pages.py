@@ -98,6 +98,11 @@ def test_what_a_report_holds(page: Any, pages: dict[str, Path]) -> None:
     page.goto(pages["sft"].as_uri())
     assert page.locator("figure.plot").count() == 3
     assert "held out" in page.locator("figure.plot img").first.get_attribute("alt")
+    for name in ("sft", "sft failed", "full", "reward", "dpo"):
+        page.goto(pages[name].as_uri())
+        assert page.locator(".tokens mark").count() >= 2, name
+        line = page.locator(".tokens mark").first.evaluate("mark => getComputedStyle(mark).borderBottomWidth")
+        assert line == "2px", name
     page.goto(pages["ppo"].as_uri())
     page.get_by_role("link", name="reward:a").click()  # the policy that forbids scripts lets links through
     assert page.locator("h1").inner_text() == "Reward model"

@@ -129,7 +129,7 @@ def test_example_rows_are_read_as_the_page_says(kind: str, text: str, tmp_path: 
 
 
 def test_both_ways_to_write_reasoning_are_one(tmp_path: Path) -> None:
-    (shown,) = (b.text for b in blocks(ROOT / "docs" / "data-formats.md", "json") if "reasoning_content" in b.text)
+    shown, *_ = (b.text for b in blocks(ROOT / "docs" / "data-formats.md", "json") if "reasoning_content" in b.text)
     (tmp_path / "rows.jsonl").write_text(shown, encoding="utf-8")
     one, other = (document.messages for document in read_documents(tmp_path / "rows.jsonl"))
     assert one == other

@@ -23,7 +23,7 @@ from processes import Ended, Forks, reached
 from align.__main__ import STAGES, main, shadow_free_path
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_FILES = {"artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl"}
+RUN_FILES = {"artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl", "trained_on.jsonl"}
 
 
 def environment() -> dict[str, str]:
@@ -134,6 +134,25 @@ def test_what_is_too_long_is_counted_and_dropped(align: Align, sft: list[str], t
     assert "dropped 1 longer than 128 tokens" in ended.out
     assert json.loads((works(ended) / "manifest.json").read_text())["metrics"]["dropped_too_long"] == 1
     says(align(*sft, "data.max_length=4", "run.name=y"), "data.max_length=4", "Raise data.max_length")
+
+
+def test_what_is_left_out_of_either_side_is_counted(align: Align, sft: list[str], tmp_path: Path, chats: Path):
+    long = {"messages": [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "ok"}]}
+    bare = {"messages": [{"role": "user", "content": "Hm?"}]}
+    rows, measured = chats.read_text().splitlines(), tmp_path / "measured.jsonl"
+    measured.write_text("\n".join([*rows[:3], json.dumps(long), json.dumps(bare)]))
+    ended = align(*sft, f"data.path={chats}", f"data.eval_path={measured}", "stage.eval_size=9")
+    assert "3 rows of" in ended.out
+    assert "37 rows, " in ended.out
+    assert "3 of 5 held out, 1 longer than 128 tokens, 1 without an assistant turn\n" in ended.out
+    metrics = json.loads((works(ended) / "manifest.json").read_text())["metrics"]
+    counts = ("train_rows", "dropped_in_eval", "held_out_rows", "held_out_too_long", "held_out_unanswered")
+    assert [metrics[key] for key in counts] == [37, 3, 3, 1, 1]
+    page = (works(ended) / "report.html").read_text()
+    assert "37 rows to train on; dropped 3 that data.eval_path asks too" in page
+    assert "3 of 5 rows held out" in page
+    measured.write_text(json.dumps(long))
+    says(align(*sft, f"data.path={chats}", f"data.eval_path={measured}", "run.name=z"), "leaves nothing to measure on")
 
 
 def test_weights_that_are_wrong(align: Align, sft: list[str], tmp_path: Path, tiny_model: Path):

@@ -144,6 +144,7 @@ def test_held_out_prompts_choose_what_is_published(ppo: Run):
             tokens = timed[f"{phase}_tok_s"] * timed[f"{phase}_s"]
             assert tokens == pytest.approx(8 * row["length"], rel=0.1)  # a clock of 0.1 ms, a rate of 0.1
     assert len({s["prompt"] for s in shown}) == 3
+    assert all(s["messages"][-1] == {"role": "user", "content": s["prompt"]} for s in shown)
     assert shown[0]["prompt"] in (best / "report.html").read_text()
 
 

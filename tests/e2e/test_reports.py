@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 from workshop import Ready
 
 from align.__main__ import main
+from align.data.chat import IGNORED
 from align.report import live
 from align.report.figures import FIGURES, table_of
 from align.run import read_manifest
 from align.run.lineage import manifests
+from align.track import read_rows
 
 pytestmark = pytest.mark.usefixtures("no_network")
 LIVE = [
@@ -67,7 +70,8 @@ def test_the_live_page_changes_nothing(
     assert all("Running" in page for page in running)
     far = r"Running, (step|update) \d of \d|Running: all 24 prompts are done"
     assert any(re.search(far, page) for page in running)
-    assert "<img" in running[-1]
+    assert ("<img" in running[-1]) == (stage != "sample")  # which is logged once here
+    assert "Figures so far" in running[-1]
     assert "refresh" not in last
     assert last == page_of(folders[1])
 
@@ -84,6 +88,35 @@ def test_every_figure_is_declared_and_no_cell_is_blank(ready: Ready):
     assert seen.keys() >= {"sft", "sample", "annotate", "reward"}
     assert '<a href="../../sft/s/report.html">sft:s</a>' in seen["reward"]
     assert "init=sft:s" in seen["reward"]
+
+
+def test_what_is_trained_on_is_shown_as_it_was_handed_to_the_trainer(
+    ready: Ready, tiny_model: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from align.trainers import sft
+
+    handed: list[Any] = []
+    made = sft.dataset_of
+    monkeypatch.setattr(sft, "dataset_of", lambda rows: handed.append(made(rows)) or handed[-1])
+    assert main([*line(ready, tiny_model, "sft", ["run.name=shown"]), f"run.root={ready.root}"]) == 0
+    rows, page = read_rows(ready.root / "sft" / "shown" / "trained_on.jsonl"), page_of(ready.root / "sft" / "shown")
+    assert len(rows) == 3
+    for row, given in zip(rows, handed[0], strict=False):
+        assert "".join(part["text"] for part in row["parts"]) == tiny_tokenizer.decode(given["input_ids"])
+        answer = "".join(part["text"] for part in row["parts"] if part["trained"])
+        assert answer == tiny_tokenizer.decode([label for label in given["labels"] if label != IGNORED])
+        assert f"<mark>{answer.removesuffix('<eos>')}<code><eos></code></mark>" in page
+
+
+def test_the_command_of_a_report_runs_as_it_stands(ready: Ready, tiny_model: Path, capsys: pytest.CaptureFixture[str]):
+    """It finds the run that it is to make again finished: it is the same run."""
+    assert main([*line(ready, tiny_model, "sft", ["run.name=again"]), f"run.root={ready.root}"]) == 0
+    said = re.search(r"Command</dt><dd><code>(.*?)</code>", page_of(ready.root / "sft" / "again"))
+    assert said is not None
+    assert "model=hub" in said[1]
+    capsys.readouterr()
+    assert main(shlex.split(said[1])[3:]) == 0
+    assert "finished already" in capsys.readouterr().out
 
 
 def test_a_failed_run_says_so(ready: Ready, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):

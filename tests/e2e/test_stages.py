@@ -57,10 +57,10 @@ def manifests(runs: dict[str, Path]) -> dict[str, Manifest]:
 @pytest.mark.parametrize(
     ("name", "streams", "artifact"),
     [
-        ("sft", STREAMS, ADAPTER | TOKENIZER),
+        ("sft", STREAMS | {"trained_on.jsonl"}, ADAPTER | TOKENIZER),
         ("sample", STREAMS | {"samples.jsonl"}, {"ledger.json"}),
         ("annotate", set(), {"ledger.json"}),
-        ("reward", STREAMS | {"held_out.jsonl"}, ADAPTER | TOKENIZER),
+        ("reward", STREAMS | {"held_out.jsonl", "trained_on.jsonl"}, ADAPTER | TOKENIZER),
         ("ppo", STREAMS, ADAPTER | TOKENIZER | {"value"}),
         ("eval", set(), {"metrics.json", "samples.jsonl"}),
         ("adapter", set(), ADAPTER | TOKENIZER | LEAVES | {"generation_config.json", "tiny"}),  # a link to the base
@@ -313,7 +313,7 @@ def test_a_whole_model_serves_where_an_sft_adapter_does(
 
     shop = Workshop(tmp_path / "runs", chats)
     full = shop.run("full", "model=hub", f"model.path={tiny_model}", *SFT)
-    assert files(full) == EVERY_RUN | STREAMS
+    assert files(full) == EVERY_RUN | STREAMS | {"trained_on.jsonl"}
     assert files(full / "artifact") == WHOLE | TOKENIZER
     AutoModelForCausalLM.from_pretrained(full / "artifact")
     found = shop.up_to_reward()  # `sft:latest` finds it

@@ -12,15 +12,14 @@ from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer
 from align.config.groups import RolloutConfig
 from align.data.chat import (
     IGNORED,
-    encode,
     encode_conversation,
     encode_judged,
     encode_prompts,
-    encode_text,
     end_of_turn,
     prompt_room,
     stop_token_ids,
 )
+from align.data.supervised import encode, encode_text
 from align.data.template import CHATML, use_template
 from align.errors import InputError
 from align.rollout.registry import engine_of

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from test_sources import write
 
-from align.data.bad_rows import BadRows
 from align.data.documents import read_documents
 from align.data.preferences import read_preferences, read_with_report
+from align.data.tally import tallied
 from align.errors import InputError
 from align.types import Conversation, Message
 
@@ -100,22 +100,20 @@ def test_an_error_tells_of_every_row_that_is_refused(tmp_path: Path):
 
 
 def test_rows_that_are_refused_are_left_out_and_counted_where_that_is_asked(tmp_path: Path, capsys: Any):
-    bad_rows = BadRows(skips=True)
-    found = read_documents(mixed(tmp_path / "d.jsonl"), "data.path", bad_rows)
+    with tallied() as counts:
+        found = read_documents(mixed(tmp_path / "d.jsonl"), skips=True)
     assert [document.id for document in found if isinstance(document, Conversation)] == [
         "d.jsonl:1", "d.jsonl:6", "d.jsonl:8",
     ]  # fmt: skip
-    assert bad_rows.skipped == 5
+    assert counts == {"skipped_rows": 5}
     told = capsys.readouterr().out
     assert told.startswith(f"left out 5 rows of {tmp_path}/d.jsonl: 2 × the assistant's turn is empty (row 2); ")
-    read_documents(mixed(tmp_path / "e.jsonl"), "data.eval_path", bad_rows)
-    assert bad_rows.skipped == 10
 
 
 @pytest.mark.parametrize("skips", [False, True])
 def test_a_file_of_nothing_else_is_refused_and_not_offered_to_be_skipped(tmp_path: Path, skips: bool):
     with pytest.raises(InputError, match="row 1, columns=a: there is nothing to learn from") as caught:
-        read_documents(write(tmp_path / "d.jsonl", {"a": 1}, {"b": 2}), "data.path", BadRows(skips))
+        read_documents(write(tmp_path / "d.jsonl", {"a": 1}, {"b": 2}), "data.path", skips)
     assert "1 row more is refused" in caught.value.remedy
     assert "on_bad_row" not in caught.value.remedy
 
@@ -129,9 +127,9 @@ def test_pairs_are_left_out_whole(tmp_path: Path, capsys: Any):
     path = write(tmp_path / "d.jsonl", *rows)
     with pytest.raises(InputError, match=r"row 4, helpfulness=x: not a finite number.*1 row more"):
         read_preferences(path)
-    bad_rows = BadRows(skips=True)
-    pairs, report = read_with_report(path, bad_rows)
-    assert (len(pairs), bad_rows.skipped, report.pairs) == (1, 2, 1)
+    with tallied() as counts:
+        pairs, report = read_with_report(path, skips=True)
+    assert (len(pairs), report.pairs, counts) == (1, 1, {"skipped_rows": 2})
     assert "1 × not a finite number (row 4); 1 × missing (row 5)" in capsys.readouterr().out
 
 

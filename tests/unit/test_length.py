@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from align.data.chat import encode, encode_prompts
+from align.data.chat import encode_prompts
 from align.data.length import CHARACTERS, MARGIN, longer_than
+from align.data.supervised import encode
 from align.types import Conversation, Message
 
 TEXTS = {

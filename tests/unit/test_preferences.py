@@ -6,6 +6,7 @@ import json
 import pytest
 
 from align.data.preferences import ReadReport, read_preferences, read_with_report, split_by_group, write_preferences
+from align.data.tally import tallied
 from align.errors import CorruptFile, InputError, StorageError
 from align.types import Message, Preference
 
@@ -155,11 +156,15 @@ def test_nectar_makes_every_pair_of_one_group(tmp_path):
     assert report == ReadReport(rows=1, pairs=4, identical=1, ties=1, unpaired=0)
 
 
-def test_identical_answers_are_dropped_and_counted(tmp_path):
+def test_identical_answers_are_dropped_and_counted(tmp_path, capsys):
     same = {"prompt": "Q", "chosen": "A", "rejected": "A"}
-    prefs, report = read_with_report(write(tmp_path / "d.jsonl", same, {**same, "rejected": "B"}, "", same))
+    prefs, report = read_with_report(path := write(tmp_path / "d.jsonl", same, {**same, "rejected": "B"}, "", same))
     assert [p.id for p in prefs] == ["d:2"]
     assert report == ReadReport(rows=3, pairs=1, identical=2, ties=0, unpaired=0)
+    with tallied() as counts:
+        assert read_preferences(path) == prefs
+    assert counts == {"dropped_undecided": 2}
+    assert "2 pairs of" in capsys.readouterr().out
 
 
 GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}

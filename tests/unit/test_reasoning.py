@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from test_chat import family, talk
 from test_rows import exchange
 from test_sources import jsonl, write
 
-from align.data.chat import IGNORED, Prompt, encode, encode_conversation, encode_judged, prompt_ids, stop_token_ids
+from align.data.chat import IGNORED, Prompt, encode_conversation, encode_judged, prompt_ids, stop_token_ids
 from align.data.documents import read_documents
 from align.data.pairs import prepared
 from align.data.reasoning import answer_alone, with_reasoning
 from align.data.sources import DataSource, documents, prompts
+from align.data.supervised import encode
 from align.errors import InputError
 from align.models.backbone import answered
 from align.rollout.answers_alone import answers_alone
@@ -135,8 +137,24 @@ def test_masked_it_may_stand_beside_markers() -> None:
 def test_rows_that_lose_it_to_the_template_are_counted() -> None:
     drops = "{% for m in messages %}{{ m.role + ': ' + m.content.split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
     tokenizer, rows = make_tokenizer(drops, "<|im_end|>"), [talk("q", THOUGHT + "a"), talk("q", "a")]
-    assert encode(tokenizer, rows, 500).unreasoned == 1
-    assert encode(make_tokenizer(QWEN3, "<|im_end|>"), rows, 500).unreasoned == 0
+    lost, kept = encode(tokenizer, rows, 500), encode(make_tokenizer(QWEN3, "<|im_end|>"), rows, 500)
+    assert (lost.unreasoned, lost.unreasoned_earlier) == (1, 0)
+    assert (kept.unreasoned, kept.unreasoned_earlier) == (0, 0)
+
+
+def test_earlier_answers_that_lose_it_are_counted_apart() -> None:
+    """Qwen3's template keeps the reasoning of the last answer alone; that two answers thought the same hides none."""
+    tokenizer = make_tokenizer(QWEN3, "<|im_end|>")
+    same = talk("q", THOUGHT + "a", "r", THOUGHT + "b")
+    other = talk("Hm?", "<think>\nOther.\n</think>\n\na", "r", THOUGHT + "b")
+    bare = talk("q", "a", "r", THOUGHT + "b")
+    empty = talk("q", "<think>\n\n</think>\n\na", "r", THOUGHT + "b")
+    untrained = Conversation((same.messages[0], replace(same.messages[1], trained=False), *same.messages[2:]))
+    found = [encode(tokenizer, [row], 500) for row in (same, other, bare, empty, untrained)]
+    assert [row.unreasoned_earlier for row in found] == [1, 1, 0, 0, 0]
+    assert [row.unreasoned for row in found] == [0] * 5
+    alike = "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    assert encode(make_tokenizer(alike, "<|im_end|>"), [same, other], 500).unreasoned_earlier == 0
 
 
 @pytest.mark.parametrize("name", FAMILIES)

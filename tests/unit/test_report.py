@@ -13,7 +13,7 @@ import pytest
 from align.errors import StorageError
 from align.ops.calibration import calibration_bins
 from align.report import Report, format_figure, too_few
-from align.report.page import Code, Link
+from align.report.page import LONGEST_TEXT, Code, Link, Part
 from align.report.plots import (
     MOST_POINTS,
     curves,
@@ -23,7 +23,7 @@ from align.report.plots import (
     render,
     smoothed,
     thinned,
-    tick,
+    ticks,
 )
 from align.report.words import duration, moment, percent
 
@@ -61,6 +61,7 @@ def full_report(text: str = "plain") -> Report:
         .table([text, "n"], [[text, 3]], text)
         .transcript([(text, text)], text)
         .side_by_side(text, [(text, text)])
+        .tokens(text, [Part(text, False, False), Part(text, True, False), Part(text, True, True)])
         .plot(drawn, text, text)
     )
 
@@ -187,6 +188,27 @@ def test_format_figure(value, text):
     assert format_figure(value) == text
 
 
+def test_a_row_of_tokens_is_marked_by_more_than_a_colour():
+    parts = [Part("<s>", False, True), Part("Hi?", False, False), Part("Yes.", True, False), Part("</s>", True, True)]
+    source = Report("r").tokens("Row 1", parts).html()
+    assert "<code>&lt;s&gt;</code>Hi?<mark>Yes.<code>&lt;/s&gt;</code></mark></p>" in source
+    assert re.search(r"\.tokens mark \{[^}]*border-bottom", source)
+    assert re.search(r'\.tokens mark::before \{ content: "\[trained: "', source)
+
+
+def test_a_long_row_is_cut_in_the_middle_and_says_so():
+    parts = [Part("a" * 3000, False, False), Part("<|u|>", False, True), Part("b" * 1500, True, False)]
+    source = Report("r").tokens("Row 1", parts).html()
+    half = LONGEST_TEXT // 2
+    note = "<i> … 2,505 characters are left out here … </i>"
+    assert f"dir=auto>{'a' * half}{note}<mark>{'b' * half}</mark></p>" in source
+    within = Report("r").tokens("Row 1", [Part("a" * half, False, False), Part("b" * half, True, False)]).html()
+    assert f"dir=auto>{'a' * half}<mark>{'b' * half}</mark></p>" in within
+    one = Report("r").tokens("Row 1", [Part("c" * 2001, True, False)]).html()
+    assert one.count("1 characters are left out") == 1
+    assert one.count("c" * half) == 2
+
+
 def test_table_sets_figures_right_and_checks_its_rows():
     page = Page(Report("r").table(["name", "n"], [["a", 3], ["b", None]], "t").html())
     assert [a.get("class") for a in page.all("td")] == [None, "number", None, "number"]
@@ -203,7 +225,7 @@ def test_curves_pass_over_missing_and_leave_gaps():
     assert list(line.get_ydata())[-1] == 4
 
 
-def ticks(axis) -> list[float]:
+def tick_places(axis) -> list[float]:
     low, high = sorted(axis.get_view_interval())
     return [t for t in axis.get_ticklocs() if low <= t <= high]
 
@@ -212,7 +234,7 @@ def ticks(axis) -> list[float]:
 def test_steps_are_whole_and_noise_looks_like_noise(steps: int):
     rows = [{"step": i + 1, "kl": 5 + 0.001 * (-1) ** i} for i in range(steps)]
     ax = curves(rows, {"kl": "KL"}, span=2.0).axes[0]
-    at = ticks(ax.xaxis)
+    at = tick_places(ax.xaxis)
     assert at
     assert all(t == int(t) for t in at)
     assert len(at) <= 8
@@ -250,10 +272,23 @@ def test_a_long_run_is_drawn_with_few_points():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0002, "0.0002"), (-1.5, "−1.5"), (1200.0, "1,200"), (1e30, "1e+30"), (5e-05, "5e-05")]
-)
-def test_numbers_at_an_axis(value: float, text: str):
-    assert tick(value) == text
+    ("values", "texts"),
+    [
+        ([0.0, 8e-5, 0.00016], ["0", "8e-5", "1.6e-4"]), ([0.0, 0.0005, 0.001], ["0", "0.0005", "0.001"]),
+        ([-1.5, 1e-17, 1.5], ["−1.5", "0", "1.5"]), ([500.0, 1200.0], ["500", "1,200"]), ([0.0, 1e30], ["0", "1e30"]),
+        ([], []), ([0.0], ["0"]),
+    ],
+)  # fmt: skip
+def test_numbers_at_an_axis_are_in_one_notation(values: list[float], texts: list[str]):
+    assert ticks(values) == texts
+
+
+def test_an_axis_of_rates_is_in_one_notation():
+    ax = curves([{"step": i, "lr": 0.0002 * (1 - i / 9)} for i in range(10)], {"lr": "rate"}, smooth=False).axes[0]
+    ax.figure.canvas.draw()
+    said = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(said) > 3
+    assert all("e-" in text for text in said if text != "0")
 
 
 def test_marks_beside_a_line():

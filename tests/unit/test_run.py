@@ -16,7 +16,7 @@ from run_folders import BASE, INPUTS, config, manifest_of, opened, published
 
 from align.errors import MissingArtifact, RunBusy, RunConflict, StorageError
 from align.run import Input, file_digest, folder_digest, json_digest, storage_error, write_json
-from align.run.environment import git_state
+from align.run.environment import git_state, own_commit
 from align.run.folder import first_difference
 from align.run.manifest import identity_of
 
@@ -359,6 +359,29 @@ def test_git_state_holds_a_difference_of_any_bytes(tmp_path: Path, monkeypatch: 
     state = git_state()
     assert state is not None
     assert "+caf�" in state["diff"]
+
+
+def test_the_commit_is_that_of_the_code_and_of_no_checkout_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        ran = subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+        return ran.stdout.decode().strip()
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    for name in ("align", "venv/align"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.py").write_text("a = 1\n")
+    assert own_commit(tmp_path) == ""
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    head = git("rev-parse", "HEAD")
+    assert own_commit(tmp_path) == head
+    assert own_commit(tmp_path / "venv") == ""  # installed below somebody's own work
+    (tmp_path / "notes.md").write_text("no code")
+    assert own_commit(tmp_path) == head
+    (tmp_path / "align" / "b.py").write_text("b = 2\n")
+    assert own_commit(tmp_path) == f"{head}+"
 
 
 def test_the_lock_is_not_inherited(tmp_path: Path):

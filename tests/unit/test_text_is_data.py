@@ -24,13 +24,13 @@ from align.data.chat import (
     encode_conversation,
     encode_judged,
     encode_prompts,
-    encode_text,
     prompt_length,
     render,
     stop_token_ids,
 )
 from align.data.engine_template import APART, contents_as_text, taken_apart
 from align.data.pairs import encoded_pairs
+from align.data.supervised import encode_text
 from align.data.tokens import as_ever, by_copy, markup, special_ids, text_ids
 from align.errors import InputError
 from align.models.backbone import pad

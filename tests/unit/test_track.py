@@ -139,7 +139,8 @@ def test_answers_are_shown_as_training_goes_on(
     tracker = Tracker(tmp_path, wandb={"project": "p", "name": "ppo/x", "config": {}})
     logged: list[dict[str, Any]] = []
     monkeypatch.setattr(tracker._wandb, "log", lambda row, step: logged.append({**row, "step": step}))
-    tracker.show(7, [{"prompt": "Why?\n", "answer": "Because " * 20, "score": 0.123}])
+    said = [{"role": "user", "content": "Why?\n"}]
+    tracker.show(7, [{"prompt": "Why?\n", "messages": said, "answer": "Because " * 20, "score": 0.123}])
     tracker.close()
     assert capsys.readouterr().out == f"  Why? → {'Because ' * 7}Bec…  (0.12)\n"
     assert read_rows(tmp_path / "samples.jsonl")[0]["answer"] == "Because " * 20

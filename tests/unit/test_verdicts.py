@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from align.config.stages import STAGES
 from align.report.figures import FIGURES, scarce, table_of
 from align.report.live import TITLES, finished_page
-from align.report.origins import origins
-from align.report.page import Code, Link
+from align.report.origins import about_code, about_rendering, about_rows, origins
+from align.report.page import Code, Link, Report
 from align.report.seen import Seen
-from align.report.stages import reliability_bins
+from align.report.stages import SHOWN, draw, figures_so_far, reliability_bins
 from align.report.verdicts import VERDICTS, gain, verdict_of
 from align.run import Base, Input, Manifest
 
@@ -160,11 +161,13 @@ def test_what_was_sampled_exported_and_proven(tmp_path: Path):
         "512 answers to 128 prompts in project p: 14.4 tokens long on average, 4 % of them were cut at 24 tokens."
     )
     assert "every one ended by itself" in said("sample", cut | {"eos_rate": 1.0})
+    (tmp_path / "samples.jsonl").write_text('{"answer": "Yes."}\n{"answer": " "}\n{"answer": ""}\n')
+    assert said("sample", cut, tmp_path).endswith("cut at 24 tokens. 2 of them say nothing.")
     row = {"engine": "transformers", "bound": ["kl", 0.01], "verdict": "pass"}
     checks = [row, {"engine": "vLLM", "bound": None, "verdict": "not checked"}]
     assert said("export", {"checks": checks, "kl": 8e-7}) == (
-        "Loaded back, it is what was trained: 1 of 1 checks kept their bounds, and the first lies 8e-07 nats a token "
-        "from it on fixed prompts. Not asked, or not of everything: vLLM."
+        "1 of 1 check passed: loaded back, the export is what was trained. KL from what was trained: 8e-07 nats a "
+        "token on fixed prompts. Not checked, or not in everything: vLLM."
     )
     (tmp_path / "artifact").mkdir()
     anchors = [{"name": "closed form", "holds": True}, {"name": "gae", "holds": True}]
@@ -221,7 +224,7 @@ def test_what_a_run_was_made_of(tmp_path: Path):
     assert found["Started from"] == [Link("sft:a (b)#1", "../../sft/a%20%28b%29%231/report.html")]
     assert found["Reward"] == ["reward:x"]  # it does not lie here, and a link would lead nowhere
     assert found["Data"] == [
-        f"chats.jsonl, sha256 {'d' * 12}…", "1,200 prompts; dropped 4 for being longer than 512 tokens",
+        f"chats.jsonl, sha256 {'d' * 12}…", "1,200 of 1,204 prompts; dropped 4 for being longer than 512 tokens",
     ]  # fmt: skip
     assert found["Learning rate"] == [
         "0.0005, linear schedule, warmed up over 5\u00a0% of the steps", "0.001 for the value",
@@ -232,8 +235,107 @@ def test_what_a_run_was_made_of(tmp_path: Path):
     assert found["Took"] == ["12 minutes"]
     assert found["Computed on"] == ["cpu, float32, 2 processors"]
     assert found["Versions"] == ["python 3.11.7, torch 2.13"]
-    assert "not committed" in str(found["Code"])
+    assert found["Code"] == [
+        f"run in a folder at git commit {'c' * 12}, with changes that were not committed (they are in manifest.json)"
+    ]
     assert all(parts and all(parts) for parts in found.values())
+
+
+def test_what_was_left_out_of_either_side_is_said():
+    metrics = {
+        "train_rows": 1285, "dropped_too_long": 8, "dropped_unanswered": 0, "dropped_in_eval": 6, "cut": 0,
+        "held_out_rows": 40, "held_out_too_long": 1, "held_out_unanswered": 0, "held_out_cut": 2,
+        "reasoning_lost_last": 1, "reasoning_lost_earlier": 45,
+    }  # fmt: skip
+    train, *rest = about_rows(metrics, 1024)
+    dropped = "dropped 8 for being longer than 1,024 tokens and 6 that data.eval_path asks too"
+    assert train == f"1,285 of 1,293 rows to train on; {dropped}"
+    assert rest == [
+        "40 of 41 rows held out; dropped 1 for being longer than 1,024 tokens; cut 2 at 1,024 tokens",
+        "the chat template left out the reasoning of the last answer in 1 row and of earlier answers in 45 rows",
+    ]
+    pairs = {"pairs": 9, "dropped": 0, "held_out_pairs": 1, "held_out_dropped": 1, "dropped_in_eval": 2}
+    pairs["dropped_undecided"] = 22
+    assert list(about_rows(pairs, None)) == [
+        "9 pairs to train on; dropped 2 that data.eval_path asks too",
+        "1 of 2 pairs held out; dropped 1 for their length",
+        "left out 22 pairs whose answers are equal, tied or alone",
+    ]
+    assert list(about_rows({"win_rate": interval(0.8, 0.7, 0.9, 12), "dropped": 0}, 99)) == ["12 prompts"]
+
+
+def test_how_rows_became_text_is_said_where_it_is_not_the_default():
+    assert list(about_rendering({"template": None, "template_kwargs": {}, "system": None, "reasoning": "keep"})) == []
+    asked = {"template": "chatml", "template_kwargs": {"think": False}, "system": "Be <brief>. " * 99}
+    template, arguments, system, reasoning = about_rendering({**asked, "reasoning": "mask"})
+    assert template == "chat template chatml, in place of the model's own"
+    assert arguments == "arguments of the chat template: think=False"
+    assert system.startswith("system turn where a row has none: Be <brief>. Be")
+    assert len(system) < 250
+    assert "data.reasoning=mask" in reasoning
+
+
+def test_a_verdict_says_that_most_answers_were_cut():
+    rows = {"last_kl": 1.0, "last_eos_rate": 0.09, "tripped": []}
+    row = {"step": 1, "score": 0.1, "score_std": 1.0}
+    for rate, cut in ((0.09, True), (0.97, False)):
+        given = seen("ppo", rows | {"last_eos_rate": rate}, settings={"batch_size": 32})
+        given.__dict__["rows"] = [row, row | {"step": 2}]
+        text = verdict_of(given).replace("\u00a0", " ")
+        assert ("91 % of its answers were cut at 24 tokens." in text) == cut
+
+
+@pytest.mark.parametrize("stage", ["sample", "ppo"])
+def test_conversations_that_end_alike_are_told_apart(tmp_path: Path, stage: str):
+    rows = [
+        {"step": 1, "prompt": "And?", "answer": f"answer {name}", "ended": True, "score": -1.5, "messages": [
+            {"role": "system", "content": name}, {"role": "user", "content": "And?"},
+        ]}
+        for name in ("one", "two")
+    ]  # fmt: skip
+    rows.append({"step": 1, "prompt": "An older one?", "answer": "yes", "ended": True, "score": 0.5})
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = Report("")
+    SHOWN[stage](report, seen(stage, {}, tmp_path, settings={"candidates": 4}))
+    assert len(report.blocks) == 4
+    assert "system: one\nuser: And?</figcaption>" in report.blocks[1]
+    assert "answer two" not in report.blocks[1]
+    assert "An older one?</figcaption>" in report.blocks[3]
+    assert ("score −1.50" in report.blocks[1]) == (stage == "ppo")
+
+
+def test_one_point_is_no_curve_and_the_newest_figures_are_there_at_once(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 64, "eos_rate": 0.5, "mean_length": 38.03}\n')
+    given, report = seen("sample", {}, tmp_path), Report("")
+    draw(report, given)
+    assert report.blocks == []
+    figures_so_far(report, given)
+    assert "<td>Answer length (tokens)</td><td>38.03 at prompt 64</td>" in report.blocks[0]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_held_out_loss_is_one_curve_from_the_start_on(tmp_path: Path, measured: bool):
+    rows = [{"step": step, "loss": 3.0} | ({"held_out_loss": 4.0 - step} if measured else {}) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = Report("")
+    draw(report, seen("sft", {"loss_before": 4.0, "loss_after": 2.0, "published_step": 2, "steps": 2}, tmp_path))
+    alt = re.search(r'alt="(Loss over steps[^"]*)"', report.blocks[0])
+    assert alt is not None
+    assert alt[1].count("held out") == 1
+    assert "held out: from 4 at step 0 to 2 at step 2" in alt[1]
+
+
+def test_the_code_is_known_by_its_commit_where_it_has_one():
+    def code(**values: Any) -> list[str]:
+        return list(about_code(Manifest("sft", "a", 0, {}, {}, None, code="d" * 64, **values)))
+
+    digest, commit = f"sha256 {'d' * 12}…", "a" * 40
+    assert code() == [digest]
+    assert code(commit=commit) == [f"align at git commit {'a' * 12}, {digest}"]
+    same = code(commit=f"{commit}+", git={"commit": commit, "diff": "+"})
+    assert same == [f"align at git commit {'a' * 12}, with changes that were not committed, {digest}"]
+    other = code(commit=commit, git={"commit": "b" * 40})
+    assert other[1:] == [f"run in a folder at git commit {'b' * 12}"]
 
 
 def test_a_base_that_a_run_made_is_a_parent(tmp_path: Path):
