@@ -9,10 +9,10 @@ from typing import Any
 
 from align.data.chat import encode_judged, prompt_length, surely_too_long
 from align.data.messages import with_default_system
-from align.data.preferences import read_preferences, split_by_group
+from align.data.preferences import read_preferences
 from align.data.reasoning import without_reasoning
 from align.data.sources import DataSource, data_file, data_records, eval_file
-from align.data.split import IN_EVAL, held_back, question_key
+from align.data.split import IN_EVAL, held_back, question_key, split_by_group
 from align.data.tally import tally
 from align.errors import InputError, require
 from align.run import Input

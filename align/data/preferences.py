@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from hashlib import sha256
 from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
@@ -361,44 +360,3 @@ def _as_row(pref: Preference) -> dict[str, Any]:
     row |= {name: False for name in ("chosen_ended", "rejected_ended") if not getattr(pref, name)}  # True is the rule
     row |= {"scorer": pref.scorer} if pref.scorer else {}
     return row if pref.margin is None else {**row, "margin": pref.margin}
-
-
-def split_by_group(
-    prefs: Sequence[Preference], held_out: float, seed: int
-) -> tuple[list[Preference], list[Preference]]:
-    """Splits into (train, test) so that neither a group nor a prompt has pairs on both sides; order is kept.
-
-    Groups that share a prompt (one prompt ranked by two people, or listed twice) are joined; without a `group_id` the
-    prompt alone joins. The joined groups with the lowest hashes of `(seed, prompt)` are held out, so that a pair's side
-    depends on neither its place in the file nor, but for those at the border, on what else is there.
-
-    Args:
-        held_out: the share of joined groups to hold out, in (0, 1); at least one on either side.
-
-    Raises:
-        InputError: `held_out` out of range, or fewer than two groups.
-    """
-    require(0 < held_out < 1, "held_out", held_out, "it must lie between 0 and 1", "Hold out 0.1, for instance.")
-    prompts = [sha256(json.dumps([seed, *([m.role, m.content] for m in p.prompt)]).encode()).hexdigest() for p in prefs]
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while parent.setdefault(node, node) != node:
-            parent[node] = node = parent[parent[node]]  # halves the path for the next caller
-        return node
-
-    for pref, prompt in zip(prefs, prompts, strict=True):
-        if pref.group_id:
-            parent[root(("group", pref.group_id))] = root(("prompt", prompt))
-    hash_of: dict[tuple[str, str], str] = {}
-    for prompt in prompts:
-        joined = root(("prompt", prompt))
-        hash_of[joined] = min(prompt, hash_of.get(joined, prompt))
-    remedy = "Gather more prompts, or give the test pairs in a file of their own."
-    require(len(hash_of) >= 2, "data", len(hash_of), "too few groups of pairs to split", remedy)
-    size = min(max(1, round(held_out * len(hash_of))), len(hash_of) - 1)
-    test = set(sorted(hash_of, key=hash_of.__getitem__)[:size])
-    sides: tuple[list[Preference], list[Preference]] = ([], [])
-    for pref, prompt in zip(prefs, prompts, strict=True):
-        sides[root(("prompt", prompt)) in test].append(pref)
-    return sides

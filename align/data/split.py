@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from align.data.tally import tally
-from align.errors import InputError
+from align.errors import InputError, require
 from align.run import Artifact, Input
 from align.run.lineage import Gone, manifests_behind
-from align.types import Conversation, Document
+from align.types import Conversation, Document, Preference
 
 IN_EVAL = "dropped_in_eval"
 """Counts what is not trained on because `data.eval_path` asks the same."""
@@ -64,6 +66,50 @@ def unasked(found: list[Document], test: list[Document], name: str) -> list[Docu
     if len(kept) < len(found):
         print(f"{len(found) - len(kept)} rows of {name} ask what data.eval_path asks, and are left out of training")
     return kept
+
+
+def split_by_group(
+    prefs: Sequence[Preference], held_out: float, seed: int
+) -> tuple[list[Preference], list[Preference]]:
+    """Splits into (train, test) so that neither a group nor a prompt has pairs on both sides; order is kept.
+
+    Groups that share a prompt (one prompt ranked by two people, or listed twice) are joined; without a `group_id` the
+    prompt alone joins. The joined groups with the lowest hashes of `(seed, prompt)` are held out, so that a pair's side
+    depends on neither its place in the file nor, but for those at the border, on what else is there.
+
+    Args:
+        held_out: the share of joined groups to hold out, in (0, 1); at least one on either side.
+
+    Raises:
+        InputError: `held_out` out of range, or fewer than two groups.
+    """
+    require(0 < held_out < 1, "held_out", held_out, "it must lie between 0 and 1", "Hold out 0.1, for instance.")
+    prompts = [
+        hashlib.sha256(json.dumps([seed, *([m.role, m.content] for m in p.prompt)]).encode()).hexdigest() for p in prefs
+    ]
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while parent.setdefault(node, node) != node:
+            parent[node] = node = parent[parent[node]]  # halves the path for the next caller
+        return node
+
+    for pref, prompt in zip(prefs, prompts, strict=True):
+        if pref.group_id:
+            parent[root(("group", pref.group_id))] = root(("prompt", prompt))
+    hash_of: dict[tuple[str, str], str] = {}
+    for prompt in prompts:
+        joined = root(("prompt", prompt))
+        hash_of[joined] = min(prompt, hash_of.get(joined, prompt))
+    remedy = "Gather more prompts, or give the test pairs in a file of their own."
+    problem = f"too few groups of pairs to split: the {len(prefs)} pairs are on {len(hash_of)} prompt"
+    require(len(hash_of) >= 2, "stage.held_out", held_out, problem, remedy)
+    size = min(max(1, round(held_out * len(hash_of))), len(hash_of) - 1)
+    test = set(sorted(hash_of, key=hash_of.__getitem__)[:size])
+    sides: tuple[list[Preference], list[Preference]] = ([], [])
+    for pref, prompt in zip(prefs, prompts, strict=True):
+        sides[root(("prompt", prompt)) in test].append(pref)
+    return sides
 
 
 def same_split(artifact: Artifact, digest: str, held_out: float, root: Path, field: str = "data.held_out") -> None:

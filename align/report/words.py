@@ -34,11 +34,13 @@ def format_figure(value: Any) -> str:
 def in_words(figure: Mapping[str, Any], digits: str = ".3f") -> str:
     """`0.812 [0.760, 0.856]` of `{value, low, high}`; an interval may be missing. What these digits would show as 0 is
     written with two that count."""
-    numbers = [figure[name] for name in ("value", "low", "high") if figure[name] is not None]
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    numbers = [number for number in (value, low, high) if number is not None]
     if any(number != 0 and float(f"{number:{digits}}".replace(",", "")) == 0 for number in numbers):
         digits = ".2g"
-    value, *bounds = (f"{number:{digits}}" for number in numbers)
-    return f"{value} [{', '.join(bounds)}]" if len(bounds) == 2 else f"{value} (no interval)"
+    if low is None or high is None:
+        return f"{value:{digits}} (no interval)"
+    return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
 NO_BREAK = "\u00a0"

@@ -25,8 +25,9 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from align.data.pairs import drawn
-from align.data.preferences import read_preferences, split_by_group
+from align.data.preferences import read_preferences
 from align.data.sources import data_file
+from align.data.split import split_by_group
 from align.models.load import choose_device, choose_dtype
 from align.ops.intervals import grouped, proportion
 from align.report import few, in_words

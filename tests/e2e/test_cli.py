@@ -23,7 +23,16 @@ from processes import Ended, Forks, reached
 from align.__main__ import STAGES, main, shadow_free_path
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_FILES = {"artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl", "trained_on.jsonl"}
+RUN_FILES = {
+    "artifact",
+    "config.yaml",
+    "log.txt",
+    "manifest.json",
+    "metrics.jsonl",
+    "report.html",
+    "timing.jsonl",
+    "trained_on.jsonl",
+}
 
 
 def environment() -> dict[str, str]:

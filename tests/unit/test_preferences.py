@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from align.data.preferences import ReadReport, read_preferences, read_with_report, split_by_group, write_preferences
+from align.data.preferences import ReadReport, read_preferences, read_with_report, write_preferences
+from align.data.split import split_by_group
 from align.data.tally import tallied
 from align.errors import CorruptFile, InputError, StorageError
 from align.types import Message, Preference
