@@ -24,7 +24,10 @@ from align.__main__ import STAGES, main, shadow_free_path
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = "".join(f'{{"messages": [{{"role": "user", "content": "only asks {i}"}}]}}\n' for i in range(40))
-RUN_FILES = {"artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl"}
+RUN_FILES = {
+    "artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl",
+    "trained_on.jsonl",
+}  # fmt: skip
 
 
 def environment() -> dict[str, str]:
