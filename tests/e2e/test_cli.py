@@ -24,15 +24,9 @@ from align.__main__ import STAGES, main, shadow_free_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_FILES = {
-    "artifact",
-    "config.yaml",
-    "log.txt",
-    "manifest.json",
-    "metrics.jsonl",
-    "report.html",
-    "timing.jsonl",
+    "artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl",
     "trained_on.jsonl",
-}
+}  # fmt: skip
 
 
 def environment() -> dict[str, str]:
