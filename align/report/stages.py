@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,9 +35,15 @@ RELIABILITY = (
 )
 
 
-def draw(report: Report, seen: Seen) -> None:
-    """The stage's curves, those that its metrics stream has something for. One point is no curve."""
+def draw(report: Report, seen: Seen, until: float = math.inf) -> None:
+    """The stage's curves, those that its metrics stream has something for. One point is no curve.
+
+    Args:
+        until: a time of `time.perf_counter`, from which on no further one is begun.
+    """
     for curve in CURVES.get(seen.manifest.stage, ()):
+        if time.perf_counter() > until:
+            return
         found = {key: len(logged(seen, key)) for key in curve.lines}
         lines = {key: curve.lines[key] for key, count in found.items() if count}
         if max(found.values()) > 1 or (lines and curve is LOSS and "loss_after" in seen.metrics):
@@ -56,7 +63,8 @@ def figures_so_far(report: Report, seen: Seen) -> None:
             if points := logged(seen, key):
                 name = curve.title if len(curve.lines) == 1 else f"{curve.title}, {label}"
                 figures = [f"{format_figure(float(y))} at {unit} {x:,}" for x, y in (points[0], points[-1])]
-                found.append((f"{name} ({curve.unit})" if curve.unit else name, *figures))
+                named = not curve.unit or curve.unit in curve.title.lower()
+                found.append((name if named else f"{name} ({curve.unit})", *figures))
     if found:
         report.table(("figure", "first", "newest"), found, "Figures so far")
 

@@ -69,6 +69,7 @@ def test_what_a_model_wrote_does_nothing(serve, page):
     for payload in PAYLOADS:
         publish_guidelines(app.store, "p", payload)
     app.open(page)
+    page.keyboard.press("Escape")  # the guidelines
     for _ in PAYLOADS:
         page.keyboard.press("h")
         page.keyboard.press("Escape")
@@ -107,6 +108,21 @@ def test_what_a_model_wrote_does_nothing(serve, page):
 # For everyone
 
 
+def test_a_dialog_stands_in_the_middle_and_its_heading_looks_like_one(serve, page):
+    app = serve([("yes", "no")])
+    app.open(page)
+    for key in ("?", "s", "h"):
+        page.keyboard.press(key)
+        box = page.locator("dialog[open]").bounding_box()
+        above, below = box["y"], 900 - box["y"] - box["height"]
+        assert abs(above - below) <= 1
+        assert above > 20
+        heading = page.locator("dialog[open] h2")
+        assert heading.evaluate("it => it === document.activeElement")  # whoever cannot see hears it first
+        assert heading.evaluate("it => getComputedStyle(it).outlineStyle") == "none"
+        page.keyboard.press("Escape")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_wrong(serve, browser, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
@@ -119,6 +135,8 @@ def test_axe_finds_nothing_wrong(serve, browser, scheme):
         found = axe.run(page).response["violations"]
         assert found == [], f"{what}: {[(v['id'], v['nodes'][0]['html']) for v in found]}"
 
+    check("guidelines, before the first item")
+    page.keyboard.press("Escape")
     for _ in range(2):
         check(question(page))
         page.keyboard.press("x")
