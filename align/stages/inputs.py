@@ -29,7 +29,7 @@ from align.export.askable import check_askable, check_stranger, engines_asked, k
 from align.export.converters import converters_in
 from align.models.base import base_of, find_base
 from align.models.lora import Lora, settings_in
-from align.models.start import BASE, find, frozen_as, label, start_from, started_from
+from align.models.start import BASE, find, label, start_from, started_from
 from align.redaction import masked, unmarked
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Input, json_digest
@@ -137,7 +137,7 @@ def dpo(config: Config) -> Inputs:
 def ppo(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     root = Path(config.run.root).expanduser()
-    rewards = reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
+    rewards = reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
     records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
     rows = partial(prompts_of, config, "train")
     return Inputs(config, label(base, config.method.name), base, records, rows)
@@ -154,7 +154,7 @@ def evaluate(config: Config) -> Inputs:
         same_split(artifact, data["eval_data"].digest, 1, root, "data.eval_path")
     elif config.data.name == "jsonl":  # the corpus has parts of its own
         same_split(artifact, data["data"].digest, config.data.held_out, root)
-    judge = reward_inputs(reward_spec(config.reward), root, base, None)
+    judge = reward_inputs(reward_spec(config.reward), root, base)
     reward = plain(config)["reward"]
     title = judges.title(reward, judge)
     of = judges.standing_of(artifact, judges.identities(reward, judge), root)
@@ -197,7 +197,7 @@ def verify(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     untold = config.init == BASE and config.reward == LearnedReward()
     root = Path(config.run.root).expanduser()
-    rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
+    rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
     read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
     return Inputs(config, label(base, config.method.name), base, read)
 
