@@ -240,11 +240,26 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
     ref = ref if ref is not None else str(getattr(config, field))
     root, model = Path(config.run.root).expanduser(), config.model
     found = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
+    method = changed(config.method, name=found.method)
     if field == "init" and not found.artifact.whole:
         made = settings_in(found.artifact.path)
         why = f"{found.artifact.ref} is an adapter already, and goes on as it is"
-        config.method.refuse_others(made, why, "Drop it, or start from a whole model.")
-    return found.artifact, found.base, changed(config, method=changed(config.method, name=found.method))
+        method.refuse_others(made, why, "Drop it, or start from a whole model.")
+        method = changed(method, **carried_on(made, method, found.artifact))
+    return found.artifact, found.base, changed(config, method=method)
+
+
+def carried_on(made: Mapping[str, Any], method: Any, adapter: Artifact) -> dict[str, Any]:
+    """The settings of an adapter that a run goes on with, for its manifest. What is of another kind than a setting may
+    be (of an adapter that was made elsewhere) stays at its default.
+
+    Args:
+        made: see `settings_in`. Its targets are names of layers, which `all-linear` stood for where its run says so.
+    """
+    found = {key: value for key, value in made.items() if type(value) is type(getattr(method, key))}
+    said = adapter.manifest.config["method"].get("targets") if adapter.manifest else None
+    targets = ALL_LINEAR if said == ALL_LINEAR else made["targets"]
+    return {**found, "targets": targets if isinstance(targets, list) and targets else ALL_LINEAR}
 
 
 def lora_of(config: Config) -> Lora:
