@@ -33,7 +33,20 @@ KINDS = {
 }
 REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
-    *("method", "precision", "dtype", "into", "parents", "seed", "data", "judge", "metrics", "receipt", "licences"),
+    *(
+        "method",
+        "precision",
+        "computed",
+        "dtype",
+        "into",
+        "parents",
+        "seed",
+        "data",
+        "judge",
+        "metrics",
+        "receipt",
+        "licences",
+    ),
     *("license", "language", "tags", "notes", "served", "modelfile", "linked", "score", "accuracy"),
 )
 TITLES = {
@@ -52,6 +65,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
         facts: a plain mapping, everything but the first three optional:
             `name`; `kind` (`adapter`, `merged` or `gguf`); `base` (`id`, `revision`, `digest`);
             `method` (`qlora`, `lora`, `full`); `precision` of the base in training (`nf4`, `bfloat16`, `float32`);
+            `computed`, the dtype that it was computed in, NF4 too;
             `dtype` of a merged model; `into`, `nf4-dequantised` or `original`;
             `parents` in order of training, each `{stage, name, digest}`; `seed`;
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
@@ -235,7 +249,8 @@ def export_facts(
         about["score"] = trained.tokenizer.convert_ids_to_tokens(trained.rows[0][-1])
     return about | {
         "kind": kind, "base": named, "method": trained.method,
-        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype), "dtype": dtype, "into": into,
+        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype), "computed": name_of(trained.dtype),
+        "dtype": dtype, "into": into,
         "served": name if (folder / LAUNCH).is_dir() else "", "modelfile": (folder / "Modelfile").is_file(),
         "receipt": checks,
     }  # fmt: skip

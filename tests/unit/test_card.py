@@ -97,6 +97,31 @@ def test_card_of_an_adapter_on_a_plain_base_does_not_quantise():
 
 
 @pytest.mark.parametrize(
+    ("facts", "loaded", "goes_along"),
+    [
+        ({"precision": "float32", "linked": "original"}, "dtype=torch.float32)", "a link to the base on the machine"),
+        ({"precision": "bfloat16", "linked": "original"}, "dtype=torch.bfloat16)", "`cp -rL`"),
+        (
+            {"precision": "nf4", "computed": "float32", "linked": "nf4-dequantised"},
+            'dtype="auto")',
+            "dequantised base on",
+        ),
+        ({"precision": "nf4", "computed": "float32"}, "dtype=torch.float32, quantization_config=nf4)", ""),
+    ],
+)
+def test_an_adapters_code_loads_the_numbers_of_its_receipt(facts, loaded, goes_along):
+    """And says where a base that is linked stays behind when the folder is copied."""
+    base = {"id": "mine", "revision": "", "digest": "sha256:00ff"}
+    method = "qlora" if facts["precision"] == "nf4" else "lora"
+    card = render_card({"name": "x", "kind": "adapter", "base": base, "method": method, **facts})
+    assert card.count(loaded) == (2 if goes_along else 1)  # in the code, and for PEFT's own class
+    assert goes_along in card
+    assert ("brings the base\nalong" in card) == bool(goes_along)
+    if "quantization" in loaded:
+        assert "bnb_4bit_compute_dtype=torch.float32" in card
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"parents": [{"stage": "sft", "name": "/home/me/runs/sft/a"}]},
