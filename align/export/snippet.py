@@ -9,6 +9,7 @@ from typing import Any
 from align.export.markdown import code_span, one_line
 from align.models.dequantised import DEQUANTISED
 
+USER = '{"role": "user", "content": "Hi, how are you?"}'
 # Special tokens that a content spells out are text: with `sanitize_control_tokens`, of transformers 5.24 and later.
 TALK = """
 chat = [{"role": "user", "content": "Hi, how are you?"}]
@@ -62,14 +63,24 @@ def loading(facts: Mapping[str, Any]) -> str:
     gguf = facts["kind"] == "gguf"
     if "score" in facts:
         serve = SERVE.format(one_line(facts["served"])) if facts.get("served") else ""
-        code = loading_code(facts) + SCORE
+        code = with_system(loading_code(facts) + SCORE, facts)
         at = READ_AT.format(code_span(facts["score"]))
         return f"## Loading, and scoring a conversation\n\n```python\n{code}```\n{at}{by_auto(facts)}{serve}"
     whole = facts.get("method") == "full"
-    code = (TALK_GGUF_WHOLE if whole else TALK_GGUF) if gguf else loading_code(facts) + TALK
+    code = with_system((TALK_GGUF_WHOLE if whole else TALK_GGUF) if gguf else loading_code(facts) + TALK, facts)
     serve = (SERVE_GGUF if gguf else SERVE).format(one_line(facts["served"])) if facts.get("served") else ""
     ollama = OLLAMA.format(one_line(facts["served"])) if facts.get("modelfile") and facts.get("served") else ""
     return f"## Loading, and talking to it\n\n```python\n{code}```\n{by_auto(facts)}{serve}{ollama}"
+
+
+def with_system(code: str, facts: Mapping[str, Any]) -> str:
+    """The code, its chat beginning with the system prompt that the model was trained with."""
+    if not (system := facts.get("system")):
+        return code
+    said = f'    {{"role": "system", "content": {_string(system["text"])}}},\n'
+    one = f"chat = [{USER}]\n"
+    whole = f"chat = [\n{said}    {USER},\n]\n"
+    return code.replace(one, whole) if one in code else code.replace("chat = [\n", f"chat = [\n{said}")
 
 
 def by_auto(facts: Mapping[str, Any]) -> str:
