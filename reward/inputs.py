@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import InputError
-from align.models.start import method_of
+from align.models.start import same_method
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
 from reward.function import defined, load_function, source_of
 
@@ -32,12 +32,16 @@ def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[s
             yield field, reward
 
 
-def reward_inputs(reward: Mapping[str, Any], root: Path, base: Base, method: str | None) -> dict[str, Input]:
+def reward_inputs(
+    reward: Mapping[str, Any], root: Path, base: Base, policy: Artifact | None = None, method: str = ""
+) -> dict[str, Input]:
     """What the reward reads, as inputs of the run: `reward`, `reward.1`, … the reward models; `reward.fn`, … the files
     of functions.
 
     Args:
-        method: of the policy whose base the reward models share; None where each brings its own, as a judge does.
+        policy: what the policy starts from whose base the reward models share; None where each brings its own, as a
+            judge does.
+        method: that the policy is trained with.
 
     Raises:
         MissingArtifact: a reward model is not there yet; the message names the command that makes it.
@@ -47,7 +51,7 @@ def reward_inputs(reward: Mapping[str, Any], root: Path, base: Base, method: str
     files: list[Input] = []
     for field, leaf in leaves(reward):
         if leaf["name"] == "learned":
-            models.append(model_at(leaf["ref"], root, base, method, field).as_input())
+            models.append(model_at(leaf["ref"], root, base, field, policy, method).as_input())
         elif leaf["name"] == "fn":
             source, made_of = source_of(str(leaf["fn"])), defined(load_function(str(leaf["fn"])))
             # Where the function and its parts stand, whichever module it was named by: as files and as contents.
@@ -60,14 +64,14 @@ def reward_inputs(reward: Mapping[str, Any], root: Path, base: Base, method: str
     }
 
 
-def model_at(ref: str, root: Path, base: Base, method: str | None, field: str) -> Artifact:
+def model_at(ref: str, root: Path, base: Base, field: str, policy: Artifact | None, method: str) -> Artifact:
     """A reward model. `latest` means the newest on the policy's base."""
     artifact = resolve(ref, root, base.digest if ref.endswith(":latest") else None, field)
     made_by = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder does not say
     if artifact.whole or made_by != "reward":
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
-    if method is not None and on_base([artifact], base):
-        method_of(artifact, method, field)
+    if policy is not None and on_base([artifact], base):
+        same_method(artifact, field, policy, method)
     return artifact
 
 

@@ -6,6 +6,7 @@ not its text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,8 +157,12 @@ SPECIAL = [
 ]  # fmt: skip
 
 
-def make_tokenizer(template: str | None, eos: str = "</s>") -> Any:
-    """A byte-level BPE whose merges cross borders: a space and a letter, two line breaks, a full stop and a break."""
+def make_tokenizer(template: str | None, eos: str = "</s>", words: Sequence[str] = ()) -> Any:
+    """A byte-level BPE whose merges cross borders: a space and a letter, two line breaks, a full stop and a break.
+
+    Args:
+        words: added tokens that are not special.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -168,6 +173,7 @@ def make_tokenizer(template: str | None, eos: str = "</s>") -> Any:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens(list(SPECIAL))
+    bpe.add_tokens(list(words))
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token="<s>",

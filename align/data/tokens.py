@@ -17,6 +17,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -155,6 +156,17 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 def special_texts(tokenizer: Any) -> tuple[str, ...]:
     """Of the same, longest first."""
     return markup(tokenizer).texts
+
+
+def for_others(tokenizer: Any) -> Any:
+    """A copy for those who render chats by transformers' `sanitize_control_tokens`, which makes text of what is in its
+    list (saved as `chat_control_tokens`) and of special tokens. Unless told, it takes every added token that the
+    template writes, such as Qwen's `</think>`, for one: a template that looks for these in a content would then find
+    them between marks, and render another text than training read."""
+    made = deepcopy(tokenizer)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    made.chat_control_tokens = [text for text in special_texts(tokenizer) if text not in special]
+    return made
 
 
 class Markup:

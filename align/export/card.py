@@ -15,11 +15,13 @@ from align.data.sources import licence_of
 from align.errors import InputError
 from align.export.bases import named_base
 from align.export.folder import ABSOLUTE, check_base
+from align.export.history import SETTINGS
 from align.export.launch import LAUNCH
 from align.export.markdown import one_line, table
 from align.export.snippet import loading, precision_of
 from align.export.trained import Trained
 from align.export.verdicts import HEADS, Check, cells, gap_in
+from align.models.adapter_files import adapter_config
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
 from align.ops.intervals import FEW
@@ -33,8 +35,9 @@ KINDS = {
 }
 REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
-    *("method", "precision", "dtype", "into", "parents", "seed", "data", "judge", "metrics", "receipt", "licences"),
-    *("license", "language", "tags", "notes", "served", "modelfile", "linked", "score", "accuracy"),
+    *("method", "precision", "computed", "dtype", "into", "parents", "system", "folded", "seed", "data", "judge"),
+    *("metrics", "losses", "measured", "sampled", "receipt", "licences", "license", "language", "tags", "notes"),
+    *("served", "modelfile", "linked", "score", "accuracy"),
 )
 TITLES = {
     "sft": "Supervised fine-tuning",
@@ -52,14 +55,19 @@ def render_card(facts: Mapping[str, Any]) -> str:
         facts: a plain mapping, everything but the first three optional:
             `name`; `kind` (`adapter`, `merged` or `gguf`); `base` (`id`, `revision`, `digest`);
             `method` (`qlora`, `lora`, `full`); `precision` of the base in training (`nf4`, `bfloat16`, `float32`);
+            `computed`, the dtype that it was computed in, NF4 too;
             `dtype` of a merged model; `into`, `nf4-dequantised` or `original`;
-            `parents` in order of training, each `{stage, name, digest}`; `seed`;
+            `parents` in order of training, each `{stage, name, digest}` and, where they are known, its `settings` as
+            `align.export.history` has them; `system`, the prompt that they were trained with, as it has that; `seed`;
+            `folded`, what became of the scale of the adapter that was trained;
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
-            `align.evals.comparison.summarise`; `licences`, pairs of what it was made of and that licence, the base
-            first; `receipt`, a list of `align.export.verdicts.Check`; `served`, the name that the launch files give it;
-            `modelfile`, whether there is one; `linked`, what the link to an adapter's base leads to, `nf4-dequantised`
-            or `original`, where there is one; `score`, of a reward model: the token that its score is read at, and
-            `accuracy`, its figures on held-out pairs;
+            `align.evals.comparison.summarise`; `losses` before and after supervised training; `measured`, the data that
+            these, `metrics` or `accuracy` were measured on, and `sampled`, how answers were sampled; `licences`, pairs
+            of what it was made of and that licence, the base first; `receipt`, a list of
+            `align.export.verdicts.Check`; `served`, the name that the launch files give it; `modelfile`, whether there
+            is one; `linked`, what the link to an adapter's base leads to, `nf4-dequantised` or `original`, where there
+            is one; `score`, of a reward model: the token that its score is read at, and `accuracy`, its figures on
+            held-out pairs;
             `license`, `language`, `tags`; `notes`, a paragraph.
 
     Raises:
@@ -73,7 +81,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
     if facts["kind"] not in KINDS:
         raise ValueError(f"kind={facts['kind']!r} is none of {', '.join(KINDS)}")
     check_base(facts["base"])
-    for key, text in _texts(facts):
+    for key, text in _texts({name: fact for name, fact in facts.items() if name != "system"}):  # which is a content
         if ABSOLUTE.search(text):
             raise InputError(key, text, "is a path of this machine, which means nothing elsewhere", "Name it instead.")
     sections = (_what(facts), _training(facts), _evaluation(facts), _fidelity(facts), _licences(facts), loading(facts))
@@ -86,9 +94,10 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
     tags = [*([] if whole or kind == "merged" else ["lora"]), *(["gguf"] if kind == "gguf" else [])]
     tags += ["reward-model"] if score else []
     library = {"adapter": "peft", "merged": "transformers"}.get(kind)  # GGUF is of no one library
+    known = bool(facts["base"].get("revision"))  # a name that is no hub's would be linked to somebody's repository
     fields: dict[str, Any] = {
-        "base_model": facts["base"]["id"],
-        "base_model_relation": "finetune" if whole or kind == "merged" else "adapter",
+        **({"base_model": facts["base"]["id"]} if known else {}),
+        **({"base_model_relation": "finetune" if whole or kind == "merged" else "adapter"} if known else {}),
         **({"library_name": library} if library else {}),
         "pipeline_tag": "text-classification" if score else "text-generation",
         "tags": list(dict.fromkeys(["align", *tags, *_stages(facts), *facts.get("tags", ())])),
@@ -120,7 +129,16 @@ def _training(facts: Mapping[str, Any]) -> str:
         text += f"{i}. {one_line(title)}: `{one_line(parent['stage'])}/{one_line(parent['name'])}`{digest}\n"
     if facts.get("data"):
         text += f"\nData: {', '.join(one_line(name) for name in facts['data'])}.\n"
-    return text + f"\n{_trained_on(facts)}\n"
+    known = [parent for parent in facts.get("parents", ()) if parent.get("settings")]
+    if known:
+        rows = [(f"{p['stage']}/{p['name']}", *(p["settings"].get(name, "") for name in SETTINGS)) for p in known]
+        text += "\n" + table(("run", *SETTINGS), rows)
+    if system := facts.get("system"):
+        text += f"\n`{one_line(system['run'])}` was trained with a system prompt, which the code below says too"
+        text += f"; `{one_line(system['without'])}` was trained without one" if system.get("without") else ""
+        text += f":\n\n> {one_line(system['text'])}\n"
+    folded = f" {facts['folded']}" if facts.get("folded") else ""
+    return text + f"\n{_trained_on(facts)}{folded}\n"
 
 
 def _trained_on(facts: Mapping[str, Any]) -> str:
@@ -153,10 +171,11 @@ PAIRS = {
 def _evaluation(facts: Mapping[str, Any]) -> str:
     if accuracy := facts.get("accuracy"):
         rows = [(words, _with_interval(accuracy[key])) for key, words in PAIRS.items() if key in accuracy]
-        return "## Evaluation\n\nOn held-out pairs; brackets are 95 % intervals.\n\n" + table(("", "share"), rows)
+        pairs = f"On held-out pairs{_of(facts)}; brackets are 95 % intervals."
+        return f"## Evaluation\n\n{pairs}\n\n" + table(("", "share"), rows)
     metrics = facts.get("metrics")
     if not metrics:
-        return ""
+        return _losses(facts)
     judge = f" by {one_line(facts['judge'])}" if facts.get("judge") else ""
     won = metrics["win_rate"]
     role = "proxy" if "proxy" in metrics else "gold"  # whose scores are optimised is no evidence of quality
@@ -171,16 +190,36 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
         ("length", "length, tokens"),
         ("distinct1", "distinct-1"),
         ("distinct2", "distinct-2"),
-        ("eos_rate", "ended by itself"),
     ):
         if key in metrics:
             rows.append((label, _number(metrics[key]["policy"]), _number(metrics[key]["ref"])))
+    if ended := metrics.get("eos_rate"):
+        cut = {who: f"{1 - share:.0%}" for who, share in ended.items()}
+        rows.append(("answers cut at the most tokens", cut["policy"], cut["ref"]))
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in map(one_line, metrics.get("judge_notes", ())))
+    sampled = f" {one_line(facts['sampled'][:1].upper() + facts['sampled'][1:])}." if facts.get("sampled") else ""
     return (
-        f"## Evaluation\n\nAgainst the model it started from, on {won['n']} held-out prompts; "
-        f"ties count as half a win, brackets are 95 % intervals over prompts.{_few(won['n'])}{notes}\n\n"
+        f"## Evaluation\n\nAgainst the model it started from, on {won['n']} held-out prompts{_of(facts)}; "
+        f"ties count as half a win, brackets are 95 % intervals over prompts.{_few(won['n'])}{sampled}{notes}\n\n"
         + table(("", "this model", "start"), rows)
     )
+
+
+def _of(facts: Mapping[str, Any]) -> str:
+    return f" ({one_line(facts['measured'])})" if facts.get("measured") else ""
+
+
+def _losses(facts: Mapping[str, Any]) -> str:
+    """Of a model that was trained to imitate, and compared with nothing."""
+    if not (losses := facts.get("losses")):
+        return ""
+    rows = [
+        (words, _number(losses[f"{key}_after"]), _number(losses[f"{key}_before"]))
+        for key, words in (("loss", "loss, nats a token"), ("perplexity", "perplexity"))
+    ]
+    change = f" The loss changed by {_with_interval(losses['loss_change'])}." if losses.get("loss_change") else ""
+    said = f"On {losses['held_out_rows']} held-out rows{_of(facts)}, before and after supervised training.{change}"
+    return f"## Evaluation\n\n{said}\n\n" + table(("", "this model", "before"), rows)
 
 
 def _fidelity(facts: Mapping[str, Any]) -> str:
@@ -228,17 +267,31 @@ def export_facts(
     """
     named = named_base(trained.origin)
     link = folder / named["id"]
-    about = {}
+    about: dict[str, Any] = {}
+    if kind != "merged" and trained.adapter is not None:
+        about["folded"] = folded_scale(adapter_config(trained.adapter, "artifact", alone=True))
     if link.is_symlink():
         about["linked"] = "original" if link.resolve() == Path(trained.base.path).resolve() else DEQUANTISED
     if trained.asked.scores:
         about["score"] = trained.tokenizer.convert_ids_to_tokens(trained.rows[0][-1])
     return about | {
         "kind": kind, "base": named, "method": trained.method,
-        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype), "dtype": dtype, "into": into,
+        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype), "computed": name_of(trained.dtype),
+        "dtype": dtype, "into": into,
         "served": name if (folder / LAUNCH).is_dir() else "", "modelfile": (folder / "Modelfile").is_file(),
         "receipt": checks,
     }  # fmt: skip
+
+
+def folded_scale(config: Mapping[str, Any]) -> str:
+    """What became of the scale of an adapter that was trained, since engines are given one of scale 1."""
+    r, alpha, root = config.get("r"), config.get("lora_alpha"), config.get("use_rslora")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        return "The scales of its layers, which differ, are folded into the weights here; alpha is the rank."
+    if not r or alpha is None or alpha / (math.sqrt(r) if root else r) == 1:
+        return ""
+    kind, by = ("rsLoRA", f"√{r}") if root else ("LoRA", str(r))
+    return f"Its scale, {kind}'s {alpha:g}/{by}, is folded into the weights here: alpha is the rank."
 
 
 def licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:

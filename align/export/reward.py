@@ -17,23 +17,27 @@ from typing import Any
 from align.data.chat import assistant_spans, encode_judged, render, stop_token_ids
 from align.data.engine_template import quoted
 from align.data.fixed_prompts import LONGEST, PROMPTS
-from align.data.tokens import special_ids
+from align.data.tokens import for_others, special_ids
 from align.errors import InputError
 from align.types import Conversation, Message
 
+ASKED = "12 + 30 * 2 = ?"
+REASONED = ("<think>\nThe product first.\n</think>\n\n72.", "72.\n</think>\n\nThe product comes first: 12 + 60 = 72.")
+"""Answers that many templates take apart: with reasoning, and with an end of it that nothing began."""
+
 
 def fixed_conversations(tokenizer: Any, longest: int = LONGEST) -> list[Conversation]:
-    """The fixed prompts, each with the beginning of the next one for an answer. One that the chat template refuses, or
-    that is too long, is left out.
+    """The fixed prompts, each with the beginning of the next one for an answer, and two with an answer of `REASONED`.
+    One that the chat template refuses, or that is too long, is left out.
 
     Args:
         longest: tokens that the model has positions for.
     """
     asked = json.loads(PROMPTS.read_text(encoding="utf-8"))
+    chats = [[*turns, after[0]] for turns, after in zip(asked, [*asked[1:], asked[0]], strict=True)]
     found = []
-    for turns, after in zip(asked, [*asked[1:], asked[0]], strict=True):
-        roles = ("user", "assistant") * len(turns)
-        said = [*turns, after[0]]
+    for said in (*chats, *([ASKED, answer] for answer in REASONED)):
+        roles = ("user", "assistant") * len(said)
         conversation = Conversation(tuple(map(Message, roles[: len(said)], said)))
         with suppress(InputError):
             if len(judged(tokenizer, [conversation])[0]) <= min(LONGEST, longest):
@@ -63,7 +67,7 @@ def for_scoring(tokenizer: Any, conversations: Sequence[Conversation]) -> Any:
     Args:
         conversations: of `fixed_conversations`.
     """
-    made = copy.deepcopy(tokenizer)
+    made = for_others(tokenizer)
     ends = {*stop_token_ids(tokenizer), *(row[-1] for row in judged(tokenizer, conversations))}
     made.pad_token = pad_beside(tokenizer, ends)
     made.chat_template = ending_at_score(tokenizer, conversations)

@@ -9,6 +9,7 @@ from typing import Any
 from align.export.markdown import code_span, one_line
 from align.models.dequantised import DEQUANTISED
 
+USER = '{"role": "user", "content": "Hi, how are you?"}'
 # Special tokens that a content spells out are text: with `sanitize_control_tokens`, of transformers 5.24 and later.
 TALK = """
 chat = [{"role": "user", "content": "Hi, how are you?"}]
@@ -40,7 +41,8 @@ chat = [
     {"role": "assistant", "content": "Fine, thank you! And you?"},
 ]
 asked = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True, sanitize_control_tokens=True)
-score = model(**asked.to(model.device)).logits[0, 0]
+with torch.no_grad():
+    score = model(**asked.to(model.device)).logits[0, 0]
 print(float(score))
 """
 READ_AT = """
@@ -48,64 +50,98 @@ The score is read at the last token of a conversation, {}, which ends the answer
 nothing behind it. Scores say something beside each other, those of answers to one prompt above all: the difference of
 two is the log-odds of the first being preferred.
 """
-BY_AUTO = "\nIn this folder, PEFT's `{}.from_pretrained({})` finds the base too.\n"
+BY_AUTO = "\nIn this folder, PEFT's `{}.from_pretrained({})` finds the base too.{}\n"
+REPORTED = " It reports `score.weight` as missing from the base: the adapter brings that head."
+LINKED = """
+`{}` in this folder is a link to {} on the machine where the export was made. Whoever copies the export brings the base
+along: copy with links followed (`cp -rL`), or put the base where the link is, under its name. An upload to a hub leaves
+it out.
+"""
 
 
 def loading(facts: Mapping[str, Any]) -> str:
     gguf = facts["kind"] == "gguf"
     if "score" in facts:
         serve = SERVE.format(one_line(facts["served"])) if facts.get("served") else ""
-        code = loading_code(facts) + SCORE
+        code = with_system(loading_code(facts) + SCORE, facts)
         at = READ_AT.format(code_span(facts["score"]))
         return f"## Loading, and scoring a conversation\n\n```python\n{code}```\n{at}{by_auto(facts)}{serve}"
     whole = facts.get("method") == "full"
-    code = (TALK_GGUF_WHOLE if whole else TALK_GGUF) if gguf else loading_code(facts) + TALK
+    code = with_system((TALK_GGUF_WHOLE if whole else TALK_GGUF) if gguf else loading_code(facts) + TALK, facts)
     serve = (SERVE_GGUF if gguf else SERVE).format(one_line(facts["served"])) if facts.get("served") else ""
     ollama = OLLAMA.format(one_line(facts["served"])) if facts.get("modelfile") and facts.get("served") else ""
     return f"## Loading, and talking to it\n\n```python\n{code}```\n{by_auto(facts)}{serve}{ollama}"
 
 
+def with_system(code: str, facts: Mapping[str, Any]) -> str:
+    """The code, its chat beginning with the system prompt that the model was trained with."""
+    if not (system := facts.get("system")):
+        return code
+    said = f'    {{"role": "system", "content": {_string(system["text"])}}},\n'
+    one = f"chat = [{USER}]\n"
+    whole = f"chat = [\n{said}    {USER},\n]\n"
+    return code.replace(one, whole) if one in code else code.replace("chat = [\n", f"chat = [\n{said}")
+
+
 def by_auto(facts: Mapping[str, Any]) -> str:
-    """That PEFT's own class loads an adapter too, where it finds its base."""
+    """That PEFT's own class loads an adapter too, where it finds its base; and that a base which is linked stays behind
+    when the adapter is copied."""
     if facts["kind"] != "adapter" or not ("linked" in facts or facts["base"].get("revision")):
         return ""
-    score = "score" in facts
-    quantised = precision_of(facts) == "nf4" and facts.get("linked") != DEQUANTISED
-    words = ['"."', *(["num_labels=1"] if score else []), *(["quantization_config=nf4"] if quantised else [])]
-    name = "AutoPeftModelForSequenceClassification" if score else "AutoPeftModelForCausalLM"
-    return BY_AUTO.format(name, ", ".join(words))
+    score, name = "score" in facts, one_line(facts["base"]["id"])
+    words = ['"."', *(["num_labels=1"] if score else []), *loaded_as(facts)]
+    auto = "AutoPeftModelForSequenceClassification" if score else "AutoPeftModelForCausalLM"
+    said = BY_AUTO.format(auto, ", ".join(words), REPORTED if score else "")
+    what = "the dequantised base" if facts.get("linked") == DEQUANTISED else "the base"
+    return said + (LINKED.format(name, what) if "linked" in facts else "")
+
+
+def loaded_as(facts: Mapping[str, Any]) -> list[str]:
+    """In which numbers an export is loaded: those of its row in the receipt. An adapter on the base that it was trained
+    on has the numbers of training; what was written for the export, a merged model or a dequantised base, its own."""
+    if facts["kind"] == "merged" or facts.get("linked") == DEQUANTISED or not (kept := kept_in(facts)):
+        return ['dtype="auto"']
+    return [f"dtype=torch.{kept}", *(["quantization_config=nf4"] if precision_of(facts) == "nf4" else [])]
+
+
+def kept_in(facts: Mapping[str, Any]) -> str:
+    """The dtype in which the base was read for training."""
+    return facts.get("computed") or {"nf4": "bfloat16"}.get(precision_of(facts), precision_of(facts))
 
 
 def loading_code(facts: Mapping[str, Any]) -> str:
     """Python that loads the export, to be run in its folder; elsewhere `folder` is its path or hub id."""
     score, merged = "score" in facts, facts["kind"] == "merged"
     head = "AutoModelForSequenceClassification" if score else "AutoModelForCausalLM"
-    base, linked = facts["base"], facts.get("linked")
-    nf4 = precision_of(facts) == "nf4" and not merged and linked != DEQUANTISED
+    base, linked, numbers = facts["base"], facts.get("linked"), loaded_as(facts)
+    nf4, headless = "quantization_config=nf4" in numbers, score and not merged
     given = ["folder"] if merged else [f"folder + {_string('/' + base['id'])}" if linked else _string(base["id"])]
     if not merged and base.get("revision"):
         given.append(f"revision={_string(base['revision'])}")
-    given += ["num_labels=1"] if score and not merged else []
-    given.append("quantization_config=nf4" if nf4 else 'dtype="auto"')
-    imports = f"{head}, AutoTokenizer" + (", BitsAndBytesConfig" if nf4 else "")
+    given += [*(["num_labels=1"] if headless else []), *numbers]
+    imports = [head, "AutoTokenizer", *(["BitsAndBytesConfig"] if nf4 else []), *(["logging"] if headless else [])]
     name = "model" if merged else "base"
+    load = f"{name} = {head}.from_pretrained({', '.join(given)})\n"
     return (
-        ("import torch\n" if nf4 else "")
+        ("import torch\n" if score or any("torch." in word for word in numbers) else "")
         + ("" if merged else "from peft import PeftModel\n")
-        + f'from transformers import {imports}\n\nfolder = "."  # of this file\n'
-        + (NF4 if nf4 else "")
-        + f"{name} = {head}.from_pretrained({', '.join(given)})\n"
+        + f'from transformers import {", ".join(imports)}\n\nfolder = "."  # of this file\n'
+        + (NF4.format(kept_in(facts)) if nf4 else "")
+        + (QUIETLY.format(load) if headless else load)
         + ("" if merged else "model = PeftModel.from_pretrained(base, folder)\n")
         + "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        + ("model.config.pad_token_id = tokenizer.pad_token_id\n" if score and not merged else "")
+        + ("model.config.pad_token_id = tokenizer.pad_token_id\n" if headless else "")
     )
 
 
+QUIETLY = """logging.set_verbosity_error()  # of the head of scores, which the base has not and the adapter brings
+{}logging.set_verbosity_warning()
+"""
 NF4 = """nf4 = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",
     bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.bfloat16,
+    bnb_4bit_compute_dtype=torch.{},
 )
 """
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from align.data.fixed_prompts import fixed_prompts
+from align.data.tokens import for_others
 from align.errors import CorruptFile, require
 from align.export.engines import VERSION, Asked, choices_of, free_memory, logits_of
 from align.export.reward import as_chats, fixed_conversations, for_scoring, judged
@@ -123,7 +124,7 @@ def questions(tokenizer: Any, longest: int, scores: bool) -> tuple[Asked, Any]:
         InputError: the chat template of a reward model takes none of the fixed conversations.
     """
     if not scores:
-        return Asked(fixed_prompts(tokenizer, longest)), tokenizer
+        return Asked(fixed_prompts(tokenizer, longest)), for_others(tokenizer)
     conversations = fixed_conversations(tokenizer, longest)
     problem = "takes none of the conversations that a reward model is asked about"
     require(bool(conversations), "chat_template", "(the model's)", problem, "Train it with data.template=chatml.")

@@ -187,7 +187,7 @@ def settle(model: Any, base: Base) -> None:
     """
     way = route_of(model)
     if not way.fast:
-        say_once(f"{base.id}: the plain path, slower and right ({way.why})")
+        say_once(f"{base.id}: takes the plain path, which is slower and computes the same ({way.why})")
     if base.id not in BUILT_IN:
         probe(model, base)
 
@@ -337,6 +337,18 @@ def skeleton(base: Base) -> Any:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception:  # what a wrong value leads to has any type
         return None
+
+
+def check_packing(base: Base) -> None:
+    """Raises: InputError: rows may not be packed on this base. Asked before its weights are loaded; of a model whose
+    modules cannot be built, loading explains why."""
+    model = skeleton(base)
+    if model is None or (way := route_of(model)).packing:
+        return
+    kind = model.config.model_type
+    why = f"type {kind} does not tell packed rows apart by their positions" if way.proven else way.why
+    problem = f"rows are packed on models that were proven to tell them apart, and {why}"
+    raise InputError("stage.packing", True, problem, "Drop it; docs/architectures.md lists what was proven.")
 
 
 def context_length(model: Any) -> int:

@@ -126,16 +126,41 @@ def method_of(artifact: Artifact, given: str, field: str) -> str:
     Raises:
         InputError: `method=` contradicts the artifact.
     """
-    config = artifact.manifest.config if artifact.manifest else {}
-    trained = None if artifact.whole else config.get("method", {}).get("name")
+    trained = trained_with(artifact)
     if given == "auto":
         return trained or "qlora"
     if trained not in (None, given):
-        raise InputError(
-            "method", given, f"{field}={artifact.ref} was trained with method={trained}",
-            "Drop method=, or start from an artifact of that method.",
-        )  # fmt: skip
+        whole = "Start from a whole model (init=base, full:NAME, a folder or hub:ID): stage=full trains every weight."
+        remedy = whole if given == "full" else "Drop method=, or start from an artifact of that method."
+        raise InputError("method", given, f"{field}={artifact.ref} was trained with method={trained}", remedy)
     return given
+
+
+def trained_with(artifact: Artifact) -> str | None:
+    """The method that an adapter was trained with; None of a whole model, and where no run says it."""
+    config = artifact.manifest.config if artifact.manifest else {}
+    return None if artifact.whole else config.get("method", {}).get("name")
+
+
+def same_method(reward: Artifact, field: str, policy: Artifact, method: str) -> None:
+    """A reward model is an adapter on the base of the policy, which is kept in one precision.
+
+    Args:
+        reward: named by `field`.
+        policy: what the policy starts from.
+        method: that the policy is trained with.
+
+    Raises:
+        InputError: the reward model was trained on the base in another precision.
+    """
+    trained, start = trained_with(reward), f"init={policy.ref}"
+    if trained in (None, frozen_as(method)):
+        return
+    problem = f"was trained with method={trained}, and the policy, from {start}, has method={method}: they share a base"
+    fits = {"lora": "method=lora (an adapter) or method=full (every weight)", "qlora": "method=qlora"}
+    anew = f"train the reward model with stage=reward {start}"
+    remedy = f"Write {fits[trained]}, or {anew} method={frozen_as(method)}." if policy.whole and trained in fits else ""
+    raise InputError(field, reward.ref, problem, remedy or f"{anew[0].upper()}{anew[1:]}.")
 
 
 def frozen_as(method: str) -> str:

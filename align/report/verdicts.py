@@ -126,16 +126,23 @@ def sampled(seen: Seen) -> str:
 
 
 def exported(seen: Seen) -> str:
-    metrics, checks = seen.metrics, seen.metrics["checks"]
-    bound = [check for check in checks if check["bound"]]
-    passed = [check for check in bound if check["verdict"] == "pass"]
+    metrics, checks, artifact = seen.metrics, seen.metrics["checks"], seen.manifest.inputs.get("artifact")
+    bound = [check for check in checks if check["bound"] and check["verdict"] != "not checked"]
+    missed = [check["name"] for check in bound if check["verdict"] != "pass"]
     unasked = sorted({check["engine"] for check in checks if check["verdict"] == "not checked"})
+    if not bound:
+        found = "No engine was there to load the export back, so that nothing says whether it is what was trained."
+    else:
+        each = "choice between two texts" if artifact and artifact.stage == "reward" else "token"
+        found = (
+            f"{'The export is not all' if missed else 'The export is'} what was trained: {bound[0]['engine']} loaded "
+            f"it back, and on fixed prompts it lies {format_figure(metrics['kl'])} nats a {each} (KL) from the trained "
+            "model."
+        )
+    kept = f"All {len(bound)} checks kept their bounds." if len(bound) > 1 else ""
     sentences = [
-        f"{len(passed)} of {counted(len(bound), 'check')} passed: loaded back, the export is what was trained."
-        if len(passed) == len(bound) else f"{len(passed)} of {counted(len(bound), 'check')} passed.",
-        f"KL from what was trained: {format_figure(metrics['kl'])} nats a token on fixed prompts."
-        if "kl" in metrics else "",
-        f"Not checked, or not in everything: {', '.join(unasked)}." if unasked else "",
+        found, f"Bounds missed, and let pass by export.accept: {', '.join(missed)}." if missed else kept,
+        f"Not checked, or not everything there: {', '.join(unasked)}; the receipt says why." if unasked else "",
     ]  # fmt: skip
     return joined(sentences)
 

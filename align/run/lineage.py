@@ -152,35 +152,55 @@ def data_behind(artifact: Artifact, root: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def trained_through(manifest: Manifest, digest: str, root: Path) -> list[dict[str, str]]:
-    """The runs that an artifact's weights came through, in order of training, itself last: `{stage, name, digest}`.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A run that weights came through.
+
+    Attributes:
+        digest: of the weights that it made.
+        manifest: None of a run that is gone.
+    """
+
+    stage: str
+    name: str
+    digest: str
+    manifest: Manifest | None = None
+
+
+def trained_through(manifest: Manifest, digest: str, root: Path) -> list[Step]:
+    """The runs that an artifact's weights came through, in order of training, itself last.
 
     Args:
         digest: the artifact's.
     """
-    before: list[dict[str, str]] = []
+    before: list[Step] = []
     if manifest.base is not None and (base := maker_of_base(manifest.base, root)) is not None:
         stage, _, name = base.ref.partition(":")
-        gone = {"stage": stage, "name": name, "digest": manifest.base.digest}
+        gone = Step(stage, name, manifest.base.digest)
         before += [gone] if isinstance(base, Gone) else trained_through(base, manifest.base.digest, root)
     for name, given in manifest.inputs.items():
         if given.stage and name.partition(".")[0] in MADE_WEIGHTS:
             made = maker(given, root)
-            gone = [{"stage": given.stage, "name": given.name, "digest": given.digest}]
-            before += trained_through(made, given.digest, root) if made else gone
-    mine = {"stage": manifest.stage, "name": manifest.name, "digest": digest}
-    return [p for i, p in enumerate([*before, mine]) if p not in [*before, mine][:i]]
+            gone = Step(given.stage, given.name, given.digest)
+            before += trained_through(made, given.digest, root) if made else [gone]
+    found = [*before, Step(manifest.stage, manifest.name, digest, manifest)]
+    return [step for i, step in enumerate(found) if step not in found[:i]]
 
 
 def evaluation_of(artifact: Input, root: Path) -> dict[str, Any] | None:
-    """The figures of the newest finished evaluation of exactly this artifact, those of a proxy only where there are no
-    others; None where there are none."""
+    """The figures of `evaluated_by`; None where there are none."""
+    found = evaluated_by(artifact, root)
+    return dict(found.metrics) if found else None
+
+
+def evaluated_by(artifact: Input, root: Path) -> Manifest | None:
+    """The newest finished evaluation of exactly this artifact, one by a proxy only where there is no other."""
     found = [
-        ((manifest.metrics.get("judge_is") != "proxy", manifest.publication), manifest.metrics)
+        manifest
         for _, manifest in manifests(root, "eval")
         if manifest.done and same_artifact(manifest.inputs["artifact"], artifact)
     ]
-    return dict(max(found, key=lambda pair: pair[0])[1]) if found else None
+    return max(found, key=lambda m: (m.metrics.get("judge_is") != "proxy", m.publication), default=None)
 
 
 def same_artifact(noted: Input, found: Input) -> bool:

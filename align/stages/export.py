@@ -15,6 +15,7 @@ from align.errors import InputError, MissingArtifact
 from align.export.askable import kinds_of
 from align.export.bases import named_base
 from align.export.card import CHOICES, MADE_ANEW, export_facts, licences, render_card
+from align.export.history import measured_on, parents_of, sampling, system_prompt
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
 from align.export.launch import served_name
 from align.export.merged import check_untied
@@ -35,7 +36,7 @@ from align.models.start import adapter_folder
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Run
 from align.run.atomic import publish
-from align.run.lineage import data_behind, evaluation_of, origin_of, trained_through
+from align.run.lineage import data_behind, evaluated_by, origin_of, trained_through
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 from align.run.weights import brings_scores
 from align.stages.inputs import start
@@ -152,19 +153,23 @@ def written(
 
 def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
     """What a card says of how an export came to be, and how good it was found."""
-    root = Path(config.run.root).expanduser()
-    parents = trained_through(artifact.manifest, artifact.digest, root) if artifact.manifest else []
-    data = data_behind(artifact, root)
+    root, manifest = Path(config.run.root).expanduser(), artifact.manifest
+    steps = trained_through(manifest, artifact.digest, root) if manifest else []
+    data, scores = data_behind(artifact, root), not artifact.whole and brings_scores(artifact.path)
     facts: dict[str, Any] = {
-        "name": f"{run.manifest.stage}-{run.name}", "parents": parents, "seed": config.seed,
+        "name": f"{run.manifest.stage}-{run.name}", "parents": parents_of(steps), "seed": config.seed,
         "data": data, "licences": licences(data, origin_of(artifact, run.base, root)),
+        "system": system_prompt(steps, scores),
     }  # fmt: skip
-    if not artifact.whole and brings_scores(artifact.path) and artifact.manifest:
-        facts["accuracy"] = artifact.manifest.metrics
-        if artifact.manifest.config["data"].get("reasoning") == "hide":
+    if manifest and scores:
+        facts |= {"accuracy": manifest.metrics, "measured": measured_on(manifest, manifest.config["stage"]["held_out"])}
+        if manifest.config["data"].get("reasoning") == "hide":
             facts["notes"] = "It was trained on answers without their reasoning: leave that out of what it is to score."
-    if (evaluation := evaluation_of(artifact.as_input(), root)) is not None:
-        facts |= {"metrics": evaluation, "judge": evaluation.get("judge", "")}
+    if manifest and "loss_after" in manifest.metrics and manifest.stage in ("sft", "full"):
+        facts |= {"losses": manifest.metrics, "measured": measured_on(manifest)}
+    if (evaluation := evaluated_by(artifact.as_input(), root)) is not None:
+        facts |= {"metrics": evaluation.metrics, "judge": evaluation.metrics.get("judge", "")}
+        facts |= {"measured": measured_on(evaluation), "sampled": sampling(evaluation.config)}
     return facts
 
 

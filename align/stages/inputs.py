@@ -29,7 +29,7 @@ from align.export.askable import check_askable, check_stranger, engines_asked, k
 from align.export.converters import converters_in
 from align.models.base import base_of, find_base
 from align.models.lora import Lora, settings_in
-from align.models.start import BASE, find, frozen_as, label, start_from, started_from
+from align.models.start import BASE, find, label, start_from, started_from
 from align.redaction import masked, unmarked
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Input, json_digest
@@ -137,7 +137,7 @@ def dpo(config: Config) -> Inputs:
 def ppo(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     root = Path(config.run.root).expanduser()
-    rewards = reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
+    rewards = reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
     records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
     rows = partial(prompts_of, config, "train")
     return Inputs(config, label(base, config.method.name), base, records, rows)
@@ -157,7 +157,7 @@ def evaluate(config: Config) -> Inputs:
         same_split(artifact, data["eval_data"].digest, 1, root, "data.eval_path")
     elif config.data.name == "jsonl":  # the corpus has parts of its own
         same_split(artifact, data["data"].digest, config.data.held_out, root)
-    judge = reward_inputs(reward_spec(config.reward), root, base, None)
+    judge = reward_inputs(reward_spec(config.reward), root, base)
     reward = plain(config)["reward"]
     title = judges.title(reward, judge)
     of = judges.standing_of(artifact, judges.identities(reward, judge), root)
@@ -200,7 +200,7 @@ def verify(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     untold = config.init == BASE and config.reward == LearnedReward()
     root = Path(config.run.root).expanduser()
-    rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, frozen_as(config.method.name))
+    rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
     read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
     return Inputs(config, label(base, config.method.name), base, read)
 
@@ -249,14 +249,29 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
     if config.stage.name != "export" and not found.artifact.whole and brings_scores(found.artifact.path):
         remedy = "Name an adapter of stage=sft, stage=dpo or stage=ppo."
         raise InputError(field, ref, "is a reward model, and no policy", remedy)
+    method = changed(config.method, name=found.method)
     if field == "init" and not found.artifact.whole:
         made = settings_in(found.artifact.path)
         why = f"{found.artifact.ref} is an adapter already, and goes on as it is"
-        config.method.refuse_others(made, why, "Drop it, or start from a whole model.")
+        method.refuse_others(made, why, "Drop it, or start from a whole model.")
+        method = changed(method, **carried_on(made, method, found.artifact))
     asked_with = found.artifact.manifest.config["data"].get("system") if found.artifact.manifest else None
     if config.data.system is None and asked_with:  # what was taught under a system prompt is asked under it
         config = changed(config, data=changed(config.data, system=asked_with))
-    return found.artifact, found.base, changed(config, method=changed(config.method, name=found.method))
+    return found.artifact, found.base, changed(config, method=method)
+
+
+def carried_on(made: Mapping[str, Any], method: Any, adapter: Artifact) -> dict[str, Any]:
+    """The settings of an adapter that a run goes on with, for its manifest. What is of another kind than a setting may
+    be (of an adapter that was made elsewhere) stays at its default.
+
+    Args:
+        made: see `settings_in`. Its targets are names of layers, which `all-linear` stood for where its run says so.
+    """
+    found = {key: value for key, value in made.items() if type(value) is type(getattr(method, key))}
+    said = adapter.manifest.config["method"].get("targets") if adapter.manifest else None
+    targets = ALL_LINEAR if said == ALL_LINEAR else made["targets"]
+    return {**found, "targets": targets if isinstance(targets, list) and targets else ALL_LINEAR}
 
 
 def lora_of(config: Config) -> Lora:

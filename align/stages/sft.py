@@ -16,11 +16,11 @@ from align.data.chat import Encoded
 from align.data.supervised import Encoding, encode
 from align.data.template import use_template
 from align.data.trained_on import write_rows
-from align.errors import require
 from align.evals.heldout import HeldOutLoss, change_of, held_out_loss
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.finite import diverged
 from align.models.load import (
+    check_packing,
     choose_device,
     choose_dtype,
     context_length,
@@ -30,7 +30,6 @@ from align.models.load import (
     own_tokenizer,
     save_tokenizer,
 )
-from align.models.plain_path import route_of
 from align.models.start import adapter_folder
 from align.report import in_words
 from align.run import Run
@@ -50,6 +49,8 @@ LARGEST_LOSS = 700.0
 def run(run: Run, config: Config, train_documents: list[Document], test_documents: list[Document]) -> Result:
     stage: SftConfig = config.stage
     base = run.base
+    if stage.packing:
+        check_packing(base)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     init = start(config, run.inputs["init"].path)[0] if "init" in run.inputs else None
@@ -71,10 +72,6 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
 
     # The model before training, then training, then the same measure again.
     model = load_base(base, config.method.name, device, dtype)
-    require(
-        not stage.packing or route_of(model).packing, "stage.packing", stage.packing,
-        f"type {model.config.model_type} is not proven to tell packed rows apart by their positions", "Drop it.",
-    )  # fmt: skip
     if config.method.name != "full":
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         before = adapter_folder(init) if init else None

@@ -8,8 +8,8 @@ our rows and the keyword arguments of `Training.arguments`, and `FIGURES`, the n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -218,18 +218,33 @@ def train(
         the trainer, in whose state training ended, and the number of trained weights.
     """
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantised(model)}
-    trainer = make()
-    trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
-    guard = NanGuard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32")
-    for callback in (*callbacks, guard):
-        trainer.add_callback(callback)
-    trained = trainable_in_fp32(model, start)
-    if checkpoint and ended:
-        put_back(trainer, checkpoint)
-        trainer.state = state_in(checkpoint)
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with configuration_kept(model):
+        trainer = make()
+        trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
+        guard = NanGuard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32")
+        for callback in (*callbacks, guard):
+            trainer.add_callback(callback)
+        trained = trainable_in_fp32(model, start)
+        if checkpoint and ended:
+            put_back(trainer, checkpoint)
+            trainer.state = state_in(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, trained
+
+
+@contextmanager
+def configuration_kept(model: nn.Module) -> Iterator[None]:
+    """A trainer writes what it trains with into the model's configuration (no cache, the tokenizer's pad and end
+    tokens). Afterwards the model says of itself what it said before: a whole model is published with it."""
+    held = (getattr(m, name, None) for m in model.modules() for name in ("config", "generation_config"))
+    kept = [(config, dict(vars(config))) for config in {id(c): c for c in held if hasattr(c, "to_dict")}.values()]
+    try:
+        yield
+    finally:
+        for config, said in kept:
+            vars(config).clear()
+            vars(config).update(said)
 
 
 def put_back(trainer: Trainer, checkpoint: Path) -> None:

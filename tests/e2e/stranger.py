@@ -11,7 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,8 @@ import transformers
 def loaded(job: dict[str, Any]) -> Any:
     if "code" in job:
         names: dict[str, Any] = {}
-        exec(job["code"], names)
+        with silently():
+            exec(job["code"], names)
         return names["model"]
     options: dict[str, Any] = {"dtype": torch.float32} | ({"num_labels": 1} if "Sequence" in job["auto"] else {})
     if job["nf4"]:
@@ -35,11 +42,33 @@ def loaded(job: dict[str, Any]) -> Any:
     return getattr(peft, job["auto"]).from_pretrained(job["folder"], **options)
 
 
-@torch.no_grad()
+OF_LIBRARIES = re.compile(r"kernels|is_gradient_checkpointing|^\s*(warnings\.warn.*)?$|\d+%\|")
+"""What libraries print whoever loads a model: a kernel that is not installed, a word of theirs that goes, progress."""
+
+
+@contextmanager
+def silently() -> Iterator[None]:
+    """What a card's code prints as an error or a warning is an error, but for what is `OF_LIBRARIES`."""
+    warnings.simplefilter("always")
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            said.seek(0)
+            lines = said.read().decode().replace("\r", "\n").splitlines()
+    if loud := [line for line in lines if not OF_LIBRARIES.search(line)]:
+        raise AssertionError("\n".join(["the card's code is not quiet:", *loud]))
+
+
 def answer(job: dict[str, Any]) -> None:
     os.chdir(job["cwd"])
     model = loaded(job).eval()
-    logits = [model(input_ids=torch.tensor([row])).logits[0].float().numpy() for row in job["rows"]]
+    with torch.no_grad():  # a card's code is run without
+        logits = [model(input_ids=torch.tensor([row])).logits[0].float().numpy() for row in job["rows"]]
     assert not any(name.split(".")[0] == "align" for name in sys.modules)
     np.savez(job["out"], *logits)
 
@@ -52,6 +81,8 @@ def main() -> None:
             try:
                 answer(job)
                 status = 0
+            except Exception:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

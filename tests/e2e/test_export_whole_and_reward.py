@@ -80,7 +80,10 @@ def test_a_whole_model_leaves_as_it_was_trained(shop: Workshop) -> None:
     assert trained.keys() == left.keys()
     assert all(torch.equal(trained[name], left[name]) for name in trained)
     card = (folder / "README.md").read_text()
-    assert 'base_model: "my llama"\nbase_model_relation: "finetune"\n' in card  # what it was trained from
+    assert "base_model" not in card  # a folder's name is no repository's
+    assert "| base model | my llama |" in card  # what it was trained from
+    assert re.search(r"\| full/f \| 0.01, .* \| 3 steps \| 8 \| all of the model \|", card)
+    assert re.search(r"On 2 held-out rows \(25% of chats.jsonl, held out\), before and after", card)
     assert "A model for chat" in card
     assert "All weights were trained" in card
     assert re.search(r"1\. Supervised fine-tuning of all weights: `full/f`, sha256 `\w{64}`", card)

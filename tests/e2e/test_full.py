@@ -117,7 +117,10 @@ def test_recomputed_layers_change_nothing(
     ("words", "told"),
     [
         (["init=sft:s"], "was trained with method=qlora"),
-        (["reward.ref=reward:nf4"], "was trained with method=qlora"),
+        (["reward.ref=reward:nf4"], "reward.ref=reward:nf4: was trained with method=qlora, and the policy, from init="),
+        (["reward.ref=reward:nf4"], "Write method=qlora, or train the reward model with stage=reward init=full:f"),
+        (["method=qlora"], "Write method=lora (an adapter) or method=full (every weight), or train the reward model"),
+        (["init=sft:s"], "Start from a whole model"),
     ],
 )
 def test_what_does_not_fit_is_refused(

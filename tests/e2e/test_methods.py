@@ -25,6 +25,11 @@ def test_every_stage_under_lora(tmp_path: Path, chats: Path, tiny_model: Path) -
     assert done.metrics["quantised_layers"] == 0
     assert shop.status("stage=eval", "method=qlora", *shop.on_file) == 2
     assert "was trained with method=lora" in shop.said
+    other = shop.run("sft", "model=hub", f"model.path={tiny_model}", "stage.max_steps=1", *SFT, "run.name=other")
+    assert shop.status("stage=ppo", *shop.on_file, *PPO, "init=sft:other", "reward.ref=reward:latest") == 2
+    assert "was trained with method=lora, and the policy, from init=sft:other, has method=qlora" in shop.said
+    assert f"Train the reward model with stage=reward init=sft:{other.name}." in shop.said
+    assert "method=." not in shop.said  # there is none to drop
     assert math.isfinite(done.metrics["last_score"])
     assert read_manifest(shop.run("export", "export=merged")).metrics["kl"] < 0.01
 

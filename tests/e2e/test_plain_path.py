@@ -49,7 +49,21 @@ def test_rows_are_not_packed_where_they_would_see_each_other(tmp_path: Path, cha
     shop = Workshop(tmp_path / "runs", chats)
     model = with_tokenizer(tmp_path / "model", "bloom", tiny_tokenizer)
     assert shop.status("stage=sft", "model=hub", model, *SFT, *shop.on_file, "stage.packing=true") == 2
-    assert "stage.packing=True: type bloom is not proven to tell packed rows apart" in shop.said
+    assert "and type bloom does not tell packed rows apart by their positions. Drop it" in shop.said
+
+
+def test_packing_is_refused_by_the_setting_that_was_not_proven_before_a_row_is_encoded(
+    tmp_path: Path, chats: Path, tiny_tokenizer: Any
+):
+    """Of a type that packs rows, with layers of one kind where both were measured."""
+    shop = Workshop(tmp_path / "runs", chats)
+    model = with_tokenizer(tmp_path / "model", "gemma3_text", tiny_tokenizer)
+    config = tmp_path / "model" / "config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"layer_types": ["sliding_attention"] * len(told["layer_types"])}))
+    assert shop.status("stage=sft", "model=hub", model, *SFT, *shop.on_file, "stage.packing=true") == 2
+    assert "type gemma3_text was not proven with layer_types=sliding_attention" in shop.said
+    assert "held out" not in shop.said
 
 
 def test_dpo_is_refused_where_trl_would_read_other_logits(tmp_path: Path, chats: Path, tiny_tokenizer: Any):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from workshop import PPO, Workshop
 
+from align.config.compose import plain
+from align.config.root import Config
 from align.models.adapter_files import read_tensors
 from align.run import read_manifest
 from align.track import read_rows
@@ -96,6 +99,28 @@ def test_dropout_is_that_of_supervised_training_alone(shop: Workshop, tmp_path: 
 @pytest.mark.parametrize("said", ["stage.optimiser=adafactor", "stage.adam_beta1=0.5", "stage.adam_beta2=0.5"])
 def test_an_optimiser_is_the_one_that_is_named(shop: Workshop, said: str) -> None:
     assert not same(shop.run("sft", *SFT, said, "run.name=other"), shop.run("sft", *SFT, "run.name=plain"))
+
+
+def test_a_run_that_continues_an_adapter_says_how_that_was_made(shop: Workshop) -> None:
+    """Its manifest holds the adapter's own settings, and they cannot make another run of it. What follows from an
+    adapter of the defaults is known by the defaults, as it was."""
+    own = {"r": 4, "alpha": 6, "dropout": 0.25, "targets": ["k_proj", "q_proj"], "rslora": True, "dora": False}
+    words = [f"method.{key}={value}".replace(" ", "").replace("'", "") for key, value in own.items()]
+    shop.run("sft", *SFT, "stage.max_steps=1", *words, "run.name=special")
+    shop.run("sft", *SFT, "stage.max_steps=1", "run.name=plain")
+    for ref, made in (("special", own), ("plain", {})):
+        said = read_manifest(shop.run("sft", *SFT, "stage.max_steps=1", f"init=sft:{ref}"))
+        told = {k: v for k, v in plain(Config())["method"].items() if k not in ("name", "lr")} | made
+        for config in (said.config, said.identity["config"]):
+            assert {k: v for k, v in config["method"].items() if k in told} == told
+        again = shop.run("sft", *SFT, "stage.max_steps=1", f"init=sft:{said.name}")  # which says it of the first
+        assert read_manifest(again).config["method"]["r"] == told["r"]
+    line = ("sft", *SFT, "stage.max_steps=1", "init=sft:special")
+    assert shop.run(*line, *words) == shop.run(*line)
+    copy = shop.root.parent / "copy"  # of which no run says anything
+    shutil.copytree(shop.root / "sft" / "special" / "artifact", copy)
+    bare = read_manifest(shop.run("sft", *SFT, "stage.max_steps=1", f"init={copy}"))
+    assert bare.config["method"]["targets"] == own["targets"]
 
 
 def test_an_optimiser_of_a_gpu_is_refused_on_a_cpu(shop: Workshop) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from align.errors import InputError
-from align.export.card import licence_in, render_card
+from align.export.card import folded_scale, licence_in, render_card
+from align.export.history import measured_on, parents_of, sampling, settings_of, system_prompt
 from align.export.verdicts import Check
 from align.ops.divergence import Divergence
+from align.run.lineage import Step
+from align.run.manifest import Input, Manifest
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
 FACTS = {
@@ -94,6 +97,151 @@ def test_card_of_an_adapter_on_a_plain_base_does_not_quantise():
     assert "NF4" not in card
     assert "BitsAndBytesConfig" not in card
     assert "in bfloat16, not quantised" in card
+
+
+def manifest(stage: str, name: str, config: dict, metrics: dict | None = None, **inputs: Input) -> Manifest:
+    return Manifest(stage, name, 0, {"data": {"name": "chitchat"}, **config}, inputs, None, metrics=metrics or {})
+
+
+SYSTEM = "Be brief.\nSay `no` to /etc/passwd."
+TRAINED = {"epochs": 2.0, "lr": 0.002, "schedule": "cosine", "warmup": 0.03, "batch_size": 8}
+RSLORA = {"name": "lora", "r": 16, "alpha": 32, "dropout": 0.05, "targets": ["q_proj", "v_proj"], "rslora": True}
+ROWS = {"name": "jsonl", "path": "/x/a.jsonl", "system": SYSTEM}
+SFT = manifest("sft", "a", {"stage": TRAINED, "method": RSLORA, "data": ROWS}, {"steps": 74, "published_step": 40})
+FROM_SFT = Input("11aa", stage="sft", name="a", whole=False)
+REWARD = manifest(
+    "reward", "r", {"stage": TRAINED | {"max_steps": 9}, "method": {"name": "lora", "r": 16}}, {"steps": 9},
+    init=FROM_SFT,
+)  # fmt: skip
+PPO = manifest(
+    "ppo", "p",
+    {
+        "stage": {"updates": 6, "epochs": 2, "lr": 5e-4, "batch_size": 16, "kl_coef": 0.05},
+        "method": {"name": "lora"}, "rollout": {"temperature": 0.2, "max_new_tokens": 24, "reasoning": "hide"},
+    },
+    {"published_update": 4}, init=FROM_SFT,
+)  # fmt: skip
+LINEAGE = [
+    Step("full", "gone", "00aa"), Step("sft", "a", "11aa", SFT), Step("reward", "r", "22aa", REWARD),
+    Step("ppo", "p", "33aa", PPO),
+]  # fmt: skip
+
+
+def test_a_card_says_how_each_run_trained_and_by_which_system_prompt():
+    system = system_prompt(LINEAGE, scores=False)
+    assert system == {"text": SYSTEM, "run": "sft/a", "without": "ppo/p"}
+    assert system_prompt(LINEAGE[:2], scores=False) == {"text": SYSTEM, "run": "sft/a"}
+    assert system_prompt(LINEAGE[:3], scores=True) == {}  # its own run had none
+    card = render_card(FACTS | {"parents": parents_of(LINEAGE), "system": system, "folded": "Its scale is folded in."})
+    for text in (
+        "1. Supervised fine-tuning of all weights: `full/gone`",
+        "| run | learning rate | trained for | batch | weights | besides |\n",
+        "| sft/a | 0.002, cosine, warm-up 3% | 2 epochs, 74 steps, of which step 40 is published | 8 | rsLoRA of rank",
+        "| rsLoRA of rank 16, alpha 32, dropout 0.05, on q_proj, v_proj |  |\n",
+        "| reward/r | 0.002, cosine, warm-up 3% | 9 steps | 8 | a copy of the adapter of sft/a, and a head of scores |",
+        "| ppo/p | 0.0005 | 6 updates of 2 passes each, of which update 4 is published | 16 | the adapter of sft/a |",
+        "| KL coefficient 0.05; answers sampled at temperature 0.2, at most 24 tokens, their reasoning hidden",
+        "`sft/a` was trained with a system prompt, which the code below says too; `ppo/p` was trained without one:",
+        "> Be brief. Say 'no' to /etc/passwd.\n",
+        '    {"role": "system", "content": "Be brief.\\nSay `no` to /etc/passwd."},\n    {"role": "user"',
+        "Its scale is folded in.",
+    ):
+        assert text in card, text
+    assert "| full/gone |" not in card  # of which nothing is known
+    compile(card.split("```python\n")[1].split("```")[0], "card", "exec")
+    scored = render_card(FACTS | {"system": system, "score": "<eos>", "metrics": {}})
+    assert 'chat = [\n    {"role": "system"' in scored
+
+
+def test_the_settings_of_other_runs():
+    whole = settings_of(manifest("full", "f", {"stage": TRAINED, "method": {"name": "full", "r": 16}}))
+    assert (whole["weights"], whole["trained for"]) == ("all of the model", "2 epochs")
+    alone = settings_of(PPO)  # its parent is gone: its own manifest is all there is
+    assert alone["weights"] == ""
+    dpo = manifest("dpo", "d", {"stage": {"beta": 0.1}, "method": {"name": "qlora", "r": 4, "alpha": 8, "dora": True}})
+    assert settings_of(dpo)["weights"] == "DoRA on NF4 of rank 4, alpha 8, on all linear layers"
+    assert settings_of(dpo)["besides"] == "beta 0.1"
+
+
+def test_a_card_says_on_what_and_how_it_was_measured():
+    evaluation = manifest("eval", "e", {
+        "data": {"name": "jsonl", "path": "/mine/a.jsonl", "held_out": 0.1},
+        "rollout": {"temperature": 0.2, "max_new_tokens": 96, "reasoning": "hide"},
+    })  # fmt: skip
+    about = {"measured": measured_on(evaluation), "sampled": sampling(evaluation.config)}
+    card = render_card(FACTS | about)
+    assert "on 256 held-out prompts (10% of a.jsonl, held out); ties" in card
+    assert (
+        "Answers sampled at temperature 0.2, at most 96 tokens, their reasoning hidden from whoever judged them."
+        in card
+    )
+    assert "| answers cut at the most tokens | 5% | 10% |" in card
+    own = manifest(
+        "eval", "e", {"data": {"name": "jsonl", "path": "a.jsonl", "eval_path": "/mine/b.jsonl", "held_out": 0}}
+    )
+    assert measured_on(own) == "b.jsonl"
+    votes = manifest("reward", "r", {"data": {"name": "annotations"}}, data=Input("d", project="p"))
+    assert measured_on(votes, 0.25) == "25% of annotations p, held out"
+    assert measured_on(manifest("eval", "e", {})) == "the held-out part of chitchat"
+    losses = {
+        "loss_before": 6.58, "loss_after": 6.25, "perplexity_before": 720.5, "perplexity_after": 518.0,
+        "held_out_rows": 41, "loss_change": {"value": -0.33, "low": -0.4, "high": -0.26, "n": 41},
+    }  # fmt: skip
+    imitates = render_card(
+        {k: v for k, v in FACTS.items() if k != "metrics"} | {"losses": losses, "measured": "b.jsonl"}
+    )
+    assert (
+        "On 41 held-out rows (b.jsonl), before and after supervised training. The loss changed by -0.33 [" in imitates
+    )
+    assert "| loss, nats a token | 6.25 | 6.58 |" in imitates
+
+
+def test_a_base_that_no_hub_knows_is_linked_to_nobodys_repository():
+    matter = front_matter(render_card(FACTS | {"base": BASE | {"id": "model", "revision": ""}}))
+    assert not any(key.startswith("base_model") for key in matter)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"r": 16, "lora_alpha": 16}, ""),
+        ({"r": 16, "lora_alpha": 4, "use_rslora": True}, ""),
+        ({"r": 16, "lora_alpha": 32}, "Its scale, LoRA's 32/16, is folded"),
+        ({"r": 16, "lora_alpha": 32, "use_rslora": True}, "Its scale, rsLoRA's 32/√16, is folded"),
+        (
+            {"r": 16, "lora_alpha": 16, "rank_pattern": {"q_proj": 4}},
+            "The scales of its layers, which differ, are folded",
+        ),
+    ],
+)
+def test_a_scale_that_was_folded_into_the_weights_is_said(config, said):
+    assert folded_scale(config).startswith(said)
+    assert bool(folded_scale(config)) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("facts", "loaded", "goes_along"),
+    [
+        ({"precision": "float32", "linked": "original"}, "dtype=torch.float32)", "a link to the base on the machine"),
+        ({"precision": "bfloat16", "linked": "original"}, "dtype=torch.bfloat16)", "`cp -rL`"),
+        (
+            {"precision": "nf4", "computed": "float32", "linked": "nf4-dequantised"},
+            'dtype="auto")',
+            "dequantised base on",
+        ),
+        ({"precision": "nf4", "computed": "float32"}, "dtype=torch.float32, quantization_config=nf4)", ""),
+    ],
+)
+def test_an_adapters_code_loads_the_numbers_of_its_receipt(facts, loaded, goes_along):
+    """And says where a base that is linked stays behind when the folder is copied."""
+    base = {"id": "mine", "revision": "", "digest": "sha256:00ff"}
+    method = "qlora" if facts["precision"] == "nf4" else "lora"
+    card = render_card({"name": "x", "kind": "adapter", "base": base, "method": method, **facts})
+    assert card.count(loaded) == (2 if goes_along else 1)  # in the code, and for PEFT's own class
+    assert goes_along in card
+    assert ("brings the base\nalong" in card) == bool(goes_along)
+    if "quantization" in loaded:
+        assert "bnb_4bit_compute_dtype=torch.float32" in card
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
 
     def of(spec: str) -> set[str]:
         config = part_of("reward", {"name": "fn", "fn": spec})
-        return identities({"name": "fn", "fn": spec}, reward_inputs(reward_spec(config), tmp_path, BASE, None))
+        return identities({"name": "fn", "fn": spec}, reward_inputs(reward_spec(config), tmp_path, BASE))
 
     named = ("score", "alias", "wrapped", "part", "bound", "decorated")
     same = [*(f"scores_here:{name}" for name in named), "scores_there:mark"]

@@ -223,7 +223,7 @@ def test_parents_are_found_by_digest_wherever_they_are(tmp_path: Path) -> None:
     shutil.rmtree(moved / "ppo" / "a")
     assert refs(last, moved) == ["ppo:b", "gone ppo:a"]
     through = trained_through(read_manifest(last), "d", moved)
-    assert [(p["stage"], p["name"]) for p in through] == [("ppo", "a"), ("ppo", "b")]
+    assert [(p.stage, p.name) for p in through] == [("ppo", "a"), ("ppo", "b")]
 
 
 def test_a_model_that_a_run_made_is_a_parent_too(tmp_path: Path) -> None:
@@ -250,13 +250,13 @@ def test_a_base_is_known_by_its_digest_and_a_run_that_made_one_and_is_gone_is_sa
     base = Base("m", str(made / "artifact"), None, read_manifest(made).digest)
     last = published(root, "s", base=base)
     assert refs(last, root) == ["sft:s", "full:m"]
-    assert [p["name"] for p in trained_through(read_manifest(last), "d", root)] == ["m", "s"]
+    assert [p.name for p in trained_through(read_manifest(last), "d", root)] == ["m", "s"]
     copied = published(root, "c", base=replace(base, path="/models/elsewhere"))
     assert refs(copied, root) == ["sft:c", "full:m"]
     shutil.rmtree(made)
     model("m", "[]")  # another model takes its name and its place
     assert refs(last, root) == ["sft:s", "gone full:m"]
-    assert [p["name"] for p in trained_through(read_manifest(last), "d", root)] == ["m", "s"]
+    assert [p.name for p in trained_through(read_manifest(last), "d", root)] == ["m", "s"]
     assert refs(copied, root) == ["sft:c"]  # nothing says that a run made it
 
 
@@ -325,7 +325,7 @@ def test_runs_of_version_1_are_read(old: Path) -> None:
     policy = resolve("ppo:p", old)
     assert policy.manifest is not None
     assert [m.ref for m in ancestors(policy.manifest, old)] == ["ppo:p", "sft:s", "reward:r"]
-    assert [p["name"] for p in trained_through(policy.manifest, policy.digest, old)] == ["s", "r", "p"]
+    assert [p.name for p in trained_through(policy.manifest, policy.digest, old)] == ["s", "r", "p"]
     assert evaluation_of(policy.as_input(), old) == found["eval:e"]["metrics"]
     seq = found["reward:r"]["inputs"]["data"]["seq"]
     assert readers_of(old, "p", seq, seq + 1) == (["reward/r", "ppo/p", "eval/e"], [])

@@ -20,24 +20,28 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align.data.chat import end_of_turn, render
+from align.data.chat import end_of_turn, prompt_ids, render
 from align.data.engine_template import contents_as_text
 from align.data.fixed_prompts import LONGEST
 from align.data.template import CHATML
+from align.data.tokens import for_others
 from align.export.engines import as_choices, choices_of, set_pad
-from align.export.reward import as_chats, fixed_conversations, for_scoring, judged
+from align.export.reward import REASONED, as_chats, fixed_conversations, for_scoring, judged
 from align.export.verdicts import pooled_divergence
 from align.models.base import builtin_folder
+from align.models.load import save_tokenizer
 from align.types import Conversation, Message
 
-NAMES = [*FAMILIES, "chatml", "pocket"]
-BEHIND = {"qwen2.5", "qwen3", "gemma", "phi3", "marked", "marked-wide", "chatml"}
+NAMES = [*FAMILIES, "qwen3-words", "chatml", "pocket"]
+BEHIND = {"qwen2.5", "qwen3", "qwen3-words", "gemma", "phi3", "marked", "marked-wide", "chatml"}
 """Templates that write something behind the token that ends the last answer."""
 
 
 def tokenizer_of(name: str) -> Any:
     if name == "pocket":
         return AutoTokenizer.from_pretrained(builtin_folder("pocket"))
+    if name == "qwen3-words":  # as Qwen's own has them: added tokens, and no special ones
+        return make_tokenizer(FAMILIES["qwen3"].template, FAMILIES["qwen3"].eos, ("<think>", "</think>"))
     family = FAMILIES["llama3" if name == "chatml" else name]
     return make_tokenizer(CHATML if name == "chatml" else family.template, family.eos)
 
@@ -46,7 +50,8 @@ def tokenizer_of(name: str) -> Any:
 def test_whoever_renders_a_chat_reads_what_training_read(name: str) -> None:
     tokenizer = tokenizer_of(name)
     conversations = fixed_conversations(tokenizer)
-    assert len(conversations) >= 10
+    assert len(conversations) >= 12
+    assert [c.messages[-1].content for c in conversations[-2:]] == list(REASONED)
     own = for_scoring(tokenizer, conversations)
     rows = judged(tokenizer, conversations)
     assert as_chats(own, conversations) == rows
@@ -66,6 +71,18 @@ def test_an_answer_that_looks_like_the_templates_end_keeps_its_end() -> None:
     for answer in ("a\n", "\n", "a<|im_end|>\n", ""):
         said = Conversation((Message("user", "q"), Message("assistant", answer)))
         assert render(own, said) == render(tokenizer, said).removesuffix("\n")
+
+
+def test_a_policys_export_reads_earlier_reasoning_as_training_did(tmp_path: Path) -> None:
+    """By the card's own words, of a tokenizer that was saved; without its list transformers reads another text."""
+    tokenizer = tokenizer_of("qwen3-words")
+    turns = [("user", "q"), ("assistant", "<think>\na\n</think>\n\nb"), ("user", "and?")]
+    asked = Conversation(tuple(Message(*turn) for turn in turns))
+    save_tokenizer(for_others(tokenizer), tmp_path)
+    for one, same in ((AutoTokenizer.from_pretrained(tmp_path), True), (tokenizer, False)):
+        as_text: dict[str, Any] = {"sanitize_control_tokens": True, "add_generation_prompt": True}
+        made = one.apply_chat_template(asked.as_dicts(), return_dict=True, **as_text)["input_ids"]
+        assert (made == prompt_ids(tokenizer, asked)) == same
 
 
 def test_the_pad_token_ends_no_answer() -> None:

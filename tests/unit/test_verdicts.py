@@ -163,12 +163,17 @@ def test_what_was_sampled_exported_and_proven(tmp_path: Path):
     assert "every one ended by itself" in said("sample", cut | {"eos_rate": 1.0})
     (tmp_path / "samples.jsonl").write_text('{"answer": "Yes."}\n{"answer": " "}\n{"answer": ""}\n')
     assert said("sample", cut, tmp_path).endswith("cut at 24 tokens. 2 of them say nothing.")
-    row = {"engine": "transformers", "bound": ["kl", 0.01], "verdict": "pass"}
-    checks = [row, {"engine": "vLLM", "bound": None, "verdict": "not checked"}]
-    assert said("export", {"checks": checks, "kl": 8e-7}) == (
-        "1 of 1 check passed: loaded back, the export is what was trained. KL from what was trained: 8e-07 nats a "
-        "token on fixed prompts. Not checked, or not in everything: vLLM."
+    row = {"engine": "transformers", "name": "transformers/adapter", "bound": ["kl", 0.01], "verdict": "pass"}
+    unasked = {"engine": "vLLM", "bound": None, "verdict": "not checked"}
+    lies = "transformers loaded it back, and on fixed prompts it lies 8e-07 nats a token (KL) from the trained model."
+    assert said("export", {"checks": [row, unasked], "kl": 8e-7}) == (
+        f"The export is what was trained: {lies} Not checked, or not everything there: vLLM; the receipt says why."
     )
+    found = said("export", {"checks": [row, row | {"verdict": "accepted"}], "kl": 8e-7})
+    assert found.startswith(f"The export is not all what was trained: {lies}")
+    assert found.endswith("Bounds missed, and let pass by export.accept: transformers/adapter.")
+    assert "All 2 checks kept their bounds." in said("export", {"checks": [row, row], "kl": 8e-7})
+    assert said("export", {"checks": [unasked]}).startswith("No engine was there to load the export back")
     (tmp_path / "artifact").mkdir()
     anchors = [{"name": "closed form", "holds": True}, {"name": "gae", "holds": True}]
     (tmp_path / "artifact/anchors.json").write_text(json.dumps(anchors))
