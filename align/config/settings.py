@@ -8,11 +8,13 @@ Hydra refuses overrides of a frozen structured config, so that the schemas canno
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
+from align.config.synonyms import keys_for
 from align.errors import InputError, require
 
 T = TypeVar("T", bound="Settings")
@@ -80,7 +82,10 @@ class Setting:
         for one in value if isinstance(value, list) else [value]:
             if self.choices:
                 several = isinstance(one, str) and "," in one and {*one.split(",")} <= {*self.choices}
-                remedy = f"Choose one of: {self.listed}." + (f" {A_RUN_EACH}" if several else "")
+                meant = [choice for choice in self.choices if f"{key}={choice}" in keys_for(str(one))]
+                meant = meant or difflib.get_close_matches(str(one), self.choices, n=1)
+                remedy = f"Did you mean {meant[0]}? " if meant else ""
+                remedy += f"Choose one of: {self.listed}." + (f" {A_RUN_EACH}" if several else "")
                 require(one in self.choices, key, one, "is not a choice here", remedy)
         if self.range:
             remedy = f"Give a number {self.range}."

@@ -74,7 +74,9 @@ class SourceRow:
         return f"{self.path}, row {self.number}"
 
     def error(self, column: str, problem: str, remedy: str = HELP) -> InputError:
-        return InputError(f"{self.where}, {column}", displayed(self.data.get(column.split("[")[0])), problem, remedy)
+        name = column.split("[")[0]
+        value = displayed(self.data[name]) if name in self.data else "(no such column)"
+        return InputError(f"{self.where}, {column}", value, problem, remedy)
 
     def text(self, column: str) -> str:
         value = self.data.get(column)

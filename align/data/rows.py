@@ -20,11 +20,12 @@ HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 ONE = "Write one JSON object a line."
 LONGEST = 32 * 2**20
 """Bytes of a line; reading one takes up to some twenty times that."""
-UNPACK = "Unpack it, and name the JSON Lines file in it."
+UNPACK = "Unpack it, or save it as text in UTF-8, and name the JSON Lines file that comes of it."
 TABS = ", sep='\\t'"
 FORMATS = {
     b"PAR1": ("a Parquet file", "parquet"), b"ARROW1": ("an Arrow file", "arrow"), b"PK": ("a zip archive", ""),
     b"SQLite format 3": ("a database", ""), b"(\xb5/\xfd": ("packed by zstd", ""),
+    b"\xff\xfe": ("text in UTF-16", ""), b"\xfe\xff": ("text in UTF-16", ""),
     b"\x1f\x8b": ("packed by gzip, and its name does not end in .gz", ""),
 }  # fmt: skip
 """What a file of another kind begins with: what it is, and what `datasets` calls it."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from align.data import chitchat
 from align.data.documents import read_documents
 from align.data.messages import with_default_system
 from align.data.reasoning import without_reasoning
 from align.data.split import divided, question, unasked
-from align.errors import InputError, require
+from align.errors import InputError
 from align.run import HUB, Input, hub_file, known_digest
 from align.types import Conversation, Document
 
@@ -111,7 +111,8 @@ def divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], 
     train, test = sides(data, answered=True)
     for found, purpose in ((train, "to train on"), (test, "to measure on")):
         none_wanted = found is test and data.held_out == 0
-        require(bool(found) or none_wanted, *named_of(data), f"leaves no row {purpose}", MORE)
+        if not found and not none_wanted:
+            raise nothing_left(data, f"leaves no row {purpose}")
     return shuffled(train, seed, data.limit), shuffled(test, seed, data.limit)
 
 
@@ -128,16 +129,18 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
         apart = data.eval_path and split == "test"  # then nobody asks what is trained on
         read = [prepared(d, data) for d in eval_documents(data)] if apart else sides(data)[split == "test"]
         found = [asked for d in read if (asked := question(d)) is not None]
-    problem = f"leaves no question {'to measure on' if split == 'test' else 'to train on'}"
-    require(bool(found), *named_of(data), problem, f"{MORE} A user must speak.")
+    if not found:
+        raise nothing_left(data, f"leaves no question {'to measure on' if split == 'test' else 'to train on'}")
     return shuffled(found, seed, data.limit)
 
 
-def named_of(data: DataSource) -> tuple[str, Any]:
-    """The setting that divides a data set, for errors to name, and its value."""
+def nothing_left(data: DataSource, problem: str) -> InputError:
+    """The error of a data set that has nothing for one side: it names the setting that divides it."""
     if data.eval_path:
-        return "data.eval_path", data.eval_path
-    return ("data.held_out", data.held_out) if data.name == "jsonl" else ("data", data.name)
+        remedy = "Give two files whose rows ask different questions, where a user speaks."
+        return InputError("data.eval_path", data.eval_path, problem, remedy)
+    field, value = ("data.held_out", data.held_out) if data.name == "jsonl" else ("data", data.name)
+    return InputError(field, value, problem, f"{MORE} A user must speak in them.")
 
 
 def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], list[Document]]:
