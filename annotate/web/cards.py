@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from align.errors import require
 from annotate.assignment.tasks import Task
 from annotate.store import Judgement, Vote, storable
-from annotate.web.markup import rendered
+from annotate.web.markup import rendered, written
 
 Place = int
 PROMPT = -1
@@ -49,13 +49,18 @@ def card(task: Task) -> dict[str, Any]:
     cut = {candidate.id: not candidate.ended for candidate in task.item.candidates}
     return {
         "token": task.token,
-        "prompt": [{"role": turn.role, "html": rendered(turn.content)} for turn in task.item.prompt.messages],
+        "prompt": [{"role": turn.role, **readings(turn.content)} for turn in task.item.prompt.messages],
         "answers": [
-            {"html": rendered(texts[id]), "empty": not texts[id].strip(), "cut": cut[id]} for id in task.display_order
+            {**readings(texts[id]), "empty": not texts[id].strip(), "cut": cut[id]} for id in task.display_order
         ],
         "draft": placed(task, task.draft),
         "expires_at": task.expires_at,
     }
+
+
+def readings(text: str) -> dict[str, str]:
+    """A text as HTML, as Markdown and as it was written: the page shows the one or the other."""
+    return {"html": rendered(text), "written": written(text)}
 
 
 def opinion(task: Task, vote: Vote) -> dict[str, Any]:
@@ -69,8 +74,8 @@ def opinion(task: Task, vote: Vote) -> dict[str, Any]:
         "ratings": {str(place[id]): dict(rated) for id, rated in vote.ratings.items()},
         "flagged": [place[id] for id in vote.flagged],
         "skipped": vote.skipped,
-        "html": rendered(vote.rationale),
-        "demonstration": rendered(vote.demonstration),
+        "rationale": readings(vote.rationale) if vote.rationale else None,
+        "demonstration": readings(vote.demonstration) if vote.demonstration else None,
     }
 
 

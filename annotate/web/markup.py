@@ -1,7 +1,9 @@
 """What models and people wrote, as HTML that does nothing: no tag of theirs, no link, no image, no hidden direction.
 
-Markdown is rendered but for links and images, which stand as they were written: nothing can be clicked, nothing is
-fetched, and what a link's text hides is seen.
+Markdown is rendered, and says all that the text says. Links and images stand as they were written: nothing can be
+clicked, nothing is fetched, and what a link's text hides is seen. Numbers of lists, backslashes and the language of a
+code block stay; only the marks `* _ ~ # > | - :` and backquotes may be replaced by what they do. A text of which
+Markdown would swallow more, such as a cell too many in a table's row, is shown as it was written.
 """
 
 from __future__ import annotations
@@ -9,11 +11,15 @@ from __future__ import annotations
 import html
 import re
 from difflib import SequenceMatcher
+from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline, emphasis
 
 PLAIN_ABOVE = 50_000
 """Characters above which a text is shown as it is, in full: rendering a megabyte of Markdown takes seconds."""
+DEEPEST = 10
+"""Blocks within one another; a list is two. Deeper ones leave no room on a phone: such a text is shown as written."""
 COMPARED = 4_000
 """Words of each of two answers that are compared."""
 
@@ -23,14 +29,72 @@ UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\u3164\ufeff\uffa0"
     "\U000e0000-\U000e007f]"
 )
-MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
-MARKDOWN.disable(["image", "link", "autolink", "reference", "entity"])
+MARKS = re.compile(r"[\s*_~`#>|:-]")
+"""What formatting may stand in place of."""
+TIMES = re.compile(r"(?<=[0-9A-Za-z)\]])\*+(?=[0-9A-Za-z(\[\\])")
+"""Asterisks that multiply: Markdown would make 2*3*4 an emphasised 3."""
+
+
+def keep_backslash(state: StateInline, silent: bool) -> bool:
+    """A backslash stands, and what it escapes is no mark: in LaTeX, `\\(` means more than `(`."""
+    if state.src[state.pos] != "\\":
+        return False
+    escaped = state.src[state.pos : state.pos + 2].rstrip("\n")
+    if not silent:
+        state.pending += escaped
+    state.pos += len(escaped)
+    return True
+
+
+def keep_times(state: StateInline, silent: bool) -> bool:
+    found = None if silent else TIMES.match(state.src, state.pos)
+    if found is None:
+        return emphasis.tokenize(state, silent)
+    state.pending += found[0]
+    state.pos = found.end()
+    return True
+
+
+def open_item(renderer: Any, tokens: Any, at: int, options: Any, env: Any) -> str:
+    """Of a list, with its number or bullet as text: Markdown counts on from the first number, whatever the others are,
+    and a browser clips a marker that is wider than its margin."""
+    token = tokens[at]
+    return f'<li><span class="marker">{html.escape(token.info + token.markup)}</span> <div>'
+
+
+def close_item(renderer: Any, tokens: Any, at: int, options: Any, env: Any) -> str:
+    return "</div></li>\n"
+
+
+def fence(renderer: Any, tokens: Any, at: int, options: Any, env: Any) -> str:
+    """A block of code, with its language."""
+    language = tokens[at].info.strip()
+    named = f'<p class="soft">{html.escape(language)}</p>\n' if language else ""
+    return f"{named}<pre><code>{html.escape(tokens[at].content)}</code></pre>\n"
+
+
+MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
+MARKDOWN.enable(["table", "strikethrough"])
+MARKDOWN.disable(["image", "link", "autolink", "reference", "entity", "lheading"])
+MARKDOWN.inline.ruler.at("escape", keep_backslash)
+MARKDOWN.inline.ruler.at("emphasis", keep_times)
+for name, rule in (("list_item_open", open_item), ("list_item_close", close_item), ("fence", fence)):
+    MARKDOWN.add_render_rule(name, rule)
 
 
 def rendered(text: str) -> str:
-    """Markdown as HTML."""
+    """Markdown as HTML; as it was written where it is very long, or would not say all of it."""
     displayed = visible(text)
-    return f"<pre>{html.escape(displayed)}</pre>" if len(displayed) > PLAIN_ABOVE else MARKDOWN.render(displayed)
+    if len(displayed) <= PLAIN_ABOVE and (said := MARKS.sub("", displayed)):
+        made = MARKDOWN.render(displayed)
+        if MARKS.sub("", html.unescape(re.sub("<[^>]*>", "", made))) == said:
+            return made
+    return written(text)
+
+
+def written(text: str) -> str:
+    """A text as HTML that shows each of its characters."""
+    return f"<pre>\n{html.escape(visible(text))}</pre>"  # a browser drops the first line feed
 
 
 def visible(text: str) -> str:

@@ -323,7 +323,7 @@ def test_what_is_settled_is_a_reviewers_to_settle(someone, store, accounts):
     assert ask(ann, "/api/review").status_code == 403
     task = ask(rev, "/api/review").json()["task"]
     assert len(task["others"]) == 2
-    assert "&lt;b&gt;because" in task["others"][0]["html"]
+    assert "&lt;b&gt;because" in task["others"][0]["rationale"]["html"]
     body = {"token": task["token"], "key": "1" * 32, "said": {"tiers": [[0], [1]], "strength": 3}}
     accounts.set_role("p", "rev", "annotator")
     assert ask(rev, "/api/vote", body).status_code == 403

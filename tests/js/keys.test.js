@@ -36,7 +36,7 @@ const press = (key, page = {}, more = {}, target = "") => acts(command({ key, ..
 function expectedOn(count, focused) {
   const table = {
     u: ["undo"], h: ["showGuidelines"], "?": ["showHelp"], g: ["judgeAll", "good"], b: ["judgeAll", "bad"],
-    f: ["flag", focused], p: ["flag", -1], d: ["showDifference"], s: ["askWhy"], x: ["unblur"],
+    f: ["flag", focused], p: ["flag", -1], d: ["showDifference"], s: ["askWhy"], x: ["unblur"], v: ["readAsWritten"],
     r: ["edit", "rationale"], w: ["edit", "demonstration"], Enter: ["send"],
     ArrowLeft: ["focus", focused - 1], ArrowRight: ["focus", focused + 1],
   };
@@ -98,7 +98,7 @@ test("every act is one of the page's", () => {
   const page = readFileSync(new URL("../../annotate/web/static/rank.js", import.meta.url), "utf8");
   const found = PRESSES.flatMap(({ target, ...event }) => PAGES.map((state) => command(event, target, state)?.act));
   const named = new Set(found.filter(Boolean));
-  assert.equal(named.size, 15);
+  assert.equal(named.size, 16);
   const table = page.slice(page.indexOf("const act = {"), page.indexOf("\n};", page.indexOf("const act = {")));
   for (const act of named) assert.match(table, new RegExp(`\\b${act}\\b`));
 });

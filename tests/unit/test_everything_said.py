@@ -126,6 +126,6 @@ def test_whoever_settles_an_item_reads_all_that_was_said(store):
     place = {id: str(index) for index, id in enumerate(task.display_order)}
     assert (first["quality"], first["ratings"]) == ("good", {place[f"{item}-1"]: {"helpful": 4}})
     assert set(second["flagged"]) == {int(place[f"{item}-0"]), -1}
-    assert ("mine" in second["demonstration"], "why" in second["html"]) == (True, True)
+    assert ("mine" in second["demonstration"]["html"], "why" in second["rationale"]["html"]) == (True, True)
     assert (third["skipped"], third["tiers"]) == ("unsure", [])
-    assert ("hers" in third["demonstration"], "hard" in third["html"]) == (True, True)
+    assert ("hers" in third["demonstration"]["html"], "hard" in third["rationale"]["html"]) == (True, True)

@@ -1,15 +1,21 @@
 """What models and people wrote, as HTML that does nothing."""
 
+import html
+import re
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from annotate.web.markup import PLAIN_ABOVE, compared, rendered, visible
+from annotate.web.markup import PLAIN_ABOVE, compared, rendered, visible, written
 from annotate.web.words import STATIC, WORDS
 
 
 def test_markdown_is_rendered_but_for_what_leads_somewhere():
-    assert rendered("**a** `b`\n\n- c") == "<p><strong>a</strong> <code>b</code></p>\n<ul>\n<li>c</li>\n</ul>\n"
+    assert rendered("**a** `b`") == "<p><strong>a</strong> <code>b</code></p>\n"
+    assert rendered("| a |\n|---|\n| 1 |").startswith("<table>")
+    assert rendered("~~a~~ *b*") == "<p><s>a</s> <em>b</em></p>\n"
     assert rendered("[a](http://x.example)") == "<p>[a](http://x.example)</p>\n"
     assert rendered("![a](http://x.example/y.png)") == "<p>![a](http://x.example/y.png)</p>\n"
     assert rendered("<http://x.example>") == "<p>&lt;http://x.example&gt;</p>\n"
@@ -22,7 +28,71 @@ def test_what_an_entity_would_hide_stands_as_it_was_written():
 
 def test_a_very_long_text_is_all_there():
     text = "<b>" + "x" * PLAIN_ABOVE
-    assert rendered(text) == f"<pre>&lt;b&gt;{'x' * PLAIN_ABOVE}</pre>"
+    assert rendered(text) == written(text) == f"<pre>\n&lt;b&gt;{'x' * PLAIN_ABOVE}</pre>"
+
+
+def shown(text: str) -> str:
+    """What is read on the page, in one line."""
+    return " ".join(html.unescape(re.sub("<[^>]*>", "", rendered(text))).split())
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("11. it is 9", "11. it is 9"),
+        ("2025. was good", "2025. was good"),
+        ("7. a\n7. b\n12. c", "7. a 7. b 12. c"),  # Markdown alone counts 7, 8, 9
+        ("1) a\n2) b", "1) a 2) b"),
+        ("- 5", "- 5"),  # minus five, perhaps
+        ("+ 5\n+ 6", "+ 5 + 6"),
+        ("2*3*4 = 24", "2*3*4 = 24"),
+        ("x**2 + y**2", "x**2 + y**2"),
+        ("(a)*(b)*(c)", "(a)*(b)*(c)"),
+        (r"\(x\_1\) and \[y\]", r"\(x\_1\) and \[y\]"),
+        (r"\*a\*", r"\*a\*"),
+        ("a\\\nb", "a\\ b"),
+        ("x\n===", "x ==="),
+        ("12\n---", "12"),  # a line is drawn
+        ("***", "***"),
+        ("#", "#"),
+        ("> ", ">"),
+        ("```python 3\nx = 1\n```", "python 3 x = 1"),
+        ("| a |\n|---|\n| 1 | 2 |", "| a | |---| | 1 | 2 |"),  # the 2 has no column
+        ("a | b\n-|-\n1\\|2 | 3", "a | b -|- 1\\|2 | 3"),
+        (">" * 30 + " deep", ">" * 30 + " deep"),
+        ("- " * 12 + "deep", "- " * 12 + "deep"),
+        ("a <!-- b --> c", "a <!-- b --> c"),
+        ("[r]: http://x.example 'y'", "[r]: http://x.example 'y'"),
+        ("<a@b.example> &#49;", "<a@b.example> &#49;"),
+        ("snake_case and __init__", "snake_case and init"),  # bold: `v` shows the underscores
+    ],
+)
+def test_nothing_that_was_said_is_swallowed(text: str, read: str):
+    assert shown(text) == read
+
+
+PIECES = [*"*_~`#>|:-+.)\\![]()<&=;1a\n\t ", "11. ", "- ", "> ", "```", "|---|", "| a | b |\n|-|-|\n", "\n\n", "    "]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=40).map("".join))
+def test_of_any_text_nothing_but_marks_is_missing(text: str):
+    def said(text: str) -> str:
+        return re.sub(r"[\s*_~`#>|:-]", "", text)
+
+    assert said(html.unescape(re.sub("<[^>]*>", "", rendered(text)))) == said(visible(text))
+    assert said(visible(text)) or rendered(text) == written(text)  # a text of marks alone is shown
+
+
+def test_as_it_was_written_every_character_stands():
+    text = "\n 11. **a**  <b>\\\n\n| x |\n"
+    assert written(text) == "<pre>\n\n 11. **a**  &lt;b&gt;\\\n\n| x |\n</pre>"  # browsers drop the first line feed
+
+
+@pytest.mark.parametrize("text", ["*a " * 16_000, "1. " * 16_000, "a*b(" * 12_000, "\\*" * 24_000, "| a " * 12_000])
+def test_looking_for_what_is_missing_takes_no_time(text: str):
+    started = time.monotonic()
+    rendered(text)
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 // What a key does, as a value: the name of an act and its arguments. Nothing here touches the page.
 
+import { choiceOf, keepChoice } from "./choices.js";
 import { PROMPT } from "./judgement.js";
 
 // Keys as the help shows them, each with the word that explains it.
@@ -7,12 +8,12 @@ export const HELP = [
   ["← →", "help_move"], ["1 – 9", "help_digits"], ["Enter", "send"], ["u", "undo"], ["g", "good"], ["b", "bad"],
   ["f", "flag"], ["p", "flag_prompt"], ["s", "skip"], ["d", "difference_key"], ["r", "rationale"],
   ["w", "demonstration"],
-  ["Escape, Ctrl+Enter", "help_field"], ["h", "guidelines"], ["x", "show"], ["?", "help"],
+  ["Escape, Ctrl+Enter", "help_field"], ["h", "guidelines"], ["v", "as_written"], ["x", "show"], ["?", "help"],
 ];
 const EVERYWHERE = new Map([["u", ["undo"]], ["h", ["showGuidelines"]], ["?", ["showHelp"]]]);
 const ON_AN_ITEM = new Map([
   ["g", ["judgeAll", "good"]], ["b", ["judgeAll", "bad"]], ["p", ["flag", PROMPT]], ["d", ["showDifference"]],
-  ["s", ["askWhy"]], ["x", ["unblur"]], ["r", ["edit", "rationale"]], ["w", ["edit", "demonstration"]],
+  ["s", ["askWhy"]], ["v", ["readAsWritten"]], ["x", ["unblur"]], ["r", ["edit", "rationale"]], ["w", ["edit", "demonstration"]],
 ]);
 
 // Args:
@@ -49,9 +50,5 @@ function onItem(key, target, { count, focused }) {
 }
 
 // Who dictates, or leans on keys, can do without those of one letter (WCAG 2.1.4).
-export function lettersAreKeys(browser) {
-  try { return browser.localStorage.getItem("align-letters") !== "off"; } catch { return true; }
-}
-export function makeLettersKeys(browser, on) {
-  try { browser.localStorage.setItem("align-letters", on ? "on" : "off"); } catch { /* then they stay as they are */ }
-}
+export const lettersAreKeys = (browser) => choiceOf(browser, "letters") !== "off";
+export const makeLettersKeys = (browser, on) => keepChoice(browser, "letters", on ? "on" : "off");

@@ -6,6 +6,7 @@ import { buttonMaker, createStatus, make, speaker } from "./elements.js";
 import * as judgements from "./judgement.js";
 import { command, lettersAreKeys } from "./keys.js";
 import { createDraftSaver, createOutbox, deliver } from "./outbox.js";
+import { choiceOf, keepChoice } from "./choices.js";
 import { createServer, isLost, pause, troubleOf } from "./server.js";
 import * as view from "./view.js";
 
@@ -20,6 +21,7 @@ const page = {
   judgement: null,
   votes: [],  // their numbers, for undo
   outbox: null, drafts: null,
+  asWritten: false,  // texts, and not as Markdown
   focused: 0, displayedAt: 0, activeAt: 0,
   busy: false,
 };
@@ -44,6 +46,11 @@ const act = {
   focus, noteFocus: (answer) => { page.focused = answer; },
   edit: (field) => root.querySelector(`#align-${field}`).focus(),
   unblur: () => view.unblur(ui),
+  readAsWritten() {
+    page.asWritten = !page.asWritten;
+    keepChoice(window, "texts", page.asWritten ? "written" : "markdown");
+    view.fillTexts(ui, page.asWritten);
+  },
   choose: (digit) => dialogs.opened(root)?.querySelector(`[data-digit="${digit}"]`)?.click(),
   nothing: () => undefined,
   showGuidelines: () => dialogs.guidelines(ui, page.guidelines),
@@ -134,7 +141,7 @@ function show(next) {
   body.replaceChildren(...view.drawPage(ui, page));
   if (!task) return;
   view.reflect(ui, page.judgement);
-  view.foldLong(ui);
+  view.fillTexts(ui, page.asWritten);
   focus(0, false);
 }
 
@@ -231,7 +238,9 @@ async function start() {
   page.home = await server.askPatiently("projects");
   Object.assign(words, page.home.words);
   document.documentElement.lang ||= "en";
+  page.asWritten = choiceOf(window, "texts") === "written";
   document.addEventListener("keydown", onKey);
+  addEventListener("resize", () => view.fitTexts(ui));
   const asked = new URLSearchParams(location.search).get("project"), { projects } = page.home;
   const only = asked === null && projects.length === 1 ? projects[0] : null;
   const chosen = projects.find(({ name }) => name === asked) ?? only;

@@ -12,7 +12,7 @@ export function drawPage(ui, page) {
 }
 
 function header(ui, page) {
-  const { say, button, act } = ui, { mine, quota, done, wanted } = page.step.progress;
+  const { say, button, act } = ui, { step } = page, { mine, quota, done, wanted } = step.progress;
   const progress = say("progress", { mine, quota: quota ? `/${quota}` : "", done, wanted });
   const count = page.outbox.refused().length;
   return make("header", {},
@@ -20,6 +20,7 @@ function header(ui, page) {
     make("span", { class: "row" }, make("progress", { max: Math.max(wanted, 1), value: done, "aria-label": progress }),
       make("span", { class: "soft", text: progress })),
     make("span", { class: "row" }, button(say("undo"), "u", act.undo, { disabled: !page.votes.length }),
+      step.task ? button(say("as_written"), "v", act.readAsWritten, { "data-written": "" }) : null,
       button(say("guidelines"), "h", act.showGuidelines), button(say("help"), "?", act.showHelp),
       count ? make("button", { type: "button", text: say("not_sent", { count }), onclick: act.showRefused }) : null),
     person(ui, page));
@@ -54,9 +55,8 @@ export function drawChoice(ui, page, asked) {
 function form(ui, page) {
   const { say, button, act } = ui, { prompt, answers, others } = page.step.task, pair = isPair(page.judgement);
   return make("form", { onsubmit: (event) => { event.preventDefault(); act.send(); } },
-    make("section", { class: "prompt", "aria-label": say("prompt") }, ...prompt.map(({ role, html }) =>
-      make("div", {}, make("strong", { text: say(`role_${role}`) }),
-        make("div", { class: "text", html, dir: "auto" })))),
+    make("section", { class: "prompt", "aria-label": say("prompt") }, ...prompt.map((turn) =>
+      make("div", {}, make("strong", { text: say(`role_${turn.role}`) }), textOf(turn)))),
     others ? opinions(ui, others) : null,
     make("section", { class: "answers", "data-count": answers.length, "aria-label": say("answers") },
       ...answers.map((answer, i) => card(ui, page, answer, i))),
@@ -83,14 +83,14 @@ function opinion({ say }, vote) {
   const first = vote.skipped ? `${say("skip")}: ${say(`skip_${vote.skipped}`)}`
     : `${order}${vote.strength ? ` (${vote.strength})` : ""}`;
   const more = [vote.quality && say(vote.quality), ...rated, ...flags].filter(Boolean).join("; ");
-  const text = (html) => html && make("div", { class: "text", html, dir: "auto" });
   return make("div", {}, make("strong", { text: `${first} ` }), make("span", { class: "soft", text: vote.who }),
-    more && make("p", { text: more }), text(vote.html),
-    vote.demonstration && make("strong", { text: say("own_answer") }), text(vote.demonstration));
+    more && make("p", { text: more }), vote.rationale && textOf(vote.rationale),
+    vote.demonstration && make("strong", { text: say("own_answer") }),
+    vote.demonstration && textOf(vote.demonstration));
 }
 
-function card(ui, { project, judgement }, { html, empty, cut }, answer) {
-  const { say, button, act } = ui, name = say("answer", { letter: LETTERS[answer] });
+function card(ui, { project, judgement }, said, answer) {
+  const { say, button, act } = ui, { empty, cut } = said, name = say("answer", { letter: LETTERS[answer] });
   return make("section", {
     class: `answer${project.blurred ? " blurred" : ""}`, tabindex: "-1", "data-answer": answer, "aria-label": name,
     onfocusin: () => act.noteFocus(answer),
@@ -99,7 +99,7 @@ function card(ui, { project, judgement }, { html, empty, cut }, answer) {
       button(say("flag"), "f", () => act.flag(answer), { "data-flag": answer })),
     project.blurred ? button(say("show"), "x", act.unblur, { class: "unblur" }) : null,
     empty ? make("p", { class: "soft", text: say("empty_answer") })
-      : make("div", { class: "text fold", dir: "auto", html }),
+      : textOf(said, "foldable fold"),
     cut ? make("p", { class: "soft", text: say("cut") }) : null,
     isPair(judgement) ? null : placeChoice(ui, judgement, answer), ratingChoices(ui, project, answer));
 }
@@ -171,17 +171,32 @@ export function reflect(ui, judgement) {
   }
 }
 
-// Long answers get a button that shows all of them; only when they are in the page is their height known.
-export function foldLong({ root, say }) {
-  for (const text of root.querySelectorAll(".fold")) {
-    if (text.scrollHeight <= text.clientHeight + 8) continue;
-    const toggle = make("button", { type: "button", text: say("unfold"), onclick: () => {
-      const folded = text.classList.toggle("fold");
-      toggle.textContent = folded ? say("unfold") : say("fold");
-    } });
-    text.after(toggle);
+// What somebody wrote: an element that `fillTexts` fills by one of its two readings.
+const textOf = ({ html, written }, more = "") =>
+  Object.assign(make("div", { class: `text ${more}`, dir: "auto" }), { readings: { html, written } });
+
+// Fills the texts, as Markdown or as they were written.
+export function fillTexts(ui, asWritten) {
+  ui.root.querySelector("[data-written]").setAttribute("aria-pressed", String(asWritten));
+  for (const text of textsIn(ui)) text.innerHTML = text.readings[asWritten ? "written" : "html"];
+  fitTexts(ui);
+}
+const textsIn = ({ root }) => [...root.querySelectorAll(".text")].filter(({ readings }) => readings);
+
+// Only in the page is it known how much room a text takes. What is wider than its place would be cut off, and is shown
+// as it was written, which wraps everywhere; long answers get a button that shows all of them.
+export function fitTexts(ui) {
+  for (const text of textsIn(ui)) if (text.scrollWidth > text.clientWidth) text.innerHTML = text.readings.written;
+  for (const text of ui.root.querySelectorAll(".foldable.fold")) {
+    const toggle = text.parentElement.querySelector(".unfold"), long = text.scrollHeight > text.clientHeight + 8;
+    if (long && !toggle) text.after(unfoldButton(ui, text));
+    if (!long) toggle?.remove();
   }
 }
+const unfoldButton = ({ say }, text) => make("button", { type: "button", class: "unfold", text: say("unfold"),
+  onclick: ({ currentTarget }) => {
+    currentTarget.textContent = say(text.classList.toggle("fold") ? "unfold" : "fold");
+  } });
 export function unblur({ root }) {
   for (const answer of root.querySelectorAll(".blurred")) answer.classList.remove("blurred");
   for (const button of root.querySelectorAll(".unblur")) button.remove();
