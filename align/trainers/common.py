@@ -292,6 +292,7 @@ class Reporter(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
+        for foreign in ("training_args.bin", "README.md"):  # a pickle that nothing here reads, and a card of no export
+            (folder / foreign).unlink(missing_ok=True)
         seal(folder)
         remove_old(folder.parent, CHECKPOINTS, beside(folder, self.evaluation.measuring.published(state)))

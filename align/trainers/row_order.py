@@ -67,6 +67,9 @@ class InEpochOrder(Trainer):
         step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return EpochSampler(self.row_lengths(rows), step, self.args.seed)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: TRL writes one beside the checkpoints, of a model whose name it does not know. They are the run's own."""
+
     def row_lengths(self, rows: Any) -> list[int]:
         """How many tokens each row has; that of its longest text where it holds several."""
         return list(rows["length"]) if "length" in rows.column_names else [len(ids) for ids in rows["input_ids"]]
