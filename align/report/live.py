@@ -1,13 +1,16 @@
 """When a run's page is written: as it begins, from time to time while it trains, and as it ends.
 
 Nobody but the runner knows of it, and training knows of it least: the page reads what lies on disk, draws no random
-number, takes at most 2 % of the run's time, and an error of it is logged and forgotten.
+number, takes at most 2 % of the run's time and the time of one drawing, and an error of it is logged and forgotten.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,9 +32,12 @@ EVERY_S = 20.0
 REFRESH_S = 20
 """After so many an open page loads itself anew."""
 SHARE = 0.02
-"""Of a run's time, the most that writing its page takes."""
-FIRST_DRAWING_S = 2.0
-"""About what the first curves take, matplotlib's import among it."""
+"""Of a run's time, the most that writing its page takes; one drawing may take it beyond, for nobody knows beforehand
+how long it will take."""
+FIRST_DRAWING_S = 1.2
+"""About what the first curves take, matplotlib's import among it: they are drawn after a minute."""
+PATIENCE_S = 2.0
+"""How long a run that is interrupted goes on drawing curves."""
 TITLES = {
     "sft": "Supervised fine-tuning", "full": "Supervised fine-tuning of every weight", "sample": "Sampled answers",
     "annotate": "Annotation", "reward": "Reward model", "dpo": "Direct preference optimisation (DPO)",
@@ -47,10 +53,11 @@ class LivePage:
     Args:
         run: open, and begun.
         command: the line that makes it again.
+        hardware: what it computes on, as far as that is known when it is asked.
     """
 
-    def __init__(self, run: Run, command: str) -> None:
-        self.run, self.command = run, command
+    def __init__(self, run: Run, command: str, hardware: Callable[[], Mapping[str, str]] = dict) -> None:
+        self.run, self.command, self.hardware = run, command, hardware
         self._progress: Progress | None = None
         self._began = self._written = time.perf_counter()
         self._spent, self._drawing = 0.0, FIRST_DRAWING_S
@@ -85,52 +92,57 @@ class LivePage:
             hardware={**manifest.hardware, **hardware},
         )  # fmt: skip
         try:
-            report = finished_page(self._seen(manifest=done))
+            report = finished_page(Seen(self.run.folder, done, self.command))
         except Exception:
             log.exception("the report could not be made")
             report = Report(*self._titles()).verdict("The run is done, and its report could not be made: see log.txt.")
         report.write(self.run.folder / "report.html")
 
     def failed(self, error: BaseException) -> None:
-        """The page of a run that ended before it was done."""
-        self._try(lambda: self._write(self._failed(error)))
+        """The page of a run that ended before it was done. Whoever interrupts it again while it draws waits no longer,
+        and finds a page without the last curves."""
+        self._try(lambda: self._ended(error))
+        until = time.perf_counter() + PATIENCE_S if isinstance(error, KeyboardInterrupt) else math.inf
+        self._try(lambda: self._drawn(until))
+        self._try(lambda: self._ended(error))
 
     def _running(self) -> None:
         report = Report(*self._titles(), refresh=REFRESH_S)
         report.verdict(f"{how_far(self._progress, self.run.manifest.stage)} Written on {written_at()}.", "running")
-        report.heading("What it is made of").facts(origins(self._seen()))
-        seen = self._seen()
-        if seen.rows:
-            figures_so_far(report.heading("So far"), seen)
-        report.blocks += self._curves
-        trained_on_shown(report, seen)
+        self._add_what_is_known(report, "What it is made of", "So far")
         self._write(report)
 
-    def _drawn(self) -> None:
-        """Draw the curves as they are by now."""
+    def _drawn(self, until: float = math.inf) -> None:
+        """Draw the curves as they are by now; at the time `until`, those that are left are left out."""
         drawn = Report("")
-        draw(drawn, self._seen())
+        draw(drawn, self._seen(), until)
         self._curves = drawn.blocks
 
-    def _failed(self, error: BaseException) -> Report:
-        seen, far = self._seen(), how_far(self._progress, self.run.manifest.stage, running=False)
-        report = Report(*self._titles())
-        if isinstance(error, KeyboardInterrupt):  # who presses Ctrl+C does not wait for curves
-            report.verdict(f"Interrupted{far}. The same command continues it.", "failed")
-        else:
-            report.verdict(f"Failed{far}: {said_of(error)}", "failed")
-            self._drawn()
-        report.heading("What it was made of").facts(origins(seen))
+    def _ended(self, error: BaseException) -> None:
+        far = how_far(self._progress, self.run.manifest.stage, running=False)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        said = f"Interrupted{far}. The same command continues it." if interrupted else f"Failed{far}: {said_of(error)}"
+        report = Report(*self._titles()).verdict(said, "failed")
+        self._add_what_is_known(report, "What it was made of", "Up to then")
+        if self.run.manifest.stage == "verify":
+            SHOWN["verify"](report, self._seen())
+        self._write(report)
+
+    def _add_what_is_known(self, report: Report, origin: str, course: str) -> None:
+        """Its origins, its newest figures, its curves as they were drawn last, and what it trains on."""
+        seen = self._seen()
+        report.heading(origin).facts(origins(seen))
         if seen.rows:
-            figures_so_far(report.heading("Up to then"), seen)
+            figures_so_far(report.heading(course), seen)
         report.blocks += self._curves
         trained_on_shown(report, seen)
-        if seen.manifest.stage == "verify":
-            SHOWN["verify"](report, seen)
-        return report
 
-    def _seen(self, **values: Any) -> Seen:
-        return Seen(**{"folder": self.run.folder, "manifest": self.run.manifest, "command": self.command} | values)
+    def _seen(self) -> Seen:
+        manifest, hardware = self.run.manifest, dict(self.run.manifest.hardware)
+        with suppress(AlignError):  # of a run that failed, it may be the device that was missing
+            hardware |= self.hardware()
+        known = replace(manifest, metrics=self.run.known_metrics, hardware=hardware)
+        return Seen(self.run.folder, known, self.command)
 
     def _titles(self) -> tuple[str, str]:
         return TITLES[self.run.manifest.stage], self.run.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,9 +35,15 @@ RELIABILITY = (
 )
 
 
-def draw(report: Report, seen: Seen) -> None:
-    """The stage's curves, those that its metrics stream has something for. One point is no curve."""
+def draw(report: Report, seen: Seen, until: float = math.inf) -> None:
+    """The stage's curves, those that its metrics stream has something for. One point is no curve.
+
+    Args:
+        until: a time of `time.perf_counter`, from which on no further one is begun.
+    """
     for curve in CURVES.get(seen.manifest.stage, ()):
+        if time.perf_counter() > until:
+            return
         found = {key: len(logged(seen, key)) for key in curve.lines}
         lines = {key: curve.lines[key] for key, count in found.items() if count}
         if max(found.values()) > 1 or (lines and curve is LOSS and "loss_after" in seen.metrics):

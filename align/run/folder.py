@@ -46,11 +46,14 @@ class Run:
         manifest: what is known of it so far.
         done: True where this very run was published before.
         resumed: True where an unfinished folder is continued.
+        known_metrics: what a stage knows of its metrics before it ends, such as the rows that it kept, for whoever
+            looks at its page meanwhile.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, lock: int, resumed: bool) -> None:
         self.folder, self.manifest, self._lock = folder, manifest, lock
         self.done, self.resumed = manifest.done, resumed
+        self.known_metrics: dict[str, Any] = {}
 
     @property
     def name(self) -> str:

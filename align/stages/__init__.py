@@ -97,7 +97,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     from align.report.live import LivePage  # which a run that is finished already does without
 
     refs = {name: read.run for name, read in run.inputs.items() if read.stage}
-    page = LivePage(run, command_line(run.manifest.config, refs))
+    page = LivePage(run, command_line(run.manifest.config, refs), lambda: computed_on(config))
     page.begun()
     try:
         with tallied() as counts:

@@ -68,7 +68,7 @@ class InEpochOrder(Trainer):
         return EpochSampler(self.row_lengths(rows), step, self.args.seed)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: TRL writes one beside the checkpoints, of a model whose name it does not know. They are the run's own."""
+        """None: TRL writes one beside the checkpoints, of a model that it cannot name. They are the run's own."""
 
     def row_lengths(self, rows: Any) -> list[int]:
         """How many tokens each row has; that of its longest text where it holds several."""

@@ -329,6 +329,10 @@ def test_an_interrupted_run_is_continued(
         assert manifest["status"] == "interrupted"
         assert "Traceback" not in err
         assert "run the same command again to continue" in err
+        page = Path("runs/sft/x/report.html").read_text()
+        assert "Interrupted after step" in page
+        assert "Figures so far" in page
+        assert "<img" in page
     ended = align(*sft, *steps)
     assert "continuing from checkpoint-" in ended.out
     rows = [json.loads(line) for line in (works(ended) / "metrics.jsonl").read_text().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_it_is_written_every_twenty_seconds_at_most(run: Run, clock: Clock, monk
 def test_it_takes_no_more_than_its_share(run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch, drawing: float):
     page, spent = LivePage(run, ""), []
 
-    def slowly(report: Any, seen: Any) -> None:
+    def slowly(*_: Any) -> None:
         clock.now += drawing
         spent.append(drawing)
 
@@ -127,6 +128,89 @@ def test_the_curves_come_once_there_is_time_for_them(run: Run, clock: Clock):
         bar.advance(3)
     assert "Running, step 3 of 10" in shown(run)
     assert "from 5 at step 1 to 4 at step 2" in shown(run)
+
+
+def test_its_newest_figures_stand_there_before_any_curve(run: Run, clock: Clock):
+    page, tracker = LivePage(run, ""), Tracker(run.folder)
+    page.begun()
+    assert "Figures so far" not in shown(run)
+    with watched(page.advanced), progress("sft", 10) as bar:
+        tracker.log(1, {"loss": 5.0, "held_out_loss": 6.25, "lr": 0.1})
+        tracker.log(2, {"loss": 4.5, "lr": 0.1})
+        clock.now += 30
+        bar.advance(2)
+    assert "<img" not in shown(run)
+    cells = re.findall(r"<td.*?>(.*?)</td>", shown(run))
+    assert cells[:6] == [
+        "Loss, training (nats a token)", "5 at step 1", "4.5 at step 2",
+        "Loss, held out (nats a token)", "6.25 at step 1", "6.25 at step 1",
+    ]  # fmt: skip
+
+
+def test_what_it_computes_on_and_its_rows_are_said_as_soon_as_they_are_known(tmp_path: Path, clock: Clock):
+    data = {"name": "jsonl", "path": "a.jsonl", "max_length": 100}
+    with opened(tmp_path, data=data, device="auto", dtype="auto") as run:
+        run.begin("")
+        known: dict[str, str] = {}
+        page = LivePage(run, "", lambda: known)
+        page.begun()
+        assert "cpu, bfloat16" not in shown(run)
+        assert "rows" not in shown(run)
+        known.update(device="cpu", dtype="bfloat16")
+        run.known_metrics = {"train_rows": 285, "held_out_rows": 40, "dropped_too_long": 8}
+        with watched(page.advanced), progress("sft", 10) as bar:
+            clock.now += 30
+            bar.advance(2)
+        assert "cpu, bfloat16" in shown(run)
+        assert "285 of 293 rows to train on; dropped 8 for being longer than 100 tokens" in shown(run)
+
+
+def test_a_run_whose_device_is_missing_says_so(run: Run):
+    def missing() -> dict[str, str]:
+        raise InputError("device", "cuda", "there is none", "Leave it out.")
+
+    LivePage(run, "", missing).failed(InputError("device", "cuda", "there is none", "Leave it out."))
+    assert "device=cuda: there is none. Leave it out." in shown(run)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError("x")], ids=["interrupted", "failed"])
+def test_a_run_that_ends_early_shows_the_curves_up_to_then(run: Run, clock: Clock, error: BaseException):
+    page, tracker = LivePage(run, ""), Tracker(run.folder)
+    tracker.log(1, {"loss": 5.0, "lr": 0.1})
+    tracker.log(2, {"loss": 4.5, "lr": 0.1})
+    page.failed(error)
+    assert shown(run).count("<img") == 2
+    assert "from 5 at step 1 to 4.5 at step 2" in shown(run)
+    assert "Figures so far" in shown(run)
+
+
+def test_an_interrupted_run_draws_for_a_moment_only(run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    from align.report import stages
+
+    def slow(report: Any, *_: Any) -> None:
+        clock.now += 1.5
+        report.plot(b"<svg/>", "", "a curve")
+
+    monkeypatch.setattr(stages, "plot", slow)
+    page, tracker = LivePage(run, ""), Tracker(run.folder)
+    for step in (1, 2):
+        tracker.log(step, {"loss": 5.0, "lr": 0.1, "grad_norm": 1.0})
+    page.failed(KeyboardInterrupt())
+    assert shown(run).count("<img") == 2
+    page.failed(ValueError("x"))
+    assert shown(run).count("<img") == 3
+
+
+def test_interrupted_again_while_it_draws_it_ends_at_once(run: Run, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    page = LivePage(run, "")
+    page.begun()
+    monkeypatch.setattr(live, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        page.failed(KeyboardInterrupt())
+    assert "Interrupted. The same command continues it." in shown(run)  # and not that it runs
 
 
 def test_how_a_run_ended_without_being_done_is_said(run: Run, clock: Clock):
