@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, case, func, select
 
 from annotate.assignment.selection import fresh
 from annotate.store.projects import settings_of, state_of
-from annotate.store.queries import stands
+from annotate.store.queries import VOTES, stands
 from annotate.store.tables import ledger, work
 
 
@@ -40,6 +41,14 @@ def sums(db: Connection, project: str) -> tuple[int, int]:
     query = select(func.coalesce(func.sum(judged), 0), func.coalesce(func.sum(work.c.wanted), 0))
     done, wanted = db.execute(query.where(work.c.project == project)).one()
     return int(done), int(wanted)
+
+
+def guidelines_at_last_vote(db: Connection, project: str, who: str) -> int | None:
+    """As `AssignmentQueue.known_guidelines` says it."""
+    mine = (ledger.c.project == project, ledger.c.kind.in_(VOTES), ledger.c.annotator == who)
+    payload = db.execute(select(ledger.c.payload).where(*mine).order_by(ledger.c.seq.desc()).limit(1)).scalar()
+    version = json.loads(payload)["guideline_version"] if payload else ""
+    return int(version) if version else None
 
 
 def why_idle(db: Connection, project: str, who: str) -> str:

@@ -22,7 +22,7 @@ from annotate.assignment.leases import (
     prolong,
     wanted_again,
 )
-from annotate.assignment.progress import Progress, judged_by, sums, why_idle
+from annotate.assignment.progress import Progress, guidelines_at_last_vote, judged_by, sums, why_idle
 from annotate.assignment.reviewing import contested
 from annotate.assignment.selection import choose, choose_review
 from annotate.assignment.tasks import Task, discard_draft, draft_of, save_draft, task_of
@@ -169,6 +169,11 @@ class AssignmentQueue:
             mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "judged")
             last = select(leases.c.vote).where(*mine).order_by(leases.c.vote.desc()).limit(RECENT)
             return db.execute(last).scalars().all()[::-1]  # type: ignore[return-value]
+
+    def known_guidelines(self, annotator: str) -> int | None:
+        """The version of the guidelines that the annotator had before them at their newest vote, taken back or not."""
+        with self.store.reading() as db:
+            return guidelines_at_last_vote(db, self.project, self._known(db, annotator))
 
     def save_draft(self, annotator: str, token: str, content: Mapping[str, Any]) -> None:
         """Keeps what the annotator has said so far, over a refresh, a restart and the end of the lease."""

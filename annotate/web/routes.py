@@ -104,7 +104,8 @@ def add_projects(router: APIRouter, queues: AssignmentQueues, here: Any, account
 
     @router.get("/project")
     def project(queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
-        return {"id": queues.id(person, queue.project), "votes": queue.recent(person.name)}
+        known = queue.known_guidelines(person.name)
+        return {"id": queues.id(person, queue.project), "votes": queue.recent(person.name), "known_guidelines": known}
 
     @router.get("/guidelines")
     def guidelines(version: int, queue: AssignmentQueue = here) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def test_what_a_model_wrote_does_nothing(serve, page):
     for payload in PAYLOADS:
         publish_guidelines(app.store, "p", payload)
     app.open(page)
+    page.keyboard.press("Escape")  # the guidelines
     for _ in PAYLOADS:
         page.keyboard.press("h")
         page.keyboard.press("Escape")
@@ -119,6 +120,8 @@ def test_axe_finds_nothing_wrong(serve, browser, scheme):
         found = axe.run(page).response["violations"]
         assert found == [], f"{what}: {[(v['id'], v['nodes'][0]['html']) for v in found]}"
 
+    check("guidelines, before the first item")
+    page.keyboard.press("Escape")
     for _ in range(2):
         check(question(page))
         page.keyboard.press("x")

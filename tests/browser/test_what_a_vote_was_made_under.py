@@ -89,6 +89,7 @@ def test_a_vote_names_the_guidelines_that_its_author_had_and_new_ones_are_shown(
     app = serve(PAIRS)
     publish_guidelines(app.store, "p", "# Be kind")
     app.open(page)
+    page.keyboard.press("Escape")
     page.keyboard.press("1")
     send(page)  # the next item is on the screen
     publish_guidelines(app.store, "p", "# Be fair")
@@ -102,9 +103,7 @@ def test_a_vote_names_the_guidelines_that_its_author_had_and_new_ones_are_shown(
     assert [vote.guideline_version for vote in app.votes] == ["1", "1", "2"]
     publish_guidelines(app.store, "p", "# Be quick")
     page.reload()  # the item was given under version 2, and is judged under 3
-    page.wait_for_selector("#align-app form")
-    assert page.locator("dialog[open]").count() == 0
-    page.keyboard.press("h")
+    page.wait_for_selector("dialog[open] h2:has-text('The guidelines have changed')")
     assert "Be quick" in page.inner_text("dialog[open]")
     page.keyboard.press("Escape")
     page.keyboard.press("1")
@@ -114,10 +113,41 @@ def test_a_vote_names_the_guidelines_that_its_author_had_and_new_ones_are_shown(
     assert app.errors == []
 
 
+@pytest.mark.parametrize("accounts", [False, True])
+def test_whoever_never_saw_the_guidelines_reads_them_before_the_first_item(serve, browser, page, accounts):
+    from test_people import accept
+
+    app = serve(PAIRS, accounts=accounts)
+    publish_guidelines(app.store, "p", "# Be kind")
+    if accounts:
+        accept(app.watch(page), f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "ann")
+    else:
+        app.open(page)
+    page.wait_for_selector("dialog[open] h2:text-is('Guidelines')")
+    assert "Be kind" in page.inner_text("dialog[open]")
+    page.reload()  # nothing was judged yet
+    page.wait_for_selector("dialog[open] h2:text-is('Guidelines')")
+    page.wait_for_timeout(3000)
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    send(page)
+    assert page.locator("dialog[open]").count() == 0
+    assert app.votes[0].guideline_version == "1"
+    assert app.votes[0].seconds < 3  # reading them is no judging
+    context = browser.new_context(storage_state=page.context.storage_state())
+    again = context.new_page()
+    again.goto(app.url)
+    again.wait_for_selector("#align-app form")
+    assert again.locator("dialog[open]").count() == 0  # a vote says that they had them
+    context.close()
+    assert app.errors == []
+
+
 def test_guidelines_that_do_not_arrive_are_waited_for(serve, page):
     app = serve(PAIRS)
     publish_guidelines(app.store, "p", "# Be kind")
     app.open(page)
+    page.keyboard.press("Escape")
     publish_guidelines(app.store, "p", "# Be fair")
     page.route("**/api/guidelines*", lambda route: route.abort())
     before = question(page)

@@ -16,7 +16,8 @@ const page = {
   reviewing: new URLSearchParams(location.search).has("review"),  // settling what others disagree on
   home: null,  // who is here, and their projects
   project: null,
-  guidelines: undefined,  // those that the annotator has; null: there are none
+  guidelines: null,  // those that hold for what is shown; null: there are none
+  knownGuidelines: null,  // the version that the annotator was shown last
   step: null,  // the item on the screen, or why there is none
   judgement: null,
   votes: [],  // their numbers, for undo
@@ -106,9 +107,9 @@ async function advance() {
       // What waited here may have been said on a page of the other mode, and brings the next item of that.
       if (next?.terms?.mode !== (page.reviewing ? "review" : "work"))
         next = await server.ask(page.reviewing ? "review" : "task");
-      const changed = await learnGuidelines(next);
+      await learnGuidelines(next);
       show(next);
-      if (changed) announceGuidelines();
+      announceGuidelines();
       break;
     } catch (error) {
       if (!isLost(error)) { reportRefused(error); break; }
@@ -119,14 +120,22 @@ async function advance() {
   occupy(false);
 }
 // The guidelines that a step names are here before it is shown: a vote names those that its author had before them.
-// Returns whether they changed since the page was opened.
 async function learnGuidelines({ progress, terms }) {
   if (!progress || !terms) throw new Error("that was not the server's answer");
-  if ((page.guidelines?.version ?? null) === (terms.guidelines ?? null)) return false;
-  page.guidelines = terms.guidelines === null ? null : await server.ask(`guidelines?version=${terms.guidelines}`);
-  return page.step !== null && page.guidelines !== null;
+  if ((page.guidelines?.version ?? null) !== (terms.guidelines ?? null))
+    page.guidelines = terms.guidelines === null ? null : await server.ask(`guidelines?version=${terms.guidelines}`);
 }
-const announceGuidelines = () => dialogs.guidelines(ui, page.guidelines, say("new_guidelines"));
+// Whoever was not shown them yet reads them first, and is not timed meanwhile.
+function announceGuidelines() {
+  const { guidelines, knownGuidelines } = page;
+  if (!page.step.task || !guidelines || guidelines.version === knownGuidelines) return;
+  dialogs.guidelines(ui, guidelines, say(knownGuidelines === null ? "guidelines" : "new_guidelines"));
+  dialogs.opened(root).addEventListener("close", () => {
+    page.displayedAt = performance.now();
+    focus(page.focused, false);
+  });
+  page.knownGuidelines = guidelines.version;
+}
 
 function show(next) {
   page.step = next;
@@ -193,12 +202,12 @@ async function undo() {
   const earlier = page.votes.slice(0, -1);
   try {
     const back = await server.ask("undo", { seq: page.votes.at(-1) });
-    const changed = await learnGuidelines(back);
+    await learnGuidelines(back);
     noteVotes(earlier);
     page.outbox.dropDraft();
     show(back);
     status.show(say("undone"));
-    if (changed) announceGuidelines();
+    announceGuidelines();
   } catch (error) {
     if (isLost(error)) reportTrouble(error);
     else {
@@ -247,6 +256,7 @@ async function start() {
   if (!chosen) return body.replaceChildren(...view.drawChoice(ui, page, asked));
   page.project = chosen;  // whose id the next request names
   page.project = { ...chosen, ...(await server.askPatiently("project")) };
+  page.knownGuidelines = page.project.known_guidelines;
   page.outbox = createOutbox(window, page.project.id);
   page.drafts = createDraftSaver(page.outbox, server.ask, {
     onSaved(token, standing) { if (page.step?.task?.token === token) reportStanding(standing, say("draft_saved")); },
