@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from align.config.annotate import LOOPBACK, AnnotateConfig
+from align.config.command import written
 from align.config.root import Config
 from align.errors import InputError
 from align.run import Run, resolve, write_json
@@ -22,7 +24,7 @@ from annotate.exchange.archive import backup, restore
 from annotate.exchange.exporting import export
 from annotate.exchange.importing import import_items
 from annotate.simulate import simulate
-from annotate.store import Head, configure, publish_guidelines
+from annotate.store import Head, Settings, configure, publish_guidelines
 from annotate.store.projects import state_of
 from annotate.store.queries import known_projects
 from annotate.store.schema import migrate
@@ -144,8 +146,17 @@ def configured(run: Run, config: Config) -> Result:
             version = publish_guidelines(store, config.project, text_of(stage.guidelines))
         state = state_of(db, config.project)
     made = "a new project" if new else "project"
-    lines = (f"{made} {config.project}: {state}, {settings}", *([f"guidelines, version {version}"] if version else []))
+    lines = (f"{made} {config.project}: {state}, {in_words(settings)}",)
+    lines += (f"guidelines, version {version}",) if version else ()
     return Result({"guidelines": version} if version else {}, lines)
+
+
+def in_words(settings: Settings) -> str:
+    """What differs from the defaults, as it is typed."""
+    usual = asdict(Settings())
+    changed = {name: value for name, value in asdict(settings).items() if value != usual[name]}
+    changed = {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+    return f"stage.settings={written(changed)}" if changed else "with every setting at its default"
 
 
 def text_of(path: str) -> str:

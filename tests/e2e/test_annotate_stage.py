@@ -44,7 +44,7 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     guide = tmp_path / "guide.md"
     guide.write_text("# Be fair")
     asked(shop, "configure", "stage.settings={overlap: 2}", "stage.state=paused", f"stage.guidelines={guide}")
-    assert "overlap=2" in shop.said
+    assert "project p: paused, stage.settings={overlap: 2}\n" in shop.said
     assert "version 1" in shop.said
     asked(shop, "simulate")
     assert shop.status("stage=annotate", "stage.action=export") == 2
@@ -62,6 +62,20 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     assert shop.said.splitlines()[-2] == here
     asked(shop, "migrate")
     assert "schema_version 3 already" in shop.said
+
+
+def test_settings_are_printed_as_they_are_typed(shop: Workshop, tmp_path: Path) -> None:
+    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    asked(shop, "configure", "stage.state=open")
+    assert "project p: open, with every setting at its default\n" in shop.said
+    typed = (
+        r"stage.settings={title: 'It\'s, here', attributes: [helpful, 'to the point'], "
+        "overlap_share: 0.25, quota: 12, blurred: true}"
+    )
+    asked(shop, "configure", typed)
+    assert f"project p: open, {typed}\n" in shop.said
+    asked(shop, "configure", "stage.settings={attributes: [], quota: 0, blurred: false, overlap_share: 1}")
+    assert r"project p: open, stage.settings={title: 'It\'s, here'}" in shop.said
 
 
 def test_a_key_that_a_crash_cut_short_is_made_anew(tmp_path: Path) -> None:
