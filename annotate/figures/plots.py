@@ -1,7 +1,7 @@
 """Plots of what `figures` returns, as bytes of an SVG or PNG.
 
-Each brings its own light ground, so that it can be read on a dark page as well. Names in them are pseudonyms, never
-identities: a picture is passed on.
+Each brings its own light ground, for a picture is passed on; `transparent` leaves it to a page that fits both schemes.
+Names in them are pseudonyms, never identities.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DAYS = 7
 """Shown at least: a single bar as wide as the plot would say nothing."""
 
 
-def per_day(figures: Mapping[str, Any], format: Format = "svg") -> bytes:
+def per_day(figures: Mapping[str, Any], format: Format = "svg", transparent: bool = False) -> bytes:
     """Votes of each UTC day, stacked: rankings by people, simulated ones, skips."""
     figure, ax = axes("", "votes", "Votes per day (UTC)")
     rows = figures["per_day"]
@@ -44,10 +44,10 @@ def per_day(figures: Mapping[str, Any], format: Format = "svg") -> bytes:
         ax.legend(frameon=False, fontsize=8, labelcolor=INK, borderpad=0, **above)
     else:
         _say(ax, "no votes yet")
-    return render(figure, format)
+    return render(figure, format, transparent)
 
 
-def seconds(figures: Mapping[str, Any], format: Format = "svg") -> bytes:
+def seconds(figures: Mapping[str, Any], format: Format = "svg", transparent: bool = False) -> bytes:
     """A histogram of the seconds that a ranking took; its bins are wider the longer that is."""
     found = figures["seconds"]
     figure, ax = axes("seconds", "rankings", "Seconds per item")
@@ -57,20 +57,20 @@ def seconds(figures: Mapping[str, Any], format: Format = "svg") -> bytes:
     _whole(ax)
     if not found["n"]:
         _say(ax, "no times yet")
-    return render(figure, format)
+    return render(figure, format, transparent)
 
 
-def position(figures: Mapping[str, Any], format: Format = "svg") -> bytes:
+def position(figures: Mapping[str, Any], format: Format = "svg", transparent: bool = False) -> bytes:
     """How often the answer that stood earlier on the screen won, by annotator and over all."""
-    return _forest(figures, "position", "share won by the earlier answer", "Position bias", format)
+    return _forest(figures, "position", "share won by the earlier answer", "Position bias", format, transparent)
 
 
-def length(figures: Mapping[str, Any], format: Format = "svg") -> bytes:
+def length(figures: Mapping[str, Any], format: Format = "svg", transparent: bool = False) -> bytes:
     """How often the longer answer won, likewise."""
-    return _forest(figures, "length", "share won by the longer answer", "Length bias", format)
+    return _forest(figures, "length", "share won by the longer answer", "Length bias", format, transparent)
 
 
-def _forest(figures: Mapping[str, Any], name: str, xlabel: str, title: str, format: Format) -> bytes:
+def _forest(figures: Mapping[str, Any], name: str, xlabel: str, title: str, format: Format, transparent: bool) -> bytes:
     """Shares with their intervals, one below the other, all of them at the bottom; ½ is dashed."""
     shares = [(person["pseudonym"], person[name]["share"]) for person in figures["people"]]
     rows = [(who, found) for who, found in (*shares, ("all", figures[name]["share"])) if isinstance(found, Mapping)]
@@ -90,7 +90,7 @@ def _forest(figures: Mapping[str, Any], name: str, xlabel: str, title: str, form
         ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
     else:
         _say(ax, "nothing to count yet")
-    return render(figure, format)
+    return render(figure, format, transparent)
 
 
 def _whole(ax: Axes) -> None:

@@ -67,7 +67,7 @@ def figures_page(store: Store, project: str) -> str:
     """All of it as HTML of our own making."""
     found = figures(store, project)
     with DRAWING:
-        drawn = [(WORDS[f"plot_{name}"], getattr(plots, name)(found)) for name in PLOTS]
+        drawn = [(WORDS[f"plot_{name}"], getattr(plots, name)(found, transparent=True)) for name in PLOTS]
     links = (
         f'<p><a href="{MANAGE}/{file}?project={quote(project)}">{escape(WORDS[f"file_{name}"])}</a></p>'
         for name, file in (("json", "figures.json"), ("csv", "people.csv"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from annotation_app import until
+from test_report_pages import brightness
 
 from annotate.store import Judgement
 from annotate.store.projects import guidelines_of, settings_of, state_of
@@ -62,7 +63,7 @@ def visitor(browser: Any):
     opened = []
 
     def visiting(**more: Any) -> Any:
-        opened.append(browser.new_context(viewport={"width": 1280, "height": 900}, **more))
+        opened.append(browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | more)))
         page = opened[-1].new_page()
         page.set_default_timeout(20_000)
         return page
@@ -289,6 +290,29 @@ def test_axe_finds_nothing_wrong_at_the_door_or_with_the_managers(serve, visitor
         check(tab)
         page.goto(app.url)
         page.wait_for_selector("#align-app header")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_figures_fit_a_phone_and_either_scheme(serve, visitor, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    app = serve([("yes", "no")] * 12, accounts=True, overlap=3)
+    for who in ("ann", "bob", "cleo"):  # of whom ten items make kappas, the longest of the values
+        for n, item in enumerate(app.store.items("p")):
+            tiers = tuple((f"{item.id}-{k}",) for k in ((0, 1) if n % 3 else (1, 0)))
+            app.store.record("p", item.id, Judgement(tiers, strength=2, seconds=9), annotator=who, key=f"{who}/{n}")
+    page = visitor(color_scheme=scheme, bypass_csp=True, viewport={"width": 390, "height": 900})
+    accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'reviewer')}", "rev")
+    manage(page, "Figures")
+    page.wait_for_selector("img[alt='Votes per day']")
+    page.wait_for_timeout(1500)
+    assert axe.run(page).response["violations"] == []
+    values = page.locator(".scroll").first.locator("td:nth-child(2), th:nth-child(2)")
+    assert values.first.inner_text() == "Value"
+    assert "–" in " ".join(values.all_inner_texts())
+    assert all(box["x"] + box["width"] <= 390 for box in (value.bounding_box() for value in values.all()))
+    for plot in page.locator(".row img").all():
+        light = brightness(plot.screenshot())
+        assert (light < 70, light > 200) == (scheme == "dark", scheme == "light")
 
 
 def test_a_reviewer_sees_the_figures_and_settles_what_two_disagree_on(serve, visitor):

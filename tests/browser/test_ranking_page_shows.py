@@ -108,6 +108,21 @@ def test_what_a_model_wrote_does_nothing(serve, page):
 # For everyone
 
 
+def test_a_dialog_stands_in_the_middle_and_its_heading_looks_like_one(serve, page):
+    app = serve([("yes", "no")])
+    app.open(page)
+    for key in ("?", "s", "h"):
+        page.keyboard.press(key)
+        box = page.locator("dialog[open]").bounding_box()
+        above, below = box["y"], 900 - box["y"] - box["height"]
+        assert abs(above - below) <= 1
+        assert above > 20
+        heading = page.locator("dialog[open] h2")
+        assert heading.evaluate("it => it === document.activeElement")  # whoever cannot see hears it first
+        assert heading.evaluate("it => getComputedStyle(it).outlineStyle") == "none"
+        page.keyboard.press("Escape")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_wrong(serve, browser, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

@@ -239,21 +239,6 @@ def test_new_guidelines_change_nothing_about_what_was_given_before(store):
     assert [vote.guideline_version for vote in store.rankings("p")] == ["1", "2"]
 
 
-def test_which_guidelines_somebody_knows_is_what_their_newest_vote_says(store):
-    queue = queue_of(store)
-    _, following = judge(queue, "ann", queue.take("ann"))
-    assert queue.known_guidelines("ann") is None  # there were none
-    publish_guidelines(store, "p", "# One")
-    _, following = judge(queue, "ann", following)  # which was given before
-    assert queue.known_guidelines("ann") is None
-    seq, _ = judge(queue, "ann", following)
-    publish_guidelines(store, "p", "# Two")
-    assert queue.known_guidelines("ann") == 1
-    queue.undo("ann", seq)
-    assert queue.known_guidelines("ann") == 1
-    assert queue.known_guidelines("bob") is None
-
-
 def test_a_second_tab_cannot_vote_over_the_first(store):
     queue = queue_of(store)
     task = queue.take("ann")

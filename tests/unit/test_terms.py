@@ -6,7 +6,7 @@ import json
 
 import pytest
 from annotation_store import add, asked, rank, said
-from assignment_queues import queue_of
+from assignment_queues import judge, queue_of
 
 from align.errors import InputError
 from annotate.assignment.terms import Terms, mode_of, terms_now
@@ -122,3 +122,18 @@ def test_votes_of_before_there_were_versions_keep_what_they_had(store):
 def test_the_mode_of_a_page_tells_no_gold_item_or_repeat_from_another():
     modes = {purpose: mode_of(purpose) for purpose in PURPOSES}
     assert modes == {"work": "work", "gold": "work", "repeat": "work", "review": "review"}
+
+
+def test_which_guidelines_somebody_knows_is_what_their_newest_vote_says(store):
+    queue = queue_of(store)
+    _, following = judge(queue, "ann", queue.take("ann"))
+    assert queue.known_guidelines("ann") is None  # there were none
+    publish_guidelines(store, "p", "# One")
+    _, following = judge(queue, "ann", following)  # which was given before
+    assert queue.known_guidelines("ann") is None
+    seq, _ = judge(queue, "ann", following)
+    publish_guidelines(store, "p", "# Two")
+    assert queue.known_guidelines("ann") == 1
+    queue.undo("ann", seq)
+    assert queue.known_guidelines("ann") == 1
+    assert queue.known_guidelines("bob") is None
