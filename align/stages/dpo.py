@@ -62,6 +62,9 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         f"{len(train)} pairs to train on, {len(test)} held out; "
         f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
     )
+    run.known_metrics = {
+        "pairs": len(train), "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test,
+    }  # fmt: skip
     write_pair(run.folder, tokenizer, train[0][1], answers=True)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
@@ -94,9 +97,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     losses = (float(loss(of)) for of in (torch.zeros(1), gap))
     metrics = {
         **held_out_figures(held_out, gap),
-        **dict(zip(("loss_before", "loss"), losses, strict=True)), "pairs": len(train), "held_out_pairs": len(test),
-        "dropped": dropped, "held_out_dropped": dropped_test, **fitted.figures, "peak_rss_mb": peak_rss_mb(),
-        **simulated_by(train_prefs),
+        **dict(zip(("loss_before", "loss"), losses, strict=True)), **run.known_metrics,
+        **fitted.figures, "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
 
     # Publish.

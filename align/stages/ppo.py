@@ -235,6 +235,7 @@ def load_workers(run: Run, config: Config, prompts: Sequence[Conversation]) -> I
     )  # fmt: skip
     training, held_out = distinct(found, n_eval), found[len(found) - n_eval :]
 
+    run.known_metrics = {"prompts": len(training), "dropped": dropped}
     roles = load_roles(config, base, artifact, models)
     dtype = choose_dtype(config.dtype, choose_device(config.device))
     scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)

@@ -63,6 +63,10 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out; "
         f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
     )
+    run.known_metrics = {
+        "pairs": len(train), "rankings": len(judged), "held_out_pairs": len(test), "dropped": dropped,
+        "held_out_dropped": dropped_test,
+    }  # fmt: skip
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
@@ -87,9 +91,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     gap = scores_M2[:, 0] - scores_M2[:, 1]
     metrics = {
         **held_out_figures(held_out, gap),
-        "loss": pair_loss(scores_M2), "pairs": len(train), "rankings": len(judged), "held_out_pairs": len(test),
-        "dropped": dropped, "held_out_dropped": dropped_test, "copied_tensors": copied,
-        **fitted.figures, "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
+        "loss": pair_loss(scores_M2), **run.known_metrics, "copied_tensors": copied, **fitted.figures,
+        "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
     }  # fmt: skip
 
     # Publish.

@@ -35,6 +35,7 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts, room)
+    run.known_metrics = {"prompts": len(found), "dropped": dropped}
     method, dtype = config.method.name, choose_dtype(config.dtype, device)
     model = load_base(base, method, device, dtype)
     pool, adapter = AdapterPool(model, alone=True), adapter_folder(artifact)
@@ -78,7 +79,7 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     answered = sum(row["answers"] for row in chunks)
     means = {k: sum(row["answers"] * row[k] for row in chunks) / answered for k in ("eos_rate", "mean_length")}
     metrics = {
-        "prompts": len(found), "dropped": dropped, "answers": answered, **means, "peak_rss_mb": peak_rss_mb(),
+        **run.known_metrics, "answers": answered, **means, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
     shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * stage.candidates : stage.candidates]

@@ -65,6 +65,7 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     train, test = encoded(train_documents), encoded(test_documents, left="leaves nothing to measure on")
     for line in about_rows(train, test, max_length, cuts):
         print(line)
+    run.known_metrics = counts_of(train, test)
     write_rows(run.folder, tokenizer, train.rows)
     held_out_for(stage.eval_every, len(test.rows), "data.held_out")
 
@@ -96,7 +97,7 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     else:
         save_adapter(model, run.artifact, base)
     metrics = {
-        **held_out_figures(at_start, at_end), **fitted.figures, **counts_of(train, test), "peak_rss_mb": peak_rss_mb(),
+        **held_out_figures(at_start, at_end), **fitted.figures, **run.known_metrics, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     return Result(metrics, (in_a_line(metrics), fitted.said))
 

@@ -70,6 +70,8 @@ def test_the_live_page_changes_nothing(
     assert all("Running" in page for page in running)
     far = r"Running, (step|update) \d of \d|Running: all 24 prompts are done"
     assert any(re.search(far, page) for page in running)
+    assert "cpu, float32" in running[-1]
+    assert re.search(r"Data</dt><dd>((?!</dd>).)*\d (row|pair|prompt)s?", running[-1])
     assert ("<img" in running[-1]) == (stage != "sample")  # which is logged once here
     assert "Figures so far" in running[-1]
     assert "refresh" not in last
