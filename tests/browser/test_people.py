@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from annotation_app import until
-from test_report_pages import brightness
+from test_report_pages import ground_and_drawn
 
 from annotate.store import Judgement
 from annotate.store.projects import guidelines_of, settings_of, state_of
@@ -311,8 +311,9 @@ def test_the_figures_fit_a_phone_and_either_scheme(serve, visitor, scheme):
     assert "–" in " ".join(values.all_inner_texts())
     assert all(box["x"] + box["width"] <= 390 for box in (value.bounding_box() for value in values.all()))
     for plot in page.locator(".row img").all():
-        light = brightness(plot.screenshot())
-        assert (light < 70, light > 200) == (scheme == "dark", scheme == "light")
+        ground, drawn = ground_and_drawn(plot.screenshot())
+        assert (ground < 40, ground > 240) == (scheme == "dark", scheme == "light")
+        assert abs(drawn - ground) > 120  # and is seen on it
 
 
 def test_a_reviewer_sees_the_figures_and_settles_what_two_disagree_on(serve, visitor):

@@ -120,6 +120,18 @@ def test_plots_are_dark_in_the_dark(browser: Any, pages: dict[str, Path]) -> Non
         context.close()
 
 
+def ground_and_drawn(png: bytes) -> tuple[float, float]:
+    """How bright most of a picture is, and what stands out from it most, 0 to 255."""
+    import io
+
+    import numpy as np
+    from matplotlib.image import imread
+
+    grey = 255 * np.asarray(imread(io.BytesIO(png), format="png"))[..., :3].mean(-1)
+    ground = float(np.median(grey))
+    return ground, float(grey.flat[np.abs(grey - ground).argmax()])
+
+
 def brightness(png: bytes) -> float:
     """The mean over a picture, 0 to 255."""
     import io

@@ -14,6 +14,7 @@ from annotate.web.words import STATIC, WORDS
 
 def test_markdown_is_rendered_but_for_what_leads_somewhere():
     assert rendered("**a** `b`") == "<p><strong>a</strong> <code>b</code></p>\n"
+    assert rendered("11. a") == '<ol start="11">\n<li><span class="marker">11.</span> <div>a</div></li>\n</ol>\n'
     assert rendered("| a |\n|---|\n| 1 |").startswith("<table>")
     assert rendered("~~a~~ *b*") == "<p><s>a</s> <em>b</em></p>\n"
     assert rendered("[a](http://x.example)") == "<p>[a](http://x.example)</p>\n"
