@@ -63,7 +63,8 @@ def figures_so_far(report: Report, seen: Seen) -> None:
             if points := logged(seen, key):
                 name = curve.title if len(curve.lines) == 1 else f"{curve.title}, {label}"
                 figures = [f"{format_figure(float(y))} at {unit} {x:,}" for x, y in (points[0], points[-1])]
-                found.append((f"{name} ({curve.unit})" if curve.unit else name, *figures))
+                named = not curve.unit or curve.unit in curve.title.lower()
+                found.append((name if named else f"{name} ({curve.unit})", *figures))
     if found:
         report.table(("figure", "first", "newest"), found, "Figures so far")
 

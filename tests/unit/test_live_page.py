@@ -141,9 +141,10 @@ def test_its_newest_figures_stand_there_before_any_curve(run: Run, clock: Clock)
         bar.advance(2)
     assert "<img" not in shown(run)
     cells = re.findall(r"<td.*?>(.*?)</td>", shown(run))
-    assert cells[:6] == [
+    assert cells == [
         "Loss, training (nats a token)", "5 at step 1", "4.5 at step 2",
         "Loss, held out (nats a token)", "6.25 at step 1", "6.25 at step 1",
+        "Learning rate", "0.1 at step 1", "0.1 at step 2",
     ]  # fmt: skip
 
 
