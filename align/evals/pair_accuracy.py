@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,13 @@ def held_out_figures(prefs: Sequence[Preference], gap: Tensor) -> dict[str, dict
         figures["accuracy_noiseless"] = interval(((gap > 0) == right).double().tolist())
         figures["ceiling"] = interval(right.double().tolist())
     return figures
+
+
+def counts_of(train: Sized, dropped: int, test: Sized, dropped_test: int) -> dict[str, int]:
+    """Pairs that were kept, and left out for their length, for the manifest."""
+    return {
+        "pairs": len(train), "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test
+    }  # fmt: skip
 
 
 def simulated_by(prefs: Sequence[Preference]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from align.data.chat import stop_token_ids
 from align.data.pairs import Pair, encoded_pairs
 from align.data.template import use_template
 from align.data.trained_on import write_pair
-from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
+from align.evals.pair_accuracy import counts_of, held_out_figures, simulated_by, write_held_out
 from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.finite import diverged
@@ -63,10 +63,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out; "
         f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
     )
-    run.known_metrics = {
-        "pairs": len(train), "rankings": len(judged), "held_out_pairs": len(test), "dropped": dropped,
-        "held_out_dropped": dropped_test,
-    }  # fmt: skip
+    run.known_metrics = {"rankings": len(judged), **counts_of(train, dropped, test, dropped_test)}
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
