@@ -65,9 +65,10 @@ class Tracker:
         for sample in samples:
             append(self.samples_path, {"step": step, **sample})
 
-    def show(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """What was answered at `step`, for the eyes: kept, printed, and mirrored as a table."""
+    def show(self, step: int, samples: Sequence[Mapping[str, Any]], heading: str) -> None:
+        """What was answered at `step`, for the eyes: kept, printed under a heading, and mirrored as a table."""
         self.keep(step, samples)
+        print(heading)
         for sample in samples:
             print(f"  {shortened(sample['prompt'])} → {shortened(sample['answer'])}  ({sample['score']:.2f})")
         if self._wandb:

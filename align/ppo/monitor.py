@@ -55,6 +55,25 @@ def better(best: Best | None, step: int, objective: float, workers: Workers) -> 
     return Best(step, objective, tuple(p.detach().clone() for p in workers.roles.parameters_of("policy")))
 
 
+def beside_start(rows: Iterable[Mapping[str, Any]], published: int) -> dict[str, Any]:
+    """The published policy on the held-out prompts, beside the start; nothing where one of them was not measured.
+
+    Args:
+        rows: of the metrics stream.
+        published: after how many updates it stood.
+    """
+    found = {row["step"]: row for row in rows if "held_out_objective" in row}
+    if not {0, published} <= found.keys():
+        return {}
+    before, after = found[0], found[published]
+    return {
+        "objective_before": before["held_out_objective"], "objective_after": after["held_out_objective"],
+        "beats_start": after["held_out_objective"] > before["held_out_objective"],
+        "held_out_score_before": before["held_out_score"], "held_out_score_after": after["held_out_score"],
+        "published_kl": after["held_out_kl"],
+    }  # fmt: skip
+
+
 def warn(tripped: Mapping[str, str], step: int, strikes: Mapping[str, int], patience: int) -> None:
     """Say what a wire has found, once, as its patience ends."""
     for name, figure in tripped.items():

@@ -104,16 +104,23 @@ class Workers:
             parameter.copy_(weight)
 
 
-def distinct(found: Sequence[Prompt], n_eval: int) -> list[Prompt]:
-    """The prompts to train on: none of the last `n_eval`, not even where a file repeats one of those.
+def set_apart(found: Sequence[Prompt], apart: Sequence[Prompt], n_eval: int) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on, and those to measure on: the first `n_eval` of a file of their own, else the last of
+    `found`. None of them is trained on, not even where a file repeats it.
 
     Raises:
-        InputError: none is left.
+        InputError: none is left to train on.
     """
-    asked = {p.conversation.messages for p in found[len(found) - n_eval :]}
+    if not apart:
+        require(
+            len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",
+            "Set fewer apart.",
+        )  # fmt: skip
+    held_out = list(apart[:n_eval] if apart else found[len(found) - n_eval :])
+    asked = {p.conversation.messages for p in held_out}
     training = [p for p in found if p.conversation.messages not in asked]
     require(bool(training), "stage.eval_prompts", n_eval, "leaves no other prompt to train on", "Set fewer apart.")
-    return training
+    return training, held_out
 
 
 def roles_on(

@@ -62,7 +62,7 @@ KL = Curve(
 )  # fmt: skip
 HELD_OUT = Curve(
     "Held-out prompts", "score", {"held_out_score": "score", "held_out_objective": "score less the price of KL"}, 0.5,
-    "On prompts that nothing trains on; the best objective is published.",
+    "On prompts that nothing trains on, the start's at update 0; the best objective behind it is published.",
 )  # fmt: skip
 LENGTH = Curve("Answer length", "tokens", {"length": "length"}, 4.0, "Mean of each update.", POSITIVE)
 ENDED = Curve(

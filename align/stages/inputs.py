@@ -139,7 +139,11 @@ def ppo(config: Config) -> Inputs:
     root = Path(config.run.root).expanduser()
     rewards = reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
     records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
-    rows = partial(prompts_of, config, "train")
+
+    def rows() -> tuple[Any, ...]:
+        apart = bool(config.data.eval_path and config.stage.eval_every)
+        return (*prompts_of(config, "train"), *(prompts_of(config, "test") if apart else ([],)))
+
     return Inputs(config, label(base, config.method.name), base, records, rows)
 
 

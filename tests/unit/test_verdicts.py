@@ -16,7 +16,7 @@ from align.report.origins import about_code, about_rendering, about_rows, origin
 from align.report.page import Code, Link, Report
 from align.report.seen import Seen
 from align.report.stages import SHOWN, draw, figures_so_far, reliability_bins
-from align.report.verdicts import VERDICTS, gain, verdict_of
+from align.report.verdicts import VERDICTS, ending, gain, updates_of, verdict_of
 from align.run import Base, Input, Manifest
 
 BASE = Base("org/tiny", "/models/tiny", "0123456789abcdef", "b" * 64)
@@ -128,19 +128,53 @@ def ppo(folder: Path, scores: list[float], spread: float = 1.0) -> Path:
 
 
 def test_ppo_says_how_far_its_score_is_from_chance(tmp_path: Path):
-    metrics = {"last_kl": 4.8, "tripped": ["length_correlation"]}
+    metrics = {"last_kl": 4.8, "last_eos_rate": 0.51, "tripped": ["length_correlation"]}
     settings = {"batch_size": 64}
-    assert said("ppo", metrics, ppo(tmp_path, [0.0] + [1.0] * 10), settings=settings) == (
+    assert said("ppo", metrics, ppo(tmp_path, [0.0] * 10 + [1.0] * 10), settings=settings) == (
         # t · √(1/63 + 1/630), at 76 degrees of freedom
         "The score of the reward rose from 0.00 to 1.00, by 1.00 [0.74, 1.26], and the policy moved 4.8 nats an answer "
         "from its start. Signs of a gamed reward: length correlation. The score is what training optimises; stage=eval "
         "says whether the answers are better."
     )
-    text = said("ppo", {"last_kl": 0.1}, ppo(tmp_path, [0.1, 0.2, 0.0]), settings=settings)
+    metrics = {"last_kl": 0.1, "last_eos_rate": 0.0904}
+    text = said("ppo", metrics, ppo(tmp_path, [0.1, 0.2, 0.0]), settings=settings)
+    assert "from 0.10 to 0.00" in text  # of three updates the last alone
     assert "The interval holds 0: no change was shown." in text
-    one = said("ppo", {"last_kl": 0.1}, ppo(tmp_path, [0.1]), settings={"batch_size": 8})
+    assert "91 % of the answers were cut at 24 tokens." in text
+    one = said("ppo", metrics, ppo(tmp_path, [0.1]), settings={"batch_size": 8})
     assert "by" not in one.split(",")[0]
     assert "Fewer than 20 answers" in one
+
+
+@pytest.mark.parametrize(("updates", "last"), [(1, 1), (2, 1), (3, 1), (6, 3), (20, 10), (60, 10)])
+def test_the_end_of_a_run_does_not_reach_its_beginning(updates: int, last: int):
+    rows = [{"step": step} for step in range(updates + 1)]
+    assert [row["step"] for row in ending(updates_of(rows))] == [*range(updates - last + 1, updates + 1)]
+
+
+def test_ppo_speaks_of_what_it_publishes(tmp_path: Path):
+    """Beside its start, on held-out prompts, and not of the updates behind it."""
+    metrics = {
+        "last_kl": 16.2, "last_eos_rate": 1.0, "published_update": 4, "updates": 16, "objective_before": 0.0,
+        "objective_after": 0.65, "beats_start": True, "published_kl": 13.4, "held_out_prompts": 16,
+    }  # fmt: skip
+    folder = ppo(tmp_path, [0.1] * 16)
+
+    def begins(publish: str = "best", **changed: Any) -> str:
+        settings = {"batch_size": 32, "publish": publish}
+        return said("ppo", {**metrics, **changed}, folder, settings=settings).partition(" In training the score")[0]
+
+    assert begins() == (
+        "Update 4 of 16, which is published, raised the score less the price of KL on 16 held-out prompts from 0.00 to "
+        "0.65. It lies 13.4 nats an answer from the start."
+    )
+    worse = {"objective_after": -0.65, "beats_start": False}
+    assert begins(**worse) == (
+        "No update that was measured beats the start on 16 held-out prompts: update 4 of 16, which is published, has a "
+        "score less the price of KL of −0.65, the start 0.00. It lies 13.4 nats an answer from the start."
+    )
+    assert begins("last", **worse).startswith("The last update does not beat the start on 16 held-out prompts: update")
+    assert "16.2" not in begins(**worse)
 
 
 def test_the_interval_of_a_gain_covers(tmp_path: Path):
@@ -287,7 +321,7 @@ def test_a_verdict_says_that_most_answers_were_cut():
         given = seen("ppo", rows | {"last_eos_rate": rate}, settings={"batch_size": 32})
         given.__dict__["rows"] = [row, row | {"step": 2}]
         text = verdict_of(given).replace("\u00a0", " ")
-        assert ("91 % of its answers were cut at 24 tokens." in text) == cut
+        assert ("91 % of the answers were cut at 24 tokens." in text) == cut
 
 
 @pytest.mark.parametrize("stage", ["sample", "ppo"])
