@@ -61,7 +61,7 @@ def write_held_out(
     rows = [
         {
             "id": pref.id, "group": pref.group_id or pref.id, "margin": margin,
-            "prompt": "\n".join(f"{message.role}: {message.content}" for message in pref.prompt),
+            "prompt": [message.as_dict() for message in pref.prompt],
             **{side: pref_text(getattr(pref, side)) for side in SIDES},
             **{f"score_{side}": score for side, score in zip(SIDES, pair, strict=False)},
             **({} if log_odds is None else {"log_odds": log_odds * margin}),

@@ -71,6 +71,8 @@ def _risen(word: str, before: float, after: float) -> str:
 
 ENDING = "over the last ten updates, at most half of them"
 
+EMPTY = "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed."
+
 FIGURES = (
     _figure("win_rate", "Win rate", PERCENT, "Share of the prompts whose answer the judge scores higher than the "
             "start's, ties counted half; 50 % is no difference."),
@@ -86,6 +88,7 @@ FIGURES = (
                   "rise is a policy that repeats itself."),
     _before_after("eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at "
                   "rollout.max_new_tokens."),
+    _before_after("empty_rate", "Empty answers", PERCENT, EMPTY),
     _figure("most_risen_word.word most_risen_word.ref most_risen_word.policy", "Word that rose most", "",
             "Share of the answers that hold it, start and policy. One word in most answers is the first sign of a "
             "gamed reward.", _risen),
@@ -117,6 +120,7 @@ FIGURES = (
     _figure("last_length", "Answer length", "tokens", f"The mean {ENDING}."),
     _figure("last_eos_rate", "Answers that end by themselves", PERCENT, f"The mean {ENDING}; the others were cut at "
             "rollout.max_new_tokens."),
+    _figure("last_empty_rate", "Empty answers", PERCENT, f"The mean {ENDING}. {EMPTY}"),
     _figure("last_entropy", "Entropy", "nats a token", f"How open the choice of each token is, {ENDING}; near 0 the "
             "policy says the same whatever is drawn."),
     _figure("tripped", "Tripwires", "", "Signs of a gamed reward that were crossed for several updates in a row."),
@@ -130,6 +134,9 @@ FIGURES = (
     _figure("quantised_layers", "Layers in NF4", "", "Linear layers of the base that are kept in 4 bits."),
     _figure("answers", "Answers", "", "Sampled into the annotation store."),
     _figure("eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at rollout.max_new_tokens."),
+    _figure("empty_rate", "Empty answers", PERCENT, EMPTY),
+    _figure("all_empty", "Prompts with empty answers alone", "", "They are not handed out to people."),
+    _figure("all_equal", "Prompts with equal answers alone", "", "They are not handed out to people either."),
     _figure("mean_length", "Answer length", "tokens", "Mean over all answers."),
     _figure("kl", "KL from what was trained", "nats a token", "Of the export as it is loaded first, on fixed prompts; "
             "0 is the same model."),

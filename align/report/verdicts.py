@@ -87,6 +87,8 @@ def optimised(seen: Seen) -> str:
         unsure(by, 0.0, "0: no change was shown"), scarce(seen.settings["batch_size"] * len(last), "answer"),
         f"{percent(cut)} of the answers were cut at {seen.config['rollout']['max_new_tokens']:,} tokens."
         if cut >= MOSTLY_CUT else "",
+        f"{percent(metrics['last_empty_rate'])} of them are empty to whoever judges."
+        if metrics.get("last_empty_rate", 0.0) >= MOSTLY_CUT else "",
         f"Signs of a gamed reward: {', '.join(name.replace('_', ' ') for name in tripped)}." if tripped else "",
         "The score is what training optimises; stage=eval says whether the answers are better.",
     ]  # fmt: skip
@@ -144,12 +146,12 @@ def sampled(seen: Seen) -> str:
     cut = 1 - metrics["eos_rate"]
     longest = seen.config["rollout"]["max_new_tokens"]
     ends = "every one ended by itself" if cut == 0 else f"{percent(cut)} of them were cut at {longest:,} tokens"
-    empty = sum(not row["answer"].strip() for row in seen.evidence("samples.jsonl"))
-    hidden = ", their reasoning hidden or never closed" if seen.config["rollout"].get("reasoning") == "hide" else ""
+    back = metrics["all_empty"] + metrics["all_equal"]
     what = f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')}"
     sentences = [
         f"{what} in project {seen.config['project']}: {metrics['mean_length']:.1f} tokens long on average, {ends}.",
-        f"{empty:,} of them say nothing{hidden}." if empty else "",
+        f"{percent(metrics['empty_rate'])} of them are empty." if metrics["empty_rate"] else "",
+        f"The answers to {counted(back, 'prompt')} are not handed out: all empty, or all equal." if back else "",
     ]  # fmt: skip
     return joined(sentences)
 

@@ -51,7 +51,7 @@ from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, roles_on, set_apart
 from align.report.verdicts import ending, updates_of
-from align.rollout.answers_alone import answers_alone
+from align.rollout.answers_alone import answers_alone, empty, empty_answers
 from align.rollout.engine import cut_answers, divergence_as_input_error
 from align.rollout.randomness import generator_for
 from align.rollout.registry import loaded_engine
@@ -138,7 +138,10 @@ def roll_out(workers: Workers, config: Config, number: int, clock: Clock) -> tup
     with at_update(number + 1):
         answers = workers.sample("policy", [workers.prompts[i] for i in chosen], "rollout", number)
         clock.lap("rollout_s")
-        return answers, *workers.score(answers)
+        raw, figures = workers.score(answers)
+    if config.rollout.reasoning == "hide":
+        figures = {**figures, "empty_rate": sum(map(empty, answers.read)) / len(answers.read)}
+    return answers, raw, figures
 
 
 def learn(
@@ -205,7 +208,8 @@ def result_of(
     wires = ", ".join(stopped_by)
     line += f"; stopped at update {len(updates)} by {wires}" if wires else ""
     cut = cut_answers(1 - metrics["last_eos_rate"], limit)
-    return Result(metrics, (line, *cut, *held_out_lines(metrics, stage.publish)))
+    blank = empty_answers(metrics.get("last_empty_rate", 0.0), hides=True)  # which is known where reasoning is hidden
+    return Result(metrics, (line, *cut, *blank, *held_out_lines(metrics, stage.publish)))
 
 
 def held_out_lines(metrics: Mapping[str, Any], publish: str) -> list[str]:
@@ -368,8 +372,9 @@ def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers:
     last = ending(updates)
     best = state.best if stage.publish == "best" else None
     wires = stage.tripwires
+    means = [k for k in ("score", "kl", "length", "eos_rate", "empty_rate", "entropy") if k in last[0]]
     return {
-        **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},
+        **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in means},
         "updates": len(updates), "published_update": (published := best.update if best else len(updates)),
         **beside_start(rows, published), "tripped": tripped_in(updates, wires.limits(), wires.patience),
         "prompts": len(workers.prompts), **({"held_out_prompts": n} if (n := len(workers.held_out)) else {}),
