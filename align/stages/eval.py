@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from align.config.compose import plain
 from align.config.eval import EvalConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
@@ -30,7 +31,7 @@ from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
-from align.run import Artifact, Base, Run, resolve, write_json
+from align.run import Artifact, Base, Manifest, Run, resolve, write_json
 from align.stages.inputs import start
 from align.track import peak_rss_mb
 from align.types import Conversation, Result, Rollout
@@ -55,14 +56,15 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
 
     judge = judges.title(run.manifest.config["reward"], run.inputs)
     root = Path(config.run.root).expanduser()
-    of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root)
-    made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models_of(run.inputs))
+    models = models_of(run.inputs)
+    of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root, models)
+    made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models)
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
     hides = config.rollout.reasoning == "hide"
     read = {who: parted_texts(found, each, tokenizer, hides) for who, each in texts.items()}
     asked = [asked_alone(prompt) if hides else prompt.conversation for prompt in found]
     samples = scored_samples(build(reward_spec(config.reward), made), found, asked, answers, read, kl)
-    notes = of.sentences(judge)
+    notes = of.sentences(judge) + asked_otherwise(run.inputs["artifact"].ref, artifact.manifest, config)
     metrics = summarise(samples, of.role) | {
         "dropped": dropped,
         "judge": judge,
@@ -91,6 +93,23 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
             f"{len(prompts)} prompts are held out, and all were asked: stage.prompts={stage.prompts} allows more"
         )
     return Result(metrics, tuple(lines))
+
+
+def asked_otherwise(ref: str, manifest: Manifest | None, config: Config) -> list[str]:
+    """How the policy answers here under other settings than those that PPO optimised it under; nothing where it does
+    not, or nobody says.
+
+    Args:
+        ref: what the user calls it.
+        manifest: of the run that made it.
+    """
+    if manifest is None or manifest.stage != "ppo":
+        return []
+    trained, here = manifest.config["rollout"], plain(config)["rollout"]
+    changed = [key for key in ("temperature", "max_new_tokens", "reasoning") if trained.get(key) != here[key]]
+    told = (", ".join(f"rollout.{key}={values.get(key)}" for key in changed) for values in (trained, here))
+    before, now = told
+    return [f"{ref} was optimised with {before}, and answers here with {now}"] if changed else []
 
 
 class Policy(NamedTuple):

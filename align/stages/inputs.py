@@ -38,7 +38,7 @@ from align.run.lineage import evaluation_of
 from align.run.weights import brings_scores
 from annotate.accounts import Accounts
 from annotate.store import Store
-from reward.inputs import reward_inputs
+from reward.inputs import models_of, read_alike, reward_inputs
 
 INIT = Config().init
 
@@ -138,6 +138,7 @@ def ppo(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     root = Path(config.run.root).expanduser()
     rewards = reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
+    read_alike(models_of(rewards), config.rollout.reasoning)
     records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
 
     def rows() -> tuple[Any, ...]:
@@ -162,6 +163,7 @@ def evaluate(config: Config) -> Inputs:
     elif config.data.name == "jsonl":  # the corpus has parts of its own
         same_split(artifact, data["data"].digest, config.data.held_out, root)
     judge = reward_inputs(reward_spec(config.reward), root, base)
+    read_alike(models_of(judge), config.rollout.reasoning)
     reward = plain(config)["reward"]
     title = judges.title(reward, judge)
     of = judges.standing_of(artifact, judges.identities(reward, judge), root)

@@ -109,6 +109,11 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
     rows = read_rows(evaluated / "artifact" / "samples.jsonl")
     assert [any(r.get("reasoning_policy", "") for r in rows), any(r["policy"] for r in rows)] == [hides, not hides]
     assert read_manifest(evaluated).metrics["empty_rate"] == {"ref": float(hides), "policy": float(hides)}
+    assert "was optimised with" not in shop.told[evaluated]
+    shop.run("eval", *given, "rollout.temperature=0.5")
+    note = f"{artifact} was optimised with rollout.temperature=1.0, and answers here with rollout.temperature=0.5"
+    assert note in shop.said
+    read_by_judge(shop)
     assert read_manifest(ppo).config["rollout"]["reasoning"] == reasoning
 
 
@@ -127,8 +132,13 @@ def test_a_learned_reward_reads_answers_alone_too(shop: Workshop, tmp_path: Path
     assert "a pair is judged by all of it" in shop.said
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
     found = {}
+    assert shop.status("stage=ppo", *shop.on_file, "init=sft:s", "reward.ref=reward:alone", *learning) == 2
+    assert "rollout.reasoning=keep: reward:alone was trained on answers without their reasoning" in shop.said
+    kept = shop.ended(*words, "data.reasoning=keep", "run.name=whole")
+    assert kept == 0, shop.said
     for reasoning in ("keep", "hide"):
-        ppo = shop.run("ppo", f"rollout.reasoning={reasoning}", "init=sft:s", "reward.ref=reward:alone", *learning)
+        ppo = shop.run("ppo", f"rollout.reasoning={reasoning}", "init=sft:s", "reward.ref=reward:whole", *learning)
         (found[reasoning],) = read_rows(ppo / "metrics.jsonl")
+    shop.run("ppo", "rollout.reasoning=hide", "init=sft:s", "reward.ref=reward:alone", *learning)
     assert found["keep"]["length"] == found["hide"]["length"]  # the same answers
     assert found["keep"]["raw_score"] != found["hide"]["raw_score"]  # read otherwise
