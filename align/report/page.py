@@ -64,7 +64,7 @@ dl.facts { display: grid; grid-template-columns: minmax(6rem, 11rem) minmax(0, 1
   margin: 0.4rem 0 0; }
 .sides.pairs { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .side dd { margin: 0; white-space: pre-wrap; }
-.prompt { margin: 0; white-space: pre-wrap; }
+.prompt { color: var(--ink); white-space: pre-wrap; }
 .tokens { margin: 0.3rem 0 0; padding: 0.75rem 1rem; background: var(--card); border-radius: 6px; white-space: pre-wrap;
   font: 0.9em/1.7 ui-monospace, monospace; }
 .tokens mark { color: inherit; background: var(--trained); border-bottom: 2px solid var(--done);

@@ -108,5 +108,5 @@ def empty_answers(share: float, hides: bool, whose: str = "") -> list[str]:
     """
     if not share:
         return []
-    why = "their reasoning was never closed, or nothing stands behind it" if hides else "they ended at once"
+    why = "their reasoning was never closed, or nothing stands behind it" if hides else "they hold no text"
     return [f"{100 * share:.3g}% of the {whose}answers are empty: {why}"]

@@ -27,6 +27,7 @@ from align.models.load import choose_device, choose_dtype, context_length, descr
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.report import in_words
+from align.report.words import counted
 from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
@@ -87,11 +88,9 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     cut += [said for who in ends for said in empty_answers(metrics["empty_rate"][who], hides, whose[who])]
     lines = [line, f"the word that rose most: {risen['word']!r}, in {shares} of the answers", *cut, *notes]
     if dropped:
-        lines.append(f"{dropped} prompts more are longer than {room} tokens, and were not asked")
+        lines.append(f"not asked: {counted(dropped, 'prompt')} longer than {room} tokens")
     if len(prompts) < stage.prompts:
-        lines.append(
-            f"{len(prompts)} prompts are held out, and all were asked: stage.prompts={stage.prompts} allows more"
-        )
+        lines.append(f"{counted(len(prompts), 'prompt')} held out in all; stage.prompts={stage.prompts} allows more")
     return Result(metrics, tuple(lines))
 
 

@@ -74,5 +74,5 @@ def test_empty_answers_are_said():
         "50% of the answers are empty: their reasoning was never closed, or nothing stands behind it"
     ]
     assert empty_answers(1 / 800, hides=False, whose="start's ") == [
-        "0.125% of the start's answers are empty: they ended at once"
+        "0.125% of the start's answers are empty: they hold no text"
     ]
