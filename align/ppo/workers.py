@@ -54,7 +54,6 @@ class Workers:
     """Attributes:
     prompts: to train on.
     held_out: kept out of training, to measure on; none without `stage.eval_every`.
-    dropped: how many were longer than the context.
     seed: the run's own.
     speaks: role → what the user calls it, where its answers cannot be drawn.
     read: answers to prompts, as texts and tokens → what whoever judges reads of them.
@@ -66,7 +65,6 @@ class Workers:
     scorer: Scorer
     prompts: list[Prompt]
     held_out: list[Prompt]
-    dropped: int
     seed: int
     speaks: Callable[[Role], AbstractContextManager[None]]
     read: Read = whole

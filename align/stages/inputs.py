@@ -21,7 +21,7 @@ from align.config.scorers import LearnedReward, reward_spec
 from align.config.settings import changed
 from align.config.training import held_out_for
 from align.data.pairs import divided_pairs, pairs_records, prepared, read_pairs
-from align.data.sources import DataSource, data_records, divided_documents, prompts
+from align.data.sources import DataSource, data_records, divided_documents, divided_prompts, prompts
 from align.data.split import same_split
 from align.errors import InputError, require
 from align.evals import judges
@@ -142,8 +142,9 @@ def ppo(config: Config) -> Inputs:
     records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
 
     def rows() -> tuple[Any, ...]:
-        apart = bool(config.data.eval_path and config.stage.eval_every)
-        return (*prompts_of(config, "train"), *(prompts_of(config, "test") if apart else ([],)))
+        if config.data.eval_path and config.stage.eval_every:
+            return divided_prompts(source_of(config), config.seed)
+        return *prompts_of(config, "train"), []
 
     return Inputs(config, label(base, config.method.name), base, records, rows)
 

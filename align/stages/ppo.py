@@ -129,7 +129,7 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
     if stopped:
         send_to_annotators(run, config, workers, *stopped)
     wires = tripped if stopped else ()
-    return result_of(rows, summary(rows, state, stage, workers), wires, stage, config.rollout.max_new_tokens)
+    return result_of(rows, summary(run, rows, state, stage, workers), wires, stage, config.rollout.max_new_tokens)
 
 
 def roll_out(workers: Workers, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
@@ -262,6 +262,7 @@ def load_workers(
     training, held_out = set_apart(found, apart, n_eval)
 
     run.known_metrics = {"prompts": len(training), "dropped": dropped}
+    run.known_metrics |= {"held_out_prompts": len(held_out)} if held_out else {}
     roles = load_roles(config, base, artifact, models)
     dtype = choose_dtype(config.dtype, choose_device(config.device))
     scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
@@ -280,7 +281,7 @@ def load_workers(
 
     kept = frozen_as(config.method.name), dtype
     with loaded_engine(rollout.engine, base, *kept, tokenizer, roles.model.generation_config, *sizes) as engine:
-        workers = Workers(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
+        workers = Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, speaks)
         if rollout.reasoning == "hide":
             stops = stop_token_ids(tokenizer, roles.model.generation_config)
             workers = replace(workers, read=partial(answers_alone, tokenizer=tokenizer, stops=stops))
@@ -366,7 +367,7 @@ def send_to_annotators(
     print(f"{len(pairs)} suspicious answers wait in project {config.project} for a person's verdict")
 
 
-def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers: Workers) -> dict[str, Any]:
+def summary(run: Run, rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers: Workers) -> dict[str, Any]:
     """The run's headline figures; `last_…` are means over its `ending`."""
     updates = updates_of(rows)
     last = ending(updates)
@@ -377,7 +378,6 @@ def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers:
         **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in means},
         "updates": len(updates), "published_update": (published := best.update if best else len(updates)),
         **beside_start(rows, published), "tripped": tripped_in(updates, wires.limits(), wires.patience),
-        "prompts": len(workers.prompts), **({"held_out_prompts": n} if (n := len(workers.held_out)) else {}),
-        "dropped": workers.dropped, "quantised_layers": workers.roles.quantised_layers(),
+        **run.known_metrics, "quantised_layers": workers.roles.quantised_layers(),
         "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip

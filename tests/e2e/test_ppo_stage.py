@@ -222,7 +222,7 @@ def test_what_is_measured_on_is_the_file_that_was_given_for_it(
 
     asked = [f"What about {i}?" for i in range(9)]
     path = tmp_path / "measured.jsonl"
-    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked) + '{"prompt": 7}\n')
     evaluate, prompts = stage.evaluate, []
 
     def noted(workers: Any, answers: Any, *rest: Any, **settings: Any) -> Any:
@@ -231,7 +231,7 @@ def test_what_is_measured_on_is_the_file_that_was_given_for_it(
 
     monkeypatch.setattr(stage, "evaluate", noted)
     command = [w for w in ready.ppo if not w.startswith("data.held_out=")]
-    command += [f"run.root={ready.root}", f"data.eval_path={path}", "stage.eval_every=2"]
+    command += [f"run.root={ready.root}", f"data.eval_path={path}", "stage.eval_every=2", "data.on_bad_row=skip"]
     assert main([*command, "stage.eval_prompts=6"]) == 0
     said = capfd.readouterr().out
     assert "6 of data.eval_path to measure on" in said
@@ -239,15 +239,12 @@ def test_what_is_measured_on_is_the_file_that_was_given_for_it(
     assert prompts[0] == prompts[1]  # of the start, and of what came of it
     assert len(set(prompts[0])) == 6
     assert set(prompts[0]) < set(asked)
-    assert (
-        f"{read_manifest(few).metrics['prompts']:,} prompts, 6 prompts to measure on"
-        in (few / "report.html").read_text()
-    )
+    assert "6 prompts to measure on" in (few / "report.html").read_text()
     assert main(command) == 0  # of so few, all are asked
     every = Path(capfd.readouterr().out.splitlines()[-1])
     assert set(prompts[-1]) == set(asked)
     metrics = read_manifest(every).metrics
-    assert metrics["held_out_prompts"] == 9
+    assert (metrics["held_out_prompts"], metrics["skipped_rows"]) == (9, 1)  # the file is read once
     assert metrics["prompts"] == read_manifest(few).metrics["prompts"]  # nothing is kept out of training for it
 
 

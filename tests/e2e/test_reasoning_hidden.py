@@ -128,6 +128,7 @@ def test_a_learned_reward_reads_answers_alone_too(shop: Workshop, tmp_path: Path
     given = ["data=jsonl", f"data.path={path}", "init=sft:s", "stage.held_out=0.3", f"run.root={shop.root}"]
     words = ["stage=reward", *given, "stage.batch_size=8", "device=cpu", "run.name=alone", "data.reasoning=hide"]
     assert shop.ended(*words) == 0, shop.said
+    assert " pairs to train on" in shop.said  # each is a ranking, and nobody is told a number twice
     assert shop.ended(*words, "data.reasoning=mask", "run.name=masked") == 2
     assert "a pair is judged by all of it" in shop.said
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]

@@ -85,7 +85,7 @@ def read(inputs: Mapping[str, Any]) -> dict[str, Input]:
 
 def made(
     root: Path, stage: str, name: str, inputs: Mapping[str, Any], reward: Any = None, metrics: Any = None,
-    base: Any = None, method: str = "qlora", reasoning: str = "keep",
+    base: Any = None, reasoning: str = "keep",
 ) -> dict[str, Any]:  # fmt: skip
     """A run that is done, as far as its manifest; returns what a later run records of it."""
     folder = root / stage / name
@@ -95,7 +95,7 @@ def made(
         "identity": {
             "config": {
                 "reward": reward or {"name": "learned", "ref": "reward:latest"}, "data": {"reasoning": reasoning},
-                "method": {"name": method},
+                "method": {},
             },
             "inputs": {},
         },
