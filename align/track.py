@@ -65,16 +65,18 @@ class Tracker:
         for sample in samples:
             append(self.samples_path, {"step": step, **sample})
 
-    def show(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """What was answered at `step`, for the eyes: kept, printed, and mirrored as a table."""
+    def show(self, step: int, samples: Sequence[Mapping[str, Any]], heading: str) -> None:
+        """What was answered at `step`, for the eyes: kept, printed under a heading, and mirrored as a table."""
         self.keep(step, samples)
+        print(heading)
         for sample in samples:
-            print(f"  {shortened(sample['prompt'])} → {shortened(sample['answer'])}  ({sample['score']:.2f})")
+            print(f"  {shortened(last_turn(sample))} → {shortened(sample['answer'])}  ({sample['score']:.2f})")
         if self._wandb:
             import wandb
 
-            columns: list[Any] = [name for name, value in samples[0].items() if not isinstance(value, list)]
-            table = wandb.Table(columns=columns, data=[[sample[c] for c in columns] for sample in samples])
+            columns: list[Any] = list(samples[0])
+            shown = [{**sample, "prompt": in_turns(sample["prompt"])} for sample in samples]
+            table = wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in shown])
             self._wandb.log({"samples": table}, step=step)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -83,6 +85,16 @@ class Tracker:
     def close(self) -> None:
         if self._wandb:
             self._wandb.finish()
+
+
+def last_turn(sample: Mapping[str, Any]) -> str:
+    """What a line of `samples.jsonl` asks last."""
+    return sample["prompt"][-1]["content"]
+
+
+def in_turns(messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation as text, `role: content` a turn."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def shortened(text: str, width: int = 60) -> str:

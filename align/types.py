@@ -65,10 +65,6 @@ class Conversation:
     def as_dicts(self) -> list[dict[str, str]]:
         return [m.as_dict() for m in self.messages]
 
-    def as_sample(self) -> dict[str, Any]:
-        """As `samples.jsonl` has a conversation that was answered: `prompt`, its last turn, and all its `messages`."""
-        return {"prompt": self.messages[-1].content, "messages": self.as_dicts()}
-
     def answered(self, text: str) -> Conversation:
         """This conversation with `text` as the assistant's next turn."""
         return Conversation((*self.messages, Message("assistant", text)), self.id)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.errors import InputError
+from align.errors import InputError, require
 from align.models.start import same_method
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
 from reward.function import defined, load_function, source_of
@@ -73,6 +73,24 @@ def model_at(ref: str, root: Path, base: Base, field: str, policy: Artifact | No
     if policy is not None and on_base([artifact], base):
         same_method(artifact, field, policy, method)
     return artifact
+
+
+def read_alike(models: Sequence[Artifact], reasoning: str) -> None:
+    """Raise where a reward model would read reasoning that it was never shown.
+
+    Args:
+        reasoning: `rollout.reasoning`.
+
+    Raises:
+        InputError: it was trained on answers alone, and whole answers are to be scored.
+    """
+    for model in models:
+        trained = model.manifest.config["data"].get("reasoning") if model.manifest else None
+        require(
+            trained != "hide" or reasoning == "hide", "rollout.reasoning", reasoning,
+            f"{model.ref} was trained on answers without their reasoning (data.reasoning=hide)",
+            "Write rollout.reasoning=hide, or score by another reward model.",
+        )  # fmt: skip
 
 
 def models_of(inputs: Mapping[str, Input]) -> list[Artifact]:

@@ -125,12 +125,15 @@ class PpoConfig(Settings):
     weight_decay: float = training.weight_decay()
     gradient_checkpointing: str = training.gradient_checkpointing()
     eval_every: int | None = setting(
-        None, "Updates between two measurements on prompts kept out of training. Empty: no measurements.", above=0
+        None, "Updates between two measurements on prompts that nothing trains on, of the start among them. Empty: no "
+        "measurements.", above=0,
+    )  # fmt: skip
+    eval_prompts: int = setting(
+        64, "Prompts that eval_every measures on: of data.eval_path, or kept out of training.", above=0
     )
-    eval_prompts: int = setting(64, "Prompts that eval_every measures on.", above=0)
     shown: int = setting(4, "Answers of each measurement that samples.jsonl keeps.", above=0)
     publish: str = setting(
-        "best", "What a run with eval_every publishes: the best policy that was measured, or the last.",
+        "best", "What a run with eval_every publishes: the best update that was measured, or the last.",
         choices=("best", "last"),
     )  # fmt: skip
     save_every: int = training.save_every(10, "Updates")

@@ -112,6 +112,15 @@ def divided_pairs(
     return train, test
 
 
+def encoded_sides(
+    tokenizer: Any, sides: Sequence[Sequence[Preference]], stops: tuple[int, ...], max_length: int
+) -> tuple[list[tuple[Preference, Pair]], list[tuple[Preference, Pair]], dict[str, int]]:
+    """The pairs to train on and those to measure on, see `encoded_pairs`; and what a run's metrics count of them."""
+    (train, dropped), (test, dropped_test) = (encoded_pairs(tokenizer, side, stops, max_length) for side in sides)
+    counts = {"pairs": len(train), "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test}
+    return train, test, counts
+
+
 def encoded_pairs(
     tokenizer: Any, prefs: Sequence[Preference], stops: tuple[int, ...], max_length: int
 ) -> tuple[list[tuple[Preference, Pair]], int]:

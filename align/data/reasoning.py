@@ -33,16 +33,21 @@ def with_reasoning(answer: str, reasoning: str) -> str:
     return f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n{answer}"
 
 
-def answer_alone(text: str, opened: bool = False) -> str:
-    """An answer without its reasoning; nothing where it was cut before its reasoning ended.
+def parted(text: str, opened: bool = False) -> tuple[str, str]:
+    """The reasoning that an answer begins with, without its tags, and the answer alone. Reasoning that is never closed
+    leaves no answer.
 
     Args:
         opened: the header of the turn opens the block.
     """
     begun = opened or text.lstrip().startswith(OPEN)
-    if begun and CLOSE not in text:
-        return ""
-    return text[reasoning_length(text, opened) :]
+    end = len(text) if begun and CLOSE not in text else reasoning_length(text, opened)
+    return text[:end].replace(OPEN, "").replace(CLOSE, "").strip(), text[end:]
+
+
+def answer_alone(text: str, opened: bool = False) -> str:
+    """An answer without its reasoning, see `parted`."""
+    return parted(text, opened)[1]
 
 
 def without_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:

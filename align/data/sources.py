@@ -129,6 +129,21 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
         apart = data.eval_path and split == "test"  # then nobody asks what is trained on
         read = [prepared(d, data) for d in eval_documents(data)] if apart else sides(data)[split == "test"]
         found = [asked for d in read if (asked := question(d)) is not None]
+    return some(found, data, split, seed)
+
+
+def divided_prompts(data: DataSource, seed: int = 0) -> tuple[list[Conversation], list[Conversation]]:
+    """The prompts of both sides of a file, see `prompts`."""
+    train, test = ([asked for d in side if (asked := question(d)) is not None] for side in sides(data))
+    return some(train, data, "train", seed), some(test, data, "test", seed)
+
+
+def some(found: list[Conversation], data: DataSource, split: str, seed: int) -> list[Conversation]:
+    """These prompts in their order.
+
+    Raises:
+        InputError: there are none.
+    """
     if not found:
         raise nothing_left(data, f"leaves no question {'to measure on' if split == 'test' else 'to train on'}")
     return shuffled(found, seed, data.limit)

@@ -30,13 +30,14 @@ class Sample:
 
     Attributes:
         prompt_id: of the prompt in its data set; answers that share it count as one piece of evidence.
-        prompt: the conversation up to the answer.
-        ref, policy: the two answers, without any template.
+        prompt: the conversation up to the answer, as both were asked.
+        ref, policy: the two answers, without any template, as the judge reads them.
         score_ref, score_policy: the judge's scores, higher is better.
         length_ref, length_policy: tokens of the answer, its stop token included.
         ended_ref, ended_policy: True where the answer ended with a stop token, False where it was cut.
         kl: one-sample estimate of the sequence KL(policy || ref) on the policy's own answer, in nats: the sum over its
             response tokens of logp_policy - logp_ref. Unbiased, and negative for single answers.
+        reasoning_ref, reasoning_policy: what the judge did not read of the answers; None where it read all of them.
     """
 
     prompt_id: str
@@ -50,6 +51,8 @@ class Sample:
     ended_ref: bool
     ended_policy: bool
     kl: float
+    reasoning_ref: str | None = None
+    reasoning_policy: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -63,7 +66,8 @@ class Sample:
 
     def as_dict(self) -> dict[str, Any]:
         """One object of `samples.jsonl`."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"prompt": [m.as_dict() for m in self.prompt]}
+        row = {f.name: getattr(self, f.name) for f in fields(self)} | {"prompt": [m.as_dict() for m in self.prompt]}
+        return {name: value for name, value in row.items() if value is not None}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Sample:
@@ -89,6 +93,7 @@ class Sample:
             ended_ref=bool(record["ended_ref"]),
             ended_policy=bool(record["ended_policy"]),
             kl=float(record["kl"]),
+            **{name: record.get(name) for name in ("reasoning_ref", "reasoning_policy")},
         )
 
 
@@ -103,8 +108,9 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
 
     Returns:
         `win_rate` and `gold.difference` (policy minus reference) as `{value, low, high, n}`; `gold`, `length` (mean
-        tokens), `distinct1`, `distinct2`, `repetition` and `eos_rate` for `ref` and `policy`; `most_risen_word` with
-        the share of answers that hold it; `kl`, the mean sequence KL in nats, and `kl_interval`. n counts prompts.
+        tokens), `distinct1`, `distinct2`, `repetition`, `eos_rate` and `empty_rate` for `ref` and `policy`;
+        `most_risen_word` with the share of answers that hold it; `kl`, the mean sequence KL in nats, and `kl_interval`.
+        n counts prompts.
 
     Raises:
         ValueError: there are no samples.
@@ -140,6 +146,7 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
         "repetition": {"ref": repetition([s.ref for s in samples]), "policy": repetition([s.policy for s in samples])},
         "most_risen_word": asdict(most_risen([s.ref for s in samples], [s.policy for s in samples])),
         "eos_rate": both((s.ended_ref for s in samples), (s.ended_policy for s in samples)),
+        "empty_rate": both((not s.ref.strip() for s in samples), (not s.policy.strip() for s in samples)),
     }
 
 

@@ -7,7 +7,7 @@ reward model overoptimization", 2022, call the optimised reward the *proxy* and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ class Standing:
         proxy: the runs in which the policy, or what it came from, was optimised against the judge or a part of it.
         votes: the runs that learned from pairs which the judge, or a part of it, ranked with noise.
         unknown: what the lineage names and is no longer there, so that nobody can tell.
+        pairs: the runs of DPO that learned from the very pairs that the judge learned from.
     """
 
     proxy: tuple[str, ...] = ()
     votes: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
 
     @property
     def role(self) -> str:
@@ -53,33 +55,39 @@ class Standing:
             notes.append(
                 f"{judge} also ranked, as a simulated annotator with noise, the pairs that {runs} learned from"
             )
+        if self.pairs:
+            notes.append(f"{judge} learned from the same pairs as {', '.join(self.pairs)}, and likes what they like")
         if self.unknown:
             gone = ", ".join(self.unknown)
             notes.append(f"how {gone} was trained is not known here, and whether {judge} had a part in it")
         return notes
 
 
-def standing_of(policy: Artifact, judge: set[str], root: Path) -> Standing:
+def standing_of(policy: Artifact, judge: set[str], root: Path, models: Sequence[Artifact] = ()) -> Standing:
     """What a judge is to a policy, by the manifests of the runs that it came through.
 
     Args:
         judge: what `identities` says of it.
         root: the folder of runs, for parents that moved together with it.
+        models: the reward models in it.
     """
-    proxy, votes, unknown = [], [], []
+    taught = {m.manifest.inputs["data"].digest for m in models if m.manifest and "data" in m.manifest.inputs}
+    proxy, votes, unknown, pairs = [], [], [], []
     if policy.manifest is None:
         return Standing(unknown=(policy.ref,))
     for found in ancestors(policy.manifest, root, POLICY):
-        if isinstance(found, Gone) or found.stage != "ppo":
+        if isinstance(found, Gone):
             continue
-        if identities(found.config["reward"], found.inputs) & judge:
+        if found.stage == "ppo" and identities(found.config["reward"], found.inputs) & judge:
             proxy.append(found.ref)
+        if found.stage == "dpo" and "data" in found.inputs and found.inputs["data"].digest in taught:
+            pairs.append(found.ref)
     for found in ancestors(policy.manifest, root):
         if isinstance(found, Gone):
             unknown.append(found.ref)
         elif judge & set(found.metrics.get("simulated_by", ())):
             votes.append(found.ref)
-    return Standing(*(tuple(dict.fromkeys(names)) for names in (proxy, votes, unknown)))
+    return Standing(*(tuple(dict.fromkeys(names)) for names in (proxy, votes, unknown, pairs)))
 
 
 def independent(of: Standing, judge: str, policy: str, allow_proxy: bool) -> None:

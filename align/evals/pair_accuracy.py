@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,6 @@ def held_out_figures(prefs: Sequence[Preference], gap: Tensor) -> dict[str, dict
     return figures
 
 
-def counts_of(train: Sized, dropped: int, test: Sized, dropped_test: int) -> dict[str, int]:
-    """Pairs that were kept, and left out for their length, for the manifest."""
-    return {
-        "pairs": len(train), "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test
-    }  # fmt: skip
-
-
 def simulated_by(prefs: Sequence[Preference]) -> dict[str, list[str]]:
     """Which scorers stood in for people in what was learned from; empty where none did, or nobody said."""
     found = sorted({p.scorer for p in prefs if p.scorer})
@@ -68,7 +61,7 @@ def write_held_out(
     rows = [
         {
             "id": pref.id, "group": pref.group_id or pref.id, "margin": margin,
-            "prompt": "\n".join(f"{message.role}: {message.content}" for message in pref.prompt),
+            "prompt": [message.as_dict() for message in pref.prompt],
             **{side: pref_text(getattr(pref, side)) for side in SIDES},
             **{f"score_{side}": score for side, score in zip(SIDES, pair, strict=False)},
             **({} if log_odds is None else {"log_odds": log_odds * margin}),

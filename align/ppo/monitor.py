@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, tensor
@@ -15,6 +16,7 @@ from align.ppo.experience import Experience, shaped_scores
 from align.ppo.state import Best
 from align.ppo.tripwires import WIRES
 from align.ppo.workers import Answers, Workers
+from align.rollout.answers_alone import sample_row
 from align.types import Conversation, Rollout
 from annotate.store import Candidate, storable
 from reward.combined import Ensemble
@@ -41,10 +43,10 @@ def evaluate(
     raw, _ = workers.score(answers)
     score = float(shaped_scores(raw, answers.rollout, moments, **shaping).mean())
     nats = float(in_chunks(kl, answers.rollout, micro_batch).mean())
-    first = list(zip(answers.prompts, answers.texts, raw.tolist(), strict=True))[:shown]
+    first = list(zip(answers.prompts, answers.read, answers.judged.reasoning, raw.tolist(), strict=True))[:shown]
     return (
         {"held_out_score": score, "held_out_kl": nats, "held_out_objective": score - kl_coef * nats},
-        [{**p.conversation.as_sample(), "answer": text, "score": s} for p, text, s in first],
+        [sample_row(prompt.conversation, text, thought, score=s) for prompt, text, thought, s in first],
     )
 
 
@@ -53,6 +55,25 @@ def better(best: Best | None, step: int, objective: float, workers: Workers) -> 
     if best and not objective > best.objective:
         return best
     return Best(step, objective, tuple(p.detach().clone() for p in workers.roles.parameters_of("policy")))
+
+
+def beside_start(rows: Iterable[Mapping[str, Any]], published: int) -> dict[str, Any]:
+    """The published policy on the held-out prompts, beside the start; nothing where one of them was not measured.
+
+    Args:
+        rows: of the metrics stream.
+        published: after how many updates it stood.
+    """
+    found = {row["step"]: row for row in rows if "held_out_objective" in row}
+    if not {0, published} <= found.keys():
+        return {}
+    before, after = found[0], found[published]
+    return {
+        "objective_before": before["held_out_objective"], "objective_after": after["held_out_objective"],
+        "beats_start": after["held_out_objective"] > before["held_out_objective"],
+        "held_out_score_before": before["held_out_score"], "held_out_score_after": after["held_out_score"],
+        "published_kl": after["held_out_kl"],
+    }  # fmt: skip
 
 
 def warn(tripped: Mapping[str, str], step: int, strikes: Mapping[str, int], patience: int) -> None:
@@ -88,7 +109,8 @@ def per_answer(
                 return (score_B * length_B).nan_to_num()  # where one of them does not vary, nothing follows it
             case "disagreement":
                 assert isinstance(workers.scorer, Ensemble)  # nothing else measures it
-                return workers.scorer.member_scores(answers.conversations, answers.judged).std(1, unbiased=False)
+                scores = workers.scorer.member_scores(answers.conversations, answers.judged.rollout)
+                return scores.std(1, unbiased=False)
             case "kl":
                 return kl_k1(made.old_logprobs_BT, made.ref_logprobs_BT).sum(-1)
             case "entropy":
@@ -139,12 +161,12 @@ def suspects(
 
     def candidate(given: Answers, scores_B: Tensor, i: int, **more: Any) -> Candidate:
         recorded = {**sampling, "score": float(scores_B[i]), **more}
-        text = given.conversations[i].messages[-1].content
-        return Candidate(storable(text), digest, sampling=recorded, ended=bool(given.rollout.ended_B[i]))
+        return Candidate(storable(given.read[i]), digest, sampling=recorded, ended=bool(given.rollout.ended_B[i]))
 
     pairs = []
     for k, i in enumerate(chosen):
         wires = {wire: found[i] for wire, found in figures.items()}
         policy = candidate(answers, raw_B, i, role="policy", wires=wires)
-        pairs.append((answers.prompts[i].conversation, [policy, candidate(before, before_B, k, role="reference")]))
+        asked = replace(answers.prompts[i].conversation, messages=answers.conversations[i].messages[:-1])
+        pairs.append((asked, [policy, candidate(before, before_B, k, role="reference")]))
     return pairs

@@ -18,6 +18,7 @@ from align.models.lora import Lora
 from align.models.roles import Role, Roles
 from align.ops.finite import not_finite
 from align.ops.moments import Moments
+from align.rollout.answers_alone import Judged, whole
 from align.rollout.engine import Engine, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Base
@@ -27,21 +28,25 @@ from reward.scorer import Scorer
 
 
 class Answers(NamedTuple):
-    """Prompts and what one role said to them, as tokens, as text, and as whoever judges reads it.
-
-    Attributes:
-        conversations: what is judged: the prompts with the answers, or with the answers alone (`rollout.reasoning`).
-        judged: the same as tokens.
-    """
+    """Prompts and what one role said to them, as tokens, as text, and as whoever judges reads it."""
 
     prompts: Sequence[Prompt]
     rollout: Rollout
     texts: list[str]
-    conversations: list[Conversation]
-    judged: Rollout
+    judged: Judged
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """What is judged."""
+        return self.judged.conversations
+
+    @property
+    def read(self) -> list[str]:
+        """The answers as they are judged."""
+        return [conversation.messages[-1].content for conversation in self.conversations]
 
 
-Read = Callable[[Sequence[Prompt], list[str], Rollout], tuple[list[str], Rollout]]
+Read = Callable[[Sequence[Prompt], list[str], Rollout], Judged]
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,9 @@ class Workers:
     """Attributes:
     prompts: to train on.
     held_out: kept out of training, to measure on; none without `stage.eval_every`.
-    dropped: how many were longer than the context.
     seed: the run's own.
     speaks: role → what the user calls it, where its answers cannot be drawn.
-    read: answers to prompts, as texts and tokens → the same as whoever judges reads them.
+    read: answers to prompts, as texts and tokens → what whoever judges reads of them.
     """
 
     tokenizer: Any
@@ -61,10 +65,9 @@ class Workers:
     scorer: Scorer
     prompts: list[Prompt]
     held_out: list[Prompt]
-    dropped: int
     seed: int
     speaks: Callable[[Role], AbstractContextManager[None]]
-    read: Read = lambda prompts, texts, rollout: (texts, rollout)
+    read: Read = whole
 
     def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
         """One answer of a role to each prompt.
@@ -77,13 +80,11 @@ class Workers:
             self.engine.sync(actor)
             rollout = self.engine.generate([p.input_ids for p in prompts], actor, seeds)
         texts = response_texts(rollout, self.tokenizer)
-        read, judged = self.read(prompts, texts, rollout)
-        answered = [p.conversation.answered(text) for p, text in zip(prompts, read, strict=True)]
-        return Answers(prompts, rollout, texts, answered, judged)
+        return Answers(prompts, rollout, texts, self.read(prompts, texts, rollout))
 
     def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
         """The raw scores [B], on the device of the rollout, and what the scorer says of them."""
-        scores, figures = scored(self.scorer, answers.conversations, answers.judged)
+        scores, figures = scored(self.scorer, answers.conversations, answers.judged.rollout)
         require(
             not (count := not_finite(scores)), "reward", self.scorer.name,
             f"gives {count} of {len(scores)} answers a score that is nan or infinite",
@@ -94,7 +95,7 @@ class Workers:
     def calibrated(self, answers: Answers) -> tuple[Workers, Moments]:
         """The same workers with a scorer whose members are on one scale for these answers; and the moments of its
         scores there."""
-        workers = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.judged))
+        workers = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.judged.rollout))
         return workers, Moments.of(workers.score(answers)[0])
 
     @torch.no_grad()
@@ -104,16 +105,23 @@ class Workers:
             parameter.copy_(weight)
 
 
-def distinct(found: Sequence[Prompt], n_eval: int) -> list[Prompt]:
-    """The prompts to train on: none of the last `n_eval`, not even where a file repeats one of those.
+def set_apart(found: Sequence[Prompt], apart: Sequence[Prompt], n_eval: int) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on, and those to measure on: the first `n_eval` of a file of their own, else the last of
+    `found`. None of them is trained on, not even where a file repeats it.
 
     Raises:
-        InputError: none is left.
+        InputError: none is left to train on.
     """
-    asked = {p.conversation.messages for p in found[len(found) - n_eval :]}
+    if not apart:
+        require(
+            len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",
+            "Set fewer apart.",
+        )  # fmt: skip
+    held_out = list(apart[:n_eval] if apart else found[len(found) - n_eval :])
+    asked = {p.conversation.messages for p in held_out}
     training = [p for p in found if p.conversation.messages not in asked]
     require(bool(training), "stage.eval_prompts", n_eval, "leaves no other prompt to train on", "Set fewer apart.")
-    return training
+    return training, held_out
 
 
 def roles_on(

@@ -62,7 +62,7 @@ KL = Curve(
 )  # fmt: skip
 HELD_OUT = Curve(
     "Held-out prompts", "score", {"held_out_score": "score", "held_out_objective": "score less the price of KL"}, 0.5,
-    "On prompts that nothing trains on; the best objective is published.",
+    "On prompts that nothing trains on, the start's at update 0; the best objective behind it is published.",
 )  # fmt: skip
 LENGTH = Curve("Answer length", "tokens", {"length": "length"}, 4.0, "Mean of each update.", POSITIVE)
 ENDED = Curve(
@@ -89,6 +89,10 @@ SIGNS = Curve(
     {"score_length_correlation": "score follows length", "repetition": "repetition", "disagreement": "disagreement"},
     0.5, "Each is harmless near 0.",
 )  # fmt: skip
+EMPTY = Curve(
+    "Empty answers", "share", {"empty_rate": "empty"}, 0.2,
+    "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed.", SHARE,
+)  # fmt: skip
 SAMPLED_LENGTH = Curve(
     "Answer length", "tokens", {"mean_length": "length"}, 4.0, "Mean over 64 prompts at a time.", POSITIVE
 )
@@ -98,7 +102,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
     "full": (LOSS, RATE, GRADIENT),
     "reward": (PAIR_LOSS, PAIR_ACCURACY, MARGIN, RATE, GRADIENT),
     "dpo": (PAIR_LOSS, PAIR_ACCURACY, LOGPROBS, GAIN, RATE, GRADIENT),
-    "ppo": (SCORE, KL, HELD_OUT, LENGTH, ENDED, ENTROPY, EXPLAINED, CLIPPED, APPROX_KL, SIGNS),
+    "ppo": (SCORE, KL, HELD_OUT, LENGTH, ENDED, EMPTY, ENTROPY, EXPLAINED, CLIPPED, APPROX_KL, SIGNS),
     "sample": (SAMPLED_LENGTH, ENDED),
 }
 UNITS = {"ppo": "update", "sample": "prompt"}

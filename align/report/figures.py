@@ -69,6 +69,10 @@ def _risen(word: str, before: float, after: float) -> str:
     return f"“{word}”, {percent(before)} → {percent(after)}" if word else "none"
 
 
+ENDING = "over the last ten updates, at most half of them"
+
+EMPTY = "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed."
+
 FIGURES = (
     _figure("win_rate", "Win rate", PERCENT, "Share of the prompts whose answer the judge scores higher than the "
             "start's, ties counted half; 50 % is no difference."),
@@ -84,6 +88,7 @@ FIGURES = (
                   "rise is a policy that repeats itself."),
     _before_after("eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at "
                   "rollout.max_new_tokens."),
+    _before_after("empty_rate", "Empty answers", PERCENT, EMPTY),
     _figure("most_risen_word.word most_risen_word.ref most_risen_word.policy", "Word that rose most", "",
             "Share of the answers that hold it, start and policy. One word in most answers is the first sign of a "
             "gamed reward.", _risen),
@@ -102,15 +107,22 @@ FIGURES = (
     _figure("loss_before loss", "Held-out loss", "nats a pair", "The training loss on held-out pairs, at the start and "
             "now; lower is better."),
     _figure("loss", "Held-out loss", "nats a pair", "Bradley–Terry's loss on held-out pairs; a coin has 0.69."),
-    _figure("last_score", "Score", "", "What training optimises, as the mean of the last ten updates, standardised as "
-            "stage.normalise says."),
-    _figure("last_kl", "KL from the reference", "nats an answer", "How far the policy moved, over the last ten "
-            "updates."),
-    _figure("last_length", "Answer length", "tokens", "Mean of the last ten updates."),
-    _figure("last_eos_rate", "Answers that end by themselves", PERCENT, "Mean of the last ten updates; the others were "
-            "cut at rollout.max_new_tokens."),
-    _figure("last_entropy", "Entropy", "nats a token", "How open the choice of each token is, over the last ten "
-            "updates; near 0 the policy says the same whatever is drawn."),
+    _figure("objective_before objective_after", "Objective on held-out prompts", "", "Score less stage.kl_coef times "
+            "the KL, of the start and of what is published."),
+    _figure("beats_start", "Better than the start", "", "By the objective. It is of one answer to each prompt, so that "
+            "a small difference may be chance."),
+    _figure("held_out_score_before held_out_score_after", "Score on held-out prompts", "", "The same without the price "
+            "of KL."),
+    _figure("published_kl", "KL of what is published", "nats an answer", "How far it moved from the reference, on "
+            "held-out prompts."),
+    _figure("last_score", "Score", "", f"What training optimises, {ENDING}, standardised as stage.normalise says."),
+    _figure("last_kl", "KL from the reference", "nats an answer", f"How far the policy moved, {ENDING}."),
+    _figure("last_length", "Answer length", "tokens", f"The mean {ENDING}."),
+    _figure("last_eos_rate", "Answers that end by themselves", PERCENT, f"The mean {ENDING}; the others were cut at "
+            "rollout.max_new_tokens."),
+    _figure("last_empty_rate", "Empty answers", PERCENT, f"The mean {ENDING}. {EMPTY}"),
+    _figure("last_entropy", "Entropy", "nats a token", f"How open the choice of each token is, {ENDING}; near 0 the "
+            "policy says the same whatever is drawn."),
     _figure("tripped", "Tripwires", "", "Signs of a gamed reward that were crossed for several updates in a row."),
     _figure("published_update updates", "Update that is published", "", "The best one on held-out prompts, or the "
             "last; of so many.", lambda chosen, updates: f"{chosen} of {updates}"),
@@ -122,6 +134,9 @@ FIGURES = (
     _figure("quantised_layers", "Layers in NF4", "", "Linear layers of the base that are kept in 4 bits."),
     _figure("answers", "Answers", "", "Sampled into the annotation store."),
     _figure("eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at rollout.max_new_tokens."),
+    _figure("empty_rate", "Empty answers", PERCENT, EMPTY),
+    _figure("all_empty", "Prompts with empty answers alone", "", "They are not handed out to people."),
+    _figure("all_equal", "Prompts with equal answers alone", "", "They are not handed out to people either."),
     _figure("mean_length", "Answer length", "tokens", "Mean over all answers."),
     _figure("kl", "KL from what was trained", "nats a token", "Of the export as it is loaded first, on fixed prompts; "
             "0 is the same model."),
@@ -161,7 +176,7 @@ ELSEWHERE = (
     "base_digest", "checks",
     "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs", "held_out_too_long", "held_out_unanswered",
     "held_out_cut", "reasoning_lost_last", "reasoning_lost_earlier", "dropped_in_eval", "held_out_dropped",
-    "dropped_undecided", "skipped_rows",
+    "dropped_undecided", "skipped_rows", "held_out_prompts",
 )  # fmt: skip
 """Keys that a page shows in another place."""
 

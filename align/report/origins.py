@@ -26,6 +26,7 @@ SIDES: tuple[tuple[str, str, str, Mapping[str, str], str], ...] = (
      {"dropped_too_long": "", "dropped_unanswered": " without an answer", "dropped_in_eval": IN_EVAL}, "cut"),
     ("pairs", "pair", " to train on", {"dropped": "", "dropped_in_eval": IN_EVAL}, ""),
     ("prompts", "prompt", "", {"dropped": "", "dropped_in_eval": IN_EVAL}, ""),
+    ("held_out_prompts", "prompt", " to measure on", {}, ""),
     ("held_out_rows", "row", " held out",
      {"held_out_too_long": "", "held_out_unanswered": " without an answer"}, "held_out_cut"),
     ("held_out_pairs", "pair", " held out", {"held_out_dropped": ""}, ""),

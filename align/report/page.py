@@ -15,13 +15,13 @@ import contextlib
 import html
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from align.errors import StorageError
-from align.report.words import format_figure
+from align.report.words import counted, format_figure
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d1f23; --paper: #ffffff; --faint: #5c6370; --line: #d9dce1; --card: #f5f6f8;
@@ -64,7 +64,7 @@ dl.facts { display: grid; grid-template-columns: minmax(6rem, 11rem) minmax(0, 1
   margin: 0.4rem 0 0; }
 .sides.pairs { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .side dd { margin: 0; white-space: pre-wrap; }
-.prompt { margin: 0; white-space: pre-wrap; }
+.prompt { color: var(--ink); white-space: pre-wrap; }
 .tokens { margin: 0.3rem 0 0; padding: 0.75rem 1rem; background: var(--card); border-radius: 6px; white-space: pre-wrap;
   font: 0.9em/1.7 ui-monospace, monospace; }
 .tokens mark { color: inherit; background: var(--trained); border-bottom: 2px solid var(--done);
@@ -74,6 +74,9 @@ dl.facts { display: grid; grid-template-columns: minmax(6rem, 11rem) minmax(0, 1
 .tokens mark::before { content: "[trained: "; } .tokens mark::after { content: "]"; }
 .tokens mark::before, .tokens mark::after { position: absolute; width: 1px; height: 1px; overflow: hidden;
   clip-path: inset(50%); white-space: nowrap; }
+summary { cursor: pointer; color: var(--faint); font-size: 0.9rem; }
+details dl { margin: 0.2rem 0 0.4rem; } details dd { margin: 0 0 0.4rem; white-space: pre-wrap; }
+dd > details { color: var(--faint); font-size: 0.9rem; }
 @media (max-width: 30rem) {
   td, th { padding-right: 0.6rem; font-size: 0.9rem; }
   dl.facts { grid-template-columns: minmax(0, 1fr); } .facts dd { margin-bottom: 0.4rem; }
@@ -83,6 +86,8 @@ dl.facts { display: grid; grid-template-columns: minmax(6rem, 11rem) minmax(0, 1
 # Nothing may run and nothing may be fetched, whatever a model wrote.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
+AUTO = " dir=auto"
+"""Of an element: its text runs the way its own script does."""
 LONGEST_TEXT = 2000
 """Characters of a prompt or an answer that a page shows."""
 
@@ -108,7 +113,23 @@ class Part(NamedTuple):
     special: bool
 
 
+class Said(NamedTuple):
+    """An answer.
+
+    Attributes:
+        label: what is to be said of it.
+        text: the answer.
+        reasoning: what it begins with and nobody who judged it read, shown folded.
+    """
+
+    label: str
+    text: str
+    reasoning: str = ""
+
+
 Fact = str | Link | Code
+Asked = Sequence[Mapping[str, str]]
+"""A conversation up to an answer: `{role, content}` a turn."""
 Block = str
 """HTML of one block, every text in it escaped."""
 
@@ -189,21 +210,15 @@ class Report:
         label = f"<figcaption>{escape(caption)}</figcaption>"
         return self._add(f'<figure class="plot"><img alt="{escape(alt)}" src="{source}">{label}</figure>')
 
-    def transcript(self, turns: Sequence[tuple[str, str]], caption: str = "") -> Report:
-        """A conversation, or what was answered one after another: (who, what) a turn, line breaks kept."""
-        body = "".join(f"<dt>{escape(who)}</dt><dd dir=auto>{escape(_cut(what))}</dd>" for who, what in turns)
-        label = f'<figcaption class="prompt" dir=auto>{escape(_cut(caption))}</figcaption>' if caption else ""
-        return self._add(f'<figure class="transcript">{label}<dl>{body}</dl></figure>')
+    def transcript(self, asked: Asked, answers: Sequence[Said]) -> Report:
+        """What was answered to one prompt, one below the other, line breaks kept."""
+        return self._add(f'<figure class="transcript">{_asked(asked)}<dl>{"".join(map(_said, answers))}</dl></figure>')
 
-    def side_by_side(self, prompt: str, answers: Sequence[tuple[str, str]]) -> Report:
-        """Answers to one prompt: (what is to be said of it, the answer) each; below each other on a narrow screen."""
-        sides = "".join(
-            f'<div class="side"><dt>{escape(label)}</dt><dd dir=auto>{escape(_cut(text))}</dd></div>'
-            for label, text in answers
-        )
-        asked = f'<figcaption class="prompt" dir=auto>{escape(_cut(prompt))}</figcaption>'
+    def side_by_side(self, asked: Asked, answers: Sequence[Said]) -> Report:
+        """Answers to one prompt beside each other; below each other on a narrow screen."""
+        sides = "".join(f'<div class="side">{_said(answer)}</div>' for answer in answers)
         shape = "sides pairs" if len(answers) in (2, 4) else "sides"  # four stand two by two, and not three and one
-        return self._add(f'<figure>{asked}<dl class="{shape}">{sides}</dl></figure>')
+        return self._add(f'<figure>{_asked(asked)}<dl class="{shape}">{sides}</dl></figure>')
 
     def tokens(self, caption: str, parts: Sequence[Part]) -> Report:
         """A row as it is trained on: what a loss is taken on is tinted and underlined, special tokens are framed."""
@@ -260,6 +275,23 @@ class Report:
 def escape(text: Any) -> str:
     """Text made inert inside an element or a quoted attribute."""
     return html.escape(str(text), quote=True)
+
+
+def _asked(messages: Asked) -> str:
+    """The last turn of a conversation; what stands before it is folded."""
+    *before, last = messages
+    system = sum(message["role"] == "system" for message in before)
+    turns = counted(len(before) - system, "earlier turn") if len(before) > system else ""
+    names = " and ".join(filter(None, ("system turn" if system else "", turns)))
+    told = "".join(f"<dt>{escape(m['role'])}</dt><dd{AUTO}>{escape(_cut(m['content']))}</dd>" for m in before)
+    folded = f"<details><summary>{names}</summary><dl>{told}</dl></details>" if before else ""
+    return f"<figcaption>{folded}<div class=prompt{AUTO}>{escape(_cut(last['content']))}</div></figcaption>"
+
+
+def _said(answer: Said) -> str:
+    thought = f"<div{AUTO}>{escape(_cut(answer.reasoning))}</div>"
+    folded = f"<details><summary>reasoning</summary>{thought}</details>" if answer.reasoning else ""
+    return f"<dt>{escape(answer.label)}</dt><dd>{folded}<div{AUTO}>{escape(_cut(answer.text))}</div></dd>"
 
 
 def _cut(text: str) -> str:

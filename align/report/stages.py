@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from align.ops.calibration import Bin, calibration_bins
 from align.report.curves import CURVES, LOSS, UNITS, Curve
-from align.report.page import Part, Report
+from align.report.page import Part, Report, Said
 from align.report.seen import Seen
 from align.report.words import counted, format_figure, is_number, percent, signed
 
@@ -144,18 +145,18 @@ def pairs_shown(report: Report, seen: Seen) -> None:
     for title, found in (("Judged right, by the widest margin", right), ("Judged wrong, by the widest margin", wrong)):
         widest: dict[str, Mapping[str, Any]] = {}  # of each prompt
         for pair in found:
-            widest.setdefault(pair["prompt"], pair)
+            widest.setdefault(json.dumps(pair["prompt"]), pair)
         if found:
             report.heading(title)
         for pair in list(widest.values())[:SHOWN_PAIRS]:
             report.side_by_side(pair["prompt"], [labelled(pair, "chosen"), labelled(pair, "rejected")])
 
 
-def labelled(pair: Mapping[str, Any], side: str) -> tuple[str, str]:
+def labelled(pair: Mapping[str, Any], side: str) -> Said:
     what = "Preferred" if side == "chosen" else "Not preferred"
     if f"score_{side}" in pair:
-        return f"{what}, score {signed(pair[f'score_{side}'])}", pair[side]
-    return (f"{what}, margin {signed(pair['margin'])}" if side == "chosen" else what), pair[side]
+        return Said(f"{what}, score {signed(pair[f'score_{side}'])}", pair[side])
+    return Said(f"{what}, margin {signed(pair['margin'])}" if side == "chosen" else what, pair[side])
 
 
 def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
@@ -176,40 +177,39 @@ def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
 
 def answers_shown(report: Report, seen: Seen) -> None:
     """The fixed held-out prompts' answers as training went on."""
-    shown: dict[str, list[tuple[str, str]]] = {}
-    for row in seen.evidence("samples.jsonl"):
-        label = f"Update {row['step']}, score {signed(row['score'])}"
-        shown.setdefault(asked(row), []).append((label, row["answer"]))
+    shown = by_conversation(seen.evidence("samples.jsonl"))
     if shown:
         report.heading("Held-out prompts as training went on")
-    for prompt, answers in shown.items():
-        report.transcript(answers, prompt)
+    for rows in shown:
+        report.transcript(
+            rows[0]["prompt"], [said(row, f"{when(row['step'])}, score {signed(row['score'])}") for row in rows]
+        )
+
+
+def when(step: int) -> str:
+    return f"Update {step}" if step else "The start"
 
 
 def sampled_shown(report: Report, seen: Seen) -> None:
     """The answers to the first prompts."""
-    shown: dict[str, list[tuple[str, str]]] = {}
-    for row in seen.evidence("samples.jsonl"):
-        answers = shown.setdefault(asked(row), [])
-        if len(answers) < seen.settings["candidates"]:
-            answers.append(("Ended by itself" if row["ended"] else "Cut", row["answer"]))
-    if shown:
+    rows = seen.evidence("samples.jsonl")[: SHOWN_PROMPTS * seen.settings["candidates"]]
+    if rows:
         report.heading("The first prompts")
-    for prompt, answers in list(shown.items())[:SHOWN_PROMPTS]:
-        report.side_by_side(prompt, answers)
+    for answers in by_conversation(rows):
+        marked = [said(row, "Ended by itself" if row["ended"] else "Cut") for row in answers]
+        report.side_by_side(answers[0]["prompt"], marked)
 
 
-def asked(row: Mapping[str, Any]) -> str:
-    """The conversation that was answered, which its last turn alone does not tell from others; of a row that an older
-    version wrote, that turn."""
-    messages = row.get("messages", ())
-    if len(messages) < 2:
-        return row["prompt"]
-    return in_lines(messages)
+def by_conversation(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Lines of `samples.jsonl`, those together that were asked the same from the first turn on."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(json.dumps(row["prompt"]), []).append(row)
+    return list(found.values())
 
 
-def in_lines(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+def said(row: Mapping[str, Any], label: str) -> Said:
+    return Said(label, row["answer"], row.get("reasoning", ""))
 
 
 def comparison_shown(report: Report, seen: Seen) -> None:
@@ -229,9 +229,11 @@ def comparison_shown(report: Report, seen: Seen) -> None:
         )  # fmt: skip
     report.heading("Answers side by side")
     for sample in samples[: seen.settings["shown"]]:
-        prompt = in_lines(sample["prompt"])
-        sides = ((who, sample[of], sample[f"score_{of}"]) for who, of in (("Start", "ref"), ("Policy", "policy")))
-        report.side_by_side(prompt, [(f"{who}, {role} score {signed(score)}", text) for who, text, score in sides])
+        sides = [
+            Said(f"{who}, {role} score {signed(sample[f'score_{of}'])}", sample[of], sample.get(f"reasoning_{of}", ""))
+            for who, of in (("Start", "ref"), ("Policy", "policy"))
+        ]
+        report.side_by_side(sample["prompt"], sides)
 
 
 def average(values: Sequence[float]) -> float:

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from align.ops.intervals import FEW, t_quantile
 from align.report.seen import Seen
 from align.report.words import NO_BREAK, counted, format_figure, in_words, is_bounded, percent
 
-MANY_ENDED = 0.5
-"""Share of answers that end by themselves, below which a verdict says that the others were cut."""
 LAST = 10
-"""Updates that the end of PPO is a mean over, as `last_…` in its metrics."""
+"""The most updates that the end of PPO is a mean over."""
+MOSTLY_CUT = 0.5
+"""The share of answers cut at the length limit from which on a verdict says so."""
 
 
 def verdict_of(seen: Seen) -> str:
@@ -60,24 +60,55 @@ def judged(seen: Seen) -> str:
     return joined(sentences)
 
 
+def updates_of(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a metrics stream of PPO that are updates: where the start was measured, it has row 0."""
+    return [row for row in rows if row["step"] > 0]
+
+
+def ending(updates: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The last updates, which `last_…` of PPO's metrics is a mean over: ten of them, at most half of a run."""
+    return updates[-max(1, min(LAST, len(updates) // 2)) :]
+
+
 def optimised(seen: Seen) -> str:
-    rows, metrics = seen.rows, seen.metrics
-    first, last = rows[:1], rows[-LAST:]
+    updates, metrics = updates_of(seen.rows), seen.metrics
+    first, last = updates[:1], ending(updates)
     before, after = (mean(part, "score") for part in (first, last))
     verb = "rose" if after >= before else "fell"
     by = gain(first, last, seen.settings["batch_size"])
     size = f", by {in_words(absolute(by), '.2f')}" if is_bounded(by) else ""
-    tripped = metrics.get("tripped")
-    moved = f"the policy moved {metrics['last_kl']:.1f} nats an answer from its start"
+    tripped, cut = metrics.get("tripped"), 1 - metrics["last_eos_rate"]
+    measured = published(seen)
+    moved = "" if measured else f", and the policy moved {metrics['last_kl']:.1f} nats an answer from its start"
+    where = "In training the" if measured else "The"
     sentences = [
-        f"The score of the reward {verb} from {before:.2f} to {after:.2f}{size}, and {moved}.",
+        measured,
+        f"{where} score of the reward {verb} from {before:.2f} to {after:.2f}{size}{moved}.",
         unsure(by, 0.0, "0: no change was shown"), scarce(seen.settings["batch_size"] * len(last), "answer"),
-        f"{percent(1 - ended)} of its answers were cut at {seen.config['rollout']['max_new_tokens']:,} tokens."
-        if (ended := metrics.get("last_eos_rate", 1.0)) < MANY_ENDED else "",
+        f"{percent(cut)} of the answers were cut at {seen.config['rollout']['max_new_tokens']:,} tokens."
+        if cut >= MOSTLY_CUT else "",
+        f"{percent(metrics['last_empty_rate'])} of them are empty to whoever judges."
+        if metrics.get("last_empty_rate", 0.0) >= MOSTLY_CUT else "",
         f"Signs of a gamed reward: {', '.join(name.replace('_', ' ') for name in tripped)}." if tripped else "",
         "The score is what training optimises; stage=eval says whether the answers are better.",
     ]  # fmt: skip
     return joined(sentences)
+
+
+def published(seen: Seen) -> str:
+    """The policy that PPO publishes beside its start, on prompts that it was not trained on; empty where it was not
+    measured on any."""
+    metrics = seen.metrics
+    if "objective_after" not in metrics:
+        return ""
+    before, after, last = metrics["objective_before"], metrics["objective_after"], seen.settings["publish"] == "last"
+    where = f"on {counted(metrics['held_out_prompts'], 'held-out prompt')}"
+    what = f"pdate {metrics['published_update']:,} of {metrics['updates']:,}, which is published,"
+    far = f"It lies {metrics['published_kl']:.1f} nats an answer from the start."
+    if metrics["beats_start"]:
+        return f"U{what} raised the score less the price of KL {where} from {before:.2f} to {after:.2f}. {far}"
+    none = "The last update does not beat the start" if last else "No update that was measured beats the start"
+    return f"{none} {where}: u{what} has a score less the price of KL of {after:.2f}, the start {before:.2f}. {far}"
 
 
 def gain(first: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
@@ -115,12 +146,12 @@ def sampled(seen: Seen) -> str:
     cut = 1 - metrics["eos_rate"]
     longest = seen.config["rollout"]["max_new_tokens"]
     ends = "every one ended by itself" if cut == 0 else f"{percent(cut)} of them were cut at {longest:,} tokens"
-    empty = sum(not row["answer"].strip() for row in seen.evidence("samples.jsonl"))
-    hidden = ", their reasoning hidden or never closed" if seen.config["rollout"].get("reasoning") == "hide" else ""
+    back = metrics["all_empty"] + metrics["all_equal"]
     what = f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')}"
     sentences = [
         f"{what} in project {seen.config['project']}: {metrics['mean_length']:.1f} tokens long on average, {ends}.",
-        f"{empty:,} of them say nothing{hidden}." if empty else "",
+        f"{percent(metrics['empty_rate'])} of them are empty." if metrics["empty_rate"] else "",
+        f"The answers to {counted(back, 'prompt')} are not handed out: all empty, or all equal." if back else "",
     ]  # fmt: skip
     return joined(sentences)
 

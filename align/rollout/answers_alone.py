@@ -1,44 +1,112 @@
-"""Answers as whoever judges them reads them, where reasoning is hidden: without it, as text and as tokens."""
+"""Answers as whoever judges them reads them: whole, or without the reasoning that they begin with.
+
+Where reasoning is hidden, that of earlier turns is too: a judge reads no thoughts but those that it is asked about.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.data.chat import Prompt, encode_judged, prompt_length
-from align.data.reasoning import OPEN, answer_alone
+from align.data.reasoning import OPEN, parted, without_reasoning
 from align.models.backbone import answered
 from align.rollout.engine import response_ids
-from align.types import Rollout
+from align.types import Conversation, Rollout
 
 
-def texts_alone(prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: Any) -> list[str]:
-    """The answers without their reasoning; nothing of one that was cut before its reasoning ended."""
+class Judged(NamedTuple):
+    """What is judged.
+
+    Attributes:
+        conversations: the prompts with the answers.
+        rollout: the same as tokens.
+        reasoning: what was taken out of each answer; None of each where nothing is hidden.
+    """
+
+    conversations: list[Conversation]
+    rollout: Rollout
+    reasoning: Sequence[str | None]
+
+
+def whole(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Judged:
+    """All that was said."""
+    told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
+    return Judged(told, rollout, [None] * len(texts))
+
+
+def parted_texts(
+    prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: Any, hides: bool
+) -> tuple[Sequence[str | None], Sequence[str]]:
+    """The reasoning of each answer, and the answers without it, where that is hidden; nothing is left of one whose
+    reasoning never ended. Where nothing is hidden, None of each and the answers as they are."""
+    if not hides:
+        return [None] * len(texts), texts
     opened = [tokenizer.decode(p.input_ids[-8:]).rstrip().endswith(OPEN) for p in prompts]  # by the template's header
-    return [answer_alone(text, was) for text, was in zip(texts, opened, strict=True)]
+    pairs = [parted(text, was) for text, was in zip(texts, opened, strict=True)]
+    return [reasoning for reasoning, _ in pairs], [answer for _, answer in pairs]
+
+
+def asked_alone(prompt: Prompt) -> Conversation:
+    """A prompt whose earlier answers have no reasoning."""
+    return replace(prompt.conversation, messages=without_reasoning(prompt.conversation.messages))
 
 
 def answers_alone(
     prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout, tokenizer: Any, stops: Sequence[int]
-) -> tuple[list[str], Rollout]:
+) -> Judged:
     """The answers without their reasoning, as text, and as a reward model on the sampler's base was trained to read
-    them: each that has reasoning is encoded anew without it, the others are the very tokens that were sampled.
+    them: each conversation that has reasoning is encoded anew without it, the others are the very tokens that were
+    sampled.
 
     Args:
         texts: what `rollout` says.
         stops: the tokens that end a turn.
     """
-    read, asked, said = texts_alone(prompts, texts, tokenizer), [], []
+    reasoning, read = parted_texts(prompts, texts, tokenizer, hides=True)
+    before, after, judged = [], [], []
     rows = zip(prompts, texts, read, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
-    for prompt, whole, text, ids, ended in rows:
-        before, after = list(prompt.input_ids), ids
-        if text != whole:
-            judged = encode_judged(tokenizer, prompt.conversation, text, ended, stops)
+    for prompt, said, text, ids, ended in rows:
+        asked, begins, answers = asked_alone(prompt), list(prompt.input_ids), ids
+        if text != said or asked != prompt.conversation:
+            encoded = encode_judged(tokenizer, asked, text, ended, stops)
             # A row has a token on either side, and an answer that is nothing but reasoning has none of its own.
-            start = min(prompt_length(tokenizer, prompt.conversation, judged), len(judged) - 1)
-            before, after = judged[:start], judged[start:]
-        asked.append(before)
-        said.append(after)
-    made = answered(asked, said, tokenizer.pad_token_id, rollout.tokens_BS.device)
-    return read, replace(made, ended_B=rollout.ended_B)
+            start = min(prompt_length(tokenizer, asked, encoded), len(encoded) - 1)
+            begins, answers = encoded[:start], encoded[start:]
+        judged.append(asked.answered(text))
+        before.append(begins)
+        after.append(answers)
+    made = answered(before, after, tokenizer.pad_token_id, rollout.tokens_BS.device)
+    return Judged(judged, replace(made, ended_B=rollout.ended_B), reasoning)
+
+
+def sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more: Any) -> dict[str, Any]:
+    """One line of a run's `samples.jsonl`.
+
+    Args:
+        prompt: the whole of it, as the policy was asked.
+        answer: as it is judged.
+        reasoning: what was taken out of it; None where nothing is hidden.
+    """
+    hidden = {} if reasoning is None else {"reasoning": reasoning}
+    return {"prompt": prompt.as_dicts(), **hidden, "answer": answer, **more}
+
+
+def empty(text: str) -> bool:
+    """Whether an answer leaves nothing to judge."""
+    return not text.strip()
+
+
+def empty_answers(share: float, hides: bool, whose: str = "") -> list[str]:
+    """What is to be said of answers that leave nothing to judge; nothing where there are none.
+
+    Args:
+        share: of the answers.
+        hides: their reasoning is hidden.
+        whose: with a blank behind it.
+    """
+    if not share:
+        return []
+    why = "their reasoning was never closed, or nothing stands behind it" if hides else "they hold no text"
+    return [f"{100 * share:.3g}% of the {whose}answers are empty: {why}"]

@@ -12,11 +12,11 @@ from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.config.training import held_out_for
 from align.data.chat import stop_token_ids
-from align.data.pairs import Pair, encoded_pairs
+from align.data.pairs import Pair, encoded_sides
 from align.data.template import use_template
 from align.data.trained_on import write_pair
 from align.errors import require
-from align.evals.pair_accuracy import counts_of, held_out_figures, simulated_by, write_held_out
+from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
 from align.models.actor import ModelActor
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.backbone import answered, response_logprobs
@@ -56,13 +56,12 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     stops = stop_token_ids(tokenizer, described.generation_config)
     max_length = min(config.data.max_length, context_length(described))
-    train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
-    test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
+    train, test, counts = encoded_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
     print(
         f"{len(train)} pairs to train on, {len(test)} held out; "
-        f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
+        f"{counts['dropped']} and {counts['held_out_dropped']} more are longer than {max_length} tokens"
     )
-    run.known_metrics = counts_of(train, dropped, test, dropped_test)
+    run.known_metrics = counts
     write_pair(run.folder, tokenizer, train[0][1], answers=True)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 

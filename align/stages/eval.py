@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from align.config.compose import plain
 from align.config.eval import EvalConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
@@ -25,11 +27,12 @@ from align.models.load import choose_device, choose_dtype, context_length, descr
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.report import in_words
-from align.rollout.answers_alone import texts_alone
+from align.report.words import counted
+from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
-from align.run import Artifact, Base, Run, resolve, write_json
+from align.run import Artifact, Base, Manifest, Run, resolve, write_json
 from align.stages.inputs import start
 from align.track import peak_rss_mb
 from align.types import Conversation, Result, Rollout
@@ -54,13 +57,15 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
 
     judge = judges.title(run.manifest.config["reward"], run.inputs)
     root = Path(config.run.root).expanduser()
-    of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root)
-    made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models_of(run.inputs))
+    models = models_of(run.inputs)
+    of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root, models)
+    made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models)
     texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
     hides = config.rollout.reasoning == "hide"
-    judged = {who: texts_alone(found, each, tokenizer) if hides else each for who, each in texts.items()}
-    samples = scored_samples(build(reward_spec(config.reward), made), found, answers, texts, judged, kl)
-    notes = of.sentences(judge)
+    read = {who: parted_texts(found, each, tokenizer, hides) for who, each in texts.items()}
+    asked = [asked_alone(prompt) if hides else prompt.conversation for prompt in found]
+    samples = scored_samples(build(reward_spec(config.reward), made), found, asked, answers, read, kl)
+    notes = of.sentences(judge) + asked_otherwise(run.inputs["artifact"].ref, artifact.manifest, config)
     metrics = summarise(samples, of.role) | {
         "dropped": dropped,
         "judge": judge,
@@ -80,10 +85,30 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     ends = {who: sum(a.ended_B.tolist()) / len(found) for who, a in answers.items()}
     limit, whose = config.rollout.max_new_tokens, {"policy": "policy's ", "ref": "start's "}
     cut = [said for who, share in ends.items() for said in cut_answers(1 - share, limit, whose[who])]
+    cut += [said for who in ends for said in empty_answers(metrics["empty_rate"][who], hides, whose[who])]
     lines = [line, f"the word that rose most: {risen['word']!r}, in {shares} of the answers", *cut, *notes]
-    if len(found) < stage.prompts:
-        lines.append(f"{stage.prompts} prompts were asked for, {len(found)} are held out")
+    if dropped:
+        lines.append(f"not asked: {counted(dropped, 'prompt')} longer than {room} tokens")
+    if len(prompts) < stage.prompts:
+        lines.append(f"{counted(len(prompts), 'prompt')} held out in all; stage.prompts={stage.prompts} allows more")
     return Result(metrics, tuple(lines))
+
+
+def asked_otherwise(ref: str, manifest: Manifest | None, config: Config) -> list[str]:
+    """How the policy answers here under other settings than those that PPO optimised it under; nothing where it does
+    not, or nobody says.
+
+    Args:
+        ref: what the user calls it.
+        manifest: of the run that made it.
+    """
+    if manifest is None or manifest.stage != "ppo":
+        return []
+    trained, here = manifest.config["rollout"], plain(config)["rollout"]
+    changed = [key for key in ("temperature", "max_new_tokens", "reasoning") if trained.get(key) != here[key]]
+    told = (", ".join(f"rollout.{key}={values.get(key)}" for key in changed) for values in (trained, here))
+    before, now = told
+    return [f"{ref} was optimised with {before}, and answers here with {now}"] if changed else []
 
 
 class Policy(NamedTuple):
@@ -145,19 +170,20 @@ def sequence_logprobs(actor: Actor, rollout: Rollout, temperature: float) -> tor
 def scored_samples(
     judge: Scorer,
     found: list[Prompt],
+    asked: list[Conversation],
     answers: dict[str, Rollout],
-    texts: dict[str, list[str]],
-    judged: dict[str, list[str]],
+    read: Mapping[str, tuple[Sequence[str | None], Sequence[str]]],
     kl: list[float],
 ) -> list[Sample]:
     """Both answers to every prompt with the judge's score of each; its learned parts are brought to one scale on the
     reference's.
 
     Args:
-        judged: the texts that the judge reads.
+        asked: the prompts as the judge reads them.
+        read: of each who answers, what the judge does not read of their answers, and what it reads.
     """
-    asked = [prompt.conversation for prompt in found]
-    whole = {who: [c.answered(t) for c, t in zip(asked, each, strict=True)] for who, each in judged.items()}
+    hidden, texts = {who: each[0] for who, each in read.items()}, {who: each[1] for who, each in read.items()}
+    whole = {who: [c.answered(t) for c, t in zip(asked, each, strict=True)] for who, each in texts.items()}
     judge = comparable(judge, whole["ref"], answers["ref"])
     scores = {who: judge.score(conversations, answers[who]).tolist() for who, conversations in whole.items()}
     lengths = {who: a.lengths_B.tolist() for who, a in answers.items()}
@@ -166,7 +192,7 @@ def scored_samples(
         Sample(
             prompt.conversation.id or str(i), prompt.conversation.messages, texts["ref"][i], texts["policy"][i],
             scores["ref"][i], scores["policy"][i], lengths["ref"][i], lengths["policy"][i], ended["ref"][i],
-            ended["policy"][i], kl[i],
+            ended["policy"][i], kl[i], hidden["ref"][i], hidden["policy"][i],
         )
         for i, prompt in enumerate(found)
     ]  # fmt: skip

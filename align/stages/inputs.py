@@ -21,7 +21,7 @@ from align.config.scorers import LearnedReward, reward_spec
 from align.config.settings import changed
 from align.config.training import held_out_for
 from align.data.pairs import divided_pairs, pairs_records, prepared, read_pairs
-from align.data.sources import DataSource, data_records, divided_documents, prompts
+from align.data.sources import DataSource, data_records, divided_documents, divided_prompts, prompts
 from align.data.split import same_split
 from align.errors import InputError, require
 from align.evals import judges
@@ -38,7 +38,7 @@ from align.run.lineage import evaluation_of
 from align.run.weights import brings_scores
 from annotate.accounts import Accounts
 from annotate.store import Store
-from reward.inputs import reward_inputs
+from reward.inputs import models_of, read_alike, reward_inputs
 
 INIT = Config().init
 
@@ -138,8 +138,14 @@ def ppo(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     root = Path(config.run.root).expanduser()
     rewards = reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
+    read_alike(models_of(rewards), config.rollout.reasoning)
     records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
-    rows = partial(prompts_of, config, "train")
+
+    def rows() -> tuple[Any, ...]:
+        if config.data.eval_path and config.stage.eval_every:
+            return divided_prompts(source_of(config), config.seed)
+        return *prompts_of(config, "train"), []
+
     return Inputs(config, label(base, config.method.name), base, records, rows)
 
 
@@ -158,6 +164,7 @@ def evaluate(config: Config) -> Inputs:
     elif config.data.name == "jsonl":  # the corpus has parts of its own
         same_split(artifact, data["data"].digest, config.data.held_out, root)
     judge = reward_inputs(reward_spec(config.reward), root, base)
+    read_alike(models_of(judge), config.rollout.reasoning)
     reward = plain(config)["reward"]
     title = judges.title(reward, judge)
     of = judges.standing_of(artifact, judges.identities(reward, judge), root)

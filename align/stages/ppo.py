@@ -44,13 +44,14 @@ from align.ops.moments import Moments
 from align.ppo.checkpoint import restore_state, save
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, experience, shaped_scores
-from align.ppo.monitor import better, evaluate, per_answer, suspects, warn
+from align.ppo.monitor import beside_start, better, evaluate, per_answer, suspects, warn
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
 from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
-from align.ppo.workers import Answers, Workers, distinct, roles_on
-from align.rollout.answers_alone import answers_alone
+from align.ppo.workers import Answers, Workers, roles_on, set_apart
+from align.report.verdicts import ending, updates_of
+from align.rollout.answers_alone import answers_alone, empty, empty_answers
 from align.rollout.engine import cut_answers, divergence_as_input_error
 from align.rollout.randomness import generator_for
 from align.rollout.registry import loaded_engine
@@ -58,14 +59,14 @@ from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import tracker
 from align.stages.inputs import lora_of, open_store, start
-from align.track import Clock, peak_rss_mb, progress
+from align.track import Clock, Tracker, peak_rss_mb, progress
 from align.types import Conversation, Result
 from reward.build import build_beside_policy, same_template
 from reward.inputs import models_of, on_base
 
 
-def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
-    with load_workers(run, config, prompts) as workers:
+def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list[Conversation]) -> Result:
+    with load_workers(run, config, prompts, measured_on) as workers:
         return optimise(run, config, workers)
 
 
@@ -79,6 +80,8 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
     state = restore_state(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
     done, tripped, stopped = step_of(checkpoint), {}, None
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
+        if stage.eval_every and not done:
+            track.log(0, measure(workers, moments, config, 0, track))
         for number in range(done, stage.updates):
             step, ends, clock = number + 1, number + 1 == stage.updates, Clock()
             answers, raw, figures = roll_out(workers, config, number, clock)
@@ -103,9 +106,8 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             stops = bool(tripped) and stage.tripwires.action == "stop"
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops):
-                measured, samples = measure(workers, moments, config, number)
+                measured = measure(workers, moments, config, step, track)
                 state = replace(state, best=better(state.best, step, measured["held_out_objective"], workers))
-                track.show(step, samples)
                 figures |= measured
                 clock.lap("eval_s")
             if stage.kl_control == "adaptive":
@@ -127,16 +129,19 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
     if stopped:
         send_to_annotators(run, config, workers, *stopped)
     wires = tripped if stopped else ()
-    return result_of(run, rows, summary(rows, state, stage, workers), wires, config.rollout.max_new_tokens)
+    return result_of(rows, summary(run, rows, state, stage, workers), wires, stage, config.rollout.max_new_tokens)
 
 
 def roll_out(workers: Workers, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
     """The policy's answers to the prompts of an update; a raw score for each [B], and what the scorer says of them."""
     chosen = prompt_indices(number, config.stage.batch_size, len(workers.prompts), config.seed)
-    with at_update(number):
+    with at_update(number + 1):
         answers = workers.sample("policy", [workers.prompts[i] for i in chosen], "rollout", number)
         clock.lap("rollout_s")
-        return answers, *workers.score(answers)
+        raw, figures = workers.score(answers)
+    if config.rollout.reasoning == "hide":
+        figures = {**figures, "empty_rate": sum(map(empty, answers.read)) / len(answers.read)}
+    return answers, raw, figures
 
 
 def learn(
@@ -146,7 +151,7 @@ def learn(
     """The gradient steps of an update, at its learning rates; behind the first one, whether it began at ratio 1."""
     stage: PpoConfig = config.stage
     set_rates(optimiser, stage, number)
-    with at_update(number):
+    with at_update(number + 1):
         learned = update(
             workers.roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
             max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
@@ -160,21 +165,24 @@ def learn(
     return learned
 
 
-def measure(
-    workers: Workers, moments: Moments, config: Config, number: int
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The policy on the held-out prompts, see `evaluate`.
+def measure(workers: Workers, moments: Moments, config: Config, step: int, track: Tracker) -> dict[str, float]:
+    """The policy on the held-out prompts, see `evaluate`; its first answers are shown.
 
     Args:
         moments: the run's first, so that all updates are measured on one scale.
+        step: how many updates are behind it; 0 measures the start.
     """
     stage: PpoConfig = config.stage
-    with at_update(number):
+    with at_update(step):
         answers = workers.sample("policy", workers.held_out, "held_out")
-        return evaluate(
+        figures, samples = evaluate(
             workers, answers, moments, shaping_arguments(stage), kl_coef=stage.kl_coef,
             temperature=config.rollout.temperature, micro_batch=stage.micro_batch, shown=stage.shown,
         )  # fmt: skip
+    score, kl, objective = (figures[f"held_out_{name}"] for name in ("score", "kl", "objective"))
+    when = f"update {step}" if step else "the start"
+    track.show(step, samples, f"{when}: held-out score {score:.2f}, KL {kl:.1f} nats, objective {objective:.2f}")
+    return figures
 
 
 def save_artifact(run: Run, config: Config, workers: Workers, state: State) -> None:
@@ -187,32 +195,53 @@ def save_artifact(run: Run, config: Config, workers: Workers, state: State) -> N
 
 
 def result_of(
-    run: Run, rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str], limit: int
+    rows: list[dict[str, Any]], metrics: dict[str, Any], stopped_by: Iterable[str], stage: PpoConfig, limit: int
 ) -> Result:
     """The figures, and what is printed.
 
     Args:
         limit: tokens an answer.
     """
-    line = f"score {rows[0]['score']:.2f} → {metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
+    updates = updates_of(rows)
+    first = f"{updates[0]['score']:.2f} → " if len(updates) > 1 else ""
+    line = f"score {first}{metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
     wires = ", ".join(stopped_by)
-    line += f"; stopped at update {len(rows)} by {wires}" if wires else ""
-    return Result(metrics, (line, *cut_answers(1 - metrics["last_eos_rate"], limit)))
+    line += f"; stopped at update {len(updates)} by {wires}" if wires else ""
+    cut = cut_answers(1 - metrics["last_eos_rate"], limit)
+    blank = empty_answers(metrics.get("last_empty_rate", 0.0), hides=True)  # which is known where reasoning is hidden
+    return Result(metrics, (line, *cut, *blank, *held_out_lines(metrics, stage.publish)))
+
+
+def held_out_lines(metrics: Mapping[str, Any], publish: str) -> list[str]:
+    """Which update is published, and what it is worth beside the start; nothing where nothing was measured."""
+    if "objective_after" not in metrics:
+        return []
+    after, before = metrics["objective_after"], metrics["objective_before"]
+    lines = [f"update {metrics['published_update']} is published: held-out objective {after:.2f} (start {before:.2f})"]
+    if not metrics["beats_start"]:
+        what = "no update that was measured beats" if publish == "best" else "the last update does not beat"
+        lines.append(f"WARNING: {what} the start on held-out prompts. Lower stage.lr, or raise stage.kl_coef.")
+    return lines
 
 
 @contextmanager
-def at_update(number: int) -> Iterator[None]:
-    """What the user is told of what fails inside says in which update that was."""
+def at_update(step: int) -> Iterator[None]:
+    """What the user is told of what fails inside says in which update that was, from 1; 0 is before the first."""
     try:
         yield
     except InputError as error:
-        problem = f"update {number + 1}: {error.problem}"
+        problem = f"{f'update {step}' if step else 'before the first update'}: {error.problem}"
         raise type(error)(error.field, error.value, problem, error.remedy) from error
 
 
 @contextmanager
-def load_workers(run: Run, config: Config, prompts: Sequence[Conversation]) -> Iterator[Workers]:
+def load_workers(
+    run: Run, config: Config, prompts: Sequence[Conversation], measured_on: Sequence[Conversation]
+) -> Iterator[Workers]:
     """Load everybody; the engine is closed in the end.
+
+    Args:
+        measured_on: prompts of a file of their own; where there are none, some of `prompts` are kept for that.
 
     Raises:
         InputError: no prompt is left to train on.
@@ -229,20 +258,19 @@ def load_workers(run: Run, config: Config, prompts: Sequence[Conversation]) -> I
     room = prompt_room(context_length(describe(base)), config.data.max_length, rollout.max_new_tokens)
     found, dropped = encode_prompts(tokenizer, prompts, room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
-    require(
-        len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",
-        "Set fewer apart.",
-    )  # fmt: skip
-    training, held_out = distinct(found, n_eval), found[len(found) - n_eval :]
+    apart = encode_prompts(tokenizer, measured_on, room)[0] if measured_on else []
+    training, held_out = set_apart(found, apart, n_eval)
 
     run.known_metrics = {"prompts": len(training), "dropped": dropped}
+    run.known_metrics |= {"held_out_prompts": len(held_out)} if held_out else {}
     roles = load_roles(config, base, artifact, models)
     dtype = choose_dtype(config.dtype, choose_device(config.device))
     scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
     sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
+    measured = f", {len(held_out)} {'of data.eval_path' if apart else 'more'} to measure on" if held_out else ""
     print(
-        f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens; "
+        f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens{measured}; "
         f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}"
     )
 
@@ -253,7 +281,7 @@ def load_workers(run: Run, config: Config, prompts: Sequence[Conversation]) -> I
 
     kept = frozen_as(config.method.name), dtype
     with loaded_engine(rollout.engine, base, *kept, tokenizer, roles.model.generation_config, *sizes) as engine:
-        workers = Workers(tokenizer, roles, engine, scorer, training, held_out, dropped, config.seed, speaks)
+        workers = Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, speaks)
         if rollout.reasoning == "hide":
             stops = stop_token_ids(tokenizer, roles.model.generation_config)
             workers = replace(workers, read=partial(answers_alone, tokenizer=tokenizer, stops=stops))
@@ -339,15 +367,17 @@ def send_to_annotators(
     print(f"{len(pairs)} suspicious answers wait in project {config.project} for a person's verdict")
 
 
-def summary(rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers: Workers) -> dict[str, Any]:
-    """The run's headline figures; `last_…` are means over the last ten updates."""
-    last = rows[-10:]
+def summary(run: Run, rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers: Workers) -> dict[str, Any]:
+    """The run's headline figures; `last_…` are means over its `ending`."""
+    updates = updates_of(rows)
+    last = ending(updates)
     best = state.best if stage.publish == "best" else None
     wires = stage.tripwires
+    means = [k for k in ("score", "kl", "length", "eos_rate", "empty_rate", "entropy") if k in last[0]]
     return {
-        **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in ("score", "kl", "length", "eos_rate", "entropy")},
-        "updates": len(rows), "published_update": best.update if best else len(rows),
-        "tripped": tripped_in(rows, wires.limits(), wires.patience), "prompts": len(workers.prompts),
-        "dropped": workers.dropped, "quantised_layers": workers.roles.quantised_layers(),
+        **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in means},
+        "updates": len(updates), "published_update": (published := best.update if best else len(updates)),
+        **beside_start(rows, published), "tripped": tripped_in(updates, wires.limits(), wires.patience),
+        **run.known_metrics, "quantised_layers": workers.roles.quantised_layers(),
         "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip

@@ -14,10 +14,10 @@ from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.config.training import held_out_for
 from align.data.chat import stop_token_ids
-from align.data.pairs import Pair, encoded_pairs
+from align.data.pairs import Pair, encoded_sides
 from align.data.template import use_template
 from align.data.trained_on import write_pair
-from align.evals.pair_accuracy import counts_of, held_out_figures, simulated_by, write_held_out
+from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
 from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.finite import diverged
@@ -56,14 +56,14 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     stops = stop_token_ids(tokenizer)
     max_length = min(config.data.max_length, context_length(describe(base)))
-    train, dropped = encoded_pairs(tokenizer, train_prefs, stops, max_length)
-    test, dropped_test = encoded_pairs(tokenizer, test_prefs, stops, max_length)
+    train, test, counts = encoded_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
     judged = rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
+    of = "" if len(judged) == len(train) else f" of {len(judged)} rankings"
     print(
-        f"{len(train)} pairs of {len(judged)} rankings to train on, {len(test)} pairs held out; "
-        f"{dropped} and {dropped_test} more are longer than {max_length} tokens"
+        f"{len(train)} pairs{of} to train on, {len(test)} pairs held out; "
+        f"{counts['dropped']} and {counts['held_out_dropped']} more are longer than {max_length} tokens"
     )
-    run.known_metrics = {"rankings": len(judged), **counts_of(train, dropped, test, dropped_test)}
+    run.known_metrics = {**counts, "rankings": len(judged)}
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.config.root import Config
 from align.config.sample import SampleConfig
 from align.data.chat import Prompt, encode_prompts, prompt_room
 from align.data.template import use_template
+from align.errors import require
 from align.models.adapter_pool import AdapterPool
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
 from align.models.start import adapter_folder
-from align.rollout.answers_alone import texts_alone
+from align.report.words import counted
+from align.rollout.answers_alone import asked_alone, empty, empty_answers, parted_texts, sample_row
 from align.rollout.engine import cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
 from align.run import Run, write_json
 from align.stages import tracker
 from align.stages.inputs import open_store, start
-from align.track import peak_rss_mb, progress, read_rows, shortened
+from align.track import last_turn, peak_rss_mb, progress, read_rows, shortened
 from align.types import Conversation, Result
-from annotate.store import Candidate, storable
+from annotate.store import Candidate, Store, storable
 
 PROMPTS_AT_ONCE = 64
+MEANS = ("eos_rate", "mean_length", "empty_rate")
+KEPT_BACK = {"all_empty": "whose answers are all empty", "all_equal": "whose answers are all equal"}
+"""Metric → what is said of the prompts that it counts, which are not handed out: there is nothing to compare."""
 SHOWN = 3
 """Prompts whose first answer is printed in the end."""
 
@@ -44,6 +50,7 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
 
     # A chunk is logged once the store has it, so that a resumed run goes on behind the last one it logged.
     limit, speaker = config.rollout.max_new_tokens, "" if artifact.whole else artifact.digest
+    hides = config.rollout.reasoning == "hide"
     sampling = {"temperature": config.rollout.temperature, "max_new_tokens": limit, "seed": config.seed}
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     done = logged[-1]["step"] if logged else 0
@@ -59,36 +66,92 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
             with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
                 rollout = engine.generate(asked, actor, row_seeds(rows, config.seed, "sample"))
             texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
-            if config.rollout.reasoning == "hide":
-                texts = texts_alone([found[i] for i, _ in rows], texts, tokenizer)
+            reasoning, texts = parted_texts([found[i] for i, _ in rows], texts, tokenizer, hides)
             answers = [
                 Candidate(storable(text), base.digest, speaker, {**sampling, "row": list(row)}, ended=bool(end))
                 for row, text, end in zip(rows, texts, ends, strict=True)
             ]
-            with store.transaction():
-                for i, prompt in enumerate(chunk):
-                    mine = answers[i * stage.candidates : (i + 1) * stage.candidates]
-                    store.add_item(config.project, f"{run.name}/{first + i}", prompt.conversation, mine)
-            track.keep(first + len(chunk), [sample_of(found[i], a) for (i, _), a in zip(rows, answers, strict=True)])
-            figures = {"answers": len(rows), "eos_rate": sum(ends) / len(rows)}
-            figures["mean_length"] = float(rollout.lengths_B.sum()) / len(rows)
-            track.log(first + len(chunk), figures)
-            bar.advance(first + len(chunk), eos_rate=figures["eos_rate"], length=figures["mean_length"])
-        head, chunks = store.head(config.project), track.rows()
-
-    answered = sum(row["answers"] for row in chunks)
-    means = {k: sum(row["answers"] * row[k] for row in chunks) / answered for k in ("eos_rate", "mean_length")}
-    metrics = {
-        **run.known_metrics, "answers": answered, **means, "peak_rss_mb": peak_rss_mb(),
-    }  # fmt: skip
+            kept_back = hand_out(store, config, f"{run.name}/", first, chunk, answers)
+            told = zip(rows, answers, reasoning, strict=True)
+            samples = [sample_row(found[i].conversation, a.text, why, ended=a.ended) for (i, _), a, why in told]
+            track.keep(first + len(chunk), samples)
+            sums = sum(ends), float(rollout.lengths_B.sum()), sum(empty(answer.text) for answer in answers)
+            means = {key: total / len(rows) for key, total in zip(MEANS, sums, strict=True)}
+            track.log(first + len(chunk), {"answers": len(rows), **means, **kept_back})
+            bar.advance(first + len(chunk), eos_rate=means["eos_rate"], length=means["mean_length"])
+        chunks = track.rows()
+        somebody_can_rank(run, config, chunks, len(found))
+        head = store.head(config.project)
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
-    shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * stage.candidates : stage.candidates]
-    lines = [f"  {shortened(row['prompt'])} → {shortened(row['answer'])}" for row in shown]
-    cut = cut_answers(1 - means["eos_rate"], limit)
-    line = f"{answered} answers to {len(found)} prompts in project {config.project}; all of them in samples.jsonl"
-    return Result(metrics, (*lines, *cut, line))
+    return result_of(run, config, chunks)
 
 
-def sample_of(prompt: Prompt, answer: Candidate) -> dict[str, Any]:
-    """One line of `samples.jsonl`."""
-    return {**prompt.conversation.as_sample(), "answer": answer.text, "ended": answer.ended}
+def somebody_can_rank(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]], prompts: int) -> None:
+    """Raise where no prompt was handed out.
+
+    Raises:
+        InputError: all answers are empty, or those to each prompt are equal.
+    """
+    empty, equal = (sum(row[why] for row in chunks) for why in KEPT_BACK)
+    remedy = f"What was said is in {run.folder / 'samples.jsonl'}."
+    hides = config.rollout.reasoning == "hide"
+    require(
+        empty < prompts or not hides, "rollout.reasoning", "hide",
+        "leaves nothing of any answer: no reasoning was ever closed",
+        f"Raise rollout.max_new_tokens, or start from a policy that closes its reasoning. {remedy}",
+    )  # fmt: skip
+    require(
+        empty + equal < prompts, "init", run.inputs["init"].ref, "gives each prompt the same answers, or empty ones",
+        f"Raise rollout.temperature, or start from another policy. {remedy}",
+    )  # fmt: skip
+
+
+def result_of(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> Result:
+    """The figures, and what is printed.
+
+    Args:
+        chunks: rows of the metrics stream.
+    """
+    answered = sum(row["answers"] for row in chunks)
+    means = {k: sum(row["answers"] * row[k] for row in chunks) / answered for k in MEANS}
+    back = {why: sum(row[why] for row in chunks) for why in KEPT_BACK}
+    metrics = {**run.known_metrics, "answers": answered, **means, **back, "peak_rss_mb": peak_rss_mb()}
+    candidates, limit = config.stage.candidates, config.rollout.max_new_tokens
+    shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * candidates : candidates]
+    lines = [f"  {shortened(last_turn(row))} → {shortened(row['answer'])}" for row in shown]
+    cut = [
+        *cut_answers(1 - means["eos_rate"], limit),
+        *empty_answers(means["empty_rate"], config.rollout.reasoning == "hide"),
+    ]
+    prompts = run.known_metrics["prompts"]
+    line = f"{answered} answers to {prompts} prompts in project {config.project}; all of them in samples.jsonl"
+    return Result(metrics, (*lines, *cut, *said_of(back), line))
+
+
+def hand_out(
+    store: Store, config: Config, prefix: str, first: int, chunk: Sequence[Prompt], answers: Sequence[Candidate]
+) -> dict[str, int]:
+    """Put prompts with their answers into the annotation store; how many are kept back, and why.
+
+    Args:
+        prefix: of the items' keys, behind which stands a prompt's number.
+        first: the number of the first of these prompts.
+        answers: those to one prompt behind those to another.
+    """
+    count, kept_back = config.stage.candidates, dict.fromkeys(KEPT_BACK, 0)
+    with store.transaction():
+        for i, prompt in enumerate(chunk):
+            mine = answers[i * count : (i + 1) * count]
+            texts = {answer.text.strip() for answer in mine}
+            if len(texts) == 1:
+                kept_back["all_empty" if texts == {""} else "all_equal"] += 1
+                continue
+            asked = asked_alone(prompt) if config.rollout.reasoning == "hide" else prompt.conversation
+            store.add_item(config.project, f"{prefix}{first + i}", asked, mine)
+    return kept_back
+
+
+def said_of(kept_back: Mapping[str, int]) -> list[str]:
+    """What is to be said of prompts that are kept back; nothing where none is."""
+    told = [f"{counted(kept_back[key], 'prompt')} {what}" for key, what in KEPT_BACK.items() if kept_back[key]]
+    return [f"not handed out to people: {', '.join(told)}"] if told else []

@@ -128,31 +128,43 @@ def test_held_out_prompts_choose_what_is_published(ppo: Run):
     words = ["stage.updates=5", "stage.eval_every=2", "stage.eval_prompts=6", "stage.shown=3", "stage.lr=2e-2"]
     best, last = ppo(*words), ppo(*words, "stage.publish=last")
     assert rows(best) == rows(last)  # which of them is published changes nothing about how they came to be
-    assert all(abs(row["sampler_kl"]) < 1e-9 for row in rows(best))  # the policy that learns is the one that sampled
-    measured = {row["step"]: row["held_out_objective"] for row in rows(best) if "held_out_objective" in row}
+    start, *updates = rows(best)
+    assert all(abs(row["sampler_kl"]) < 1e-9 for row in updates)  # the policy that learns is the one that sampled
+    assert start.keys() == {"step", "held_out_score", "held_out_kl", "held_out_objective"}
+    assert (start["step"], start["held_out_kl"]) == (0, 0.0)  # where it starts it is the reference
+    measured = {row["step"]: row["held_out_objective"] for row in updates if "held_out_objective" in row}
     assert list(measured) == [2, 4, 5]
+    for folder, chosen in ((best, max(measured, key=lambda step: measured[step])), (last, 5)):
+        metrics = read_manifest(folder).metrics
+        assert (metrics["published_update"], metrics["updates"], metrics["held_out_prompts"]) == (chosen, 5, 6)
+        objectives = start["held_out_objective"], measured[chosen]
+        assert (metrics["objective_before"], metrics["objective_after"]) == objectives
+        assert metrics["beats_start"] == (objectives[1] > objectives[0])
+        assert metrics["last_score"] == (updates[3]["score"] + updates[4]["score"]) / 2  # no update is on both sides
     metrics = read_manifest(best).metrics
-    assert metrics["published_update"] == max(measured, key=lambda step: measured[step])
     same = [
         torch.equal(a, b) for a, b in zip(*(read_tensors(r / "artifact").values() for r in (best, last)), strict=True)
     ]
     assert all(same) == (metrics["published_update"] == 5)
     shown = read_rows(best / "samples.jsonl")
-    assert [s["step"] for s in shown] == [2, 2, 2, 4, 4, 4, 5, 5, 5]
-    for row, timed in zip(rows(best), read_rows(best / "timing.jsonl"), strict=True):
+    assert [s["step"] for s in shown] == [0, 0, 0, 2, 2, 2, 4, 4, 4, 5, 5, 5]
+    for row, timed in zip(updates, read_rows(best / "timing.jsonl")[1:], strict=True):
         for phase in ("rollout", "score", "estimate", "update"):
             tokens = timed[f"{phase}_tok_s"] * timed[f"{phase}_s"]
             assert tokens == pytest.approx(8 * row["length"], rel=0.1)  # a clock of 0.1 ms, a rate of 0.1
-    assert len({s["prompt"] for s in shown}) == 3
-    assert all(s["messages"][-1] == {"role": "user", "content": s["prompt"]} for s in shown)
-    assert shown[0]["prompt"] in (best / "report.html").read_text()
+    assert len({json.dumps(s["prompt"]) for s in shown}) == 3
+    assert shown[0]["prompt"][-1]["role"] == "user"
+    assert shown[0]["prompt"][-1]["content"] in (best / "report.html").read_text()
 
 
-def test_the_best_policy_is_published_not_the_last(ppo: Run, ready: Ready, monkeypatch: pytest.MonkeyPatch):
-    """The objective falls after the first look: what is published is what a run of that many updates leaves."""
+def test_the_best_update_is_published_not_the_last(
+    ppo: Run, ready: Ready, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """The objective falls from the start on: what is published is what a run of one update leaves, and the start, which
+    was better than that, is no update. That is said where it is read."""
     import align.stages.ppo as stage
 
-    given = iter([1.0, 0.0])
+    given = iter([2.0, 1.0, 0.0])
     evaluate = stage.evaluate
 
     def falling(*arguments: Any, **settings: Any) -> Any:
@@ -161,7 +173,17 @@ def test_the_best_policy_is_published_not_the_last(ppo: Run, ready: Ready, monke
 
     words = ["stage.eval_prompts=6", "stage.warmup=0", "stage.lr=1e-2"]
     monkeypatch.setattr(stage, "evaluate", falling)
-    best = ppo(*words, "stage.updates=2", "stage.eval_every=1")
+    assert main([*ready.ppo, f"run.root={ready.root}", *words, "stage.updates=2", "stage.eval_every=1"]) == 0
+    *said, last = capfd.readouterr().out.splitlines()
+    best = Path(last)
+    warning = "WARNING: no update that was measured beats the start on held-out prompts"
+    assert said[-2] == "update 1 is published: held-out objective 1.00 (start 2.00)"
+    assert said[-1].startswith(warning)
+    assert read_manifest(best).metrics["beats_start"] is False
+    assert (
+        "No update that was measured beats the start on 6 held-out prompts: update 1 of 2"
+        in (best / "report.html").read_text()
+    )
     monkeypatch.setattr(stage, "evaluate", evaluate)
     short = ppo(*words, "stage.updates=1", "stage.eval_every=1")
     assert read_manifest(best).metrics["published_update"] == 1
@@ -189,8 +211,41 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
     monkeypatch.setattr(stage, "evaluate", noted)
     words = ["stage.updates=3", "stage.eval_every=1", "stage.eval_prompts=6", "stage.normalise=running"]
     ppo(*words, f"data.path={twice}")
-    assert len(seen) == 3
+    assert len(seen) == 4  # the start and each update
     assert len(set(seen)) == 1
+
+
+def test_what_is_measured_on_is_the_file_that_was_given_for_it(
+    ready: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    import align.stages.ppo as stage
+
+    asked = [f"What about {i}?" for i in range(9)]
+    path = tmp_path / "measured.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked) + '{"prompt": 7}\n')
+    evaluate, prompts = stage.evaluate, []
+
+    def noted(workers: Any, answers: Any, *rest: Any, **settings: Any) -> Any:
+        prompts.append([p.conversation.messages[-1].content for p in answers.prompts])
+        return evaluate(workers, answers, *rest, **settings)
+
+    monkeypatch.setattr(stage, "evaluate", noted)
+    command = [w for w in ready.ppo if not w.startswith("data.held_out=")]
+    command += [f"run.root={ready.root}", f"data.eval_path={path}", "stage.eval_every=2", "data.on_bad_row=skip"]
+    assert main([*command, "stage.eval_prompts=6"]) == 0
+    said = capfd.readouterr().out
+    assert "6 of data.eval_path to measure on" in said
+    few = Path(said.splitlines()[-1])
+    assert prompts[0] == prompts[1]  # of the start, and of what came of it
+    assert len(set(prompts[0])) == 6
+    assert set(prompts[0]) < set(asked)
+    assert "6 prompts to measure on" in (few / "report.html").read_text()
+    assert main(command) == 0  # of so few, all are asked
+    every = Path(capfd.readouterr().out.splitlines()[-1])
+    assert set(prompts[-1]) == set(asked)
+    metrics = read_manifest(every).metrics
+    assert (metrics["held_out_prompts"], metrics["skipped_rows"]) == (9, 1)  # the file is read once
+    assert metrics["prompts"] == read_manifest(few).metrics["prompts"]  # nothing is kept out of training for it
 
 
 def test_a_tripwire_stops_the_run_and_asks_a_person(ppo: Run, ready: Ready):

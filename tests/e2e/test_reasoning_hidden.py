@@ -22,13 +22,13 @@ LOG = Path(__file__).with_name("read.jsonl")
 def likes(conversations):
     with LOG.open("a") as log:
         for turns in conversations:
-            log.write(json.dumps(turns[-1]["content"]) + "\\n")
+            log.write(json.dumps([turn["content"] for turn in turns]) + "\\n")
     return [float(len(turns[0]["content"]) % 5) for turns in conversations]
 """
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Workshop:
+def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workshop:
     """A model whose template opens the block of reasoning: what it says is reasoning until it closes that, and a random
     one never does. Its judge lies beside it."""
     folder = tmp_path_factory.mktemp("reasoning")
@@ -39,16 +39,33 @@ def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path
     path.write_text(told.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|><think>' }}"), encoding="utf-8")
     assert "<think>" in path.read_text(encoding="utf-8")
     (folder / "thinking_judge.py").write_text(JUDGE, encoding="utf-8")
-    shop = Workshop(folder / "runs", chats)
+    thought = "<think>\nAn early thought.\n</think>\n\nFine."
+    rows = [
+        {"messages": [
+            {"role": "user", "content": f"Hello {i}"}, {"role": "assistant", "content": thought},
+            {"role": "user", "content": f"And {i}?"}, {"role": "assistant", "content": "Good."},
+        ]} for i in range(24)
+    ]  # fmt: skip
+    data = folder / "talks.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shop = Workshop(folder / "runs", data)
     shop.run("sft", "model=hub", f"model.path={model}", "stage.max_steps=1", "stage.eval_size=2", "run.name=s")
     return shop
 
 
-def read_by_judge(shop: Workshop) -> list[str]:
+def read_by_judge(shop: Workshop) -> list[list[str]]:
+    """The conversations that it was given, the answer last."""
     log = shop.root.parent / "read.jsonl"
     found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     log.unlink(missing_ok=True)
     return found
+
+
+def check_read(read: list[list[str]], hides: bool) -> None:
+    """Neither the answer's own reasoning nor that of earlier turns, where it is hidden."""
+    assert all(turns[-1] == "" for turns in read) if hides else any(turns[-1] for turns in read)
+    assert all(("An early thought." in turns[1]) != hides for turns in read)
+    assert all(turns[1].endswith("Fine.") for turns in read)
 
 
 @pytest.mark.parametrize("reasoning", ["keep", "hide"])
@@ -58,25 +75,45 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
     judge = ["reward=fn", "reward.fn=thinking_judge:likes"]
     hides = reasoning == "hide"
 
-    shop.run("sample", *words, "stage.prompts=4", "stage.candidates=2")
-    with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
-        shown = [c.text for item in store.items(reasoning) for c in item.candidates]
-    assert len(shown) == 8
-    assert all(text == "" for text in shown) if hides else any(shown)
+    if hides:  # nobody compares nothing with nothing
+        assert shop.status("stage=sample", *shop.on_file, *words, "stage.prompts=4", "stage.candidates=2") == 2
+        assert "rollout.reasoning=hide: leaves nothing of any answer: no reasoning was ever closed" in shop.said
+        sampled = max((shop.root / "sample").iterdir(), key=lambda folder: folder.stat().st_mtime)
+        assert [(r["all_empty"], r["empty_rate"]) for r in read_rows(sampled / "metrics.jsonl")] == [(4, 1.0)]
+    else:
+        sampled = shop.run("sample", *words, "stage.prompts=4", "stage.candidates=2")
+        with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
+            assert len(list(store.items(reasoning))) == 4
+        assert "empty" not in shop.said
+    kept = read_rows(sampled / "samples.jsonl")
+    assert len(kept) == 8
+    assert [any(row.get("reasoning", "") for row in kept), any(row["answer"] for row in kept)] == [hides, not hides]
+    assert all("An early thought." in row["prompt"][1]["content"] for row in kept)  # the whole of it, as it was asked
 
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
     ppo = shop.run("ppo", *words, *judge, *learning)
     read = read_by_judge(shop)
     assert len(read) == 16  # the answers that scores are standardised on, and those of the update
-    assert all(text == "" for text in read) if hides else any(read)
-    lengths = [row["length"] for row in read_rows(ppo / "metrics.jsonl")]
-    assert lengths[0] > 1  # what is learned from is what was sampled, reasoning and all
+    check_read(read, hides)
+    (row,) = read_rows(ppo / "metrics.jsonl")
+    assert row["length"] > 1  # what is learned from is what was sampled, reasoning and all
+    assert row.get("empty_rate") == (1.0 if hides else None)
+    assert ("answers are empty" in shop.told[ppo]) == hides
 
     artifact = f"ppo:{ppo.name}"
-    shop.run("eval", *words[:2], *judge, f"artifact={artifact}", "stage.prompts=4", "stage.allow_proxy=true")
+    given = [*words[:2], *judge, f"artifact={artifact}", "stage.prompts=4", "stage.allow_proxy=true"]
+    evaluated = shop.run("eval", *given)
     read = read_by_judge(shop)
-    assert len(read) == 8
-    assert all(text == "" for text in read) if hides else any(read)
+    assert len(read) == 2 * read_manifest(evaluated).metrics["win_rate"]["n"]
+    check_read(read, hides)
+    rows = read_rows(evaluated / "artifact" / "samples.jsonl")
+    assert [any(r.get("reasoning_policy", "") for r in rows), any(r["policy"] for r in rows)] == [hides, not hides]
+    assert read_manifest(evaluated).metrics["empty_rate"] == {"ref": float(hides), "policy": float(hides)}
+    assert "was optimised with" not in shop.told[evaluated]
+    shop.run("eval", *given, "rollout.temperature=0.5")
+    note = f"{artifact} was optimised with rollout.temperature=1.0, and answers here with rollout.temperature=0.5"
+    assert note in shop.said
+    read_by_judge(shop)
     assert read_manifest(ppo).config["rollout"]["reasoning"] == reasoning
 
 
@@ -91,12 +128,18 @@ def test_a_learned_reward_reads_answers_alone_too(shop: Workshop, tmp_path: Path
     given = ["data=jsonl", f"data.path={path}", "init=sft:s", "stage.held_out=0.3", f"run.root={shop.root}"]
     words = ["stage=reward", *given, "stage.batch_size=8", "device=cpu", "run.name=alone", "data.reasoning=hide"]
     assert shop.ended(*words) == 0, shop.said
+    assert " pairs to train on" in shop.said  # each is a ranking, and nobody is told a number twice
     assert shop.ended(*words, "data.reasoning=mask", "run.name=masked") == 2
     assert "a pair is judged by all of it" in shop.said
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
     found = {}
+    assert shop.status("stage=ppo", *shop.on_file, "init=sft:s", "reward.ref=reward:alone", *learning) == 2
+    assert "rollout.reasoning=keep: reward:alone was trained on answers without their reasoning" in shop.said
+    kept = shop.ended(*words, "data.reasoning=keep", "run.name=whole")
+    assert kept == 0, shop.said
     for reasoning in ("keep", "hide"):
-        ppo = shop.run("ppo", f"rollout.reasoning={reasoning}", "init=sft:s", "reward.ref=reward:alone", *learning)
+        ppo = shop.run("ppo", f"rollout.reasoning={reasoning}", "init=sft:s", "reward.ref=reward:whole", *learning)
         (found[reasoning],) = read_rows(ppo / "metrics.jsonl")
+    shop.run("ppo", "rollout.reasoning=hide", "init=sft:s", "reward.ref=reward:alone", *learning)
     assert found["keep"]["length"] == found["hide"]["length"]  # the same answers
     assert found["keep"]["raw_score"] != found["hide"]["raw_score"]  # read otherwise

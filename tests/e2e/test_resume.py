@@ -82,6 +82,7 @@ def uninterrupted(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> dic
     child.join()
     assert child.exitcode == 0
     assert sorted(p.name for p in (root / "ppo/kept").iterdir()) == ["checkpoint-6", "checkpoint-8"]
+    assert [row["step"] for row in read_rows(root / "ppo/x/metrics.jsonl")] == [*range(UPDATES + 1)]  # 0 is the start
     return state(root)
 
 

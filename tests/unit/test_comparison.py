@@ -42,7 +42,7 @@ def test_summary_by_hand():
     found = summarise(samples)
     assert list(found) == [
         *("win_rate", "gold", "kl", "kl_interval", "length", "distinct1", "distinct2", "repetition"),
-        *("most_risen_word", "eos_rate"),
+        *("most_risen_word", "eos_rate", "empty_rate"),
     ]
     assert found["win_rate"]["value"] == 2.5 / 4
     assert found["win_rate"]["n"] == 4
@@ -57,6 +57,9 @@ def test_summary_by_hand():
     assert found["repetition"] == {"ref": 0, "policy": 0}
     assert found["most_risen_word"] == {"word": "yes", "ref": 0, "policy": 1}
     assert found["eos_rate"] == {"ref": 0.25, "policy": 0.75}
+    assert found["empty_rate"] == {"ref": 0, "policy": 0}
+    blank = summarise(answers({"policy": " \n", "reasoning_policy": "Hm"}, {}, {}, {}))
+    assert blank["empty_rate"] == {"ref": 0, "policy": 0.25}
 
 
 def test_a_policy_against_itself_wins_half():
@@ -87,6 +90,7 @@ def test_samples_on_disk_give_the_same_figures_again(tmp_path: Path):
             score_ref=float(np.float32(generator.normal())),
             score_policy=float(generator.normal()),
             kl=float(generator.normal() / 3),
+            reasoning_policy=None if i % 2 else "Hm",
         )
         for i in range(40)
     ]
@@ -94,6 +98,9 @@ def test_samples_on_disk_give_the_same_figures_again(tmp_path: Path):
     assert read_samples(path) == samples
     metrics = json.loads(json.dumps(summarise(samples)))
     assert summarise(read_samples(path)) == metrics
+    rows = [json.loads(line) for line in path.read_text(errors="surrogatepass").split("\n")[:-1]]
+    assert ["reasoning_policy" in row for row in rows] == [True, False] * 20  # and nothing of what is not hidden
+    assert rows[0]["prompt"] == [m.as_dict() for m in FIRST.prompt]
     assert [p.name for p in tmp_path.iterdir()] == ["samples.jsonl"]
 
 

@@ -17,7 +17,7 @@ from align.errors import InputError
 from align.evals.judges import Standing, identities, independent, standing_of, title
 from align.run import Artifact, Base, Input, artifact_in, read_manifest
 from align.run.manifest import input_from
-from reward.inputs import reward_inputs
+from reward.inputs import read_alike, reward_inputs
 
 BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
 MODEL_A, MODEL_B = ({"ref": f"reward:{name}", "digest": name * 64, "path": f"/r/{name}/artifact"} for name in "ab")
@@ -85,7 +85,7 @@ def read(inputs: Mapping[str, Any]) -> dict[str, Input]:
 
 def made(
     root: Path, stage: str, name: str, inputs: Mapping[str, Any], reward: Any = None, metrics: Any = None,
-    base: Any = None,
+    base: Any = None, reasoning: str = "keep",
 ) -> dict[str, Any]:  # fmt: skip
     """A run that is done, as far as its manifest; returns what a later run records of it."""
     folder = root / stage / name
@@ -93,7 +93,10 @@ def made(
     manifest = {
         "schema_version": 1, "status": "done", "stage": stage, "name": name, "inputs": dict(inputs),
         "identity": {
-            "config": {"reward": reward or {"name": "learned", "ref": "reward:latest"}, "data": {}, "method": {}},
+            "config": {
+                "reward": reward or {"name": "learned", "ref": "reward:latest"}, "data": {"reasoning": reasoning},
+                "method": {},
+            },
             "inputs": {},
         },
         "metrics": metrics or {}, "base": base, "outputs": {}, "hardware": {},
@@ -178,6 +181,29 @@ def test_noisy_votes_leave_a_judge_a_judge(tmp_path: Path) -> None:
     assert standing_of(artifact(policy), known("json"), tmp_path) == Standing()
     direct = made(tmp_path, "dpo", "d", {}, metrics={"simulated_by": ["vader"]})
     assert standing_of(artifact(direct), known("sentiment"), tmp_path) == Standing(votes=("dpo:d",))
+
+
+def test_a_judge_of_the_very_pairs_that_dpo_learned_from_is_no_stranger(tmp_path: Path) -> None:
+    same, others = {"digest": "p" * 64, "path": "pairs.jsonl"}, {"digest": "o" * 64, "path": "others.jsonl"}
+    judge, stranger = (made(tmp_path, "reward", name, {"data": data}) for name, data in (("r", same), ("s", others)))
+    direct = made(tmp_path, "dpo", "d", {"data": same})
+    policy = artifact(made(tmp_path, "ppo", "p", {"init": direct}, {"name": "sentiment"}))
+    of = standing_of(policy, known("another"), tmp_path, [artifact(judge)])
+    assert (of, of.role) == (Standing(pairs=("dpo:d",)), "gold")
+    assert of.sentences("reward:r") == ["reward:r learned from the same pairs as dpo:d, and likes what they like"]
+    assert standing_of(policy, known("another"), tmp_path, [artifact(stranger)]) == Standing()
+
+
+def test_a_reward_model_of_answers_alone_reads_no_reasoning(tmp_path: Path) -> None:
+    alone, whole = (artifact(made(tmp_path, "reward", name, {}, reasoning=name)) for name in ("hide", "keep"))
+    bare = Artifact("hub:org/x", tmp_path, "d", BASE, False)
+    read_alike([alone, whole, bare], "hide")  # pairs of answers alone have none, whatever data.reasoning was
+    read_alike([whole, bare], "keep")
+    with pytest.raises(
+        InputError, match=r"^rollout\.reasoning=keep: reward/hide was trained on answers without"
+    ) as error:
+        read_alike([whole, alone], "keep")
+    assert "rollout.reasoning=hide" in error.value.remedy
 
 
 def test_what_is_gone_is_said(tmp_path: Path) -> None:

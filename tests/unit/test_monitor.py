@@ -16,6 +16,7 @@ from align.ppo.monitor import per_answer, ranked
 from align.ppo.state import Best, State
 from align.ppo.tripwires import WIRES, crossed, strikes_after, tripped_in
 from align.ppo.workers import Answers
+from align.rollout.answers_alone import Judged
 from align.types import Conversation, Message, Rollout
 from reward.combined import Ensemble, scored
 
@@ -109,7 +110,7 @@ def batch() -> tuple[Answers, Experience, dict[str, float]]:
         rollout, SCORES, old, ref, torch.zeros(4, 4), kl_coef=0.1, kl_estimator="k1", kl_in_reward=True, gamma=1.0,
         lam=0.95, whiten_rewards=False,
     )  # fmt: skip
-    return Answers([], rollout, list(TEXTS), told, rollout), made, figures
+    return Answers([], rollout, list(TEXTS), Judged(told, rollout, [None] * 4)), made, figures
 
 
 def workers() -> Any:

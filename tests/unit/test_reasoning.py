@@ -16,7 +16,7 @@ from test_sources import jsonl, write
 from align.data.chat import IGNORED, Prompt, encode_conversation, encode_judged, prompt_ids, stop_token_ids
 from align.data.documents import read_documents
 from align.data.pairs import prepared
-from align.data.reasoning import answer_alone, with_reasoning
+from align.data.reasoning import answer_alone, parted, with_reasoning
 from align.data.sources import DataSource, documents, prompts
 from align.data.supervised import encode
 from align.errors import InputError
@@ -39,6 +39,13 @@ THOUGHT = "<think>\nHm, <b>.\n</think>\n\n"
 )  # fmt: skip
 def test_the_answer_alone(text: str, alone: str) -> None:
     assert answer_alone(text) == alone
+
+
+def test_reasoning_and_answer_are_parted() -> None:
+    assert parted(THOUGHT + "Yes.") == (THOUGHT.replace("<think>", "").replace("</think>", "").strip(), "Yes.")
+    assert parted("<think>\nHm, and") == ("Hm, and", "")
+    assert parted("Hm.</think>Yes.", opened=True) == ("Hm.", "Yes.")
+    assert parted("Yes.") == ("", "Yes.")
 
 
 def test_a_cut_answer_behind_an_opened_block_is_reasoning() -> None:
@@ -172,10 +179,30 @@ def test_a_judge_on_the_samplers_base_reads_the_answer_as_pairs_have_it(name: st
     ]
     rollout = answered([p.input_ids for p in prompts], ids, tokenizer.pad_token_id, torch.device("cpu"))
     rollout = type(rollout)(rollout.tokens_BS, rollout.mask_BS, rollout.prompt_width, torch.tensor(ended))
-    texts, judged = answers_alone(prompts, response_texts(rollout, tokenizer), rollout, tokenizer, stops)
+    found = answers_alone(prompts, response_texts(rollout, tokenizer), rollout, tokenizer, stops)
+    texts, judged = [c.messages[-1].content for c in found.conversations], found.rollout
     assert texts == ["Good day.", "Good day.", "Good d", ""]
+    assert [bool(thought) for thought in found.reasoning] == [True, False, True, True]
+    assert found.reasoning[3] == "Hm, and"
     assert judged.ended_B.tolist() == ended
     rows = [t[m].tolist() for t, m in zip(judged.tokens_BS, judged.mask_BS, strict=True)]
     assert rows[1] == prompts[1].input_ids + ids[1]  # the very tokens that were sampled
     for i in (0, 2, 3):
         assert rows[i] == encode_judged(tokenizer, asked[i], texts[i], ended[i], stops)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_judge_reads_no_reasoning_of_earlier_turns(name: str) -> None:
+    """The pairs of a reward model that was trained on answers alone had none either."""
+    _, tokenizer = family(name)
+    stops = stop_token_ids(tokenizer)
+    turns = Message("user", "one?"), Message("assistant", THOUGHT + "One."), Message("user", "two?")
+    asked, alone = Conversation(turns, "c"), Conversation((turns[0], Message("assistant", "One."), turns[2]), "c")
+    prompt = Prompt(asked, prompt_ids(tokenizer, asked))
+    ids = [*tokenizer("Two.", add_special_tokens=False)["input_ids"], stops[-1]]
+    rollout = answered([prompt.input_ids], [ids], tokenizer.pad_token_id, torch.device("cpu"))
+    found = answers_alone([prompt], ["Two."], rollout, tokenizer, stops)
+    assert found.conversations == [alone.answered("Two.")]
+    (row,) = [t[m].tolist() for t, m in zip(found.rollout.tokens_BS, found.rollout.mask_BS, strict=True)]
+    assert row == encode_judged(tokenizer, alone, "Two.", bool(rollout.ended_B[0]), stops)
+    assert "Hm" not in tokenizer.decode(row)

@@ -13,7 +13,7 @@ import pytest
 from align.errors import StorageError
 from align.ops.calibration import calibration_bins
 from align.report import Report, format_figure, too_few
-from align.report.page import LONGEST_TEXT, Code, Link, Part
+from align.report.page import LONGEST_TEXT, Code, Link, Part, Said
 from align.report.plots import (
     MOST_POINTS,
     curves,
@@ -59,8 +59,8 @@ def full_report(text: str = "plain") -> Report:
         .text(f"{text}\n\n- {text}\n- **{text}**\n\n`{text}`")
         .facts([(text, [text, Code(text), Link(text, "../other.html")])])
         .table([text, "n"], [[text, 3]], text)
-        .transcript([(text, text)], text)
-        .side_by_side(text, [(text, text)])
+        .transcript([{"role": text, "content": text}] * 2, [Said(text, text, text)])
+        .side_by_side([{"role": text, "content": text}] * 2, [Said(text, text, text)])
         .tokens(text, [Part(text, False, False), Part(text, True, False), Part(text, True, True)])
         .plot(drawn, text, text)
     )

@@ -139,10 +139,12 @@ def test_answers_are_shown_as_training_goes_on(
     tracker = Tracker(tmp_path, wandb={"project": "p", "name": "ppo/x", "config": {}})
     logged: list[dict[str, Any]] = []
     monkeypatch.setattr(tracker._wandb, "log", lambda row, step: logged.append({**row, "step": step}))
-    said = [{"role": "user", "content": "Why?\n"}]
-    tracker.show(7, [{"prompt": "Why?\n", "messages": said, "answer": "Because " * 20, "score": 0.123}])
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?\n"}]
+    tracker.show(7, [{"prompt": prompt, "answer": "Because " * 20, "score": 0.123}], "update 7: better")
     tracker.close()
-    assert capsys.readouterr().out == f"  Why? → {'Because ' * 7}Bec…  (0.12)\n"
-    assert read_rows(tmp_path / "samples.jsonl")[0]["answer"] == "Because " * 20
+    assert capsys.readouterr().out == f"update 7: better\n  Why? → {'Because ' * 7}Bec…  (0.12)\n"
+    assert read_rows(tmp_path / "samples.jsonl") == [
+        {"step": 7, "prompt": prompt, "answer": "Because " * 20, "score": 0.123}
+    ]
     assert logged[0]["step"] == 7
-    assert logged[0]["samples"].data == [["Why?\n", "Because " * 20, 0.123]]
+    assert logged[0]["samples"].data == [["system: Be brief.\nuser: Why?\n", "Because " * 20, 0.123]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seen_runs import interval, said, seen
 
 from align.config.stages import STAGES
 from align.report.figures import FIGURES, scarce, table_of
@@ -15,30 +16,9 @@ from align.report.live import TITLES, finished_page
 from align.report.origins import about_code, about_rendering, about_rows, origins
 from align.report.page import Code, Link, Report
 from align.report.seen import Seen
-from align.report.stages import SHOWN, draw, figures_so_far, reliability_bins
-from align.report.verdicts import VERDICTS, gain, verdict_of
+from align.report.stages import draw, figures_so_far, reliability_bins
+from align.report.verdicts import VERDICTS
 from align.run import Base, Input, Manifest
-
-BASE = Base("org/tiny", "/models/tiny", "0123456789abcdef", "b" * 64)
-
-
-def interval(value: float, low: float | None, high: float | None, n: int) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "n": n}
-
-
-def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **given: Any) -> Seen:
-    settings = {"name": stage, **given.pop("settings", {})}
-    config = {
-        "stage": settings, "method": {"name": "qlora", "r": 16, "alpha": 32}, "project": "p",
-        "data": {"name": "jsonl", "path": "chats.jsonl", "max_length": 512}, "rollout": {"max_new_tokens": 24},
-        "device": "auto", "dtype": "auto",
-    }  # fmt: skip
-    manifest = Manifest(stage, "mine", 3, config, given.pop("inputs", {}), BASE, metrics=metrics, **given)
-    return Seen(folder, manifest, "python -m align stage=…")
-
-
-def said(*arguments: Any, **given: Any) -> str:
-    return verdict_of(seen(*arguments, **given)).replace("\u00a0", " ")
 
 
 def sft(change: dict[str, Any] | None, after: float = 4.36, rows: int = 256) -> dict[str, Any]:
@@ -121,48 +101,16 @@ def test_pairs():
     )
 
 
-def ppo(folder: Path, scores: list[float], spread: float = 1.0) -> Path:
-    rows = ({"step": i + 1, "score": score, "score_std": spread, "kl": 0.5 * i} for i, score in enumerate(scores))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def test_ppo_says_how_far_its_score_is_from_chance(tmp_path: Path):
-    metrics = {"last_kl": 4.8, "tripped": ["length_correlation"]}
-    settings = {"batch_size": 64}
-    assert said("ppo", metrics, ppo(tmp_path, [0.0] + [1.0] * 10), settings=settings) == (
-        # t · √(1/63 + 1/630), at 76 degrees of freedom
-        "The score of the reward rose from 0.00 to 1.00, by 1.00 [0.74, 1.26], and the policy moved 4.8 nats an answer "
-        "from its start. Signs of a gamed reward: length correlation. The score is what training optimises; stage=eval "
-        "says whether the answers are better."
-    )
-    text = said("ppo", {"last_kl": 0.1}, ppo(tmp_path, [0.1, 0.2, 0.0]), settings=settings)
-    assert "The interval holds 0: no change was shown." in text
-    one = said("ppo", {"last_kl": 0.1}, ppo(tmp_path, [0.1]), settings={"batch_size": 8})
-    assert "by" not in one.split(",")[0]
-    assert "Fewer than 20 answers" in one
-
-
-def test_the_interval_of_a_gain_covers(tmp_path: Path):
-    import numpy as np
-
-    draw, hits = np.random.default_rng(0), 0
-    for _ in range(2000):
-        batches = [draw.normal(mean, 2.0, 16) for mean in (0.0, *[1.0] * 10)]
-        rows = [{"score": b.mean(), "score_std": b.std()} for b in batches]
-        found = gain(rows[:1], rows[1:], 16)
-        hits += found["low"] <= 1.0 <= found["high"]
-    assert 0.935 <= hits / 2000 <= 0.965  # 0.95, give or take three standard errors
-
-
 def test_what_was_sampled_exported_and_proven(tmp_path: Path):
-    cut = {"answers": 512, "prompts": 128, "eos_rate": 0.96, "mean_length": 14.44}
+    cut = {"answers": 512, "prompts": 128, "eos_rate": 0.96, "mean_length": 14.44, "empty_rate": 0.0}
+    cut |= {"all_empty": 0, "all_equal": 0}
     assert said("sample", cut) == (
         "512 answers to 128 prompts in project p: 14.4 tokens long on average, 4 % of them were cut at 24 tokens."
     )
     assert "every one ended by itself" in said("sample", cut | {"eos_rate": 1.0})
-    (tmp_path / "samples.jsonl").write_text('{"answer": "Yes."}\n{"answer": " "}\n{"answer": ""}\n')
-    assert said("sample", cut, tmp_path).endswith("cut at 24 tokens. 2 of them say nothing.")
+    assert said("sample", cut | {"empty_rate": 0.5, "all_empty": 2, "all_equal": 1}).endswith(
+        "50 % of them are empty. The answers to 3 prompts are not handed out: all empty, or all equal."
+    )
     row = {"engine": "transformers", "name": "transformers/adapter", "bound": ["kl", 0.01], "verdict": "pass"}
     unasked = {"engine": "vLLM", "bound": None, "verdict": "not checked"}
     lies = "transformers loaded it back, and on fixed prompts it lies 8e-07 nats a token (KL) from the trained model."
@@ -280,35 +228,6 @@ def test_how_rows_became_text_is_said_where_it_is_not_the_default():
     assert "data.reasoning=mask" in reasoning
 
 
-def test_a_verdict_says_that_most_answers_were_cut():
-    rows = {"last_kl": 1.0, "last_eos_rate": 0.09, "tripped": []}
-    row = {"step": 1, "score": 0.1, "score_std": 1.0}
-    for rate, cut in ((0.09, True), (0.97, False)):
-        given = seen("ppo", rows | {"last_eos_rate": rate}, settings={"batch_size": 32})
-        given.__dict__["rows"] = [row, row | {"step": 2}]
-        text = verdict_of(given).replace("\u00a0", " ")
-        assert ("91 % of its answers were cut at 24 tokens." in text) == cut
-
-
-@pytest.mark.parametrize("stage", ["sample", "ppo"])
-def test_conversations_that_end_alike_are_told_apart(tmp_path: Path, stage: str):
-    rows = [
-        {"step": 1, "prompt": "And?", "answer": f"answer {name}", "ended": True, "score": -1.5, "messages": [
-            {"role": "system", "content": name}, {"role": "user", "content": "And?"},
-        ]}
-        for name in ("one", "two")
-    ]  # fmt: skip
-    rows.append({"step": 1, "prompt": "An older one?", "answer": "yes", "ended": True, "score": 0.5})
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = Report("")
-    SHOWN[stage](report, seen(stage, {}, tmp_path, settings={"candidates": 4}))
-    assert len(report.blocks) == 4
-    assert "system: one\nuser: And?</figcaption>" in report.blocks[1]
-    assert "answer two" not in report.blocks[1]
-    assert "An older one?</figcaption>" in report.blocks[3]
-    assert ("score −1.50" in report.blocks[1]) == (stage == "ppo")
-
-
 def test_one_point_is_no_curve_and_the_newest_figures_are_there_at_once(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 64, "eos_rate": 0.5, "mean_length": 38.03}\n')
     given, report = seen("sample", {}, tmp_path), Report("")
@@ -355,7 +274,8 @@ def test_a_base_that_a_run_made_is_a_parent(tmp_path: Path):
 def pairs(count: int, odds: float) -> list[dict[str, Any]]:
     return [
         {
-            "id": str(i), "group": str(i), "prompt": f"user: {i}?", "chosen": f"good {i}", "rejected": "<b>bad</b>",
+            "id": str(i), "group": str(i), "prompt": [{"role": "user", "content": f"{i}?"}],
+            "chosen": f"good {i}", "rejected": "<b>bad</b>",
             "margin": odds if i % 4 else -odds * i, "log_odds": odds if i % 4 else -odds, "score_chosen": odds,
             "score_rejected": 0.0,
         }

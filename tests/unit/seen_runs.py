@@ -1,0 +1,38 @@
+"""Runs as a report sees them, without a folder where none is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from align.report.seen import Seen
+from align.report.verdicts import verdict_of
+from align.run import Base, Manifest
+
+BASE = Base("org/tiny", "/models/tiny", "0123456789abcdef", "b" * 64)
+
+
+def interval(value: float, low: float | None, high: float | None, n: int) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **given: Any) -> Seen:
+    settings = {"name": stage, **given.pop("settings", {})}
+    config = {
+        "stage": settings, "method": {"name": "qlora", "r": 16, "alpha": 32}, "project": "p",
+        "data": {"name": "jsonl", "path": "chats.jsonl", "max_length": 512}, "rollout": {"max_new_tokens": 24},
+        "device": "auto", "dtype": "auto",
+    }  # fmt: skip
+    manifest = Manifest(stage, "mine", 3, config, given.pop("inputs", {}), BASE, metrics=metrics, **given)
+    return Seen(folder, manifest, "python -m align stage=…")
+
+
+def said(*arguments: Any, **given: Any) -> str:
+    return verdict_of(seen(*arguments, **given)).replace("\u00a0", " ")
+
+
+def ppo(folder: Path, scores: list[float], spread: float = 1.0) -> Path:
+    rows = ({"step": i + 1, "score": score, "score_std": spread, "kl": 0.5 * i} for i, score in enumerate(scores))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

@@ -1,0 +1,115 @@
+"""What a report of PPO says, and how answers are shown on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from seen_runs import ppo, said, seen
+
+from align.report.live import finished_page
+from align.report.verdicts import ending, gain, updates_of, verdict_of
+
+
+def test_ppo_says_how_far_its_score_is_from_chance(tmp_path: Path):
+    metrics = {"last_kl": 4.8, "last_eos_rate": 0.51, "tripped": ["length_correlation"]}
+    settings = {"batch_size": 64}
+    assert said("ppo", metrics, ppo(tmp_path, [0.0] * 10 + [1.0] * 10), settings=settings) == (
+        # t · √(1/63 + 1/630), at 76 degrees of freedom
+        "The score of the reward rose from 0.00 to 1.00, by 1.00 [0.74, 1.26], and the policy moved 4.8 nats an answer "
+        "from its start. Signs of a gamed reward: length correlation. The score is what training optimises; stage=eval "
+        "says whether the answers are better."
+    )
+    metrics = {"last_kl": 0.1, "last_eos_rate": 0.0904}
+    text = said("ppo", metrics, ppo(tmp_path, [0.1, 0.2, 0.0]), settings=settings)
+    assert "from 0.10 to 0.00" in text  # of three updates the last alone
+    assert "The interval holds 0: no change was shown." in text
+    assert "91 % of the answers were cut at 24 tokens." in text
+    one = said("ppo", metrics, ppo(tmp_path, [0.1]), settings={"batch_size": 8})
+    assert "by" not in one.split(",")[0]
+    assert "Fewer than 20 answers" in one
+
+
+@pytest.mark.parametrize(("updates", "last"), [(1, 1), (2, 1), (3, 1), (6, 3), (20, 10), (60, 10)])
+def test_the_end_of_a_run_does_not_reach_its_beginning(updates: int, last: int):
+    rows = [{"step": step} for step in range(updates + 1)]
+    assert [row["step"] for row in ending(updates_of(rows))] == [*range(updates - last + 1, updates + 1)]
+
+
+def test_ppo_speaks_of_what_it_publishes(tmp_path: Path):
+    """Beside its start, on held-out prompts, and not of the updates behind it."""
+    metrics = {
+        "last_kl": 16.2, "last_eos_rate": 1.0, "published_update": 4, "updates": 16, "objective_before": 0.0,
+        "objective_after": 0.65, "beats_start": True, "published_kl": 13.4, "held_out_prompts": 16,
+    }  # fmt: skip
+    folder = ppo(tmp_path, [0.1] * 16)
+
+    def begins(publish: str = "best", **changed: Any) -> str:
+        settings = {"batch_size": 32, "publish": publish}
+        return said("ppo", {**metrics, **changed}, folder, settings=settings).partition(" In training the score")[0]
+
+    assert begins() == (
+        "Update 4 of 16, which is published, raised the score less the price of KL on 16 held-out prompts from 0.00 to "
+        "0.65. It lies 13.4 nats an answer from the start."
+    )
+    worse = {"objective_after": -0.65, "beats_start": False}
+    assert begins(**worse) == (
+        "No update that was measured beats the start on 16 held-out prompts: update 4 of 16, which is published, has a "
+        "score less the price of KL of −0.65, the start 0.00. It lies 13.4 nats an answer from the start."
+    )
+    assert begins("last", **worse).startswith("The last update does not beat the start on 16 held-out prompts: update")
+    assert "16.2" not in begins(**worse)
+
+
+def test_the_interval_of_a_gain_covers(tmp_path: Path):
+    import numpy as np
+
+    draw, hits = np.random.default_rng(0), 0
+    for _ in range(2000):
+        batches = [draw.normal(mean, 2.0, 16) for mean in (0.0, *[1.0] * 10)]
+        rows = [{"score": b.mean(), "score_std": b.std()} for b in batches]
+        found = gain(rows[:1], rows[1:], 16)
+        hits += found["low"] <= 1.0 <= found["high"]
+    assert 0.935 <= hits / 2000 <= 0.965  # 0.95, give or take three standard errors
+
+
+def test_a_verdict_says_that_most_answers_were_cut():
+    rows = {"last_kl": 1.0, "last_eos_rate": 0.09, "tripped": []}
+    row = {"step": 1, "score": 0.1, "score_std": 1.0}
+    for rate, cut in ((0.09, True), (0.97, False)):
+        given = seen("ppo", rows | {"last_eos_rate": rate}, settings={"batch_size": 32})
+        given.__dict__["rows"] = [row, row | {"step": 2}]
+        text = verdict_of(given).replace("\u00a0", " ")
+        assert ("91 % of the answers were cut at 24 tokens." in text) == cut
+
+
+def talk(*turns: str) -> list[dict[str, str]]:
+    """A conversation; `system: …` is a system turn, and the others alternate from the user's on."""
+    system = [{"role": "system", "content": t.removeprefix("system: ")} for t in turns if t.startswith("system: ")]
+    others = [t for t in turns if not t.startswith("system: ")]
+    return system + [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(others)]
+
+
+def test_conversations_that_end_alike_are_told_apart(tmp_path: Path):
+    """In support data the last turn is "thanks" in half of them."""
+    lamp, desk = talk("system: Be kind.", "The lamp?", "30 W.", "Thanks!"), talk("The desk?", "Oak.", "Thanks!")
+    rows = [
+        {"step": step, "prompt": prompt, "answer": f"{step} {i}", "score": -0.5, "reasoning": "Hm, <b>so</b>."}
+        for step in (0, 3) for i, prompt in enumerate((lamp, desk))
+    ]  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = ppo(tmp_path, [0.0, 1.0])
+    metrics = {"last_kl": 1.0, "last_eos_rate": 1.0}
+    html = finished_page(seen("ppo", metrics, folder, settings={"batch_size": 8})).html()
+    first, second = html.split('<figure class="transcript">')[1:]
+    assert [first.count(f"<div dir=auto>{said}</div>") for said in ("0 0", "3 0", "0 1", "3 1")] == [1, 1, 0, 0]
+    assert [second.count(f"<div dir=auto>{said}</div>") for said in ("0 1", "3 1")] == [1, 1]
+    assert "<summary>system turn and 2 earlier turns</summary>" in first
+    assert all(
+        text in first for text in ("Be kind.", "The lamp?", "30 W.", "The start, score −0.50", "Update 3, score")
+    )
+    assert "<summary>2 earlier turns</summary>" in second
+    assert first.count("<summary>reasoning</summary>") == 2
+    assert "Hm, &lt;b&gt;so&lt;/b&gt;." in first

@@ -1,0 +1,78 @@
+"""Which sampled prompts people are asked about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from align.data.chat import Prompt
+from align.errors import InputError
+from align.rollout.answers_alone import empty_answers
+from align.stages.sample import hand_out, said_of, somebody_can_rank
+from align.types import Conversation, Message
+from annotate.store import Candidate, Store
+
+THOUGHT = "<think>\nHm.\n</think>\n\n"
+
+
+def config(reasoning: str = "keep") -> Any:
+    rollout = SimpleNamespace(reasoning=reasoning)
+    return SimpleNamespace(stage=SimpleNamespace(candidates=2), project="p", rollout=rollout)
+
+
+def handed_out(folder: Path, pairs: list[tuple[str, str]], reasoning: str = "keep") -> tuple[dict[str, int], list[Any]]:
+    """What is kept back of prompts with these answers, and the items that are in the store then."""
+    turns = Message("user", "a?"), Message("assistant", f"{THOUGHT}A."), Message("user", "b?")
+    prompts = [Prompt(Conversation(turns, str(i)), [1]) for i in range(len(pairs))]
+    answers = [Candidate(text, "d" * 64) for pair in pairs for text in pair]
+    with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
+        kept_back = hand_out(store, config(reasoning), "run/", 64, prompts, answers)
+        return kept_back, list(store.items("p"))
+
+
+def test_nobody_is_asked_to_compare_what_is_the_same(tmp_path: Path):
+    pairs = [("Yes.", "No."), ("", " \n"), ("Yes.", "Yes. "), ("", "No.")]
+    kept_back, items = handed_out(tmp_path, pairs)
+    assert kept_back == {"all_empty": 1, "all_equal": 1}
+    assert [[c.text for c in item.candidates] for item in items] == [["Yes.", "No."], ["", "No."]]
+    assert said_of(kept_back) == [
+        "not handed out to people: 1 prompt whose answers are all empty, 1 prompt whose answers are all equal"
+    ]
+    assert said_of({"all_empty": 0, "all_equal": 0}) == []
+
+
+@pytest.mark.parametrize(("reasoning", "shown"), [("keep", f"{THOUGHT}A."), ("hide", "A.")])
+def test_who_compares_answers_alone_reads_no_earlier_reasoning(tmp_path: Path, reasoning: str, shown: str):
+    _, (item,) = handed_out(tmp_path, [("Yes.", "No.")], reasoning)
+    assert [m.content for m in item.prompt.messages] == ["a?", shown, "b?"]
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "back", "field"),
+    [
+        ("hide", {"all_empty": 5, "all_equal": 0}, "rollout.reasoning=hide"),
+        ("keep", {"all_empty": 5, "all_equal": 0}, "init=sft:a"),
+        ("hide", {"all_empty": 3, "all_equal": 2}, "init=sft:a"),
+        ("hide", {"all_empty": 3, "all_equal": 1}, ""),
+    ],
+)
+def test_a_run_that_hands_out_nothing_says_so(reasoning: str, back: dict[str, int], field: str):
+    run: Any = SimpleNamespace(folder=Path("runs/sample/x"), inputs={"init": SimpleNamespace(ref="sft:a")})
+    if not field:
+        somebody_can_rank(run, config(reasoning), [back], 5)
+        return
+    with pytest.raises(InputError, match=rf"^{field}: .*runs/sample/x/samples\.jsonl"):
+        somebody_can_rank(run, config(reasoning), [back], 5)
+
+
+def test_empty_answers_are_said():
+    assert empty_answers(0.0, hides=True) == []
+    assert empty_answers(0.5, hides=True) == [
+        "50% of the answers are empty: their reasoning was never closed, or nothing stands behind it"
+    ]
+    assert empty_answers(1 / 800, hides=False, whose="start's ") == [
+        "0.125% of the start's answers are empty: they hold no text"
+    ]
