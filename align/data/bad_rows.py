@@ -14,7 +14,8 @@ from align.errors import InputError
 
 DETAILS = re.compile(r" \(.*\)$", re.DOTALL)
 """Of a problem: what differs from row to row."""
-ROW = re.compile(r", (row \d+)")
+ROW = re.compile(r", (row \d+)(?:, (?:.*\.)?(\w+))?")
+"""In the field of an error: the row, and the column or the field of a message."""
 MOST_NAMED = 6
 
 
@@ -25,10 +26,12 @@ class Cause:
     first: InputError
     count: int = 0
 
-    @property
-    def row(self) -> str:
+    def __str__(self) -> str:
+        """`16 × completion: the assistant's turn is empty (row 2)`, the first of them."""
         found = ROW.search(self.first.field)
-        return found[1] if found else self.first.field
+        row, column = found.groups() if found else (self.first.field, None)
+        problem = DETAILS.sub("", self.first.problem).partition(", ")[0]
+        return f"{self.count} × {f'{column}: ' if column else ''}{problem} ({row})"
 
 
 class BadRows:
@@ -52,7 +55,8 @@ class BadRows:
 
     def take(self, error: InputError) -> None:
         """A row is refused."""
-        cause = DETAILS.sub("", error.problem)
+        column = ROW.search(error.field)
+        cause = f"{column[2] if column else ''} {DETAILS.sub('', error.problem)}"
         self._causes.setdefault(cause, Cause(error)).count += 1
 
     def good(self, lines: Iterable[tuple[int, dict[str, Any] | InputError]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -93,6 +97,6 @@ def rows(count: int) -> str:
 
 def named(causes: list[Cause]) -> str:
     """Counts, causes and where each is met first."""
-    told = [f"{c.count} × {DETAILS.sub('', c.first.problem)} ({c.row})" for c in causes[:MOST_NAMED]]
+    told = [str(cause) for cause in causes[:MOST_NAMED]]
     others = sum(cause.count for cause in causes[MOST_NAMED:])
     return "; ".join([*told, *([f"{others} × other causes"] if others else [])])

@@ -91,10 +91,10 @@ def test_an_error_tells_of_every_row_that_is_refused(tmp_path: Path):
     assert (error.field, error.value) == (f"{tmp_path}/d.jsonl, row 2, completion", "''")
     assert error.remedy.startswith("Give its text, leave the row out")
     assert (
-        "4 rows more are refused. Of all: 2 × the assistant's turn is empty (row 2); 1 × there is nothing"
+        "4 rows more are refused. Of all: 2 × completion: the assistant's turn is empty (row 2); 1 × there is nothing"
         in error.remedy
     )
-    assert "1 × tool calls and their results" in error.remedy
+    assert "1 × tools: tool calls and their results are not read yet (row 4)" in error.remedy
     assert "1 × not a line of JSON in UTF-8 (row 7)" in error.remedy
     assert error.remedy.endswith("To leave such rows out: data.on_bad_row=skip.")
 
@@ -107,7 +107,9 @@ def test_rows_that_are_refused_are_left_out_and_counted_where_that_is_asked(tmp_
     ]  # fmt: skip
     assert counts == {"skipped_rows": 5}
     told = capsys.readouterr().out
-    assert told.startswith(f"left out 5 rows of {tmp_path}/d.jsonl: 2 × the assistant's turn is empty (row 2); ")
+    assert told.startswith(
+        f"left out 5 rows of {tmp_path}/d.jsonl: 2 × completion: the assistant's turn is empty (row 2); "
+    )
 
 
 @pytest.mark.parametrize("skips", [False, True])
@@ -130,7 +132,7 @@ def test_pairs_are_left_out_whole(tmp_path: Path, capsys: Any):
     with tallied() as counts:
         pairs, report = read_with_report(path, skips=True)
     assert (len(pairs), report.pairs, counts) == (1, 1, {"skipped_rows": 2})
-    assert "1 × not a finite number (row 4); 1 × missing (row 5)" in capsys.readouterr().out
+    assert "1 × helpfulness: not a finite number (row 4); 1 × rejected: missing (row 5)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
