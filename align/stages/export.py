@@ -34,7 +34,7 @@ from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.lowering import MERGEABLE, check_initial, check_plain
 from align.models.start import adapter_folder
 from align.rollout.engine_process import LLAMA_CPP, VLLM
-from align.run import Artifact, Base, Run
+from align.run import Artifact, Base, Run, write_json
 from align.run.atomic import publish
 from align.run.lineage import data_behind, evaluated_by, origin_of, trained_through
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
@@ -53,7 +53,7 @@ def run(run: Run, config: Config) -> Result:
     trained = loaded(config, artifact, run.base, origin)
 
     if checking:
-        receipts = {folder.name: check(config, options, trained, folder, claims[folder]) for folder in folders}
+        receipts = {folder.name: check(run, config, options, trained, folder, claims[folder]) for folder in folders}
         line = f"{config.export.path} is what was trained as {artifact.ref}"
     else:
         kinds, target, receipts = kinds_of(config.export.name, artifact), run.folder / "artifact", {}
@@ -147,7 +147,7 @@ def written(
     (folder / "README.md").write_text(card, encoding="utf-8")
     rows = [check.as_dict() for check in checks]
     write_receipt(folder, rows, trained.rows, receipt_facts(options, trained.origin, kind, artifact.digest))
-    print_checks(kind, checks)
+    print_checks(run, kind, checks)
     return checks
 
 
@@ -204,7 +204,9 @@ def claimed(config: Config, options: Options, artifact: Artifact, base: Base, fo
     return receipt
 
 
-def check(config: Config, options: Options, trained: Trained, folder: Path, receipt: dict[str, Any]) -> list[Check]:
+def check(
+    run: Run, config: Config, options: Options, trained: Trained, folder: Path, receipt: dict[str, Any]
+) -> list[Check]:
     """An export that was made before, measured again. Its receipt is believed in nothing: what it is, its files say;
     what may be missed, `export.accept` says; and what the receipt claims has to be found again.
 
@@ -215,7 +217,7 @@ def check(config: Config, options: Options, trained: Trained, folder: Path, rece
     checks = measured_again(options, trained, folder)
     check_tokenizer(trained, folder)
     checks = accepting(checks, config.export.accept)
-    print_checks(folder.name, checks)
+    print_checks(run, folder.name, checks)
     if not any(check.bound and check.found for check in checks):
         problem = "nothing could be asked here that would say whether it is what was trained"
         raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
@@ -224,10 +226,18 @@ def check(config: Config, options: Options, trained: Trained, folder: Path, rece
     return checks
 
 
-def print_checks(title: str, checks: list[Check]) -> None:
-    """The receipt in the terminal. Raises: InputError: it is not good, see `align.export.verdicts.require_passed`."""
+def print_checks(run: Run, title: str, checks: list[Check]) -> None:
+    """The receipt in the terminal. One that is not good is kept as `checks.json` of the run, which publishes nothing.
+
+    Raises:
+        InputError: it is not good, see `align.export.verdicts.require_passed`.
+    """
     print(f"{title}\n{as_text(checks)}", flush=True)
-    require_passed(checks)
+    try:
+        require_passed(checks)
+    except InputError:
+        write_json(run.folder / "checks.json", [check.as_dict() for check in checks])
+        raise
 
 
 def metrics_of(base: Base, receipts: dict[str, list[Check]]) -> dict[str, Any]:

@@ -257,7 +257,7 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
         remedy = "Name an adapter of stage=sft, stage=dpo or stage=ppo."
         raise InputError(field, ref, "is a reward model, and no policy", remedy)
     method = changed(config.method, name=found.method)
-    if field == "init" and not found.artifact.whole:
+    if field == "init" and not found.artifact.whole and found.method != "full":
         made = settings_in(found.artifact.path)
         why = f"{found.artifact.ref} is an adapter already, and goes on as it is"
         method.refuse_others(made, why, "Drop it, or start from a whole model.")

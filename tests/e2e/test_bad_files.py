@@ -142,6 +142,7 @@ def test_an_adapters_file_that_holds_something_else(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:::peft")  # of values that are wrong on purpose
 @pytest.mark.parametrize("part", range(3))  # three minutes altogether
 def test_every_value_of_an_adapters_configuration_may_be_wrong(
     shop: Workshop, ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, part: int

@@ -126,7 +126,7 @@ def test_rows_that_cannot_be_kept_are_left_out_and_counted(align: Align, sft: li
     assert "left out 1 row of" in ended.out
     folder = works(ended)
     assert json.loads((folder / "manifest.json").read_text())["metrics"]["skipped_rows"] == 1
-    assert "1 that could not be kept" in (folder / "report.html").read_text()
+    assert "left out 1 row that could not be kept" in (folder / "report.html").read_text()
 
 
 def test_what_is_too_long_is_counted_and_dropped(align: Align, sft: list[str], tmp_path: Path, chats: Path):

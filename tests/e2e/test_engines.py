@@ -121,9 +121,11 @@ def test_ppo_learns_the_same_to_the_bit_by_an_engine_with_weights_of_its_own(
     assert engine.calls[0] == "load"
     assert engine.calls[1:-1] == ["sync", "generate"] * ((len(engine.calls) - 2) // 2)
     assert engine.calls[-1] == "close"
-    # The reference's samples, then three updates, with the held-out prompts behind the second and the third.
-    assert len(engine.spoke) == 1 + 3 + 2
-    reference, first, second, measured, third, last = engine.spoke
+    # The reference's samples, the start on the held-out prompts, then three updates, with these prompts behind the
+    # second and the third.
+    assert len(engine.spoke) == 1 + 1 + 3 + 2
+    reference, start, first, second, measured, third, last = engine.spoke
+    assert start == first
     assert (reference is None) == (init != "sft")
     if init != "sft":
         assert first is not None
@@ -144,7 +146,8 @@ def test_an_engine_that_misses_an_update_is_seen(
     sync = SnapshotEngine.sync
     monkeypatch.setattr(SnapshotEngine, "sync", lambda self, actor: actor in self.digests or sync(self, actor))
     assert main([*ready.ppo, f"run.root={ready.root}", *STATE, "stage.lr=0.01", "run.name=stale"]) == 0
-    first, *later = (row["sampler_kl"] for row in read_rows(last_folder(capfd) / "metrics.jsonl"))
+    _, *updates = read_rows(last_folder(capfd) / "metrics.jsonl")  # behind the start's measurement
+    first, *later = (row["sampler_kl"] for row in updates)
     assert abs(first) < 1e-5
     assert all(abs(kl) > 1e-3 for kl in later)
 

@@ -233,7 +233,9 @@ def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pyte
     monkeypatch.setattr(adapter, "write_adapter", wrongly)
     assert shop.status("stage=export", "artifact=sft:a", "run.name=wrong") == 2
     assert f"{NF4}: max_logprob is" in shop.said
-    assert files(shop.root / "export" / "wrong") == EVERY_RUN - {"artifact"}
+    assert files(shop.root / "export" / "wrong") == EVERY_RUN - {"artifact"} | {"checks.json"}
+    found = json.loads((shop.root / "export/wrong/checks.json").read_text())
+    assert [row["verdict"] for row in found if row["name"] == NF4] == ["fail"]
     accepted = shop.run("export", "artifact=sft:a", f"export.accept=[{NF4},{ROUNDED}]")
     verdicts = {row["name"]: row["verdict"] for row in receipt(accepted / "artifact")["rows"]}
     assert verdicts[NF4] == "accepted"
@@ -250,7 +252,7 @@ def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pyte
         (["export.require=[llamacpp]"], "export.require"),
         (["export.accept=[nobody]"], "no such check has a bound"),
         (["export=check"], "export.path"),
-        (["export=check", "export.path=nowhere"], "receipt.json"),
+        (["export=check", "export.path=nowhere"], "export.path=nowhere: there is no such folder"),
         (["export.into=nf4"], "export.into"),
     ],
 )
