@@ -72,19 +72,19 @@ PATHS = {
 
 PROVEN = (
     (
-        "Each type on the fast or the plain path was measured as a small model, in fp32, on a CPU. It had to give the "
-        "model's own logits (for padded rows: those of each row alone), the tokens of transformers' own greedy "
-        "`generate`, an SFT step with the loss of those logits, a PPO update whose first ratio is 1, and a merged model with the "
-        "logits of base and adapter."
+        "Each type on the fast or the plain path was measured as a small model, in fp32, on a CPU. It had to give "
+        "the model's own logits (for padded rows: those of each row alone), the tokens of transformers' own "
+        "greedy `generate`, an SFT step with the loss of those logits, a PPO update whose first ratio is 1, and a "
+        "merged model with the logits of base and adapter."
     ),
     (
-        "*Padded*: rows of several lengths can go through the model together. *Packed*: `stage.packing` can be used. "
-        "*Off*: the largest difference of a logprob, in nats. *Proven with*: the kinds of layers in the measured "
-        "models (`+`: all of these in one model); after the semicolon, the settings that were varied, one alone and several "
-        "together. All other settings had their defaults. *Cause*: why a type is not on the fast path, or cannot be "
-        "trained here."
+        "*Padded*: rows of several lengths can go through the model together. *Packed*: `stage.packing` can be "
+        "used. *Off*: the largest difference of a logprob, in nats. *Proven with*: the kinds of layers in the "
+        "measured models (`+`: all of these in one model); after the semicolon, the settings that were varied, "
+        "one alone and several together. All other settings had their defaults. *Cause*: why a type is not on the "
+        "fast path, or cannot be trained here."
     ),
-    "A configuration that was not measured takes the plain path, is probed when it is loaded, and cannot pack rows.",
+    ("A configuration that was not measured takes the plain path, is probed when it is loaded, and cannot pack rows."),
 )
 
 
