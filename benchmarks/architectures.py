@@ -63,22 +63,28 @@ def sweep(types: tuple[str, ...]) -> dict[str, Any]:
 
 
 PATHS = {
-    "fast": "hidden states and head apart, a reserved cache, short forwards on a CPU",
-    "plain": "the model's own forward, transformers' own cache",
-    "refused": "said before weights are loaded",
-    "unbuilt": "not measured: the plain path, and asked at load",
+    "fast": "align computes hidden states and head separately, with a reserved cache and short forwards on a CPU",
+    "plain": "the model's own forward, with transformers' own cache",
+    "refused": "refused before weights are loaded",
+    "unbuilt": "not measured: takes the plain path and is probed when it is loaded",
 }
 
 
 PROVEN = (
-    "Each type on the fast or the plain path gave the model's own logits (padded rows those of rows alone), the tokens "
-    "of transformers' own greedy `generate`, a step of SFT whose loss is that of those logits, an update of PPO whose "
-    "first ratio is 1, and a merge with the logits of base and adapter: small models, fp32, a CPU. *Padded*: rows of "
-    "several lengths go through together. *Packed*: `stage.packing` may be used. *Off* is the largest difference of a "
-    "logprob, nats. *Proven with* names the kinds of layers that the measured models had (`+`: all of these in one "
-    "model), and behind the semicolon what was varied, one setting alone and several together; everything else stood "
-    "at its default. A configuration that was not measured takes the plain path, is probed at load, and packs no rows. "
-    "The cause says what keeps a type from the fast path, or from being trained here at all."
+    (
+        "Each type on the fast or the plain path was measured as a small model, in fp32, on a CPU. It had to give "
+        "the model's own logits (for padded rows: those of each row alone), the tokens of transformers' own "
+        "greedy `generate`, an SFT step with the loss of those logits, a PPO update whose first ratio is 1, and a "
+        "merged model with the logits of base and adapter."
+    ),
+    (
+        "*Padded*: rows of several lengths can go through the model together. *Packed*: `stage.packing` can be "
+        "used. *Off*: the largest difference of a logprob, in nats. *Proven with*: the kinds of layers in the "
+        "measured models (`+`: all of these in one model); after the semicolon, the settings that were varied, "
+        "one alone and several together. All other settings had their defaults. *Cause*: why a type is not on the "
+        "fast path, or cannot be trained here."
+    ),
+    ("A configuration that was not measured takes the plain path, is probed when it is loaded, and cannot pack rows."),
 )
 
 
@@ -101,17 +107,17 @@ def document(table: dict[str, Any]) -> str:
     lines = [
         "# Architectures",
         "",
-        "Made by `python benchmarks/architectures.py`; do not edit. What the words mean is in",
-        "[decisions.md](decisions.md#an-architecture-is-supported-where-it-was-measured).",
+        "This page lists transformers' causal model types, and which of them align can train.",
+        "`python benchmarks/architectures.py` makes it; do not edit it.",
+        "[decisions.md](decisions.md#an-architecture-is-supported-where-it-was-measured) says how types are measured.",
         "",
         f"transformers {table['transformers']}, {len(rows)} causal types; {table['minutes']} minutes of one processor.",
         "",
-        "| path | types | what it is |",
+        "| path | types | meaning |",
         "| --- | --- | --- |",
         *(f"| {path} | {counts[path]} | {said} |" for path, said in PATHS.items()),
         "",
-        *textwrap.wrap(PROVEN, 120),
-        "",
+        *(line for paragraph in PROVEN for line in (*textwrap.wrap(paragraph, 120), "")),
         "| type | path | padded | packed | off | proven with | cause |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]

@@ -31,9 +31,9 @@ NEEDS_PATH = ("import", "backup", "restore")
 class AnnotateConfig(Settings):
     """What is done with the annotation store.
 
-    `serve` shows the ranking page to whoever has an account, every project of the store. While the project has no admin
-    it prints a link for the first one. `simulate` is a documented stand-in for a person, for demos and tests: it ranks
-    by a sentiment score, with noise; the rankings of several on an item are read together by `stage=reward`."""
+    `serve` serves the ranking page with every project of the store, to people with accounts. If the project has no
+    admin, it prints a link for the first one. `simulate` stands in for a person, for demos and tests: it ranks by a
+    sentiment score, with noise. `stage=reward` reads all rankings of an item together."""
 
     AT: ClassVar[str] = "stage"
 
@@ -41,17 +41,18 @@ class AnnotateConfig(Settings):
     action: str = setting("serve", f"What is done: {DOES}.", choices=tuple(ACTIONS))
     host: str = setting("127.0.0.1", "Interface that `serve` listens at.")
     port: int = setting(7861, "Port that `serve` listens at.", at_least=1024, at_most=65535)
-    url: str | None = setting(None, "What browsers know the server as, such as https://annotate.example.org.")
+    url: str | None = setting(None, "The server's address in browsers, such as https://annotate.example.org.")
     demo: bool = setting(
         False,
-        "`serve` without accounts: print a link for the user who is logged in here, on the loopback interface alone.",
+        "`serve` without accounts: print a link for the user who is logged in on this machine. The server listens on "
+        "the loopback interface only.",
     )
     role: str = setting(
-        "annotator", "What the link of `invite` gives in the project.", choices=("annotator", "reviewer", "admin")
+        "annotator", "Role in the project that the link of `invite` gives.", choices=("annotator", "reviewer", "admin")
     )
-    annotators: int = setting(1, "Annotators that `simulate` stands in for, each with noise of its own.", above=0)
+    annotators: int = setting(1, "Number of annotators that `simulate` simulates, each with separate noise.", above=0)
     agreement: float = setting(
-        0.75, "Share of untied pairs that `simulate` ranks as the noiseless order does.", above=0.5, below=1
+        0.75, "Share of untied pairs that `simulate` ranks as in the noiseless order.", above=0.5, below=1
     )
     path: str | None = setting(None, "The file to import, to back up into, or to restore from.")
     source: str = setting("", "A name for the rows of an imported file.")
@@ -59,12 +60,15 @@ class AnnotateConfig(Settings):
     state: str | None = setting(None, "State of the project, for `configure`.")
     guidelines: str | None = setting(None, "A Markdown file with the project's guidelines, for `configure`.")
     head: str | None = setting(
-        None, "A run that read the store, such as reward:latest: `verify` finds a tail that was cut since."
+        None,
+        "A run that read the store, such as reward:latest. `verify` then also finds rows that were cut off at the end "
+        "since that run.",
     )
-    item: str | None = setting(None, "The item that `erase` concerns.")
+    item: str | None = setting(None, "The item to erase.")
     annotator: str | None = setting(
         None,
-        "Whom `erase` concerns, or the link of `invite` is for: of somebody with an account it sets a new password.",
+        "The annotator to erase, or the person for whom `invite` makes a link. For somebody with an account, the link "
+        "sets a new password.",
     )
 
     def check_together(self) -> None:

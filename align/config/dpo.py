@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class DpoConfig(Settings):
-    """Direct preference optimisation (Rafailov et al., 2023): the policy's own logprobs, against those it started with,
-    are the reward, and Bradley–Terry on them is the loss. `ipo` (Azar et al., 2023) does not push pairs apart without
-    end."""
+    """Direct preference optimisation (Rafailov et al., 2023). The reward is the policy's own logprobs minus those of
+    its start, and the loss is Bradley–Terry on these rewards. `ipo` (Azar et al., 2023) does not push pairs
+    apart without end."""
 
     AT: ClassVar[str] = "stage"
 
     name: str = "dpo"
-    beta: float = setting(0.1, "Price of leaving the start, as `kl_coef` is in PPO.", above=0)
+    beta: float = setting(0.1, "Price of moving away from the start, like `kl_coef` in PPO.", above=0)
     loss: str = setting("sigmoid", "The loss on a pair.", choices=("sigmoid", "ipo"))
     lr: float = setting(1e-4, "Learning rate at its highest.", above=0)
     epochs: float = training.epochs()

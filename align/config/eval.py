@@ -10,14 +10,15 @@ from align.config.settings import Settings, setting
 
 @dataclass
 class EvalConfig(Settings):
-    """An artifact's answers against those of what it started from. The judge is `reward=`, VADER's sentiment by
-    default. One that the policy was optimised against, or that has a part in common with its reward, is refused."""
+    """Compares an artifact's answers with those of the model it started from. The judge is `reward=`, by default
+    VADER's sentiment. A judge that has a part in common with the reward that the policy was optimised against is
+    refused."""
 
     AT: ClassVar[str] = "stage"
 
     name: str = "eval"
-    prompts: int = setting(256, "Held-out prompts that both answer.", above=0)
-    shown: int = setting(12, "Pairs of answers in the report.", above=0)
+    prompts: int = setting(256, "Number of held-out prompts that both models answer.", above=0)
+    shown: int = setting(12, "Number of answer pairs in the report.", above=0)
     allow_proxy: bool = setting(
-        False, "Take a judge that the policy was optimised against; its score is then called a proxy."
+        False, "Accept a judge that the policy was optimised against. Its score is then called a proxy."
     )

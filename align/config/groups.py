@@ -19,7 +19,7 @@ class ModelConfig(Settings):
     path: str | None = setting(
         None,
         "A folder, a hub id, or a model that comes with a package: `pocket`, `smollm2`. Empty: the base of the "
-        "artifact that the stage starts from, and `pocket` where it starts from none.",
+        "artifact that the stage starts from, or `pocket` if there is no artifact.",
         names="base",
     )
     revision: str | None = setting(None, "Commit, tag or branch of a hub id.", names="base")
@@ -38,31 +38,34 @@ OF_ADAPTERS = ("r", "alpha", "dropout", "targets", "rslora", "dora")
 
 @dataclass
 class MethodConfig(Settings):
-    """Which weights train, and in what precision the others are kept: LoRA on an NF4 base (`qlora`), LoRA on the base
-    as it is (`lora`), every weight (`full`). `auto` is the method of the adapter that a stage starts from, and `qlora`
-    where it starts from a whole model."""
+    """Which weights train, and the precision of the base: LoRA on an NF4 base (`qlora`), LoRA on the base in the
+    compute dtype (`lora`), or every weight (`full`). `auto` is the method of the adapter that a stage starts
+    from, and `qlora` if it starts from a whole model."""
 
     AT: ClassVar[str] = "method"
 
     name: str = setting("auto", "The method.", choices=("auto", "qlora", "lora", "full"))
-    r: int = setting(16, "Rank of a fresh adapter.", above=0)
-    alpha: int = setting(32, "Scale of a fresh adapter: what it adds is multiplied by alpha / r.", above=0)
+    r: int = setting(16, "Rank of a new adapter.", above=0)
+    alpha: int = setting(32, "Scale of a new adapter: its output is multiplied by alpha / r.", above=0)
     dropout: float = setting(
         0.0,
-        "Share of an adapter's inputs that supervised training leaves out at random; rewards, DPO and PPO never do.",
+        "Dropout on an adapter's inputs, in supervised training only. Reward models, DPO and PPO use none.",
         at_least=0, below=1,
     )  # fmt: skip
     targets: Any = setting(
         ALL_LINEAR,
-        "Layers that a fresh adapter is put on: `all-linear`, or a list of their names, such as [q_proj, v_proj].",
+        "Layers that get a new adapter: `all-linear`, or a list of names, such as [q_proj, v_proj].",
     )
-    rslora: bool = setting(False, "Scale by alpha / √r (rsLoRA), for ranks above some 64.")
+    rslora: bool = setting(False, "Scale by alpha / √r (rsLoRA); useful for ranks above about 64.")
     dora: bool = setting(
-        False, "Train the norm of each column of a weight apart from its direction (DoRA). Slower; exported merged."
+        False,
+        "Train norm and direction of a weight's columns separately (DoRA). Slower, and exported only as a merged "
+        "model.",
     )
     lr: float = setting(
         2e-4,
-        "Learning rate of `stage=sft` and `stage=full`, a default for each method. `stage.lr` overrides it.",
+        "Default learning rate of `stage=sft` and `stage=full`, which depends on the method. To change the rate, set "
+        "`stage.lr`.",
         above=0,
     )
 
@@ -100,53 +103,61 @@ class DataConfig(Settings):
 
     name: str = setting("chitchat", "The source.", choices=("chitchat", "jsonl", "annotations"))
     path: str | None = setting(None, "The file of data=jsonl, or hub:ORG/NAME/FILE.", names="data")
-    part: str | None = setting(None, "Part of the corpus chitchat: `base` is plain text. Empty: what the stage needs.")
+    part: str | None = setting(
+        None, "Part of the corpus chitchat: `base` is plain text. Empty: the part that the stage needs."
+    )
     template: str | None = setting(
-        None, "Chat template. Empty: that of the tokenizer, or of the artifact.", choices=("chatml",)
+        None, "Chat template. Empty: the template of the artifact or the tokenizer.", choices=("chatml",)
     )
     template_kwargs: Any = setting(
         None,
-        "Arguments of the chat template, a mapping such as {enable_thinking: false}. They travel with the artifact; "
-        "given again, they replace those that it has.",
+        "Arguments of the chat template, a mapping such as {enable_thinking: false}. They are saved with the "
+        "artifact. If you give them again, they replace the saved ones.",
     )
     reasoning: str = setting(
         "keep",
-        "What becomes of the reasoning that an answer begins with (`<think>…</think>`, or a message's "
-        "`reasoning_content`): trained on (`keep`), read and not trained on (`mask`), or left out (`hide`).",
+        "What happens to the reasoning before an answer (`<think>…</think>`, or a message's `reasoning_content`). "
+        "`keep`: trained on. `mask`: read and not trained on. `hide`: left out.",
         choices=("keep", "mask", "hide"),
     )
     max_length: int = setting(1024, "Longest row.", unit="tokens", above=0)
     too_long: str = setting(
         "drop",
-        "What becomes of a conversation that is longer: left out (`drop`), or cut there (`truncate`), in supervised "
-        "training; its last answer then teaches no end. Prompts and pairs that are longer are left out.",
+        "What happens to a longer conversation in supervised training. `drop`: left out. `truncate`: cut at "
+        "max_length; its last answer then does not teach the model to stop. Longer prompts and pairs are always left "
+        "out.",
         choices=("drop", "truncate"),
     )
     system: str | None = setting(
         None,
-        "System prompt of conversations that have none. Not given: that of the run that the stage starts from, if it "
-        "had one. Empty (`data.system=`): none.",
+        "System prompt for conversations that have none. Not given: the system prompt of the run that the stage "
+        "starts from, if it had one. Empty (`data.system=`): none.",
     )
     held_out: float = setting(
         0.05,
-        "Share of a file that is kept for measuring, by the hash of what each row asks. 0: all of it is trained on; 1: "
-        "all of it is measured on.",
+
+        "Share of a file's questions that is held out for measuring, chosen by a hash of the question. 0: all rows "
+        "are trained on. 1: all rows are measured on.",
         at_least=0, at_most=1,
     )  # fmt: skip
     eval_path: str | None = setting(
         None,
-        "A file to measure on, or hub:ORG/NAME/FILE. All of data.path is then trained on, except rows that ask what "
-        "this file asks.",
+        "A file to measure on, or hub:ORG/NAME/FILE. All of data.path is then trained on, except questions that are "
+        "also in this file.",
         names="eval_data",
     )
     on_bad_row: str = setting(
         "error",
-        "What becomes of rows that cannot be kept as they are: their file is refused (`error`), or they are left out "
-        "and counted (`skip`).",
+
+        "What happens to rows with content that align cannot represent. `error`: the file is refused. `skip`: such "
+        "rows are left out and counted.",
         choices=("error", "skip"), later=True,
     )  # fmt: skip
     limit: int | None = setting(
-        None, "Most rows of each side that are used, after they were shuffled. Empty: all.", above=0
+        None,
+        "Largest number of rows that are used for training, and of rows that are held out, after shuffling. Empty: "
+        "all.",
+        above=0,
     )
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
 
@@ -186,19 +197,19 @@ class DataConfig(Settings):
 
 @dataclass
 class RolloutConfig(Settings):
-    """How responses are sampled. No top-k, top-p or penalty exists: samples must come from the distribution whose
-    logprobs are used."""
+    """How responses are sampled. There is no top-k, top-p or penalty, because samples must come from the distribution
+    whose logprobs are used."""
 
     AT: ClassVar[str] = "rollout"
 
-    engine: str = setting("hf", "What generates.", choices=("hf",))
+    engine: str = setting("hf", "The engine that generates.", choices=("hf",))
     max_new_tokens: int = setting(256, "Longest response.", unit="tokens", above=0)
     temperature: float = setting(1.0, "Divides the logits before sampling.", above=0)
-    batch_size: int = setting(128, "Responses that are generated together.", above=0)
+    batch_size: int = setting(128, "Number of responses that are generated together.", above=0)
     reasoning: str = setting(
         "keep",
-        "Whether rewards, judges and annotators read the reasoning that an answer begins with (`keep`), or the answer "
-        "alone (`hide`). A reward model is then to be trained on answers alone: data.reasoning=hide.",
+        "Whether rewards, judges and annotators read the reasoning before an answer (`keep`), or only the answer "
+        "(`hide`). With `hide`, train the reward model on answers only too: data.reasoning=hide.",
         choices=("keep", "hide"),
     )
 
@@ -218,36 +229,40 @@ QUANTISED = ("q8_0", "q4_k_m")
 
 @dataclass
 class ExportConfig(Settings):
-    """What an export writes: an adapter in PEFT's format (`adapter`), a model with it merged in or one that is whole
-    (`merged`), either for llama.cpp (`gguf`), or `all` of these that there are. `check` measures an export again."""
+    """What an export writes: an adapter in PEFT's format (`adapter`), a merged or whole model (`merged`), files for
+    llama.cpp (`gguf`), or all of these that are possible (`all`). `check` measures an export again."""
 
     AT: ClassVar[str] = "export"
 
     name: str = setting("adapter", "What is written.", choices=("adapter", "merged", "gguf", "all", "check"))
     dtype: str = setting(
         "bfloat16",
-        "Number format of a merged or whole model, and of the base beside an adapter.",
+        "Dtype of a merged or whole model, and of the base beside an adapter.",
         choices=("float32", "bfloat16", "float16"),
     )
     into: str = setting(
         "auto",
-        "What is merged into: `auto` is the base as the adapter knows it, NF4 dequantised; or the original weights.",
+
+        "The base to merge into. `auto`: the base that the adapter was trained on (NF4, dequantised). `original`: the "
+        "original weights.",
         choices=("auto", "original"),
     )  # fmt: skip
-    base: str = setting("auto", "`none` leaves the base beside an adapter out.", choices=("auto", "none"))
+    base: str = setting("auto", "`none` leaves out the base beside an adapter.", choices=("auto", "none"))
     require: list[str] = setting(
-        [], "Engines that must have been asked for the receipt.", choices=("transformers", "llama.cpp", "vLLM")
+        [], "Engines that must check the export.", choices=("transformers", "llama.cpp", "vLLM")
     )
     accept: list[str] = setting(
         [],
-        "Names of checks that may miss their bounds: the export is published all the same, and its receipt says so.",
+        "Names of checks that may miss their bounds. The export is then still published, and its receipt says so.",
     )
     path: str | None = setting(None, "The folder that export=check measures again.")
-    llama_cpp: str = setting("auto", "The Python that has llama.cpp: `auto` is this one, `none` does not ask it.")
-    vllm: str = setting("auto", "The Python that has vLLM: `auto` is this one, `none` does not ask it.")
-    converters: str | None = setting(None, "Folder with llama.cpp's converters. Empty: those that were downloaded.")
+    llama_cpp: str = setting(
+        "auto", "The Python that has llama.cpp. `auto`: this one. `none`: llama.cpp checks nothing."
+    )
+    vllm: str = setting("auto", "The Python that has vLLM. `auto`: this one. `none`: vLLM checks nothing.")
+    converters: str | None = setting(None, "Folder with llama.cpp's converters. Empty: the downloaded converters.")
     quantised: list[str] = setting(
-        list(QUANTISED), "Variants of a GGUF base, or whole model, in fewer bits.", choices=QUANTISED
+        list(QUANTISED), "Quantised variants of a GGUF base or whole model.", choices=QUANTISED
     )
 
     def check_together(self) -> None:

@@ -18,7 +18,7 @@ ADAPTER_LR = 5e-4
 
 @dataclass
 class TripwireConfig(Settings):
-    """Signs of over-optimisation, looked for at every update; empty: not looked for."""
+    """Signs of over-optimisation, checked at every update. Empty: not checked."""
 
     AT: ClassVar[str] = "stage.tripwires"
 
@@ -29,12 +29,12 @@ class TripwireConfig(Settings):
     kl: float | None = setting(15.0, "Warn where the KL to the reference is above it.", unit="nats a response")
     entropy: float | None = setting(0.3, "Warn where the policy's entropy is below it.", unit="nats a token")
     repetition: float | None = setting(0.3, "Warn where the share of repeated 3-grams is above it.")
-    patience: int = setting(3, "Updates in a row before a sign makes a warning.", above=0)
-    action: str = setting(
-        "warn", "What a warning does beside being written: `stop` ends the run.", choices=("warn", "stop")
+    patience: int = setting(
+        3, "Number of updates in a row that must cross a threshold before it makes a warning.", above=0
     )
+    action: str = setting("warn", "`warn` only writes the warning. `stop` also ends the run.", choices=("warn", "stop"))
     suspects: int = setting(
-        16, "Most suspicious answers that go into the annotation store when a wire stops the run.", above=0
+        16, "Number of suspicious answers that go into the annotation store when a tripwire stops the run.", above=0
     )
 
     def limits(self) -> dict[str, float | None]:
@@ -45,17 +45,17 @@ class TripwireConfig(Settings):
 
 @dataclass
 class FirstRatioConfig(Settings):
-    """How far π_new/π_old may lie from 1 before the first step, by the dtype that is computed in: the mean over tokens
+    """How far π_new/π_old may be from 1 before the first step, for each dtype of the computation: the mean over tokens
     of |log π_new − log π_old|.
 
-    The two are one policy's, read in batches of different shapes, so that rounding alone stands between them. More of
-    it says that padding or positions change the model's logits."""
+    Both are the same policy, read in batches of different shapes, so they may differ only by rounding. A larger
+    difference means that padding or positions change the model's logits."""
 
     AT: ClassVar[str] = "stage.first_ratio"
 
     float32: float = setting(
         1e-3,
-        "Most that |log π_new − log π_old| may be before the first step, with dtype=float32.",
+        "Largest mean of |log π_new − log π_old| that is allowed before the first step, with dtype=float32.",
         unit="nats",
         above=0,
     )
@@ -70,42 +70,53 @@ class PpoConfig(Settings):
     AT: ClassVar[str] = "stage"
 
     name: str = "ppo"
-    updates: int = setting(60, "Updates of the policy; each samples a batch and learns from it.", above=0)
+    updates: int = setting(
+        60, "Number of updates of the policy. Each update samples a batch and learns from it.", above=0
+    )
     batch_size: int = setting(64, "Responses that an update samples.", above=0)
     epochs: int = setting(2, "Passes over a batch.", above=0)
-    minibatches: int = setting(2, "Steps of the optimiser in one pass.", above=0)
+    minibatches: int = setting(2, "Number of optimiser steps in one pass.", above=0)
     micro_batch: int = setting(32, "Responses that go through the model at once; memory grows with it.", above=0)
     lr: float | None = setting(
-        None, "Learning rate of the policy. Empty: 5e-4 on an adapter and a tenth of it where every weight trains "
-        '("LoRA Without Regret", 2025).', above=0,
+        None,
+        'Learning rate of the policy. Empty: 5e-4 for an adapter, and a tenth of it if every weight trains ("LoRA '
+        'Without Regret", 2025).', above=0,
     )  # fmt: skip
     value_backbone: str = setting(
-        "own", "What the value head reads. `own`: an adapter of its own, which starts as a copy of the reward model's. "
-        "`policy`: the policy's states, which saves a pass. `frozen`: the reward model's states. Where the reward is "
-        "no model on this base, the policy's start takes the reward model's place.",
+        "own",
+        "What the value head reads. `own`: a separate adapter, which starts as a copy of the reward model's. "
+        "`policy`: the policy's states, which saves a pass. `frozen`: the reward model's states. If the reward is not "
+        "a model on this base, the policy's start takes the reward model's place.",
         choices=("own", "policy", "frozen"),
     )  # fmt: skip
     value_lr: float = setting(1e-3, "Learning rate of the value head and its adapter.", above=0)
     warmup: float = training.warmup(0.05, most=1)
     schedule: str = training.schedule("constant")
     clip_range: float = setting(0.2, "The ratio π_new/π_old is clipped to 1 ± clip_range.", above=0)
-    value_clip_range: float | None = setting(None, "Bound on how far an update may move a value. Empty: none.", above=0)
+    value_clip_range: float | None = setting(None, "Largest change of a value in one update. Empty: no limit.", above=0)
     max_approx_kl: float | None = setting(
-        None, "End an update's passes where the policy has moved so far. Empty: never.", unit="nats a token", above=0
+        None, "End an update's passes when the policy has moved this far. Empty: never.", unit="nats a token", above=0
     )
-    gamma: float = setting(1.0, "Discount a token.", above=0, at_most=1)
+    gamma: float = setting(1.0, "Discount for each token.", above=0, at_most=1)
     lam: float = setting(0.95, "λ of GAE.", at_least=0, at_most=1)
-    kl_coef: float = setting(0.05, "Price of leaving the reference, in units of reward a nat.", at_least=0)
-    kl_control: str = setting("fixed", "`adaptive` moves kl_coef towards kl_target.", choices=("fixed", "adaptive"))
+    kl_coef: float = setting(
+        0.05, "Price of moving away from the reference, in units of reward for each nat.", at_least=0
+    )
+    kl_control: str = setting(
+        "fixed", "`adaptive` changes kl_coef so that the KL approaches kl_target.", choices=("fixed", "adaptive")
+    )
     kl_target: float = setting(6.0, "KL that kl_control=adaptive aims at.", unit="nats a response", above=0)
-    kl_horizon: float = setting(10_000.0, "How slowly kl_control=adaptive moves.", unit="responses", above=0)
-    kl_estimator: str = setting("k1", "Schulman's estimators of KL from samples.", choices=("k1", "k3"))
+    kl_horizon: float = setting(10_000.0, "How slowly kl_control=adaptive changes kl_coef.", unit="responses", above=0)
+    kl_estimator: str = setting(
+        "k1", "Which of Schulman's estimators computes the KL from samples.", choices=("k1", "k3")
+    )
     kl_in: str = setting(
-        "reward", "Where the KL is paid for: in each token's reward, or in the loss.", choices=("reward", "loss")
+        "reward", "Where the KL penalty is: in each token's reward, or in the loss.", choices=("reward", "loss")
     )
     score_scale: float = setting(
-        0.4, "Multiplies the standardised score (mean 0, variance 1 over reference samples); with kl_coef it sets the "
-        "exchange rate between reward and drift.", above=0,
+        0.4,
+        "Factor on the standardised score (mean 0, variance 1 over reference samples). Together with kl_coef it sets "
+        "how much KL a higher score is worth.", above=0,
     )  # fmt: skip
     score_clip: float | None = setting(
         None,
@@ -113,31 +124,35 @@ class PpoConfig(Settings):
         unit="standard deviations",
         above=0,
     )
-    missing_eos_penalty: float = setting(0.3, "Taken from the score of a response that does not end.", at_least=0)
+    missing_eos_penalty: float = setting(0.3, "Subtracted from the score of a response that does not end.", at_least=0)
     whiten_rewards: bool = setting(False, "Scale a batch's rewards to variance 1.")
-    bootstrap_truncated: bool = setting(False, "Value the state that a cut response ends in, as if it went on.")
+    bootstrap_truncated: bool = setting(
+        False, "Treat a cut response as one that continues: its last state has its estimated value instead of 0."
+    )
     normalise: str = setting(
-        "once", "Mean and variance of the score are measured on the reference's samples once, or go on being measured; "
-        "`off` takes scores as they are.", choices=("once", "running", "off"),
+        "once",
+        "How scores are standardised. `once`: mean and variance are measured once, on the reference's samples. "
+        "`running`: measuring continues. `off`: scores are not standardised.", choices=("once", "running", "off"),
     )  # fmt: skip
-    normalise_on: int = setting(256, "Samples of the reference that mean and variance are measured on.", above=0)
+    normalise_on: int = setting(256, "Number of reference samples on which mean and variance are measured.", above=0)
     max_grad_norm: float = training.max_grad_norm()
     weight_decay: float = training.weight_decay()
     gradient_checkpointing: str = training.gradient_checkpointing()
     eval_every: int | None = setting(
-        None, "Updates between two measurements on prompts that nothing trains on, of the start among them. Empty: no "
+        None,
+        "Updates between two measurements on prompts that nothing trains on. The start is measured too. Empty: no "
         "measurements.", above=0,
     )  # fmt: skip
     eval_prompts: int = setting(
-        64, "Prompts that eval_every measures on: of data.eval_path, or kept out of training.", above=0
+        64, "Number of prompts for eval_every. They come from data.eval_path, or are kept out of training.", above=0
     )
-    shown: int = setting(4, "Answers of each measurement that samples.jsonl keeps.", above=0)
+    shown: int = setting(4, "Number of answers of each measurement that samples.jsonl keeps.", above=0)
     publish: str = setting(
-        "best", "What a run with eval_every publishes: the best update that was measured, or the last.",
+        "best", "What a run with eval_every publishes: the best measured update, or the last update.",
         choices=("best", "last"),
     )  # fmt: skip
     save_every: int = training.save_every(10, "Updates")
-    checkpoints: int = setting(2, "Newest checkpoints that are kept.", above=0)
+    checkpoints: int = setting(2, "Number of newest checkpoints that are kept.", above=0)
     first_ratio: FirstRatioConfig = field(default_factory=FirstRatioConfig)
     tripwires: TripwireConfig = field(default_factory=TripwireConfig)
 

@@ -178,17 +178,17 @@ def markdown() -> str:
     rest = Section("what stages start from", "Each stage's section says which of these it reads.", tuple(alone))
     lines = [
         "# Settings", "",
-        "Every key, its default, and what it may hold. `python -m align.config.reference` makes this page from the",
-        "declarations that validate a command line; `python -m align stage=NAME --help` shows one stage's part of it.",
-        "`null` is an empty value, `(method.lr)` that of another key. A stage may begin with other values:",
-        "its `--help` and `--cfg job` have those.", "",
+        "This page lists every key with its default and its allowed values. `python -m align.config.reference` makes",
+        "it from the declarations that validate a command line. `python -m align stage=NAME --help` shows the keys of",
+        "one stage. `null` is an empty value, and `(method.lr)` is the value of another key. Some stages have other",
+        "defaults: their `--help` and `--cfg job` show them.", "",
         "## Stages", "",
     ]  # fmt: skip
     for name, stage in STAGES.items():
         if name == "full":
             lines += ["### stage=full", "", "The keys of stage=sft, with method=full and method.lr=2e-5.", ""]
             continue
-        lines += tables(stage_section(name), "###", f"Reads besides: {', '.join((*stage.reads, *stage.uses))}.")
+        lines += tables(stage_section(name), "###", f"It also reads: {', '.join((*stage.reads, *stage.uses))}.")
     lines += ["## Groups", ""]
     for one in (*shared[:3], *reward_sections(), *shared[3:]):
         lines += tables(one, "###")
@@ -204,8 +204,8 @@ def names_elsewhere() -> list[str]:
     """What TRL and the others call these keys, as Markdown."""
     lines = [
         "## Names elsewhere", "",
-        "What TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl and OpenRLHF call these keys. A command line that",
-        "uses such a name is refused with the one on this page.", "",
+        "This table has the names of these keys in TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl and OpenRLHF.",
+        "If a command line uses such a name, it is refused, and the message gives align's name.", "",
         "| here | elsewhere |", "| --- | --- |",
     ]  # fmt: skip
     lines += [f"| `{key}` | {', '.join(f'`{word}`' for word in words.split())} |" for key, words in WORDS.items()]

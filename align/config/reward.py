@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class RewardStageConfig(Settings):
-    """A reward model: Bradley–Terry on pairs; the LoRA starts from the SFT adapter, the head from zero. A batch counts
-    rankings: one of K answers is K texts to read, a pair is a ranking of two."""
+    """A reward model: Bradley–Terry loss on pairs. The LoRA starts from the SFT adapter, and the head starts from zero.
+    A batch counts rankings. A ranking of K answers is K texts to read, and a pair is a ranking of two."""
 
     AT: ClassVar[str] = "stage"
 
@@ -41,8 +41,9 @@ class RewardStageConfig(Settings):
     gradient_checkpointing: str = training.gradient_checkpointing()
     prioritise: bool = setting(
         False,
-        "Write into the store how unsure the model is of each item of the project, for those to be judged first: "
-        "with data=annotations, in a project whose `order` is `priority`.",
+
+        "Write into the store how uncertain the model is about each item of the project. Needs data=annotations. If "
+        "the project's `order` is `priority`, uncertain items are judged first.",
     )  # fmt: skip
 
     def check_together(self) -> None:

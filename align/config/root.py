@@ -28,7 +28,7 @@ class RunConfig(Settings):
 
     AT: ClassVar[str] = "run"
 
-    name: str | None = setting(None, "The run's name. Empty: derived from what goes in.")
+    name: str | None = setting(None, "The run's name. Empty: derived from the run's settings and inputs.")
     root: str = setting(DEFAULT_ROOT, "The folder of all runs.")
 
     def check_together(self) -> None:
@@ -106,21 +106,24 @@ class Config(Settings):
     track: TrackConfig = field(default_factory=TrackConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     init: str = setting(
-        "sft:latest", "What the stage starts from: a path, `base`, hub:ID, STAGE:latest or STAGE:NAME. sft, full and "
-        "verify begin with `base`.", names="init",
+        "sft:latest",
+        "What the stage starts from: a path, `base`, hub:ID, STAGE:latest or STAGE:NAME. For sft, full and verify the "
+        "default is `base`.", names="init",
     )  # fmt: skip
-    artifact: str = setting("ppo:latest", "What is evaluated or exported, named as `init` is.", names="artifact")
+    artifact: str = setting(
+        "ppo:latest", "What is evaluated or exported, in the same form as `init`.", names="artifact"
+    )
     project: str = setting("default", "The annotation project.")
     store: StoreConfig = field(default_factory=StoreConfig)
-    seed: int = setting(0, "Seed of everything that is drawn at random.", at_least=0, at_most=2**32 - 1)
+    seed: int = setting(0, "Seed of all random draws.", at_least=0, at_most=2**32 - 1)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = setting(
-        "auto", "`auto` continues an unfinished run, `never` makes a new one, `must` refuses to start afresh.",
+        "auto", "`auto` continues an unfinished run, `never` makes a new run, `must` refuses to start a new run.",
         choices=("auto", "never", "must"),
     )  # fmt: skip
-    device: str = setting("auto", "A device of torch's. `auto`: cuda where there is one, else cpu.")
+    device: str = setting("auto", "A torch device. `auto`: cuda if available, cpu otherwise.")
     dtype: str = setting(
-        "auto", "The number format that is computed in. `auto`: bfloat16 on cuda, float32 on a CPU.",
+        "auto", "The dtype of the computation. `auto`: bfloat16 on cuda, float32 on a CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
     schema_version: int = setting(SCHEMA_VERSION, "Version of this configuration's keys.")

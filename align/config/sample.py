@@ -10,10 +10,10 @@ from align.config.settings import Settings, setting
 
 @dataclass
 class SampleConfig(Settings):
-    """Answers for people to rank."""
+    """Samples answers for people to rank."""
 
     AT: ClassVar[str] = "stage"
 
     name: str = "sample"
-    prompts: int = setting(1200, "Prompts that are answered.", above=0)
-    candidates: int = setting(4, "Answers to each prompt, for people to compare.", at_least=2, at_most=9)
+    prompts: int = setting(1200, "Number of prompts that are answered.", above=0)
+    candidates: int = setting(4, "Number of answers to each prompt, for people to compare.", at_least=2, at_most=9)

@@ -24,23 +24,21 @@ class RewardConfig(Settings):
 
 @dataclass
 class LearnedReward(RewardConfig):
-    """A reward model. On the policy's own base it is one more adapter there; on another it brings its base and its
-    tokenizer, and reads the answers as text."""
+    """A reward model. If its base is the policy's, it is one more adapter on that base. Otherwise it has its own base
+    and tokenizer, and reads the answers as text."""
 
     name: str = "learned"
-    ref: str = setting("reward:latest", "The reward model, named as `init` is.", names="reward")
+    ref: str = setting("reward:latest", "The reward model, in the same form as `init`.", names="reward")
 
 
 @dataclass
 class FunctionReward(RewardConfig):
-    """A function of the user's: a list of conversations, each a list of `{role, content}` that ends with the answer, to
-    one number each."""
+    """Your function. It gets a list of conversations, each a list of `{role, content}` that ends with the answer, and
+    returns one number for each."""
 
     name: str = "fn"
     fn: str | None = setting(None, "The function, as package.module:name.")
-    timeout: float | None = setting(
-        None, "How long one call of it may take. Empty: as long as it takes.", unit="seconds", above=0
-    )
+    timeout: float | None = setting(None, "Time limit for one call. Empty: no limit.", unit="seconds", above=0)
 
     def check_together(self) -> None:
         require(
@@ -51,7 +49,7 @@ class FunctionReward(RewardConfig):
 
 @dataclass
 class SentimentReward(RewardConfig):
-    """VADER's sentiment, as the rule of that name has it: the default judge of `stage=eval`."""
+    """VADER's sentiment, the same as the rule `sentiment`. It is the default judge of `stage=eval`."""
 
     name: str = "sentiment"
 
@@ -61,7 +59,7 @@ class RulesReward(RewardConfig):
     """The weighted sum of rules: `length` low, high (words) · `regex` pattern · `json` · `tags` tags · `sentiment`."""
 
     name: str = "rules"
-    rules: Any = setting(None, "List of {rule: NAME, weight: 1.0, …}, each with the settings of its rule.")
+    rules: Any = setting(None, "List of rules, such as {rule: NAME, weight: 1.0, …}, each with its rule's settings.")
 
     def check_together(self) -> None:
         for where, rule in listed("reward.rules", self.rules):
@@ -76,12 +74,16 @@ class EnsembleReward(RewardConfig):
     mitigate overoptimization", 2023)."""
 
     name: str = "ensemble"
-    refs: list[str] = setting([], "The reward models, each named as `init` is.", names="reward")
+    refs: list[str] = setting([], "The reward models, each in the same form as `init`.", names="reward")
     combine: str = setting(
-        "mean", "Their mean, their least, or the mean less `deviations` times their standard deviation.",
+        "mean",
+        "`mean`: the members' mean. `min`: their minimum. `mean_minus_std`: their mean minus `deviations` times their "
+        "standard deviation.",
         choices=("mean", "min", "mean_minus_std"),
     )  # fmt: skip
-    deviations: float = setting(1.0, "For combine=mean_minus_std.", unit="standard deviations", above=0)
+    deviations: float = setting(
+        1.0, "Number of standard deviations for combine=mean_minus_std.", unit="standard deviations", above=0
+    )
 
     def check_together(self) -> None:
         require(

@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class SftConfig(Settings):
-    """Supervised instruction tuning: a loss on what the assistant says, and on nothing else. LoRA wants about ten times
-    the learning rate of full fine-tuning."""
+    """Supervised instruction tuning. The loss counts only what the assistant says. LoRA needs about ten times the
+    learning rate of full fine-tuning."""
 
     AT: ClassVar[str] = "stage"
 
     name: str = "sft"
-    lr: float = setting(II("method.lr"), "Learning rate at its highest. Not given: method.lr.", above=0)
+    lr: float = setting(
+        II("method.lr"), "Learning rate at its highest. If you do not set it, it is method.lr.", above=0
+    )
     epochs: float = training.epochs()
     max_steps: int | None = setting(
-        None, "Steps after which training ends, whatever the epochs say. Empty: none.", above=0
+        None, "Training ends after this number of steps, whatever the number of epochs. Empty: no limit.", above=0
     )
     batch_size: int = training.batch_size()
     micro_batch: int = training.micro_batch()
@@ -38,8 +40,8 @@ class SftConfig(Settings):
     adam_beta2: float = training.adam_beta2()
     weight_decay: float = training.weight_decay()
     max_grad_norm: float = training.max_grad_norm()
-    packing: bool = setting(False, "Put several short rows into one, told apart by their positions.")
-    eval_size: int = setting(256, "Held-out documents that the loss is measured on.", above=0)
+    packing: bool = setting(False, "Put several short rows into one sequence, separated by their position ids.")
+    eval_size: int = setting(256, "Number of held-out documents on which the loss is measured.", above=0)
     eval_every: int | None = training.eval_every()
     publish: str = training.publish()
     patience: int | None = training.patience()

@@ -19,7 +19,7 @@ def epochs() -> Any:
 
 
 def batch_size(rows: str = "Rows") -> Any:
-    return setting(16, f"{rows} that a step of the optimiser sees.", above=0)
+    return setting(16, f"{rows} in one optimiser step.", above=0)
 
 
 def micro_batch(rows: str = "Rows") -> Any:
@@ -28,25 +28,28 @@ def micro_batch(rows: str = "Rows") -> Any:
 
 def gradient_accumulation() -> Any:
     return setting(
-        None, "Micro-batches in a step of the optimiser. It sets batch_size to so many times micro_batch; give one of "
-        "the two.", above=0,
+        None,
+        "Micro-batches in one optimiser step. It sets batch_size to this number times micro_batch; give one of the "
+        "two.", above=0,
     )  # fmt: skip
 
 
 def optimiser() -> Any:
     return setting(
         "auto",
-        "The optimiser. `auto`: paged_adamw_8bit on cuda, else adamw; those in 8 bits need cuda.",
+        "The optimiser. `auto`: paged_adamw_8bit on cuda, adamw otherwise. The 8-bit optimisers need cuda.",
         choices=("auto", *OPTIMISERS),
     )  # fmt: skip
 
 
 def adam_beta1() -> Any:
-    return setting(0.9, "Decay of the optimiser's mean of gradients; adafactor has none.", at_least=0, below=1)
+    return setting(0.9, "Decay of the optimiser's mean of gradients. adafactor ignores it.", at_least=0, below=1)
 
 
 def adam_beta2() -> Any:
-    return setting(0.999, "Decay of the optimiser's mean of their squares; adafactor has none.", at_least=0, below=1)
+    return setting(
+        0.999, "Decay of the optimiser's mean of squared gradients. adafactor ignores it.", at_least=0, below=1
+    )
 
 
 def warmup(share: float, most: float | None = None) -> Any:
@@ -55,19 +58,19 @@ def warmup(share: float, most: float | None = None) -> Any:
 
 
 def schedule(default: str = "cosine") -> Any:
-    return setting(default, "Course of the learning rate after the warmup.", choices=SCHEDULES)
+    return setting(default, "How the learning rate changes after the warmup.", choices=SCHEDULES)
 
 
 def max_grad_norm() -> Any:
-    return setting(1.0, "Gradients of a larger norm are scaled down to it.", above=0)
+    return setting(1.0, "Gradients with a larger norm are scaled down to this norm.", above=0)
 
 
 def weight_decay() -> Any:
-    return setting(0.0, "Decay of the weights by AdamW.", at_least=0)
+    return setting(0.0, "AdamW's weight decay.", at_least=0)
 
 
 def log_every() -> Any:
-    return setting(10, "Steps between two rows of metrics; the first and the last step have one too.", above=0)
+    return setting(10, "Steps between two rows of metrics. The first and the last step always have a row.", above=0)
 
 
 def save_every(default: int, steps: str = "Steps") -> Any:
@@ -76,27 +79,34 @@ def save_every(default: int, steps: str = "Steps") -> Any:
 
 def eval_every() -> Any:
     return setting(
-        None, "Steps between two measurements of the held-out loss while it trains; the last step is measured too. "
-        "Empty: none.", above=0,
+        None,
+        "Steps between two measurements of the held-out loss during training. The last step is always measured. "
+        "Empty: no measurements.", above=0,
     )  # fmt: skip
 
 
 def publish() -> Any:
     return setting(
-        "last", "What is published: the weights of the last step, or the best, of the step with the lowest held-out "
-        "loss that eval_every measured.", choices=("last", "best"),
+        "last",
+        "Which weights are published. `last`: those of the last step. `best`: those of the step with the lowest "
+        "held-out loss that eval_every measured.", choices=("last", "best"),
     )  # fmt: skip
 
 
 def patience() -> Any:
     return setting(
-        None, "Measurements in a row without a lower held-out loss after which training ends. Empty: never.", above=0
+        None,
+        "Training ends after this number of measurements in a row without a lower held-out loss. Empty: never.",
+        above=0,
     )
 
 
 def held_out() -> Any:
     return setting(
-        0.1, "Share of the prompts whose pairs the model is measured on and never trained on.", above=0, below=1
+        0.1,
+        "Share of the prompts that is held out: the model is measured on their pairs and never trained on them.",
+        above=0,
+        below=1,
     )
 
 

@@ -10,10 +10,9 @@ from align.config.settings import setting
 
 @dataclass
 class VerifyConfig(PpoConfig):
-    """Checks that PPO computes what it should, on your model and settings: write it in place of `stage=ppo` in a line
-    that you want to run. It takes every setting of that stage and measures one batch of `rows` answers. It needs
-    nothing that was trained: by default (`init=base`) adapters are fresh, and moved a little so that they say
-    something."""
+    """Checks that PPO computes correctly with your model and settings. Write it in place of `stage=ppo` in a line that
+    you want to run. It takes every setting of that stage and measures one batch of `rows` answers. It needs no earlier
+    run: by default (`init=base`) it makes new adapters, and moves them a little so that they have an effect."""
 
     name: str = "verify"
-    rows: int = setting(8, "Answers of the batch.", at_least=2)
+    rows: int = setting(8, "Number of answers in the measured batch.", at_least=2)
