@@ -112,12 +112,14 @@ def test_a_fault_of_ours_does_not_stop_the_others(align: Align, sft: list[str], 
     assert [read_manifest(Path(f"runs/sft/x-seed={n}")).status for n in (1, 2)] == ["failed", "done"]
 
 
-def test_where_forking_is_not_safe(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
-    """Each job is a new process, which says where its run is all the same."""
+def test_where_forking_is_not_safe(align: Align, monkeypatch: pytest.MonkeyPatch):
+    """Each job is a new process, which says where its run is all the same. (A stage without torch starts soon.)"""
     monkeypatch.setattr(batch, "imported", lambda stages: False)
-    status, out, err = align("-m", *sft, "run.name=x", "seed=1,2")
+    Path("items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
+    job = ["stage=annotate", "stage.action=import", "stage.path=items.jsonl", "run.name=x"]
+    status, out, err = align("-m", *job, "seed=1,2")
     assert (status, batch.OPENED in os.environ) == (0, False), err
-    assert [job[-1] for job in rows(out)[1:]] == ["runs/sft/x-seed=1", "runs/sft/x-seed=2"]
+    assert [job[-1] for job in rows(out)[1:]] == ["runs/annotate/x-seed=1", "runs/annotate/x-seed=2"]
 
 
 def test_a_wrong_job_is_found_before_any_runs(align: Align, sft: list[str]):
