@@ -149,6 +149,16 @@ def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: P
     assert identity_of("ppo", config, {}, None) != identity_of("ppo", other, {}, None)
 
 
+def test_a_key_of_a_later_version_moves_no_name_at_its_default() -> None:
+    """Names are derived from identities: those that were given before the key was there stay."""
+    plain, skips = (composed("stage=sft", f"data.on_bad_row={value}") for value in ("error", "skip"))
+    older = {**plain, "data": {key: value for key, value in plain["data"].items() if key != "on_bad_row"}}
+    same = identity_of("sft", plain, {}, BASE)
+    assert "on_bad_row" not in same["config"]["data"]
+    assert identity_of("sft", older, {}, BASE) == same
+    assert identity_of("sft", skips, {}, BASE)["config"]["data"]["on_bad_row"] == "skip"
+
+
 def test_one_run_by_two_spellings_and_an_unrelated_group(tmp_path: Path) -> None:
     with opened(tmp_path, data={"name": "jsonl", "path": "a.jsonl"}, export={"name": "merged"}) as run:
         run.begin("a: 1\n")
