@@ -254,7 +254,7 @@ CASES = [
             (b"3\n", "object"),
             (b"\xff\xfe\x00", "UTF-8"),
             (b"\x00" * 64, "JSON"),
-            (DEEP.encode(), "JSON"),
+            (DEEP.encode(), "nested too deeply"),
             (b"PAR1\x15\x04", "Parquet"),
             (b"PK\x03\x04", "zip"),
             (b"\x1f\x8b\x08", "gzip"),
