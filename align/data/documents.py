@@ -11,7 +11,7 @@ A row is recognised by its columns:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from align.types import Conversation, Document, Message
 
 Placed = list[tuple[str, Message]]
 """Messages, each with the place in its row that its text stands at, for errors to name."""
+TEXT = "text"
 ANSWERS = ("completion", "response", "chosen")
 SHARE_GPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"}
 """Who speaks in ShareGPT's rows and their kin → the role. Other names are roles."""
@@ -63,25 +64,20 @@ def document_of(row: Mapping[str, Any], where: str, id: str, answered: bool = Fa
     and the conversation counts."""
     check_row(row, where)
     check_weight(row, where)
-    if "messages" in row:
-        placed = listed(row["messages"], where, "messages")
-    elif "conversations" in row:
-        placed = share_gpt(row["conversations"], where, "conversations")
-    elif "prompt" in row:
-        placed = asked_and_answered(row, where)
-    elif "instruction" in row:
-        placed = alpaca(row, where)
-    elif "text" in row:
-        return plain_text(row, where)
-    else:
+    there = [column for column in (*SHAPES, TEXT) if column in row]
+    shape = next((column for column in there if row[column] is not None), there[0] if there else "")
+    if not shape:
         raise InputError(
             f"{where}, columns", ", ".join(map(str, row)) or "(none)", "there is nothing to learn from among them",
             "Give `messages`, `prompt` with `completion`, or `text`; docs/data-formats.md has every shape.",
         )  # fmt: skip
-    asks = {"prompt": ANSWERS, "instruction": ("output",)}.get(placed[0][0].partition("[")[0], ())
-    if answered and asks and not any(name in row for name in asks):
+    if shape == TEXT:
+        return plain_text(row, where)
+    read, answers = SHAPES[shape]
+    placed = read(row, where)
+    if answered and answers and not any(name in row for name in answers):
         problem = "there is no answer among them"
-        raise refused(where, "columns", ", ".join(map(str, row)), problem, f"Call it {' or '.join(asks)}.")
+        raise refused(where, "columns", ", ".join(map(str, row)), problem, f"Call it {' or '.join(answers)}.")
     for place, message in placed:
         check_said(place, message, where)
     return Conversation(with_system_column(tuple(message for _, message in placed), row, where), id)
@@ -175,3 +171,13 @@ def alpaca(row: Mapping[str, Any], where: str) -> Placed:
     if texts["output"] is not None:
         turns.append(("output", Message("assistant", texts["output"])))
     return turns
+
+
+SHAPES: Mapping[str, tuple[Callable[[Mapping[str, Any], str], Placed], tuple[str, ...]]] = {
+    "messages": (lambda row, where: listed(row["messages"], where, "messages"), ()),
+    "conversations": (lambda row, where: share_gpt(row["conversations"], where, "conversations"), ()),
+    "prompt": (asked_and_answered, ANSWERS),
+    "instruction": (alpaca, ("output",)),
+}
+"""Column that a conversation's shape is recognised by → what reads it, and the columns that its answer may stand in. Of
+several the first counts that is not null: data sets fill the columns of other rows with null."""

@@ -208,6 +208,7 @@ def verify(config: Config) -> Inputs:
     untold = config.init == BASE and config.reward == LearnedReward()
     root = Path(config.run.root).expanduser()
     rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
+    read_alike(models_of(rewards), config.rollout.reasoning)
     read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
     return Inputs(config, label(base, config.method.name), base, read)
 

@@ -133,8 +133,9 @@ def test_a_learned_reward_reads_answers_alone_too(shop: Workshop, tmp_path: Path
     assert "a pair is judged by all of it" in shop.said
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
     found = {}
-    assert shop.status("stage=ppo", *shop.on_file, "init=sft:s", "reward.ref=reward:alone", *learning) == 2
-    assert "rollout.reasoning=keep: reward:alone was trained on answers without their reasoning" in shop.said
+    for stage in ("ppo", "verify"):  # which takes a line of it
+        assert shop.status(f"stage={stage}", *shop.on_file, "init=sft:s", "reward.ref=reward:alone", *learning) == 2
+        assert "rollout.reasoning=keep: reward:alone was trained on answers without their reasoning" in shop.said
     kept = shop.ended(*words, "data.reasoning=keep", "run.name=whole")
     assert kept == 0, shop.said
     for reasoning in ("keep", "hide"):

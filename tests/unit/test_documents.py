@@ -37,6 +37,8 @@ def share_gpt(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
         ({"instruction": "c", "output": "d", "history": [["a", "b"]]}, TURNS),
         ({"instruction": "a", "output": "b", "history": [], "system": "s"}, (SYSTEM, *TURNS[:2])),
         ({"instruction": "a"}, TURNS[:1]),
+        ({"messages": None, "conversations": None, "prompt": "a", "completion": "b", "text": None}, TURNS[:2]),
+        ({"prompt": None, "instruction": "a", "input": None, "output": "b"}, TURNS[:2]),
     ],
 )
 def test_the_shapes_of_others_are_conversations(tmp_path: Path, row: dict[str, Any], expected: tuple[Message, ...]):
@@ -64,7 +66,11 @@ def test_an_answer_that_is_not_trained_on_may_say_nothing(tmp_path: Path):
 
 def test_a_question_to_train_on_has_an_answer_beside_it(tmp_path: Path):
     """A misspelt column made questions of rows, which were left out in a clause of one line."""
-    for row, names in (({"prompt": "a", "completion_": "b"}, "completion"), ({"instruction": "a"}, "output")):
+    rows = [
+        ({"prompt": "a", "completion_": "b"}, "completion"), ({"instruction": "a"}, "output"),
+        ({"instruction": "c", "history": [["a", "b"]]}, "output"),
+    ]  # fmt: skip
+    for row, names in rows:
         path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": None}, row)
         assert len(read_documents(path)) == 2  # to be asked
         with pytest.raises(InputError, match=rf"row 2, columns=.*: there is no answer among them\. Call it {names}"):
