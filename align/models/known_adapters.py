@@ -1,0 +1,89 @@
+"""Which adapters may be asked for, where their files lie, and who is using them. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import RLock
+
+from align.errors import CorruptFile, InputError
+from align.run.weights import adapter_digest
+
+
+@dataclass(slots=True)
+class Known:
+    """Attributes:
+    held: requests that use it.
+    registered: whether new requests may.
+    """
+
+    folder: Path
+    held: int = 0
+    registered: bool = True
+
+
+@dataclass(slots=True)
+class KnownAdapters:
+    """Adapters by the digest of their two files. One that is unregistered while somebody uses it is forgotten once they
+    have finished. Safe to share between threads."""
+
+    by_digest: dict[str, Known] = field(default_factory=dict)
+    lock: RLock = field(default_factory=RLock)
+
+    def register(self, folder: Path) -> str:
+        """Make the adapter in a folder known. Returns its digest."""
+        digest = adapter_digest(folder)
+        with self.lock:
+            known = self.by_digest.setdefault(digest, Known(folder))
+            known.folder, known.registered = folder, True
+        return digest
+
+    def unregister(self, digest: str) -> None:
+        """Let no new request use it.
+
+        Raises:
+            InputError: it is not registered.
+        """
+        with self.lock:
+            self._require(digest).registered = False
+            self._forget(digest)
+
+    def hold(self, digest: str) -> None:
+        """Somebody uses it, until `release`.
+
+        Raises:
+            InputError: it is not registered.
+        """
+        with self.lock:
+            self._require(digest).held += 1
+
+    def release(self, digest: str) -> None:
+        with self.lock:
+            self.by_digest[digest].held -= 1
+            self._forget(digest)
+
+    def folder(self, digest: str) -> Path:
+        """Where one that is held lies, found unchanged.
+
+        Raises:
+            CorruptFile: its files are gone, or not those that were registered.
+        """
+        folder = self.by_digest[digest].folder
+        if not folder.is_dir() or adapter_digest(folder) != digest:
+            problem = "its files were changed after it was registered"
+            raise CorruptFile("adapter", digest[:12], problem, "Load it again, so that the new weights get their name.")
+        return folder
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.by_digest
+
+    def _require(self, digest: str) -> Known:
+        known = self.by_digest.get(digest)
+        if known is None or not known.registered:
+            raise InputError("adapter", digest, "is not registered", "Load it first.")
+        return known
+
+    def _forget(self, digest: str) -> None:
+        known = self.by_digest[digest]
+        if not known.registered and known.held == 0:
+            del self.by_digest[digest]

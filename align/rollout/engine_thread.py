@@ -1,0 +1,91 @@
+"""A thread that steps an engine, for whoever must not wait: a server's event loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Condition, Thread
+from typing import TypeVar
+
+from align.rollout.requests import Listener, Pending, Request, ServingEngine
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class EngineThread:
+    """Steps an engine while there is work. Safe to use from any thread.
+
+    Args:
+        engine: nobody else steps it.
+    """
+
+    def __init__(self, engine: ServingEngine) -> None:
+        self.engine = engine
+        self._changed, self._calls = Condition(), deque[Callable[[], None]]()
+        self._closing, self._work = False, False
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def add(self, request: Request, listener: Listener) -> Pending:
+        """See `ServingEngine.add`. The listener is called by the engine's thread."""
+        pending = self.engine.add(request, listener)
+        self._wake()
+        return pending
+
+    def abort(self, pending: Pending) -> None:
+        self.engine.abort(pending)
+        self._wake()
+
+    def between_steps(self, act: Callable[[], T]) -> Future[T]:
+        """Have something done by the engine's thread, with no step under way."""
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(act())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            self._calls.append(call)
+            self._changed.notify_all()
+        return future
+
+    def close(self, within_s: float) -> bool:
+        """Finish what was added, or what of it can be finished in time. Whether all was."""
+        until = time.monotonic() + within_s
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(max(0.0, until - time.monotonic()))
+        return not self._thread.is_alive()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._work = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._work or self._calls or self._closing):
+                    self._changed.wait()
+                calls = list(self._calls)
+                self._calls.clear()
+                self._work = False
+            for call in calls:
+                call()
+            if self.engine.step():
+                self._work = True
+            elif self._closing and not (self._work or self._calls):
+                return
