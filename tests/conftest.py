@@ -25,6 +25,14 @@ OTHER_TEMPLATE = (
     "{% else %}{{ '<ask>' + message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<say>' }}{% endif %}"
 )
+# As Hermes and Qwen do: tools as JSON in front, calls between marks, results as turns of a role of their own.
+TOOL_TEMPLATE = (
+    "{% if tools %}<|system|>{{ tools | tojson }}<end>{% endif %}"
+    "{% for message in messages %}{{ '<|' + message.role + '|>' }}{{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>"
+    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}</tool_call>{% endfor %}"
+    "<end>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"]
 VOCABULARY = 320  # the 256 bytes, the special tokens and some merges: a multiple of 64
 
@@ -132,6 +140,13 @@ def byte_bpe(special: Sequence[str], template: str, size: int, **named: str) -> 
 def tiny_tokenizer() -> Any:
     """A byte-level BPE of 320 tokens with a chat template; pad, bos and eos are three different tokens."""
     return byte_bpe(SPECIAL, CHAT_TEMPLATE, VOCABULARY, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def tool_tokenizer() -> Any:
+    """A vocabulary of 320 tokens and a template that takes tools."""
+    special = ["<pad>", "<end>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+    return byte_bpe(special, TOOL_TEMPLATE, VOCABULARY, pad_token="<pad>", eos_token="<end>")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,102 @@
+"""Answers as text, a token at a time: whole characters, no stop string, and nothing lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from align.models.pocket import FOLDER
+from align.serve.decoding import StopFinder, TextDecoder, beginning_at_end
+from align.serve.token_texts import TokenTexts
+
+POCKET = AutoTokenizer.from_pretrained(FOLDER)
+LETTERS = st.text(st.sampled_from("ab <|end>é€😀👩‍👩‍👧\n\t"), max_size=24)
+
+
+def ids_of(text: str, tokenizer: Any = POCKET) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def deltas(ids: list[int], *stops: str, tokenizer: Any = POCKET, **more: Any) -> list[str]:
+    decoder = TextDecoder(tokenizer, stops, **more)
+    return [*(decoder.take(id) for id in ids), decoder.rest()]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=LETTERS)
+def test_the_deltas_are_the_text(text: str, tiny_tokenizer: Any):
+    for tokenizer in (POCKET, tiny_tokenizer):
+        ids = ids_of(text, tokenizer)
+        pieces = deltas(ids, tokenizer=tokenizer)
+        assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=LETTERS, stops=st.lists(st.text(st.sampled_from("ab é€😀"), min_size=1, max_size=3), max_size=4))
+def test_the_text_ends_before_the_first_stop_string(text: str, stops: list[str]):
+    ids = ids_of(text)
+    whole = POCKET.decode(ids, skip_special_tokens=True)
+    cut = min((at for at in map(whole.find, stops) if at >= 0), default=len(whole))
+    pieces = deltas(ids, *stops)
+    # Two stop strings may end with one token; the text is cut before whichever begins first.
+    assert "".join(pieces) == whole[:cut]
+    shown = ""
+    for piece in pieces:
+        shown += piece
+        assert not any(stop in shown for stop in stops)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=st.lists(st.integers(0, len(POCKET) - 1), max_size=40))
+def test_whatever_tokens_come_each_piece_is_text(ids: list[int]):
+    "".join(deltas(ids)).encode()
+    finder = StopFinder(TextDecoder(POCKET, ("a",)))
+    ended = [finder(id) for id in ids]
+    assert any(ended) == ("a" in "".join(deltas(ids)))
+
+
+def test_a_stop_string_over_several_tokens_ends_with_its_last():
+    ids = ids_of("one 😀 two three")
+    finder = StopFinder(TextDecoder(POCKET, ("😀 two",)))
+    assert [finder(id) for id in ids].index(True) == len(ids_of("one 😀 two")) - 1
+
+
+def test_a_character_that_never_ends_is_left_out():
+    ids = ids_of("a 😀")[:-1]
+    assert "".join(deltas(ids)) == "a "
+    bytes_alone = [POCKET.convert_tokens_to_ids("<0xF0>")] * 30
+    assert "\ufffd" in "".join(deltas([*bytes_alone, *ids_of("b")]))
+
+
+def test_an_answer_that_goes_on_with_a_text_keeps_its_blank():
+    ids = ids_of("the cat sat")
+    assert "".join(deltas(ids[2:], before=ids[:2])) == POCKET.decode(ids)[len(POCKET.decode(ids[:2])) :]
+
+
+@pytest.mark.parametrize(
+    ("text", "sought", "size"), [("ab", "abc", 2), ("xa", "abc", 1), ("abc", "abc", 0), ("", "a", 0), ("aab", "abb", 2)]
+)
+def test_the_beginning_at_an_end(text: str, sought: str, size: int):
+    assert beginning_at_end(text, sought) == size
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=LETTERS)
+def test_the_bytes_of_tokens_are_those_of_the_text(text: str, tiny_tokenizer: Any, other_tokenizer: Any):
+    for tokenizer in (POCKET, tiny_tokenizer, other_tokenizer):
+        texts = TokenTexts(tokenizer)
+        ids = [id for id in ids_of(text, tokenizer) if id not in tokenizer.all_special_ids]
+        assert b"".join(map(texts.bytes_of, ids)) == tokenizer.decode(ids).encode()
+
+
+def test_half_a_character_has_its_byte():
+    texts = TokenTexts(POCKET)
+    first = ids_of("€")[-3]
+    assert (texts.bytes_of(first), texts.text(first)) == (b"\xe2", "\ufffd")
+    assert texts.text(ids_of("a cat")[-1]) == " cat"
+    assert texts.bytes_of(POCKET.eos_token_id) == b"<|end|>"
