@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from postgres import new_schema, programs, server
+from templates import TOOL_TEMPLATE
 
 # One assistant turn is `<|assistant|>ANSWER<eos>`; the markers say where the loss is.
 CHAT_TEMPLATE = (
@@ -24,14 +25,6 @@ OTHER_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<say>' + message['content'] + '</s>\n' }}"
     "{% else %}{{ '<ask>' + message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<say>' }}{% endif %}"
-)
-# As Hermes and Qwen do: tools as JSON in front, calls between marks, results as turns of a role of their own.
-TOOL_TEMPLATE = (
-    "{% if tools %}<|system|>{{ tools | tojson }}<end>{% endif %}"
-    "{% for message in messages %}{{ '<|' + message.role + '|>' }}{{ message.content or '' }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>"
-    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}</tool_call>{% endfor %}"
-    "<end>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"]
 VOCABULARY = 320  # the 256 bytes, the special tokens and some merges: a multiple of 64

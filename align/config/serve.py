@@ -51,6 +51,10 @@ class ServeConfig(Settings):
         None, "Longest prompt with its answer. Not given: the model's context length.", unit="tokens", at_least=2
     )
     queue: int = setting(256, "Requests that wait at most; further ones are refused with status 429.", above=0)
+    drain_s: float = setting(
+        30.0, "Time that requests under way have after SIGTERM. New ones are refused meanwhile.", unit="seconds",
+        at_least=0,
+    )  # fmt: skip
     prefix_cache_mb: int = setting(256, "Memory for the prefixes of earlier prompts.", unit="MB", at_least=0)
     tenant: str | None = setting(None, "The tenant that `key` makes or changes.")
     admin: bool | None = setting(

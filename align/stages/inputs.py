@@ -221,7 +221,7 @@ def serve(config: Config) -> Inputs:
     config = changed(config, method=changed(config.method, name=method))
     records = {"base": Input(base.digest, ref=base.id)}
     records |= {f"adapters.{ref}": artifact.as_input() for ref, artifact in found.artifacts.items()}
-    return Inputs(config, label(base, method), base, records, lambda: (found.portfolio,), again=True)
+    return Inputs(config, label(base, method), base, records, lambda: (found,), again=True)
 
 
 def verify(config: Config) -> Inputs:
