@@ -121,7 +121,7 @@ class Service:
                 self.usage.sent(counts)
         except UsageUnwritable as error:
             for call in {call for call, _, _ in letters}:
-                call.end(Refusal(503, str(error), type=SERVER))
+                call.end(uncounted(error))
         else:
             for call, i, output in letters:
                 call.queue.put_nowait((i, output))
@@ -192,6 +192,9 @@ class Call:
             self.close()
             message = f"{error.problem}. {error.remedy}"
             raise Refusal(429, message, type="insufficient_quota", code="insufficient_quota") from error
+        except UsageUnwritable as error:
+            self.close()
+            raise uncounted(error) from error
         except InputError as error:
             self.close()
             raise as_refusal(error) from error
@@ -230,7 +233,9 @@ class Call:
             if output.finish_reason == "abort":
                 raise draining()
             if output.error is not None:
-                raise as_refusal(output.error) if isinstance(output.error, InputError) else fault()
+                # What a client can do wrong was refused when it was added; the engine logs what is no error of ours.
+                log.error("%s failed: %s", self.record.id, output.error)
+                raise fault()
             self._count(output)
             if output.finish_reason is not None:
                 del self._pending[i]
@@ -258,9 +263,16 @@ class Call:
             self.service.engine.abort(pending)
 
     def close(self) -> None:
-        """Whatever came of it: nothing of it goes on, and it is accounted for. May be called again."""
+        """Whatever came of it: nothing of it goes on, and it is accounted for. May be called again.
+
+        Raises:
+            Refusal: what was used could not be counted; nothing is answered then.
+        """
         self.abort()
-        self._stack.close()
+        try:
+            self._stack.close()
+        except UsageUnwritable as error:
+            raise uncounted(error) from error
 
 
 CLOSED = 499
@@ -269,3 +281,7 @@ CLOSED = 499
 
 def gone() -> Refusal:
     return Refusal(CLOSED, "The client has gone.", type=SERVER)
+
+
+def uncounted(error: UsageUnwritable) -> Refusal:
+    return Refusal(503, str(error), type=SERVER, retry_after_s=10)

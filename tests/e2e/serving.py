@@ -29,11 +29,11 @@ TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type"
 ASKED = [{"role": "user", "content": "Rain in Oslo?"}]
 
 
-def adapters(root: Path) -> Path:
-    """A folder with adapters on pocket: `one` and `two`, random; `tools`, whose template takes tools, and which calls
-    one when it is asked `ASKED`. Each says on which base it was made."""
+def adapters(root: Path, *names: str) -> Path:
+    """A folder with adapters on pocket, each of which says on which base it was made. They are random, but for one that
+    is called `tools`: its template takes tools, and it calls one when it is asked `ASKED`."""
     base = find_base("pocket")
-    for seed, name in enumerate(("one", "two", "tools")):
+    for seed, name in enumerate(names):
         torch.manual_seed(seed)
         model = load_base(base, "lora", torch.device("cpu"), torch.float32)
         lora = LoraConfig(
@@ -81,6 +81,10 @@ class Server:
     child: Child
     folder: Path
 
+    @property
+    def api(self) -> str:
+        return f"{self.url}/v1"
+
     def get(self, path: str, **headers: str) -> tuple[int, Any]:
         return fetched(urllib.request.Request(self.url + path, headers=headers))
 
@@ -110,11 +114,9 @@ def fetched(request: urllib.request.Request) -> tuple[int, Any]:
 
 
 @contextmanager
-def serving(forks: Forks, cwd: Path, *words: str) -> Iterator[Server]:
+def serving(forks: Forks, cwd: Path, *words: str, port: int | None = None) -> Iterator[Server]:
     """A server for as long as the block lasts."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = port or free_port()
     child = forks.start(cwd, "stage=serve", f"stage.port={port}", "run.name=s", *words)
     server = Server(f"http://127.0.0.1:{port}", port, child, cwd / "runs" / "serve" / "s")
     try:
@@ -132,6 +134,12 @@ def serving(forks: Forks, cwd: Path, *words: str) -> Iterator[Server]:
         if child.poll() is None:
             child.send_signal(9)
             child.ended()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def settles(look: Any, within_s: float = 10) -> bool:

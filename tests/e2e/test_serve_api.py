@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
 @pytest.fixture(scope="module")
 def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serve")
-    made = adapters(folder / "adapters")
+    made = adapters(folder / "adapters", "one", "two", "tools", "spoilt")
     names = ", ".join(f"{name}: {made / name}" for name in ("one", "two", "tools"))
     words = ("model=pocket", "method=lora", f"stage.roots=[{made}]")
     with serving(forks, folder, *words, f"stage.adapters={{{names}, mix: {{one: 0.5, two: 0.5}}}}") as server:
@@ -29,7 +30,7 @@ def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=server.api, api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -300,6 +301,22 @@ def test_bodies_that_are_too_large_or_never_come(client: openai.OpenAI, server: 
     assert client.completions.create(model="pocket", prompt="a", max_tokens=1).choices
     for each in half:
         each.close()
+
+
+def test_an_answer_that_fails_harms_no_other(client: openai.OpenAI, server: Server):
+    """An adapter whose files were changed behind the server's back does not answer, and nothing else is hurt."""
+    made = server.folder.parents[2] / "adapters"
+    assert server.post("/v1/load_lora_adapter", {"lora_name": "spoilt", "lora_path": "spoilt"})[0] == 200
+    shutil.copy(made / "two" / "adapter_model.safetensors", made / "spoilt")
+    asked: Any = {"model": "spoilt", "messages": HELLO, "max_tokens": 4}
+    with pytest.raises(openai.InternalServerError) as raised:
+        client.chat.completions.create(**asked)
+    assert str(made) not in str(raised.value.body)
+    with pytest.raises(openai.APIError, match="had an error"):
+        list(client.chat.completions.create(**asked, stream=True))
+    assert [line["status"] for line in server.log[-2:]] == [500, 500]
+    assert client.chat.completions.create(**{**asked, "model": "two"}).choices
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "spoilt"})[0] == 200
 
 
 def test_other_pages_and_other_names_are_refused(server: Server):
