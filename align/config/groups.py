@@ -202,7 +202,12 @@ class RolloutConfig(Settings):
 
     AT: ClassVar[str] = "rollout"
 
-    engine: str = setting("hf", "The engine that generates.", choices=("hf",))
+    engine: str = setting(
+        "hf",
+        "The engine that generates: `hf` samples from the training model itself; `bank` from a copy of the base that "
+        "serves many adapters in one batch, on a CPU.",
+        choices=("hf", "bank"),
+    )
     max_new_tokens: int = setting(256, "Longest response.", unit="tokens", above=0)
     temperature: float = setting(1.0, "Divides the logits before sampling.", above=0)
     batch_size: int = setting(128, "Number of responses that are generated together.", above=0)

@@ -1,10 +1,16 @@
-"""What a CPU run keeps in memory: freed tensors, for the next of their size; compiled kernels, only the last few."""
+"""What a CPU run keeps in memory: freed tensors, for the next of their size; compiled kernels, only the last few; of a
+large buffer, the pages that were written."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
+from math import prod
+
+import torch
+from torch import Tensor
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 ONE_GIB = 1 << 30
@@ -39,3 +45,10 @@ def keep_few_kernels() -> None:
     """
     for name in KERNEL_CACHES:
         os.environ.setdefault(name, str(KERNELS_KEPT))
+
+
+def untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory until they are written: room for as much as may come."""
+    ours = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    pages = mmap.mmap(-1, max(1, prod(shape)) * dtype.itemsize, flags=ours)
+    return torch.frombuffer(pages, dtype=dtype, count=prod(shape)).view(shape)

@@ -85,7 +85,13 @@ class EngineThread:
                 self._work = False
             for call in calls:
                 call()
-            if self.engine.step():
+            try:
+                more = self.engine.step()
+            except Exception as error:  # a fault of ours; who comes next may fare better
+                log.exception("the engine failed")
+                self.engine.give_up(error)
+                more = False
+            if more:
                 self._work = True
             elif self._closing and not (self._work or self._calls):
                 return

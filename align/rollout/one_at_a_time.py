@@ -94,6 +94,13 @@ class OneAtATime:
             self._release(pending.request)
         return len(self._waiting) > 0
 
+    def give_up(self, error: Exception) -> None:
+        with self._lock:
+            waiting = self._waiting.clear()
+        for pending in waiting:
+            self._release(pending.request)
+            Answer(pending).fail(error)
+
     def stats(self) -> Stats:
         counts = self._counts
         running = int(self._answer is not None)

@@ -10,6 +10,7 @@ import torch
 
 from align.data.chat import stop_token_ids
 from align.errors import require
+from align.rollout.bank import BankEngine
 from align.rollout.engine import Engine
 from align.rollout.hf import HfEngine
 from align.run import Base
@@ -53,4 +54,6 @@ def engine_of(
     match name:
         case "hf":
             return HfEngine(stops, tokenizer.pad_token_id, max_new_tokens, temperature, batch_size)
+        case "bank":
+            return BankEngine(stops, tokenizer.pad_token_id, max_new_tokens, temperature, batch_size)
     raise ValueError(name)

@@ -169,6 +169,10 @@ class ServingEngine(Protocol):
         """Do a piece of work; whether any is left."""
         ...
 
+    def give_up(self, error: Exception) -> None:
+        """Fail every request: a step raised what no request is to blame for. Called by the thread that steps."""
+        ...
+
     def stats(self) -> Stats: ...
 
 
@@ -238,3 +242,9 @@ class Waiting:
         if not self.queues[pending.request.tenant]:
             del self.queues[pending.request.tenant]
         return True
+
+    def clear(self) -> list[Pending]:
+        """Take all of them out."""
+        taken = [pending for queue in self.queues.values() for pending in queue]
+        self.queues.clear()
+        return taken
