@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from align.errors import AlignError
-from align.models.adapter_files import adapter_config, read_adapter
 from align.models.adapter_pool import AdapterPool
 from align.models.known_adapters import KnownAdapters
 from align.models.plain_path import base_model
@@ -48,9 +47,6 @@ class OneAtATime:
         self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0}
 
     def register(self, folder: Path) -> str:
-        """Raises: CorruptFile, InputError: it is damaged, or of a kind that is not served."""
-        adapter_config(folder)
-        read_adapter(folder)
         return self.known.register(folder)
 
     def unregister(self, digest: str) -> None:

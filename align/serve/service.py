@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from align.errors import InputError
 from align.rollout.engine_thread import EngineThread
@@ -35,6 +36,7 @@ class Service:
     """Attributes:
     format_of: tokenizer and template of a version; of the base for None.
     vocabulary: rows of the base's embedding.
+    check: raises InputError where the engine cannot answer by the adapter in a folder.
     created: when the server began, in seconds since 1970.
     keys: None: whoever reaches the server may do everything.
     usage: None where nobody has a budget.
@@ -45,6 +47,7 @@ class Service:
     portfolio: Portfolio
     format_of: Callable[[Version | None], ChatFormat]
     vocabulary: int
+    check: Callable[[Path], object]
     created: int
     log: RequestLog
     metrics: Metrics
@@ -91,6 +94,7 @@ class Service:
         return self.portfolio.load(name, folder, self.register, self.unregister)
 
     def register(self, version: Version) -> None:
+        self.check(version.folder)
         self.format_of(version)
         self.engine.engine.register(version.folder)
 

@@ -61,18 +61,23 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     keys = None if stage.keys is None else Path(stage.keys).expanduser()
     known = None if keys is None else Keys(keys)
     model = servable(config, found)
-    engine, why = engine_for(config, model)
-    for version in portfolio.versions().values():
-        engine.register(version.folder)
-    formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), model.generation_config))
+    vocabulary, generation = model.get_input_embeddings().weight.shape[0], model.generation_config
+    engine, check, why = engine_for(config, model)
+    del model  # the engine may have laid out its weights anew
+    formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), generation))
     formats(None)
+    for version in portfolio.versions().values():
+        check(version.folder)
+        engine.register(version.folder)
+        formats(version)
     thread, log = EngineThread(engine), RequestLog(run.folder / "requests.jsonl")
     usage = None if keys is None else Usage(usage_beside(keys))
     thread.start()
     try:
         yield Service(
-            engine=thread, portfolio=portfolio, format_of=formats, created=int(time.time()), log=log,
-            vocabulary=model.get_input_embeddings().weight.shape[0], metrics=Metrics(engine.stats),
+            engine=thread, portfolio=portfolio, format_of=formats, created=int(time.time()), check=check,
+            log=log,
+            vocabulary=vocabulary, metrics=Metrics(engine.stats),
             limits=Limiter(time.monotonic), keys=known, usage=usage,
         ), why  # fmt: skip
     finally:
@@ -102,14 +107,35 @@ def servable(config: Config, found: Opened) -> Any:
     return dequantised(load_base(base, "qlora", device, quantised), torch.float32)
 
 
-def engine_for(config: Config, model: Any) -> tuple[Any, str]:
-    """The engine that serves a model, and why that one."""
+def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object], str]:
+    """The engine that serves a model, what it asks of an adapter before it takes it, and why it is this engine. The
+    model is consumed."""
+    from align.models.adapter_files import adapter_config, read_adapter
+    from align.models.bank import lowered
+    from align.models.fastpath.mixed import MixedDecoder
+    from align.models.fastpath.weights import NotPlainError
     from align.models.load import context_length
+    from align.rollout.continuous import ContinuousBatch
     from align.rollout.one_at_a_time import OneAtATime
 
     stage: ServeConfig = config.stage
     context = min(context_length(model), stage.max_length or context_length(model))
-    return OneAtATime(model, context, stage.queue, stage.resident), "one request at a time, by transformers' generate"
+    why = "the model is on a GPU, where batches were never measured"
+    if model.device.type == "cpu":
+        try:
+            decoder = MixedDecoder(model, stage.slots, context, stage.resident, stage.max_rank)
+        except NotPlainError as error:
+            why = f"{model.config.model_type} is not on the fast path ({error})"
+        else:
+            batch = ContinuousBatch(decoder, context, stage.queue, stage.prefix_cache_mb * 2**20)
+            check = partial(lowered, sites=decoder.bank.sites, max_rank=stage.max_rank)
+            return batch, check, f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
+
+    def plain(folder: Path) -> None:
+        adapter_config(folder)
+        read_adapter(folder)
+
+    return OneAtATime(model, context, stage.queue, stage.resident), plain, f"one request at a time: {why}"
 
 
 def named(found: Opened) -> list[str]:
