@@ -114,11 +114,11 @@ def fetched(request: urllib.request.Request) -> tuple[int, Any]:
 
 
 @contextmanager
-def serving(forks: Forks, cwd: Path, *words: str, port: int | None = None) -> Iterator[Server]:
+def serving(forks: Forks, cwd: Path, *words: str, name: str = "s", port: int | None = None) -> Iterator[Server]:
     """A server for as long as the block lasts."""
     port = port or free_port()
-    child = forks.start(cwd, "stage=serve", f"stage.port={port}", "run.name=s", *words)
-    server = Server(f"http://127.0.0.1:{port}", port, child, cwd / "runs" / "serve" / "s")
+    child = forks.start(cwd, "stage=serve", f"stage.port={port}", f"run.name={name}", *words)
+    server = Server(f"http://127.0.0.1:{port}", port, child, cwd / "runs" / "serve" / name)
     try:
         began = time.monotonic()
         while True:
