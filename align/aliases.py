@@ -52,12 +52,12 @@ def parsed_aliases(value: Any, field: str) -> Mapping[str, tuple[Arm, ...]]:
     found = {}
     for name, given in value.items():
         require(isinstance(name, str) and NAME.fullmatch(name) is not None, field, name, "cannot be a name", NAMED)
-        weights = given if isinstance(given, Mapping) else {given: 1.0}
+        weights = list(given.items()) if isinstance(given, Mapping) else [(given, 1.0)]
         require(bool(weights), f"{field}.{name}", given, "names no artifact", shape)
-        for ref, weight in weights.items():
+        for ref, weight in weights:
             if not isinstance(ref, str) or not ref:
                 raise InputError(f"{field}.{name}", ref, "is no reference to an artifact", shape)
             number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
             require(number, f"{field}.{name}.{ref}", weight, "is no weight", WEIGHED)
-        found[name] = tuple(Arm(ref, float(weight)) for ref, weight in weights.items())
+        found[name] = tuple(Arm(ref, float(weight)) for ref, weight in weights)
     return MappingProxyType(found)

@@ -18,7 +18,7 @@ def check_address(host: str, url: str | None) -> None:
     require(
         host in LOOPBACK or url is not None, "stage.url", url,
         "others than this machine are to reach the server, and nobody said under which name",
-        "Say what browsers will show, such as stage.url=https://annotate.example.org.",
+        "Say what they will be told, such as stage.url=https://align.example.org.",
     )  # fmt: skip
     require(
         url is None or is_origin(url), "stage.url", url, "is no address of a server of its own",

@@ -144,7 +144,10 @@ def loadable_version(given: str, roots: Sequence[Path], base: str, method: str) 
     except (AlignError, OSError) as error:  # whose words hold paths of the server
         problem = "is no finished run or adapter, or its files are not those that were published"
         raise NotLoadable(FIELD, given, problem, "Name a finished run or a folder with an adapter.") from error
-    check_adapter(artifact.path, FIELD, given)
+    try:
+        check_adapter(artifact.path, FIELD, given)
+    except InputError as error:
+        raise NotLoadable(FIELD, given, error.problem, error.remedy) from error
     if origin.base is None or origin.method is None:
         problem = f"does not say on which {'base' if origin.base is None else 'precision of its base'} it was trained"
         raise NotLoadable(FIELD, given, problem, "Start the server with it in stage.adapters.")

@@ -106,7 +106,6 @@ class Keys:
                     self._known = by_hash(read_accounts(self.path))
                     self._state = state
             except (AlignError, OSError) as error:
-                self._state = None  # the next request looks again
                 problem = error.problem if isinstance(error, InputError) else "cannot be read"
                 log.error("the key file %s; nobody is let in", problem.replace(str(self.path), "(path)"))
                 raise KeysUnreadable("The server cannot read its keys. Try again later.") from error

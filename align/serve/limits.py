@@ -107,25 +107,23 @@ class Limiter:
 
     def _take(self, tenant: Tenant, tokens: int) -> None:
         limits = tenant.limits
-        rates = (
-            ("requests_per_minute", limits.requests_per_minute, 1),
-            ("tokens_per_minute", limits.tokens_per_minute, tokens),
-        )
+        asked = {
+            "requests_per_minute": (limits.requests_per_minute, 1),
+            "tokens_per_minute": (limits.tokens_per_minute, tokens),
+        }
+        due = {name: (rate, amount) for name, (rate, amount) in asked.items() if rate is not None}
         with self._lock:
             now, account = self.clock(), self._accounts.setdefault(tenant.name, Account())
             if limits.concurrency is not None and account.running >= limits.concurrency:
                 raise Limited("concurrency", limits.concurrency, AT_ONCE_S)
-            due: list[tuple[Bucket, int]] = []
-            for name, per_minute, amount in rates:
-                if per_minute is None:
-                    account.buckets.pop(name, None)  # a limit that comes back begins anew
-                    continue
-                bucket = account.buckets.setdefault(name, Bucket(per_minute, now))
-                if (wait := bucket.wait(amount, per_minute, now)) > 0:
-                    raise Limited(name, per_minute, wait)
-                due.append((bucket, amount))
-            for bucket, amount in due:
-                bucket.level -= amount
+            # A limit that was lifted has no bucket, and begins anew if it comes back.
+            account.buckets = {name: account.buckets.get(name) or Bucket(rate, now) for name, (rate, _) in due.items()}
+            waits = {name: account.buckets[name].wait(amount, rate, now) for name, (rate, amount) in due.items()}
+            for name, wait in waits.items():
+                if wait > 0 and wait == max(waits.values()):  # after the longest all of them let it pass
+                    raise Limited(name, due[name][0], wait)
+            for name, (_, amount) in due.items():
+                account.buckets[name].level -= amount
             account.running += 1
 
     def _give_back(self, tenant: Tenant, tokens: int) -> None:

@@ -38,6 +38,7 @@ from align.run import Artifact, Base, Input, json_digest
 from align.run.environment import code_digest, package_versions
 from align.run.lineage import evaluation_of
 from align.run.weights import brings_scores
+from align.serve.keys import read_accounts
 from align.serve.opening import opened
 from annotate.accounts import Accounts
 from annotate.store import Store
@@ -212,6 +213,8 @@ def serve(config: Config) -> Inputs:
     stage: ServeConfig = config.stage
     if stage.action == "key":  # the file changes: asked again, it is done again
         return Inputs(config, f"{stage.tenant}-key", None, {"asked": Input(secrets.token_hex(8))})
+    if stage.keys is not None:
+        read_accounts(Path(stage.keys).expanduser())  # a mistake in it costs no seconds
     found = opened(
         parsed_aliases(stage.adapters, "stage.adapters"), Path(config.run.root).expanduser(),
         path=config.model.path, revision=config.model.revision, method=config.method.name,
