@@ -33,7 +33,7 @@ class TextDecoder:
         self._ids, self._known = list(before[-LONGEST:]), ""
         self._read = len(self._ids)  # tokens whose text is known
         self._known = self._decoded()
-        self._held = ""
+        self._held, self._texts = "", dict[tuple[int, ...], str]()
 
     def take(self, id: int) -> str:
         """The text that is sure with this token."""
@@ -45,13 +45,20 @@ class TextDecoder:
             return ""
         new = whole[len(self._known) :]
         self._ids = self._ids[self._read :]
-        self._read, self._known = len(self._ids), self._decoded()
+        self._read, self._known = len(self._ids), self._known_text()
         return self._beyond_stops(new)
 
     def rest(self) -> str:
         """What was held back, at the end of the answer. A character that is still broken is left out."""
         held, self._held = self._held, ""
         return held
+
+    def _known_text(self) -> str:
+        """The text of the tokens that are kept: mostly of one, which most answers have many times."""
+        key = tuple(self._ids)
+        if key not in self._texts:
+            self._texts[key] = self._decoded()
+        return self._texts[key]
 
     def _decoded(self) -> str:
         return self.tokenizer.decode(

@@ -64,6 +64,8 @@ class PartedAnswer:
         Args:
             last: nothing follows.
         """
+        if self._state == "content" and not self.tools:  # nothing more can come of it
+            return [Part("content", text)] if text else []
         self._text += text
         parts, before = [], None
         while before != (self._state, self._text):

@@ -18,7 +18,7 @@ from align.serve.limits import Limiter
 from align.serve.opening import Opened
 from align.serve.usage import Usage, usage_beside
 from align.types import Result
-from align.web.listening import serve
+from align.web.listening import listening, serve
 
 
 def run(run: Run, config: Config, *found: Any) -> Result:
@@ -34,6 +34,7 @@ def served(run: Run, config: Config, found: Opened) -> Result:
 
     stage: ServeConfig = config.stage
     url, others = origins(stage)
+    listening(stage.host, stage.port).close()  # a port that is taken is said before any weights are loaded
     with serving(run, config, found) as (service, why):
         lines = [
             f"base {found.portfolio.base_id} ({found.portfolio.base.digest})", *named(found),
