@@ -13,9 +13,10 @@ LONGEST = 8
 class TextDecoder:
     """The text of an answer, a token at a time.
 
-    What `take` and `rest` return, put together, is the whole text, cut before the first stop string. Each piece is the
-    difference of two decodings that begin at the same token, for a token alone may be half a character, or lose the
-    blank before it. Text that may be the beginning of a stop string is held back until it is known.
+    What `take` and `rest` return, put together, is the whole text, cut before the stop string that was whole first.
+    Each piece is the difference of two decodings that begin at the same token, for a token alone may be half a
+    character, or lose the blank before it. Text that may be the beginning of a stop string is held back until it is
+    known.
 
     Args:
         stops: strings that end the answer.
