@@ -268,6 +268,8 @@ class ContinuousBatch:
         """Those who finished give up their slots."""
         for running in [running for running in self._running if running.answer.finished]:
             self._running.remove(running)
+            if running.answer.finished in ("error", "abort"):  # nobody looked at what it left
+                self.decoder.clear(running.slot, running.read + running.answer.made)
             self._free.append(running.slot)
             self._release(running.request)
 

@@ -89,13 +89,14 @@ def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], most: int, dty
 
 
 def cancelling(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [rows, in] and W [out, in] whose products are sums of pairs that cancel, each pair's two far apart. What is
-    left is rounding alone: another order of addition shows in nearly every number, in bf16 too, whose few bits would
-    hide it in a sum of any size."""
+    """x [rows, in] and W [out, in] whose products are sums of pairs that cancel, each pair's two far apart, of very
+    different sizes. What is left is rounding alone: another order of addition shows in nearly every number, in bf16
+    too, whose few bits would hide it in a sum of any size."""
     draw = torch.Generator().manual_seed(0)
     order, half = torch.randperm(inputs, generator=draw), inputs // 2
     x, weight = (torch.randn(n, inputs, generator=draw).to(dtype) for n in (rows, outputs))
     first, second, left = order[:half], order[half : 2 * half], order[2 * half :]
+    x *= 2.0 ** torch.randint(-8, 9, (inputs,), generator=draw)
     x[:, second], weight[:, second] = -x[:, first], weight[:, first]
     x[:, left] = 0
     return x, weight

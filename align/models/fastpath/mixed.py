@@ -162,6 +162,11 @@ class MixedDecoder:
     def _normed(self, x: Tensor, weight_D: Tensor) -> Tensor:
         return rms_norm(x, weight_D.shape, weight_D, self.eps)
 
+    def clear(self, slot: int, columns: int) -> None:
+        """Forget a slot's first columns: what is no number there would spread, though nobody is to see it."""
+        for cache in (*self.keys, *self.values):
+            cache[slot * self.groups : (slot + 1) * self.groups, :columns] = 0.0
+
     def block(self, slot: int, start: int) -> Tensor:
         """A copy of the keys and values of a whole chunk: [layers, 2, G, CHUNK, D]."""
         at = (slice(slot * self.groups, (slot + 1) * self.groups), slice(start, start + CHUNK))
