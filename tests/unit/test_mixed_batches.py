@@ -130,10 +130,10 @@ def test_a_machine_whose_rows_differ_is_found_out(monkeypatch: pytest.MonkeyPatc
 
 def test_blocks_that_differ_are_found_out(monkeypatch: pytest.MonkeyPatch):
     real = torch.bmm
-    assert blocks_agree(64, 48, (4, 8), 8, torch.float32)
+    assert blocks_agree(64, 48, (4, 8), torch.float32)
     for odd in (lambda x: x.shape[0] == 5, lambda x: x.shape[1] == 4):
         monkeypatch.setattr(exact.torch, "bmm", lambda x, w, odd=odd: real(x, w) + (1e-6 if odd(x) else 0))
-        assert not blocks_agree(64, 48, (4, 8), 8, torch.float32)
+        assert not blocks_agree(64, 48, (4, 8), torch.float32)
         monkeypatch.setattr(exact.torch, "bmm", real)
 
 

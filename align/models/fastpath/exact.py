@@ -70,7 +70,7 @@ def rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
     return anywhere and all(torch.equal(linear(x[:rows], laid_out), whole[:rows]) for rows in tried)
 
 
-def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], most: int, dtype: torch.dtype) -> bool:
+def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.dtype, most: int = 20) -> bool:
     """Whether rows are the same in batched products of 2, 3, …, `most` blocks of each of these sizes, wherever they
     stand in a block, with a weight for each block and with one for all."""
     rows, weight = cancelling(most * max(sizes), inputs, outputs, dtype)

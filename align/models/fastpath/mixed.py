@@ -78,10 +78,9 @@ class MixedDecoder:
 
     def _exact(self) -> bool:
         """Whether the machine's products of the bank's shapes agree."""
-        most = min(self.slots, 16)
         a = {(s.inputs, UNIT * len(s.outputs)) for s in self.bank.sites}
         b = {(UNIT, out) for s in self.bank.sites for out in s.outputs}
-        return all(blocks_agree(i, o, BLOCKS, most, self.dtype) for i, o in (a | b))
+        return all(blocks_agree(i, o, BLOCKS, self.dtype) for i, o in (a | b))
 
     @torch.inference_mode()
     def step(self, pieces: Sequence[Piece]) -> list[Tensor]:
