@@ -170,16 +170,6 @@ class Bank:
                 for rows, at in each.sums:
                     out[rows].add_(more.index_select(0, at))
 
-    def add_alone(self, number: int, x_NI: Tensor, out_NO: Tensor, digest: str) -> None:
-        """The same where all rows have one adapter and nobody else's are among them."""
-        first = 0
-        for unit in self.units[digest]:
-            low, first = x_NI @ self.a[number][unit], 0
-            for j, b in enumerate(self.b[number]):
-                last = first + b.shape[2]
-                out_NO[:, first:last].addmm_(low[:, UNIT * j : UNIT * (j + 1)], b[unit])
-                first = last
-
 
 def spread(units: Tensor, blocks: int) -> Tensor:
     """Weights for so many blocks: one for each, or one for all of them."""

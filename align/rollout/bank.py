@@ -22,6 +22,7 @@ from align.models.fastpath.mixed import MixedDecoder
 from align.models.fastpath.weights import NotPlainError
 from align.models.load import context_length, load_base
 from align.rollout.continuous import ContinuousBatch
+from align.rollout.engine import rows_by_actor
 from align.rollout.requests import Output, Request, SamplingParams, Token
 from align.run import Base
 from align.types import Rollout
@@ -81,17 +82,18 @@ class BankEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
-        actors = [actor] * len(prompts) if not isinstance(actor, Sequence) else actor
-        require(len(actors) == len(prompts), "actor", len(actors), f"for {len(prompts)} prompts", "Give one a prompt.")
-        for each in {each: None for each in actors if each not in self._known}:
-            self.sync(each)
+        digests: dict[int, str | None] = {}
+        for each, rows in rows_by_actor(actor, len(prompts)).items():
+            if each not in self._known:
+                self.sync(each)
+            digests |= dict.fromkeys(rows, self._known[each])
         answers = [Heard() for _ in prompts]
-        for prompt, who, seed, answer in zip(prompts, actors, seeds, answers, strict=True):
+        for row, (prompt, seed, answer) in enumerate(zip(prompts, seeds, answers, strict=True)):
             sampling = SamplingParams(
                 self.max_new_tokens, self.temperature, seed=seed, stop_ids=self.stop_ids, logprobs=0,
                 processed_logprobs=True,
             )  # fmt: skip
-            self.batch.add(Request(tuple(prompt), sampling, self._known[who]), answer.hear)
+            self.batch.add(Request(tuple(prompt), sampling, digests[row]), answer.hear)
         while self.batch.step():
             pass
         for error in filter(None, (answer.error for answer in answers)):

@@ -10,16 +10,21 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from torch import Tensor, cat
 
 from align.errors import AlignError
-from align.models.fastpath.mixed import CHUNK, MixedDecoder, Row
+from align.models.fastpath.mixed import MixedDecoder
+from align.models.fastpath.places import CHUNK, Piece
 from align.models.known_adapters import KnownAdapters
 from align.rollout.answer import Answer
 from align.rollout.prefix_cache import PrefixCache
 from align.rollout.requests import Listener, Pending, Request, Stats, Token, Waiting, check_room
 from align.rollout.sampling import next_tokens, prompt_tokens
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +34,12 @@ class Running:
     """A request that has a slot.
 
     Attributes:
-        read: tokens of the prompt that are in the cache.
         blocks: keys of the prompt's whole blocks.
-        told: logprobs of the prompt so far, where they are asked for.
-        last: the token that was drawn last, once the prompt is read.
+        read: tokens of the prompt that are in the slot.
+        cached: of these, how many came from the prefix cache.
+        told: the prompt's tokens with their logprobs so far, where they are asked for.
+        before: the last state of the chunk before.
+        last: the token that was drawn last.
     """
 
     answer: Answer
@@ -41,7 +48,7 @@ class Running:
     read: int = 0
     cached: int = 0
     told: list[Token] = field(default_factory=list)
-    hidden: Tensor | None = None
+    before: Tensor | None = None
     last: int | None = None
 
     @property
@@ -49,10 +56,32 @@ class Running:
         return self.answer.pending.request
 
     @property
-    def row(self) -> Row:
-        assert self.last is not None
-        position = len(self.request.prompt_ids) + self.answer.made - 1
-        return Row(self.slot, self.request.adapter, self.last, position)
+    def read_whole(self) -> bool:
+        return self.read == len(self.request.prompt_ids)
+
+    @property
+    def piece(self) -> Piece:
+        """What goes through the layers next."""
+        prompt = self.request.prompt_ids
+        if self.last is None:
+            return Piece(self.slot, self.request.adapter, prompt[self.read : self.read + CHUNK], self.read)
+        return Piece(self.slot, self.request.adapter, (self.last,), len(prompt) + self.answer.made - 1)
+
+    def allowed(self) -> np.ndarray | None:
+        """What may come next. A grammar that fails ends its own request."""
+        try:
+            return self.answer.allowed()
+        except Exception as error:
+            self.answer.fail(error)
+            return None
+
+    def take(self, token: Token | None) -> None:
+        """The next token. What of the request's own fails on it ends the request."""
+        try:
+            self.answer.take(token)
+        except Exception as error:
+            self.answer.fail(error)
+        self.last = None if token is None else token.id
 
 
 class ContinuousBatch:
@@ -127,9 +156,8 @@ class ContinuousBatch:
         self._leave()
         self._forget()
         self._admit()
-        self._prefill()
-        self._leave()
-        self._decode()
+        if self._running:
+            self._advance(self._chosen())
         self._leave()
         return bool(self._running) or self._first is not None or len(self._waiting) > 0
 
@@ -178,75 +206,70 @@ class ContinuousBatch:
         self._counts["prompt_tokens"] += len(request.prompt_ids)
         self._counts["cached_tokens"] += running.cached
 
-    def _prefill(self) -> None:
-        """Read on in the prompts, who came first first."""
-        left = self.prefill_tokens
+    def _chosen(self) -> list[Running]:
+        """Whose turn it is: every answer, and of the prompts, who came first first, as many as may be read at once."""
+        left, chosen = self.prefill_tokens, []
         for running in self._running:
-            while running.last is None and running.answer.finished is None and left > 0:
-                try:
-                    left -= self._read_chunk(running)
-                except Exception as error:
-                    running.answer.fail(error)
+            if running.last is None:
+                if left <= 0:
+                    continue
+                left -= len(running.piece.ids)
+            chosen.append(running)
+        return chosen
 
-    def _read_chunk(self, running: Running) -> int:
-        """Read the next chunk of a prompt; behind the last one comes the first token. Returns how many it had."""
+    def _advance(self, chosen: list[Running]) -> None:
+        """One step of these. If it fails for all, each is tried alone: who fails alone is at fault, and the others go
+        on with the bits that they would have had."""
+        self._counts["steps"] += 1
+        try:
+            states = self.decoder.step([running.piece for running in chosen])
+        except Exception as error:
+            if len(chosen) == 1:
+                chosen[0].answer.fail(error)
+                return
+            log.warning("a step of %d requests failed (%s); each is tried alone", len(chosen), error)
+            for running in chosen:
+                self._advance([running])
+            return
+        for running, states_ND in zip(chosen, states, strict=True):
+            if running.last is None:
+                self._read(running, states_ND)
+        ready = [(r, s) for r, s in zip(chosen, states, strict=True) if r.read_whole and r.answer.finished is None]
+        if ready:
+            self._draw([running for running, _ in ready], self.decoder.logits(cat([s[-1:] for _, s in ready])))
+
+    def _read(self, running: Running, states_ND: Tensor) -> None:
+        """A chunk of a prompt has been read."""
         request, start = running.request, running.read
-        ids = request.prompt_ids[start : start + CHUNK]
-        hidden_ND = self.decoder.prefill(running.slot, request.adapter, ids, start)
-        running.read += len(ids)
+        running.read += len(states_ND)
         if start // CHUNK < len(running.blocks):
             self.prefixes.put(running.blocks[start // CHUNK], self.decoder.block(running.slot, start))
         number = request.sampling.prompt_logprobs
         if number is not None:
-            before = hidden_ND if running.hidden is None else cat((running.hidden, hidden_ND))
+            before = states_ND if running.before is None else cat((running.before, states_ND))
             asked = request.prompt_ids[max(1, start) : running.read]
-            running.told += prompt_tokens(self.decoder.logits(before[: len(asked)]), asked, number)
-            running.hidden = hidden_ND[-1:]
-        if running.read == len(request.prompt_ids):
+            if asked:
+                running.told += prompt_tokens(self.decoder.logits(before[: len(asked)]), asked, number)
+            running.before = states_ND[-1:]
+        if running.read_whole:
             running.answer.begin(None if number is None else (None, *running.told), running.cached)
-            if running.answer.finished is None:
-                self._draw([running], self.decoder.logits(hidden_ND[-1:]))
-        return len(ids)
-
-    def _decode(self) -> None:
-        ready = [running for running in self._running if running.last is not None]
-        if not ready:
-            return
-        self._counts["steps"] += 1
-        try:
-            logits_BV = self.decoder.decode([running.row for running in ready])
-        except Exception as error:
-            self._decode_alone(ready, error)
-            return
-        self._draw(ready, logits_BV)
-
-    def _decode_alone(self, ready: list[Running], error: Exception) -> None:
-        """What failed for all is tried for each: whoever fails alone is at fault, and the others go on, with the bits
-        that they would have had."""
-        log.warning("a step of %d rows failed (%s); each is tried alone", len(ready), error)
-        for running in ready:
-            try:
-                self._draw([running], self.decoder.decode([running.row]))
-            except Exception as own:
-                running.answer.fail(own)
 
     def _draw(self, ready: list[Running], logits_BV: Tensor) -> None:
         """Draw the next token of each answer."""
         settings = [running.request.sampling for running in ready]
-        numbers = [running.answer.number for running in ready]
-        drawn = next_tokens(logits_BV, settings, numbers, [running.answer.allowed() for running in ready])
+        numbers, allowed = [running.answer.number for running in ready], [running.allowed() for running in ready]
+        drawn = next_tokens(logits_BV, settings, numbers, allowed)
         for running, token in zip(ready, drawn, strict=True):
-            self._counts["generated_tokens"] += 1
-            try:
-                running.answer.take(token)
-            except Exception as error:
-                running.answer.fail(error)
-            running.last = None if token is None else token.id
+            if running.answer.finished is None:
+                self._counts["generated_tokens"] += 1
+                running.take(token)
 
     def _leave(self) -> None:
         """Those who finished give up their slots."""
         for running in [running for running in self._running if running.answer.finished]:
             self._running.remove(running)
+            if running.answer.finished in ("error", "abort"):  # nobody looked at what it left
+                self.decoder.clear(running.slot, running.read + running.answer.made)
             self._free.append(running.slot)
             self._release(running.request)
 

@@ -34,13 +34,11 @@ class Product(NamedTuple):
     bias: Tensor | None
     free: bool
 
-    def __call__(self, x_NI: Tensor) -> Tensor:
-        """Rows as they are: for those that never stand beside others."""
-        return linear(x_NI, self.weight, self.bias)
-
-    def beside_others(self, x_PI: Tensor) -> Tensor:
-        """Rows of several requests, as many as `padded_rows` says."""
-        return self(x_PI) if len(x_PI) <= TILE else torch.cat([self(part) for part in x_PI.split(TILE)])
+    def __call__(self, x_PI: Tensor) -> Tensor:
+        """As many rows as `padded_rows` says."""
+        parts = (x_PI,) if len(x_PI) <= TILE else x_PI.split(TILE)
+        made = [linear(part, self.weight, self.bias) for part in parts]
+        return made[0] if len(made) == 1 else torch.cat(made)
 
 
 def padded_rows(rows: int, free: bool) -> int:
@@ -63,20 +61,24 @@ def product(weight_OI: Tensor, bias_O: Tensor | None, known: dict[tuple[int, int
 
 
 def rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
-    """Whether rows are the same in products of `LEAST` to `TILE` rows."""
+    """Whether rows are the same in products of `LEAST` to `TILE` rows, wherever they stand in them."""
     x, weight = cancelling(TILE, inputs, outputs, dtype)
     laid_out = packed(weight, TILE)
     whole = linear(x, laid_out)
     tried = range(LEAST, TILE) if weight.numel() < LARGE else SOME
-    return all(torch.equal(linear(x[:rows], laid_out), whole[:rows]) for rows in tried)
+    anywhere = all(torch.equal(linear(x.roll(by, 0), laid_out), whole.roll(by, 0)) for by in (1, 5, TILE // 2))
+    return anywhere and all(torch.equal(linear(x[:rows], laid_out), whole[:rows]) for rows in tried)
 
 
-def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], most: int, dtype: torch.dtype) -> bool:
-    """Whether rows are the same in batched products of 2, 3, …, `most` blocks of each of these sizes, with a weight
-    for each block and with one for all."""
+def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.dtype, most: int = 20) -> bool:
+    """Whether rows are the same in batched products of 2, 3, …, `most` blocks of each of these sizes, wherever they
+    stand in a block, with a weight for each block and with one for all."""
     rows, weight = cancelling(most * max(sizes), inputs, outputs, dtype)
     x, weights = rows.view(most, max(sizes), inputs), weight.T.repeat(most, 1, 1)
     whole = torch.bmm(x, weights)
+    for by in range(1, max(sizes)):
+        if not torch.equal(torch.bmm(x.roll(by, 1), weights), whole.roll(by, 1)):
+            return False
     for size in sizes:
         for blocks in range(2, most + 1):
             part = x[:blocks, :size].contiguous()
@@ -87,13 +89,14 @@ def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], most: int, dty
 
 
 def cancelling(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [rows, in] and W [out, in] whose products are sums of pairs that cancel, each pair's two far apart. What is
-    left is rounding alone: another order of addition shows in nearly every number, in bf16 too, whose few bits would
-    hide it in a sum of any size."""
+    """x [rows, in] and W [out, in] whose products are sums of pairs that cancel, each pair's two far apart, of very
+    different sizes. What is left is rounding alone: another order of addition shows in nearly every number, in bf16
+    too, whose few bits would hide it in a sum of any size."""
     draw = torch.Generator().manual_seed(0)
     order, half = torch.randperm(inputs, generator=draw), inputs // 2
     x, weight = (torch.randn(n, inputs, generator=draw).to(dtype) for n in (rows, outputs))
     first, second, left = order[:half], order[half : 2 * half], order[2 * half :]
+    x *= 2.0 ** torch.randint(-8, 9, (inputs,), generator=draw)
     x[:, second], weight[:, second] = -x[:, first], weight[:, first]
     x[:, left] = 0
     return x, weight

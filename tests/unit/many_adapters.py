@@ -1,0 +1,146 @@
+"""What the tests of the serving engine share: small models of each family, adapters that say something, requests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_roles import shake
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from align.models.fastpath import without_fast_path
+from align.models.fastpath.mixed import MixedDecoder
+from align.rollout.continuous import ContinuousBatch
+from align.rollout.requests import Output, Pending, Request, SamplingParams, ServingEngine, Token
+
+SIZES = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "head_dim": 32, "max_position_embeddings": 512,
+}  # fmt: skip
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(num_key_value_heads=2, tie_word_embeddings=True, **SIZES),
+    "llama, a head for each key": LlamaConfig(num_key_value_heads=4, **SIZES),
+    "llama, one key for all": LlamaConfig(num_key_value_heads=1, **SIZES),
+    "llama, every bias": LlamaConfig(attention_bias=True, mlp_bias=True, **SIZES),
+    "llama, long positions": LlamaConfig(
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }, **SIZES,
+    ),
+    "mistral": MistralConfig(num_key_value_heads=2, sliding_window=None, **SIZES),
+    "qwen2": Qwen2Config(num_key_value_heads=2, **{k: v for k, v in SIZES.items() if k != "head_dim"}),
+    "qwen3": Qwen3Config(num_key_value_heads=2, **SIZES),
+}  # fmt: skip
+PLAIN_LORA: tuple[dict[str, Any], ...] = (
+    {"r": 16}, {"r": 4, "lora_alpha": 16}, {"r": 40}, {"r": 16, "target_modules": ["q_proj", "v_proj"]},
+    {"r": 8, "use_rslora": True}, {"r": 8, "rank_pattern": {"down_proj": 24}, "alpha_pattern": {"q_proj": 5}},
+)  # fmt: skip
+"""Adapters of every rank and kind that is plain LoRA once it is lowered."""
+
+
+def base_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
+    """A random model that says something, the same at each call."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.data = (4 * weight if weight.dim() == 2 else weight + 0.1 * torch.randn_like(weight)).to(dtype)
+    return model
+
+
+def adapter(config: PreTrainedConfig, folder: Path, seed: int = 0, **lora: Any) -> Path:
+    """A random adapter in PEFT's format."""
+    torch.manual_seed(seed + 1)
+    settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora}
+    model = get_peft_model(base_model(config), LoraConfig(**settings))
+    torch.manual_seed(seed + 1)
+    shake(model, 0.2)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def adapters(config: PreTrainedConfig, root: Path, kinds: Sequence[dict[str, Any]] = PLAIN_LORA) -> list[Path]:
+    return [adapter(config, root / str(i), i, **kind) for i, kind in enumerate(kinds)]
+
+
+def engine(
+    config: PreTrainedConfig, dtype: torch.dtype = torch.float32, slots: int = 8, **options: Any
+) -> ContinuousBatch:
+    bank = {"resident": options.pop("resident", 8), "max_rank": options.pop("max_rank", 64)}
+    decoder = MixedDecoder(base_model(config, dtype), slots, options.pop("columns", 512), **bank)
+    return ContinuousBatch(decoder, options.pop("context", 512), **options)
+
+
+def sampled(max_tokens: int = 8, **changes: Any) -> SamplingParams:
+    return replace(SamplingParams(max_tokens, logprobs=0), **changes)
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    draw = random.Random(seed)
+    return tuple(draw.randrange(6, 320) for _ in range(length))
+
+
+class Heard:
+    """What a listener was told."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Output] = []
+
+    def __call__(self, output: Output) -> None:
+        assert self.reason is None, "nothing comes behind the end"
+        self.outputs.append(output)
+
+    @property
+    def tokens(self) -> list[Token]:
+        return [token for output in self.outputs for token in output.tokens]
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+    @property
+    def reason(self) -> str | None:
+        return self.outputs[-1].finish_reason if self.outputs else None
+
+    @property
+    def error(self) -> Exception | None:
+        return self.outputs[-1].error if self.outputs else None
+
+
+def asked(engine: ServingEngine, request: Request) -> Heard:
+    heard = Heard()
+    engine.add(request, heard)
+    return heard
+
+
+def added(engine: ServingEngine, request: Request) -> tuple[Pending, Heard]:
+    heard = Heard()
+    return engine.add(request, heard), heard
+
+
+def run(engine: ServingEngine, requests: Sequence[Request], every: int = 0) -> list[Heard]:
+    """All answers, one request after `every` steps, or all at once."""
+    heard, left = [], list(requests)
+    while left:
+        heard.append(asked(engine, left.pop(0)))
+        for _ in range(every):
+            engine.step()
+    while engine.step():
+        pass
+    return heard
+
+
+def peft_logprobs(config: PreTrainedConfig, folder: Path | None, ids: Sequence[int]) -> Tensor:
+    """Of each token but the first, by transformers and PEFT."""
+    model = base_model(config)
+    if folder is not None:
+        model = PeftModel.from_pretrained(model, str(folder)).eval()
+    row = torch.tensor([list(ids)])
+    with torch.no_grad(), without_fast_path(model):
+        return model(input_ids=row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]

@@ -1,0 +1,176 @@
+"""The bank: each row gets its own adapter's product, wherever units stand; what cannot stand there is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from many_adapters import FAMILIES, PLAIN_LORA, adapter, adapters
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.testing import assert_close
+
+from align.errors import CorruptFile, InputError
+from align.models import bank as bank_module
+from align.models.bank import UNIT, Bank, Lowered, Site, lowered, plan_of
+
+SITES = (Site(("q", "k"), 24, (32, 16)), Site(("down",), 40, (24,)))
+RANKS = {"a": 16, "b": 5, "c": 40, "d": 64, "e": 16, "f": 20}
+
+
+def pieces(name: str) -> Lowered:
+    draw = torch.Generator().manual_seed(ord(name))
+    rank = RANKS[name]
+    modules = [(m, site.inputs, out) for site in SITES for m, out in zip(site.modules, site.outputs, strict=True)]
+    mine = modules if name != "e" else [each for each in modules if each[0] != "k"]
+    drawn = {
+        m: (torch.randn(rank, i, generator=draw), torch.randn(out, rank, generator=draw)) for m, i, out in mine
+    }  # fmt: skip
+    return Lowered(rank, drawn)
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder's name stands for what is in it."""
+    monkeypatch.setattr(bank_module, "lowered", lambda folder, sites, rank: pieces(folder.name))
+
+
+def expected(name: str | None, site: Site, x_I: Tensor) -> Tensor:
+    if name is None:
+        return torch.zeros(sum(site.outputs))
+    factors = pieces(name).factors
+    parts = [
+        factors[m][1] @ (factors[m][0] @ x_I) if m in factors else torch.zeros(out)
+        for m, out in zip(site.modules, site.outputs, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def check(bank: Bank, adapters: list[str | None]) -> None:
+    """What a step adds to rows of these adapters."""
+    order, plan = plan_of(adapters, bank)
+    assert sorted(order) == list(range(len(adapters)))
+    for number, site in enumerate(SITES):
+        x_BI = torch.randn(len(adapters), site.inputs, generator=torch.Generator().manual_seed(number))
+        out = torch.zeros(len(adapters), sum(site.outputs))
+        bank.add_step(number, x_BI[order], out, plan)
+        for row, i in zip(out, order, strict=True):
+            assert_close(row, expected(adapters[i], site, x_BI[i]), atol=1e-3, rtol=1e-4)
+
+
+names = st.sampled_from([None, *RANKS])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(names, min_size=1, max_size=40), min_size=1, max_size=6), st.integers(3, 6))
+def test_each_row_gets_its_own_adapter(steps: list[list[str | None]], resident: int):
+    """Steps of any rows, with adapters coming and going between them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank_module, "lowered", lambda folder, sites, rank: pieces(folder.name))
+        bank = Bank(SITES, resident, 64, torch.float32)
+        for rows in steps:
+            wanted = list(dict.fromkeys(row for row in rows if row is not None))[:resident]
+            for name in wanted:
+                bank.put(name, Path(name), set(wanted))
+            check(bank, [row if row in wanted else None for row in rows])
+            units = [unit for mine in bank.units.values() for unit in mine]
+            assert sorted(units + bank._free) == list(range(resident * 64 // UNIT))
+
+
+def test_the_adapter_used_least_lately_makes_room(named: None):
+    bank = Bank(SITES, 2, 64, torch.float32)
+    for name in ("a", "b", "a"):
+        bank.put(name, Path(name), set())
+    bank.put("c", Path("c"), {"b"})  # in use, and so it stays
+    assert list(bank.units) == ["b", "c"]
+    assert bank.room({"b"})
+    assert not bank.room({"b", "c"})
+
+
+def test_an_adapter_that_fails_while_it_is_written_leaves_its_room(named: None, monkeypatch: pytest.MonkeyPatch):
+    bank = Bank(SITES, 2, 64, torch.float32)
+    free = sorted(bank._free)
+    monkeypatch.setattr(bank_module, "copied", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bank.put("d", Path("d"), set())
+    assert not bank.units
+    assert sorted(bank._free) == free
+
+
+SITES_OF_LLAMA = tuple(
+    Site(tuple(f"model.layers.{layer}.{name}" for name in modules), inputs, outputs)
+    for layer in range(2)
+    for modules, inputs, outputs in (
+        (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), 64, (128, 64, 64)),
+        (("self_attn.o_proj",), 128, (64,)),
+        (("mlp.gate_proj", "mlp.up_proj"), 64, (192, 192)),
+        (("mlp.down_proj",), 192, (64,)),
+    )
+)  # fmt: skip
+
+
+def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
+    for folder, kind in zip(adapters(FAMILIES["llama"], tmp_path), PLAIN_LORA, strict=True):
+        found = lowered(folder, SITES_OF_LLAMA, 64)
+        assert found.rank == max(kind["r"], *kind.get("rank_pattern", {"": 0}).values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "problem"),
+    [
+        ({"use_dora": True}, "use_dora", "refuse DoRA"),
+        ({"r": 80}, "r", r"is over stage\.max_rank=64"),
+        ({"target_modules": ["embed_tokens"]}, "adapter_model.safetensors", "no lora_A or lora_B"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save", "whole modules"),
+        ({"bias": "lora_only"}, "bias", "biases"),
+    ],
+)
+def test_what_cannot_stand_in_a_bank_is_refused(kind: dict, field: str, problem: str, tmp_path: Path):
+    folder = adapter(FAMILIES["llama, every bias"], tmp_path / "a", **kind)
+    with pytest.raises(InputError, match=problem) as caught:
+        lowered(folder, SITES_OF_LLAMA, 64)
+    assert caught.value.field == field
+
+
+def test_an_adapter_on_another_module_is_refused(tmp_path: Path):
+    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({key.replace("model.layers.0.self_attn.q_proj", "lm_head"): t for key, t in tensors.items()}, path)
+    with pytest.raises(InputError, match=r"target_modules=lm_head: is no linear layer of this base's"):
+        lowered(folder, SITES_OF_LLAMA, 64)
+
+
+def test_another_models_adapter_is_refused(tmp_path: Path):
+    config = type(FAMILIES["llama"])(**{**FAMILIES["llama"].to_dict(), "intermediate_size": 128})
+    with pytest.raises(InputError, match="64 by 128: this base has 64 by 192"):
+        lowered(adapter(config, tmp_path / "a"), SITES_OF_LLAMA, 64)
+
+
+@pytest.mark.parametrize("how", ["nan", "cut", "half"])
+def test_spoilt_files_are_refused(how: str, tmp_path: Path):
+    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = sorted(tensors)[0]
+    if how == "nan":
+        tensors[key][0, 0] = float("nan")
+        save_file(tensors, path)
+    elif how == "half":
+        save_file({k: v for k, v in tensors.items() if k != key}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptFile):
+        lowered(folder, SITES_OF_LLAMA, 64)
+
+
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path):
+    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    for text in ("[]", "{", json.dumps({"peft_type": "IA3"})):
+        (folder / "adapter_config.json").write_text(text)
+        with pytest.raises(InputError):
+            lowered(folder, SITES_OF_LLAMA, 64)

@@ -1,0 +1,136 @@
+"""Rollouts by the bank: those of the training model itself, from snapshots of its adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_roles import FP32, PAD, PROMPTS, STOPS, World, make_world, shake
+from torch.testing import assert_close
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from align.errors import InputError
+from align.models.actor import ModelActor
+from align.models.adapter_pool import AdapterPool
+from align.models.adapters import with_new_adapter
+from align.models.backbone import response_logprobs
+from align.models.lora import Lora
+from align.rollout.bank import BankEngine
+from align.rollout.hf import HfEngine
+from align.run import Base
+
+SEEDS = range(len(PROMPTS))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture(params=["lora", "qlora"])
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def loaded(world: World, method: str, **options: Any) -> BankEngine:
+    made = BankEngine(STOPS, PAD, 12, **options)
+    made.load(world.base, method, FP32)
+    return made
+
+
+def actor_of(world: World, method: str) -> tuple[Any, ModelActor]:
+    model = with_new_adapter(world.load(method), Lora(4, 8)).eval()
+    torch.manual_seed(5)
+    shake(model)
+    return model, ModelActor(model, "default")
+
+
+def test_it_samples_what_the_model_samples(world: World, method: str):
+    model, actor = actor_of(world, method)
+    bank = loaded(world, method, batch_size=4, temperature=0.7)
+    try:
+        bank.sync(actor)
+        made = bank.generate(PROMPTS, actor, SEEDS)
+        right = HfEngine(STOPS, PAD, 12, 0.7).generate(PROMPTS, actor, SEEDS)
+        for name in ("tokens_BS", "mask_BS", "ended_B"):
+            assert torch.equal(getattr(made, name), getattr(right, name))
+        assert_close(made.logprobs_BT, right.logprobs_BT, atol=1e-4, rtol=0)
+        assert_close(made.logprobs_BT, response_logprobs(model, made, 0.7)[0].detach(), atol=1e-4, rtol=0)
+        # Other rows beside a row change nothing of it, to the bit.
+        backwards = bank.generate(PROMPTS[::-1], actor, SEEDS[::-1])
+        for row, other in zip(range(len(PROMPTS)), reversed(range(len(PROMPTS))), strict=True):
+            count = int(made.response_mask_BT[row].sum())
+            assert made.logprobs_BT is not None
+            assert backwards.logprobs_BT is not None
+            assert torch.equal(made.logprobs_BT[row, :count], backwards.logprobs_BT[other, :count])
+    finally:
+        bank.close()
+
+
+def test_it_answers_with_the_weights_of_the_last_sync(world: World):
+    model, actor = actor_of(world, "lora")
+    bank = loaded(world, "lora")
+    try:
+        bank.sync(actor)
+        before = bank.generate(PROMPTS, actor, SEEDS)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_" in name:
+                    weight.mul_(1.5)
+        assert torch.equal(bank.generate(PROMPTS, actor, SEEDS).tokens_BS, before.tokens_BS)
+        bank.sync(actor)
+        after = bank.generate(PROMPTS, actor, SEEDS)
+        right = HfEngine(STOPS, PAD, 12).generate(PROMPTS, actor, SEEDS)
+        assert torch.equal(after.tokens_BS, right.tokens_BS)
+        assert not torch.equal(after.tokens_BS, before.tokens_BS)
+        bank.batch.step()
+        assert len(bank.batch.decoder.bank.units) == 1  # what was before is gone
+        bank.sync(actor)
+        assert len(bank.batch.known.by_digest) == 1
+    finally:
+        bank.close()
+    assert not Path(bank.folder.name).exists()
+
+
+def test_each_row_is_answered_by_whom_it_names(world: World, tmp_path: Path):
+    pool = AdapterPool(world.load("lora"))
+    actors = [pool.actor(), pool.actor(pool.add(world.init))]
+    _, third = actor_of(world, "lora")
+    third.save(tmp_path / "c", world.base)
+    actors.append(pool.actor(pool.add(tmp_path / "c")))
+    named = [actors[i % 3] for i in range(len(PROMPTS))]
+    bank = loaded(world, "lora", resident=2)
+    try:
+        made = bank.generate(PROMPTS, named, SEEDS)
+        right = HfEngine(STOPS, PAD, 12).generate(PROMPTS, named, SEEDS)
+        assert torch.equal(made.tokens_BS, right.tokens_BS)
+        with pytest.raises(ValueError, match="5 actors for 6 prompts"):
+            bank.generate(PROMPTS, named[:5], SEEDS)
+    finally:
+        bank.close()
+
+
+def test_a_model_off_the_fast_path_is_refused(tmp_path: Path, tiny_tokenizer: Any):
+    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(InputError, match=r"rollout\.engine=bank: gpt2 is not on the fast path"):
+        BankEngine(STOPS, PAD, 12).load(Base("gpt2", str(tmp_path / "gpt2"), None, "0" * 64), "lora", FP32)
+
+
+def test_a_policy_of_every_weight_is_refused(world: World):
+    class Whole(ModelActor):
+        @property
+        def base_alone(self) -> bool:
+            return False
+
+        def save(self, folder: Path, base: Base) -> None:
+            self.model.save_pretrained(folder)
+
+    bank = loaded(world, "lora")
+    try:
+        with pytest.raises(InputError, match=r"rollout\.engine=bank: answers by adapters alone"):
+            bank.sync(Whole(world.load("lora")))
+    finally:
+        bank.close()
