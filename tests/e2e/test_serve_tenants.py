@@ -52,6 +52,7 @@ def keyed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ke
         "ben": tenant(forks, folder, "ben", "stage.allow=[one]"),
         "eve": tenant(forks, folder, "eve", "stage.requests_per_minute=2"),
         "sue": tenant(forks, folder, "sue", "stage.concurrency=1"),
+        "kim": tenant(forks, folder, "kim", "stage.tokens_per_minute=1000"),
         "tim": tenant(forks, folder, "tim", "stage.token_budget=40"),
     }
     words = ("model=pocket", "method=lora", f"stage.roots=[{made}]", "stage.keys=keys.json")
@@ -112,6 +113,12 @@ def test_limits_are_429_with_when_to_come_again(keyed: Keyed):
     assert settles(lambda: sue.chat.completions.create(**asked()).choices if stream.response.is_closed else False)
 
 
+def test_what_was_not_used_of_a_minute_is_given_back(keyed: Keyed):
+    kim = keyed.client("kim")
+    for _ in range(3):
+        assert kim.completions.create(model="pocket", prompt="a", max_tokens=600, stop=[" ", "e", "a", "\n"]).choices
+
+
 def test_a_budget_is_counted_and_ends(keyed: Keyed):
     tim = keyed.client("tim")
     usage = tim.chat.completions.create(**asked(model="pocket", temperature=0)).usage
@@ -165,6 +172,29 @@ def test_sigterm_lets_what_is_under_way_finish(forks: Forks, tmp_path: Path, dra
     assert "fault" not in done.err
     assert done.out.splitlines()[-1].endswith("runs/serve/s")
     assert next(line for line in server.log if line["stream"])["status"] == (200 if drain_s == "30" else 503)
+
+
+def test_what_a_client_received_is_counted_when_the_server_is_killed(forks: Forks, tmp_path: Path):
+    key = tenant(forks, tmp_path, "ann", "stage.token_budget=100000")
+    with serving(forks, tmp_path, "model=pocket", "stage.keys=keys.json") as server:
+        client = openai.OpenAI(base_url=server.api, api_key=key, max_retries=0)
+        more: Any = {"model": "pocket", "prompt": [[10, 20, 30]], "max_tokens": 900, "extra_body": {"ignore_eos": True}}
+        received: list[Any] = []
+
+        def read() -> None:
+            for chunk in client.completions.create(**more, stream=True):
+                received.append(chunk)
+                if len(received) == 30:
+                    server.child.send_signal(signal.SIGKILL)
+
+        with pytest.raises(openai.APIConnectionError):
+            read()
+        server.child.ended()
+    keyed = ("stage.action=key", "stage.keys=keys.json", "stage.tenant=ann", "stage.admin=true")
+    said = forks.run(tmp_path, "stage=serve", *keyed).out
+    found = re.search(r"1 requests with (\d+) tokens", said)
+    assert found, said
+    assert len(received) <= int(found[1]) - 3 < 900
 
 
 def test_an_interrupt_ends_it_and_the_same_line_starts_it_again(forks: Forks, tmp_path: Path):
