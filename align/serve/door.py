@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from align.errors import readable
 from align.serve.keys import KeysUnreadable
 from align.serve.records import Record, Stopwatch
 from align.serve.refusals import SERVER, Refusal, fault
@@ -60,7 +61,7 @@ class Door:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = Record(f"req-{secrets.token_hex(12)}", scope["path"][:100])
+        record = Record(f"req-{secrets.token_hex(12)}", readable(scope["path"][:100]))
         scope["record"], scope["watch"] = record, Stopwatch()
 
         async def sending(message: Message) -> None:

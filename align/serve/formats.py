@@ -21,11 +21,8 @@ from align.rollout.requests import SamplingParams
 from align.run.weights import tokenizer_digest
 from align.serve.identity import Version
 from align.serve.refusals import Refusal, invalid, unsupported
-from align.serve.schemas import LATER, ChatBody, ChatMessage, CompletionBody, Sampled
+from align.serve.schemas import LATER, MOST_ANSWERS, ChatBody, ChatMessage, CompletionBody, Sampled
 from align.serve.token_texts import TokenTexts
-
-MOST_PROMPTS = 128
-"""Of one request."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class ChatFormat:
     def begins_with(self) -> list[int]:
         """Tokens that the tokenizer puts in front of a text: BOS, for most."""
         whole, bare = (self.tokenizer("a", add_special_tokens=s)["input_ids"] for s in (True, False))
-        return list(whole[: whole.index(bare[0])])
+        return list(whole[: whole.index(bare[0])]) if bare and bare[0] in whole else []
 
     def opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
         """Whether the header of the answer opens its reasoning."""
@@ -194,8 +191,8 @@ def completion_prompts(form: ChatFormat, body: CompletionBody, vocabulary: int) 
     given: Any = body.prompt
     several = isinstance(given, list) and bool(given) and isinstance(given[0], str | list)
     prompts = given if several else [given]
-    if len(prompts) > MOST_PROMPTS:
-        raise invalid("prompt", f"At most {MOST_PROMPTS} prompts may be sent at once.")
+    if len(prompts) * body.n > MOST_ANSWERS:
+        raise invalid("prompt", f"At most {MOST_ANSWERS} answers may be asked for at once.")
     found = []
     for prompt in prompts:
         if isinstance(prompt, str):
@@ -227,7 +224,8 @@ def samplings(
     if room < (1 if most is None else most):
         message = f"The context is {context} tokens. The prompt has {len(prompt.ids)}"
         message += "." if most is None else f", and {most} are asked for."
-        raise Refusal(400, message, param="max_tokens" if room > 0 else "messages", code="context_length_exceeded")
+        given = "messages" if isinstance(body, ChatBody) else "prompt"
+        raise Refusal(400, message, param="max_tokens" if room > 0 else given, code="context_length_exceeded")
     seed = secrets.randbits(63) if body.seed is None else body.seed
     return [
         SamplingParams(

@@ -208,10 +208,10 @@ class Call:
 
     def _account(self, tenant: Tenant, tokens: int) -> None:
         entered, record = self._stack.enter_context(self.service.limits.enter(tenant, tokens)), self.record
+        self._stack.callback(lambda: setattr(entered, "tokens", sum(self._used())))
         if (usage := self.service.usage) is not None:
             usage.reserve(tenant, record.id, tokens)
             self._stack.callback(lambda: usage.settle(record.id, *self._used()))
-        self._stack.callback(lambda: setattr(entered, "tokens", sum(self._used())))
 
     def _used(self) -> tuple[int, int]:
         """Tokens of the prompt and the answers; none of a prompt of which nothing came."""
