@@ -62,6 +62,7 @@ class Request:
         prompt_ids: at least one token.
         adapter: digest of a registered adapter; None for the base by itself.
         tenant: who asks. Turns are fair over tenants, and what one left in the prefix cache no other reads.
+        scored: what is wanted is the score that a reward model gives to the whole prompt, and no answer.
         grammar: what may come next, if not everything.
         ends: is told each drawn token; True ends the answer with it. It is called by the engine's thread.
     """
@@ -70,6 +71,7 @@ class Request:
     sampling: SamplingParams
     adapter: str | None = None
     tenant: str = ""
+    scored: bool = False
     grammar: Grammar | None = None
     ends: Callable[[int], bool] | None = None
 
@@ -92,6 +94,7 @@ class Output(NamedTuple):
         error: with `finish_reason` `error`: what went wrong.
         prompt_logprobs: in the first output, where asked for: None for the first token of the prompt.
         cached_tokens: in the first output: tokens of the prompt that came from the prefix cache.
+        score: in the first output, where asked for: a reward model's.
     """
 
     tokens: tuple[Token, ...] = ()
@@ -99,6 +102,7 @@ class Output(NamedTuple):
     error: Exception | None = None
     prompt_logprobs: tuple[Token | None, ...] | None = None
     cached_tokens: int = 0
+    score: float | None = None
 
 
 Listener = Callable[[Output], None]

@@ -17,7 +17,6 @@ from align.models.fastpath.places import CHUNK
 from align.rollout.continuous import ContinuousBatch
 from align.rollout.engine_thread import EngineThread
 from align.rollout.one_at_a_time import OneAtATime
-from align.rollout.prefix_cache import PrefixCache
 from align.rollout.requests import QueueFull, Request, ServingEngine
 
 CONFIG = FAMILIES["llama"]
@@ -301,59 +300,6 @@ def test_prompts_are_read_a_few_chunks_at_a_time():
     made.decoder.step = lambda pieces: seen.append([len(p.ids) for p in pieces]) or real(pieces)  # pyright: ignore
     run(made, [Request(prompt(130), sampled(1)), Request(prompt(70), sampled(1)), Request(prompt(3), sampled(3))])
     assert seen[:5] == [[64], [64], [2, 64], [6, 3], [1]]
-
-
-# The prefix cache.
-
-
-def test_a_prefix_is_read_once():
-    made = engine(CONFIG, prefix_bytes=1 << 26)
-    request = Request(prompt(150), sampled(4))
-    cold, warm = run(made, [request])[0], run(made, [request])[0]
-    assert cold.tokens == warm.tokens
-    assert (cold.outputs[0].cached_tokens, warm.outputs[0].cached_tokens) == (0, 128)
-    longer = run(made, [Request((*prompt(150)[:70], *prompt(80, 9)), sampled(4))])[0]
-    assert longer.outputs[0].cached_tokens == 64
-    assert run(made, [Request(prompt(64), sampled(4))])[0].outputs[0].cached_tokens == 0  # its last token is computed
-    assert run(made, [Request(prompt(150), sampled(4, prompt_logprobs=0))])[0].outputs[0].cached_tokens == 0
-
-
-def test_no_other_tenant_or_adapter_reads_it(folders: list[Path]):
-    made = engine(CONFIG, prefix_bytes=1 << 26)
-    digests = [None, *(made.register(folder) for folder in folders[:2])]
-    for digest in digests:
-        for tenant in ("a", "b"):
-            for cached in (0, 128):
-                heard = run(made, [Request(prompt(150), sampled(1), digest, tenant)])[0]
-                assert heard.outputs[0].cached_tokens == cached
-
-
-def test_the_cache_has_its_bounds():
-    import torch
-
-    cache = PrefixCache(4, 3 * 64)
-    blocks = {bytes([i]): torch.zeros(16) for i in range(5)}
-    for key in (b"\0", b"\1", b"\2"):
-        cache.put(key, blocks[key])
-    assert cache.get(b"\0") is blocks[b"\0"]
-    cache.put(b"\3", blocks[b"\3"])
-    assert cache.bytes == 3 * 64
-    assert cache.get(b"\1") is None  # used least lately
-    cache.put(b"\4", torch.zeros(1000))
-    assert cache.get(b"\4") is None
-    assert cache.bytes == 3 * 64
-
-
-def test_keys_name_all_that_a_block_depends_on():
-    cache = PrefixCache(4, 0)
-    ids = list(range(12))
-    assert len(list(cache.keys("t", None, ids))) == 2  # and not the block of the last token
-    found = [
-        key for tenant, digest, row in (
-            ("t", None, ids), ("u", None, ids), ("t", "d", ids), ("t", None, [9, *ids[1:]]), ("t', 'd", None, ids),
-        ) for key in cache.keys(tenant, digest, row)
-    ]  # fmt: skip
-    assert len(set(found)) == len(found)
 
 
 # The thread.
