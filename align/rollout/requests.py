@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from align.errors import InputError, require
+from align.models.known_adapters import KnownAdapters
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -147,9 +150,12 @@ class ServingEngine(Protocol):
 
     context: int
     """Tokens that a prompt and its answer may have together."""
+    known: KnownAdapters
+    """Adapters that may be asked for. Who has chosen one holds it until its request was added: meanwhile it may be
+    unregistered, and is there for them all the same."""
 
-    def register(self, adapter: object) -> str:
-        """Make an adapter known, see `align.models.bank`; its digest."""
+    def register(self, folder: Path) -> str:
+        """Make an adapter known. Returns its digest."""
         ...
 
     def unregister(self, digest: str) -> None:

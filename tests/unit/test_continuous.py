@@ -132,7 +132,7 @@ def test_a_full_queue(make: Callable[..., ServingEngine], folders: list[Path]):
     finish(made)
     assert [each.reason for each in first] == ["length"] * 2
     made.unregister(digest)
-    assert digest not in made.known.by_digest  # pyright: ignore[reportAttributeAccessIssue]: none that was refused holds it
+    assert digest not in made.known.by_digest
 
 
 def test_an_unknown_adapter_is_never_the_base(make: Callable[..., ServingEngine], folders: list[Path]):
@@ -163,9 +163,22 @@ def test_requests_finish_with_the_version_that_they_began_with(
     assert all(each.tokens == expected for each in heard)
     assert other.tokens != expected
     made.step()
-    assert old not in made.known.by_digest  # pyright: ignore[reportAttributeAccessIssue]
+    assert old not in made.known.by_digest
     if isinstance(made, ContinuousBatch):
         assert list(made.decoder.bank.units) == [new]  # its memory is free at once
+
+
+def test_who_has_chosen_an_adapter_still_gets_it(make: Callable[..., ServingEngine], folders: list[Path]):
+    """Between the choice of a version and its request, another may take its name."""
+    made = make()
+    digest = made.register(folders[0])
+    made.known.hold(digest)
+    made.unregister(digest)
+    heard = asked(made, Request(prompt(5), sampled(2), digest))
+    made.known.release(digest)
+    finish(made)
+    assert heard.reason == "length"
+    assert digest not in made.known
 
 
 def test_weights_that_were_changed_on_disk_are_not_served(
@@ -213,7 +226,7 @@ def test_aborted_before_its_turn_and_while_it_runs(make: Callable[..., ServingEn
     assert [heard.reason for _, heard in pending] == ["abort"] * 3
     assert len(pending[0][1].ids) <= 3
     assert made.stats().running == 0
-    assert made.known.by_digest[digest].held == 0  # pyright: ignore[reportAttributeAccessIssue]
+    assert made.known.by_digest[digest].held == 0
 
 
 class AbortsAfterThree(Heard):
