@@ -178,3 +178,9 @@ def factors_in(source: Path) -> dict[str, Factors]:
     tensors = load_file(source / WEIGHTS_FILE)
     found = {match["module"]: key for key in tensors if (match := KEY.fullmatch(key)) and match["side"] == "A"}
     return {module: (tensors[key], tensors[key.replace(".lora_A.", ".lora_B.")]) for module, key in found.items()}
+
+
+def head_in(source: Path) -> Tensor:
+    """The head of a reward model [D], fp32."""
+    with safe_open(source / WEIGHTS_FILE, framework="pt") as file:
+        return file.get_tensor(SCORE_KEY).float().squeeze(0)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from align.errors import InputError, require
-from align.models.adapter_files import Factors, adapter_config, factors_in, read_adapter
+from align.models.adapter_files import Factors, adapter_config, factors_in, head_in, read_adapter
 from align.models.lowering import check_plain, lower
 from align.models.memory import untouched
 
@@ -69,6 +69,10 @@ class Bank:
         resident: adapters at most.
         max_rank: of an adapter.
         dtype: of the weights; the model's.
+
+    Attributes:
+        units: of each adapter, where they stand.
+        heads: of those that are reward models, fp32 [D].
     """
 
     def __init__(self, sites: Sequence[Site], resident: int, max_rank: int, dtype: torch.dtype) -> None:
@@ -77,6 +81,7 @@ class Bank:
         self.a = [untouched((units, site.inputs, UNIT * len(site.outputs)), dtype) for site in self.sites]
         self.b = [[untouched((units, UNIT, out), dtype) for out in site.outputs] for site in self.sites]
         self.units: OrderedDict[str, list[int]] = OrderedDict()
+        self.heads: dict[str, Tensor] = {}
         self._free = list(range(units))[::-1]
 
     def __contains__(self, digest: str) -> bool:
@@ -97,6 +102,8 @@ class Bank:
             while len(self.units) >= self.resident:
                 self.remove(next(each for each in self.units if each not in in_use))
             self.units[digest] = [self._free.pop() for _ in range(-(-pieces.rank // UNIT))]
+            if pieces.head is not None:
+                self.heads[digest] = pieces.head
             try:
                 self._write(self.units[digest], pieces)
             except BaseException:
@@ -106,6 +113,7 @@ class Bank:
 
     def remove(self, digest: str) -> None:
         self._free += self.units.pop(digest)
+        self.heads.pop(digest, None)
 
     def _write(self, units: Sequence[int], pieces: Lowered) -> None:
         for site, a, bs in zip(self.sites, self.a, self.b, strict=True):
@@ -184,10 +192,11 @@ def copied(into: Tensor, given: Tensor, dim: int) -> None:
 
 
 class Lowered(NamedTuple):
-    """An adapter as plain LoRA of one rank, to be multiplied by nothing."""
+    """An adapter as plain LoRA of one rank, to be multiplied by nothing; of a reward model, its head too [D]."""
 
     rank: int
     factors: Mapping[str, Factors]
+    head: Tensor | None = None
 
 
 def lowered(folder: Path, sites: Sequence[Site], max_rank: int) -> Lowered:
@@ -211,7 +220,7 @@ def lowered(folder: Path, sites: Sequence[Site], max_rank: int) -> Lowered:
             fits, module, f"{b.shape[0]} by {a.shape[1]}", f"this base has {known[module][1]} by {known[module][0]}",
             "Serve it on the base that it was trained on.",
         )  # fmt: skip
-    return Lowered(plain["r"], factors)
+    return Lowered(plain["r"], factors, head_in(folder) if adapter.scores else None)
 
 
 def plan_of(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int], list[Pass]]:

@@ -45,17 +45,22 @@ class KnownAdapters:
             InputError: it is not registered.
         """
         with self.lock:
-            self._require(digest).registered = False
+            known = self.by_digest.get(digest)
+            if known is None or not known.registered:
+                raise unregistered(digest)
+            known.registered = False
             self._forget(digest)
 
     def hold(self, digest: str) -> None:
-        """Somebody uses it, until `release`.
+        """Somebody uses it, until `release`. Whoever holds it may be joined by others, also once it is unregistered.
 
         Raises:
-            InputError: it is not registered.
+            InputError: it is not registered, and nobody holds it.
         """
         with self.lock:
-            self._require(digest).held += 1
+            if digest not in self.by_digest:
+                raise unregistered(digest)
+            self.by_digest[digest].held += 1
 
     def release(self, digest: str) -> None:
         with self.lock:
@@ -77,13 +82,11 @@ class KnownAdapters:
     def __contains__(self, digest: str) -> bool:
         return digest in self.by_digest
 
-    def _require(self, digest: str) -> Known:
-        known = self.by_digest.get(digest)
-        if known is None or not known.registered:
-            raise InputError("adapter", digest, "is not registered", "Load it first.")
-        return known
-
     def _forget(self, digest: str) -> None:
         known = self.by_digest[digest]
         if not known.registered and known.held == 0:
             del self.by_digest[digest]
+
+
+def unregistered(digest: str) -> InputError:
+    return InputError("adapter", digest, "is not registered", "Load it first.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,10 +44,15 @@ class Answer:
         grammar = self.pending.request.grammar
         return None if grammar is None else grammar.allowed()
 
-    def begin(self, prompt_logprobs: tuple[Token | None, ...] | None, cached_tokens: int) -> None:
+    def begin(
+        self, prompt_logprobs: tuple[Token | None, ...] | None, cached_tokens: int, score: float | None = None
+    ) -> None:
         """The prompt has been read."""
-        ends = self.pending.request.sampling.max_tokens == 0
-        self._tell(Output((), "length" if ends else None, None, prompt_logprobs, cached_tokens))
+        if score is not None and not math.isfinite(score):
+            self.fail(NotFinite("the score is nan or infinite"))
+            return
+        ends = self.pending.request.scored or self.pending.request.sampling.max_tokens == 0
+        self._tell(Output((), "length" if ends else None, None, prompt_logprobs, cached_tokens, score))
 
     def take(self, token: Token | None) -> None:
         """The next token; None where there was no distribution to draw from."""

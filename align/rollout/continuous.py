@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, cat
 
-from align.errors import AlignError
+from align.errors import AlignError, require
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.fastpath.places import CHUNK, Piece
 from align.models.known_adapters import KnownAdapters
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger(__name__)
+OTHER = "Ask a reward model for rewards, and any other adapter, or the base, for answers."
 
 
 @dataclass(slots=True, eq=False)
@@ -180,12 +181,19 @@ class ContinuousBatch:
                     answer.abort()
                 elif request.adapter is not None and request.adapter not in self.decoder.bank:
                     self.decoder.bank.put(request.adapter, self.known.folder(request.adapter), in_use)
+                self._check_head(request)
             except Exception as error:
                 answer.fail(error)
             if answer.finished:
                 self._release(request)
             else:
                 self._begin(answer)
+
+    def _check_head(self, request: Request) -> None:
+        """Raises: InputError: a score is wanted of what is no reward model, or an answer of one."""
+        rewards = request.adapter in self.decoder.bank.heads
+        problem = "is a reward model, which answers nothing" if rewards else "is no reward model"
+        require(rewards == request.scored, "model", (request.adapter or "base")[:12], problem, OTHER)
 
     def _begin(self, answer: Answer) -> None:
         request = answer.pending.request
@@ -252,7 +260,14 @@ class ContinuousBatch:
                 running.told += prompt_tokens(self.decoder.logits(before[: len(asked)]), asked, number)
             running.before = states_ND[-1:]
         if running.read_whole:
-            running.answer.begin(None if number is None else (None, *running.told), running.cached)
+            prompt_logprobs = None if number is None else (None, *running.told)
+            running.answer.begin(prompt_logprobs, running.cached, self._score(running, states_ND[-1]))
+
+    def _score(self, running: Running, state_D: Tensor) -> float | None:
+        """What a reward model says of the whole prompt, read at its last token."""
+        if not running.request.scored:
+            return None
+        return float((state_D.float() * self.decoder.bank.heads[str(running.request.adapter)]).sum())
 
     def _draw(self, ready: list[Running], logits_BV: Tensor) -> None:
         """Draw the next token of each answer."""

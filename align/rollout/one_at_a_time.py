@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.errors import AlignError
+from align.errors import AlignError, require
 from align.models.adapter_pool import AdapterPool
 from align.models.known_adapters import KnownAdapters
 from align.models.plain_path import base_model
@@ -54,6 +54,8 @@ class OneAtATime:
 
     def add(self, request: Request, listener: Listener) -> Pending:
         check_room(request, self.context)
+        problem = "scores are given by models on the fast path alone"
+        require(not request.scored, "model", (request.adapter or "base")[:12], problem, "Score it by stage=eval.")
         pending = Pending(request, listener)
         if request.adapter is not None:
             self.known.hold(request.adapter)

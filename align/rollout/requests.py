@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from align.errors import InputError, require
+from align.models.known_adapters import KnownAdapters
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -62,6 +65,7 @@ class Request:
         prompt_ids: at least one token.
         adapter: digest of a registered adapter; None for the base by itself.
         tenant: who asks. Turns are fair over tenants, and what one left in the prefix cache no other reads.
+        scored: what is wanted is the score that a reward model gives to the whole prompt, and no answer.
         grammar: what may come next, if not everything.
         ends: is told each drawn token; True ends the answer with it. It is called by the engine's thread.
     """
@@ -70,6 +74,7 @@ class Request:
     sampling: SamplingParams
     adapter: str | None = None
     tenant: str = ""
+    scored: bool = False
     grammar: Grammar | None = None
     ends: Callable[[int], bool] | None = None
 
@@ -92,6 +97,7 @@ class Output(NamedTuple):
         error: with `finish_reason` `error`: what went wrong.
         prompt_logprobs: in the first output, where asked for: None for the first token of the prompt.
         cached_tokens: in the first output: tokens of the prompt that came from the prefix cache.
+        score: in the first output, where asked for: a reward model's.
     """
 
     tokens: tuple[Token, ...] = ()
@@ -99,6 +105,7 @@ class Output(NamedTuple):
     error: Exception | None = None
     prompt_logprobs: tuple[Token | None, ...] | None = None
     cached_tokens: int = 0
+    score: float | None = None
 
 
 Listener = Callable[[Output], None]
@@ -143,9 +150,12 @@ class ServingEngine(Protocol):
 
     context: int
     """Tokens that a prompt and its answer may have together."""
+    known: KnownAdapters
+    """Adapters that may be asked for. Who has chosen one holds it until its request was added: meanwhile it may be
+    unregistered, and is there for them all the same."""
 
-    def register(self, adapter: object) -> str:
-        """Make an adapter known, see `align.models.bank`; its digest."""
+    def register(self, folder: Path) -> str:
+        """Make an adapter known. Returns its digest."""
         ...
 
     def unregister(self, digest: str) -> None:

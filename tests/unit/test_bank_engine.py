@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from many_adapters import prompt, run
 from tiny_roles import FP32, PAD, PROMPTS, STOPS, World, make_world, shake
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -19,7 +20,9 @@ from align.models.backbone import response_logprobs
 from align.models.lora import Lora
 from align.rollout.bank import BankEngine
 from align.rollout.hf import HfEngine
+from align.rollout.requests import Request, SamplingParams
 from align.run import Base
+from align.types import Rollout
 
 SEEDS = range(len(PROMPTS))
 
@@ -132,5 +135,28 @@ def test_a_policy_of_every_weight_is_refused(world: World):
     try:
         with pytest.raises(InputError, match=r"rollout\.engine=bank: answers by adapters alone"):
             bank.sync(Whole(world.load("lora")))
+    finally:
+        bank.close()
+
+
+@pytest.mark.parametrize("length", [3, 64, 100])
+def test_a_reward_model_scores_as_where_it_was_trained(world: World, method: str, length: int):
+    bank = loaded(world, method)
+    try:
+        digest, policy = bank.batch.register(world.reward), bank.batch.register(world.init)
+        ids = prompt(length)
+        (asked,) = run(bank.batch, [Request(ids, SamplingParams(0), digest, scored=True)])
+        roles = world.roles(method)
+        tokens = torch.tensor([ids])
+        rollout = Rollout(tokens, torch.ones_like(tokens, dtype=torch.bool), length - 1, torch.tensor([True]))
+        assert asked.outputs[0].score == pytest.approx(float(roles.scores(rollout, 0)), abs=1e-4)
+        assert (asked.reason, asked.ids) == ("length", [])
+        beside = [Request(prompt(9, i), SamplingParams(4), policy) for i in range(3)]
+        again = run(bank.batch, [*beside, Request(ids, SamplingParams(0), digest, scored=True)], every=1)[-1]
+        assert again.outputs[0].score == asked.outputs[0].score
+        for adapter, scored, problem in ((policy, True, "is no reward model"), (digest, False, "answers nothing")):
+            (refused,) = run(bank.batch, [Request(ids, SamplingParams(2), adapter, scored=scored)])
+            assert isinstance(refused.error, InputError)
+            assert problem in str(refused.error)
     finally:
         bank.close()

@@ -1,0 +1,61 @@
+"""The prefix cache: read once by whom it belongs to, and by nobody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from many_adapters import FAMILIES, adapters, engine, prompt, run, sampled
+
+from align.rollout.prefix_cache import PrefixCache
+from align.rollout.requests import Request
+
+CONFIG = FAMILIES["llama"]
+
+
+def test_a_prefix_is_read_once():
+    made = engine(CONFIG, prefix_bytes=1 << 26)
+    request = Request(prompt(150), sampled(4))
+    cold, warm = run(made, [request])[0], run(made, [request])[0]
+    assert cold.tokens == warm.tokens
+    assert (cold.outputs[0].cached_tokens, warm.outputs[0].cached_tokens) == (0, 128)
+    longer = run(made, [Request((*prompt(150)[:70], *prompt(80, 9)), sampled(4))])[0]
+    assert longer.outputs[0].cached_tokens == 64
+    assert run(made, [Request(prompt(64), sampled(4))])[0].outputs[0].cached_tokens == 0  # its last token is computed
+    assert run(made, [Request(prompt(150), sampled(4, prompt_logprobs=0))])[0].outputs[0].cached_tokens == 0
+
+
+def test_no_other_tenant_or_adapter_reads_it(tmp_path: Path):
+    made = engine(CONFIG, prefix_bytes=1 << 26)
+    digests = [None, *(made.register(folder) for folder in adapters(CONFIG, tmp_path)[:2])]
+    for digest in digests:
+        for tenant in ("a", "b"):
+            for cached in (0, 128):
+                heard = run(made, [Request(prompt(150), sampled(1), digest, tenant)])[0]
+                assert heard.outputs[0].cached_tokens == cached
+
+
+def test_the_cache_has_its_bounds():
+    cache = PrefixCache(4, 3 * 64)
+    blocks = {bytes([i]): torch.zeros(16) for i in range(5)}
+    for key in (b"\0", b"\1", b"\2"):
+        cache.put(key, blocks[key])
+    assert cache.get(b"\0") is blocks[b"\0"]
+    cache.put(b"\3", blocks[b"\3"])
+    assert cache.bytes == 3 * 64
+    assert cache.get(b"\1") is None  # used least lately
+    cache.put(b"\4", torch.zeros(1000))
+    assert cache.get(b"\4") is None
+    assert cache.bytes == 3 * 64
+
+
+def test_keys_name_all_that_a_block_depends_on():
+    cache = PrefixCache(4, 0)
+    ids = list(range(12))
+    assert len(list(cache.keys("t", None, ids))) == 2  # and not the block of the last token
+    found = [
+        key for tenant, digest, row in (
+            ("t", None, ids), ("u", None, ids), ("t", "d", ids), ("t", None, [9, *ids[1:]]), ("t', 'd", None, ids),
+        ) for key in cache.keys(tenant, digest, row)
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)
