@@ -44,35 +44,33 @@ def api(service: Service) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat(http: Http, body: ChatBody) -> Response:
         body.refuse_unsupported({"echo": ((False,), "is not supported here: use /v1/completions")})
-        chosen, form = await spoken_to(service, http, body)
-        prompt = await run_in_threadpool(chat_prompt, form, body)
-        logprobs = body.top_logprobs if body.logprobs else None
         if body.top_logprobs and not body.logprobs:
             raise invalid("top_logprobs", "It needs logprobs=true.")
-        drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs)
-        tools = [tool.function.name for tool in body.tools] if body.tool_choice != "none" else []
-        answers = ChatAnswers(
-            form, prompt, http.scope["record"], body.n, body.stops, tools, None if body.parallel_tool_calls else 1,
-            body.logprobs, body.stream_options.include_usage,
-        )  # fmt: skip
-        requests = requests_for(form, body, chosen, tenant_of(http), prompt, drawn)
-        return await answered(service, http, body, chosen, requests, len(prompt.ids), answers)
+        with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
+            form = await run_in_threadpool(service.format_of, chosen.version)
+            prompt = await run_in_threadpool(chat_prompt, form, body)
+            logprobs = body.top_logprobs if body.logprobs else None
+            drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs)
+            requests = requests_for(form, body, chosen, tenant_of(http), prompt, drawn)
+            return await answered(
+                service, http, body, requests, len(prompt.ids), chat_answers(http, form, body, prompt)
+            )
 
     @router.post("/v1/completions")
     async def completions(http: Http, body: CompletionBody) -> Response:
         body.refuse_unsupported({"tools": (([],), "is not supported here: use /v1/chat/completions")})
-        chosen, form = await spoken_to(service, http, body)
-        prompts = await run_in_threadpool(completion_prompts, form, body, service.vocabulary)
-        echoed, requests = body.logprobs if body.echo else None, list[Request]()
-        for prompt in prompts:
-            drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
-            requests += requests_for(form, body, chosen, tenant_of(http), prompt, drawn)
-        answers = TextAnswers(
-            form, prompts, http.scope["record"], body.n, body.stops, body.echo, body.logprobs,
-            body.stream_options.include_usage,
-        )  # fmt: skip
-        tokens = sum(len(prompt.ids) for prompt in prompts)
-        return await answered(service, http, body, chosen, requests, tokens, answers)
+        with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
+            form = await run_in_threadpool(service.format_of, chosen.version)
+            prompts = await run_in_threadpool(completion_prompts, form, body, service.vocabulary)
+            echoed, requests = body.logprobs if body.echo else None, list[Request]()
+            for prompt in prompts:
+                drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
+                requests += requests_for(form, body, chosen, tenant_of(http), prompt, drawn)
+            answers = TextAnswers(
+                form, prompts, http.scope["record"], body.n, body.stops, body.echo, body.logprobs,
+                body.stream_options.include_usage,
+            )  # fmt: skip
+            return await answered(service, http, body, requests, sum(len(prompt.ids) for prompt in prompts), answers)
 
     return router
 
@@ -81,10 +79,12 @@ def tenant_of(http: Http) -> Tenant:
     return http.scope["tenant"]
 
 
-async def spoken_to(service: Service, http: Http, body: Sampled) -> tuple[Chosen, ChatFormat]:
-    """Which weights answer, and their tokenizer."""
-    chosen = service.choose(http.scope["record"], tenant_of(http), body.model, body.user)
-    return chosen, await run_in_threadpool(service.format_of, chosen.version)
+def chat_answers(http: Http, form: ChatFormat, body: ChatBody, prompt: Prompt) -> ChatAnswers:
+    tools = [tool.function.name for tool in body.tools] if body.tool_choice != "none" else []
+    return ChatAnswers(
+        form, prompt, http.scope["record"], body.n, body.stops, tools, None if body.parallel_tool_calls else 1,
+        body.logprobs, body.stream_options.include_usage,
+    )  # fmt: skip
 
 
 def requests_for(
@@ -101,8 +101,7 @@ def requests_for(
 
 
 async def answered(
-    service: Service, http: Http, body: Sampled, chosen: Chosen, requests: Sequence[Request], prompt_tokens: int,
-    answers: Answers,
+    service: Service, http: Http, body: Sampled, requests: Sequence[Request], prompt_tokens: int, answers: Answers
 ) -> Response:  # fmt: skip
     """The response to a request that was understood."""
     record = http.scope["record"]

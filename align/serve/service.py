@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -67,19 +67,35 @@ class Service:
     def ready(self) -> bool:
         return self.engine.alive and not self.draining
 
-    def choose(self, record: Record, tenant: Tenant, model: str, user: str | None) -> Chosen:
-        """Which weights answer; the record says so.
+    @contextmanager
+    def chosen(self, record: Record, tenant: Tenant, model: str, user: str | None) -> Iterator[Chosen]:
+        """Which weights answer; the record says so. They are there until the block ends, whatever is unloaded.
 
         Raises:
             Refusal: there is no such model for them.
         """
+        known = self.engine.engine.known
+        while True:
+            try:
+                chosen = self.portfolio.choose(model, tenant.name, tenant.allowed, user)
+            except UnknownModel as error:
+                raise unknown_model(model) from error
+            try:
+                if chosen.version is not None:
+                    known.hold(chosen.version.digest)
+                break
+            except InputError:  # it was unloaded meanwhile: the name stands for something else by now, or for nothing
+                continue
         try:
-            chosen = self.portfolio.choose(model, tenant.name, tenant.allowed, user)
-        except UnknownModel as error:
-            raise unknown_model(model) from error
+            self._note(record, model, chosen)
+            yield chosen
+        finally:
+            if chosen.version is not None:
+                known.release(chosen.version.digest)
+
+    def _note(self, record: Record, model: str, chosen: Chosen) -> None:
         record.asked, record.answered, record.arm = model, chosen.name, chosen.arm
         record.base, record.adapter = self.portfolio.base.digest, chosen.version.digest if chosen.version else ""
-        return chosen
 
     def load(self, name: str, folder: str, replace: bool) -> Version:
         """Let a name stand for the adapter in a folder.

@@ -6,7 +6,9 @@ import http.client
 import json
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
 @pytest.fixture(scope="module")
 def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serve")
-    made = adapters(folder / "adapters", "one", "two", "tools", "spoilt")
+    made = adapters(folder / "adapters", "one", "two", "tools", "spoilt", "third", "fourth")
     names = ", ".join(f"{name}: {made / name}" for name in ("one", "two", "tools"))
     words = ("model=pocket", "method=lora", f"stage.roots=[{made}]")
     with serving(forks, folder, *words, f"stage.adapters={{{names}, mix: {{one: 0.5, two: 0.5}}}}") as server:
@@ -246,7 +248,7 @@ def test_adapters_come_and_go_by_vllms_calls(client: openai.OpenAI, server: Serv
     assert before == said("one")
     status, error = load("new", "two")
     assert (status, error["error"]["param"]) == (400, "lora_name")
-    long: Any = {"messages": HELLO, "max_tokens": 400, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    long: Any = {"messages": HELLO, "max_tokens": 150, "temperature": 0, "extra_body": {"ignore_eos": True}}
     with client.chat.completions.create(model="new", **long, stream=True) as stream:
         next(stream)
         assert load("new", "two", load_inplace=True)[0] == 200
@@ -262,6 +264,37 @@ def test_adapters_come_and_go_by_vllms_calls(client: openai.OpenAI, server: Serv
     assert server.post("/v1/unload_lora_adapter", {"lora_name": "new"})[0] == 404
     with pytest.raises(openai.NotFoundError):
         said("new")
+
+
+def test_each_answer_is_of_the_weights_that_its_header_names_while_these_change(client: openai.OpenAI, server: Server):
+    def load(path: str) -> int:
+        return server.post("/v1/load_lora_adapter", {"lora_name": "flip", "lora_path": path, "load_inplace": True})[0]
+
+    def asked(model: str) -> tuple[str, str | None]:
+        raw = client.chat.completions.with_raw_response.create(model=model, messages=HELLO, max_tokens=6, temperature=0)
+        return raw.headers["x-align-adapter"], raw.parse().choices[0].message.content
+
+    assert load("third") == 200
+    assert server.post("/v1/load_lora_adapter", {"lora_name": "fourth", "lora_path": "fourth"})[0] == 200
+    right = {asked("flip"), asked("fourth")}
+    statuses, over = set(), threading.Event()
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "fourth"})[0] == 200
+
+    def flip() -> None:
+        while not over.is_set():
+            statuses.update((load("fourth"), load("third")))
+
+    flipping = threading.Thread(target=flip)
+    flipping.start()
+    try:
+        with ThreadPoolExecutor(4) as clients:
+            seen = list(clients.map(asked, ["flip"] * 60))
+    finally:
+        over.set()
+        flipping.join()
+    assert set(seen) == right
+    assert statuses == {200}
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "flip"})[0] == 200
 
 
 def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, server: Server):
