@@ -39,7 +39,7 @@ test-all: venv
 lint: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/oxlint --deny-warnings annotate tests
+	$(BIN)/oxlint --deny-warnings annotate align tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: .venv/.docs

@@ -47,6 +47,7 @@ SHAPES = (
     ),
     re.compile(r"(\bBearer\s+)[\w.~+/\-]{8,}=*"),
     re.compile(r"(\bhf_)[A-Za-z0-9]{30,}"),
+    re.compile(r"(\bal-)[\w\-]{43}(?![\w\-])"),  # a key of our own server
 )
 NAMED_SECRET = re.compile(r"(TOKEN|KEY|PASSWORD|PASSWD|SECRET)$")
 SHORTEST = 6

@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = Path(__file__).with_suffix(".svg")
 OURS = ("align", "annotate", "reward")
 FLOORS = {
-    0: ("align.types", "align.errors", "align.config", "align.redaction", "align.chain"),
+    0: ("align.types", "align.errors", "align.config", "align.redaction", "align.chain", "align.aliases"),
     1: ("align.ops", "align.run", "align.track", "annotate.store"),
     2: ("align.data", "align.models", "align.report", "align.web"),
     3: ("reward", "align.rollout"),
-    4: ("align.trainers", "align.ppo", "align.evals", "align.export", "annotate"),
+    4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "annotate"),
     5: ("align.stages",),
     6: ("align.batch",),
     7: ("align.__main__",),

@@ -241,6 +241,23 @@ CASES = [
     line("import", "store.url=sqlite://", "store.url=sqlite://", "in memory"),
     line("import", "stage.action=configure stage.settings={answers:x}", "settings"),
     line("import", "stage.action=verify project=nothing", "project=nothing"),
+    line("serve", "stage.host=0.0.0.0", "stage.host=0.0.0.0", "stage.keys"),
+    line("serve", "stage.keys=nowhere.json stage.host=0.0.0.0", "stage.url=", "under which name"),
+    line("serve", "stage.keys=nowhere.json", "stage.keys=nowhere.json", "stage.action=key"),
+    line("serve", "stage.tenant=acme", "stage.tenant=acme", "stage.action=key"),
+    line("serve", "stage.lift=[speed]", "stage.lift=speed", "concurrency"),
+    line("serve", "stage.adapters=ppo:latest", "stage.adapters=ppo:latest", "{NAME: REF}"),
+    line("serve", "stage.adapters={a:sft:nothing}", "stage.adapters.a=sft:nothing"),
+    line("serve", "stage.adapters={a:reward:a}", "stage.adapters.a=reward:a", "reward model"),
+    line("serve", "stage.adapters={a:sft:s} model=pocket", "stage.adapters.a=sft:s", "another base"),
+    line("serve", "stage.adapters={a:sft:s} method=lora", "stage.adapters.a=sft:s", "method=qlora"),
+    line("key", "stage.tenant=null", "stage.tenant=", "stage.tenant=NAME"),
+    line("key", "stage.tenant=a/b", "stage.tenant=a/b"),
+    line("key", "run.root=r stage.keys=r/keys.json", "stage.keys=r/keys.json", "run.root"),
+    line("key", "stage.keys={file}", "stage.keys=", "chmod 600"),
+    line("key", "stage.revoke=all", "stage.tenant=acme", "no such tenant"),
+    line("key", "stage.allow=support", "stage.allow=support", "[support, legal]"),
+    line("key", "stage.concurrency=1 stage.lift=[concurrency]", "stage.lift=", "set and taken away"),
     # --- Files that are none
     *(
         file(command, content, "rows.jsonl", said)

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from postgres import new_schema, programs, server
+from templates import TOOL_TEMPLATE
 
 # One assistant turn is `<|assistant|>ANSWER<eos>`; the markers say where the loss is.
 CHAT_TEMPLATE = (
@@ -132,6 +133,13 @@ def byte_bpe(special: Sequence[str], template: str, size: int, **named: str) -> 
 def tiny_tokenizer() -> Any:
     """A byte-level BPE of 320 tokens with a chat template; pad, bos and eos are three different tokens."""
     return byte_bpe(SPECIAL, CHAT_TEMPLATE, VOCABULARY, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def tool_tokenizer() -> Any:
+    """A vocabulary of 320 tokens and a template that takes tools."""
+    special = ["<pad>", "<end>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+    return byte_bpe(special, TOOL_TEMPLATE, VOCABULARY, pad_token="<pad>", eos_token="<end>")
 
 
 @pytest.fixture(scope="session")

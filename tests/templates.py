@@ -181,3 +181,13 @@ def make_tokenizer(template: str | None, eos: str = "</s>", words: Sequence[str]
         pad_token="<pad>",
         chat_template=template and template.strip(),
     )
+
+
+# As Hermes and Qwen do: tools as JSON in front, calls between marks, results as turns of a role of their own.
+TOOL_TEMPLATE = (
+    "{% if tools %}<|system|>{{ tools | tojson }}<end>{% endif %}"
+    "{% for message in messages %}{{ '<|' + message.role + '|>' }}{{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>"
+    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}</tool_call>{% endfor %}"
+    "<end>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)

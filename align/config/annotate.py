@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from align.config.addresses import LOOPBACK, check_address
 from align.config.settings import Settings, setting
 from align.errors import require
 
@@ -23,7 +23,6 @@ ACTIONS = {
     "erase": "an item, or an annotator's identity and words",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NEEDS_PATH = ("import", "backup", "restore")
 
 
@@ -104,17 +103,4 @@ class AnnotateConfig(Settings):
             self.url is None or not self.demo, "stage.url", self.url, unlocked,
             "Leave stage.url out, or stage.demo=true.",
         )  # fmt: skip
-        require(
-            here or self.url is not None, "stage.url", self.url,
-            "others than this machine are to reach the server, and nobody said under which name",
-            "Say what browsers will show, such as stage.url=https://annotate.example.org.",
-        )  # fmt: skip
-        require(
-            self.url is None or is_origin(self.url), "stage.url", self.url, "is no address of a server of its own",
-            "Write https://HOST or https://HOST:PORT, without a path.",
-        )  # fmt: skip
-
-
-def is_origin(url: str) -> bool:
-    """Whether a URL names a scheme, a host and perhaps a port, as a browser's `Origin` does."""
-    return re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?", url) is not None
+        check_address(self.host, self.url)

@@ -86,12 +86,17 @@ def followed(stage: str, key: str) -> str:
 def written(value: Any) -> str:
     """A value as Hydra's grammar reads it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {inside(of)}" for key, of in value.items()) + "}"
+        return "{" + ", ".join(f"{escaped(str(key))}: {inside(of)}" for key, of in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(inside, value)) + "]"
     if isinstance(value, bool) or value is None:
         return str(value).lower() if value is not None else "null"
     return str(value)
+
+
+def escaped(key: str) -> str:
+    """A key of a mapping, which the grammar reads without quotes."""
+    return re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key)
 
 
 def inside(value: Any) -> str:

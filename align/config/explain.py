@@ -51,12 +51,14 @@ def not_a_key(key: str, value: str, known: Sequence[str], stage: str | None, own
         )  # fmt: skip
     if key.startswith("stage.") and stage is None:
         return InputError("stage", "(missing)", f"{key}={value} is a setting of a stage", "Add stage=NAME.")
-    if owners:
+    leaf = key.rpartition(".")[2]
+    elsewhere = [k for k in keys_for(leaf) if k in known and k.endswith(f".{leaf}")]  # stage.max_length of stage=sft
+    if owners and not elsewhere:
         problem = f"is not a key of stage={stage}, but of {' and '.join(f'stage={o}' for o in owners)}"
         return InputError(key, value, problem, "Drop it, or run that stage.")
-    if (successor := SUCCESSORS.get(key.rpartition(".")[2])) in known:
+    if (successor := SUCCESSORS.get(leaf)) in known:
         return InputError(key, value, f"is called {successor} now", f"Write {successor}={value}.")
-    if why := absent(key.rpartition(".")[2]):
+    if why := absent(leaf):
         return InputError(key, value, *why)
     close = closest(key, value, known)
     command = f"python -m align{f' stage={stage}' if stage else ''} --cfg job"

@@ -64,6 +64,10 @@ STAGES = MappingProxyType({
         "an adapter or a model that others load", "export:ExportStageConfig", "export",
         (*WEIGHTS, "artifact", "export"),
     ),
+    "serve": Stage(
+        "many adapters on one base behind OpenAI's API, and the keys of its tenants", "serve:ServeConfig", "serve",
+        ("model", "method"),
+    ),
     "verify": Stage(
         "prove PPO right on your base, method and precision", "verify:VerifyConfig", "verify",
         (*WEIGHTS, "init", "reward", "rollout"),

@@ -88,6 +88,10 @@ WORDS = {
     "track=wandb": "use_wandb",
     "track.project": "wandb_project",
     "store.url": "database_url db",
+    "stage.adapters": "lora_modules",
+    "stage.slots": "max_num_seqs",
+    "stage.resident": "max_loras max_cpu_loras",
+    "stage.max_length": "max_model_len",
 }
 """Key → words for it; with a value where the word is a switch."""
 

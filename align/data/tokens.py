@@ -58,21 +58,27 @@ def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
 
 
 def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Veil]:
-    """The conversation with private-use letters for the first letter of each special token that its contents spell out,
-    or might together with what the template writes beside them; and what these letters hide. Lengths stay."""
-    marks, contents = markup(tokenizer), [m.content for m in conversation.messages]
+    """The conversation with its contents veiled, see `veiled_texts`."""
+    texts, veil = veiled_texts(tokenizer, [m.content for m in conversation.messages])
+    messages = tuple(replace(m, content=text) for m, text in zip(conversation.messages, texts, strict=True))
+    return (Conversation(messages, conversation.id) if veil else conversation), veil
+
+
+def veiled_texts(tokenizer: Any, contents: Sequence[str]) -> tuple[list[str], Veil]:
+    """The contents with private-use letters for the first letter of each special token that they spell out, or might
+    together with what the template writes beside them; and what these letters hide. Lengths stay."""
+    marks = markup(tokenizer)
     starts = [marks.starts(text) for text in contents]
     letters = sorted({text[i] for text, found in zip(contents, starts, strict=True) for i in found})
     if not letters:
-        return conversation, {}
+        return list(contents), {}
     unused = unused_letters("".join((*contents, *marks.texts, str(tokenizer.chat_template))))
     hiding = dict(zip(letters, unused, strict=False))
-    hidden = (
+    hidden = [
         "".join(hiding[letter] if i in found else letter for i, letter in enumerate(text)) if found else text
         for text, found in zip(contents, starts, strict=True)
-    )
-    messages = tuple(replace(m, content=text) for m, text in zip(conversation.messages, hidden, strict=True))
-    return Conversation(messages, conversation.id), {ord(hides): letter for letter, hides in hiding.items()}
+    ]
+    return hidden, {ord(hides): letter for letter, hides in hiding.items()}
 
 
 def unused_letters(text: str) -> Iterator[str]:

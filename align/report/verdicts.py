@@ -205,6 +205,13 @@ def annotated(seen: Seen) -> str:
     return DONE[action].format(project=project)
 
 
+def served(seen: Seen) -> str:
+    if seen.settings["action"] == "key":
+        return f"The tenant {seen.settings['tenant']} was changed in the key file; no key is written down here."
+    requests, tokens = seen.metrics.get("requests", 0), seen.metrics.get("completion_tokens", 0)
+    return f"The server answered {counted(requests, 'request')} with {counted(tokens, 'token')}."
+
+
 DONE = {
     "invite": "An invitation to {project} was made; its link was printed, and is not written down.",
     "import": "Prompts and answers of a file are in {project}.", "configure": "The settings of {project} were changed.",
@@ -217,6 +224,7 @@ DONE = {
 VERDICTS: Mapping[str, Callable[[Seen], str]] = {
     "sft": trained, "full": trained, "reward": judged, "dpo": judged, "ppo": optimised, "eval": compared,
     "sample": sampled, "export": exported, "verify": verified, "annotate": annotated,
+    "serve": served,
 }  # fmt: skip
 
 

@@ -92,6 +92,7 @@ class Run:
         base: Base | None,
         label: str,
         resume: str = "auto",
+        again: bool = False,
     ) -> Run:
         """Find or make the folder of this run and lock it.
 
@@ -101,6 +102,7 @@ class Run:
             base: the base weights the stage works on.
             label: the readable part of a derived name.
             resume: `auto` continues what is unfinished, `never` makes a new folder, `must` refuses to start afresh.
+            again: a run that was published is run again in its folder, as a server is started again.
 
         Raises:
             RunBusy: another process holds it.
@@ -114,7 +116,7 @@ class Run:
         try:
             new = Manifest(stage, folder.name, config["seed"], masked_tree(config), inputs, base)
             found = known(folder, new)  # under the lock: nobody finishes it meanwhile
-            if found is not None and found.done:  # it may have been killed between saying so and this
+            if found is not None and found.done and not again:  # it may have been killed between saying so and this
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 return cls(folder, found, lock, resumed=False)
             times = {"started": now(), **({"first_started": started(found)} if found else {})}

@@ -48,7 +48,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
     inputs = OF[config.stage.name](config)
     config = inputs.config
     values = plain(config)
-    with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume) as run:
+    with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume, inputs.again) as run:
         opened(run.folder)
         if run.done:
             verify_outputs(run.folder, run.manifest.outputs)

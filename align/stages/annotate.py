@@ -10,7 +10,8 @@ from getpass import getuser
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from align.config.annotate import LOOPBACK, AnnotateConfig
+from align.config.addresses import LOOPBACK
+from align.config.annotate import AnnotateConfig
 from align.config.command import written
 from align.config.root import Config
 from align.errors import InputError

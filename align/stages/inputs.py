@@ -13,11 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from align.aliases import parsed_aliases
 from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
 from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
+from align.config.serve import ServeConfig
 from align.config.settings import changed
 from align.config.training import held_out_for
 from align.data.pairs import divided_pairs, pairs_records, prepared, read_pairs
@@ -36,6 +38,8 @@ from align.run import Artifact, Base, Input, json_digest
 from align.run.environment import code_digest, package_versions
 from align.run.lineage import evaluation_of
 from align.run.weights import brings_scores
+from align.serve.keys import read_accounts
+from align.serve.opening import opened
 from annotate.accounts import Accounts
 from annotate.store import Store
 from reward.inputs import models_of, read_alike, reward_inputs
@@ -57,6 +61,7 @@ class Inputs:
         base: the base weights.
         records: name → what goes in, as the manifest will hold it.
         rows: reads the data. What it returns is handed to the stage's `run`, behind the run and its configuration.
+        again: the same command runs again though it was finished, in the same folder: it is a server.
     """
 
     config: Config
@@ -64,6 +69,7 @@ class Inputs:
     base: Base | None
     records: dict[str, Input] = field(default_factory=dict)
     rows: Callable[[], tuple[Any, ...]] = nothing
+    again: bool = False
 
 
 def sft(config: Config) -> Inputs:
@@ -203,6 +209,24 @@ def export(config: Config) -> Inputs:
     return Inputs(config, f"{label(base, config.method.name)}-{kind}", base, records)
 
 
+def serve(config: Config) -> Inputs:
+    stage: ServeConfig = config.stage
+    if stage.action == "key":  # the file changes: asked again, it is done again
+        return Inputs(config, f"{stage.tenant}-key", None, {"asked": Input(secrets.token_hex(8))})
+    if stage.keys is not None:
+        read_accounts(Path(stage.keys).expanduser())  # a mistake in it costs no seconds
+    found = opened(
+        parsed_aliases(stage.adapters, "stage.adapters"), Path(config.run.root).expanduser(),
+        path=config.model.path, revision=config.model.revision, method=config.method.name,
+        roots=[Path(root).expanduser().absolute() for root in stage.roots],
+    )  # fmt: skip
+    base, method = found.portfolio.base, found.portfolio.method
+    config = changed(config, method=changed(config.method, name=method))
+    records = {"base": Input(base.digest, ref=base.id)}
+    records |= {f"adapters.{ref}": artifact.as_input() for ref, artifact in found.artifacts.items()}
+    return Inputs(config, label(base, method), base, records, lambda: (found,), again=True)
+
+
 def verify(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     untold = config.init == BASE and config.reward == LearnedReward()
@@ -313,6 +337,6 @@ def open_store(config: Config, create: bool = True) -> Store:
 
 OF: Mapping[str, Callable[[Config], Inputs]] = MappingProxyType({
     "sft": sft, "full": sft, "sample": sample, "annotate": annotate, "reward": reward, "ppo": ppo, "dpo": dpo,
-    "eval": evaluate, "export": export, "verify": verify,
+    "eval": evaluate, "export": export, "serve": serve, "verify": verify,
 })  # fmt: skip
 """Stage → what goes into it."""

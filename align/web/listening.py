@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -24,8 +26,14 @@ MOST, BATCH, QUEUE, RESERVE = 2048, 64, 1024, 256
 descriptors for a store (65 connections of SQLite take up to three each), the log and what else is open."""
 
 
-def serve(app: ASGIApp, host: str, port: int, ready: Callable[[], None]) -> None:
+def serve(
+    app: ASGIApp, host: str, port: int, ready: Callable[[], None], drain: Callable[[], Awaitable[None]] | None = None
+) -> None:
     """Serves until interrupted. `ready` is called when the port is ours.
+
+    Args:
+        drain: awaited after SIGTERM, while the server still answers; then it ends as if it were interrupted. A further
+            signal ends it at once.
 
     Raises:
         InputError: the port is taken, or the host is none of this machine's.
@@ -33,7 +41,7 @@ def serve(app: ASGIApp, host: str, port: int, ready: Callable[[], None]) -> None
     with listening(host, port) as listener, log_to_console():
         ready()
         with suppress(KeyboardInterrupt):  # which the server passes on when it has ended what was under way
-            Server(app, host, port).run(sockets=[listener])
+            Server(app, host, port, drain).run(sockets=[listener])
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -57,7 +65,7 @@ def listening(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn's, for as many connections as there are descriptors for."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, drain: Callable[[], Awaitable[None]] | None = None) -> None:
         # Its own logging configuration would close the run's log, which then opens its file anew at the next line.
         config = uvicorn.Config(
             app, host=host, port=port, log_config=None, log_level="warning", ws="none", timeout_graceful_shutdown=3,
@@ -67,9 +75,25 @@ class Server(uvicorn.Server):
         self.all = Connections(connection_limit(), lambda address: address in proxies)
         config.http = cast(Any, partial(Connection, self.all))
         super().__init__(config)
+        self._drain, self._draining = drain, drain is None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGTERM and not self._draining and self._loop is not None:
+            self._draining = True
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drained()))
+        else:
+            super().handle_exit(sig, frame)
+
+    async def _drained(self) -> None:
+        assert self._drain is not None
+        try:
+            await self._drain()
+        finally:
+            self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         loop.set_exception_handler(self.all.failed)
         await super().startup(sockets)
         for listener in sockets or ():

@@ -25,6 +25,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "eval": ("stage.prompts=8",),
     "export": (),
     "verify": ("stage.rows=8", "stage.micro_batch=4"),
+    "serve": ("stage.action=key", "stage.tenant=acme"),
 }
 FROM_FILE = ("sft", "full", "sample", "ppo", "eval")
 FROM_NOTHING = ("sft", "full")
@@ -51,6 +52,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
             patch.setattr(live, "EVERY_S", 0.0 if stage == "ppo" else 20.0)  # with curves, which take their time
             line = [f"stage={stage}", *words, "rollout.max_new_tokens=12", "device=cpu", f"run.root={root}"]
             line += data if stage in FROM_FILE else []
+            line += [f"stage.keys={earlier / 'keys' / 'keys.json'}"] if stage == "serve" else []
             line += ["model=hub", f"model.path={tiny_model}"] if stage in FROM_NOTHING else []
             assert main([*line, "run.name=a"]) == 0, line
             found[stage] = root / stage / "a" / "report.html"

@@ -125,7 +125,8 @@ def forking() -> Iterator[Forks]:
     """A server for as long as the block lasts."""
     with ExitStack() as stack:
         address = Path(stack.enter_context(TemporaryDirectory(prefix="align-forks-")), "socket")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         words = [sys.executable, __file__, str(address)]
         server = stack.enter_context(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE))
         stack.callback(server.kill)

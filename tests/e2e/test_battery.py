@@ -41,6 +41,8 @@ def command(case: Case, ready: Ready, model: Path, rows: Path) -> list[str]:
         "eval": ["stage=eval", "artifact=sft:s", *short],
         "export": ["stage=export", "artifact=sft:s"],
         "import": ["stage=annotate", "stage.action=import", f"stage.path={rows}", "project=battery"],
+        "serve": ["stage=serve"],
+        "key": ["stage=serve", "stage.action=key", "stage.tenant=acme", f"stage.keys={rows.parent / 'keys.json'}"],
     }[case.command]
 
 

@@ -33,6 +33,8 @@ LINES = [
     "stage=export export=merged export.dtype=float32 'export.accept=[transformers/merged/original/float32]'",
     "stage=export export=check export.path=some/folder",
     "stage=verify model=hub model.path=DIR stage.rows=8",
+    'stage=serve "stage.adapters={support: ppo:latest, chat: {support: 0.9, sft\\\\:next: 0.1}}" stage.roots=[a]',
+    "stage=serve stage.action=key stage.tenant=acme stage.keys=/k 'stage.allow=[a,b]' stage.lift=[concurrency]",
     "stage=annotate stage.action=simulate stage.annotators=3 project=p",
     "stage=annotate stage.action=configure \"stage.settings={overlap: 2, note: 'yes, please'}\"",
 ]

@@ -16,11 +16,13 @@ from align.config.stages import STAGES
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 from floors import FLOOR_OF, FLOORS, MODULES, OURS, PICTURE, ROOT, imports, name_of, reduced, room_of, rooms_in, svg
 
-# The steps on a floor: a schema refuses a value with an error of ours and hides a secret, an error masks it, and a
-# broken chain is an error.
+# The steps on a floor: a schema refuses a value with an error of ours, hides a secret and reads names for artifacts, an
+# error masks it, and a broken chain is an error.
 # `redaction` itself imports nothing of ours.
 ALLOWED = {
+    ("align.aliases", "align.errors"),
     ("align.chain", "align.errors"),
+    ("align.config", "align.aliases"),
     ("align.config", "align.errors"),
     ("align.config", "align.redaction"),
     ("align.errors", "align.redaction"),

@@ -1,0 +1,31 @@
+"""Where a server listens, and under which address browsers and clients know it."""
+
+from __future__ import annotations
+
+import re
+
+from align.errors import require
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def check_address(host: str, url: str | None) -> None:
+    """Checks `stage.host` and `stage.url` of a server.
+
+    Raises:
+        InputError: other machines can reach the server and no address is given, or the address is none.
+    """
+    require(
+        host in LOOPBACK or url is not None, "stage.url", url,
+        "others than this machine are to reach the server, and nobody said under which name",
+        "Say what they will be told, such as stage.url=https://align.example.org.",
+    )  # fmt: skip
+    require(
+        url is None or is_origin(url), "stage.url", url, "is no address of a server of its own",
+        "Write https://HOST or https://HOST:PORT, without a path.",
+    )  # fmt: skip
+
+
+def is_origin(url: str) -> bool:
+    """Whether a URL names a scheme, a host and perhaps a port, as a browser's `Origin` does."""
+    return re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?", url) is not None

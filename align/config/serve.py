@@ -1,0 +1,122 @@
+"""`stage=serve`: many adapters on one base behind OpenAI's API, for many tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from align.aliases import NAME, NAMED, parsed_aliases
+from align.config.addresses import LOOPBACK, check_address
+from align.config.settings import Settings, setting
+from align.errors import require
+
+ACTIONS = {
+    "serve": "answers requests",
+    "key": "makes a tenant or a further key of one, or changes a tenant's rights and limits, in the key file",
+}
+DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
+LIMITS = ("allow", "requests_per_minute", "tokens_per_minute", "concurrency", "token_budget")
+KEPT = "Not given: a known tenant keeps its value, a new one has no limit."
+
+
+@dataclass
+class ServeConfig(Settings):
+    """A server for many adapters on one base, with OpenAI's API. `stage.action=key` manages the tenants of its key
+    file. The running server reads the file again when it changes."""
+
+    AT: ClassVar[str] = "stage"
+
+    name: str = "serve"
+    action: str = setting("serve", f"What is done: {DOES}.", choices=tuple(ACTIONS))
+    host: str = setting("127.0.0.1", "Interface that the server listens at.")
+    port: int = setting(8000, "Port that the server listens at.", at_least=1024, at_most=65535)
+    url: str | None = setting(None, "The server's address for its clients, such as https://models.example.org.")
+    adapters: Any = setting(
+        None,
+        "Adapters by name, such as {support: ppo:latest, legal: sft:legal}. A further {chat: {support: 0.9, legal: "
+        "0.1}} divides the users of the name chat over adapters by weight. `base` is the base without an adapter. "
+        "Empty: the base of `model=` alone.",
+    )
+    keys: str | None = setting(
+        None,
+        "The key file, outside of the run folders. Not given: no keys; the server listens on the loopback interface "
+        "only, and whoever reaches it may do everything.",
+    )
+    roots: list[str] = setting([], "Folders from which adapters may be loaded at run time. Empty: none may.")
+    slots: int = setting(32, "Rows that are decoded at once.", above=0)
+    resident: int = setting(16, "Adapters whose weights are in memory at once.", above=0)
+    max_rank: int = setting(256, "Highest rank of an adapter; memory is reserved for `resident` of them.", above=0)
+    max_length: int | None = setting(
+        None, "Longest prompt with its answer. Not given: the model's context length.", unit="tokens", at_least=2
+    )
+    queue: int = setting(256, "Requests that wait at most; further ones are refused with status 429.", above=0)
+    drain_s: float = setting(
+        30.0, "Time that requests under way have after SIGTERM. New ones are refused meanwhile.", unit="seconds",
+        at_least=0,
+    )  # fmt: skip
+    prefix_cache_mb: int = setting(256, "Memory for the prefixes of earlier prompts.", unit="MB", at_least=0)
+    tenant: str | None = setting(None, "The tenant that `key` makes or changes.")
+    admin: bool | None = setting(
+        None, "`key`: whether the tenant may load and unload adapters. Not given: as before; a new one may not."
+    )
+    allow: Any = setting(None, f"`key`: names that the tenant may ask for, such as [support, legal]. {KEPT}")
+    requests_per_minute: int | None = setting(None, f"`key`: the tenant's requests a minute. {KEPT}", above=0)
+    tokens_per_minute: int | None = setting(
+        None, f"`key`: the tenant's tokens a minute, prompts and answers together. {KEPT}", above=0
+    )
+    concurrency: int | None = setting(None, f"`key`: the tenant's requests at once. {KEPT}", above=0)
+    token_budget: int | None = setting(
+        None, f"`key`: the tenant's tokens in all, prompts and answers together. {KEPT}", unit="tokens", at_least=0
+    )
+    lift: list[str] = setting([], "`key`: limits to take away from the tenant.", choices=LIMITS)
+    revoke: str | None = setting(None, "`key`: the id of a key of the tenant to revoke, or `all`.")
+
+    def check_together(self) -> None:
+        parsed_aliases(self.adapters, "stage.adapters")
+        self.check_server() if self.action == "serve" else self.check_key()
+
+    def check_server(self) -> None:
+        """Raises InputError where others could reach a server that has no keys."""
+        open_to_all = "without stage.keys the server lets in whoever reaches it"
+        make = "Make a key file with stage.action=key, and add stage.keys=FILE"
+        require(
+            self.keys is not None or self.host in LOOPBACK, "stage.host", self.host, open_to_all,
+            f"{make}, or leave stage.host at 127.0.0.1.",
+        )  # fmt: skip
+        require(
+            self.keys is not None or self.url is None, "stage.url", self.url, open_to_all,
+            f"{make}, or leave stage.url out.",
+        )  # fmt: skip
+        check_address(self.host, self.url)
+        given = [key for key in ("tenant", "admin", *LIMITS, "revoke") if getattr(self, key) is not None]
+        given += ["lift"] if self.lift else []
+        require(
+            not given, f"stage.{given[0] if given else ''}", getattr(self, given[0]) if given else None,
+            "is a setting of stage.action=key", "Add stage.action=key, or leave it out.",
+        )  # fmt: skip
+
+    def check_key(self) -> None:
+        """Raises InputError where `key` is not told whose, or is told two things at once."""
+        require(self.keys is not None, "stage.keys", None, "stage.action=key needs a key file", "Add stage.keys=FILE.")
+        named = self.tenant is not None and NAME.fullmatch(self.tenant) is not None
+        problem = "is no name of a tenant" if self.tenant else "stage.action=key needs a tenant"
+        require(named, "stage.tenant", self.tenant, problem, f"Add stage.tenant=NAME. {NAMED}")
+        names = isinstance(self.allow, Sequence) and not isinstance(self.allow, str)
+        require(
+            self.allow is None or (names and all(isinstance(name, str) and name for name in self.allow)),
+            "stage.allow", self.allow, "is no list of names", 'Write "stage.allow=[support, legal]".',
+        )  # fmt: skip
+        both = [key for key in self.lift if getattr(self, key) is not None]
+        require(not both, "stage.lift", both, "is set and taken away in one command", "Leave one of the two out.")
+
+    def check(self, config: Any) -> None:
+        """Raises InputError where the key file would lie among the runs, which are copied and shown to others."""
+        if self.keys is None:
+            return
+        root = Path(config.run.root).expanduser().resolve()
+        require(
+            not Path(self.keys).expanduser().resolve().is_relative_to(root), "stage.keys", self.keys,
+            "lies in the folder of the runs, which is copied and shown to others", "Choose a file outside of run.root.",
+        )  # fmt: skip

@@ -1,0 +1,160 @@
+"""What a folder with an adapter says of itself, and whether it may be loaded. Imports no torch: whether its tensors are
+what they should be is found by `align.models.adapter_files`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.errors import AlignError, InputError, require
+from align.models.base import ABOUT
+from align.models.start import trained_with
+from align.run import Artifact, artifact_in, json_object
+from align.run.receipt import RECEIPT
+from align.run.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PICKLES, TOKENIZER, adapter_digest, brings_scores
+
+READ = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT, RECEIPT, *TOKENIZER)
+"""Files of an adapter's folder that are read, if they are there."""
+FIELD = "lora_path"
+"""What a request to load calls the folder, in vLLM's words."""
+NF4 = "nf4-dequantised"
+"""What an export's receipt calls the base of an adapter of method=qlora."""
+
+
+class NotLoadable(InputError):
+    """A folder that is not loaded at run time. The message names no path but the one that was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an adapter was trained on, as far as its folder says.
+
+    Attributes:
+        base: digest of the base; None where nothing records it.
+        method: `qlora` or `lora`: whether the base was quantised to NF4; None where nothing records it.
+    """
+
+    base: str | None
+    method: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One state of an adapter's weights. A request that was resolved keeps its version, whatever its name stands for
+    later.
+
+    Attributes:
+        digest: sha256 over the two files that the adapter is read from, hex.
+        folder: where they lie.
+        base: digest of the base that it is served on.
+    """
+
+    digest: str
+    folder: Path
+    base: str
+
+
+def origin_of(artifact: Artifact) -> Origin:
+    """What an adapter was trained on: by its run's manifest, or by the files that stage=export put beside it.
+
+    Raises:
+        CorruptFile: such a file is no JSON object.
+    """
+    if artifact.base is not None:
+        return Origin(artifact.base.digest, trained_with(artifact))
+    said, remedy = {}, "Export it again."
+    for name in (ABOUT, RECEIPT):
+        path = artifact.path / name
+        said[name] = json_object(path, name, remedy) if path.is_file() else {}
+    base, into = said[ABOUT].get("digest"), said[RECEIPT].get("into")
+    method = ("qlora" if into == NF4 else "lora") if isinstance(into, str) else None
+    return Origin(base if isinstance(base, str) and base else None, method)
+
+
+def check_adapter(folder: Path, field: str, shown: str) -> None:
+    """Checks that a folder holds a LoRA adapter of a language model in safetensors, by the names of its files, its
+    configuration and the header of its weights.
+
+    Args:
+        field, shown: what to call it in a message.
+
+    Raises:
+        CorruptFile: its configuration is no JSON object.
+        InputError: it holds something else.
+    """
+    train = "Name the folder of a LoRA adapter that PEFT or stage=export wrote."
+    whole = (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file()
+    require(not whole, field, shown, "is a whole model, and no adapter", "Serve it as model=hub model.path=FOLDER.")
+    require((folder / ADAPTER_CONFIG).is_file(), field, shown, f"holds no {ADAPTER_CONFIG}", train)
+    stem = Path(ADAPTER_WEIGHTS).stem
+    pickled = sorted(path.name for path in folder.glob(f"{stem}*") if path.suffix in PICKLES)
+    problem = f"holds {', '.join(pickled)}, and only safetensors are read"
+    require(not pickled, field, shown, problem, "Save it with safe_serialization, and remove the pickle.")
+    require((folder / ADAPTER_WEIGHTS).is_file(), field, shown, f"holds no {ADAPTER_WEIGHTS}", train)
+    try:
+        kind = json_object(folder / ADAPTER_CONFIG, ADAPTER_CONFIG, train).get("peft_type")
+    except InputError as error:  # which names the whole path
+        raise InputError(field, shown, f"its {ADAPTER_CONFIG} is no JSON object", train) from error
+    require(kind == "LORA", field, shown, f"its peft_type is {str(kind)[:40]!r}, and only LORA is read", train)
+    reward = "Name an adapter of stage=sft, stage=dpo or stage=ppo."
+    require(not brings_scores(folder), field, shown, "is a reward model, and no policy", reward)
+
+
+def folder_under(given: str, roots: Sequence[Path]) -> Path:
+    """The folder that a request to load names, with every link resolved.
+
+    Args:
+        given: an absolute path, or one relative to a root.
+        roots: the folders from which adapters may be loaded.
+
+    Raises:
+        NotLoadable: it does not lie under a root, or a file that would be read does not.
+    """
+    for root in roots if given and "\0" not in given and ".." not in Path(given).parts else ():
+        try:
+            top = root.expanduser().resolve(strict=True)
+            folder = (top / given).resolve(strict=True)  # an absolute path stays what it is
+            read = [path for place in (folder, folder / "artifact") for name in READ for path in place.glob(name)]
+            if folder.is_dir() and all(path.resolve(strict=True).is_relative_to(top) for path in (folder, *read)):
+                return folder
+        except (OSError, RuntimeError, ValueError):  # not there, not readable, links in a circle, half a character
+            continue
+    raise NotLoadable(
+        FIELD, given, "is no folder under the roots of this server", "Name a folder under one of stage.roots."
+    )
+
+
+def loadable_version(given: str, roots: Sequence[Path], base: str, method: str) -> Version:
+    """The adapter that a request to load names, found to be one of the served base.
+
+    Args:
+        given, roots: see `folder_under`.
+        base: digest of the served base.
+        method: `qlora` where the served base is the dequantised NF4 one, `lora` where it is the plain one.
+
+    Raises:
+        NotLoadable: it lies elsewhere, is no LoRA adapter in safetensors, or does not say that it was trained on this
+            base. The command line may name such an adapter: whoever starts the server vouches for it.
+    """
+    folder = folder_under(given, roots)
+    try:
+        artifact = artifact_in(folder, given)
+        origin, digest = origin_of(artifact), adapter_digest(artifact.path)
+    except (AlignError, OSError) as error:  # whose words hold paths of the server
+        problem = "is no finished run or adapter, or its files are not those that were published"
+        raise NotLoadable(FIELD, given, problem, "Name a finished run or a folder with an adapter.") from error
+    try:
+        check_adapter(artifact.path, FIELD, given)
+    except InputError as error:
+        raise NotLoadable(FIELD, given, error.problem, error.remedy) from error
+    if origin.base is None or origin.method is None:
+        problem = f"does not say on which {'base' if origin.base is None else 'precision of its base'} it was trained"
+        raise NotLoadable(FIELD, given, problem, "Start the server with it in stage.adapters.")
+    if origin.base != base:
+        problem = f"was trained on base {origin.base[:12]}, and {base[:12]} is served"
+        raise NotLoadable(FIELD, given, problem, "Load an adapter of the served base.")
+    if origin.method != method:
+        problem = f"was trained with method={origin.method}, and the base is served as method={method} knows it"
+        raise NotLoadable(FIELD, given, problem, f"Load an adapter of method={method}.")
+    return Version(digest, artifact.path, base)

@@ -1,0 +1,97 @@
+"""Token ids as text while an answer is being made: no broken character, and no part of a stop string, is ever shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+REPLACEMENT = "\ufffd"
+LONGEST = 8
+"""Tokens that one character is waited for: UTF-8 has at most 4 bytes a character. Bytes that are none stay broken."""
+
+
+class TextDecoder:
+    """The text of an answer, a token at a time.
+
+    What `take` and `rest` return, put together, is the whole text, cut before the stop string that was whole first.
+    Each piece is the difference of two decodings that begin at the same token, for a token alone may be half a
+    character, or lose the blank before it. Text that may be the beginning of a stop string is held back until it is
+    known.
+
+    Args:
+        stops: strings that end the answer.
+        before: the last tokens before the answer, where it goes on with a text. None of their text is returned.
+        special: special tokens are text too.
+
+    Attributes:
+        stopped: a stop string was found.
+    """
+
+    def __init__(
+        self, tokenizer: Any, stops: Sequence[str] = (), before: Sequence[int] = (), special: bool = False
+    ) -> None:
+        self.tokenizer, self.stops, self.special, self.stopped = tokenizer, tuple(stops), special, False
+        self._ids, self._known = list(before[-LONGEST:]), ""
+        self._read = len(self._ids)  # tokens whose text is known
+        self._known = self._decoded()
+        self._held, self._texts = "", dict[tuple[int, ...], str]()
+
+    def take(self, id: int) -> str:
+        """The text that is sure with this token."""
+        if self.stopped:
+            return ""
+        self._ids.append(id)
+        whole, waited = self._decoded(), len(self._ids) - self._read
+        if len(whole) <= len(self._known) or (whole.endswith(REPLACEMENT) and waited < LONGEST):
+            return ""
+        new = whole[len(self._known) :]
+        self._ids = self._ids[self._read :]
+        self._read, self._known = len(self._ids), self._known_text()
+        return self._beyond_stops(new)
+
+    def rest(self) -> str:
+        """What was held back, at the end of the answer. A character that is still broken is left out."""
+        held, self._held = self._held, ""
+        return held
+
+    def _known_text(self) -> str:
+        """The text of the tokens that are kept: mostly of one, which most answers have many times."""
+        key = tuple(self._ids)
+        if key not in self._texts:
+            self._texts[key] = self._decoded()
+        return self._texts[key]
+
+    def _decoded(self) -> str:
+        return self.tokenizer.decode(
+            self._ids, skip_special_tokens=not self.special, clean_up_tokenization_spaces=False
+        )
+
+    def _beyond_stops(self, new: str) -> str:
+        if not self.stops:
+            return new
+        text = self._held + new
+        found = [at for at in map(text.find, self.stops) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        kept = max(beginning_at_end(text, stop) for stop in self.stops)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+
+def beginning_at_end(text: str, sought: str) -> int:
+    """How many characters at the end of a text are the beginning of `sought`, less than all of it."""
+    sizes = range(min(len(text), len(sought) - 1), 0, -1)
+    return next((size for size in sizes if sought.startswith(text[-size:])), 0)
+
+
+class StopFinder:
+    """Whether an answer ends with a token, for the engine: see `align.rollout.requests.Request.ends`. It has a decoder
+    of its own, for it is called by the engine's thread."""
+
+    def __init__(self, decoder: TextDecoder) -> None:
+        self.decoder = decoder
+
+    def __call__(self, id: int) -> bool:
+        self.decoder.take(id)
+        return self.decoder.stopped

@@ -1,0 +1,141 @@
+"""The portfolio that a server begins with: the references of its command line, found and on one base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.aliases import Arm as Written
+from align.errors import InputError, require
+from align.models.base import base_of, find_base
+from align.models.start import BASE
+from align.run import Artifact, Base, resolve
+from align.run.weights import adapter_digest
+from align.serve.adapter_folders import Origin, Version, check_adapter, origin_of
+from align.serve.identity import Arm, Portfolio
+
+FIELD = "stage.adapters"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Attributes:
+    artifacts: what each reference names.
+    """
+
+    portfolio: Portfolio
+    artifacts: Mapping[str, Artifact]
+
+
+def opened(
+    written: Mapping[str, Sequence[Written]],
+    root: Path,
+    *,
+    path: str | None = None,
+    revision: str | None = None,
+    method: str = "auto",
+    roots: Sequence[Path] = (),
+) -> Opened:
+    """What the names of a command line stand for.
+
+    An adapter that says nothing of its base is taken as one of the served base: whoever starts the server vouches for
+    it.
+
+    Args:
+        written: name → the references of its arms: another name, `base`, or what `align.run.resolve` reads.
+        root: the folder of runs.
+        path, revision: of `model=`, where one is given; otherwise the base is that of the adapters.
+        method: `auto` for that of the adapters; the base as it is where there are none.
+        roots: the folders from which adapters may be loaded later.
+
+    Raises:
+        MissingArtifact: nothing is there; the message names the command that makes it.
+        InputError: an adapter is of another base or precision than the others or than `model=` and `method=` say, or
+            is no adapter; nothing says which base or precision; a name follows one that follows others.
+    """
+    refs = {arm.ref: name for name, arms in written.items() for arm in arms if not follows(arm, name, written)}
+    refs.pop(BASE, None)
+    base = find_base(path, revision) if path or not refs else None
+    artifacts: dict[str, Artifact] = {}
+    for ref in sorted(refs, key=lambda ref: ref.endswith(":latest")):  # which is the newest on the base of the others
+        field = f"{FIELD}.{refs[ref]}"
+        digest = base.digest if base and ref.endswith(":latest") else None
+        artifacts[ref] = resolve(ref, root, digest, field)
+        check_adapter(artifacts[ref].path, field, ref)
+        if base is None and artifacts[ref].base is not None:
+            base = base_of(artifacts[ref], field)
+    if base is None:
+        ref = next(iter(artifacts))
+        base = base_of(artifacts[ref], f"{FIELD}.{refs[ref]}")  # which says that nothing names it
+    origins = {ref: origin_of(artifact) for ref, artifact in artifacts.items()}
+    method = shared_method(origins, refs, method)
+    for ref, origin in origins.items():
+        problem = f"was trained on another base ({(origin.base or '')[:12]}) than {base.id} ({base.digest[:12]})"
+        remedy = "Serve it by a server of its own, or drop model=." if path else "Serve it by a server of its own."
+        require(origin.base in (None, base.digest), f"{FIELD}.{refs[ref]}", ref, problem, remedy)
+    versions = {ref: version_of(artifact, base) for ref, artifact in artifacts.items()}
+    names = {name: [arm_of(arm, name, written, versions, artifacts) for arm in arms] for name, arms in written.items()}
+    return Opened(Portfolio(base, method, names, roots), artifacts)
+
+
+def follows(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -> bool:
+    """Whether an arm is another name of the command line.
+
+    Raises:
+        InputError: that name follows others itself.
+    """
+    if arm.ref == name or arm.ref not in written:
+        return False
+    own = written[arm.ref]
+    plain = len(own) == 1 and (own[0].ref == arm.ref or own[0].ref not in written)
+    problem = f"{arm.ref} stands for other names itself"
+    require(plain, f"{FIELD}.{name}", arm.ref, problem, "Write the names or references that it stands for.")
+    return True
+
+
+def shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], given: str) -> str:
+    """The method that all adapters were trained with, which says how their base is kept.
+
+    Args:
+        names: reference → its name, for messages.
+        given: by `method=`; `auto` for what the adapters say.
+
+    Raises:
+        InputError: two differ, one contradicts `method=`, or there are adapters and none says it.
+    """
+    require(given != "full" or not origins, "method", given, "adapters are of method=qlora or method=lora", "Drop it.")
+    if not origins:
+        return "qlora" if given == "qlora" else "lora"
+    first = next((ref for ref, origin in origins.items() if origin.method), None)
+    if given == "auto" and first is None:
+        problem = f"nothing says how {next(iter(origins))} was trained"
+        raise InputError("method", given, problem, "Say method=qlora (on an NF4 base) or method=lora.")
+    wanted = str(origins[first].method) if given == "auto" and first is not None else given
+    said = f"{first} with method={wanted}" if given == "auto" else f"method={given} was asked for"
+    for ref, origin in origins.items():
+        problem = f"was trained with method={origin.method}, and {said}: they share a base in one precision"
+        remedy = "Serve it by a server of its own." if given == "auto" else "Drop method=."
+        require(origin.method in (None, wanted), f"{FIELD}.{names[ref]}", ref, problem, remedy)
+    return wanted
+
+
+def version_of(artifact: Artifact, base: Base) -> Version:
+    return Version(adapter_digest(artifact.path), artifact.path.absolute(), base.digest)
+
+
+def arm_of(
+    arm: Written,
+    name: str,
+    written: Mapping[str, Sequence[Written]],
+    versions: Mapping[str, Version],
+    artifacts: Mapping[str, Artifact],
+) -> Arm:
+    """What one reference of a name stands for, by a label that shows no path."""
+    if follows(arm, name, written):
+        return Arm(arm.ref, arm.ref, None, arm.weight, follows=arm.ref)
+    if arm.ref == BASE:
+        return Arm(BASE, BASE, None, arm.weight)
+    artifact = artifacts[arm.ref]
+    label = artifact.manifest.ref if artifact.manifest else artifact.path.absolute().name
+    return Arm(arm.ref, label, versions[arm.ref], arm.weight)

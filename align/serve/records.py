@@ -1,0 +1,85 @@
+"""What is kept of each request: a line in the run's `requests.jsonl`. Never a key, a prompt or an answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Record:
+    """One request.
+
+    Attributes:
+        tenant: who asked; empty where nobody is known by the key.
+        asked: `model` as it was asked for, if there is such a model for them.
+        answered: the name that answered.
+        adapter: digest of the weights that answered; empty for the base by itself.
+        base: digest of the base.
+        arm: which of the things that the name stands for; empty where it stands for one.
+        cached_tokens: of the prompt, from the prefix cache.
+        first_token_s, seconds: from the last byte of the request's head.
+    """
+
+    id: str
+    path: str
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+    tenant: str = ""
+    asked: str = ""
+    answered: str = ""
+    base: str = ""
+    adapter: str = ""
+    arm: str = ""
+    stream: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    finish_reasons: list[str] = field(default_factory=list)
+    status: int = 0
+    first_token_s: float | None = None
+    seconds: float = 0.0
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._began = clock, clock()
+
+    def __call__(self) -> float:
+        return self._clock() - self._began
+
+
+class RequestLog:
+    """Appends records to a file. A disk that is full ends no request: the run's log says so once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock, self._warned = path, Lock(), False
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, record: Record) -> None:
+        line = json.dumps(rounded(asdict(record)), ensure_ascii=False)
+        try:
+            with self._lock:
+                self._file.write(line + "\n")
+        except (OSError, ValueError) as error:
+            if not self._warned:
+                log.warning("requests.jsonl cannot be written (%s); requests are answered all the same", error)
+            self._warned = True
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+
+def rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}

@@ -1,0 +1,84 @@
+"""Errors as OpenAI's clients read them: a status, and `{"error": {message, type, param, code}}`.
+
+https://platform.openai.com/docs/guides/error-codes
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from align.errors import AlignError, InputError, readable
+from align.rollout.requests import QueueFull
+
+INVALID, SERVER = "invalid_request_error", "server_error"
+BUSY_S = 1
+"""Seconds after which somebody may try again whom a full queue has sent away."""
+
+
+class Refusal(AlignError):
+    """A request that is not answered.
+
+    Args:
+        message: for the client; no key, prompt or path.
+        param: the parameter at fault.
+        retry_after_s: when to come again.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, type: str = INVALID, param: str | None = None, code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.status, self.message, self.type, self.param, self.code = status, readable(message), type, param, code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    @property
+    def encoded(self) -> bytes:
+        return json.dumps(self.body, ensure_ascii=False).encode()
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        if self.retry_after_s is None:
+            return {}
+        return {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+def unsupported(param: str, message: str) -> Refusal:
+    return Refusal(400, message, param=param, code="unsupported_parameter")
+
+
+def invalid(param: str | None, message: str, code: str | None = None) -> Refusal:
+    return Refusal(400, message, param=param, code=code)
+
+
+def as_refusal(error: InputError) -> Refusal:
+    """An input error of ours for the client. The value is left out: it may be a prompt."""
+    message = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
+    if isinstance(error, QueueFull):
+        message = "The server is busy: as many requests wait as may. Try again in a moment."
+        return Refusal(429, message, type="rate_limit_error", code="queue_full", retry_after_s=BUSY_S)
+    code = "context_length_exceeded" if error.field == "max_tokens" else None
+    return Refusal(400, message, param=error.field, code=code)
+
+
+def unknown_model(model: str) -> Refusal:
+    message = f"The model '{model[:120]}' does not exist, or you may not use it."
+    return Refusal(404, message, param="model", code="model_not_found")
+
+
+def fault() -> Refusal:
+    """Something of ours went wrong; the log says what."""
+    return Refusal(500, "The server had an error while it answered. Its log says more.", type=SERVER)
+
+
+def draining() -> Refusal:
+    message = "The server is shutting down, and takes no new requests."
+    return Refusal(503, message, type=SERVER, code="shutting_down", retry_after_s=10)

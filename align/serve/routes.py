@@ -1,0 +1,183 @@
+"""OpenAI's API: models, chat completions and completions; loading of adapters as vLLM has it; health and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as Http
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
+
+from align.errors import InputError
+from align.rollout.requests import Request, SamplingParams
+from align.serve.answers import Answers, ChatAnswers, TextAnswers
+from align.serve.decoding import StopFinder, TextDecoder
+from align.serve.formats import ChatFormat, Prompt, chat_prompt, completion_prompts, samplings
+from align.serve.identity import Chosen, Named, UnknownModel
+from align.serve.refusals import Refusal, invalid, unknown_model
+from align.serve.schemas import ChatBody, CompletionBody, LoadAdapter, Sampled, UnloadAdapter
+from align.serve.service import Call, Service
+from align.serve.streams import EventStream, whole
+from align.serve.tenants import Tenant
+
+
+def api(service: Service) -> APIRouter:
+    """What a client of a model asks for."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def models(http: Http) -> Any:
+        named = service.portfolio.names(tenant_of(http).allowed)
+        return {"object": "list", "data": [card(service, name) for name in named]}
+
+    @router.get("/v1/models/{model:path}")
+    async def model(http: Http, model: str) -> Any:
+        named = service.portfolio.names(tenant_of(http).allowed)
+        found = next((name for name in named if name.name == model), None)
+        if found is None:
+            raise unknown_model(model)
+        return card(service, found)
+
+    @router.post("/v1/chat/completions")
+    async def chat(http: Http, body: ChatBody) -> Response:
+        body.refuse_unsupported({"echo": ((False,), "is not supported here: use /v1/completions")})
+        if body.top_logprobs and not body.logprobs:
+            raise invalid("top_logprobs", "It needs logprobs=true.")
+        with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
+            form = await run_in_threadpool(service.format_of, chosen.version)
+            prompt = await run_in_threadpool(chat_prompt, form, body)
+            logprobs = body.top_logprobs if body.logprobs else None
+            drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs)
+            requests = requests_for(form, body, chosen, tenant_of(http), prompt, drawn)
+            return await answered(
+                service, http, body, requests, len(prompt.ids), chat_answers(http, form, body, prompt)
+            )
+
+    @router.post("/v1/completions")
+    async def completions(http: Http, body: CompletionBody) -> Response:
+        body.refuse_unsupported({"tools": (([],), "is not supported here: use /v1/chat/completions")})
+        with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
+            form = await run_in_threadpool(service.format_of, chosen.version)
+            prompts = await run_in_threadpool(completion_prompts, form, body, service.vocabulary)
+            echoed, requests = body.logprobs if body.echo else None, list[Request]()
+            for prompt in prompts:
+                drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
+                requests += requests_for(form, body, chosen, tenant_of(http), prompt, drawn)
+            answers = TextAnswers(
+                form, prompts, http.scope["record"], body.n, body.stops, body.echo, body.logprobs,
+                body.stream_options.include_usage,
+            )  # fmt: skip
+            return await answered(service, http, body, requests, sum(len(prompt.ids) for prompt in prompts), answers)
+
+    return router
+
+
+def tenant_of(http: Http) -> Tenant:
+    return http.scope["tenant"]
+
+
+def chat_answers(http: Http, form: ChatFormat, body: ChatBody, prompt: Prompt) -> ChatAnswers:
+    tools = [tool.function.name for tool in body.tools] if body.tool_choice != "none" else []
+    return ChatAnswers(
+        form, prompt, http.scope["record"], body.n, body.stops, tools, None if body.parallel_tool_calls else 1,
+        body.logprobs, body.stream_options.include_usage,
+    )  # fmt: skip
+
+
+def requests_for(
+    form: ChatFormat, body: Sampled, chosen: Chosen, tenant: Tenant, prompt: Prompt, drawn: Sequence[SamplingParams]
+) -> list[Request]:
+    """What the engine is asked: one answer each."""
+    adapter = chosen.version.digest if chosen.version else None
+    before = () if isinstance(body, ChatBody) else prompt.ids
+
+    def ends() -> StopFinder | None:
+        return StopFinder(TextDecoder(form.tokenizer, body.stops, before)) if body.stops else None
+
+    return [Request(prompt.ids, sampling, adapter, tenant.name, ends=ends()) for sampling in drawn]
+
+
+async def answered(
+    service: Service, http: Http, body: Sampled, requests: Sequence[Request], prompt_tokens: int, answers: Answers
+) -> Response:  # fmt: skip
+    """The response to a request that was understood."""
+    record = http.scope["record"]
+    record.stream = body.stream
+    call = Call(service, record, http.scope["watch"])
+    call.begin(tenant_of(http), requests, prompt_tokens)
+    headers = {"x-align-base": record.base, "x-align-adapter": record.adapter, "x-align-arm": record.arm}
+    headers = {name: value for name, value in headers.items() if value}
+    if body.stream:
+        return EventStream(call, answers, body.stream_options.include_usage, headers)
+    return await whole(call, answers, http.receive, headers)
+
+
+def card(service: Service, named: Named) -> dict[str, Any]:
+    """A model as vLLM lists it; and the digests of what it stands for."""
+    base = service.portfolio.base.digest
+    arms = [
+        {"arm": arm.label, "weight": arm.weight, "adapter": arm.version.digest if arm.version else None}
+        for arm in named.arms
+    ]
+    return {
+        "id": named.name, "object": "model", "created": service.created, "owned_by": "align", "root": named.name,
+        "parent": named.parent, "max_model_len": service.context, "base": base,
+        "adapter": arms[0]["adapter"] if len(arms) == 1 else None, "arms": arms if len(arms) > 1 else None,
+    }  # fmt: skip
+
+
+def administration(service: Service) -> APIRouter:
+    """What those who run the server ask for."""
+    router = APIRouter()
+
+    @router.post("/v1/load_lora_adapter")
+    async def load(http: Http, body: LoadAdapter) -> Response:
+        require_admin(http)
+        try:
+            version = await run_in_threadpool(service.load, body.lora_name, body.lora_path, body.load_inplace)
+        except InputError as error:
+            message = f"'{body.lora_name}' was not loaded: it {error.problem}. {error.remedy}"
+            raise invalid(error.field, message) from error
+        record = http.scope["record"]
+        record.asked, record.base, record.adapter = body.lora_name, version.base, version.digest
+        done = f"Success: LoRA adapter '{body.lora_name}' added successfully."
+        return PlainTextResponse(done, headers={"x-align-adapter": version.digest})
+
+    @router.post("/v1/unload_lora_adapter")
+    async def unload(http: Http, body: UnloadAdapter) -> Response:
+        require_admin(http)
+        try:
+            await run_in_threadpool(service.portfolio.unload, body.lora_name, service.unregister)
+        except UnknownModel as error:
+            raise Refusal(
+                404, f"The lora adapter '{body.lora_name}' cannot be found.", param="lora_name", code="not_found"
+            ) from error
+        except InputError as error:
+            raise invalid(error.field, f"'{body.lora_name}' {error.problem}. {error.remedy}") from error
+        http.scope["record"].asked = body.lora_name
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    @router.get("/health")
+    async def health() -> Response:
+        alive = service.engine.alive
+        return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        status = "ready" if service.ready else "draining" if service.engine.alive else "the engine has stopped"
+        return JSONResponse({"status": status}, 200 if service.ready else 503)
+
+    @router.get("/metrics")
+    async def metrics(http: Http) -> Response:
+        require_admin(http)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def require_admin(http: Http) -> None:
+    if not tenant_of(http).admin:
+        raise Refusal(403, "This needs the key of an administrator.", code="insufficient_permissions")

@@ -1,0 +1,176 @@
+"""What clients send: the bodies of OpenAI's chat completions and completions, and of vLLM's loading of adapters.
+
+A null is a default, as in OpenAI's API. A field that is not declared here is looked up in `NOT_SUPPORTED`; any
+other one changes no answer, and is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from align.serve.refusals import unsupported
+
+MOST_ANSWERS, MOST_STOPS, LONGEST_STOP, MOST_LOGPROBS = 128, 4, 256, 20
+SEEDS = 2**63
+LATER = "needs constrained decoding, which this server does not have yet"
+
+NOT_SUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "add_generation_prompt": ((True,), "is not supported"),
+    "add_special_tokens": ((True, False), "is not supported"),
+    "allowed_token_ids": ((), "is not supported"),
+    "audio": ((), "is not supported: models of text answer in text"),
+    "bad_words": (([],), "is not supported"),
+    "best_of": ((1,), "is not supported: ask for n answers"),
+    "chat_template": ((), "is not supported: the model's own template is used"),
+    "chat_template_kwargs": (({},), "is not supported: arguments of the template are set in training"),
+    "continue_final_message": ((False,), "is not supported"),
+    "documents": (([],), "is not supported"),
+    "frequency_penalty": ((0,), "is not supported"),
+    "function_call": (("none",), "is deprecated and not supported: use tool_choice"),
+    "functions": (([],), "is deprecated and not supported: use tools"),
+    "guided_choice": ((), LATER),
+    "guided_grammar": ((), LATER),
+    "guided_json": ((), LATER),
+    "guided_regex": ((), LATER),
+    "length_penalty": ((1,), "is not supported"),
+    "logit_bias": (({},), "is not supported"),
+    "min_p": ((0,), "is not supported"),
+    "min_tokens": ((0,), "is not supported"),
+    "modalities": ((["text"],), "is not supported: models of text answer in text"),
+    "prediction": ((), "is not supported"),
+    "presence_penalty": ((0,), "is not supported"),
+    "prompt_embeds": ((), "is not supported"),
+    "prompt_logprobs": ((), "is not supported: use echo with logprobs, in /v1/completions"),
+    "repetition_penalty": ((1,), "is not supported"),
+    "response_format": (({"type": "text"},), LATER),
+    "skip_special_tokens": ((True,), "is not supported"),
+    "stop_token_ids": (([],), "is not supported: use stop"),
+    "structured_outputs": ((), LATER),
+    "suffix": (("",), "is not supported"),
+    "top_k": ((-1, 0), "is not supported: use top_p"),
+    "truncate_prompt_tokens": ((), "is not supported"),
+    "use_beam_search": ((False,), "is not supported"),
+    "web_search_options": ((), "is not supported"),
+}
+"""Parameters of OpenAI's and vLLM's that would change an answer: the values that change nothing, and what is said of
+any other."""
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_nulls(cls, data: Any) -> Any:
+        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class Sampled(Body):
+    """What both APIs ask for."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    n: int = Field(1, ge=1, le=MOST_ANSWERS)
+    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]], Field(max_length=MOST_STOPS)
+        ]
+    ) = []  # fmt: skip
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    user: str | None = None
+    ignore_eos: bool = Field(False, description="vLLM's: no token ends the answer, for measuring.")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def refuse_unsupported(self, also: Mapping[str, tuple[tuple[Any, ...], str]] = {}) -> None:
+        """Raises: Refusal: a field asks for what would change the answer, and is not done here."""
+        known = {**NOT_SUPPORTED, **also}
+        for name, value in (self.model_extra or {}).items():
+            if name in known and not any(same(value, neutral) for neutral in known[name][0]):
+                raise unsupported(name, f"The parameter '{name}' {known[name][1]}.")
+
+
+def same(value: Any, neutral: Any) -> bool:
+    """Equal, and no truth value taken for a number."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+class CalledFunction(Body):
+    name: str
+    arguments: str = "{}"
+
+
+class MessageToolCall(Body):
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, JsonValue]] | None = None
+    tool_calls: list[MessageToolCall] = []
+    tool_call_id: str = ""
+    reasoning_content: str | None = None
+
+
+class Function(Body):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+
+
+class Tool(Body):
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class ChatBody(Sampled):
+    """https://platform.openai.com/docs/api-reference/chat/create"""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, description="Deprecated name of max_completion_tokens.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Not given: as many as the context has room for.")
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
+    tools: list[Tool] = Field([], max_length=128)
+    tool_choice: str | dict[str, JsonValue] = "auto"
+    parallel_tool_calls: bool = True
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+
+class CompletionBody(Sampled):
+    """https://platform.openai.com/docs/api-reference/completions/create"""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = Field("", description="Texts or token ids.")
+    max_tokens: int = Field(16, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    echo: bool = False
+
+
+class LoadAdapter(Body):
+    """vLLM's `/v1/load_lora_adapter`."""
+
+    lora_name: str = Field(min_length=1, max_length=64)
+    lora_path: str = Field(min_length=1, max_length=4096)
+    load_inplace: bool = Field(False, description="Replace what has this name.")
+
+
+class UnloadAdapter(Body):
+    lora_name: str = Field(min_length=1, max_length=64)

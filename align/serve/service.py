@@ -1,0 +1,307 @@
+"""A server's parts: who may ask, which weights answer, the engine that makes the answers, and what is kept of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from align.errors import InputError
+from align.rollout.engine_thread import EngineThread
+from align.rollout.requests import Output, Pending, Request
+from align.serve.formats import ChatFormat
+from align.serve.identity import Chosen, Portfolio, UnknownModel, Version
+from align.serve.keys import Keys
+from align.serve.limits import Limited, Limiter
+from align.serve.mailbox import Mailbox
+from align.serve.metrics import Metrics
+from align.serve.records import Record, RequestLog, Stopwatch
+from align.serve.refusals import SERVER, Refusal, as_refusal, draining, fault, unknown_model
+from align.serve.tenants import Tenant
+from align.serve.usage import BudgetSpent, Usage, UsageUnwritable
+
+log = logging.getLogger(__name__)
+Heard = tuple["Call", int, Output]
+"""A call, the number of its answer, and what the engine says of it."""
+LOOK_S = 1.0
+"""How often it is looked whether the engine's thread still runs."""
+
+
+@dataclass
+class Service:
+    """Attributes:
+    format_of: tokenizer and template of a version; of the base for None.
+    vocabulary: rows of the base's embedding.
+    check: raises InputError where the engine cannot answer by the adapter in a folder.
+    created: when the server began, in seconds since 1970.
+    keys: None: whoever reaches the server may do everything.
+    usage: None where nobody has a budget.
+    answering: the calls that are under way.
+    """
+
+    engine: EngineThread
+    portfolio: Portfolio
+    format_of: Callable[[Version | None], ChatFormat]
+    vocabulary: int
+    check: Callable[[Path], object]
+    created: int
+    log: RequestLog
+    metrics: Metrics
+    limits: Limiter
+    keys: Keys | None = None
+    usage: Usage | None = None
+    draining: bool = False
+    mailbox: Mailbox[Heard] | None = None
+    answering: set[Call] = field(default_factory=set)
+    totals: dict[str, int] = field(default_factory=lambda: {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0})
+
+    @property
+    def context(self) -> int:
+        return self.engine.engine.context
+
+    @property
+    def ready(self) -> bool:
+        return self.engine.alive and not self.draining
+
+    @contextmanager
+    def chosen(self, record: Record, tenant: Tenant, model: str, user: str | None) -> Iterator[Chosen]:
+        """Which weights answer; the record says so. They are there until the block ends, whatever is unloaded.
+
+        Raises:
+            Refusal: there is no such model for them.
+        """
+        known = self.engine.engine.known
+        while True:
+            try:
+                chosen = self.portfolio.choose(model, tenant.name, tenant.allowed, user)
+            except UnknownModel as error:
+                raise unknown_model(model) from error
+            try:
+                if chosen.version is not None:
+                    known.hold(chosen.version.digest)
+                break
+            except InputError:  # it was unloaded meanwhile: the name stands for something else by now, or for nothing
+                continue
+        try:
+            self._note(record, model, chosen)
+            yield chosen
+        finally:
+            if chosen.version is not None:
+                known.release(chosen.version.digest)
+
+    def _note(self, record: Record, model: str, chosen: Chosen) -> None:
+        record.asked, record.answered, record.arm = model, chosen.name, chosen.arm
+        record.base, record.adapter = self.portfolio.base.digest, chosen.version.digest if chosen.version else ""
+
+    def load(self, name: str, folder: str, replace: bool) -> Version:
+        """Let a name stand for the adapter in a folder.
+
+        Raises:
+            Refusal: the name is taken; it may be replaced where that is asked for.
+            InputError: see `align.serve.identity.Portfolio.load`; or its tensors do not fit the base.
+        """
+        if self.portfolio.arms(name) and not replace:
+            message = f"The lora adapter '{name}' has already been loaded. Send load_inplace=true to replace it."
+            raise Refusal(400, message, param="lora_name", code="already_loaded")
+        return self.portfolio.load(name, folder, self.register, self.unregister)
+
+    def register(self, version: Version) -> None:
+        self.check(version.folder)
+        self.format_of(version)
+        self.engine.engine.register(version.folder)
+
+    def unregister(self, version: Version) -> None:
+        self.engine.engine.unregister(version.digest)
+
+    def done(self, record: Record) -> None:
+        """A request has ended."""
+        self.totals["requests"] += 1
+        self.totals["prompt_tokens"] += record.prompt_tokens
+        self.totals["completion_tokens"] += record.completion_tokens
+        self.metrics.observe(record)
+        self.log.write(record)
+
+    def opened(self) -> None:
+        """In the event loop that will answer."""
+        self.mailbox = Mailbox(asyncio.get_running_loop(), self.deliver)
+
+    def deliver(self, letters: Sequence[Heard]) -> None:
+        """Hands outputs to their calls. What a client may receive is recorded before: once for all of them."""
+        counts: dict[str, tuple[int, int]] = {}
+        for call, _, output in letters:
+            call.heard_tokens += len(output.tokens)
+            if call.record.stream:
+                counts[call.record.id] = call.record.prompt_tokens, call.heard_tokens
+        try:
+            if self.usage is not None and counts:
+                self.usage.sent(counts)
+        except UsageUnwritable as error:
+            for call in {call for call, _, _ in letters}:
+                call.end(uncounted(error))
+        else:
+            for call, i, output in letters:
+                call.queue.put_nowait((i, output))
+
+    async def drain(self, within_s: float) -> None:
+        """Take nothing new, and wait for what is under way; what is not done in time is ended."""
+        self.draining = True
+        until = asyncio.get_running_loop().time() + within_s
+        while self.answering and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.02)
+        for call in list(self.answering):
+            call.end(draining())
+        while self.answering and asyncio.get_running_loop().time() < until + LOOK_S:
+            await asyncio.sleep(0.02)
+
+    async def watch_engine(self) -> None:
+        """Ends what is under way if the engine's thread has died: nobody would ever answer it."""
+        while self.engine.alive:
+            await asyncio.sleep(LOOK_S)
+        log.error("the engine has stopped: no request is answered any more")
+        for call in list(self.answering):
+            call.end(fault())
+
+
+class Call:
+    """One request while its answers are made.
+
+    Args:
+        record: is told what comes of it.
+        watch: since the request came.
+    """
+
+    def __init__(self, service: Service, record: Record, watch: Stopwatch) -> None:
+        self.service, self.record, self._watch = service, record, watch
+        self.queue: asyncio.Queue[tuple[int, Output] | Refusal] = asyncio.Queue()
+        self.heard_tokens = 0
+        self._pending: dict[int, Pending] = {}
+        self._stack, self._last_s, self._alone = ExitStack(), 0.0, True
+
+    def begin(self, tenant: Tenant, requests: Sequence[Request], prompt_tokens: int) -> None:
+        """Have the answers made.
+
+        Args:
+            prompt_tokens: that are counted; answers to one prompt share them.
+
+        Raises:
+            Refusal: the server is ending, the tenant has used up its share, or the engine does not take it.
+        """
+        service = self.service
+        if service.draining:
+            raise draining()
+        most = prompt_tokens + sum(request.sampling.max_tokens for request in requests)
+        self.record.prompt_tokens = prompt_tokens
+        service.answering.add(self)
+        self._stack.callback(service.answering.discard, self)
+        try:
+            self._account(tenant, most)
+            self._alone = len(requests) == 1
+            for i, request in enumerate(requests):
+                self._pending[i] = service.engine.add(request, partial(self._heard, i))
+        except Limited as error:
+            self.close()
+            message = f"{error.problem}. {error.remedy}"
+            raise Refusal(
+                429, message, type="rate_limit_error", code="rate_limit_exceeded", retry_after_s=error.retry_after_s
+            ) from error
+        except BudgetSpent as error:
+            self.close()
+            message = f"{error.problem}. {error.remedy}"
+            raise Refusal(429, message, type="insufficient_quota", code="insufficient_quota") from error
+        except UsageUnwritable as error:
+            self.close()
+            raise uncounted(error) from error
+        except InputError as error:
+            self.close()
+            raise as_refusal(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _account(self, tenant: Tenant, tokens: int) -> None:
+        entered, record = self._stack.enter_context(self.service.limits.enter(tenant, tokens)), self.record
+        self._stack.callback(lambda: setattr(entered, "tokens", sum(self._used())))
+        if (usage := self.service.usage) is not None:
+            usage.reserve(tenant, record.id, tokens)
+            self._stack.callback(lambda: usage.settle(record.id, *self._used()))
+
+    def _used(self) -> tuple[int, int]:
+        """Tokens of the prompt and the answers; none of a prompt of which nothing came."""
+        used = self.record.completion_tokens or self.record.finish_reasons
+        return (self.record.prompt_tokens, self.record.completion_tokens) if used else (0, 0)
+
+    def _heard(self, i: int, output: Output) -> None:
+        """In the engine's thread."""
+        assert self.service.mailbox is not None
+        self.service.mailbox.put((self, i, output))
+
+    async def outputs(self) -> AsyncIterator[tuple[int, Output]]:
+        """What the engine says of each answer, until all have ended.
+
+        Raises:
+            Refusal: one failed, or the call was ended.
+        """
+        while self._pending:
+            heard = await self.queue.get()
+            if isinstance(heard, Refusal):
+                raise heard
+            i, output = heard
+            if output.finish_reason == "abort":
+                raise draining()
+            if output.error is not None:
+                # What a client can do wrong was refused when it was added; the engine logs what is no error of ours.
+                log.error("%s failed: %s", self.record.id, output.error)
+                raise fault()
+            self._count(output)
+            if output.finish_reason is not None:
+                del self._pending[i]
+            yield i, output
+
+    def _count(self, output: Output) -> None:
+        record, now = self.record, self._watch()
+        record.completion_tokens += len(output.tokens)
+        record.cached_tokens = max(record.cached_tokens, output.cached_tokens)
+        if output.tokens:
+            if record.first_token_s is None:
+                record.first_token_s = now
+            elif self._alone:
+                metrics = self.service.metrics
+                metrics.between.labels(metrics.model(record.answered)).observe(now - self._last_s)
+            self._last_s = now
+
+    def end(self, why: Refusal) -> None:
+        """End it before its time, from the event loop."""
+        self.queue.put_nowait(why)
+        self.abort()
+
+    def abort(self) -> None:
+        for pending in self._pending.values():
+            self.service.engine.abort(pending)
+
+    def close(self) -> None:
+        """Whatever came of it: nothing of it goes on, and it is accounted for. May be called again.
+
+        Raises:
+            Refusal: what was used could not be counted; nothing is answered then.
+        """
+        self.abort()
+        try:
+            self._stack.close()
+        except UsageUnwritable as error:
+            raise uncounted(error) from error
+
+
+CLOSED = 499
+"""The status in the log of a request whose client has gone (nginx's)."""
+
+
+def gone() -> Refusal:
+    return Refusal(CLOSED, "The client has gone.", type=SERVER)
+
+
+def uncounted(error: UsageUnwritable) -> Refusal:
+    return Refusal(503, str(error), type=SERVER, retry_after_s=10)

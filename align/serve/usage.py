@@ -1,0 +1,240 @@
+"""How much a tenant has used of its token budget, counted once, whenever the server is killed.
+
+The rule, request by request:
+
+1. `reserve` sets tokens aside before anything is computed, so that requests at once cannot spend one budget twice.
+2. `sent` records tokens before they are handed to the client. A streamed answer calls it before each piece.
+3. `settle` moves a request from the reservations to the total, in one transaction, before the last piece of its answer
+   is handed over. It counts what it is told, and never less than was recorded as sent. A request is settled once:
+   settling one that is not reserved counts nothing.
+4. A reservation of a server that is gone is settled by what was recorded as sent, when the next server opens the file.
+
+So what a client has received is counted, for it was recorded before. A piece that was recorded and not yet handed over
+when the server was killed is counted too, at most one a request. What was computed and not recorded is not counted, and
+was not received. Nothing is counted twice, for a reservation that was settled is gone.
+
+This holds when a process is killed. When the machine loses power, the last moments may be lost: the file is not synced
+at each token.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from align.errors import AlignError, InputError, StorageError
+from align.serve.tenants import Tenant
+
+PATIENCE_S = 10.0
+"""How long one server waits for another that writes the same file."""
+LOCK = ".lock"
+TABLES = """
+CREATE TABLE IF NOT EXISTS totals (
+    tenant TEXT PRIMARY KEY, requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS reservations (
+    request TEXT PRIMARY KEY, tenant TEXT NOT NULL, server TEXT NOT NULL, tokens INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS reservations_of_tenant ON reservations (tenant);
+"""
+SETTLE = """
+INSERT INTO totals SELECT tenant, 1, prompt_tokens, completion_tokens FROM reservations WHERE request = ?
+ON CONFLICT (tenant) DO UPDATE SET requests = requests + 1,
+    prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+    completion_tokens = completion_tokens + excluded.completion_tokens
+"""
+RECORD = """
+UPDATE reservations SET prompt_tokens = max(prompt_tokens, ?), completion_tokens = max(completion_tokens, ?)
+WHERE request = ?
+"""
+
+
+class UsageUnwritable(AlignError):
+    """The file cannot be written, and nothing is answered that nobody would count. Status 503."""
+
+
+class BudgetSpent(InputError):
+    """The request may use more tokens than are left. Status 429, of OpenAI's kind `insufficient_quota`."""
+
+    def __init__(self, budget: int, left: int) -> None:
+        problem = f"{left:,} tokens of this budget of your key are left"
+        super().__init__("token_budget", budget, problem, "Lower max_tokens, or ask for a larger budget.")
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Attributes:
+    requests: that were settled.
+    prompt_tokens, completion_tokens: of these.
+    reserved: tokens of requests that are under way.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reserved: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Usage:
+    """The usage of all tenants, in a file of SQLite's. Several servers may share it. Safe to share between threads. A
+    context manager.
+
+    Raises:
+        StorageError: the file cannot be written, or is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.server = path, secrets.token_hex(8)
+        self._lock = Lock()
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # before SQLite makes one that others may read
+            self._db = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
+            write_ahead(self._db)
+            with self._transaction() as db:  # of two servers that start one comes after the other
+                for statement in TABLES.split(";"):
+                    db.execute(statement)
+                self._alive = os.open(self._lock_file(self.server), os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.flock(self._alive, fcntl.LOCK_EX)
+                self._settle_of_the_dead(db)
+        except (OSError, sqlite3.Error, UsageUnwritable) as error:
+            problem = f"usage cannot be counted there ({getattr(error, 'strerror', None) or error})"
+            raise StorageError("stage.keys", str(path), problem, "Make it writable, or move it away.") from error
+
+    def __enter__(self) -> Usage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file. Reservations that are open are settled by what was sent, when somebody opens it next."""
+        with self._lock:
+            self._db.close()
+            self._lock_file(self.server).unlink(missing_ok=True)
+            os.close(self._alive)
+
+    def reserve(self, tenant: Tenant, request_id: str, tokens: int) -> None:
+        """Set tokens aside for a request.
+
+        Args:
+            request_id: one that no other request has had: random.
+            tokens: that it may use at most, prompt and answer.
+
+        Raises:
+            BudgetSpent: fewer are left.
+        """
+        with self._transaction() as db:
+            budget, used = tenant.limits.token_budget, used_by(db, tenant.name)
+            if budget is not None and tokens > (left := budget - used.tokens - used.reserved):
+                raise BudgetSpent(budget, max(0, left))
+            row = (request_id, tenant.name, self.server, tokens)
+            db.execute("INSERT INTO reservations (request, tenant, server, tokens) VALUES (?, ?, ?, ?)", row)
+
+    def sent(self, counts: Mapping[str, tuple[int, int]]) -> None:
+        """Record what is about to be handed to clients.
+
+        Args:
+            counts: request → its prompt's tokens, and those of its answer up to and with the piece that comes now.
+        """
+        with self._transaction() as db:
+            db.executemany(RECORD, [(prompt, completion, request) for request, (prompt, completion) in counts.items()])
+
+    def settle(self, request_id: str, prompt_tokens: int, completion_tokens: int) -> bool:
+        """Count what a request used, once. Returns whether it was reserved, and so was counted now."""
+        with self._transaction() as db:
+            db.execute(RECORD, (prompt_tokens, completion_tokens, request_id))
+            return settled(db, request_id)
+
+    def used(self, tenant: str) -> Used:
+        """What a tenant has used, and what is set aside for it."""
+        with self._transaction() as db:
+            return used_by(db, tenant)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise UsageUnwritable("The server cannot count usage. Try again later.") from error
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def _settle_of_the_dead(self, db: sqlite3.Connection) -> None:
+        for request, server in db.execute("SELECT request, server FROM reservations").fetchall():
+            if server != self.server and is_dead(self._lock_file(server)):
+                settled(db, request)
+        for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.*{LOCK}"):
+            if file != self._lock_file(self.server) and is_dead(file):
+                file.unlink()
+
+    def _lock_file(self, server: str) -> Path:
+        """A file that a server holds locked while it lives. The system lets go of it however the server ends."""
+        return self.path.with_name(f"{self.path.name}.{server}{LOCK}")
+
+
+def usage_beside(keys: Path) -> Path:
+    """Where the usage of the tenants of a key file is counted."""
+    return keys.with_name(f"{keys.name}.usage.db")
+
+
+def write_ahead(db: sqlite3.Connection) -> None:
+    """A commit is in the system's hands, where it outlives the process, and is synced to the disk later. Switching asks
+    for the file to itself, and SQLite does not wait for that on its own."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+    db.execute("PRAGMA synchronous = NORMAL")
+
+
+def is_dead(file: Path) -> bool:
+    """Whether no server holds its file locked."""
+    try:
+        held = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(held)
+
+
+def settled(db: sqlite3.Connection, request_id: str) -> bool:
+    """Move a reservation to the total; whether there was one."""
+    found = db.execute(SETTLE, (request_id,)).rowcount == 1
+    db.execute("DELETE FROM reservations WHERE request = ?", (request_id,))
+    return found
+
+
+def used_by(db: sqlite3.Connection, tenant: str) -> Used:
+    total = db.execute("SELECT requests, prompt_tokens, completion_tokens FROM totals WHERE tenant = ?", (tenant,))
+    requests, prompt, completion = total.fetchone() or (0, 0, 0)
+    reserved = db.execute("SELECT coalesce(sum(tokens), 0) FROM reservations WHERE tenant = ?", (tenant,)).fetchone()
+    return Used(requests, prompt, completion, reserved[0])

@@ -1,0 +1,181 @@
+"""A server for many adapters on one base, and the tenants that may ask it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from align.config.root import Config
+from align.config.serve import ServeConfig
+from align.errors import require
+from align.run import Run
+from align.serve.keys import Keys, change_tenant, in_words
+from align.serve.limits import Limiter
+from align.serve.opening import Opened
+from align.serve.usage import Usage, usage_beside
+from align.types import Result
+from align.web.listening import listening, serve
+
+
+def run(run: Run, config: Config, *found: Any) -> Result:
+    """Args:
+    found: of `serve`, what the server begins with.
+    """
+    stage: ServeConfig = config.stage
+    return DO[stage.action](run, config, *found)
+
+
+def served(run: Run, config: Config, found: Opened) -> Result:
+    from align.serve.app import application
+
+    stage: ServeConfig = config.stage
+    url, others = origins(stage)
+    listening(stage.host, stage.port).close()  # a port that is taken is said before any weights are loaded
+    with serving(run, config, found) as (service, why):
+        lines = [
+            f"base {found.portfolio.base_id} ({found.portfolio.base.digest})", *named(found),
+            f"engine: {why}", f"open {url}, or set OPENAI_BASE_URL={url}/v1", "Ctrl+C ends it; SIGTERM lets it finish",
+        ]  # fmt: skip
+        app = application(service, [url, *others])
+        drain = partial(service.drain, stage.drain_s)
+        serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain)
+        totals = service.totals
+    tokens = totals["completion_tokens"]
+    return Result(totals, (f"{totals['requests']:,} requests, answers of {tokens:,} tokens",))
+
+
+@contextmanager
+def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]]:
+    """The parts of a server, its engine at work; and which engine that is, and why."""
+    from align.models.load import load_tokenizer
+    from align.rollout.engine_thread import EngineThread
+    from align.serve.formats import ChatFormat, Formats
+    from align.serve.metrics import Metrics
+    from align.serve.records import RequestLog
+    from align.serve.service import Service
+
+    stage, portfolio = config.stage, found.portfolio
+    keys = None if stage.keys is None else Path(stage.keys).expanduser()
+    known = None if keys is None else Keys(keys)
+    model = servable(config, found)
+    vocabulary, generation = model.get_input_embeddings().weight.shape[0], model.generation_config
+    engine, check, why = engine_for(config, model)
+    del model  # the engine may have laid out its weights anew
+    formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), generation))
+    formats(None)
+    for version in portfolio.versions().values():
+        check(version.folder)
+        engine.register(version.folder)
+        formats(version)
+    thread, log = EngineThread(engine), RequestLog(run.folder / "requests.jsonl")
+    usage = None if keys is None else Usage(usage_beside(keys))
+    thread.start()
+    try:
+        yield Service(
+            engine=thread, portfolio=portfolio, format_of=formats, created=int(time.time()), check=check,
+            log=log,
+            vocabulary=vocabulary, metrics=Metrics(engine.stats),
+            limits=Limiter(time.monotonic), keys=known, usage=usage,
+        ), why  # fmt: skip
+    finally:
+        thread.close(within_s=5)
+        log.close()
+        if usage is not None:
+            usage.close()
+
+
+def servable(config: Config, found: Opened) -> Any:
+    """The base as its adapters know it: of NF4 the weights that the codes stand for, in fp32."""
+    import torch
+
+    from align.models.dequantised import dequantised
+    from align.models.load import choose_device, choose_dtype, load_base
+    from align.models.start import frozen_as
+
+    device, base = choose_device(config.device), found.portfolio.base
+    trained = {artifact.dtype for artifact in found.artifacts.values() if artifact.dtype} - {"auto"}
+    if found.portfolio.method != "qlora":
+        return load_base(base, frozen_as(found.portfolio.method), device, choose_dtype(config.dtype, device))
+    require(
+        len(trained) < 2, "stage.adapters", sorted(trained),
+        "were trained on NF4 codes of a base in different dtypes, which differ", "Serve them by a server each.",
+    )  # fmt: skip
+    quantised = choose_dtype(next(iter(trained), config.dtype), device)
+    return dequantised(load_base(base, "qlora", device, quantised), torch.float32)
+
+
+def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object], str]:
+    """The engine that serves a model, what it asks of an adapter before it takes it, and why it is this engine. The
+    model is consumed."""
+    from align.models.adapter_files import adapter_config, read_adapter
+    from align.models.bank import lowered
+    from align.models.fastpath.mixed import MixedDecoder
+    from align.models.fastpath.weights import NotPlainError
+    from align.models.load import context_length
+    from align.rollout.continuous import ContinuousBatch
+    from align.rollout.one_at_a_time import OneAtATime
+
+    stage: ServeConfig = config.stage
+    context = min(context_length(model), stage.max_length or context_length(model))
+    why = "the model is on a GPU, where batches were never measured"
+    if model.device.type == "cpu":
+        try:
+            decoder = MixedDecoder(model, stage.slots, context, stage.resident, stage.max_rank)
+        except NotPlainError as error:
+            why = f"{model.config.model_type} is not on the fast path ({error})"
+        else:
+            batch = ContinuousBatch(decoder, context, stage.queue, stage.prefix_cache_mb * 2**20)
+            check = partial(lowered, sites=decoder.bank.sites, max_rank=stage.max_rank)
+            return batch, check, f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
+
+    def plain(folder: Path) -> None:
+        adapter_config(folder)
+        read_adapter(folder)
+
+    return OneAtATime(model, context, stage.queue, stage.resident), plain, f"one request at a time: {why}"
+
+
+def named(found: Opened) -> list[str]:
+    """The names of a server, and what each stands for."""
+    from align.serve.identity import Allowed
+
+    said = []
+    for name in found.portfolio.names(Allowed())[1:]:
+        arms = [f"{arm.label} ({found.portfolio.digest_of(arm.version)})" for arm in name.arms]
+        said.append(f"model {name.name}: {', '.join(arms)}")
+    return said
+
+
+def origins(stage: ServeConfig) -> tuple[str, list[str]]:
+    """Under which addresses clients know the server: the one that is told to people, and further ones."""
+    if stage.url is not None:
+        return stage.url.lower().rstrip("/"), []
+    host = f"[{stage.host}]" if ":" in stage.host else stage.host
+    return f"http://{host}:{stage.port}", [f"http://localhost:{stage.port}", f"http://127.0.0.1:{stage.port}"]
+
+
+def keyed(run: Run, config: Config) -> Result:
+    stage: ServeConfig = config.stage
+    assert stage.keys is not None and stage.tenant is not None  # noqa: PT018 (the configuration says so)
+    keys = Path(stage.keys).expanduser()
+    limits = {
+        "requests_per_minute": stage.requests_per_minute, "tokens_per_minute": stage.tokens_per_minute,
+        "concurrency": stage.concurrency, "token_budget": stage.token_budget,
+    }  # fmt: skip
+    done = change_tenant(
+        keys, stage.tenant, admin=stage.admin, allow=stage.allow, limits=limits, lift=stage.lift, revoke=stage.revoke
+    )
+    if done.key is not None:  # printed, and not in the run's folder, which others may read
+        print(f"the key, shown once: {done.key}")
+    with Usage(usage_beside(keys)) as usage:
+        used = usage.used(stage.tenant)
+    words = f"{used.requests:,} requests with {used.tokens:,} tokens were counted"
+    revoked = (f"revoked: {', '.join(done.revoked)}",) if done.revoked else ()
+    return Result({}, (*revoked, in_words(done.account), words))
+
+
+DO: dict[str, Callable[..., Result]] = {"serve": served, "key": keyed}

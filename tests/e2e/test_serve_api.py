@@ -1,0 +1,370 @@
+"""OpenAI's API as its own client sees it, on a server with adapters."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from processes import Forks
+from serving import ASKED, TOOLS, Server, adapters, serving, settles
+
+HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
+
+
+@pytest.fixture(scope="module")
+def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("serve")
+    made = adapters(folder / "adapters", "one", "two", "tools", "spoilt", "third", "fourth")
+    names = ", ".join(f"{name}: {made / name}" for name in ("one", "two", "tools"))
+    words = ("model=pocket", "method=lora", f"stage.roots=[{made}]")
+    with serving(forks, folder, *words, f"stage.adapters={{{names}, mix: {{one: 0.5, two: 0.5}}}}") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.api, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def test_a_chat_whole_and_in_chunks_is_the_same(client: openai.OpenAI):
+    asked: Any = {"model": "one", "messages": HELLO, "max_tokens": 24, "seed": 7, "temperature": 0.8}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    choice = whole.choices[0]
+    assert choice.message.content
+    assert choice.message.role == chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == choice.message.content
+    assert [c.choices[0].finish_reason for c in chunks[-3:-1]] == [None, choice.finish_reason]
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 24
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 24
+    assert len({c.id for c in chunks}) == 1
+    assert all(chunk.usage is None for chunk in client.chat.completions.create(**asked, stream=True))
+
+
+def test_the_seed_decides_and_each_answer_has_its_own(client: openai.OpenAI):
+    def said(**more: Any) -> list[str | None]:
+        asked: Any = {"model": "pocket", "messages": HELLO, "max_tokens": 12, **more}
+        return [choice.message.content for choice in client.chat.completions.create(**asked).choices]
+
+    three = said(seed=5, n=3)
+    assert len(set(three)) == 3
+    assert said(seed=5, n=3) == three
+    assert said(seed=5) == three[:1]
+    assert said(seed=6) != three[:1]
+    assert said() != said()
+
+
+def test_a_stop_string_never_shows(client: openai.OpenAI):
+    asked: Any = {"model": "pocket", "prompt": "I am so", "max_tokens": 40, "temperature": 0}
+    whole = client.completions.create(**asked).choices[0].text
+    assert len(whole) > 20
+    stop = whole[7:12]
+    before = whole[: whole.index(stop)]
+    cut = client.completions.create(**asked, stop=["zzz", stop])
+    assert (cut.choices[0].text, cut.choices[0].finish_reason) == (before, "stop")
+    assert cut.usage is not None
+    assert cut.usage.completion_tokens < 40
+    pieces = [c.choices[0].text for c in client.completions.create(**asked, stop=stop, stream=True)]
+    assert "".join(pieces) == before
+
+
+def test_logprobs_of_chats(client: openai.OpenAI):
+    asked: Any = {"model": "two", "messages": HELLO, "max_tokens": 8, "temperature": 0, "logprobs": True}
+    whole = client.chat.completions.create(**asked, top_logprobs=2)
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    content = logprobs.content or []
+    assert len(content) == 8
+    assert bytes(b for token in content for b in token.bytes or []).decode() == whole.choices[0].message.content
+    for token in content:
+        assert len(token.top_logprobs) == 2
+        assert token.logprob == max(top.logprob for top in token.top_logprobs)  # the likeliest was taken
+    chunks = client.chat.completions.create(**asked, top_logprobs=2, stream=True)
+    streamed = [t for c in chunks if (told := c.choices[0].logprobs) for t in told.content or []]
+    assert streamed == content
+
+
+def test_scoring_a_text_by_echo(client: openai.OpenAI, server: Server):
+    """As lm-eval asks: token ids, the prompt's logprobs, one token more."""
+    text = "Hello, how are you?"
+    asked: Any = {"model": "pocket", "echo": True, "logprobs": 1, "temperature": 0}
+    by_text = client.completions.create(**asked, prompt=text, max_tokens=0).choices[0]
+    assert by_text.text == text
+    told = by_text.logprobs
+    assert told is not None
+    assert told.tokens is not None
+    assert "".join(told.tokens) == text
+    assert (told.token_logprobs or [0])[0] is None
+    from align.models.base import find_base
+    from align.models.load import load_tokenizer
+
+    ids = load_tokenizer(find_base("pocket"))(text, add_special_tokens=False)["input_ids"]
+    one, two = client.completions.create(**asked, prompt=[ids, ids[:3]], max_tokens=1).choices
+    assert one.logprobs is not None
+    assert two.logprobs is not None
+    assert one.logprobs.token_logprobs is not None
+    assert one.logprobs.token_logprobs[: len(ids)] == told.token_logprobs
+    assert len(one.logprobs.token_logprobs) == len(ids) + 1
+    assert (two.logprobs.token_logprobs or [])[1:3] == pytest.approx(one.logprobs.token_logprobs[1:3], abs=1e-5)
+    for logprob, top in zip(one.logprobs.token_logprobs[1:], (one.logprobs.top_logprobs or [])[1:], strict=True):
+        assert logprob in top.values()
+    # What is echoed is what the model says of the text, whatever asked: the chance of the answer given the prompt.
+    greedy = client.completions.create(model="pocket", prompt=text, max_tokens=1, temperature=0, logprobs=0).choices[0]
+    assert greedy.logprobs is not None
+    assert (greedy.logprobs.token_logprobs or [0.0])[0] == pytest.approx(one.logprobs.token_logprobs[-1], abs=1e-5)
+    lists = server.post("/v1/completions", {**asked, "prompt": [text, "Hi"], "max_tokens": 0})[1]
+    assert [choice["text"] for choice in lists["choices"]] == [text, "Hi"]
+
+
+def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI):
+    asked: Any = {"model": "tools", "messages": ASKED, "tools": TOOLS, "temperature": 0, "max_completion_tokens": 60}
+    choice = client.chat.completions.create(**asked).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function"
+    assert (call.function.name, json.loads(call.function.arguments)) == ("rain", {"in": "Oslo"})
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or []]
+    assert [(c.index, c.function and c.function.name) for c in calls] == [(0, "rain")]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    result = {"role": "tool", "tool_call_id": call.id, "content": "dry"}
+    more = [*ASKED, choice.message.model_dump(), result]
+    assert client.chat.completions.create(**{**asked, "messages": more}).usage is not None
+    none = client.chat.completions.create(**asked, tool_choice="none").choices[0]
+    assert not none.message.tool_calls
+    untold = client.chat.completions.create(**{**asked, "tools": []}).choices[0]
+    assert untold.message.tool_calls is None
+    with pytest.raises(openai.BadRequestError, match="takes no tools"):
+        client.chat.completions.create(**{**asked, "model": "one"})
+    with pytest.raises(openai.BadRequestError, match="constrained decoding"):
+        client.chat.completions.create(**asked, tool_choice="required")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"top_k": 5}, "top_k"),
+        ({"n": 0}, "n"),
+        ({"n": 1000}, "n"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"seed": 2**63}, "seed"),
+        ({"max_tokens": 10_000}, "max_tokens"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "judge", "content": "a"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "a\ud800"}]}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "long " * 2000}]}, "messages"),
+        ({"tools": [{"function": {"name": "a b"}}]}, "tools.0.function.name"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value,
+)
+def test_what_is_not_done_is_refused_by_name(server: Server, body: dict[str, Any], param: str):
+    status, said = server.post("/v1/chat/completions", {"model": "pocket", "messages": HELLO, **body})
+    assert status == 400
+    assert said["error"]["type"] == "invalid_request_error"
+    assert said["error"]["param"].startswith(param)
+    assert set(said["error"]) == {"message", "type", "param", "code"}
+
+
+def test_what_changes_nothing_is_passed_over(server: Server):
+    neutral = {
+        "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "response_format": {"type": "text"},
+        "store": True, "metadata": {"a": "b"}, "user": "ann", "stop": None, "seed": None, "top_p": None, "n": None,
+        "service_tier": "auto", "max_tokens": 1, "tools": [], "logprobs": None, "made_up": 1,
+    }  # fmt: skip
+    assert server.post("/v1/chat/completions", {"model": "pocket", "messages": HELLO, **neutral})[0] == 200
+
+
+def test_typed_errors(client: openai.OpenAI, server: Server):
+    for model in ("three", "one@sha256:" + "0" * 64, "", "../one"):
+        with pytest.raises(openai.NotFoundError) as raised:
+            client.chat.completions.create(model=model, messages=HELLO)
+        assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+    for status, found in (
+        server.get("/v1/nothing"), server.get("/v1/chat/completions"), server.post("/v1/models", {}),
+        server.post("/v1/chat/completions", b"{not JSON"), server.post("/v1/chat/completions", b"[" * 100_000),
+        server.post("/v1/chat/completions", b'{"model": "pocket"}'), server.post("/v1/chat/completions", b""),
+    ):  # fmt: skip
+        assert 400 <= status < 500
+        assert set(found["error"]) == {"message", "type", "param", "code"}
+    assert server.get("/v1/chat/completions")[0] == 405
+
+
+def test_who_answers_stands_in_headers_list_and_log(client: openai.OpenAI, server: Server):
+    listed = {model.id: model.model_dump() for model in client.models.list()}
+    assert list(listed) == ["pocket", "one", "two", "tools", "mix"]
+    assert (listed["pocket"]["parent"], listed["one"]["parent"]) == (None, "pocket")
+    one = listed["one"]["adapter"]
+    assert client.models.retrieve("one").model_dump() == listed["one"]
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("three")
+    raw = client.chat.completions.with_raw_response
+    made = raw.create(model=f"one@sha256:{one[:16]}", messages=HELLO, max_tokens=1)
+    assert (made.headers["x-align-adapter"], made.headers["x-align-base"]) == (one, listed["pocket"]["base"])
+    arms = {}
+    for user in map(str, range(12)):
+        drawn = raw.create(model="mix", messages=HELLO, max_tokens=1, user=user)
+        arms[user] = drawn.headers["x-align-arm"], drawn.headers["x-align-adapter"]
+    assert set(arms.values()) == {("one", one), ("two", listed["two"]["adapter"])}
+    again = raw.create(model="mix", messages=HELLO, max_tokens=1, user="3")
+    assert again.headers["x-align-arm"] == arms["3"][0]
+    found = next(line for line in server.log if line["id"] == again.headers["x-request-id"])
+    assert (found["asked"], found["answered"], found["arm"]) == ("mix", "mix", arms["3"][0])
+    assert (found["adapter"], found["completion_tokens"], found["status"]) == (arms["3"][1], 1, 200)
+    text = (server.folder / "requests.jsonl").read_text() + (server.folder / "log.txt").read_text()
+    assert "Hello, how" not in text
+
+
+def test_adapters_come_and_go_by_vllms_calls(client: openai.OpenAI, server: Server):
+    def load(name: str, path: str, **more: Any) -> tuple[int, Any]:
+        return server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path, **more})
+
+    def said(model: str) -> tuple[str, str | None]:
+        raw = client.chat.completions.with_raw_response.create(model=model, messages=HELLO, max_tokens=8, temperature=0)
+        return raw.headers["x-align-adapter"], raw.parse().choices[0].message.content
+
+    assert load("new", "one") == (200, "Success: LoRA adapter 'new' added successfully.")
+    before = said("new")
+    assert before == said("one")
+    status, error = load("new", "two")
+    assert (status, error["error"]["param"]) == (400, "lora_name")
+    long: Any = {"messages": HELLO, "max_tokens": 150, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    with client.chat.completions.create(model="new", **long, stream=True) as stream:
+        next(stream)
+        assert load("new", "two", load_inplace=True)[0] == 200
+        assert server.stat("align_requests_running") == 1
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == client.chat.completions.create(model="one", **long).choices[0].message.content
+    assert said("new") == said("two") != before
+    for path in ("../one", "/etc", "three", str(Path(__file__).parent)):
+        status, error = load("other", path)
+        assert (status, error["error"]["param"]) == (400, "lora_path")
+    unload = server.post("/v1/unload_lora_adapter", {"lora_name": "new"})
+    assert unload == (200, "Success: LoRA adapter 'new' removed successfully.")
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "new"})[0] == 404
+    with pytest.raises(openai.NotFoundError):
+        said("new")
+
+
+def test_each_answer_is_of_the_weights_that_its_header_names_while_these_change(client: openai.OpenAI, server: Server):
+    def load(path: str) -> int:
+        return server.post("/v1/load_lora_adapter", {"lora_name": "flip", "lora_path": path, "load_inplace": True})[0]
+
+    def asked(model: str) -> tuple[str, str | None]:
+        raw = client.chat.completions.with_raw_response.create(model=model, messages=HELLO, max_tokens=6, temperature=0)
+        return raw.headers["x-align-adapter"], raw.parse().choices[0].message.content
+
+    assert load("third") == 200
+    assert server.post("/v1/load_lora_adapter", {"lora_name": "fourth", "lora_path": "fourth"})[0] == 200
+    right = {asked("flip"), asked("fourth")}
+    statuses, over = set(), threading.Event()
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "fourth"})[0] == 200
+
+    def flip() -> None:
+        while not over.is_set():
+            statuses.update((load("fourth"), load("third")))
+
+    flipping = threading.Thread(target=flip)
+    flipping.start()
+    try:
+        with ThreadPoolExecutor(4) as clients:
+            seen = list(clients.map(asked, ["flip"] * 60))
+    finally:
+        over.set()
+        flipping.join()
+    assert set(seen) == right
+    assert statuses == {200}
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "flip"})[0] == 200
+
+
+def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, server: Server):
+    for stream in (True, False):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        body = {"model": "pocket", "messages": HELLO, "max_tokens": 900, "stream": stream, "ignore_eos": True}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        assert settles(lambda: server.stat("align_requests_running") == 1)
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
+        before = server.stat("align_decode_steps_total")
+        assert settles(lambda: server.stat("align_requests_running") == 0, 5)
+        assert server.stat("align_decode_steps_total") - before < 100
+    assert settles(lambda: [line["status"] for line in server.log[-2:]] == [499, 499])
+
+
+def test_bodies_that_are_too_large_or_never_come(client: openai.OpenAI, server: Server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.putrequest("POST", "/v1/chat/completions")
+    connection.putheader("Content-Length", str(100_000_000))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert json.loads(answer.read())["error"]["code"] == "request_too_large"
+    with socket.create_connection(("127.0.0.1", server.port)) as chunked:
+        chunked.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nTransfer-Encoding: chunked\r\n\r\n" % server.port
+        )
+        for _ in range(20):
+            chunked.sendall(b"10000\r\n" + b"a" * 0x10000 + b"\r\n")
+        assert chunked.recv(20).startswith(b"HTTP/1.1 413")
+    half = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
+    for each in half:
+        each.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    with pytest.raises(openai.APIStatusError) as raised:
+        client.post("/chat/completions", body={"a": "b" * 1_100_000}, cast_to=object)
+    assert raised.value.status_code == 413
+    assert client.completions.create(model="pocket", prompt="a", max_tokens=1).choices
+    for each in half:
+        each.close()
+
+
+def test_an_answer_that_fails_harms_no_other(client: openai.OpenAI, server: Server):
+    """An adapter whose files were changed behind the server's back does not answer, and nothing else is hurt."""
+    made = server.folder.parents[2] / "adapters"
+    assert server.post("/v1/load_lora_adapter", {"lora_name": "spoilt", "lora_path": "spoilt"})[0] == 200
+    shutil.copy(made / "two" / "adapter_model.safetensors", made / "spoilt")
+    asked: Any = {"model": "spoilt", "messages": HELLO, "max_tokens": 4}
+    with pytest.raises(openai.InternalServerError) as raised:
+        client.chat.completions.create(**asked)
+    assert str(made) not in str(raised.value.body)
+    with pytest.raises(openai.APIError, match="had an error"):
+        list(client.chat.completions.create(**asked, stream=True))
+    assert settles(lambda: [line["status"] for line in server.log[-2:]] == [500, 500])
+    assert client.chat.completions.create(**{**asked, "model": "two"}).choices
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "spoilt"})[0] == 200
+
+
+def test_other_pages_and_other_names_are_refused(server: Server):
+    body = {"model": "pocket", "messages": HELLO, "max_tokens": 1}
+    assert server.post("/v1/chat/completions", body, Origin="http://evil.example")[0] == 403
+    assert server.post("/v1/chat/completions", body, Host="evil.example")[0] == 421
+    assert server.post("/v1/chat/completions", body, Origin=server.url)[0] == 200
+
+
+def test_metrics(server: Server):
+    status, text = server.get("/metrics")
+    assert status == 200
+    for name in ("align_requests_total", "align_time_to_first_token_seconds_bucket", "align_completion_tokens_total"):
+        assert f"{name}{{" in text
+    assert 'model="one"' in text
+    assert "Hello" not in text
+    assert server.get("/health") == (200, {"status": "ok"})

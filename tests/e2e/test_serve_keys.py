@@ -1,0 +1,109 @@
+"""`stage=serve` before it listens: keys from the command line, and a server's run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from workshop import Ready, Workshop
+
+from align.config.compose import check, compose_raw, plain
+from align.errors import CorruptFile, RunBusy
+from align.run import Run
+from align.serve.keys import Keys
+from align.serve.tenants import LOCAL, Limits, Tenant
+from align.serve.usage import Usage, usage_beside
+from align.stages.inputs import OF, Inputs
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path / "runs", tmp_path)
+
+
+def key_action(shop: Workshop, *words: str) -> str:
+    """The key that it printed; empty for none."""
+    keys = shop.root.parent / "secrets" / "keys.json"
+    shop.run("serve", "stage.action=key", f"stage.keys={keys}", *words)
+    found = re.findall(r"shown once: (al-\S+)", shop.said)
+    return found[0] if found else ""
+
+
+def test_a_key_is_printed_once_and_written_nowhere(shop: Workshop) -> None:
+    key = key_action(shop, "stage.tenant=acme", "stage.token_budget=1000", "stage.allow=[support]", "stage.admin=true")
+    keys = Keys(shop.root.parent / "secrets" / "keys.json")
+    tenant = keys.who(key)
+    assert tenant is not None
+    assert (tenant.admin, tenant.limits, tenant.allowed.names) == (True, Limits(token_budget=1000), {"support"})
+    assert shop.said.count(key) == 1
+    with Usage(usage_beside(keys.path)) as usage:
+        usage.reserve(tenant, "r", 100)
+        usage.settle("r", 40, 2)
+    second = key_action(shop, "stage.tenant=acme")
+    assert "1 requests with 42 tokens" in shop.said
+    ident = re.findall(r"keys: (\w{8}) \(", shop.said)[0]
+    assert key_action(shop, "stage.tenant=acme", f"stage.revoke={ident}", "stage.lift=[allow]") == ""
+    assert keys.who(key) is None
+    changed = keys.who(second)
+    assert changed is not None
+    assert changed.allowed.names is None
+    files = [path for path in shop.root.parent.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        for secret in (key, second):
+            assert secret[3:].encode() not in path.read_bytes(), path
+
+
+def test_the_same_line_asked_again_is_done_again(shop: Workshop) -> None:
+    assert key_action(shop, "stage.tenant=acme") != key_action(shop, "stage.tenant=acme") != ""
+    assert len(list((shop.root / "serve").iterdir())) == 2
+
+
+def inputs(ready: Ready, *words: str) -> Inputs:
+    words = ("stage=serve", f"run.root={ready.root}", *words)
+    return OF["serve"](check(compose_raw(words)))
+
+
+def opened(found: Inputs) -> Run:
+    return Run.open(plain(found.config), found.records, found.base, found.label, again=found.again)
+
+
+def test_what_a_server_is_known_by(ready: Ready) -> None:
+    found = inputs(ready, "stage.adapters={support: sft:latest, chat: {support: 3, base: 1}}")
+    assert found.base is not None
+    assert found.config.method.name == "qlora"
+    assert found.records["adapters.sft:latest"].run == "sft:s"
+    assert found.records["base"].digest == found.base.digest
+    again = inputs(ready, "stage.adapters={support: sft:latest, chat: {support: 3, base: 1}}")
+    with opened(found) as run, pytest.raises(RunBusy, match=r"use another run\.name"):
+        opened(again)
+    assert run.name == f"{found.label}-{run.name[-8:]}"
+
+
+def test_a_server_that_ended_is_started_again_by_the_same_line_in_its_folder(ready: Ready) -> None:
+    words = ("stage.adapters={support: sft:s}", "stage.port=8001")
+    for times in (1, 2):
+        with opened(inputs(ready, *words)) as run:
+            assert (run.done, run.resumed) == (False, times == 2)
+            run.begin("a: 1\n")
+            assert json.loads((run.folder / "manifest.json").read_text())["status"] == "running"
+            (run.artifact / "served.json").write_text(str(times))
+            run.publish({"requests": times})
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    assert (manifest["status"], manifest["metrics"], run.folder.parent.name) == ("done", {"requests": 2}, "serve")
+    assert len(list((ready.root / "serve").glob("*-qlora-*"))) >= 1
+
+
+def test_a_key_file_that_is_none_is_refused_before_anything_is_looked_for(ready: Ready, tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text("{")
+    (tmp_path / "keys.json").chmod(0o600)
+    with pytest.raises(CorruptFile) as caught:
+        inputs(ready, "stage.adapters={a: sft:nothing}", f"stage.keys={tmp_path / 'keys.json'}")
+    assert caught.value.field == "stage.keys"
+
+
+def test_whoever_needs_no_key_may_do_everything() -> None:
+    assert Tenant("local", admin=True) == LOCAL
+    assert "anything" in LOCAL.allowed

@@ -1,0 +1,67 @@
+"""The weights that answer are those that were trained; and models off the fast path are served too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import Forks
+from serving import Server, adapters, serving
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from align.models.adapters import attach
+from align.models.base import find_base
+from align.models.dequantised import DEQUANTISED, dequantised
+from align.models.load import load_base, load_tokenizer
+from align.run import write_json
+
+
+def told(server: Server, model: str, ids: list[int]) -> list[float]:
+    """The logprobs of a prompt, but for its first token."""
+    body = {"model": model, "prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
+    status, found = server.post("/v1/completions", body)
+    assert status == 200, found
+    return found["choices"][0]["logprobs"]["token_logprobs"][1:]
+
+
+@torch.no_grad()
+def logprobs(model: Any, ids: list[int]) -> list[float]:
+    found = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    return found.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+
+
+def test_an_adapter_of_qlora_answers_on_the_dequantised_base(forks: Forks, tmp_path: Path):
+    base, cpu = find_base("pocket"), torch.device("cpu")
+    made = adapters(tmp_path / "adapters", "one")
+    write_json(made / "one" / "receipt.json", {"into": DEQUANTISED})  # as if it had been trained on NF4
+    ids = load_tokenizer(base)("Hello there, how are you today? I am fine.", add_special_tokens=False)["input_ids"]
+    plain = load_base(base, "lora", cpu, torch.float32)
+    nf4 = dequantised(load_base(base, "qlora", cpu, torch.float32), torch.float32)
+    expected = {"pocket": logprobs(nf4, ids)}
+    expected["one"] = logprobs(attach(nf4, made / "one", "one"), ids)
+    other = logprobs(attach(plain, made / "one", "one"), ids)
+    assert max(abs(a - b) for a, b in zip(expected["one"], other, strict=True)) > 0.01
+    words = ("model=pocket", f"stage.adapters={{one: {made / 'one'}}}")
+    with serving(forks, tmp_path, *words) as server:
+        for model, wanted in expected.items():
+            assert told(server, model, ids) == pytest.approx(wanted, abs=2e-4)
+
+
+def test_a_model_off_the_fast_path_is_answered_one_request_at_a_time(forks: Forks, tmp_path: Path, tiny_tokenizer: Any):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=2)).eval()
+    model.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    with serving(forks, tmp_path, "model=hub", "model.path=tiny") as server:
+        ids = list(range(20, 40))
+        assert told(server, "tiny", ids) == pytest.approx(logprobs(model, ids), abs=1e-4)
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "n": 3, "seed": 1}
+        status, found = server.post("/v1/chat/completions", body)
+        assert status == 200
+        assert len({choice["message"]["content"] for choice in found["choices"]}) == 3
+        server.child.send_signal(2)
+        said = server.child.ended().out
+    assert "engine: one request at a time: gpt2 is not on the fast path" in said

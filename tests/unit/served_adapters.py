@@ -1,0 +1,43 @@
+"""Adapters on disk as a server finds them: what a run published, what stage=export wrote, what somebody brought."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from run_folders import BASE, config
+from safetensors.numpy import save_file
+
+from align.run import Base, Run
+
+METHOD = "qlora"
+
+
+def written(folder: Path, value: float = 1.0, **more: object) -> Path:
+    """PEFT's two files and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, **more}))
+    tensors = {f"base_model.model.q_proj.lora_{side}.weight": np.full((8, 8), value, np.float32) for side in "AB"}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def exported(folder: Path, base: str = BASE.digest, into: str = "nf4-dequantised", value: float = 1.0) -> Path:
+    """The same with what stage=export says of the base."""
+    written(folder, value)
+    (folder / "base.json").write_text(json.dumps({"id": "tiny", "revision": "", "digest": base}))
+    (folder / "receipt.json").write_text(json.dumps({"into": into}))
+    return folder
+
+
+def run_with_adapter(
+    root: Path, name: str, base: Base = BASE, method: str = METHOD, value: float = 1.0, stage: str = "sft"
+) -> Path:
+    """A done run whose artifact is an adapter."""
+    values = config(root, name, stage={"name": stage, "lr": 0.1}, method={"name": method})
+    with Run.open(values, {}, base, "tiny") as run:
+        run.begin("a: 1\n")
+        written(run.artifact, value)
+        run.publish({})
+    return run.folder

@@ -1,0 +1,225 @@
+"""The key file: no key is in it, others cannot read it, and a server that runs sees what is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from align.errors import CorruptFile, InputError, StorageError
+from align.redaction import redacted
+from align.serve.keys import Keys, KeysUnreadable, change_tenant, hashed, in_words, read_accounts, write_private
+from align.serve.tenants import Limits, Tenant
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "secrets" / "keys.json"
+
+
+def key_of(path: Path, name: str = "acme", **more) -> str:
+    key = change_tenant(path, name, **more).key
+    assert key is not None
+    return key
+
+
+def test_a_tenant_is_known_by_its_key(path: Path) -> None:
+    key = key_of(path, allow=["support"], limits={"tokens_per_minute": 50, "concurrency": None}, admin=True)
+    other = key_of(path, "other")
+    keys = Keys(path)
+    tenant = keys.who(key)
+    assert tenant is not None
+    assert (tenant.name, tenant.admin, tenant.limits) == ("acme", True, Limits(tokens_per_minute=50))
+    assert "support" in tenant.allowed
+    assert "legal" not in tenant.allowed
+    assert keys.who(other) == Tenant("other")
+    assert re.fullmatch(r"al-[\w-]{43}", key)
+
+
+@pytest.mark.parametrize("bearer", ["", "al-", "al-" + "x" * 43, "x" * 10**6, "é", "\udc00", "al-\udc00", "\0"])
+def test_nobody_is_known_by_anything_else(path: Path, bearer: str) -> None:
+    key = key_of(path)
+    keys = Keys(path)
+    assert keys.who(bearer) is None
+    for near in (key[:-1], key + "x", key.upper(), " " + key, key[3:], hashed(key), "al-" + hashed(key)):
+        assert keys.who(near) is None
+
+
+def test_no_key_is_written_and_others_cannot_read_the_file(path: Path) -> None:
+    key = key_of(path)
+    text = path.read_text()
+    assert key not in text
+    assert key[3:] not in text
+    assert hashed(key) in text
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert [p.name for p in path.parent.iterdir()] == ["keys.json"]
+
+
+def test_a_key_is_masked_wherever_it_is_written_for_people(path: Path) -> None:
+    key = key_of(path)
+    assert redacted(f"Authorization: {key}, and {key}.") == "Authorization: al-***, and al-***."
+    assert redacted("final-answer and al-short") == "final-answer and al-short"
+
+
+def test_what_is_not_said_stays_and_a_key_is_made_only_where_nothing_is_said(path: Path) -> None:
+    first = key_of(path, limits={"token_budget": 10, "concurrency": 2}, allow=["a"])
+    changed = change_tenant(path, "acme", limits={"concurrency": 3})
+    assert (changed.key, changed.new) == (None, False)
+    second = key_of(path)
+    keys = Keys(path)
+    assert keys.who(first) == keys.who(second)
+    tenant = keys.who(first)
+    assert tenant is not None
+    assert tenant.limits == Limits(token_budget=10, concurrency=3)
+    lifted = change_tenant(path, "acme", lift=["allow", "token_budget"]).account.tenant
+    assert (lifted.limits, lifted.allowed.names) == (Limits(concurrency=3), None)
+    assert change_tenant(path, "acme", admin=True).account.tenant.admin
+    assert change_tenant(path, "acme", admin=False).key is None
+    assert change_tenant(path, "acme", allow=[]).account.tenant.allowed.names == frozenset()
+
+
+def test_keys_are_revoked_by_their_id(path: Path) -> None:
+    first, second = key_of(path), key_of(path)
+    keys = Keys(path)
+    done = change_tenant(path, "acme", revoke=hashed(first)[:8])
+    assert (done.revoked, done.key) == ((hashed(first)[:8],), None)
+    assert keys.who(first) is None
+    assert keys.who(second) is not None
+    change_tenant(path, "acme", revoke="all")
+    assert keys.who(second) is None
+    assert read_accounts(path)["acme"].keys == ()
+    assert first not in in_words(done.account)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "field"),
+    [
+        ("nobody", {"revoke": "all"}, "stage.tenant"), ("nobody", {"lift": ["allow"]}, "stage.tenant"),
+        ("acme", {"revoke": "00000000"}, "stage.revoke"),
+    ],
+)  # fmt: skip
+def test_a_mistake_changes_nothing(path: Path, name: str, more: dict, field: str) -> None:
+    key_of(path)
+    before = path.read_text()
+    with pytest.raises(InputError) as caught:
+        change_tenant(path, name, **more)
+    assert caught.value.field == field
+    assert path.read_text() == before
+
+
+def test_a_running_server_sees_each_change(path: Path) -> None:
+    first = key_of(path)
+    keys = Keys(path)
+    for budget in range(1, 30):  # as fast as the file system's clock may be slow
+        change_tenant(path, "acme", limits={"token_budget": budget})
+        tenant = keys.who(first)
+        assert tenant is not None
+        assert tenant.limits.token_budget == budget
+
+
+def test_a_file_that_cannot_be_read_lets_nobody_in_until_it_can(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key = key_of(path)
+    keys, text = Keys(path), path.read_text()
+    for spoil in (lambda: path.unlink(), lambda: path.write_text("{"), lambda: os.chmod(path, 0o640)):
+        spoil()
+        for _ in range(2):
+            with pytest.raises(KeysUnreadable) as caught:
+                keys.who(key)
+            assert str(path) not in str(caught.value)
+        write_private(path, text)
+        assert keys.who(key) is not None
+    assert len(caplog.records) == 6
+    assert str(path) not in caplog.text
+
+
+WHOLE = {"keys": [], "admin": False, "allow": None, "limits": {}, "created_at": "2026"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"{}", b"\xff", b'{"schema_version": 2, "tenants": {}}', b'{"schema_version": 1}',
+        b'{"schema_version": 1, "tenants": []}', b'{"schema_version": 1, "tenants": {"a": {}}}',
+        *(
+            json.dumps({"schema_version": 1, "tenants": {"a": WHOLE | spoilt}}).encode()
+            for spoilt in (
+                {"admin": 1}, {"admin": "false"}, {"allow": "a"}, {"allow": [1]}, {"limits": {"x": 1}},
+                {"limits": None},
+                {"limits": {"concurrency": 0}}, {"limits": {"token_budget": -1}}, {"limits": {"concurrency": True}},
+                {"limits": {"concurrency": 1.5}}, {"keys": [{"sha256": "ab", "created_at": ""}]}, {"keys": [3]},
+                {"keys": [{"sha256": "AB" * 32, "created_at": ""}]},
+            )
+        ),
+        json.dumps({"schema_version": 1, "tenants": {"a b": WHOLE}}).encode(),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_none_is_refused_and_not_replaced(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    path.chmod(0o600)
+    for use in (lambda: Keys(path), lambda: change_tenant(path, "acme")):
+        with pytest.raises((CorruptFile, InputError)) as caught:
+            use()
+        assert caught.value.field == "stage.keys"
+    assert path.read_bytes() == content
+
+
+def test_a_whole_file_written_by_hand_is_read(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps({"schema_version": 1, "tenants": {"a": WHOLE}}))
+    path.chmod(0o600)
+    assert read_accounts(path)["a"].tenant == Tenant("a")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
+def test_a_file_that_others_may_read_or_write_is_refused(path: Path, mode: int) -> None:
+    key_of(path)
+    path.chmod(mode)
+    with pytest.raises(InputError, match="chmod 600"):
+        Keys(path)
+    with pytest.raises(InputError, match="chmod 600"):
+        change_tenant(path, "acme")
+
+
+def test_no_file_and_no_place_for_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such key file"):
+        Keys(tmp_path / "none.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        change_tenant(tmp_path / "file" / "keys.json", "acme")
+
+
+def test_many_who_change_it_at_once_lose_nothing(path: Path) -> None:
+    made: list[str] = []
+    threads = [threading.Thread(target=lambda i=i: made.append(key_of(path, f"t{i % 4}"))) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    keys = Keys(path)
+    assert sorted(tenant.name for key in made if (tenant := keys.who(key))) == sorted(f"t{i % 4}" for i in range(16))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(Limits.__dataclass_fields__)), st.one_of(st.none(), st.integers(1))))
+def test_limits_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, limits: dict) -> None:
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    key = key_of(path, limits=limits)
+    tenant = Keys(path).who(key)
+    assert tenant is not None
+    assert tenant.limits == Limits(**limits)
+
+
+def test_it_needs_no_torch() -> None:
+    names = ("identity", "adapter_folders", "opening", "tenants", "keys", "limits", "usage")
+    code = f"import {', '.join(f'align.serve.{name}' for name in names)}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "peft", "numpy"} & set(done.stdout.split())

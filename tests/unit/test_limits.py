@@ -1,0 +1,176 @@
+"""How often a tenant may ask, by a clock that the test moves."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from align.serve.limits import Limited, Limiter
+from align.serve.tenants import Limits, Tenant
+
+
+def tenant(name: str = "acme", **limits: int) -> Tenant:
+    return Tenant(name, limits=Limits(**limits))
+
+
+class Clock:
+    """Seconds that stand until they are moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def asked(limits: Limiter, who: Tenant, tokens: int = 1, used: int | None = None) -> float:
+    """0 for a request that was let in and has ended, else the seconds to wait."""
+    try:
+        with limits.enter(who, tokens) as entered:
+            entered.tokens = tokens if used is None else used
+        return 0.0
+    except Limited as error:
+        return error.retry_after_s
+
+
+def test_without_limits_everything_passes(clock: Clock) -> None:
+    limits = Limiter(clock)
+    assert [asked(limits, tenant(), 10**9) for _ in range(100)] == [0.0] * 100
+
+
+def test_requests_a_minute(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(requests_per_minute=3)
+    assert [asked(limits, who) for _ in range(4)] == [0, 0, 0, pytest.approx(20)]
+    clock.now += 19.9
+    assert asked(limits, who) == pytest.approx(0.1)
+    clock.now += 0.11
+    assert asked(limits, who) == 0
+    clock.now += 600  # no more than a minute's is saved up
+    assert [asked(limits, who) for _ in range(4)][:3] == [0, 0, 0]
+    assert asked(limits, who) > 0
+
+
+def test_tokens_a_minute_and_what_was_not_used_is_given_back(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(tokens_per_minute=600)
+    assert asked(limits, who, 500, used=100) == 0
+    assert asked(limits, who, 500) == 0
+    assert asked(limits, who, 10) == pytest.approx(1)  # of 600, 10 a second, all are gone
+    clock.now += 1
+    assert asked(limits, who, 10) == 0
+
+
+def test_a_request_larger_than_a_minutes_tokens_passes_when_the_bucket_is_full_and_is_paid_for(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(tokens_per_minute=60)
+    assert asked(limits, who, 300) == 0
+    assert asked(limits, who, 1) == pytest.approx(241)
+    clock.now += 240
+    assert asked(limits, who, 300) == pytest.approx(60)
+    clock.now += 60
+    assert asked(limits, who, 300) == 0
+
+
+def test_requests_at_once(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(concurrency=2, requests_per_minute=3)
+    with ExitStack() as stack:
+        stack.enter_context(limits.enter(who, 1))
+        stack.enter_context(limits.enter(who, 1))
+        with pytest.raises(Limited) as caught, limits.enter(who, 1):
+            pass
+        assert (caught.value.field, caught.value.value) == ("concurrency", 2)
+        assert limits.running("acme") == 2
+    assert limits.running("acme") == 0
+    assert asked(limits, who) == 0  # the refused one was charged nothing
+
+
+def test_what_one_limit_refuses_is_charged_to_no_other(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
+    assert asked(limits, who, 60) == 0
+    assert asked(limits, who, 30) == pytest.approx(30)
+    assert [asked(limits, who, 0) for _ in range(3)] == [0, 0, pytest.approx(20)]
+    assert asked(limits, who, 30) == pytest.approx(30)
+
+
+def test_an_error_inside_frees_the_place(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(concurrency=1)
+    with pytest.raises(KeyError), limits.enter(who, 1):
+        raise KeyError
+    assert asked(limits, who) == 0
+
+
+def test_one_tenant_that_floods_costs_another_nothing(clock: Clock) -> None:
+    limits = Limiter(clock)
+    flood, calm = tenant("flood", requests_per_minute=5), tenant("calm", requests_per_minute=5)
+    for second in range(60):
+        for _ in range(100):
+            asked(limits, flood)
+        assert second % 12 or asked(limits, calm) == 0
+        clock.now += 1
+
+
+def test_limits_that_change_while_it_runs(clock: Clock) -> None:
+    limits = Limiter(clock)
+    assert asked(limits, tenant(requests_per_minute=1)) == 0
+    assert asked(limits, tenant(requests_per_minute=1)) == pytest.approx(60)
+    assert asked(limits, tenant(requests_per_minute=60)) == pytest.approx(1)
+    assert asked(limits, tenant()) == 0
+    assert asked(limits, tenant(requests_per_minute=1)) == 0  # lifted, and there again
+    clock.now += 6000
+    assert [asked(limits, tenant(requests_per_minute=2)) for _ in range(3)] == [0, 0, pytest.approx(30)]
+
+
+def test_the_message_says_when_and_nothing_of_the_tenant(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(requests_per_minute=1)
+    asked(limits, who)
+    with pytest.raises(Limited, match="Try again in 60 s") as caught, limits.enter(who, 1):
+        pass
+    assert "acme" not in str(caught.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 500),
+    st.lists(st.tuples(st.floats(0, 30), st.integers(1, 800), st.floats(0, 1)), min_size=1, max_size=60),
+)
+def test_no_minute_lets_more_than_its_share_in(per_minute: int, steps: list[tuple[float, int, float]]) -> None:
+    """Up to a time, what was used is at most a full bucket, what flowed in since, and the debt of the last request."""
+    clock = Clock()
+    limits, who, total, begun = Limiter(clock), tenant(tokens_per_minute=per_minute), 0, clock.now
+    for wait, tokens, share in steps:
+        clock.now += wait
+        used = round(tokens * share)
+        if asked(limits, who, tokens, used) == 0:
+            total += used
+            assert total <= per_minute * (1 + (clock.now - begun) / 60) + max(0, tokens - per_minute) + 1e-6
+
+
+def test_many_threads(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(requests_per_minute=500, concurrency=8)
+    passed: list[int] = []
+    refused: set[str] = set()
+
+    def ask() -> None:
+        for _ in range(100):
+            try:
+                with limits.enter(who, 1):
+                    assert limits.running("acme") <= 8
+                    passed.append(1)
+            except Limited as error:
+                refused.add(error.field)
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(passed) <= 500
+    assert refused <= {"requests_per_minute", "concurrency"}
+    assert limits.running("acme") == 0

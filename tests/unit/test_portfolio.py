@@ -1,0 +1,245 @@
+"""Which weights a name stands for: for whom, at which digest, and for which share of users."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+
+import pytest
+from run_folders import BASE
+from served_adapters import METHOD, exported
+
+from align.errors import InputError
+from align.run import Base
+from align.serve.identity import Allowed, Arm, Chosen, Portfolio, UnknownModel, Version, public_id, sticky
+
+ALL = Allowed()
+
+
+def version(digit: str) -> Version:
+    return Version(digit * 64, Path("/adapters", digit), BASE.digest)
+
+
+A, B, ALIKE = version("a"), version("b"), replace(version("a"), digest="a" * 20 + "b" * 44)
+
+
+def portfolio(**names: list[Arm]) -> Portfolio:
+    return Portfolio(BASE, METHOD, names)
+
+
+def one(name: str, weights: Version | None) -> list[Arm]:
+    return [Arm(name, name, weights)]
+
+
+def choose(found: Portfolio, model: str, user: str | None = "u", tenant: str = "t", allowed: Allowed = ALL) -> Chosen:
+    return found.choose(model, tenant, allowed, user)
+
+
+def test_a_name_its_digest_and_the_base() -> None:
+    found = portfolio(support=one("support", A), legal=one("legal", B))
+    assert choose(found, "support") == Chosen("support", A)
+    assert choose(found, f"support@sha256:{A.digest}") == Chosen("support", A)
+    assert choose(found, f"support@sha256:{'a' * 12}") == Chosen("support", A)
+    assert choose(found, "tiny") == Chosen("tiny", None)
+    assert choose(found, f"tiny@sha256:{BASE.digest[:12]}") == Chosen("tiny", None)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "", "nobody", "Support", "support ", "support@", "support@sha256:", f"support@sha256:{'a' * 11}",
+        f"support@sha256:{'A' * 12}", f"support@sha256:{'b' * 12}", f"support@sha256:{'a' * 65}",
+        f"support@sha256:{'a' * 64}@x", f"@sha256:{'a' * 12}", f"nobody@sha256:{'a' * 12}", "base", "secret",
+        f"secret@sha256:{'b' * 64}", "support/../legal", "\0", "\udc00", f"tiny@sha256:{'a' * 12}",
+    ],
+)  # fmt: skip
+def test_what_is_not_there_and_what_is_another_tenants_are_answered_alike_and_never_by_the_base(model: str) -> None:
+    found = portfolio(support=one("support", A), secret=one("secret", B))
+    allowed = Allowed(frozenset({"support", "tiny"}))
+    with pytest.raises(UnknownModel) as caught:
+        choose(found, model, allowed=allowed)
+    with pytest.raises(UnknownModel) as unknown:
+        choose(found, "unheard", allowed=allowed)
+    assert (caught.value.field, caught.value.problem, caught.value.remedy) == (
+        unknown.value.field, unknown.value.problem, unknown.value.remedy,
+    )  # fmt: skip
+
+
+def test_the_base_is_a_name_like_another_where_names_are_listed() -> None:
+    found = portfolio(support=one("support", A))
+    with pytest.raises(UnknownModel):
+        choose(found, "tiny", allowed=Allowed(frozenset({"support"})))
+    assert [named.name for named in found.names(Allowed(frozenset({"support"})))] == ["support"]
+    assert [(named.name, named.parent) for named in found.names(ALL)] == [("tiny", None), ("support", "tiny")]
+
+
+def test_a_digest_that_begins_like_two_names_none() -> None:
+    found = portfolio(chat=[Arm("x", "x", A), Arm("y", "y", ALIKE)])
+    with pytest.raises(UnknownModel):
+        choose(found, f"chat@sha256:{'a' * 20}")
+    assert choose(found, f"chat@sha256:{'a' * 21}") == Chosen("chat", A, "x")
+    assert choose(found, f"chat@sha256:{ALIKE.digest[:21]}") == Chosen("chat", ALIKE, "y")
+
+
+def test_shares_are_right_over_many_users() -> None:
+    """Chi-square with 3 degrees of freedom: above 16.27 once in a thousand; what is drawn is fixed, so it stays."""
+    weights, n = (5.0, 3.0, 1.5, 0.5), 20_000
+    arms = [Arm(f"r{i}", f"l{i}", None, weight) for i, weight in enumerate(weights)]
+    for name in ("chat", "other"):
+        counts = dict.fromkeys((arm.ref for arm in arms), 0)
+        for user in range(n):
+            counts[sticky(arms, name, "acme", f"user-{user}").ref] += 1
+        expected = [n * weight / sum(weights) for weight in weights]
+        assert sum((c - e) ** 2 / e for c, e in zip(counts.values(), expected, strict=True)) < 16.27
+
+
+def test_a_user_stays_and_moves_only_to_what_is_new() -> None:
+    arms = [Arm("r0", "a", A, 1), Arm("r1", "b", B, 1)]
+    before = [sticky(arms, "chat", "t", str(user)).ref for user in range(2000)]
+    assert before == [sticky(arms[::-1], "chat", "t", str(user)).ref for user in range(2000)]
+    more = [*arms, Arm("r2", "c", None, 0.5)]
+    after = [sticky(more, "chat", "t", str(user)).ref for user in range(2000)]
+    assert {now for was, now in zip(before, after, strict=True) if was != now} == {"r2"}
+    share = after.count("r2") / 2000
+    assert abs(share - 0.2) < 4 * sqrt(0.2 * 0.8 / 2000)
+
+
+def test_another_name_or_tenant_divides_users_anew() -> None:
+    arms = [Arm("r0", "a", A), Arm("r1", "b", B)]
+    first = [sticky(arms, "chat", "t", str(user)).ref for user in range(1000)]
+    for name, tenant in (("other", "t"), ("chat", "s")):
+        other = [sticky(arms, name, tenant, str(user)).ref for user in range(1000)]
+        assert 400 < sum(a == b for a, b in zip(first, other, strict=True)) < 600
+
+
+def test_the_arm_is_said_where_there_are_several_and_a_tenant_without_users_is_one() -> None:
+    found = portfolio(chat=[Arm("sft:a", "sft:a", A), Arm("base", "base", None)], support=one("support", A))
+    seen = {choose(found, "chat", str(user)) for user in range(50)}
+    assert seen == {Chosen("chat", A, "sft:a"), Chosen("chat", None, "base")}
+    assert len({choose(found, "chat", None) for _ in range(50)}) == 1
+    assert len({choose(found, "chat", None, tenant=str(t)) for t in range(50)}) == 2
+    assert choose(found, "support").arm == ""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Portfolio:
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        exported(tmp_path / name, value=value)
+    return Portfolio(BASE, METHOD, roots=[tmp_path])
+
+
+def test_a_request_keeps_the_version_that_it_was_resolved_to(served: Portfolio) -> None:
+    events: list[tuple[str, str]] = []
+    first = served.load("support", "one", lambda v: events.append(("ready", v.digest)))
+    held = choose(served, "support")
+    second = served.load("support", "two", lambda v: events.append(("ready", v.digest)), gone_to(events))
+    assert (held.version, choose(served, "support").version) == (first, second)
+    assert first.digest != second.digest
+    with pytest.raises(UnknownModel):
+        choose(served, f"support@sha256:{first.digest}")
+    served.unload("support", gone_to(events))
+    assert held.version == first
+    with pytest.raises(UnknownModel):
+        choose(served, "support")
+    with pytest.raises(UnknownModel):
+        served.unload("support")
+    ready, gone = "ready", "gone"
+    assert events == [(ready, first.digest), (ready, second.digest), (gone, first.digest), (gone, second.digest)]
+
+
+def gone_to(events: list[tuple[str, str]]):
+    return lambda version: events.append(("gone", version.digest))
+
+
+def test_weights_that_another_name_stands_for_are_not_gone(served: Portfolio) -> None:
+    events: list[tuple[str, str]] = []
+    served.load("a", "one")
+    served.load("b", "one")
+    served.unload("a", gone_to(events))
+    assert events == []
+    served.load("b", "one", gone=gone_to(events))  # the same again
+    assert events == []
+    served.unload("b", gone_to(events))
+    assert len(events) == 1
+
+
+def test_what_cannot_be_made_ready_leaves_the_name_as_it_was(served: Portfolio) -> None:
+    first = served.load("support", "one")
+
+    def broken(_: Version) -> None:
+        raise InputError("adapter", "x", "is broken", "Train it again.")
+
+    for name in ("support", "new"):
+        with pytest.raises(InputError, match="is broken"):
+            served.load(name, "two", broken)
+    assert choose(served, "support").version == first
+    assert set(served.versions()) == {first.digest}
+
+
+def test_names_that_follow_another(tmp_path: Path) -> None:
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        exported(tmp_path / name, value=value)
+    follows = [Arm("support", "support", None, 1.0, follows="support"), Arm("base", "base", None)]
+    found = Portfolio(BASE, METHOD, {"support": one("support", A), "chat": follows}, [tmp_path])
+    user = next(str(u) for u in range(50) if choose(found, "chat", str(u)).arm == "support")
+    assert choose(found, "chat", user).version == A
+    new = found.load("support", "one")
+    assert choose(found, "chat", user).version == new
+    for act in (lambda: found.unload("support"), lambda: found.load("chat", "two")):
+        with pytest.raises(InputError, match="stands for"):
+            act()
+    found.unload("chat")
+    found.unload("support")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "a@b", "tiny", "x" * 65, "a\n"])
+def test_names_that_cannot_be_loaded(served: Portfolio, name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        served.load(name, "one")
+    assert caught.value.field == "lora_name"
+
+
+def test_the_name_of_the_base_is_taken() -> None:
+    with pytest.raises(InputError, match="name of the base"):
+        portfolio(tiny=one("tiny", A))
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (Base("pocket", "/x/pocket_model", None, ""), "pocket"), (Base("org/m", "/hub/abc", "abc", ""), "org/m"),
+        (Base("/srv/models/llama", "/srv/models/llama", None, ""), "llama"),
+        (Base("runs/full/mine", "/srv/runs/full/mine/artifact", None, ""), "mine"),
+    ],
+)  # fmt: skip
+def test_the_base_is_called_by_no_path(base: Base, said: str) -> None:
+    assert public_id(base) == said
+
+
+def test_choices_and_changes_at_once(served: Portfolio) -> None:
+    """A choice sees one of the two states, whole, whoever changes the name meanwhile."""
+    digests = {served.load("support", name).digest for name in ("one", "two")}
+    failed, stop = [], threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                chosen = choose(served, "support")
+                assert chosen.version is not None
+                assert chosen.version.digest in digests
+            except BaseException as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(60):
+        served.load("support", ("one", "two")[i % 2])
+        served.load("other", "one")
+        served.unload("other")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failed

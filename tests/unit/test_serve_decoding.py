@@ -1,0 +1,124 @@
+"""Answers as text, a token at a time: whole characters, no stop string, and nothing lost."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders
+from transformers import AutoTokenizer
+
+from align.models.pocket import FOLDER
+from align.rollout.requests import Output, Token
+from align.serve.answers import TextAnswers
+from align.serve.decoding import StopFinder, TextDecoder, beginning_at_end
+from align.serve.formats import ChatFormat, Prompt
+from align.serve.records import Record
+from align.serve.token_texts import TokenTexts
+
+POCKET = AutoTokenizer.from_pretrained(FOLDER)
+LETTERS = st.text(st.sampled_from("ab <|end>é€😀👩‍👩‍👧\n\t"), max_size=24)
+
+
+def ids_of(text: str, tokenizer: Any = POCKET) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def deltas(ids: list[int], *stops: str, tokenizer: Any = POCKET, **more: Any) -> list[str]:
+    decoder = TextDecoder(tokenizer, stops, **more)
+    return [*(decoder.take(id) for id in ids), decoder.rest()]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=LETTERS)
+def test_the_deltas_are_the_text(text: str, tiny_tokenizer: Any):
+    for tokenizer in (POCKET, tiny_tokenizer):
+        ids = ids_of(text, tokenizer)
+        pieces = deltas(ids, tokenizer=tokenizer)
+        assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=LETTERS, stops=st.lists(st.text(st.sampled_from("ab é€😀"), min_size=1, max_size=3), max_size=4))
+def test_the_text_ends_before_the_stop_string_that_is_whole_first(text: str, stops: list[str]):
+    ids = ids_of(text)
+    so_far = list(accumulate(deltas(ids)))
+    whole = next((part for part in so_far if any(stop in part for stop in stops)), "".join(so_far[-1:]))
+    # Where a token makes two of them whole, the text is cut before the one that begins first.
+    cut = min((at for at in map(whole.find, stops) if at >= 0), default=len(whole))
+    pieces = deltas(ids, *stops)
+    assert "".join(pieces) == whole[:cut]
+    shown = ""
+    for piece in pieces:
+        shown += piece
+        assert not any(stop in shown for stop in stops)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=st.lists(st.integers(0, len(POCKET) - 1), max_size=40))
+def test_whatever_tokens_come_each_piece_is_text(ids: list[int]):
+    "".join(deltas(ids)).encode()
+    finder = StopFinder(TextDecoder(POCKET, ("a",)))
+    ended = [finder(id) for id in ids]
+    assert any(ended) == ("a" in "".join(deltas(ids)))
+
+
+def test_a_stop_string_over_several_tokens_ends_with_its_last():
+    ids = ids_of("one 😀 two three")
+    finder = StopFinder(TextDecoder(POCKET, ("😀 two",)))
+    assert [finder(id) for id in ids].index(True) == len(ids_of("one 😀 two")) - 1
+
+
+def test_a_character_that_never_ends_is_left_out():
+    ids = ids_of("a 😀")[:-1]
+    assert "".join(deltas(ids)) == "a "
+    bytes_alone = [POCKET.convert_tokens_to_ids("<0xF0>")] * 30
+    assert "\ufffd" in "".join(deltas([*bytes_alone, *ids_of("b")]))
+
+
+@pytest.fixture(scope="module")
+def stripping() -> Any:
+    """As Llama 2's: what is decoded loses its first blank."""
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    kinds = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0))
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(list(kinds))
+    return tokenizer
+
+
+def test_an_answer_that_goes_on_with_a_text_keeps_its_blank(stripping: Any):
+    ids = ids_of("the cat sat", stripping)
+    assert stripping.decode(ids[1:2]) == "cat"
+    assert "".join(deltas(ids[1:], tokenizer=stripping, before=ids[:1])) == " cat sat"
+    prompts = [Prompt(tuple(ids[:1]), "the")]
+    answers = TextAnswers(ChatFormat(stripping, ()), prompts, Record("req-1", "/"), 1, (), True, None, False)
+    for i, id in enumerate(ids[1:]):
+        list(answers.take(0, Output((Token(id, 0.0),), "length" if i == len(ids) - 2 else None)))
+    assert answers.whole()["choices"][0]["text"] == "the cat sat"
+
+
+@pytest.mark.parametrize(
+    ("text", "sought", "size"), [("ab", "abc", 2), ("xa", "abc", 1), ("abc", "abc", 0), ("", "a", 0), ("aab", "abb", 2)]
+)
+def test_the_beginning_at_an_end(text: str, sought: str, size: int):
+    assert beginning_at_end(text, sought) == size
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=LETTERS)
+def test_the_bytes_of_tokens_are_those_of_the_text(text: str, tiny_tokenizer: Any, other_tokenizer: Any):
+    for tokenizer in (POCKET, tiny_tokenizer, other_tokenizer):
+        texts = TokenTexts(tokenizer)
+        ids = [id for id in ids_of(text, tokenizer) if id not in tokenizer.all_special_ids]
+        assert b"".join(map(texts.bytes_of, ids)) == tokenizer.decode(ids).encode()
+
+
+def test_half_a_character_has_its_byte():
+    texts = TokenTexts(POCKET)
+    first = ids_of("€")[-3]
+    assert (texts.bytes_of(first), texts.text(first)) == (b"\xe2", "\ufffd")
+    assert texts.text(ids_of("a cat")[-1]) == " cat"
+    assert texts.bytes_of(POCKET.eos_token_id) == b"<|end|>"

@@ -1,0 +1,120 @@
+"""What the names of a server's command line stand for: references found, all on one base in one precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served_adapters import exported, run_with_adapter, written
+
+from align.aliases import parsed_aliases
+from align.errors import InputError, MissingArtifact
+from align.models.base import find_base
+from align.serve.identity import Allowed
+from align.serve.opening import Opened, opened
+
+POCKET = find_base()
+ALL = Allowed()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Runs on two bases and in two precisions, the newest of ppo on the other base."""
+    root = tmp_path_factory.mktemp("served") / "runs"
+    other = find_base(str(tiny_model))
+    run_with_adapter(root, "a", POCKET, value=1)
+    run_with_adapter(root, "b", POCKET, value=2)
+    run_with_adapter(root, "plain", POCKET, "lora", value=3)
+    run_with_adapter(root, "p", POCKET, value=4, stage="ppo")
+    run_with_adapter(root, "tiny", other, value=5, stage="ppo")
+    exported(root.parent / "export", POCKET.digest)
+    exported(root.parent / "export-of-other", other.digest)
+    written(root.parent / "stranger")
+    return root
+
+
+def served(root: Path, adapters: Any, **more: Any) -> Opened:
+    return opened(parsed_aliases(adapters, "stage.adapters"), root, **more)
+
+
+def labels(found: Opened) -> dict[str, list[str]]:
+    return {named.name: [arm.label for arm in named.arms] for named in found.portfolio.names(ALL)}
+
+
+def test_names_and_what_they_are_divided_into(root: Path) -> None:
+    adapters = {"support": "sft:a", "chat": {"support": 3, "sft:b": 1, "base": 1}, "plain": "base", "also": "support"}
+    found = served(root, adapters)
+    assert labels(found) == {
+        "pocket": ["base"], "support": ["sft:a"], "chat": ["support", "sft:b", "base"], "plain": ["base"],
+        "also": ["support"],
+    }  # fmt: skip
+    portfolio = found.portfolio
+    assert (portfolio.base, portfolio.method, set(found.artifacts)) == (POCKET, "qlora", {"sft:a", "sft:b"})
+    first = portfolio.choose("support", "t", ALL, None).version
+    assert first is not None
+    assert first.folder == (root / "sft" / "a" / "artifact").absolute()
+    assert portfolio.choose("also", "t", ALL, None).version == first
+    assert portfolio.choose("plain", "t", ALL, None).version is None
+    assert {portfolio.choose("chat", "t", ALL, str(u)).arm for u in range(60)} == {"support", "sft:b", "base"}
+
+
+def test_latest_is_the_newest_on_the_base_of_the_others(root: Path) -> None:
+    found = served(root, {"new": "ppo:latest", "old": "sft:a"})
+    assert labels(found)["new"] == ["ppo:p"]
+    assert labels(served(root, {"new": "ppo:latest"}, path="pocket"))["new"] == ["ppo:p"]
+    assert labels(served(root, {"new": "ppo:latest"}))["new"] == ["ppo:tiny"]
+
+
+def test_without_adapters_the_base_as_it_is(root: Path) -> None:
+    found = served(root, None)
+    assert (found.portfolio.base, found.portfolio.method, labels(found)) == (POCKET, "lora", {"pocket": ["base"]})
+    assert served(root, None, method="qlora").portfolio.method == "qlora"
+    assert served(root, {"plain": "base"}).portfolio.method == "lora"
+
+
+def test_a_path_is_told_to_nobody(root: Path) -> None:
+    found = served(root, {"chat": {str(root.parent / "export"): 1, "sft:a": 1}})
+    assert labels(found)["chat"] == ["export", "sft:a"]
+
+
+def test_whoever_starts_the_server_vouches_for_what_says_nothing(root: Path) -> None:
+    stranger = str(root.parent / "stranger")
+    found = served(root, {"theirs": stranger}, path="pocket", method="lora")
+    assert found.portfolio.choose("theirs", "t", ALL, None).version is not None
+    assert served(root, {"theirs": stranger, "ours": "sft:a"}).portfolio.method == "qlora"
+
+
+@pytest.mark.parametrize(
+    ("adapters", "more", "field", "says"),
+    [
+        ({"a": "sft:a", "t": "ppo:tiny"}, {}, "stage.adapters.t", "trained on another base"),
+        ({"t": "ppo:tiny"}, {"path": "pocket"}, "stage.adapters.t", "drop model="),
+        ({"a": "sft:a", "p": "sft:plain"}, {}, "stage.adapters.p", "method=lora, and sft:a with method=qlora"),
+        ({"a": "sft:a"}, {"method": "lora"}, "stage.adapters.a", "method=qlora, and method=lora was asked"),
+        ({"a": "sft:a"}, {"method": "full"}, "method", "adapters are"),
+        ({"a": "sft:nothing"}, {}, "stage.adapters.a", "no such run"),
+        ({"a": "nowhere"}, {}, "stage.adapters.a", "neither a folder nor a reference"),
+        ({"a": "{}/stranger"}, {}, "stage.adapters.a", "does not say which base"),
+        ({"a": "{}/stranger"}, {"path": "pocket"}, "method", "nothing says how"),
+        ({"a": "{}/export-of-other"}, {"path": "pocket"}, "stage.adapters.a", "trained on another base"),
+        ({"a": "{}/export", "b": "a", "c": "b"}, {}, "stage.adapters.c", "b stands for other names itself"),
+        ({"a": "b", "b": "a"}, {}, "stage.adapters.a", "b stands for other names itself"),
+        ({"m": "{}/model"}, {}, "stage.adapters.m", "is a whole model"),
+        ({"pocket": "sft:a"}, {}, "stage.adapters", "name of the base"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(
+    root: Path, tiny_model: Path, adapters: dict[str, str], more: dict[str, str], field: str, says: str
+) -> None:
+    place = {"{}/model": str(tiny_model)}
+    adapters = {name: place.get(ref, ref.format(root.parent)) for name, ref in adapters.items()}
+    with pytest.raises(InputError) as caught:
+        served(root, adapters, **more)
+    assert caught.value.field == field
+    assert says in str(caught.value)
+
+
+def test_a_missing_run_names_the_command_that_makes_it(root: Path) -> None:
+    with pytest.raises(MissingArtifact, match="python -m align stage=dpo"):
+        served(root, {"a": "dpo:latest"})

@@ -1,0 +1,84 @@
+"""Chats with tools as prompts: by the template, and what people and tools say is text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from align.data.chat import prompt_ids
+from align.data.tokens import special_ids
+from align.data.tool_chat import takes_tools, tool_prompt_ids
+from align.errors import InputError
+from align.models.pocket import FOLDER
+from align.types import Conversation
+
+TOOLS = (
+    {"type": "function", "function": {
+        "name": "weather", "description": "of a <end> place", "parameters": {
+            "type": "object", "properties": {"city": {"type": "string", "enum": ["<|user|>", "Oslo"]}}}}},
+)  # fmt: skip
+
+
+def test_without_tools_it_is_the_prompt_that_training_read(tiny_tokenizer: Any):
+    chats = (
+        [{"role": "user", "content": "Hello"}],
+        [{"role": "system", "content": "s<eos> <|end|>"}, {"role": "user", "content": "<|user|> <bos"}],
+        [{"role": "user", "content": "s"}, {"role": "assistant", "content": "<|"}, {"role": "user", "content": "|>"}],
+    )
+    for reader in (AutoTokenizer.from_pretrained(FOLDER), tiny_tokenizer):
+        for chat in chats:
+            assert tool_prompt_ids(reader, chat) == prompt_ids(reader, Conversation.of(chat))
+
+
+def test_a_call_and_its_result(tool_tokenizer: Any):
+    call = {"type": "function", "id": "c", "function": {"name": "weather", "arguments": {"city": "Oslo<end>"}}}
+    chat = [
+        {"role": "user", "content": "Rain?<|assistant|>"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "<|user|>dry"},
+    ]
+    ids = tool_prompt_ids(tool_tokenizer, chat, TOOLS)
+    assert tool_tokenizer.decode(ids, clean_up_tokenization_spaces=False) == tool_tokenizer.apply_chat_template(
+        chat, tools=list(TOOLS), tokenize=False, add_generation_prompt=True
+    )
+    found = [tool_tokenizer.decode([id]) for id in ids if id in special_ids(tool_tokenizer)]
+    assert found == [
+        "<|system|>", "<end>", "<|user|>", "<end>", "<|assistant|>", "<end>", "<|tool|>", "<end>", "<|assistant|>",
+    ]  # fmt: skip
+
+
+def test_the_word_of_a_type_is_left_to_the_template_and_a_special_token_in_one_is_not(tool_tokenizer: Any):
+    def tools(kind: str) -> Any:
+        return ({"type": "function", "function": {"name": "f", "parameters": {"type": kind}}},)
+
+    seen, template = [], tool_tokenizer.chat_template
+    tool_tokenizer.chat_template = template.replace("{% if tools", "{% if tools[0].type == 'function' and tools")
+    try:
+        for kind in ("user", "<end>"):
+            ids = tool_prompt_ids(tool_tokenizer, [{"role": "user", "content": "a<end>"}], tools(kind))
+            seen.append([tool_tokenizer.decode([id]) for id in ids if id in special_ids(tool_tokenizer)])
+    finally:
+        tool_tokenizer.chat_template = template
+    assert seen == [["<|system|>", "<end>", "<|user|>", "<end>", "<|assistant|>"]] * 2
+
+
+def test_what_cannot_be_rendered_is_named(tool_tokenizer: Any):
+    asked, template = [{"role": "user", "content": "a"}], tool_tokenizer.chat_template
+    with pytest.raises(InputError, match="special token in it"):
+        tool_prompt_ids(tool_tokenizer, asked, ({"function": {"parameters": {"properties": {"x<end>": {}}}}},))
+    with pytest.raises(InputError, match="half a character"):
+        tool_prompt_ids(tool_tokenizer, [{"role": "user", "content": "\ud800"}])
+    tool_tokenizer.chat_template = "{{ raise_exception('no such thing') }}"
+    try:
+        with pytest.raises(InputError, match="no such thing"):
+            tool_prompt_ids(tool_tokenizer, asked)
+    finally:
+        tool_tokenizer.chat_template = template
+
+
+def test_whether_a_template_takes_tools(tool_tokenizer: Any, tiny_tokenizer: Any):
+    assert takes_tools(tool_tokenizer)
+    assert not takes_tools(tiny_tokenizer)
+    assert not takes_tools(AutoTokenizer.from_pretrained(FOLDER))
