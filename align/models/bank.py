@@ -28,6 +28,7 @@ UNIT = 16
 """Ranks of a unit. An adapter of another rank is filled up with zeros."""
 BLOCKS = (4, 8)
 """Rows of a block."""
+OTHER_BASE = "Serve it on the base that it was trained on."
 
 
 class Site(NamedTuple):
@@ -218,9 +219,12 @@ def lowered(folder: Path, sites: Sequence[Site], max_rank: int) -> Lowered:
         fits = (a.shape[1], b.shape[0]) == known[module]
         require(
             fits, module, f"{b.shape[0]} by {a.shape[1]}", f"this base has {known[module][1]} by {known[module][0]}",
-            "Serve it on the base that it was trained on.",
+            OTHER_BASE,
         )  # fmt: skip
-    return Lowered(plain["r"], factors, head_in(folder) if adapter.scores else None)
+    head = head_in(folder) if adapter.scores else None
+    fits = head is None or head.shape == (sites[0].inputs,)
+    require(fits, "score", tuple(head.shape) if head is not None else None, "is no head of this base", OTHER_BASE)
+    return Lowered(plain["r"], factors, head)
 
 
 def plan_of(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int], list[Pass]]:

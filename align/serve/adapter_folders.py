@@ -48,11 +48,27 @@ class Version:
         digest: sha256 over the two files that the adapter is read from, hex.
         folder: where they lie.
         base: digest of the base that it is served on.
+        scores: it is a reward model, which gives scores and no answers.
+        alone: a reward model that was trained on answers without their reasoning.
     """
 
     digest: str
     folder: Path
     base: str
+    scores: bool = False
+    alone: bool = False
+
+
+def version_of(artifact: Artifact, base: str) -> Version:
+    """An adapter as it stands.
+
+    Args:
+        base: digest of the base that it is served on.
+    """
+    data = artifact.manifest.config.get("data", {}) if artifact.manifest else {}
+    scores = brings_scores(artifact.path)
+    hides = scores and data.get("reasoning") == "hide"
+    return Version(adapter_digest(artifact.path), artifact.path.absolute(), base, scores, hides)
 
 
 def origin_of(artifact: Artifact) -> Origin:
@@ -73,8 +89,7 @@ def origin_of(artifact: Artifact) -> Origin:
 
 
 def check_adapter(folder: Path, field: str, shown: str) -> None:
-    """Checks that a folder holds a LoRA adapter of a language model in safetensors, by the names of its files, its
-    configuration and the header of its weights.
+    """Checks that a folder holds a LoRA adapter in safetensors, by the names of its files and its configuration.
 
     Args:
         field, shown: what to call it in a message.
@@ -97,8 +112,6 @@ def check_adapter(folder: Path, field: str, shown: str) -> None:
     except InputError as error:  # which names the whole path
         raise InputError(field, shown, f"its {ADAPTER_CONFIG} is no JSON object", train) from error
     require(kind == "LORA", field, shown, f"its peft_type is {str(kind)[:40]!r}, and only LORA is read", train)
-    reward = "Name an adapter of stage=sft, stage=dpo or stage=ppo."
-    require(not brings_scores(folder), field, shown, "is a reward model, and no policy", reward)
 
 
 def folder_under(given: str, roots: Sequence[Path]) -> Path:
@@ -140,7 +153,7 @@ def loadable_version(given: str, roots: Sequence[Path], base: str, method: str) 
     folder = folder_under(given, roots)
     try:
         artifact = artifact_in(folder, given)
-        origin, digest = origin_of(artifact), adapter_digest(artifact.path)
+        origin, version = origin_of(artifact), version_of(artifact, base)
     except (AlignError, OSError) as error:  # whose words hold paths of the server
         problem = "is no finished run or adapter, or its files are not those that were published"
         raise NotLoadable(FIELD, given, problem, "Name a finished run or a folder with an adapter.") from error
@@ -157,4 +170,4 @@ def loadable_version(given: str, roots: Sequence[Path], base: str, method: str) 
     if origin.method != method:
         problem = f"was trained with method={origin.method}, and the base is served as method={method} knows it"
         raise NotLoadable(FIELD, given, problem, f"Load an adapter of method={method}.")
-    return Version(digest, artifact.path, base)
+    return version

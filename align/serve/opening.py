@@ -10,9 +10,8 @@ from align.aliases import Arm as Written
 from align.errors import InputError, require
 from align.models.base import base_of, find_base
 from align.models.start import BASE
-from align.run import Artifact, Base, resolve
-from align.run.weights import adapter_digest
-from align.serve.adapter_folders import Origin, Version, check_adapter, origin_of
+from align.run import Artifact, resolve
+from align.serve.adapter_folders import Origin, Version, check_adapter, origin_of, version_of
 from align.serve.identity import Arm, Portfolio
 
 FIELD = "stage.adapters"
@@ -74,7 +73,7 @@ def opened(
         problem = f"was trained on another base ({(origin.base or '')[:12]}) than {base.id} ({base.digest[:12]})"
         remedy = "Serve it by a server of its own, or drop model=." if path else "Serve it by a server of its own."
         require(origin.base in (None, base.digest), f"{FIELD}.{refs[ref]}", ref, problem, remedy)
-    versions = {ref: version_of(artifact, base) for ref, artifact in artifacts.items()}
+    versions = {ref: version_of(artifact, base.digest) for ref, artifact in artifacts.items()}
     names = {name: [arm_of(arm, name, written, versions, artifacts) for arm in arms] for name, arms in written.items()}
     return Opened(Portfolio(base, method, names, roots), artifacts)
 
@@ -118,10 +117,6 @@ def shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], given
         remedy = "Serve it by a server of its own." if given == "auto" else "Drop method=."
         require(origin.method in (None, wanted), f"{FIELD}.{names[ref]}", ref, problem, remedy)
     return wanted
-
-
-def version_of(artifact: Artifact, base: Base) -> Version:
-    return Version(adapter_digest(artifact.path), artifact.path.absolute(), base.digest)
 
 
 def arm_of(

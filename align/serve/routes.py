@@ -13,12 +13,14 @@ from starlette.concurrency import run_in_threadpool
 
 from align.errors import InputError
 from align.rollout.requests import Request, SamplingParams
+from align.serve.adapter_folders import Version
 from align.serve.answers import Answers, ChatAnswers, TextAnswers
 from align.serve.decoding import StopFinder, TextDecoder
 from align.serve.formats import ChatFormat, Prompt, chat_prompt, completion_prompts, samplings
 from align.serve.identity import Chosen, Named, UnknownModel
 from align.serve.refusals import Refusal, invalid, unknown_model
-from align.serve.schemas import ChatBody, CompletionBody, LoadAdapter, Sampled, UnloadAdapter
+from align.serve.rewards import Rewards, reward_prompts
+from align.serve.schemas import ChatBody, CompletionBody, LoadAdapter, RewardBody, Sampled, UnloadAdapter
 from align.serve.service import Call, Service
 from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
@@ -47,19 +49,20 @@ def api(service: Service) -> APIRouter:
         if body.top_logprobs and not body.logprobs:
             raise invalid("top_logprobs", "It needs logprobs=true.")
         with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
+            require_scores(chosen, False)
             form = await run_in_threadpool(service.format_of, chosen.version)
             prompt = await run_in_threadpool(chat_prompt, form, body)
             logprobs = body.top_logprobs if body.logprobs else None
             drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs)
             requests = requests_for(form, body, chosen, tenant_of(http), prompt, drawn)
-            return await answered(
-                service, http, body, requests, len(prompt.ids), chat_answers(http, form, body, prompt)
-            )
+            answers = chat_answers(http, form, body, prompt)
+            return await answered(service, http, requests, len(prompt.ids), answers, body)
 
     @router.post("/v1/completions")
     async def completions(http: Http, body: CompletionBody) -> Response:
         body.refuse_unsupported({"tools": (([],), "is not supported here: use /v1/chat/completions")})
         with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
+            require_scores(chosen, False)
             form = await run_in_threadpool(service.format_of, chosen.version)
             prompts = await run_in_threadpool(completion_prompts, form, body, service.vocabulary)
             echoed, requests = body.logprobs if body.echo else None, list[Request]()
@@ -70,9 +73,31 @@ def api(service: Service) -> APIRouter:
                 form, prompts, http.scope["record"], body.n, body.stops, body.echo, body.logprobs,
                 body.stream_options.include_usage,
             )  # fmt: skip
-            return await answered(service, http, body, requests, sum(len(prompt.ids) for prompt in prompts), answers)
+            return await answered(service, http, requests, sum(len(prompt.ids) for prompt in prompts), answers, body)
+
+    @router.post("/v1/rewards")
+    async def rewards(http: Http, body: RewardBody) -> Response:
+        with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
+            version = require_scores(chosen, True)
+            assert version is not None
+            form = await run_in_threadpool(service.format_of, version)
+            prompts = await run_in_threadpool(reward_prompts, form, body, version.alone, service.context)
+            asked, tenant = SamplingParams(0), tenant_of(http).name
+            requests = [Request(prompt.ids, asked, version.digest, tenant, scored=True) for prompt in prompts]
+            answers = Rewards(http.scope["record"], prompts)
+            return await answered(service, http, requests, sum(len(prompt.ids) for prompt in prompts), answers)
 
     return router
+
+
+def require_scores(chosen: Chosen, wanted: bool) -> Version | None:
+    """The weights that were chosen. Raises: Refusal: they give scores where answers are wanted, or the other way."""
+    scores = chosen.version is not None and chosen.version.scores
+    if scores and not wanted:
+        raise invalid("model", f"'{chosen.name}' is a reward model: ask it by /v1/rewards.")
+    if wanted and not scores:
+        raise invalid("model", f"'{chosen.name}' is no reward model.")
+    return chosen.version
 
 
 def tenant_of(http: Http) -> Tenant:
@@ -101,16 +126,21 @@ def requests_for(
 
 
 async def answered(
-    service: Service, http: Http, body: Sampled, requests: Sequence[Request], prompt_tokens: int, answers: Answers
+    service: Service, http: Http, requests: Sequence[Request], prompt_tokens: int, answers: Answers,
+    body: Sampled | None = None,
 ) -> Response:  # fmt: skip
-    """The response to a request that was understood."""
+    """The response to a request that was understood.
+
+    Args:
+        body: says whether it is a stream; None where it is none.
+    """
     record = http.scope["record"]
-    record.stream = body.stream
+    record.stream = body is not None and body.stream
     call = Call(service, record, http.scope["watch"])
     call.begin(tenant_of(http), requests, prompt_tokens)
     headers = {"x-align-base": record.base, "x-align-adapter": record.adapter, "x-align-arm": record.arm}
     headers = {name: value for name, value in headers.items() if value}
-    if body.stream:
+    if body is not None and body.stream:
         return EventStream(call, answers, body.stream_options.include_usage, headers)
     return await whole(call, answers, http.receive, headers)
 
@@ -125,6 +155,7 @@ def card(service: Service, named: Named) -> dict[str, Any]:
     return {
         "id": named.name, "object": "model", "created": service.created, "owned_by": "align", "root": named.name,
         "parent": named.parent, "max_model_len": service.context, "base": base,
+        "scores": any(arm.version is not None and arm.version.scores for arm in named.arms),
         "adapter": arms[0]["adapter"] if len(arms) == 1 else None, "arms": arms if len(arms) > 1 else None,
     }  # fmt: skip
 

@@ -164,6 +164,21 @@ class CompletionBody(Sampled):
     echo: bool = False
 
 
+class RewardBody(Body):
+    """Conversations that each end with an answer, for a reward model."""
+
+    model: str
+    messages: list[ChatMessage] | list[list[ChatMessage]] = Field(
+        min_length=1, max_length=MOST_ANSWERS, description="One conversation, or a list of them."
+    )
+    user: str | None = None
+
+    @property
+    def conversations(self) -> list[list[ChatMessage]]:
+        several = [each for each in self.messages if isinstance(each, list)]
+        return several or [[each for each in self.messages if isinstance(each, ChatMessage)]]
+
+
 class LoadAdapter(Body):
     """vLLM's `/v1/load_lora_adapter`."""
 

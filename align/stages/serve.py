@@ -13,6 +13,7 @@ from align.config.root import Config
 from align.config.serve import ServeConfig
 from align.errors import require
 from align.run import Run
+from align.run.weights import brings_scores
 from align.serve.keys import Keys, change_tenant, in_words
 from align.serve.limits import Limiter
 from align.serve.opening import Opened
@@ -133,6 +134,8 @@ def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object
             return batch, check, f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
 
     def plain(folder: Path) -> None:
+        problem = "is a reward model, and those are served on the fast path alone"
+        require(not brings_scores(folder), "stage.adapters", folder.name, problem, "Score by it with stage=eval.")
         adapter_config(folder)
         read_adapter(folder)
 

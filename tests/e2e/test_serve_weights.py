@@ -11,11 +11,15 @@ from processes import Forks
 from serving import Server, adapters, serving
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align.models.adapters import attach
+from align.data.chat import encode_judged, stop_token_ids
+from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.dequantised import DEQUANTISED, dequantised
-from align.models.load import load_base, load_tokenizer
+from align.models.load import describe, load_base, load_classifier, load_tokenizer
+from align.models.lora import Lora
 from align.run import write_json
+from align.types import Conversation, Message
+from reward.learned import score_rows
 
 
 def told(server: Server, model: str, ids: list[int]) -> list[float]:
@@ -47,6 +51,61 @@ def test_an_adapter_of_qlora_answers_on_the_dequantised_base(forks: Forks, tmp_p
     with serving(forks, tmp_path, *words) as server:
         for model, wanted in expected.items():
             assert told(server, model, ids) == pytest.approx(wanted, abs=2e-4)
+
+
+def reward_model(folder: Path) -> tuple[Any, Any]:
+    """A reward model on pocket, in a folder that says so, and what it is scored by where it was trained."""
+    base = find_base("pocket")
+    torch.manual_seed(3)
+    classifier = load_classifier(base, "lora", torch.device("cpu"), torch.float32)
+    model: Any = with_new_adapter(classifier, Lora(8, 16), classifier=True)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05 * torch.randn_like(weight))
+    save_adapter(model, folder, base)
+    write_json(folder / "base.json", {"id": "pocket", "digest": base.digest})
+    write_json(folder / "receipt.json", {"into": "original"})
+    return model.eval(), model.base_model.model.score.modules_to_save["default"]
+
+
+def test_a_reward_model_scores_beside_those_that_answer(forks: Forks, tmp_path: Path):
+    model, head = reward_model(tmp_path / "adapters" / "taste")
+    made = adapters(tmp_path / "adapters", "one")
+    tokenizer = load_tokenizer(find_base("pocket"))
+    stops = stop_token_ids(tokenizer, describe(find_base("pocket")).generation_config)
+    talks = [[("user", "How are you?"), ("assistant", said)] for said in ("Fine, thanks. And you?", "No.")]
+    talks.append([("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "<s> Bye")])
+    rows = [
+        encode_judged(tokenizer, Conversation(tuple(Message(*m) for m in talk[:-1])), talk[-1][1], True, stops)
+        for talk in talks
+    ]
+    expected = score_rows(model, head, rows, tokenizer.pad_token_id).tolist()
+    asked = [[{"role": role, "content": text} for role, text in talk] for talk in talks]
+    names = f"stage.adapters={{taste: {made / 'taste'}, one: {made / 'one'}}}"
+    with serving(forks, tmp_path, "model=pocket", "method=lora", names) as server:
+        status, found = server.post("/v1/rewards", {"model": "taste", "messages": asked})
+        assert status == 200, found
+        assert [each["reward"] for each in found["data"]] == pytest.approx(expected, abs=1e-4)
+        assert found["usage"]["prompt_tokens"] == sum(map(len, rows))
+        (alone,) = server.post("/v1/rewards", {"model": "taste", "messages": asked[1]})[1]["data"]
+        assert alone["reward"] == found["data"][1]["reward"]
+        hello = [{"role": "user", "content": "Hello"}]
+        long = [*hello, {"role": "assistant", "content": "a " * 3000}]
+        for path, body, problem in (
+            ("/v1/chat/completions", {"model": "taste", "messages": hello}, "ask it by /v1/rewards"),
+            ("/v1/completions", {"model": "taste", "prompt": "Hello"}, "ask it by /v1/rewards"),
+            ("/v1/rewards", {"model": "one", "messages": asked}, "'one' is no reward model"),
+            ("/v1/rewards", {"model": "pocket", "messages": asked}, "'pocket' is no reward model"),
+            ("/v1/rewards", {"model": "taste", "messages": hello}, "ends with the answer that is scored"),
+            ("/v1/rewards", {"model": "taste", "messages": [hello]}, "ends with the answer that is scored"),
+            ("/v1/rewards", {"model": "taste", "messages": []}, "at least 1 item"),
+            ("/v1/rewards", {"model": "taste", "messages": long}, "The context is"),
+        ):
+            status, found = server.post(path, body)
+            assert (status, problem in found["error"]["message"]) == (400, True), found
+        models = {each["id"]: each["scores"] for each in server.get("/v1/models")[1]["data"]}
+        assert models == {"pocket": False, "taste": True, "one": False}
 
 
 def test_a_model_off_the_fast_path_is_answered_one_request_at_a_time(forks: Forks, tmp_path: Path, tiny_tokenizer: Any):

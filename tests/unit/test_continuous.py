@@ -272,6 +272,28 @@ def test_turns_are_fair_over_tenants():
     assert order[:12].count("b") >= 4
 
 
+def test_who_has_fewer_running_goes_first():
+    """One has every slot; as they come free, the other gets them until both have as many."""
+    made = engine(CONFIG, slots=4)
+    lengths = iter((2, 4, 6, 8))
+    began: list[str] = []
+
+    def request(tenant: str, length: int) -> Request:
+        told = [tenant]
+        return Request(
+            prompt(3), sampled(length), tenant=tenant, ends=lambda id: bool(told and began.append(told.pop())) or False
+        )  # fmt: skip
+
+    for length in lengths:
+        asked(made, request("a", length))
+    made.step()
+    for _ in range(3):
+        asked(made, request("a", 20))
+        asked(made, request("b", 20))
+    finish(made)
+    assert began[:6] == ["a"] * 4 + ["b"] * 2
+
+
 def test_who_waits_for_room_in_the_bank_keeps_its_turn(folders: list[Path]):
     made = engine(CONFIG, slots=4, resident=1)
     one, other = (made.register(folder) for folder in folders[:2])

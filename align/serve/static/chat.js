@@ -103,7 +103,7 @@ function showDoor() {
 
 async function open() {
   try {
-    state.models = await modelsFor(state.key);
+    state.models = (await modelsFor(state.key)).filter(({ scores }) => !scores);
   } catch (error) {
     say(error.status === 401 && !state.key ? "This server asks for a key." : error.message, Boolean(state.key));
     if (error.status === 401) showDoor();
