@@ -228,7 +228,11 @@ def test_who_answers_stands_in_headers_list_and_log(client: openai.OpenAI, serve
     assert set(arms.values()) == {("one", one), ("two", listed["two"]["adapter"])}
     again = raw.create(model="mix", messages=HELLO, max_tokens=1, user="3")
     assert again.headers["x-align-arm"] == arms["3"][0]
-    found = next(line for line in server.log if line["id"] == again.headers["x-request-id"])
+    lines: list[dict[str, Any]] = []  # the line is written once the answer has gone
+    assert settles(
+        lambda: lines.extend(line for line in server.log if line["id"] == again.headers["x-request-id"]) or lines
+    )
+    found = lines[0]
     assert (found["asked"], found["answered"], found["arm"]) == ("mix", "mix", arms["3"][0])
     assert (found["adapter"], found["completion_tokens"], found["status"]) == (arms["3"][1], 1, 200)
     text = (server.folder / "requests.jsonl").read_text() + (server.folder / "log.txt").read_text()
