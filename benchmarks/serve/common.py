@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,8 @@ from align.models.load import load_base, skeleton
 from align.rollout.continuous import ContinuousBatch
 from align.run import Base
 
+PPO = Path(__file__).resolve().parents[1] / "ppo"
+sys.path.append(str(PPO))  # for its `work`
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
 MANY_RANKS = (16, 8, 64, 32)
 FIRST_ID, LAST_ID = 10, 4000

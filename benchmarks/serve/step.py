@@ -2,7 +2,7 @@
 
     python benchmarks/serve/step.py [--models pocket,smollm2] [--sizes 8,32] [--rounds 20]
 
-Beside it, on the same weights: transformers' own step, PEFT with one adapter, PEFT with `adapter_names`, and the step of
+Beside it, on the same weights: transformers' own step, PEFT with one adapter and with `adapter_names`, and the step of
 `rollout.engine=hf`. Each round takes every case by turns, a step that warms up and one that is timed, at the same
 position.
 """
