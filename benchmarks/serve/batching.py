@@ -72,19 +72,22 @@ def measured(given: list[Case], clients: Sequence[int], rounds: int, seconds: fl
 
 def markdown(found: dict[str, Any]) -> str:
     """The table of README.md."""
-    rows = []
+    rows, numbers = [], {}
+    for by_case in found["rows"].values():
+        numbers |= dict.fromkeys(next(iter(by_case.values())))
     for model, by_case in found["rows"].items():
         for case, by_clients in by_case.items():
-            cells = [f"{f['tokens_per_s']:.0f} · {f['p50_ms']:.0f} · {f['p95_ms']:.0f}" for f in by_clients.values()]
-            rows.append([model, case, *cells])
-    clients = list(next(iter(next(iter(found["rows"].values())).values())))
-    return table(["tok/s · TTFT p50 · p95, ms", "", *(f"{n} client{'s' if n != '1' else ''}" for n in clients)], rows)
+            told = (by_clients.get(n) for n in numbers)
+            figures = (f and f"{f['tokens_per_s']:.0f} · {f['p50_ms']:.0f} · {f['p95_ms']:.0f}" for f in told)
+            rows.append([model, case, *(each or "–" for each in figures)])
+    named = (f"{n} client{'s' if n != '1' else ''}" for n in numbers)
+    return table(["tok/s · TTFT p50 · p95, ms", "", *named], rows)
 
 
 def main() -> None:
     parser = options(__doc__, 3, HERE / "batching.json")
     parser.add_argument("--clients", default="1,8,32", help="parted by commas")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of one case in one round")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of one case in one round, at least")
     parser.add_argument("--llama-server", default=shutil.which("llama-server"), help="the program")
     given = parser.parse_args()
     binary, clients = given.llama_server, [int(n) for n in given.clients.split(",")]

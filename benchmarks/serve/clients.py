@@ -45,7 +45,7 @@ class Server(Protocol):
 
 class Seen(NamedTuple):
     """Attributes:
-    tokens_per_s: within the window.
+    tokens_per_s: until the end.
     ttft_s: of each request, time to the first token.
     adapters: of each of these requests.
     """
@@ -68,24 +68,28 @@ def requests(adapters: Sequence[int | None], seed: int) -> Iterator[Asked]:
 
 
 def closed_loop(server: Server, asked: Iterator[Asked], clients: int, seconds: float) -> Seen:
-    """So many clients for so long. What is under way in the end is finished, and not counted."""
-    began, waits, adapters = {}, [], []
-    idle, tokens = list(range(clients)), 0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(idle) < clients:
-        while idle and time.perf_counter() < end:
+    """So many clients, for so long at least, and until as many requests as clients have been answered: a slow server
+    is not measured by its first burst of prompts alone. What is under way then is finished, and not counted."""
+    asked_at, waits, adapters, tokens = {}, [], [], []
+    idle, answered = list(range(clients)), 0
+    began, end = time.perf_counter(), None
+    while end is None or len(idle) < clients:
+        while idle and end is None:
             client, each = idle.pop(), next(asked)
-            began[client] = time.perf_counter()
+            asked_at[client] = time.perf_counter()
             adapters.append(each.adapter)
             server.ask(client, each)
         for event in server.events():
-            if event.client in began and event.tokens:
-                waits.append(event.at - began.pop(event.client))
-            if event.at < end:
-                tokens += event.tokens
+            if event.client in asked_at and event.tokens:
+                waits.append(event.at - asked_at.pop(event.client))
+            tokens.append((event.at, event.tokens))
             if event.finished:
                 idle.append(event.client)
-    return Seen(tokens / seconds, waits, adapters)
+                answered += 1
+        now = time.perf_counter()
+        if end is None and now >= began + seconds and answered >= clients:
+            end = now
+    return Seen(sum(n for at, n in tokens if at <= end) / (end - began), waits, adapters)
 
 
 class Engine:

@@ -89,8 +89,14 @@ def bases(models: str) -> dict[str, Base]:
     return {name: find_base(name) for name in models.split(",")}
 
 
+def load() -> float:
+    """How many threads of the whole machine computed or wanted to, in the minute before."""
+    return round(os.getloadavg()[0], 1)
+
+
 class Record:
-    """Figures, the machine that they were taken on, and its load meanwhile."""
+    """Figures, the machine that they were taken on, and its load before and after each row. With no other work it is at
+    most the number of threads."""
 
     def __init__(self, given: argparse.Namespace, more: Sequence[str] = ()) -> None:
         torch.set_num_threads(given.threads)
@@ -98,14 +104,15 @@ class Record:
         machine = {
             "system": platform.platform(), "cpu": cpu(), "cores": os.cpu_count(), "threads": given.threads,
             "rounds": given.rounds, "versions": [f"{name}=={version(name)}" for name in PACKAGES] + list(more),
-            "load_before": round(os.getloadavg()[0], 1), "load_after": None,
         }  # fmt: skip
-        self.found: dict[str, Any] = {"machine": machine, "rows": {}}
+        self.found: dict[str, Any] = {"machine": machine, "load": {}, "rows": {}}
+        self._load = load()
 
     def add(self, name: str, row: Any) -> None:
         """A row; it is written at once."""
         self.found["rows"][name] = row
-        self.found["machine"]["load_after"] = round(os.getloadavg()[0], 1)
+        before, self._load = self._load, load()
+        self.found["load"][name] = (before, self._load)
         self.path.write_text(json.dumps(self.found, indent=2) + "\n")
         print(f"{name}: {json.dumps(row)}", flush=True)
 

@@ -50,13 +50,13 @@ class Heard(NamedTuple):
 
 
 def requests(count: int, digests: Sequence[str], seed: int, prompt_logprobs: int | None = None) -> list[Request]:
-    """A third of the prompts begin alike, for one adapter and tenant each, so that the prefix cache has something."""
+    """A third of the prompts begin alike, for two adapters, which the prefix cache has to tell apart."""
     draw = random.Random(seed)
 
     def ids(number: int) -> tuple[int, ...]:
         return tuple(draw.randrange(FIRST_ID, LAST_ID) for _ in range(number))
 
-    shared = {digest: ids(150) for digest in digests[:2]}
+    shared = ids(150)
     made = []
     for number in range(count):
         sampling = SamplingParams(
@@ -64,8 +64,8 @@ def requests(count: int, digests: Sequence[str], seed: int, prompt_logprobs: int
             prompt_logprobs=prompt_logprobs,
         )  # fmt: skip
         if number % 3 == 0:
-            digest = draw.choice(list(shared))
-            made.append(Request(shared[digest][: draw.choice((100, 150))] + ids(30), sampling, digest))
+            prompt = shared[: draw.choice((100, 150))] + ids(30)
+            made.append(Request(prompt, sampling, draw.choice(digests[:2])))
         else:
             length = draw.choice((1, 2, 63, 64, 65, draw.randrange(3, 300), 300))
             made.append(Request(ids(length), sampling, draw.choice([*digests, None]), tenant=str(number % 2)))
