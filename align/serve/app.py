@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from align.serve.door import Door
 from align.serve.refusals import Refusal, invalid
-from align.serve.routes import administration, api
+from align.serve.routes import administration, api, listing
 from align.serve.service import Service
 
 STATIC = Path(__file__).parent / "static"
@@ -38,6 +38,7 @@ def application(service: Service, origins: Sequence[str]) -> ASGIApp:
         watching.cancel()
 
     app = FastAPI(title="align", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.include_router(listing(service))
     app.include_router(api(service))
     app.include_router(administration(service))
     app.mount("/static", StaticFiles(directory=STATIC))

@@ -132,6 +132,7 @@ class Door:
             size = max(size, sum(map(len, parts)))
             if not message.get("more_body", False):
                 return b"".join(parts)
+        # uvicorn passes over the rest of it, until its deadline: a client that is cut off while it sends reads no answer.
         raise Refusal(413, f"Send at most {self.body_limit:,} bytes.", code="request_too_large")
 
 
@@ -152,7 +153,5 @@ def replayed(body: bytes, receive: Receive) -> Receive:
 async def respond(send: Send, refusal: Refusal) -> None:
     headers: list[Any] = [(b"content-type", b"application/json")]
     headers += [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
-    if refusal.status == 413:  # what was not read is not waited for
-        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": refusal.encoded})

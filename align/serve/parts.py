@@ -55,8 +55,8 @@ class PartedAnswer:
 
     def __init__(self, opened: bool = False, tools: Collection[str] = (), most_calls: int | None = None) -> None:
         self.tools, self.most_calls, self.calls = tools, most_calls, 0
-        self._state: Literal["start", "reasoning", "between", "behind", "content", "call", "json"]
-        self._state, self._text = "reasoning" if opened else "start", ""
+        self._state: Literal["start", "opened", "reasoning", "between", "behind", "content", "call", "json"]
+        self._state, self._text = "opened" if opened else "start", ""
 
     def take(self, text: str, last: bool = False) -> list[Part]:
         """The parts that are sure with this text.
@@ -77,9 +77,16 @@ class PartedAnswer:
         """Before anything is known."""
         begun = self._text.lstrip()
         if begun.startswith(OPEN):
-            self._state, self._text = "reasoning", begun.removeprefix(OPEN).lstrip()
+            self._state, self._text = "opened", begun.removeprefix(OPEN)
         elif last or not OPEN.startswith(begun):
             self._state = "behind"
+        yield from ()
+
+    def _opened(self, last: bool) -> Iterator[Part]:
+        """Before the first word of the reasoning: blanks are nobody's."""
+        self._text = self._text.lstrip()
+        if self._text:
+            self._state = "reasoning"
         yield from ()
 
     def _reasoning(self, last: bool) -> Iterator[Part]:

@@ -26,8 +26,8 @@ from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
 
 
-def api(service: Service) -> APIRouter:
-    """What a client of a model asks for."""
+def listing(service: Service) -> APIRouter:
+    """The models that somebody may ask for."""
     router = APIRouter()
 
     @router.get("/v1/models")
@@ -42,6 +42,13 @@ def api(service: Service) -> APIRouter:
         if found is None:
             raise unknown_model(model)
         return card(service, found)
+
+    return router
+
+
+def api(service: Service) -> APIRouter:
+    """What a client of a model asks for."""
+    router = APIRouter()
 
     @router.post("/v1/chat/completions")
     async def chat(http: Http, body: ChatBody) -> Response:

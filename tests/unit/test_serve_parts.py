@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from align.data.reasoning import OPEN, parted
@@ -32,6 +32,7 @@ def merged(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 @settings(max_examples=600, deadline=None)
+@example(text="<think> a</think> b", cuts=[7], opened=False, tools=False)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 60)), opened=st.booleans(), tools=st.booleans())
 def test_where_the_text_is_cut_does_not_matter(text: str, cuts: list[int], opened: bool, tools: bool):
     more = {"opened": opened, "tools": ["f"] if tools else []}
