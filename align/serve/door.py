@@ -132,7 +132,7 @@ class Door:
             size = max(size, sum(map(len, parts)))
             if not message.get("more_body", False):
                 return b"".join(parts)
-        # uvicorn passes over the rest of it, until its deadline: a client that is cut off while it sends reads no answer.
+        # uvicorn passes over the rest, until its deadline: a client that is cut off while it sends reads no answer.
         raise Refusal(413, f"Send at most {self.body_limit:,} bytes.", code="request_too_large")
 
 
