@@ -36,6 +36,13 @@ class EngineThread:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of the thread so far, in seconds; 0 where it has ended."""
+        if self._thread.ident is None or not self.alive:
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
+
     def add(self, request: Request, listener: Listener) -> Pending:
         """See `ServingEngine.add`. The listener is called by the engine's thread."""
         pending = self.engine.add(request, listener)

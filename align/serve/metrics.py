@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,8 +22,8 @@ STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 class Engine(Collector):
     """The engine's own counts, asked for at each scrape."""
 
-    def __init__(self, stats: Callable[[], Stats]) -> None:
-        self.stats = stats
+    def __init__(self, stats: Callable[[], Stats], cpu_s: Callable[[], float]) -> None:
+        self.stats, self.cpu_s = stats, cpu_s
 
     def collect(self) -> Iterator[Any]:
         stats = self.stats()
@@ -37,14 +38,21 @@ class Engine(Collector):
             "align_prefix_cache_hit_tokens", "Of these, from the prefix cache.", stats.cached_tokens
         )
         yield CounterMetricFamily("align_engine_generated_tokens", "Tokens that were drawn.", stats.generated_tokens)
+        yield CounterMetricFamily("align_engine_cpu_seconds", "Processor time of the engine's thread.", self.cpu_s())
+        yield CounterMetricFamily("align_cpu_seconds", "Processor time of the whole server.", time.process_time())
 
 
 class Metrics:
-    """Counts and histograms of requests."""
+    """Counts and histograms of requests.
 
-    def __init__(self, stats: Callable[[], Stats]) -> None:
+    Args:
+        stats: of the engine.
+        cpu_s: processor time of its thread, in seconds.
+    """
+
+    def __init__(self, stats: Callable[[], Stats], cpu_s: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(Engine(stats))
+        self.registry.register(Engine(stats, cpu_s))
         self._models: set[str] = set()
         self.requests = self._counter("align_requests", "Requests, by model and HTTP status.", "model", "status")
         self.prompt = self._counter("align_prompt_tokens", "Tokens of prompts, once a request.", "model")

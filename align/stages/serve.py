@@ -79,7 +79,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
         yield Service(
             engine=thread, portfolio=portfolio, format_of=formats, created=int(time.time()), check=check,
             log=log,
-            vocabulary=vocabulary, metrics=Metrics(engine.stats),
+            vocabulary=vocabulary, metrics=Metrics(engine.stats, lambda: thread.cpu_s),
             limits=Limiter(time.monotonic), keys=known, usage=usage,
         ), why  # fmt: skip
     finally:

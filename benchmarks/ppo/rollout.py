@@ -1,6 +1,9 @@
-"""Sampling alone, by our engine or by transformers' `generate` on the same weights. Run by `run.py`:
+"""Sampling alone, by an engine of ours or by transformers' `generate` on the same weights. Run by `run.py`, and by
+`../serve/rollouts.py`:
 
-python rollout.py WORK-AS-JSON ours|generate
+python rollout.py WORK-AS-JSON ours|bank|generate
+
+`ours` is `rollout.engine=hf`; `bank` takes a snapshot of the policy before each update, which is counted.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import time
 from pathlib import Path
 
 import torch
-from ours import roles_on
+from ours import precision, roles_on
 from work import PROMPTS, Work, report
 
 from align.data.chat import encode_prompts
 from align.models.backbone import pad
 from align.models.base import find_base
 from align.models.load import load_tokenizer
+from align.rollout.bank import BankEngine
 from align.rollout.hf import HfEngine
 from align.types import Conversation, Message
 
@@ -25,14 +29,17 @@ from align.types import Conversation, Message
 def main(work: Work, who: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         roles = roles_on(work, Path(folder))
-    tokenizer = load_tokenizer(find_base(work.model))
+    base = find_base(work.model)
+    tokenizer = load_tokenizer(base)
     asked = [Conversation((Message("user", text),)) for text in PROMPTS * (work.batch // len(PROMPTS))]
     prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
-    engine = HfEngine((), tokenizer.pad_token_id, work.tokens)
+    engine = (BankEngine if who == "bank" else HfEngine)((), tokenizer.pad_token_id, work.tokens)
+    engine.load(base, *precision(work))
     ids = pad(prompts, tokenizer.pad_token_id, left=True)
     mask = pad([[1] * len(p) for p in prompts], 0, left=True)
 
     def ours() -> None:
+        engine.sync(roles.actor("policy"))
         engine.generate(prompts, roles.actor("policy"), range(len(prompts)))
 
     def generate() -> None:
@@ -48,8 +55,9 @@ def main(work: Work, who: str) -> None:
     with torch.no_grad(), roles.use("policy"):
         for _ in range(work.updates):
             began = time.perf_counter()
-            {"ours": ours, "generate": generate}[who]()
+            (generate if who == "generate" else ours)()
             seconds.append(time.perf_counter() - began)
+    engine.close()
     report(work, seconds)
 
 

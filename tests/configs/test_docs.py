@@ -215,6 +215,11 @@ def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str) -> None:
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results-amx.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/gold.py", "benchmarks/ppo/gold.json"),
+        ("benchmarks/serve/README.md", "benchmarks/serve/step.py", "benchmarks/serve/step.json"),
+        ("benchmarks/serve/README.md", "benchmarks/serve/exact.py", "benchmarks/serve/exact.json"),
+        ("benchmarks/serve/README.md", "benchmarks/serve/batching.py", "benchmarks/serve/batching.json"),
+        ("benchmarks/serve/README.md", "benchmarks/serve/many.py", "benchmarks/serve/many.json"),
+        ("benchmarks/serve/README.md", "benchmarks/serve/rollouts.py", "benchmarks/serve/rollouts.json"),
     ],
 )
 def test_a_measured_table_is_what_its_script_found(

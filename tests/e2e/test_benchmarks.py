@@ -30,6 +30,34 @@ def test_the_gpu_benchmark_runs_without_a_gpu():
     assert float(figures[0]) > 0
 
 
+SERVING = {
+    "step": ("--sizes", "8", "--rounds", "1"),
+    "exact": ("--dtypes", "float32", "--counts", "1", "--requests", "12"),
+    "batching": ("--clients", "1,2", "--seconds", "1", "--rounds", "1"),
+    "many": ("--adapters", "16", "--registered", "20", "--seconds", "1", "--rounds", "1"),
+    "rollouts": ("--rows", "8", "--tokens", "4", "--rounds", "1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SERVING)
+def test_a_benchmark_of_the_engine_that_serves(script: str, tmp_path: Path):
+    """In a short form on the built-in model: status 0, each figure there, the table printed."""
+    saved = tmp_path / "found.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "serve" / f"{script}.py"), "--models", "pocket"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, "--save", str(saved), *SERVING[script]], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(saved.read_text(encoding="utf-8"))
+    assert found["machine"]["threads"] == 1
+    assert found["rows"]
+    assert all(re.search(rf"^\| {re.escape(name)} \|", done.stdout, re.MULTILINE) for name in found["rows"])
+    times = re.findall(r'"\w*_(?:s|ms|per_s)": ([-\d.]+)', json.dumps(found["rows"]))
+    assert all(float(figure) > 0 for figure in times)
+
+
 @pytest.mark.slow
 def test_a_reward_model_stands_beside_trls_own(chats: Path, tiny_model: Path, tmp_path: Path):
     """`recipes/hh/beside.py` on pairs that a model of two layers can tell apart."""
