@@ -4,9 +4,9 @@ Rows of different adapters go through one batched product: x of each row through
 (Chen et al., Punica, 2023; Sheng et al., S-LoRA, 2023). The product reads units that stand side by side, so those in
 use are kept at the front.
 
-A row's bits do not depend on its neighbours. Products are of blocks of 4 or 8 rows of one adapter, and of two blocks at
-least: these shapes are the ones for which a row comes out the same beside any other (`align.models.fastpath.exact` asks
-the machine).
+A row's bits do not depend on its neighbours. Products are of blocks of 4 or 8 rows of one adapter, and of as many
+blocks as there are threads at least: these shapes are the ones for which a row comes out the same beside any other
+(`align.models.fastpath.exact` asks the machine).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from align.errors import InputError, require
 from align.models.adapter_files import Factors, adapter_config, factors_in, head_in, read_adapter
+from align.models.fastpath.exact import least_batch
 from align.models.lowering import check_plain, lower
 from align.models.memory import untouched
 
@@ -231,7 +232,8 @@ def plan_of(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int], list
     """How rows of these adapters go through the bank together.
 
     Returns the order in which rows have to stand, and the passes. Rows that share an adapter stand in one block of up
-    to 8; what an adapter has more of goes through its units in blocks of its own.
+    to 8; what an adapter has more of goes through its units in blocks of its own, and so do all rows where fewer units
+    are asked for than a product has at least.
     """
     rows: dict[str, list[int]] = {}
     for row, digest in enumerate(adapters):
@@ -239,7 +241,8 @@ def plan_of(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int], list
             rows.setdefault(digest, []).append(row)
     stretches = bank.bring_to_front(list(rows))
     size = BLOCKS[0] if max(map(len, rows.values()), default=0) <= BLOCKS[0] else BLOCKS[1]
-    together = {d: (mine[:size] if len(rows) > 1 else []) for d, mine in rows.items()}
+    enough = len(rows) > 1 and sum(len(bank.units[d]) for d in rows) >= least_batch()
+    together = {d: (mine[:size] if enough else []) for d, mine in rows.items()}
     most_units_first = sorted(rows, key=lambda d: -len(bank.units[d]))
     order = [row for d in most_units_first for row in together[d]]
     place = {row: i for i, row in enumerate(order)}
@@ -262,7 +265,8 @@ def plan_of(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int], list
 
 
 def gathered(blocks: list[list[int]], size: int) -> tuple[int, Tensor]:
-    """How many blocks there are, filled up to their size, and two of them at least; and the rows in them."""
+    """How many blocks there are, filled up to their size, and as many as a product has at least; and the rows in
+    them."""
     full = [block + block[:1] * (size - len(block)) for block in blocks]
-    full += [full[0]] * (2 - len(full))
+    full += [full[0]] * (least_batch() - len(full))
     return len(full), torch.tensor([row for block in full for row in block])

@@ -11,6 +11,7 @@ import torch
 from many_adapters import FAMILIES, adapters, added, asked, base_model, engine, peft_logprobs, prompt, run, sampled
 from torch.testing import assert_close
 
+from align.models import bank
 from align.models.fastpath import exact, mixed
 from align.models.fastpath.exact import TILE, blocks_agree, cancelling, padded_rows, rows_agree
 from align.models.fastpath.places import CHUNK, Piece
@@ -92,6 +93,27 @@ def test_products_of_a_fixed_shape_where_shapes_do_not_agree(monkeypatch: pytest
     monkeypatch.setattr(exact, "linear", lambda x, *a: seen.add(len(x)) or real(x, *a))
     compare_with_alone("qwen3", torch.float32, 1, tmp_path, 12)
     assert seen == {TILE}
+
+
+@pytest.mark.parametrize("family", ["llama", "llama, one key for all"])
+def test_as_many_matrices_as_threads(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """With fewer, a library shares one among its threads, and adds in another order."""
+    for module in (exact, mixed, bank):
+        monkeypatch.setattr(module, "least_batch", lambda: 5)
+    compare_with_alone(family, torch.float32, 1, tmp_path, 8)
+    config = FAMILIES[family]
+    made = engine(config)
+    digests = [made.register(folder) for folder in adapters(config, tmp_path)]
+    for digest in digests:
+        made.decoder.bank.put(digest, made.known.by_digest[digest].folder, set())
+    seen: set[int] = set()
+    for name in ("bmm", "baddbmm"):
+        real = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, real=real, **k: seen.add(len(a[-1])) or real(*a, **k))
+    for chosen in (digests[:1], digests[:2], digests, [None]):
+        made.decoder.step([Piece(i, digest, (7,), 0) for i, digest in enumerate(chosen)])
+    assert seen
+    assert min(seen) >= 5
 
 
 def test_a_step_has_rows_for_its_products():

@@ -41,6 +41,17 @@ class Product(NamedTuple):
         return made[0] if len(made) == 1 else torch.cat(made)
 
 
+def least_batch() -> int:
+    """Matrices of a batched product, at least. With fewer of them than threads, MKL has several threads compute one, in
+    another order of addition."""
+    return max(2, torch.get_num_threads())
+
+
+def at_least(x: Tensor, batch: int) -> Tensor:
+    """Matrices of a batched product [B, …], repeated until there are so many."""
+    return x if len(x) >= batch else x.repeat(-(-batch // len(x)), 1, 1)
+
+
 def padded_rows(rows: int, free: bool) -> int:
     """How many rows a step has with so many of requests."""
     if not free:
@@ -70,9 +81,10 @@ def rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
     return anywhere and all(torch.equal(linear(x[:rows], laid_out), whole[:rows]) for rows in tried)
 
 
-def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.dtype, most: int = 20) -> bool:
-    """Whether rows are the same in batched products of 2, 3, …, `most` blocks of each of these sizes, wherever they
-    stand in a block, with a weight for each block and with one for all."""
+def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether rows are the same in batched products of as few blocks as there may be and of more, of each of these
+    sizes, wherever they stand in a block, with a weight for each block and with one for all."""
+    most = least_batch() + 18
     rows, weight = cancelling(most * max(sizes), inputs, outputs, dtype)
     x, weights = rows.view(most, max(sizes), inputs), weight.T.repeat(most, 1, 1)
     whole = torch.bmm(x, weights)
@@ -80,7 +92,7 @@ def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.d
         if not torch.equal(torch.bmm(x.roll(by, 1), weights), whole.roll(by, 1)):
             return False
     for size in sizes:
-        for blocks in range(2, most + 1):
+        for blocks in range(least_batch(), most + 1):
             part = x[:blocks, :size].contiguous()
             each, one = (torch.bmm(part, w) for w in (weights[:blocks], weights[:1].expand(blocks, -1, -1)))
             if not (torch.equal(each, whole[:blocks, :size]) and torch.equal(one, each)):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
 from align.models.bank import BLOCKS, UNIT, Bank, Pass, Site, plan_of
-from align.models.fastpath.exact import Product, blocks_agree, padded_rows, product
+from align.models.fastpath.exact import Product, at_least, blocks_agree, least_batch, padded_rows, product
 from align.models.fastpath.layers import Matrix, turn
 from align.models.fastpath.llama import is_llama
 from align.models.fastpath.places import CHUNK, Piece, Places, inverse, places_of
@@ -133,6 +133,7 @@ class MixedDecoder:
         for cache, new in ((keys, k), (values, v)):
             cache.view(-1, self.head).index_copy_(0, places.columns, new.view(-1, self.head))
         each, seen = self.heads // self.groups, []  # each key serves so many queries
+        least = least_batch()
         for stretch in places.stretches:
             asked, slots = q[stretch.rows], stretch.slots
             if stretch.chunk:  # all tokens read one slot: [G, H / G · N, D]
@@ -140,8 +141,11 @@ class MixedDecoder:
             else:
                 asked = asked.view(-1, each, self.head)
             k, v = keys[slots, : stretch.columns], values[slots, : stretch.columns]
-            scores = torch.baddbmm(stretch.barred, asked, k.transpose(1, 2), alpha=self.scale)
-            read = torch.bmm(scores.softmax(-1), v)
+            count, barred = len(asked), stretch.barred
+            if not stretch.chunk and count < least:
+                asked, k, v, barred = (at_least(x, least) for x in (asked, k, v, barred))
+            scores = torch.baddbmm(barred, asked, k.transpose(1, 2), alpha=self.scale)
+            read = torch.bmm(scores.softmax(-1), v)[:count]
             if stretch.chunk:
                 read = read.view(self.groups, each, -1, self.head).permute(2, 0, 1, 3)
             seen.append(read.reshape(-1, self.heads * self.head))
