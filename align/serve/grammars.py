@@ -107,6 +107,7 @@ class Grammars:
             raise ValueError("no answer is valid, or it costs too much to find one") from error
         if not begins:
             raise ValueError("no answer is valid")
+        _ = made.shortest  # found here, and not in the thread that begins answers
         with self._lock:
             self._kept[lark] = made
             while len(self._kept) > MOST_KEPT:
