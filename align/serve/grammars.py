@@ -143,8 +143,8 @@ class Compiled:
     def ending(self, matcher: LLMatcher, most: int) -> list[int] | None:
         """Tokens that bring an answer to its end, as few as are easily found; None where these are more than `most`.
 
-        It closes what is open as soon as that is allowed. Where it is not, what is forced comes, or of the tokens of
-        one byte the one that came least often since: so that whatever a pattern waits for comes in the end.
+        It closes what is open as soon as that is allowed. Where it is not, what is forced comes, or a byte behind which
+        a text may end, or the byte that came least often since: so that what a pattern waits for comes at some time.
         """
         walker, path, came = matcher.deep_copy(), list[int](), Counter[int]()
         while not walker.is_accepting():
@@ -163,7 +163,15 @@ class Compiled:
                 came.clear()
                 return [singles[byte]]
         order = OTHERS.encode()
-        best = min(bytes_, key=lambda byte: (came[byte], byte == ord("\\"), order.find(byte) % 256, byte), default=None)
+        ranked = sorted(bytes_, key=lambda byte: (came[byte], byte == ord("\\"), order.find(byte) % 256, byte))
+        best = next(iter(ranked), None)
+        steps = came.total()
+        if steps & (steps - 1) == 0:  # now and then: a text may be one byte from where it may end
+            ends = [id for id in (singles.get(ord('"')), self.vocabulary.stop_ids[0]) if id is not None]
+            for byte in ranked:
+                if byte not in b"\\[{" and any(walker.validate_tokens([singles[byte], end]) == 2 for end in ends):
+                    best = byte
+                    break
         if best is None:
             return []
         came[best] += 1
