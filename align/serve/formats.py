@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +16,18 @@ from typing import Any
 from align.data.chat import stop_token_ids
 from align.data.reasoning import OPEN, with_reasoning
 from align.data.tokens import text_ids
-from align.data.tool_chat import takes_tools, tool_prompt_ids
+from align.data.tool_chat import rendered, takes_tools, tool_prompt_ids
 from align.errors import InputError, half_character
 from align.rollout.requests import SamplingParams
 from align.run.weights import tokenizer_digest
+from align.serve.grammars import Grammars
 from align.serve.identity import Version
 from align.serve.refusals import Refusal, invalid, unsupported
-from align.serve.schemas import LATER, MOST_ANSWERS, ChatBody, ChatMessage, CompletionBody, Sampled
+from align.serve.schemas import MOST_ANSWERS, ChatBody, ChatMessage, CompletionBody, Sampled
 from align.serve.token_texts import TokenTexts
+
+WRITTEN_CALL = re.compile(r'(<tool_call>\s*)?\{"name": ?"f", ?"(arguments|parameters)": ?\{\}\}(\s*</tool_call>)?')
+"""A call of a tool f, as templates write it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,21 @@ class ChatFormat:
         """Tokens that the tokenizer puts in front of a text: BOS, for most."""
         whole, bare = (self.tokenizer("a", add_special_tokens=s)["input_ids"] for s in (True, False))
         return list(whole[: whole.index(bare[0])]) if bare and bare[0] in whole else []
+
+    @cached_property
+    def calls(self) -> tuple[str, str, str]:
+        """How the template writes a call: what is before its JSON, the name of the arguments, what is behind it."""
+        call = {"type": "function", "id": "call_1", "function": {"name": "f", "arguments": {}}}
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        try:
+            found = WRITTEN_CALL.search(rendered(self.tokenizer, chat, ()))
+        except InputError:
+            found = None
+        return (found[1] or "", found[2], found[3] or "") if found else ("", "arguments", "")
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.stop_ids)
 
     def opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
         """Whether the header of the answer opens its reasoning."""
@@ -115,10 +135,10 @@ def tools_of(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]:
     """The tools that are offered.
 
     Raises:
-        Refusal: they cannot be, or a call is demanded.
+        Refusal: they cannot be, or a call is demanded and there are none.
     """
-    if body.tool_choice not in ("none", "auto"):
-        raise unsupported("tool_choice", f"A tool_choice other than 'auto' and 'none' {LATER}.")
+    if not body.tools and body.tool_choice not in ("none", "auto"):
+        raise invalid("tool_choice", "tool_choice demands a call, and there are no tools.")
     if not body.tools or body.tool_choice == "none":
         return []
     if not form.takes_tools:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,9 +12,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
 from align.errors import InputError
-from align.rollout.requests import Request, SamplingParams
+from align.rollout.requests import Grammar, Request, SamplingParams
 from align.serve.adapter_folders import Version
 from align.serve.answers import Answers, ChatAnswers, TextAnswers
+from align.serve.constraints import constrained
 from align.serve.decoding import StopFinder, TextDecoder
 from align.serve.formats import ChatFormat, Prompt, chat_prompt, completion_prompts, samplings
 from align.serve.identity import Chosen, Named, UnknownModel
@@ -58,10 +59,12 @@ def api(service: Service) -> APIRouter:
         with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
             require_scores(chosen, False)
             form = await run_in_threadpool(service.format_of, chosen.version)
-            prompt = await run_in_threadpool(chat_prompt, form, body)
+            prompt, grammar = await run_in_threadpool(
+                lambda: (chat_prompt(form, body), constrained(form, body, service.vocabulary))
+            )
             logprobs = body.top_logprobs if body.logprobs else None
             drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs)
-            requests = requests_for(form, body, chosen, tenant_of(http), prompt, drawn)
+            requests = requests_for(form, body, chosen, tenant_of(http), prompt, drawn, grammar)
             answers = chat_answers(http, form, body, prompt)
             return await answered(service, http, requests, len(prompt.ids), answers, body)
 
@@ -71,11 +74,16 @@ def api(service: Service) -> APIRouter:
         with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
             require_scores(chosen, False)
             form = await run_in_threadpool(service.format_of, chosen.version)
-            prompts = await run_in_threadpool(completion_prompts, form, body, service.vocabulary)
+            prompts, grammar = await run_in_threadpool(
+                lambda: (
+                    completion_prompts(form, body, service.vocabulary),
+                    constrained(form, body, service.vocabulary),
+                )
+            )
             echoed, requests = body.logprobs if body.echo else None, list[Request]()
             for prompt in prompts:
                 drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
-                requests += requests_for(form, body, chosen, tenant_of(http), prompt, drawn)
+                requests += requests_for(form, body, chosen, tenant_of(http), prompt, drawn, grammar)
             answers = TextAnswers(
                 form, prompts, http.scope["record"], body.n, body.stops, body.echo, body.logprobs,
                 body.stream_options.include_usage,
@@ -120,8 +128,9 @@ def chat_answers(http: Http, form: ChatFormat, body: ChatBody, prompt: Prompt) -
 
 
 def requests_for(
-    form: ChatFormat, body: Sampled, chosen: Chosen, tenant: Tenant, prompt: Prompt, drawn: Sequence[SamplingParams]
-) -> list[Request]:
+    form: ChatFormat, body: Sampled, chosen: Chosen, tenant: Tenant, prompt: Prompt, drawn: Sequence[SamplingParams],
+    grammar: Callable[[Prompt, int], Grammar | None],
+) -> list[Request]:  # fmt: skip
     """What the engine is asked: one answer each."""
     adapter = chosen.version.digest if chosen.version else None
     before = () if isinstance(body, ChatBody) else prompt.ids
@@ -129,7 +138,10 @@ def requests_for(
     def ends() -> StopFinder | None:
         return StopFinder(TextDecoder(form.tokenizer, body.stops, before)) if body.stops else None
 
-    return [Request(prompt.ids, sampling, adapter, tenant.name, ends=ends()) for sampling in drawn]
+    return [
+        Request(prompt.ids, sampling, adapter, tenant.name, grammar=grammar(prompt, sampling.max_tokens), ends=ends())
+        for sampling in drawn
+    ]
 
 
 async def answered(

@@ -15,7 +15,8 @@ from align.serve.refusals import unsupported
 
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOP, MOST_LOGPROBS = 128, 4, 256, 20
 SEEDS = 2**63
-LATER = "needs constrained decoding, which this server does not have yet"
+MOST_CHOICES = 1000
+RENAMED = "is deprecated and not supported: use structured_outputs"
 
 NOT_SUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "add_generation_prompt": ((True,), "is not supported"),
@@ -31,10 +32,10 @@ NOT_SUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "frequency_penalty": ((0,), "is not supported"),
     "function_call": (("none",), "is deprecated and not supported: use tool_choice"),
     "functions": (([],), "is deprecated and not supported: use tools"),
-    "guided_choice": ((), LATER),
-    "guided_grammar": ((), LATER),
-    "guided_json": ((), LATER),
-    "guided_regex": ((), LATER),
+    "guided_choice": ((), RENAMED),
+    "guided_grammar": ((), RENAMED),
+    "guided_json": ((), RENAMED),
+    "guided_regex": ((), RENAMED),
     "length_penalty": ((1,), "is not supported"),
     "logit_bias": (({},), "is not supported"),
     "min_p": ((0,), "is not supported"),
@@ -45,10 +46,8 @@ NOT_SUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "prompt_embeds": ((), "is not supported"),
     "prompt_logprobs": ((), "is not supported: use echo with logprobs, in /v1/completions"),
     "repetition_penalty": ((1,), "is not supported"),
-    "response_format": (({"type": "text"},), LATER),
     "skip_special_tokens": ((True,), "is not supported"),
     "stop_token_ids": (([],), "is not supported: use stop"),
-    "structured_outputs": ((), LATER),
     "suffix": (("",), "is not supported"),
     "top_k": ((-1, 0), "is not supported: use top_p"),
     "truncate_prompt_tokens": ((), "is not supported"),
@@ -72,6 +71,41 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class JsonSchema(Body):
+    """Attributes:
+    strict: answers follow the schema whether it is set or not.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    of: dict[str, Any] = Field(alias="schema")
+    strict: bool = False
+
+
+class ResponseFormat(Body):
+    """https://platform.openai.com/docs/guides/structured-outputs"""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def has_a_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("the type json_schema needs json_schema")
+        return self
+
+
+class StructuredOutputs(Body):
+    """vLLM's: one of these."""
+
+    of: dict[str, Any] | str | None = Field(None, alias="json", description="A schema, or one as text.")
+    regex: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    choice: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=MOST_CHOICES)
+    ] | None = None  # fmt: skip
+    json_object: bool = False
+
+
 class Sampled(Body):
     """What both APIs ask for."""
 
@@ -89,6 +123,8 @@ class Sampled(Body):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     user: str | None = None
+    response_format: ResponseFormat = ResponseFormat(type="text")
+    structured_outputs: StructuredOutputs | None = None
     ignore_eos: bool = Field(False, description="vLLM's: no token ends the answer, for measuring.")
 
     @property
@@ -131,6 +167,7 @@ class Function(Body):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: str | None = None
     parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
 
 
 class Tool(Body):

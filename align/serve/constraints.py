@@ -1,0 +1,258 @@
+"""What an answer has to be, by its request: JSON of a schema, a pattern, one of several texts, a call of a tool. It is
+written as a grammar in llguidance's Lark, one rule a line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from llguidance import regex_to_lark
+
+from align.errors import InputError
+from align.rollout.requests import Grammar
+from align.serve.formats import ChatFormat, Prompt
+from align.serve.grammars import BehindReasoning, Compiled, Constrained
+from align.serve.parts import CALL
+from align.serve.refusals import Refusal, as_refusal, invalid, unsupported
+from align.serve.schemas import ChatBody, Sampled, StructuredOutputs, Tool
+
+LARGEST, DEEPEST, MOST_PROPERTIES, FINEST = 2**16, 100, 500, 1000
+"""Of a schema: characters of its JSON, levels, properties in all, and the least common multiple of what it asks numbers
+to be multiples of, in units of their last digit. What is beyond them takes over 100 ms to compile."""
+JSON_TEXT = {
+    "whitespace_pattern": r"( |\n {0,16})?", "whitespace_flexible": True, "item_separator": ",", "key_separator": ":",
+    "coerce_one_of": False, "lenient": False, "json_allow_general_unicode_escapes": False,
+    "json_allowed_escapes": '"\\bfnrt',
+}  # fmt: skip
+"""How JSON is written: with a blank, or a line break and some blanks, between any two tokens, or nothing. No character
+has two spellings (as \\u0061 for a): a key could be a declared one, and its value another than was declared for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A line of a grammar.
+
+    Attributes:
+        param: the parameter that it was made of.
+    """
+
+    name: str
+    body: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Attributes:
+    start: the body of its first rule.
+    closes: whether an answer is brought to its end within its tokens.
+    """
+
+    start: str
+    rules: tuple[Rule, ...]
+    closes: bool = True
+
+    @property
+    def lark(self) -> str:
+        return "\n".join([f"start: {self.start}", *(f"{rule.name}: {rule.body}" for rule in self.rules)])
+
+
+def constrained(form: ChatFormat, body: Sampled, rows: int) -> Callable[[Prompt, int], Grammar | None]:
+    """The grammars of the answers to a request: of one answer by its prompt and its most tokens; None for no grammar.
+
+    Args:
+        rows: of the model's embedding.
+
+    Raises:
+        Refusal: what is asked for is not supported, contradicts itself, or costs too much.
+    """
+    constraint = constraint_of(form, body)
+    if constraint is None:
+        return lambda prompt, most: None
+    found, closes = compiled(form, constraint), constraint.closes
+
+    def begun(prompt: Prompt, most: int) -> Grammar:
+        return (BehindReasoning if prompt.opens_reasoning else Constrained)(found, rows, most, closes)
+
+    return begun
+
+
+def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
+    """What the answers to a request have to be; None for anything.
+
+    Raises:
+        Refusal: it is not supported, or contradicts itself.
+    """
+    answer = answer_rule(body)
+    if not isinstance(body, ChatBody) or not body.tools or body.tool_choice == "none":
+        return None if answer is None else Constraint(answer.name, (answer,))
+    forced = body.tool_choice != "auto"
+    if answer is not None and forced:
+        raise invalid("response_format", "An answer that has to be a call of a tool has no other format.")
+    begin, key, end = form.calls
+    rules = call_rules(called(body) if forced else list(enumerate(body.tools)), key, only_strict=not forced)
+    whole = " ".join([*quoted(begin), "call", *quoted(end)])
+    if forced:
+        return Constraint(whole, rules)
+    if answer is not None:
+        return Constraint(f"{answer.name} | {whole}", (answer, *rules))
+    if not begin or not any(tool.function.strict for tool in body.tools):
+        return None
+    # Text with calls in it: each begins where the text says so first.
+    behind = " ".join([*quoted(begin.removeprefix(CALL)), "call", *quoted(end)])
+    text = Rule("TEXT", f"/(?s:.*)/ & ~/(?s:.*){CALL}(?s:.*)/", "tools")
+    opening = Rule("opening[lazy]", f"/(?s:.*){CALL}/", "tools")
+    return Constraint(f"(opening {behind})* TEXT", (text, opening, *rules), closes=False)
+
+
+def answer_rule(body: Sampled) -> Rule | None:
+    """What `response_format` or `structured_outputs` asks for."""
+    wanted, other = body.response_format, body.structured_outputs
+    found: list[Rule] = []
+    if wanted.type == "json_schema" and wanted.json_schema is not None:
+        found.append(json_rule(wanted.json_schema.of, "response_format.json_schema.schema"))
+    if wanted.type == "json_object":
+        found.append(json_rule({"type": "object"}, "response_format"))
+    if other is not None:
+        found += structured(other)
+    if len(found) > 1:
+        raise invalid(found[1].param, "An answer has one format: ask for one of them.")
+    return found[0] if found else None
+
+
+def structured(wanted: StructuredOutputs) -> Iterator[Rule]:
+    """vLLM's ways to ask."""
+    for name in ("grammar", "structural_tag"):
+        if (wanted.model_extra or {}).get(name) is not None:
+            raise unsupported(
+                f"structured_outputs.{name}", f"The parameter '{name}' is not supported: use json or regex."
+            )
+    if wanted.of is not None:
+        param = "structured_outputs.json"
+        try:
+            schema = json.loads(wanted.of) if isinstance(wanted.of, str) else wanted.of
+        except (ValueError, RecursionError) as error:
+            raise invalid(param, "It is no JSON.") from error
+        yield json_rule(schema, param)
+    if wanted.json_object:
+        yield json_rule({"type": "object"}, "structured_outputs.json_object")
+    if wanted.regex is not None:
+        pattern = regex_to_lark(wanted.regex, use_ascii="")
+        yield Rule("answer", f"/{one_line(pattern)}/", "structured_outputs.regex")
+    if wanted.choice is not None:
+        texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
+        yield Rule("answer", texts, "structured_outputs.choice")
+
+
+def called(body: ChatBody) -> list[tuple[int, Tool]]:
+    """The tools of which one has to be called, by their place.
+
+    Raises:
+        Refusal: `tool_choice` is none of the ways to say it, or names no tool that was offered.
+    """
+    choice, tools = body.tool_choice, list(enumerate(body.tools))
+    if choice == "required":
+        return tools
+    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    if not isinstance(function, dict):
+        ways = """'none', 'auto', 'required' or {"type": "function", "function": {"name": …}}"""
+        raise unsupported("tool_choice", f"tool_choice is {ways}.")
+    chosen = [(i, tool) for i, tool in tools if tool.function.name == function.get("name")]
+    if not chosen:
+        raise invalid("tool_choice", "tool_choice names no tool that is offered in tools.")
+    return chosen[:1]
+
+
+def call_rules(tools: Sequence[tuple[int, Tool]], key: str, only_strict: bool) -> tuple[Rule, ...]:
+    """The rule `call`, of one call of any of these tools, and those that it needs.
+
+    Args:
+        key: how the arguments are called.
+        only_strict: arguments of other tools are any object.
+    """
+    calls, rules = [], list[Rule]()
+    for i, tool in tools:
+        schema = tool.function.parameters if tool.function.strict or not only_strict else None
+        before = f'{{"name": {json.dumps(tool.function.name)}, "{key}": '
+        calls.append(f"{json.dumps(before)} arguments_{i} {json.dumps('}')}")
+        rules.append(json_rule(schema or {"type": "object"}, f"tools.{i}.function.parameters", f"arguments_{i}"))
+    return Rule("call", " | ".join(calls), "tools"), *rules
+
+
+def json_rule(schema: Any, param: str, name: str = "answer") -> Rule:
+    """JSON of a schema.
+
+    Raises:
+        Refusal: see `out_of_bounds`.
+    """
+    if not isinstance(schema, dict):
+        raise invalid(param, "A schema is an object.")
+    if problem := out_of_bounds(schema):
+        raise invalid(param, f"The schema has {problem}.", "invalid_grammar")
+    return Rule(name, f"%json {json.dumps({**schema, 'x-guidance': JSON_TEXT})}", param)
+
+
+def out_of_bounds(schema: Any) -> str | None:
+    """What of a schema would take too long to compile, or would be compiled to what it does not say."""
+    level, depth, properties, multiple = [schema], 0, 0, 1
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            return f"more than {DEEPEST} levels"
+        objects = [each for each in level if isinstance(each, dict)]
+        named = [each["properties"] for each in objects if isinstance(each.get("properties"), dict)]
+        properties += sum(map(len, named))
+        for each in objects:
+            multiple = math.lcm(multiple, coefficient(each.get("multipleOf")))
+            if isinstance(least := each.get("minProperties"), int | float) and least > 1:
+                return "minProperties over 1, and a key that is written twice would count twice: use required"
+        lists = [each for each in level if isinstance(each, list)]
+        level = [inner for each in objects for inner in each.values()] + [inner for each in lists for inner in each]
+    if properties > MOST_PROPERTIES:
+        return f"more than {MOST_PROPERTIES} properties"
+    if multiple > FINEST:
+        return f"a multipleOf, or several together, finer than {FINEST} steps can say"
+    size = len(json.dumps(schema))
+    return f"more than {LARGEST} characters" if size > LARGEST else None
+
+
+def coefficient(multiple: Any) -> int:
+    """Of `multipleOf`, in units of its last digit; 1 where it is no such number."""
+    if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not math.isfinite(multiple):
+        return 1
+    return max(1, abs(int("".join(map(str, Decimal(str(multiple)).as_tuple().digits)))))
+
+
+def quoted(text: str) -> list[str]:
+    """A text as Lark has it, unless it is empty."""
+    return [json.dumps(text, ensure_ascii=False)] if text else []
+
+
+def one_line(pattern: str) -> str:
+    """A pattern without line breaks of its own, which end a rule."""
+    return pattern.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def compiled(form: ChatFormat, constraint: Constraint) -> Compiled:
+    """Raises: Refusal: it is no grammar, or one that costs too much."""
+    try:
+        return form.grammars.compiled(constraint.lark)
+    except InputError as error:
+        raise as_refusal(error) from error
+    except ValueError as error:
+        raise explained(str(error), constraint) from error
+
+
+def explained(message: str, constraint: Constraint) -> Refusal:
+    """llguidance's message, and the parameter that it is about. It tells the line of the grammar, a rule of ours."""
+    found = re.match(r"at (\d+)\(\d+\): (.*)", message, re.DOTALL)
+    line, words = (int(found[1]), found[2]) if found else (2, message)
+    rule = constraint.rules[min(max(line - 2, 0), len(constraint.rules) - 1)]
+    words = words.partition("\n   1 | ")[0].removeprefix("failed to compile JSON schema: ")
+    words = " ".join(words.split())[:300]
+    return invalid(rule.param, f"No answer can be made to follow {rule.param}: {words}.", "invalid_grammar")

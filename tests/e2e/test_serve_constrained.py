@@ -1,0 +1,152 @@
+"""Answers that follow a schema, and forced calls, as OpenAI's own client sees them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import jsonschema
+import openai
+import pytest
+from processes import Forks
+from pydantic import BaseModel, Field
+from serving import ASKED, Server, adapters, serving
+
+HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
+
+
+class Line(BaseModel):
+    text: str
+    mood: Literal["glad", "sad"] | None
+
+
+class Talk(BaseModel):
+    title: str = Field(max_length=40)
+    stars: int
+    lines: list[Line] = Field(min_length=1)
+
+
+@pytest.fixture(scope="module")
+def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("serve")
+    made = adapters(folder / "adapters", "one", "tools")
+    words = ("model=pocket", "method=lora", f"stage.adapters={{one: {made / 'one'}, tools: {made / 'tools'}}}")
+    with serving(forks, folder, *words) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.api, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def test_a_pydantic_model_is_parsed_and_a_stream_says_the_same(client: openai.OpenAI):
+    asked: Any = {"model": "pocket", "messages": HELLO, "max_tokens": 300, "seed": 3}
+    done = client.chat.completions.parse(**asked, response_format=Talk, n=3)
+    for choice in done.choices:
+        assert choice.finish_reason == "stop"
+        assert isinstance(choice.message.parsed, Talk)
+    with client.chat.completions.stream(**asked, response_format=Talk) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    assert streamed.content == done.choices[0].message.content
+
+
+def test_grammars_and_free_answers_in_one_batch_are_what_each_is_alone(client: openai.OpenAI):
+    colour = {"structured_outputs": {"choice": ["red", "green", "blue"]}}
+    letters_only = {"structured_outputs": {"regex": "[a-z]{30}"}}
+    ways: list[Any] = [
+        {"model": "pocket"}, {"model": "pocket", "response_format": {"type": "json_object"}},
+        {"model": "one", "extra_body": colour}, {"model": "one", "extra_body": letters_only},
+    ]  # fmt: skip
+
+    def said(way: Any, seed: int) -> str:
+        done = client.chat.completions.create(**way, messages=HELLO, max_tokens=60, seed=seed)
+        return done.choices[0].message.content or ""
+
+    asked = [(way, seed) for seed in range(2) for way in ways]
+    alone = [said(*each) for each in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        assert list(pool.map(lambda each: said(*each), asked)) == alone
+    for free, made, chosen, letters in (alone[:4], alone[4:]):
+        assert not free.startswith("{")
+        assert isinstance(json.loads(made), dict)
+        assert chosen in ("red", "green", "blue")
+        assert (len(letters), letters.isalpha()) == (30, True)
+
+
+def test_an_answer_is_cut_only_where_it_cannot_end(client: openai.OpenAI):
+    asked: Any = {"model": "pocket", "messages": HELLO, "seed": 1}
+    schema = {"type": "object", "properties": {"said": {"type": "string", "minLength": 30}}, "required": ["said"]}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+    cut = client.chat.completions.create(**asked, response_format=wanted, max_tokens=8).choices[0]
+    assert cut.finish_reason == "length"
+    whole = client.chat.completions.create(**asked, response_format=wanted, max_tokens=60).choices[0]
+    assert whole.finish_reason == "stop"
+    jsonschema.validate(json.loads(whole.message.content or ""), schema)
+
+
+def test_a_completion_follows_a_schema_too(client: openai.OpenAI):
+    done = client.completions.create(
+        model="pocket", prompt="It is", max_tokens=40, extra_body={"structured_outputs": {"json": {"type": "boolean"}}}
+    )
+    assert done.choices[0].text in ("true", "false")
+    assert done.choices[0].finish_reason == "stop"
+
+
+WEATHER = {"type": "object", "properties": {"in": {"enum": ["Oslo", "Rome"]}}, "required": ["in"],
+           "additionalProperties": False}  # fmt: skip
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "rain", "parameters": WEATHER, "strict": True}},
+    {"type": "function", "function": {"name": "noon", "parameters": {"type": "object"}}},
+]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "rain"}}])
+def test_a_call_is_forced(choice: Any, client: openai.OpenAI):
+    asked: Any = {"model": "tools", "messages": ASKED, "tools": TOOLS, "temperature": 2, "seed": 2, "max_tokens": 200}
+    done = client.chat.completions.create(**asked, tool_choice=choice, n=4)
+    for answer in done.choices:
+        assert answer.finish_reason == "tool_calls"
+        assert not answer.message.content
+        (call,) = answer.message.tool_calls or []
+        assert call.type == "function"
+        if call.function.name == "rain":
+            jsonschema.validate(json.loads(call.function.arguments), WEATHER)
+        else:
+            assert (call.function.name, choice) == ("noon", "required")
+    chunks = client.chat.completions.create(**asked, tool_choice=choice, stream=True)
+    calls = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or []]
+    first = (done.choices[0].message.tool_calls or [])[0]
+    assert [(c.function.name, c.function.arguments) for c in calls if c.function] == [
+        (first.function.name, first.function.arguments)  # type: ignore[union-attr]
+    ]
+
+
+def test_a_bad_schema_is_refused_at_once_and_holds_nobody_up(client: openai.OpenAI, server: Server):
+    def refused(schema: Any) -> str:
+        wanted: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(model="pocket", messages=HELLO, response_format=wanted)
+        assert error.value.param == "response_format.json_schema.schema"
+        return str(error.value)
+
+    assert "uniqueItems" in refused({"type": "array", "uniqueItems": True})
+    deep: Any = {}
+    for _ in range(300):
+        deep = {"items": deep}
+    assert "levels" in refused(deep)
+    hours = {"allOf": [{"type": "string", "pattern": f".*{chr(97 + i % 26)}.{{{i}}}$"} for i in range(40)]}
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(refused, hours)
+        began, asked = time.monotonic(), 0
+        while not waits.done():
+            assert server.get("/health")[0] == 200
+            asked += 1
+        assert "too long" in waits.result()
+        assert asked > 5
+        assert time.monotonic() - began < 10
+    assert client.chat.completions.create(model="pocket", messages=HELLO, max_tokens=2).choices
