@@ -13,11 +13,12 @@ from align.run.weights import adapter_digest
 @dataclass(slots=True)
 class Known:
     """Attributes:
+    folders: where it lies; in several, if it has several names.
     held: requests that use it.
     registered: whether new requests may.
     """
 
-    folder: Path
+    folders: list[Path]
     held: int = 0
     registered: bool = True
 
@@ -30,12 +31,23 @@ class KnownAdapters:
     by_digest: dict[str, Known] = field(default_factory=dict)
     lock: RLock = field(default_factory=RLock)
 
-    def register(self, folder: Path) -> str:
-        """Make the adapter in a folder known. Returns its digest."""
+    def register(self, folder: Path, expected: str = "") -> str:
+        """Make the adapter in a folder known. Returns its digest.
+
+        Args:
+            expected: the digest that was read before, where one was.
+
+        Raises:
+            CorruptFile: its files have changed since.
+        """
         digest = adapter_digest(folder)
+        if expected not in ("", digest):
+            problem = "its files were changed while it was loaded"
+            raise CorruptFile("adapter", expected[:12], problem, "Load it again, once it is written whole.")
         with self.lock:
-            known = self.by_digest.setdefault(digest, Known(folder))
-            known.folder, known.registered = folder, True
+            known = self.by_digest.setdefault(digest, Known([]))
+            known.folders = [*(each for each in known.folders if each != folder), folder]
+            known.registered = True
         return digest
 
     def unregister(self, digest: str) -> None:
@@ -73,11 +85,11 @@ class KnownAdapters:
         Raises:
             CorruptFile: its files are gone, or not those that were registered.
         """
-        folder = self.by_digest[digest].folder
-        if not folder.is_dir() or adapter_digest(folder) != digest:
-            problem = "its files were changed after it was registered"
-            raise CorruptFile("adapter", digest[:12], problem, "Load it again, so that the new weights get their name.")
-        return folder
+        for folder in self.by_digest[digest].folders:
+            if folder.is_dir() and adapter_digest(folder) == digest:
+                return folder
+        problem = "its files were changed after it was registered"
+        raise CorruptFile("adapter", digest[:12], problem, "Load it again, so that the new weights get their name.")
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.by_digest

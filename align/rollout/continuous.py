@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger(__name__)
+PATIENCE = 64
+"""Steps for which others go by a request that the bank has no room for."""
 OTHER = "Ask a reward model for rewards, and any other adapter, or the base, for answers."
 
 
@@ -94,21 +96,24 @@ class ContinuousBatch:
         queue: requests that may wait.
         prefix_bytes: of the prefix cache.
         prefill_tokens: of prompts, read between two steps; at least one chunk is.
+        reserve: slots that are kept for tenants who have none.
     """
 
     def __init__(
-        self, decoder: MixedDecoder, context: int, queue: int = 256, prefix_bytes: int = 0, prefill_tokens: int = 128
-    ) -> None:
+        self, decoder: MixedDecoder, context: int, queue: int = 256, prefix_bytes: int = 0, prefill_tokens: int = 128,
+        reserve: int = 0,
+    ) -> None:  # fmt: skip
         self.decoder, self.context, self.prefill_tokens = decoder, min(context, decoder.columns), prefill_tokens
+        self.reserve = reserve
         self.known, self.prefixes = KnownAdapters(), PrefixCache(CHUNK, prefix_bytes)
         self._waiting, self._lock = Waiting(queue), Lock()
         self._running: list[Running] = []
         self._free = list(range(decoder.slots))[::-1]
-        self._first: Pending | None = None
+        self._held: list[tuple[Pending, int]] = []
         self._counts = {"steps": 0, "prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0}
 
-    def register(self, folder: Path) -> str:
-        return self.known.register(folder)
+    def register(self, folder: Path, expected: str = "") -> str:
+        return self.known.register(folder, expected)
 
     def unregister(self, digest: str) -> None:
         self.known.unregister(digest)
@@ -137,8 +142,7 @@ class ContinuousBatch:
     def give_up(self, error: Exception) -> None:
         with self._lock:
             waiting = self._waiting.clear()
-        if self._first is not None:
-            waiting, self._first = [self._first, *waiting], None
+        waiting, self._held = [*(pending for pending, _ in self._held), *waiting], []
         for pending in waiting:
             self._release(pending.request)
             Answer(pending).fail(error)
@@ -147,7 +151,7 @@ class ContinuousBatch:
         self._leave()
 
     def stats(self) -> Stats:
-        waiting = len(self._waiting) + (self._first is not None)
+        waiting = len(self._waiting) + len(self._held)
         return Stats(waiting, len(self._running), resident=len(self.decoder.bank.units), **self._counts)
 
     def step(self) -> bool:
@@ -160,34 +164,46 @@ class ContinuousBatch:
         if self._running:
             self._advance(self._chosen())
         self._leave()
-        return bool(self._running) or self._first is not None or len(self._waiting) > 0
+        return bool(self._running or self._held) or len(self._waiting) > 0
 
     def _admit(self) -> None:
-        """Give free slots to those who wait. One whose adapter has no room in the bank keeps its turn."""
-        while self._free:
-            if self._first is None:
-                with self._lock:
-                    self._first = self._waiting.take(running.request.tenant for running in self._running)
-            if self._first is None:
+        """Give free slots to those who wait. Those whom the bank has no room for are held, and tried again first.
+        Others go by meanwhile, but not for ever."""
+        held, self._held = self._held, []
+        for pending, since in held:
+            if not (self._free and self._begun(pending)):
+                self._held.append((pending, since))
+        while self._free and all(self._counts["steps"] - since < PATIENCE for _, since in self._held):
+            with self._lock:
+                pending = self._waiting.take((running.request.tenant for running in self._running), self._has_room)
+            if pending is None:
                 return
-            pending, request = self._first, self._first.request
-            in_use = {each for running in self._running if (each := running.request.adapter) is not None}
-            if not (request.adapter is None or request.adapter in in_use or self.decoder.bank.room(in_use)):
-                return
-            self._first = None
-            answer = Answer(pending)
-            try:
-                if pending.aborted:
-                    answer.abort()
-                elif request.adapter is not None and request.adapter not in self.decoder.bank:
-                    self.decoder.bank.put(request.adapter, self.known.folder(request.adapter), in_use)
-                self._check_head(request)
-            except Exception as error:
-                answer.fail(error)
-            if answer.finished:
-                self._release(request)
-            else:
-                self._begin(answer)
+            if not self._begun(pending):
+                self._held.append((pending, self._counts["steps"]))
+
+    def _has_room(self, running: int) -> bool:
+        """Whether a tenant with so many running may have another: the last slots are for those who have none."""
+        return running == 0 or len(self._free) > self.reserve
+
+    def _begun(self, pending: Pending) -> bool:
+        """Give a request a slot, or end it; False where the bank has no room for its adapter now."""
+        request, answer = pending.request, Answer(pending)
+        in_use = {each for running in self._running if (each := running.request.adapter) is not None}
+        if pending.aborted:
+            answer.abort()
+        elif not (request.adapter is None or request.adapter in in_use or self.decoder.bank.room(in_use)):
+            return False
+        try:
+            if not answer.finished and request.adapter is not None and request.adapter not in self.decoder.bank:
+                self.decoder.bank.put(request.adapter, self.known.folder(request.adapter), in_use)
+            self._check_head(request)
+        except Exception as error:
+            answer.fail(error)
+        if answer.finished:
+            self._release(request)
+        else:
+            self._begin(answer)
+        return True
 
     def _check_head(self, request: Request) -> None:
         """Raises: InputError: a score is wanted of what is no reward model, or an answer of one."""

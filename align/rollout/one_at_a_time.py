@@ -46,8 +46,8 @@ class OneAtATime:
         self._answer: Answer | None = None
         self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0}
 
-    def register(self, folder: Path) -> str:
-        return self.known.register(folder)
+    def register(self, folder: Path, expected: str = "") -> str:
+        return self.known.register(folder, expected)
 
     def unregister(self, digest: str) -> None:
         self.known.unregister(digest)

@@ -154,8 +154,8 @@ class ServingEngine(Protocol):
     """Adapters that may be asked for. Who has chosen one holds it until its request was added: meanwhile it may be
     unregistered, and is there for them all the same."""
 
-    def register(self, folder: Path) -> str:
-        """Make an adapter known. Returns its digest."""
+    def register(self, folder: Path, expected: str = "") -> str:
+        """Make an adapter known, see `align.models.known_adapters`. Returns its digest."""
         ...
 
     def unregister(self, digest: str) -> None:
@@ -197,10 +197,16 @@ def check_room(request: Request, context: int) -> None:
     )  # fmt: skip
 
 
+SHARE = 3
+
+
 @dataclass(slots=True)
 class Waiting:
     """Requests that wait for a slot, fair over tenants: whoever has the fewest running goes first, then whoever was
     served longest ago.
+
+    A tenant may have three times as many waiting as there is room left (dynamic thresholds: Choudhury and Hahne, 1998):
+    one alone gets three quarters of the room, and there is always some for another.
 
     Attributes:
         room: how many may wait.
@@ -216,16 +222,18 @@ class Waiting:
 
     def put(self, pending: Pending) -> None:
         """Raises: QueueFull."""
-        if len(self) >= self.room:
-            problem = f"{self.room} requests wait already"
+        own = len(self.queues.get(pending.request.tenant, ()))
+        if own >= SHARE * (self.room - len(self)):
+            problem = f"{len(self)} requests wait already"
             raise QueueFull("queue", len(self), problem, "Try again in a moment, or raise stage.queue.")
         self.queues.setdefault(pending.request.tenant, deque()).append(pending)
 
-    def take(self, running: Iterable[str]) -> Pending | None:
-        """The next one.
+    def take(self, running: Iterable[str], may: Callable[[int], bool] = lambda number: True) -> Pending | None:
+        """The next one; None where nobody may go.
 
         Args:
             running: the tenant of each request that is being answered.
+            may: whether a tenant with so many running may have another.
         """
         if not self.queues:
             return None
@@ -234,6 +242,8 @@ class Waiting:
             if tenant in count:
                 count[tenant] += 1
         tenant = min(self.queues, key=lambda t: (count[t], self.turns.get(t, -1)))
+        if not may(count[tenant]):
+            return None
         taken = self.queues[tenant].popleft()
         self.turn += 1
         self.turns[tenant] = self.turn

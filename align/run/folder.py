@@ -102,7 +102,7 @@ class Run:
             base: the base weights the stage works on.
             label: the readable part of a derived name.
             resume: `auto` continues what is unfinished, `never` makes a new folder, `must` refuses to start afresh.
-            again: a run that was published is run again in its folder, as a server is started again.
+            again: it is a server, which is started again in its folder, whatever its line says by now.
 
         Raises:
             RunBusy: another process holds it.
@@ -115,7 +115,7 @@ class Run:
         folder, lock = claimed(root, stage, name, resume)
         try:
             new = Manifest(stage, folder.name, config["seed"], masked_tree(config), inputs, base)
-            found = known(folder, new)  # under the lock: nobody finishes it meanwhile
+            found = known(folder, new, again)  # under the lock: nobody finishes it meanwhile
             if found is not None and found.done and not again:  # it may have been killed between saying so and this
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 return cls(folder, found, lock, resumed=False)
@@ -208,9 +208,12 @@ def claimed(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
         ) from error  # fmt: skip
 
 
-def known(folder: Path, new: Manifest) -> Manifest | None:
+def known(folder: Path, new: Manifest, again: bool) -> Manifest | None:
     """The manifest that a run's folder has, of this very run; None where it has none, or where another run of that name
     came to nothing, which is cleared away.
+
+    Args:
+        again: a run that was another then is this one all the same.
 
     Raises:
         RunConflict: the name is taken by another configuration.
@@ -221,7 +224,7 @@ def known(folder: Path, new: Manifest) -> Manifest | None:
     was, wanted = old.identity, new.identity
     if not was["tokenizers"]:  # it noted none
         wanted["tokenizers"] = {}
-    if was == wanted:
+    if was == wanted or again:
         return old
     if failed_without_output(folder, old):
         for path in folder.iterdir():

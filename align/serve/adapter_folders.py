@@ -133,6 +133,9 @@ def folder_under(given: str, roots: Sequence[Path]) -> Path:
                 return folder
         except (OSError, RuntimeError, ValueError):  # not there, not readable, links in a circle, half a character
             continue
+    if not roots:
+        problem = "cannot be loaded: this server loads no adapters while it runs"
+        raise NotLoadable(FIELD, given, problem, "Start it with stage.roots=[FOLDER].")
     raise NotLoadable(
         FIELD, given, "is no folder under the roots of this server", "Name a folder under one of stage.roots."
     )

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from align.serve.door import Door
-from align.serve.refusals import Refusal, invalid
+from align.serve.refusals import Refusal, fault, invalid
 from align.serve.routes import administration, api, listing
 from align.serve.service import Service
 
@@ -46,6 +46,7 @@ def application(service: Service, origins: Sequence[str]) -> ASGIApp:
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, misread)
     app.add_exception_handler(HTTPException, not_routed)
+    app.add_exception_handler(Exception, failed)
     return Door(app, service, origins)
 
 
@@ -65,8 +66,15 @@ async def misread(_: Http, error: Exception) -> Response:
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     if first["type"] == "json_invalid":
         return answer(invalid(None, "The body is no JSON."))
+    if not where and first["type"] in ("model_attributes_type", "dict_type"):
+        return answer(invalid(None, "The body is no JSON object. Send one, with Content-Type: application/json."))
     message = first["msg"][:1].upper() + first["msg"][1:]
     return answer(invalid(where or None, f"{where or 'The body'}: {message}."))
+
+
+async def failed(_: Http, error: Exception) -> Response:
+    """A fault of ours, which Door logs."""
+    return answer(fault())
 
 
 async def not_routed(_: Http, error: Exception) -> Response:

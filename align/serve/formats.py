@@ -89,6 +89,10 @@ class Formats:
     known: dict[str, ChatFormat] = field(default_factory=dict)
     of_version: dict[tuple[str, Path], ChatFormat] = field(default_factory=dict)
 
+    def forget(self, version: Version) -> None:
+        """Read the format of a version anew: its template may have been changed beside the same weights."""
+        self.of_version.pop((version.digest, version.folder), None)
+
     def __call__(self, version: Version | None) -> ChatFormat:
         """Of the base where an adapter brings none."""
         key = ("", Path()) if version is None else (version.digest, version.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from align.serve.schemas import ChatBody, CompletionBody, LoadAdapter, RewardBod
 from align.serve.service import Call, Service
 from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
+
+log = logging.getLogger(__name__)
 
 
 def listing(service: Service) -> APIRouter:
@@ -189,8 +192,16 @@ def administration(service: Service) -> APIRouter:
         try:
             version = await run_in_threadpool(service.load, body.lora_name, body.lora_path, body.load_inplace)
         except InputError as error:
-            message = f"'{body.lora_name}' was not loaded: it {error.problem}. {error.remedy}"
+            message = f"'{body.lora_name}' was not loaded. {error.field}: {error.problem}. {error.remedy}"
             raise invalid(error.field, message) from error
+        except Refusal:
+            raise
+        except Exception as error:  # what a wrong value in adapter_config.json leads to has any type
+            log.warning("'%s' was not loaded", body.lora_name, exc_info=error)
+            message = (
+                f"'{body.lora_name}' was not loaded: its files cannot be read as an adapter ({type(error).__name__})."
+            )
+            raise invalid("lora_path", message) from error
         record = http.scope["record"]
         record.asked, record.base, record.adapter = body.lora_name, version.base, version.digest
         done = f"Success: LoRA adapter '{body.lora_name}' added successfully."

@@ -15,6 +15,9 @@ from align.serve.refusals import unsupported
 
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOP, MOST_LOGPROBS = 128, 4, 256, 20
 SEEDS = 2**63
+FEW, SHORT, IDS = (Field(max_length=most, fail_fast=True) for most in (MOST_ANSWERS, 2048, 2**20))
+"""Lists of prompts, of messages and of token ids. The first element that is wrong ends their reading: a body of a
+million wrong ones is refused at once."""
 MOST_CHOICES = 1000
 RENAMED = "is deprecated and not supported: use structured_outputs"
 
@@ -157,8 +160,8 @@ class MessageToolCall(Body):
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, JsonValue]] | None = None
-    tool_calls: list[MessageToolCall] = []
+    content: str | Annotated[list[dict[str, JsonValue]], SHORT] | None = None
+    tool_calls: Annotated[list[MessageToolCall], SHORT] = []
     tool_call_id: str = ""
     reasoning_content: str | None = None
 
@@ -178,7 +181,7 @@ class Tool(Body):
 class ChatBody(Sampled):
     """https://platform.openai.com/docs/api-reference/chat/create"""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], SHORT] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, description="Deprecated name of max_completion_tokens.")
     max_completion_tokens: int | None = Field(None, ge=1, description="Not given: as many as the context has room for.")
     logprobs: bool = False
@@ -195,7 +198,9 @@ class ChatBody(Sampled):
 class CompletionBody(Sampled):
     """https://platform.openai.com/docs/api-reference/completions/create"""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field("", description="Texts or token ids.")
+    prompt: (
+        str | Annotated[list[str], FEW] | Annotated[list[int], IDS] | Annotated[list[Annotated[list[int], IDS]], FEW]
+    ) = Field("", description="Texts or token ids.")
     max_tokens: int = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     echo: bool = False
@@ -205,8 +210,8 @@ class RewardBody(Body):
     """Conversations that each end with an answer, for a reward model."""
 
     model: str
-    messages: list[ChatMessage] | list[list[ChatMessage]] = Field(
-        min_length=1, max_length=MOST_ANSWERS, description="One conversation, or a list of them."
+    messages: Annotated[list[ChatMessage], SHORT] | Annotated[list[Annotated[list[ChatMessage], SHORT]], FEW] = Field(
+        min_length=1, description="One conversation, or a list of them."
     )
     user: str | None = None
 

@@ -27,6 +27,8 @@ from align.serve.usage import BudgetSpent, Usage, UsageUnwritable
 log = logging.getLogger(__name__)
 Heard = tuple["Call", int, Output]
 """A call, the number of its answer, and what the engine says of it."""
+TRIES = 5
+"""How often a name is looked up whose weights are gone again: as often as it was replaced meanwhile."""
 LOOK_S = 1.0
 """How often it is looked whether the engine's thread still runs."""
 
@@ -34,7 +36,9 @@ LOOK_S = 1.0
 @dataclass
 class Service:
     """Attributes:
-    format_of: tokenizer and template of a version; of the base for None.
+    format_of: tokenizer and template of a version; of the base for None. They may change beside the same weights:
+        `forget_format` has them read anew.
+    unsettled: what requests used that could not be written down yet.
     vocabulary: rows of the base's embedding.
     check: raises InputError where the engine cannot answer by the adapter in a folder.
     created: when the server began, in seconds since 1970.
@@ -46,6 +50,7 @@ class Service:
     engine: EngineThread
     portfolio: Portfolio
     format_of: Callable[[Version | None], ChatFormat]
+    forget_format: Callable[[Version], None]
     vocabulary: int
     check: Callable[[Path], object]
     created: int
@@ -57,6 +62,7 @@ class Service:
     draining: bool = False
     mailbox: Mailbox[Heard] | None = None
     answering: set[Call] = field(default_factory=set)
+    unsettled: dict[str, tuple[int, int]] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=lambda: {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0})
 
     @property
@@ -75,7 +81,7 @@ class Service:
             Refusal: there is no such model for them.
         """
         known = self.engine.engine.known
-        while True:
+        for _ in range(TRIES):
             try:
                 chosen = self.portfolio.choose(model, tenant.name, tenant.allowed, user)
             except UnknownModel as error:
@@ -86,6 +92,9 @@ class Service:
                 break
             except InputError:  # it was unloaded meanwhile: the name stands for something else by now, or for nothing
                 continue
+        else:
+            log.error("the weights that '%s' stands for are not in the engine", model)
+            raise fault()
         try:
             self._note(record, model, chosen)
             yield chosen
@@ -111,11 +120,22 @@ class Service:
 
     def register(self, version: Version) -> None:
         self.check(version.folder)
+        self.engine.engine.register(version.folder, version.digest)
+        self.forget_format(version)
         self.format_of(version)
-        self.engine.engine.register(version.folder)
 
     def unregister(self, version: Version) -> None:
         self.engine.engine.unregister(version.digest)
+
+    def settle_late(self, usage: Usage) -> None:
+        """Write down what could not be written when it was used.
+
+        Raises:
+            UsageUnwritable: nor can it be now.
+        """
+        for id, used in list(self.unsettled.items()):
+            usage.settle(id, *used)
+            del self.unsettled[id]
 
     def done(self, record: Record) -> None:
         """A request has ended."""
@@ -206,12 +226,19 @@ class Call:
             self.close()
             message = f"{error.problem}. {error.remedy}"
             raise Refusal(
-                429, message, type="rate_limit_error", code="rate_limit_exceeded", retry_after_s=error.retry_after_s
+                429,
+                message,
+                type="rate_limit_error",
+                param=error.field,
+                code="rate_limit_exceeded",
+                retry_after_s=error.retry_after_s,
             ) from error
         except BudgetSpent as error:
             self.close()
             message = f"{error.problem}. {error.remedy}"
-            raise Refusal(429, message, type="insufficient_quota", code="insufficient_quota") from error
+            raise Refusal(
+                429, message, type="insufficient_quota", param=error.field, code="insufficient_quota"
+            ) from error
         except UsageUnwritable as error:
             self.close()
             raise uncounted(error) from error
@@ -226,8 +253,16 @@ class Call:
         entered, record = self._stack.enter_context(self.service.limits.enter(tenant, tokens)), self.record
         self._stack.callback(lambda: setattr(entered, "tokens", sum(self._used())))
         if (usage := self.service.usage) is not None:
+            self.service.settle_late(usage)
             usage.reserve(tenant, record.id, tokens)
-            self._stack.callback(lambda: usage.settle(record.id, *self._used()))
+            self._stack.callback(lambda: self._settle(usage))
+
+    def _settle(self, usage: Usage) -> None:
+        try:
+            usage.settle(self.record.id, *self._used())
+        except UsageUnwritable:
+            self.service.unsettled[self.record.id] = self._used()
+            raise
 
     def _used(self) -> tuple[int, int]:
         """Tokens of the prompt and the answers; none of a prompt of which nothing came."""

@@ -67,6 +67,14 @@ class EventStream(Response):
         self.call, self.answers, self.usage = call, answers, usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._answer(receive, send)
+        except Refusal as refusal:  # what was used could not be counted: the head has gone, and the log says why
+            log.error("%s: %s", self.call.record.id, refusal.message)
+            self.call.record.status = refusal.status
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _answer(self, receive: Receive, send: Send) -> None:
         async with answering(self.call, receive):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
@@ -77,7 +85,6 @@ class EventStream(Response):
             except Exception:
                 log.exception("%s failed", self.call.record.id)
                 await self._fail(fault(), send)
-        await send({"type": "http.response.body", "body": b""})
 
     async def _events(self) -> AsyncIterator[bytes]:
         if first := b"".join(map(event, self.answers.first())):

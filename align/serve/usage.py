@@ -34,7 +34,8 @@ from threading import Lock
 from align.errors import AlignError, InputError, StorageError
 from align.serve.tenants import Tenant
 
-PATIENCE_S = 10.0
+PATIENCE_S, OPENING_S = 0.5, 10.0
+"""How long a lock of another server is waited for: by requests, which all wait for it; by a server that begins."""
 """How long one server waits for another that writes the same file."""
 LOCK = ".lock"
 TABLES = """
@@ -67,8 +68,8 @@ class UsageUnwritable(AlignError):
 class BudgetSpent(InputError):
     """The request may use more tokens than are left. Status 429, of OpenAI's kind `insufficient_quota`."""
 
-    def __init__(self, budget: int, left: int) -> None:
-        problem = f"{left:,} tokens of this budget of your key are left"
+    def __init__(self, budget: int, left: int, asked: int) -> None:
+        problem = f"token_budget={budget} of your key has {left:,} tokens left, and this request may use {asked:,}"
         super().__init__("token_budget", budget, problem, "Lower max_tokens, or ask for a larger budget.")
 
 
@@ -141,7 +142,7 @@ class Usage:
         with self._transaction() as db:
             budget, used = tenant.limits.token_budget, used_by(db, tenant.name)
             if budget is not None and tokens > (left := budget - used.tokens - used.reserved):
-                raise BudgetSpent(budget, max(0, left))
+                raise BudgetSpent(budget, max(0, left), tokens)
             row = (request_id, tenant.name, self.server, tokens)
             db.execute("INSERT INTO reservations (request, tenant, server, tokens) VALUES (?, ?, ?, ?)", row)
 
@@ -199,7 +200,7 @@ def usage_beside(keys: Path) -> Path:
 def write_ahead(db: sqlite3.Connection) -> None:
     """A commit is in the system's hands, where it outlives the process, and is synced to the disk later. Switching asks
     for the file to itself, and SQLite does not wait for that on its own."""
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + OPENING_S
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")

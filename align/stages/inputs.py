@@ -61,7 +61,7 @@ class Inputs:
         base: the base weights.
         records: name → what goes in, as the manifest will hold it.
         rows: reads the data. What it returns is handed to the stage's `run`, behind the run and its configuration.
-        again: the same command runs again though it was finished, in the same folder: it is a server.
+        again: see `align.run.Run.open`.
     """
 
     config: Config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,15 @@ from align.config.serve import ServeConfig
 from align.errors import require
 from align.run import Run
 from align.run.weights import brings_scores
-from align.serve.keys import Keys, change_tenant, in_words
+from align.serve.keys import Keys, change_tenant, in_words, read_accounts
 from align.serve.limits import Limiter
 from align.serve.opening import Opened
 from align.serve.usage import Usage, usage_beside
 from align.types import Result
 from align.web.listening import listening, serve
+
+SHARED = 8
+"""One slot in so many is for tenants who have none."""
 
 
 def run(run: Run, config: Config, *found: Any) -> Result:
@@ -38,11 +41,15 @@ def served(run: Run, config: Config, found: Opened) -> Result:
     listening(stage.host, stage.port).close()  # a port that is taken is said before any weights are loaded
     with serving(run, config, found) as (service, why):
         lines = [
-            f"base {found.portfolio.base_id} ({found.portfolio.base.digest})", *named(found),
-            f"engine: {why}", f"open {url}, or set OPENAI_BASE_URL={url}/v1", "Ctrl+C ends it; SIGTERM lets it finish",
+            f"base {found.portfolio.base_id} ({found.portfolio.base.digest[:12]})", *named(found),
+            f"engine: {why}", told_of_keys(stage),
+            f"open {url}, or set OPENAI_BASE_URL={url}/v1", "Ctrl+C ends it; SIGTERM lets it finish",
         ]  # fmt: skip
         app = application(service, [url, *others])
-        drain = partial(service.drain, stage.drain_s)
+
+        def drain(at_once: bool) -> Awaitable[None]:
+            return service.drain(0.0 if at_once else stage.drain_s)
+
         serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain)
         totals = service.totals
     tokens = totals["completion_tokens"]
@@ -70,15 +77,15 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     formats(None)
     for version in portfolio.versions().values():
         check(version.folder)
-        engine.register(version.folder)
+        engine.register(version.folder, version.digest)
         formats(version)
     thread, log = EngineThread(engine), RequestLog(run.folder / "requests.jsonl")
     usage = None if keys is None else Usage(usage_beside(keys))
     thread.start()
     try:
         yield Service(
-            engine=thread, portfolio=portfolio, format_of=formats, created=int(time.time()), check=check,
-            log=log,
+            engine=thread, portfolio=portfolio, format_of=formats, forget_format=formats.forget, check=check, log=log,
+            created=int(time.time()),
             vocabulary=vocabulary, metrics=Metrics(engine.stats, lambda: thread.cpu_s),
             limits=Limiter(time.monotonic), keys=known, usage=usage,
         ), why  # fmt: skip
@@ -129,7 +136,8 @@ def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object
         except NotPlainError as error:
             why = f"{model.config.model_type} is not on the fast path ({error})"
         else:
-            batch = ContinuousBatch(decoder, context, stage.queue, stage.prefix_cache_mb * 2**20)
+            reserve = stage.slots // SHARED if stage.keys is not None else 0
+            batch = ContinuousBatch(decoder, context, stage.queue, stage.prefix_cache_mb * 2**20, reserve=reserve)
             check = partial(lowered, sites=decoder.bank.sites, max_rank=stage.max_rank)
             return batch, check, f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
 
@@ -148,9 +156,18 @@ def named(found: Opened) -> list[str]:
 
     said = []
     for name in found.portfolio.names(Allowed())[1:]:
-        arms = [f"{arm.label} ({found.portfolio.digest_of(arm.version)})" for arm in name.arms]
+        weight = (lambda arm: f"{arm.weight:g} of ") if len(name.arms) > 1 else (lambda arm: "")
+        arms = [f"{weight(arm)}{arm.label} ({found.portfolio.digest_of(arm.version)[:12]})" for arm in name.arms]
         said.append(f"model {name.name}: {', '.join(arms)}")
     return said
+
+
+def told_of_keys(stage: ServeConfig) -> str:
+    """Who may ask."""
+    if stage.keys is None:
+        return "keys: none, so whoever reaches this address may ask, load and unload (stage.keys=FILE)"
+    count = len(read_accounts(Path(stage.keys).expanduser()))
+    return f"keys: {count} tenant{'s' * (count != 1)} in {stage.keys}"
 
 
 def origins(stage: ServeConfig) -> tuple[str, list[str]]:

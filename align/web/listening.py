@@ -27,13 +27,17 @@ descriptors for a store (65 connections of SQLite take up to three each), the lo
 
 
 def serve(
-    app: ASGIApp, host: str, port: int, ready: Callable[[], None], drain: Callable[[], Awaitable[None]] | None = None
+    app: ASGIApp,
+    host: str,
+    port: int,
+    ready: Callable[[], None],
+    drain: Callable[[bool], Awaitable[None]] | None = None,
 ) -> None:
     """Serves until interrupted. `ready` is called when the port is ours.
 
     Args:
-        drain: awaited after SIGTERM, while the server still answers; then it ends as if it were interrupted. A further
-            signal ends it at once.
+        drain: awaited after a signal, while the server still answers; then it ends. It is told whether to be done at
+            once: after Ctrl+C, and after a second signal.
 
     Raises:
         InputError: the port is taken, or the host is none of this machine's.
@@ -65,7 +69,9 @@ def listening(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn's, for as many connections as there are descriptors for."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, drain: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, drain: Callable[[bool], Awaitable[None]] | None = None
+    ) -> None:
         # Its own logging configuration would close the run's log, which then opens its file anew at the next line.
         config = uvicorn.Config(
             app, host=host, port=port, log_config=None, log_level="warning", ws="none", timeout_graceful_shutdown=3,
@@ -75,20 +81,21 @@ class Server(uvicorn.Server):
         self.all = Connections(connection_limit(), lambda address: address in proxies)
         config.http = cast(Any, partial(Connection, self.all))
         super().__init__(config)
-        self._drain, self._draining = drain, drain is None
+        self._drain, self._signals = drain, 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if sig == signal.SIGTERM and not self._draining and self._loop is not None:
-            self._draining = True
-            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drained()))
-        else:
+        self._signals += 1
+        at_once = sig == signal.SIGINT or self._signals > 1
+        if self._drain is None or self._loop is None or self._signals > 2:
             super().handle_exit(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drained(at_once)))
 
-    async def _drained(self) -> None:
+    async def _drained(self, at_once: bool) -> None:
         assert self._drain is not None
         try:
-            await self._drain()
+            await self._drain(at_once)
         finally:
             self.should_exit = True
 

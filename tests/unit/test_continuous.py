@@ -242,73 +242,15 @@ class AbortsAfterThree(Heard):
 # What a batch does.
 
 
-def test_a_slot_is_free_within_two_steps():
-    made = engine(CONFIG, slots=1)
-    first, heard = added(made, Request(prompt(5), sampled(300)))
-    waiting = asked(made, Request(prompt(5), sampled(1)))
-    made.step()
-    made.abort(first)
-    made.step()
-    made.step()
-    assert heard.reason == "abort"
-    assert waiting.reason == "length"
-
-
-def test_turns_are_fair_over_tenants():
-    """One floods; the other's first is answered next, and then they take turns."""
-    made = engine(CONFIG, slots=2)
-    order: list[str] = []
-
-    def request(tenant: str) -> Request:
-        return Request(prompt(3), sampled(2), tenant=tenant, ends=lambda id: order.append(tenant) or False)
-
-    for tenant in "aaaaaa":
-        asked(made, request(tenant))
-    made.step()
-    for tenant in "bbb":
-        asked(made, request(tenant))
-    finish(made)
-    assert order.index("b") <= 4
-    assert order[:12].count("b") >= 4
-
-
-def test_who_has_fewer_running_goes_first():
-    """One has every slot; as they come free, the other gets them until both have as many."""
-    made = engine(CONFIG, slots=4)
-    lengths = iter((2, 4, 6, 8))
-    began: list[str] = []
-
-    def request(tenant: str, length: int) -> Request:
-        told = [tenant]
-        return Request(
-            prompt(3), sampled(length), tenant=tenant, ends=lambda id: bool(told and began.append(told.pop())) or False
-        )  # fmt: skip
-
-    for length in lengths:
-        asked(made, request("a", length))
-    made.step()
-    for _ in range(3):
-        asked(made, request("a", 20))
-        asked(made, request("b", 20))
-    finish(made)
-    assert began[:6] == ["a"] * 4 + ["b"] * 2
-
-
-def test_who_waits_for_room_in_the_bank_keeps_its_turn(folders: list[Path]):
-    made = engine(CONFIG, slots=4, resident=1)
-    one, other = (made.register(folder) for folder in folders[:2])
-    ended: list[str] = []
-
-    def request(digest: str) -> Request:
-        return Request(prompt(3), sampled(4), digest, ends=lambda id: ended.append(digest) or False)
-
-    asked(made, request(one))
-    made.step()
-    asked(made, request(other))
-    later = [asked(made, request(one)) for _ in range(5)]
-    finish(made)
-    assert all(each.reason == "length" for each in later)
-    assert ended[:8] == [one] * 4 + [other] * 4  # those who came later did not go before it
+def test_weights_that_lie_in_two_folders_outlive_one(folders: list[Path], tmp_path: Path):
+    made = engine(CONFIG)
+    shutil.copytree(folders[0], tmp_path / "copy")
+    digest = made.register(folders[0])
+    assert made.register(tmp_path / "copy") == digest
+    shutil.rmtree(tmp_path / "copy")
+    assert run(made, [Request(prompt(5), sampled(2), digest)])[0].reason == "length"
+    with pytest.raises(CorruptFile, match="were changed while it was loaded"):
+        made.register(folders[1], digest)
 
 
 def test_a_step_that_fails_harms_whom_it_is_the_fault_of(folders: list[Path], monkeypatch: pytest.MonkeyPatch):

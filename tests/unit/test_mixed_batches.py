@@ -105,7 +105,7 @@ def test_as_many_matrices_as_threads(family: str, monkeypatch: pytest.MonkeyPatc
     made = engine(config)
     digests = [made.register(folder) for folder in adapters(config, tmp_path)]
     for digest in digests:
-        made.decoder.bank.put(digest, made.known.by_digest[digest].folder, set())
+        made.decoder.bank.put(digest, made.known.by_digest[digest].folders[0], set())
     seen: set[int] = set()
     for name in ("bmm", "baddbmm"):
         real = getattr(torch, name)
@@ -175,7 +175,7 @@ def test_pieces_come_back_in_their_order(tmp_path: Path):
     made = engine(config)
     digests = [made.register(folder) for folder in adapters(config, tmp_path)]
     for digest in digests:
-        made.decoder.bank.put(digest, made.known.by_digest[digest].folder, set())
+        made.decoder.bank.put(digest, made.known.by_digest[digest].folders[0], set())
     pieces = [Piece(i, digests[i % 6], prompt(n, i), 0) for i, n in enumerate((3, 1, 64, 1, 9, 33))]
     together = made.decoder.step(pieces)
     for piece, states in zip(pieces, together, strict=True):

@@ -104,6 +104,7 @@ function showDoor() {
 async function open() {
   try {
     state.models = (await modelsFor(state.key)).filter(({ scores }) => !scores);
+    state.models.sort((one, other) => Number(one.parent === null) - Number(other.parent === null)); // the base last
   } catch (error) {
     say(error.status === 401 && !state.key ? "This server asks for a key." : error.message, Boolean(state.key));
     if (error.status === 401) showDoor();

@@ -1,0 +1,105 @@
+"""What an attack from outside found, each mended: bodies that are long to refuse, signals, folders that change."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Forks
+from serving import Server, adapters, serving
+
+
+@pytest.fixture(scope="module")
+def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("attacked")
+    made = adapters(folder / "adapters", "one", "two")
+    words = ("model=pocket", "method=lora", f"stage.roots=[{made}]", f"stage.adapters={{one: {made / 'one'}}}")
+    with serving(forks, folder, *words) as server:
+        yield server
+
+
+WRONG: dict[str, tuple[str, Any]] = {
+    "prompts that are objects": ("/v1/completions", {"prompt": [{}] * 150_000}),
+    "prompts that are nothing": ("/v1/completions", {"prompt": [None] * 150_000}),
+    "prompts without tokens": ("/v1/completions", {"prompt": [[]] * 150_000}),
+    "messages that are numbers": ("/v1/chat/completions", {"messages": [1] * 150_000}),
+    "messages that are empty": ("/v1/chat/completions", {"messages": [{}] * 150_000}),
+    "conversations of nothing": ("/v1/rewards", {"messages": [[{}]] * 120_000}),
+    "parts that are numbers": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [1] * 150_000}]}),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_body_of_many_mistakes_is_refused_at_the_first(server: Server, what: str):
+    path, body = WRONG[what]
+    began = time.monotonic()
+    status, found = server.post(path, {"model": "pocket", **body})
+    assert time.monotonic() - began < 2  # four to twelve seconds, in which nobody else was heard
+    assert (status, found["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lora_alpha": "x"}, {"rank_pattern": {"(": 3}, "alpha_pattern": {"[": 1}}, {"r": "16"}, {"r": 0}]
+)
+def test_a_configuration_of_nonsense_is_the_clients_mistake(server: Server, changes: dict[str, Any]):
+    root = server.folder.parents[2] / "adapters"
+    shutil.copytree(root / "two", root / "odd", dirs_exist_ok=True)
+    config = json.loads((root / "two" / "adapter_config.json").read_text())
+    (root / "odd" / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    status, found = server.post("/v1/load_lora_adapter", {"lora_name": "odd", "lora_path": "odd"})
+    assert (status, found["error"]["type"]) == (400, "invalid_request_error")
+    assert "'odd' was not loaded" in found["error"]["message"]
+    assert server.post("/v1/completions", {"model": "odd", "prompt": "a"})[0] == 404
+
+
+def test_one_of_two_names_for_the_same_weights_goes_and_the_other_stays(server: Server):
+    root = server.folder.parents[2] / "adapters"
+    shutil.copytree(root / "one", root / "copy", dirs_exist_ok=True)
+    assert server.post("/v1/load_lora_adapter", {"lora_name": "copy", "lora_path": "copy"})[0] == 200
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "copy"})[0] == 200
+    shutil.rmtree(root / "copy")
+    assert server.post("/v1/completions", {"model": "one", "prompt": "a", "max_tokens": 2})[0] == 200
+
+
+def test_a_limit_that_nobody_set_is_said(server: Server):
+    status, found = server.post("/v1/load_lora_adapter", {"lora_name": "far", "lora_path": "../../far"})
+    assert status == 400
+    assert "under one of stage.roots" in found["error"]["message"]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/v1/completions", '{"model": "one"}', {"Content-Type": "text/plain"})
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert "Content-Type: application/json" in json.loads(answer.read())["error"]["message"]
+
+
+def test_an_interrupt_ends_streams_with_an_event_and_no_traceback(forks: Forks, tmp_path: Path):
+    made = adapters(tmp_path / "adapters", "one", "two")
+    names = f"stage.adapters={{one: {made / 'one'}}}"
+    with serving(forks, tmp_path, "model=pocket", "method=lora", names) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        body = {"model": "one", "prompt": "a", "max_tokens": 900, "ignore_eos": True, "stream": True}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        stream = connection.getresponse()
+        assert stream.readline().startswith(b"data: ")
+        server.child.send_signal(signal.SIGINT)
+        events = [json.loads(line[6:]) for line in stream.read().splitlines() if line.startswith(b"data: {")]
+        assert events[-1]["error"]["code"] == "shutting_down"
+        ended = server.child.ended(30)
+        assert ended.status == 0
+        assert "Traceback" not in ended.out
+        assert server.log[-1]["status"] == 503
+        port = server.port
+    # Another adapter under the same name of a run: the folder and its log go on.
+    names = f"stage.adapters={{one: {made / 'two'}, more: base}}"
+    with serving(forks, tmp_path, "model=pocket", "method=lora", names, port=port) as server:
+        before = server.log
+        assert server.post("/v1/completions", {"model": "one", "prompt": "a", "max_tokens": 1})[0] == 200
+        assert len(before) == 1
+        assert server.get("/v1/models")[1]["data"][1]["adapter"] != before[0]["adapter"]
