@@ -20,7 +20,7 @@ from align.models.fastpath.layers import Matrix, turn
 from align.models.fastpath.llama import is_llama
 from align.models.fastpath.places import CHUNK, Piece, Places, inverse, places_of
 from align.models.fastpath.weights import NotPlainError, read_decoder
-from align.models.memory import untouched
+from align.models.memory import hand_back_freed_memory, untouched
 from align.models.plain_path import base_model, decoder_of, route_of
 
 
@@ -75,6 +75,7 @@ class MixedDecoder:
         self.keys = [untouched(shape, torch.float32) for _ in self.layers]
         self.values = [untouched(shape, torch.float32) for _ in self.layers]
         self.exact = self._exact()
+        hand_back_freed_memory()
 
     def _exact(self) -> bool:
         """Whether the machine's products of the bank's shapes agree."""
