@@ -27,8 +27,9 @@ from align.rollout.requests import Output, Request, SamplingParams, Token
 from align.run import Base
 from align.types import Rollout
 
-ANY = 1 << 30
-"""Requests that may wait: as many as there are."""
+ANY, AT_ONCE = 1 << 30, 2048
+"""Requests that may wait: as many as there are; and tokens of prompts that are read at once, for nobody waits for a first
+token."""
 
 
 @dataclass
@@ -61,7 +62,7 @@ class BankEngine:
         except NotPlainError as error:
             problem = f"{base.id} is not on the fast path of Llama-like decoders"
             raise InputError("rollout.engine", "bank", problem, "Use rollout.engine=hf.") from error
-        self.base, self.batch = base, ContinuousBatch(decoder, context, ANY)
+        self.base, self.batch = base, ContinuousBatch(decoder, context, ANY, prefill_tokens=AT_ONCE)
         self.folder = TemporaryDirectory(prefix="align-snapshots-")
 
     def sync(self, actor: Actor) -> None:
