@@ -28,7 +28,7 @@ from align.run import Base
 from align.types import Rollout
 
 ANY, AT_ONCE = 1 << 30, 2048
-"""Requests that may wait: as many as there are; and tokens of prompts that are read at once, for nobody waits for a first
+"""Requests that may wait: as many as there are; and tokens of prompts that are read at once: nobody waits for a first
 token."""
 
 
