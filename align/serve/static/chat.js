@@ -88,12 +88,19 @@ async function send() {
     say(asking.signal.aborted ? "Stopped." : error.message, !asking.signal.aborted);
     if (error.status === 401) showDoor();
   } finally {
-    // What was said so far is part of the chat; a question that got no answer is asked again by sending it again.
+    // What was said so far is part of the chat; a question that got no answer goes back to where it was typed.
     if (last.content) chat.push({ role: "assistant", content: last.content });
-    else chat.pop();
+    else takeBack(chat, question);
     showAsking(null);
     the("question").focus();
   }
+}
+
+function takeBack(chat, question) {
+  chat.pop();
+  if (chat !== state.messages) return; // the page was cleared meanwhile
+  for (const turn of [...the("chat").children].slice(-2)) turn.remove();
+  the("question").value ||= question;
 }
 
 function showDoor() {
