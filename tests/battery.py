@@ -248,7 +248,6 @@ CASES = [
     line("serve", "stage.lift=[speed]", "stage.lift=speed", "concurrency"),
     line("serve", "stage.adapters=ppo:latest", "stage.adapters=ppo:latest", "{NAME: REF}"),
     line("serve", "stage.adapters={a:sft:nothing}", "stage.adapters.a=sft:nothing"),
-    line("serve", "stage.adapters={a:reward:a}", "stage.adapters.a=reward:a", "reward model"),
     line("serve", "stage.adapters={a:sft:s} model=pocket", "stage.adapters.a=sft:s", "another base"),
     line("serve", "stage.adapters={a:sft:s} method=lora", "stage.adapters.a=sft:s", "method=qlora"),
     line("key", "stage.tenant=null", "stage.tenant=", "stage.tenant=NAME"),

@@ -48,6 +48,12 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return tokens_with(tokenizer, text, []).ids
 
 
+def beginning_ids(tokenizer: Any) -> list[int]:
+    """Tokens that a tokenizer puts in front of a text: BOS, for most."""
+    whole, bare = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (True, False))
+    return whole[: whole.index(bare[0])] if bare and bare[0] in whole else []
+
+
 def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
     """The tokens of a rendering, or of a part of one, of a `veiled` conversation.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from align.data.chat import stop_token_ids
 from align.data.reasoning import OPEN, with_reasoning
-from align.data.tokens import text_ids
+from align.data.tokens import beginning_ids, text_ids
 from align.data.tool_chat import rendered, takes_tools, tool_prompt_ids
 from align.errors import InputError, half_character
 from align.rollout.requests import SamplingParams
@@ -53,9 +53,8 @@ class ChatFormat:
 
     @cached_property
     def begins_with(self) -> list[int]:
-        """Tokens that the tokenizer puts in front of a text: BOS, for most."""
-        whole, bare = (self.tokenizer("a", add_special_tokens=s)["input_ids"] for s in (True, False))
-        return list(whole[: whole.index(bare[0])]) if bare and bare[0] in whole else []
+        """See `align.data.tokens.beginning_ids`."""
+        return beginning_ids(self.tokenizer)
 
     @cached_property
     def calls(self) -> tuple[str, str, str]:

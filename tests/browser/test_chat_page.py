@@ -72,7 +72,7 @@ def asked(page: Any, text: str) -> Any:
 def test_somebody_asks_and_is_answered_by_the_model_that_they_chose(page: Any, server: Server, errors: list[str]):
     opened(page, server)
     asking(page, max_tokens=16)
-    assert page.locator("#model option").all_inner_texts() == ["pocket", "one", "two", "mix"]
+    assert page.locator("#model option").all_inner_texts() == ["one", "two", "mix", "pocket"]
     digests = page.inner_text("#identity")
     listed = {model["id"]: model for model in server.get("/v1/models")[1]["data"]}
     assert listed["pocket"]["base"] in digests

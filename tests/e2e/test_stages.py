@@ -283,7 +283,7 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
     framework has among these runs or without any figure with an interval."""
     direct = ("data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3")
     found = [*runs.values(), shop.run("dpo", *direct), shop.run("verify", *PPO, "init=sft:latest")]
-    assert {f.parent.name for f in found} == SCHEMAS["stage"].keys()
+    assert {f.parent.name for f in found} == SCHEMAS["stage"].keys() - {"serve"}  # which measures nothing
     marked = set()
     for folder in found:
         page, said = html.unescape((folder / "report.html").read_text()), shop.told[folder]
