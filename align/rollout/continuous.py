@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 from torch import Tensor, cat
 
-from align.errors import AlignError, require
+from align.errors import require
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.fastpath.places import CHUNK, Piece
-from align.models.known_adapters import KnownAdapters
 from align.rollout.answer import Answer
+from align.rollout.intake import Intake
 from align.rollout.prefix_cache import PrefixCache
-from align.rollout.requests import Listener, Pending, Request, Stats, Token, Waiting, check_room
+from align.rollout.requests import Pending, Request, Stats, Token
 from align.rollout.sampling import next_tokens, prompt_tokens
 
 if TYPE_CHECKING:
@@ -87,7 +85,7 @@ class Running:
         self.last = None if token is None else token.id
 
 
-class ContinuousBatch:
+class ContinuousBatch(Intake):
     """See the module, and `align.rollout.requests.ServingEngine`.
 
     Args:
@@ -103,47 +101,18 @@ class ContinuousBatch:
         self, decoder: MixedDecoder, context: int, queue: int = 256, prefix_bytes: int = 0, prefill_tokens: int = 128,
         reserve: int = 0,
     ) -> None:  # fmt: skip
-        self.decoder, self.context, self.prefill_tokens = decoder, min(context, decoder.columns), prefill_tokens
-        self.reserve = reserve
-        self.known, self.prefixes = KnownAdapters(), PrefixCache(CHUNK, prefix_bytes)
-        self._waiting, self._lock = Waiting(queue), Lock()
+        super().__init__(min(context, decoder.columns), queue)
+        self.decoder, self.prefill_tokens, self.reserve = decoder, prefill_tokens, reserve
+        self.prefixes = PrefixCache(CHUNK, prefix_bytes)
         self._running: list[Running] = []
         self._free = list(range(decoder.slots))[::-1]
         self._held: list[tuple[Pending, int]] = []
         self._counts = {"steps": 0, "prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0}
 
-    def register(self, folder: Path, expected: str = "") -> str:
-        return self.known.register(folder, expected)
-
-    def unregister(self, digest: str) -> None:
-        self.known.unregister(digest)
-
-    def add(self, request: Request, listener: Listener) -> Pending:
-        check_room(request, self.context)
-        pending = Pending(request, listener)
-        if request.adapter is not None:
-            self.known.hold(request.adapter)
-        try:
-            with self._lock:
-                self._waiting.put(pending)
-        except AlignError:
-            self._release(request)
-            raise
-        return pending
-
-    def abort(self, pending: Pending) -> None:
-        pending.aborted = True
-        with self._lock:
-            waited = self._waiting.drop(pending)
-        if waited:
-            self._release(pending.request)
-            Answer(pending).abort()
-
     def give_up(self, error: Exception) -> None:
-        with self._lock:
-            waiting = self._waiting.clear()
-        waiting, self._held = [*(pending for pending, _ in self._held), *waiting], []
-        for pending in waiting:
+        super().give_up(error)
+        held, self._held = self._held, []
+        for pending, _ in held:
             self._release(pending.request)
             Answer(pending).fail(error)
         for running in self._running:
@@ -174,8 +143,7 @@ class ContinuousBatch:
             if not (self._free and self._begun(pending)):
                 self._held.append((pending, since))
         while self._free and all(self._counts["steps"] - since < PATIENCE for _, since in self._held):
-            with self._lock:
-                pending = self._waiting.take((running.request.tenant for running in self._running), self._has_room)
+            pending = self._next((running.request.tenant for running in self._running), self._has_room)
             if pending is None:
                 return
             if not self._begun(pending):
@@ -309,7 +277,3 @@ class ContinuousBatch:
         bank = self.decoder.bank
         for digest in [digest for digest in bank.units if digest not in self.known]:
             bank.remove(digest)
-
-    def _release(self, request: Request) -> None:
-        if request.adapter is not None:
-            self.known.release(request.adapter)

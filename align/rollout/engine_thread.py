@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
 from threading import Condition, Thread
 from typing import TypeVar
 
@@ -25,7 +22,7 @@ class EngineThread:
 
     def __init__(self, engine: ServingEngine) -> None:
         self.engine = engine
-        self._changed, self._calls = Condition(), deque[Callable[[], None]]()
+        self._changed = Condition()
         self._closing, self._work = False, False
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
@@ -53,21 +50,6 @@ class EngineThread:
         self.engine.abort(pending)
         self._wake()
 
-    def between_steps(self, act: Callable[[], T]) -> Future[T]:
-        """Have something done by the engine's thread, with no step under way."""
-        future: Future[T] = Future()
-
-        def call() -> None:
-            try:
-                future.set_result(act())
-            except BaseException as error:
-                future.set_exception(error)
-
-        with self._changed:
-            self._calls.append(call)
-            self._changed.notify_all()
-        return future
-
     def close(self, within_s: float) -> bool:
         """Finish what was added, or what of it can be finished in time. Whether all was."""
         until = time.monotonic() + within_s
@@ -85,13 +67,9 @@ class EngineThread:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._work or self._calls or self._closing):
+                while not (self._work or self._closing):
                     self._changed.wait()
-                calls = list(self._calls)
-                self._calls.clear()
                 self._work = False
-            for call in calls:
-                call()
             try:
                 more = self.engine.step()
             except Exception as error:  # a fault of ours; who comes next may fare better
@@ -100,5 +78,5 @@ class EngineThread:
                 more = False
             if more:
                 self._work = True
-            elif self._closing and not (self._work or self._calls):
+            elif self._closing and not self._work:
                 return

@@ -6,21 +6,19 @@ For models off the fast path. Slower than a batch, and right wherever the plain 
 from __future__ import annotations
 
 from collections import OrderedDict
-from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from align.errors import AlignError, require
+from align.errors import require
 from align.models.adapter_pool import AdapterPool
-from align.models.known_adapters import KnownAdapters
 from align.models.plain_path import base_model
 from align.rollout.answer import Answer
 from align.rollout.hf import evaluating
+from align.rollout.intake import Intake
 from align.rollout.plain_path import continued
-from align.rollout.requests import Listener, Pending, Request, Stats, Token, Waiting, check_room
+from align.rollout.requests import Listener, Pending, Request, Stats, Token
 from align.rollout.sampling import next_tokens, prompt_tokens
 
 
@@ -28,7 +26,7 @@ class Over(Exception):
     """The answer has ended: `generate` is left by it."""
 
 
-class OneAtATime:
+class OneAtATime(Intake):
     """See the module, and `align.rollout.requests.ServingEngine`.
 
     Args:
@@ -39,45 +37,21 @@ class OneAtATime:
     """
 
     def __init__(self, model: Any, context: int, queue: int = 256, resident: int = 16) -> None:
-        self.context, self.resident = context, resident
-        self.known, self.pool = KnownAdapters(), AdapterPool(model)
-        self._waiting, self._lock = Waiting(queue), Lock()
+        super().__init__(context, queue)
+        self.resident, self.pool = resident, AdapterPool(model)
         self._used: OrderedDict[str, None] = OrderedDict()
         self._answer: Answer | None = None
         self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0}
 
-    def register(self, folder: Path, expected: str = "") -> str:
-        return self.known.register(folder, expected)
-
-    def unregister(self, digest: str) -> None:
-        self.known.unregister(digest)
-
     def add(self, request: Request, listener: Listener) -> Pending:
-        check_room(request, self.context)
         problem = "scores are given by models on the fast path alone"
         require(not request.scored, "model", (request.adapter or "base")[:12], problem, "Score it by stage=eval.")
-        pending = Pending(request, listener)
-        if request.adapter is not None:
-            self.known.hold(request.adapter)
-        try:
-            with self._lock:
-                self._waiting.put(pending)
-        except AlignError:
-            self._release(request)
-            raise
-        return pending
-
-    def abort(self, pending: Pending) -> None:
-        pending.aborted = True
-        with self._lock:
-            waited = self._waiting.drop(pending)
-        if waited:
-            self._release(pending.request)
-            Answer(pending).abort()
+        return super().add(request, listener)
 
     def step(self) -> bool:
-        with self._lock:
-            pending = self._waiting.take([])
+        for digest in [digest for digest in self._used if digest not in self.known]:  # known no more: it makes room
+            self._let_go(digest)
+        pending = self._next()
         if pending is None:
             return False
         self._answer = answer = Answer(pending)
@@ -91,13 +65,6 @@ class OneAtATime:
             self._answer = None
             self._release(pending.request)
         return len(self._waiting) > 0
-
-    def give_up(self, error: Exception) -> None:
-        with self._lock:
-            waiting = self._waiting.clear()
-        for pending in waiting:
-            self._release(pending.request)
-            Answer(pending).fail(error)
 
     def stats(self) -> Stats:
         counts = self._counts
@@ -147,12 +114,12 @@ class OneAtATime:
             return None
         if digest not in self._used:
             while len(self._used) >= self.resident:
-                self.pool.remove(self._used.popitem(last=False)[0])
+                self._let_go(next(iter(self._used)))
             self.pool.add(self.known.folder(digest))
         self._used[digest] = None
         self._used.move_to_end(digest)
         return digest
 
-    def _release(self, request: Request) -> None:
-        if request.adapter is not None:
-            self.known.release(request.adapter)
+    def _let_go(self, digest: str) -> None:
+        del self._used[digest]
+        self.pool.remove(digest)

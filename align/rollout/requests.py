@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from align.errors import InputError, require
+from align.errors import InputError
 from align.models.known_adapters import KnownAdapters
 
 if TYPE_CHECKING:
@@ -184,87 +183,3 @@ class ServingEngine(Protocol):
         ...
 
     def stats(self) -> Stats: ...
-
-
-def check_room(request: Request, context: int) -> None:
-    """Raises: InputError: the prompt leaves no room for an answer of `max_tokens`."""
-    require(bool(request.prompt_ids), "prompt", "", "has no tokens", "Write something.")
-    asked = len(request.prompt_ids) + request.sampling.max_tokens
-    require(
-        asked <= context, "max_tokens", request.sampling.max_tokens,
-        f"with a prompt of {len(request.prompt_ids)} tokens it is {asked - context} over the context of {context}",
-        "Shorten the prompt, or lower max_tokens.",
-    )  # fmt: skip
-
-
-SHARE = 3
-
-
-@dataclass(slots=True)
-class Waiting:
-    """Requests that wait for a slot, fair over tenants: whoever has the fewest running goes first, then whoever was
-    served longest ago.
-
-    A tenant may have three times as many waiting as there is room left (dynamic thresholds: Choudhury and Hahne, 1998):
-    one alone gets three quarters of the room, and there is always some for another.
-
-    Attributes:
-        room: how many may wait.
-    """
-
-    room: int
-    queues: dict[str, deque[Pending]] = field(default_factory=dict)
-    turns: dict[str, int] = field(default_factory=dict)
-    turn: int = 0
-
-    def __len__(self) -> int:
-        return sum(map(len, self.queues.values()))
-
-    def put(self, pending: Pending) -> None:
-        """Raises: QueueFull."""
-        own = len(self.queues.get(pending.request.tenant, ()))
-        if own >= SHARE * (self.room - len(self)):
-            problem = f"{len(self)} requests wait already"
-            raise QueueFull("queue", len(self), problem, "Try again in a moment, or raise stage.queue.")
-        self.queues.setdefault(pending.request.tenant, deque()).append(pending)
-
-    def take(self, running: Iterable[str], may: Callable[[int], bool] = lambda number: True) -> Pending | None:
-        """The next one; None where nobody may go.
-
-        Args:
-            running: the tenant of each request that is being answered.
-            may: whether a tenant with so many running may have another.
-        """
-        if not self.queues:
-            return None
-        count = dict.fromkeys(self.queues, 0)
-        for tenant in running:
-            if tenant in count:
-                count[tenant] += 1
-        tenant = min(self.queues, key=lambda t: (count[t], self.turns.get(t, -1)))
-        if not may(count[tenant]):
-            return None
-        taken = self.queues[tenant].popleft()
-        self.turn += 1
-        self.turns[tenant] = self.turn
-        if not self.queues[tenant]:
-            del self.queues[tenant]
-        if len(self.turns) > 2 * len(self.queues) + 1024:  # tenants come and go; who waits keeps their turn
-            self.turns = {t: n for t, n in self.turns.items() if t in self.queues}
-        return taken
-
-    def drop(self, pending: Pending) -> bool:
-        """Take a request out; whether it was there."""
-        queue = self.queues.get(pending.request.tenant, ())
-        if pending not in queue:
-            return False
-        self.queues[pending.request.tenant].remove(pending)
-        if not self.queues[pending.request.tenant]:
-            del self.queues[pending.request.tenant]
-        return True
-
-    def clear(self) -> list[Pending]:
-        """Take all of them out."""
-        taken = [pending for queue in self.queues.values() for pending in queue]
-        self.queues.clear()
-        return taken

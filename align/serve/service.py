@@ -13,7 +13,7 @@ from pathlib import Path
 from align.errors import InputError
 from align.rollout.engine_thread import EngineThread
 from align.rollout.requests import Output, Pending, Request
-from align.serve.formats import ChatFormat
+from align.serve.formats import Formats
 from align.serve.identity import Chosen, Portfolio, UnknownModel, Version
 from align.serve.keys import Keys
 from align.serve.limits import Limited, Limiter
@@ -36,8 +36,7 @@ LOOK_S = 1.0
 @dataclass
 class Service:
     """Attributes:
-    format_of: tokenizer and template of a version; of the base for None. They may change beside the same weights:
-        `forget_format` has them read anew.
+    format_of: tokenizer and template of a version; of the base for None.
     unsettled: what requests used that could not be written down yet.
     vocabulary: rows of the base's embedding.
     check: raises InputError where the engine cannot answer by the adapter in a folder.
@@ -49,8 +48,7 @@ class Service:
 
     engine: EngineThread
     portfolio: Portfolio
-    format_of: Callable[[Version | None], ChatFormat]
-    forget_format: Callable[[Version], None]
+    format_of: Formats
     vocabulary: int
     check: Callable[[Path], object]
     created: int
@@ -121,7 +119,7 @@ class Service:
     def register(self, version: Version) -> None:
         self.check(version.folder)
         self.engine.engine.register(version.folder, version.digest)
-        self.forget_format(version)
+        self.format_of.forget(version)
         self.format_of(version)
 
     def unregister(self, version: Version) -> None:
@@ -235,9 +233,8 @@ class Call:
             ) from error
         except BudgetSpent as error:
             self.close()
-            message = f"{error.problem}. {error.remedy}"
             raise Refusal(
-                429, message, type="insufficient_quota", param=error.field, code="insufficient_quota"
+                429, str(error), type="insufficient_quota", param=error.field, code="insufficient_quota"
             ) from error
         except UsageUnwritable as error:
             self.close()

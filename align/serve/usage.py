@@ -69,7 +69,7 @@ class BudgetSpent(InputError):
     """The request may use more tokens than are left. Status 429, of OpenAI's kind `insufficient_quota`."""
 
     def __init__(self, budget: int, left: int, asked: int) -> None:
-        problem = f"token_budget={budget} of your key has {left:,} tokens left, and this request may use {asked:,}"
+        problem = f"{left:,} tokens of your key are left, and this request may use {asked:,}"
         super().__init__("token_budget", budget, problem, "Lower max_tokens, or ask for a larger budget.")
 
 

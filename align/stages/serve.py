@@ -84,7 +84,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     thread.start()
     try:
         yield Service(
-            engine=thread, portfolio=portfolio, format_of=formats, forget_format=formats.forget, check=check, log=log,
+            engine=thread, portfolio=portfolio, format_of=formats, check=check, log=log,
             created=int(time.time()),
             vocabulary=vocabulary, metrics=Metrics(engine.stats, lambda: thread.cpu_s),
             limits=Limiter(time.monotonic), keys=known, usage=usage,
@@ -139,7 +139,7 @@ def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object
             reserve = stage.slots // SHARED if stage.keys is not None else 0
             batch = ContinuousBatch(decoder, context, stage.queue, stage.prefix_cache_mb * 2**20, reserve=reserve)
             check = partial(lowered, sites=decoder.bank.sites, max_rank=stage.max_rank)
-            return batch, check, f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
+            return batch, check, in_batches(stage, decoder.exact)
 
     def plain(folder: Path) -> None:
         problem = "is a reward model, and those are served on the fast path alone"
@@ -148,6 +148,12 @@ def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object
         read_adapter(folder)
 
     return OneAtATime(model, context, stage.queue, stage.resident), plain, f"one request at a time: {why}"
+
+
+def in_batches(stage: ServeConfig, exact: bool) -> str:
+    """Which engine it is; and where this machine's products do not agree, that answers can differ in last bits."""
+    said = f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
+    return said if exact else f"{said}; on this machine an answer's last bits can change with its neighbours"
 
 
 def named(found: Opened) -> list[str]:

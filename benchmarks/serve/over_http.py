@@ -9,8 +9,6 @@ the share of the server's processor time that did not go to the engine's thread.
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
 import signal
@@ -29,7 +27,7 @@ import torch
 from batching import markdown
 from clients import Asked, closed_loop, requests
 from common import Record, bases, median, options, random_adapters
-from peers import LlamaServer, Transformers
+from peers import LlamaServer, Transformers, streamed
 
 from align.run import Base, write_json
 
@@ -50,21 +48,10 @@ class Http(LlamaServer):
             "model": model, "prompt": list(asked.ids), "max_tokens": asked.new, "seed": asked.seed, "stream": True,
             "ignore_eos": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        response, seen = connection.getresponse(), 0
-        if response.status != 200:
-            raise RuntimeError(response.read().decode())
-        for line in response:
-            if not line.startswith(b"data: {"):
-                continue
-            told = json.loads(line.removeprefix(b"data: "))
-            if "error" in told:
-                raise RuntimeError(line.decode())
+        for seen, told in enumerate(streamed(self.port, "/v1/completions", body)):
             if told.get("usage"):  # a piece of text may be of several tokens: what is left is told at the end
                 yield told["usage"]["completion_tokens"] - seen, True
                 return
-            seen += 1
             yield 1, False
         raise RuntimeError("the server ended an answer half-way")
 

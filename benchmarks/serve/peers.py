@@ -63,6 +63,25 @@ class Transformers:
         self.manager.stop(block=True, timeout=10)
 
 
+def streamed(port: int, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The events of a streamed answer.
+
+    Raises:
+        RuntimeError: it is refused, or fails on its way.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    if response.status != 200:
+        raise RuntimeError(response.read().decode())
+    for line in response:
+        if line.startswith(b"data: {"):
+            told = json.loads(line.removeprefix(b"data: "))
+            if "error" in told:
+                raise RuntimeError(line.decode())
+            yield told
+
+
 class LlamaServer:
     """llama-server by HTTP, streamed. Each request names every adapter: one that is left out would be in force."""
 
@@ -100,15 +119,8 @@ class LlamaServer:
             "top_p": 1.0, "min_p": 0.0, "ignore_eos": True, "stream": True, "return_tokens": True,
             "cache_prompt": False, "lora": lora,
         }  # fmt: skip
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
-        response, seen = connection.getresponse(), 0
-        if response.status != 200:
-            raise RuntimeError(response.read().decode())
-        for line in response:
-            if not line.startswith(b"data: {"):
-                continue
-            told = json.loads(line.removeprefix(b"data: "))
+        seen = 0
+        for told in streamed(self.port, "/completion", body):
             if told["stop"]:
                 yield told["tokens_predicted"] - seen, True
                 return

@@ -35,6 +35,7 @@ SERVING = {
     "exact": ("--dtypes", "float32", "--counts", "1", "--requests", "12"),
     "batching": ("--clients", "1,2", "--seconds", "1", "--rounds", "1"),
     "many": ("--adapters", "16", "--registered", "20", "--seconds", "1", "--rounds", "1"),
+    "over_http": ("--clients", "1,2", "--seconds", "1", "--rounds", "1"),
     "rollouts": ("--rows", "8", "--tokens", "4", "--rounds", "1"),
 }
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llama_like import llama_like
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_roles import shake
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from align.models.fastpath import without_fast_path
 from align.models.fastpath.mixed import MixedDecoder
@@ -27,17 +28,8 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(num_key_value_heads=2, tie_word_embeddings=True, **SIZES),
     "llama, a head for each key": LlamaConfig(num_key_value_heads=4, **SIZES),
     "llama, one key for all": LlamaConfig(num_key_value_heads=1, **SIZES),
-    "llama, every bias": LlamaConfig(attention_bias=True, mlp_bias=True, **SIZES),
-    "llama, long positions": LlamaConfig(
-        rope_parameters={
-            "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        }, **SIZES,
-    ),
-    "mistral": MistralConfig(num_key_value_heads=2, sliding_window=None, **SIZES),
-    "qwen2": Qwen2Config(num_key_value_heads=2, **{k: v for k, v in SIZES.items() if k != "head_dim"}),
-    "qwen3": Qwen3Config(num_key_value_heads=2, **SIZES),
-}  # fmt: skip
+    **llama_like(SIZES),
+}
 PLAIN_LORA: tuple[dict[str, Any], ...] = (
     {"r": 16}, {"r": 4, "lora_alpha": 16}, {"r": 40}, {"r": 16, "target_modules": ["q_proj", "v_proj"]},
     {"r": 8, "use_rslora": True}, {"r": 8, "rank_pattern": {"down_proj": 24}, "alpha_pattern": {"q_proj": 5}},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from llama_like import llama_like
 from peft import LoraConfig, get_peft_model
 from tiny_roles import PAD, PROMPTS, STOPS, AsItStands, World, make_world, ragged_rollout, shake
 from torch import Tensor, nn
@@ -17,8 +18,6 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
 )
 
 from align.models.adapters import with_new_adapter
@@ -128,19 +127,7 @@ SIZES = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 1024,
 }  # fmt: skip
-FAMILIES = {
-    "llama, grouped keys": LlamaConfig(num_key_value_heads=2, **SIZES),
-    "llama, every bias": LlamaConfig(attention_bias=True, mlp_bias=True, **SIZES),
-    "llama, long positions": LlamaConfig(
-        rope_parameters={
-            "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        }, **SIZES,
-    ),
-    "mistral": MistralConfig(num_key_value_heads=2, sliding_window=None, **SIZES),
-    "qwen2": Qwen2Config(num_key_value_heads=2, **SIZES),
-    "qwen3": Qwen3Config(num_key_value_heads=2, head_dim=32, **SIZES),
-}  # fmt: skip
+FAMILIES = llama_like(SIZES)
 
 
 def made(config: PreTrainedConfig, targets: str | list[str] = "all-linear") -> Any:

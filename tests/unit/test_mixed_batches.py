@@ -11,11 +11,13 @@ import torch
 from many_adapters import FAMILIES, adapters, added, asked, base_model, engine, peft_logprobs, prompt, run, sampled
 from torch.testing import assert_close
 
+from align.config.serve import ServeConfig
 from align.models import bank
 from align.models.fastpath import exact, mixed
 from align.models.fastpath.exact import TILE, blocks_agree, cancelling, padded_rows, rows_agree
 from align.models.fastpath.places import CHUNK, Piece
 from align.rollout.requests import Request
+from align.stages.serve import in_batches
 
 LENGTHS = (1, 2, 5, 31, 63, 64, 65, 100, 128, 129, 150)
 
@@ -157,6 +159,15 @@ def test_blocks_that_differ_are_found_out(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(exact.torch, "bmm", lambda x, w, odd=odd: real(x, w) + (1e-6 if odd(x) else 0))
         assert not blocks_agree(64, 48, (4, 8), torch.float32)
         monkeypatch.setattr(exact.torch, "bmm", real)
+
+
+def test_a_machine_that_cannot_keep_its_word_says_so(monkeypatch: pytest.MonkeyPatch):
+    assert engine(FAMILIES["llama"]).decoder.exact
+    monkeypatch.setattr(mixed, "blocks_agree", lambda *a: False)
+    made = engine(FAMILIES["llama"])
+    assert not made.decoder.exact
+    assert "last bits can change" in in_batches(ServeConfig(), made.decoder.exact)
+    assert "last bits" not in in_batches(ServeConfig(), True)
 
 
 def test_garbage_in_a_slot_that_was_used_reaches_nobody(tmp_path: Path):
