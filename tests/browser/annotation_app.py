@@ -18,11 +18,16 @@ WHO = "ann"
 
 @dataclass
 class App:
-    """A store, the server on it, and what the page asked for and complained about."""
+    """A store, the server on it, and what the page asked for and complained about.
+
+    Attributes:
+        instead: path → the status and body that are answered there in place of the server's own.
+    """
 
     store: Store
     url: str
     accounts: Accounts
+    instead: dict[str, tuple[int, str]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 

@@ -92,12 +92,11 @@ def test_what_waits_for_one_project_is_not_thrown_at_another(serve: Any, page: A
 def test_an_answer_that_is_not_the_servers_loses_nothing(serve: Any, page: Any, answer: tuple[int, str]) -> None:
     app = serve([("yes", "no")])
     app.open(page)
-    status, body = answer
-    page.route("**/api/vote", lambda route: route.fulfill(status=status, body=body))
+    app.instead["/api/vote"] = answer
     page.keyboard.press("6")
     page.keyboard.press("Enter")
     until(page, "does not answer")
-    page.unroute("**/api/vote")
+    del app.instead["/api/vote"]
     page.wait_for_selector("text=Nothing is left")
     assert [vote.strength for vote in app.votes] == [2]
 
