@@ -276,3 +276,49 @@ class ExportConfig(Settings):
             "is the folder that export=check measures again",
             "Write export=check export.path=FOLDER, or leave it out.",
         )  # fmt: skip
+
+
+SET_BY_ALIGN = {
+    "--model": "model=", "--tokenizer": "model=", "--served-model-name": "stage.adapters",
+    "--generation-config": "each request", "--structured-outputs-config": "each request", "--host": "stage.host",
+    "--port": "stage.port", "--uds": "stage.port", "--api-key": "stage.keys", "--dtype": "serve.dtype",
+    "--enable-lora": "stage.adapters", "--no-enable-lora": "stage.adapters", "--lora-modules": "stage.adapters",
+    "--max-lora-rank": "stage.max_rank", "--max-loras": "stage.resident", "--max-num-seqs": "stage.slots",
+    "--max-model-len": "stage.max_length", "--enable-prefix-caching": "stage.prefix_cache_mb",
+    "--no-enable-prefix-caching": "stage.prefix_cache_mb", "--config": "serve.args",
+}  # fmt: skip
+"""Arguments of `vllm serve` → what decides them here."""
+
+
+@dataclass
+class EngineConfig(Settings):
+    """What computes the answers of `stage=serve`: align's own engine (`serve=align`), or vLLM in a process beside it
+    (`serve=vllm`). Clients, keys, names and the log are the same."""
+
+    AT: ClassVar[str] = "serve"
+
+    name: str = setting("align", "The engine.", choices=("align", "vllm"))
+    python: str = setting("auto", "The Python that has vLLM. `auto`: this one.")
+    dtype: str = setting(
+        "bfloat16",
+        "Dtype that vLLM computes in. The dequantised base of method=qlora is written in it.",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    args: list[str] = setting([], "Further arguments of `vllm serve`, such as [--tensor-parallel-size=2].")
+    start_s: float = setting(900.0, "Time that vLLM has to start.", unit="seconds", above=0)
+
+    def check_together(self) -> None:
+        if self.name == "align":
+            defaults = type(self).__dataclass_fields__
+            given = [key for key in ("python", "dtype", "start_s") if getattr(self, key) != defaults[key].default]
+            given += ["args"] if self.args else []
+            require(
+                not given, f"serve.{given[0] if given else ''}", getattr(self, given[0]) if given else None,
+                "is a setting of serve=vllm", "Add serve=vllm, or drop it.",
+            )  # fmt: skip
+        for word in self.args:
+            known = SET_BY_ALIGN.get(word.partition("=")[0].replace("_", "-"))
+            problem = f"is decided by {known}" if known else "is no option"
+            good = known is None and word.startswith("--")
+            remedy = "Leave it out." if known else "Write each as --NAME=VALUE, or as --NAME."
+            require(good, "serve.args", word, problem, remedy)

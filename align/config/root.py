@@ -9,7 +9,15 @@ from typing import Any, ClassVar
 
 from omegaconf import II
 
-from align.config.groups import DataConfig, ExportConfig, MethodConfig, ModelConfig, RolloutConfig, TrackConfig
+from align.config.groups import (
+    DataConfig,
+    EngineConfig,
+    ExportConfig,
+    MethodConfig,
+    ModelConfig,
+    RolloutConfig,
+    TrackConfig,
+)
 from align.config.scorers import RewardConfig
 from align.config.settings import Settings, setting
 from align.errors import half_character, require
@@ -87,6 +95,7 @@ GROUPS: Mapping[str, type[Settings]] = {
     "rollout": RolloutConfig,
     "track": TrackConfig,
     "export": ExportConfig,
+    "serve": EngineConfig,
 }
 """Group → its schema, of those whose choices share one; `reward` has one a choice (`align.config.scorers`)."""
 PARTS: Mapping[str, type[Settings]] = {**GROUPS, "run": RunConfig, "store": StoreConfig}
@@ -105,6 +114,7 @@ class Config(Settings):
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    serve: EngineConfig = field(default_factory=EngineConfig)
     init: str = setting(
         "sft:latest",
         "What the stage starts from: a path, `base`, hub:ID, STAGE:latest or STAGE:NAME. For sft, full and verify the "

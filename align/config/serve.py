@@ -47,7 +47,12 @@ class ServeConfig(Settings):
     roots: list[str] = setting([], "Folders from which adapters may be loaded at run time. Empty: none may.")
     slots: int = setting(32, "Rows that are decoded at once.", above=0)
     resident: int = setting(16, "Adapters whose weights are in memory at once.", above=0)
-    max_rank: int = setting(256, "Highest rank of an adapter; memory is reserved for `resident` of them.", above=0)
+    max_rank: int | None = setting(
+        None,
+        "Highest rank of an adapter; memory is reserved for `resident` of them. Not given: 256; with serve=vllm the "
+        "highest of `adapters`, at least 16.",
+        above=0,
+    )
     max_length: int | None = setting(
         None, "Longest prompt with its answer. Not given: the model's context length.", unit="tokens", at_least=2
     )

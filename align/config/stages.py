@@ -66,7 +66,7 @@ STAGES = MappingProxyType({
     ),
     "serve": Stage(
         "many adapters on one base behind OpenAI's API, and the keys of its tenants", "serve:ServeConfig", "serve",
-        ("model", "method"),
+        ("model", "method", "serve"),
     ),
     "verify": Stage(
         "prove PPO right on your base, method and precision", "verify:VerifyConfig", "verify",

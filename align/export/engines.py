@@ -57,6 +57,19 @@ def logits_of(model: Any, rows: Rows) -> list[Tensor]:
         return [model(input_ids=torch.tensor([list(row)], device=device)).logits[0].float().cpu() for row in rows]
 
 
+def picked(logits: Sequence[Tensor], rows: Rows) -> list[list[float]]:
+    """Of each token of a row but the first, its logprob.
+
+    Args:
+        logits: [S, V] a row.
+    """
+    found = []
+    for part, row in zip(logits, rows, strict=True):
+        logprobs = part[:-1].double().log_softmax(-1).gather(1, torch.tensor(list(row))[1:, None])[:, 0]
+        found.append([float(value) for value in logprobs])
+    return found
+
+
 @torch.no_grad()
 def choices_of(model: Any, rows: Rows, pad: int | None) -> list[Tensor]:
     """A reward model's scores as choices (see `as_choices`), in fp32 on the CPU: padded rows together where there is a

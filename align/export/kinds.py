@@ -15,7 +15,7 @@ from align.export.adapter import rank_of, write_lowered
 from align.export.bases import base_beside, base_folder, link_base, named_base
 from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
 from align.export.converters import convert_adapter, converters_in, first_mismatch
-from align.export.engines import choices_of, free_memory, logits_of
+from align.export.engines import choices_of, free_memory, logits_of, picked
 from align.export.gguf import (
     ADAPTER,
     F16,
@@ -36,8 +36,10 @@ from align.export.verdicts import Check, gap_in
 from align.models.dequantised import cast_weights, weights_dtype
 from align.models.load import DTYPES
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, interpreter
+from align.rollout.probes import Probes, write_probes
 from align.run import Base
 from align.run.atomic import scratch_folder
+from align.run.weights import adapter_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,12 @@ class Options:
 
 
 def export_adapter(options: Options, trained: Trained, folder: Path) -> list[Check]:
-    """Writes the adapter, lowered, a reward model's with its head, and the base that it knows; asks them back."""
+    """Writes the adapter, lowered, a reward model's with its head, what an engine must say by it, and the base that it
+    knows; asks them back."""
     write_lowered(trained, folder)
+    if trained.base_logprobs is not None:
+        probes = Probes(trained.rows, picked(trained.logits, trained.rows), trained.base_logprobs)
+        write_probes(folder, probes, adapter_digest(folder), trained.base.digest)
     return measured_adapter(options, trained, folder, write_base=True)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from align.data.fixed_prompts import fixed_prompts
 from align.data.tokens import for_others
 from align.errors import CorruptFile, require
-from align.export.engines import VERSION, Asked, choices_of, free_memory, logits_of
+from align.export.engines import VERSION, Asked, choices_of, free_memory, logits_of, picked
 from align.export.reward import as_chats, fixed_conversations, for_scoring, judged
 from align.export.verdicts import ALONE, Bound, Check, pooled_divergence
 from align.models.adapters import attach
@@ -37,6 +37,7 @@ class Trained:
         tokenizer: as an export has it.
         asked: what it is asked, and what each export of it is.
         logits: what it says on that, in fp32: [S, V] a prompt; of a reward model choices, see `as_choices`.
+        base_logprobs: of the tokens of `rows`, by the base without the adapter, see `picked`; None where `alone` is.
         alone: how far the base without the adapter lies from that: the yardstick of all other differences; None of a
             whole model, and of a reward model, whose base has no scores.
         origin: the model that it grew from, by which a card names it.
@@ -50,6 +51,7 @@ class Trained:
     tokenizer: Any
     asked: Asked
     logits: Sequence[Tensor]
+    base_logprobs: Sequence[Sequence[float]] | None
     alone: Divergence | None
     origin: Base
 
@@ -105,13 +107,14 @@ def trained_model(
     finite = all(bool(part.isfinite().all()) for part in logits)
     name = base.id if adapter is None else adapter.name
     require(finite, "artifact", name, "what was trained says nan or infinity", "Train it again.")
-    alone = None
+    base_logprobs = alone = None
     if adapter is not None and not scores:
         with model.disable_adapter():
-            alone = pooled_divergence(logits, logits_of(model, asked.rows))
+            plain = logits_of(model, asked.rows)
+        base_logprobs, alone = picked(plain, asked.rows), pooled_divergence(logits, plain)
     del model
     free_memory()
-    return Trained(base, adapter, method, device, dtype, own, asked, logits, alone, origin or base)
+    return Trained(base, adapter, method, device, dtype, own, asked, logits, base_logprobs, alone, origin or base)
 
 
 def questions(tokenizer: Any, longest: int, scores: bool) -> tuple[Asked, Any]:

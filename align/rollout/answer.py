@@ -22,13 +22,17 @@ log = logging.getLogger(__name__)
 class Answer:
     """Attributes:
     pending: what is answered.
+    constrained: its grammar is followed here, and not by the engine itself.
     numbers: the uniform number of each position; none at temperature 0.
+    begun: the prompt has been read.
     made: tokens so far.
     finished: why the answer ended, once it has.
     """
 
     pending: Pending
+    constrained: bool = True
     numbers: list[float] = field(init=False)
+    begun: bool = False
     made: int = 0
     finished: FinishReason | None = None
 
@@ -48,6 +52,7 @@ class Answer:
         self, prompt_logprobs: tuple[Token | None, ...] | None, cached_tokens: int, score: float | None = None
     ) -> None:
         """The prompt has been read."""
+        self.begun = True
         if score is not None and not math.isfinite(score):
             self.fail(NotFinite("the score is nan or infinite"))
             return
@@ -61,7 +66,7 @@ class Answer:
             return
         request, self.made = self.pending.request, self.made + 1
         ended = token.id in request.sampling.stop_ids
-        if request.grammar is not None:
+        if request.grammar is not None and self.constrained:
             ended |= request.grammar.accept(token.id)
         if request.ends is not None:
             ended |= request.ends(token.id)
@@ -69,6 +74,10 @@ class Answer:
         if not ended and self.made == request.sampling.max_tokens:
             reason = "length"
         self._tell(Output((token,), reason))
+
+    def stop(self) -> None:
+        """It has ended with the last token."""
+        self._tell(Output((), "stop"))
 
     def abort(self) -> None:
         self._tell(Output((), "abort"))

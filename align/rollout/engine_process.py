@@ -77,6 +77,15 @@ def interpreter(engine: str, given: str, field: str) -> str | None:
     return python
 
 
+def required_interpreter(engine: str, given: str, field: str) -> str:
+    """The same where there is nothing without it. Raises: InputError: also where this Python has no such engine."""
+    python = interpreter(engine, given, field)
+    if python is None:
+        problem, remedy = f"this Python has no {PACKAGES[engine][0]}", "Install it into a venv of its own, and write"
+        raise InputError(field, given, problem, f"{remedy} {field}=VENV/bin/python.")
+    return python
+
+
 def engine_version(engine: str, given: str, field: str) -> str:
     """Of the engine that `interpreter` finds; empty where it finds none."""
     python = interpreter(engine, given, field)

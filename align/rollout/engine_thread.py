@@ -31,7 +31,7 @@ class EngineThread:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self.engine.sound()
 
     @property
     def cpu_s(self) -> float:

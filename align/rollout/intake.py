@@ -133,6 +133,9 @@ class Intake:
             self._release(pending.request)
             Answer(pending).fail(error)
 
+    def sound(self) -> bool:
+        return True
+
     def _next(
         self, running: Iterable[str] = (), may: Callable[[int], bool] = lambda number: True
     ) -> Pending | None:  # fmt: skip

@@ -18,7 +18,13 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Grammar(Protocol):
-    """What may come next in one answer. It belongs to one request, and changes with each token."""
+    """What may come next in one answer. It belongs to one request, and changes with each token.
+
+    Attributes:
+        source: the same as llguidance's Lark, for engines that follow it by themselves; None where that says less.
+    """
+
+    source: str | None
 
     def allowed(self) -> np.ndarray:
         """Which tokens may come next [V], bool; at least one."""
@@ -180,6 +186,10 @@ class ServingEngine(Protocol):
 
     def give_up(self, error: Exception) -> None:
         """Fail every request: a step raised what no request is to blame for. Called by the thread that steps."""
+        ...
+
+    def sound(self) -> bool:
+        """Whether it can still answer."""
         ...
 
     def stats(self) -> Stats: ...

@@ -26,11 +26,14 @@ LARGEST, DEEPEST, MOST_PROPERTIES, FINEST = 2**16, 100, 500, 1000
 to be multiples of, in units of their last digit. What is beyond them takes over 100 ms to compile."""
 JSON_TEXT = {
     "whitespace_pattern": r"( |\n {0,16})?", "whitespace_flexible": True, "item_separator": ",", "key_separator": ":",
-    "coerce_one_of": False, "lenient": False, "json_allow_general_unicode_escapes": False,
-    "json_allowed_escapes": '"\\bfnrt',
+    "coerce_one_of": False, "lenient": False, "json_allowed_escapes": '"\\bfnrt',
 }  # fmt: skip
 """How JSON is written: with a blank, or a line break and some blanks, between any two tokens, or nothing. No character
 has two spellings (as \\u0061 for a): a key could be a declared one, and its value another than was declared for it."""
+COMPACT = {name: value for name, value in JSON_TEXT.items() if name != "whitespace_pattern"}
+COMPACT["whitespace_flexible"] = False
+"""The same without any blank, for engines of their own: earlier versions of llguidance take that pattern any number of
+times, so that an answer could go on in blanks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,11 @@ class Constraint:
     def lark(self) -> str:
         return "\n".join([f"start: {self.start}", *(f"{rule.name}: {rule.body}" for rule in self.rules)])
 
+    @property
+    def compact(self) -> str:
+        """The same with `COMPACT` in the place of `JSON_TEXT`."""
+        return self.lark.replace(json.dumps(JSON_TEXT), json.dumps(COMPACT))
+
 
 def constrained(form: ChatFormat, body: Sampled, rows: int) -> Callable[[Prompt, int], Grammar | None]:
     """The grammars of the answers to a request: of one answer by its prompt and its most tokens; None for no grammar.
@@ -74,10 +82,12 @@ def constrained(form: ChatFormat, body: Sampled, rows: int) -> Callable[[Prompt,
     constraint = constraint_of(form, body)
     if constraint is None:
         return lambda prompt, most: None
-    found, closes = compiled(form, constraint), constraint.closes
+    found, closes, source = compiled(form, constraint), constraint.closes, constraint.compact
 
     def begun(prompt: Prompt, most: int) -> Grammar:
-        return (BehindReasoning if prompt.opens_reasoning else Constrained)(found, rows, most, closes)
+        if prompt.opens_reasoning:
+            return BehindReasoning(found, rows, most, closes)
+        return Constrained(found, rows, most, closes, source)
 
     return begun
 

@@ -185,10 +185,11 @@ class Constrained:
         rows: of the model's embedding, some of which may be no tokens.
         most: tokens of the answer.
         closes: whether it shall come to its end before that; otherwise it may be cut.
+        source: for engines of their own.
     """
 
-    def __init__(self, grammar: Compiled, rows: int, most: int, closes: bool) -> None:
-        self.grammar, self.matcher = grammar, grammar.matcher.deep_copy()
+    def __init__(self, grammar: Compiled, rows: int, most: int, closes: bool, source: str | None = None) -> None:
+        self.grammar, self.matcher, self.source = grammar, grammar.matcher.deep_copy(), source
         self._mask, self._left, self._look_at = np.zeros(rows, bool), most, most if closes else 0
         self._ending = grammar.shortest if closes else []
 
@@ -237,6 +238,7 @@ class BehindReasoning:
     def __init__(self, grammar: Compiled, rows: int, most: int, closes: bool) -> None:
         self._grammar, self._rows, self._left, self._closes = grammar, rows, most, closes
         self._said = b""
+        self.source: str | None = None
         self._answer: Constrained | None = None
         vocabulary = grammar.vocabulary
         self._close = vocabulary.tokens.greedy_tokenize(CLOSE)

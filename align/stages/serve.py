@@ -5,24 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from align.config.root import Config
 from align.config.serve import ServeConfig
-from align.errors import require
 from align.run import Run
-from align.run.weights import brings_scores
 from align.serve.keys import Keys, change_tenant, in_words, read_accounts
 from align.serve.limits import Limiter
 from align.serve.opening import Opened
 from align.serve.usage import Usage, usage_beside
+from align.stages.serve_engines import ENGINES
 from align.types import Result
 from align.web.listening import listening, serve
-
-SHARED = 8
-"""One slot in so many is for tenants who have none."""
 
 
 def run(run: Run, config: Config, *found: Any) -> Result:
@@ -69,91 +64,28 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     stage, portfolio = config.stage, found.portfolio
     keys = None if stage.keys is None else Path(stage.keys).expanduser()
     known = None if keys is None else Keys(keys)
-    model = servable(config, found)
-    vocabulary, generation = model.get_input_embeddings().weight.shape[0], model.generation_config
-    engine, check, why = engine_for(config, model)
-    del model  # the engine may have laid out its weights anew
-    formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), generation))
-    formats(None)
-    for version in portfolio.versions().values():
-        check(version.folder)
-        engine.register(version.folder, version.digest)
-        formats(version)
-    thread, log = EngineThread(engine), RequestLog(run.folder / "requests.jsonl")
-    usage = None if keys is None else Usage(usage_beside(keys))
-    thread.start()
-    try:
-        yield Service(
-            engine=thread, portfolio=portfolio, format_of=formats, check=check, log=log,
-            created=int(time.time()),
-            vocabulary=vocabulary, metrics=Metrics(engine.stats, lambda: thread.cpu_s),
-            limits=Limiter(time.monotonic), keys=known, usage=usage,
-        ), why  # fmt: skip
-    finally:
-        thread.close(within_s=5)
-        log.close()
-        if usage is not None:
-            usage.close()
-
-
-def servable(config: Config, found: Opened) -> Any:
-    """The base as its adapters know it: of NF4 the weights that the codes stand for, in fp32."""
-    import torch
-
-    from align.models.dequantised import dequantised
-    from align.models.load import choose_device, choose_dtype, load_base
-    from align.models.start import frozen_as
-
-    device, base = choose_device(config.device), found.portfolio.base
-    trained = {artifact.dtype for artifact in found.artifacts.values() if artifact.dtype} - {"auto"}
-    if found.portfolio.method != "qlora":
-        return load_base(base, frozen_as(found.portfolio.method), device, choose_dtype(config.dtype, device))
-    require(
-        len(trained) < 2, "stage.adapters", sorted(trained),
-        "were trained on NF4 codes of a base in different dtypes, which differ", "Serve them by a server each.",
-    )  # fmt: skip
-    quantised = choose_dtype(next(iter(trained), config.dtype), device)
-    return dequantised(load_base(base, "qlora", device, quantised), torch.float32)
-
-
-def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object], str]:
-    """The engine that serves a model, what it asks of an adapter before it takes it, and why it is this engine. The
-    model is consumed."""
-    from align.models.adapter_files import adapter_config, read_adapter
-    from align.models.bank import lowered
-    from align.models.fastpath.mixed import MixedDecoder
-    from align.models.fastpath.weights import NotPlainError
-    from align.models.load import context_length
-    from align.rollout.continuous import ContinuousBatch
-    from align.rollout.one_at_a_time import OneAtATime
-
-    stage: ServeConfig = config.stage
-    context = min(context_length(model), stage.max_length or context_length(model))
-    why = "the model is on a GPU, where batches were never measured"
-    if model.device.type == "cpu":
+    with ENGINES[config.serve.name](run, config, found) as ready:
+        formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
+        formats(None)
+        for version in portfolio.versions().values():
+            ready.check(version.folder)
+            ready.engine.register(version.folder, version.digest)
+            formats(version)
+        thread, log = EngineThread(ready.engine), RequestLog(run.folder / "requests.jsonl")
+        usage = None if keys is None else Usage(usage_beside(keys))
+        thread.start()
         try:
-            decoder = MixedDecoder(model, stage.slots, context, stage.resident, stage.max_rank)
-        except NotPlainError as error:
-            why = f"{model.config.model_type} is not on the fast path ({error})"
-        else:
-            reserve = stage.slots // SHARED if stage.keys is not None else 0
-            batch = ContinuousBatch(decoder, context, stage.queue, stage.prefix_cache_mb * 2**20, reserve=reserve)
-            check = partial(lowered, sites=decoder.bank.sites, max_rank=stage.max_rank)
-            return batch, check, in_batches(stage, decoder.exact)
-
-    def plain(folder: Path) -> None:
-        problem = "is a reward model, and those are served on the fast path alone"
-        require(not brings_scores(folder), "stage.adapters", folder.name, problem, "Score by it with stage=eval.")
-        adapter_config(folder)
-        read_adapter(folder)
-
-    return OneAtATime(model, context, stage.queue, stage.resident), plain, f"one request at a time: {why}"
-
-
-def in_batches(stage: ServeConfig, exact: bool) -> str:
-    """Which engine it is; and where this machine's products do not agree, that answers can differ in last bits."""
-    said = f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
-    return said if exact else f"{said}; on this machine an answer's last bits can change with its neighbours"
+            yield Service(
+                engine=thread, portfolio=portfolio, format_of=formats, check=ready.check, log=log,
+                created=int(time.time()),
+                vocabulary=ready.vocabulary, metrics=Metrics(ready.engine.stats, lambda: thread.cpu_s),
+                limits=Limiter(time.monotonic), keys=known, usage=usage,
+            ), ready.why  # fmt: skip
+        finally:
+            thread.close(within_s=5)
+            log.close()
+            if usage is not None:
+                usage.close()
 
 
 def named(found: Opened) -> list[str]:

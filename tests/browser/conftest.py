@@ -50,7 +50,8 @@ def behind_another(app: Any, instead: dict[str, tuple[int, str]]) -> Any:
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] not in instead:
-            return await app(scope, receive, send)
+            await app(scope, receive, send)
+            return
         while (await receive()).get("more_body"):
             pass
         status, body = instead[scope["path"]]

@@ -1,0 +1,142 @@
+"""What vLLM is given of a portfolio, a base and adapters as plain LoRA, and what it must say by them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.data.fixed_prompts import fixed_prompts
+from align.errors import CorruptFile, require
+from align.export.adapter import write_adapter
+from align.export.bases import named_base
+from align.export.engines import free_memory, logits_of, picked
+from align.export.launch import vllm_rank
+from align.models.adapter_files import adapter_config, read_adapter
+from align.models.adapter_pool import AdapterPool
+from align.models.dequantised import dequantised_beside
+from align.models.load import context_length, describe, in_fp32, load_base
+from align.models.lowering import check_plain
+from align.rollout.probes import Probes, read_probes
+from align.rollout.vllm import Prepared
+from align.run import Base
+from align.run.atomic import publish
+from align.run.weights import adapter_digest
+
+LOWEST = 16
+"""vLLM makes room for adapters of this rank at least: they are the most common."""
+
+
+@dataclass
+class ForVllm:
+    """See the module.
+
+    Args:
+        base: that the adapters were trained on.
+        method: `qlora`, on its dequantised NF4 weights, or `lora`.
+        device, trained: where and in which dtype it is loaded to be asked; NF4 is quantised out of that dtype.
+        tokenizer: of the base.
+        folder: for the adapters.
+
+    Attributes:
+        must_say: digest → what the adapter must say, of those that were asked and not prepared yet.
+    """
+
+    base: Base
+    method: str
+    device: torch.device
+    trained: torch.dtype
+    tokenizer: Any
+    folder: Path
+    must_say: dict[str, Probes] = field(default_factory=dict)
+
+    def base_folder(self, bases: Path, dtype: torch.dtype) -> Path:
+        """Where vLLM finds the base; the dequantised one is written into `bases`, where it is not there yet."""
+        if self.method != "qlora":
+            return Path(self.base.path)
+        named = named_base(self.base)
+        return dequantised_beside(bases, self.base, named, self.trained, dtype, self.device, self.tokenizer)
+
+    def learn(self, adapters: Mapping[str, Path]) -> Probes:
+        """Find what adapters must say: by what stage=export wrote beside them, or by loading the base once and asking
+        it. Returns what the base must say.
+
+        Args:
+            adapters: digest → folder.
+        """
+        known = {digest: read_probes(folder, digest, self.base.digest) for digest, folder in adapters.items()}
+        self.must_say |= {digest: probes for digest, probes in known.items() if probes is not None}
+        missing = {digest: adapters[digest] for digest, probes in known.items() if probes is None}
+        if missing or not known:
+            return self._ask(missing)
+        first = next(iter(self.must_say.values()))
+        return Probes.of_base(first.rows, first.base)
+
+    def _ask(self, adapters: Mapping[str, Path]) -> Probes:
+        model = in_fp32(load_base(self.base, self.method, self.device, self.trained))
+        rows, pool = fixed_prompts(self.tokenizer, context_length(model)), AdapterPool(model)
+        base = picked(logits_of(model, rows), rows)
+        for digest, folder in adapters.items():
+            pool.add(folder)
+            with pool.actor(digest).use() as actor:
+                self.must_say[digest] = Probes(rows, picked(logits_of(actor, rows), rows), base)
+            pool.remove(digest)
+        del model, pool
+        free_memory()
+        return Probes.of_base(rows, base)
+
+    def __call__(self, folder: Path, digest: str) -> Prepared:
+        """The adapter in a folder, for vLLM.
+
+        Raises:
+            CorruptFile, InputError: it is no adapter that vLLM can serve, or its files have changed.
+        """
+        if digest not in self.must_say:
+            self.learn({digest: folder})
+        target = self.folder / digest
+        shutil.rmtree(target, ignore_errors=True)  # of a server that was killed
+        with publish(target) as part:
+            write_adapter(part, folder, named_base(self.base), tokenizer=self.tokenizer, beside=Path(self.base.path))
+        if adapter_digest(folder) != digest:
+            shutil.rmtree(target)
+            problem = "its files were changed while it was loaded"
+            raise CorruptFile("adapter", digest[:12], problem, "Load it again, once it is written whole.")
+        return Prepared(target, self.must_say.pop(digest))
+
+
+def servable_rank(folder: Path, most: int | None) -> int:
+    """The rank of an adapter that vLLM can serve.
+
+    Args:
+        most: that there is room for; None for what vLLM has room for at all.
+
+    Raises:
+        CorruptFile, InputError: it is none.
+    """
+    adapter_config(folder)
+    adapter = read_adapter(folder)
+    check_plain(adapter)
+    require(not adapter.scores, "adapter", folder.name, "is a reward model", "Serve it without serve=vllm.")
+    rank = max(adapter.ranks.values())
+    room = vllm_rank(rank) if most is None else most
+    problem = f"is over {most}, the rank that vLLM made room for"
+    require(rank <= room, "r", rank, problem, "Start the server with a higher stage.max_rank.")
+    return rank
+
+
+def room_for(folders: Sequence[Path], most: int | None) -> int:
+    """The rank that vLLM makes room for: `most`, or the highest there is.
+
+    Raises:
+        CorruptFile, InputError: see `servable_rank`.
+    """
+    return vllm_rank(most or max([LOWEST, *(servable_rank(folder, None) for folder in folders)]))
+
+
+def vocabulary_of(base: Base) -> int:
+    """Rows of its embedding."""
+    return int(describe(base).config.get_text_config().vocab_size)

@@ -1,0 +1,119 @@
+"""What is asked of vLLM's server. It has further addresses, some of which change its weights; no request of anybody's
+is passed on to it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from align.errors import AlignError
+
+COMPLETIONS, LOAD, UNLOAD, MODELS = "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/models"
+URL = "http://vllm"
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
+SLOWEST_S = 600
+"""How long it may take to load an adapter, or to read some prompts."""
+TOKEN = "token_id:"
+"""What stands before a token's id where vLLM names tokens."""
+
+
+class VllmFailed(AlignError):
+    """vLLM did not do what it was asked."""
+
+
+class VllmClient:
+    """Safe to use from any thread; what is `async` from one event loop.
+
+    Args:
+        socket: that it listens at.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._blocking = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url=URL, timeout=SLOWEST_S)
+        unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        self._streaming = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=str(socket), limits=unlimited), base_url=URL, timeout=None
+        )
+
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        answer = self._blocking.get(MODELS)
+        return int(said(answer)["data"][0]["max_model_len"])
+
+    def load(self, name: str, folder: Path) -> None:
+        """Raises: VllmFailed."""
+        said(self._blocking.post(LOAD, json={"lora_name": name, "lora_path": str(folder)}))
+
+    def unload(self, name: str) -> None:
+        """Raises: VllmFailed."""
+        said(self._blocking.post(UNLOAD, json={"lora_name": name}))
+
+    def knows(self, name: str) -> bool:
+        """Whether anything answers by this name. Raises: VllmFailed: it does neither that nor say so by a 404."""
+        answer = self._blocking.post(COMPLETIONS, json={"model": name, "prompt": [0, 0], "max_tokens": 1})
+        if answer.status_code == 404:
+            return False
+        said(answer)
+        return True
+
+    def logprobs(self, name: str, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of each token of a row but the first, given those before it, in nats. Raises: VllmFailed."""
+        found = []
+        for row in rows:
+            asked = {"model": name, "prompt": list(row), "max_tokens": 0, "echo": True, "logprobs": 0}
+            told = said(self._blocking.post(COMPLETIONS, json=asked))["choices"][0]["logprobs"]["token_logprobs"]
+            found.append([float(value) for value in told[1 : len(row)]])
+        return found
+
+    async def stream(self, asked: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """The choice of each chunk of a completion. Its connection ends with the iterator, and vLLM's work with that.
+
+        Raises:
+            VllmFailed: it refuses, or fails on the way.
+            httpx.TransportError: it is gone.
+        """
+        async with self._streaming.stream("POST", COMPLETIONS, json={**asked, "stream": True}) as answer:
+            if answer.status_code != 200:
+                await answer.aread()
+                said(answer)
+            async for line in answer.aiter_lines():
+                text = line.removeprefix("data: ")
+                if text == line:
+                    continue
+                if text == "[DONE]":
+                    return
+                chunk = json.loads(text)
+                if "error" in chunk:
+                    raise VllmFailed(f"vLLM failed: {chunk['error'].get('message')}")
+                if chunk.get("choices"):
+                    yield chunk["choices"][0]
+        raise VllmFailed("vLLM's stream broke off")
+
+    async def close(self) -> None:
+        self._blocking.close()
+        await self._streaming.aclose()
+
+
+def said(answer: httpx.Response) -> Any:
+    """The JSON of an answer; its text where it is none. Raises: VllmFailed: it is an error."""
+    if answer.status_code != 200:
+        raise VllmFailed(f"vLLM answers {answer.request.url.path} by status {answer.status_code}: {answer.text[:300]}")
+    return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
+
+
+def ids_and_logprobs(told: Mapping[str, Any]) -> list[tuple[int, float | None, list[tuple[int, float]]]]:
+    """Each token of a choice's `logprobs`: its id, its logprob, and the likeliest at its place, best first."""
+    found = []
+    for token, logprob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+        ranked = sorted(((number(name), value) for name, value in (top or {}).items()), key=lambda each: -each[1])
+        found.append((number(token), logprob, ranked))
+    return found
+
+
+def number(token: str) -> int:
+    return int(token.removeprefix(TOKEN))

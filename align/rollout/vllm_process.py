@@ -1,0 +1,117 @@
+"""vLLM's server as a process beside us, at a socket that nobody but its owner reaches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+
+from align.errors import InputError
+from align.rollout.processes import last_words
+
+# It ends with us, also where we are killed: the engine, whatever memory it holds, is of no use to anybody else.
+GUARD = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, on Linux
+os.execv(sys.executable, [sys.executable, "-I", "-m", "vllm.entrypoints.cli.main", *sys.argv[1:]])
+"""
+ENVIRONMENT = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
+}  # fmt: skip
+
+
+class VllmProcess:
+    """`vllm serve`, from its start to its end.
+
+    Args:
+        python: that has vLLM.
+        model: the folder of the base.
+        words: further arguments.
+        log: where what it says is added.
+    """
+
+    def __init__(self, python: str, model: Path, words: Sequence[str], log: Path) -> None:
+        self._room = tempfile.TemporaryDirectory(prefix="align-vllm-")  # its owner's alone, as mkdtemp makes it
+        self.socket, self.log, self.python = Path(self._room.name, "socket"), log, python
+        self._said_before = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [python, "-I", "-c", GUARD, "serve", str(model), "--uds", str(self.socket), *words],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment(os.environ),
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_until_ready(self, within_s: float) -> None:
+        """Raises: InputError: it ended, or was not ready in time; with its last words."""
+        until = time.monotonic() + within_s
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=5) as client:
+            while self.alive and time.monotonic() < until:
+                with suppress(httpx.TransportError):
+                    if client.get("http://vllm/health").status_code == 200:
+                        return
+                time.sleep(0.1)
+        how = f"was not ready within {within_s:g} seconds" if self.alive else "ended while it started"
+        with self.log.open("rb") as said:
+            said.seek(self._said_before)
+            words = last_words(said.read().decode(errors="replace"))
+        self.stop(0)
+        remedy = f"Read {self.log}, and correct serve.args, or give it more time by serve.start_s."
+        raise InputError("serve.python", self.python, f"vLLM {how} ({words})", remedy)
+
+    def stop(self, within_s: float) -> None:
+        """End it, and whatever it has started. May be called again."""
+        if self.alive:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(within_s)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._room.cleanup()
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """That of the process: without what would make another Python of it, or tell it a key to ask for."""
+    left_out = ("PYTHONPATH", "PYTHONHOME", "VLLM_API_KEY")
+    return {**{name: value for name, value in given.items() if name not in left_out}, **ENVIRONMENT}
+
+
+def serve_words(
+    base: str, dtype: str, *, rank: int, adapters: int, slots: int, context: int | None, prefixes: bool
+) -> list[str]:
+    """Arguments of `vllm serve` for adapters on a base.
+
+    Args:
+        base: its digest, part of the name that it is served by.
+        rank: the highest of an adapter.
+        adapters: that one batch may have.
+        slots: requests that are answered at once.
+        context: tokens of a prompt and its answer; None for as many as the base has.
+        prefixes: of earlier prompts are kept.
+    """
+    words = [
+        "--served-model-name", base_name(base), "--dtype", dtype, "--enable-lora", "--max-lora-rank", str(rank),
+        "--max-loras", str(adapters), "--max-num-seqs", str(slots), "--generation-config", "vllm",
+        "--structured-outputs-config", '{"backend": "guidance"}', "--disable-uvicorn-access-log",
+        "--enable-prefix-caching" if prefixes else "--no-enable-prefix-caching",
+    ]  # fmt: skip
+    return words if context is None else [*words, "--max-model-len", str(context)]
+
+
+def base_name(digest: str) -> str:
+    return f"base-{digest}"
+
+
+def adapter_name(digest: str) -> str:
+    return f"adapter-{digest}"
