@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from align.errors import InputError
+from align.errors import AlignError
 from align.rollout.engine import NotFinite
 from align.rollout.requests import FinishReason, Output, Pending, Token
 from align.rollout.sampling import drawn_numbers
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 class Answer:
     """Attributes:
     pending: what is answered.
-    constrained: its grammar is followed here, and not by the engine itself.
     numbers: the uniform number of each position; none at temperature 0.
     begun: the prompt has been read.
     made: tokens so far.
@@ -30,7 +29,6 @@ class Answer:
     """
 
     pending: Pending
-    constrained: bool = True
     numbers: list[float] = field(init=False)
     begun: bool = False
     made: int = 0
@@ -66,7 +64,7 @@ class Answer:
             return
         request, self.made = self.pending.request, self.made + 1
         ended = token.id in request.sampling.stop_ids
-        if request.grammar is not None and self.constrained:
+        if request.grammar is not None:
             ended |= request.grammar.accept(token.id)
         if request.ends is not None:
             ended |= request.ends(token.id)
@@ -84,7 +82,7 @@ class Answer:
 
     def fail(self, error: Exception) -> None:
         """It cannot go on. What is no fault of the input is logged."""
-        if not isinstance(error, InputError | NotFinite):
+        if not isinstance(error, AlignError | NotFinite):
             log.exception("a request failed", exc_info=error)
         self._tell(Output((), "error", error))
 

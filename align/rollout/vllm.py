@@ -21,7 +21,7 @@ import httpx
 from align.errors import InputError, require
 from align.rollout.answer import Answer
 from align.rollout.intake import Intake
-from align.rollout.probes import Agreement, Probes, agreement, check_agreement, in_words
+from align.rollout.probes import Agreement, Logprobs, Probes, agreement, check_agreement, in_words
 from align.rollout.requests import Listener, Pending, Request, SamplingParams, Stats, Token
 from align.rollout.vllm_client import VllmClient, VllmFailed, ids_and_logprobs
 from align.rollout.vllm_process import VllmProcess, adapter_name, base_name
@@ -67,7 +67,8 @@ class VllmEngine(Intake):
         self.client = VllmClient(process.socket)
         super().__init__(min(context, self.client.context()), queue)
         self.slots, self.reserve, self.agreements = slots, reserve, dict[str, Agreement]()
-        self._folders, self._loading, self._base_says = dict[str, Path](), Lock(), dict[str, Any]()
+        self._folders, self._loading = dict[str, Path](), Lock()
+        self._base_said: tuple[Any, Logprobs] = ((), ())  # rows of probes, and what the base says of them
         self._loop, self._news = asyncio.new_event_loop(), asyncio.Event()
         self._tasks: dict[asyncio.Task[None], Answer] = {}
         self._salt = secrets.token_bytes(16)
@@ -102,7 +103,10 @@ class VllmEngine(Intake):
 
     def _check(self, name: str, probes: Probes, field: str, shown: str) -> None:
         found = self.client.logprobs(name, probes.rows)
-        base = found if name == self.base else self.client.logprobs(self.base, probes.rows)
+        if self._base_said[0] != probes.rows:
+            base = found if name == self.base else self.client.logprobs(self.base, probes.rows)
+            self._base_said = probes.rows, base
+        base = self._base_said[1]
         self.agreements[name] = agreed = agreement(found, base, probes)
         log.info("vLLM serves %s: %s", shown, in_words(agreed))
         check_agreement(agreed, self.dtype, field, shown)
@@ -154,7 +158,7 @@ class VllmEngine(Intake):
             pending = self._next((answer.pending.request.tenant for answer in self._tasks.values()), self._has_room)
             if pending is None:
                 break
-            answer = Answer(pending, constrained=False)
+            answer = Answer(pending)
             self._tasks[self._loop.create_task(self._answered(answer))] = answer
         if self._tasks:
             self._loop.run_until_complete(self._something_happens())
@@ -171,10 +175,17 @@ class VllmEngine(Intake):
         return Stats(len(self._waiting), len(self._tasks), cached_tokens=0, resident=len(self._folders), **self._counts)
 
     def close(self, within_s: float) -> None:
-        """End vLLM. Nobody steps the engine any more."""
-        self.process.stop(within_s)
-        self._loop.run_until_complete(self.client.close())
+        """End vLLM, and what is under way. Nobody steps the engine any more."""
+
+        async def end() -> None:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.client.close()
+
+        self._loop.run_until_complete(end())
         self._loop.close()
+        self.process.stop(within_s)
 
     def _has_room(self, running: int) -> bool:
         """See `align.rollout.continuous.ContinuousBatch`."""

@@ -74,25 +74,28 @@ class VllmClient:
         """The choice of each chunk of a completion. Its connection ends with the iterator, and vLLM's work with that.
 
         Raises:
-            VllmFailed: it refuses, or fails on the way.
-            httpx.TransportError: it is gone.
+            VllmFailed: it refuses, fails on the way, or is gone.
         """
-        async with self._streaming.stream("POST", COMPLETIONS, json={**asked, "stream": True}) as answer:
-            if answer.status_code != 200:
-                await answer.aread()
-                said(answer)
-            async for line in answer.aiter_lines():
-                text = line.removeprefix("data: ")
-                if text == line:
-                    continue
-                if text == "[DONE]":
-                    return
-                chunk = json.loads(text)
-                if "error" in chunk:
-                    raise VllmFailed(f"vLLM failed: {chunk['error'].get('message')}")
-                if chunk.get("choices"):
-                    yield chunk["choices"][0]
-        raise VllmFailed("vLLM's stream broke off")
+        whole = False
+        try:
+            async with self._streaming.stream("POST", COMPLETIONS, json={**asked, "stream": True}) as answer:
+                if answer.status_code != 200:
+                    await answer.aread()
+                    said(answer)
+                async for line in answer.aiter_lines():
+                    text = line.removeprefix("data: ")
+                    if text == line or text == "[DONE]":
+                        whole = whole or text != line
+                        continue
+                    chunk = json.loads(text)
+                    if "error" in chunk:
+                        raise VllmFailed(f"vLLM failed: {chunk['error'].get('message')}")
+                    if chunk.get("choices"):
+                        yield chunk["choices"][0]
+        except httpx.TransportError as error:
+            raise VllmFailed(f"vLLM does not answer ({type(error).__name__}: {error})") from error
+        if not whole:
+            raise VllmFailed("vLLM's stream broke off")
 
     async def close(self) -> None:
         self._blocking.close()

@@ -58,7 +58,7 @@ class VllmProcess:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=5) as client:
             while self.alive and time.monotonic() < until:
                 with suppress(httpx.TransportError):
-                    if client.get("http://vllm/health").status_code == 200:
+                    if self.socket.exists() and client.get("http://vllm/health").status_code == 200:
                         return
                 time.sleep(0.1)
         how = f"was not ready within {within_s:g} seconds" if self.alive else "ended while it started"

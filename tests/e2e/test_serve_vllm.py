@@ -1,0 +1,229 @@
+"""The same server before vLLM, of which a stand-in in NumPy is run: names, weights, log and errors are those of align's
+own engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from processes import Forks
+from serving import Server, adapters, serving, settles
+from vllm_stand_in import stand_in_python
+
+from align.models.adapters import attach
+from align.models.base import find_base
+from align.models.load import load_base
+from align.run.weights import adapter_digest
+
+HELLO: Any = [{"role": "user", "content": "Hello there"}]
+ENUM = {"type": "object", "properties": {"a": {"enum": ["x", "yes"]}}, "required": ["a"], "additionalProperties": False}
+SCHEMA: Any = {"type": "json_schema", "json_schema": {"name": "s", "schema": ENUM}}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vllm")
+    adapters(folder / "adapters", "one", "two", "three")
+    stand_in_python(folder / "venv")
+    return folder
+
+
+def words(home: Path, *names: str, **more: str) -> list[str]:
+    given = ", ".join(f"{name}: {home / 'adapters' / name}" for name in names)
+    return [
+        "model=pocket", "serve=vllm", f"serve.python={home / 'venv' / 'bin' / 'python'}", "serve.dtype=float32",
+        "stage.max_length=256", f"stage.adapters={{{given}}}", f"stage.roots=[{home / 'adapters'}]",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(forks: Forks, home: Path) -> Iterator[Server]:
+    with serving(forks, home, *words(home, "one", "two")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.api, api_key="none", max_retries=0)
+
+
+def told(server: Server, model: str, ids: list[int]) -> list[float]:
+    """The logprobs of a prompt, but for its first token."""
+    body = {"model": model, "prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
+    status, found = server.post("/v1/completions", body)
+    assert status == 200, found
+    return found["choices"][0]["logprobs"]["token_logprobs"][1:]
+
+
+@torch.no_grad()
+def test_each_name_is_answered_by_its_weights(server: Server, home: Path):
+    model, ids = load_base(find_base("pocket"), "lora", torch.device("cpu"), torch.float32), [1, 300, 301, 40, 41, 42]
+    wanted = {}
+    for name in ("pocket", "one", "two"):
+        if name != "pocket":
+            model = attach(model, home / "adapters" / name, name)
+            model.set_adapter(name)
+        logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        wanted[name] = logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    for name, logprobs in wanted.items():
+        assert told(server, name, ids) == pytest.approx(logprobs, abs=1e-3)
+    assert max(abs(a - b) for a, b in zip(wanted["one"], wanted["two"], strict=True)) > 0.1
+
+
+def test_an_answer_says_which_weights_made_it_and_so_does_the_log(client: openai.OpenAI, server: Server, home: Path):
+    digest = adapter_digest(home / "adapters" / "one")
+    raw = client.chat.completions.with_raw_response.create(model="one", messages=HELLO, max_tokens=5, user="u")
+    assert raw.headers["x-align-adapter"] == digest
+    assert raw.parse().usage.completion_tokens == 5  # pyright: ignore[reportOptionalMemberAccess]
+    assert settles(lambda: server.log[-1]["id"] == raw.headers["x-request-id"])
+    assert server.log[-1]["adapter"] == digest
+    assert server.log[-1]["completion_tokens"] == 5
+    for unknown in ("nobody", "base", f"adapter-{digest}", f"one@sha256:{'0' * 12}", "pocket "):
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model=unknown, messages=HELLO, max_tokens=1)
+    pinned = client.chat.completions.create(model=f"one@sha256:{digest[:12]}", messages=HELLO, max_tokens=1)
+    assert pinned.model == "one"
+
+
+def test_streams_seeds_several_answers_and_stops(client: openai.OpenAI):
+    asked: Any = {"model": "two", "messages": HELLO, "max_tokens": 8, "seed": 3, "extra_body": {"ignore_eos": True}}
+    whole = client.chat.completions.create(**asked, n=2, logprobs=True, top_logprobs=2)
+    assert whole.choices[0].message.content != whole.choices[1].message.content
+    assert all(choice.finish_reason == "length" for choice in whole.choices)
+    assert [len(choice.logprobs.content) for choice in whole.choices if choice.logprobs] == [8, 8]  # pyright: ignore
+    streamed = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    chunks = list(streamed)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage
+    assert chunks[-1].usage.completion_tokens == 8
+    greedy: Any = {"model": "one", "prompt": "The parcel", "temperature": 0, "max_tokens": 12}
+    free = client.completions.create(**greedy).choices[0].text
+    stop = free[len(free) // 2]
+    cut = client.completions.create(**greedy, stop=[stop]).choices[0]
+    assert (cut.text, cut.finish_reason) == (free[: free.index(stop)], "stop")
+
+
+def test_answers_follow_a_schema(client: openai.OpenAI):
+    for seed in range(3):
+        made = client.chat.completions.create(
+            model="one", messages=HELLO, max_tokens=60, seed=seed, response_format=SCHEMA
+        )
+        assert made.choices[0].finish_reason == "stop"
+        assert json.loads(made.choices[0].message.content or "")["a"] in ("x", "yes")
+
+
+def test_adapters_come_and_go(client: openai.OpenAI, server: Server, home: Path):
+    def load(path: str, **more: Any) -> tuple[int, Any]:
+        return server.post("/v1/load_lora_adapter", {"lora_name": "new", "lora_path": path, **more})
+
+    def said() -> str:
+        made = client.chat.completions.with_raw_response.create(model="new", messages=HELLO, max_tokens=4)
+        return made.headers["x-align-adapter"]
+
+    assert load("three")[0] == 200
+    assert said() == adapter_digest(home / "adapters" / "three")
+    with client.chat.completions.create(
+        model="new", messages=HELLO, max_tokens=100, stream=True, extra_body={"ignore_eos": True}
+    ) as stream:
+        next(stream)
+        assert load("two", load_inplace=True)[0] == 200
+        assert len(list(stream)) >= 50  # it goes on by the weights that it began with
+    assert said() == adapter_digest(home / "adapters" / "two")
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "new"})[0] == 200
+    with pytest.raises(openai.NotFoundError):
+        said()
+    copies = home / "runs" / "serve" / "s" / "vllm"
+    client.completions.create(model="one", prompt="x", max_tokens=1)
+    kept = {adapter_digest(home / "adapters" / name) for name in ("one", "two")}
+    assert settles(lambda: {path.name for path in copies.iterdir()} == kept)
+
+
+def test_what_vllm_does_not_do_is_refused(client: openai.OpenAI, server: Server):
+    status, error = server.post("/v1/rewards", {"model": "one", "messages": HELLO})
+    assert status == 400, error
+    with pytest.raises(openai.BadRequestError, match="The context is 256 tokens"):
+        client.chat.completions.create(model="one", messages=HELLO, max_tokens=256)
+
+
+def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, server: Server):
+    stream = client.chat.completions.create(
+        model="one", messages=HELLO, max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(stream)
+    assert server.stat("align_requests_running") == 1
+    stream.close()
+    assert settles(lambda: server.stat("align_requests_running") == 0)
+
+
+def vllm_of(server: Server) -> int:
+    """The process that listens for it: the only child of the server's."""
+    [pid] = Path(f"/proc/{server.child.pid}/task/{server.child.pid}/children").read_text().split()
+    return int(pid)
+
+
+def runs(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_vllm_ends_with_the_server(forks: Forks, home: Path, tmp_path: Path, signum: int):
+    with serving(forks, tmp_path, *words(home)) as server:
+        pid = vllm_of(server)
+        assert runs(pid)
+        server.child.send_signal(signum)
+        assert server.child.ended().status == (0 if signum == signal.SIGTERM else -signal.SIGKILL)
+        assert settles(lambda: not runs(pid))
+
+
+def test_a_server_whose_vllm_ends_says_so(forks: Forks, home: Path, tmp_path: Path):
+    with serving(forks, tmp_path, *words(home)) as server:
+        os.kill(vllm_of(server), signal.SIGKILL)
+        assert settles(lambda: server.get("/health")[0] == 503)
+        assert server.get("/ready")[0] == 503
+        status, _ = server.post("/v1/completions", {"model": "pocket", "prompt": "x", "max_tokens": 2})
+        assert status in (500, 503)
+
+
+def wrong(fault: str) -> str:
+    """Python that makes it a wrong one."""
+    return f"import os; os.environ['STAND_IN'] = {fault!r}"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("answers-unknown", "answers by a name that it was never given"),
+        ("not-applied", "0% of the adapter is in force"),
+        ("ends", "no memory for a model"),
+    ],
+)
+def test_a_wrong_vllm_never_opens(forks: Forks, home: Path, tmp_path: Path, fault: str, said: str):
+    child = forks.start(tmp_path, "stage=serve", *words(home, "one"), before=wrong(fault))
+    ended = child.ended(120)
+    assert ended.status == 2
+    assert said in ended.err
+
+
+def test_a_vllm_that_passes_over_grammars_is_found_out(forks: Forks, home: Path, tmp_path: Path):
+    with serving(forks, tmp_path, *words(home), before=wrong("no-grammar")) as server:
+        body = {"model": "pocket", "messages": HELLO, "max_tokens": 30, "response_format": SCHEMA}
+        status, error = server.post("/v1/chat/completions", body)
+        assert status == 500, error
+        assert server.post("/v1/chat/completions", {**body, "response_format": {"type": "text"}})[0] == 200
+
+
+def test_the_log_of_vllm_holds_no_prompt(server: Server, client: openai.OpenAI):
+    client.completions.create(model="one", prompt="a secret of mine", max_tokens=2)
+    for path in (server.folder / "vllm.log", server.folder / "log.txt", server.folder / "requests.jsonl"):
+        assert "secret" not in path.read_text()

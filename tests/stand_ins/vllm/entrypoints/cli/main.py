@@ -1,0 +1,240 @@
+"""`python -m vllm.entrypoints.cli.main serve FOLDER --uds SOCKET …`: vLLM's addresses that align asks, on a socket."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socketserver
+import sys
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+
+from vllm.llama import Llama, Lora, softmax
+
+FAULTS = {
+    "answers-unknown": "a name that it does not know is answered by the base",
+    "not-applied": "adapters load, and the base answers for them",
+    "half": "adapters are in force by half",
+    "another": "the adapter that came first answers for all",
+    "no-load": "no adapter loads",
+    "ends": "it ends at once",
+    "never-ready": "it starts and answers nothing",
+    "dies": "it ends after five tokens of an answer that asks for more than 50",
+    "breaks": "such a stream breaks off, without an end",
+    "says": "it says so in such a stream",
+    "no-grammar": "grammars are passed over",
+    "cuts": "such an answer is ended too early, as if it were at its length",
+}
+FAULT = os.environ.get("STAND_IN", "")
+assert not FAULT or FAULT in FAULTS, FAULT
+
+
+class Refused(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Engine:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.lock = args, Lock()
+        self.model, self.loras = Llama(Path(args.model)), dict[str, Lora]()
+        self.vocabulary = LLTokenizer(
+            (Path(args.model) / "tokenizer.json").read_text(), eos_token=self.model.config["eos_token_id"]
+        )
+
+    def grammar(self, body: dict[str, Any]) -> LLMatcher | None:
+        source = (body.get("structured_outputs") or {}).get("grammar")
+        if source is None or FAULT == "no-grammar":
+            return None
+        matcher = LLMatcher(self.vocabulary, LLMatcher.grammar_from_lark(source))
+        if matcher.is_error():
+            raise Refused(400, matcher.get_error())
+        return matcher
+
+    def load(self, body: dict[str, Any]) -> None:
+        if body["lora_name"] in self.loras:
+            raise Refused(400, "already loaded")
+        try:
+            if FAULT == "no-load":
+                raise ValueError("it does not")
+            lora = Lora(Path(body["lora_path"]))
+        except (OSError, ValueError) as error:
+            raise Refused(400, f"no adapter: {error}") from error
+        if FAULT == "half":
+            lora.scale /= 2
+        if FAULT == "another" and self.loras:
+            lora = next(iter(self.loras.values()))
+        self.loras[body["lora_name"]] = lora
+
+    def unload(self, body: dict[str, Any]) -> None:
+        if self.loras.pop(body["lora_name"], None) is None:
+            raise Refused(404, "no such adapter")
+
+    def lora(self, name: str) -> Lora | None:
+        if name in self.loras:
+            return None if FAULT == "not-applied" else self.loras[name]
+        if name != self.args.served_model_name and FAULT != "answers-unknown":
+            raise Refused(404, f"The model `{name}` does not exist.")
+        return None
+
+    def tokens(self, body: dict[str, Any]) -> Any:
+        """Token, its logprob, and the likeliest, of the prompt where it is echoed and of each new one."""
+        lora, ids, number = self.lora(body["model"]), list(body["prompt"]), body.get("logprobs") or 0
+        draw, grammar = np.random.default_rng(abs(body.get("seed") or 0)), self.grammar(body)
+
+        def told(logprobs: np.ndarray, id: int) -> tuple[int, float, dict[int, float]]:
+            best = np.argsort(-logprobs)[:number].tolist()
+            return id, float(logprobs[id]), {i: float(logprobs[i]) for i in dict.fromkeys([id, *best])}
+
+        prompt = []
+        if body.get("echo"):
+            with self.lock:
+                rows = np.log(softmax(self.model.logits(ids, lora)))
+            prompt = [(ids[0], None, None), *(told(rows[i], ids[i + 1]) for i in range(len(ids) - 1))]
+        yield prompt
+        for _ in range(body.get("max_tokens", 16)):
+            with self.lock:
+                logits = self.model.logits(ids, lora)[-1]
+            if grammar is not None:
+                bits = np.frombuffer(grammar.compute_bitmask(), np.uint8)
+                allowed = np.unpackbits(bits, count=len(logits), bitorder="little").astype(bool)
+                logits = np.where(allowed, logits, -np.inf)
+            temperature = body.get("temperature", 1.0)
+            chances = softmax(logits / temperature) if temperature else None
+            id = int(logits.argmax()) if chances is None else int((chances.cumsum() > draw.random()).argmax())
+            ids.append(id)
+            if grammar is not None:
+                grammar.consume_token(id)
+            yield told(np.log(softmax(logits)), id)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    engine: Engine
+
+    def do_GET(self) -> None:
+        if self.path == "/v1/models":
+            config = self.engine.model.config
+            length = self.engine.args.max_model_len or config["max_position_embeddings"]
+            self.answer({"data": [{"id": self.engine.args.served_model_name, "max_model_len": length}]})
+        else:
+            self.answer({})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        try:
+            if self.path == "/v1/completions":
+                self.complete(body)
+            else:
+                load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+                {load: self.engine.load, unload: self.engine.unload}[self.path](body)
+                self.answer({})
+        except Refused as error:
+            self.answer({"error": {"message": str(error)}}, error.status)
+
+    def complete(self, body: dict[str, Any]) -> None:
+        made = self.engine.tokens(body)
+        prompt = next(made)
+        if not body.get("stream"):
+            self.answer({"choices": [choice(body, [*prompt, *made], "length")]})
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        said, stops = prompt, set(body.get("stop_token_ids") or ())
+        if not body["max_tokens"]:
+            self.chunk(choice(body, said, "length"))
+        for n, each in enumerate(made, 1):
+            ended = "stop" if each[0] in stops else "length" if n == body["max_tokens"] else None
+            if n == 6 and body["max_tokens"] > 50:
+                if FAULT == "dies":
+                    os._exit(3)
+                if FAULT == "breaks":
+                    break
+                if FAULT == "says":
+                    self.event({"error": {"message": "out of memory"}})
+                    break
+                ended = "length" if FAULT == "cuts" else ended
+            self.chunk(choice(body, [*said, each], ended))
+            said = []
+            if ended:
+                break
+        if FAULT != "breaks":
+            self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        else:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def chunk(self, made: dict[str, Any]) -> None:
+        self.event({"choices": [made]})
+
+    def event(self, made: dict[str, Any]) -> None:
+        data = f"data: {json.dumps(made)}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def answer(self, made: Any, status: int = 200) -> None:
+        data = json.dumps(made).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def address_string(self) -> str:
+        return "socket"
+
+    def log_message(self, *said: object) -> None:
+        pass
+
+
+def choice(body: dict[str, Any], told: list[Any], ended: str | None) -> dict[str, Any]:
+    ids = [id for id, _, _ in told]
+    new = ids[len(body["prompt"]) :] if body.get("echo") and len(ids) >= len(body["prompt"]) else ids
+    logprobs = None
+    if body.get("logprobs") is not None:
+        logprobs = {
+            "tokens": [f"token_id:{id}" for id in ids],
+            "token_logprobs": [logprob for _, logprob, _ in told],
+            "top_logprobs": [top and {f"token_id:{id}": value for id, value in top.items()} for _, _, top in told],
+        }
+    return {"index": 0, "text": "", "token_ids": new, "logprobs": logprobs, "finish_reason": ended}
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["serve"])
+    parser.add_argument("model")
+    parser.add_argument("--enable-lora", action="store_true", required=True)
+    parser.add_argument("--disable-uvicorn-access-log", action="store_true")
+    parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
+    for name in ("--uds", "--served-model-name", "--max-lora-rank", "--max-loras", "--generation-config"):
+        parser.add_argument(name, required=True)
+    for name in ("--dtype", "--max-num-seqs", "--structured-outputs-config"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--max-model-len", type=int)
+    args = parser.parse_args()  # an option that it does not know ends it
+    print("a stand-in for vLLM starts", flush=True)
+    if FAULT == "ends":
+        sys.exit("ValueError: no memory for a model")
+    if FAULT == "never-ready":
+        time.sleep(600)
+    assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    Handler.engine = Engine(args)
+    Server(args.uds, Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,414 @@
+"""The engine that asks vLLM, on a stand-in in NumPy: its answers, its adapters, and what is refused of a wrong one."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from many_adapters import Heard, added, asked, run
+from peft import LoraConfig, get_peft_model
+from tiny_roles import shake
+from vllm_stand_in import stand_in_python
+
+from align.errors import CorruptFile, InputError
+from align.export.for_vllm import ForVllm, room_for, servable_rank
+from align.models.adapters import save_adapter
+from align.models.base import find_base
+from align.models.load import load_base, load_tokenizer
+from align.rollout.one_at_a_time import OneAtATime
+from align.rollout.probes import PROBES, Agreement, Probes, agreement, check_agreement, read_probes, write_probes
+from align.rollout.requests import QueueFull, Request, SamplingParams
+from align.rollout.vllm import VllmEngine
+from align.rollout.vllm_client import VllmFailed
+from align.rollout.vllm_process import VllmProcess, adapter_name, environment, serve_words
+from align.run.weights import adapter_digest
+
+CPU = torch.device("cpu")
+PROMPT = (1, 300, 301, 40, 41, 42)
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 8, "lora_alpha": 16}, "scaled": {"r": 4, "lora_alpha": 8, "use_rslora": True},
+    "patterns": {"r": 8, "rank_pattern": {"down_proj": 12}, "alpha_pattern": {"q_proj": 5}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return stand_in_python(tmp_path_factory.mktemp("venv"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Adapters on pocket of kinds that engines read wrongly unless they are lowered."""
+    root, base = tmp_path_factory.mktemp("adapters"), find_base("pocket")
+    for seed, (name, kind) in enumerate(KINDS.items()):
+        torch.manual_seed(seed)
+        model = get_peft_model(
+            load_base(base, "lora", CPU, torch.float32),
+            LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **kind),
+        )
+        shake(model, 0.05)
+        save_adapter(model, root / name, base)
+    return {name: root / name for name in KINDS}
+
+
+@pytest.fixture(scope="module")
+def learned(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
+    """What the base and the adapters must say, of some of the prompts: the stand-in is slow."""
+    base = find_base("pocket")
+    made = ForVllm(base, "lora", CPU, torch.float32, load_tokenizer(base), Path("nowhere"))
+    of_base = made.learn({adapter_digest(folder): folder for folder in folders.values()})
+
+    def some(probes: Probes) -> Probes:
+        return Probes(probes.rows[:3], probes.adapter[:3], probes.base[:3])
+
+    return some(of_base), {digest: some(probes) for digest, probes in made.must_say.items()}
+
+
+Start = Callable[..., AbstractContextManager[VllmEngine]]
+
+
+@pytest.fixture
+def serving(python: str, learned: tuple[Probes, dict[str, Probes]], tmp_path: Path) -> Start:
+    """Starts an engine for as long as a block lasts."""
+
+    @contextmanager
+    def start(queue: int = 8, slots: int = 4, **options: Any) -> Iterator[VllmEngine]:
+        base, (of_base, must_say) = find_base("pocket"), learned
+        made = ForVllm(base, "lora", CPU, torch.float32, load_tokenizer(base), tmp_path / "vllm", {**must_say})
+        words = serve_words(base.digest, "float32", rank=16, adapters=4, slots=slots, context=256, prefixes=True)
+        folder = made.base_folder(tmp_path / "bases", torch.float32)
+        process, engine = VllmProcess(python, folder, words, tmp_path / "vllm.log"), None
+        try:
+            process.wait_until_ready(60)
+            engine = VllmEngine(process, made, of_base, base.digest, "float32", 1024, queue, slots, **options)
+            yield engine
+        finally:
+            process.stop(5) if engine is None else engine.close(5)
+
+    return start
+
+
+@pytest.fixture
+def engine(serving: Start) -> Iterator[VllmEngine]:
+    with serving() as engine:
+        yield engine
+
+
+def greedy(adapter: str | None, **changes: Any) -> Request:
+    return Request(PROMPT, SamplingParams(**{"max_tokens": 6, "temperature": 0.0, "logprobs": 2, **changes}), adapter)
+
+
+def test_it_answers_as_transformers_does(engine: VllmEngine, folders: dict[str, Path]):
+    own = OneAtATime(load_base(find_base("pocket"), "lora", CPU, torch.float32), 1024)
+    digests = [None, *(engine.register(folder) for folder in folders.values())]
+    assert digests[1:] == [own.register(folder) for folder in folders.values()]
+    asked = [greedy(digest, prompt_logprobs=3) for digest in digests]
+    answers = set()
+    for ours, theirs in zip(run(engine, asked), run(own, asked), strict=True):
+        assert (ours.ids, ours.reason) == (theirs.ids, theirs.reason)
+        answers.add(tuple(ours.ids))
+        for a, b in zip(ours.tokens, theirs.tokens, strict=True):
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
+            assert [id for id, _ in a.top] == [id for id, _ in b.top]
+        told, wanted = ours.outputs[0].prompt_logprobs, theirs.outputs[0].prompt_logprobs
+        assert told is not None
+        assert wanted is not None
+        assert told[0] is wanted[0] is None
+        for a, b in zip(told[1:], wanted[1:], strict=True):
+            assert a
+            assert b
+            assert (a.id, [i for i, _ in a.top]) == (b.id, [i for i, _ in b.top])
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
+    assert len(answers) == len(digests), "the adapters answer differently, or this shows nothing"
+    assert all(abs(each.share - 1) < 1e-3 for name, each in engine.agreements.items() if name != engine.base)
+
+
+def test_a_prompt_is_scored_without_an_answer(engine: VllmEngine):
+    [heard] = run(engine, [greedy(None, max_tokens=0, prompt_logprobs=0)])
+    assert heard.reason == "length"
+    assert heard.ids == []
+    told = heard.outputs[0].prompt_logprobs
+    assert told is not None
+    assert len(told) == len(PROMPT)
+    [heard] = run(engine, [greedy(None, max_tokens=0)])
+    assert heard.reason == "length"
+    assert heard.ids == []
+
+
+def test_an_answer_ends_where_the_request_says(engine: VllmEngine):
+    [free] = run(engine, [greedy(None)])
+    assert len(free.ids) == 6
+    assert free.reason == "length"
+    [stopped] = run(engine, [greedy(None, stop_ids=(free.ids[2],))])
+    assert stopped.ids == free.ids[: free.ids.index(free.ids[2]) + 1]
+    assert stopped.reason == "stop"
+    said: list[int] = []
+    by_text = Request(PROMPT, greedy(None, max_tokens=100).sampling, ends=lambda id: said.append(id) or len(said) == 2)
+    [ended] = run(engine, [by_text])
+    assert (ended.ids, ended.reason) == (free.ids[:2], "stop")
+
+
+def test_the_seed_decides(engine: VllmEngine):
+    first, again, other = run(engine, [greedy(None, temperature=1.0, seed=s) for s in (1, 1, 2)])
+    assert first.ids == again.ids != other.ids
+
+
+def test_more_wait_than_are_answered(engine: VllmEngine):
+    pending = [added(engine, greedy(None)) for _ in range(6)]
+    with pytest.raises(QueueFull):
+        asked(engine, greedy(None))
+    engine.step()
+    assert engine.stats().running <= 4
+    assert engine.stats().waiting >= 2
+    while engine.step():
+        pass
+    assert {heard.reason for _, heard in pending} == {"length"}
+    assert engine.stats().waiting == engine.stats().running == 0
+    assert engine.stats().generated_tokens == 36
+    assert engine.stats().prompt_tokens == 36
+
+
+def test_slots_are_kept_for_tenants_who_have_none(serving: Start):
+    with serving(reserve=1) as engine:
+        for _ in range(5):
+            engine.add(Request(PROMPT, greedy(None, max_tokens=200).sampling, tenant="many"), Heard())
+        engine.step()
+        assert engine.stats().running == 3
+        one = Heard()
+        engine.add(Request(PROMPT, greedy(None).sampling, tenant="one"), one)
+        engine.step()
+        assert engine.stats().running == 4
+        engine.give_up(RuntimeError("enough"))
+        engine.step()
+
+
+def test_one_that_is_aborted_leaves_its_slot_to_the_next(engine: VllmEngine):
+    running = [added(engine, greedy(None, max_tokens=200)) for _ in range(4)]
+    engine.step()
+    _, heard = added(engine, greedy(None, max_tokens=2))
+    engine.abort(running[0][0])
+    engine.step()
+    engine.step()
+    assert running[0][1].reason == "abort"
+    assert engine.stats().waiting == 0
+    for pending, _ in running[1:]:
+        engine.abort(pending)
+    while engine.step():
+        pass
+    assert heard.reason == "length"
+    assert [other.reason for _, other in running] == ["abort"] * 4
+
+
+def test_an_adapter_that_is_let_go_answers_what_had_begun(engine: VllmEngine, folders: dict[str, Path], tmp_path: Path):
+    digest = engine.register(folders["plain"])
+    _, heard = added(engine, greedy(digest, max_tokens=20))
+    engine.step()
+    engine.unregister(digest)
+    while engine.step():
+        pass
+    assert heard.reason == "length"
+    engine.step()
+    assert not engine.client.knows(adapter_name(digest))
+    assert list((tmp_path / "vllm").iterdir()) == []
+    with pytest.raises(InputError, match="is not registered"):
+        asked(engine, greedy(digest))
+    assert engine.register(folders["plain"]) == digest  # and it comes back
+    assert run(engine, [greedy(digest)])[0].reason == "length"
+
+
+def test_what_vllm_cannot_do_is_refused_before_it_waits(engine: VllmEngine):
+    with pytest.raises(InputError, match=r"scores.*serve=vllm"):
+        asked(engine, Request(PROMPT, SamplingParams(0), scored=True))
+    with pytest.raises(InputError, match="over the context of 256"):
+        asked(engine, greedy(None, max_tokens=251))
+    assert engine.stats().waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ("answers-unknown", "answers by a name that it was never given"),
+        ("ends", r"ended while it started \(ValueError: no memory for a model\)"),
+    ],
+)
+def test_a_wrong_vllm_never_opens(serving: Start, monkeypatch: pytest.MonkeyPatch, fault: str, problem: str):
+    monkeypatch.setenv("STAND_IN", fault)
+    with pytest.raises(InputError, match=problem), serving():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ("not-applied", "0% of the adapter is in force"),
+        ("half", r"\d+% of the adapter is in force"),
+        ("another", "nats from those that were trained|% of the adapter is in force"),
+        ("no-load", "answers /v1/load_lora_adapter by status 400"),
+    ],
+)
+def test_an_adapter_that_is_not_in_force_is_never_served(
+    serving: Start, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path], fault: str, problem: str
+):
+    monkeypatch.setenv("STAND_IN", fault)
+    with serving() as engine:
+        if fault == "another":
+            engine.register(folders["scaled"])
+        with pytest.raises((InputError, VllmFailed), match=problem):
+            engine.register(folders["plain"])
+        digest = adapter_digest(folders["plain"])
+        assert digest not in engine.known
+        engine.step()
+        assert not engine.client.knows(adapter_name(digest))
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ("dies", r"vLLM does not answer \("),
+        ("breaks", "broke off"),
+        ("says", "out of memory"),
+        ("cuts", "ended it after 6 of 60 tokens"),
+    ],
+)
+def test_an_answer_that_breaks_off_is_an_error_and_no_answer(
+    serving: Start, monkeypatch: pytest.MonkeyPatch, fault: str, problem: str
+):
+    monkeypatch.setenv("STAND_IN", fault)
+    with serving() as engine:
+        whole, broken = run(engine, [greedy(None), greedy(None, max_tokens=60)])
+        assert broken.reason == "error"
+        assert re.search(problem, str(broken.error))
+        if fault != "dies":
+            assert whole.reason == "length"
+            assert run(engine, [greedy(None)])[0].reason == "length"
+        else:
+            for _ in range(50):
+                if not engine.sound():
+                    break
+                time.sleep(0.1)
+            assert not engine.sound()
+
+
+def test_it_is_waited_for_as_long_as_is_said(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STAND_IN", "never-ready")
+    process = VllmProcess(
+        python, Path(find_base("pocket").path),
+        serve_words("0" * 64, "float32", rank=16, adapters=4, slots=4, context=None, prefixes=False),
+        tmp_path / "vllm.log",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"not ready within 0\.5 seconds \(a stand-in for vLLM starts\)"):
+        process.wait_until_ready(0.5)
+    assert not process.alive
+    assert not process.socket.parent.exists()
+
+
+def test_nobody_else_reaches_its_socket(engine: VllmEngine):
+    assert engine.process.socket.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_its_environment_is_no_other_python_and_asks_for_no_key():
+    told = environment({"PYTHONPATH": "/x", "VLLM_API_KEY": "k", "HOME": "/h", "VLLM_CPU_KVCACHE_SPACE": "2"})
+    assert not {"PYTHONPATH", "VLLM_API_KEY"} & told.keys()
+    assert told["HOME"] == "/h"
+    assert told["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert told["VLLM_NO_USAGE_STATS"] == "1"
+
+
+# What it must say
+
+
+def test_the_share_of_an_adapter_that_is_in_force():
+    draw = np.random.default_rng(0)
+    base, moved = -5 * draw.random((4, 50)), 0.05 * draw.standard_normal((4, 50))
+    probes = Probes([[0] * 51] * 4, (base + moved).tolist(), base.tolist())
+    for share in (0.0, 0.5, 1.0, 2.0):
+        noise, noise_base = 0.02 * draw.standard_normal((2, 4, 50))  # as large as half of what is measured
+        agreed = agreement((base + share * moved + noise).tolist(), (base + noise_base).tolist(), probes)
+        assert agreed.share == pytest.approx(share, abs=3 * agreed.error)
+        assert agreed.error < 0.1
+    exact = agreement(probes.adapter, probes.base, probes)
+    assert exact == Agreement(0.0, pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
+
+
+def test_an_agreement_is_judged_by_what_its_noise_can_tell():
+    check_agreement(Agreement(0.01, 1.2, 0.01), "bfloat16", "adapter", "x")
+    check_agreement(Agreement(0.01, 0.0, 0.5), "bfloat16", "adapter", "x")  # an adapter that hardly says anything
+    check_agreement(Agreement(0.01, float("nan"), float("inf")), "bfloat16", "adapter", "x")
+    for wrong in (Agreement(0.01, 0.7, 0.01), Agreement(0.01, 1.4, 0.1), Agreement(0.2, 1.0, 0.01)):
+        with pytest.raises(InputError, match="adapter=x"):
+            check_agreement(wrong, "bfloat16", "adapter", "x")
+    with pytest.raises(InputError, match="nats from those that were trained"):
+        check_agreement(Agreement(0.01, 1.0, 0.0), "float32", "adapter", "x")
+    with pytest.raises(InputError):
+        check_agreement(Agreement(float("nan"), float("nan"), float("nan")), "float32", "adapter", "x")
+
+
+def test_probes_are_read_as_they_were_written(tmp_path: Path):
+    probes = Probes([[1, 2, 3], [4, 5]], [[-1.5, -2.0], [-0.25]], [[-1.0, -2.5], [-0.5]])
+    assert read_probes(tmp_path, "a", "b") is None
+    write_probes(tmp_path, probes, "a", "b")
+    assert read_probes(tmp_path, "a", "b") == probes
+    for adapter, base in (("x", "b"), ("a", "x")):
+        with pytest.raises(CorruptFile, match="another adapter or base"):
+            read_probes(tmp_path, adapter, base)
+
+
+def without(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda said: said.pop(name)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        without("rows"), without("base"), lambda said: said["rows"].pop(), lambda said: said["adapter"][0].pop(),
+        lambda said: said["rows"][1].append("x"), lambda said: said["base"][0].__setitem__(0, None),
+        lambda said: said.update(rows=[], adapter=[], base=[]), lambda said: said.update(rows=3),
+        lambda said: said["rows"].__setitem__(0, [-1, 2, 3]), lambda said: said["rows"].__setitem__(1, 7),
+    ],
+)  # fmt: skip
+def test_probes_that_are_none_are_refused(tmp_path: Path, spoil: Callable[[dict[str, Any]], object]):
+    write_probes(tmp_path, Probes([[1, 2, 3], [4, 5]], [[-1.5, -2.0], [-0.25]], [[-1.0, -2.5], [-0.5]]), "a", "b")
+    said = json.loads((tmp_path / PROBES).read_text())
+    spoil(said)
+    (tmp_path / PROBES).write_text(json.dumps(said))
+    with pytest.raises(CorruptFile, match="holds no rows of tokens"):
+        read_probes(tmp_path, "a", "b")
+
+
+def test_probes_beside_an_adapter_save_loading_the_base(
+    folders: dict[str, Path], learned: tuple[Probes, dict[str, Probes]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    base, (of_base, must_say) = find_base("pocket"), learned
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    for path in folders["plain"].iterdir():
+        (exported / path.name).write_bytes(path.read_bytes())
+    digest = adapter_digest(exported)
+    write_probes(exported, must_say[digest], digest, base.digest)
+
+    def loaded(*_: Any) -> Any:
+        raise AssertionError("the base is loaded")
+
+    monkeypatch.setattr("align.export.for_vllm.load_base", loaded)
+    light = ForVllm(base, "lora", CPU, torch.float32, load_tokenizer(base), tmp_path / "vllm")
+    assert light.learn({digest: exported}) == of_base
+    assert light(exported, digest).probes == must_say[digest]
+    with pytest.raises(AssertionError):
+        light.learn({digest: exported, adapter_digest(folders["scaled"]): folders["scaled"]})
+
+
+def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):
+    assert servable_rank(folders["patterns"], None) == 12
+    assert room_for([*folders.values()], None) == 16
+    assert room_for([*folders.values()], 40) == 64
+    with pytest.raises(InputError, match=r"r=12: is over 8, the rank that vLLM made room for"):
+        servable_rank(folders["patterns"], 8)
