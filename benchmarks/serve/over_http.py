@@ -57,8 +57,12 @@ class Http(LlamaServer):
 
 
 @contextmanager
-def our_server(base: Base, dtype: str, slots: int, threads: int, work: Path) -> Iterator[Http]:
-    """`stage=serve` with eight adapters."""
+def our_server(base: Base, dtype: str, slots: int, threads: int, work: Path, *more: str) -> Iterator[Http]:
+    """`stage=serve` with eight adapters.
+
+    Args:
+        more: words of its command line.
+    """
     folders = random_adapters(base, ADAPTERS, (16,), work / "adapters")
     for folder in folders:
         write_json(folder / "base.json", {"id": base.id, "digest": base.digest})
@@ -70,7 +74,7 @@ def our_server(base: Base, dtype: str, slots: int, threads: int, work: Path) -> 
     words = [
         sys.executable, "-m", "align", "stage=serve", f"model={base.id}", "method=lora", f"dtype={dtype}",
         f"stage.adapters={{{names}}}", f"stage.port={port}", f"stage.slots={slots}", "stage.prefix_cache_mb=0",
-        "stage.max_rank=16", f"run.root={work / 'runs'}",
+        "stage.max_rank=16", f"run.root={work / 'runs'}", *more,
     ]  # fmt: skip
     with (work / "server.log").open("w") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
@@ -80,7 +84,7 @@ def our_server(base: Base, dtype: str, slots: int, threads: int, work: Path) -> 
         yield Http(port, Path(base.id).name)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(60)
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
