@@ -19,6 +19,7 @@ NEEDS = {
     "gpu": "a GPU",
     "vllm": "vLLM",
     "llama.cpp": "llama.cpp, which is built for minutes; tests/e2e/test_export_gguf.py runs it where it is",
+    "docker": "Docker, Compose or Kubernetes; tests/e2e/test_deployed.py runs what the files start",
     "person": "somebody at a browser; tests/browser has a script in their place",
     "script": "a recipe or a benchmark, minutes to hours; tests/configs composes its lines",
     "yours": "a file, a run or a machine of the reader's",

@@ -37,7 +37,7 @@ REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
     *("method", "precision", "computed", "dtype", "into", "parents", "system", "folded", "seed", "data", "judge"),
     *("metrics", "losses", "measured", "sampled", "receipt", "licences", "license", "language", "tags", "notes"),
-    *("served", "modelfile", "linked", "score", "accuracy"),
+    *("served", "launch", "modelfile", "linked", "score", "accuracy"),
 )
 TITLES = {
     "sft": "Supervised fine-tuning",
@@ -64,10 +64,10 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `align.evals.comparison.summarise`; `losses` before and after supervised training; `measured`, the data that
             these, `metrics` or `accuracy` were measured on, and `sampled`, how answers were sampled; `licences`, pairs
             of what it was made of and that licence, the base first; `receipt`, a list of
-            `align.export.verdicts.Check`; `served`, the name that the launch files give it; `modelfile`, whether there
-            is one; `linked`, what the link to an adapter's base leads to, `nf4-dequantised` or `original`, where there
-            is one; `score`, of a reward model: the token that its score is read at, and `accuracy`, its figures on
-            held-out pairs;
+            `align.export.verdicts.Check`; `served`, the name that the launch files give it; `launch`, these files' own
+            names without `.sh`; `modelfile`, whether there is one; `linked`, what the link to an adapter's base leads
+            to, `nf4-dequantised` or `original`, where there is one; `score`, of a reward model: the token that its
+            score is read at, and `accuracy`, its figures on held-out pairs;
             `license`, `language`, `tags`; `notes`, a paragraph.
 
     Raises:
@@ -278,7 +278,9 @@ def export_facts(
         "kind": kind, "base": named, "method": trained.method,
         "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype), "computed": name_of(trained.dtype),
         "dtype": dtype, "into": into,
-        "served": name if (folder / LAUNCH).is_dir() else "", "modelfile": (folder / "Modelfile").is_file(),
+        "served": name if (folder / LAUNCH).is_dir() else "",
+        "launch": sorted(path.stem for path in (folder / LAUNCH).glob("*.sh")),
+        "modelfile": (folder / "Modelfile").is_file(),
         "receipt": checks,
     }  # fmt: skip
 

@@ -28,7 +28,7 @@ from align.export.gguf import (
     write_gguf,
     write_whole_gguf,
 )
-from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged
+from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged, launches_own
 from align.export.merged import merged_model, write_merged
 from align.export.ollama import ollama_file
 from align.export.trained import Trained
@@ -186,10 +186,13 @@ def launch_files(
         seen = os.path.relpath(beside, home / LAUNCH) if beside is not None else ""
         if link_base(trained, beside, folder, home):
             seen = f"../{named['id']}"
-        if not trained.asked.scores:  # no engine takes a head of scores beside an adapter
-            served = Served(named["id"], seen, named["revision"])
+        served = Served(named["id"], seen, named["revision"])
+        launches_own(folder, name, served, trained.asked.scores)
+        if not trained.asked.scores:  # no other engine takes a head of scores beside an adapter
             launches_adapter(folder, name, served, rank_of(folder), gap, template)
     elif kind == "merged":
+        if not trained.asked.scores:
+            launches_own(folder, name, None)
         launches_merged(folder, name, gap, original, template, trained.asked.scores)
     else:
         launches_gguf(folder, name, None if trained.adapter is None else ADAPTER, gap, original)

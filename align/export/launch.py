@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import InputError
+from align.models.base import BUILT_IN
 from align.ops.divergence import Divergence
 
 LAUNCH = "launch"
@@ -55,6 +56,38 @@ class Served:
             return "base=${BASE:?names the folder of the base}\n"
         pinned = f'[ -n "${{BASE:-}}" ] || set -- --revision {shlex.quote(self.revision)} "$@"\n'
         return f"base=${{BASE:-{shlex.quote(self.id)}}}\n{pinned}"
+
+
+OWN = (
+    "align's own server with {what}, asked for as {name}: OpenAI's API on a CPU, with keys and limits for tenants "
+    "(stage.keys=FILE). align's docs/deploying.md has containers and larger machines."
+)
+LONGEST = 64
+"""Characters of a name that `stage.adapters` takes."""
+
+
+def launches_own(folder: Path, name: str, base: Served | None, scores: bool = False) -> None:
+    """`launch/align.sh` of an adapter's export, or of a merged or whole model.
+
+    Args:
+        name: by which requests ask for it.
+        base: that an adapter was trained on; None where the export is the base itself.
+        scores: it is a reward model.
+    """
+    name, model, why = name[:LONGEST], "", ""
+    what, stands_for = "this adapter", "'$folder'"
+    if base is None:
+        what, stands_for, model = "this model", "base", ' model=hub "model.path=$folder"'
+    elif not base.revision and base.id not in BUILT_IN:
+        model = ' model=hub "model.path=${BASE:?names the folder of the base that it was trained on}"'
+        why = f" BASE is the folder of {base.id}, as it was trained on."
+    asks = " It scores conversations: POST /v1/rewards." if scores else ""
+    write_script(
+        folder / LAUNCH / "align.sh",
+        OWN.format(what=what, name=name) + asks + why,
+        'folder=$(cd "$here/.." && pwd)\n'
+        f'exec python -m align stage=serve "stage.adapters={{{name}: {stands_for}}}"{model} "$@"\n',
+    )
 
 
 def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Divergence | None, template: str) -> None:

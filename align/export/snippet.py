@@ -19,8 +19,8 @@ answer = model.generate(**asked, max_new_tokens=64, do_sample=True)[0, asked["in
 print(tokenizer.decode(answer, skip_special_tokens=True))
 """
 
-SERVE = "\nTo serve it as `{}`, over HTTP: `sh launch/vllm.sh` (vLLM).\n"
-SERVE_GGUF = "\nTo serve it as `{}`, over HTTP: `sh launch/llama-server.sh` (llama.cpp's own server).\n"
+SERVERS = {"align": "align, on a CPU", "vllm": "vLLM", "llama-server": "llama.cpp's own server"}
+"""Whose server each launch file starts, in the order in which a card offers them."""
 OLLAMA = "\nWith Ollama: `ollama create {0} -f Modelfile && ollama run {0}`.\n"
 TALK_GGUF = """from llama_cpp import Llama
 from transformers import AutoTokenizer
@@ -62,15 +62,19 @@ it out.
 def loading(facts: Mapping[str, Any]) -> str:
     gguf = facts["kind"] == "gguf"
     if "score" in facts:
-        serve = SERVE.format(one_line(facts["served"])) if facts.get("served") else ""
         code = with_system(loading_code(facts) + SCORE, facts)
         at = READ_AT.format(code_span(facts["score"]))
-        return f"## Loading, and scoring a conversation\n\n```python\n{code}```\n{at}{by_auto(facts)}{serve}"
+        return f"## Loading, and scoring a conversation\n\n```python\n{code}```\n{at}{by_auto(facts)}{serving(facts)}"
     whole = facts.get("method") == "full"
     code = with_system((TALK_GGUF_WHOLE if whole else TALK_GGUF) if gguf else loading_code(facts) + TALK, facts)
-    serve = (SERVE_GGUF if gguf else SERVE).format(one_line(facts["served"])) if facts.get("served") else ""
     ollama = OLLAMA.format(one_line(facts["served"])) if facts.get("modelfile") and facts.get("served") else ""
-    return f"## Loading, and talking to it\n\n```python\n{code}```\n{by_auto(facts)}{serve}{ollama}"
+    return f"## Loading, and talking to it\n\n```python\n{code}```\n{by_auto(facts)}{serving(facts)}{ollama}"
+
+
+def serving(facts: Mapping[str, Any]) -> str:
+    """Which of the export's launch files start a server."""
+    ways = [f"`sh launch/{name}.sh` ({whose})" for name, whose in SERVERS.items() if name in facts.get("launch", ())]
+    return f"\nTo serve it as `{one_line(facts['served'])}`, over HTTP: {', or '.join(ways)}.\n" if ways else ""
 
 
 def with_system(code: str, facts: Mapping[str, Any]) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from align.aliases import Arm as Written
 from align.errors import InputError, require
-from align.models.base import base_of, find_base
+from align.models.base import ABOUT, BUILT_IN, base_of, find_base
 from align.models.start import BASE
-from align.run import Artifact, resolve
+from align.run import Artifact, Base, json_object, resolve
 from align.serve.adapter_folders import Origin, Version, check_adapter, origin_of, version_of
 from align.serve.identity import Arm, Portfolio
 
@@ -62,11 +62,12 @@ def opened(
         digest = base.digest if base and ref.endswith(":latest") else None
         artifacts[ref] = resolve(ref, root, digest, field)
         check_adapter(artifacts[ref].path, field, ref)
-        if base is None and artifacts[ref].base is not None:
-            base = base_of(artifacts[ref], field)
+        base = base or named_base(artifacts[ref], field)
     if base is None:
         ref = next(iter(artifacts))
-        base = base_of(artifacts[ref], f"{FIELD}.{refs[ref]}")  # which says that nothing names it
+        id, _ = said_of_base(artifacts[ref].path)
+        problem = f"was trained on {id}, which is on no hub" if id else "does not say which base it was trained on"
+        raise InputError(f"{FIELD}.{refs[ref]}", ref, problem, "Add model=hub model.path=FOLDER of that base.")
     origins = {ref: origin_of(artifact) for ref, artifact in artifacts.items()}
     method = shared_method(origins, refs, method)
     for ref, origin in origins.items():
@@ -76,6 +77,22 @@ def opened(
     versions = {ref: version_of(artifact, base.digest) for ref, artifact in artifacts.items()}
     names = {name: [arm_of(arm, name, written, versions, artifacts) for arm in arms] for name, arms in written.items()}
     return Opened(Portfolio(base, method, names, roots), artifacts)
+
+
+def named_base(artifact: Artifact, field: str) -> Base | None:
+    """The base that an adapter's run recorded, or that the folder of its export names; None where nothing does, or it
+    is a folder of somebody's, which no name finds."""
+    if artifact.base is not None:
+        return base_of(artifact, field)
+    id, revision = said_of_base(artifact.path)
+    return find_base(id, revision or None) if revision or id in BUILT_IN else None
+
+
+def said_of_base(folder: Path) -> tuple[str, str]:
+    """What stage=export wrote of a base: its id, and its revision on the hub; empty where there is none."""
+    about = folder / ABOUT
+    said = json_object(about, ABOUT, "Export it again.") if about.is_file() else {}
+    return str(said.get("id") or ""), str(said.get("revision") or "")
 
 
 def follows(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -> bool:

@@ -27,7 +27,7 @@ TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 WHOLE = {"config.json", "generation_config.json", "model.safetensors"}
 LEAVES = {"README.md", "base.json", "launch", "receipt.json"}
-IN = {"value": {*ADAPTER, "value_head.safetensors"}, "launch": {"vllm.sh", "chat_template.jinja"}}
+IN = {"value": {*ADAPTER, "value_head.safetensors"}, "launch": {"align.sh", "vllm.sh", "chat_template.jinja"}}
 """What lies in folders of an artifact."""
 
 

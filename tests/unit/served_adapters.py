@@ -23,10 +23,12 @@ def written(folder: Path, value: float = 1.0, **more: object) -> Path:
     return folder
 
 
-def exported(folder: Path, base: str = BASE.digest, into: str = "nf4-dequantised", value: float = 1.0) -> Path:
+def exported(
+    folder: Path, base: str = BASE.digest, into: str = "nf4-dequantised", value: float = 1.0, id: str = "tiny"
+) -> Path:
     """The same with what stage=export says of the base."""
     written(folder, value)
-    (folder / "base.json").write_text(json.dumps({"id": "tiny", "revision": "", "digest": base}))
+    (folder / "base.json").write_text(json.dumps({"id": id, "revision": "", "digest": base}))
     (folder / "receipt.json").write_text(json.dumps({"into": into}))
     return folder
 

@@ -291,8 +291,15 @@ def test_a_licence_is_what_the_models_own_card_states(tmp_path, text, licence):
     assert licence_in(tmp_path) == licence
 
 
+def test_a_card_offers_aligns_own_server_first():
+    card = render_card(FACTS | {"served": "ppo-x", "launch": ["align", "vllm", "vllm-resolver"]})
+    assert "as `ppo-x`, over HTTP: `sh launch/align.sh` (align, on a CPU), or `sh launch/vllm.sh` (vLLM).\n" in card
+    assert "(vLLM)" not in render_card(FACTS | {"served": "ppo-x", "launch": ["align"]})  # of a rank that it refuses
+
+
 def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
     facts = FACTS | {"kind": "gguf", "served": "ppo-x", "modelfile": True, "into": "nf4-dequantised"}
+    facts |= {"launch": ["llama-server"]}
     card = render_card(facts)
     assert "A model and its LoRA adapter as GGUF for chat" in card
     assert "The base here is that one dequantised" in card
@@ -304,5 +311,5 @@ def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
     original = render_card(facts | {"into": "original", "receipt": [Check("llama.cpp", note="not there")]})
     assert "on which it is measurably another model" in original
     assert "|\n\nMade of the original weights" in original  # and is no row of the table
-    assert "launch/" not in render_card(facts | {"served": ""})
+    assert "launch/" not in render_card(facts | {"served": "", "launch": []})
     assert "ollama" not in render_card(facts | {"modelfile": False})

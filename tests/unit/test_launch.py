@@ -6,15 +6,19 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from align.aliases import parsed_aliases
 from align.errors import InputError
 from align.export.launch import (
     Served,
     launches_adapter,
     launches_gguf,
     launches_merged,
+    launches_own,
     served_name,
     vllm_rank,
 )
@@ -26,10 +30,11 @@ GAP = Divergence(0.41, 0.69, 15.0, 818)
 
 @pytest.fixture
 def engines(tmp_path: Path) -> Path:
-    """A folder with `vllm` and `llama-server` that print their arguments, one a line, vLLM's settings, and where."""
+    """A folder with `vllm`, `llama-server` and `python` that print their arguments, one a line, vLLM's settings, and
+    where."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("vllm", "llama-server"):
+    for name in ("vllm", "llama-server", "python"):
         script = folder / name
         script.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nenv | grep ^VLLM_ | sort && pwd\n")
         script.chmod(0o755)
@@ -107,6 +112,30 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
     launches_adapter(folder, "ppo-x", Served("pocket"), 64, None, CHAT)  # a name of ours
     assert "BASE: names the folder of the base" in refused(folder / "launch" / "vllm.sh", engines)
     assert "ADAPTERS: names the folder of the adapters" in refused(script, engines, BASE=str(beside))
+
+
+def test_aligns_own_server_with_an_adapter_and_with_a_model(engines: Path, tmp_path: Path):
+    folder = tmp_path / "my runs" / "artifact"
+    folder.mkdir(parents=True)
+    script, serve = folder / "launch" / "align.sh", ["-m", "align", "stage=serve"]
+    launches_own(folder, "ppo-x", Served("org/pocket", revision="abc"))
+    adapters = f"stage.adapters={{ppo-x: '{folder}'}}"
+    assert started(script, engines, "stage.port=8001")[:-1] == [*serve, adapters, "stage.port=8001"]
+    assert parsed_line(adapters) == {"ppo-x": str(folder)}
+    launches_own(folder, "ppo-x", Served("mine"))  # of a folder, whose path is nobody's business
+    assert "BASE: names the folder of the base that it was trained on" in refused(script, engines)
+    assert started(script, engines, BASE="/b")[:-1] == [*serve, adapters, "model=hub", "model.path=/b"]
+    launches_own(folder, "n" * 80, None)
+    name = "n" * 64
+    *said, _ = started(script, engines)
+    assert said == [*serve, f"stage.adapters={{{name}: base}}", "model=hub", f"model.path={folder}"]
+    assert parsed_aliases(parsed_line(said[3]), "stage.adapters")  # the name is none that is refused
+    assert str(tmp_path) not in script.read_text()
+
+
+def parsed_line(word: str) -> Any:
+    """The value of `key=value`, as Hydra reads it."""
+    return OverridesParser.create().parse_override(word).value()
 
 
 def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):

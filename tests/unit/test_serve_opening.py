@@ -30,6 +30,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     run_with_adapter(root, "tiny", other, value=5, stage="ppo")
     exported(root.parent / "export", POCKET.digest)
     exported(root.parent / "export-of-other", other.digest)
+    exported(root.parent / "export-of-pocket", POCKET.digest, id="pocket")
+    exported(root.parent / "export-of-another-pocket", other.digest, id="pocket")
     written(root.parent / "stranger")
     return root
 
@@ -78,6 +80,12 @@ def test_a_path_is_told_to_nobody(root: Path) -> None:
     assert labels(found)["chat"] == ["export", "sft:a"]
 
 
+def test_an_export_alone_names_its_base(root: Path) -> None:
+    found = served(root.parent / "nothing", {"support": str(root.parent / "export-of-pocket")})
+    assert (found.portfolio.base, found.portfolio.method) == (POCKET, "qlora")
+    assert found.portfolio.choose("support", "t", ALL, None).version is not None
+
+
 def test_whoever_starts_the_server_vouches_for_what_says_nothing(root: Path) -> None:
     stranger = str(root.parent / "stranger")
     found = served(root, {"theirs": stranger}, path="pocket", method="lora")
@@ -98,6 +106,8 @@ def test_whoever_starts_the_server_vouches_for_what_says_nothing(root: Path) -> 
         ({"a": "{}/stranger"}, {}, "stage.adapters.a", "does not say which base"),
         ({"a": "{}/stranger"}, {"path": "pocket"}, "method", "nothing says how"),
         ({"a": "{}/export-of-other"}, {"path": "pocket"}, "stage.adapters.a", "trained on another base"),
+        ({"a": "{}/export"}, {}, "stage.adapters.a", "trained on tiny, which is on no hub. Add model=hub"),
+        ({"a": "{}/export-of-another-pocket"}, {}, "stage.adapters.a", "trained on another base"),
         ({"a": "{}/export", "b": "a", "c": "b"}, {}, "stage.adapters.c", "b stands for other names itself"),
         ({"a": "b", "b": "a"}, {}, "stage.adapters.a", "b stands for other names itself"),
         ({"m": "{}/model"}, {}, "stage.adapters.m", "is a whole model"),

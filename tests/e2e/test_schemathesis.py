@@ -1,0 +1,55 @@
+"""Schemathesis, which reads what the server says of itself (`/openapi.json`) and asks whatever that allows, and what it
+does not: nothing is answered by a fault of the server's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from deploy_files import program
+from processes import Forks
+from serving import adapters, serving
+
+HOOKS = """
+import schemathesis
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    body = case.body
+    if not isinstance(body, dict):
+        return
+    if isinstance(body.get("model"), str):
+        body["model"] = "one" if len(body["model"]) % 2 else "pocket"
+    if body.get("prompt", 0) in ("", []):
+        body["prompt"] = "Hello"
+    for message in body["messages"] if isinstance(body.get("messages"), list) else ():
+        if isinstance(message, dict) and not message.get("content"):
+            message["content"] = "Hello"
+"""
+"""Names that the server knows, and words where there are none: such requests are refused before anything else is looked
+at, and they are the simplest, which Schemathesis tries first."""
+POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/rewards", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+
+
+@pytest.mark.slow
+def test_whatever_the_schema_allows_and_does_not(forks: Forks, tmp_path: Path) -> None:
+    if (command := program("schemathesis")) is None:
+        pytest.skip("schemathesis is not installed (of the dev extra)")
+    made = adapters(tmp_path / "adapters", "one")
+    (tmp_path / "hooks.py").write_text(HOOKS)
+    env = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(tmp_path)}
+    words = ("model=pocket", "method=lora", "stage.max_length=64", f"stage.adapters={{one: {made / 'one'}}}")
+    with serving(forks, tmp_path, *words, f"stage.roots=[{made}]") as server:
+        asked = [command, "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error", "--seed", "1"]
+        asked += ["--max-examples", "10", "--warnings", "off"]
+        done = subprocess.run(asked, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout[-5000:]
+        seen = Counter((line["path"], line["status"]) for line in server.log)
+        assert all(status < 500 for _, status in seen)
+        assert {path for path, _ in seen} >= set(POSTS)
+        assert min(seen[path, 200] for path in POSTS[:2]) >= 10  # it came as far as answers
+        assert server.get("/ready")[0] == 200
+        assert "Traceback" not in (server.folder / "log.txt").read_text()
