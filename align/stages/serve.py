@@ -14,6 +14,8 @@ from align.config.serve import ServeConfig
 from align.errors import require
 from align.run import Run
 from align.run.weights import brings_scores
+from align.serve import events
+from align.serve.accounting import Accounting
 from align.serve.keys import Keys, change_tenant, in_words, read_accounts
 from align.serve.limits import Limiter
 from align.serve.opening import Opened
@@ -50,7 +52,7 @@ def served(run: Run, config: Config, found: Opened) -> Result:
         def drain(at_once: bool) -> Awaitable[None]:
             return service.drain(0.0 if at_once else stage.drain_s)
 
-        serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain)
+        serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain, (events.log.name,))
         totals = service.totals
     tokens = totals["completion_tokens"]
     return Result(totals, (f"{totals['requests']:,} requests, answers of {tokens:,} tokens",))
@@ -74,7 +76,6 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     engine, check, why = engine_for(config, model)
     del model  # the engine may have laid out its weights anew
     formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), generation))
-    formats(None)
     for version in portfolio.versions().values():
         check(version.folder)
         engine.register(version.folder, version.digest)
@@ -87,7 +88,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
             engine=thread, portfolio=portfolio, format_of=formats, check=check, log=log,
             created=int(time.time()),
             vocabulary=vocabulary, metrics=Metrics(engine.stats, lambda: thread.cpu_s),
-            limits=Limiter(time.monotonic), keys=known, usage=usage,
+            accounting=Accounting(Limiter(time.monotonic), usage), keys=known,
         ), why  # fmt: skip
     finally:
         thread.close(within_s=5)
@@ -119,7 +120,7 @@ def servable(config: Config, found: Opened) -> Any:
 def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object], str]:
     """The engine that serves a model, what it asks of an adapter before it takes it, and why it is this engine. The
     model is consumed."""
-    from align.models.adapter_files import adapter_config, read_adapter
+    from align.models.adapter_files import adaptable, adapter_config, check_targets, read_adapter
     from align.models.bank import lowered
     from align.models.fastpath.mixed import MixedDecoder
     from align.models.fastpath.weights import NotPlainError
@@ -141,11 +142,12 @@ def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object
             check = partial(lowered, sites=decoder.bank.sites, max_rank=stage.max_rank)
             return batch, check, in_batches(stage, decoder.exact)
 
+    layers = adaptable(model)
+
     def plain(folder: Path) -> None:
         problem = "is a reward model, and those are served on the fast path alone"
         require(not brings_scores(folder), "stage.adapters", folder.name, problem, "Score by it with stage=eval.")
-        adapter_config(folder)
-        read_adapter(folder)
+        check_targets(adapter_config(folder), read_adapter(folder).ranks, layers)
 
     return OneAtATime(model, context, stage.queue, stage.resident), plain, f"one request at a time: {why}"
 
