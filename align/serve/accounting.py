@@ -98,8 +98,7 @@ class Accounting:
         budget = tenant.limits.token_budget
         if self.usage is None or budget is None:
             return None
-        used = self.usage.used(tenant.name)
-        return max(0, budget - used.tokens - used.reserved)
+        return self.usage.used(tenant.name).left_of(budget)
 
     def as_json(self, tenant: Tenant, usage: Usage) -> dict[str, Any]:
         """What a tenant has used, its limits, and what is left of them."""
@@ -107,7 +106,8 @@ class Accounting:
         left: dict[str, int | None] = {name: each.remaining for name, each in self.limits.standing(tenant).items()}
         if tenant.limits.concurrency is not None:
             left["concurrency"] = max(0, tenant.limits.concurrency - self.limits.running(tenant.name))
-        left["token_budget"] = self.left(tenant)
+        if tenant.limits.token_budget is not None:
+            left["token_budget"] = used.left_of(tenant.limits.token_budget)
         return {
             "object": "usage", "tenant": tenant.name, "requests": used.requests,
             "prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens,
@@ -138,7 +138,7 @@ class Accounting:
 
     @contextmanager
     def told_once(self, tenant: Tenant) -> Iterator[None]:
-        """Says that a tenant has come to the end of its budget, the first time that it does."""
+        """Says that a request was refused for its tenant's budget, the first time that one is."""
         try:
             yield
         except BudgetSpent as error:

@@ -31,7 +31,7 @@ def row_of(account: Account, used: Used) -> tuple[str, ...]:
     names = tenant.allowed.names
     may = "every name" if names is None else ", ".join(sorted(names)) or "nothing"
     budget = limits.token_budget
-    left = None if budget is None else max(0, budget - used.tokens - used.reserved)
+    left = None if budget is None else used.left_of(budget)
     figures = (
         limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency, used.requests, used.tokens, budget,
         left,

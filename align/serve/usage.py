@@ -91,6 +91,10 @@ class Used:
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    def left_of(self, budget: int) -> int:
+        """What may still be set aside."""
+        return max(0, budget - self.tokens - self.reserved)
+
 
 class Usage:
     """The usage of all tenants, in a file of SQLite's. Several servers may share it. Safe to share between threads. A
@@ -142,8 +146,8 @@ class Usage:
         """
         with self._transaction() as db:
             budget, used = tenant.limits.token_budget, used_by(db, tenant.name)
-            if budget is not None and tokens > (left := budget - used.tokens - used.reserved):
-                raise BudgetSpent(budget, max(0, left))
+            if budget is not None and tokens > (left := used.left_of(budget)):
+                raise BudgetSpent(budget, left)
             row = (request_id, tenant.name, self.server, tokens)
             db.execute("INSERT INTO reservations (request, tenant, server, tokens) VALUES (?, ?, ?, ?)", row)
 

@@ -155,29 +155,36 @@ def post(server: Server, key: str, body: Any) -> socket.socket:
     return connection
 
 
+def under_way(keyed: Keyed) -> tuple[float, ...]:
+    """Answers that are being made, and those that wait."""
+    admin = {"Authorization": f"Bearer {keyed.keys['root']}"}
+    return tuple(keyed.server.stat(f"align_requests_{name}", **admin) for name in ("running", "waiting"))
+
+
 def test_a_prompt_counts_from_where_it_is_read(keyed: Keyed):
     """Sixteen prompts, four of which are read at once: who goes before the first answer pays for these."""
-    before, admin = keyed.usage("ann")[1], {"Authorization": f"Bearer {keyed.keys['root']}"}
+    assert settles(lambda: under_way(keyed) == (0, 0))
+    before = keyed.usage("ann")[1]
     prompts = [[20 + i] * 1000 for i in range(16)]
     connection = post(keyed.server, keyed.keys["ann"], {"model": "one", "prompt": prompts, "max_tokens": 20})
-    assert settles(lambda: keyed.server.stat("align_requests_running", **admin) == SLOTS)
+    assert settles(lambda: under_way(keyed)[0] == SLOTS)
     connection.close()
     assert settles(lambda: keyed.usage("ann")[1]["requests"] == before["requests"] + 1)
     after = keyed.usage("ann")[1]
     read, rest = divmod(after["prompt_tokens"] - before["prompt_tokens"], 1000)
     assert (rest, after["reserved_tokens"]) == (0, 0)
     assert 1 <= read <= 2 * SLOTS
-    assert keyed.server.log[-1]["prompt_tokens"] == read * 1000
+    assert settles(lambda: keyed.server.log[-1]["prompt_tokens"] == read * 1000)
 
 
 def test_a_request_that_only_waited_counts_nothing(keyed: Keyed):
-    admin = {"Authorization": f"Bearer {keyed.keys['root']}"}
+    assert settles(lambda: under_way(keyed) == (0, 0))
     long = {"model": "one", "prompt": [[20]] * SLOTS, "max_tokens": 1000, "ignore_eos": True}
     busy = post(keyed.server, keyed.keys["root"], long)
-    assert settles(lambda: keyed.server.stat("align_requests_running", **admin) == SLOTS)
+    assert settles(lambda: under_way(keyed) == (SLOTS, 0))
     before = keyed.usage("ann")[1]
     waits = post(keyed.server, keyed.keys["ann"], {"model": "one", "prompt": [[20] * 100], "max_tokens": 5})
-    assert settles(lambda: keyed.server.stat("align_requests_waiting", **admin) == 1)
+    assert settles(lambda: under_way(keyed) == (SLOTS, 1))
     waits.close()
     assert settles(lambda: keyed.usage("ann")[1]["requests"] == before["requests"] + 1)
     after = keyed.usage("ann")[1]
