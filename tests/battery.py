@@ -245,6 +245,8 @@ CASES = [
     line("serve", "stage.keys=nowhere.json stage.host=0.0.0.0", "stage.url=", "under which name"),
     line("serve", "stage.keys=nowhere.json", "stage.keys=nowhere.json", "stage.action=key"),
     line("serve", "stage.tenant=acme", "stage.tenant=acme", "stage.action=key"),
+    line("key", "stage.action=tenants", "stage.keys=", "there is no such key file"),
+    line("key", "stage.action=tenants stage.concurrency=2", "stage.concurrency=2", "stage.action=key"),
     line("serve", "stage.lift=[speed]", "stage.lift=speed", "concurrency"),
     line("serve", "stage.adapters=ppo:latest", "stage.adapters=ppo:latest", "{NAME: REF}"),
     line("serve", "stage.adapters={a:sft:nothing}", "stage.adapters.a=sft:nothing"),

@@ -15,6 +15,7 @@ from align.errors import require
 ACTIONS = {
     "serve": "answers requests",
     "key": "makes a tenant or a further key of one, or changes a tenant's rights and limits, in the key file",
+    "tenants": "prints the tenants of the key file with their rights, limits, ids of keys and usage",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
 LIMITS = ("allow", "requests_per_minute", "tokens_per_minute", "concurrency", "token_budget")
@@ -24,7 +25,7 @@ KEPT = "Not given: a known tenant keeps its value, a new one has no limit."
 @dataclass
 class ServeConfig(Settings):
     """A server for many adapters on one base, with OpenAI's API. `stage.action=key` manages the tenants of its key
-    file. The running server reads the file again when it changes."""
+    file, and `stage.action=tenants` shows them. The running server reads the file again when it changes."""
 
     AT: ClassVar[str] = "stage"
 
@@ -62,7 +63,7 @@ class ServeConfig(Settings):
         at_least=0,
     )  # fmt: skip
     prefix_cache_mb: int = setting(256, "Memory for the prefixes of earlier prompts.", unit="MB", at_least=0)
-    tenant: str | None = setting(None, "The tenant that `key` makes or changes.")
+    tenant: str | None = setting(None, "The tenant that `key` makes or changes, or the only one that `tenants` shows.")
     admin: bool | None = setting(
         None, "`key`: whether the tenant may load and unload adapters. Not given: as before; a new one may not."
     )
@@ -71,7 +72,7 @@ class ServeConfig(Settings):
     tokens_per_minute: int | None = setting(
         None, f"`key`: the tenant's tokens a minute, prompts and answers together. {KEPT}", above=0
     )
-    concurrency: int | None = setting(None, f"`key`: the tenant's requests at once. {KEPT}", above=0)
+    concurrency: int | None = setting(None, f"`key`: the tenant's answers at once. {KEPT}", above=0)
     token_budget: int | None = setting(
         None, f"`key`: the tenant's tokens in all, prompts and answers together. {KEPT}", unit="tokens", at_least=0
     )
@@ -80,7 +81,7 @@ class ServeConfig(Settings):
 
     def check_together(self) -> None:
         parsed_aliases(self.adapters, "stage.adapters")
-        self.check_server() if self.action == "serve" else self.check_key()
+        {"serve": self.check_server, "key": self.check_key, "tenants": self.check_tenants}[self.action]()
 
     def check_server(self) -> None:
         """Raises InputError where others could reach a server that has no keys."""
@@ -95,12 +96,22 @@ class ServeConfig(Settings):
             f"{make}, or leave stage.url out.",
         )  # fmt: skip
         check_address(self.host, self.url)
-        given = [key for key in ("tenant", "admin", *LIMITS, "revoke") if getattr(self, key) is not None]
+        self.refuse_changes("tenant")
+
+    def refuse_changes(self, *also: str) -> None:
+        """Raises InputError where something is to change and the action changes nothing."""
+        given = [key for key in (*also, "admin", *LIMITS, "revoke") if getattr(self, key) is not None]
         given += ["lift"] if self.lift else []
         require(
             not given, f"stage.{given[0] if given else ''}", getattr(self, given[0]) if given else None,
             "is a setting of stage.action=key", "Add stage.action=key, or leave it out.",
         )  # fmt: skip
+
+    def check_tenants(self) -> None:
+        """Raises InputError where `tenants` is not told which key file, or is told to change something."""
+        make = "Add stage.keys=FILE."
+        require(self.keys is not None, "stage.keys", None, "stage.action=tenants needs a key file", make)
+        self.refuse_changes()
 
     def check_key(self) -> None:
         """Raises InputError where `key` is not told whose, or is told two things at once."""

@@ -28,6 +28,7 @@ class Stage:
             whatever the other parts say.
         uses: parts that it needs too, and that decide nothing by themselves: what `init` names is an input, known by
             its digest; where the votes lie, whose ledger's head is one.
+        prints: its actions that are no runs: they print, and leave no folder.
     """
 
     summary: str
@@ -35,6 +36,7 @@ class Stage:
     module: str
     reads: tuple[str, ...]
     uses: tuple[str, ...] = ()
+    prints: tuple[str, ...] = ()
 
 
 STAGES = MappingProxyType({
@@ -66,7 +68,7 @@ STAGES = MappingProxyType({
     ),
     "serve": Stage(
         "many adapters on one base behind OpenAI's API, and the keys of its tenants", "serve:ServeConfig", "serve",
-        ("model", "method", "serve"),
+        ("model", "method", "serve"), prints=("key", "tenants"),
     ),
     "verify": Stage(
         "prove PPO right on your base, method and precision", "verify:VerifyConfig", "verify",

@@ -7,16 +7,20 @@ read it here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND as ALL_LINEAR
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.models.finite import RESTORE, check_tensors
@@ -171,6 +175,43 @@ def read_adapter(source: Path) -> Adapter:
     if not config.get("rank_pattern") and set(adapter.ranks.values()) - {config.get("r")}:
         raise corrupt(f"holds ranks {sorted(set(adapter.ranks.values()))} where {CONFIG_FILE} says r={config.get('r')}")
     return adapter
+
+
+def check_targets(config: Mapping[str, Any], adapted: Collection[str], modules: Collection[str]) -> None:
+    """Checks that a file has the modules that its configuration names, and no others: PEFT passes over the others, and
+    leaves those that are not there as the base has them.
+
+    Args:
+        adapted: modules that the file has tensors of.
+        modules: of the base, that can be adapted.
+
+    Raises:
+        InputError: naming the modules.
+    """
+    targets = config.get("target_modules")
+    if targets is None or str(targets).lower() == ALL_LINEAR:  # PEFT finds out which these are
+        return
+    read = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "target_parameters")
+    asked = SimpleNamespace(target_modules=targets, **{key: config.get(key) for key in read})
+    meant = {module for module in {*adapted, *modules} if check_target_module_exists(asked, module)}
+    said = targets if isinstance(targets, str) else some(sorted(map(str, targets)))
+    if more := sorted(set(adapted) - meant):
+        problem = f"leaves out {some(more)}, and {WEIGHTS_FILE} has their tensors: PEFT would pass over them"
+        raise InputError("target_modules", said, problem, f"Name them in {CONFIG_FILE}, or remove the tensors.")
+    if absent := sorted(meant - set(adapted)):
+        problem = f"names {some(absent)}, and {WEIGHTS_FILE} has no tensors of theirs"
+        raise InputError("target_modules", said, problem, f"Leave them out in {CONFIG_FILE}, or train it again.")
+
+
+def adaptable(model: nn.Module) -> list[str]:
+    """The modules of a base that PEFT can adapt."""
+    return [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def factors_in(source: Path) -> dict[str, Factors]:

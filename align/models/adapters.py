@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from align.errors import CorruptFile
-from align.models.adapter_files import CONFIG_FILE, SCORE_KEY, WEIGHTS_FILE, adapter_config, read_tensors
+from align.models.adapter_files import CONFIG_FILE, SCORE_KEY, WEIGHTS_FILE, adapter_config, read_tensors, some
 from align.models.base import loadable_name
 from align.models.fastpath import use_fast_path
 from align.models.finite import RESTORE
@@ -132,12 +132,6 @@ def detach(model: Any, name: str) -> None:
                 setattr(parent, child, module.get_base_layer())
             elif isinstance(module, AuxiliaryTrainingWrapper):
                 setattr(parent, child, module.original_module)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def what_differs(message: str) -> str:

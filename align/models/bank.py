@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from align.errors import InputError, require
-from align.models.adapter_files import Factors, adapter_config, factors_in, head_in, read_adapter
+from align.models.adapter_files import Factors, adapter_config, check_targets, factors_in, head_in, read_adapter
 from align.models.fastpath.exact import least_batch
 from align.models.lowering import check_plain, lower
 from align.models.memory import untouched
@@ -222,6 +222,7 @@ def lowered(folder: Path, sites: Sequence[Site], max_rank: int) -> Lowered:
             fits, module, f"{b.shape[0]} by {a.shape[1]}", f"this base has {known[module][1]} by {known[module][0]}",
             OTHER_BASE,
         )  # fmt: skip
+    check_targets(config, factors, known)
     head = head_in(folder) if adapter.scores else None
     fits = head is None or head.shape == (sites[0].inputs,)
     require(fits, "score", tuple(head.shape) if head is not None else None, "is no head of this base", OTHER_BASE)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from align.errors import AlignError
-from align.rollout.engine import NotFinite
-from align.rollout.requests import FinishReason, Output, Pending, Token
+from align.rollout.requests import FinishReason, NotFinite, Output, Pending, Token
 from align.rollout.sampling import drawn_numbers
 
 if TYPE_CHECKING:

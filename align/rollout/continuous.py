@@ -213,6 +213,8 @@ class ContinuousBatch(Intake):
         """One step of these. If it fails for all, each is tried alone: who fails alone is at fault, and the others go
         on with the bits that they would have had."""
         self._counts["steps"] += 1
+        for running in chosen:
+            running.answer.pending.begun = True
         try:
             states = self.decoder.step([running.piece for running in chosen])
         except Exception as error:

@@ -12,12 +12,9 @@ from torch import Tensor
 from align.errors import LONE
 from align.models.actor import Actor
 from align.models.finite import diverged
+from align.rollout.requests import NotFinite
 from align.run import Base
 from align.types import Rollout
-
-
-class NotFinite(ArithmeticError):
-    """The model has no distribution to draw from: its logits are nan or infinite."""
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class OneAtATime(Intake):
     def _read_and_answer(self, answer: Answer) -> None:
         request = answer.pending.request
         with self.pool.actor(self._on_model(request.adapter)).use() as model, evaluating(model):
-            tokens = torch.tensor([request.prompt_ids])
+            tokens, answer.pending.begun = torch.tensor([request.prompt_ids]), True
             answer.begin(self._prompt(model, request), 0)
             self._counts["prompt_tokens"] += len(request.prompt_ids)
             if answer.finished:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
+class NotFinite(ArithmeticError):
+    """The model has no distribution to draw from: its logits are nan or infinite."""
+
+
 class Grammar(Protocol):
     """What may come next in one answer. It belongs to one request, and changes with each token.
 
@@ -123,11 +127,16 @@ class QueueFull(InputError):
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A request that was added: the handle to abort it by."""
+    """A request that was added: the handle to abort it by.
+
+    Attributes:
+        begun: the engine has begun to read its prompt.
+    """
 
     request: Request
     listener: Listener
     aborted: bool = False
+    begun: bool = False
 
 
 class Stats(NamedTuple):

@@ -39,7 +39,7 @@ class Origin:
     method: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Version:
     """One state of an adapter's weights. A request that was resolved keeps its version, whatever its name stands for
     later.

@@ -33,7 +33,7 @@ def application(service: Service, origins: Sequence[str]) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.opened()
-        watching = asyncio.create_task(service.watch_engine())
+        watching = asyncio.create_task(service.watch())
         yield
         watching.cancel()
 

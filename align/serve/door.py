@@ -63,11 +63,15 @@ class Door:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = Record(f"req-{secrets.token_hex(12)}", readable(scope["path"][:100]))
         scope["record"], scope["watch"] = record, Stopwatch()
+        counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = record.status or message["status"]
                 headers = [*message.get("headers", []), *HEADERS, (b"content-security-policy", POLICY.encode())]
+                if record.tenant and counted:
+                    limits = self.service.accounting.headers(scope["tenant"])
+                    headers += [(name.encode(), value.encode()) for name, value in limits.items()]
                 message = {**message, "headers": [*headers, (b"x-request-id", record.id.encode())]}
             await send(message)
 
@@ -87,7 +91,7 @@ class Door:
                 await respond(sending, fault())
         finally:
             record.seconds = scope["watch"]()
-            if scope["path"].startswith("/v1/") and scope["method"] == "POST":
+            if counted:
                 self.service.done(record)
 
     async def _tenant(self, path: str, headers: dict[bytes, str]) -> Tenant | None:

@@ -7,11 +7,12 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from align.data.chat import stop_token_ids
 from align.data.reasoning import OPEN, with_reasoning
@@ -76,32 +77,38 @@ class ChatFormat:
         return self.tokenizer.decode(prompt_ids[-8:]).rstrip().endswith(OPEN)
 
 
-@dataclass(frozen=True)
 class Formats:
-    """Tokenizers with their templates: one for all adapters that have equal ones.
+    """Tokenizers with their templates: one for all adapters that have equal ones, for as long as anybody holds a
+    version of these adapters.
 
     Args:
         read: the format in a folder; None for the base's.
     """
 
-    read: Callable[[Path | None], ChatFormat]
-    known: dict[str, ChatFormat] = field(default_factory=dict)
-    of_version: dict[tuple[str, Path], ChatFormat] = field(default_factory=dict)
+    def __init__(self, read: Callable[[Path | None], ChatFormat]) -> None:
+        self.read, self._base = read, read(None)
+        self._known = WeakValueDictionary[str, ChatFormat]()
+        self._of_version = WeakKeyDictionary[Version, ChatFormat]()
 
     def forget(self, version: Version) -> None:
         """Read the format of a version anew: its template may have been changed beside the same weights."""
-        self.of_version.pop((version.digest, version.folder), None)
+        self._of_version.pop(version, None)
 
     def __call__(self, version: Version | None) -> ChatFormat:
         """Of the base where an adapter brings none."""
-        key = ("", Path()) if version is None else (version.digest, version.folder)
-        if key not in self.of_version:
-            own = version is not None and (version.folder / "tokenizer_config.json").is_file()
-            digest = tokenizer_digest(version.folder) if version is not None and own else ""
-            if digest not in self.known:
-                self.known[digest] = self.read(version.folder if version is not None and own else None)
-            self.of_version[key] = self.known[digest]
-        return self.of_version[key]
+        if version is None:
+            return self._base
+        if (form := self._of_version.get(version)) is None:
+            form = self._of_version[version] = self._in(version.folder)
+        return form
+
+    def _in(self, folder: Path) -> ChatFormat:
+        if not (folder / "tokenizer_config.json").is_file():
+            return self._base
+        digest = tokenizer_digest(folder)
+        if (form := self._known.get(digest)) is None:
+            form = self._known[digest] = self.read(folder)
+        return form
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +218,7 @@ def completion_prompts(form: ChatFormat, body: CompletionBody, vocabulary: int) 
     Raises:
         Refusal: there is none, there are too many, or an id is no token.
     """
-    given: Any = body.prompt
-    several = isinstance(given, list) and bool(given) and isinstance(given[0], str | list)
-    prompts = given if several else [given]
+    prompts = body.prompts
     if len(prompts) * body.n > MOST_ANSWERS:
         raise invalid("prompt", f"At most {MOST_ANSWERS} answers may be asked for at once.")
     found = []
@@ -233,12 +238,13 @@ def completion_prompts(form: ChatFormat, body: CompletionBody, vocabulary: int) 
 
 def samplings(
     form: ChatFormat, body: Sampled, prompt: Prompt, most: int | None, context: int,
-    logprobs: int | None = None, prompt_logprobs: int | None = None,
+    logprobs: int | None = None, prompt_logprobs: int | None = None, left: int | None = None,
 ) -> list[SamplingParams]:  # fmt: skip
     """How each of the `n` answers to a prompt is drawn.
 
     Args:
         most: tokens of an answer; None for as many as there is room for.
+        left: where `most` is None, as many as the tenant has left; None for as many as it likes.
 
     Raises:
         Refusal: the prompt leaves no room for an answer.
@@ -250,9 +256,10 @@ def samplings(
         given = "messages" if isinstance(body, ChatBody) else "prompt"
         raise Refusal(400, message, param="max_tokens" if room > 0 else given, code="context_length_exceeded")
     seed = secrets.randbits(63) if body.seed is None else body.seed
+    most = min(room, left or room) if most is None else most
     return [
         SamplingParams(
-            max_tokens=room if most is None else most, temperature=body.temperature, top_p=body.top_p,
+            max_tokens=most, temperature=body.temperature, top_p=body.top_p,
             seed=derived_seed(seed, i), stop_ids=() if body.ignore_eos else form.stop_ids, logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import re
 import secrets
@@ -25,6 +24,7 @@ from typing import Any
 from align.aliases import NAME
 from align.errors import AlignError, CorruptFile, InputError, StorageError, require
 from align.run import json_object
+from align.serve.events import log
 from align.serve.identity import Allowed
 from align.serve.tenants import Limits, Tenant
 
@@ -34,7 +34,6 @@ LONGEST = 200
 """Characters of a key that is looked at."""
 ALL = "all"
 REMEDY = "Restore it, or make a new one with stage.action=key."
-log = logging.getLogger("align")
 
 
 class KeysUnreadable(AlignError):
@@ -84,15 +83,20 @@ class Changed:
 class Keys:
     """Says who asks. Reads the file again when it has changed. Safe to share between threads.
 
+    Attributes:
+        reads: how often it was read.
+
     Raises:
         InputError: see `read_accounts`.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.reads = path, 0
         self._lock = Lock()
-        self._state = stamp(path) if path.is_file() else None
-        self._known = by_hash(read_accounts(path))
+        self._state: tuple[int, ...] | None = None
+        self._unreadable = False
+        state = stamp(path) if path.is_file() else ()  # before it is read: what is written meanwhile is read again
+        self._take(read_accounts(path), state)
 
     def who(self, bearer: str) -> Tenant | None:
         """The tenant of a key; None where nobody has it.
@@ -100,17 +104,46 @@ class Keys:
         Raises:
             KeysUnreadable: the file cannot be read any more.
         """
+        self.look()
+        return self._by_hash.get(hashed(bearer)) if bearer.startswith(PREFIX) and len(bearer) <= LONGEST else None
+
+    def look(self) -> None:
+        """Read the file again, if it has changed.
+
+        Raises:
+            KeysUnreadable: it cannot be read any more.
+        """
         with self._lock:
             try:
                 if self._state != (state := stamp(self.path)):
-                    self._known = by_hash(read_accounts(self.path))
-                    self._state = state
+                    self._take(read_accounts(self.path), state)
             except (AlignError, OSError) as error:
                 problem = error.problem if isinstance(error, InputError) else "cannot be read"
-                log.error("the key file %s; nobody is let in", problem.replace(str(self.path), "(path)"))
+                if not self._unreadable:
+                    log.error("the key file %s; nobody is let in", problem.replace(str(self.path), "(path)"))
+                self._unreadable, self._state = True, None
                 raise KeysUnreadable("The server cannot read its keys. Try again later.") from error
-            known = self._known
-        return known.get(hashed(bearer)) if bearer.startswith(PREFIX) and len(bearer) <= LONGEST else None
+            if self._unreadable:
+                log.warning("the key file can be read again")
+            self._unreadable = False
+
+    def holds(self, key: str) -> bool:
+        """Whether a key is one, as the file was last read.
+
+        Args:
+            key: its sha256, hex.
+        """
+        return key in self._by_hash
+
+    @property
+    def tenants(self) -> Mapping[str, Tenant]:
+        """The tenants by name, as the file was last read."""
+        return self._by_name
+
+    def _take(self, accounts: Mapping[str, Account], state: tuple[int, ...]) -> None:
+        self._by_hash, self._state = by_hash(accounts), state
+        self._by_name = {name: account.tenant for name, account in accounts.items()}
+        self.reads += 1
 
 
 def change_tenant(
@@ -248,7 +281,9 @@ def write_private(path: Path, text: str) -> None:
 
 
 def by_hash(accounts: Mapping[str, Account]) -> Mapping[str, Tenant]:
-    return {key.sha256: account.tenant for account in accounts.values() for key in account.keys}
+    return {
+        key.sha256: replace(account.tenant, key=key.sha256) for account in accounts.values() for key in account.keys
+    }
 
 
 def hashed(key: str) -> str:

@@ -1,4 +1,4 @@
-"""How often a tenant may ask: requests and tokens a minute, and requests at once."""
+"""How often a tenant may ask: requests and tokens a minute, and answers at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
-from align.errors import InputError
+from align.errors import InputError, require
 from align.serve.tenants import Tenant
 
 MINUTE_S = 60.0
 AT_ONCE_S = 1.0
-"""When one who has as many requests under way as it may is to come back: nobody knows when one of them ends."""
+"""When one who has as many answers under way as it may is to come back: nobody knows when one of them ends."""
 
 
 class Limited(InputError):
@@ -53,7 +53,11 @@ class Bucket:
 
 @dataclass(slots=True)
 class Account:
-    """What a tenant has under way, and its buckets by the name of the limit."""
+    """What a tenant has under way, and its buckets by the name of the limit.
+
+    Attributes:
+        running: answers.
+    """
 
     running: int = 0
     buckets: dict[str, Bucket] = field(default_factory=dict)
@@ -64,10 +68,26 @@ class Entered:
     """A request that was let in.
 
     Attributes:
-        tokens: that it is charged for. The caller lowers it to what was used, before the request ends.
+        charged: tokens that were taken for it.
+        tokens: of these, that it used. The caller lowers it before the request ends.
     """
 
-    tokens: int
+    tenant: Tenant
+    charged: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a tenant stands with a limit by the minute.
+
+    Attributes:
+        reset_s: seconds until all of it is there again.
+    """
+
+    limit: int
+    remaining: int
+    reset_s: float
 
 
 class Limiter:
@@ -84,51 +104,91 @@ class Limiter:
         self._lock = Lock()
 
     @contextmanager
-    def enter(self, tenant: Tenant, tokens: int) -> Iterator[Entered]:
-        """For as long as a request is under way.
+    def enter(self, tenant: Tenant, answers: int = 1, least: int = 0) -> Iterator[Entered]:
+        """For as long as a request is under way. It is asked before anything is made of the prompt, whose tokens are
+        charged once they are known.
 
         Args:
-            tokens: that it may use at most, prompt and answer. What it did not use is given back at the end.
+            answers: that are made at once.
+            least: tokens that will be charged for at the least.
 
         Raises:
             Limited: a limit is reached. Nothing is charged then.
+            InputError: it asks for more answers than the tenant may ever have at once.
         """
-        self._take(tenant, tokens)
-        entered = Entered(tokens)
+        most = tenant.limits.concurrency
+        problem = f"asks for {answers} answers at once, and your key may have {most}"
+        require(most is None or answers <= most, "n", answers, problem, "Ask for fewer at once.")
+        self._take(tenant, answers, least)
+        entered = Entered(tenant)
         try:
             yield entered
         finally:
-            self._give_back(tenant, max(0, tokens - entered.tokens))
+            self._give_back(tenant, answers, max(0, entered.charged - entered.tokens))
+
+    def charge(self, entered: Entered, tokens: int) -> None:
+        """Take what a request may use at most, prompt and answers. What it did not use is given back at its end.
+
+        Raises:
+            Limited: the minute has not so many left. The request itself stays charged: it was read.
+        """
+        with self._lock:
+            account, now = self._accounts[entered.tenant.name], self.clock()
+            buckets = self._buckets(account, entered.tenant, now)
+            if (rate := entered.tenant.limits.tokens_per_minute) is not None:
+                bucket = buckets["tokens_per_minute"]
+                if (wait := bucket.wait(tokens, rate, now)) > 0:
+                    raise Limited("tokens_per_minute", rate, wait)
+                bucket.level -= tokens
+        entered.charged = entered.tokens = tokens
 
     def running(self, tenant: str) -> int:
-        """Requests of a tenant that are under way."""
+        """Answers of a tenant that are under way."""
         with self._lock:
             return self._accounts[tenant].running if tenant in self._accounts else 0
 
-    def _take(self, tenant: Tenant, tokens: int) -> None:
-        limits = tenant.limits
-        asked = {
-            "requests_per_minute": (limits.requests_per_minute, 1),
-            "tokens_per_minute": (limits.tokens_per_minute, tokens),
-        }
-        due = {name: (rate, amount) for name, (rate, amount) in asked.items() if rate is not None}
+    def standing(self, tenant: Tenant) -> dict[str, Standing]:
+        """How a tenant stands with each of its limits by the minute."""
+        with self._lock:
+            now = self.clock()
+            buckets = self._buckets(self._accounts.setdefault(tenant.name, Account()), tenant, now)
+            found = {}
+            for name, rate in rates(tenant).items():
+                reset_s = buckets[name].wait(rate, rate, now)
+                found[name] = Standing(rate, max(0, int(buckets[name].level)), reset_s)
+            return found
+
+    def _take(self, tenant: Tenant, answers: int, least: int) -> None:
+        most, amounts = tenant.limits.concurrency, {"requests_per_minute": 1, "tokens_per_minute": least}
         with self._lock:
             now, account = self.clock(), self._accounts.setdefault(tenant.name, Account())
-            if limits.concurrency is not None and account.running >= limits.concurrency:
-                raise Limited("concurrency", limits.concurrency, AT_ONCE_S)
-            # A limit that was lifted has no bucket, and begins anew if it comes back.
-            account.buckets = {name: account.buckets.get(name) or Bucket(rate, now) for name, (rate, _) in due.items()}
-            waits = {name: account.buckets[name].wait(amount, rate, now) for name, (rate, amount) in due.items()}
+            if most is not None and account.running + answers > most:
+                raise Limited("concurrency", most, AT_ONCE_S)
+            buckets = self._buckets(account, tenant, now)
+            waits = {name: buckets[name].wait(amounts[name], rate, now) for name, rate in rates(tenant).items()}
             for name, wait in waits.items():
                 if wait > 0 and wait == max(waits.values()):  # after the longest all of them let it pass
-                    raise Limited(name, due[name][0], wait)
-            for name, (_, amount) in due.items():
-                account.buckets[name].level -= amount
-            account.running += 1
+                    raise Limited(name, rates(tenant)[name], wait)
+            if "requests_per_minute" in buckets:
+                buckets["requests_per_minute"].level -= 1
+            account.running += answers
 
-    def _give_back(self, tenant: Tenant, tokens: int) -> None:
+    def _buckets(self, account: Account, tenant: Tenant, now: float) -> dict[str, Bucket]:
+        """Those of the limits that a tenant has now. One that was lifted has none, and begins anew if it comes back."""
+        account.buckets = {
+            name: account.buckets.get(name) or Bucket(rate, now) for name, rate in rates(tenant).items()
+        }  # fmt: skip
+        return account.buckets
+
+    def _give_back(self, tenant: Tenant, answers: int, tokens: int) -> None:
         with self._lock:
             account = self._accounts[tenant.name]
-            account.running -= 1
+            account.running -= answers
             if (bucket := account.buckets.get("tokens_per_minute")) is not None:
                 bucket.level += tokens  # above what it holds, `wait` cuts it off
+
+
+def rates(tenant: Tenant) -> dict[str, int]:
+    """The limits by the minute that a tenant has."""
+    found = {name: getattr(tenant.limits, name) for name in ("requests_per_minute", "tokens_per_minute")}
+    return {name: rate for name, rate in found.items() if rate is not None}

@@ -12,6 +12,8 @@ from typing import Any
 
 from align.errors import AlignError, InputError, readable
 from align.rollout.requests import QueueFull
+from align.serve.limits import Limited
+from align.serve.usage import BudgetSpent, UsageUnwritable
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 BUSY_S = 1
@@ -65,6 +67,12 @@ def as_refusal(error: InputError) -> Refusal:
     if isinstance(error, QueueFull):
         message = "The server is busy: as many requests wait as may. Try again in a moment."
         return Refusal(429, message, type="rate_limit_error", code="queue_full", retry_after_s=BUSY_S)
+    if isinstance(error, Limited):
+        wait, message = error.retry_after_s, f"{error.problem}. {error.remedy}"
+        kind, code = "rate_limit_error", "rate_limit_exceeded"
+        return Refusal(429, message, type=kind, param=error.field, code=code, retry_after_s=wait)
+    if isinstance(error, BudgetSpent):
+        return Refusal(429, str(error), type="insufficient_quota", param=error.field, code="insufficient_quota")
     code = "context_length_exceeded" if error.field == "max_tokens" else None
     return Refusal(400, message, param=error.field, code=code)
 
@@ -82,3 +90,20 @@ def fault() -> Refusal:
 def draining() -> Refusal:
     message = "The server is shutting down, and takes no new requests."
     return Refusal(503, message, type=SERVER, code="shutting_down", retry_after_s=10)
+
+
+def uncounted(error: UsageUnwritable) -> Refusal:
+    return Refusal(503, str(error), type=SERVER, retry_after_s=10)
+
+
+def revoked() -> Refusal:
+    return Refusal(401, "This key was revoked.", code="invalid_api_key")
+
+
+def not_finite(model: str) -> Refusal:
+    """No fault of the request, and another try comes to the same: no status at which clients try again."""
+    message = (
+        f"The model '{model}' came to values that are nan or infinite on this prompt: its weights are too large for "
+        "the precision that it is served in. Ask another model, and tell whoever runs the server."
+    )
+    return Refusal(422, message, param="model", code="model_not_finite")

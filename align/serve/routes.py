@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,9 +13,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
-from align.errors import InputError
+from align.errors import InputError, readable
 from align.rollout.requests import Grammar, Request, SamplingParams
-from align.serve.adapter_folders import Version
+from align.serve.accounting import Charge
 from align.serve.answers import Answers, ChatAnswers, TextAnswers
 from align.serve.constraints import constrained
 from align.serve.decoding import StopFinder, TextDecoder
@@ -23,15 +24,16 @@ from align.serve.identity import Chosen, Named, UnknownModel
 from align.serve.refusals import Refusal, invalid, unknown_model
 from align.serve.rewards import Rewards, reward_prompts
 from align.serve.schemas import ChatBody, CompletionBody, LoadAdapter, RewardBody, Sampled, UnloadAdapter
-from align.serve.service import Call, Service
+from align.serve.service import Call, Service, refusing
 from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
 
 log = logging.getLogger(__name__)
+NEEDS_ADMIN = "This needs the key of an administrator."
 
 
 def listing(service: Service) -> APIRouter:
-    """The models that somebody may ask for."""
+    """What somebody may ask for, and what they have used."""
     router = APIRouter()
 
     @router.get("/v1/models")
@@ -47,6 +49,19 @@ def listing(service: Service) -> APIRouter:
             raise unknown_model(model)
         return card(service, found)
 
+    @router.get("/v1/usage")
+    async def usage(http: Http, tenant: str | None = None) -> Any:
+        asks, keys, counted = tenant_of(http), service.keys, service.accounting.usage
+        if keys is None or counted is None:
+            raise Refusal(404, "This server has no key file, and counts nobody's usage.", code="not_found")
+        of = asks if tenant in (None, asks.name) else keys.tenants.get(tenant or "")
+        if of is not asks and not asks.admin:
+            raise Refusal(403, NEEDS_ADMIN, param="tenant", code="insufficient_permissions")
+        if of is None:
+            raise Refusal(404, "There is no such tenant.", param="tenant", code="not_found")
+        with refusing():
+            return await run_in_threadpool(service.accounting.as_json, of, counted)
+
     return router
 
 
@@ -59,23 +74,25 @@ def api(service: Service) -> APIRouter:
         body.refuse_unsupported({"echo": ((False,), "is not supported here: use /v1/completions")})
         if body.top_logprobs and not body.logprobs:
             raise invalid("top_logprobs", "It needs logprobs=true.")
-        with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
-            require_scores(chosen, False)
+        least = 1 + body.n * (body.most_tokens or 1)
+        with chosen_for(service, http, body, False) as chosen, let_in(service, http, body.n, least) as (call, charge):
             form = await run_in_threadpool(service.format_of, chosen.version)
             prompt, grammar = await run_in_threadpool(
                 lambda: (chat_prompt(form, body), constrained(form, body, service.vocabulary))
             )
             logprobs = body.top_logprobs if body.logprobs else None
-            drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs)
-            requests = requests_for(form, body, chosen, tenant_of(http), prompt, drawn, grammar)
+            left = charge.room(len(prompt.ids), body.n) if body.most_tokens is None else None
+            drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs, left=left)
+            requests = requests_for(form, body, chosen, call.tenant, prompt, drawn, grammar)
             answers = chat_answers(http, form, body, prompt)
-            return await answered(service, http, requests, len(prompt.ids), answers, body)
+            return await answered(call, http, requests, len(prompt.ids), answers, body)
 
     @router.post("/v1/completions")
     async def completions(http: Http, body: CompletionBody) -> Response:
         body.refuse_unsupported({"tools": (([],), "is not supported here: use /v1/chat/completions")})
-        with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
-            require_scores(chosen, False)
+        number = len(body.prompts) * body.n
+        least = len(body.prompts) + number * body.max_tokens
+        with chosen_for(service, http, body, False) as chosen, let_in(service, http, number, least) as (call, _):
             form = await run_in_threadpool(service.format_of, chosen.version)
             prompts, grammar = await run_in_threadpool(
                 lambda: (
@@ -86,36 +103,54 @@ def api(service: Service) -> APIRouter:
             echoed, requests = body.logprobs if body.echo else None, list[Request]()
             for prompt in prompts:
                 drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
-                requests += requests_for(form, body, chosen, tenant_of(http), prompt, drawn, grammar)
+                requests += requests_for(form, body, chosen, call.tenant, prompt, drawn, grammar)
             answers = TextAnswers(
                 form, prompts, http.scope["record"], body.n, body.stops, body.echo, body.logprobs,
                 body.stream_options.include_usage,
             )  # fmt: skip
-            return await answered(service, http, requests, sum(len(prompt.ids) for prompt in prompts), answers, body)
+            return await answered(call, http, requests, sum(len(prompt.ids) for prompt in prompts), answers, body)
 
     @router.post("/v1/rewards")
     async def rewards(http: Http, body: RewardBody) -> Response:
-        with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
-            version = require_scores(chosen, True)
+        number = len(body.conversations)
+        with chosen_for(service, http, body, True) as chosen, let_in(service, http, number, number) as (call, _):
+            version = chosen.version
             assert version is not None
             form = await run_in_threadpool(service.format_of, version)
             prompts = await run_in_threadpool(reward_prompts, form, body, version.alone, service.context)
-            asked, tenant = SamplingParams(0), tenant_of(http).name
+            asked, tenant = SamplingParams(0), call.tenant.name
             requests = [Request(prompt.ids, asked, version.digest, tenant, scored=True) for prompt in prompts]
             answers = Rewards(http.scope["record"], prompts)
-            return await answered(service, http, requests, sum(len(prompt.ids) for prompt in prompts), answers)
+            return await answered(call, http, requests, sum(len(prompt.ids) for prompt in prompts), answers)
 
     return router
 
 
-def require_scores(chosen: Chosen, wanted: bool) -> Version | None:
-    """The weights that were chosen. Raises: Refusal: they give scores where answers are wanted, or the other way."""
-    scores = chosen.version is not None and chosen.version.scores
-    if scores and not wanted:
-        raise invalid("model", f"'{chosen.name}' is a reward model: ask it by /v1/rewards.")
-    if wanted and not scores:
-        raise invalid("model", f"'{chosen.name}' is no reward model.")
-    return chosen.version
+@contextmanager
+def chosen_for(service: Service, http: Http, body: Sampled | RewardBody, scores: bool) -> Iterator[Chosen]:
+    """The weights that a request asks for, see `Service.chosen`.
+
+    Args:
+        scores: it asks a reward model.
+
+    Raises:
+        Refusal: there are none such for them; or they give scores where answers are wanted, or the other way.
+    """
+    with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
+        rewards = chosen.version is not None and chosen.version.scores
+        if rewards and not scores:
+            raise invalid("model", f"'{chosen.name}' is a reward model: ask it by /v1/rewards.")
+        if scores and not rewards:
+            raise invalid("model", f"'{chosen.name}' is no reward model.")
+        yield chosen
+
+
+@contextmanager
+def let_in(service: Service, http: Http, answers: int, least: int) -> Iterator[tuple[Call, Charge]]:
+    """A call of whoever asks, see `Call.let_in`: before their prompt is tokenised, which a flood would have done."""
+    call = Call(service, http.scope["record"], http.scope["watch"], tenant_of(http))
+    with call.let_in(answers, least) as charge:
+        yield call, charge
 
 
 def tenant_of(http: Http) -> Tenant:
@@ -148,7 +183,7 @@ def requests_for(
 
 
 async def answered(
-    service: Service, http: Http, requests: Sequence[Request], prompt_tokens: int, answers: Answers,
+    call: Call, http: Http, requests: Sequence[Request], prompt_tokens: int, answers: Answers,
     body: Sampled | None = None,
 ) -> Response:  # fmt: skip
     """The response to a request that was understood.
@@ -156,10 +191,9 @@ async def answered(
     Args:
         body: says whether it is a stream; None where it is none.
     """
-    record = http.scope["record"]
+    record = call.record
     record.stream = body is not None and body.stream
-    call = Call(service, record, http.scope["watch"])
-    call.begin(tenant_of(http), requests, prompt_tokens)
+    call.begin(requests, prompt_tokens)
     headers = {"x-align-base": record.base, "x-align-adapter": record.adapter, "x-align-arm": record.arm}
     headers = {name: value for name, value in headers.items() if value}
     if body is not None and body.stream:
@@ -189,8 +223,10 @@ def administration(service: Service) -> APIRouter:
     @router.post("/v1/load_lora_adapter")
     async def load(http: Http, body: LoadAdapter) -> Response:
         require_admin(http)
+        who, record = tenant_of(http).name, http.scope["record"]
+        record.asked = readable(body.lora_name)
         try:
-            version = await run_in_threadpool(service.load, body.lora_name, body.lora_path, body.load_inplace)
+            version = await run_in_threadpool(service.load, body.lora_name, body.lora_path, body.load_inplace, who)
         except InputError as error:
             message = f"'{body.lora_name}' was not loaded. {error.field}: {error.problem}. {error.remedy}"
             raise invalid(error.field, message) from error
@@ -202,23 +238,22 @@ def administration(service: Service) -> APIRouter:
                 f"'{body.lora_name}' was not loaded: its files cannot be read as an adapter ({type(error).__name__})."
             )
             raise invalid("lora_path", message) from error
-        record = http.scope["record"]
-        record.asked, record.base, record.adapter = body.lora_name, version.base, version.digest
+        record.base, record.adapter = version.base, version.digest
         done = f"Success: LoRA adapter '{body.lora_name}' added successfully."
         return PlainTextResponse(done, headers={"x-align-adapter": version.digest})
 
     @router.post("/v1/unload_lora_adapter")
     async def unload(http: Http, body: UnloadAdapter) -> Response:
         require_admin(http)
+        http.scope["record"].asked = readable(body.lora_name)
         try:
-            await run_in_threadpool(service.portfolio.unload, body.lora_name, service.unregister)
+            await run_in_threadpool(service.unload, body.lora_name, tenant_of(http).name)
         except UnknownModel as error:
             raise Refusal(
                 404, f"The lora adapter '{body.lora_name}' cannot be found.", param="lora_name", code="not_found"
             ) from error
         except InputError as error:
             raise invalid(error.field, f"'{body.lora_name}' {error.problem}. {error.remedy}") from error
-        http.scope["record"].asked = body.lora_name
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     @router.get("/health")
@@ -241,4 +276,4 @@ def administration(service: Service) -> APIRouter:
 
 def require_admin(http: Http) -> None:
     if not tenant_of(http).admin:
-        raise Refusal(403, "This needs the key of an administrator.", code="insufficient_permissions")
+        raise Refusal(403, NEEDS_ADMIN, code="insufficient_permissions")

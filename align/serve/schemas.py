@@ -205,6 +205,11 @@ class CompletionBody(Sampled):
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     echo: bool = False
 
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        given: Any = self.prompt
+        return given if isinstance(given, list) and given and isinstance(given[0], str | list) else [given]
+
 
 class RewardBody(Body):
     """Conversations that each end with an answer, for a reward model."""

@@ -5,24 +5,35 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from align.errors import InputError
 from align.rollout.engine_thread import EngineThread
-from align.rollout.requests import Output, Pending, Request
+from align.rollout.requests import NotFinite, Output, Pending, Request
+from align.serve import events
+from align.serve.accounting import Accounting, Charge
 from align.serve.formats import Formats
-from align.serve.identity import Chosen, Portfolio, UnknownModel, Version
-from align.serve.keys import Keys
-from align.serve.limits import Limited, Limiter
+from align.serve.identity import Allowed, Chosen, Portfolio, UnknownModel, Version
+from align.serve.keys import Keys, KeysUnreadable
 from align.serve.mailbox import Mailbox
 from align.serve.metrics import Metrics
 from align.serve.records import Record, RequestLog, Stopwatch
-from align.serve.refusals import SERVER, Refusal, as_refusal, draining, fault, unknown_model
+from align.serve.refusals import (
+    SERVER,
+    Refusal,
+    as_refusal,
+    draining,
+    fault,
+    not_finite,
+    revoked,
+    uncounted,
+    unknown_model,
+)  # fmt: skip
 from align.serve.tenants import Tenant
-from align.serve.usage import BudgetSpent, Usage, UsageUnwritable
+from align.serve.usage import UsageUnwritable
 
 log = logging.getLogger(__name__)
 Heard = tuple["Call", int, Output]
@@ -31,18 +42,18 @@ TRIES = 5
 """How often a name is looked up whose weights are gone again: as often as it was replaced meanwhile."""
 LOOK_S = 1.0
 """How often it is looked whether the engine's thread still runs."""
+KEYS_S = 0.4
+"""How often it is looked whether the key file has changed."""
 
 
 @dataclass
 class Service:
     """Attributes:
     format_of: tokenizer and template of a version; of the base for None.
-    unsettled: what requests used that could not be written down yet.
     vocabulary: rows of the base's embedding.
     check: raises InputError where the engine cannot answer by the adapter in a folder.
     created: when the server began, in seconds since 1970.
     keys: None: whoever reaches the server may do everything.
-    usage: None where nobody has a budget.
     answering: the calls that are under way.
     """
 
@@ -54,13 +65,11 @@ class Service:
     created: int
     log: RequestLog
     metrics: Metrics
-    limits: Limiter
+    accounting: Accounting
     keys: Keys | None = None
-    usage: Usage | None = None
     draining: bool = False
     mailbox: Mailbox[Heard] | None = None
     answering: set[Call] = field(default_factory=set)
-    unsettled: dict[str, tuple[int, int]] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=lambda: {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0})
 
     @property
@@ -104,8 +113,11 @@ class Service:
         record.asked, record.answered, record.arm = model, chosen.name, chosen.arm
         record.base, record.adapter = self.portfolio.base.digest, chosen.version.digest if chosen.version else ""
 
-    def load(self, name: str, folder: str, replace: bool) -> Version:
+    def load(self, name: str, folder: str, replace: bool, who: str) -> Version:
         """Let a name stand for the adapter in a folder.
+
+        Args:
+            who: asks for it, for the log.
 
         Raises:
             Refusal: the name is taken; it may be replaced where that is asked for.
@@ -114,7 +126,19 @@ class Service:
         if self.portfolio.arms(name) and not replace:
             message = f"The lora adapter '{name}' has already been loaded. Send load_inplace=true to replace it."
             raise Refusal(400, message, param="lora_name", code="already_loaded")
-        return self.portfolio.load(name, folder, self.register, self.unregister)
+        version = self.portfolio.load(name, folder, self.register, self.unregister)
+        events.log.info("%s loaded %s (%s)", who, name, version.digest[:12])
+        return version
+
+    def unload(self, name: str, who: str) -> None:
+        """Take a name away.
+
+        Raises:
+            UnknownModel, InputError: see `align.serve.identity.Portfolio.unload`.
+        """
+        digests = ", ".join(self.portfolio.digest_of(arm.version)[:12] for arm in self.portfolio.arms(name))
+        self.portfolio.unload(name, self.unregister)
+        events.log.info("%s unloaded %s (%s)", who, name, digests)
 
     def register(self, version: Version) -> None:
         self.check(version.folder)
@@ -124,16 +148,6 @@ class Service:
 
     def unregister(self, version: Version) -> None:
         self.engine.engine.unregister(version.digest)
-
-    def settle_late(self, usage: Usage) -> None:
-        """Write down what could not be written when it was used.
-
-        Raises:
-            UsageUnwritable: nor can it be now.
-        """
-        for id, used in list(self.unsettled.items()):
-            usage.settle(id, *used)
-            del self.unsettled[id]
 
     def done(self, record: Record) -> None:
         """A request has ended."""
@@ -155,8 +169,8 @@ class Service:
             if call.record.stream:
                 counts[call.record.id] = call.record.prompt_tokens, call.heard_tokens
         try:
-            if self.usage is not None and counts:
-                self.usage.sent(counts)
+            if (usage := self.accounting.usage) is not None and counts:
+                usage.sent(counts)
         except UsageUnwritable as error:
             for call in {call for call, _, _ in letters}:
                 call.end(uncounted(error))
@@ -175,13 +189,34 @@ class Service:
         while self.answering and asyncio.get_running_loop().time() < until + LOOK_S:
             await asyncio.sleep(0.02)
 
+    async def watch(self) -> None:
+        await asyncio.gather(self.watch_engine(), self.watch_keys())
+
     async def watch_engine(self) -> None:
         """Ends what is under way if the engine's thread has died: nobody would ever answer it."""
         while self.engine.alive:
             await asyncio.sleep(LOOK_S)
-        log.error("the engine has stopped: no request is answered any more")
+        events.log.error("the engine has stopped: no request is answered any more")
         for call in list(self.answering):
             call.end(fault())
+
+    async def watch_keys(self) -> None:
+        """Ends what is under way with a key that was revoked, and says which names of tenants are not served."""
+        reads, said = 0, set[str]()
+        while self.keys is not None:
+            with suppress(KeysUnreadable):  # which says so itself
+                await asyncio.to_thread(self.keys.look)
+                for call in list(self.answering):
+                    if not self.keys.holds(call.tenant.key):
+                        call.end(revoked())
+                if reads != self.keys.reads:
+                    reads, names = self.keys.reads, [named.name for named in self.portfolio.names(Allowed())]
+                    lines = events.not_served(self.keys.tenants.values(), names)
+                    for line in lines:
+                        if line not in said:
+                            events.log.warning("%s", line)
+                    said = set(lines)
+            await asyncio.sleep(KEYS_S)
 
 
 class Call:
@@ -190,17 +225,45 @@ class Call:
     Args:
         record: is told what comes of it.
         watch: since the request came.
+        tenant: who asks.
     """
 
-    def __init__(self, service: Service, record: Record, watch: Stopwatch) -> None:
-        self.service, self.record, self._watch = service, record, watch
+    def __init__(self, service: Service, record: Record, watch: Stopwatch, tenant: Tenant) -> None:
+        self.service, self.record, self._watch, self.tenant = service, record, watch, tenant
         self.queue: asyncio.Queue[tuple[int, Output] | Refusal] = asyncio.Queue()
         self.heard_tokens = 0
         self._pending: dict[int, Pending] = {}
-        self._stack, self._last_s, self._alone = ExitStack(), 0.0, True
+        self._added: list[Pending] = []
+        self._charge: Charge | None = None
+        self._stack, self._last_s, self._alone, self._failed = ExitStack(), 0.0, True, False
 
-    def begin(self, tenant: Tenant, requests: Sequence[Request], prompt_tokens: int) -> None:
-        """Have the answers made.
+    @contextmanager
+    def let_in(self, answers: int, least: int) -> Iterator[Charge]:
+        """Around what is made of the request, its prompt's tokens to begin with. What goes wrong there ends the call.
+
+        Args:
+            answers: that are asked for.
+            least: tokens that they will have at the least, with their prompts.
+
+        Raises:
+            Refusal: the server is ending, or the tenant has used up its share.
+        """
+        service, record = self.service, self.record
+        if service.draining:
+            raise draining()
+        service.answering.add(self)
+        self._stack.callback(service.answering.discard, self)
+        try:
+            with refusing():
+                entering = service.accounting.enter(self.tenant, record.id, answers, least)
+                self._charge = self._stack.enter_context(entering)
+            yield self._charge
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self, requests: Sequence[Request], prompt_tokens: int) -> None:
+        """Have the answers made. It was let in.
 
         Args:
             prompt_tokens: that are counted; answers to one prompt share them.
@@ -208,63 +271,24 @@ class Call:
         Raises:
             Refusal: the server is ending, the tenant has used up its share, or the engine does not take it.
         """
-        service = self.service
-        if service.draining:
+        assert self._charge is not None
+        if self.service.draining:
             raise draining()
-        most = prompt_tokens + sum(request.sampling.max_tokens for request in requests)
-        self.record.prompt_tokens = prompt_tokens
-        service.answering.add(self)
-        self._stack.callback(service.answering.discard, self)
-        try:
-            self._account(tenant, most)
-            self._alone = len(requests) == 1
+        self.record.prompt_tokens, self._alone = prompt_tokens, len(requests) == 1
+        with refusing():
+            self._charge.reserve(prompt_tokens + sum(request.sampling.max_tokens for request in requests))
             for i, request in enumerate(requests):
-                self._pending[i] = service.engine.add(request, partial(self._heard, i))
-        except Limited as error:
-            self.close()
-            message = f"{error.problem}. {error.remedy}"
-            raise Refusal(
-                429,
-                message,
-                type="rate_limit_error",
-                param=error.field,
-                code="rate_limit_exceeded",
-                retry_after_s=error.retry_after_s,
-            ) from error
-        except BudgetSpent as error:
-            self.close()
-            raise Refusal(
-                429, str(error), type="insufficient_quota", param=error.field, code="insufficient_quota"
-            ) from error
-        except UsageUnwritable as error:
-            self.close()
-            raise uncounted(error) from error
-        except InputError as error:
-            self.close()
-            raise as_refusal(error) from error
-        except BaseException:
-            self.close()
-            raise
-
-    def _account(self, tenant: Tenant, tokens: int) -> None:
-        entered, record = self._stack.enter_context(self.service.limits.enter(tenant, tokens)), self.record
-        self._stack.callback(lambda: setattr(entered, "tokens", sum(self._used())))
-        if (usage := self.service.usage) is not None:
-            self.service.settle_late(usage)
-            usage.reserve(tenant, record.id, tokens)
-            self._stack.callback(lambda: self._settle(usage))
-
-    def _settle(self, usage: Usage) -> None:
-        try:
-            usage.settle(self.record.id, *self._used())
-        except UsageUnwritable:
-            self.service.unsettled[self.record.id] = self._used()
-            raise
+                self._pending[i] = self.service.engine.add(request, partial(self._heard, i))
+                self._added.append(self._pending[i])
 
     def _used(self) -> tuple[int, int]:
-        """Tokens of the prompt and the answers; none of a prompt of which nothing came."""
-        used = self.record.completion_tokens or self.record.finish_reasons
-        return (self.record.prompt_tokens, self.record.completion_tokens) if used else (0, 0)
+        """Tokens of the prompts that the engine has begun to read, and of the answers. Of prompts that only waited, or
+        failed before anything came of them, there are none."""
+        record = self.record
+        if self._failed and not (record.completion_tokens or record.finish_reasons):
+            return 0, 0
+        prompts = {id(ids): len(ids) for p in self._added if p.begun for ids in [p.request.prompt_ids]}
+        return sum(prompts.values()), record.completion_tokens
 
     def _heard(self, i: int, output: Output) -> None:
         """In the engine's thread."""
@@ -285,9 +309,12 @@ class Call:
             if output.finish_reason == "abort":
                 raise draining()
             if output.error is not None:
+                self._failed = True
                 # What a client can do wrong was refused when it was added; the engine logs what is no error of ours.
-                log.error("%s failed: %s", self.record.id, output.error)
-                raise fault()
+                digest = (self.record.adapter or self.record.base)[:12]
+                log.error("%s failed on %s (%s): %s", self.record.id, self.record.answered, digest, output.error)
+                raise not_finite(self.record.answered) if isinstance(output.error, NotFinite) else fault()
+            self._added[i].begun = True
             self._count(output)
             if output.finish_reason is not None:
                 del self._pending[i]
@@ -321,10 +348,11 @@ class Call:
             Refusal: what was used could not be counted; nothing is answered then.
         """
         self.abort()
-        try:
+        if self._charge is not None:
+            self._charge.used = self._used()
+            self.record.prompt_tokens = self._charge.used[0]
+        with refusing():
             self._stack.close()
-        except UsageUnwritable as error:
-            raise uncounted(error) from error
 
 
 CLOSED = 499
@@ -335,5 +363,12 @@ def gone() -> Refusal:
     return Refusal(CLOSED, "The client has gone.", type=SERVER)
 
 
-def uncounted(error: UsageUnwritable) -> Refusal:
-    return Refusal(503, str(error), type=SERVER, retry_after_s=10)
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Around what a tenant or a request may be refused for: the error as clients read it."""
+    try:
+        yield
+    except InputError as error:
+        raise as_refusal(error) from error
+    except UsageUnwritable as error:
+        raise uncounted(error) from error

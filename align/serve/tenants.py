@@ -14,7 +14,7 @@ class Limits:
     Attributes:
         requests_per_minute: requests, averaged over a minute.
         tokens_per_minute: tokens of prompts and answers, averaged over a minute.
-        concurrency: requests at once.
+        concurrency: answers at once.
         token_budget: tokens of prompts and answers in all.
     """
 
@@ -28,12 +28,14 @@ class Limits:
 class Tenant:
     """Attributes:
     admin: whether it may load and unload adapters.
+    key: sha256 of the key that it came with, hex; empty where there are none.
     """
 
     name: str
     admin: bool = False
     limits: Limits = field(default_factory=Limits)
     allowed: Allowed = field(default_factory=Allowed)
+    key: str = field(default="", compare=False, repr=False)
 
 
 LOCAL = Tenant("local", admin=True)

@@ -25,7 +25,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +68,9 @@ class UsageUnwritable(AlignError):
 class BudgetSpent(InputError):
     """The request may use more tokens than are left. Status 429, of OpenAI's kind `insufficient_quota`."""
 
-    def __init__(self, budget: int, left: int, asked: int) -> None:
-        problem = f"{left:,} tokens of your key are left, and this request may use {asked:,}"
+    def __init__(self, budget: int, left: int) -> None:
+        self.left = left
+        problem = f"{left:,} tokens of your key are left, fewer than this request may use"
         super().__init__("token_budget", budget, problem, "Lower max_tokens, or ask for a larger budget.")
 
 
@@ -89,6 +90,10 @@ class Used:
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def left_of(self, budget: int) -> int:
+        """What may still be set aside."""
+        return max(0, budget - self.tokens - self.reserved)
 
 
 class Usage:
@@ -141,8 +146,8 @@ class Usage:
         """
         with self._transaction() as db:
             budget, used = tenant.limits.token_budget, used_by(db, tenant.name)
-            if budget is not None and tokens > (left := budget - used.tokens - used.reserved):
-                raise BudgetSpent(budget, max(0, left), tokens)
+            if budget is not None and tokens > (left := used.left_of(budget)):
+                raise BudgetSpent(budget, left)
             row = (request_id, tenant.name, self.server, tokens)
             db.execute("INSERT INTO reservations (request, tenant, server, tokens) VALUES (?, ?, ?, ?)", row)
 
@@ -195,6 +200,19 @@ class Usage:
 def usage_beside(keys: Path) -> Path:
     """Where the usage of the tenants of a key file is counted."""
     return keys.with_name(f"{keys.name}.usage.db")
+
+
+def used_beside(keys: Path, tenants: Sequence[str]) -> dict[str, Used]:
+    """What tenants of a key file have used; nothing where no server has counted yet.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    path = usage_beside(keys)
+    if not path.is_file():
+        return {tenant: Used() for tenant in tenants}
+    with Usage(path) as usage:
+        return {tenant: usage.used(tenant) for tenant in tenants}
 
 
 def write_ahead(db: sqlite3.Connection) -> None:

@@ -45,6 +45,11 @@ def execute(config: Config, opened: Callable[[Path], object] = lambda folder: No
 
 
 def perform(config: Config, opened: Callable[[Path], object]) -> int:
+    stage = STAGES[config.stage.name]
+    if getattr(config.stage, "action", None) in stage.prints:
+        for line in importlib.import_module(f"align.stages.{stage.module}").PRINTS[config.stage.action](config):
+            print(line)
+        return 0
     inputs = OF[config.stage.name](config)
     config = inputs.config
     values = plain(config)

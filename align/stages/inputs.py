@@ -211,8 +211,6 @@ def export(config: Config) -> Inputs:
 
 def serve(config: Config) -> Inputs:
     stage: ServeConfig = config.stage
-    if stage.action == "key":  # the file changes: asked again, it is done again
-        return Inputs(config, f"{stage.tenant}-key", None, {"asked": Input(secrets.token_hex(8))})
     if stage.keys is not None:
         read_accounts(Path(stage.keys).expanduser())  # a mistake in it costs no seconds
     found = opened(

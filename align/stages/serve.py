@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from align.config.root import Config
 from align.config.serve import ServeConfig
+from align.errors import require
 from align.run import Run
+from align.serve import events
+from align.serve.accounting import Accounting
 from align.serve.keys import Keys, change_tenant, in_words, read_accounts
 from align.serve.limits import Limiter
 from align.serve.opening import Opened
-from align.serve.usage import Usage, usage_beside
+from align.serve.tenant_table import as_table
+from align.serve.usage import Usage, usage_beside, used_beside
 from align.stages.serve_engines import ENGINES
 from align.types import Result
 from align.web.listening import listening, serve
 
 
-def run(run: Run, config: Config, *found: Any) -> Result:
+def run(run: Run, config: Config, found: Opened) -> Result:
     """Args:
-    found: of `serve`, what the server begins with.
+    found: what the server begins with.
     """
-    stage: ServeConfig = config.stage
-    return DO[stage.action](run, config, *found)
-
-
-def served(run: Run, config: Config, found: Opened) -> Result:
     from align.serve.app import application
 
     stage: ServeConfig = config.stage
@@ -45,7 +44,7 @@ def served(run: Run, config: Config, found: Opened) -> Result:
         def drain(at_once: bool) -> Awaitable[None]:
             return service.drain(0.0 if at_once else stage.drain_s)
 
-        serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain)
+        serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain, (events.log.name,))
         totals = service.totals
     tokens = totals["completion_tokens"]
     return Result(totals, (f"{totals['requests']:,} requests, answers of {tokens:,} tokens",))
@@ -66,7 +65,6 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     known = None if keys is None else Keys(keys)
     with ENGINES[config.serve.name](run, config, found) as ready:
         formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
-        formats(None)
         for version in portfolio.versions().values():
             ready.check(version.folder)
             ready.engine.register(version.folder, version.digest)
@@ -79,7 +77,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
                 engine=thread, portfolio=portfolio, format_of=formats, check=ready.check, log=log,
                 created=int(time.time()),
                 vocabulary=ready.vocabulary, metrics=Metrics(ready.engine.stats, lambda: thread.cpu_s),
-                limits=Limiter(time.monotonic), keys=known, usage=usage,
+                accounting=Accounting(Limiter(time.monotonic), usage), keys=known,
             ), ready.why  # fmt: skip
         finally:
             thread.close(within_s=5)
@@ -116,7 +114,7 @@ def origins(stage: ServeConfig) -> tuple[str, list[str]]:
     return f"http://{host}:{stage.port}", [f"http://localhost:{stage.port}", f"http://127.0.0.1:{stage.port}"]
 
 
-def keyed(run: Run, config: Config) -> Result:
+def keyed(config: Config) -> Iterable[str]:
     stage: ServeConfig = config.stage
     assert stage.keys is not None and stage.tenant is not None  # noqa: PT018 (the configuration says so)
     keys = Path(stage.keys).expanduser()
@@ -127,13 +125,23 @@ def keyed(run: Run, config: Config) -> Result:
     done = change_tenant(
         keys, stage.tenant, admin=stage.admin, allow=stage.allow, limits=limits, lift=stage.lift, revoke=stage.revoke
     )
-    if done.key is not None:  # printed, and not in the run's folder, which others may read
-        print(f"the key, shown once: {done.key}")
-    with Usage(usage_beside(keys)) as usage:
-        used = usage.used(stage.tenant)
-    words = f"{used.requests:,} requests with {used.tokens:,} tokens were counted"
-    revoked = (f"revoked: {', '.join(done.revoked)}",) if done.revoked else ()
-    return Result({}, (*revoked, in_words(done.account), words))
+    if done.key is not None:
+        yield f"the key, shown once: {done.key}"
+    if done.revoked:
+        yield f"revoked: {', '.join(done.revoked)}"
+    yield in_words(done.account)
 
 
-DO: dict[str, Callable[..., Result]] = {"serve": served, "key": keyed}
+def listed(config: Config) -> Iterable[str]:
+    stage: ServeConfig = config.stage
+    assert stage.keys is not None
+    keys = Path(stage.keys).expanduser()
+    accounts = read_accounts(keys)
+    remedy = f"The tenants are {', '.join(sorted(accounts)) or '(none)'}."
+    require(stage.tenant in (None, *accounts), "stage.tenant", stage.tenant, "there is no such tenant", remedy)
+    shown = [account for name, account in sorted(accounts.items()) if stage.tenant in (None, name)]
+    return as_table(shown, used_beside(keys, [account.tenant.name for account in shown]))
+
+
+PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {"key": keyed, "tenants": listed}
+"""What is no run, by `stage.action`: the lines that it prints."""

@@ -81,7 +81,7 @@ def trained_in(config: Config, found: Opened) -> str:
 def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object], str]:
     """The engine that serves a model, what it asks of an adapter before it takes it, and why it is this engine. The
     model is consumed."""
-    from align.models.adapter_files import adapter_config, read_adapter
+    from align.models.adapter_files import adaptable, adapter_config, check_targets, read_adapter
     from align.models.bank import lowered
     from align.models.fastpath.mixed import MixedDecoder
     from align.models.fastpath.weights import NotPlainError
@@ -102,11 +102,12 @@ def engine_for(config: Config, model: Any) -> tuple[Any, Callable[[Path], object
             batch = ContinuousBatch(decoder, context, stage.queue, prefixes, reserve=reserve(stage))
             return batch, partial(lowered, sites=decoder.bank.sites, max_rank=rank), in_batches(stage, decoder.exact)
 
+    layers = adaptable(model)
+
     def plain(folder: Path) -> None:
         problem = "is a reward model, and those are served on the fast path alone"
         require(not brings_scores(folder), "stage.adapters", folder.name, problem, "Score by it with stage=eval.")
-        adapter_config(folder)
-        read_adapter(folder)
+        check_targets(adapter_config(folder), read_adapter(folder).ranks, layers)
 
     return OneAtATime(model, context, stage.queue, stage.resident), plain, f"one request at a time: {why}"
 

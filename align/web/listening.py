@@ -7,7 +7,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -32,17 +32,19 @@ def serve(
     port: int,
     ready: Callable[[], None],
     drain: Callable[[bool], Awaitable[None]] | None = None,
+    told: Sequence[str] = (),
 ) -> None:
     """Serves until interrupted. `ready` is called when the port is ours.
 
     Args:
         drain: awaited after a signal, while the server still answers; then it ends. It is told whether to be done at
             once: after Ctrl+C, and after a second signal.
+        told: names of further loggers whose lines go to the console.
 
     Raises:
         InputError: the port is taken, or the host is none of this machine's.
     """
-    with listening(host, port) as listener, log_to_console():
+    with listening(host, port) as listener, log_to_console(told):
         ready()
         with suppress(KeyboardInterrupt):  # which the server passes on when it has ended what was under way
             Server(app, host, port, drain).run(sockets=[listener])
@@ -117,11 +119,11 @@ def connection_limit() -> int:
 
 
 @contextmanager
-def log_to_console() -> Iterator[None]:
+def log_to_console(names: Sequence[str] = ()) -> Iterator[None]:
     """What the server has to say goes to the run's log and, here, to whoever started it."""
     console = logging.StreamHandler()
     console.setFormatter(Formatter())
-    loggers = [logging.getLogger(name) for name in ("uvicorn.error", log.name)]
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", log.name, *names)]
     for logger in loggers:
         logger.addHandler(console)
     try:

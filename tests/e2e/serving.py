@@ -117,7 +117,11 @@ def fetched(request: urllib.request.Request) -> tuple[int, Any]:
 def serving(
     forks: Forks, cwd: Path, *words: str, name: str = "s", port: int | None = None, before: str = ""
 ) -> Iterator[Server]:
-    """A server for as long as the block lasts; `before` is Python that it runs first."""
+    """A server for as long as the block lasts.
+
+    Args:
+        before: Python that it runs first.
+    """
     port = port or free_port()
     child = forks.start(cwd, "stage=serve", f"stage.port={port}", f"run.name={name}", *words, before=before)
     server = Server(f"http://127.0.0.1:{port}", port, child, cwd / "runs" / "serve" / name)

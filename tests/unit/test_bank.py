@@ -145,6 +145,36 @@ def test_an_adapter_on_another_module_is_refused(tmp_path: Path):
         lowered(folder, SITES_OF_LLAMA, 64)
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"]}, "leaves out model.layers.0.mlp.down_proj, "),
+        ({"target_modules": r".*\.0\..*_proj"}, "leaves out model.layers.1.mlp.down_proj, "),
+        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+          "layers_to_transform": [1]}, "leaves out model.layers.0.mlp.down_proj, "),
+        ({"exclude_modules": ["o_proj"]}, "leaves out model.layers.0.self_attn.o_proj, "),
+    ],
+)  # fmt: skip
+def test_tensors_that_the_configuration_leaves_out_are_refused(changes: dict, problem: str, tmp_path: Path):
+    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(InputError, match=problem) as caught:
+        lowered(folder, SITES_OF_LLAMA, 64)
+    assert caught.value.field == "target_modules"
+
+
+def test_modules_that_the_configuration_names_and_the_file_lacks_are_refused(tmp_path: Path):
+    folder = adapter(FAMILIES["llama"], tmp_path / "a", target_modules=["q_proj", "v_proj"])
+    lowered(folder, SITES_OF_LLAMA, 64)
+    path = folder / "adapter_model.safetensors"
+    save_file({key: t for key, t in load_file(path).items() if "layers.1.self_attn.v_proj" not in key}, path)
+    with pytest.raises(
+        InputError, match=r"target_modules=q_proj, v_proj: names model\.layers\.1\.self_attn\.v_proj, and"
+    ):
+        lowered(folder, SITES_OF_LLAMA, 64)
+
+
 def test_another_models_adapter_is_refused(tmp_path: Path):
     config = type(FAMILIES["llama"])(**{**FAMILIES["llama"].to_dict(), "intermediate_size": 128})
     with pytest.raises(InputError, match="64 by 128: this base has 64 by 192"):

@@ -229,6 +229,23 @@ def test_aborted_before_its_turn_and_while_it_runs(make: Callable[..., ServingEn
     assert made.known.by_digest[digest].held == 0
 
 
+def test_a_prompt_has_begun_once_it_is_read_and_not_while_it_waits():
+    made = engine(CONFIG, slots=2, prefill_tokens=CHUNK)
+    reads, next_one, waits = (made.add(Request(prompt(CHUNK + 1), sampled(3)), lambda output: None) for _ in range(3))
+    assert not reads.begun
+    made.step()
+    assert (reads.begun, next_one.begun, waits.begun) == (True, False, False)
+    for _ in range(3):
+        made.step()
+    assert (next_one.begun, waits.begun) == (True, False)
+    finish(made)
+    assert waits.begun
+    alone = OneAtATime(base_model(CONFIG), 512)
+    first, second = (alone.add(Request(prompt(5), sampled(3)), lambda output: None) for _ in range(2))
+    alone.step()
+    assert (first.begun, second.begun) == (True, False)
+
+
 class AbortsAfterThree(Heard):
     engine: Any
     mine: Any

@@ -136,8 +136,19 @@ def test_a_file_that_cannot_be_read_lets_nobody_in_until_it_can(path: Path, capl
             assert str(path) not in str(caught.value)
         write_private(path, text)
         assert keys.who(key) is not None
-    assert len(caplog.records) == 6
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] * 3  # once each, whoever asks
     assert str(path) not in caplog.text
+
+
+def test_whether_a_key_is_still_one(path: Path) -> None:
+    first, second = key_of(path), key_of(path)
+    keys = Keys(path)
+    held = [tenant.key for key in (first, second) if (tenant := keys.who(key)) is not None]
+    assert held == [hashed(first), hashed(second)]
+    change_tenant(path, "acme", revoke=hashed(first)[:8])
+    keys.look()
+    assert [keys.holds(each) for each in held] == [False, True]
+    assert (keys.tenants.keys(), keys.reads) == ({"acme"}, 2)
 
 
 WHOLE = {"keys": [], "admin": False, "allow": None, "limits": {}, "created_at": "2026"}

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.serve.limits import Limited, Limiter
+from align.errors import InputError
+from align.serve.limits import Limited, Limiter, Standing
 from align.serve.tenants import Limits, Tenant
 
 
@@ -35,7 +36,8 @@ def clock() -> Clock:
 def asked(limits: Limiter, who: Tenant, tokens: int = 1, used: int | None = None) -> float:
     """0 for a request that was let in and has ended, else the seconds to wait."""
     try:
-        with limits.enter(who, tokens) as entered:
+        with limits.enter(who, least=tokens) as entered:
+            limits.charge(entered, tokens)
             entered.tokens = tokens if used is None else used
         return 0.0
     except Limited as error:
@@ -78,25 +80,54 @@ def test_a_request_larger_than_a_minutes_tokens_passes_when_the_bucket_is_full_a
     assert asked(limits, who, 300) == 0
 
 
-def test_requests_at_once(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(concurrency=2, requests_per_minute=3)
+def test_answers_at_once(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(concurrency=4, requests_per_minute=4)
     with ExitStack() as stack:
-        stack.enter_context(limits.enter(who, 1))
-        stack.enter_context(limits.enter(who, 1))
-        with pytest.raises(Limited) as caught, limits.enter(who, 1):
+        stack.enter_context(limits.enter(who, 3))
+        with pytest.raises(Limited) as caught, limits.enter(who, 2):
             pass
-        assert (caught.value.field, caught.value.value) == ("concurrency", 2)
-        assert limits.running("acme") == 2
+        assert (caught.value.field, caught.value.value) == ("concurrency", 4)
+        stack.enter_context(limits.enter(who, 1))
+        assert limits.running("acme") == 4
     assert limits.running("acme") == 0
-    assert asked(limits, who) == 0  # the refused one was charged nothing
+    assert [asked(limits, who) for _ in range(3)][:2] == [0, 0]  # the refused one was charged nothing
 
 
-def test_what_one_limit_refuses_is_charged_to_no_other(clock: Clock) -> None:
+def test_more_answers_than_there_may_ever_be_are_no_matter_of_waiting(clock: Clock) -> None:
+    limits = Limiter(clock)
+    with pytest.raises(InputError) as caught, limits.enter(tenant(concurrency=4), 5):
+        pass
+    assert not isinstance(caught.value, Limited)
+    assert (caught.value.field, caught.value.value) == ("n", 5)
+
+
+def test_what_is_refused_before_its_prompt_is_read_is_charged_nothing(clock: Clock) -> None:
     limits, who = Limiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
     assert asked(limits, who, 60) == 0
-    assert asked(limits, who, 30) == pytest.approx(30)
+    for _ in range(5):
+        with pytest.raises(Limited) as caught, limits.enter(who, least=30):
+            pass
+        assert caught.value.retry_after_s == pytest.approx(30)
     assert [asked(limits, who, 0) for _ in range(3)] == [0, 0, pytest.approx(20)]
-    assert asked(limits, who, 30) == pytest.approx(30)
+
+
+def test_a_prompt_that_was_read_counts_as_a_request_whatever_it_came_to(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
+    assert asked(limits, who, 40) == 0
+    with limits.enter(who, least=1) as entered, pytest.raises(Limited) as caught:
+        limits.charge(entered, 30)
+    assert caught.value.retry_after_s == pytest.approx(10)
+    assert limits.standing(who)["tokens_per_minute"].remaining == 20
+    assert limits.standing(who)["requests_per_minute"].remaining == 1
+
+
+def test_how_a_tenant_stands(clock: Clock) -> None:
+    limits, who = Limiter(clock), tenant(tokens_per_minute=60, concurrency=1)
+    assert limits.standing(who) == {"tokens_per_minute": Standing(60, 60, 0.0)}
+    assert asked(limits, who, 90) == 0
+    assert limits.standing(who) == {"tokens_per_minute": Standing(60, 0, pytest.approx(90))}
+    clock.now += 40.5
+    assert limits.standing(who) == {"tokens_per_minute": Standing(60, 10, pytest.approx(49.5))}
 
 
 def test_an_error_inside_frees_the_place(clock: Clock) -> None:
@@ -130,7 +161,7 @@ def test_limits_that_change_while_it_runs(clock: Clock) -> None:
 def test_the_message_says_when_and_nothing_of_the_tenant(clock: Clock) -> None:
     limits, who = Limiter(clock), tenant(requests_per_minute=1)
     asked(limits, who)
-    with pytest.raises(Limited, match="Try again in 60 s") as caught, limits.enter(who, 1):
+    with pytest.raises(Limited, match="Try again in 60 s") as caught, limits.enter(who):
         pass
     assert "acme" not in str(caught.value)
 
@@ -160,7 +191,7 @@ def test_many_threads(clock: Clock) -> None:
     def ask() -> None:
         for _ in range(100):
             try:
-                with limits.enter(who, 1):
+                with limits.enter(who):
                     assert limits.running("acme") <= 8
                     passed.append(1)
             except Limited as error:

@@ -1,0 +1,195 @@
+"""What whoever runs a server sees of it, and what it does when they change something."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from processes import Forks
+from safetensors.torch import load_file, save_file
+from serving import Server, adapters, serving, settles
+
+from align.serve.keys import change_tenant, hashed
+
+
+class Run(NamedTuple):
+    """Attributes:
+    folder: where it was started.
+    keys: of each tenant.
+    """
+
+    server: Server
+    folder: Path
+    keys: dict[str, str]
+
+    def post(self, tenant: str, path: str, **body: Any) -> tuple[int, Any]:
+        return self.server.post(f"/v1/{path}", body, Authorization=f"Bearer {self.keys[tenant]}")
+
+
+@pytest.fixture(scope="module")
+def run(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("operated")
+    made, file = adapters(folder / "adapters", "one", "two"), folder / "keys.json"
+    keys = {
+        "ann": change_tenant(file, "ann").key,
+        "root": change_tenant(file, "root", admin=True).key,
+        "ben": change_tenant(file, "ben", allow=["on", "one", "later", "zebra"]).key,
+        "tim": change_tenant(file, "tim", limits={"token_budget": 5}).key,
+    }
+    words = ("model=pocket", "method=lora", f"stage.roots=[{made}]", "stage.keys=keys.json")
+    with serving(forks, folder, *words, f"stage.adapters={{one: {made / 'one'}}}") as server:
+        yield Run(server, folder, {name: str(key) for name, key in keys.items()})
+
+
+def narrowed(folder: Path, **changes: Any) -> None:
+    """An adapter whose configuration says something else than its tensors."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_a_key_that_is_revoked_ends_what_is_under_way_with_it(run: Run):
+    second = str(change_tenant(run.folder / "keys.json", "ann").key)
+    run.keys["ann again"] = second
+    body = {"model": "one", "prompt": "a", "max_tokens": 1000, "stream": True, "ignore_eos": True}
+    said: dict[str, tuple[str, float]] = {}
+
+    def read(tenant: str) -> None:
+        said[tenant] = run.post(tenant, "completions", **body)[1], time.monotonic()
+
+    threads = [threading.Thread(target=read, args=(tenant,)) for tenant in ("ann", "ann again")]
+    for thread in threads:
+        thread.start()
+    admin = {"Authorization": f"Bearer {run.keys['root']}"}
+    assert settles(lambda: run.server.stat("align_requests_running", **admin) == 2)
+    revoked = time.monotonic()
+    change_tenant(run.folder / "keys.json", "ann", revoke=hashed(run.keys["ann"])[:8])
+    for thread in threads:
+        thread.join()
+    text, ended = said["ann"]
+    assert ended - revoked < 1
+    assert json.loads(text.strip().splitlines()[-1][6:])["error"]["code"] == "invalid_api_key"
+    assert said["ann again"][0].endswith("data: [DONE]\n\n")
+    run.keys["ann"] = second
+
+
+def test_the_log_of_a_refused_load_names_what_was_asked(run: Run):
+    assert run.post("root", "load_lora_adapter", lora_name="far", lora_path="nowhere")[0] == 400
+    assert run.post("root", "unload_lora_adapter", lora_name="nobody")[0] == 404
+    assert run.post("ann", "load_lora_adapter", lora_name="mine", lora_path="one")[0] == 403
+    assert settles(lambda: run.server.log[-1]["status"] == 403)
+    assert [(line["asked"], line["status"]) for line in run.server.log[-3:]] == [
+        ("far", 400),
+        ("nobody", 404),
+        ("", 403),
+    ]
+
+
+def test_weights_that_overflow_in_use_are_named(run: Run):
+    shutil.copytree(run.folder / "adapters" / "two", run.folder / "adapters" / "huge")
+    path = run.folder / "adapters" / "huge" / "adapter_model.safetensors"
+    save_file({key: torch.full_like(tensor, 3e37) for key, tensor in load_file(path).items()}, path)
+    assert run.post("root", "load_lora_adapter", lora_name="huge", lora_path="huge")[0] == 200
+    status, found = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2)
+    assert (status, found["error"]["code"], found["error"]["param"]) == (422, "model_not_finite", "model")
+    assert "'huge' came to values that are nan or infinite" in found["error"]["message"]
+    status, text = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2, stream=True)
+    assert (status, json.loads(text.strip().splitlines()[-1][6:])) == (200, found)
+    assert settles(lambda: run.server.log[-1]["status"] == 422)
+    line = run.server.log[-1]
+    assert line["prompt_tokens"] == 0  # nobody pays for it
+    log = (run.server.folder / "log.txt").read_text()
+    assert f"{line['id']} failed on huge ({line['adapter'][:12]}): the logits are nan or infinite" in log
+
+
+@pytest.mark.parametrize(
+    ("targets", "problem"),
+    [
+        (["q_proj"], "leaves out model.layers.0.mlp.down_proj, "),
+        (r".*\.[0-4]\..*_proj", "leaves out model.layers.5.mlp.down_proj, model.layers.5.mlp.gate_proj, "),
+    ],
+)
+def test_targets_that_are_not_those_of_the_tensors_are_refused(run: Run, targets: Any, problem: str):
+    folder = run.folder / "adapters" / "narrow"
+    shutil.copytree(run.folder / "adapters" / "one", folder, dirs_exist_ok=True)
+    narrowed(folder, target_modules=targets)
+    status, found = run.post("root", "load_lora_adapter", lora_name="narrow", lora_path="narrow")
+    assert (status, found["error"]["param"]) == (400, "target_modules")
+    assert problem in found["error"]["message"]
+
+
+def test_they_are_refused_on_the_command_line_too(run: Run, forks: Forks):
+    shutil.copytree(run.folder / "adapters" / "one", run.folder / "adapters" / "odd")
+    narrowed(run.folder / "adapters" / "odd", target_modules=["q_proj", "v_proj"])
+    words = (
+        "model=pocket",
+        "method=lora",
+        f"stage.adapters={{odd: {run.folder / 'adapters' / 'odd'}}}",
+        "run.name=odd",
+    )
+    done = forks.run(run.folder, "stage=serve", *words)
+    assert done.status == 2
+    assert "align: target_modules=q_proj, v_proj: leaves out model.layers.0.mlp.down_proj, " in done.err
+
+
+def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
+    """The last of this server."""
+    for _ in range(2):
+        assert run.post("tim", "completions", model="one", prompt="a", max_tokens=10)[0] == 429
+    assert run.post("root", "load_lora_adapter", lora_name="later", lora_path="two")[0] == 200
+    assert settles(lambda: run.server.log[-1]["asked"] == "later")
+    digest = run.server.log[-1]["adapter"][:12]
+    assert run.post("root", "unload_lora_adapter", lora_name="later")[0] == 200
+    change_tenant(run.folder / "keys.json", "ben", allow=["one", "pockett"])
+    time.sleep(1)
+    (run.folder / "keys.json").chmod(0o644)
+    for _ in range(3):
+        assert run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 503
+    (run.folder / "keys.json").chmod(0o600)
+    assert settles(lambda: run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 200)
+    run.server.child.send_signal(signal.SIGTERM)
+    err = run.server.child.ended(30).err
+    lines = [line for line in err.splitlines() if "huge" not in line]
+    assert lines == [
+        "tenant ben may ask for what is not served: later, on (did you mean one?), zebra",
+        "tenant tim has 5 of its 5 tokens left: a request was refused",
+        f"root loaded later ({digest})",
+        f"root unloaded later ({digest})",
+        "tenant ben may ask for what is not served: pockett (did you mean pocket?)",
+        "the key file others than its owner may read or write it; nobody is let in",
+        "the key file can be read again",
+    ]
+    log = (run.server.folder / "log.txt").read_text()
+    assert all(line in log for line in lines)
+    assert not any(key in err + log for key in run.keys.values())
+
+
+DIES = """
+from align.rollout.engine_thread import EngineThread
+
+def dies(self):
+    with self._changed:
+        while not self._work:
+            self._changed.wait()
+
+EngineThread._run = dies
+"""
+
+
+def test_an_engine_that_died_is_told_to_clients_and_to_the_operator(forks: Forks, tmp_path: Path):
+    with serving(forks, tmp_path, "model=pocket", before=DIES) as server:
+        began = time.monotonic()
+        status, found = server.post("/v1/completions", {"model": "pocket", "prompt": "a", "stream": False})
+        assert (status, found["error"]["type"]) == (500, "server_error")
+        assert time.monotonic() - began < 3
+        assert server.get("/health")[0] == 503
+        server.child.send_signal(signal.SIGINT)
+        err = server.child.ended(30).err
+    assert err.splitlines() == ["the engine has stopped: no request is answered any more"]

@@ -1,0 +1,57 @@
+"""Tokenizers of adapters: kept for as long as anybody holds the adapter, and no longer."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+from weakref import ref
+
+import pytest
+from transformers import AutoTokenizer
+
+from align.serve.adapter_folders import Version
+from align.serve.formats import ChatFormat, Formats
+
+
+@pytest.fixture
+def formats(tiny_tokenizer: Any) -> Formats:
+    return Formats(lambda folder: ChatFormat(AutoTokenizer.from_pretrained(folder) if folder else tiny_tokenizer, ()))
+
+
+def version(tokenizer: Any, folder: Path, template: str = "") -> Version:
+    tokenizer.save_pretrained(folder)
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    return Version(folder.name, folder, "base")
+
+
+def test_a_tokenizer_goes_with_the_last_version_that_reads_it(formats: Formats, tiny_tokenizer: Any, tmp_path: Path):
+    one, two = (version(tiny_tokenizer, tmp_path / name) for name in ("one", "two"))
+    assert formats(one) is formats(two) is formats(one)
+    assert formats(one) is not formats(None)
+    held = ref(formats(one).tokenizer)
+    del one
+    gc.collect()
+    assert held() is formats(two).tokenizer
+    asked = formats(two)  # by a request that is under way
+    del two
+    gc.collect()
+    assert held() is asked.tokenizer
+    del asked
+    gc.collect()
+    assert held() is None
+
+
+def test_other_templates_are_other_formats_and_one_is_read_anew(formats: Formats, tiny_tokenizer: Any, tmp_path: Path):
+    one, two = version(tiny_tokenizer, tmp_path / "one"), version(tiny_tokenizer, tmp_path / "two", "{{ 2 }}")
+    first = formats(one)
+    assert (first is formats(two), formats(two).tokenizer.chat_template) == (False, "{{ 2 }}")
+    (tmp_path / "one" / "chat_template.jinja").write_text("{{ 3 }}")
+    assert formats(one) is first
+    formats.forget(one)
+    assert formats(one).tokenizer.chat_template == "{{ 3 }}"
+
+
+def test_an_adapter_without_a_tokenizer_speaks_as_the_base(formats: Formats, tmp_path: Path):
+    assert formats(Version("a", tmp_path, "base")) is formats(None)
