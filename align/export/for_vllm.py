@@ -22,7 +22,7 @@ from align.models.dequantised import dequantised_beside
 from align.models.load import context_length, describe, in_fp32, load_base
 from align.models.lowering import check_plain
 from align.rollout.probes import Probes, read_probes
-from align.rollout.vllm import Prepared
+from align.rollout.vllm_engine import Prepared
 from align.run import Base
 from align.run.atomic import publish
 from align.run.weights import adapter_digest

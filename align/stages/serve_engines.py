@@ -129,7 +129,7 @@ def vllm_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     from align.export.for_vllm import ForVllm, room_for, servable_rank, vocabulary_of
     from align.models.load import DTYPES, choose_device, choose_dtype, context_length, describe, load_tokenizer
     from align.rollout.engine_process import VLLM, engine_version, required_interpreter
-    from align.rollout.vllm import VllmEngine
+    from align.rollout.vllm_engine import VllmEngine
     from align.rollout.vllm_process import VllmProcess, serve_words
 
     stage, portfolio = config.stage, found.portfolio

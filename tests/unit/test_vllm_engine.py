@@ -26,8 +26,8 @@ from align.models.load import load_base, load_tokenizer
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.probes import PROBES, Agreement, Probes, agreement, check_agreement, read_probes, write_probes
 from align.rollout.requests import QueueFull, Request, SamplingParams
-from align.rollout.vllm import VllmEngine
 from align.rollout.vllm_client import VllmFailed
+from align.rollout.vllm_engine import VllmEngine
 from align.rollout.vllm_process import VllmProcess, adapter_name, environment, serve_words
 from align.run.weights import adapter_digest
 
