@@ -206,8 +206,6 @@ def annotated(seen: Seen) -> str:
 
 
 def served(seen: Seen) -> str:
-    if seen.settings["action"] == "key":
-        return f"The tenant {seen.settings['tenant']} was changed in the key file; no key is written down here."
     requests, tokens = seen.metrics.get("requests", 0), seen.metrics.get("completion_tokens", 0)
     return f"The server answered {counted(requests, 'request')} with {counted(tokens, 'token')}."
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from annotation_app import free_port
 
 from align.__main__ import main
 from align.config.stages import STAGES
 from align.report import live
+from align.stages import serve
 
 pytestmark = pytest.mark.slow
 FEW = ("stage.batch_size=8", "data.allow_simulated=true", "stage.held_out=0.3", "stage.log_every=1")
@@ -25,7 +27,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "eval": ("stage.prompts=8",),
     "export": (),
     "verify": ("stage.rows=8", "stage.micro_batch=4"),
-    "serve": ("stage.action=key", "stage.tenant=acme"),
+    "serve": (),
 }
 FROM_FILE = ("sft", "full", "sample", "ppo", "eval")
 FROM_NOTHING = ("sft", "full")
@@ -48,11 +50,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live.Report, "write", kept)
         patch.setattr(live, "SHARE", float("inf"))
+        patch.setattr(serve, "serve", lambda app, host, port, ready, *_: ready())  # it ends once it has begun
         for stage, words in LINES.items():
             patch.setattr(live, "EVERY_S", 0.0 if stage == "ppo" else 20.0)  # with curves, which take their time
             line = [f"stage={stage}", *words, "rollout.max_new_tokens=12", "device=cpu", f"run.root={root}"]
             line += data if stage in FROM_FILE else []
-            line += [f"stage.keys={earlier / 'keys' / 'keys.json'}"] if stage == "serve" else []
+            line += [f"stage.port={free_port()}", "stage.adapters={tuned: ppo:latest}"] if stage == "serve" else []
             line += ["model=hub", f"model.path={tiny_model}"] if stage in FROM_NOTHING else []
             assert main([*line, "run.name=a"]) == 0, line
             found[stage] = root / stage / "a" / "report.html"

@@ -1,0 +1,82 @@
+"""What a tenant may still have, by its limits and its budget together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from align.errors import InputError
+from align.serve.accounting import Accounting, duration
+from align.serve.limits import Limiter
+from align.serve.tenants import Limits, Tenant
+from align.serve.usage import BudgetSpent, Usage
+
+
+@pytest.fixture
+def accounting(tmp_path: Path) -> Iterator[Accounting]:
+    with Usage(tmp_path / "usage.db") as usage:
+        yield Accounting(Limiter(lambda: 0.0), usage)
+
+
+def tenant(**limits: int) -> Tenant:
+    return Tenant("acme", limits=Limits(**limits))
+
+
+@pytest.mark.parametrize(
+    ("limits", "prompt_tokens", "answers", "room"),
+    [
+        ({}, 10, 1, None),
+        ({"tokens_per_minute": 100}, 10, 1, 90),
+        ({"tokens_per_minute": 100}, 10, 4, 22),
+        ({"tokens_per_minute": 100, "token_budget": 50}, 10, 1, 40),
+        ({"tokens_per_minute": 100, "token_budget": 500}, 10, 1, 90),
+        ({"tokens_per_minute": 100}, 100, 1, None),  # no minute holds it: it is paid for afterwards
+        ({"token_budget": 50}, 60, 1, 1),  # and refused
+    ],
+)
+def test_how_long_an_answer_of_no_given_length_may_be(
+    accounting: Accounting, limits: dict[str, int], prompt_tokens: int, answers: int, room: int | None
+) -> None:
+    with accounting.enter(tenant(**limits), "r", answers, 1) as charge:
+        assert charge.room(prompt_tokens, answers) == room
+
+
+def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: Accounting) -> None:
+    acme = tenant(tokens_per_minute=100, token_budget=1000, concurrency=4)
+    assert accounting.usage is not None
+    with accounting.enter(acme, "r", 3, 10) as charge:
+        charge.reserve(60)
+        told = accounting.as_json(acme, accounting.usage)
+        assert told["remaining"] == {
+            "requests_per_minute": None, "tokens_per_minute": 40, "concurrency": 1, "token_budget": 940,
+        }  # fmt: skip
+        charge.used = 7, 5
+    told = accounting.as_json(acme, accounting.usage)
+    assert (told["requests"], told["total_tokens"], told["reserved_tokens"]) == (1, 12, 0)
+    assert told["remaining"] == {
+        "requests_per_minute": None, "tokens_per_minute": 88, "concurrency": 4, "token_budget": 988,
+    }  # fmt: skip
+
+
+def test_what_is_refused_leaves_nothing_behind(accounting: Accounting) -> None:
+    acme = tenant(tokens_per_minute=100, token_budget=20, concurrency=2)
+    with pytest.raises(InputError), accounting.enter(acme, "many", 3, 1):
+        pass
+    with pytest.raises(BudgetSpent), accounting.enter(acme, "early", 1, 21):
+        pass
+    with pytest.raises(BudgetSpent), accounting.enter(acme, "late", 1, 1) as charge:
+        charge.reserve(30)
+    assert accounting.usage is not None
+    told = accounting.as_json(acme, accounting.usage)
+    assert (told["requests"], told["reserved_tokens"]) == (0, 0)
+    assert (told["remaining"]["tokens_per_minute"], told["remaining"]["concurrency"]) == (100, 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0ms"), (0.0204, "20ms"), (1.5, "1.5s"), (59.9996, "1m0s"), (360, "6m0s"), (90.25, "1m30.25s")],
+)
+def test_a_duration_as_openai_writes_it(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
