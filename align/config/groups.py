@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -279,15 +280,15 @@ class ExportConfig(Settings):
 
 
 SET_BY_ALIGN = {
-    "--model": "model=", "--tokenizer": "model=", "--served-model-name": "stage.adapters",
-    "--generation-config": "each request", "--structured-outputs-config": "each request", "--host": "stage.host",
-    "--port": "stage.port", "--uds": "stage.port", "--api-key": "stage.keys", "--dtype": "serve.dtype",
-    "--enable-lora": "stage.adapters", "--no-enable-lora": "stage.adapters", "--lora-modules": "stage.adapters",
-    "--max-lora-rank": "stage.max_rank", "--max-loras": "stage.resident", "--max-num-seqs": "stage.slots",
-    "--max-model-len": "stage.max_length", "--enable-prefix-caching": "stage.prefix_cache_mb",
-    "--no-enable-prefix-caching": "stage.prefix_cache_mb", "--config": "serve.args",
+    "model": "model=", "tokenizer": "model=", "served-model-name": "stage.adapters",
+    "generation-config": "each request", "structured-outputs-config": "each request", "host": "stage.host",
+    "port": "stage.port", "uds": "stage.port", "api-key": "stage.keys", "dtype": "serve.dtype",
+    "enable-lora": "stage.adapters", "lora-modules": "stage.adapters", "max-lora-rank": "stage.max_rank",
+    "max-loras": "stage.resident", "max-num-seqs": "stage.slots", "max-model-len": "stage.max_length",
+    "enable-prefix-caching": "stage.prefix_cache_mb", "config": "serve.args",
 }  # fmt: skip
 """Arguments of `vllm serve` → what decides them here."""
+ARGUMENT = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 @dataclass
@@ -304,21 +305,36 @@ class EngineConfig(Settings):
         "Dtype that vLLM computes in. The dequantised base of method=qlora is written in it.",
         choices=("float32", "bfloat16", "float16"),
     )
-    args: list[str] = setting([], "Further arguments of `vllm serve`, such as [--tensor-parallel-size=2].")
+    args: Any = setting(
+        None,
+        "Further arguments of `vllm serve`, a mapping such as {tensor-parallel-size: 2, enforce-eager: true}. `true` "
+        "and `false` are options without a value, `--NAME` and `--no-NAME`.",
+    )
     start_s: float = setting(900.0, "Time that vLLM has to start.", unit="seconds", above=0)
 
     def check_together(self) -> None:
         if self.name == "align":
             defaults = type(self).__dataclass_fields__
             given = [key for key in ("python", "dtype", "start_s") if getattr(self, key) != defaults[key].default]
-            given += ["args"] if self.args else []
+            given += ["args"] if self.args is not None else []
             require(
                 not given, f"serve.{given[0] if given else ''}", getattr(self, given[0]) if given else None,
                 "is a setting of serve=vllm", "Add serve=vllm, or drop it.",
             )  # fmt: skip
-        for word in self.args:
-            known = SET_BY_ALIGN.get(word.partition("=")[0].replace("_", "-"))
-            problem = f"is decided by {known}" if known else "is no option"
-            good = known is None and word.startswith("--")
-            remedy = "Leave it out." if known else "Write each as --NAME=VALUE, or as --NAME."
-            require(good, "serve.args", word, problem, remedy)
+        args = {} if self.args is None else self.args
+        problem, remedy = "is no mapping", "Write for example serve.args={enforce-eager: true}."
+        require(isinstance(args, dict), "serve.args", self.args, problem, remedy)
+        for name, value in args.items():
+            key, known = f"serve.args.{name}", SET_BY_ALIGN.get(str(name).replace("_", "-").removeprefix("no-"))
+            require(known is None, key, value, f"is decided by {known}", "Leave it out.")
+            plain = ARGUMENT.fullmatch(str(name)) is not None and isinstance(value, str | int | float)
+            require(plain, key, value, "is no argument of a command", "Give a name without dashes before it, and text.")
+
+    @property
+    def words(self) -> list[str]:
+        """The further arguments, as a command line has them."""
+        said = []
+        for name, value in (self.args or {}).items():
+            dashed = str(name).replace("_", "-")
+            said.append(f"--{'' if value else 'no-'}{dashed}" if isinstance(value, bool) else f"--{dashed}={value}")
+        return said

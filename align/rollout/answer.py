@@ -22,14 +22,14 @@ class Answer:
     """Attributes:
     pending: what is answered.
     numbers: the uniform number of each position; none at temperature 0.
-    begun: the prompt has been read.
+    read: the prompt has been read, and the listener was told.
     made: tokens so far.
     finished: why the answer ended, once it has.
     """
 
     pending: Pending
     numbers: list[float] = field(init=False)
-    begun: bool = False
+    read: bool = False
     made: int = 0
     finished: FinishReason | None = None
 
@@ -49,7 +49,7 @@ class Answer:
         self, prompt_logprobs: tuple[Token | None, ...] | None, cached_tokens: int, score: float | None = None
     ) -> None:
         """The prompt has been read."""
-        self.begun = True
+        self.read = True
         if score is not None and not math.isfinite(score):
             self.fail(NotFinite("the score is nan or infinite"))
             return

@@ -206,7 +206,7 @@ class VllmEngine(Intake):
         self._tasks = {task: answer for task, answer in self._tasks.items() if not task.done()}
 
     async def _answered(self, answer: Answer) -> None:
-        request = answer.pending.request
+        request, answer.pending.begun = answer.pending.request, True
         stream = self.client.stream(self._asked(request))
         try:
             async for choice in stream:
@@ -228,11 +228,11 @@ class VllmEngine(Intake):
         request, told = answer.pending.request, choice.get("logprobs")
         sampling = request.sampling
         tokens = [] if told is None else ids_and_logprobs(told)
-        if not (answer.begun or sampling.prompt_logprobs is None):
+        if not (answer.read or sampling.prompt_logprobs is None):
             size = len(request.prompt_ids)
             prompt, tokens = tokens[:size], tokens[size:]
             answer.begin((None, *(token(each, sampling.prompt_logprobs) for each in prompt[1:])), 0)
-        elif not answer.begun:
+        elif not answer.read:
             answer.begin(None, 0)
         if told is None:
             tokens = [(id, None, []) for id in choice["token_ids"]]

@@ -150,7 +150,7 @@ def vllm_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     said = context_length(describe(base))
     version = engine_version(VLLM, python, "serve.python")
     print(f"starting vLLM {version}; what it says is in {run.folder}/vllm.log", flush=True)
-    process = VllmProcess(python, folder, [*words, *config.serve.args], run.folder / "vllm.log")
+    process = VllmProcess(python, folder, [*words, *config.serve.words], run.folder / "vllm.log")
     engine = None
     try:
         process.wait_until_ready(config.serve.start_s)

@@ -34,14 +34,13 @@ def measured(base: Base, dtype: str, clients: Sequence[int], given: Any) -> dict
     was trained, and the least and the largest share of an adapter in force."""
     seen: dict[str, dict[int, list[dict[str, float]]]] = {}
     gaps, shares = list[float](), list[float]()
-    args = "--enforce-eager" if given.eager else ""
     engines = {
         "align": ["serve=align"],
         "vLLM": [
             "serve=vllm",
             f"serve.python={given.python}",
             f"serve.dtype={dtype}",
-            f"serve.args=[{','.join(args)}]",
+            f"serve.args={{enforce-eager: {str(given.eager).lower()}}}",
         ],
     }
     for number in range(given.rounds):
