@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,18 @@ from typing import Any
 import torch
 
 from align.data.fixed_prompts import fixed_prompts
-from align.errors import CorruptFile, require
+from align.errors import CorruptFile
 from align.export.adapter import write_adapter
 from align.export.bases import named_base
 from align.export.engines import free_memory, logits_of, picked
-from align.export.launch import vllm_rank
-from align.models.adapter_files import adapter_config, read_adapter
 from align.models.adapter_pool import AdapterPool
 from align.models.dequantised import dequantised_beside
-from align.models.load import context_length, describe, in_fp32, load_base
-from align.models.lowering import check_plain
+from align.models.load import context_length, in_fp32, load_base
 from align.rollout.probes import Probes, read_probes
 from align.rollout.vllm_engine import Prepared
 from align.run import Base
 from align.run.atomic import publish
 from align.run.weights import adapter_digest
-
-LOWEST = 16
-"""vLLM makes room for adapters of this rank at least: they are the most common."""
 
 
 @dataclass
@@ -106,37 +100,3 @@ class ForVllm:
             problem = "its files were changed while it was loaded"
             raise CorruptFile("adapter", digest[:12], problem, "Load it again, once it is written whole.")
         return Prepared(target, self.must_say.pop(digest))
-
-
-def servable_rank(folder: Path, most: int | None) -> int:
-    """The rank of an adapter that vLLM can serve.
-
-    Args:
-        most: that there is room for; None for what vLLM has room for at all.
-
-    Raises:
-        CorruptFile, InputError: it is none.
-    """
-    adapter_config(folder)
-    adapter = read_adapter(folder)
-    check_plain(adapter)
-    require(not adapter.scores, "adapter", folder.name, "is a reward model", "Serve it without serve=vllm.")
-    rank = max(adapter.ranks.values())
-    room = vllm_rank(rank) if most is None else most
-    problem = f"is over {most}, the rank that vLLM made room for"
-    require(rank <= room, "r", rank, problem, "Start the server with a higher stage.max_rank.")
-    return rank
-
-
-def room_for(folders: Sequence[Path], most: int | None) -> int:
-    """The rank that vLLM makes room for: `most`, or the highest there is.
-
-    Raises:
-        CorruptFile, InputError: see `servable_rank`.
-    """
-    return vllm_rank(most or max([LOWEST, *(servable_rank(folder, None) for folder in folders)]))
-
-
-def vocabulary_of(base: Base) -> int:
-    """Rows of its embedding."""
-    return int(describe(base).config.get_text_config().vocab_size)

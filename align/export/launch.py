@@ -8,23 +8,13 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.errors import InputError
 from align.models.base import BUILT_IN
 from align.ops.divergence import Divergence
+from align.rollout.vllm_adapters import RANKS, vllm_rank
 
 LAUNCH = "launch"
 TEMPLATE = "chat_template.jinja"
 ABSENT = "the base is not there; bring it along, or set BASE"
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""vLLM's `max_lora_rank` is one of these (0.32)."""
-
-
-def vllm_rank(rank: int) -> int:
-    """The smallest that holds the adapter. Raises: InputError: none does."""
-    for most in RANKS:
-        if rank <= most:
-            return most
-    raise InputError("r", rank, f"vLLM serves adapters of rank {RANKS[-1]} at most", "Train one of a lower rank.")
 
 
 def served_name(*parts: str) -> str:

@@ -44,12 +44,16 @@ class Prepared(NamedTuple):
     probes: Probes
 
 
+Prepare = Callable[[Path, str], Prepared]
+"""Folder and digest of an adapter → what vLLM is given of it. May raise."""
+
+
 class VllmEngine(Intake):
     """See `align.rollout.requests.ServingEngine`. The engine's thread runs an event loop while it steps.
 
     Args:
         process: ready.
-        prepare: folder and digest of an adapter → what vLLM is given of it. May raise.
+        prepare: see `Prepare`.
         base: what must be said by the base.
         digest: of the base.
         dtype: that vLLM computes in.
@@ -60,7 +64,7 @@ class VllmEngine(Intake):
     """
 
     def __init__(
-        self, process: VllmProcess, prepare: Callable[[Path, str], Prepared], base: Probes, digest: str, dtype: str,
+        self, process: VllmProcess, prepare: Prepare, base: Probes, digest: str, dtype: str,
         context: int, queue: int, slots: int, reserve: int = 0,
     ) -> None:  # fmt: skip
         self.process, self.prepare, self.dtype, self.base = process, prepare, dtype, base_name(digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from align.errors import require
 from align.run import Run
 from align.serve import events
 from align.serve.accounting import Accounting
+from align.serve.engines import Ready, Room, VllmStart, own_engine, vllm_engine
 from align.serve.keys import Keys, change_tenant, in_words, read_accounts
 from align.serve.limits import Limiter
 from align.serve.opening import Opened
 from align.serve.tenant_table import as_table
 from align.serve.usage import Usage, usage_beside, used_beside
-from align.stages.serve_engines import ENGINES
 from align.types import Result
 from align.web.listening import listening, serve
+
+SHARED = 8
+"""One slot in so many is for tenants who have none."""
 
 
 def run(run: Run, config: Config, found: Opened) -> Result:
@@ -84,6 +87,73 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
             log.close()
             if usage is not None:
                 usage.close()
+
+
+@contextmanager
+def own(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
+    """align's own engine, on the base as its adapters know it: of NF4 the weights that the codes stand for, in fp32."""
+    import torch
+
+    from align.models.dequantised import dequantised
+    from align.models.load import choose_device, choose_dtype, load_base
+    from align.models.start import frozen_as
+
+    device, base, method = choose_device(config.device), found.portfolio.base, found.portfolio.method
+    dtype = choose_dtype(trained_in(config, found), device)
+    model = load_base(base, frozen_as(method), device, dtype)
+    yield own_engine(dequantised(model, torch.float32) if method == "qlora" else model, room(config.stage))
+
+
+@contextmanager
+def vllm(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
+    """vLLM. What it must say by the base and by each adapter is found before it starts, so that it has the memory of
+    that."""
+    from align.export.for_vllm import ForVllm
+    from align.models.load import DTYPES, choose_device, choose_dtype, describe, load_tokenizer
+    from align.rollout.engine_process import VLLM, engine_version, required_interpreter
+    from align.rollout.vllm_adapters import room_for
+
+    given, base, device = config.serve, found.portfolio.base, choose_device(config.device)
+    python = required_interpreter(VLLM, given.python, "serve.python")
+    adapters = {version.digest: version.folder for version in found.portfolio.versions().values()}
+    rank = room_for([*adapters.values()], config.stage.max_rank)
+    dtype = choose_dtype(trained_in(config, found), device)
+    prepare = ForVllm(
+        base, found.portfolio.method, device, dtype, load_tokenizer(base), run.folder.absolute() / "vllm"
+    )  # fmt: skip
+    folder = prepare.base_folder(Path(config.run.root).expanduser() / "bases", DTYPES[given.dtype])
+    must_say, log = prepare.learn(adapters), run.folder / "vllm.log"
+    print(f"starting vLLM {engine_version(VLLM, python, 'serve.python')}; what it says is in {log}", flush=True)
+    start = VllmStart(python, folder, base.digest, given.dtype, given.words, given.start_s, log)
+    with vllm_engine(start, room(config.stage), rank, prepare, must_say, describe(base)) as ready:
+        yield ready
+
+
+ENGINES: dict[str, Callable[[Run, Config, Opened], AbstractContextManager[Ready]]] = {"align": own, "vllm": vllm}
+
+
+def trained_in(config: Config, found: Opened) -> str:
+    """The dtype in which the base is loaded: NF4 is quantised out of that of training.
+
+    Raises:
+        InputError: adapters were trained on codes that differ.
+    """
+    if found.portfolio.method != "qlora":
+        return config.dtype
+    trained = {artifact.dtype for artifact in found.artifacts.values() if artifact.dtype} - {"auto"}
+    require(
+        len(trained) < 2, "stage.adapters", sorted(trained),
+        "were trained on NF4 codes of a base in different dtypes, which differ", "Serve them by a server each.",
+    )  # fmt: skip
+    return next(iter(trained), config.dtype)
+
+
+def room(stage: ServeConfig) -> Room:
+    reserve = stage.slots // SHARED if stage.keys is not None else 0
+    return Room(
+        stage.slots, reserve, stage.queue, stage.max_length, stage.resident, stage.max_rank,
+        stage.prefix_cache_mb * 2**20,
+    )  # fmt: skip
 
 
 def named(found: Opened) -> list[str]:

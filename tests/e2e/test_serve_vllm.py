@@ -159,7 +159,7 @@ def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, server: Server
         model="one", messages=HELLO, max_tokens=200, stream=True, extra_body={"ignore_eos": True}
     )
     next(stream)
-    assert server.stat("align_requests_running") == 1
+    assert settles(lambda: server.stat("align_requests_running") == 1)
     stream.close()
     assert settles(lambda: server.stat("align_requests_running") == 0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from many_adapters import Heard, added, asked, run
@@ -18,14 +16,15 @@ from peft import LoraConfig, get_peft_model
 from tiny_roles import shake
 from vllm_stand_in import stand_in_python
 
-from align.errors import CorruptFile, InputError
-from align.export.for_vllm import ForVllm, room_for, servable_rank
+from align.errors import InputError
+from align.export.for_vllm import ForVllm
 from align.models.adapters import save_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
 from align.rollout.one_at_a_time import OneAtATime
-from align.rollout.probes import PROBES, Agreement, Probes, agreement, check_agreement, read_probes, write_probes
+from align.rollout.probes import Probes, write_probes
 from align.rollout.requests import QueueFull, Request, SamplingParams
+from align.rollout.vllm_adapters import room_for, servable_rank
 from align.rollout.vllm_client import VllmFailed
 from align.rollout.vllm_engine import VllmEngine
 from align.rollout.vllm_process import VllmProcess, adapter_name, environment, serve_words
@@ -320,67 +319,6 @@ def test_its_environment_is_no_other_python_and_asks_for_no_key():
     assert told["HOME"] == "/h"
     assert told["VLLM_CPU_KVCACHE_SPACE"] == "2"
     assert told["VLLM_NO_USAGE_STATS"] == "1"
-
-
-# What it must say
-
-
-def test_the_share_of_an_adapter_that_is_in_force():
-    draw = np.random.default_rng(0)
-    base, moved = -5 * draw.random((4, 50)), 0.05 * draw.standard_normal((4, 50))
-    probes = Probes([[0] * 51] * 4, (base + moved).tolist(), base.tolist())
-    for share in (0.0, 0.5, 1.0, 2.0):
-        noise, noise_base = 0.02 * draw.standard_normal((2, 4, 50))  # as large as half of what is measured
-        agreed = agreement((base + share * moved + noise).tolist(), (base + noise_base).tolist(), probes)
-        assert agreed.share == pytest.approx(share, abs=3 * agreed.error)
-        assert agreed.error < 0.1
-    exact = agreement(probes.adapter, probes.base, probes)
-    assert exact == Agreement(0.0, pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
-
-
-def test_an_agreement_is_judged_by_what_its_noise_can_tell():
-    check_agreement(Agreement(0.01, 1.2, 0.01), "bfloat16", "adapter", "x")
-    check_agreement(Agreement(0.01, 0.0, 0.5), "bfloat16", "adapter", "x")  # an adapter that hardly says anything
-    check_agreement(Agreement(0.01, float("nan"), float("inf")), "bfloat16", "adapter", "x")
-    for wrong in (Agreement(0.01, 0.7, 0.01), Agreement(0.01, 1.4, 0.1), Agreement(0.2, 1.0, 0.01)):
-        with pytest.raises(InputError, match="adapter=x"):
-            check_agreement(wrong, "bfloat16", "adapter", "x")
-    with pytest.raises(InputError, match="nats from those that were trained"):
-        check_agreement(Agreement(0.01, 1.0, 0.0), "float32", "adapter", "x")
-    with pytest.raises(InputError):
-        check_agreement(Agreement(float("nan"), float("nan"), float("nan")), "float32", "adapter", "x")
-
-
-def test_probes_are_read_as_they_were_written(tmp_path: Path):
-    probes = Probes([[1, 2, 3], [4, 5]], [[-1.5, -2.0], [-0.25]], [[-1.0, -2.5], [-0.5]])
-    assert read_probes(tmp_path, "a", "b") is None
-    write_probes(tmp_path, probes, "a", "b")
-    assert read_probes(tmp_path, "a", "b") == probes
-    for adapter, base in (("x", "b"), ("a", "x")):
-        with pytest.raises(CorruptFile, match="another adapter or base"):
-            read_probes(tmp_path, adapter, base)
-
-
-def without(name: str) -> Callable[[dict[str, Any]], object]:
-    return lambda said: said.pop(name)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        without("rows"), without("base"), lambda said: said["rows"].pop(), lambda said: said["adapter"][0].pop(),
-        lambda said: said["rows"][1].append("x"), lambda said: said["base"][0].__setitem__(0, None),
-        lambda said: said.update(rows=[], adapter=[], base=[]), lambda said: said.update(rows=3),
-        lambda said: said["rows"].__setitem__(0, [-1, 2, 3]), lambda said: said["rows"].__setitem__(1, 7),
-    ],
-)  # fmt: skip
-def test_probes_that_are_none_are_refused(tmp_path: Path, spoil: Callable[[dict[str, Any]], object]):
-    write_probes(tmp_path, Probes([[1, 2, 3], [4, 5]], [[-1.5, -2.0], [-0.25]], [[-1.0, -2.5], [-0.5]]), "a", "b")
-    said = json.loads((tmp_path / PROBES).read_text())
-    spoil(said)
-    (tmp_path / PROBES).write_text(json.dumps(said))
-    with pytest.raises(CorruptFile, match="holds no rows of tokens"):
-        read_probes(tmp_path, "a", "b")
 
 
 def test_probes_beside_an_adapter_save_loading_the_base(
