@@ -32,7 +32,8 @@ class ForVllm:
     Args:
         base: that the adapters were trained on.
         method: `qlora`, on its dequantised NF4 weights, or `lora`.
-        device, trained: where and in which dtype it is loaded to be asked; NF4 is quantised out of that dtype.
+        device, trained: where and in which dtype it is loaded to be asked; NF4 is quantised out of that dtype. The
+            device may change.
         tokenizer: of the base.
         folder: for the adapters.
 

@@ -87,8 +87,8 @@ class VllmEngine(Intake):
 
         Raises:
             CorruptFile: its files have changed.
-            InputError: vLLM does not serve it as it was trained, or something answers by a name that is none.
-            VllmFailed: vLLM does not load it.
+            InputError: vLLM does not load it, or does not serve it as it was trained; or something answers by a name
+                that is none.
         """
         digest = super().register(folder, expected)
         with self._loading:
@@ -96,13 +96,17 @@ class VllmEngine(Intake):
                 return digest
             try:
                 prepared = self.prepare(folder, digest)
-                self.client.load(adapter_name(digest), prepared.folder)
                 self._folders[digest] = prepared.folder
+                self.client.load(adapter_name(digest), prepared.folder)
                 self._check_unknown()
                 self._check(adapter_name(digest), prepared.probes, "adapter", digest[:12])
-            except Exception:
+            except Exception as error:
                 self.unregister(digest)  # which vLLM is told at the next step
-                raise
+                if not isinstance(error, VllmFailed | httpx.TransportError):
+                    raise
+                log.error("adapter %s: %s", digest[:12], error)  # its words hold paths
+                problem, remedy = "vLLM does not load it", "vllm.log, in the run's folder, says why."
+                raise InputError("adapter", digest[:12], problem, remedy) from error
         return digest
 
     def _check(self, name: str, probes: Probes, field: str, shown: str) -> None:

@@ -123,6 +123,7 @@ def vllm(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     )  # fmt: skip
     folder = prepare.base_folder(Path(config.run.root).expanduser() / "bases", DTYPES[given.dtype])
     must_say, log = prepare.learn(adapters), run.folder / "vllm.log"
+    prepare.device = choose_device("cpu")  # for adapters that are loaded later: vLLM has the memory of the other
     print(f"starting vLLM {engine_version(VLLM, python, 'serve.python')}; what it says is in {log}", flush=True)
     start = VllmStart(python, folder, base.digest, given.dtype, given.words, given.start_s, log)
     with vllm_engine(start, room(config.stage), rank, prepare, must_say, describe(base)) as ready:
