@@ -159,6 +159,17 @@ def test_the_seed_decides(engine: VllmEngine):
     assert first.ids == again.ids != other.ids
 
 
+def test_top_p_leaves_the_likeliest(engine: VllmEngine):
+    free, likeliest = run(engine, [greedy(None), greedy(None, temperature=1.0, top_p=1e-6, seed=5)])
+    assert likeliest.ids == free.ids
+
+
+def test_a_tenant_has_a_cache_of_its_own(engine: VllmEngine):
+    body = engine._asked
+    one, again, other = (body(Request(PROMPT, greedy(None).sampling, tenant=t))["cache_salt"] for t in ("a", "a", "b"))
+    assert one == again != other
+
+
 def test_more_wait_than_are_answered(engine: VllmEngine):
     pending = [added(engine, greedy(None)) for _ in range(6)]
     with pytest.raises(QueueFull):

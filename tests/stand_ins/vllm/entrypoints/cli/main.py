@@ -108,12 +108,21 @@ class Engine:
                 allowed = np.unpackbits(bits, count=len(logits), bitorder="little").astype(bool)
                 logits = np.where(allowed, logits, -np.inf)
             temperature = body.get("temperature", 1.0)
-            chances = softmax(logits / temperature) if temperature else None
+            chances = nucleus(softmax(logits / temperature), body.get("top_p", 1.0)) if temperature else None
             id = int(logits.argmax()) if chances is None else int((chances.cumsum() > draw.random()).argmax())
             ids.append(id)
             if grammar is not None:
                 grammar.consume_token(id)
             yield told(np.log(softmax(logits)), id)
+
+
+def nucleus(chances: np.ndarray, share: float) -> np.ndarray:
+    """The likeliest tokens that have this share together."""
+    order = np.argsort(-chances)
+    kept = order[: int((chances[order].cumsum() < share).sum()) + 1]
+    left = np.zeros_like(chances)
+    left[kept] = chances[kept]
+    return left / left.sum()
 
 
 class Handler(BaseHTTPRequestHandler):
