@@ -22,6 +22,8 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, on Linux
 os.execv(sys.executable, [sys.executable, "-I", "-m", "vllm.entrypoints.cli.main", *sys.argv[1:]])
 """
+LONGEST = 70
+"""Characters of the temporary folder's path: a socket's has 107 bytes at most."""
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
 }  # fmt: skip
@@ -38,7 +40,8 @@ class VllmProcess:
     """
 
     def __init__(self, python: str, model: Path, words: Sequence[str], log: Path) -> None:
-        self._room = tempfile.TemporaryDirectory(prefix="align-vllm-")  # its owner's alone, as mkdtemp makes it
+        short = "/tmp" if len(tempfile.gettempdir()) > LONGEST else None
+        self._room = tempfile.TemporaryDirectory(prefix="align-vllm-", dir=short)  # its owner's alone, as they are made
         self.socket, self.log, self.python = Path(self._room.name, "socket"), log, python
         self._said_before = log.stat().st_size if log.exists() else 0
         with log.open("ab") as out:
