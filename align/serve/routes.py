@@ -28,6 +28,8 @@ from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
 
 log = logging.getLogger(__name__)
+GrammarFor = Callable[[Prompt, int], Grammar | None]
+"""Of a prompt and the tokens that its answer may have: what the answer has to follow."""
 
 
 def listing(service: Service) -> APIRouter:
@@ -61,10 +63,7 @@ def api(service: Service) -> APIRouter:
             raise invalid("top_logprobs", "It needs logprobs=true.")
         with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
             require_scores(chosen, False)
-            form = await run_in_threadpool(service.format_of, chosen.version)
-            prompt, grammar = await run_in_threadpool(
-                lambda: (chat_prompt(form, body), constrained(form, body, service.vocabulary))
-            )
+            form, prompt, grammar = await run_in_threadpool(read_chat, service, chosen, body)
             logprobs = body.top_logprobs if body.logprobs else None
             drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs)
             requests = requests_for(form, body, chosen, tenant_of(http), prompt, drawn, grammar)
@@ -76,13 +75,7 @@ def api(service: Service) -> APIRouter:
         body.refuse_unsupported({"tools": (([],), "is not supported here: use /v1/chat/completions")})
         with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
             require_scores(chosen, False)
-            form = await run_in_threadpool(service.format_of, chosen.version)
-            prompts, grammar = await run_in_threadpool(
-                lambda: (
-                    completion_prompts(form, body, service.vocabulary),
-                    constrained(form, body, service.vocabulary),
-                )
-            )
+            form, prompts, grammar = await run_in_threadpool(read_completion, service, chosen, body)
             echoed, requests = body.logprobs if body.echo else None, list[Request]()
             for prompt in prompts:
                 drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
@@ -98,14 +91,28 @@ def api(service: Service) -> APIRouter:
         with service.chosen(http.scope["record"], tenant_of(http), body.model, body.user) as chosen:
             version = require_scores(chosen, True)
             assert version is not None
-            form = await run_in_threadpool(service.format_of, version)
-            prompts = await run_in_threadpool(reward_prompts, form, body, version.alone, service.context)
+            prompts = await run_in_threadpool(
+                lambda: reward_prompts(service.format_of(version), body, version.alone, service.context)
+            )
             asked, tenant = SamplingParams(0), tenant_of(http).name
             requests = [Request(prompt.ids, asked, version.digest, tenant, scored=True) for prompt in prompts]
             answers = Rewards(http.scope["record"], prompts)
             return await answered(service, http, requests, sum(len(prompt.ids) for prompt in prompts), answers)
 
     return router
+
+
+def read_chat(service: Service, chosen: Chosen, body: ChatBody) -> tuple[ChatFormat, Prompt, GrammarFor]:
+    """What takes time of a request, at one go: each way to another thread and back waits for the engine's."""
+    form = service.format_of(chosen.version)
+    return form, chat_prompt(form, body), constrained(form, body, service.vocabulary)
+
+
+def read_completion(
+    service: Service, chosen: Chosen, body: CompletionBody
+) -> tuple[ChatFormat, list[Prompt], GrammarFor]:
+    form = service.format_of(chosen.version)
+    return form, completion_prompts(form, body, service.vocabulary), constrained(form, body, service.vocabulary)
 
 
 def require_scores(chosen: Chosen, wanted: bool) -> Version | None:
@@ -132,7 +139,7 @@ def chat_answers(http: Http, form: ChatFormat, body: ChatBody, prompt: Prompt) -
 
 def requests_for(
     form: ChatFormat, body: Sampled, chosen: Chosen, tenant: Tenant, prompt: Prompt, drawn: Sequence[SamplingParams],
-    grammar: Callable[[Prompt, int], Grammar | None],
+    grammar: GrammarFor,
 ) -> list[Request]:  # fmt: skip
     """What the engine is asked: one answer each."""
     adapter = chosen.version.digest if chosen.version else None

@@ -17,7 +17,7 @@ from align.serve.formats import Formats
 from align.serve.identity import Chosen, Portfolio, UnknownModel, Version
 from align.serve.keys import Keys
 from align.serve.limits import Limited, Limiter
-from align.serve.mailbox import Mailbox
+from align.serve.mailbox import Inbox, Mailbox
 from align.serve.metrics import Metrics
 from align.serve.records import Record, RequestLog, Stopwatch
 from align.serve.refusals import SERVER, Refusal, as_refusal, draining, fault, unknown_model
@@ -162,7 +162,7 @@ class Service:
                 call.end(uncounted(error))
         else:
             for call, i, output in letters:
-                call.queue.put_nowait((i, output))
+                call.inbox.put((i, output))
 
     async def drain(self, within_s: float) -> None:
         """Take nothing new, and wait for what is under way; what is not done in time is ended."""
@@ -194,10 +194,10 @@ class Call:
 
     def __init__(self, service: Service, record: Record, watch: Stopwatch) -> None:
         self.service, self.record, self._watch = service, record, watch
-        self.queue: asyncio.Queue[tuple[int, Output] | Refusal] = asyncio.Queue()
+        self.inbox = Inbox[tuple[int, Output] | Refusal]()
         self.heard_tokens = 0
         self._pending: dict[int, Pending] = {}
-        self._stack, self._last_s, self._alone = ExitStack(), 0.0, True
+        self._stack, self._last_s, self._between = ExitStack(), 0.0, None
 
     def begin(self, tenant: Tenant, requests: Sequence[Request], prompt_tokens: int) -> None:
         """Have the answers made.
@@ -217,7 +217,8 @@ class Call:
         self._stack.callback(service.answering.discard, self)
         try:
             self._account(tenant, most)
-            self._alone = len(requests) == 1
+            if len(requests) == 1:
+                self._between = service.metrics.between_tokens(self.record.answered)
             for i, request in enumerate(requests):
                 self._pending[i] = service.engine.add(request, partial(self._heard, i))
         except Limited as error:
@@ -271,27 +272,29 @@ class Call:
         assert self.service.mailbox is not None
         self.service.mailbox.put((self, i, output))
 
-    async def outputs(self) -> AsyncIterator[tuple[int, Output]]:
-        """What the engine says of each answer, until all have ended.
+    async def outputs(self) -> AsyncIterator[list[tuple[int, Output]]]:
+        """What the engine says of the answers, until all have ended: at a time all that it has said since.
 
         Raises:
             Refusal: one failed, or the call was ended.
         """
         while self._pending:
-            heard = await self.queue.get()
-            if isinstance(heard, Refusal):
-                raise heard
-            i, output = heard
-            if output.finish_reason == "abort":
-                raise draining()
-            if output.error is not None:
-                # What a client can do wrong was refused when it was added; the engine logs what is no error of ours.
-                log.error("%s failed: %s", self.record.id, output.error)
-                raise fault()
-            self._count(output)
-            if output.finish_reason is not None:
-                del self._pending[i]
-            yield i, output
+            yield [self._looked_at(heard) for heard in await self.inbox.take()]
+
+    def _looked_at(self, heard: tuple[int, Output] | Refusal) -> tuple[int, Output]:
+        if isinstance(heard, Refusal):
+            raise heard
+        i, output = heard
+        if output.finish_reason == "abort":
+            raise draining()
+        if output.error is not None:
+            # What a client can do wrong was refused when it was added; the engine logs what is no error of ours.
+            log.error("%s failed: %s", self.record.id, output.error)
+            raise fault()
+        self._count(output)
+        if output.finish_reason is not None:
+            del self._pending[i]
+        return heard
 
     def _count(self, output: Output) -> None:
         record, now = self.record, self._watch()
@@ -300,14 +303,13 @@ class Call:
         if output.tokens:
             if record.first_token_s is None:
                 record.first_token_s = now
-            elif self._alone:
-                metrics = self.service.metrics
-                metrics.between.labels(metrics.model(record.answered)).observe(now - self._last_s)
+            elif self._between is not None:
+                self._between.observe(now - self._last_s)
             self._last_s = now
 
     def end(self, why: Refusal) -> None:
         """End it before its time, from the event loop."""
-        self.queue.put_nowait(why)
+        self.inbox.put(why)
         self.abort()
 
     def abort(self) -> None:
