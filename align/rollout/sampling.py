@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from align.ops.philox import uniforms
+from align.ops.philox import uniforms_of
 from align.rollout.draws import draw_tokens
 from align.rollout.requests import SamplingParams, Token
 
@@ -22,7 +22,7 @@ def drawn_numbers(sampling: SamplingParams) -> list[float]:
     """The uniform number of each position of an answer; none where nothing is drawn."""
     if sampling.temperature == 0:
         return []
-    return uniforms(torch.tensor([sampling.seed]), sampling.max_tokens)[0].tolist()
+    return uniforms_of(sampling.seed, sampling.max_tokens)
 
 
 def next_tokens(

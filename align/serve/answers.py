@@ -35,9 +35,9 @@ class Answers(Protocol):
     def usage_chunk(self) -> Json: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Envelope:
-    """What stands around the choices.
+    """What stands around the choices. It is made when the record says what answers.
 
     Attributes:
         kind: `chat.completion` or `text_completion`; of the chunks, as they are called.
@@ -49,14 +49,17 @@ class Envelope:
     kind: str
     chunk_kind: str
     usage: bool
-    created: int = field(default_factory=lambda: int(time.time()))
+    head: Json = field(init=False)
+
+    def __post_init__(self) -> None:
+        record = self.record
+        self.head = {
+            "id": record.id.replace("req", self.prefix, 1), "object": self.chunk_kind, "created": int(time.time()),
+            "model": record.answered, "system_fingerprint": fingerprint(record),
+        }  # fmt: skip
 
     def around(self, choices: Sequence[Json], kind: str) -> Json:
-        record = self.record
-        return {
-            "id": record.id.replace("req", self.prefix, 1), "object": kind, "created": self.created,
-            "model": record.answered, "system_fingerprint": fingerprint(record), "choices": list(choices),
-        }  # fmt: skip
+        return {**self.head, "object": kind, "choices": choices}
 
     def chunk(self, choice: Json) -> Json:
         made = self.around([choice], self.chunk_kind)
@@ -225,7 +228,7 @@ class TextAnswers:
 
     def take(self, i: int, output: Output) -> Iterator[Json]:
         choice = self.choices[i]
-        before = {name: len(values) for name, values in choice.logprobs.items()}
+        before = None if self.logprobs is None else {name: len(told) for name, told in choice.logprobs.items()}
         text = self._echoed(choice, output.prompt_logprobs) if self.echo and not choice.begun else ""
         if self.logprobs is not None:
             for token in output.tokens:
@@ -236,8 +239,8 @@ class TextAnswers:
         choice.finish_reason = output.finish_reason
         if output.finish_reason is not None:
             self.envelope.record.finish_reasons.append(output.finish_reason)
-        told = {name: values[before[name] :] for name, values in choice.logprobs.items()}
-        if text or told["tokens"] or choice.finish_reason:
+        told = {} if before is None else {name: values[before[name] :] for name, values in choice.logprobs.items()}
+        if text or told.get("tokens") or choice.finish_reason:
             yield self.envelope.chunk(self._choice(i, text, told))
 
     def whole(self) -> Json:

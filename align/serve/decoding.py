@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 REPLACEMENT = "\ufffd"
 LONGEST = 8
@@ -30,10 +32,10 @@ class TextDecoder:
     def __init__(
         self, tokenizer: Any, stops: Sequence[str] = (), before: Sequence[int] = (), special: bool = False
     ) -> None:
-        self.tokenizer, self.stops, self.special, self.stopped = tokenizer, tuple(stops), special, False
+        self.stops, self.stopped, self._decode = tuple(stops), False, decoding(tokenizer, special)
         self._ids, self._known = list(before[-LONGEST:]), ""
         self._read = len(self._ids)  # tokens whose text is known
-        self._known = self._decoded()
+        self._known = self._decode(self._ids)
         self._held, self._texts = "", dict[tuple[int, ...], str]()
 
     def take(self, id: int) -> str:
@@ -41,7 +43,7 @@ class TextDecoder:
         if self.stopped:
             return ""
         self._ids.append(id)
-        whole, waited = self._decoded(), len(self._ids) - self._read
+        whole, waited = self._decode(self._ids), len(self._ids) - self._read
         if len(whole) <= len(self._known) or (whole.endswith(REPLACEMENT) and waited < LONGEST):
             return ""
         new = whole[len(self._known) :]
@@ -58,13 +60,8 @@ class TextDecoder:
         """The text of the tokens that are kept: mostly of one, which most answers have many times."""
         key = tuple(self._ids)
         if key not in self._texts:
-            self._texts[key] = self._decoded()
+            self._texts[key] = self._decode(self._ids)
         return self._texts[key]
-
-    def _decoded(self) -> str:
-        return self.tokenizer.decode(
-            self._ids, skip_special_tokens=not self.special, clean_up_tokenization_spaces=False
-        )
 
     def _beyond_stops(self, new: str) -> str:
         if not self.stops:
@@ -77,6 +74,24 @@ class TextDecoder:
         kept = max(beginning_at_end(text, stop) for stop in self.stops)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
+
+
+def decoding(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
+    """The text of ids, as the tokenizer's `decode` gives it. Where that only calls the library `tokenizers`, it is
+    called here: on the way `decode` asks of every token whether it is a tensor, which takes three times as long.
+
+    Args:
+        special: special tokens are text too.
+    """
+    decode, kind = tokenizer.decode, type(tokenizer)
+    if (
+        issubclass(kind, PreTrainedTokenizerFast)
+        and kind.decode is PreTrainedTokenizerBase.decode
+        and kind._decode is PreTrainedTokenizerFast._decode
+    ):
+        direct = tokenizer.backend_tokenizer.decode
+        return lambda ids: direct(ids, skip_special_tokens=not special)
+    return lambda ids: decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
 def beginning_at_end(text: str, sought: str) -> int:

@@ -25,6 +25,8 @@ from align.serve.tenants import LOCAL, Tenant
 from align.web.gate import HEADERS
 
 log = logging.getLogger(__name__)
+ASKED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/rewards"})
+"""Paths that hold no secret of anybody's. Looking for one reads the whole environment."""
 OPEN = re.compile(r"/|/health|/ready|/static/[\w.-]+")
 """Paths that anybody may ask for: they tell nothing of anybody."""
 BODY_LIMIT = 1_000_000
@@ -39,8 +41,8 @@ class Gone(Exception):
 
 
 class Door:
-    """See the module. The scope of a request that passes has its `tenant`, its `record` and a `watch` that was started
-    when it came.
+    """See the module. The scope of a request that passes has its `tenant`, its `record`, a `watch` that was started
+    when it came, and `streams`: the `align.serve.streams.EventStream` that is to answer it, if one is.
 
     Args:
         origins: under which browsers on this machine know the server; asked where there are no keys.
@@ -61,8 +63,9 @@ class Door:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = Record(f"req-{secrets.token_hex(12)}", readable(scope["path"][:100]))
-        scope["record"], scope["watch"] = record, Stopwatch()
+        path = scope["path"] if scope["path"] in ASKED else readable(scope["path"][:100])
+        record = Record(f"req-{secrets.token_hex(12)}", path)
+        scope["record"], scope["watch"], scope["streams"] = record, Stopwatch(), list[Any]()
         counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
 
         async def sending(message: Message) -> None:
@@ -79,8 +82,10 @@ class Door:
             headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
             scope["tenant"] = tenant = await self._tenant(scope["path"], headers)
             record.tenant = tenant.name if tenant else ""
-            body = await self._body(headers, receive)
-            await self.app(scope, replayed(body, receive), sending)
+            receiving = replayed(await self._body(headers, receive), receive)
+            await self.app(scope, receiving, sending)
+            for stream in scope["streams"]:
+                await stream.answer(receiving, sending)
         except Refusal as refusal:
             await respond(sending, refusal)
         except Gone:

@@ -1,4 +1,5 @@
-"""From the engine's thread to the event loop: one wake-up for all that was put in since the last."""
+"""From the engine's thread to the event loop, and on to the task that waits: each is woken once for all that was put in
+since the last time."""
 
 from __future__ import annotations
 
@@ -35,3 +36,24 @@ class Mailbox(Generic[T]):
         self._called = False  # before anything is taken out: what comes now calls again
         letters, self._letters = self._letters, []
         self._hand_over(letters)
+
+
+class Inbox(Generic[T]):
+    """What one task waits for, in one event loop: asyncio's queue without bounds, which is emptied at once."""
+
+    def __init__(self) -> None:
+        self._letters: list[T] = []
+        self._waiting: asyncio.Future[None] | None = None
+
+    def put(self, letter: T) -> None:
+        self._letters.append(letter)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def take(self) -> list[T]:
+        """All letters that came since the last time, one at least."""
+        while not self._letters:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        letters, self._letters = self._letters, []
+        return letters

@@ -72,6 +72,10 @@ class Metrics:
         if record.first_token_s is not None:
             self.first.labels(model).observe(record.first_token_s)
 
+    def between_tokens(self, model: str) -> Histogram:
+        """Where the seconds from token to token of a model's answers are counted."""
+        return self.between.labels(self.model(model))
+
     def model(self, name: str) -> str:
         """The label of a name."""
         if name and name not in self._models and len(self._models) < MOST_MODELS:

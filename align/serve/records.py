@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -67,7 +67,8 @@ class RequestLog:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:
-        line = json.dumps(rounded(asdict(record)), ensure_ascii=False)
+        values = {each.name: getattr(record, each.name) for each in fields(record)}
+        line = json.dumps(rounded(values), ensure_ascii=False)
         try:
             with self._lock:
                 self._file.write(line + "\n")

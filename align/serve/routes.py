@@ -30,6 +30,8 @@ from align.serve.tenants import Tenant
 
 log = logging.getLogger(__name__)
 NEEDS_ADMIN = "This needs the key of an administrator."
+GrammarFor = Callable[[Prompt, int], Grammar | None]
+"""Of a prompt and the tokens that its answer may have: what the answer has to follow."""
 
 
 def listing(service: Service) -> APIRouter:
@@ -76,10 +78,7 @@ def api(service: Service) -> APIRouter:
             raise invalid("top_logprobs", "It needs logprobs=true.")
         least = 1 + body.n * (body.most_tokens or 1)
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, body.n, least) as (call, charge):
-            form = await run_in_threadpool(service.format_of, chosen.version)
-            prompt, grammar = await run_in_threadpool(
-                lambda: (chat_prompt(form, body), constrained(form, body, service.vocabulary))
-            )
+            form, prompt, grammar = await run_in_threadpool(read_chat, service, chosen, body)
             logprobs = body.top_logprobs if body.logprobs else None
             left = charge.room(len(prompt.ids), body.n) if body.most_tokens is None else None
             drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs, left=left)
@@ -93,13 +92,7 @@ def api(service: Service) -> APIRouter:
         number = len(body.prompts) * body.n
         least = len(body.prompts) + number * body.max_tokens
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, number, least) as (call, _):
-            form = await run_in_threadpool(service.format_of, chosen.version)
-            prompts, grammar = await run_in_threadpool(
-                lambda: (
-                    completion_prompts(form, body, service.vocabulary),
-                    constrained(form, body, service.vocabulary),
-                )
-            )
+            form, prompts, grammar = await run_in_threadpool(read_completion, service, chosen, body)
             echoed, requests = body.logprobs if body.echo else None, list[Request]()
             for prompt in prompts:
                 drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
@@ -116,8 +109,9 @@ def api(service: Service) -> APIRouter:
         with chosen_for(service, http, body, True) as chosen, let_in(service, http, number, number) as (call, _):
             version = chosen.version
             assert version is not None
-            form = await run_in_threadpool(service.format_of, version)
-            prompts = await run_in_threadpool(reward_prompts, form, body, version.alone, service.context)
+            prompts = await run_in_threadpool(
+                lambda: reward_prompts(service.format_of(version), body, version.alone, service.context)
+            )
             asked, tenant = SamplingParams(0), call.tenant.name
             requests = [Request(prompt.ids, asked, version.digest, tenant, scored=True) for prompt in prompts]
             answers = Rewards(http.scope["record"], prompts)
@@ -153,6 +147,19 @@ def let_in(service: Service, http: Http, answers: int, least: int) -> Iterator[t
         yield call, charge
 
 
+def read_chat(service: Service, chosen: Chosen, body: ChatBody) -> tuple[ChatFormat, Prompt, GrammarFor]:
+    """What takes time of a request, at one go: each way to another thread and back waits for the engine's."""
+    form = service.format_of(chosen.version)
+    return form, chat_prompt(form, body), constrained(form, body, service.vocabulary)
+
+
+def read_completion(
+    service: Service, chosen: Chosen, body: CompletionBody
+) -> tuple[ChatFormat, list[Prompt], GrammarFor]:
+    form = service.format_of(chosen.version)
+    return form, completion_prompts(form, body, service.vocabulary), constrained(form, body, service.vocabulary)
+
+
 def tenant_of(http: Http) -> Tenant:
     return http.scope["tenant"]
 
@@ -167,7 +174,7 @@ def chat_answers(http: Http, form: ChatFormat, body: ChatBody, prompt: Prompt) -
 
 def requests_for(
     form: ChatFormat, body: Sampled, chosen: Chosen, tenant: Tenant, prompt: Prompt, drawn: Sequence[SamplingParams],
-    grammar: Callable[[Prompt, int], Grammar | None],
+    grammar: GrammarFor,
 ) -> list[Request]:  # fmt: skip
     """What the engine is asked: one answer each."""
     adapter = chosen.version.digest if chosen.version else None

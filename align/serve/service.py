@@ -18,7 +18,7 @@ from align.serve.accounting import Accounting, Charge
 from align.serve.formats import Formats
 from align.serve.identity import Allowed, Chosen, Portfolio, UnknownModel, Version
 from align.serve.keys import Keys, KeysUnreadable
-from align.serve.mailbox import Mailbox
+from align.serve.mailbox import Inbox, Mailbox
 from align.serve.metrics import Metrics
 from align.serve.records import Record, RequestLog, Stopwatch
 from align.serve.refusals import (
@@ -176,7 +176,7 @@ class Service:
                 call.end(uncounted(error))
         else:
             for call, i, output in letters:
-                call.queue.put_nowait((i, output))
+                call.inbox.put((i, output))
 
     async def drain(self, within_s: float) -> None:
         """Take nothing new, and wait for what is under way; what is not done in time is ended."""
@@ -230,12 +230,12 @@ class Call:
 
     def __init__(self, service: Service, record: Record, watch: Stopwatch, tenant: Tenant) -> None:
         self.service, self.record, self._watch, self.tenant = service, record, watch, tenant
-        self.queue: asyncio.Queue[tuple[int, Output] | Refusal] = asyncio.Queue()
+        self.inbox = Inbox[tuple[int, Output] | Refusal]()
         self.heard_tokens = 0
         self._pending: dict[int, Pending] = {}
         self._added: list[Pending] = []
         self._charge: Charge | None = None
-        self._stack, self._last_s, self._alone, self._failed = ExitStack(), 0.0, True, False
+        self._stack, self._last_s, self._between, self._failed = ExitStack(), 0.0, None, False
 
     @contextmanager
     def let_in(self, answers: int, least: int) -> Iterator[Charge]:
@@ -274,7 +274,9 @@ class Call:
         assert self._charge is not None
         if self.service.draining:
             raise draining()
-        self.record.prompt_tokens, self._alone = prompt_tokens, len(requests) == 1
+        self.record.prompt_tokens = prompt_tokens
+        if len(requests) == 1:
+            self._between = self.service.metrics.between_tokens(self.record.answered)
         with refusing():
             self._charge.reserve(prompt_tokens + sum(request.sampling.max_tokens for request in requests))
             for i, request in enumerate(requests):
@@ -295,30 +297,32 @@ class Call:
         assert self.service.mailbox is not None
         self.service.mailbox.put((self, i, output))
 
-    async def outputs(self) -> AsyncIterator[tuple[int, Output]]:
-        """What the engine says of each answer, until all have ended.
+    async def outputs(self) -> AsyncIterator[list[tuple[int, Output]]]:
+        """What the engine says of the answers, until all have ended: at a time all that it has said since.
 
         Raises:
             Refusal: one failed, or the call was ended.
         """
         while self._pending:
-            heard = await self.queue.get()
-            if isinstance(heard, Refusal):
-                raise heard
-            i, output = heard
-            if output.finish_reason == "abort":
-                raise draining()
-            if output.error is not None:
-                self._failed = True
-                # What a client can do wrong was refused when it was added; the engine logs what is no error of ours.
-                digest = (self.record.adapter or self.record.base)[:12]
-                log.error("%s failed on %s (%s): %s", self.record.id, self.record.answered, digest, output.error)
-                raise not_finite(self.record.answered) if isinstance(output.error, NotFinite) else fault()
-            self._added[i].begun = True
-            self._count(output)
-            if output.finish_reason is not None:
-                del self._pending[i]
-            yield i, output
+            yield [self._looked_at(heard) for heard in await self.inbox.take()]
+
+    def _looked_at(self, heard: tuple[int, Output] | Refusal) -> tuple[int, Output]:
+        if isinstance(heard, Refusal):
+            raise heard
+        i, output = heard
+        if output.finish_reason == "abort":
+            raise draining()
+        if output.error is not None:
+            self._failed = True
+            # What a client can do wrong was refused when it was added; the engine logs what is no error of ours.
+            digest = (self.record.adapter or self.record.base)[:12]
+            log.error("%s failed on %s (%s): %s", self.record.id, self.record.answered, digest, output.error)
+            raise not_finite(self.record.answered) if isinstance(output.error, NotFinite) else fault()
+        self._added[i].begun = True
+        self._count(output)
+        if output.finish_reason is not None:
+            del self._pending[i]
+        return heard
 
     def _count(self, output: Output) -> None:
         record, now = self.record, self._watch()
@@ -327,14 +331,13 @@ class Call:
         if output.tokens:
             if record.first_token_s is None:
                 record.first_token_s = now
-            elif self._alone:
-                metrics = self.service.metrics
-                metrics.between.labels(metrics.model(record.answered)).observe(now - self._last_s)
+            elif self._between is not None:
+                self._between.observe(now - self._last_s)
             self._last_s = now
 
     def end(self, why: Refusal) -> None:
         """End it before its time, from the event loop."""
-        self.queue.put_nowait(why)
+        self.inbox.put(why)
         self.abort()
 
     def abort(self) -> None:

@@ -50,14 +50,19 @@ async def whole(call: Call, answers: Answers, receive: Receive, headers: Mapping
         Refusal: one of them failed, or the client has gone.
     """
     async with answering(call, receive):
-        async for i, output in call.outputs():
-            for _ in answers.take(i, output):
-                pass
+        async for heard in call.outputs():
+            for i, output in heard:
+                for _ in answers.take(i, output):
+                    pass
     return JSONResponse(answers.whole(), headers=dict(headers))
 
 
 class EventStream(Response):
-    """The answers in chunks, while they are made. An error on the way is an event of its own, and the last."""
+    """The answers in chunks, while they are made. An error on the way is an event of its own, and the last.
+
+    As a response it only leaves itself in the scope's `streams`. `align.serve.door.Door` answers by it when routing is
+    done: otherwise each piece would come and go through twenty layers.
+    """
 
     media_type = "text/event-stream"
 
@@ -67,6 +72,9 @@ class EventStream(Response):
         self.call, self.answers, self.usage = call, answers, usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["streams"].append(self)
+
+    async def answer(self, receive: Receive, send: Send) -> None:
         try:
             await self._answer(receive, send)
         except Refusal as refusal:  # what was used could not be counted: the head has gone, and the log says why
@@ -89,8 +97,8 @@ class EventStream(Response):
     async def _events(self) -> AsyncIterator[bytes]:
         if first := b"".join(map(event, self.answers.first())):
             yield first
-        async for i, output in self.call.outputs():
-            if chunks := b"".join(map(event, self.answers.take(i, output))):
+        async for heard in self.call.outputs():
+            if chunks := b"".join(event(chunk) for i, output in heard for chunk in self.answers.take(i, output)):
                 yield chunks
         self.call.close()  # what was used is settled before the client hears that it has all of it
         yield (event(self.answers.usage_chunk()) if self.usage else b"") + DONE

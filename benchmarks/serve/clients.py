@@ -48,11 +48,13 @@ class Seen(NamedTuple):
     tokens_per_s: until the end.
     ttft_s: of each request, time to the first token.
     adapters: of each of these requests.
+    tokens: in all, those after the end too.
     """
 
     tokens_per_s: float
     ttft_s: list[float]
     adapters: list[int | None]
+    tokens: int
 
     def figures(self) -> dict[str, float]:
         ms = [1e3 * each for each in self.ttft_s]
@@ -89,7 +91,8 @@ def closed_loop(server: Server, asked: Iterator[Asked], clients: int, seconds: f
         now = time.perf_counter()
         if end is None and now >= began + seconds and answered >= clients:
             end = now
-    return Seen(sum(n for at, n in tokens if at <= end) / (end - began), waits, adapters)
+    counted = sum(n for at, n in tokens if at <= end)
+    return Seen(counted / (end - began), waits, adapters, sum(n for _, n in tokens))
 
 
 class Engine:

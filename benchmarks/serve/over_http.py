@@ -3,8 +3,9 @@
     python benchmarks/serve/over_http.py [--models pocket,smollm2] [--clients 1,8,32] [--seconds 8]
 
 `stage=serve` runs in a process of its own, on the first core where the system can pin one, the clients here on the
-second. In the same rounds: transformers' continuous batching of the bare base, in a process without HTTP. `cpu_http` is
-the share of the server's processor time that did not go to the engine's thread.
+second. In the same rounds: transformers' continuous batching of the bare base, in a process without HTTP, on the first
+core too. `cpu_ms` is the processor time a token, which others on the machine disturb less than tokens a second;
+`cpu_http` the share of it that did not go to the engine's thread.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def measured(name: str, base: Base, clients: Sequence[int], given: Any) -> dict[
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         slots = max(clients)
+        pin(0, 0)  # its threads begin here, and stay on this core
         theirs = Transformers(base, dtype, slots, COLUMNS)
         stack.callback(theirs.close)
         kind = str(dtype).removeprefix("torch.")
@@ -134,11 +136,13 @@ def measured(name: str, base: Base, clients: Sequence[int], given: Any) -> dict[
             for count in clients:
                 for case, (server, adapters) in cases.items():
                     pin(0, 0 if server is theirs else 1)
-                    before = cpu_s(ours.port)
-                    figures = closed_loop(server, requests(adapters, number), count, given.seconds).figures()
+                    before, own = cpu_s(ours.port), time.process_time()
+                    found = closed_loop(server, requests(adapters, number), count, given.seconds)
+                    whole, figures = time.process_time() - own, found.figures()
                     if server is ours:
                         whole, engine = (b - a for a, b in zip(before, cpu_s(ours.port), strict=True))
                         figures["cpu_http"] = 1 - engine / whole
+                    figures["cpu_ms"] = 1e3 * whole / found.tokens
                     seen.setdefault(case, {}).setdefault(count, []).append(figures)
     return {
         case: {str(n): {key: median([one[key] for one in each], 3) for key in each[0]} for n, each in by.items()}

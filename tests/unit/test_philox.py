@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from align.ops.philox import philox, uniforms
+from align.ops.philox import philox, uniforms, uniforms_of
 from align.rollout.randomness import row_seeds
 
 # Known answers of Random123 1.14 (Salmon et al.), philox4x32, 10 rounds: counter, key, words.
@@ -55,6 +55,11 @@ def test_a_number_depends_on_its_seed_and_column_alone():
         other = uniforms(tensor(row_seeds(range(8), *changed)), 20)
         assert not (other == whole).any()
     assert row_seeds([(1, 2)], 0) != row_seeds([(2, 1)], 0)
+
+
+@pytest.mark.parametrize("seed", [0, 5, -1, 2**63 - 1, -(2**63)])
+def test_one_row_by_numpy_is_the_row_by_torch(seed: int):
+    assert uniforms_of(seed, 300) == uniforms(tensor([seed]), 300)[0].tolist()
 
 
 def test_both_halves_of_a_seed_count():

@@ -42,6 +42,14 @@ def test_the_deltas_are_the_text(text: str, tiny_tokenizer: Any):
         assert not any("\ufffd" in piece for piece in pieces)
 
 
+def test_a_tokenizer_that_decodes_in_its_own_way_does():
+    class Loud(type(POCKET)):
+        def _decode(self, *args: Any, **more: Any) -> str:
+            return super()._decode(*args, **more).upper()
+
+    assert "".join(deltas(ids_of("quiet words"), tokenizer=Loud.from_pretrained(FOLDER))) == "QUIET WORDS"
+
+
 @settings(max_examples=300, deadline=None)
 @given(text=LETTERS, stops=st.lists(st.text(st.sampled_from("ab é€😀"), min_size=1, max_size=3), max_size=4))
 def test_the_text_ends_before_the_stop_string_that_is_whole_first(text: str, stops: list[str]):
