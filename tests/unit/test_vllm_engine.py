@@ -261,6 +261,7 @@ def test_a_wrong_vllm_never_opens(serving: Start, monkeypatch: pytest.MonkeyPatc
         ("half", r"\d+% of the adapter is in force"),
         ("another", "nats from those that were trained|% of the adapter is in force"),
         ("no-load", "vLLM does not load it"),
+        ("answers-unknown-later", "answers by a name that it was never given"),
     ],
 )
 def test_an_adapter_that_is_not_in_force_is_never_served(

@@ -20,6 +20,7 @@ from vllm.llama import Llama, Lora, softmax
 
 FAULTS = {
     "answers-unknown": "a name that it does not know is answered by the base",
+    "answers-unknown-later": "the same, once it has loaded an adapter",
     "not-applied": "adapters load, and the base answers for them",
     "half": "adapters are in force by half",
     "another": "the adapter that came first answers for all",
@@ -81,7 +82,8 @@ class Engine:
     def lora(self, name: str) -> Lora | None:
         if name in self.loras:
             return None if FAULT == "not-applied" else self.loras[name]
-        if name != self.args.served_model_name and FAULT != "answers-unknown":
+        forgiving = FAULT == "answers-unknown" or (FAULT == "answers-unknown-later" and self.loras)
+        if name != self.args.served_model_name and not forgiving:
             raise Refused(404, f"The model `{name}` does not exist.")
         return None
 
