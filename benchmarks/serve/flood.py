@@ -100,19 +100,21 @@ class Crowd:
         """Asks until the end.
 
         Args:
-            draw: of whether it leaves; None where it never does.
+            draw: of whether it leaves; None of the flood, which never leaves and asks until it is cancelled.
         """
         connection = Connection(self.port, self.keys[tenant])
-        for each in asked:
-            if time.perf_counter() > self.until:
-                break
-            leaves = draw.randrange(LATEST) if draw is not None and draw.random() < LEAVE else None
-            try:
-                await self._ask(connection, each, leaves, seen)
-            except (OSError, asyncio.IncompleteReadError):
-                seen.answers[0] += 1
-                connection.close()
-        connection.close()
+        try:
+            for each in asked:
+                if draw is not None and time.perf_counter() > self.until:
+                    break
+                leaves = draw.randrange(LATEST) if draw is not None and draw.random() < LEAVE else None
+                try:
+                    await self._ask(connection, each, leaves, seen)
+                except (OSError, asyncio.IncompleteReadError):
+                    seen.answers[0] += 1
+                    connection.close()
+        finally:
+            connection.close()
 
     async def _ask(self, connection: Connection, asked: Asked, leaves: int | None, seen: Seen) -> None:
         body = {
@@ -155,13 +157,18 @@ async def crowded(
     """What the tenants saw in one case of one round."""
     crowd, seen, theirs = Crowd(port, keys, time.perf_counter() + given.seconds), Seen(), Seen()
     every = tuple(range(ADAPTERS))
-    tasks = [
+    others = [
         crowd.client(f"t{i % TENANTS}", requests(every, 1000 * seed + i), random.Random(seed * 1000 + i), seen)
         for i in range(given.clients)
     ]
-    if flooding is not None:
-        tasks += [crowd.client(flooding, requests(every, 10**6 + i), None, theirs) for i in range(given.flood)]
-    *_, loads = await asyncio.gather(*tasks, crowd.administrator(hot))
+    connections = range(given.flood if flooding else 0)
+    flood = [
+        asyncio.create_task(crowd.client(str(flooding), requests(every, 10**6 + i), None, theirs)) for i in connections
+    ]
+    *_, loads = await asyncio.gather(*others, crowd.administrator(hot))
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
     if set(seen.answers) != {200}:
         raise RuntimeError(f"the others were answered {dict(seen.answers)}")
     ttft, whole = ([1e3 * each for each in of] for of in (seen.ttft_s, seen.whole_s))
