@@ -14,6 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -142,10 +143,17 @@ def masked(text: str) -> str:
 
 def redacted(text: str) -> str:
     """`text`, for people to read, with `***` for the shapes of secrets and for the values that this process knows."""
-    named = {v for k, v in os.environ.items() if NAMED_SECRET.search(k) and len(v) >= LONG}
+    named = {os.environ[name] for name in os.environ if names_secret(name)}
+    named = {value for value in named if len(value) >= LONG}
     for value in sorted(_given | named, key=len, reverse=True):
         text = text.replace(value, MASK)
     return masked(text)
+
+
+@lru_cache(maxsize=1024)
+def names_secret(variable: str) -> bool:
+    """Whether a variable of the environment holds a secret. It is asked of every one for every error."""
+    return NAMED_SECRET.search(variable) is not None
 
 
 def masked_tree(value: Any) -> Any:

@@ -20,6 +20,7 @@ NEEDS = {
     "vllm": "vLLM",
     "llama.cpp": "llama.cpp, which is built for minutes; tests/e2e/test_export_gguf.py runs it where it is",
     "docker": "Docker, Compose or Kubernetes; tests/e2e/test_deployed.py runs what the files start",
+    "server": "a server that runs meanwhile; the test of its page starts it, and asks it",
     "person": "somebody at a browser; tests/browser has a script in their place",
     "script": "a recipe or a benchmark, minutes to hours; tests/configs composes its lines",
     "yours": "a file, a run or a machine of the reader's",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.group_files import groups
-from align.config.synonyms import keys_for
+from align.config.synonyms import absent, keys_for
 from align.errors import InputError, require
 
 OWN_FOLDER = Path("conf")
@@ -94,6 +94,8 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         if name in NOT_HERE:
             raise InputError("option", argument, *NOT_HERE[name])
         known = name in TAKES_VALUE or (name in ALONE and not equals)
+        if not known and (why := absent(name.lstrip("-"))):
+            raise InputError("argument", argument, *why)
         meant = keys_for(name.lstrip("-"))  # other programs have options for settings
         remedy = f"Write {' or '.join(meant)}, without dashes." if meant else "See python -m align --help."
         require(known, "argument", argument, "is not an option", remedy)

@@ -201,10 +201,11 @@ def markdown() -> str:
 
 
 def names_elsewhere() -> list[str]:
-    """What TRL and the others call these keys, as Markdown."""
+    """What other libraries and servers call these keys, as Markdown."""
     lines = [
         "## Names elsewhere", "",
-        "This table has the names of these keys in TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl and OpenRLHF.",
+        "This table has the names of these keys in TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl and OpenRLHF,",
+        "and in the servers vLLM, TGI and llama-server.",
         "If a command line uses such a name, it is refused, and the message gives align's name.", "",
         "| here | elsewhere |", "| --- | --- |",
     ]  # fmt: skip

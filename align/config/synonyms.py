@@ -1,5 +1,5 @@
-"""What settings are called elsewhere: names of TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl and OpenRLHF, and
-the keys here.
+"""What settings are called elsewhere: names of TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl, OpenRLHF and of
+the servers vLLM, TGI and llama-server, and the keys here.
 
 A name counts wherever it is put: `lora_r`, `method.lora_r` and `stage.lora_r` all mean `method.r`.
 """
@@ -88,10 +88,18 @@ WORDS = {
     "track=wandb": "use_wandb",
     "track.project": "wandb_project",
     "store.url": "database_url db",
-    "stage.adapters": "lora_modules",
-    "stage.slots": "max_num_seqs",
+    "stage.host": "host hostname",
+    "stage.port": "port",
+    "stage.keys": "api_key api_key_file",
+    "stage.adapters": "lora_modules lora_adapters lora served_model_name alias",
+    "stage.roots": "lora_dir",
+    "stage.slots": "max_num_seqs max_batch_size parallel",
+    "stage.queue": "max_concurrent_requests",
     "stage.resident": "max_loras max_cpu_loras",
-    "stage.max_length": "max_model_len",
+    "stage.max_rank": "max_lora_rank",
+    "stage.max_length": "max_model_len max_total_tokens ctx_size",
+    "stage.prefix_cache_mb": "enable_prefix_caching cache_ram",
+    "serve.args": "tensor_parallel_size gpu_memory_utilization max_num_batched_tokens enforce_eager",
 }
 """Key → words for it; with a value where the word is a switch."""
 
@@ -101,6 +109,13 @@ ABSENT = {
     ),
     "trust_remote_code": ("does not exist: no code of a model's repository is run", "Drop it."),
     "push_to_hub hub_model_id": ("does not exist: nothing is uploaded", "Drop it; stage=export writes a folder."),
+    "enable_lora": ("is not needed: adapters are served where stage.adapters names some", "Drop it."),
+    "enable_auto_tool_choice tool_call_parser": (
+        "is not needed: calls of tools are read as the chat template writes them", "Drop it."
+    ),
+    "ssl_keyfile ssl_certfile ssl_key_file ssl_cert_file": (
+        "does not exist: the server has no TLS", "Put a proxy with TLS in front of it, and set stage.url."
+    ),
     "do_train": ("does not exist: the stage says what is done", "Drop it."),
 }  # fmt: skip
 """Words for what there is nothing like here: why, and what to do."""

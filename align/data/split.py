@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.data.tally import tally
-from align.errors import InputError, require
+from align.errors import require
 from align.run import Artifact, Input
 from align.run.lineage import Gone, manifests_behind
 from align.types import Conversation, Document, Preference
@@ -112,26 +112,37 @@ def split_by_group(
     return sides
 
 
-def same_split(artifact: Artifact, digest: str, held_out: float, root: Path, field: str = "data.held_out") -> None:
-    """Raise where what is held out of a file now was trained on before: the file is the same, the share is not.
+def check_unseen(artifact: Artifact, digest: str, held_out: float, root: Path, eval_path: str | None = None) -> None:
+    """Raise where what is measured on now was trained on before. A smaller share of a file lies within a larger one,
+    see `held_back`: the run that held out the least of it says how much may be measured on. Less than that is said.
 
     Args:
         artifact: what is measured.
         digest: of the file that is measured on.
         held_out: the share of it that is; 1 for all of it.
         root: the folder of runs.
-        field: what the user calls the share, or the file.
+        eval_path: the file, where the user gave it to be measured on as a whole.
 
     Raises:
-        InputError: names the share that the run before had.
+        InputError: names the share that no run trained on.
     """
+    shares: dict[str, float] = {}
     for manifest in manifests_behind(artifact, root):
         if isinstance(manifest, Gone):
             print(f"{manifest.ref} is gone: nobody knows whether it was trained on what is held out of data.path now")
-            continue
-        trained = manifest.config["data"]
-        kept = 0.0 if trained.get("eval_path") else trained["held_out"]
-        if manifest.inputs.get("data", Input("")).digest == digest and kept != held_out:
-            again = f"Write data.held_out={kept}, or give" if kept else "Give"
-            problem = f"{manifest.ref} held out {kept} of this file, learned the rest"
-            raise InputError(field, held_out, problem, f"{again} a file of its own to measure on: data.eval_path=FILE.")
+        elif manifest.inputs.get("data", Input("")).digest == digest:
+            trained = manifest.config["data"]
+            shares[manifest.ref] = 0.0 if trained.get("eval_path") else trained["held_out"]
+    if not shares:
+        return
+    ref = min(shares, key=shares.__getitem__)
+    field, value, drop = "data.held_out", held_out, ""
+    if eval_path is not None:
+        field, value, drop = "data.eval_path", eval_path, f" with data.path={eval_path} and without data.eval_path"
+    again = f"Write data.held_out={shares[ref]}{drop}, or give" if shares[ref] else "Give"
+    require(
+        held_out <= shares[ref], field, value, f"{ref} held out {shares[ref]} of this file, learned the rest",
+        f"{again} a file of its own to measure on: data.eval_path=FILE.",
+    )  # fmt: skip
+    if held_out < shares[ref]:
+        print(f"{ref} held out {shares[ref]} of this file: data.held_out={shares[ref]} measures on all of that")

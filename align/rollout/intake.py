@@ -37,12 +37,15 @@ class Waiting:
     def __len__(self) -> int:
         return sum(map(len, self.queues.values()))
 
-    def put(self, pending: Pending) -> None:
-        """Raises: QueueFull."""
-        own = len(self.queues.get(pending.request.tenant, ()))
-        if own >= SHARE * (self.room - len(self)):
+    def check(self, tenant: str) -> None:
+        """Raises: QueueFull: as many of a tenant wait as may."""
+        if len(self.queues.get(tenant, ())) >= SHARE * (self.room - len(self)):
             problem = f"{len(self)} requests wait already"
             raise QueueFull("queue", len(self), problem, "Try again in a moment, or raise stage.queue.")
+
+    def put(self, pending: Pending) -> None:
+        """Raises: QueueFull."""
+        self.check(pending.request.tenant)
         self.queues.setdefault(pending.request.tenant, deque()).append(pending)
 
     def take(self, running: Iterable[str], may: Callable[[int], bool] = lambda number: True) -> Pending | None:
@@ -104,6 +107,10 @@ class Intake:
 
     def unregister(self, digest: str) -> None:
         self.known.unregister(digest)
+
+    def check_queue(self, tenant: str) -> None:
+        with self._lock:
+            self._waiting.check(tenant)
 
     def add(self, request: Request, listener: Listener) -> Pending:
         check_room(request, self.context)

@@ -176,6 +176,14 @@ class ServingEngine(Protocol):
         """Forget an adapter. Requests that were added before finish with it."""
         ...
 
+    def check_queue(self, tenant: str) -> None:
+        """Whether a request of a tenant may wait now: asked before anything is made of one.
+
+        Raises:
+            QueueFull: as many wait as may.
+        """
+        ...
+
     def add(self, request: Request, listener: Listener) -> Pending:
         """Have a request answered.
 

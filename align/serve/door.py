@@ -6,18 +6,20 @@ could ask it: other names of the host (DNS rebinding) and other origins are refu
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from align.errors import readable
 from align.serve.keys import KeysUnreadable
+from align.serve.pace import Pace
 from align.serve.records import Record, Stopwatch
 from align.serve.refusals import SERVER, Refusal, fault
 from align.serve.service import CLOSED, Service
@@ -51,6 +53,7 @@ class Door:
 
     def __init__(self, app: ASGIApp, service: Service, origins: Sequence[str], body_limit: int = BODY_LIMIT) -> None:
         self.app, self.service, self.body_limit = app, service, body_limit
+        self.pace = Pace(time.monotonic)
         self.origins: Collection[str] = {origin.lower() for origin in origins}
         self.hosts: Collection[str] = {urlsplit(origin).netloc for origin in self.origins}
 
@@ -70,6 +73,8 @@ class Door:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if message["status"] == 429 and (wait := self.pace.wait(record.tenant)) > 0:
+                    await asyncio.sleep(wait)
                 record.status = record.status or message["status"]
                 headers = [*message.get("headers", []), *HEADERS, (b"content-security-policy", POLICY.encode())]
                 if record.tenant and counted:
@@ -117,7 +122,7 @@ class Door:
                 return None
             raise Refusal(401, "Send your key: Authorization: Bearer KEY.", code="missing_api_key")
         try:
-            tenant = await run_in_threadpool(self.service.keys.who, key.strip())
+            tenant = self.service.keys.who(key.strip())
         except KeysUnreadable as error:
             raise Refusal(503, str(error), type=SERVER, retry_after_s=10) from error
         if tenant is None and not OPEN.fullmatch(path):

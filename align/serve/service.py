@@ -251,6 +251,8 @@ class Call:
         service, record = self.service, self.record
         if service.draining:
             raise draining()
+        with refusing():
+            service.engine.engine.check_queue(self.tenant.name)
         service.answering.add(self)
         self._stack.callback(service.answering.discard, self)
         try:

@@ -24,7 +24,7 @@ from align.config.settings import changed
 from align.config.training import held_out_for
 from align.data.pairs import divided_pairs, pairs_records, prepared, read_pairs
 from align.data.sources import DataSource, data_records, divided_documents, divided_prompts, prompts
-from align.data.split import same_split
+from align.data.split import check_unseen
 from align.errors import InputError, require
 from align.evals import judges
 from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
@@ -166,9 +166,9 @@ def evaluate(config: Config) -> Inputs:
     reference = started_from(artifact, asked, root)
     data = data_records(source_of(config))
     if "eval_data" in data:
-        same_split(artifact, data["eval_data"].digest, 1, root, "data.eval_path")
+        check_unseen(artifact, data["eval_data"].digest, 1, root, config.data.eval_path)
     elif config.data.name == "jsonl":  # the corpus has parts of its own
-        same_split(artifact, data["data"].digest, config.data.held_out, root)
+        check_unseen(artifact, data["data"].digest, config.data.held_out, root)
     judge = reward_inputs(reward_spec(config.reward), root, base)
     read_alike(models_of(judge), config.rollout.reasoning)
     reward = plain(config)["reward"]

@@ -36,11 +36,12 @@ def run(run: Run, config: Config, found: Opened) -> Result:
     stage: ServeConfig = config.stage
     url, others = origins(stage)
     listening(stage.host, stage.port).close()  # a port that is taken is said before any weights are loaded
+    began = time.monotonic()
     with serving(run, config, found) as (service, why):
         lines = [
-            f"base {found.portfolio.base_id} ({found.portfolio.base.digest[:12]})", *named(found),
-            f"engine: {why}", told_of_keys(stage),
-            f"open {url}, or set OPENAI_BASE_URL={url}/v1", "Ctrl+C ends it; SIGTERM lets it finish",
+            *named(found), f"engine: {why}", told_of_keys(stage),
+            f"ready after {time.monotonic() - began:.1f} s: open {url}, or set OPENAI_BASE_URL={url}/v1",
+            "Ctrl+C ends it; SIGTERM lets it finish",
         ]  # fmt: skip
         app = application(service, [url, *others])
 
@@ -66,9 +67,13 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     stage, portfolio = config.stage, found.portfolio
     keys = None if stage.keys is None else Path(stage.keys).expanduser()
     known = None if keys is None else Keys(keys)
+    print(f"base {portfolio.base_id} ({portfolio.base.digest[:12]}) is loaded …", flush=True)
     with ENGINES[config.serve.name](run, config, found) as ready:
         formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
-        for version in portfolio.versions().values():
+        versions = portfolio.versions().values()
+        if versions:
+            print(f"{len(versions)} adapter{'s are' if len(versions) > 1 else ' is'} read …", flush=True)
+        for version in versions:
             ready.check(version.folder)
             ready.engine.register(version.folder, version.digest)
             formats(version)

@@ -66,8 +66,7 @@ def our_server(base: Base, dtype: str, slots: int, threads: int, work: Path, *mo
     """
     folders = random_adapters(base, ADAPTERS, (16,), work / "adapters")
     for folder in folders:
-        write_json(folder / "base.json", {"id": base.id, "digest": base.digest})
-        write_json(folder / "receipt.json", {"into": "original"})
+        says_its_base(folder, base)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,6 +85,12 @@ def our_server(base: Base, dtype: str, slots: int, threads: int, work: Path, *mo
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def says_its_base(folder: Path, base: Base) -> None:
+    """Writes into an adapter's folder what an export says of its base."""
+    write_json(folder / "base.json", {"id": base.id, "digest": base.digest})
+    write_json(folder / "receipt.json", {"into": "original"})
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -94,6 +94,94 @@ def test_somebody_asks_and_is_answered_by_the_model_that_they_chose(page: Any, s
     assert second["prompt_tokens"] > first["prompt_tokens"]  # the chat so far was sent
     page.click("#clear")
     assert page.locator(".turn").count() == 0
+    page.reload()
+    until(page, "document.querySelectorAll('#model option').length > 0")
+    assert page.locator(".turn").count() == 0
+    assert page.input_value("#model") == "one"
+
+
+def test_what_is_set_is_asked_for_and_outlives_a_reload(page: Any, server: Server, errors: list[str]):
+    bodies: list[Any] = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
+    opened(page, server)
+    assert not page.is_visible("#system")
+    page.click("#settings-said")
+    page.fill("#system", "Be brief.")
+    page.fill("#temperature", "0")
+    page.fill("#most", "3")
+    asked(page, "Hello")
+    until(page, "document.querySelector('.turn.assistant footer').innerText.includes('cut at 3 tokens')")
+    system = {"role": "system", "content": "Be brief."}
+    assert bodies[0]["messages"] == [system, {"role": "user", "content": "Hello"}]
+    assert (bodies[0]["temperature"], bodies[0]["max_completion_tokens"]) == (0, 3)
+    page.reload()
+    until(page, "document.querySelectorAll('#model option').length > 0")
+    assert page.inner_text("#settings-said") == "Settings: system prompt, temperature 0, at most 3 tokens"
+    page.click("#settings-said")
+    page.fill("#system", "")
+    page.fill("#temperature", "")
+    page.fill("#most", "0")
+    asked_before = len(bodies)
+    page.fill("#question", "And?")
+    page.press("#question", "Enter")
+    assert page.evaluate("document.activeElement.id") == "most"  # the browser says that it is too low
+    page.fill("#most", "")
+    asking(page, max_tokens=4)
+    page.press("#question", "Enter")
+    until(page, "document.querySelectorAll('.turn.assistant').length === 2")
+    assert len(bodies) == asked_before + 1
+    assert "temperature" not in bodies[-1]
+    assert "max_completion_tokens" not in bodies[-1]
+    assert [said["role"] for said in bodies[-1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_a_chat_outlives_a_reload_and_is_this_tabs_alone(browser: Any, page: Any, server: Server, errors: list[str]):
+    opened(page, server)
+    page.select_option("#model", "two")
+    page.click("#settings-said")
+    page.fill("#most", "8")
+    asked(page, "First <i>question</i>")
+    until(page, "document.querySelector('.turn.assistant footer').innerText.includes('tokens')")
+    shown = page.locator(".turn").all_inner_texts()
+    page.reload()
+    until(page, "document.querySelectorAll('#model option').length > 0")
+    assert page.locator(".turn").all_inner_texts() == shown
+    page.click("#settings-said")
+    page.fill("#most", "")
+    asking(page, ignore_eos=True)  # for some seconds
+    asked(page, "A story?")
+    until(page, "document.querySelectorAll('.turn.assistant .text')[1].textContent.length > 3")
+    page.reload()  # while it answers
+    until(page, "document.querySelectorAll('#model option').length > 0")
+    footers = page.locator(".turn.assistant footer").all_inner_texts()
+    assert footers[1].endswith("stopped")
+    assert footers[0] in shown[1]
+    assert settles(lambda: server.stat("align_requests_running") == 0)
+    other = browser.new_context()
+    assert opened(other.new_page(), server).locator(".turn").count() == 0
+    other.close()
+    assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+
+
+def test_an_answer_that_fails_keeps_what_was_said_and_one_that_never_begins_gives_the_question_back(
+    page: Any, server: Server
+):
+    opened(page, server)
+    chunk = '{"choices": [{"delta": {"content": "Half an"}, "finish_reason": null}]}'
+    failed = '{"error": {"message": "The server is shutting down."}}'
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=f"data: {chunk}\n\ndata: {failed}\n\n"))
+    asked(page, "A story?")
+    until(page, "document.querySelector('.turn footer').innerText || document.querySelector('#stop').hidden")
+    assert page.inner_text(".turn.assistant .text") == "Half an"
+    assert page.inner_text(".turn.assistant footer").endswith("ended by an error: The server is shutting down.")
+    page.unroute("**/v1/chat/completions")
+    refused = '{"error": {"message": "This limit of your key is used up for now."}}'
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, body=refused))
+    page.fill("#question", "Another?")
+    page.press("#question", "Enter")
+    until(page, "document.querySelector('#said').textContent.startsWith('This limit')")
+    assert page.input_value("#question") == "Another?"
+    assert page.locator(".turn").count() == 2
 
 
 def test_stop_ends_the_answer_and_the_work_for_it(page: Any, server: Server, errors: list[str]):
@@ -109,10 +197,13 @@ def test_stop_ends_the_answer_and_the_work_for_it(page: Any, server: Server, err
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_telephone_and_in_the_dark(browser: Any, server: Server, scheme: str):
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_on_every_screen_and_in_the_dark(browser: Any, server: Server, scheme: str, width: int):
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page = opened(context.new_page(), server)
-    asking(page, max_tokens=16)
+    page.click("#settings-said")
+    page.fill("#system", "Be brief.")
+    page.fill("#most", "16")
     asked(page, "A very long word: " + "a" * 200)
     until(page, "document.querySelector('#stop').hidden")
     asked(page, "And?")
@@ -139,9 +230,26 @@ def test_a_server_with_keys_asks_for_one(page: Any, forks: Forks, folder: Path):
                 until(page, "document.querySelector('#said').textContent.includes('not known')")
         until(page, "document.querySelectorAll('#model option').length === 1")
         assert not page.is_visible("#door")
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.querySelector('#model').offsetWidth") > 150
         asking(page, max_tokens=16)
         asked(page, "Hello")
         until(page, "document.querySelector('#stop').hidden")
         page.reload()
         until(page, "document.querySelectorAll('#model option').length === 1")
+        assert page.locator(".turn").count() == 2
+        page.click("#rekey")
+        page.fill("#key", "al-wrong")
+        page.press("#key", "Enter")
+        until(page, "document.querySelector('#said').textContent.includes('not known')")
+        assert page.evaluate("sessionStorage.getItem('align-key')") == f'"{key}"'  # the one that works is kept
+        made = forks.run(folder, "stage=serve", "stage.action=key", "stage.keys=keys.json", "stage.tenant=bo")
+        (other,) = re.findall(r"al-[\w-]+", made.out)
+        page.fill("#key", other)
+        assert settles(lambda: server.get("/v1/models", Authorization=f"Bearer {other}")[0] == 200)
+        page.press("#key", "Enter")
+        until(page, "document.querySelector('#door').hidden")
+        asked(page, "Hello again")
+        until(page, "document.querySelector('#stop').hidden")
+        assert settles(lambda: server.log[-1]["tenant"] == "bo")
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]

@@ -4,15 +4,20 @@ take long in small; what needs something that is not here says what."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pages import NEEDS, PAGES, ROOT, Block, blocks
+from serving import free_port
 
 from align.__main__ import main
 
@@ -97,6 +102,31 @@ def perform(block: Block, run: Run) -> None:
                 Path(name).write_text(found["body"], encoding="utf-8")
 
 
+def ask_a_server(found: list[Block]) -> tuple[list[str], list[str]]:
+    """What the server of the first block prints until it is ready, and what each other block prints beside it, in bash.
+    It has a port of its own."""
+    port, said, answers = free_port(), list[str](), list[str]()
+    words = [sys.executable, "-m", "align", *shlex.split(found[0].text)[3:], f"stage.port={port}"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment, encoding="utf-8") as server:
+        assert server.stdout is not None
+        try:
+            for line in server.stdout:
+                said.append(line.rstrip("\n"))
+                if line.startswith("Ctrl+C"):
+                    break
+            for block in found[1:]:
+                script = block.text.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+                done = subprocess.run(["bash", "-ec", script], env=environment, capture_output=True, encoding="utf-8")
+                assert done.returncode == 0, f"{script}\n{done.stderr}\n{said}"
+                answers.append(done.stdout)
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.communicate(timeout=60)
+    assert server.returncode == 0
+    return said, answers
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", AS_THEY_STAND)
 def test_a_page_runs_as_it_stands(
@@ -108,6 +138,11 @@ def test_a_page_runs_as_it_stands(
     for block in ran:
         perform(block, run)
     assert list(Path("runs").glob("*/*/manifest.json"))
+    if served := [block for block in blocks(ROOT / "docs" / page, "bash") if block.needs == "server"]:
+        said, (by_curl, by_openai) = ask_a_server(served)
+        printed += said
+        assert json.loads(by_curl)["choices"][0]["message"]["content"]
+        assert re.fullmatch(r"before \S.*\nsupport \S.*\n", by_openai, re.DOTALL)
     shown = [
         line
         for block in blocks(ROOT / "docs" / page, "")

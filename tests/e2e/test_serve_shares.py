@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from processes import Forks
 from serving import Server, adapters, serving, settles
 
 from align.serve.keys import change_tenant
+from align.serve.pace import AT_ONCE, LONGEST_S, PER_S
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
 LONG: list[Any] = [{"role": "user", "content": "word " * 5000}]
@@ -26,7 +28,8 @@ LIMITS: dict[str, dict[str, int | None]] = {
     "tim": {"token_budget": 60},
     "bob": {"token_budget": 70},
 }
-SLOTS = 4
+SLOTS, QUEUE, SHARE = 4, 24, 18
+"""`SHARE`: of the queue, for a tenant who is alone in it."""
 
 
 class Keyed(NamedTuple):
@@ -51,7 +54,14 @@ def keyed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ke
     made, keys = adapters(folder / "adapters", "one"), folder / "keys.json"
     found = {name: str(change_tenant(keys, name, limits=limits).key) for name, limits in LIMITS.items()}
     found["root"] = str(change_tenant(keys, "root", admin=True).key)
-    words = ("model=pocket", "method=lora", "stage.keys=keys.json", f"stage.slots={SLOTS}", "stage.prefix_cache_mb=0")
+    words = (
+        "model=pocket",
+        "method=lora",
+        "stage.keys=keys.json",
+        f"stage.slots={SLOTS}",
+        "stage.prefix_cache_mb=0",
+        f"stage.queue={QUEUE}",
+    )
     with serving(forks, folder, *words, f"stage.adapters={{one: {made / 'one'}}}") as server:
         yield Keyed(server, found)
 
@@ -79,6 +89,37 @@ def test_who_has_nothing_left_is_refused_before_the_prompt_is_read(keyed: Keyed)
     assert limited(kim, asked(messages=LONG, max_tokens=100)).param == "tokens_per_minute"
     bob.completions.create(model="pocket", prompt=[[20] * 10], max_tokens=60, extra_body={"ignore_eos": True})
     assert limited(bob, asked(messages=LONG)).code == "insufficient_quota"
+
+
+def test_who_would_have_to_wait_where_nobody_may_is_refused_before_the_prompt_is_read(keyed: Keyed):
+    body = {"model": "one", "prompt": [[20]] * SLOTS, "max_tokens": 1000, "ignore_eos": True}
+    sent = [post(keyed.server, keyed.keys["dan"], body)]
+    assert settles(lambda: under_way(keyed) == (SLOTS, 0))
+    sent += [post(keyed.server, keyed.keys["dan"], {**body, "prompt": [[20]] * 6}) for _ in range(SHARE // 6)]
+    assert settles(lambda: under_way(keyed) == (SLOTS, SHARE))
+    before = keyed.usage("dan")[1]
+    assert limited(keyed.client("dan"), asked(messages=LONG)).code == "queue_full"
+    assert keyed.usage("dan")[1] == before
+    with pytest.raises(openai.BadRequestError, match="The context is"):
+        keyed.client("ann").chat.completions.create(**asked(messages=LONG))  # there is room for another tenant
+    for each in sent:
+        each.close()
+    assert settles(lambda: under_way(keyed) == (0, 0))
+
+
+def test_whoever_asks_again_at_once_is_refused_at_a_measured_pace(keyed: Keyed):
+    """And not one bit faster: each refusal takes the engine's time."""
+    headers = {"Authorization": f"Bearer {keyed.keys['eve']}"}
+    found, seconds = {200: 0, 429: 0}, 3.0
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        status, _ = keyed.server.post("/v1/chat/completions", asked(), **headers)
+        found[status] += 1
+    assert found[200] <= 3
+    assert 1 < found[429] <= AT_ONCE + seconds * PER_S + 1
+    began = time.monotonic()
+    assert limited(keyed.client("kim"), asked(max_tokens=900)).code == "rate_limit_exceeded"
+    assert time.monotonic() - began < LONGEST_S / 2  # others' refusals do not wait for those
 
 
 def test_concurrency_counts_answers(keyed: Keyed):

@@ -247,6 +247,23 @@ def test_what_was_trained_on_is_not_measured(shop: Workshop, runs: dict[str, Pat
     assert "held out 0.25 of this file" in shop.said
 
 
+def test_runs_that_held_out_different_shares_are_measured_on_the_smallest(
+    shop: Workshop, runs: dict[str, Path]
+) -> None:
+    """The remedy of the refusal is one that is taken: a smaller share lies within a larger one."""
+    file = shop.on_file[:2]
+    made = shop.run("ppo", *PPO, f"init={runs['sft']}", "data.held_out=0.15", "run.name=less")
+    evaluate = ("stage=eval", f"artifact={made}", "stage.prompts=4")
+    assert shop.status(*evaluate, *file, "data.held_out=0.25") == 2
+    assert "data.held_out=0.25: ppo:less held out 0.15 of this file" in shop.said
+    whole = ("data=jsonl", f"data.path={shop.data}", f"data.eval_path={shop.data}")
+    assert shop.status(*evaluate, *whole) == 2
+    assert f"Write data.held_out=0.15 with data.path={shop.data} and without data.eval_path" in shop.said
+    assert shop.status(*evaluate, *file, "data.held_out=0.15") == 0, shop.said
+    assert shop.status(*evaluate, *file, "data.held_out=0.1") == 0, shop.said
+    assert "ppo:less held out 0.15 of this file: data.held_out=0.15 measures on all of that" in shop.said
+
+
 def test_what_an_artifact_is_measured_against_is_what_it_started_from(
     shop: Workshop, runs: dict[str, Path], tiny_model: Path
 ) -> None:

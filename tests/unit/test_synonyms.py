@@ -1,4 +1,4 @@
-"""Options of TRL, LLaMA-Factory and axolotl, typed here: the right key is suggested, or none, and never a wrong one.
+"""Options of TRL, LLaMA-Factory, axolotl and of servers: the right key is suggested, or none, and never a wrong one.
 
 The lists are the options of their own examples: TRL's scripts, LLaMA-Factory's `llama3_lora_ppo.yaml` and
 `qwen3_lora_dpo.yaml`, axolotl's `qlora-1b.yml` and `instruct-dpo-lora-8b.yml`.
@@ -118,10 +118,35 @@ AXOLOTL = {
     "special_tokens=a": None,
     "flash_attention=true": None,
 }
+SERVERS = {  # vLLM's, TGI's and llama-server's
+    "max-num-seqs=64": "stage.slots",
+    "max-model-len=4096": "stage.max_length",
+    "max-loras=8": "stage.resident",
+    "max-lora-rank=64": "stage.max_rank",
+    "lora-modules=[a]": "stage.adapters",
+    "served-model-name=a": "stage.adapters",
+    "api-key=a": "stage.keys",
+    "host=0.0.0.0": "stage.host",
+    "port=8000": "stage.port",
+    "enable-prefix-caching=true": "stage.prefix_cache_mb",
+    "tensor-parallel-size=2": "serve.args",
+    "gpu-memory-utilization=0.9": "serve.args",
+    "enable-lora=true": ABSENT["enable_lora"],
+    "ssl-keyfile=a": ABSENT["ssl_keyfile ssl_certfile ssl_key_file ssl_cert_file"],
+    "model-id=a": "model.path",
+    "hostname=a": "stage.host",
+    "max-total-tokens=4096": "stage.max_length",
+    "max-concurrent-requests=128": "stage.queue",
+    "lora-adapters=a": "stage.adapters",
+    "ctx-size=4096": "stage.max_length",
+    "parallel=8": "stage.slots",
+    "alias=a": "stage.adapters",
+}
 TABLE = [
     (stage, word, meant)
     for stage, words in (
-        ("sft", TRL), ("sft", LLAMA_FACTORY), ("ppo", LLAMA_FACTORY_PPO), ("dpo", LLAMA_FACTORY_DPO), ("sft", AXOLOTL)
+        ("sft", TRL), ("sft", LLAMA_FACTORY), ("ppo", LLAMA_FACTORY_PPO), ("dpo", LLAMA_FACTORY_DPO), ("sft", AXOLOTL),
+        ("serve", SERVERS),
     )
     for word, meant in words.items()
 ]  # fmt: skip
@@ -182,5 +207,9 @@ def test_a_word_counts_in_any_spelling():
 def test_an_option_with_dashes_names_the_key():
     with pytest.raises(InputError, match=r"is not an option\. Write method\.r, without dashes"):
         parse(["stage=sft", "--lora_r", "8"])
+    with pytest.raises(InputError, match=r"Write stage\.slots, without dashes"):
+        parse(["stage=serve", "--max-num-seqs=64"])
+    with pytest.raises(InputError, match=r"--ssl-keyfile: does not exist: the server has no TLS"):
+        parse(["stage=serve", "--ssl-keyfile", "key.pem"])
     with pytest.raises(InputError, match=r"Write stage\.lr or method\.lr, without dashes"):
         parse(["stage=sft", "--learning-rate=1e-4"])

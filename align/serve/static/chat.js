@@ -1,138 +1,119 @@
 // The state of the page, and what follows what.
-import { ask, keepKey, keptKey, modelsFor } from "./server.js";
+import { messagesOf, settled } from "./conversation.js";
+import { keep, kept } from "./kept.js";
+import { ask, modelsFor } from "./server.js";
+import { say, showAsking, showDoor, showIdentity, showModels, showSettings, showTurns, the } from "./view.js";
 
-const the = (id) => document.getElementById(id);
-const state = { key: keptKey(), models: [], messages: [], asking: null };
+const SETTINGS = ["system", "temperature", "most"];
+const state = { key: kept("key", ""), models: [], turns: [], asking: null };
+const settings = () => Object.fromEntries(SETTINGS.map((name) => [name, the(name).value]));
+const number = (text) => (text === "" ? undefined : Number(text));
 
-function make(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name === "text") element.textContent = value;
-    else element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
-
-function say(text, warn = false) {
-  the("said").textContent = text;
-  the("said").className = warn ? "warn" : "";
-}
-
-const digest = (hex) => (hex ? `sha256:${hex}` : "none: the base by itself");
-
-// Which weights stand behind the model that is chosen.
-function showIdentity() {
-  const model = state.models.find((each) => each.id === the("model").value);
-  const rows = model ? [["base", digest(model.base)]] : [];
-  if (model?.arms) rows.push(...model.arms.map((arm) => [arm.arm, `${digest(arm.adapter)} (weight ${arm.weight})`]));
-  else if (model) rows.push(["adapter", digest(model.adapter)]);
-  the("identity").replaceChildren(...rows.flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: value })]));
-}
-
-// One turn of the chat, and how an answer is put into it while it comes.
-function showTurn(role, text) {
-  const said = make("div", { class: "text", text });
-  const thought = make("div", { class: "thought" });
-  const reasoning = make("details", { hidden: "" }, make("summary", { text: "Reasoning" }), thought);
-  const about = make("footer");
-  the("chat").append(make("article", { class: `turn ${role}` }, make("h2", { text: role === "user" ? "You" : the("model").value }), reasoning, said, about));
-  follow(true);
-  return (answer) => {
-    const atEnd = isAtEnd();
-    said.textContent = answer.content;
-    thought.textContent = answer.reasoning;
-    reasoning.hidden = !answer.reasoning;
-    about.textContent = aboutAnswer(answer);
-    follow(atEnd);
-  };
-}
-
-// An answer that grows is followed, unless somebody reads further up.
-const isAtEnd = () => window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 40;
-function follow(wanted) {
-  if (wanted) window.scrollTo(0, document.documentElement.scrollHeight);
-}
-
-function aboutAnswer({ usage, finish, arm, adapter }) {
-  const parts = [arm && `arm ${arm}`, adapter && `adapter ${adapter.slice(0, 12)}`];
-  parts.push(usage && `${usage.completion_tokens} tokens`, finish === "length" && "cut: the context is full");
-  return parts.filter(Boolean).join(" · ");
-}
-
-function showAsking(asking) {
-  state.asking = asking;
-  the("stop").hidden = !asking;
-  the("send").hidden = Boolean(asking);
+function change(turns) {
+  state.turns = turns;
+  if (!keep("chat", turns)) say("This chat is too long for the browser to keep: a reload loses the end of it.", true);
 }
 
 async function send() {
   const question = the("question").value.trim();
-  if (!question || state.asking) return;
+  if (!question || state.asking || !settingsHold()) return;
   the("question").value = "";
-  showTurn("user", question);
-  state.messages.push({ role: "user", content: question });
-  const chat = state.messages;
-  const show = showTurn("assistant", "");
+  const { system, temperature, most } = settings();
+  const model = the("model").value;
+  const before = [...state.turns, { role: "user", content: question }];
+  const asked = { model, messages: messagesOf(system, before), temperature: number(temperature), max_completion_tokens: number(most) };
+  const answer = { role: "assistant", content: "", reasoning: "", model, most: number(most), finish: null, ended: null };
   const asking = new AbortController();
-  let last = { content: "" };
-  showAsking(asking);
+  state.asking = asking;
+  change([...before, answer]);
+  const show = showTurns(state.turns);
+  const hear = (heard) => {
+    if (state.asking !== asking) return; // the page was cleared meanwhile
+    state.turns = [...before, { ...answer, ...heard }];
+    show(state.turns.at(-1));
+  };
+  showAsking(true);
   say("It answers …");
   try {
-    await ask({
-      key: state.key, model: the("model").value, messages: chat, signal: asking.signal,
-      onAnswer: (answer) => { last = answer; show(answer); },
-    });
-    say("");
+    await ask({ key: state.key, asked, signal: asking.signal, onAnswer: hear });
+    if (state.asking !== asking) return;
+    say(state.turns.at(-1)?.content || state.turns.at(-1)?.reasoning ? "" : "The answer is empty.");
   } catch (error) {
-    say(asking.signal.aborted ? "Stopped." : error.message, !asking.signal.aborted);
-    if (error.status === 401) showDoor();
-  } finally {
-    // What was said so far is part of the chat; a question that got no answer goes back to where it was typed.
-    if (last.content) chat.push({ role: "assistant", content: last.content });
-    else takeBack(chat, question);
-    showAsking(null);
-    the("question").focus();
+    if (state.asking !== asking) return;
+    const stopped = asking.signal.aborted;
+    say(stopped ? "Stopped." : error.message, !stopped);
+    hear({ ...state.turns.at(-1), ended: stopped ? "stopped" : `ended by an error: ${error.message}` });
+    if (error.status === 401) showDoor(true);
   }
+  settle();
 }
 
-function takeBack(chat, question) {
-  chat.pop();
-  if (chat !== state.messages) return; // the page was cleared meanwhile
-  for (const turn of [...the("chat").children].slice(-2)) turn.remove();
+// Nothing more comes: what was said so far is part of the chat.
+function settle() {
+  state.asking = null;
+  const { turns, question } = settled(state.turns);
+  change(turns);
+  showTurns(turns);
   the("question").value ||= question;
+  showAsking(false);
+  the("question").focus();
 }
 
-function showDoor() {
-  the("door").hidden = false;
-  the("key").focus();
+// Whether the numbers are ones that the server takes; if not, the browser says which is not.
+function settingsHold() {
+  if (the("settings").checkValidity()) return true;
+  the("settings-fold").open = true;
+  return the("settings").reportValidity();
 }
 
-async function open() {
+// Begins with a key, which is kept once the server knows it.
+async function open(key) {
   try {
-    state.models = (await modelsFor(state.key)).filter(({ scores }) => !scores);
-    state.models.sort((one, other) => Number(one.parent === null) - Number(other.parent === null)); // the base last
+    state.models = (await modelsFor(key)).filter(({ scores }) => !scores);
   } catch (error) {
-    say(error.status === 401 && !state.key ? "This server asks for a key." : error.message, Boolean(state.key));
-    if (error.status === 401) showDoor();
+    say(error.status === 401 && !key ? "This server asks for a key." : error.message, Boolean(key));
+    if (error.status === 401) showDoor(true);
     return;
   }
-  the("door").hidden = true;
-  the("model").replaceChildren(...state.models.map(({ id }) => make("option", { value: id, text: id })));
-  showIdentity();
+  state.key = key;
+  keep("key", key);
+  state.models.sort((one, other) => Number(one.parent === null) - Number(other.parent === null)); // the base last
+  showModels(state.models, the("model").value || kept("model", ""));
+  identify();
+  showDoor(false);
+  the("rekey").hidden = !key;
   say("");
   the("question").focus();
 }
 
+function identify() {
+  showIdentity(state.models.find((each) => each.id === the("model").value));
+}
+
+function restore() {
+  const found = kept("settings", {});
+  for (const name of SETTINGS) the(name).value = found[name] ?? "";
+  showSettings(settings());
+  const { turns, question } = settled(kept("chat", []));
+  change(turns);
+  showTurns(turns);
+  the("question").value ||= question;
+}
+
 function clear() {
   state.asking?.abort();
-  state.messages = [];
-  the("chat").replaceChildren();
+  state.asking = null;
+  showAsking(false);
+  change([]);
+  showTurns([]);
   say("");
 }
 
-the("model").addEventListener("change", showIdentity);
+the("model").addEventListener("change", () => { keep("model", the("model").value); identify(); });
+the("settings").addEventListener("input", () => { keep("settings", settings()); showSettings(settings()); });
+the("settings").addEventListener("submit", (event) => event.preventDefault());
 the("clear").addEventListener("click", clear);
+the("rekey").addEventListener("click", () => showDoor(the("door").hidden));
 the("stop").addEventListener("click", () => state.asking?.abort());
 the("ask").addEventListener("submit", (event) => { event.preventDefault(); send(); });
 the("question").addEventListener("keydown", (event) => {
@@ -140,9 +121,11 @@ the("question").addEventListener("keydown", (event) => {
 });
 the("door").addEventListener("submit", (event) => {
   event.preventDefault();
-  state.key = the("key").value.trim();
+  const key = the("key").value.trim();
   the("key").value = "";
-  keepKey(state.key);
-  open();
+  open(key);
 });
-open();
+window.addEventListener("beforeunload", () => state.asking?.abort()); // or the browser reports an error of the network
+window.addEventListener("pagehide", () => keep("chat", state.turns));
+restore();
+open(state.key);

@@ -18,7 +18,7 @@ export function createReader(onData) {
 // What an event adds to an answer: a new answer, or an error in the server's words.
 export function withEvent(answer, event) {
   if (event.error) throw new Error(event.error.message);
-  const added = { ...answer, usage: event.usage ?? answer.usage, fingerprint: event.system_fingerprint };
+  const added = { ...answer, usage: event.usage ?? answer.usage };
   const choice = event.choices[0];
   if (!choice) return added;
   added.content += choice.delta.content ?? "";
@@ -27,4 +27,4 @@ export function withEvent(answer, event) {
   return added;
 }
 
-export const nothing = { content: "", reasoning: "", finish: null, usage: null, fingerprint: "" };
+export const nothing = { content: "", reasoning: "", finish: null, usage: null };

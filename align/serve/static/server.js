@@ -1,14 +1,5 @@
-// The server, as the page asks it: with the key that somebody typed, which this tab alone keeps.
+// The server, as the page asks it.
 import { createReader, nothing, withEvent } from "./events.js";
-
-const KEY = "align-key";
-
-export function keptKey() {
-  try { return sessionStorage.getItem(KEY) ?? ""; } catch { return ""; }
-}
-export function keepKey(key) {
-  try { sessionStorage.setItem(KEY, key); } catch { /* then it is asked for again after a reload */ }
-}
 
 const headers = (key) => ({ "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) });
 
@@ -20,17 +11,26 @@ export async function modelsFor(key) {
 }
 
 // Asks for an answer, and hands on each state of it while it comes.
-export async function ask({ key, model, messages, signal, onAnswer }) {
-  const body = JSON.stringify({ model, messages, stream: true, stream_options: { include_usage: true } });
+//
+// Args:
+//   asked: model, messages and further parameters of the request; what is undefined is left out.
+export async function ask({ key, asked, signal, onAnswer }) {
+  const began = performance.now();
+  const since = () => (performance.now() - began) / 1000;
+  const body = JSON.stringify({ ...asked, stream: true, stream_options: { include_usage: true } });
   const response = await fetch("/v1/chat/completions", { method: "POST", headers: headers(key), body, signal });
   if (!response.ok) throw await refusal(response);
-  const identity = { adapter: response.headers.get("x-align-adapter"), arm: response.headers.get("x-align-arm") };
-  let answer = { ...nothing, ...identity };
-  const read = createReader((event) => { answer = withEvent(answer, event); onAnswer(answer); });
+  const [base, adapter, arm] = ["base", "adapter", "arm"].map((name) => response.headers.get(`x-align-${name}`));
+  let answer = { ...nothing, base, adapter, arm, firstSeconds: 0 };
+  const read = createReader((event) => {
+    answer = { ...withEvent(answer, event), seconds: since() };
+    answer.firstSeconds ||= answer.content || answer.reasoning ? answer.seconds : 0;
+    onAnswer(answer);
+  });
   const text = response.body.pipeThrough(new TextDecoderStream());
   for (const reader = text.getReader(); ;) {
     const { done, value } = await reader.read();
-    if (done) return answer;
+    if (done) return;
     read(value);
   }
 }
