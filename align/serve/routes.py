@@ -80,7 +80,8 @@ def api(service: Service) -> APIRouter:
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, body.n, least) as (call, charge):
             form, prompt, grammar = await run_in_threadpool(read_chat, service, chosen, body)
             logprobs = body.top_logprobs if body.logprobs else None
-            left = charge.room(len(prompt.ids), body.n) if body.most_tokens is None else None
+            with refusing():
+                left = charge.room(len(prompt.ids), body.n) if body.most_tokens is None else None
             drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs, left=left)
             requests = requests_for(form, body, chosen, call.tenant, prompt, drawn, grammar)
             answers = chat_answers(http, form, body, prompt)
