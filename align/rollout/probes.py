@@ -80,7 +80,11 @@ def agreement(found: Logprobs, found_base: Logprobs, probes: Probes) -> Agreemen
 
 
 def in_words(agreed: Agreement) -> str:
-    share = "" if np.isnan(agreed.share) else f"{agreed.share:.1%} ± {agreed.error:.1%} of the adapter is in force, "
+    share = ""
+    if CERTAIN * agreed.error <= SHARE:
+        share = f"{agreed.share:.1%} ± {agreed.error:.1%} of the adapter is in force, "
+    elif not np.isnan(agreed.share):
+        share = "it says too little else than the base to be told from it, "
     return f"{share}{agreed.gap:.2g} nats from what was trained"
 
 

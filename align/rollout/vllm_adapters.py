@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+
+from torch import nn
 
 from align.errors import InputError, require
 from align.models.adapter_files import adapter_config, read_adapter
+from align.models.load import skeleton
 from align.models.lowering import check_plain
+from align.run import Base
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM's `max_lora_rank` is one of these (0.32)."""
@@ -23,10 +27,24 @@ def vllm_rank(rank: int) -> int:
     raise InputError("r", rank, f"vLLM serves adapters of rank {RANKS[-1]} at most", "Train one of a lower rank.")
 
 
-def servable_rank(folder: Path, most: int | None) -> int:
+def adaptable_names(base: Base) -> list[str]:
+    """The names of a base's linear layers but its head, as adapters' settings name them.
+
+    Raises:
+        InputError: its modules cannot be built.
+    """
+    model = skeleton(base)
+    require(model is not None, "model", base.id, "its modules cannot be built without its weights", "Serve it merged.")
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def servable_rank(folder: Path, most: int | None, modules: Collection[str]) -> int:
     """The rank of an adapter that vLLM can serve.
 
     Args:
+        modules: see `adaptable_names`.
         most: that there is room for; None for what vLLM has room for at all.
 
     Raises:
@@ -36,6 +54,9 @@ def servable_rank(folder: Path, most: int | None) -> int:
     adapter = read_adapter(folder)
     check_plain(adapter)
     require(not adapter.scores, "adapter", folder.name, "is a reward model", "Serve it without serve=vllm.")
+    other = next((name for name in adapter.ranks if name.rpartition(".")[2] not in modules), None)
+    problem = "is no linear layer of the base but its head, and vLLM makes room for adapters on these"
+    require(other is None, "target_modules", other, problem, "Serve it merged: export=merged.")
     rank = max(adapter.ranks.values())
     room = vllm_rank(rank) if most is None else most
     problem = f"is over {most}, the rank that vLLM made room for"
@@ -43,10 +64,10 @@ def servable_rank(folder: Path, most: int | None) -> int:
     return rank
 
 
-def room_for(folders: Sequence[Path], most: int | None) -> int:
+def room_for(folders: Sequence[Path], most: int | None, modules: Collection[str]) -> int:
     """The rank that vLLM makes room for: `most`, or the highest there is.
 
     Raises:
         CorruptFile, InputError: see `servable_rank`.
     """
-    return vllm_rank(most or max([LOWEST, *(servable_rank(folder, None) for folder in folders)]))
+    return vllm_rank(most or max([LOWEST, *(servable_rank(folder, None, modules) for folder in folders)]))

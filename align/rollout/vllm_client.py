@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,11 @@ class VllmClient:
                 if answer.status_code != 200:
                     await answer.aread()
                     said(answer)
-                async for line in answer.aiter_lines():
-                    text = line.removeprefix("data: ")
-                    if text == line or text == "[DONE]":
-                        whole = whole or text != line
+                async for data in events(answer.aiter_bytes()):
+                    if data == b"[DONE]":
+                        whole = True
                         continue
-                    chunk = json.loads(text)
+                    chunk = json.loads(data)
                     if "error" in chunk:
                         raise VllmFailed(f"vLLM failed: {chunk['error'].get('message')}")
                     if chunk.get("choices"):
@@ -102,6 +101,16 @@ class VllmClient:
     async def close(self) -> None:
         self._blocking.close()
         await self._streaming.aclose()
+
+
+async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The data of server-sent events. A line ends at a line break alone: texts may have Unicode's other ends of lines."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: "):
+                yield line.removeprefix(b"data: ")
 
 
 def said(answer: httpx.Response) -> Any:

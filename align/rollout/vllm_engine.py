@@ -12,6 +12,7 @@ import logging
 import secrets
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import httpx
 
 from align.errors import InputError, require
 from align.rollout.answer import Answer
-from align.rollout.intake import Intake
+from align.rollout.intake import Intake, check_room
 from align.rollout.probes import Agreement, Logprobs, Probes, agreement, check_agreement, in_words
 from align.rollout.requests import Listener, Pending, Request, SamplingParams, Stats, Token
 from align.rollout.vllm_client import VllmClient, VllmFailed, ids_and_logprobs
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 """How long a step waits for anything to happen."""
 NAN = float("nan")
+NO_SEED, OTHER_SEED = -1, -(2**63)
+"""What vLLM takes for none; and what it is given instead."""
 
 
 class Prepared(NamedTuple):
@@ -92,7 +95,7 @@ class VllmEngine(Intake):
         """
         digest = super().register(folder, expected)
         with self._loading:
-            if digest in self._folders:
+            if digest in self._folders and self.sound():
                 return digest
             try:
                 prepared = self.prepare(folder, digest)
@@ -101,7 +104,8 @@ class VllmEngine(Intake):
                 self._check_unknown()
                 self._check(adapter_name(digest), prepared.probes, "adapter", digest[:12])
             except Exception as error:
-                self.unregister(digest)  # which vLLM is told at the next step
+                self.unregister(digest)
+                self._drop(digest)
                 if not isinstance(error, VllmFailed | httpx.TransportError):
                     raise
                 log.error("adapter %s: %s", digest[:12], error)  # its words hold paths
@@ -131,14 +135,20 @@ class VllmEngine(Intake):
             return  # one is being loaded; it may be one of these
         try:
             for digest in [digest for digest in self._folders if digest not in self.known]:
-                try:
-                    self.client.unload(adapter_name(digest))
-                except (VllmFailed, httpx.TransportError) as error:  # it takes memory, and nobody can ask for it
-                    log.warning("adapter %s stays in vLLM: %s", digest[:12], error)
-                self.agreements.pop(adapter_name(digest), None)
-                shutil.rmtree(self._folders.pop(digest), ignore_errors=True)
+                self._drop(digest)
         finally:
             self._loading.release()
+
+    def _drop(self, digest: str) -> None:
+        """Whoever calls it is loading nothing else."""
+        if (folder := self._folders.pop(digest, None)) is None:
+            return
+        try:
+            self.client.unload(adapter_name(digest))
+        except (VllmFailed, httpx.TransportError) as error:  # it takes memory, and nobody can ask for it
+            log.warning("adapter %s stays in vLLM: %s", digest[:12], error)
+        self.agreements.pop(adapter_name(digest), None)
+        shutil.rmtree(folder, ignore_errors=True)
 
     # Requests
 
@@ -148,6 +158,8 @@ class VllmEngine(Intake):
         source = None if request.grammar is None else request.grammar.source
         problem = "begins behind reasoning that the prompt opens, which vLLM is not asked for"
         require(request.grammar is None or source is not None, "response_format", "json", problem, remedy)
+        if request.sampling.max_tokens == 0:  # vLLM makes a token all the same
+            check_room(replace(request, sampling=replace(request.sampling, max_tokens=1)), self.context)
         assert not request.sampling.processed_logprobs, "vLLM is started for the model's own logprobs"
         pending = super().add(request, listener)
         self._loop.call_soon_threadsafe(self._news.set)
@@ -263,7 +275,8 @@ class VllmEngine(Intake):
         asked: dict[str, Any] = {
             "model": self.base if request.adapter is None else adapter_name(request.adapter),
             "prompt": request.prompt_ids, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature,
-            "top_p": sampling.top_p, "seed": sampling.seed, "stop_token_ids": sampling.stop_ids, "ignore_eos": True,
+            "top_p": sampling.top_p, "seed": OTHER_SEED if sampling.seed == NO_SEED else sampling.seed,
+            "stop_token_ids": sampling.stop_ids, "ignore_eos": True,
             "echo": sampling.prompt_logprobs is not None or sampling.max_tokens == 0,
             "logprobs": most_logprobs(sampling),
             "return_token_ids": True, "return_tokens_as_token_ids": True, "cache_salt": salt,

@@ -47,7 +47,8 @@ class VllmProcess:
         with log.open("ab") as out:
             self._process = subprocess.Popen(
                 [python, "-I", "-c", GUARD, "serve", str(model), "--uds", str(self.socket), *words],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment(os.environ),
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                env=environment(os.environ, self._room.name),
                 start_new_session=True,
             )  # fmt: skip
 
@@ -84,32 +85,39 @@ class VllmProcess:
         self._room.cleanup()
 
 
-def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """That of the process: without what would make another Python of it, or tell it a key to ask for."""
+def environment(given: Mapping[str, str], sockets: str) -> dict[str, str]:
+    """That of the process: without what would make another Python of it, or tell it a key to ask for.
+
+    Args:
+        sockets: the folder for those of its own.
+    """
     left_out = ("PYTHONPATH", "PYTHONHOME", "VLLM_API_KEY")
-    return {**{name: value for name, value in given.items() if name not in left_out}, **ENVIRONMENT}
+    kept = {name: value for name, value in given.items() if name not in left_out}
+    return {**kept, **ENVIRONMENT, "VLLM_RPC_BASE_PATH": sockets}
 
 
 def serve_words(
-    base: str, dtype: str, *, rank: int, adapters: int, slots: int, context: int | None, prefixes: bool
+    base: str, dtype: str, *, modules: Sequence[str], rank: int, adapters: int, slots: int, context: int, prefixes: bool
 ) -> list[str]:
     """Arguments of `vllm serve` for adapters on a base.
 
     Args:
         base: its digest, part of the name that it is served by.
+        modules: names of the layers that adapters may be on. The head is none of them: vLLM 0.32 ends where one request
+            has logprobs of its prompt and another an answer, if it makes room for adapters on the head.
         rank: the highest of an adapter.
         adapters: that one batch may have.
         slots: requests that are answered at once.
-        context: tokens of a prompt and its answer; None for as many as the base has.
+        context: tokens of a prompt and its answer.
         prefixes: of earlier prompts are kept.
     """
-    words = [
+    return [
         "--served-model-name", base_name(base), "--dtype", dtype, "--enable-lora", "--max-lora-rank", str(rank),
         "--max-loras", str(adapters), "--max-num-seqs", str(slots), "--generation-config", "vllm",
         "--structured-outputs-config", '{"backend": "guidance"}', "--disable-uvicorn-access-log",
-        "--enable-prefix-caching" if prefixes else "--no-enable-prefix-caching",
+        "--enable-prefix-caching" if prefixes else "--no-enable-prefix-caching", "--max-model-len", str(context),
+        "--lora-target-modules", *modules,
     ]  # fmt: skip
-    return words if context is None else [*words, "--max-model-len", str(context)]
 
 
 def base_name(digest: str) -> str:

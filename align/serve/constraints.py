@@ -82,6 +82,7 @@ def constrained(form: ChatFormat, body: Sampled, rows: int) -> Callable[[Prompt,
     constraint = constraint_of(form, body)
     if constraint is None:
         return lambda prompt, most: None
+    refuse_special(form, constraint)
     found, closes, source = compiled(form, constraint), constraint.closes, constraint.compact
 
     def begun(prompt: Prompt, most: int) -> Grammar:
@@ -90,6 +91,14 @@ def constrained(form: ChatFormat, body: Sampled, rows: int) -> Callable[[Prompt,
         return Constrained(found, rows, most, closes, source)
 
     return begun
+
+
+def refuse_special(form: ChatFormat, constraint: Constraint) -> None:
+    """Raises: Refusal: a rule spells out a special token. It would be text, and llguidance takes it for the token."""
+    for rule in constraint.rules:
+        for token in form.tokenizer.all_special_tokens:
+            if token in rule.body:
+                raise invalid(rule.param, f"It spells out the special token {token}.", "invalid_grammar")
 
 
 def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from align.aliases import NAME, NAMED
 from align.errors import InputError, require
 from align.models.base import BUILT_IN
+from align.models.start import BASE
 from align.run import Base
 from align.serve.adapter_folders import Version, loadable_version
 
@@ -222,7 +223,7 @@ class Portfolio:
                 gone(version)
 
     def _require_free(self, name: str, field: str) -> None:
-        require(name != self.base_id, field, name, "is the name of the base", "Choose another name.")
+        require(name not in (self.base_id, BASE), field, name, "is the name of the base", "Choose another name.")
 
 
 def versions_in(names: Mapping[str, Sequence[Arm]]) -> dict[str, Version]:

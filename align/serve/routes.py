@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi import Request as Http
@@ -29,6 +30,8 @@ from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
 
 log = logging.getLogger(__name__)
+SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+"""Characters of an arm's label that stand in a header as they are; others are percent-encoded."""
 NEEDS_ADMIN = "This needs the key of an administrator."
 GrammarFor = Callable[[Prompt, int], Grammar | None]
 """Of a prompt and the tokens that its answer may have: what the answer has to follow."""
@@ -202,7 +205,11 @@ async def answered(
     record = call.record
     record.stream = body is not None and body.stream
     call.begin(requests, prompt_tokens)
-    headers = {"x-align-base": record.base, "x-align-adapter": record.adapter, "x-align-arm": record.arm}
+    headers = {
+        "x-align-base": record.base,
+        "x-align-adapter": record.adapter,
+        "x-align-arm": quote(record.arm, safe=SAFE),
+    }
     headers = {name: value for name, value in headers.items() if value}
     if body is not None and body.stream:
         return EventStream(call, answers, body.stream_options.include_usage, headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -116,23 +117,26 @@ def vllm(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     from align.export.for_vllm import ForVllm
     from align.models.load import DTYPES, choose_device, choose_dtype, describe, load_tokenizer
     from align.rollout.engine_process import VLLM, engine_version, required_interpreter
-    from align.rollout.vllm_adapters import room_for
+    from align.rollout.vllm_adapters import adaptable_names, room_for
 
     given, base, device = config.serve, found.portfolio.base, choose_device(config.device)
     python = required_interpreter(VLLM, given.python, "serve.python")
     adapters = {version.digest: version.folder for version in found.portfolio.versions().values()}
-    rank = room_for([*adapters.values()], config.stage.max_rank)
+    modules, lowered = adaptable_names(base), run.folder.absolute() / "vllm"
+    rank = room_for([*adapters.values()], config.stage.max_rank, modules)
     dtype = choose_dtype(trained_in(config, found), device)
-    prepare = ForVllm(
-        base, found.portfolio.method, device, dtype, load_tokenizer(base), run.folder.absolute() / "vllm"
-    )  # fmt: skip
+    shutil.rmtree(lowered, ignore_errors=True)  # of a server that was killed
+    prepare = ForVllm(base, found.portfolio.method, device, dtype, load_tokenizer(base), lowered)
     folder = prepare.base_folder(Path(config.run.root).expanduser() / "bases", DTYPES[given.dtype])
     must_say, log = prepare.learn(adapters), run.folder / "vllm.log"
     prepare.device = choose_device("cpu")  # for adapters that are loaded later: vLLM has the memory of the other
     print(f"starting vLLM {engine_version(VLLM, python, 'serve.python')}; what it says is in {log}", flush=True)
-    start = VllmStart(python, folder, base.digest, given.dtype, given.words, given.start_s, log)
-    with vllm_engine(start, room(config.stage), rank, prepare, must_say, describe(base)) as ready:
-        yield ready
+    start = VllmStart(python, folder, base.digest, given.dtype, modules, given.words, given.start_s, log)
+    try:
+        with vllm_engine(start, room(config.stage), rank, prepare, must_say, describe(base)) as ready:
+            yield ready
+    finally:
+        shutil.rmtree(lowered, ignore_errors=True)
 
 
 ENGINES: dict[str, Callable[[Run, Config, Opened], AbstractContextManager[Ready]]] = {"align": own, "vllm": vllm}

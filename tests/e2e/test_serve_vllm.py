@@ -15,7 +15,7 @@ import openai
 import pytest
 import torch
 from processes import Forks
-from serving import Server, adapters, serving, settles
+from serving import Server, adapters, free_port, serving, settles
 from vllm_stand_in import stand_in_python
 
 from align.models.adapters import attach
@@ -209,7 +209,7 @@ def wrong(fault: str) -> str:
     ],
 )
 def test_a_wrong_vllm_never_opens(forks: Forks, home: Path, tmp_path: Path, fault: str, said: str):
-    child = forks.start(tmp_path, "stage=serve", *words(home, "one"), before=wrong(fault))
+    child = forks.start(tmp_path, "stage=serve", f"stage.port={free_port()}", *words(home, "one"), before=wrong(fault))
     ended = child.ended(120)
     assert ended.status == 2
     assert said in ended.err

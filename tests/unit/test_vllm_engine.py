@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ from align.models.load import load_base, load_tokenizer
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.probes import Probes, write_probes
 from align.rollout.requests import QueueFull, Request, SamplingParams
-from align.rollout.vllm_adapters import room_for, servable_rank
+from align.rollout.vllm_adapters import adaptable_names, room_for, servable_rank
+from align.rollout.vllm_client import events
 from align.rollout.vllm_engine import VllmEngine
 from align.rollout.vllm_process import VllmProcess, adapter_name, environment, serve_words
 from align.run.weights import adapter_digest
 
 CPU = torch.device("cpu")
+MODULES = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 PROMPT = (1, 300, 301, 40, 41, 42)
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"r": 8, "lora_alpha": 16}, "scaled": {"r": 4, "lora_alpha": 8, "use_rslora": True},
@@ -81,7 +84,9 @@ def serving(python: str, learned: tuple[Probes, dict[str, Probes]], tmp_path: Pa
     def start(queue: int = 8, slots: int = 4, **options: Any) -> Iterator[VllmEngine]:
         base, (of_base, must_say) = find_base("pocket"), learned
         made = ForVllm(base, "lora", CPU, torch.float32, load_tokenizer(base), tmp_path / "vllm", {**must_say})
-        words = serve_words(base.digest, "float32", rank=16, adapters=4, slots=slots, context=256, prefixes=True)
+        words = serve_words(
+            base.digest, "float32", modules=MODULES, rank=16, adapters=4, slots=slots, context=256, prefixes=True
+        )
         folder = made.base_folder(tmp_path / "bases", torch.float32)
         process, engine = VllmProcess(python, folder, words, tmp_path / "vllm.log"), None
         try:
@@ -157,6 +162,31 @@ def test_an_answer_ends_where_the_request_says(engine: VllmEngine):
 def test_the_seed_decides(engine: VllmEngine):
     first, again, other = run(engine, [greedy(None, temperature=1.0, seed=s) for s in (1, 1, 2)])
     assert first.ids == again.ids != other.ids
+
+
+def test_a_seed_that_vllm_takes_for_none(engine: VllmEngine):
+    seeds = [engine._asked(greedy(None, seed=seed))["seed"] for seed in (-1, -2, 0, 2**63 - 1)]
+    assert seeds == [-(2**63), -2, 0, 2**63 - 1]
+
+
+def test_a_prompt_that_fills_the_context_has_no_room_for_vllms_token(engine: VllmEngine):
+    full = Request((5,) * 256, SamplingParams(0, prompt_logprobs=0))
+    with pytest.raises(InputError, match="1 over the context of 256"):
+        asked(engine, full)
+    [heard] = run(engine, [Request((5,) * 255, SamplingParams(0, prompt_logprobs=0))])
+    assert heard.reason == "length"
+
+
+def test_lines_of_a_stream_end_at_a_line_break_alone():
+    async def read(*pieces: str) -> list[bytes]:
+        async def came() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece.encode()
+
+        return [data async for data in events(came())]
+
+    text = "a\u2028b\u2029c\u0085d\x0be"
+    assert asyncio.run(read(f"data: {text}\n\nda", "ta: [DO", "NE]\n\n", ": ping\n")) == [text.encode(), b"[DONE]"]
 
 
 def test_top_p_leaves_the_likeliest(engine: VllmEngine):
@@ -271,11 +301,11 @@ def test_an_adapter_that_is_not_in_force_is_never_served(
     with serving() as engine:
         if fault == "another":
             engine.register(folders["scaled"])
-        with pytest.raises(InputError, match=problem):
-            engine.register(folders["plain"])
+        for _ in range(2):  # it is asked again each time
+            with pytest.raises(InputError, match=problem):
+                engine.register(folders["plain"])
         digest = adapter_digest(folders["plain"])
         assert digest not in engine.known
-        engine.step()
         assert not engine.client.knows(adapter_name(digest))
         assert not (tmp_path / "vllm" / digest).exists()
 
@@ -312,7 +342,7 @@ def test_it_is_waited_for_as_long_as_is_said(python: str, tmp_path: Path, monkey
     monkeypatch.setenv("STAND_IN", "never-ready")
     process = VllmProcess(
         python, Path(find_base("pocket").path),
-        serve_words("0" * 64, "float32", rank=16, adapters=4, slots=4, context=None, prefixes=False),
+        serve_words("0" * 64, "float32", modules=MODULES, rank=16, adapters=4, slots=4, context=8, prefixes=False),
         tmp_path / "vllm.log",
     )  # fmt: skip
     with pytest.raises(InputError, match=r"not ready within 0\.5 seconds \(a stand-in for vLLM starts\)"):
@@ -326,7 +356,7 @@ def test_nobody_else_reaches_its_socket(engine: VllmEngine):
 
 
 def test_its_environment_is_no_other_python_and_asks_for_no_key():
-    told = environment({"PYTHONPATH": "/x", "VLLM_API_KEY": "k", "HOME": "/h", "VLLM_CPU_KVCACHE_SPACE": "2"})
+    told = environment({"PYTHONPATH": "/x", "VLLM_API_KEY": "k", "HOME": "/h", "VLLM_CPU_KVCACHE_SPACE": "2"}, "/s")
     assert not {"PYTHONPATH", "VLLM_API_KEY"} & told.keys()
     assert told["HOME"] == "/h"
     assert told["VLLM_CPU_KVCACHE_SPACE"] == "2"
@@ -357,8 +387,11 @@ def test_probes_beside_an_adapter_save_loading_the_base(
 
 
 def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):
-    assert servable_rank(folders["patterns"], None) == 12
-    assert room_for([*folders.values()], None) == 16
-    assert room_for([*folders.values()], 40) == 64
+    assert servable_rank(folders["patterns"], None, MODULES) == 12
+    assert room_for([*folders.values()], None, MODULES) == 16
+    assert room_for([*folders.values()], 40, MODULES) == 64
     with pytest.raises(InputError, match=r"r=12: is over 8, the rank that vLLM made room for"):
-        servable_rank(folders["patterns"], 8)
+        servable_rank(folders["patterns"], 8, MODULES)
+    assert adaptable_names(find_base("pocket")) == MODULES
+    with pytest.raises(InputError, match=r"target_modules=.*: is no linear layer of the base but its head"):
+        servable_rank(folders["plain"], None, MODULES[:3])

@@ -236,6 +236,7 @@ def main() -> None:
     for name in ("--dtype", "--max-num-seqs", "--structured-outputs-config"):
         parser.add_argument(name, required=True)
     parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--lora-target-modules", nargs="+", required=True)
     args = parser.parse_args()  # an option that it does not know ends it
     print("a stand-in for vLLM starts", flush=True)
     if FAULT == "ends":
