@@ -104,7 +104,7 @@ class VllmClient:
 
 
 async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of server-sent events. A line ends at a line break alone: texts may have Unicode's other ends of lines."""
+    """The data of server-sent events. A line ends at a line break alone: a text may have Unicode's other line ends."""
     rest = b""
     async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
