@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi import Request as Http
@@ -29,6 +29,7 @@ from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 NEEDS_ADMIN = "This needs the key of an administrator."
 GrammarFor = Callable[[Prompt, int], Grammar | None]
 """Of a prompt and the tokens that its answer may have: what the answer has to follow."""
@@ -78,7 +79,7 @@ def api(service: Service) -> APIRouter:
             raise invalid("top_logprobs", "It needs logprobs=true.")
         least = 1 + body.n * (body.most_tokens or 1)
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, body.n, least) as (call, charge):
-            form, prompt, grammar = await run_in_threadpool(read_chat, service, chosen, body)
+            form, prompt, grammar = await read(service, call, lambda: read_chat(service, chosen, body))
             logprobs = body.top_logprobs if body.logprobs else None
             left = charge.room(len(prompt.ids), body.n) if body.most_tokens is None else None
             drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs, left=left)
@@ -92,7 +93,7 @@ def api(service: Service) -> APIRouter:
         number = len(body.prompts) * body.n
         least = len(body.prompts) + number * body.max_tokens
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, number, least) as (call, _):
-            form, prompts, grammar = await run_in_threadpool(read_completion, service, chosen, body)
+            form, prompts, grammar = await read(service, call, lambda: read_completion(service, chosen, body))
             echoed, requests = body.logprobs if body.echo else None, list[Request]()
             for prompt in prompts:
                 drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
@@ -109,8 +110,8 @@ def api(service: Service) -> APIRouter:
         with chosen_for(service, http, body, True) as chosen, let_in(service, http, number, number) as (call, _):
             version = chosen.version
             assert version is not None
-            prompts = await run_in_threadpool(
-                lambda: reward_prompts(service.format_of(version), body, version.alone, service.context)
+            prompts = await read(
+                service, call, lambda: reward_prompts(service.format_of(version), body, version.alone, service.context)
             )
             asked, tenant = SamplingParams(0), call.tenant.name
             requests = [Request(prompt.ids, asked, version.digest, tenant, scored=True) for prompt in prompts]
@@ -145,6 +146,12 @@ def let_in(service: Service, http: Http, answers: int, least: int) -> Iterator[t
     call = Call(service, http.scope["record"], http.scope["watch"], tenant_of(http))
     with call.let_in(answers, least) as charge:
         yield call, charge
+
+
+async def read(service: Service, call: Call, work: Callable[[], T]) -> T:
+    """What takes time of a request, in another thread, when it is its tenant's turn."""
+    async with service.readers.turn(call.tenant.name):
+        return await run_in_threadpool(work)
 
 
 def read_chat(service: Service, chosen: Chosen, body: ChatBody) -> tuple[ChatFormat, Prompt, GrammarFor]:
