@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,7 +75,8 @@ class Door:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if message["status"] == 429 and (wait := self.pace.wait(record.tenant)) > 0:
-                    await asyncio.sleep(wait)
+                    with suppress(TimeoutError):  # or the server ends
+                        await asyncio.wait_for(self.service.ending.wait(), wait)
                 record.status = record.status or message["status"]
                 headers = [*message.get("headers", []), *HEADERS, (b"content-security-policy", POLICY.encode())]
                 if record.tenant and counted:

@@ -1,18 +1,26 @@
-"""How fast refusals leave. One takes a millisecond; whoever asks again at once, whatever they are told, would take
-everybody's time with it."""
+"""What keeps a tenant that floods from taking all time: how fast its refusals leave, and how many of its prompts
+are read at once."""
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections import defaultdict
 from collections.abc import Callable
 
-PER_S, AT_ONCE, LONGEST_S = 10.0, 20, 2.5
-"""A tenant's refusals a second, how many of them leave without a wait, and how long one is held at most: for less time
-than the server takes to end, and so that a connection which is held cannot be taken for one that is lost."""
+PER_S, AT_ONCE, LONGEST_S = 10.0, 20, 30.0
+"""A tenant's refusals a second, how many of them leave without a wait, and how long one is held at most: clients wait
+for longer."""
+READ_AT_ONCE = 4
 
 
 class Pace:
-    """The generic cell rate algorithm (ITU-T I.371) for each tenant: refusals beyond the first ones leave evenly. Where
-    many connections ask, so that the wait would be longer, each is answered after the longest one.
+    """When a refusal may leave. It takes a millisecond, but a client that asks again at once, whatever it is told, asks
+    as fast as it is refused.
+
+    The generic cell rate algorithm (ITU-T I.371) for each tenant: refusals beyond the first ones leave evenly. If so
+    many connections ask that the wait would be longer than the longest one, it is drawn from the upper half of that:
+    refusals that left together would come back together.
 
     Args:
         clock: seconds that run evenly.
@@ -26,5 +34,18 @@ class Pace:
         """Seconds until this refusal may leave. It counts."""
         now, slack = self.clock(), AT_ONCE / PER_S
         due = max(now, self._due.get(tenant, now)) + 1 / PER_S
-        self._due[tenant] = due = min(due, now + slack + LONGEST_S)
+        if due > now + slack + LONGEST_S:
+            return random.uniform(LONGEST_S / 2, LONGEST_S)
+        self._due[tenant] = due
         return max(0.0, due - now - slack)
+
+
+class Readers:
+    """Who may have a prompt read now: a tenant has so many at once, and no other's prompt waits for hundreds of its."""
+
+    def __init__(self, at_once: int = READ_AT_ONCE) -> None:
+        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(at_once))
+
+    def turn(self, tenant: str) -> asyncio.Semaphore:
+        """To hold while a prompt is read."""
+        return self._turns[tenant]

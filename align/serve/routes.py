@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter
@@ -30,6 +30,7 @@ from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 """Characters of an arm's label that stand in a header as they are; others are percent-encoded."""
 NEEDS_ADMIN = "This needs the key of an administrator."
@@ -81,7 +82,7 @@ def api(service: Service) -> APIRouter:
             raise invalid("top_logprobs", "It needs logprobs=true.")
         least = 1 + body.n * (body.most_tokens or 1)
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, body.n, least) as (call, charge):
-            form, prompt, grammar = await run_in_threadpool(read_chat, service, chosen, body)
+            form, prompt, grammar = await read(service, call, lambda: read_chat(service, chosen, body))
             logprobs = body.top_logprobs if body.logprobs else None
             with refusing():
                 left = charge.room(len(prompt.ids), body.n) if body.most_tokens is None else None
@@ -96,7 +97,7 @@ def api(service: Service) -> APIRouter:
         number = len(body.prompts) * body.n
         least = len(body.prompts) + number * body.max_tokens
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, number, least) as (call, _):
-            form, prompts, grammar = await run_in_threadpool(read_completion, service, chosen, body)
+            form, prompts, grammar = await read(service, call, lambda: read_completion(service, chosen, body))
             echoed, requests = body.logprobs if body.echo else None, list[Request]()
             for prompt in prompts:
                 drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
@@ -113,8 +114,8 @@ def api(service: Service) -> APIRouter:
         with chosen_for(service, http, body, True) as chosen, let_in(service, http, number, number) as (call, _):
             version = chosen.version
             assert version is not None
-            prompts = await run_in_threadpool(
-                lambda: reward_prompts(service.format_of(version), body, version.alone, service.context)
+            prompts = await read(
+                service, call, lambda: reward_prompts(service.format_of(version), body, version.alone, service.context)
             )
             asked, tenant = SamplingParams(0), call.tenant.name
             requests = [Request(prompt.ids, asked, version.digest, tenant, scored=True) for prompt in prompts]
@@ -149,6 +150,12 @@ def let_in(service: Service, http: Http, answers: int, least: int) -> Iterator[t
     call = Call(service, http.scope["record"], http.scope["watch"], tenant_of(http))
     with call.let_in(answers, least) as charge:
         yield call, charge
+
+
+async def read(service: Service, call: Call, work: Callable[[], T]) -> T:
+    """What takes time of a request, in another thread, when it is its tenant's turn."""
+    async with service.readers.turn(call.tenant.name):
+        return await run_in_threadpool(work)
 
 
 def read_chat(service: Service, chosen: Chosen, body: ChatBody) -> tuple[ChatFormat, Prompt, GrammarFor]:

@@ -20,6 +20,7 @@ from align.serve.identity import Allowed, Chosen, Portfolio, UnknownModel, Versi
 from align.serve.keys import Keys, KeysUnreadable
 from align.serve.mailbox import Inbox, Mailbox
 from align.serve.metrics import Metrics
+from align.serve.pace import Readers
 from align.serve.records import Record, RequestLog, Stopwatch
 from align.serve.refusals import (
     SERVER,
@@ -54,6 +55,7 @@ class Service:
     check: raises InputError where the engine cannot answer by the adapter in a folder.
     created: when the server began, in seconds since 1970.
     keys: None: whoever reaches the server may do everything.
+    ending: set once nothing new is taken.
     answering: the calls that are under way.
     """
 
@@ -67,7 +69,8 @@ class Service:
     metrics: Metrics
     accounting: Accounting
     keys: Keys | None = None
-    draining: bool = False
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+    readers: Readers = field(default_factory=Readers)
     mailbox: Mailbox[Heard] | None = None
     answering: set[Call] = field(default_factory=set)
     totals: dict[str, int] = field(default_factory=lambda: {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0})
@@ -75,6 +78,10 @@ class Service:
     @property
     def context(self) -> int:
         return self.engine.engine.context
+
+    @property
+    def draining(self) -> bool:
+        return self.ending.is_set()
 
     @property
     def ready(self) -> bool:
@@ -180,7 +187,7 @@ class Service:
 
     async def drain(self, within_s: float) -> None:
         """Take nothing new, and wait for what is under way; what is not done in time is ended."""
-        self.draining = True
+        self.ending.set()
         until = asyncio.get_running_loop().time() + within_s
         while self.answering and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.02)

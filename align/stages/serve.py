@@ -32,12 +32,13 @@ def run(run: Run, config: Config, found: Opened) -> Result:
     """Args:
     found: what the server begins with.
     """
-    from align.serve.app import application
-
     stage: ServeConfig = config.stage
     url, others = origins(stage)
     listening(stage.host, stage.port).close()  # a port that is taken is said before any weights are loaded
     began = time.monotonic()
+    print(f"loading base {found.portfolio.base_id} ({found.portfolio.base.digest[:12]}) …", flush=True)
+    from align.serve.app import application  # some seconds, with what it imports
+
     with serving(run, config, found) as (service, why):
         lines = [
             *named(found), f"engine: {why}", told_of_keys(stage),
@@ -68,12 +69,11 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     stage, portfolio = config.stage, found.portfolio
     keys = None if stage.keys is None else Path(stage.keys).expanduser()
     known = None if keys is None else Keys(keys)
-    print(f"base {portfolio.base_id} ({portfolio.base.digest[:12]}) is loaded …", flush=True)
     with ENGINES[config.serve.name](run, config, found) as ready:
         formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
         versions = portfolio.versions().values()
         if versions:
-            print(f"{len(versions)} adapter{'s are' if len(versions) > 1 else ' is'} read …", flush=True)
+            print(f"reading {len(versions)} adapter{'s' * (len(versions) > 1)} …", flush=True)
         for version in versions:
             ready.check(version.folder)
             ready.engine.register(version.folder, version.digest)

@@ -219,6 +219,7 @@ def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str) -> None:
         ("benchmarks/serve/README.md", "benchmarks/serve/exact.py", "benchmarks/serve/exact.json"),
         ("benchmarks/serve/README.md", "benchmarks/serve/batching.py", "benchmarks/serve/batching.json"),
         ("benchmarks/serve/README.md", "benchmarks/serve/over_http.py", "benchmarks/serve/over_http.json"),
+        ("benchmarks/serve/README.md", "benchmarks/serve/flood.py", "benchmarks/serve/flood.json"),
         ("benchmarks/serve/README.md", "benchmarks/serve/many.py", "benchmarks/serve/many.json"),
         ("benchmarks/serve/README.md", "benchmarks/serve/rollouts.py", "benchmarks/serve/rollouts.json"),
     ],

@@ -36,6 +36,7 @@ SERVING = {
     "batching": ("--clients", "1,2", "--seconds", "1", "--rounds", "1"),
     "many": ("--adapters", "16", "--registered", "20", "--seconds", "1", "--rounds", "1"),
     "over_http": ("--clients", "1,2", "--seconds", "1", "--rounds", "1"),
+    "flood": ("--clients", "8", "--flood", "16", "--slots", "8", "--seconds", "2", "--rounds", "1"),
     "rollouts": ("--rows", "8", "--tokens", "4", "--rounds", "1"),
 }
 

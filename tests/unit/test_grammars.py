@@ -300,6 +300,7 @@ REFUSED = {
     "one of": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
     "explodes": {"allOf": [{"anyOf": [{"properties": {f"{i}{j}": {}}} for j in range(4)]} for i in range(10)]},
     "twice": {"type": "object", "minProperties": 2}, "two lines": {"type": "string", "pattern": "a\nb("},
+    "special": {"const": "a<|end|>b"},
 }  # fmt: skip
 
 

@@ -194,7 +194,7 @@ def test_names_that_follow_another(tmp_path: Path) -> None:
     found.unload("support")
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "a@b", "tiny", "x" * 65, "a\n"])
+@pytest.mark.parametrize("name", ["", "a b", "../x", "a@b", "tiny", "base", "x" * 65, "a\n"])
 def test_names_that_cannot_be_loaded(served: Portfolio, name: str) -> None:
     with pytest.raises(InputError) as caught:
         served.load(name, "one")
