@@ -171,6 +171,10 @@ def read_completion(
     return form, completion_prompts(form, body, service.vocabulary), constrained(form, body, service.vocabulary)
 
 
+def in_header(label: str) -> str:
+    return quote(label, safe=SAFE)
+
+
 def tenant_of(http: Http) -> Tenant:
     return http.scope["tenant"]
 
@@ -212,11 +216,8 @@ async def answered(
     record = call.record
     record.stream = body is not None and body.stream
     call.begin(requests, prompt_tokens)
-    headers = {
-        "x-align-base": record.base,
-        "x-align-adapter": record.adapter,
-        "x-align-arm": quote(record.arm, safe=SAFE),
-    }
+    arm = in_header(record.arm)
+    headers = {"x-align-base": record.base, "x-align-adapter": record.adapter, "x-align-arm": arm}
     headers = {name: value for name, value in headers.items() if value}
     if body is not None and body.stream:
         return EventStream(call, answers, body.stream_options.include_usage, headers)

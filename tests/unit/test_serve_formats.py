@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from align.serve.adapter_folders import Version
 from align.serve.formats import ChatFormat, Formats
+from align.serve.routes import in_header
 
 
 @pytest.fixture
@@ -55,3 +56,8 @@ def test_other_templates_are_other_formats_and_one_is_read_anew(formats: Formats
 
 def test_an_adapter_without_a_tokenizer_speaks_as_the_base(formats: Formats, tmp_path: Path):
     assert formats(Version("a", tmp_path, "base")) is formats(None)
+
+
+def test_the_label_of_any_arm_stands_in_a_header():
+    assert in_header("ppo:a b/c") == "ppo:a b/c"
+    assert in_header("模型 é%\r\nx") == "%E6%A8%A1%E5%9E%8B %C3%A9%25%0D%0Ax"
