@@ -34,7 +34,7 @@ USAGE = """usage: python -m align stage=STAGE [group=choice] [key=value]
 stages
 {stages}
 
-groups        model method data reward rollout track export
+groups        model method data reward rollout track export serve
 often used    init=sft:latest artifact=ppo:latest seed=0 run.name=NAME run.root=runs resume=auto|never|must
 """
 

@@ -24,6 +24,8 @@ os.execv(sys.executable, [sys.executable, "-I", "-m", "vllm.entrypoints.cli.main
 """
 LONGEST = 70
 """Characters of the temporary folder's path: a socket's has 107 bytes at most."""
+NO_CAUSE = "See root cause above"
+"""In a line of vLLM's that says that there is another."""
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
 }  # fmt: skip
@@ -68,7 +70,8 @@ class VllmProcess:
         how = f"was not ready within {within_s:g} seconds" if self.alive else "ended while it started"
         with self.log.open("rb") as said:
             said.seek(self._said_before)
-            words = last_words(said.read().decode(errors="replace"))
+            lines = said.read().decode(errors="replace").splitlines()
+        words = last_words("\n".join(line for line in lines if NO_CAUSE not in line))
         self.stop(0)
         remedy = f"Read {self.log}, and correct serve.args, or give it more time by serve.start_s."
         raise InputError("serve.python", self.python, f"vLLM {how} ({words})", remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ NEAR, LAST = 32, 8
 LONGEST_ENDING = 512
 STRUCTURE, OTHERS = '}]",:', "0123456789.ntf-[{"
 TRIAL = Trial()
+atexit.register(TRIAL.close)
 
 
 class NoTokenBytes(InputError):

@@ -56,6 +56,7 @@ class Service:
     created: when the server began, in seconds since 1970.
     keys: None: whoever reaches the server may do everything.
     ending: set once nothing new is taken.
+    stopped: is called when the engine has ended by itself, and clients were told.
     answering: the calls that are under way.
     """
 
@@ -71,6 +72,7 @@ class Service:
     keys: Keys | None = None
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     readers: Readers = field(default_factory=Readers)
+    stopped: Callable[[], object] = lambda: None
     mailbox: Mailbox[Heard] | None = None
     answering: set[Call] = field(default_factory=set)
     totals: dict[str, int] = field(default_factory=lambda: {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0})
@@ -200,12 +202,15 @@ class Service:
         await asyncio.gather(self.watch_engine(), self.watch_keys())
 
     async def watch_engine(self) -> None:
-        """Ends what is under way if the engine's thread has died: nobody would ever answer it."""
+        """Ends what is under way if the engine has ended: nobody would ever answer it. Then the server ends too, for
+        whoever started it to start it again."""
         while self.engine.alive:
             await asyncio.sleep(LOOK_S)
         events.log.error("the engine has stopped: no request is answered any more")
         for call in list(self.answering):
             call.end(fault())
+        await asyncio.sleep(LOOK_S)
+        self.stopped()
 
     async def watch_keys(self) -> None:
         """Ends what is under way with a key that was revoked, and says which names of tenants are not served."""

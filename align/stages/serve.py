@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from align.config.root import Config
 from align.config.serve import ServeConfig
-from align.errors import require
+from align.errors import AlignError, require
 from align.run import Run
 from align.serve import events
 from align.serve.accounting import Accounting
@@ -50,10 +52,16 @@ def run(run: Run, config: Config, found: Opened) -> Result:
         def drain(at_once: bool) -> Awaitable[None]:
             return service.drain(0.0 if at_once else stage.drain_s)
 
+        service.stopped = partial(signal.raise_signal, signal.SIGTERM)
         serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain, (events.log.name,))
         totals = service.totals
+        if not service.engine.alive:
+            raise AlignError(
+                f"the engine has ended by itself. {run.folder} has logs that say why. Start the server again."
+            )
     tokens = totals["completion_tokens"]
-    return Result(totals, (f"{totals['requests']:,} requests, answers of {tokens:,} tokens",))
+    requests = f"{totals['requests']:,} request{'s' * (totals['requests'] != 1)}"
+    return Result(totals, (f"{requests}, answers of {tokens:,} tokens",))
 
 
 @contextmanager
