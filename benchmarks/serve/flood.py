@@ -23,9 +23,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from clients import Asked, requests
@@ -44,16 +43,15 @@ FLOODS = {"no flood": None, "a flood": "flood", "a flood of 4 at once": "limited
 """Case → the tenant that floods."""
 
 
-@dataclass
-class Seen:
+class Seen(NamedTuple):
     """Attributes:
-    ttft_s, whole_s: of each request that came so far.
     answers: by HTTP status; 0 of a connection that was ended.
+    ttft_s, whole_s: of each request that came so far.
     """
 
-    ttft_s: list[float] = field(default_factory=list)
-    whole_s: list[float] = field(default_factory=list)
-    answers: Counter[int] = field(default_factory=Counter)
+    answers: Counter[int]
+    ttft_s: list[float]
+    whole_s: list[float]
 
 
 class Connection:
@@ -88,8 +86,7 @@ class Connection:
         self._streams = None
 
 
-@dataclass
-class Crowd:
+class Crowd(NamedTuple):
     """All who ask one server.
 
     Attributes:
@@ -128,7 +125,7 @@ class Crowd:
             "stream": True, "ignore_eos": True,
         }  # fmt: skip
         began, events = time.perf_counter(), 0
-        seen = seen if began > self.start else Seen(answers=seen.answers)
+        seen = seen if began > self.start else Seen(seen.answers, [], [])
         async for told in connection.post("/v1/completions", body):
             if isinstance(told, int):
                 seen.answers[told] += 1
@@ -163,7 +160,8 @@ async def crowded(
 ) -> dict[str, float]:
     """What the tenants saw in one case of one round."""
     start = time.perf_counter() + BEFORE_S
-    crowd, seen, theirs = Crowd(port, keys, start, start + given.seconds), Seen(), Seen()
+    crowd = Crowd(port, keys, start, start + given.seconds)
+    seen, theirs = (Seen(Counter(), [], []) for _ in range(2))
     every = tuple(range(ADAPTERS))
     others = [
         crowd.client(f"t{i % TENANTS}", requests(every, 1000 * seed + i), random.Random(seed * 1000 + i), seen)
