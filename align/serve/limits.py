@@ -26,9 +26,7 @@ class Limited(InputError):
     def __init__(self, limit: str, value: int, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
         wait = f"Try again in {math.ceil(retry_after_s)} s."
-        super().__init__(
-            limit, value, f"Your key's limit of {value:,} {limit} is used up for now".replace("_", " "), wait
-        )
+        super().__init__(limit, value, "this limit of your key is used up for now", wait)
 
 
 @dataclass(slots=True)

@@ -249,6 +249,7 @@ def test_a_server_with_keys_asks_for_one(page: Any, forks: Forks, folder: Path):
         assert settles(lambda: server.get("/v1/models", Authorization=f"Bearer {other}")[0] == 200)
         page.press("#key", "Enter")
         until(page, "document.querySelector('#door').hidden")
+        assert page.locator(".turn").count() == 0  # what one asked is not sent on in the name of another
         asked(page, "Hello again")
         until(page, "document.querySelector('#stop').hidden")
         assert settles(lambda: server.log[-1]["tenant"] == "bo")

@@ -75,6 +75,7 @@ async function open(key) {
     if (error.status === 401) showDoor(true);
     return;
   }
+  if (state.key && key !== state.key) clear(); // what one asked is not sent on in the name of another
   state.key = key;
   keep("key", key);
   state.models.sort((one, other) => Number(one.parent === null) - Number(other.parent === null)); // the base last
