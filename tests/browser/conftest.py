@@ -17,8 +17,9 @@ from annotate.accounts import Accounts, Person
 from annotate.store import Store
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """For the tests of one file: as long as Playwright runs, no test in this process can run an event loop."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium is installed (Debian's package `chromium`)")
