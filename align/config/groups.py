@@ -284,8 +284,10 @@ SET_BY_ALIGN = {
     "generation-config": "each request", "structured-outputs-config": "each request", "host": "stage.host",
     "port": "stage.port", "uds": "stage.port", "api-key": "stage.keys", "dtype": "serve.dtype",
     "enable-lora": "stage.adapters", "lora-modules": "stage.adapters", "max-lora-rank": "stage.max_rank",
-    "lora-target-modules": "model=", "max-loras": "stage.resident", "max-num-seqs": "stage.slots",
-    "max-model-len": "stage.max_length", "enable-prefix-caching": "stage.prefix_cache_mb", "config": "serve.args",
+    "lora-target-modules": "model=", "logprobs-mode": "each request", "max-logprobs": "each request",
+    "trust-remote-code": "model=, whose code is never run", "max-loras": "stage.resident",
+    "max-num-seqs": "stage.slots", "max-model-len": "stage.max_length",
+    "enable-prefix-caching": "stage.prefix_cache_mb", "config": "serve.args",
 }  # fmt: skip
 """Arguments of `vllm serve` → what decides them here."""
 ARGUMENT = re.compile(r"[a-z][a-z0-9_-]*")

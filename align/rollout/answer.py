@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align.errors import AlignError
@@ -21,25 +21,24 @@ log = logging.getLogger(__name__)
 class Answer:
     """Attributes:
     pending: what is answered.
-    numbers: the uniform number of each position; none at temperature 0.
     read: the prompt has been read, and the listener was told.
     made: tokens so far.
     finished: why the answer ended, once it has.
     """
 
     pending: Pending
-    numbers: list[float] = field(init=False)
     read: bool = False
     made: int = 0
     finished: FinishReason | None = None
 
-    def __post_init__(self) -> None:
-        self.numbers = drawn_numbers(self.pending.request.sampling)
+    _numbers: list[float] | None = None
 
     @property
     def number(self) -> float:
-        """For the next draw."""
-        return self.numbers[self.made] if self.numbers else 0.0
+        """The uniform number for the next draw; 0 at temperature 0."""
+        if self._numbers is None:  # an engine that draws by itself asks for none
+            self._numbers = drawn_numbers(self.pending.request.sampling)
+        return self._numbers[self.made] if self._numbers else 0.0
 
     def allowed(self) -> np.ndarray | None:
         grammar = self.pending.request.grammar

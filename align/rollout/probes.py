@@ -6,6 +6,7 @@ base, and one that took another's name answers like that one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ WITHIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 """Mean distance of a token's logprob, in nats, that an engine's own rounding makes."""
 SHARE, CERTAIN = 0.25, 3.0
 """How far the share of an adapter that is in force may lie from 1; and in how many standard errors."""
+FEWEST = 4
+"""Tokens of all rows: of fewer nothing can be told."""
 REMEDY = "Export it again, or remove this file: what the adapter says is then computed anew."
 
 Logprobs = Sequence[Sequence[float]]
@@ -128,9 +131,10 @@ def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
         raise CorruptFile("file", PROBES, "is of another adapter or base", REMEDY)
     rows, by_adapter, by_base = (lists_in(said.get(name)) for name in ("rows", "adapter", "base"))
     tokens = all(len(row) > 1 and all(type(id) is int and id >= 0 for id in row) for row in rows)
-    logprobs = all(type(value) is float for row in by_adapter + by_base for value in row)
+    logprobs = all(type(value) is float and math.isfinite(value) for row in by_adapter + by_base for value in row)
     sizes = [[len(row) for row in part] for part in (by_adapter, by_base)]
-    if not (rows and tokens and logprobs and all(size == [len(row) - 1 for row in rows] for size in sizes)):
+    fit = all(size == [len(row) - 1 for row in rows] for size in sizes)
+    if not (sum(map(len, rows)) >= FEWEST and tokens and logprobs and fit):
         raise CorruptFile("file", PROBES, "holds no rows of tokens with their logprobs", REMEDY)
     return Probes(rows, by_adapter, by_base)
 

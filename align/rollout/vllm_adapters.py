@@ -70,4 +70,6 @@ def room_for(folders: Sequence[Path], most: int | None, modules: Collection[str]
     Raises:
         CorruptFile, InputError: see `servable_rank`.
     """
-    return vllm_rank(most or max([LOWEST, *(servable_rank(folder, None, modules) for folder in folders)]))
+    room = None if most is None else vllm_rank(most)
+    ranks = [servable_rank(folder, room, modules) for folder in folders]
+    return room or vllm_rank(max([LOWEST, *ranks]))

@@ -16,6 +16,7 @@ from align.errors import AlignError
 COMPLETIONS, LOAD, UNLOAD, MODELS = "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/models"
 URL = "http://vllm"
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
+UNLOAD_S = 10
 SLOWEST_S = 600
 """How long it may take to load an adapter, or to read some prompts."""
 TOKEN = "token_id:"
@@ -51,7 +52,7 @@ class VllmClient:
 
     def unload(self, name: str) -> None:
         """Also where there is no such adapter. Raises: VllmFailed."""
-        answer = self._blocking.post(UNLOAD, json={"lora_name": name})
+        answer = self._blocking.post(UNLOAD, json={"lora_name": name}, timeout=UNLOAD_S)
         if answer.status_code != 404:
             said(answer)
 
@@ -90,7 +91,7 @@ class VllmClient:
                         continue
                     chunk = json.loads(data)
                     if "error" in chunk:
-                        raise VllmFailed(f"vLLM failed: {chunk['error'].get('message')}")
+                        raise VllmFailed("vLLM failed on the way: vllm.log says why")
                     if chunk.get("choices"):
                         yield chunk["choices"][0]
         except httpx.TransportError as error:
@@ -115,8 +116,8 @@ async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def said(answer: httpx.Response) -> Any:
     """The JSON of an answer; its text where it is none. Raises: VllmFailed: it is an error."""
-    if answer.status_code != 200:
-        raise VllmFailed(f"vLLM answers {answer.request.url.path} by status {answer.status_code}: {answer.text[:300]}")
+    if answer.status_code != 200:  # its words can hold a client's, and stand in its own log
+        raise VllmFailed(f"vLLM answers {answer.request.url.path} by status {answer.status_code}: vllm.log says why")
     return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
 
 

@@ -80,8 +80,12 @@ class VllmEngine(Intake):
         self._tasks: dict[asyncio.Task[None], Answer] = {}
         self._salt = secrets.token_bytes(16)
         self._counts = {"steps": 0, "prompt_tokens": 0, "generated_tokens": 0}
-        self._check_unknown()
-        self._check(self.base, base, "model", "base")
+        try:
+            self._check_unknown()
+            self._check(self.base, base, "model", "base")
+        except (VllmFailed, httpx.TransportError) as error:
+            problem, remedy = f"vLLM fails at its first question ({error})", "vllm.log, in the run's folder, says why."
+            raise InputError("serve.python", process.python, problem, remedy) from error
 
     # Adapters
 
@@ -203,9 +207,11 @@ class VllmEngine(Intake):
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self.client.close()
 
-        self._loop.run_until_complete(end())
-        self._loop.close()
-        self.process.stop(within_s)
+        try:
+            self._loop.run_until_complete(end())
+            self._loop.close()
+        finally:
+            self.process.stop(within_s)
 
     def _has_room(self, running: int) -> bool:
         """See `align.rollout.continuous.ContinuousBatch`."""

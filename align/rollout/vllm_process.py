@@ -119,7 +119,7 @@ def serve_words(
         "--max-loras", str(adapters), "--max-num-seqs", str(slots), "--generation-config", "vllm",
         "--structured-outputs-config", '{"backend": "guidance"}', "--disable-uvicorn-access-log",
         "--enable-prefix-caching" if prefixes else "--no-enable-prefix-caching", "--max-model-len", str(context),
-        "--lora-target-modules", *modules,
+        "--logprobs-mode", "raw_logprobs", "--lora-target-modules", *modules,
     ]  # fmt: skip
 
 

@@ -74,9 +74,10 @@ class Door:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if message["status"] == 429 and (wait := self.pace.wait(record.tenant)) > 0:
-                    with suppress(TimeoutError):  # or the server ends
-                        await asyncio.wait_for(self.service.ending.wait(), wait)
+                if message["status"] == 429:
+                    with self.pace.held(record.tenant) as wait, suppress(TimeoutError):
+                        if wait > 0:  # or the server ends
+                            await asyncio.wait_for(self.service.ending.wait(), wait)
                 record.status = record.status or message["status"]
                 headers = [*message.get("headers", []), *HEADERS, (b"content-security-policy", POLICY.encode())]
                 if record.tenant and counted:

@@ -68,7 +68,8 @@ class Metrics:
         if record.answered:
             self.prompt.labels(model).inc(record.prompt_tokens)
             self.completion.labels(model).inc(record.completion_tokens)
-            self.whole.labels(model).observe(record.seconds)
+            if record.finish_reasons:
+                self.whole.labels(model).observe(record.seconds)
         if record.first_token_s is not None:
             self.first.labels(model).observe(record.first_token_s)
 

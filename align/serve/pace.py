@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 PER_S, AT_ONCE, LONGEST_S = 10.0, 20, 30.0
 """A tenant's refusals a second, how many of them leave without a wait, and how long one is held at most: clients wait
 for longer."""
+HELD_OF_ONE, HELD = 256, 512
+"""Refusals that wait at once, of one tenant and in all: each has a connection, and the server has 2,048."""
 READ_AT_ONCE = 4
 
 
@@ -29,9 +32,22 @@ class Pace:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self._due: dict[str, float] = {}
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def held(self, tenant: str) -> Iterator[float]:
+        """Around the wait of a refusal: the seconds until it may leave, 0 where too many wait already. It counts."""
+        full = self._held[tenant] >= HELD_OF_ONE or self._held.total() >= HELD
+        self._held[tenant] += 1
+        try:
+            yield 0.0 if full else self.wait(tenant)
+        finally:
+            self._held[tenant] -= 1
+            if not self._held[tenant]:
+                del self._held[tenant]
 
     def wait(self, tenant: str) -> float:
-        """Seconds until this refusal may leave. It counts."""
+        """See `held`."""
         now, slack = self.clock(), AT_ONCE / PER_S
         due = max(now, self._due.get(tenant, now)) + 1 / PER_S
         if due > now + slack + LONGEST_S:

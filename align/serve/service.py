@@ -151,9 +151,9 @@ class Service:
 
     def register(self, version: Version) -> None:
         self.check(version.folder)
-        self.engine.engine.register(version.folder, version.digest)
         self.format_of.forget(version)
         self.format_of(version)
+        self.engine.engine.register(version.folder, version.digest)  # last: what fails after it would stay there
 
     def unregister(self, version: Version) -> None:
         self.engine.engine.unregister(version.digest)
@@ -175,8 +175,8 @@ class Service:
         counts: dict[str, tuple[int, int]] = {}
         for call, _, output in letters:
             call.heard_tokens += len(output.tokens)
-            if call.record.stream:
-                counts[call.record.id] = call.record.prompt_tokens, call.heard_tokens
+            if call.record.stream and is_use(output):
+                counts[call.record.id] = call.begun_tokens(), call.heard_tokens
         try:
             if (usage := self.accounting.usage) is not None and counts:
                 usage.sent(counts)
@@ -229,6 +229,11 @@ class Service:
                             events.log.warning("%s", line)
                     said = set(lines)
             await asyncio.sleep(KEYS_S)
+
+
+def is_use(output: Output) -> bool:
+    """Whether a client has something of an output: a tenant pays for no prompt that failed before that."""
+    return bool(output.tokens) or output.prompt_logprobs is not None or output.finish_reason in ("stop", "length")
 
 
 class Call:
@@ -303,8 +308,12 @@ class Call:
         record = self.record
         if self._failed and not (record.completion_tokens or record.finish_reasons):
             return 0, 0
+        return self.begun_tokens(), record.completion_tokens
+
+    def begun_tokens(self) -> int:
+        """Of the prompts that the engine has begun to read, each once."""
         prompts = {id(ids): len(ids) for p in self._added if p.begun for ids in [p.request.prompt_ids]}
-        return sum(prompts.values()), record.completion_tokens
+        return sum(prompts.values())
 
     def _heard(self, i: int, output: Output) -> None:
         """In the engine's thread."""

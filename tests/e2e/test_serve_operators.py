@@ -33,6 +33,10 @@ class Run(NamedTuple):
     def post(self, tenant: str, path: str, **body: Any) -> tuple[int, Any]:
         return self.server.post(f"/v1/{path}", body, Authorization=f"Bearer {self.keys[tenant]}")
 
+    def used(self, tenant: str) -> int:
+        """Tokens that were counted so far."""
+        return self.server.get("/v1/usage", Authorization=f"Bearer {self.keys[tenant]}")[1]["total_tokens"]
+
 
 @pytest.fixture(scope="module")
 def run(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
@@ -97,6 +101,7 @@ def test_weights_that_overflow_in_use_are_named(run: Run):
     path = run.folder / "adapters" / "huge" / "adapter_model.safetensors"
     save_file({key: torch.full_like(tensor, 3e37) for key, tensor in load_file(path).items()}, path)
     assert run.post("root", "load_lora_adapter", lora_name="huge", lora_path="huge")[0] == 200
+    before = run.used("ann")
     status, found = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2)
     assert (status, found["error"]["code"], found["error"]["param"]) == (422, "model_not_finite", "model")
     assert "'huge' came to values that are nan or infinite" in found["error"]["message"]
@@ -105,6 +110,7 @@ def test_weights_that_overflow_in_use_are_named(run: Run):
     assert settles(lambda: run.server.log[-1]["status"] == 422)
     line = run.server.log[-1]
     assert line["prompt_tokens"] == 0  # nobody pays for it
+    assert run.used("ann") == before
     log = (run.server.folder / "log.txt").read_text()
     assert f"{line['id']} failed on huge ({line['adapter'][:12]}): the logits are nan or infinite" in log
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 
-from align.serve.pace import AT_ONCE, LONGEST_S, PER_S, Pace, Readers
+from align.serve.pace import AT_ONCE, HELD, HELD_OF_ONE, LONGEST_S, PER_S, Pace, Readers
 
 
 class Clock:
@@ -68,3 +69,20 @@ def test_a_tenant_has_so_many_prompts_read_at_once_and_another_does_not_wait_for
     asyncio.run(crowd())
     assert most == {"ann": 2, "bob": 1}
     assert ended.index("bob") <= 2
+
+
+def test_so_many_are_held_at_once_and_others_leave_at_once(clock: Clock):
+    pace = Pace(clock)
+    with ExitStack() as stack:
+        waits = [stack.enter_context(pace.held("ann")) for _ in range(HELD_OF_ONE + 1)]
+        assert waits[-2] > 0
+        assert waits[-1] == 0
+        for i in range(HELD - HELD_OF_ONE - 1):
+            stack.enter_context(pace.held(f"t{i}"))
+        for _ in range(AT_ONCE + 1):  # one of these would wait, if there were room
+            with pace.held("bob") as wait:
+                assert wait == 0
+    for _ in range(AT_ONCE):
+        pace.wait("cid")
+    with pace.held("cid") as wait:
+        assert wait > 0

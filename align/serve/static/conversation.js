@@ -25,7 +25,7 @@ export function settled(turns) {
 // An answer's figures, in a line.
 export function figures({ arm, adapter, base, usage, seconds, firstSeconds, finish, most, ended }) {
   const tokens = usage?.completion_tokens;
-  const full = tokens === most ? `cut at ${most} tokens` : "cut: the context is full, or your key has no tokens left";
+  const full = most && tokens === most ? `cut at ${most} tokens` : "cut: the context is full, or your key has no tokens left";
   return [
     arm && `arm ${arm}`,
     adapter ? `adapter ${adapter.slice(0, 12)}` : base && `base ${base.slice(0, 12)}`,

@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
     for name in ("--uds", "--served-model-name", "--max-lora-rank", "--max-loras", "--generation-config"):
         parser.add_argument(name, required=True)
-    for name in ("--dtype", "--max-num-seqs", "--structured-outputs-config"):
+    for name in ("--logprobs-mode", "--dtype", "--max-num-seqs", "--structured-outputs-config"):
         parser.add_argument(name, required=True)
     parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--lora-target-modules", nargs="+", required=True)
