@@ -63,7 +63,7 @@ def manifests(runs: dict[str, Path]) -> dict[str, Manifest]:
         ("reward", STREAMS | {"held_out.jsonl", "trained_on.jsonl"}, ADAPTER | TOKENIZER),
         ("ppo", STREAMS, ADAPTER | TOKENIZER | {"value"}),
         ("eval", set(), {"metrics.json", "samples.jsonl"}),
-        ("adapter", set(), ADAPTER | TOKENIZER | LEAVES | {"generation_config.json", "tiny"}),  # a link to the base
+        ("adapter", set(), ADAPTER | TOKENIZER | LEAVES | {"generation_config.json", "probes.json", "tiny"}),
         ("merged", set(), WHOLE | TOKENIZER | LEAVES),
     ],
 )
