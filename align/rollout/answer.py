@@ -30,7 +30,6 @@ class Answer:
     read: bool = False
     made: int = 0
     finished: FinishReason | None = None
-
     _numbers: list[float] | None = None
 
     @property

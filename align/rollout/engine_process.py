@@ -78,7 +78,7 @@ def interpreter(engine: str, given: str, field: str) -> str | None:
 
 
 def required_interpreter(engine: str, given: str, field: str) -> str:
-    """The same where there is nothing without it. Raises: InputError: also where this Python has no such engine."""
+    """As `interpreter`, for a stage that cannot do without it. Raises: InputError: also where there is none."""
     python = interpreter(engine, given, field)
     if python is None:
         problem, remedy = f"this Python has no {PACKAGES[engine][0]}", "Install it into a venv of its own, and write"

@@ -23,8 +23,8 @@ WITHIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 """Mean distance of a token's logprob, in nats, that an engine's own rounding makes."""
 SHARE, CERTAIN = 0.25, 3.0
 """How far the share of an adapter that is in force may lie from 1; and in how many standard errors."""
-FEWEST = 4
-"""Tokens of all rows: of fewer nothing can be told."""
+FEWEST = 32
+"""Tokens of all rows. Few could be chosen so that they tell nothing; the fixed prompts have hundreds."""
 REMEDY = "Export it again, or remove this file: what the adapter says is then computed anew."
 
 Logprobs = Sequence[Sequence[float]]

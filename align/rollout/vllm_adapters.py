@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from torch import nn
-
 from align.errors import InputError, require
-from align.models.adapter_files import adapter_config, read_adapter
+from align.models.adapter_files import adaptable, adapter_config, check_targets, read_adapter
 from align.models.load import skeleton
 from align.models.lowering import check_plain
 from align.run import Base
@@ -27,36 +25,40 @@ def vllm_rank(rank: int) -> int:
     raise InputError("r", rank, f"vLLM serves adapters of rank {RANKS[-1]} at most", "Train one of a lower rank.")
 
 
-def adaptable_names(base: Base) -> list[str]:
-    """The names of a base's linear layers but its head, as adapters' settings name them.
+def adaptable_layers(base: Base) -> list[str]:
+    """The linear layers of a base but its head: vLLM makes room for adapters on these.
 
     Raises:
         InputError: its modules cannot be built.
     """
     model = skeleton(base)
     require(model is not None, "model", base.id, "its modules cannot be built without its weights", "Serve it merged.")
-    head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
-    return sorted({name.rpartition(".")[2] for name in linear})
+    left_out = {model.get_input_embeddings(), model.get_output_embeddings()}
+    return [name for name in adaptable(model) if model.get_submodule(name) not in left_out]
 
 
-def servable_rank(folder: Path, most: int | None, modules: Collection[str]) -> int:
+def layer_names(layers: Collection[str]) -> list[str]:
+    """How adapters' settings name them: the last part of each."""
+    return sorted({layer.rpartition(".")[2] for layer in layers})
+
+
+def servable_rank(folder: Path, most: int | None, layers: Collection[str]) -> int:
     """The rank of an adapter that vLLM can serve.
 
     Args:
-        modules: see `adaptable_names`.
+        layers: see `adaptable_layers`.
         most: that there is room for; None for what vLLM has room for at all.
 
     Raises:
         CorruptFile, InputError: it is none.
     """
-    adapter_config(folder)
-    adapter = read_adapter(folder)
+    config, adapter = adapter_config(folder), read_adapter(folder)
     check_plain(adapter)
     require(not adapter.scores, "adapter", folder.name, "is a reward model", "Serve it without serve=vllm.")
-    other = next((name for name in adapter.ranks if name.rpartition(".")[2] not in modules), None)
+    other = next((name for name in adapter.ranks if name not in layers), None)
     problem = "is no linear layer of the base but its head, and vLLM makes room for adapters on these"
     require(other is None, "target_modules", other, problem, "Serve it merged: export=merged.")
+    check_targets(config, adapter.ranks, layers)
     rank = max(adapter.ranks.values())
     room = vllm_rank(rank) if most is None else most
     problem = f"is over {most}, the rank that vLLM made room for"
@@ -64,12 +66,12 @@ def servable_rank(folder: Path, most: int | None, modules: Collection[str]) -> i
     return rank
 
 
-def room_for(folders: Sequence[Path], most: int | None, modules: Collection[str]) -> int:
+def room_for(folders: Sequence[Path], most: int | None, layers: Collection[str]) -> int:
     """The rank that vLLM makes room for: `most`, or the highest there is.
 
     Raises:
         CorruptFile, InputError: see `servable_rank`.
     """
     room = None if most is None else vllm_rank(most)
-    ranks = [servable_rank(folder, room, modules) for folder in folders]
+    ranks = [servable_rank(folder, room, layers) for folder in folders]
     return room or vllm_rank(max([LOWEST, *ranks]))

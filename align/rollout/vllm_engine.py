@@ -22,7 +22,7 @@ import httpx
 from align.errors import InputError, require
 from align.rollout.answer import Answer
 from align.rollout.intake import Intake, check_room
-from align.rollout.probes import Agreement, Logprobs, Probes, agreement, check_agreement, in_words
+from align.rollout.probes import Logprobs, Probes, agreement, check_agreement, in_words
 from align.rollout.requests import Listener, Pending, Request, SamplingParams, Stats, Token
 from align.rollout.vllm_client import VllmClient, VllmFailed, ids_and_logprobs
 from align.rollout.vllm_process import VllmProcess, adapter_name, base_name
@@ -73,7 +73,7 @@ class VllmEngine(Intake):
         self.process, self.prepare, self.dtype, self.base = process, prepare, dtype, base_name(digest)
         self.client = VllmClient(process.socket)
         super().__init__(min(context, self.client.context()), queue)
-        self.slots, self.reserve, self.agreements = slots, reserve, dict[str, Agreement]()
+        self.slots, self.reserve = slots, reserve
         self._folders, self._loading = dict[str, Path](), Lock()
         self._base_said: tuple[Any, Logprobs] = ((), ())  # rows of probes, and what the base says of them
         self._loop, self._news = asyncio.new_event_loop(), asyncio.Event()
@@ -123,7 +123,7 @@ class VllmEngine(Intake):
             base = found if name == self.base else self.client.logprobs(self.base, probes.rows)
             self._base_said = probes.rows, base
         base = self._base_said[1]
-        self.agreements[name] = agreed = agreement(found, base, probes)
+        agreed = agreement(found, base, probes)
         log.info("vLLM serves %s: %s", shown, in_words(agreed))
         check_agreement(agreed, self.dtype, field, shown)
 
@@ -151,7 +151,6 @@ class VllmEngine(Intake):
             self.client.unload(adapter_name(digest))
         except (VllmFailed, httpx.TransportError) as error:  # it takes memory, and nobody can ask for it
             log.warning("adapter %s stays in vLLM: %s", digest[:12], error)
-        self.agreements.pop(adapter_name(digest), None)
         shutil.rmtree(folder, ignore_errors=True)
 
     # Requests

@@ -115,7 +115,7 @@ class VllmStart:
         base: the folder of the base.
         digest: of the base.
         dtype: that it computes in.
-        modules: names of the layers that adapters may be on.
+        layers: that adapters may be on, see `align.rollout.vllm_adapters.adaptable_layers`.
         words: further arguments.
         within_s: time that it has.
         log: the file of what it says.
@@ -125,7 +125,7 @@ class VllmStart:
     base: Path
     digest: str
     dtype: str
-    modules: Sequence[str]
+    layers: Sequence[str]
     words: Sequence[str]
     within_s: float
     log: Path
@@ -146,14 +146,14 @@ def vllm_engine(
         InputError: it does not start, or does not serve the base as it is.
     """
     from align.models.load import context_length
-    from align.rollout.vllm_adapters import servable_rank
+    from align.rollout.vllm_adapters import layer_names, servable_rank
     from align.rollout.vllm_engine import VllmEngine
     from align.rollout.vllm_process import VllmProcess, serve_words
 
     context = min(context_length(described), room.context or context_length(described))
     words = serve_words(
-        start.digest, start.dtype, modules=start.modules, rank=rank, adapters=room.resident, slots=room.slots,
-        context=context, prefixes=room.prefix_bytes > 0,
+        start.digest, start.dtype, modules=layer_names(start.layers), rank=rank, adapters=room.resident,
+        slots=room.slots, context=context, prefixes=room.prefix_bytes > 0,
     )  # fmt: skip
     process, engine = VllmProcess(start.python, start.base, [*words, *start.words], start.log), None
     try:
@@ -163,7 +163,7 @@ def vllm_engine(
         )
         why = f"vLLM in {start.dtype}, {room.slots} requests at once, {room.resident} adapters in a batch"
         vocabulary = int(described.config.get_text_config().vocab_size)
-        check = partial(servable_rank, most=rank, modules=start.modules)
+        check = partial(servable_rank, most=rank, layers=start.layers)
         yield Ready(engine, check, why, vocabulary, described.generation_config)
     finally:
         engine.close(STOPPING_S) if engine is not None else process.stop(STOPPING_S)

@@ -125,13 +125,13 @@ def vllm(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     from align.export.for_vllm import ForVllm
     from align.models.load import DTYPES, choose_device, choose_dtype, describe, load_tokenizer
     from align.rollout.engine_process import VLLM, engine_version, required_interpreter
-    from align.rollout.vllm_adapters import adaptable_names, room_for
+    from align.rollout.vllm_adapters import adaptable_layers, room_for
 
     given, base, device = config.serve, found.portfolio.base, choose_device(config.device)
     python = required_interpreter(VLLM, given.python, "serve.python")
     adapters = {version.digest: version.folder for version in found.portfolio.versions().values()}
-    modules, lowered = adaptable_names(base), run.folder.absolute() / "vllm"
-    rank = room_for([*adapters.values()], config.stage.max_rank, modules)
+    layers, lowered = adaptable_layers(base), run.folder.absolute() / "vllm"
+    rank = room_for([*adapters.values()], config.stage.max_rank, layers)
     dtype = choose_dtype(trained_in(config, found), device)
     shutil.rmtree(lowered, ignore_errors=True)  # of a server that was killed
     prepare = ForVllm(base, found.portfolio.method, device, dtype, load_tokenizer(base), lowered)
@@ -139,7 +139,7 @@ def vllm(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     must_say, log = prepare.learn(adapters), run.folder / "vllm.log"
     prepare.device = choose_device("cpu")  # for adapters that are loaded later: vLLM has the memory of the other
     print(f"starting vLLM {engine_version(VLLM, python, 'serve.python')}; what it says is in {log}", flush=True)
-    start = VllmStart(python, folder, base.digest, given.dtype, modules, given.words, given.start_s, log)
+    start = VllmStart(python, folder, base.digest, given.dtype, layers, given.words, given.start_s, log)
     try:
         with vllm_engine(start, room(config.stage), rank, prepare, must_say, describe(base)) as ready:
             yield ready

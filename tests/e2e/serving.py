@@ -93,6 +93,13 @@ class Server:
         headers = {"Content-Type": "application/json", **headers}
         return fetched(urllib.request.Request(self.url + path, data, headers))
 
+    def logprobs(self, model: str, ids: list[int]) -> list[float]:
+        """Of a prompt's tokens, but for the first."""
+        body = {"model": model, "prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
+        status, found = self.post("/v1/completions", body)
+        assert status == 200, found
+        return found["choices"][0]["logprobs"]["token_logprobs"][1:]
+
     def stat(self, name: str, **headers: str) -> float:
         """A metric without labels."""
         _, text = self.get("/metrics", **headers)

@@ -55,14 +55,6 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.api, api_key="none", max_retries=0)
 
 
-def told(server: Server, model: str, ids: list[int]) -> list[float]:
-    """The logprobs of a prompt, but for its first token."""
-    body = {"model": model, "prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
-    status, found = server.post("/v1/completions", body)
-    assert status == 200, found
-    return found["choices"][0]["logprobs"]["token_logprobs"][1:]
-
-
 @torch.no_grad()
 def test_each_name_is_answered_by_its_weights(server: Server, home: Path):
     model, ids = load_base(find_base("pocket"), "lora", torch.device("cpu"), torch.float32), [1, 300, 301, 40, 41, 42]
@@ -74,7 +66,7 @@ def test_each_name_is_answered_by_its_weights(server: Server, home: Path):
         logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         wanted[name] = logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
     for name, logprobs in wanted.items():
-        assert told(server, name, ids) == pytest.approx(logprobs, abs=1e-3)
+        assert server.logprobs(name, ids) == pytest.approx(logprobs, abs=1e-3)
     assert max(abs(a - b) for a, b in zip(wanted["one"], wanted["two"], strict=True)) > 0.1
 
 

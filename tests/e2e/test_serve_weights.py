@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Forks
-from serving import Server, adapters, serving
+from serving import adapters, serving
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.data.chat import encode_judged, stop_token_ids
@@ -20,14 +20,6 @@ from align.models.lora import Lora
 from align.run import write_json
 from align.types import Conversation, Message
 from reward.learned import score_rows
-
-
-def told(server: Server, model: str, ids: list[int]) -> list[float]:
-    """The logprobs of a prompt, but for its first token."""
-    body = {"model": model, "prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
-    status, found = server.post("/v1/completions", body)
-    assert status == 200, found
-    return found["choices"][0]["logprobs"]["token_logprobs"][1:]
 
 
 @torch.no_grad()
@@ -50,7 +42,7 @@ def test_an_adapter_of_qlora_answers_on_the_dequantised_base(forks: Forks, tmp_p
     words = ("model=pocket", f"stage.adapters={{one: {made / 'one'}}}")
     with serving(forks, tmp_path, *words) as server:
         for model, wanted in expected.items():
-            assert told(server, model, ids) == pytest.approx(wanted, abs=2e-4)
+            assert server.logprobs(model, ids) == pytest.approx(wanted, abs=2e-4)
 
 
 def reward_model(folder: Path) -> tuple[Any, Any]:
@@ -116,7 +108,7 @@ def test_a_model_off_the_fast_path_is_answered_one_request_at_a_time(forks: Fork
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
     with serving(forks, tmp_path, "model=hub", "model.path=tiny") as server:
         ids = list(range(20, 40))
-        assert told(server, "tiny", ids) == pytest.approx(logprobs(model, ids), abs=1e-4)
+        assert server.logprobs("tiny", ids) == pytest.approx(logprobs(model, ids), abs=1e-4)
         body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "n": 3, "seed": 1}
         status, found = server.post("/v1/chat/completions", body)
         assert status == 200

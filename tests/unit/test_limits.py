@@ -6,6 +6,7 @@ import threading
 from contextlib import ExitStack
 
 import pytest
+from clocks import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,16 +17,6 @@ from align.serve.tenants import Limits, Tenant
 
 def tenant(name: str = "acme", **limits: int) -> Tenant:
     return Tenant(name, limits=Limits(**limits))
-
-
-class Clock:
-    """Seconds that stand until they are moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

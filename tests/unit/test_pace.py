@@ -6,18 +6,9 @@ import asyncio
 from contextlib import ExitStack
 
 import pytest
+from clocks import Clock
 
 from align.serve.pace import AT_ONCE, HELD, HELD_OF_ONE, LONGEST_S, PER_S, Pace, Readers
-
-
-class Clock:
-    """Seconds that stand until they are moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -13,6 +13,10 @@ import pytest
 from align.errors import CorruptFile, InputError
 from align.rollout.probes import PROBES, Agreement, Probes, agreement, check_agreement, read_probes, write_probes
 
+SOME = Probes(
+    [[*range(1, 31)], [4, 5]], [[-1.5] * 29, [-0.25]], [[-1.0] * 29, [-0.5]]
+)  # fmt: skip
+
 
 def test_the_share_of_an_adapter_that_is_in_force():
     draw = np.random.default_rng(0)
@@ -41,13 +45,18 @@ def test_an_agreement_is_judged_by_what_its_noise_can_tell():
 
 
 def test_probes_are_read_as_they_were_written(tmp_path: Path):
-    probes = Probes([[1, 2, 3], [4, 5]], [[-1.5, -2.0], [-0.25]], [[-1.0, -2.5], [-0.5]])
+    probes = SOME
     assert read_probes(tmp_path, "a", "b") is None
     write_probes(tmp_path, probes, "a", "b")
     assert read_probes(tmp_path, "a", "b") == probes
     for adapter, base in (("x", "b"), ("a", "x")):
         with pytest.raises(CorruptFile, match="another adapter or base"):
             read_probes(tmp_path, adapter, base)
+
+
+def too_few(said: dict[str, Any]) -> None:
+    for name in ("rows", "adapter", "base"):
+        said[name].pop(0)
 
 
 def without(name: str) -> Callable[[dict[str, Any]], object]:
@@ -59,12 +68,13 @@ def without(name: str) -> Callable[[dict[str, Any]], object]:
     [
         without("rows"), without("base"), lambda said: said["rows"].pop(), lambda said: said["adapter"][0].pop(),
         lambda said: said["rows"][1].append("x"), lambda said: said["base"][0].__setitem__(0, None),
+        lambda said: said["base"][0].__setitem__(3, float("nan")), too_few,
         lambda said: said.update(rows=[], adapter=[], base=[]), lambda said: said.update(rows=3),
-        lambda said: said["rows"].__setitem__(0, [-1, 2, 3]), lambda said: said["rows"].__setitem__(1, 7),
+        lambda said: said["rows"].__setitem__(0, [-1, *range(29)]), lambda said: said["rows"].__setitem__(1, 7),
     ],
 )  # fmt: skip
 def test_probes_that_are_none_are_refused(tmp_path: Path, spoil: Callable[[dict[str, Any]], object]):
-    write_probes(tmp_path, Probes([[1, 2, 3], [4, 5]], [[-1.5, -2.0], [-0.25]], [[-1.0, -2.5], [-0.5]]), "a", "b")
+    write_probes(tmp_path, SOME, "a", "b")
     said = json.loads((tmp_path / PROBES).read_text())
     spoil(said)
     (tmp_path / PROBES).write_text(json.dumps(said))

@@ -12,32 +12,22 @@ from typing import Any
 
 import pytest
 import torch
+from adapters_for_vllm import CPU, MODULES, adapters, for_vllm, learned
 from many_adapters import Heard, added, asked, run
-from peft import LoraConfig, get_peft_model
-from tiny_roles import shake
 from vllm_stand_in import stand_in_python
 
 from align.errors import InputError
-from align.export.for_vllm import ForVllm
-from align.models.adapters import save_adapter
 from align.models.base import find_base
-from align.models.load import load_base, load_tokenizer
+from align.models.load import load_base
 from align.rollout.one_at_a_time import OneAtATime
-from align.rollout.probes import Probes, write_probes
+from align.rollout.probes import Probes, agreement
 from align.rollout.requests import QueueFull, Request, SamplingParams
-from align.rollout.vllm_adapters import adaptable_names, room_for, servable_rank
 from align.rollout.vllm_client import events
 from align.rollout.vllm_engine import VllmEngine
 from align.rollout.vllm_process import VllmProcess, adapter_name, environment, serve_words
 from align.run.weights import adapter_digest
 
-CPU = torch.device("cpu")
-MODULES = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 PROMPT = (1, 300, 301, 40, 41, 42)
-KINDS: dict[str, dict[str, Any]] = {
-    "plain": {"r": 8, "lora_alpha": 16}, "scaled": {"r": 4, "lora_alpha": 8, "use_rslora": True},
-    "patterns": {"r": 8, "rank_pattern": {"down_proj": 12}, "alpha_pattern": {"q_proj": 5}},
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,43 +37,25 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Adapters on pocket of kinds that engines read wrongly unless they are lowered."""
-    root, base = tmp_path_factory.mktemp("adapters"), find_base("pocket")
-    for seed, (name, kind) in enumerate(KINDS.items()):
-        torch.manual_seed(seed)
-        model = get_peft_model(
-            load_base(base, "lora", CPU, torch.float32),
-            LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **kind),
-        )
-        shake(model, 0.05)
-        save_adapter(model, root / name, base)
-    return {name: root / name for name in KINDS}
+    return adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")
-def learned(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
-    """What the base and the adapters must say, of some of the prompts: the stand-in is slow."""
-    base = find_base("pocket")
-    made = ForVllm(base, "lora", CPU, torch.float32, load_tokenizer(base), Path("nowhere"))
-    of_base = made.learn({adapter_digest(folder): folder for folder in folders.values()})
-
-    def some(probes: Probes) -> Probes:
-        return Probes(probes.rows[:3], probes.adapter[:3], probes.base[:3])
-
-    return some(of_base), {digest: some(probes) for digest, probes in made.must_say.items()}
+def must_say(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
+    return learned(folders)
 
 
 Start = Callable[..., AbstractContextManager[VllmEngine]]
 
 
 @pytest.fixture
-def serving(python: str, learned: tuple[Probes, dict[str, Probes]], tmp_path: Path) -> Start:
+def serving(python: str, must_say: tuple[Probes, dict[str, Probes]], tmp_path: Path) -> Start:
     """Starts an engine for as long as a block lasts."""
 
     @contextmanager
     def start(queue: int = 8, slots: int = 4, **options: Any) -> Iterator[VllmEngine]:
-        base, (of_base, must_say) = find_base("pocket"), learned
-        made = ForVllm(base, "lora", CPU, torch.float32, load_tokenizer(base), tmp_path / "vllm", {**must_say})
+        base, (of_base, of_adapters) = find_base("pocket"), must_say
+        made = for_vllm(tmp_path / "vllm", of_adapters)
         words = serve_words(
             base.digest, "float32", modules=MODULES, rank=16, adapters=4, slots=slots, context=256, prefixes=True
         )
@@ -109,7 +81,9 @@ def greedy(adapter: str | None, **changes: Any) -> Request:
     return Request(PROMPT, SamplingParams(**{"max_tokens": 6, "temperature": 0.0, "logprobs": 2, **changes}), adapter)
 
 
-def test_it_answers_as_transformers_does(engine: VllmEngine, folders: dict[str, Path]):
+def test_it_answers_as_transformers_does(
+    engine: VllmEngine, folders: dict[str, Path], must_say: tuple[Probes, dict[str, Probes]]
+):
     own = OneAtATime(load_base(find_base("pocket"), "lora", CPU, torch.float32), 1024)
     digests = [None, *(engine.register(folder) for folder in folders.values())]
     assert digests[1:] == [own.register(folder) for folder in folders.values()]
@@ -131,7 +105,10 @@ def test_it_answers_as_transformers_does(engine: VllmEngine, folders: dict[str, 
             assert (a.id, [i for i, _ in a.top]) == (b.id, [i for i, _ in b.top])
             assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
     assert len(answers) == len(digests), "the adapters answer differently, or this shows nothing"
-    assert all(abs(each.share - 1) < 1e-3 for name, each in engine.agreements.items() if name != engine.base)
+    for digest in filter(None, digests):
+        probes, ask = must_say[1][digest], engine.client.logprobs
+        agreed = agreement(ask(adapter_name(digest), probes.rows), ask(engine.base, probes.rows), probes)
+        assert abs(agreed.share - 1) < 1e-3
 
 
 def test_a_prompt_is_scored_without_an_answer(engine: VllmEngine):
@@ -361,37 +338,3 @@ def test_its_environment_is_no_other_python_and_asks_for_no_key():
     assert told["HOME"] == "/h"
     assert told["VLLM_CPU_KVCACHE_SPACE"] == "2"
     assert told["VLLM_NO_USAGE_STATS"] == "1"
-
-
-def test_probes_beside_an_adapter_save_loading_the_base(
-    folders: dict[str, Path], learned: tuple[Probes, dict[str, Probes]], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
-    base, (of_base, must_say) = find_base("pocket"), learned
-    exported = tmp_path / "exported"
-    exported.mkdir()
-    for path in folders["plain"].iterdir():
-        (exported / path.name).write_bytes(path.read_bytes())
-    digest = adapter_digest(exported)
-    write_probes(exported, must_say[digest], digest, base.digest)
-
-    def loaded(*_: Any) -> Any:
-        raise AssertionError("the base is loaded")
-
-    monkeypatch.setattr("align.export.for_vllm.load_base", loaded)
-    light = ForVllm(base, "lora", CPU, torch.float32, load_tokenizer(base), tmp_path / "vllm")
-    assert light.learn({digest: exported}) == of_base
-    assert light(exported, digest).probes == must_say[digest]
-    with pytest.raises(AssertionError):
-        light.learn({digest: exported, adapter_digest(folders["scaled"]): folders["scaled"]})
-
-
-def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):
-    assert servable_rank(folders["patterns"], None, MODULES) == 12
-    assert room_for([*folders.values()], None, MODULES) == 16
-    assert room_for([*folders.values()], 40, MODULES) == 64
-    with pytest.raises(InputError, match=r"r=12: is over 8, the rank that vLLM made room for"):
-        servable_rank(folders["patterns"], 8, MODULES)
-    assert adaptable_names(find_base("pocket")) == MODULES
-    with pytest.raises(InputError, match=r"target_modules=.*: is no linear layer of the base but its head"):
-        servable_rank(folders["plain"], None, MODULES[:3])

@@ -1,0 +1,54 @@
+"""What the tests of serving by vLLM share: adapters on the built-in model, and what they must say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_roles import shake
+
+from align.export.for_vllm import ForVllm
+from align.models.adapters import save_adapter
+from align.models.base import find_base
+from align.models.load import load_base, load_tokenizer
+from align.rollout.probes import Probes
+from align.run.weights import adapter_digest
+
+CPU = torch.device("cpu")
+MODULES = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 8, "lora_alpha": 16}, "scaled": {"r": 4, "lora_alpha": 8, "use_rslora": True},
+    "patterns": {"r": 8, "rank_pattern": {"down_proj": 12}, "alpha_pattern": {"q_proj": 5}},
+}  # fmt: skip
+
+
+def adapters(root: Path) -> dict[str, Path]:
+    """Of kinds that engines read wrongly unless they are lowered."""
+    base = find_base("pocket")
+    for seed, (name, kind) in enumerate(KINDS.items()):
+        torch.manual_seed(seed)
+        model = get_peft_model(
+            load_base(base, "lora", CPU, torch.float32),
+            LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **kind),
+        )
+        shake(model, 0.05)
+        save_adapter(model, root / name, base)
+    return {name: root / name for name in KINDS}
+
+
+def for_vllm(folder: Path, must_say: dict[str, Probes] | None = None) -> ForVllm:
+    base = find_base("pocket")
+    return ForVllm(base, "lora", CPU, torch.float32, load_tokenizer(base), folder, {**(must_say or {})})
+
+
+def learned(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
+    """What the base and the adapters must say, of some of the prompts: the stand-in is slow."""
+    made = for_vllm(Path("nowhere"))
+    of_base = made.learn({adapter_digest(folder): folder for folder in folders.values()})
+
+    def some(probes: Probes) -> Probes:
+        return Probes(probes.rows[:3], probes.adapter[:3], probes.base[:3])
+
+    return some(of_base), {digest: some(probes) for digest, probes in made.must_say.items()}

@@ -1,0 +1,94 @@
+"""What vLLM is given of adapters, and which ones it is not given."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adapters_for_vllm import MODULES, adapters, for_vllm, learned
+
+from align.errors import CorruptFile, InputError
+from align.export import for_vllm as module
+from align.models.base import find_base
+from align.rollout.probes import Probes, write_probes
+from align.rollout.vllm_adapters import adaptable_layers, layer_names, room_for, servable_rank
+from align.run import write_json
+from align.run.weights import adapter_digest
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return adapters(tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="module")
+def must_say(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
+    return learned(folders)
+
+
+def test_probes_beside_an_adapter_save_loading_the_base(
+    folders: dict[str, Path], must_say: tuple[Probes, dict[str, Probes]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    base, (of_base, of_adapters) = find_base("pocket"), must_say
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    for path in folders["plain"].iterdir():
+        (exported / path.name).write_bytes(path.read_bytes())
+    digest = adapter_digest(exported)
+    write_probes(exported, of_adapters[digest], digest, base.digest)
+
+    def loaded(*_: Any) -> Any:
+        raise AssertionError("the base is loaded")
+
+    monkeypatch.setattr("align.export.for_vllm.load_base", loaded)
+    light = for_vllm(tmp_path / "vllm")
+    assert light.learn({digest: exported}) == of_base
+    assert light(exported, digest).probes == of_adapters[digest]
+    with pytest.raises(AssertionError):
+        light.learn({digest: exported, adapter_digest(folders["scaled"]): folders["scaled"]})
+
+
+def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):
+    layers = adaptable_layers(find_base("pocket"))
+    assert layer_names(layers) == MODULES
+    assert servable_rank(folders["patterns"], None, layers) == 12
+    assert room_for([*folders.values()], None, layers) == 16
+    assert room_for([*folders.values()], 40, layers) == 64
+    with pytest.raises(InputError, match=r"r=12: is over 8, the rank that vLLM made room for"):
+        servable_rank(folders["patterns"], 8, layers)
+    with pytest.raises(InputError, match=r"r=12: is over 8"):  # before vLLM starts, also where a rank is given
+        room_for([*folders.values()], 8, layers)
+    with pytest.raises(InputError, match=r"target_modules=.*: is no linear layer of the base but its head"):
+        servable_rank(folders["plain"], None, layers[:3])
+
+
+def test_an_adapter_that_names_other_layers_than_it_has_is_refused(folders: dict[str, Path], tmp_path: Path):
+    shutil.copytree(folders["plain"], tmp_path / "narrow")
+    config = json.loads((tmp_path / "narrow" / "adapter_config.json").read_text())
+    write_json(tmp_path / "narrow" / "adapter_config.json", {**config, "target_modules": ["q_proj"]})
+    with pytest.raises(InputError, match=r"target_modules=q_proj: leaves out"):
+        servable_rank(tmp_path / "narrow", None, adaptable_layers(find_base("pocket")))
+
+
+def test_files_that_change_while_they_are_read_are_not_served(
+    folders: dict[str, Path],
+    must_say: tuple[Probes, dict[str, Probes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    source = shutil.copytree(folders["plain"], tmp_path / "source")
+    digest, real = adapter_digest(source), module.write_adapter
+
+    def meanwhile(*args: Any, **options: Any) -> None:
+        real(*args, **options)
+        shutil.copyfile(folders["scaled"] / "adapter_model.safetensors", source / "adapter_model.safetensors")
+
+    monkeypatch.setattr(module, "write_adapter", meanwhile)
+    made = for_vllm(tmp_path / "vllm", must_say[1])
+    with pytest.raises(CorruptFile, match="were changed while it was loaded"):
+        made(source, digest)
+    assert list((tmp_path / "vllm").iterdir()) == []
