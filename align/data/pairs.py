@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.data.chat import encode_judged, prompt_length, surely_too_long
-from align.data.messages import with_default_system
-from align.data.preferences import read_preferences
 from align.data.reasoning import without_reasoning
+from align.data.records.messages import with_default_system
+from align.data.records.preferences import read_preferences
 from align.data.sources import DataSource, data_file, data_records, eval_file
 from align.data.split import IN_EVAL, held_back, question_key, split_by_group
 from align.data.tally import tally

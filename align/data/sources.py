@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from align.data import chitchat
-from align.data.documents import read_documents
-from align.data.messages import with_default_system
 from align.data.reasoning import without_reasoning
+from align.data.records.documents import read_documents
+from align.data.records.messages import with_default_system
 from align.data.split import divided, question, unasked
 from align.errors import InputError
 from align.run import HUB, Input, hub_file, known_digest

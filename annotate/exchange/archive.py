@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from sqlalchemy import Connection, Table, insert, select
 
-from align.data.rows import json_rows
+from align.data.formats.json_lines import json_rows
 from align.errors import CorruptFile, InputError, StorageError, require
 from annotate.store import Head, Store
 from annotate.store.counting import recount

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from align.chain import canonical
-from align.data.messages import displayed, messages_of
-from align.data.rows import json_rows
+from align.data.formats.json_lines import json_rows
+from align.data.records.messages import displayed, messages_of
 from align.errors import InputError, require
 from align.types import Conversation, Message
 from annotate.store import Candidate, Store

@@ -82,7 +82,7 @@ def test_half_a_character_in_an_item(shop: Workshop, tmp_path: Path, column: str
 
 
 def test_whole_characters_pass(tmp_path: Path):
-    from align.data.rows import json_rows
+    from align.data.formats.json_lines import json_rows
 
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "\\ud83d\\ude00 \\\\ud83d é"}\n')

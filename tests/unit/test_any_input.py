@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.data.documents import ANSWERS, read_documents
-from align.data.messages import NOT_READ, NOT_READ_OF_ROWS, REASONING, SYSTEM, TRAINED
-from align.data.preferences import read_preferences
+from align.data.records.documents import ANSWERS, read_documents
+from align.data.records.messages import NOT_READ, NOT_READ_OF_ROWS, REASONING, SYSTEM, TRAINED
+from align.data.records.preferences import read_preferences
 from align.data.sources import DataSource, divided_documents, prompts
 from align.errors import InputError
 from align.models.adapter_files import adapter_config

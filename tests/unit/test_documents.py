@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from test_sources import write
 
-from align.data.documents import read_documents
-from align.data.preferences import read_preferences, read_with_report
+from align.data.records.documents import read_documents
+from align.data.records.preferences import read_preferences, read_with_report
 from align.data.tally import tallied
 from align.errors import InputError
 from align.types import Conversation, Message

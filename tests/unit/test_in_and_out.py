@@ -10,8 +10,8 @@ from annotation_store import add, asked, rank, said, tamper
 from datasets import Dataset, DatasetDict
 from postgres import new_schema
 
-from align.data.documents import read_documents
-from align.data.preferences import read_preferences
+from align.data.records.documents import read_documents
+from align.data.records.preferences import read_preferences
 from align.errors import CorruptFile, InputError
 from annotate.assignment import AssignmentQueue
 from annotate.exchange.archive import backup, restore

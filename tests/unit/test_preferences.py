@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from align.data.preferences import ReadReport, read_preferences, read_with_report, write_preferences
+from align.data.records.preferences import ReadReport, read_preferences, read_with_report, write_preferences
 from align.data.split import split_by_group
 from align.data.tally import tallied
 from align.errors import CorruptFile, InputError, StorageError

@@ -24,9 +24,9 @@ from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
-from align.data.bad_rows import BadRows
-from align.data.messages import check_row, displayed, messages_of, with_system_column
-from align.data.rows import json_lines
+from align.data.formats.json_lines import json_lines
+from align.data.records.bad_rows import BadRows
+from align.data.records.messages import check_row, displayed, messages_of, with_system_column
 from align.data.tally import tally
 from align.errors import InputError, StorageError, require
 from align.types import Message, Preference

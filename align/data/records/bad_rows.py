@@ -60,7 +60,7 @@ class BadRows:
         self._causes.setdefault(cause, Cause(error)).count += 1
 
     def good(self, lines: Iterable[tuple[int, dict[str, Any] | InputError]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The lines of a file that are rows, see `align.data.rows.json_lines`."""
+        """The lines of a file that are rows, see `align.data.formats.json_lines.json_lines`."""
         for number, row in lines:
             if isinstance(row, InputError):
                 self.take(row)

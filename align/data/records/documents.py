@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.data.bad_rows import BadRows
-from align.data.messages import (
+from align.data.formats.json_lines import json_lines
+from align.data.reasoning import CLOSE, answer_alone, reasoning_length
+from align.data.records.bad_rows import BadRows
+from align.data.records.messages import (
     EMPTY,
     check_row,
     check_weight,
@@ -25,8 +27,6 @@ from align.data.messages import (
     refused,
     with_system_column,
 )
-from align.data.reasoning import CLOSE, answer_alone, reasoning_length
-from align.data.rows import json_lines
 from align.errors import InputError, require
 from align.types import Conversation, Document, Message
 
