@@ -114,6 +114,31 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """One answer that somebody took or refused, without another beside it: what KTO learns from.
+
+    Attributes:
+        prompt: the conversation up to the answer.
+        completion: the answer, usually one assistant message.
+        label: True where it was wanted.
+    """
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    label: bool
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "completion"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} of feedback {self.id or '(no id)'} is empty")
+
+
+Record = Document | Preference | Feedback
+"""What one row of a data set says."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """Prompts and the responses sampled for them, as the learner reads them.
 
