@@ -10,6 +10,7 @@ import torch
 from align.data.chat import end_of_turn, stop_token_ids
 from align.data.template import use_template
 from align.errors import require
+from align.functions import load_function
 from align.models.adapters import attach
 from align.models.backbone import hidden_size
 from align.models.base import base_of
@@ -18,7 +19,7 @@ from align.models.roles import Roles, linear_head, score_weight
 from align.models.start import method_of
 from align.run import Artifact, Base
 from reward.combined import Ensemble, Sum
-from reward.function import Function, load_function
+from reward.function import FIELD, Function
 from reward.inputs import leaves, on_base
 from reward.learned import LearnedReward, RoleReward
 from reward.rules import Rules, Sentiment, rule_of
@@ -40,7 +41,7 @@ def build(reward: Mapping[str, Any], made: Iterator[Scorer]) -> Scorer:
         case "sum":
             return Sum(tuple((float(part["weight"]), build(part, made)) for part in reward["parts"]))
         case "fn":
-            return Function(load_function(str(reward["fn"])), str(reward["fn"]), reward.get("timeout"))
+            return Function(load_function(str(reward["fn"]), FIELD), str(reward["fn"]), reward.get("timeout"))
         case "sentiment":
             return Sentiment()
         case "rules":

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import InputError, require
+from align.functions import defined, load_function, source_of
 from align.models.start import same_method
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
-from reward.function import defined, load_function, source_of
+from reward.function import FIELD
 
 
 def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -53,11 +54,12 @@ def reward_inputs(
         if leaf["name"] == "learned":
             models.append(model_at(leaf["ref"], root, base, field, policy, method).as_input())
         elif leaf["name"] == "fn":
-            source, made_of = source_of(str(leaf["fn"])), defined(load_function(str(leaf["fn"])))
+            spec = str(leaf["fn"])
+            source, made_of = source_of(spec, FIELD), defined(load_function(spec, FIELD))
             # Where the function and its parts stand, whichever module it was named by: as files and as contents.
             places = [f"{where}:{name}" for file, name in made_of for where in (file, file_digest(file))]
-            digest = file_digest(source) if source else str(leaf["fn"])
-            files.append(Input(digest, ref=str(leaf["fn"]), details={"defined": places}))
+            digest = file_digest(source) if source else spec
+            files.append(Input(digest, ref=spec, details={"defined": places}))
     return {
         **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},
         **{f"reward.fn.{i}" if i else "reward.fn": r for i, r in enumerate(files)},

@@ -17,9 +17,10 @@ from torch import Tensor, tensor
 from align.config.compose import check, compose_raw
 from align.config.scorers import SumReward, parts_of
 from align.errors import InputError
+from align.functions import load_function, source_of
 from align.types import Conversation, Message, Rollout
 from reward.combined import Ensemble, Standardised, Sum, comparable, standardised
-from reward.function import Function, load_function, source_of
+from reward.function import FIELD, Function
 from reward.rules import Rules, is_json, length, rule_of, tagged
 
 
@@ -151,12 +152,12 @@ def test_where_a_function_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "judge_of_mine.py").write_text("def brief(chats):\n    return [0.0 for _ in chats]\n")
     (tmp_path / "broken_of_mine.py").write_text("import nothing_of_that_name\n")
     monkeypatch.syspath_prepend(tmp_path)
-    function = load_function("judge_of_mine:brief")
+    function = load_function("judge_of_mine:brief", FIELD)
     assert function([1, 2]) == [0.0, 0.0]
-    assert source_of("judge_of_mine:brief") == tmp_path / "judge_of_mine.py"
+    assert source_of("judge_of_mine:brief", FIELD) == tmp_path / "judge_of_mine.py"
     for spec, said in (("judge_of_mine:long", "It has: brief"), ("broken_of_mine:f", "nothing_of_that_name")):
         with pytest.raises(InputError, match=said):
-            load_function(spec)
+            load_function(spec, FIELD)
     sys.modules.pop("judge_of_mine")
 
 
