@@ -1,0 +1,77 @@
+"""What a step of cleaning makes of a record, and what steps look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from align.data.records.content import texts, with_texts
+from align.types import Conversation, Feedback, Message, Preference, Record
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A record is left out.
+
+    Attributes:
+        reason: stable words that are counted by: `language: de`, `repetition: lines`.
+        detail: what was found in this record, for the kept example.
+    """
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A record is kept, and something is counted of it.
+
+    Attributes:
+        record: as the step leaves it, the very same object where it changes nothing.
+        notes: stable words, each counted once: a language, a kind of personal data.
+    """
+
+    record: Record
+    notes: tuple[str, ...]
+
+
+Outcome = Record | Drop | Noted
+Step = Callable[[Record], Outcome]
+"""One step: pure, and idempotent. It returns the very same record where it changes nothing."""
+
+
+def said(record: Record) -> str:
+    """All texts of a record as one, by which a step sees at one look that the record does not concern it."""
+    return record if isinstance(record, str) else "\n".join(texts(record))
+
+
+def imitated(record: Record) -> list[str]:
+    """The texts that a model learns to write: answers that are trained on, chosen answers, wanted answers, and plain
+    text. A rejected answer may well be a refusal or repeat itself: that is what it is rejected for."""
+    if isinstance(record, str):
+        return [record]
+    if isinstance(record, Conversation):
+        turns = record.messages
+    elif isinstance(record, Preference):
+        turns = record.chosen
+    else:
+        turns = record.completion if record.label else ()
+    return [turn.content for turn in turns if turn.role == "assistant" and turn.trained]
+
+
+def sequences(record: Record) -> list[tuple[Message, ...]]:
+    """The conversations that a record is read as: a pair is two, its prompt with either answer; plain text is none."""
+    if isinstance(record, str):
+        return []
+    if isinstance(record, Preference):
+        return [record.prompt + record.chosen, record.prompt + record.rejected]
+    return [record.prompt + record.completion if isinstance(record, Feedback) else record.messages]
+
+
+def rewritten(record: Record, change: Callable[[str], str]) -> Record | Drop:
+    """The record with each of its texts changed. A pair whose answers become equal is no pair."""
+    try:
+        made = with_texts(record, change)
+        return record if made == record else made
+    except ValueError:
+        return Drop("answers alike", "chosen and rejected are the same after this step")

@@ -1,0 +1,175 @@
+"""Personal data: found where it is, left alone where it is not, hidden wherever it would be shown."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from clean_samples import chat, pair
+
+from align.data.chitchat import as_chat, records, turns
+from align.data.clean.checksums import IBAN_LENGTHS, is_card, luhn, mod_97
+from align.data.clean.cleaner import Cleaner
+from align.data.clean.outcome import Drop, Noted
+from align.data.clean.pii import KINDS, Pii
+from align.data.clean.steps import steps_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data"))
+from planted import MAKERS, planted
+
+
+def test_checks_by_hand():
+    """Numbers that the schemes publish as examples."""
+    assert luhn("79927398713")
+    assert not any(luhn(f"7992739871{last}") for last in "012456789")
+    assert all(map(is_card, ("4111111111111111", "378282246310005", "6011111111111117", "5555555555554444")))
+    assert not any(map(is_card, ("4111111111111112", "0000000000000000", "378282246310005123", "411111111111")))
+    for iban in (
+        "GB82WEST12345698765432",
+        "DE89370400440532013000",
+        "NO9386011117947",
+        "MT84MALT011000012345MTLCAST001S",
+    ):
+        assert mod_97(iban)
+        assert len(iban) == IBAN_LENGTHS[iban[:2]]
+        assert not mod_97(f"{iban[:-1]}{'7' if iban[-1] != '7' else '8'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("write bob@example.com.", "write [EMAIL]."),
+        ("<bob@x.co.uk>, 'eve@y.de'", "<[EMAIL]>, '[EMAIL]'"),
+        ("O'Brien+x@Mail.Example.COM", "[EMAIL]"),
+        ("邮箱是bob@example.com谢谢", "邮箱是[EMAIL]谢谢"),
+        ("müller@uni-köln.de", "[EMAIL]"),
+        ("https://user:secret@host.example.com/", "https://user:[EMAIL]/"),
+        ("card 4111 1111 1111 1111, thanks", "card [CARD], thanks"),
+        ("3782-822463-10005", "[CARD]"),
+        ("1234 4111 1111 1111 1111", "1234 [CARD]"),
+        ("4111111111111111/12 and 5555.5555.5555.4444", "[CARD]/12 and [CARD]"),
+        ("IBAN: DE89 3704 0044 0532 0130 00 please", "IBAN: [IBAN] please"),
+        ("gb82west12345698765432", "[IBAN]"),
+        ("NO93 8601 1117 947", "[IBAN]"),
+        ("from 8.8.8.8:53", "from [IPV4]:53"),
+        ("at 2001:4860:4860::8888.", "at [IPV6]."),
+        ("SSN 219-09-9998", "SSN [US_SSN]"),
+        ("call (212) 664-7665 or +49 30 901820", "call [PHONE] or [PHONE]"),
+        ("on 2020-05-04 212-664-7665", "on 2020-05-04 [PHONE]"),
+        ("a@b.com@c.com", "[EMAIL]@c.com"),
+    ],
+)
+def test_what_is_masked(text: str, hidden: str):
+    assert Pii().hidden(text) == hidden
+    assert Pii()(chat("Hi", text)) == Noted(chat("Hi", hidden), Pii(action="report")(chat("Hi", text)).notes)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "git clone git@github.com:align/align.git",
+        "@staticmethod, a @ b, x@y, me@localhost",
+        "4111 1111 1111 1112 and 1234 5678 9012 3456",
+        "order 20230145 of 2024-01-02, 12:30:45, 3.14159, 1,234,567.89",
+        "v1.2.3.4, 127.0.0.1, 192.168.0.1, 10.0.0.1, 999.1.1.1, 1.2.3.4.5",
+        "fe80::1, ::1, 2001:db8::1, std::abs, 20:30:45, 2001:zz",
+        "000-12-3456, 666-12-3456, 912-12-3456, 123-00-4567, 123-45-0000, 1234-56-7890",
+        "at 20 people came to the house and 5 of them left, no 15 others stayed",
+        "DE89 3704 0044 0532 0130 01",
+        "at 20 we saw anna ida fred, 123456 of them",  # Austria's length, and MOD 97-10 is right
+        "order 2126647665",  # a number that is given out, ten digits in a row
+        "1609459200 and 20210101120000",
+        "π = 3.14159265358979323846",
+        "I have 2 cats, 13 dogs & 100 fish: 115 animals!",
+    ],
+)
+def test_what_is_left_alone(text: str):
+    record = chat("Hi", text)
+    assert Pii()(record) is record
+
+
+def test_telephone_numbers_of_other_countries():
+    assert Pii().hidden("030 901820") == "030 901820"
+    assert Pii(regions=("DE",)).hidden("ruf 030 901820 an") == "ruf [PHONE] an"
+    assert Pii(regions=()).hidden("(212) 664-7665, +1 212 664 7665") == "(212) 664-7665, [PHONE]"
+    assert Pii(regions=("US", "DE")).hidden("212-664-7665 030 901820") == "[PHONE] [PHONE]"
+
+
+def test_actions():
+    record = chat("I am bob@example.com", "And your card, 4111111111111111, is fine.")
+    assert Pii(action="drop")(record) == Drop("pii: email", "[EMAIL], [CARD]")
+    reported = Pii(action="report")(record)
+    assert isinstance(reported, Noted)
+    assert reported.record is record
+    assert reported.notes == ("email", "card")
+    masked = chat("I am [EMAIL]", "And your card, [CARD], is fine.")
+    assert Pii()(record) == Noted(masked, ("email", "card"))
+    assert Pii(kinds=("card",))(record) == Noted(
+        chat("I am bob@example.com", "And your card, [CARD], is fine."), ("card",)
+    )
+    alike = pair("Mail?", "a@example.com", "b@example.com")
+    assert Pii()(alike) == Drop("answers alike", "chosen and rejected are the same after this step")
+    assert Pii(action="report")(alike) == Noted(alike, ("email",))
+
+
+CORPUS = [as_chat(lines, id) for id, record in records().items() if (lines := turns(record))]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_is_planted_among_real_dialogue_is_found(kind: str):
+    """1,000 of each kind. Of telephone numbers some are of ranges that nobody was given, and are none."""
+    draw, found = random.Random(kind), 0
+    for _ in range(1_000):
+        text, made = planted(draw.choice(draw.choice(CORPUS).messages).content, kind, draw)
+        hidden = Pii().hidden(text)
+        found += f"[{kind.upper()}]" in hidden and made not in hidden
+    assert found >= (970 if kind == "phone" else 990)
+
+
+def test_what_is_found_in_real_dialogue():
+    """Of 7,168 conversations, two have a telephone number and two an e-mail address; one is taken for a number."""
+    found = dict.fromkeys(KINDS, 0)
+    for record in CORPUS:
+        made = Pii(action="report")(record)
+        for kind in made.notes if isinstance(made, Noted) else ():
+            found[kind] += 1
+    assert found == {"email": 2, "iban": 0, "card": 0, "ipv6": 0, "ipv4": 0, "us_ssn": 0, "phone": 3}
+
+
+def cleaned(*given: object) -> Cleaner:
+    cleaner = Cleaner(steps_of(given))
+    rows = [
+        "x\x00 mail bob@example.com now",
+        "plain",
+        "long " * 50 + "4111111111111111",
+        "I am an AI language model, eve@x.io",
+    ]
+    for i, row in enumerate(rows):
+        cleaner.clean(row, (i,))
+    return cleaner
+
+
+@pytest.mark.parametrize("action", ["mask", "report", "drop"])
+def test_examples_show_no_personal_data_whichever_step_keeps_them(action: str):
+    cleaner = cleaned("control", {"length": {"most": 40}}, "boilerplate", {"pii": {"action": action}})
+    shown = repr(cleaner.counts)
+    assert [len(counts.examples) for counts in cleaner.counts] == [1, 1, 1, 1]
+    assert "[EMAIL]" in shown
+    assert "[CARD]" in shown
+    for secret in ("bob@", "eve@", "4111"):
+        assert secret not in shown
+    (pii,) = cleaner.counts[-1].examples
+    assert "[EMAIL]" in pii.before["text"]
+    assert (pii.after is None) == (action == "drop")
+    assert "4111" not in repr(cleaned({"length": {"most": 40}}, {"pii": {"kinds": ["email"]}}).counts)
+    assert "bob@" in repr(cleaned("control").counts)  # where nobody asks for it, nothing is hidden
+
+
+def test_an_example_shows_the_place_of_what_was_found():
+    cleaner = Cleaner(steps_of([{"pii": {"action": "report"}}]))
+    cleaner.clean("word " * 4000 + "bob@example.com" + " word" * 4000, (0,))
+    (example,) = cleaner.counts[0].examples
+    assert "[EMAIL]" in example.before["text"]
+    assert len(example.before["text"]) < 700

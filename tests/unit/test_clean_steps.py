@@ -1,0 +1,309 @@
+"""The list of steps: read from the setting, run in its order, counted alike whoever runs which part."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clean_samples import WRITTEN, chat, feedback, pair
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from align.data.clean.cleaner import WIDTH, Cleaner, difference, excerpt
+from align.data.clean.outcome import Drop, Noted, Step
+from align.data.clean.steps import STEPS, steps_of
+from align.data.records.content import content_of, texts, turns
+from align.errors import InputError, half_character
+from align.types import Conversation, Feedback, Message, Preference, Record
+
+LIMITS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+ALL = ["unicode", {"unicode": {"unescape": True}}, "control", "empty", "roles", {"roles": {"ends": "any"}},
+       {"language": {"keep": ["en", "de"]}}, {"length": {"least": 2, "most": 40}}, "repetition", "boilerplate", "pii",
+       {"pii": {"action": "report", "regions": ["US", "DE"]}}]  # fmt: skip
+
+
+# The setting.
+
+
+def test_a_list_of_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "cleaning_of_mine.py").write_text("def shorten(row):\n    return row\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    written = ["unicode", {"length": {"least": 3, "by": "tokens"}}, {"roles": None}, {"fn": "cleaning_of_mine:shorten"}]
+    found = steps_of(written, count_tokens=len)
+    assert [name for name, _ in found] == ["unicode", "length", "roles", "fn"]
+    assert pickle.loads(pickle.dumps(found)) == found  # workers get them
+    sys.modules.pop("cleaning_of_mine")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("unicode", r"stage\.clean=unicode: is no list of steps"),
+        (["unicod"], r"stage\.clean\[0\]=unicod: is no cleaning step\. Did you mean unicode\? The steps: unicode, "),
+        (["unicode", 3], r"stage\.clean\[1\]=3: is no step\. Write its name, or"),
+        ([{"pii": {}, "length": {}}], r"stage\.clean\[0\]=.*is no step"),
+        ([{"length": 3}], r"stage\.clean\[0\]\.length=3: are no arguments by name\. Write .*: least, most, by\."),
+        ([{"length": {"min": 3}}], r"length\.min=3: there is no such argument\. .* least, most, by\."),
+        ([{"length": {"leest": 3}}], r"length\.leest=3: there is no such argument\. Did you mean least\?"),
+        ([{"control": {"x": 1}}], r"control\.x=1: there is no such argument\. It has no arguments: write its name\."),
+        ([{"length": {}}], r"length\.least=None: there is no limit\. Give least, most or both\."),
+        (["length"], r"length\.least=None: there is no limit"),
+        ([{"length": {"least": -1}}], r"length\.least=-1: is out of range\. Give a whole number of at least 0\."),
+        ([{"length": {"least": True}}], r"length\.least=True: is no whole number"),
+        ([{"length": {"least": 9, "most": 3}}], r"length\.least=9: is more than most \(3\)"),
+        ([{"length": {"least": 9, "by": "word"}}], r"length\.by=word: is none of characters, .*Did you mean words\?"),
+        ([{"length": {"least": 9, "by": "tokens"}}], r"length\.by=tokens: there is no model .* Name one with model="),
+        ([{"length": {"least": 9, "count_tokens": 1}}], r"count_tokens=1: there is no such argument"),
+        (["language"], r"language\.keep=\[\]: is no list of names\. Write a list, such as keep: \[en, de\]\."),
+        ([{"language": {"keep": "en"}}], r"language\.keep=en: is no list of names"),
+        ([{"language": {"keep": ["english"]}}], r"language\.keep=\['english'\]: has 'english', which is none of"),
+        ([{"language": {"keep": ["en"], "confidence": 2}}], r"language\.confidence=2: is no share"),
+        ([{"pii": {"action": "hide"}}], r"pii\.action=hide: is none of drop, mask, report"),
+        ([{"pii": {"kinds": ["e-mail"]}}], r"pii\.kinds=\['e-mail'\]: .* Did you mean email\?"),
+        ([{"pii": {"regions": ["USA"]}}], r"pii\.regions=\['USA'\]: has 'USA'"),
+        ([{"repetition": {"grams": "a"}}], r"repetition\.grams=a: is no share"),
+        ([{"repetition": {"run": 10}}], r"repetition\.run=10: is out of range\. Give a whole number of at least 64\."),
+        ([{"boilerplate": {"patterns": 3}}], r"boilerplate\.patterns=3: is no file"),
+        ([{"unicode": {"unescape": "yes"}}], r"unicode\.unescape=yes: is neither true nor false"),
+        ([{"fn": "mine"}], r"stage\.clean\[0\]\.fn=mine: names no function\. Write \{fn: package\.module:name\}\."),
+        ([{"fn": "nothing_of_that_name:f"}], r"stage\.clean\[0\]\.fn=nothing_of_that_name:f: .*cannot be imported"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_named_with_its_place(written: Any, said: str):
+    with pytest.raises(InputError, match=said):
+        steps_of(written)
+
+
+# A function of the user's.
+
+
+def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Step:
+    (tmp_path / "step_of_mine.py").write_text(f"def change(row):\n    {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("step_of_mine", None)
+    ((_, step),) = steps_of([{"fn": "step_of_mine:change"}])
+    return step
+
+
+@pytest.mark.parametrize(
+    ("body", "record", "found"),
+    [
+        ("return row", chat("a", "b"), "same"),
+        ("return dict(row)", pair("a", "b", "c"), "same"),
+        ("return None", chat("a", "b"), Drop("fn", "step_of_mine:change")),
+        ("return 'too dull'", chat("a", "b"), Drop("fn: too dull", "step_of_mine:change")),
+        ("row['messages'][1]['content'] = 'B'; return row", chat("a", "b", id="r1"), chat("a", "B", id="r1")),
+        ("row['messages'] = row['messages'][:2]; return row", chat("a", "b", "c", "d"), chat("a", "b")),
+        ("return {'text': row['text'].upper()}", "abc", "ABC"),
+        ("row['completion'][0]['content'] = 'B'; return row", feedback("a", "b", True), feedback("a", "B", True)),
+    ],
+)
+def test_a_function_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, record: Record, found: Any):
+    made = own(monkeypatch, tmp_path, body)(record)
+    assert made is record if found == "same" else made == found
+
+
+def test_a_function_that_adds_turns_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    step = own(monkeypatch, tmp_path, "row['messages'] += [{'role': 'user', 'content': 'mail a@b.de'}]; return row")
+    cleaner = Cleaner([("fn", step), *steps_of(["pii"])])
+    cleaner.clean(chat("a", "b"), (0,))
+    example = cleaner.counts[0].examples[0]
+    assert [len((row or {})["messages"]) for row in (example.before, example.after)] == [2, 3]
+    assert "a@b.de" not in repr(example)
+
+
+def test_a_function_keeps_what_a_row_does_not_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    made = own(monkeypatch, tmp_path, "row['chosen'][0]['content'] = 'Good'; return row")(pair("a", "b", "c"))
+    assert isinstance(made, Preference)
+    assert (made.chosen[0].content, made.id, made.group_id, made.margin, made.annotator) == (
+        "Good",
+        "p1",
+        "g",
+        2.0,
+        "ann",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return 1 / 0", r"raised ZeroDivisionError: division by zero for chats\.jsonl:7"),
+        ("raise SystemExit", "raised SystemExit"),
+        ("return 3", r"returned int for chats\.jsonl:7\. Return the row, None"),
+        ("return True", "returned bool"),
+        ("return {'messages': []}", r"returned a row that cannot be read for chats\.jsonl:7 .*is no list of messages"),
+        ("return {}", r"returned a row without messages for chats\.jsonl:7"),
+        ("return {**row, 'score': 1}", r"returned a row with another score for .* Change messages alone"),
+        ("row['messages'][0]['content'] = chr(0xd800); return row", ".*cannot be read.*half a character"),
+        ("row['messages'][0]['role'] = 'bot'; return row", ".*is none of system, user"),
+    ],
+)
+def test_a_function_that_fails_is_named_with_the_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, said: str
+):
+    with pytest.raises(InputError, match=r"stage\.clean\[0\]\.fn=step_of_mine:change: " + said):
+        own(monkeypatch, tmp_path, body)(chat("a", "b", id="chats.jsonl:7"))
+
+
+def test_control_c_is_the_users_wish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        own(monkeypatch, tmp_path, "raise KeyboardInterrupt")("abc")
+
+
+# Counting.
+
+
+def test_counts_and_examples():
+    cleaner = Cleaner(
+        steps_of(["control", "empty", {"length": {"least": 2}}, {"pii": {"kinds": ["email"]}}]), examples=2
+    )
+    rows = ["fine words here", "a\x00b c", " ", "one", "mail a@b.de now", "\x01x y", "two", "three"]
+    kept = [cleaner.clean(row, (0, i)) for i, row in enumerate(rows)]
+    assert [row for row in kept if not isinstance(row, Drop)] == ["fine words here", "ab c", "mail [EMAIL] now", "x y"]
+    control, empty, length, pii = cleaner.counts
+    assert [(c.seen, c.changed, c.dropped, c.kept) for c in cleaner.counts] == [
+        (8, 2, 0, 8),
+        (8, 0, 1, 7),
+        (7, 0, 3, 4),
+        (4, 1, 0, 4),
+    ]
+    assert [(c.reasons, c.notes) for c in (empty, length, pii)] == [
+        ({"empty": 1}, {}),
+        ({"too short": 3}, {}),
+        ({}, {"email": 1}),
+    ]
+    assert [(e.at, e.before, e.after) for e in control.examples] == [
+        ((0, 1), {"text": "a\x00b c"}, {"text": "ab c"}), ((0, 5), {"text": "\x01x y"}, {"text": "x y"}),
+    ]  # fmt: skip
+    assert [(e.at, e.reason, e.detail, e.after) for e in length.examples] == [
+        ((0, 3), "too short", "1 words, least: 2", None), ((0, 6), "too short", "1 words, least: 2", None),
+    ]  # fmt: skip
+    assert pii.examples[0].before == pii.examples[0].after == {"text": "mail [EMAIL] now"}
+
+
+def test_an_example_of_a_long_record_is_cut_around_its_change():
+    cleaner = Cleaner(steps_of(["control", "empty"]))
+    record = chat("hello " * 500, "x" * 3000 + "\x00" + "y" * 3000, "third", "")
+    cleaner.clean(record, (0,))
+    control, empty = (counts.examples[0] for counts in cleaner.counts)
+    before, after = (row["messages"] if row else [] for row in (control.before, control.after))
+    assert before[0]["content"] == after[0]["content"] == ("hello " * 500)[:WIDTH] + "…"
+    assert "x\x00y" in before[1]["content"]
+    assert "xy" in after[1]["content"]
+    assert len(before[1]["content"]) == WIDTH + 2
+    assert [len(empty.before["messages"]), len((empty.after or {})["messages"])] == [4, 2]
+    cleaner = Cleaner(steps_of(["control"]))
+    cleaner.clean(chat(*(f"turn {i}" for i in range(30)), "a\x00b", *(f"turn {i}" for i in range(31, 60))), (0,))
+    (example,) = cleaner.counts[0].examples
+    before, after = (row["messages"] if row else [] for row in (example.before, example.after))
+    assert [turn["content"] for turn in before[:4]] == ["turn 28", "turn 29", "a\x00b", "turn 31"]
+    assert (len(before), len(after), after[2]["content"]) == (12, 12, "ab")
+    assert (difference("abc", "abd"), difference("abc", "abc"), difference("ab", "abc")) == (2, 0, 2)
+    assert excerpt("abc", 1) == "abc"
+
+
+# For any record.
+
+PIECES = [
+    "lamp", "the", "As an AI language model,", "bob@x.de", "4111111111111111", "8.8.8.8", "schÃ¶n", "don’t", "&amp;",
+    "\r\n", "\n", "\x00", "\u200b", "\u200d", "\ufe0f", "\ufe01", "👩", "شب", "क्", "你好", "\u202e", "\U000e0061",
+    "e\u0301", "  ", "DE89 3704 0044 0532 0130 00", "+1 212 664 7665", "`", "```", "<br>", "<think>", "</think>",
+    "\x85", "â€", "\x1b[1m",
+]  # fmt: skip
+word = st.sampled_from(PIECES)
+anything = st.lists(word | st.text(max_size=6), max_size=12).map("".join).filter(lambda text: not half_character(text))
+message = st.builds(
+    lambda role, text, trained: Message(role, text, trained or role != "assistant"),
+    st.sampled_from(["system", "user", "assistant", "assistant", "user"]), anything, st.booleans(),
+)  # fmt: skip
+several = st.lists(message, min_size=1, max_size=4).map(tuple)
+any_record = st.one_of(
+    anything,
+    st.builds(Conversation, several, st.just("c:1")),
+    st.tuples(several, several, several).filter(lambda t: t[1] != t[2]).map(lambda t: Preference(*t, group_id="g")),
+    st.builds(Feedback, several, several, st.booleans()),
+)
+
+
+def settled(outcome: Record | Drop | Noted) -> Record | Drop:
+    return outcome.record if isinstance(outcome, Noted) else outcome
+
+
+@LIMITS
+@given(any_record, st.sampled_from(range(len(ALL))))
+def test_every_step_is_idempotent_and_keeps_roles_and_turns(record: Record, which: int):
+    ((name, step),) = steps_of([ALL[which]])
+    before, once = content_of(record), settled(step(record))
+    assert content_of(record) == before
+    if isinstance(once, Drop):
+        assert once.reason
+        return
+    assert settled(step(once)) is once
+    assert once is record or once != record  # what is not changed is the very same
+    if name in ("unicode", "control", "pii"):
+        assert [(t.role, t.trained) for t in turns(once)] == [(t.role, t.trained) for t in turns(record)]
+    elif name == "empty" and isinstance(record, Conversation) and isinstance(once, Conversation):
+        assert once.messages == record.messages[: len(once.messages)]
+    else:
+        assert once is record
+    assert not any(map(half_character, texts(once)))
+
+
+@LIMITS
+@given(
+    st.lists(any_record, max_size=12), st.lists(st.integers(0, 2), min_size=12, max_size=12), st.permutations(range(3))
+)
+def test_whoever_cleans_which_record_the_rows_counts_and_examples_are_the_same(
+    rows: list[Record], owners: list[int], order: list[int]
+):
+    written = ["unicode", "control", "empty", {"roles": {"ends": "any"}}, "boilerplate", "pii"]
+    alone = Cleaner(steps_of(written), examples=2)
+    kept = [alone.clean(row, (0, i)) for i, row in enumerate(rows)]
+    workers = [Cleaner(steps_of(written), examples=2) for _ in range(3)]
+    shared = {i: workers[owners[i]].clean(row, (0, i)) for i, row in reversed(list(enumerate(rows)))}
+    merged = Cleaner(steps_of(written), examples=2)
+    merged.merge(pickle.loads(pickle.dumps(workers[i].counts)) for i in order)
+    assert [shared[i] for i in range(len(rows))] == kept
+    assert merged.counts == alone.counts
+
+
+MEGABYTE = 1_000_000
+HOSTILE = {
+    "addresses": "a@", "dotted": "a.", "host": "a@b.", "hyphens": "a-@a-.", "quotes": "o'o'", "digits": "1",
+    "spaced digits": "1 ", "cards": "4111 1111 1111 1111 ", "almost cards": "4111-1111-1111-1112-", "accounts": "DE89 ",
+    "accounts in a row": "de89", "hosts": "8.8.8.8.", "colons": "2001:", "plus": "+1 ", "parentheses": "(1(1",
+    "social": "219-09-9998 ", "tags": "<div>", "open tags": "<", "ticks": "`", "fences": "```\n", "entities": "&amp;",
+    "joiners": "👩\u200d", "selectors": "x\ufe01\u200b", "tag letters": "🏴\U000e0061", "mojibake": "Ã¶",
+    "deep mojibake": "ÃƒÂ¶", "lines": "the same\n", "words": "ab ab ", "one character": "é", "blocks": "a" * 63 + "b",
+    "marks": "\u0301\u0323", "thinking": "<think>", "Chinese": "你好", "flags": "🇳",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_no_text_takes_more_than_linear_time(hostile: str):
+    """What is linear takes twenty times as long for a megabyte as for fifty kilobytes, what is quadratic four hundred
+    times."""
+    unit = HOSTILE[hostile]
+    for given_step in ALL:
+        ((name, step),) = steps_of([given_step])
+        seconds = []
+        for size in (MEGABYTE // 20, MEGABYTE):
+            record = chat("Hi", unit * (size // len(unit)))
+            began = time.process_time()
+            step(record)
+            seconds.append(time.process_time() - began)
+        assert seconds[1] < max(1.0, 60 * seconds[0]), (name, seconds)
+        assert seconds[1] < 60, (name, seconds)
+
+
+def test_every_step_is_tried_here_on_every_script():
+    assert {name for name, _ in steps_of(ALL)} == set(STEPS)
+    for text in WRITTEN.values():
+        for _, step in steps_of(ALL):
+            made = settled(step(chat("Hi", text)))
+            assert isinstance(made, Drop) or settled(step(made)) is made

@@ -1,0 +1,359 @@
+"""Cleaning steps one by one: characters, turns, length, language, repetition, boilerplate."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clean_samples import WRITTEN, chat, feedback, pair, said_by
+
+from align.data.chitchat import as_chat, records, turns
+from align.data.clean.boilerplate import OURS, read_phrases
+from align.data.clean.language import COMMON, NONE, RARE, identifier
+from align.data.clean.length import word_count
+from align.data.clean.outcome import Drop, Noted, Outcome, Step
+from align.data.clean.repetition import N, repeated_grams, repeated_lines, words
+from align.data.clean.steps import steps_of
+from align.data.ngrams import ngrams
+from align.errors import InputError
+from align.types import Conversation, Message, Preference
+
+
+def step(given: Any, **passed: Any) -> Step:
+    ((_, made),) = steps_of([given], **passed)
+    return made
+
+
+def text_of(outcome: Outcome) -> str:
+    assert isinstance(outcome, str)
+    return outcome
+
+
+def reason(outcome: Outcome) -> str:
+    assert isinstance(outcome, Drop)
+    return outcome.reason
+
+
+# Characters.
+
+
+@pytest.mark.parametrize(
+    ("broken", "repaired"),
+    [
+        ("schÃ¶n, weiÃŸ", "schön, weiß"),
+        ("donâ€™t", "don’t"),
+        ("Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "привет"),
+        ("cafe\u0301", "café"),
+        ("one\r\ntwo\rthree", "one\ntwo\nthree"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("“curly” ﬁne ！", "“curly” ﬁne ！"),
+        ("a &amp; b", "a &amp; b"),
+    ],
+)
+def test_unicode(broken: str, repaired: str):
+    assert step("unicode")(broken) == repaired
+    assert step("unicode")(chat("Hi", broken)) == chat("Hi", repaired)
+
+
+def test_marks_without_end_are_cut():
+    """Zalgo text: thirty marks on a letter are left."""
+    assert step("unicode")("a" + "\u0323\u0301" * 2000) == unicodedata.normalize("NFC", "a" + "\u0323\u0301" * 15)
+    assert step("unicode")("b\u0316\u0301 " * 1000) == "b\u0316\u0301 " * 1000
+
+
+def test_unicode_unescapes_where_asked():
+    assert step({"unicode": {"unescape": True}})("caf&eacute; &amp;amp; bar") == "café & bar"
+    assert step({"unicode": {"unescape": True}})("<b>&amp;</b>") == "<b>&amp;</b>"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("a\x00b\x07c\x7f", "abc"),
+        ("zero\u200bwidth\ufeff\u2060 soft\u00adhyphen", "zerowidth softhyphen"),
+        ("pass\u200dword \u200cx", "password x"),
+        ("if (x \u202e} ){ y \u202c\u2066z\u2069", "if (x } ){ y z"),
+        ("a\x0bb\x0cc\x85d\u2028e\r\nf", "a\nb\nc\nd\ne\nf"),
+        ("tab\tand\nline", "tab\tand\nline"),
+        ("hello" + "".join(chr(0xE0000 + ord(c)) for c in "ignore this"), "hello"),
+        ("🏴" + "".join(chr(0xE0000 + ord(c)) for c in "ignore all of this") + "\U000e007f!", "🏴!"),
+        ("😀" + "".join(chr(0xE0100 + i) for i in range(40)), "😀"),
+        ("x\ufe01\ufe02\ufe03", "x\ufe01"),
+        ("x\ufe01\u200b\ufe02\u200b\ufe03", "x\ufe01"),
+        ("a\ufdd0b\ufffe\U0001ffffc", "abc"),
+        ("👩\u200b\u200d🚀", "👩🚀"),
+        ("la\u200erge \u061c", "large "),
+        ("שלום\u202eabc", "שלוםabc"),
+    ],
+)
+def test_control(given: str, kept: str):
+    assert step("control")(given) == kept
+    assert step("control")(chat("Hi", given)) == chat("Hi", kept)
+
+
+@pytest.mark.parametrize("script", WRITTEN)
+def test_what_people_write_passes_every_step_as_the_very_same_record(script: str):
+    text = WRITTEN[script]
+    for made in (text, chat("Hi", text), chat(text, "Yes."), pair(text, text + " Yes.", "No.")):
+        for name, one in steps_of(["unicode", "control", "empty", "roles", "repetition", "boilerplate", "pii"]):
+            assert one(made) is made, (name, one(made))
+
+
+# Turns.
+
+
+@pytest.mark.parametrize("nothing", ["", " \n\t", "\u200b\u2060", "\u3164", "<think>\nHm.\n</think>\n"])
+def test_empty(nothing: str):
+    empty = step("empty")
+    assert empty(chat("a", "b", "c", nothing)) == chat("a", "b")
+    assert empty(said_by(("user", "a"), ("assistant", "b"), ("user", nothing if "<" not in nothing else ""))) == chat(
+        "a", "b"
+    )
+    assert reason(empty(chat("a", nothing))) == "empty"
+    assert reason(empty(said_by(("system", "s"), ("user", "a"), ("assistant", nothing)))) == "empty"
+    assert reason(empty(chat("a", nothing, "c", "d"))) == "empty turn"
+    assert reason(empty(pair(nothing if "<" not in nothing else "", "b", "c"))) == "empty turn"
+
+
+def test_what_may_be_empty():
+    """System turns, answers that are not trained on, answers that people judged."""
+    unread = Conversation(
+        (Message("user", "a"), Message("assistant", "", False), Message("user", "b"), Message("assistant", "c"))
+    )
+    for record in (
+        unread,
+        said_by(("system", ""), ("user", "a"), ("assistant", "b")),
+        pair("a", "", "b"),
+        feedback("a", "", False),
+    ):
+        assert step("empty")(record) is record
+    assert reason(step("empty")(" \n")) == "empty"
+    assert step("empty")(chat("a", "<think>Hm.</think> Yes.")) == chat("a", "<think>Hm.</think> Yes.")
+
+
+@pytest.mark.parametrize(
+    ("roles", "found"),
+    [
+        ("sua", None), ("ua", None), ("uaua", None), ("u", "no answer"), ("uau", "no answer"), ("su", "no answer"),
+        ("a", "role order"), ("au", "role order"), ("uua", "role order"), ("uaa", "role order"), ("usa", "role order"),
+        ("ssua", "role order"), ("sa", "role order"),
+    ],
+)  # fmt: skip
+def test_roles(roles: str, found: str | None):
+    name = {"s": "system", "u": "user", "a": "assistant"}
+    record = said_by(*((name[role], "x") for role in roles))
+    assert step("roles")(record) is record if found is None else reason(step("roles")(record)) == found
+    lenient = step({"roles": {"ends": "any"}})(record)
+    assert reason(lenient) == "role order" if found == "role order" else lenient is record
+
+
+def test_roles_of_pairs():
+    good = pair("a", "b", "c")
+    assert step("roles")(good) is good
+    assert reason(step("roles")(replace(good, rejected=(Message("user", "c"),)))) == "role order"
+    assert reason(step("roles")(replace(good, prompt=(Message("assistant", "c"),)))) == "role order"
+
+
+# Length.
+
+
+@pytest.mark.parametrize(("by", "length"), [("characters", 12), ("words", 4), ("turns", 2), ("tokens", 7)])
+def test_length(by: str, length: int):
+    record = said_by(("system", ""), ("user", "Hi all"), ("assistant", "Yes, I"))
+    count = {"count_tokens": lambda one: 7}
+    assert step({"length": {"least": length, "most": length, "by": by}}, **count)(record) is record
+    assert reason(step({"length": {"least": length + 1, "by": by}}, **count)(record)) == "too short"
+    assert reason(step({"length": {"most": length - 1, "by": by}}, **count)(record)) == "too long"
+
+
+def test_a_pair_is_measured_with_either_answer():
+    record = pair("a b", "c", "d e f g")  # 3 and 6 words
+    assert step({"length": {"least": 3, "most": 6}})(record) is record
+    assert reason(step({"length": {"least": 4}})(record)) == "too short"
+    assert reason(step({"length": {"most": 5}})(record)) == "too long"
+    seen: list[Any] = []
+    step({"length": {"most": 5, "by": "tokens"}}, count_tokens=lambda one: seen.append(one) or 1)(record)
+    assert seen == [record.prompt + record.chosen, record.prompt + record.rejected]
+    assert isinstance(record, Preference)
+
+
+def test_words_of_scripts_that_do_not_part_them():
+    assert word_count("one two  three\n") == 3
+    assert word_count("größer als drei") == 3
+    assert word_count("你好，我想问一下") == 7
+    assert word_count("电球是 lamp") == 3
+    assert 3 <= word_count("สวัสดีครับหลอดไฟอยู่ในกล่อง") <= 8
+
+
+# Language.
+
+
+def test_language_of_whole_conversations():
+    english = step({"language": {"keep": ["en"]}})
+    spoken = chat("Hello there, how are you doing today?", "I am fine, thank you, and how about you?")
+    assert english(spoken) == Noted(spoken, ("en",))
+    german = chat("Guten Tag, wie geht es Ihnen heute?", "Danke, mir geht es gut, und Ihnen selbst?")
+    assert english(german) == Drop("language: de", english(german).detail)  # pyright: ignore
+    assert step({"language": {"keep": ["en", "de"]}})(german) == Noted(german, ("de",))
+    short = chat("Wie bitte?", "Ja.")
+    assert english(short) == Noted(short, ("undecided",))
+    unsure = chat("Yo Yo Yo Yo Yo", "Yo Yo Yo To Yo")  # Spanish, by 0.22
+    assert english(unsure) == Noted(unsure, ("undecided",))
+    assert isinstance(step({"language": {"keep": ["en"], "confidence": 0.1}})(unsure), Drop)
+    digits = chat("1 2 3 4 5 6 7 8 9 10", "11 12 13 14 15 16")
+    assert english(digits) == Noted(digits, ("undecided",))
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [("Chinese", "zh"), ("Japanese", "ja"), ("Korean", "ko"), ("Arabic", "ar"), ("Persian", "fa"), ("Hindi", "hi"),
+     ("Tamil", "ta"),     ("Thai", "th"),
+     ("Russian", "ru"), ("Greek", "el"), ("Vietnamese", "vi"), ("French", "fr"), ("Khmer", "km")],
+)  # fmt: skip
+def test_languages_of_the_world(script: str, code: str):
+    text = WRITTEN[script] * 3
+    kept = step({"language": {"keep": [code]}})(text)
+    assert isinstance(kept, Noted)
+    assert kept.record is text
+    assert kept.notes == (code,)
+    assert isinstance(step({"language": {"keep": ["en"]}})(text), Drop) or code not in COMMON.split()
+
+
+def test_the_codes_that_can_be_kept_are_those_of_the_library():
+    known = set(identifier(("en",))._full_model[2])
+    assert set(f"{COMMON} {RARE} {NONE}".split()) <= known
+
+
+def test_no_conversation_of_the_corpus_is_taken_for_another_language():
+    english = step({"language": {"keep": ["en"]}})
+    corpus = records()
+    chosen = random.Random(0).sample(sorted(corpus), 700)
+    rows = [as_chat(lines, id) for id in chosen if (lines := turns(corpus[id]))]
+    assert not [row for row in rows if isinstance(english(row), Drop)]
+
+
+# Repetition.
+
+PROSE = (
+    "The lamp on the table was bought by my grandmother in a small shop near the harbour many years ago and it has"
+    " stood in every kitchen since then although nobody remembers who repaired its cable after the flood or why one"
+    " screw is made of brass while all others are steel which puzzles each electrician that comes by"
+)
+
+
+def test_repetition_of_words():
+    again = " ".join(PROSE.split()[:30])
+    assert step("repetition")(chat("Hi", PROSE)) == chat("Hi", PROSE)
+    assert reason(step("repetition")(chat("Hi", f"{PROSE} {again}"))) == "repetition: words"
+    assert step("repetition")(chat(f"{PROSE} {again}", PROSE)) == chat(f"{PROSE} {again}", PROSE)  # a question may
+    assert reason(step("repetition")(f"{PROSE} {again}")) == "repetition: words"
+    assert step({"repetition": {"grams": None}})(f"{PROSE} {again}") == f"{PROSE} {again}"
+    chinese = "这台灯是我奶奶多年前在港口附近的一家小店里买的"
+    assert reason(step("repetition")(chinese * 6)) == "repetition: words"
+
+
+def test_the_quick_look_never_hides_a_share_above_the_bound():
+    draw = random.Random(0)
+    for _ in range(300):
+        found = draw.choices("abcdefghijkl"[: draw.randrange(1, 12)], k=draw.randrange(50, 90))
+        for _ in range(draw.randrange(3)):  # passages that come again
+            at = draw.randrange(len(found))
+            found += found[at : at + draw.randrange(20)]
+        grams = list(ngrams(found, N))
+        share = 1 - len(set(grams)) / len(grams)
+        for bound in (0.0, 0.05, 0.15, 0.5, share - 1e-9):
+            quick = repeated_grams(" ".join(found), bound, 50)
+            assert quick == pytest.approx(share) or (quick == 0 and share <= bound)
+
+
+def test_repetition_of_lines_and_characters():
+    lines = [f"line {i} says something of its own, as lines do" for i in range(8)]
+    assert repeated_lines("\n".join(lines)) == 0
+    assert repeated_lines("ab\n\nab\ncdef\n") == pytest.approx(2 / 8)
+    assert reason(step({"repetition": {"grams": None}})("\n".join([*lines, *lines[:4]]))) == "repetition: lines"
+    for run in (64, 65, 200):
+        for before in range(17):
+            assert reason(step("repetition")("y" * before + "é" * run + "z")) == "repetition: characters"
+    assert step("repetition")("a" * 63) == "a" * 63
+    assert step("repetition")("-" * 200 + "\n" + "=" * 80) == "-" * 200 + "\n" + "=" * 80
+    assert words("Ein Wort") == ["ein", "wort"]
+
+
+def test_a_rejected_answer_may_repeat_itself_and_refuse():
+    for bad in ("a" * 100, "As an AI language model, I have no lamp."):
+        kept = pair("Hi", "Hello!", bad)
+        assert step("repetition")(kept) is kept
+        assert step("boilerplate")(kept) is kept
+        assert step("boilerplate")(feedback("Hi", bad, False)) == feedback("Hi", bad, False)
+        unread = Conversation((Message("user", "Hi"), Message("assistant", bad, trained=False)))
+        assert step("repetition")(unread) is unread
+        assert step("boilerplate")(unread) is unread
+        chosen, wanted = pair("Hi", bad, "Hello!"), feedback("Hi", bad, True)
+        for record in (chosen, wanted):
+            assert any(isinstance(step(name)(record), Drop) for name in ("repetition", "boilerplate"))
+
+
+# Boilerplate.
+
+
+@pytest.mark.parametrize(
+    ("answer", "group"),
+    [
+        ("I'm sorry, but I can't help with that.", "refusal"),
+        ("I’m sorry, but I can’t\nassist with that request.", "refusal"),
+        ("As an AI language model, I do not have feelings.", "self-reference"),
+        ("Sure! As an  AI,\n I have no lamp.", "self-reference"),
+        ("We use cookies to improve your experience.", "web page"),
+        ("The lamp<br>is blue.", "markup"),
+        ("Tom &amp; Jerry", "markup"),
+    ],
+)
+def test_boilerplate(answer: str, group: str):
+    assert reason(step("boilerplate")(chat("Hi", answer))) == f"boilerplate: {group}"
+    assert step("boilerplate")(chat(answer, "Hello!")) == chat(answer, "Hello!")  # the user may say so
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Use `<br>` for a new line, and `&amp;` for an ampersand:\n```html\n<p>Hi</p>\n```",
+        "Serve it as an aid, if you can.",
+        "The lamp is blue. " * 20 + "She said: I'm sorry, but I can't come.",  # not where a refusal stands
+        "I can't wait to see it!",
+    ],
+)
+def test_what_is_no_boilerplate(answer: str):
+    record = chat("Hi", answer)
+    assert step("boilerplate")(record) is record
+
+
+def test_phrases_of_ones_own(tmp_path: Path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("# Ours.\n[greeting, beginning]\nDear  Customer\n[brand]\nacme™\n", encoding="utf-8")
+    own = step({"boilerplate": {"patterns": str(mine)}})
+    assert reason(own(chat("Hi", "dear customer, hello"))) == "boilerplate: greeting"
+    assert reason(own(chat("Hi", "That is ACME™."))) == "boilerplate: brand"
+    for other in ("That is acmeware.", "superacme™", "Oh, dear customers"):
+        assert own(chat("Hi", other)) == chat("Hi", other)  # other words
+    assert own(chat("Hi", "As an AI language model, no.")) == chat("Hi", "As an AI language model, no.")
+    mine.write_text("dear customer\n[a]\n", encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"stage\.clean\[0\]\.boilerplate\.patterns, mine.txt, row 1=dear customer: stands in no"
+    ):
+        step({"boilerplate": {"patterns": str(mine)}})
+    mine.write_text("[a]\n# nothing\n", encoding="utf-8")
+    with pytest.raises(InputError, match="has no phrases"):
+        step({"boilerplate": {"patterns": str(mine)}})
+    with pytest.raises(InputError, match="cannot be read"):
+        step({"boilerplate": {"patterns": str(tmp_path / "none.txt")}})
+
+
+def test_our_phrases_are_written_as_they_are_looked_for():
+    groups = read_phrases(OURS)
+    assert [group.name for group in groups] == ["refusal", "self-reference", "web page", "markup"]
+    assert [group.beginning for group in groups] == [True, False, False, False]
+    assert all(phrase == phrase.lower().strip() and phrase.isascii() for group in groups for phrase in group.phrases)
