@@ -1,0 +1,200 @@
+"""Contamination: which training texts hold what a model is to be evaluated on.
+
+A training text is a hit of an evaluation text by one of three rules, the first that holds being the one that is named:
+
+- `EXACT`: both have the same words in the same order, and fewer than `width`.
+- `NGRAM`: they have a run of `width` words in common (13, as in Brown et al. 2020, arXiv 2005.14165, appendix C). Runs
+  that many training texts have are phrases, not leaks, and can be left out of the index: `Index.without`.
+- `NEAR`: the Jaccard similarity of their word 3-shingles reaches the threshold.
+
+Each rule finds every such pair. The last one needs no MinHash, because prefix filtering (`align.data.dedup.prefixes`)
+leaves few pairs. A text without words is never a hit. `align.data.dedup.words` says what a word is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from align.data.dedup.arrays import distinct, ranges
+from align.data.dedup.jaccard import jaccard
+from align.data.dedup.prefixes import Rarity
+from align.data.dedup.shingles import Shingles, runs
+from align.data.dedup.words import ODD, blocks, mixed, word_hashes
+
+EXACT, NGRAM, NEAR = range(3)
+RULES = ("exact", "ngram", "near")
+"""Their names, by number."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """One row a training text and evaluation set, by text and then by set."""
+
+    text: np.ndarray
+    """int64: which of the training texts."""
+    evaluation: np.ndarray
+    """int64: which evaluation set, in the order of `Index.names`."""
+    row: np.ndarray
+    """int64: the first text of that set that it is a hit of, by the first rule that holds for any."""
+    rule: np.ndarray
+    """int64: `EXACT`, `NGRAM` or `NEAR`."""
+
+
+class Lookup:
+    """Which evaluation texts a hash belongs to.
+
+    Attributes:
+        values, owners: hashes, ascending, and a text that has each.
+    """
+
+    def __init__(self, values: np.ndarray, owners: np.ndarray):
+        order = np.lexsort((owners, values))
+        self.values, self.owners = values[order], owners[order]
+        bits = min(max(16 * len(values), 1 << 16).bit_length(), 26)
+        self.mask = np.uint64((1 << bits) - 1)
+        self.there = np.zeros(1 << bits, bool)  # most hashes that are asked for are not, and need no search
+        self.there[(values & self.mask).astype(np.int64)] = True
+
+    def find(self, values: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs, each one once: owners of these values, and of the equal ones here."""
+        maybe = self.there[(values & self.mask).astype(np.int64)]
+        values, owners = values[maybe], owners[maybe]
+        begins = np.searchsorted(self.values, values)
+        counts = np.searchsorted(self.values, values, "right") - begins
+        both = distinct(np.repeat(owners, counts) << 32 | self.owners[ranges(begins, counts)])
+        return both >> 32, both & 0xFFFFFFFF
+
+    def count(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """Add to `counts` (int64, one for each of ours) how often ours are among `values`."""
+        values = values[self.there[(values & self.mask).astype(np.int64)]]
+        begins = np.searchsorted(self.values, values)
+        ends = np.searchsorted(self.values, values, "right")
+        np.add.at(counts, ranges(begins, ends - begins), 1)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a block of texts is compared by. Owners are the places of texts in the block."""
+
+    short: np.ndarray
+    """uint64: hashes of the whole texts that have fewer words than a run."""
+    short_owners: np.ndarray
+    grams: Shingles
+    """Runs of `width` words."""
+    shingles: Shingles
+
+    @classmethod
+    def of(cls, data: np.ndarray, starts: np.ndarray, width: int) -> Features:
+        hashes, counts = word_hashes(data, starts)
+        owners = np.flatnonzero((counts > 0) & (counts < width))
+        first, whole = (np.cumsum(counts) - counts)[owners], counts[owners].astype(np.uint64)
+        for word in range(width - 1):
+            longer = counts[owners] > word
+            whole[longer] = mixed(whole[longer] * ODD + hashes[first[longer] + word])
+        return cls(whole, owners, sets(hashes, counts, width), sets(hashes, counts, 3))
+
+
+def sets(hashes: np.ndarray, counts: np.ndarray, width: int) -> Shingles:
+    values, sizes = runs(hashes, counts, width)
+    return Shingles(values, np.append(0, np.cumsum(sizes)))
+
+
+def owners_of(sets: Shingles) -> np.ndarray:
+    return np.repeat(np.arange(len(sets)), sets.sizes)
+
+
+class Index:
+    """Evaluation sets, to be asked for the texts that are in them. Its size goes by theirs.
+
+    Args:
+        evaluations: by name, the texts of each set. A row with several texts may give each.
+        width: words of a run, at least 3.
+        threshold: of the Jaccard similarity, in (0, 1].
+    """
+
+    def __init__(
+        self, evaluations: Mapping[str, pa.Array | pa.ChunkedArray], width: int = 13, threshold: float = 0.7
+    ) -> None:
+        self.names = tuple(evaluations)
+        self.width, self.threshold = width, threshold
+        counts = np.array([len(texts) for texts in evaluations.values()], np.int64)
+        self.evaluation = np.repeat(np.arange(len(counts)), counts)
+        self.row = ranges(np.zeros(len(counts), np.int64), counts)
+        parts = [Features.of(*block, width) for texts in evaluations.values() for block in blocks(texts)]
+        first = np.cumsum([0, *(len(part.grams) for part in parts)])
+        self.shingles = Shingles(
+            np.concatenate([np.zeros(0, np.uint64), *(part.shingles.values for part in parts)]),
+            np.append(0, np.cumsum(np.concatenate([np.zeros(0, np.int64), *(part.shingles.sizes for part in parts)]))),
+        )
+        self.rarity = Rarity()
+        self.rarity.add(self.shingles)
+        marks = [self.rarity.marks(part.shingles, threshold) for part in parts]
+        self.short = self._lookup([(p.short, p.short_owners + at) for p, at in zip(parts, first, strict=False)])
+        self.grams = self._lookup(
+            [(p.grams.values, owners_of(p.grams) + at) for p, at in zip(parts, first, strict=False)]
+        )
+        self.marks = Lookup(
+            np.concatenate([np.zeros(0, np.uint64), *(mark for mark, _ in marks)]),
+            np.repeat(np.arange(first[-1]), np.concatenate([np.zeros(0, np.int64), *(many for _, many in marks)])),
+        )
+
+    def _lookup(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> Lookup:
+        """Of a hash that a set has several times, the first text alone."""
+        values = np.concatenate([np.zeros(0, np.uint64), *(values for values, _ in parts)])
+        owners = np.concatenate([np.zeros(0, np.int64), *(owners for _, owners in parts)])
+        order = np.lexsort((owners, self.evaluation[owners], values))
+        values, owners = values[order], owners[order]
+        first = np.ones(len(values), bool)
+        first[1:] = (values[1:] != values[:-1]) | (np.diff(self.evaluation[owners]) != 0)
+        return Lookup(values[first], owners[first])
+
+    def without(self, common: np.ndarray) -> Index:
+        """The index less some of its runs of words.
+
+        Args:
+            common: bool, one for each of `grams.values`.
+        """
+        made = copy(self)
+        made.grams = Lookup(self.grams.values[~common], self.grams.owners[~common])
+        return made
+
+    def near(self, sets: Shingles) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of sets, at most 1,024, and evaluation texts that reach the threshold."""
+        marks, many = self.rarity.marks(sets, self.threshold)
+        texts, found = self.marks.find(marks, np.repeat(np.arange(len(sets)), many))
+        enough = jaccard(sets, texts, self.shingles, found) >= self.threshold
+        return texts[enough], found[enough]
+
+
+def hits(index: Index, texts: pa.Array | pa.ChunkedArray, counts: np.ndarray | None = None) -> Hits:
+    """The training texts that are in evaluation sets.
+
+    Args:
+        texts: N strings; null is the empty text.
+        counts: int64, one for each of `index.grams.values`: grows by how many of the texts have that run of words.
+    """
+    none = np.zeros(0, np.int64)
+    found, at = [(none, none, none)], 0  # text, evaluation text, rule
+    for data, starts in blocks(texts):
+        block = Features.of(data, starts, index.width)
+        if counts is not None:
+            index.grams.count(block.grams.values, counts)
+        for rule, (text, owner) in enumerate((
+            index.short.find(block.short, block.short_owners),
+            index.grams.find(block.grams.values, owners_of(block.grams)),
+            index.near(block.shingles),
+        )):  # fmt: skip
+            found.append((text + at, owner, np.full(len(text), rule)))
+        at += len(starts) - 1
+    text, owner, rule = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    evaluation = index.evaluation[owner]
+    order = np.lexsort((owner, rule, evaluation, text))
+    text, evaluation, owner, rule = text[order], evaluation[order], owner[order], rule[order]
+    first = np.ones(len(text), bool)
+    first[1:] = (np.diff(text) != 0) | (np.diff(evaluation) != 0)
+    return Hits(text[first], evaluation[first], index.row[owner[first]], rule[first])

@@ -1,0 +1,145 @@
+"""Near-duplicates: which documents are dropped, and for which kept one.
+
+Documents are taken in order of preference. One is dropped if and only if an earlier document, which is *kept*, shares
+a band's key with it and is at least as similar as the threshold. So a chain a ~ b ~ c loses b to a, and keeps c where c
+is no twin of a: connected components would drop c, of which nothing alike is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from align.data.dedup.arrays import distinct, spans
+from align.data.dedup.greedy import Greedy, Marked
+from align.data.dedup.groups import sharing
+from align.data.dedup.jaccard import jaccard
+from align.data.dedup.prefixes import Rarity
+from align.data.dedup.shingles import Shingles, shingled
+from align.data.dedup.words import BLOCK_DOCUMENTS
+
+BLOCK = 1 << 12
+"""Documents that are decided together."""
+BLOCK_SHINGLES = 1 << 22
+"""Of the texts that are in memory together."""
+LARGE = 64
+"""Groups with more members are compared by rare shingles."""
+SAMPLE = 32
+"""Members of a large group that tell which shingles are rare."""
+
+Texts = Callable[[np.ndarray], "pa.Array | pa.ChunkedArray"]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """One row a dropped document, in order of preference."""
+
+    dropped: np.ndarray
+    """int64: which document."""
+    kept: np.ndarray
+    """int64: the first kept document, in order of preference, that it is a twin of."""
+    jaccard: np.ndarray
+    """float64: of the two."""
+
+    def clusters(self) -> tuple[np.ndarray, np.ndarray]:
+        """The kept documents that have twins, and the size of each one's cluster (itself included), largest first."""
+        kept, sizes = np.unique(self.kept, return_counts=True)
+        order = np.argsort(-sizes, kind="stable")
+        return kept[order], sizes[order] + 1
+
+
+def twins(
+    order: np.ndarray,
+    sizes: np.ndarray,
+    column: Callable[[int], np.ndarray],
+    texts: Texts,
+    threshold: float = 0.7,
+    bands: int = 32,
+    sources: np.ndarray | None = None,
+    across: bool = False,
+) -> Twins:
+    """The documents to drop, of N.
+
+    Args:
+        order: int64 (N): rank of preference of each document; the lower one survives, of equal ranks the first.
+        sizes: integers (N): how many shingles each document has. One that has none has no keys, and is kept.
+        column: band → uint64 (N), the keys of all documents in that band (`band_keys`). Asked once a band.
+        texts: indexes (int64, ascending) → the texts of these documents.
+        threshold: the least Jaccard similarity of twins, in (0, 1], exact on hashed shingles (`Shingles`).
+        sources: integers (N): with it, only documents of the same source are twins; with `across`, only those of two.
+    """
+    documents = Documents(np.argsort(order, kind="stable"), sizes, texts)
+    groups = sharing(documents.places(), sizes > 0, column, bands)
+    memberships, large = groups.by_document(), groups.sizes > LARGE
+    rarity = Rarity()
+    for _, sets in documents.sets(groups.sampled(LARGE, SAMPLE)):
+        rarity.add(sets)
+
+    def similar(earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
+        a, b = documents.index[earlier], documents.index[later]
+        asked = np.minimum(sizes[a], sizes[b]) / np.maximum(sizes[a], sizes[b]) >= threshold  # J is at most this
+        if sources is not None:
+            asked &= (sources[a] != sources[b]) == across
+        found = np.zeros(len(a))
+        found[asked] = documents.similarities(earlier[asked], later[asked])
+        enough = np.flatnonzero(found >= threshold)
+        apart = ~memberships.meet(earlier[enough], later[enough])  # a rare shingle in common, but no key
+        found[enough[apart]] = 0
+        return found
+
+    greedy = Greedy(similar, threshold)
+    for places, group in memberships.blocks(BLOCK):
+        greedy.decide(marked(places, group, large, documents, rarity, threshold))
+    kept, dropped, similarity = greedy.found()
+    return Twins(documents.index[dropped], documents.index[kept], similarity)
+
+
+def marked(
+    places: np.ndarray, group: np.ndarray, large: np.ndarray, documents: Documents, rarity: Rarity, threshold: float
+) -> Marked:
+    """The marks (`align.data.dedup.greedy`) of documents at `places`, each there once for every `group` of its own."""
+    of_large = large[group]
+    marks, owners = [group[~of_large].astype(np.uint64)], [places[~of_large]]
+    for some, sets in documents.sets(distinct(places[of_large])):
+        mark, many = rarity.marks(sets, threshold)
+        marks.append(mark)
+        owners.append(np.repeat(some, many))
+    return Marked.of(np.concatenate(marks), np.concatenate(owners))
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents by their places in the order of preference."""
+
+    index: np.ndarray
+    """int64 (N): which document is at each place."""
+    sizes: np.ndarray
+    """By document."""
+    texts: Texts
+
+    def places(self) -> np.ndarray:
+        """int32 (N): the place of each document."""
+        place = np.empty(len(self.index), np.int32)
+        place[self.index] = np.arange(len(self.index), dtype=np.int32)
+        return place
+
+    def sets(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, Shingles]]:
+        """The shingles of the documents at these places, with their places, a bounded number at a time."""
+        places = places[np.argsort(self.index[places])]
+        for at, end in spans(self.sizes[self.index[places]], BLOCK_SHINGLES, BLOCK_DOCUMENTS):
+            yield places[at:end], shingled(self.texts(self.index[places[at:end]]))
+
+    def similarities(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """float64 (pairs): the Jaccard similarity of the documents at the places `a` and `b`."""
+        a, b = self.index[a], self.index[b]
+        found = np.zeros(len(a))
+        for at, end in spans(self.sizes[a].astype(np.int64) + self.sizes[b], BLOCK_SHINGLES, len(a)):
+            documents = distinct(np.concatenate([a[at:end], b[at:end]]))
+            sets = shingled(self.texts(documents))
+            found[at:end] = jaccard(
+                sets, np.searchsorted(documents, a[at:end]), sets, np.searchsorted(documents, b[at:end])
+            )
+        return found

@@ -1,0 +1,133 @@
+"""Our duplicates on a folder of `corpus.py`: read → filter → exact and near duplicates → Parquet, in one process.
+
+    python benchmarks/data/engine.py FOLDER OUTPUT
+
+Texts lie in one file and band keys in one file a band, so that memory holds some 50 bytes a document and no text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from align.data.dedup.exact import exact
+from align.data.dedup.minhash import BANDS, band_keys
+from align.data.dedup.shingles import normalised_digests, shingled
+from align.data.dedup.twins import twins
+
+SHORTEST = 20
+"""Characters that the filter asks for."""
+BATCH = 1 << 22
+"""Bytes of JSON that are read at once."""
+
+
+class Spool:
+    """Texts of any length on disk, read again by index."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w+b")
+        self.ends: list[np.ndarray] = [np.zeros(1, np.int64)]
+
+    def add(self, texts: pa.Array) -> None:
+        _, offsets, data = pa.array(texts, pa.large_string()).buffers()
+        ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        self.file.write(memoryview(data)[ends[0] : ends[-1]])
+        self.ends.append(self.ends[-1][-1] + ends[1:] - ends[0])
+
+    def close(self) -> None:
+        self.file.flush()
+        self.ends = [np.concatenate(self.ends)]
+
+    def read(self, indexes: np.ndarray) -> pa.Array:
+        (ends,), fd = self.ends, self.file.fileno()
+        starts, sizes = ends[indexes], ends[indexes + 1] - ends[indexes]
+        data = b"".join(map(os.pread, [fd] * len(starts), sizes.tolist(), starts.tolist()))
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        return pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def batches(path: Path) -> Iterator[pa.RecordBatch]:
+    schema = pa.schema({"id": pa.string(), "text": pa.string()})
+    yield from pyarrow.json.open_json(
+        path, pyarrow.json.ReadOptions(block_size=BATCH, use_threads=False), pyarrow.json.ParseOptions(schema)
+    )
+
+
+class Clock:
+    """CPU seconds by step."""
+
+    def __init__(self, spent: dict[str, float]) -> None:
+        self.spent, self.last = spent, time.process_time()
+
+    def lap(self, step: str) -> None:
+        now = time.process_time()
+        self.spent[step] = self.spent.get(step, 0.0) + now - self.last
+        self.last = now
+
+
+def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
+    """Returns how many documents were read, kept, dropped, and CPU seconds by step."""
+    spent: dict[str, float] = {}
+    spool, files = Spool(work / "texts"), [(work / f"keys.{band}").open("wb") for band in range(BANDS)]
+    ids, digests, sizes, read = [], [], [], 0
+    rows, clock = batches(source / "corpus.jsonl"), Clock(spent)
+    for batch in rows:
+        read += len(batch)
+        clock.lap("read")
+        batch = batch.filter(pc.greater_equal(pc.utf8_length(batch["text"]), SHORTEST))
+        texts = batch["text"]
+        clock.lap("filter")
+        digests.append(normalised_digests(texts))
+        clock.lap("digests")
+        sets = shingled(texts)
+        clock.lap("shingles")
+        keys = band_keys(sets)
+        clock.lap("keys")
+        spool.add(texts)
+        for file, column in zip(files, keys.T, strict=True):
+            file.write(column.tobytes())
+        sizes.append(sets.sizes.astype(np.int32))
+        ids.append(batch["id"])
+        clock.lap("spool")
+    for file in files:
+        file.close()
+    spool.close()
+    count = sum(map(len, sizes))
+    order, size = np.arange(count), np.concatenate(sizes)
+    same = exact(np.concatenate(digests), order)
+    clock.lap("exact")
+    size[same.dropped] = 0  # these have no keys any more
+    found = twins(order, size, lambda band: np.fromfile(work / f"keys.{band}", np.uint64), spool.read)
+    clock.lap("twins")
+    keep = np.ones(count, bool)
+    keep[same.dropped] = keep[found.dropped] = False
+    write(output, pa.chunked_array(ids), spool, np.flatnonzero(keep))
+    clock.lap("write")
+    return {"read": read, "kept": int(keep.sum()), "exact": len(same.dropped), "near": len(found.dropped), "s": spent}
+
+
+def write(output: Path, ids: pa.ChunkedArray, spool: Spool, kept: np.ndarray) -> None:
+    schema = pa.schema({"id": pa.string(), "text": pa.large_string()})
+    with pq.ParquetWriter(output, schema) as writer:
+        for at in range(0, len(kept), 8192):
+            rows = kept[at : at + 8192]
+            writer.write_batch(pa.record_batch([ids.take(pa.array(rows)).combine_chunks(), spool.read(rows)], schema))
+
+
+if __name__ == "__main__":
+    source, output = map(Path, sys.argv[1:])
+    pa.set_cpu_count(1)
+    work = output.with_suffix(".work")
+    work.mkdir()
+    print(json.dumps(run(source, output, work)))

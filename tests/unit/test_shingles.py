@@ -1,0 +1,252 @@
+"""Words, shingles, digests and band keys against what a reader of their docstrings would compute by hand."""
+
+from __future__ import annotations
+
+import unicodedata
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from align.data.dedup import words
+from align.data.dedup.jaccard import jaccard
+from align.data.dedup.minhash import band_keys
+from align.data.dedup.shingles import Shingles, normalised_digests, shingled
+from align.data.dedup.words import blocks, word_hashes
+
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=40) | st.text(
+    st.sampled_from("aAbB7_ .,\0\n\t'’éÉßİ漢字かカไทय़ि́🙂❤️ﬁＡ\u200d𝔸𐐀"), max_size=40
+)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, character by character."""
+    found, before = [], ""  # what the character before was
+    for c in unicodedata.normalize("NFKD", text).casefold():
+        kind = "letter" if c.isalnum() else "mark" if unicodedata.category(c)[0] == "M" else ""
+        if kind == "letter" and any(unicodedata.name(c, "").startswith(script) for script in UNSPACED):
+            kind = "alone"
+        if kind and not (kind == "mark" and (not before or "\ufe00" <= c <= "\ufe0f")):
+            if kind == "mark" or (kind == before == "letter"):
+                found[-1] += c
+            else:
+                found.append(c)
+            before = before if kind == "mark" else kind
+        else:
+            before = ""
+    return found
+
+
+def runs_of(text: str, width: int = 3) -> set[tuple[str, ...]]:
+    found = words_of(text)
+    return {tuple(found[i : i + width]) for i in range(len(found) - width + 1)}
+
+
+def one(text: str, width: int = 3) -> Shingles:
+    return shingled(pa.array([text]), width)
+
+
+def same(a: str, b: str) -> bool:
+    return bool(np.array_equal(one(a).values, one(b).values))
+
+
+@pytest.mark.parametrize(
+    ("text", "like"),
+    [
+        ("Hello,  World! Again", "hello world again"),
+        ("«Hello»\u00a0– world… AGAIN 🙂", "hello world again"),
+        ("hello_world\0again", "hello world again"),
+        ("Ça coûte ÉNORMÉMENT cher", "c\u0327a cou\u0302te e\u0301norme\u0301ment cher"),
+        ("ＡＢＣ １２ ﬁn", "abc 12 fin"),
+        ("नमस्ते दुनिया फिर", "नमस्ते, दुनिया: फिर!"),
+        ("1\ufe0f one ❤️ heart", "1 one heart"),
+        ("𝔸𝔹 𐐀𐐁 x", "ab 𐐨𐐩 x"),
+        ("ΟΔΟΣ straße aΣ", "οδος STRASSE aσ"),
+        ("a猫b c", "a 猫 b c"),
+        ("I love 猫と犬", "i love 猫 と 犬"),
+    ],
+)
+def test_texts_of_the_same_words(text: str, like: str):
+    assert len(one(text).values) >= 1
+    assert same(text, like)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("one two three", "one three two"),
+        ("one two three", "one twothree x"),
+        ("don't do that", "dont do that"),
+        ("नमस्ते दुनिया फिर", "नमसत दुनिया फिर"),  # a vowel sign belongs to its word
+        ("a b c", "a b é"),
+        ("aaaaaaaa b c", "aaaaaaaaa b c"),
+        ("abcdefgh\0 b c", "abcdefghi b c"),
+        ("x" * 70 + " b c", "x" * 71 + " b c"),
+    ],
+)
+def test_texts_of_other_words(text: str, other: str):
+    assert not same(text, other)
+
+
+def test_fewer_words_than_a_run_have_no_shingles():
+    sets = shingled(
+        pa.array(["", "one", "one two", "one two three", None, "... !! 🙂🙂🙂", "a b c d", "b c d a b c d"])
+    )
+    assert sets.sizes.tolist() == [0, 0, 0, 1, 0, 0, 2, 4]
+    assert shingled(pa.array(["a b c d"]), 2).sizes.tolist() == [3]
+    assert len(shingled(pa.array([], pa.string()))) == 0
+
+
+def test_a_characters_script_without_blanks():
+    assert len(one("今日は").values) == 1
+    assert len(one("ไทย").values) == 1
+    assert same("กิขิคิ", "กิ ขิ คิ")
+    assert not same("กิขิคิ", "กีขิคิ")  # another vowel
+    assert same("မြန်မာစာ။", "မြန်မာစာ")  # a full stop is none
+    assert len(one("привет").values) == 0
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(ANY_TEXT | st.none(), max_size=8))
+@example(["a b c\0", "\0a b c", "a b c", "", "d"])
+@example(["x", "y", "z"])
+@example(["É", "a", "bc"])
+def test_sets_are_those_of_the_runs_of_words(texts):
+    """Hashes are equal exactly where strings are, in one document and over all."""
+    strings = [runs_of(text or "") for text in texts]
+    sets = shingled(pa.array(texts, pa.string()))
+    values = [sets.values[a:b].tolist() for a, b in zip(sets.offsets, sets.offsets[1:], strict=False)]
+    assert [len(v) for v in values] == [len(s) for s in strings]
+    assert all(v == sorted(set(v)) for v in values)
+    assert len({x for v in values for x in v}) == len(set().union(*strings))
+    for v, w in zip(values, strings, strict=True):
+        for other, others in zip(values, strings, strict=True):
+            assert len(set(v) & set(other)) == len(w & others)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ANY_TEXT, min_size=1, max_size=30), st.data())
+def test_batches_types_and_slices_change_nothing(texts, data):
+    whole = shingled(pa.array(texts))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(texts)), max_size=4)))
+    parts = [texts[a:b] for a, b in zip([0, *cuts], [*cuts, len(texts)], strict=True)]
+    for other in (
+        pa.chunked_array([pa.array(part, pa.string()) for part in parts]),
+        pa.array(texts, pa.large_string()),
+        pa.array(["é before", *texts, "after"]).slice(1, len(texts)),
+    ):
+        made = shingled(other)
+        assert np.array_equal(made.values, whole.values)
+        assert np.array_equal(made.offsets, whole.offsets)
+
+
+def test_blocks_end_where_a_cache_is_full(monkeypatch):
+    texts = ["a b c"] * 40 + ["d e f g" * 30] + ["", "h i j"]
+    whole = shingled(pa.array(texts))
+    monkeypatch.setattr(words, "BLOCK_BYTES", 50)
+    assert max(len(starts) - 1 for _, starts in blocks(pa.array(texts))) == 10
+    assert np.array_equal(shingled(pa.array(texts)).values, whole.values)
+    monkeypatch.setattr(words, "BLOCK_BYTES", 1 << 19)
+    assert [len(starts) - 1 for _, starts in blocks(pa.array(["a"] * 3000))] == [1024, 1024, 952]
+
+
+def test_a_large_text_and_a_large_word():
+    text = " ".join(str(i) for i in range(180_000))  # a megabyte
+    assert len(one(text).values) == 180_000 - 2
+    assert len(one("x" * 1_000_000 + " y z").values) == 1
+    assert not same("x" * 1_000_000 + " y z", "x" * 999_999 + "w y z")
+
+
+def test_no_two_words_of_many_have_one_hash():
+    many = {f"{a}{b}" for a in ("", "x", "longer", "wordwithmany") for b in range(50_000)}
+    hashes, counts = word_hashes(*next(blocks(pa.array([" ".join(sorted(many))]))))
+    assert counts.tolist() == [len(many)]
+    assert len(set(hashes.tolist())) == len(many)
+
+
+def test_digests_forget_case_and_spacing_alone():
+    def digest(text: str) -> bytes:
+        return normalised_digests(pa.array([text]))[0].tobytes()
+
+    assert digest("Hello,\n World! ") == digest("hello, world!") == digest("Hello,\u00a0World!")
+    assert digest("É") == digest("e\u0301")
+    different = ["", "5 + 3", "5 * 3", "5² + 3", "52 + 3", "👍", "👎", "hello world", "hello, world", "helloworld"]
+    assert len({digest(text) for text in different}) == len(different)
+    assert normalised_digests(pa.array(["a", None, ""])).tobytes()[16:] == 2 * digest("")
+    assert digest("Hello,\n World! ") == blake2b(b"hello, world!", digest_size=16).digest()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(ANY_TEXT | st.text(" \t\n\x1c\x85aA", max_size=9) | st.none(), max_size=8))
+@example(["a ", " b", "", "  ", "c  d", " "])
+def test_digests_are_those_of_each_text(texts):
+    def spaced(text: str) -> bytes:
+        return " ".join(unicodedata.normalize("NFC", text).lower().split()).encode()
+
+    expected = [blake2b(spaced(text or ""), digest_size=16).digest() for text in texts]
+    assert [digest.tobytes() for digest in normalised_digests(pa.array(texts, pa.string()))] == expected
+
+
+def test_jaccard_by_hand():
+    sets = Shingles(np.array([1, 2, 3, 2, 3, 4, 5, 9], np.uint64), np.array([0, 3, 7, 7, 8]))
+    pairs = np.array([[0, 1], [0, 0], [0, 2], [2, 2], [1, 3], [3, 3]])
+    found = jaccard(sets, pairs[:, 0], sets, pairs[:, 1])
+    assert found.tolist() == [2 / 5, 1, 0, 0, 0, 1]
+    assert jaccard(sets, pairs[:0, 0], sets, pairs[:0, 1]).tolist() == []
+
+
+def test_jaccard_of_more_pairs_than_a_block():
+    texts = [" ".join(f"w{i % 7}{j}" for j in range(i % 11)) for i in range(90)]
+    sets, strings = shingled(pa.array(texts)), [runs_of(text) for text in texts]
+    a, b = (side.ravel() for side in np.meshgrid(np.arange(90), np.arange(90)))
+    expected = [len(strings[i] & strings[j]) / max(len(strings[i] | strings[j]), 1) for i, j in zip(a, b, strict=True)]
+    assert jaccard(sets, a, sets, b).tolist() == expected
+
+
+def test_keys_are_shared_as_often_as_theory_says():
+    """Of pairs with similarity J, a share of J^4 has a given band's key in common."""
+    rng = np.random.default_rng(0)
+    pairs, size, common = 1500, 60, 45  # J = 45 / 75 = 0.6
+    values = np.sort(rng.integers(0, 1 << 54, (pairs, 2 * size - common), np.uint64))
+    rows = [rng.permutation(row) for row in values]
+    one, two = (np.sort([row[side] for row in rows]) for side in (slice(size), slice(-size, None)))
+    offsets = np.arange(pairs + 1) * size
+    a, b = (band_keys(Shingles(side.ravel(), offsets)) for side in (one, two))
+    alike = jaccard(Shingles(one.ravel(), offsets), np.arange(3), Shingles(two.ravel(), offsets), np.arange(3))
+    assert alike.tolist() == [0.6] * 3
+    assert (a == b).mean() == pytest.approx(0.6**4, abs=0.006)  # 48,000 draws: three deviations
+    assert (a == b).any(1).mean() == pytest.approx(1 - (1 - 0.6**4) ** 32, abs=0.01)
+    by_pair = (a == b).sum(1)
+    assert by_pair.var() == pytest.approx(32 * 0.6**4 * (1 - 0.6**4), rel=0.12)  # bands draw independently
+
+
+def test_keys_are_those_of_the_document_alone():
+    texts = ["", "a b c", "one two", "a b c d e f g", *(f"some text of number {i} with words" for i in range(5000))]
+    keys = band_keys(shingled(pa.array(texts)))
+    assert keys.shape == (len(texts), 32)
+    assert not keys[[0, 2]].any()
+    for i in (1, 3, 4, 2000, 5003):
+        assert np.array_equal(keys[i], band_keys(shingled(pa.array([texts[i]])))[0])
+    assert keys[1, 0] != keys[1, 1]
+    assert len(set(keys[1].tolist())) == 32  # a band's number is in its key
+    other = band_keys(shingled(pa.array(["a b c"])), bands=3, rows=2, seed=5)
+    assert other.shape == (1, 3)
+    assert not np.array_equal(band_keys(shingled(pa.array(["a b c"])), bands=3, rows=2)[0], other[0])
+
+
+def test_hashes_stay_what_they_are():
+    """Keys are kept on disk: another version must not read them as its own."""
+    sets = shingled(pa.array(["Hello there, wide world of words", "naïve 漢字 text"]))
+    assert sets.values.tolist() == [
+        815161791096939,
+        3609044299101525,
+        10074465364848625,
+        16886342487835939,
+        15038654059481430,
+        16433562434971025,
+    ]
+    assert band_keys(sets)[:, 0].tolist() == [16579160647541642079, 14285935519075193149]
