@@ -6,7 +6,7 @@ lock, so no lock file is left behind.
 """
 
 from align.run.artifacts import WEIGHTS, Artifact, artifact_in, resolve, verify_outputs
-from align.run.digests import file_digest, folder_digest, json_digest, known_digest
+from align.run.digests import file_digest, files_digest, folder_digest, json_digest, known_digest
 from align.run.files import (
     json_object,
     out_of_memory,
@@ -16,7 +16,7 @@ from align.run.files import (
     write_text,
 )
 from align.run.folder import Run
-from align.run.hub import HUB, hub_file, hub_snapshot
+from align.run.hub import HUB, hub_files, hub_snapshot
 from align.run.manifest import Base, Input, Manifest, read_manifest
 from align.run.weights import linked_folder, model_config, model_digest, model_files, unhashed
 
@@ -30,8 +30,9 @@ __all__ = [
     "Run",
     "artifact_in",
     "file_digest",
+    "files_digest",
     "folder_digest",
-    "hub_file",
+    "hub_files",
     "hub_snapshot",
     "json_digest",
     "json_object",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -26,27 +27,74 @@ def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(READ)))
 
 
-@cache  # a branch may move between two looks at it: one process sees one file
-def hub_file(ref: str, field_name: str) -> Path:
-    """One file of a data set's repository, downloaded where need be.
+WHOLE = re.compile(
+    r"(?P<repo>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^/:]+))?(?::(?:(?P<subset>[^:]+):)?(?P<split>[\w.-]+))?"
+)
+"""A data set on the hub without the name of a file."""
+
+
+@cache  # a branch may move between two looks at it: one process sees the same files
+def hub_files(ref: str, field_name: str) -> list[Path]:
+    """Files of a data set on the hub, downloaded where need be.
 
     Args:
-        ref: `hub:ORG/NAME/PATH/TO/FILE`, or `hub:ORG/NAME@REVISION/PATH/TO/FILE`.
+        ref: one file, `hub:ORG/NAME/PATH/TO/FILE`; or a split of it all, as `datasets.load_dataset` reads it:
+            `hub:ORG/NAME` (train), `hub:ORG/NAME:SPLIT`, `hub:ORG/NAME:SUBSET:SPLIT`. NAME may be NAME@REVISION.
 
     Raises:
-        InputError: it names no file, or it is offline, missing or gated, each with its remedy.
+        InputError: it names nothing of this kind, or it is offline, missing or gated, each with its remedy.
     """
-    from huggingface_hub import hf_hub_download
-
-    org, _, rest = ref.removeprefix(HUB).partition("/")
+    given = ref.removeprefix(HUB)
+    org, _, rest = given.partition("/")
     name, _, file = rest.partition("/")
     name, _, revision = name.partition("@")
+    if whole := WHOLE.fullmatch(given):
+        return hub_split(whole["repo"], whole["revision"], whole["subset"], whole["split"] or "train", field_name)
     if not (org and name and file):
         raise InputError(
-            field_name, ref, "names no file of a data set", "Write hub:ORG/NAME/FILE, with a JSON Lines file of it."
+            field_name, ref, "names no data set", "Write hub:ORG/NAME/FILE, or hub:ORG/NAME:SPLIT for a whole split."
         )
+    from huggingface_hub import hf_hub_download
+
     with explained(f"{org}/{name}", revision or None, field_name):
-        return Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset", revision=revision or None))
+        return [Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset", revision=revision or None))]
+
+
+def hub_split(repo: str, revision: str | None, subset: str | None, split: str, field_name: str) -> list[Path]:
+    """The files of a split, once the hub says that there is such a data set.
+
+    `datasets` asks again and again where the hub cannot be reached, which takes 23 s.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not HF_HUB_OFFLINE:
+        with explained(repo, revision, field_name):
+            HfApi().dataset_info(repo, revision=revision, timeout=10)
+    return split_files(repo, revision, subset, split, field_name)
+
+
+def split_files(repo: str, revision: str | None, subset: str | None, split: str, field_name: str) -> list[Path]:
+    """The Arrow files that `datasets` makes of one split.
+
+    Args:
+        repo: on the hub, or a folder that `datasets.load_dataset` takes as it takes such a repository.
+
+    Raises:
+        InputError: there is no such subset or split, or no file that `datasets` reads.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    remedy = "Write hub:ORG/NAME:SPLIT, or hub:ORG/NAME:SUBSET:SPLIT."
+    try:
+        found = load_dataset(repo, subset, split=split, revision=revision)
+    except (DatasetsError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(field_name, f"{HUB}{repo}", f"cannot be loaded ({said})", remedy) from error
+    except OSError as error:
+        raise unreachable(field_name, repo) from error
+    return [Path(file["filename"]) for file in found.cache_files]
 
 
 @contextmanager

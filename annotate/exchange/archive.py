@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from sqlalchemy import Connection, Table, insert, select
 
-from align.data.formats.json_lines import json_rows
+from align.data.formats.rows import checked_rows
 from align.errors import CorruptFile, InputError, StorageError, require
 from annotate.store import Head, Store
 from annotate.store.counting import recount
@@ -92,7 +92,7 @@ def restore(store: Store, path: Path) -> Head:
         InputError: the store is not empty, or the file is no backup of this schema.
         CorruptFile: the file is cut short or was changed.
     """
-    lines = json_rows(path)
+    lines = ((row.number, row.data) for row in checked_rows(path, "stage.path"))
     _, about = next(lines, (0, {}))
     problem = "it is no backup of an annotation store"
     require(about.get("format") == FORMAT, "stage.path", str(path), problem, "Name a file of stage.action=backup.")

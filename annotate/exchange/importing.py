@@ -1,4 +1,4 @@
-"""Prompts with candidate answers from a file into a project: JSON Lines, or a folder that `datasets` saved.
+"""Prompts with candidate answers from files into a project, in any format that `align.data.formats` reads.
 
     {"prompt": "How are you?", "answers": ["Fine!", "Go away."]}
     {"id": "greet-2", "prompt": [{"role": "user", "content": "Hi"}], "answers": [{"text": "Hello", "model": "a"}, …],
@@ -10,13 +10,14 @@ Every row is checked before the first is taken, and taking a file again adds not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.chain import canonical
-from align.data.formats.json_lines import json_rows
+from align.data.formats.rows import checked_rows, name_of
+from align.data.formats.tables import Cells
 from align.data.records.messages import displayed, messages_of
 from align.errors import InputError, require
 from align.types import Conversation, Message
@@ -26,6 +27,7 @@ from annotate.store.records import MOST_ANSWERS, check_text
 
 HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")
+CELLS = Cells(frozenset({"answers", "expected"}), frozenset({"prompt"}), frozenset({"priority"}))
 AT_ONCE = 200
 """Items in one transaction."""
 ANSWER = ("text", "model", "adapter", "sampling", "ended")
@@ -50,10 +52,10 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> Im
         InputError: no such file, or a bad row: names file, row (from 1) and column. Nothing was added then, but for a
             row whose id is known with other answers: those before it were.
     """
-    source = source or path.name.removesuffix(".gz").removesuffix(".jsonl")
+    source = source or name_of(path)
     items, first = [], {}
-    for number, row in rows_of(path):
-        item = item_of(f"{path}, row {number}", source, number, row)
+    for number, where, row in rows_of(path):
+        item = item_of(where, source, number, row)
         if (before := first.setdefault(item.key, number)) != number:
             where, problem = f"{path}, row {number}, id", f"row {before} has it too"
             raise InputError(where, row.get("id"), problem, "Give every row an id of its own, or none.")
@@ -82,24 +84,11 @@ class Row:
     expected: list[list[int]] | None
 
 
-def rows_of(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(number from 1, columns) of each row; columns that are null are left out."""
-    for number, row in saved_rows(path) if path.is_dir() else json_rows(path):
-        yield number, {name: value for name, value in row.items() if value is not None}
-
-
-def saved_rows(path: Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
-    from datasets import Dataset, load_from_disk
-
-    try:
-        found = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        remedy = "Name a folder that Dataset.save_to_disk wrote, or a JSON Lines file."
-        raise InputError("stage.path", str(path), f"it is no saved data set ({error})", remedy) from error
-    if not isinstance(found, Dataset):
-        parts = ", ".join(map(str, found))
-        raise InputError("stage.path", str(path), f"it holds several parts ({parts})", "Name the folder of one part.")
-    return enumerate(found, start=1)  # type: ignore[arg-type]
+def rows_of(path: Path) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """(number from 1, file and row, columns) of each row; columns that are null are left out."""
+    for row in checked_rows(path, "stage.path"):
+        data = CELLS.typed(row.data) if row.texts else row.data
+        yield row.number, row.where, {name: value for name, value in data.items() if value is not None}
 
 
 def item_of(file_and_row: str, source: str, number: int, row: Mapping[str, Any]) -> Row:

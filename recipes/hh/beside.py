@@ -26,7 +26,6 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from align.data.pairs import drawn
 from align.data.records.preferences import read_preferences
-from align.data.sources import data_file
 from align.data.split import split_by_group
 from align.models.load import choose_device, choose_dtype
 from align.ops.intervals import grouped, proportion
@@ -44,7 +43,7 @@ def main() -> int:
     config = manifest.config
     if config["data"]["held_out"]:
         raise SystemExit("the run held prompts back from training (data.held_out): make it with data.held_out=0")
-    prefs = drawn(read_preferences(data_file(config["data"]["path"])), config["data"]["limit"], config["seed"])
+    prefs = drawn(read_preferences(config["data"]["path"]), config["data"]["limit"], config["seed"])
     train, test = split_by_group(prefs, config["stage"]["held_out"], config["seed"])
 
     began = time.monotonic()

@@ -1,5 +1,5 @@
-"""The battery (`battery`, `battery_of_servers`): mistakes that users make, each through the whole command line. Status
-2, one line that names field, value, problem and remedy, soon, and nothing left behind."""
+"""The battery (`battery`, `battery_of_rows`, `battery_of_servers`): mistakes that users make, each through the whole
+command line. Status 2, one line that names field, value, problem and remedy, soon, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from battery import CASES, Case
+from battery_of_rows import CASES as ROWS
 from battery_of_servers import CASES as SERVERS
 from workshop import Ready, Workshop
 
@@ -63,7 +64,7 @@ def laid_out(case: Case, model: Path, chats: Path, folder: Path) -> tuple[Path, 
     return model, rows
 
 
-@pytest.mark.parametrize("case", [*CASES, *SERVERS], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *ROWS, *SERVERS], ids=str)
 def test_a_mistake_is_named_with_its_remedy(
     case: Case, ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -12,9 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.data.records.documents import ANSWERS, read_documents
+from align.data.records.bad_rows import BadRows
+from align.data.records.content import content_id
+from align.data.records.documents import read_documents
 from align.data.records.messages import NOT_READ, NOT_READ_OF_ROWS, REASONING, SYSTEM, TRAINED
 from align.data.records.preferences import read_preferences
+from align.data.records.read import read_records
+from align.data.records.shapes import ANSWERS, COLUMNS
 from align.data.sources import DataSource, divided_documents, prompts
 from align.errors import InputError
 from align.models.adapter_files import adapter_config
@@ -114,6 +118,33 @@ def test_pairs_are_preferences_or_refused(found: list[Any]) -> None:
     for pref in reads(lambda: read_preferences(path)) or ():
         assert isinstance(pref, Preference)
         assert pref.chosen != pref.rejected
+
+
+shaped = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(sorted(COLUMNS), turns | texts | json_values) | {"label": st.booleans() | json_values}
+)
+trees = st.lists(
+    st.fixed_dictionaries(
+        {
+            "message_id": st.sampled_from("abcd"), "parent_id": st.sampled_from(["a", "b", "c", None]), "text": texts,
+            "role": st.sampled_from(["prompter", "assistant"]),
+        },
+        optional={"message_tree_id": st.sampled_from("xy"), "deleted": st.booleans(), "replies": json_values},
+    ),
+    min_size=1, max_size=5,
+)  # fmt: skip
+
+
+@LIMITS
+@given(trees | st.lists(shaped | whole | likely, min_size=1, max_size=3))
+def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
+    bad_rows = BadRows(skips=True)
+    read = list(read_records(str(written(found)), bad_rows=bad_rows))
+    reads(lambda: bad_rows.settle("d", len(read)))
+    numbers = [number for number, _, _ in read]
+    assert numbers == sorted(numbers)
+    assert all(len(content_id(record)) == 32 for _, record, _ in read)
+    assert all(isinstance(value, str | int | float) for _, _, extra in read for value in extra.values())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from annotation_store import add, asked, rank, said, tamper
 from datasets import Dataset, DatasetDict
 from postgres import new_schema
+from written import PACKERS, WRITERS, write
 
 from align.data.records.documents import read_documents
 from align.data.records.preferences import read_preferences
@@ -77,6 +78,22 @@ def test_a_row_changed_since_is_refused(store, tmp_path):
         import_items(store, "p", written(tmp_path / "items.jsonl", changed))
 
 
+def test_every_format_has_the_same_items(store, tmp_path):
+    """What one file has added, the next one has nothing to add to: same rows, same content."""
+    rows = [{"id": f"i{i}", "prompt": f"q{i}", "answers": ["a, b", "c"], "priority": i / 2, "expected": [[1], [0]]}
+            for i in range(4)]  # fmt: skip
+    rows[1]["expected"] = rows[2]["id"] = None
+    added = []
+    for name in WRITERS:
+        for packed in PACKERS:
+            added.append(import_items(store, "p", write(tmp_path, name, rows, packed), source="s"))
+    assert added == [Imported(4, 4), *[Imported(4, 0)] * (len(added) - 1)]
+    (tmp_path / "shards").mkdir()
+    for name, half in (("0.jsonl", rows[:2]), ("1.jsonl", rows[2:])):
+        write(tmp_path, "d.jsonl", half).rename(tmp_path / "shards" / name)
+    assert import_items(store, "p", tmp_path / "shards", source="s") == Imported(4, 0)
+
+
 def test_a_saved_data_set_is_read_like_a_file(store, tmp_path):
     rows = [{"prompt": f"q{i}", "answers": ["a", "b"], "priority": i / 2} for i in range(3)]
     Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
@@ -87,7 +104,7 @@ def test_a_saved_data_set_is_read_like_a_file(store, tmp_path):
     with pytest.raises(InputError, match=r"several parts \(train\)"):
         import_items(store, "p", tmp_path / "parts")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no saved data set"):
+    with pytest.raises(InputError, match="is a folder without a file"):
         import_items(store, "p", tmp_path / "empty")
 
 

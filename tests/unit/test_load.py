@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -16,8 +15,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file, save_file
 
 from align.data.chat import IGNORED, Encoded
-from align.data.sources import DataSource, data_record, documents
-from align.errors import CorruptFile, InputError, StorageError
+from align.errors import CorruptFile, InputError
 from align.evals.heldout import held_out_loss
 from align.models.base import find_base
 from align.models.load import (
@@ -304,35 +302,6 @@ def test_only_safetensors_and_text_are_downloaded(monkeypatch: pytest.MonkeyPatc
     base = find_base(path="org/name", revision="abc")
     assert (asked["repo"], asked["revision"], base.id) == ("org/name", "abc", "org/name")
     assert not any(pattern.endswith(("bin", "pt", "pth", "*", "py")) for pattern in asked["allow_patterns"])
-
-
-def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    file = tmp_path / "test.jsonl"
-    file.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n')
-    asked: list[Any] = []
-
-    def hf_hub_download(repo: str, name: str, *, repo_type: str, revision: str | None) -> str:
-        asked.append((repo, name, repo_type, revision))
-        if name == "full.jsonl":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        if name == "none.jsonl":
-            raise errors.EntryNotFoundError.__new__(errors.EntryNotFoundError, "no")
-        return str(file)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    data = DataSource("jsonl", "hub:Anthropic/hh-rlhf@v1/harmless-base/test.jsonl.gz", held_out=0.0)
-    assert len(documents(data, "train")) == 1
-    assert data_record(data).path == data.path
-    assert asked == [("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset", "v1")]  # once, whoever reads it
-    with pytest.raises(StorageError, match="No space left"):
-        documents(DataSource("jsonl", "hub:org/name/full.jsonl"), "train")
-    with pytest.raises(InputError, match="has no such file"):
-        documents(DataSource("jsonl", "hub:org/name/none.jsonl"), "train")
-    with pytest.raises(InputError, match="names no file"):
-        documents(DataSource("jsonl", "hub:org/name"), "train")
 
 
 # Devices.

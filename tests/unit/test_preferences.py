@@ -237,9 +237,10 @@ def test_files_without_a_preference(tmp_path):
     ):
         with pytest.raises(InputError, match=problem):
             read_preferences(write(tmp_path / name, *rows))
-    for path in (tmp_path / "missing.jsonl", tmp_path):
-        with pytest.raises(InputError, match="cannot be read") as caught:
-            read_preferences(path)
+    (tmp_path / "folder").mkdir()
+    for name, problem in (("missing.jsonl", "no such file"), ("folder", "is a folder without")):
+        with pytest.raises(InputError, match=problem) as caught:
+            read_preferences(tmp_path / name)
         assert caught.value.field == "data.path"
 
 

@@ -189,8 +189,10 @@ def test_what_says_nothing_is_no_obstacle(tmp_path: Path, row: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"PAR1\x15\x04", "a Parquet file"), (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b\x08", "packed by gzip"),
-        (b'[\n{"text": "a"}\n]\n', "one JSON array"), (b'\xef\xbb\xbf [{"text": "a"}]', "one JSON array"),
+        (b"PAR1\x15\x04", "cut or damaged"), (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b\x08", "cannot be unpacked"),
+        (b"(\xb5/\xfd\x04", "cannot be unpacked"), (b"BZh9", "packed by bzip2"), (b"\xff\xfea\0", "text in UTF-16"),
+        (b"ARROW1\0\0", "cut or damaged"), (b"\xff\xff\xff\xff\x10", "cut or damaged"),
+        (b'[\n{"text": "a"},', "was cut"),
     ],
 )  # fmt: skip
 def test_another_kind_of_file_is_called_by_its_name(tmp_path: Path, content: bytes, problem: str) -> None:

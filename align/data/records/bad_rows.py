@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from align.data.formats.rows import Row
 from align.data.tally import tally
 from align.errors import InputError
 
@@ -53,21 +54,40 @@ class BadRows:
             self.take(error)
         return isinstance(error, InputError)
 
-    def take(self, error: InputError) -> None:
-        """A row is refused."""
+    def take(self, error: InputError, count: int = 1) -> None:
+        """A row is refused; or `count` rows, of which this is the first."""
         column = ROW.search(error.field)
         cause = f"{column[2] if column else ''} {DETAILS.sub('', error.problem)}"
-        self._causes.setdefault(cause, Cause(error)).count += 1
+        self._causes.setdefault(cause, Cause(error)).count += count
 
-    def good(self, lines: Iterable[tuple[int, dict[str, Any] | InputError]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The lines of a file that are rows, see `align.data.formats.json_lines.json_lines`."""
-        for number, row in lines:
-            if isinstance(row, InputError):
-                self.take(row)
+    @property
+    def count(self) -> int:
+        """Rows that were refused since the last file ended."""
+        return sum(cause.count for cause in self._causes.values())
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """What was refused since the last file ended, by cause, for whoever goes on later."""
+        return [
+            {"field": first.field, "value": str(first.value)[:200], "problem": first.problem, "remedy": first.remedy,
+             "count": cause.count}
+            for cause in self._causes.values() for first in [cause.first]
+        ]  # fmt: skip
+
+    def restore(self, causes: Iterable[Mapping[str, Any]]) -> None:
+        """Go on from what `as_json` gave."""
+        for cause in causes:
+            error = InputError(cause["field"], cause["value"], cause["problem"], cause["remedy"])
+            self.take(error, cause["count"])
+
+    def good(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Those of a data set that are rows, see `align.data.formats.rows.placed_rows`."""
+        for row in rows:
+            if row.error is not None:
+                self.take(row.error)
             else:
-                yield number, row
+                yield row
 
-    def settle(self, path: Path, kept: int) -> None:
+    def settle(self, path: str | Path, kept: int) -> None:
         """End a file: its refused rows are counted and named in a line, or raised.
 
         Args:

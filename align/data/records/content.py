@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from align.chain import canonical
-from align.types import Conversation, Feedback, Message, Preference, Record
+from align.types import Conversation, Document, Feedback, Message, Preference, Record
 
 DOCUMENTS, PREFERENCES, FEEDBACK = "documents", "preferences", "feedback"
 """Kinds of records, of which a data set holds one."""
@@ -34,6 +34,11 @@ def kind_of(record: Record) -> str:
 def turns(record: Record) -> tuple[Message, ...]:
     """All turns of a record, those of a pair one answer behind the other; of plain text none."""
     return tuple(turn for part in PARTS.get(type(record), ()) for turn in getattr(record, part))
+
+
+def asked(record: Record) -> Document:
+    """What a record asks, as a document whose question that is."""
+    return Conversation(record.prompt, record.id) if isinstance(record, Preference | Feedback) else record
 
 
 def texts(record: Record) -> list[str]:

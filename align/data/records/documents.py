@@ -6,18 +6,25 @@ A row is recognised by its columns:
     conversations                     ShareGPT's: a list of {from, value}, or of messages
     prompt [completion|response|chosen]   texts, or lists of messages
     instruction [input] [output] [history]   Alpaca's
+    question [answer|response|…]      the same as a prompt; so is `query`
+    message_id parent_id role text    OASST's: a message of a tree; or a tree in one row
     text                              plain text
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.data.formats.json_lines import json_lines
-from align.data.reasoning import CLOSE, answer_alone, reasoning_length
+from align.data.formats.rows import Row
+from align.data.reasoning import CLOSE, OPEN, answer_alone, reasoning_length
 from align.data.records.bad_rows import BadRows
+from align.data.records.content import DOCUMENTS
+from align.data.records.drops import Drop
+from align.data.records.grouping import grouped_rows, is_tree_message
 from align.data.records.messages import (
     EMPTY,
     check_row,
@@ -27,60 +34,97 @@ from align.data.records.messages import (
     refused,
     with_system_column,
 )
+from align.data.records.shapes import CONVERSATIONS, HELP, nearest
+from align.data.records.trees import flat_tree_of, is_tree, tree_of
 from align.errors import InputError, require
 from align.types import Conversation, Document, Message
 
 Placed = list[tuple[str, Message]]
 """Messages, each with the place in its row that its text stands at, for errors to name."""
 TEXT = "text"
-ANSWERS = ("completion", "response", "chosen")
 SHARE_GPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"}
 """Who speaks in ShareGPT's rows and their kin → the role. Other names are roles."""
+BESIDE = ("context", "passage", "choices", "options")
+"""Columns without which a question is another one."""
 
 
-def read_documents(path: Path, field: str = "data.path", skips: bool = False, answered: bool = False) -> list[Document]:
-    """The documents of a file, in its order.
+def read_documents(
+    path: str | Path, field: str = "data.path", skips: bool = False, answered: bool = False
+) -> list[Document]:
+    """The documents of a data set, in its order, see `align.data.formats.files.files_of`.
 
     Args:
-        field: what the user calls the file.
-        skips: rows that are refused are left out. Without, the file is refused.
+        field: what the user calls the data set.
+        skips: rows that are refused are left out. Without, the data set is refused.
         answered: a question has to have an answer beside it, in a column that may be null: without, a misspelt column
             would make questions of rows to train on.
 
     Raises:
         InputError: there is no row, or rows say nothing to learn from, or what cannot be kept: names file and row.
+        CorruptFile: a file was cut or is damaged.
     """
-    bad_rows, found = BadRows(skips), list[Document]()
-    for number, row in bad_rows.good(json_lines(path, field)):
-        with bad_rows:
-            found.append(document_of(row, f"{path}, row {number}", f"{path.name}:{number}", answered))
+    bad_rows, found, drops = BadRows(skips), list[Document](), Counter[Drop]()
+    for group in grouped_rows(path, field, bad_rows):
+        if is_tree_message(group[0].data) or is_tree(group[0].data):
+            with bad_rows:
+                row = group[0]
+                tree = list(tree_of(row, id_of(row)) if is_tree(row.data) else flat_tree_of(group, id_of))
+                drops.update(one for one in tree if isinstance(one, Drop))
+                found += [one[0] for one in tree if not isinstance(one, Drop)]
+            continue
+        for row in group:
+            with bad_rows:
+                found.append(document_of(row.data, row.where, id_of(row), answered))
     bad_rows.settle(path, len(found))
     require(bool(found), field, str(path), "is empty", "Give at least one row.")
+    for drop, count in drops.items():
+        print(f"left out {count} path{'s' if count > 1 else ''} of {path}: {drop.value}")
     return found
+
+
+def id_of(row: Row) -> str:
+    """The id of a row's conversation."""
+    return f"{row.file.name}:{row.place}"
 
 
 def document_of(row: Mapping[str, Any], where: str, id: str, answered: bool = False) -> Document:
     """One row as a document, see `read_documents`. Where a row has `text` beside a conversation, that is its rendering,
     and the conversation counts."""
+    column = shape_column(row, where)
+    if column == TEXT:
+        return plain_text(row, where)
+    placed = placed_of(row, where, column, answered)
+    for place, message in placed:
+        check_said(place, message, where)
+    if row.get("label") is False:
+        problem = "says that the answer is not wanted, and rows to imitate are"
+        raise refused(where, "label", False, problem, "Leave the row out.")
+    return Conversation(with_system_column(tuple(message for _, message in placed), row, where), id)
+
+
+def shape_column(row: Mapping[str, Any], where: str) -> str:
+    """The column that a row's shape is recognised by. Raises: InputError: there is none, or the row says what cannot be
+    kept."""
     check_row(row, where)
     check_weight(row, where)
-    there = [column for column in (*SHAPES, TEXT) if column in row]
+    there = [column for column in RECOGNISED if column in row]
     shape = next((column for column in there if row[column] is not None), there[0] if there else "")
     if not shape:
         raise InputError(
             f"{where}, columns", ", ".join(map(str, row)) or "(none)", "there is nothing to learn from among them",
-            "Give `messages`, `prompt` with `completion`, or `text`; docs/data-formats.md has every shape.",
+            f"{nearest(row, (DOCUMENTS,))}Give `messages`, `prompt` with `completion`, or `text`; {HELP}",
         )  # fmt: skip
-    if shape == TEXT:
-        return plain_text(row, where)
-    read, answers = SHAPES[shape]
+    return shape
+
+
+def placed_of(row: Mapping[str, Any], where: str, column: str, answered: bool = False) -> Placed:
+    """The messages of a row that is a conversation, recognised by this column."""
+    read, answers = SHAPES[column]
     placed = read(row, where)
     if answered and answers and not any(name in row for name in answers):
         problem = "there is no answer among them"
         raise refused(where, "columns", ", ".join(map(str, row)), problem, f"Call it {' or '.join(answers)}.")
-    for place, message in placed:
-        check_said(place, message, where)
-    return Conversation(with_system_column(tuple(message for _, message in placed), row, where), id)
+    return placed
 
 
 def plain_text(row: Mapping[str, Any], where: str) -> str:
@@ -96,6 +140,8 @@ def plain_text(row: Mapping[str, Any], where: str) -> str:
 def check_said(place: str, message: Message, where: str) -> None:
     """Raises: InputError: a turn that counts says nothing."""
     content = message.content
+    if CLOSE not in content and OPEN not in content and content.strip():
+        return
     said = answer_alone(content) if message.role == "assistant" else content
     if said.strip() or message.role == "system" or not message.trained:
         return
@@ -130,17 +176,20 @@ def share_gpt(value: Any, where: str, column: str) -> Placed:
     return placed
 
 
-def asked_and_answered(row: Mapping[str, Any], where: str) -> Placed:
-    """The turns of a `prompt` and of its answer, in whichever column that stands; of the prompt alone where there is
+def asked_and_answered(row: Mapping[str, Any], where: str, column: str, answers: tuple[str, ...]) -> Placed:
+    """The turns of a question and of its answer, in whichever column that stands; of the question alone where there is
     none."""
-    given = {name: row[name] for name in ANSWERS if row.get(name) is not None}
+    given = {name: row[name] for name in answers if row.get(name) is not None}
     if len({repr(value) for value in given.values()}) > 1:
         problem = f"has several answers ({', '.join(given)})"
-        raise refused(where, "prompt", row["prompt"], problem, "Keep one of these columns.")
-    asked = turns_of(row["prompt"], "user", where, "prompt")
-    name = next(iter(given), ANSWERS[0])
+        raise refused(where, column, row[column], problem, "Keep one of these columns.")
+    if column != "prompt" and (beside := [name for name in BESIDE if row.get(name)]):
+        problem = f"stands beside a {column}, which means something else without it"
+        raise refused(where, beside[0], row[beside[0]], problem, f"Write both into `{column}`.")
+    asked = turns_of(row[column], "user", where, column)
+    name = next(iter(given), answers[0])
     answered = turns_of(given.get(name), "assistant", where, name)
-    require(bool(asked), f"{where}, prompt", row["prompt"], "asks nothing", "Give its text.")
+    require(bool(asked), f"{where}, {column}", row[column], "asks nothing", "Give its text.")
     if [message for _, message in answered[: len(asked)]] == [message for _, message in asked]:
         answered = answered[len(asked) :]  # UltraFeedback's `chosen` repeats the prompt
     return [*asked, *answered]
@@ -173,11 +222,15 @@ def alpaca(row: Mapping[str, Any], where: str) -> Placed:
     return turns
 
 
+ANSWERS = {shape.needs[0]: shape.answers for shape in CONVERSATIONS}
 SHAPES: Mapping[str, tuple[Callable[[Mapping[str, Any], str], Placed], tuple[str, ...]]] = {
     "messages": (lambda row, where: listed(row["messages"], where, "messages"), ()),
     "conversations": (lambda row, where: share_gpt(row["conversations"], where, "conversations"), ()),
-    "prompt": (asked_and_answered, ANSWERS),
-    "instruction": (alpaca, ("output",)),
+    "prompt": (partial(asked_and_answered, column="prompt", answers=ANSWERS["prompt"]), ANSWERS["prompt"]),
+    "instruction": (alpaca, ANSWERS["instruction"]),
+    "question": (partial(asked_and_answered, column="question", answers=ANSWERS["question"]), ANSWERS["question"]),
+    "query": (partial(asked_and_answered, column="query", answers=ANSWERS["query"]), ANSWERS["query"]),
 }
 """Column that a conversation's shape is recognised by → what reads it, and the columns that its answer may stand in. Of
 several the first counts that is not null: data sets fill the columns of other rows with null."""
+RECOGNISED = (*SHAPES, TEXT)

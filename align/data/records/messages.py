@@ -33,6 +33,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 TRAINED = ("train", "training", "weight")
 """Fields that say whether a turn is trained on: axolotl's and OpenAI's."""
 WRITE = "Write a list of {role, content} messages."
+PART = ("type", "text", "cache_control")
+"""Fields of a content part of text: the last is about the server that answered, not about what is said."""
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 EMPTY = 'Give its text, leave the row out, or write "train": false on an answer that is not to be imitated.'
 
@@ -53,6 +55,10 @@ def messages_of(value: Any, where: str, column: str) -> tuple[Message, ...]:
 
 def message_of(value: Any, where: str, column: str) -> Message:
     """One message, see `messages_of`."""
+    if type(value) is dict and len(value) == 2:  # most messages are: nothing else is said of them
+        role, content = value.get("role"), value.get("content")
+        if role in ROLES and type(content) is str:
+            return Message(role, content)
     if not isinstance(value, Mapping):
         raise refused(where, column, value, "is no message", WRITE)
     check_read(value, NOT_READ, where, f"{column}.")
@@ -64,8 +70,7 @@ def message_of(value: Any, where: str, column: str) -> Message:
         raise refused(where, f"{column}.role", role, f"is none of {', '.join(ROLES)}", remedy)
     trained = trained_on(value, str(role), where, column)
     if isinstance(content, list):
-        problem, remedy = "is a list of parts, not text", "Write the text of its parts as one text."
-        raise refused(where, f"{column}.content", content, problem, remedy)
+        content = joined(content, where, f"{column}.content")
     if content is None and not trained:
         content = ""
     if not isinstance(content, str):
@@ -73,6 +78,21 @@ def message_of(value: Any, where: str, column: str) -> Message:
         remedy = EMPTY if role == "assistant" else "Give its text, or leave the row out."
         raise refused(where, f"{column}.content", content, problem, remedy)
     return Message(str(role), with_reasoning_field(value, str(role), content, where, column), trained)
+
+
+def joined(parts: list[Any], where: str, column: str) -> str:
+    """The text of OpenAI's content parts, `{type: text, text: …}`, one behind the other.
+
+    Raises:
+        InputError: a part is something else than text.
+    """
+    for i, part in enumerate(parts):
+        text = isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not text or any(value for name, value in part.items() if name not in PART):
+            problem, remedy = "is a list of parts that are not all text", "Leave the row out, or write its text alone."
+            shown = part.get("type") if isinstance(part, Mapping) and "type" in part else part
+            raise refused(where, f"{column}[{i}]", shown, problem, remedy)
+    return "".join(part["text"] for part in parts)
 
 
 def with_reasoning_field(message: Mapping[str, Any], role: str, content: str, where: str, column: str) -> str:
@@ -119,6 +139,8 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
 def check_weight(row: Mapping[str, Any], where: str) -> None:
     """Raises: InputError: a row of supervised training asks to count more or less than another. (The pairs of a ranking
     have a weight too, which follows from how many they are.)"""
+    if row.keys().isdisjoint(TRAINED):
+        return
     for name in TRAINED:
         value = row.get(name)
         number = isinstance(value, int | float)  # `train` may well be a column of text that says something else
@@ -128,6 +150,8 @@ def check_weight(row: Mapping[str, Any], where: str) -> None:
 
 
 def check_read(given: Mapping[str, Any], names: Mapping[str, str], where: str, prefix: str = "") -> None:
+    if names.keys().isdisjoint(given.keys()):
+        return
     for name, problem in names.items():
         value = given.get(name)
         if value and not (isinstance(value, str) and value.strip() in NOTHING):

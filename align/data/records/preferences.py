@@ -1,9 +1,9 @@
 """Preference files: the field's formats in, TRL's conversational form out.
 
-A file is JSON Lines, plain or `.gz`. Each row is recognised by its columns:
+Each row is recognised by its columns:
 
-    chosen rejected [prompt]                          TRL (messages or plain strings), UltraFeedback binarised, the
-                                                      implicit form (whole conversations), HH transcripts
+    chosen rejected [prompt|question]                 TRL (messages or plain strings), UltraFeedback binarised, the
+                                                      implicit form (whole conversations), HH transcripts, Orca pairs
     prompt response helpfulness                       HelpSteer: neighbouring rows with one prompt are paired
     context response1 response2 overall_preference    HelpSteer3
     prompt answers[{answer, rank}]                    K-wise rankings (Nectar), rank 1 the best
@@ -19,14 +19,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
-from itertools import combinations, groupby
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from align.data.formats.json_lines import json_lines
+from align.data.formats.rows import Row
 from align.data.records.bad_rows import BadRows
+from align.data.records.content import PREFERENCES
+from align.data.records.drops import Drop
+from align.data.records.grouping import grouped_rows, is_helpsteer
 from align.data.records.messages import check_row, displayed, messages_of, with_system_column
+from align.data.records.shapes import nearest
 from align.data.tally import tally
 from align.errors import InputError, StorageError, require
 from align.types import Message, Preference
@@ -36,14 +39,6 @@ Messages = tuple[Message, ...]
 HELP = "A row holds prompt, chosen and rejected, or the columns of HH, UltraFeedback, HelpSteer or Nectar."
 HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
-
-
-class Drop(Enum):
-    """Why a judgement yields no pair."""
-
-    IDENTICAL = "chosen and rejected are the same"
-    TIE = "neither was preferred"
-    UNPAIRED = "no other response to the prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +54,11 @@ class ReadReport:
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One line of a file, and the errors that point at it."""
+    """One row, and the errors that point at it."""
 
-    path: Path
-    number: int
     data: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        return f"{self.path.name.removesuffix('.gz').removesuffix('.jsonl')}:{self.number}"
-
-    @property
-    def where(self) -> str:
-        return f"{self.path}, row {self.number}"
+    where: str
+    name: str
 
     def error(self, column: str, problem: str, remedy: str = HELP) -> InputError:
         name = column.split("[")[0]
@@ -108,23 +95,22 @@ def read_preferences(path: str | Path, field: str = "data.path", skips: bool = F
 def read_with_report(
     path: str | Path, field: str = "data.path", skips: bool = False
 ) -> tuple[list[Preference], ReadReport]:
-    """The pairs of a file in its order, and what became of its rows.
+    """The pairs of a data set in its order, and what became of its rows.
 
     Args:
-        field: what the user calls the file.
-        skips: rows that are refused are left out. Without, the file is refused.
+        path: see `align.data.formats.files.files_of`.
+        field: what the user calls the data set.
+        skips: rows that are refused are left out. Without, the data set is refused.
 
     Raises:
-        InputError: no such file, no row, no pair, or a bad row: names file, row (its line, from 1) and column.
-        CorruptFile: a `.gz` that cannot be unpacked.
+        InputError: no such file, no row, no pair, or a bad row: names file, row (from 1) and column.
+        CorruptFile: a file was cut or is damaged.
     """
-    path, bad_rows = Path(path), BadRows(skips)
+    bad_rows = BadRows(skips)
     pairs: list[Preference] = []
     drops: Counter[Drop] = Counter()
     rows = 0
-    rows_of = (SourceRow(path, number, data) for number, data in bad_rows.good(json_lines(path, field)))
-    for _, group in groupby(rows_of, key=_neighbours):
-        together = list(group)
+    for together in grouped_rows(path, field, bad_rows):
         rows += len(together)
         with bad_rows:
             found = list(parse(together))  # all of a row, or nothing
@@ -137,12 +123,13 @@ def read_with_report(
     return pairs, ReadReport(rows, len(pairs), drops[Drop.IDENTICAL], drops[Drop.TIE], drops[Drop.UNPAIRED])
 
 
-def parse(rows: Sequence[SourceRow]) -> Iterator[Preference | Drop]:
+def parse(group: Sequence[Row]) -> Iterator[Preference | Drop]:
     """The pairs of one row, or of neighbouring HelpSteer rows."""
+    rows = [SourceRow(row.data, row.where, row.name) for row in group]
     row, columns = rows[0], rows[0].data.keys()
     for each in rows:
         check_row(each.data, each.where)
-    if _is_helpsteer(row):
+    if is_helpsteer(row.data):
         yield from _helpsteer(rows)
     elif {"chosen", "rejected"} <= columns:
         yield _pair(row)
@@ -152,20 +139,14 @@ def parse(rows: Sequence[SourceRow]) -> Iterator[Preference | Drop]:
         yield _helpsteer3(row)
     else:
         column = "rejected" if "chosen" in columns else "chosen"
-        raise row.error(column, f"missing (the row has {', '.join(sorted(columns)) or 'no columns'})")
-
-
-def _is_helpsteer(row: SourceRow) -> bool:
-    return {"prompt", "response", "helpfulness"} <= row.data.keys()
-
-
-def _neighbours(row: SourceRow) -> Any:
-    """What consecutive rows must share to be read together; the row's number where it stands alone."""
-    return json.dumps(row.data["prompt"]) if _is_helpsteer(row) else row.number
+        seen = f"missing (the row has {', '.join(sorted(columns)) or 'no columns'})"
+        raise row.error(column, seen, nearest(row.data, (PREFERENCES,)) + HELP)
 
 
 def _pair(row: SourceRow) -> Preference | Drop:
-    prompt, chosen, rejected = row.data.get("prompt"), row.data["chosen"], row.data["rejected"]
+    chosen, rejected = row.data["chosen"], row.data["rejected"]
+    asking = "prompt" if row.data.get("prompt") is not None or "question" not in row.data else "question"
+    prompt = row.data.get(asking)
     for column, value in (("chosen", chosen), ("rejected", rejected)):
         if not isinstance(value, str | list):
             raise row.error(column, "missing" if value is None else "neither a text nor a list of messages")
@@ -188,13 +169,13 @@ def _pair(row: SourceRow) -> Preference | Drop:
     if better[0].role == worse[0].role == "assistant":
         if prompt is None:
             raise row.error("prompt", "missing")
-        asked = as_prompt(row, "prompt", prompt)
+        asked = as_prompt(row, asking, prompt)
     else:
         asked, better, worse = split_shared(row, better, worse)
         asked = with_system_column(asked, row.data, row.where)
         # A list names its messages and must be right; a string (UltraFeedback) repeats one of them, as a caption.
-        if isinstance(prompt, list) and asked[-len(prompt) :] != as_messages(row, "prompt", prompt):
-            raise row.error("prompt", "not what chosen and rejected share")
+        if isinstance(prompt, list) and asked[-len(prompt) :] != as_messages(row, asking, prompt):
+            raise row.error(asking, "not what chosen and rejected share")
     return _preference(row, asked, (better, worse), _margin(row))
 
 

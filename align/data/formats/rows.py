@@ -1,0 +1,102 @@
+"""Rows of a data set: whatever its files are, one after another, numbered from 1.
+
+    .jsonl .ndjson .json    JSON Lines, or one JSON array, or an object that holds one
+    .csv .tsv               tables with a header
+    .parquet .arrow         Parquet; Arrow's IPC files and streams
+
+Each may be packed by gzip or zstd. What a file begins with tells its format, and its name only where that does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from align.data.formats.files import KNOWN, files_of
+from align.data.formats.kinds import reader_of
+from align.data.formats.source import ENDINGS, Source
+from align.data.formats.tables import read_table
+from align.errors import InputError
+
+Reader = Callable[[Source, int], Iterator[tuple[int, dict[str, Any] | InputError | None]]]
+"""Reads one file: (number from 1, its row or why that is none), and at last (numbers in all, None). Rows up to a number
+are not read again."""
+
+
+class Row(NamedTuple):
+    """One row of a data set.
+
+    Attributes:
+        number: in the data set; ascending.
+        data: column → value. Empty where there is an error.
+        file: that it stands in.
+        place: in the file: its line in JSON Lines, elsewhere its number.
+        texts: every value is a text or null, for tables know nothing else.
+        error: why it is no row.
+    """
+
+    number: int
+    data: dict[str, Any]
+    file: Path
+    place: int
+    texts: bool = False
+    error: InputError | None = None
+
+    @property
+    def where(self) -> str:
+        """How errors name it."""
+        return f"{self.file}, row {self.place}"
+
+    @property
+    def name(self) -> str:
+        """How ids name it: `my-file:7`."""
+        return f"{name_of(self.file)}:{self.place}"
+
+
+def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0) -> Iterator[Row]:
+    """The rows of a data set, see `align.data.formats.files.files_of`; rows that are none with their errors.
+
+    Args:
+        field: what the user calls the data set.
+        skip: rows up to this number were read before. Parquet and Arrow pass over them without reading.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+        CorruptFile: it cannot be unpacked, was cut, or is damaged. The rows before that are given first.
+    """
+    before = 0
+    for file in files_of(path, field):
+        source, place = Source(file, field), [0]
+        with source.told(place):
+            read = reader_of(source)
+            for place[0], data in read(source, max(0, skip - before)):
+                if data is None:
+                    before += place[0]
+                elif isinstance(data, InputError):
+                    yield Row(before + place[0], {}, file, place[0], error=data)
+                else:
+                    yield Row(before + place[0], data, file, place[0], read is read_table)
+
+
+def rows(
+    path: str | Path, field: str = "data.path", skip: int = 0
+) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    """(number, columns) of each row, see `placed_rows`; the error of a row that is none stands in its place."""
+    return ((row.number, row.error or row.data) for row in placed_rows(path, field, skip))
+
+
+def checked_rows(path: str | Path, field: str = "data.path") -> Iterator[Row]:
+    """The rows of a data set of which none may be wrong. Raises: InputError: one is."""
+    for row in placed_rows(path, field):
+        if row.error is not None:
+            raise row.error
+        yield row
+
+
+def name_of(file: Path) -> str:
+    """A file's name without the endings that tell its format."""
+    name = file.name
+    for endings in (ENDINGS, KNOWN):
+        name = next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), name)
+    return name

@@ -1,0 +1,129 @@
+"""A file that rows are read from: its bytes, unpacked where they are packed, and the errors that name it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from align.errors import CorruptFile, InputError
+from align.run import storage_error
+
+PACKED = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd"}
+"""What a packed file begins with → by what it is packed."""
+ENDINGS = {".gz": "gzip", ".zst": "zstd"}
+HEAD = 64 * 2**10
+"""Bytes at the beginning of a file that tell its format."""
+AGAIN = "Fetch or write the file again."
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file of a data set.
+
+    Attributes:
+        path: of the file.
+        field: what the user calls the data set.
+    """
+
+    path: Path
+    field: str = "data.path"
+
+    @property
+    def plain_name(self) -> str:
+        """Its name without the ending of what it is packed by, in lower case."""
+        name = self.path.name.lower()
+        return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
+
+    def where(self, row: int) -> str:
+        """How errors name a row."""
+        return f"{self.path}, row {row}"
+
+    def refused(self, problem: str, remedy: str) -> InputError:
+        """The error of a file that is not read."""
+        return InputError(self.field, str(self.path), problem, remedy)
+
+    def corrupt(self, problem: str, remedy: str = AGAIN) -> CorruptFile:
+        """The error of a file that is not whole."""
+        return CorruptFile(self.field, str(self.path), problem, remedy)
+
+    def packed_by(self) -> str:
+        """`gzip`, `zstd`, or nothing. Raises: CorruptFile: its name says that it is packed, and it is not."""
+        with self.path.open("rb") as file:
+            begins = file.read(4)
+        found = next((how for mark, how in PACKED.items() if begins.startswith(mark)), "")
+        named = ENDINGS.get(self.path.suffix.lower())
+        if named and found != named:
+            raise self.corrupt(f"cannot be unpacked after row 0 (it is not packed by {named}, as its name says)")
+        return found
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """Its bytes from the first to the last, unpacked."""
+        how = self.packed_by()
+        if how == "gzip":
+            with gzip.open(self.path, "rb") as file:
+                yield cast(BinaryIO, file)
+        elif how == "zstd":
+            import pyarrow
+
+            with pyarrow.OSFile(str(self.path)) as file, pyarrow.CompressedInputStream(file, "zstd") as stream:
+                yield io.BufferedReader(cast(Any, stream), HEAD)
+        else:
+            with self.path.open("rb") as file:
+                yield file
+
+    @contextmanager
+    def seekable(self) -> Iterator[BinaryIO]:
+        """The same where any place can be read next: a packed file is unpacked into a temporary one.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        with self.opened() as file:
+            if not self.packed_by():
+                yield file
+                return
+            with tempfile.TemporaryFile() as whole:
+                copy(file, whole)
+                whole.seek(0)
+                yield whole
+
+    def head(self) -> bytes:
+        """The first bytes."""
+        with self.opened() as file:
+            return file.read(HEAD)
+
+    @contextmanager
+    def told(self, row: list[int]) -> Iterator[None]:
+        """What reading raises, as an error that names the file.
+
+        Args:
+            row: holds the number of the row that was read last.
+        """
+        try:
+            yield
+        except (EOFError, zlib.error) as error:
+            raise self.corrupt(f"cannot be unpacked after row {row[0]} ({error})") from error
+        except InputError:
+            raise
+        except OSError as error:
+            if error.errno is None:  # of gzip and of Arrow, about what the file holds
+                raise self.corrupt(f"cannot be unpacked after row {row[0]} ({error})") from error
+            remedy = "Check the path, and that you may read it."
+            raise self.refused(f"cannot be read ({error.strerror})", remedy) from error
+
+
+def copy(file: BinaryIO, whole: BinaryIO) -> None:
+    """Raises: StorageError: the disk is full."""
+    try:
+        shutil.copyfileobj(file, whole, 2**20)
+    except OSError as error:
+        raise storage_error(error, tempfile.gettempdir()) or error from error

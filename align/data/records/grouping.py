@@ -1,0 +1,127 @@
+"""Rows as the shapes need them: with the columns' names mapped, a table's cells as values, and read together where a
+record stands in several.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from align.data.formats.rows import Row, placed_rows
+from align.data.formats.tables import Cells
+from align.data.records.bad_rows import BadRows
+from align.errors import InputError
+
+CELLS = Cells(
+    lists=frozenset({"messages", "conversations", "history", "answers"}),
+    messages=frozenset({"prompt", "completion", "response", "chosen", "rejected", "context"}),
+    numbers=frozenset(
+        [
+            "helpfulness",
+            "overall_preference",
+            "margin",
+            "score_chosen",
+            "score_rejected",
+            "strength",
+            "label",
+            "weight",
+            "train",
+            "training",
+            "chosen_ended",
+            "rejected_ended",
+            "deleted",
+        ]
+    ),
+)
+
+
+def grouped_rows(
+    path: str | Path, field: str, bad_rows: BadRows, columns: Mapping[str, str] | None = None, skip: int = 0
+) -> Iterator[list[Row]]:
+    """The rows of a data set, those together that are read together: HelpSteer's neighbours on one prompt, and the
+    messages of a tree; others alone. Rows that are none are handed to `bad_rows`.
+
+    Args:
+        columns: our name of a column → the data set's.
+        skip: rows up to this number were read before, see `align.data.formats.rows.placed_rows`.
+    """
+    neighbours, held, shared, refused = Neighbours(), list[Row](), None, list[InputError]()
+    for row in ready(placed_rows(path, field, skip), columns or {}):
+        if row.error is not None:
+            refused.append(row.error)
+        key = None if row.error is not None else neighbours.key(row.data)
+        if held and row.error is None and (key is None or key != shared):
+            yield held
+            held = []
+        if not held:  # what is refused behind a group counts once the group was given
+            while refused:
+                bad_rows.take(refused.pop(0))
+        if row.error is None and key is None:
+            yield [row]
+        elif row.error is None:
+            held.append(row)
+            shared = key
+    if held:
+        yield held
+    for error in refused:
+        bad_rows.take(error)
+
+
+def ready(rows: Iterator[Row], columns: Mapping[str, str]) -> Iterator[Row]:
+    """Rows with our names of columns, and with values; those that cannot be given such with an error."""
+    for row in rows:
+        if row.error is not None or not (columns or row.texts):
+            yield row
+            continue
+        try:
+            data = renamed(row.data, columns, row.where) if columns else row.data
+            yield row._replace(data=CELLS.typed(data) if row.texts else data)
+        except InputError as error:
+            yield row._replace(error=error)
+
+
+def renamed(data: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
+    """A row whose columns have our names. What had one of these names before is left out.
+
+    Raises:
+        InputError: a column that is to be renamed is not there.
+    """
+    for ours, theirs in columns.items():
+        if theirs not in data:
+            seen, problem = (
+                ", ".join(map(str, data)) or "(none)",
+                f"there is no {theirs} among them, which is to be {ours}",
+            )
+            raise InputError(f"{where}, columns", seen, problem, "Give the name of a column that is there.")
+    taken = {*columns, *columns.values()}
+    kept = {name: value for name, value in data.items() if name not in taken}
+    return {ours: data[theirs] for ours, theirs in columns.items()} | kept
+
+
+class Neighbours:
+    """What rows behind one another share where they are read together; None for a row that stands alone."""
+
+    def __init__(self) -> None:
+        self.trees = 0
+
+    def key(self, row: Mapping[str, Any]) -> Any:
+        if is_helpsteer(row):
+            return "HelpSteer", json.dumps(row["prompt"])
+        if is_tree_message(row):
+            self.trees += row.get("parent_id") is None
+            tree = row.get("message_tree_id")
+            return "tree", self.trees if tree is None else str(tree)
+        return None
+
+
+def is_helpsteer(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one answer to a prompt with a figure of how good it is."""
+    return row.get("helpfulness") is not None and "prompt" in row and "response" in row
+
+
+def is_tree_message(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one message of a tree, as OASST's flat files have them."""
+    named = "message_id" in row and ("parent_id" in row or "message_tree_id" in row)
+    return named and "role" in row and "text" in row

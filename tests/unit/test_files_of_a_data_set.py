@@ -1,0 +1,124 @@
+"""The files of a data set: a folder, a pattern, what `datasets` saved; and what is no data set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+from written import PACKERS, WRITERS, write
+
+from align.data.formats.files import files_of
+from align.data.formats.rows import placed_rows, rows
+from align.data.sources import files_record
+from align.errors import CorruptFile, InputError
+
+GOOD = b'{"text": "a"}\n'
+ROWS = [{"messages": [{"role": "user", "content": f"ä{i}"}], "n": i, "flag": i % 2 == 0} for i in range(11)]
+
+
+def numbered(found: list[Any]) -> list[tuple[int, Any]]:
+    return list(enumerate(found, start=1))
+
+
+def test_a_folder_and_a_pattern_are_their_files_in_order(tmp_path: Path) -> None:
+    names = ["b-00001.jsonl", "a/x.csv", "b-00000.parquet.gz", "b-00002.json.zst"]
+    contents = {name: [{"prompt": f"{name}{i}", "completion": "b"} for i in range(4)] for name in names}
+    for name, found in contents.items():
+        kind, ending = name.split(".")[1], f".{name.split('.')[2]}" if name.count(".") > 1 else ""
+        written = {"jsonl": "d.jsonl", "csv": "d.csv", "parquet": "d.parquet", "json": "array.json"}[kind]
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(PACKERS[ending](WRITERS[written](found)))
+    for other in (".hidden.jsonl", "README.md", "dataset_info.json"):
+        (tmp_path / other).write_text("{")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x.jsonl").write_text("{")
+    ordered = sorted(names)
+    assert [path.relative_to(tmp_path).as_posix() for path in files_of(tmp_path)] == ordered
+    everything = [row for name in ordered for row in contents[name]]
+    assert list(rows(tmp_path)) == numbered(everything)
+    for skip in (1, 4, 6, 15, 16):
+        assert list(rows(tmp_path, skip=skip)) == numbered(everything)[skip:]
+    assert [path.name for path in files_of(f"{tmp_path}/b-*")] == ordered[1:]
+    assert files_of(f"{tmp_path}/**/*.csv") == [tmp_path / "a/x.csv"]
+    third = next(row for row in placed_rows(tmp_path, skip=6))
+    assert (third.number, third.where, third.name) == (7, f"{tmp_path}/b-00000.parquet.gz, row 3", "b-00000:3")
+
+
+def test_files_have_one_digest_over_them_in_their_order(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl"):
+        write(tmp_path, "d.jsonl", [{"text": name}]).rename(tmp_path / name)
+    whole = files_record(str(tmp_path), "data.path").digest
+    assert files_record(f"{tmp_path}/*.jsonl", "data.path").digest == whole
+    assert (
+        files_record(f"{tmp_path}/a.*", "data.path").digest == files_record(f"{tmp_path}/a.jsonl", "").digest != whole
+    )
+    write(tmp_path, "d.jsonl", [{"text": "b"}]).rename(tmp_path / "b.jsonl")
+    assert files_record(str(tmp_path), "data.path").digest != whole
+
+
+def test_a_bad_row_of_a_shard_names_the_shard(tmp_path: Path) -> None:
+    (tmp_path / "0.jsonl").write_bytes(GOOD * 3)
+    (tmp_path / "1.jsonl").write_bytes(GOOD + b"no\n")
+    *_, last = placed_rows(tmp_path)
+    assert last.error is not None
+    assert (last.number, last.error.field) == (5, f"{tmp_path}/1.jsonl, row 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("absent.jsonl", "no such file"), ("absent/*.jsonl", "matches no file"), ("*.md", "matches no file"),
+        ("empty", "is a folder without"), ("loop", "is a loop of links"), ("in/self.jsonl", "is a loop of links"),
+        ("in", "is a loop of links"), ("in/*.jsonl", "is a loop of links"), ("splits", r"splits \(test, train\)"),
+        ("here.jsonl/x", "no such file"), ("", "names no file"), ("pipe", "neither a file nor a folder"),
+        ("x" * 300, "File name too long"), ("a\0b", "is no path"), ("closed/a.jsonl", "no such file"),
+    ],
+)  # fmt: skip
+def test_a_path_to_nothing_is_told(tmp_path: Path, name: str, problem: str) -> None:
+    for folder in ("empty", "loop", "in", "splits"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "README.md").write_text("a")
+    (tmp_path / "here.jsonl").write_bytes(GOOD)
+    (tmp_path / "loop" / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "loop" / "again").symlink_to(tmp_path / "loop")
+    (tmp_path / "in" / "self.jsonl").symlink_to(tmp_path / "in" / "self.jsonl")
+    for split in ("train", "test"):
+        (tmp_path / "splits" / f"{split}-00000-of-00001.jsonl").write_bytes(GOOD)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=problem) as caught:
+        list(rows(f"{tmp_path}/{name}" if name else "", "stage.path"))
+    assert caught.value.field == "stage.path"
+    assert caught.value.exit_status == 2
+
+
+def test_a_link_to_another_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "one" / "link").symlink_to(tmp_path / "other")
+    assert [path.name for path in files_of(tmp_path / "one")] == ["a.jsonl"]
+
+
+def test_a_data_set_that_was_saved_is_read_as_it_was(tmp_path: Path) -> None:
+    saved = Dataset.from_list(ROWS).shuffle(seed=3)
+    saved.save_to_disk(tmp_path / "one", num_shards=3)
+    assert [data for _, data in rows(tmp_path / "one")] == list(saved)
+    assert list(rows(tmp_path / "one", skip=5)) == numbered(list(saved))[5:]
+    parts = DatasetDict(train=saved, test=saved.select([0]))
+    parts.save_to_disk(tmp_path / "two")
+    with pytest.raises(InputError, match=r"several parts \(test, train\)"):
+        list(rows(tmp_path / "two"))
+    assert [data for _, data in rows(tmp_path / "two" / "test")] == [saved[0]]
+    shard = sorted((tmp_path / "one").glob("*.arrow"))[1]
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(CorruptFile, match=shard.name):
+        list(rows(tmp_path / "one"))
+    shard.unlink()
+    with pytest.raises(CorruptFile, match="is missing"):
+        list(rows(tmp_path / "one"))
+    (tmp_path / "one" / "state.json").write_text("{}")
+    with pytest.raises(CorruptFile, match="lists no files"):
+        list(rows(tmp_path / "one"))

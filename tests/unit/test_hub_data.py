@@ -1,0 +1,69 @@
+"""Data sets of the hub: one file, or a split of a whole one."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.data.sources import DataSource, data_record, documents
+from align.errors import InputError, StorageError
+
+
+def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n')
+    asked: list[Any] = []
+
+    def hf_hub_download(repo: str, name: str, *, repo_type: str, revision: str | None) -> str:
+        asked.append((repo, name, repo_type, revision))
+        if name == "full.jsonl":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if name == "none.jsonl":
+            raise errors.EntryNotFoundError.__new__(errors.EntryNotFoundError, "no")
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    data = DataSource("jsonl", "hub:Anthropic/hh-rlhf@v1/harmless-base/test.jsonl.gz", held_out=0.0)
+    assert len(documents(data, "train")) == 1
+    assert data_record(data).path == data.path
+    assert asked == [("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset", "v1")]  # once, whoever reads it
+    with pytest.raises(StorageError, match="No space left"):
+        documents(DataSource("jsonl", "hub:org/name/full.jsonl"), "train")
+    with pytest.raises(InputError, match="has no such file"):
+        documents(DataSource("jsonl", "hub:org/name/none.jsonl"), "train")
+    with pytest.raises(InputError, match="names no data set"):
+        documents(DataSource("jsonl", "hub:org"), "train")
+
+
+def test_a_whole_data_set_of_the_hub_is_one_split_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`datasets` takes a folder here as it takes a repository there; the hub is asked for nothing but whether it has
+    it."""
+    import huggingface_hub
+
+    folder = tmp_path / "org" / "name"
+    (folder / "more").mkdir(parents=True)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  default: true\n  data_files: [{split: train, path: a.jsonl}, "
+        "{split: test, path: b.jsonl}]\n- config_name: extra\n  data_files: [{split: train, path: more/c.jsonl}]\n---\n"
+    )
+    for name in ("a.jsonl", "b.jsonl", "more/c.jsonl"):
+        (folder / name).write_text(json.dumps({"text": name[-7]}) + "\n")
+    asked: list[Any] = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, repo, **more: asked.append((repo, more)))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for path, text in (("hub:org/name", "a"), ("hub:org/name:train", "a"), ("hub:org/name:extra:train", "c")):
+        data = DataSource("jsonl", path)
+        assert (path, documents(data, "train")) == (path, [text])
+        assert len(data_record(data).digest) == 64
+    assert asked == [("org/name", {"revision": None, "timeout": 10})] * 3
+    for path, problem in (("hub:org/name:dev", "Unknown split"), ("hub:org/name:less:train", "less")):
+        with pytest.raises(InputError, match=f"cannot be loaded .*{problem}"):
+            documents(DataSource("jsonl", path), "train")

@@ -1,0 +1,82 @@
+"""Large files are read in memory that does not grow with them."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import pytest
+from written import COLUMNS, WRITERS, write
+
+GROWTH = """
+import sys
+from align.data.formats.rows import rows
+
+def kilobytes(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name))
+
+list(rows(sys.argv[2]))  # imports
+open("/proc/self/clear_refs", "w").write("5")  # VmHWM begins again
+before, count = kilobytes("VmRSS"), sum(1 for _ in rows(sys.argv[1]))
+print(count, (kilobytes("VmHWM") - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["d.jsonl", "d.jsonl.gz", "d.jsonl.zst", "array.json", "held.json", "d.csv", "d.parquet", "file.arrow",
+     "stream.arrow", "d.parquet.gz"],
+)  # fmt: skip
+def test_a_large_file_is_read_in_memory_that_does_not_grow(tmp_path: Path, name: str) -> None:
+    """300 MB, of which at most 100 may be held at a time; Parquet in one group of rows, as pandas writes it."""
+    draw, count = random.Random(0), 300_000
+    words = [f"{draw.getrandbits(48):x}" for _ in range(5000)]
+
+    def some() -> list[dict[str, str]]:
+        return [{"prompt": " ".join(draw.choices(words, k=40)), "completion": " ".join(draw.choices(words, k=40))}
+                for _ in range(1000)]  # fmt: skip
+
+    plain, packed = name.removesuffix(".gz").removesuffix(".zst"), "." + name.rsplit(".", 1)[1]
+    path = tmp_path / plain
+    if plain in COLUMNS:
+        schema = pa.schema({"prompt": pa.string(), "completion": pa.string()})
+        whole = pa.Table.from_batches([pa.RecordBatch.from_pylist(some(), schema) for _ in range(count // 1000)])
+        if plain == "d.parquet":
+            pq.write_table(whole, path, row_group_size=count, compression="none")
+        else:
+            new = pyarrow.ipc.new_file if plain == "file.arrow" else pyarrow.ipc.new_stream
+            with new(path, schema) as writer:
+                writer.write_table(whole)
+    else:
+        with path.open("wb") as file:
+            for i in range(count // 1000):
+                blob = WRITERS[plain](some())
+                if plain == "d.csv" and i:
+                    blob = blob.partition(b"\n")[2]
+                elif plain == "array.json":
+                    blob = (b"[" if not i else b"") + blob[1:-1] + (b"]" if i == count // 1000 - 1 else b",")
+                elif plain == "held.json":
+                    blob = (b'{"data": [' if not i else b"") + blob[blob.index(b"[{") + 1 : blob.rindex(b"}]") + 1]
+                    blob += b"]}" if i == count // 1000 - 1 else b","
+                file.write(blob)
+    assert path.stat().st_size > 280 * 2**20
+    if packed in (".gz", ".zst"):
+        codec = {".gz": "gzip", ".zst": "zstd"}[packed]
+        with path.open("rb") as file, pa.CompressedOutputStream(str(tmp_path / name), codec) as out:
+            while chunk := file.read(2**20):
+                out.write(chunk)
+    small = write(tmp_path / "..", plain, [{"prompt": "a", "completion": "b"}])
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(tmp_path / name), str(small)], capture_output=True, text=True, check=True
+    )
+    found, grown = map(int, done.stdout.split())
+    print(name, grown, "MB")
+    assert found == count
+    assert grown <= 100

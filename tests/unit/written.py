@@ -1,0 +1,76 @@
+"""Rows written in every format that is read, for tests of reading."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def lines(rows: Rows) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def table(rows: Rows, separator: str) -> bytes:
+    """As pandas writes it: lists as JSON, nothing for null."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter=separator)
+    writer.writerow(names)
+    for row in rows:
+        values = [row.get(name) for name in names]
+        writer.writerow([json.dumps(v) if isinstance(v, list | dict | bool) else v for v in values])
+    return file.getvalue().encode()
+
+
+def parquet(rows: Rows) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(map(dict, rows))), file, row_group_size=3)
+    return file.getvalue()
+
+
+def arrow(rows: Rows, new: Callable[..., Any]) -> bytes:
+    file, whole = io.BytesIO(), pa.Table.from_pylist(list(map(dict, rows)))
+    with new(file, whole.schema) as writer:
+        writer.write_table(whole, max_chunksize=3)
+    return file.getvalue()
+
+
+WRITERS: Mapping[str, Callable[[Rows], bytes]] = {
+    "d.jsonl": lines,
+    "array.json": lambda rows: json.dumps(rows).encode(),
+    "indented.json": lambda rows: json.dumps(rows, indent=2, ensure_ascii=False).encode("utf-8-sig"),
+    "held.json": lambda rows: json.dumps({"version": "1.0", "tags": ["a"], "data": rows, "n": {"rows": 1}}).encode(),
+    "lines.json": lines,
+    "d.csv": lambda rows: table(rows, ",").replace(b"\r\n", b"\n"),
+    "semicolons.csv": lambda rows: b"\xef\xbb\xbf" + table(rows, ";"),
+    "d.tsv": lambda rows: table(rows, "\t"),
+    "d.parquet": parquet,
+    "file.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_file),
+    "stream.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_stream),
+}
+"""Name of a file → the rows as its bytes."""
+TABLES = ("d.csv", "semicolons.csv", "d.tsv")
+COLUMNS = ("d.parquet", "file.arrow", "stream.arrow")
+PACKERS: Mapping[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda blob: gzip.compress(blob, mtime=0),
+    ".zst": lambda blob: pa.compress(blob, codec="zstd", asbytes=True),
+}
+
+
+def write(folder: Path, name: str, rows: Rows, packed: str = "") -> Path:
+    """A file of rows."""
+    path = folder / f"{name}{packed}"
+    path.write_bytes(PACKERS[packed](WRITERS[name](rows)))
+    return path
