@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from align.errors import CorruptFile
 
+ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 GENESIS = "0" * 64
 """What stands where the first link would name its predecessor's hash."""
 
@@ -55,7 +56,7 @@ class Link(Protocol):
 
 def canonical(value: Any) -> str:
     """The one JSON text of a value: keys sorted, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return ENCODER.encode(value)
 
 
 def salted_digest(salt: str, content: Any) -> str:

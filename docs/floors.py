@@ -17,7 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = Path(__file__).with_suffix(".svg")
 OURS = ("align", "annotate", "reward")
 FLOORS = {
-    0: ("align.types", "align.errors", "align.config", "align.redaction", "align.chain", "align.aliases"),
+    0: (
+        "align.types",
+        "align.errors",
+        "align.config",
+        "align.redaction",
+        "align.chain",
+        "align.merkle",
+        "align.aliases",
+        "align.functions",
+    ),
     1: ("align.ops", "align.run", "align.track", "annotate.store"),
     2: ("align.data", "align.models", "align.report", "align.web"),
     3: ("reward", "align.rollout"),

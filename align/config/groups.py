@@ -95,15 +95,25 @@ class MethodConfig(Settings):
             require(same, f"method.{key}", value, f"is of a fresh adapter: {why}", remedy)
 
 
+BY_PATH = {"jsonl": "files", "manifest": "a data set of stage=data"}
+"""Choices of `data` that read what `data.path` names."""
+EXAMPLES = {"jsonl": "FILE.jsonl", "manifest": "data:latest"}
+
+
 @dataclass
 class DataConfig(Settings):
-    """Where conversations, texts or preference pairs come from: the corpus of the built-in model (`chitchat`), a file
-    (`jsonl`), or the votes of the annotation store (`annotations`)."""
+    """Where conversations, texts or preference pairs come from: the corpus of the built-in model (`chitchat`), files
+    (`jsonl`), a data set that `stage=data` made (`manifest`), or the votes of the annotation store (`annotations`)."""
 
     AT: ClassVar[str] = "data"
 
-    name: str = setting("chitchat", "The source.", choices=("chitchat", "jsonl", "annotations"))
-    path: str | None = setting(None, "The file of data=jsonl, or hub:ORG/NAME/FILE.", names="data")
+    name: str = setting("chitchat", "The source.", choices=("chitchat", "jsonl", "manifest", "annotations"))
+    path: str | None = setting(
+        None,
+        "Files of data=jsonl: a file, a folder, a pattern, hub:ORG/NAME, or hub:ORG/NAME/FILE. The data set of "
+        "data=manifest: data:latest, data:NAME, or a folder.",
+        names="data",
+    )
     part: str | None = setting(
         None, "Part of the corpus chitchat: `base` is plain text. Empty: the part that the stage needs."
     )
@@ -175,24 +185,28 @@ class DataConfig(Settings):
             plain = abs(value) <= MOST if number else isinstance(value, str) and "#}" not in value
             require(plain, key, value, "is no value of a template's argument", "Give text, a number, true or false.")
         require(
-            self.path is None or self.name == "jsonl", "data.path", self.path, f"data={self.name} reads no file",
-            "Add data=jsonl, or drop data.path.",
+            self.path is None or self.name in BY_PATH, "data.path", self.path, f"data={self.name} reads no file",
+            "Add data=jsonl or data=manifest, or drop data.path.",
         )  # fmt: skip
         require(
-            self.eval_path is None or self.name == "jsonl", "data.eval_path", self.eval_path,
+            self.eval_path is None or self.name in BY_PATH, "data.eval_path", self.eval_path,
             f"data={self.name} has a side of its own to measure on", "Add data=jsonl and data.path, or drop it.",
         )  # fmt: skip
         require(
             self.eval_path is None or self.held_out in (0, DataConfig.held_out), "data.held_out", self.held_out,
             "data.eval_path is measured on, and nothing is held out of data.path", "Drop one of the two.",
         )  # fmt: skip
+        require(
+            self.name != "manifest" or self.held_out in (0, DataConfig.held_out), "data.held_out", self.held_out,
+            "a data set is divided already", "Drop it, or make another data set: stage=data data.held_out=….",
+        )  # fmt: skip
         if self.eval_path is not None:
             object.__setattr__(self, "held_out", 0.0)  # however it is said, it is the same run
         blank = bool(self.system) and not str(self.system).strip()
         require(not blank, "data.system", self.system, "is blank", "Give its text, or leave it out.")
         require(
-            self.name != "jsonl" or bool(self.path), "data.path", self.path or "(empty)", "data=jsonl reads a file",
-            "Add data.path=FILE.jsonl.",
+            self.name not in BY_PATH or bool(self.path), "data.path", self.path or "(empty)",
+            f"data={self.name} reads {BY_PATH.get(self.name)}", f"Add data.path={EXAMPLES.get(self.name)}.",
         )  # fmt: skip
 
 

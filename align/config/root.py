@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from omegaconf import II
 
 from align.config.groups import (
+    BY_PATH,
     DataConfig,
     EngineConfig,
     ExportConfig,
@@ -151,7 +152,7 @@ class Config(Settings):
         name = getattr(self.stage, "name", None)
         from_base = self.init == "base" and name in ("sft", "full", "sample", "reward", "dpo", "ppo")
         require(
-            not from_base or self.data.name != "jsonl" or self.model.path is not None, "model", "(not given)",
+            not from_base or self.data.name not in BY_PATH or self.model.path is not None, "model", "(not given)",
             f"{self.data.path} is data of your own, and nothing says which base model is to learn from it",
             "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in toy of 6 million weights.",
         )  # fmt: skip

@@ -187,6 +187,11 @@ def of_pairs(data: DataConfig, usual_share: bool) -> None:
         "is measured on, and stage.held_out is given too", "Drop one of the two.",
     )  # fmt: skip
     require(
-        data.name in ("annotations", "jsonl"), "data", data.name, "holds no preference pairs",
-        "Use data=annotations with project=NAME, or data=jsonl with data.path=PAIRS.jsonl.",
+        data.name != "manifest" or usual_share, "data", data.name,
+        "is divided already, and stage.held_out is given too",
+        "Drop stage.held_out, or make another data set: stage=data data.held_out=….",
+    )  # fmt: skip
+    require(
+        data.name in ("annotations", "jsonl", "manifest"), "data", data.name, "holds no preference pairs",
+        "Use data=annotations with project=NAME, data=jsonl with data.path=PAIRS.jsonl, or data=manifest.",
     )  # fmt: skip

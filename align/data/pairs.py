@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from align.data.chat import encode_judged, prompt_length, surely_too_long
 from align.data.reasoning import without_reasoning
+from align.data.records.content import PREFERENCES
 from align.data.records.messages import with_default_system
 from align.data.records.preferences import read_preferences
-from align.data.sources import DataSource, data_file, data_records, eval_file
+from align.data.sets.published import data_set
+from align.data.sources import MANIFEST, DataSource, data_records
 from align.data.split import IN_EVAL, held_back, question_key, split_by_group
 from align.data.tally import tally
 from align.errors import InputError, require
@@ -49,13 +52,28 @@ def pairs_records(data: DataSource, store: str, project: str) -> dict[str, Input
 
 
 def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool, seed: int = 0) -> list[Preference]:
-    """Pairs of the annotation store's project, or of a file."""
+    """Pairs of the annotation store's project, of a file, or those of a data set that are to train on."""
     if data.name == "annotations":
         with Store.open(store, create=False) as votes:
             found = preferences(votes, project, allow_simulated)
+    elif data.name == MANIFEST:
+        found = pairs_in(data, "train")
     else:
-        found = read_preferences(data_file(data.path), "data.path", data.skips)
+        found = read_preferences(data.path or "", "data.path", data.skips)
     return drawn(found, data.limit, seed)
+
+
+def pairs_in(data: DataSource, side: str) -> list[Preference]:
+    """The pairs of one side of a data set.
+
+    Raises:
+        InputError: it holds none.
+    """
+    found = data_set(Path(data.path or ""))
+    problem = f"holds {found.kind}, and preference pairs are read"
+    remedy = "Name a data set that was made of pairs."
+    require(found.kind == PREFERENCES, "data.path", data.path, problem, remedy)
+    return [record for record in found.records(side) if isinstance(record, Preference)]
 
 
 def drawn(found: list[Preference], limit: int | None, seed: int) -> list[Preference]:
@@ -85,14 +103,14 @@ def divided_pairs(
     prefs: Sequence[Preference], data: DataSource, held_out: float, seed: int
 ) -> tuple[list[Preference], list[Preference]]:
     """Pairs to train on and pairs to measure on, divided by prompt so that no ranking has a pair on both sides; or
-    measured on a file of their own (`data.eval_path`). Of a file, what `stage=eval` will ask must not have taught
-    anything either.
+    measured on a file of their own (`data.eval_path`). A data set has sides of its own. Of a file, what `stage=eval`
+    will ask must not have taught anything either.
 
     Raises:
         InputError: there is nothing to train on.
     """
     if data.eval_path:
-        test = drawn(read_preferences(eval_file(data), "data.eval_path", data.skips), data.limit, seed)
+        test = drawn(read_preferences(data.eval_path or "", "data.eval_path", data.skips), data.limit, seed)
         asked = {question_key(Conversation(pref.prompt)) for pref in test}
         train = [pref for pref in prefs if question_key(Conversation(pref.prompt)) not in asked]
         problem = f"asks everything that {data.path} asks, which leaves no pair to train on"
@@ -101,6 +119,11 @@ def divided_pairs(
         if len(train) < len(prefs):
             print(f"{len(prefs) - len(train)} pairs ask what data.eval_path asks, and are left out of training")
         return train, test
+    if data.name == MANIFEST:  # it is divided already
+        test = drawn(pairs_in(data, "test"), data.limit, seed)
+        remedy = "Make it with data.held_out above 0, or name pairs in data.eval_path."
+        require(bool(test), "data.path", data.path, "has no pair to measure on", remedy)
+        return list(prefs), test
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == "jsonl":
         asked = held_back([question_key(Conversation(pref.prompt)) for pref in prefs], data.held_out)

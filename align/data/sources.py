@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from align.data import chitchat
+from align.data.formats.files import files_of
 from align.data.reasoning import without_reasoning
+from align.data.records.content import DOCUMENTS, PREFERENCES, asked
 from align.data.records.documents import read_documents
 from align.data.records.messages import with_default_system
+from align.data.sets.published import ROOTS, data_set, described
+from align.data.sets.sides import SIDES
 from align.data.split import divided, question, unasked
-from align.errors import InputError
-from align.run import HUB, Input, hub_file, known_digest
+from align.errors import InputError, require
+from align.run import Input, files_digest, json_digest, known_digest
 from align.types import Conversation, Document
 
 
@@ -22,12 +26,14 @@ class DataSource:
     """Where rows come from.
 
     Attributes:
-        name: `chitchat`, the corpus of the built-in model; `jsonl`, a file; `annotations`, votes.
-        path: the file, or `hub:ORG/NAME/FILE`.
+        name: `chitchat`, the corpus of the built-in model; `jsonl`, files; `manifest`, a data set of `stage=data`;
+            `annotations`, votes.
+        path: a file, a folder, a pattern, or a data set on the hub, see `align.data.formats.files.files_of`; the folder
+            of the data set of `manifest`.
         part: of the corpus; None for what the stage needs.
         held_out: the share of a file that is kept for measuring; 0 measures nothing, 1 measures all of it.
         limit: the most rows that are read; None for all.
-        eval_path: a file to measure on, as `path` is one; `path` is then trained on whole, but for what it asks too.
+        eval_path: files to measure on, as `path` is one; `path` is then trained on whole, but for what it asks too.
         system: the system turn of conversations that have none.
         hide_reasoning: answers are read without the reasoning that they begin with.
         skips: rows that are refused are left out. Without, their file is refused.
@@ -45,33 +51,40 @@ class DataSource:
 
 
 T = TypeVar("T")
+MANIFEST = "manifest"
 MORE = "Give rows that ask more different questions, another data.held_out, or data.eval_path=FILE to measure on."
 
 
 def data_record(data: DataSource) -> Input:
-    """A data set that lies in a file, as an input of a run.
+    """A data set that lies in files, as an input of a run.
 
     Raises:
-        InputError: the file is not there.
+        InputError: there are none.
     """
-    path = chitchat.corpus_path() if data.name == "chitchat" else data_file(data.path)
-    return file_record(path, data.path or data.name, "data.path")
+    if data.name == MANIFEST:
+        folder = Path(data.path or "")
+        said = described(folder)
+        return Input(
+            json_digest([said["root"], said["shards"]]), path=str(data.path), details={key: said[key] for key in ROOTS}
+        )
+    if data.name == "chitchat":
+        return Input(known_digest(chitchat.corpus_path()), path=data.path or data.name)
+    return files_record(data.path, "data.path")
 
 
 def data_records(data: DataSource) -> dict[str, Input]:
-    """The files of a data set, as inputs of a run: `data`, and `eval_data` where a file of its own is measured on."""
+    """The data sets that are read, as inputs of a run: `data`, and `eval_data` where one of its own is measured on."""
     records = {"data": data_record(data)}
     if data.eval_path:
-        records["eval_data"] = file_record(eval_file(data), data.eval_path, "data.eval_path")
+        records["eval_data"] = files_record(data.eval_path, "data.eval_path")
     return records
 
 
-def file_record(path: Path, given: str, field: str) -> Input:
-    """A file as an input of a run. Raises: InputError: it is not there, or no file."""
-    if not path.is_file():
-        problem = "is a folder, and one file is read" if path.is_dir() else "there is no such file"
-        raise InputError(field, given, problem, "Give the path of a JSON Lines file.")
-    return Input(known_digest(path), path=given)
+def files_record(given: str | None, field: str) -> Input:
+    """The files that a path names as one input of a run: a file by its digest, several by one over all of them, in
+    their order. Raises: InputError: there are none."""
+    files = files_of(given or "", field)
+    return Input(known_digest(files[0]) if len(files) == 1 else files_digest(files), path=given or "")
 
 
 LICENCES = {"chitchat": "MIT"}
@@ -80,21 +93,6 @@ LICENCES = {"chitchat": "MIT"}
 def licence_of(name: str) -> str:
     """The licence of a data set that this package names; empty where nobody says."""
     return LICENCES.get(name, "")
-
-
-def data_file(path: str | None, field: str = "data.path") -> Path:
-    """The file that a path names: here, or one of a hub's data set (`hub:ORG/NAME/FILE`), downloaded once.
-
-    Raises:
-        InputError: the hub does not give it.
-    """
-    path = path or ""
-    return hub_file(path, field) if path.startswith(HUB) else Path(path).expanduser()
-
-
-def eval_file(data: DataSource) -> Path:
-    """The file that `data.eval_path` names, see `data_file`."""
-    return data_file(data.eval_path, "data.eval_path")
 
 
 def documents(data: DataSource, split: str, seed: int = 0) -> list[Document]:
@@ -110,7 +108,7 @@ def divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], 
     """
     train, test = sides(data, answered=True)
     for found, purpose in ((train, "to train on"), (test, "to measure on")):
-        none_wanted = found is test and data.held_out == 0
+        none_wanted = found is test and (data.held_out == 0 or data.name == MANIFEST)
         if not found and not none_wanted:
             raise nothing_left(data, f"leaves no row {purpose}")
     return shuffled(train, seed, data.limit), shuffled(test, seed, data.limit)
@@ -154,6 +152,8 @@ def nothing_left(data: DataSource, problem: str) -> InputError:
     if data.eval_path:
         remedy = "Give two files whose rows ask different questions, where a user speaks."
         return InputError("data.eval_path", data.eval_path, problem, remedy)
+    if data.name == MANIFEST:
+        return InputError("data.path", data.path, problem, "Make a data set with more rows, or another data.held_out.")
     field, value = ("data.held_out", data.held_out) if data.name == "jsonl" else ("data", data.name)
     return InputError(field, value, problem, f"{MORE} A user must speak in them.")
 
@@ -173,19 +173,41 @@ def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], lis
     elif data.eval_path:
         test = eval_documents(data, answered)
         train = unasked(all_documents(data, answered), test, str(data.path))
+    elif data.name == MANIFEST:
+        train, test = (documents_in(data, side, answered) for side in SIDES)
     else:
         train, test = divided(all_documents(data, answered), data.held_out)
     return [prepared(d, data) for d in train], [prepared(d, data) for d in test]
 
 
 def all_documents(data: DataSource, answered: bool = False) -> list[Document]:
-    """What `data.path` holds, as it is."""
-    return read_documents(data_file(data.path), "data.path", data.skips, answered)
+    """What `data.path` holds, as it is; of a data set, what is to train on."""
+    if data.name == MANIFEST:
+        return documents_in(data, "train", answered)
+    return read_documents(data.path or "", "data.path", data.skips, answered)
+
+
+def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Document]:
+    """One side of a data set. Of pairs and feedback, what they ask.
+
+    Args:
+        answered: it is to be imitated.
+
+    Raises:
+        InputError: it holds no documents, which only prompts can be taken from.
+    """
+    found = data_set(Path(data.path or ""))
+    remedy = "Name a data set of conversations or texts."
+    if found.kind == PREFERENCES:
+        remedy = f"Use it with stage=reward or stage=dpo, or n{remedy[1:]}"
+    problem = f"holds {found.kind}, and conversations or texts are imitated"
+    require(found.kind == DOCUMENTS or not answered, "data.path", data.path, problem, remedy)
+    return [asked(record) for record in found.records(side)]
 
 
 def eval_documents(data: DataSource, answered: bool = False) -> list[Document]:
     """What `data.eval_path` holds, as it is."""
-    return read_documents(eval_file(data), "data.eval_path", data.skips, answered)
+    return read_documents(data.eval_path or "", "data.eval_path", data.skips, answered)
 
 
 def prepared(document: T, data: DataSource) -> T:

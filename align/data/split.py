@@ -146,3 +146,16 @@ def check_unseen(artifact: Artifact, digest: str, held_out: float, root: Path, e
     )  # fmt: skip
     if held_out < shares[ref]:
         print(f"{ref} held out {shares[ref]} of this file: data.held_out={shares[ref]} measures on all of that")
+
+
+def say_what_is_unknown(artifact: Artifact, digest: str, root: Path) -> None:
+    """Say where an artifact came through a run that read other rows than the data set that is measured on: nobody has
+    compared the two.
+
+    Args:
+        digest: of the data set.
+    """
+    for manifest in manifests_behind(artifact, root):
+        read = None if isinstance(manifest, Gone) else manifest.inputs.get("data")
+        if read is not None and read.path and read.digest != digest:
+            print(f"{manifest.ref} read other data ({read.path}): nobody knows how much of what is measured on it saw")

@@ -42,7 +42,7 @@ TITLES = {
     "sft": "Supervised fine-tuning", "full": "Supervised fine-tuning of every weight", "sample": "Sampled answers",
     "annotate": "Annotation", "reward": "Reward model", "dpo": "Direct preference optimisation (DPO)",
     "ppo": "Proximal policy optimisation (PPO)", "eval": "Evaluation", "export": "Export", "verify": "PPO, verified",
-    "serve": "Server",
+    "serve": "Server", "data": "Data set",
 }  # fmt: skip
 
 log = logging.getLogger("align")

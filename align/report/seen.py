@@ -51,6 +51,11 @@ class Seen:
         """The rows of another stream beside the report, or of the artifact's; none where there is no such file."""
         return read_rows(self.folder / name)
 
+    def mapping(self, name: str) -> dict[str, Any]:
+        """The same of a file that is one JSON object; empty where there is no such file."""
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
     def listed(self, name: str) -> list[dict[str, Any]]:
         """The same of a file that is one JSON list."""
         path = self.folder / name

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from align.ops.calibration import Bin, calibration_bins
+from align.report import data_set
 from align.report.curves import CURVES, LOSS, UNITS, Curve
 from align.report.page import Part, Report, Said
 from align.report.seen import Seen
@@ -277,7 +278,7 @@ def anchors_shown(report: Report, seen: Seen) -> None:
 
 SHOWN: Mapping[str, Callable[[Report, Seen], None]] = {
     "reward": pairs_shown, "dpo": pairs_shown, "sample": sampled_shown, "ppo": answers_shown, "eval": comparison_shown,
-    "export": receipt_shown, "verify": anchors_shown,
+    "export": receipt_shown, "verify": anchors_shown, "data": data_set.shown,
 }  # fmt: skip
 
 

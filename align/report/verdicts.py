@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from align.ops.intervals import FEW, t_quantile
+from align.report import data_set
 from align.report.seen import Seen
 from align.report.words import NO_BREAK, counted, format_figure, in_words, is_bounded, percent
 
@@ -222,7 +223,7 @@ DONE = {
 VERDICTS: Mapping[str, Callable[[Seen], str]] = {
     "sft": trained, "full": trained, "reward": judged, "dpo": judged, "ppo": optimised, "eval": compared,
     "sample": sampled, "export": exported, "verify": verified, "annotate": annotated,
-    "serve": served,
+    "serve": served, "data": data_set.verdict,
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,26 +137,40 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
     elsewhere = "" if root == Path(DEFAULT_ROOT) else f" run.root={shlex.quote(str(root))}"
     produce = f"python -m align stage={stage}{elsewhere}"
     if name != "latest":
-        for candidate in stages:
-            if (root / candidate / name / "manifest.json").is_file():
-                return artifact_in(root / candidate / name, ref)
-        named = [path.parent.name for stage in stages for path in (root / stage).glob("*/manifest.json")]
-        close = difflib.get_close_matches(name, named, n=1)
-        meant = f"Did you mean {stage}:{close[0]}? Or make it" if close else "Make it"
-        raise MissingArtifact(
-            field_name, ref, f"there is no such run under {root}", f"{meant} with: {produce} run.name={name}"
-        )
-    done = []
-    for candidate in stages:
-        for manifest_path in (root / candidate).glob("*/manifest.json"):
-            manifest = read_manifest(manifest_path.parent)
-            checks = manifest.config.get("export", {}).get("name") == "check"  # which publish nothing
-            if manifest.done and not (candidate == "export" and checks):
-                done.append((manifest.publication, manifest_path.parent))
-    for _, folder in sorted(done, reverse=True):
+        return artifact_in(named_run(stages, name, root, ref, field_name, produce), ref)
+    done = done_runs(stages, root)
+    for folder in done:
         artifact = artifact_in(folder, f"{folder.parent.name}:{folder.name}", verify=False)
         if base_digest is None or (artifact.base is not None and artifact.base.digest == base_digest):
             verify_outputs(folder, artifact.manifest.outputs if artifact.manifest else {})
             return artifact
     on_base = " on this base" if done else ""
     raise MissingArtifact(field_name, ref, f"no finished {stage} run{on_base} under {root}", f"Make it with: {produce}")
+
+
+def named_run(stages: Sequence[str], name: str, root: Path, ref: str, field_name: str, produce: str) -> Path:
+    """The folder of the run of this name, done or not.
+
+    Raises:
+        MissingArtifact: there is none; the message has the nearest name, and the command that makes one.
+    """
+    for candidate in stages:
+        if (root / candidate / name / "manifest.json").is_file():
+            return root / candidate / name
+    named = [path.parent.name for stage in stages for path in (root / stage).glob("*/manifest.json")]
+    close = difflib.get_close_matches(name, named, n=1)
+    meant = f"Did you mean {stages[0]}:{close[0]}? Or make it" if close else "Make it"
+    problem = f"there is no such run under {root}"
+    raise MissingArtifact(field_name, ref, problem, f"{meant} with: {produce} run.name={name}")
+
+
+def done_runs(stages: Sequence[str], root: Path) -> list[Path]:
+    """The folders of the done runs of some stages that published something, the newest first."""
+    done = []
+    for stage in stages:
+        for path in (root / stage).glob("*/manifest.json"):
+            manifest = read_manifest(path.parent)
+            checks = manifest.config.get("export", {}).get("name") == "check"  # which publish nothing
+            if manifest.done and not (stage == "export" and checks):
+                done.append((manifest.publication, path.parent))
+    return [folder for _, folder in sorted(done, reverse=True)]

@@ -23,7 +23,10 @@ from align.run.weights import published_digest
 MISSING = "(missing)"
 OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html", "trained_on.jsonl")
 """Files that a run has before its stage has computed anything."""
-PUBLISHED = ("report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "trained_on.jsonl")
+PUBLISHED = (
+    "report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "trained_on.jsonl", "rows.jsonl",
+    "dropped.jsonl", "duplicates.jsonl",
+)  # fmt: skip
 """Files beside the artifact that a done run answers for."""
 
 

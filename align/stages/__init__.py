@@ -20,7 +20,7 @@ from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
 from align.run import Run, out_of_memory, storage_error, verify_outputs
-from align.stages.inputs import OF, Inputs
+from align.stages.inputs import OF, Inputs, settled
 from align.track import Tracker, shortened, watched
 from align.types import Result
 
@@ -50,7 +50,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
         for line in importlib.import_module(f"align.stages.{stage.module}").PRINTS[config.stage.action](config):
             print(line)
         return 0
-    inputs = OF[config.stage.name](config)
+    inputs = OF[config.stage.name](settled(config))
     config = inputs.config
     values = plain(config)
     with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume, inputs.again) as run:

@@ -16,6 +16,7 @@ from typing import Any
 from align.aliases import parsed_aliases
 from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
+from align.config.data import DataStageConfig
 from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
@@ -23,18 +24,30 @@ from align.config.serve import ServeConfig
 from align.config.settings import changed
 from align.config.training import held_out_for
 from align.data.pairs import divided_pairs, pairs_records, prepared, read_pairs
-from align.data.sources import DataSource, data_records, divided_documents, divided_prompts, prompts
-from align.data.split import check_unseen
+from align.data.sets.published import find_data_set
+from align.data.sets.source import parsed_sources
+from align.data.sources import (
+    MANIFEST,
+    DataSource,
+    data_records,
+    divided_documents,
+    divided_prompts,
+    files_record,
+    prompts,
+)
+from align.data.split import check_unseen, say_what_is_unknown
 from align.errors import InputError, require
 from align.evals import judges
 from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
 from align.export.converters import converters_in
+from align.functions import defined, load_function
+from align.functions import source_of as source_of_function
 from align.models.base import base_of, find_base
 from align.models.lora import Lora, settings_in
 from align.models.start import BASE, find, label, start_from, started_from
 from align.redaction import masked, unmarked
 from align.rollout.engine_process import LLAMA_CPP, VLLM
-from align.run import Artifact, Base, Input, json_digest
+from align.run import Artifact, Base, Input, file_digest, json_digest
 from align.run.environment import code_digest, package_versions
 from align.run.lineage import evaluation_of
 from align.run.weights import brings_scores
@@ -45,6 +58,8 @@ from annotate.store import Store
 from reward.inputs import models_of, read_alike, reward_inputs
 
 INIT = Config().init
+LONGEST_LABEL = 60
+"""Characters of sources' names in a run's name."""
 
 
 def nothing() -> tuple[()]:
@@ -167,6 +182,8 @@ def evaluate(config: Config) -> Inputs:
     data = data_records(source_of(config))
     if "eval_data" in data:
         check_unseen(artifact, data["eval_data"].digest, 1, root, config.data.eval_path)
+    elif config.data.name == MANIFEST:
+        say_what_is_unknown(artifact, data["data"].digest, root)
     elif config.data.name == "jsonl":  # the corpus has parts of its own
         check_unseen(artifact, data["data"].digest, config.data.held_out, root)
     judge = reward_inputs(reward_spec(config.reward), root, base)
@@ -333,8 +350,49 @@ def open_store(config: Config, create: bool = True) -> Store:
     return Store.open(store_url(config), create=create)
 
 
+def data(config: Config) -> Inputs:
+    stage: DataStageConfig = config.stage
+    sources = parsed_sources(stage.sources or [config.data.path])
+    records = {f"sources.{source.name}": source.record() for source in sources}
+    for i, path in enumerate(stage.contamination.against):
+        records[f"against.{i}"] = files_record(path, f"stage.contamination.against[{i}]")
+    for i, spec in enumerate(named_in(stage.clean, "fn")):  # the same name may be another function by now
+        field = "stage.clean, fn"
+        places = [f"{file_digest(file)}:{name}" for file, name in defined(load_function(spec, field))]
+        source = source_of_function(spec, field)
+        records[f"clean.fn.{i}"] = Input(file_digest(source) if source else spec, ref=spec, details={"defined": places})
+    for i, path in enumerate(named_in(stage.clean, "patterns")):
+        there = Path(path).expanduser()
+        require(there.is_file(), "stage.clean, patterns", path, "there is no such file", "Check the path.")
+        records[f"clean.patterns.{i}"] = Input(file_digest(there), path=path)
+    base = None
+    if stage.counts_tokens:
+        base = find_base(config.model.path, config.model.revision)
+        records["base"] = Input(base.digest, ref=base.id)
+    name = "-".join(source.name for source in sources)[:LONGEST_LABEL]
+    return Inputs(config, name, base, records, lambda: (sources,))
+
+
+def named_in(steps: Any, key: str) -> list[str]:
+    """The values of a key (`fn`, `patterns`) anywhere in the list of cleaning steps."""
+    found: list[str] = []
+    for step in steps if isinstance(steps, list | tuple) else ():
+        for name, given in step.items() if isinstance(step, Mapping) else ():
+            arguments = given if isinstance(given, Mapping) else {name: given}
+            found += [value for at, value in arguments.items() if at == key and isinstance(value, str)]
+    return found
+
+
+def settled(config: Config) -> Config:
+    """The configuration with the data set that `data.path` refers to by its folder: `data:latest` is looked up once."""
+    if config.data.name != MANIFEST:
+        return config
+    folder = find_data_set(config.data.path or "", Path(config.run.root).expanduser())
+    return changed(config, data=changed(config.data, path=str(folder.absolute())))
+
+
 OF: Mapping[str, Callable[[Config], Inputs]] = MappingProxyType({
-    "sft": sft, "full": sft, "sample": sample, "annotate": annotate, "reward": reward, "ppo": ppo, "dpo": dpo,
-    "eval": evaluate, "export": export, "serve": serve, "verify": verify,
+    "data": data, "sft": sft, "full": sft, "sample": sample, "annotate": annotate, "reward": reward, "ppo": ppo,
+    "dpo": dpo, "eval": evaluate, "export": export, "serve": serve, "verify": verify,
 })  # fmt: skip
 """Stage → what goes into it."""

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 FEW = ("stage.batch_size=8", "data.allow_simulated=true", "stage.held_out=0.3", "stage.log_every=1")
 PPO = ("stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16", "stage.eval_every=1")
 LINES: dict[str, tuple[str, ...]] = {
+    "data": ("stage.clean=[unicode, {pii: {action: report}}]",),
     "sft": ("stage.batch_size=8", "stage.epochs=10", "stage.log_every=1"),  # as many steps as are smoothed
     "full": ("stage.max_steps=1",),
     "sample": ("stage.prompts=24",),
@@ -55,6 +56,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
             patch.setattr(live, "EVERY_S", 0.0 if stage == "ppo" else 20.0)  # with curves, which take their time
             line = [f"stage={stage}", *words, "rollout.max_new_tokens=12", "device=cpu", f"run.root={root}"]
             line += data if stage in FROM_FILE else []
+            line += data[:3] if stage == "data" else []
             line += [f"stage.port={free_port()}", "stage.adapters={tuned: ppo:latest}"] if stage == "serve" else []
             line += ["model=hub", f"model.path={tiny_model}"] if stage in FROM_NOTHING else []
             assert main([*line, "run.name=a"]) == 0, line

@@ -22,6 +22,7 @@ CHOICES = {
 NEEDS = {
     ("model", "hub"): ["model.path=org/name"],
     ("data", "jsonl"): ["data.path=a.jsonl", "model=pocket"],
+    ("data", "manifest"): ["data.path=data:latest", "model=pocket"],
     ("reward", "fn"): ["reward.fn=package.module:name"],
     ("reward", "rules"): ["reward.rules=[{rule: sentiment}]"],
     ("reward", "ensemble"): ["reward.refs=['reward:a','reward:b']"],
@@ -29,6 +30,7 @@ NEEDS = {
     ("export", "check"): ["export.path=runs/export/a"],
 }
 REFUSED = {
+    "data": {("data", "annotations"), ("data", "manifest")},
     "sft": {("method", "full"), ("data", "annotations")},
     "full": {("method", "auto"), ("method", "qlora"), ("method", "lora"), ("data", "annotations")},
     "reward": {("data", "chitchat"), ("method", "full")},
@@ -46,7 +48,8 @@ GRID = [
 
 @pytest.mark.parametrize(("stage", "group", "choice"), GRID)
 def test_a_choice_with_a_stage(stage: str, group: str, choice: str):
-    config = check(compose_raw([f"stage={stage}", f"{group}={choice}", *NEEDS.get((group, choice), [])]))
+    sources = ["stage.sources=[a.jsonl]"] if stage == "data" and choice != "jsonl" else []
+    config = check(compose_raw([f"stage={stage}", f"{group}={choice}", *NEEDS.get((group, choice), []), *sources]))
     assert config.stage.name == stage
     assert getattr(getattr(config, group), "name", choice) == choice
 

@@ -21,7 +21,7 @@ from serving import free_port
 
 from align.__main__ import main
 
-AS_THEY_STAND = ("getting-started.md", "data-formats.md", "methods.md")
+AS_THEY_STAND = ("getting-started.md", "data-formats.md", "data.md", "methods.md")
 README_LINES = "Your own model and data"
 """A section whose lines tests/e2e/test_own_model.py runs, on three models."""
 ELSEWHERE = ("configuration.md",)
@@ -44,6 +44,7 @@ SMALL = {  # what makes a line quick; everything else is as the page has it
     "eval": ("stage.prompts=4", "rollout.max_new_tokens=8"),
     "export": (),
     "annotate": (),
+    "data": (),
 }  # fmt: skip
 OWN_DATA = ("data=jsonl", "data.path=chats.jsonl", "data.held_out=0.25", "data.max_length=128")
 REWARDS = """

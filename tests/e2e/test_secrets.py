@@ -122,6 +122,7 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
         *("backup stage.path=backup.gz", "import stage.path=items.jsonl", "invite"),
     )
     lines = [
+        f"stage=data data=jsonl data.path={chats} {given}",
         f"stage=sft {model} {data} {sft} track=wandb {given}",
         f"stage=full {model} {data} {sft} {given}",
         f"stage=sample {data} stage.prompts=24 init=sft:latest model=base track=mine",

@@ -15,6 +15,7 @@ from align.config.settings import Settings, changed
 from align.errors import InputError
 
 CHOICES = [
+    "stage=data stage.sources=[a.jsonl]",
     "stage=sft", "stage=full", "stage=sample", "stage=annotate", "stage=reward", "stage=ppo", "stage=dpo", "stage=eval",
     "stage=export", "stage=verify", "stage=serve", "stage=ppo reward=rules reward.rules=[{rule:json}]",
     "stage=ppo reward=ensemble reward.refs=[reward:a,reward:b]", "stage=ppo reward=sum reward.parts=[{name:learned}]",

@@ -1,0 +1,187 @@
+"""`stage=data`: sources cleaned, deduplicated, divided and mixed into one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from align.config.settings import Settings, setting
+from align.errors import require
+
+if TYPE_CHECKING:
+    from align.config.root import Config
+
+ACTIONS = ("remove", "report")
+
+
+@dataclass
+class DuplicatesConfig(Settings):
+    """Rows that say the same, or nearly the same, as a row that is kept."""
+
+    AT: ClassVar[str] = "stage.duplicates"
+
+    exact: bool = setting(True, "Whether copies are looked for: rows whose words are the same.")
+    near: float | None = setting(
+        0.7,
+        "Jaccard similarity of word 3-grams from which two documents are near-duplicates. Empty: they are not looked "
+        "for. Preference pairs and feedback have copies only.",
+        above=0, at_most=1,
+    )  # fmt: skip
+    over: str = setting(
+        "both",
+        "What is compared of a conversation: `prompts` (what users say), `answers`, or `both`. System prompts are "
+        "never compared.",
+        choices=("both", "prompts", "answers"),
+    )  # fmt: skip
+    among: str = setting(
+        "all", "Which rows are compared: `all`, those `within` one source, or those `across` sources.",
+        choices=("all", "within", "across"),
+    )  # fmt: skip
+    prefer: list[str] = setting(
+        [], "Names of sources whose rows survive, the first before the second. The others follow in their order."
+    )
+    action: str = setting(
+        "remove", "`remove` leaves duplicates out. `report` only counts and shows them.", choices=ACTIONS
+    )
+
+
+@dataclass
+class ContaminationConfig(Settings):
+    """Rows that give away what is measured."""
+
+    AT: ClassVar[str] = "stage.contamination"
+
+    against: list[str] = setting(
+        [], "Files of evaluation sets. Rows that share 13 words in a row with one, or are nearly the same, are found."
+    )
+    test: bool = setting(True, "Whether rows to train on are compared with those to measure on too.")
+    near: float | None = setting(
+        0.7, "Jaccard similarity from which rows are nearly the same. Empty: 13 words in a row alone count.",
+        above=0, at_most=1,
+    )  # fmt: skip
+    action: str = setting("remove", "`remove` leaves such rows out. `report` only counts them.", choices=ACTIONS)
+
+
+@dataclass
+class SplitConfig(Settings):
+    """Which rows are measured on. Rows that ask the same question, rows of one group (a column `group_id` or `group`)
+    and near-duplicates are always on one side. The share is `data.held_out`."""
+
+    AT: ClassVar[str] = "stage.split"
+
+    by: str = setting(
+        "question",
+        "`question` divides by a hash of what rows ask, as for a plain file. `time` measures on rows that were written "
+        "at `since` or later. `column` goes by a column that says train or test.",
+        choices=("question", "time", "column"),
+    )  # fmt: skip
+    column: str | None = setting(
+        None, "The column of times or of sides. Not given: created_at for `time`, split for `column`."
+    )
+    since: str | None = setting(None, "Time from which on rows are measured on, such as 2026-11-01.")
+
+    def check_together(self) -> None:
+        dated = self.by == "time"
+        require(
+            dated == (self.since is not None), "stage.split.since", self.since,
+            "says when rows to measure on begin, which stage.split.by=time needs and nothing else",
+            "Write stage.split.by=time stage.split.since=2026-11-01.",
+        )  # fmt: skip
+        require(
+            self.column is None or self.by != "question", "stage.split.column", self.column,
+            "is read by stage.split.by=time and stage.split.by=column alone", "Add one of them, or drop it.",
+        )  # fmt: skip
+
+    @property
+    def read(self) -> dict[str, str]:
+        """What is read of rows for it: `split` or `time` → the column."""
+        named = {"time": ("time", "created_at"), "column": ("split", "split")}
+        if self.by not in named:
+            return {}
+        what, default = named[self.by]
+        return {what: self.column or default}
+
+
+@dataclass
+class MixConfig(Settings):
+    """How sources are mixed, by the `weight` of each. Without weights, a temperature and a total, every row is seen
+    once."""
+
+    AT: ClassVar[str] = "stage.mix"
+
+    by: str = setting(
+        "rows", "What weights are shares of: `rows`, `turns` or `tokens` (of `model=`).",
+        choices=("rows", "turns", "tokens"),
+    )  # fmt: skip
+    total: int | None = setting(
+        None,
+        "Rows, turns or tokens to train on. Empty: as many as there can be without seeing a row more than `repeat` "
+        "times.",
+        above=0,
+    )  # fmt: skip
+    repeat: int = setting(1, "How often a row may be seen in one pass.", at_least=1, at_most=100_000)
+    temperature: float | None = setting(
+        None, "Sources without a weight count by size^(1/temperature). Empty: by their size.", above=0
+    )
+
+
+@dataclass
+class DataStageConfig(Settings):
+    """Makes a data set from sources: reads, cleans, removes duplicates and what gives evaluation sets away, divides and
+    mixes. Later stages read it by `data=manifest data.path=data:latest`."""
+
+    AT: ClassVar[str] = "stage"
+
+    name: str = "data"
+    sources: Any = setting(
+        None,
+        "A list of sources, such as [{path: support.jsonl}, {path: general.parquet, weight: 0.3}]. Keys of a source: "
+        "path, or data: chitchat with part; name, weight, cap (rows at most), columns ({ours: theirs}), licence. Not "
+        "given: data.path.",
+    )
+    clean: Any = setting(
+        ["unicode", "control", "empty"],
+        "Cleaning steps in order: a name, or a name with its arguments, such as {pii: {action: mask}}.",
+    )
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether anything goes by tokens, which are those of `model=`."""
+        listed = self.clean if isinstance(self.clean, list | tuple) else ()
+        steps = [step for step in listed if isinstance(step, Mapping)]
+        by = [arguments.get("by") for step in steps for arguments in step.values() if isinstance(arguments, Mapping)]
+        return self.mix.by == "tokens" or "tokens" in by
+
+    def check(self, config: Config) -> None:
+        """Raises: InputError: the stage has no sources, or some that it does not read."""
+        for key in ("limit", "system", "eval_path", "part", "reasoning", "max_length", "too_long"):
+            value, default = getattr(config.data, key), getattr(type(config.data), key)
+            remedy = "Give a source a cap." if key == "limit" else "Give it to the stage that trains."
+            require(value == default, f"data.{key}", value, "is not read by stage=data", remedy)
+        usual = config.data.held_out == type(config.data).held_out
+        require(
+            usual or self.split.by == "question", "data.held_out", config.data.held_out,
+            f"says nothing where stage.split.by={self.split.by}", "Drop it.",
+        )  # fmt: skip
+        require(
+            not self.counts_tokens or config.model.path is not None, "model", "(not given)",
+            "something goes by tokens, and nothing says whose", "Add model=hub model.path=ORG/NAME or a folder.",
+        )  # fmt: skip
+        name, path = config.data.name, config.data.path
+        require(
+            name in ("chitchat", "jsonl"), "data", name, "is no source of a data set",
+            'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".',
+        )  # fmt: skip
+        require(
+            path is None or self.sources is None, "data.path", path, "is given beside stage.sources",
+            f'Write it among these: "stage.sources=[…, {{path: {path}}}]".',
+        )  # fmt: skip
+        require(
+            self.sources is not None or path is not None, "stage.sources", None, "names nothing to make a data set of",
+            'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".',
+        )  # fmt: skip

@@ -1,0 +1,89 @@
+"""What became of every row of every source, for `data.json`, a run's metrics and whoever reads its lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from align.data.sets.contamination import Leaks
+from align.data.sets.duplicates import Duplicates
+from align.data.sets.funnel import Funnel
+from align.data.sets.mix import Mixed
+from align.data.sets.source import Source
+from align.run import Input
+
+LEFT_OUT = ("skipped_rows", "dropped_undecided")
+"""Counts of rows that were read and gave no record, as plain files count them."""
+
+
+def account_of(
+    sources: Sequence[Source], inputs: Mapping[str, Input], accounts: Sequence[Mapping[str, Any]], funnel: Funnel,
+    test: np.ndarray, train: Mixed,
+) -> dict[str, Any]:  # fmt: skip
+    """What `data.json` says of the sources and the mixture.
+
+    Args:
+        accounts: of each source, see `align.data.sets.gather`.
+        test: whether each row is measured on.
+        train: how often each row is seen that is trained on.
+    """
+    said = []
+    for i, (source, account) in enumerate(zip(sources, accounts, strict=True)):
+        of_it = funnel.source == i
+        mine, measured = train.exposures[of_it], int((funnel.kept & test & of_it).sum())
+        sides = {
+            "train": {"rows": int((mine > 0).sum()), "exposures": int(mine.sum())},
+            "test": {"rows": measured, "exposures": measured},
+        }
+        cleaned = [without_examples(step) for step in account["clean"]]
+        said.append({
+            "name": source.name, "given": source.given, "digest": inputs[f"sources.{source.name}"].digest,
+            "licence": source.licence or ", ".join(account["licences"]) or None,
+            "counts": {**account["counts"], **funnel.of(i)}, "clean": cleaned,
+            "bad_rows": without_values(account["bad_rows"]), "weight": source.weight, "cap": source.cap,
+            "asked": train.asked[i], "got": train.got[i], "splits": sides,
+        })  # fmt: skip
+    limit = train.limit
+    return {"sources": said, "limited_by": None if limit is None else sources[limit].name}
+
+
+def without_values(causes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was refused and why, without what stood there: a data set is handed on."""
+    return [{key: cause[key] for key in ("field", "problem", "count")} for cause in causes]
+
+
+def found_in(names: Sequence[str], leaks: Leaks) -> list[dict[str, Any]]:
+    """Of each evaluation set how many rows were found, by rule."""
+    return [
+        {"set": name, "hits": dict(Counter(rule for rule, of in zip(leaks.rules, leaks.sets, strict=True) if of == i))}
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+
+
+def without_examples(step: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in step.items() if key != "examples"}
+
+
+def found_of(duplicates: Duplicates, given_away: Leaks, leaks: Leaks) -> dict[str, int]:
+    """How many rows were found, whether or not they were left out."""
+    copies = int(duplicates.exact.sum())
+    return {
+        "copies": copies, "near_duplicates": len(duplicates.dropped) - copies, "contaminated": len(given_away.rows),
+        "shared_with_test": len(leaks.rows),
+    }  # fmt: skip
+
+
+def metrics_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The headline figures."""
+    splits = data["splits"]
+    counts = sum((Counter(source["counts"]) for source in data["sources"]), Counter[str]())
+    left_out = {key: counts[key] for key in counts if key in LEFT_OUT}
+    return {
+        "train_rows": splits["train"]["rows"], "exposures": splits["train"]["exposures"],
+        "test_rows": splits["test"]["rows"],
+        "read": counts["read"], **left_out, "dropped_in_cleaning": counts["read"] - counts["kept"],
+        **data["found"], "unanswered": counts["unanswered"], "root": data["root"], "ids_root": data["ids_root"],
+    }  # fmt: skip

@@ -1,0 +1,169 @@
+"""Rows that give away what is measured: those that evaluation rows stand in, ask the same, or nearly are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+
+from align.data.dedup.contamination import NEAR, RULES, Index, hits
+from align.data.dedup.shingles import normalised_digests
+from align.data.records.bad_rows import BadRows
+from align.data.records.content import kind_of, texts
+from align.data.records.read import read_records
+from align.data.sets.columns import CONTENT, columns_of, texts_of
+from align.data.sets.spool import Rows
+from align.errors import require
+from align.types import Record
+
+ASKED = "question"
+"""A rule of ours beside those of `align.data.dedup.contamination`: the row asks what an evaluation row asks."""
+COMMON = 10
+"""Rows that may share a run of 13 words with a row of the test split: what more of them share is a common phrase or
+boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C). An evaluation set from elsewhere shares no phrases, and
+the row of it that leaked most often stands in many rows."""
+AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """Rows of a spool that were found, one entry a row.
+
+    Attributes:
+        rows: their numbers, int64, ascending.
+        sets: the number of the evaluation set of each.
+        where: the number of the row in that set, from 0.
+        rules: by which each was found.
+    """
+
+    rows: np.ndarray
+    sets: np.ndarray
+    where: np.ndarray
+    rules: list[str]
+
+
+class Evaluations:
+    """What rows are compared with.
+
+    Args:
+        sets: name → of each of its rows all of its text, and what it asks.
+        near: the least Jaccard similarity of rows that are nearly the same; None where these are not looked for.
+    """
+
+    def __init__(self, sets: Mapping[str, tuple[pa.Array, pa.Array]], near: float | None) -> None:
+        self.names, self.near = list(sets), near
+        self.index = Index({name: said for name, (said, _) in sets.items()}, threshold=near or 1.0)
+        counts = [len(said) for said, _ in sets.values()]
+        self._owner = np.repeat(np.arange(len(counts)), counts)
+        self._row = np.concatenate([np.zeros(0, np.int64), *(np.arange(count) for count in counts)])
+        asked = np.concatenate([as_keys(pa.array([], pa.string())), *(as_keys(asked) for _, asked in sets.values())])
+        self._questions, self._first = np.unique(asked, return_index=True)
+
+    def leaks(self, rows: Rows, kind: str, wanted: np.ndarray, phrases: bool = False) -> Leaks:
+        """The rows among `wanted` (bool (N)) that give a set away.
+
+        Args:
+            phrases: runs of words that more than `COMMON` of them have are phrases and no leaks.
+        """
+        counts = np.zeros(len(self.index.grams.values), np.int64)
+        found = self.looked_up(self.index, rows, kind, wanted, counts)
+        if phrases and (common := counts > COMMON).any():
+            found = self.looked_up(self.index.without(common), rows, kind, wanted)
+        return found
+
+    def looked_up(
+        self, index: Index, rows: Rows, kind: str, wanted: np.ndarray, counts: np.ndarray | None = None
+    ) -> Leaks:
+        """The rows that an index finds; `counts` as for `hits`."""
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), list[str]())]
+        if len(self._owner):
+            for first, batch in rows.batches([*CONTENT[kind]]):
+                mask = wanted[first : first + batch.num_rows]
+                if mask.any():
+                    places, sets, where, rules = self.hits(index, kind, batch.filter(pa.array(mask)), counts)
+                    found.append((first + np.flatnonzero(mask)[places], sets, where, rules))
+        numbers, sets, where, rules = zip(*found, strict=True)
+        return Leaks(np.concatenate(numbers), np.concatenate(sets), np.concatenate(where), [*chain(*rules)])
+
+    def hits(
+        self, index: Index, kind: str, batch: pa.RecordBatch, counts: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """Of some rows those that are found, each once; its set, the row there, and the rule."""
+        found = hits(index, texts_of(kind, batch), counts)
+        counts = found.rule != NEAR if self.near is None else np.ones(len(found.rule), bool)
+        by = {
+            text: (evaluation, row, RULES[rule])
+            for text, evaluation, row, rule in zip(
+                *(values[counts][::-1].tolist() for values in (found.text, found.evaluation, found.row, found.rule)),
+                strict=True,
+            )
+        }
+        digests = as_keys(texts_of(kind, batch, "prompts"))
+        place = np.minimum(np.searchsorted(self._questions, digests), len(self._questions) - 1)
+        for text in np.flatnonzero((self._questions[place] == digests) & (digests != EMPTY)).tolist():
+            first = self._first[place[text]]
+            by[text] = int(self._owner[first]), int(self._row[first]), ASKED
+        order = sorted(by)
+        sets, rows = (np.array([by[text][i] for text in order], np.int64) for i in (0, 1))
+        return np.array(order, np.int64), sets, rows, [by[text][2] for text in order]
+
+
+def as_keys(texts: pa.Array) -> np.ndarray:
+    """Digests of normalised texts as values that sort, `S16` (N)."""
+    return normalised_digests(texts).view("S16")
+
+
+EMPTY = as_keys(pa.array([""]))[0]
+
+
+def read_evaluations(paths: Sequence[str], field: str, near: float | None) -> Evaluations:
+    """The evaluation sets in some files: rows of any form.
+
+    Raises:
+        InputError: a file cannot be read, or has no row.
+    """
+    sets = dict[str, tuple[pa.Array, pa.Array]]()
+    for number, path in enumerate(paths):
+        at, bad_rows, said, asked = f"{field}[{number}]", BadRows(skips=False), list[pa.Array](), list[pa.Array]()
+        for records in alike(read.record for read in read_records(path, field=at, bad_rows=bad_rows)):
+            kind = kind_of(records[0])
+            batch = pa.RecordBatch.from_pydict(columns_of(kind, records))
+            said.append(texts_of(kind, batch))
+            asked.append(texts_of(kind, batch, "prompts"))
+        rows = sum(map(len, said))
+        bad_rows.settle(path, rows)
+        require(rows > 0, at, path, "is empty", "Give at least one row.")
+        sets[path] = together(said), together(asked)
+    return Evaluations(sets, near)
+
+
+def of_rows(name: str, rows: Rows, kind: str, wanted: np.ndarray, near: float | None) -> Evaluations:
+    """Rows of a spool (`wanted`, bool (N)) as an evaluation set: what a data set is measured on itself."""
+    said, asked = list[pa.Array](), list[pa.Array]()
+    for first, batch in rows.batches([*CONTENT[kind]]) if wanted.any() else ():
+        mask = wanted[first : first + batch.num_rows]
+        if mask.any():
+            some = batch.filter(pa.array(mask))
+            said.append(texts_of(kind, some))
+            asked.append(texts_of(kind, some, "prompts"))
+    return Evaluations({name: (together(said), together(asked))}, near)
+
+
+def together(texts: Sequence[pa.Array]) -> pa.Array:
+    return pa.concat_arrays(texts or [pa.array([], pa.string())])
+
+
+def alike(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records in lists of one kind."""
+    held, size = list[Record](), 0
+    for record in records:
+        if held and (kind_of(record) != kind_of(held[0]) or len(held) == AT_ONCE or size > 32 * 2**20):
+            yield held
+            held, size = [], 0
+        held.append(record)
+        size += sum(map(len, texts(record)))
+    if held:
+        yield held

@@ -1,0 +1,198 @@
+"""How often each row of a data set is seen: sources in proportion to their weights.
+
+A source's rows have one order in which they are drawn, by a hash of the seed and their content. Whatever the weights
+and the other sources, more rows of a source are these and the next ones of that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from align.errors import InputError, require
+
+LEFT = "Look at its duplicates in the report of a run without weights, or leave it out."
+SLACK = 1e-9
+"""Of a share, that rounding may cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A mixture.
+
+    Attributes:
+        exposures: how often each row is seen in one pass, int32 (N); 0 for a row that is left out.
+        asked: the share of each source that was asked for, in the unit of the mixture.
+        got: the share that it has.
+        limit: the number of the source that bounds the mixture; None where nothing did.
+    """
+
+    exposures: np.ndarray
+    asked: tuple[float, ...]
+    got: tuple[float, ...]
+    limit: int | None = None
+
+
+def splitmix64(x: np.ndarray) -> np.ndarray:
+    """A bijection of 64 bits in which every bit of the input moves every bit of the output (Steele, Lea and Flood,
+    "Fast splittable pseudorandom number generators", 2014, as in Java's SplittableRandom)."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def draws(ids: np.ndarray, seed: int) -> np.ndarray:
+    """Where each row stands in its source's order of draw: the lower, the earlier.
+
+    Args:
+        ids: the first 64 bits of each row's content id, uint64 (N).
+
+    Returns:
+        uint64 (N).
+    """
+    with np.errstate(over="ignore"):
+        start = np.array([seed], np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019)
+    return splitmix64(ids ^ splitmix64(start))
+
+
+def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature: float | None) -> tuple[float, ...]:
+    """The share of each source, adding up to 1.
+
+    Sources with a weight have it, and the others have what is left of 1 in proportion to their sizes; where all have
+    one, these are proportions. With a temperature T and no weights, shares go by size^(1/T): 1 keeps the sizes, larger
+    ones raise small sources (Arivazhagan et al. 2019, arXiv 1907.05019, section 3.2).
+
+    Args:
+        sizes: rows, turns or tokens of each source.
+
+    Raises:
+        InputError: the weights leave nothing for the sources without one.
+    """
+    given = [weight for weight in weights if weight is not None]
+    if len(given) == len(weights):
+        return tuple(weight / sum(given) for weight in given)
+    rest = 1 - sum(given)
+    problem = f"leave nothing of 1 for the {len(weights) - len(given)} sources that have none"
+    remedy = "Lower them, or give every source a weight."
+    require(rest > SLACK, "stage.sources, weights", round(sum(given), 6), problem, remedy)
+    largest, power = max(sizes, default=1) or 1, 1 / (temperature or 1)
+    both = zip(sizes, weights, strict=True)
+    bases = [(size / largest) ** power if weight is None else 0 for size, weight in both]
+    left = sum(bases) or 1
+    return tuple(rest * base / left if weight is None else weight for base, weight in zip(bases, weights, strict=True))
+
+
+def mixed(
+    source: np.ndarray, size: np.ndarray, draw: np.ndarray, names: Sequence[str], *,
+    weights: Sequence[float | None], total: float | None = None, repeat: int = 1, temperature: float | None = None,
+) -> Mixed:  # fmt: skip
+    """How often each row is seen.
+
+    Without weights, a temperature and a total, every row is seen once. Otherwise the mixture has `total` units, or as
+    many as there can be without seeing any row more than `repeat` times.
+
+    Args:
+        source: the number of each row's source, int (N).
+        size: the units that each row has, int64 (N): 1, its turns or its tokens.
+        draw: see `draws`.
+        names: of the sources.
+
+    Raises:
+        InputError: the weights cannot be met without more repetition.
+    """
+    if not names:
+        return Mixed(np.zeros(0, np.int32), (), ())
+    orders = [drawn(source == number, draw) for number in range(len(names))]
+    sizes = [int(size[rows].sum()) for rows in orders]
+    exposures = np.zeros(len(source), np.int32)
+    if total is None and temperature is None and all(weight is None for weight in weights):
+        for rows in orders:
+            exposures[rows] = 1
+        share = proportions(sizes)
+        return Mixed(exposures, share, share)
+    asked = shares(sizes, weights, temperature)
+    room = [repeat * units / share if share > SLACK else np.inf for units, share in zip(sizes, asked, strict=True)]
+    limit = int(np.argmin(room))
+    if total is not None and room[limit] < total * (1 - SLACK):
+        needed = asked[limit] * total
+        times = int(np.ceil(needed / max(sizes[limit], 1)))
+        raise InputError(
+            f"stage.sources.{names[limit]}", sizes[limit],
+            f"is less than the {needed:.0f} that its share {asked[limit]:.3g} of {total:g} asks for",
+            f"Allow stage.mix.repeat={times}, lower stage.mix.total, or give more rows." if sizes[limit] else
+            "Give rows, or leave the source out.",
+        )  # fmt: skip
+    wanted = total if total is not None else room[limit]
+    for rows, share in zip(orders, asked, strict=True):
+        exposures[rows] = seen(size[rows], share * wanted)
+    got = [int((size[rows] * exposures[rows].astype(np.int64)).sum()) for rows in orders]
+    return Mixed(exposures, asked, proportions(got), None if total is not None else limit)
+
+
+def mixture(
+    inside: np.ndarray, source: np.ndarray, size: np.ndarray, draw: np.ndarray, names: Sequence[str], *,
+    weights: Sequence[float | None], **how: Any,
+) -> Mixed:  # fmt: skip
+    """`mixed` of the rows `inside`, bool (N). Exposures are of all N rows.
+
+    Args:
+        how: `total`, `repeat` and `temperature`, see `mixed`.
+
+    Raises:
+        InputError: a source with a weight has no row there; or as `mixed`.
+    """
+    numbers = np.flatnonzero(inside)
+    counts = np.bincount(source[numbers], minlength=len(names))
+    for name, weight, count in zip(names, weights, counts, strict=True):
+        problem = "has a weight, and none of its rows is left to train on"
+        require(weight is None or count > 0, f"stage.sources.{name}", weight, problem, LEFT)
+    found = mixed(source[numbers], size[numbers], draw[numbers], names, weights=weights, **how)
+    exposures = np.zeros(len(inside), np.int32)
+    exposures[numbers] = found.exposures
+    return Mixed(exposures, found.asked, found.got, found.limit)
+
+
+def drawn(rows: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """The numbers of some rows (bool (N)) in their order of draw."""
+    numbers = np.flatnonzero(rows)
+    return numbers[np.lexsort((numbers, draw[numbers]))]
+
+
+def over_caps(kept: np.ndarray, source: np.ndarray, draw: np.ndarray, caps: Sequence[int | None]) -> np.ndarray:
+    """The numbers of the rows that are more than their source's cap: the last ones of its order of draw.
+
+    Args:
+        kept: the rows that count, bool (N).
+        caps: rows of each source at most; None for all.
+    """
+    over = [drawn(kept & (source == number), draw)[cap:] for number, cap in enumerate(caps) if cap is not None]
+    return np.concatenate([np.zeros(0, np.int64), *over])
+
+
+def seen(sizes: np.ndarray, units: float) -> np.ndarray:
+    """How often each row is seen so that they come to so many units: all rows as often as goes, and the first ones once
+    more, up to the row that comes nearest.
+
+    Args:
+        sizes: of the rows in their order of draw.
+    """
+    whole = int(sizes.sum())
+    if whole == 0:
+        return np.zeros(len(sizes), np.int32)
+    times = int((units + SLACK * whole) // whole)
+    rest = units - times * whole
+    ends = np.cumsum(sizes)
+    more = int(np.searchsorted(ends - sizes / 2, rest, side="left")) if rest > SLACK * whole else 0
+    made = np.full(len(sizes), times, np.int32)
+    made[:more] += 1
+    return made
+
+
+def proportions(units: Sequence[float]) -> tuple[float, ...]:
+    """The share of each in their sum."""
+    whole = sum(units)
+    return tuple(one / whole if whole else 0.0 for one in units)

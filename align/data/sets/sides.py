@@ -1,0 +1,135 @@
+"""Which rows of a data set are trained on and which are measured on.
+
+Rows that belong together form a unit, and a unit is on one side: rows that ask the same question, rows of one group,
+and rows that are duplicates of one another. A unit goes by the hash of one question in it, so that a row stays on its
+side when others come in that are not linked to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from align.data.sets.columns import whole
+from align.data.sets.times import seconds
+from align.errors import InputError, require
+
+pc: Any = pyarrow.compute  # whose functions are made when it is imported
+
+TRAIN, TEST = 0, 1
+SIDES = ("train", "test")
+NAMES = {
+    "train": TRAIN, "training": TRAIN, "test": TEST, "validation": TEST, "valid": TEST, "val": TEST, "dev": TEST,
+    "eval": TEST,
+}  # fmt: skip
+"""What a column may call a side."""
+
+
+def units(questions: np.ndarray, *links: np.ndarray) -> np.ndarray:
+    """The unit of each row, named by the smallest question in it.
+
+    Args:
+        questions: hash of what each row asks, uint64 (N). Rows of one hash belong together.
+        links: further labels, int64 (N): rows of one label belong together; a negative label is none.
+
+    Returns:
+        uint64 (N): of the hashes of the rows that are linked to this one, directly or by way of others, that with the
+        smallest lower half. The upper half says which side it is on, and is as even among units as among questions.
+    """
+    found = halves_exchanged(questions)
+    everything = [(labels, order) for labels in (questions, *links) if len(order := linked(labels))]
+    while True:
+        before = found.copy()
+        for labels, order in everything:
+            of = labels[order]
+            starts = np.flatnonzero(np.concatenate([[True], of[1:] != of[:-1]]))
+            smallest = np.minimum.reduceat(found[order], starts)
+            found[order] = np.repeat(smallest, np.diff(np.append(starts, len(order))))
+        if np.array_equal(found, before):
+            return halves_exchanged(found)
+
+
+def halves_exchanged(hashes: np.ndarray) -> np.ndarray:
+    half = np.uint64(32)
+    return hashes << half | hashes >> half
+
+
+def linked(labels: np.ndarray) -> np.ndarray:
+    """The rows whose label another row has too, ordered by label."""
+    order = np.argsort(labels, kind="stable")
+    if labels.dtype.kind == "i":
+        order = order[labels[order] >= 0]
+    of = labels[order]
+    same = of[1:] == of[:-1]
+    return order[np.append(False, same)[: len(of)] | np.append(same, False)[: len(of)]]
+
+
+def group_labels(groups: pa.ChunkedArray, source: np.ndarray) -> np.ndarray:
+    """A label for each group's rows, int64 (N); -1 where a row is in none. Two sources may use one name for two groups.
+
+    Args:
+        source: the number of each row's source.
+    """
+    codes = whole(groups).dictionary_encode().indices
+    labels = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.where(labels < 0, -1, labels * (int(source.max(initial=0)) + 1) + source)
+
+
+def first_bits(ids: np.ndarray) -> np.ndarray:
+    """The first 64 bits of ids, uint64 (N)."""
+    return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
+
+
+def held_back(units: np.ndarray, held_out: float) -> np.ndarray:
+    """Whether each row is measured on: the first 32 bits of its unit are a number in [0, 1), and units below `held_out`
+    are held back, as for a plain file (`align.data.split.held_back`); at least one unit is, where there are two.
+
+    Args:
+        units: see `units`.
+        held_out: the share of units; 0 for none.
+    """
+    shares = (units >> np.uint64(32)).astype(np.float64) / 2**32
+    least = shares.min() if held_out > 0 and len(units) and shares.min() < shares.max() else -1.0
+    return (shares < held_out) | (shares == least)
+
+
+def whole_units(units: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Whether each row is in a unit of which any row is measured on."""
+    return np.isin(units, np.unique(units[test]))
+
+
+def named_sides(names: Sequence[str | None], column: str) -> np.ndarray:
+    """Whether each row is measured on, by what its column says.
+
+    Raises:
+        InputError: a row says no side.
+    """
+    check_column(names, column)
+    for name in dict.fromkeys(names):
+        if name is None or name.strip().lower() not in NAMES:
+            missing = sum(other == name for other in names)
+            problem = f"names no side, in {missing} rows"
+            raise InputError(f"stage.split.column={column}", name, problem, f"Write one of {', '.join(NAMES)}.")
+    return np.array([name is not None and NAMES[name.strip().lower()] == TEST for name in names], bool)
+
+
+def check_column(values: Sequence[str | None], column: str) -> None:
+    """Raises: InputError: no row has this column."""
+    there = any(value is not None for value in values)
+    remedy = "Name a column that the rows have; where columns are mapped, by its new name."
+    require(there, "stage.split.column", column, "is a column that no row has", remedy)
+
+
+def written_since(times: Sequence[str | None], since: str, column: str) -> np.ndarray:
+    """Whether each row was written at a time or later. Times are ISO 8601, or seconds since 1970; without a zone, UTC.
+
+    Raises:
+        InputError: a row has no time, or none that is understood.
+    """
+    check_column(times, column)
+    start = seconds(since, "stage.split.since")
+    return np.array([seconds(time, f"stage.split.column={column}") >= start for time in times], bool)

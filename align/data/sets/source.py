@@ -1,0 +1,177 @@
+"""One source of a data set: where its rows come from, how much of it is wanted, and under which terms it is used."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from align.data import chitchat
+from align.data.records.bad_rows import BadRows
+from align.data.records.drops import Drop
+from align.data.records.read import Read, read_records
+from align.data.sources import files_record, licence_of
+from align.errors import InputError, require
+from align.run import HUB, Input, known_digest
+
+FIELD = "stage.sources"
+NAME = re.compile(r"\w[\w.-]{0,79}")
+CORPUS = "chitchat"
+HELP = 'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".'
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows come from: a file, a folder, a glob or a hub data set (`path`), or the built-in corpus (`data`).
+
+    Attributes:
+        name: what the data set calls it; unlike the others.
+        path: see `align.data.formats`.
+        data, part: `chitchat` and a part of it.
+        weight: its share of the data set; None where nobody gave one, see `align.data.sets.mix`.
+        cap: rows of it at most; None for all.
+        columns: our column → its column.
+        licence: what its rows may be used under; empty where nobody says.
+    """
+
+    name: str
+    path: str = ""
+    data: str = ""
+    part: str = "sft"
+    weight: float | None = None
+    cap: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    licence: str = ""
+
+    @property
+    def given(self) -> str:
+        """What the user called it."""
+        return self.path or f"{self.data}:{self.part}"
+
+    def record(self) -> Input:
+        """The source as an input of a run. Raises: InputError: there is no such file."""
+        if self.path:
+            return files_record(self.path, f"{FIELD}.{self.name}")
+        return Input(known_digest(chitchat.corpus_path()), path=self.given)
+
+    def reads(self, bad_rows: BadRows, skip: int = 0, drops: Counter[Drop] | None = None) -> Iterator[Read]:
+        """Its records with their rows' numbers, ascending from 1.
+
+        Args:
+            bad_rows, drops: see `read_records`.
+            skip: rows that are not asked for.
+        """
+        if self.path:
+            where = f"{FIELD}.{self.name}"
+            yield from read_records(
+                self.path, field=where, columns=self.columns, bad_rows=bad_rows, skip=skip, drops=drops
+            )
+            return
+        of_part = partial(chitchat.texts if self.part == "base" else chitchat.conversations, self.part)
+        for number, record in enumerate(of_part(), start=1):
+            if number > skip:
+                yield Read(number, record, {})
+
+
+def parsed_sources(given: Any, at: str = FIELD) -> list[Source]:
+    """The sources of a setting: a list of mappings, or of paths.
+
+    Raises:
+        InputError: names the source and what is wrong with it.
+    """
+    given = list(given) if isinstance(given, list | tuple) else given
+    require(isinstance(given, list) and bool(given), at, given, "is no list of sources", HELP)
+    found: list[Source] = []
+    named = {one["name"] for one in given if isinstance(one, Mapping) and isinstance(one.get("name"), str)}
+    for i, one in enumerate(given):
+        source = source_of({"path": one} if isinstance(one, str) else one, f"{at}[{i}]")
+        known = {earlier.name for earlier in found}
+        if "name" not in (one if isinstance(one, Mapping) else {}):
+            source = renamed(source, known | named)
+        require(source.name not in known, f"{at}[{i}].name", source.name, "is another source's too", "Choose another.")
+        found.append(source)
+    return found
+
+
+def source_of(given: Any, at: str) -> Source:
+    """One source."""
+    require(isinstance(given, Mapping), at, given, "is no source", HELP)
+    known = [f.name for f in fields(Source)]
+    for key in given:
+        close = difflib.get_close_matches(str(key), known, n=1)
+        remedy = f"Did you mean {close[0]}? " if close else ""
+        require(
+            key in known, f"{at}.{key}", given[key], "is no key of a source", f"{remedy}There are {', '.join(known)}."
+        )
+    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    check(values, at)
+    values["columns"] = dict(values.get("columns", {}))
+    if not values.get("name"):
+        values["name"] = short_name(values["path"]) if "path" in values else CORPUS
+    if values.get("data") == CORPUS:
+        values.setdefault("licence", licence_of(CORPUS))
+    return Source(**values)
+
+
+def check(values: Mapping[str, Any], at: str) -> None:
+    """Raises: InputError: a value of a source is of another kind, out of its range, or goes with no other."""
+    for key in ("name", "path", "data", "part", "licence"):
+        value = values.get(key, "")
+        require(isinstance(value, str), f"{at}.{key}", value, "is no text", "Quote it.")
+    one = ("path" in values) != ("data" in values)
+    require(one, at, dict(values), "names no rows, or two kinds of them", "Give it either `path` or `data: chitchat`.")
+    if "data" in values:
+        require(values["data"] == CORPUS, f"{at}.data", values["data"], "is no corpus", f"Write {CORPUS}, or a path.")
+        part, parts = values.get("part", "sft"), ", ".join(chitchat.PARTS)
+        require(part in chitchat.PARTS, f"{at}.part", part, "is no part of the corpus", f"Choose one of: {parts}.")
+    require("part" not in values or "data" in values, f"{at}.part", values.get("part"), "is of chitchat", "Drop it.")
+    named = values.get("name", "a")
+    require(
+        NAME.fullmatch(named) is not None,
+        f"{at}.name",
+        named,
+        "cannot be a name",
+        "Use letters, digits, `.`, `_`, `-`.",
+    )
+    weight, cap, columns = values.get("weight", 1), values.get("cap", 1), values.get("columns", {})
+    number = isinstance(weight, int | float) and not isinstance(weight, bool) and 1e-6 <= weight <= 1e6
+    require(number, f"{at}.weight", weight, "is no share", "Give a number from 1e-6 to 1e6, or leave the source out.")
+    whole = isinstance(cap, int) and not isinstance(cap, bool) and cap > 0
+    require(whole, f"{at}.cap", cap, "is no number of rows", "Give a whole number above 0.")
+    texts = isinstance(columns, Mapping) and all(isinstance(part, str) for pair in columns.items() for part in pair)
+    require(texts, f"{at}.columns", columns, "maps no columns", "Write {prompt: question}: ours, then the file's.")
+
+
+def short_name(path: str) -> str:
+    """A file's name without what only says how it is packed; of a pattern, its folder's."""
+    name = path.removeprefix(HUB).rstrip("/")
+    parts = [part for part in Path(name).parts if not any(sign in part for sign in "*?[")] or ["rows"]
+    stem = re.sub(r"\.(jsonl?|csv|tsv|parquet|arrow|gz|zst)\b", "", parts[-1])
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:80] or "rows"
+
+
+def renamed(source: Source, known: set[str]) -> Source:
+    """A source with a number behind the name that it was given by its path, where another has that."""
+    name, number = source.name, 2
+    while name in known:
+        name, number = f"{source.name}-{number}", number + 1
+    return replace(source, name=name)
+
+
+def by_name(sources: list[Source], names: Any, at: str) -> list[int]:
+    """For each source its rank in `names`; those that are not named come behind, in their order.
+
+    Raises:
+        InputError: a name is no source's.
+    """
+    known = {source.name: i for i, source in enumerate(sources)}
+    for name in names:
+        if name not in known:
+            raise InputError(at, name, "is no source", f"There are {', '.join(known)}.")
+    first = {known[name]: rank for rank, name in enumerate(names)}
+    return [first.get(i, len(names) + i) for i in range(len(sources))]

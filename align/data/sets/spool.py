@@ -1,0 +1,173 @@
+"""Rows on their way into a data set, on disk: parts that are written once, whole or not at all, and read in pieces.
+
+A part is some tens of thousands of rows in Arrow files, one for each group of columns that are read together, and a
+JSON file that says what became of the rows that it was made from. That is written last: a part without it was cut off,
+and is written again. Arrow reads a batch of a file as a whole whatever columns are asked for, so each group has a file
+of its own; and what is kept of a batch is copied out of it. So memory goes by what was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from align.errors import CorruptFile
+from align.run.files import write_json
+
+REMEDY = "Remove the run's folder and run the same command again."
+
+
+class Spool:
+    """The parts in a folder, in the order of their names.
+
+    Args:
+        folder: of the parts; it has to be there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def parts(self, prefix: str = "") -> list[Path]:
+        """The whole parts whose names begin so, as the paths of their files without endings."""
+        return sorted(path.with_suffix("") for path in self.folder.glob(f"{prefix}*.json"))
+
+    def account(self, part: Path) -> dict[str, Any]:
+        """What is known of a part beside its rows; under `batches` the sizes of its batches.
+
+        Raises:
+            CorruptFile: nothing.
+        """
+        try:
+            return json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CorruptFile("checkpoints", str(part), f"is damaged ({error})", REMEDY) from error
+
+    def write(
+        self, name: str, batches: Iterator[pa.RecordBatch], groups: Sequence[pa.Schema], account: Mapping[str, Any]
+    ) -> None:
+        """One part.
+
+        Args:
+            groups: the columns of each file.
+            account: what is to be known of it; read when all batches are written, so that it may grow till then.
+        """
+        part, sizes = self.folder / name, list[int]()
+        with ExitStack() as stack:
+            writers = []
+            for i, schema in enumerate(groups):
+                file = stack.enter_context(pa.OSFile(str(file_of(part, i)), "wb"))
+                writers.append((schema.names, stack.enter_context(pa.ipc.new_file(file, schema))))
+            for batch in batches:
+                sizes.append(batch.num_rows)
+                for names, writer in writers:
+                    writer.write_batch(batch.select(names))
+        write_json(part.with_suffix(".json"), {**account, "batches": sizes})
+
+
+def file_of(part: Path, group: int) -> Path:
+    return part.with_suffix(f".{group}.arrow")
+
+
+class Rows:
+    """All rows of some parts, numbered from 0 on.
+
+    Attributes:
+        parts: each part, the number of its first row, and the sizes of its batches.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self.parts: list[tuple[Path, int, list[int]]] = []
+        end = 0
+        for part in spool.parts():
+            sizes = spool.account(part)["batches"]
+            self.parts.append((part, end, sizes))
+            end += sum(sizes)
+        self.count = end
+
+    @cached_property
+    def groups(self) -> dict[str, int]:
+        """Column → the number of its file."""
+        found: dict[str, int] = {}
+        for part, _, _ in self.parts[:1]:
+            for i in range(len([*part.parent.glob(f"{part.name}.*.arrow")])):
+                with pa.OSFile(str(file_of(part, i))) as file:
+                    found |= dict.fromkeys(pa.ipc.open_file(file).schema.names, i)
+        return found
+
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(number of its first row, batch) in order, with these columns."""
+        for part, first, sizes in self.parts:
+            with self.opened(part, columns) as read:
+                for i, size in enumerate(sizes):
+                    yield first, read.batch(i)
+                    first += size
+
+    def opened(self, part: Path, columns: Sequence[str]) -> Reader:
+        return Reader(part, columns, self.groups)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of texts of all rows, each text that differs held once in a batch."""
+        chunks = [batch.column(name).dictionary_encode() for _, batch in self.batches([name])]
+        return pa.chunked_array(chunks).unify_dictionaries() if chunks else pa.chunked_array([[]], pa.string())
+
+    def numbers(self, name: str) -> np.ndarray:
+        """One column of numbers without nulls, or of texts of one length in bytes (N, length) as uint8."""
+        chunks = [as_numpy(batch.column(name)).copy() for _, batch in self.batches([name])]
+        return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+
+    def take(self, indexes: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Some rows, in the order of `indexes`. A batch is read once, however many of its rows are asked for."""
+        order = np.argsort(indexes, kind="stable")
+        wanted, found, start = indexes[order], [], 0
+        for part, first, sizes in self.parts:
+            edges = np.searchsorted(wanted, first + np.cumsum(sizes, dtype=np.int64))
+            if start == (edges[-1] if len(edges) else start):
+                continue
+            with self.opened(part, columns) as read:
+                for i, end in enumerate(edges.tolist()):
+                    if end > start:
+                        found.append(read.batch(i).take(pa.array(wanted[start:end] - first)))
+                    start, first = end, first + sizes[i]
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return pa.Table.from_batches(found).take(pa.array(back)).combine_chunks()
+
+
+class Reader:
+    """Batches of some columns of a part.
+
+    Args:
+        groups: column → the number of its file.
+    """
+
+    def __init__(self, part: Path, columns: Sequence[str], groups: Mapping[str, int]) -> None:
+        self.columns, self.part = list(columns), part
+        self._of = [groups[name] for name in columns]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Reader:
+        files = {i: self._stack.enter_context(pa.OSFile(str(file_of(self.part, i)))) for i in sorted({*self._of})}
+        self._read = {i: pa.ipc.open_file(file) for i, file in files.items()}
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        self._stack.close()
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        found = {i: read.get_batch(number) for i, read in self._read.items()}
+        arrays = [found[i].column(name) for name, i in zip(self.columns, self._of, strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, self.columns)
+
+
+def as_numpy(array: pa.Array) -> np.ndarray:
+    if pa.types.is_fixed_size_binary(array.type):
+        width = array.type.byte_width
+        return np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, width)[array.offset :][: len(array)]
+    return array.to_numpy(zero_copy_only=False)

@@ -1,0 +1,222 @@
+"""One data set from many sources: read, cleaned, without duplicates and what gives evaluations away, divided, mixed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from align.config.compose import plain
+from align.config.data import ContaminationConfig, DataStageConfig, DuplicatesConfig
+from align.config.root import Config
+from align.data.clean.cleaner import Cleaner
+from align.data.clean.length import CountTokens
+from align.data.clean.steps import Step, steps_of
+from align.data.records.content import DOCUMENTS
+from align.data.sets.account import account_of, found_in, found_of, metrics_of
+from align.data.sets.contamination import Leaks, of_rows, read_evaluations
+from align.data.sets.duplicates import (
+    Duplicates,
+    clusters,
+    copies,
+    duplicate_labels,
+    joined,
+    near_duplicates,
+    none_of,
+    preference,
+)
+from align.data.sets.evidence import cleaned_away, leaked, lengths, write_dropped, write_duplicates, write_rows
+from align.data.sets.funnel import Funnel
+from align.data.sets.gather import Gathering, Wanted
+from align.data.sets.mix import Mixed, draws, mixture, over_caps, shares
+from align.data.sets.published import Chosen, publish
+from align.data.sets.sides import (
+    first_bits,
+    group_labels,
+    held_back,
+    named_sides,
+    units,
+    whole_units,
+    written_since,
+)
+from align.data.sets.source import Source, by_name
+from align.data.sets.spool import Rows, Spool
+from align.data.sets.times import seconds
+from align.data.template import use_template
+from align.errors import InputError, StorageError, require
+from align.report.data_set import lines_of
+from align.run import Run, atomic
+from align.stages import tracker
+from align.types import Result
+
+AGAINST = "stage.contamination.against"
+TOLD_S = 10.0
+"""Seconds between two lines on a source that takes long."""
+
+
+def run(run: Run, config: Config, sources: list[Source]) -> Result:
+    try:
+        return data_set_of(run, config, sources)
+    except InputError as error:
+        if not isinstance(error, StorageError):  # the same line would end here again: nothing goes on from the spool
+            shutil.rmtree(run.checkpoints)
+        raise
+
+
+def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
+    """Read, clean, compare, divide, mix and publish, in this order."""
+    stage: DataStageConfig = config.stage
+    names = [source.name for source in sources]
+    ranks = by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
+    if stage.split.since is not None:
+        seconds(stage.split.since, "stage.split.since")
+    shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)  # before any is read
+    evaluations = read_evaluations(stage.contamination.against, AGAINST, stage.contamination.near)
+    count = counter(run, config)
+    steps = steps_of(stage.clean, "stage.clean", count_tokens=count)
+    kind, accounts = gathered(run, config, sources, steps, count)
+    rows = Rows(Spool(run.checkpoints))
+    funnel = Funnel(rows.numbers("source").astype(np.int64), names)
+    funnel.note("cleaned")
+    draw = draws(first_bits(rows.numbers("content_id")), config.seed)
+    given_away = evaluations.leaks(rows, kind, funnel.kept)
+    without(funnel, "outside evaluation sets", given_away.rows, stage.contamination)
+    duplicates = without_duplicates(rows, kind, funnel, preference(funnel.source, ranks), stage)
+    funnel.drop("within caps", over_caps(funnel.kept, funnel.source, draw, [source.cap for source in sources]))
+    test = divided(rows, funnel, duplicates, config)
+    leaks = shared_sides(rows, kind, funnel, test, stage)
+    without(funnel, "outside the test split", leaks.rows, stage.contamination)
+    train = mixed_in(rows, funnel, test, sources, draw, stage)
+    problem = "leave no row to train on"
+    some = config.data.held_out == 1 or bool(train.exposures.any())
+    require(some, "stage.sources", ", ".join(names), problem, "Look at the report of a run with data.held_out=1.")
+
+    heads = clusters(duplicates)
+    exposures = np.where(funnel.kept & test, 1, train.exposures).astype(np.int32)  # the test side is as it is
+    chosen = Chosen(exposures, test, duplicates.dropped, heads)
+    said = account_of(sources, run.inputs, accounts, funnel, test, train)
+    seen = chosen.exposures > 0
+    said["evaluations"] = found_in(stage.contamination.against, given_away) + found_in(["the test split"], leaks)
+    said["found"] = found_of(duplicates, given_away, leaks)
+    said["lengths"] = lengths(rows.numbers("characters")[seen], funnel.source[seen], names)
+    shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
+    with atomic.publish(target) as folder:
+        data = publish(folder, rows, kind, names, chosen, said)
+    hide = Cleaner(steps).hidden
+    examples = cleaned_away(names, accounts) + leaked(rows, kind, names, given_away, stage.contamination.against, hide)
+    write_dropped(run.folder, examples + leaked(rows, kind, names, leaks, ["the test split"], hide))
+    write_duplicates(run.folder, rows, kind, names, duplicates, heads, hide)
+    write_rows(run.folder, rows, kind, names, funnel.source, seen & ~test, hide)
+    with tracker(run, config) as track:
+        for step, (name, left) in enumerate(funnel.steps.items(), start=1):
+            track.log(step, {"name": name, "rows": sum(left)})
+    return Result(metrics_of(data), tuple(lines_of(data, plain(config)["stage"])))
+
+
+def gathered(
+    run: Run, config: Config, sources: Sequence[Source], steps: Sequence[tuple[str, Step]], count: CountTokens | None
+) -> tuple[str, list[Mapping[str, Any]]]:
+    """Read, clean and write every source into the run's spool. Returns the kind of their records, and an account each.
+
+    Raises:
+        InputError: rows are refused, sources are of different kinds, or one is empty after cleaning.
+    """
+    stage: DataStageConfig = config.stage
+    wanted = Wanted(
+        stage.duplicates.over, stage.duplicates.near is not None, stage.split.read.get("split", ""),
+        stage.split.read.get("time", ""), count,
+    )  # fmt: skip
+    spool, kind, accounts = Spool(run.checkpoints), "", []
+    for number, source in enumerate(sources):
+        gathering = Gathering(spool, source, number, Cleaner(steps), wanted, config.data.on_bad_row == "skip")
+        accounts.append(gathering.run(kind, told(source.name)))
+        kind = gathering.kind
+    return kind, accounts
+
+
+def told(name: str) -> Callable[[int, int], None]:
+    """Prints how far a source is, once in a while."""
+    began = last = time.perf_counter()
+
+    def tell(read: int, kept: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last > TOLD_S:
+            print(f"{name}: {read:,} rows read, {kept:,} kept, {read / (now - began):,.0f} rows a second", flush=True)
+            last = now
+
+    return tell
+
+
+def counter(run: Run, config: Config) -> CountTokens | None:
+    """Counts tokens as the model of `model=` reads it; None where nobody asks for tokens."""
+    if run.manifest.base is None:
+        return None
+    from align.data.supervised import token_count
+    from align.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(run.base)
+    use_template(tokenizer, config.data.template, config.data.template_kwargs)
+    return partial(token_count, tokenizer)
+
+
+def without_duplicates(rows: Rows, kind: str, funnel: Funnel, order: np.ndarray, stage: DataStageConfig) -> Duplicates:
+    """The duplicates of rows that stay, left out of the funnel unless they are only to be reported."""
+    asked, found = stage.duplicates, [none_of()]
+    if asked.exact:
+        found.append(copies(rows, funnel.kept, order, funnel.source, asked.among))
+        without(funnel, "no copies", found[-1].dropped, asked)
+    if asked.near is not None and kind == DOCUMENTS:
+        alone = funnel.kept.copy()
+        alone[found[-1].dropped] = False  # also where copies are only reported
+        near = near_duplicates(
+            rows, alone, order, funnel.source, threshold=asked.near, over=asked.over, among=asked.among
+        )
+        found.append(near)
+        without(funnel, "no near-duplicates", near.dropped, asked)
+    return joined(*found)
+
+
+def without(funnel: Funnel, step: str, rows: np.ndarray, asked: DuplicatesConfig | ContaminationConfig) -> None:
+    """Leave rows out of the funnel, unless they are only to be reported."""
+    funnel.drop(step, rows if asked.action == "remove" else rows[:0])
+
+
+def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) -> np.ndarray:
+    """Whether each row is measured on, bool (N). Rows that belong together are on one side."""
+    split, kept = config.stage.split, funnel.kept
+    numbers, test = np.flatnonzero(kept), np.zeros(len(kept), bool)
+    together = [group_labels(rows.column("group"), funnel.source), duplicate_labels(duplicates, len(kept))]
+    of = units(first_bits(rows.numbers("question_id"))[numbers], *(labels[numbers] for labels in together))
+    if split.by == "question":
+        test[numbers] = held_back(of, config.data.held_out)
+        return test
+    said = rows.column("time" if split.by == "time" else "split").take(numbers).to_pylist()
+    column = next(iter(split.read.values()))
+    asked = written_since(said, split.since, column) if split.by == "time" else named_sides(said, column)
+    test[numbers] = whole_units(of, asked)
+    return test
+
+
+def shared_sides(rows: Rows, kind: str, funnel: Funnel, test: np.ndarray, stage: DataStageConfig) -> Leaks:
+    """The rows to train on that give away rows to measure on."""
+    asked, near = stage.contamination, stage.contamination.near
+    measured = of_rows("test", rows, kind, funnel.kept & test & asked.test, near)
+    return measured.leaks(rows, kind, funnel.kept & ~test, phrases=True)
+
+
+def mixed_in(
+    rows: Rows, funnel: Funnel, test: np.ndarray, sources: Sequence[Source], draw: np.ndarray, stage: DataStageConfig
+) -> Mixed:
+    """How often each row that is trained on is seen."""
+    mix = stage.mix
+    size = np.ones(len(test), np.int64) if mix.by == "rows" else rows.numbers(mix.by).astype(np.int64)
+    return mixture(
+        funnel.kept & ~test, funnel.source, size, draw, [source.name for source in sources],
+        weights=[source.weight for source in sources], total=mix.total, repeat=mix.repeat,
+        temperature=mix.temperature,
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Sources with planted duplicates, and the data sets that are made of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from workshop import Workshop
+
+WORDS = [
+    "lamp",
+    "table",
+    "window",
+    "river",
+    "stone",
+    "garden",
+    "winter",
+    "letter",
+    "kitchen",
+    "corner",
+    "silver",
+    "paper",
+]
+
+
+def sentence(draw: random.Random, number: int) -> str:
+    """Words of which no other number has a run."""
+    return " ".join(f"{word}{number}" for word in draw.choices(WORDS, k=30))
+
+
+def support(rows: int = 120) -> list[dict[str, Any]]:
+    """Conversations: every tenth has a copy, every fifteenth a near-duplicate."""
+    draw, made = random.Random(0), []
+    for i in range(rows):
+        asked, answer = f"Where is the {WORDS[i % 12]} number {i}?", sentence(draw, i)
+        made.append(chat(asked, answer))
+        if i % 10 == 0:
+            made.append(chat(asked.upper(), f"  {answer} "))
+        if i % 15 == 0:
+            made.append(chat(asked, f"{answer} indeed"))
+    return made
+
+
+def chat(asked: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def three_sources(tmp_path: Path) -> Path:
+    """A folder with three sources in three formats, and an evaluation set."""
+    write(tmp_path / "support.jsonl", support())
+    draw = random.Random(1)
+    general = [{"prompt": f"Tell me of day {i}", "completion": sentence(draw, 1000 + i)} for i in range(200)]
+    pq.write_table(pa.Table.from_pylist(general), tmp_path / "general.parquet")
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["question", "answer"])
+        table.writerows([f"Is shop {i} open?", sentence(draw, 2000 + i)] for i in range(50))
+    write(tmp_path / "evals.jsonl", [general[5], {"prompt": "Is shop 7 open?"}])
+    return tmp_path
+
+
+def sources(here: Path, *more: str) -> list[str]:
+    listed = ["{path: %s}" % (here / "support.jsonl"), "{path: %s}" % (here / "general.parquet")]
+    return ["stage=data", f"stage.sources=[{', '.join([*listed, *more])}]", f"run.root={here / 'runs'}"]
+
+
+def made(here: Path, *words: str) -> tuple[Path, dict[str, Any], str]:
+    """The folder of a data set, what `data.json` says, and what was printed."""
+    shop = Workshop(here / "runs", here)
+    assert shop.ended(*words) == 0, shop.said
+    folder = Path(shop.said.splitlines()[-1])
+    return folder, json.loads((folder / "artifact" / "data.json").read_text()), shop.said

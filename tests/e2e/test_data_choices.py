@@ -1,0 +1,94 @@
+"""Which rows `stage=data` keeps, and on which side, as its settings say."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from data_sets import chat, made, sentence, three_sources, write
+
+from align.data.sets.published import data_set
+
+
+def two_sources(here: Path) -> list[str]:
+    """`a` has ten rows of its own, one of them twice; `b` has four of them, and a near-duplicate of a fifth."""
+    draw = random.Random(2)
+    rows = [chat(f"Which way is {i}?", sentence(draw, i)) for i in range(10)]
+    near = chat("Which way is 5?", rows[5]["messages"][1]["content"] + " indeed")
+    write(here / "a.jsonl", [*rows, rows[0]])
+    write(here / "b.jsonl", [*rows[:4], near])
+    listed = f"[{{path: {here / 'a.jsonl'}}}, {{path: {here / 'b.jsonl'}}}]"
+    return ["stage=data", f"stage.sources={listed}", f"run.root={here / 'runs'}", "data.held_out=0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ([], {"a": 10, "b": 0}),
+        (["stage.duplicates.prefer=[b]"], {"a": 5, "b": 5}),
+        (["stage.duplicates.among=within"], {"a": 10, "b": 5}),
+        (["stage.duplicates.among=across"], {"a": 11, "b": 0}),
+        (["stage.duplicates.near=null"], {"a": 10, "b": 1}),
+        (["stage.duplicates.exact=false"], {"a": 10, "b": 0}),
+        (["stage.duplicates.exact=false", "stage.duplicates.near=null"], {"a": 11, "b": 5}),
+        (["stage.duplicates.over=answers"], {"a": 10, "b": 0}),
+        (["stage.duplicates.over=prompts"], {"a": 10, "b": 0}),
+        (["stage.duplicates.near=0.99"], {"a": 10, "b": 1}),
+        (["stage.duplicates.action=report"], {"a": 11, "b": 5}),
+    ],
+)  # fmt: skip
+def test_which_duplicate_survives(tmp_path: Path, words: list[str], kept: dict[str, int]) -> None:
+    folder, data, _ = made(tmp_path, *two_sources(tmp_path), *words)
+    assert {source["name"]: source["splits"]["train"]["rows"] for source in data["sources"]} == kept
+    if "stage.duplicates.action=report" in words:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert (manifest["metrics"]["copies"], manifest["metrics"]["near_duplicates"]) == (5, 1)
+
+
+def test_duplicates_that_stay_are_on_one_side(tmp_path: Path) -> None:
+    words = [*two_sources(tmp_path)[:-1], "data.held_out=0.5", "stage.duplicates.action=report"]
+    folder, _, _ = made(tmp_path, *words, "stage.contamination.test=false")
+    sides = {}
+    for side in ("train", "test"):
+        for path in (folder / "artifact").glob(f"{side}-*.parquet"):
+            for row in pq.read_table(path).to_pylist():
+                sides.setdefault(row["cluster"] or row["content_id"], set()).add(side)
+    assert {len(found) for found in sides.values()} == {1}
+    assert {side for found in sides.values() for side in found} == {"train", "test"}
+
+
+def measured_on(here: Path, *words: str) -> set[str]:
+    """The questions of the test split."""
+    folder, _, _ = made(
+        here, "stage=data", f"stage.sources=[{here / 'rows.jsonl'}]", f"run.root={here / 'runs'}", *words
+    )
+    return {record.messages[0].content for record in data_set(folder / "artifact").records("test")}  # type: ignore[union-attr]
+
+
+def test_sides_by_time_and_by_column(tmp_path: Path) -> None:
+    draw = random.Random(3)
+    rows = [
+        {
+            "prompt": f"Is it {i}?", "completion": sentence(draw, i), "created_at": f"2026-11-{i + 1:02d}",
+            "part": "dev" if i % 3 == 0 else "train", "group_id": f"g{i // 2}",
+        }
+        for i in range(12)
+    ]  # fmt: skip
+    write(tmp_path / "rows.jsonl", rows)
+    late = measured_on(tmp_path, "stage.split.by=time", "stage.split.since=2026-11-10")
+    assert late == {f"Is it {i}?" for i in (8, 9, 10, 11)}  # 9 is late, and 8 is of its group
+    named = measured_on(tmp_path, "stage.split.by=column", "stage.split.column=part")
+    assert named == {f"Is it {i}?" for i in range(12) if {i - i % 2, i - i % 2 + 1} & {0, 3, 6, 9}}
+
+
+def test_tokens_are_those_of_the_model(tmp_path: Path, tiny_model: Path) -> None:
+    here = three_sources(tmp_path)
+    words = [
+        "stage=data", f"stage.sources=[{here / 'general.parquet'}, {{path: {here / 'support.jsonl'}, weight: 0.2}}]",
+        f"run.root={here / 'runs'}", "stage.mix.by=tokens", "model=hub", f"model.path={tiny_model}",
+    ]  # fmt: skip
+    data = made(here, *words)[1]
+    assert {source["name"]: source["got"] for source in data["sources"]}["support"] == pytest.approx(0.2, abs=0.02)

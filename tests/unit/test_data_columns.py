@@ -1,0 +1,97 @@
+"""Records to columns of Arrow and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES
+from align.data.sets.columns import columns_of, records_of, texts_of, turn_counts
+from align.types import Conversation, Feedback, Message, Preference, Record
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
+TURN = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT, st.booleans())
+TURNS = st.lists(TURN, min_size=1, max_size=4).map(tuple)
+PAIRS = st.builds(
+    Preference, TURNS, TURNS, TURNS, id=TEXT, group_id=TEXT, margin=st.none() | st.floats(-9, 9), annotator=TEXT,
+    source=TEXT, strength=st.none() | st.integers(0, 9), created_at=TEXT, chosen_ended=st.booleans(),
+    rejected_ended=st.booleans(), scorer=TEXT,
+)  # fmt: skip
+SAID = Conversation((Message("system", "S"), Message("user", "u"), Message("assistant", "a"), Message("user", "v")))
+
+
+def pair_or_none(make: object) -> object:
+    return make
+
+
+def table(kind: str, records: list[Record]) -> pa.Table:
+    return pa.table(columns_of(kind, records))
+
+
+@given(st.lists(TURNS | TEXT, max_size=6), st.integers(0, 6))
+def test_documents_come_back(said: list[tuple[Message, ...] | str], start: int):
+    records: list[Record] = [one if isinstance(one, str) else Conversation(one, f"x:{i}") for i, one in enumerate(said)]
+    whole = table(DOCUMENTS, records)
+    names = [f"x:{i}" for i in range(len(records))]
+    assert records_of(DOCUMENTS, whole, names) == records
+    assert records_of(DOCUMENTS, whole.slice(start), names[start:]) == records[start:]
+
+
+@given(st.lists(st.tuples(TURNS, TURNS, st.booleans(), TEXT.filter(bool)), max_size=4))
+def test_feedback_comes_back(said: list[tuple[tuple[Message, ...], tuple[Message, ...], bool, str]]):
+    records: list[Record] = [Feedback(*one) for one in said]
+    assert records_of(FEEDBACK, table(FEEDBACK, records), ["?"] * len(records)) == records
+
+
+@given(st.lists(TURNS.flatmap(lambda _: st.deferred(lambda: VALID)), max_size=4))
+def test_pairs_come_back(records: list[Record]):
+    assert records_of(PREFERENCES, table(PREFERENCES, records), ["?"] * len(records)) == records
+
+
+VALID = (
+    st.tuples(TURNS, TURNS, TURNS)
+    .filter(lambda p: p[1] != p[2])
+    .flatmap(
+        lambda p: st.builds(
+            Preference,
+            st.just(p[0]),
+            st.just(p[1]),
+            st.just(p[2]),
+            id=TEXT,
+            group_id=TEXT,
+            margin=st.none() | st.floats(-9, 9),
+            annotator=TEXT,
+            source=TEXT,
+            strength=st.none() | st.integers(0, 9),
+            guideline_version=TEXT,
+            created_at=TEXT,
+            chosen_ended=st.booleans(),
+            rejected_ended=st.booleans(),
+            scorer=TEXT,
+        )
+    )
+)
+
+
+@pytest.mark.parametrize(("over", "said"), [("both", "u\na\nv"), ("prompts", "u\nv"), ("answers", "a")])
+def test_what_is_compared(over: str, said: str):
+    records: list[Record] = [SAID, "plain\ntext"]
+    assert texts_of(DOCUMENTS, table(DOCUMENTS, records), over).to_pylist() == [said, "plain\ntext"]
+    assert texts_of(DOCUMENTS, table(DOCUMENTS, records).slice(1), over).to_pylist() == ["plain\ntext"]
+
+
+def test_a_pair_is_compared_as_a_whole():
+    pair = Preference(
+        (Message("system", "S"), Message("user", "q")), (Message("assistant", "y"),), (Message("assistant", "n"),)
+    )
+    assert texts_of(PREFERENCES, table(PREFERENCES, [pair])).to_pylist() == ["q\ny\nn"]
+    assert turn_counts(PREFERENCES, table(PREFERENCES, [pair])).tolist() == [4]
+
+
+def test_turns_are_counted():
+    found = turn_counts(DOCUMENTS, table(DOCUMENTS, [SAID, "plain"]).slice(0))
+    assert found.dtype.kind == "i"
+    assert np.array_equal(found, [4, 1])

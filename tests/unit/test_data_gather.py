@@ -1,0 +1,195 @@
+"""Sources into a spool: what is counted, what is refused, and a run that goes on behind any part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align.data.clean.cleaner import Cleaner
+from align.data.clean.steps import steps_of
+from align.data.sets import gather
+from align.data.sets.gather import Gathering, Wanted
+from align.data.sets.source import Source, by_name, parsed_sources
+from align.data.sets.spool import Rows, Spool
+from align.errors import CorruptFile, InputError
+
+GOOD = [{"prompt": f"question {i}?", "completion": f"the answer {i} to it"} for i in range(25)]
+RANKS = [("a", 1), ("b", 2), ("c", 2)]
+BAD = {"prompt": "no answer", "completion": ""}
+
+
+def write(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def gathering(folder: Path, path: Path, skips: bool = True, **source: Any) -> Gathering:
+    folder.mkdir(exist_ok=True)
+    cleaner = Cleaner(steps_of([{"length": {"most": 8, "by": "words"}}]))
+    return Gathering(Spool(folder), Source("s", str(path), **source), 0, cleaner, Wanted(), skips)
+
+
+def mixed_rows() -> list[Any]:
+    """Bad rows at the beginning, within, in runs and at the end; ties; rows that are dropped in cleaning."""
+    rows: list[Any] = [BAD, BAD]
+    for i, row in enumerate(GOOD):
+        rows.append(row if i % 6 else {"prompt": "long", "completion": " ".join(["word"] * 9)})
+        rows += [BAD] * (i % 4 == 3) + [BAD, {"nothing": 1}] * (i % 9 == 8)
+    return [*rows, BAD]
+
+
+def pairs_with_ties() -> list[Any]:
+    return [
+        {"prompt": f"q {i}", "answers": [{"answer": f"{text} {i}", "rank": rank} for text, rank in RANKS]}
+        for i in range(12)
+    ]  # fmt: skip
+
+
+def neighbours() -> list[Any]:
+    """HelpSteer's answers to one prompt stand in neighbouring rows, with bad rows among and behind them."""
+    rows: list[Any] = []
+    for i in range(9):
+        rows += [{"prompt": f"q {i}", "response": f"a {i} {k}", "helpfulness": k % 3} for k in range(1 + i % 4)]
+        rows += [BAD] * (i % 3)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "rows", [mixed_rows(), pairs_with_ties(), neighbours()], ids=["bad rows", "pairs", "neighbours"]
+)
+@pytest.mark.parametrize("part", [1, 2, 3, 5, 7, 100])
+def test_it_goes_on_behind_any_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[Any], part: int
+) -> None:
+    """All accounts and all rows of a run that ends behind each part are those of a run that is never interrupted."""
+    path = write(tmp_path / "rows.jsonl", rows)
+    whole = gathering(tmp_path / "whole", path).run()
+    monkeypatch.setattr(gather, "PART", part)
+    account: dict[str, Any] = {"through": 0}
+    number = 0
+    while account["through"] != gather.END:
+        again = gathering(tmp_path / "parts", path)
+        if number:
+            again.restore(again.spool.account(again.spool.parts()[-1]))
+        account = again.write_part(f"000-{number:06d}", account["through"])
+        number += 1
+    assert account == {**whole, "through": gather.END}
+    found = [Rows(Spool(tmp_path / name)) for name in ("whole", "parts")]
+    for name in ("content_id", "row", "digest"):
+        assert np.array_equal(*(rows.numbers(name) for rows in found))
+    if rows == pairs_with_ties():
+        assert account["counts"]["dropped_undecided"] == 12
+    assert account["counts"]["read"] == account["counts"]["kept"] + sum(step["dropped"] for step in account["clean"])
+
+
+def test_a_row_that_is_refused_ends_it_unless_it_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", mixed_rows())
+    with pytest.raises(InputError, match=r"rows\.jsonl, row 1, completion=.*more are refused.*data\.on_bad_row=skip"):
+        gathering(tmp_path / "spool", path, skips=False).run()
+    left = gathering(tmp_path / "other", path).run()
+    assert left["counts"]["skipped_rows"] == sum(row == BAD or "nothing" in row for row in mixed_rows())
+
+
+@pytest.mark.parametrize(
+    ("rows", "source", "says"),
+    [
+        ([GOOD[0], {"prompt": "a", "chosen": "b", "rejected": "c"}], {}, "row 2=preferences: the rows before"),
+        ([{**GOOD[0], "license": "GPL-3"}], {"licence": "MIT"}, "row 1, licence=GPL-3: contradicts the source's"),
+        ([{"prompt": "a", "completion": "b " * 9}], {}, "is empty after cleaning: of its 1 records none is left"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(tmp_path: Path, rows: list[Any], source: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", rows), **source).run()
+    assert says in str(caught.value)
+
+
+def test_another_kind_than_that_of_the_sources_before(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the rows before it are feedback"):
+        gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD)).run("feedback")
+
+
+def test_licences_of_rows_are_counted(tmp_path: Path) -> None:
+    rows = [{**row, "licence": "MIT" if i % 2 else "Apache-2.0"} for i, row in enumerate(GOOD)]
+    with pytest.raises(InputError, match=r"stage\.sources\.s=Apache-2\.0, MIT: are the licences of its rows"):
+        gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", rows)).run()
+    one = [{**row, "license": "MIT"} for row in GOOD]
+    account = gathering(tmp_path / "other", write(tmp_path / "rows.jsonl", one), licence="mit").run()
+    assert account["licences"] == {"MIT": 25}
+
+
+def test_a_damaged_account_is_told(tmp_path: Path) -> None:
+    made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD))
+    made.run()
+    [part] = made.spool.parts()
+    part.with_suffix(".json").write_text("{")
+    with pytest.raises(CorruptFile, match="checkpoints"):
+        made.spool.account(part)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "is no list of sources"),
+        ("a.jsonl", "is no list of sources"),
+        ([], "is no list of sources"),
+        ([3], "stage.sources[0]=3: is no source"),
+        ([{"path": "a", "wieght": 1}], "Did you mean weight?"),
+        ([{"name": "x"}], "names no rows, or two kinds"),
+        ([{"path": "a", "data": "chitchat"}], "names no rows, or two kinds"),
+        ([{"path": 3}], "stage.sources[0].path=3: is no text"),
+        ([{"data": "c4"}], "data=c4: is no corpus"),
+        ([{"data": "chitchat", "part": "dev"}], "part=dev: is no part"),
+        ([{"path": "a", "part": "sft"}], "part=sft: is of"),
+        ([{"path": "a", "name": "a b"}], "name=a b: cannot be a name"),
+        ([{"path": "a", "weight": 0}], "weight=0: is no share"),
+        ([{"path": "a", "weight": "much"}], "weight=much: is no share"),
+        ([{"path": "a", "weight": True}], "is no share"),
+        ([{"path": "a", "weight": float("nan")}], "is no share"),
+        ([{"path": "a", "cap": 0}], "cap=0: is no number of rows"),
+        ([{"path": "a", "cap": 1.5}], "is no number of rows"),
+        ([{"path": "a", "columns": ["b"]}], "maps no columns"),
+        ([{"path": "a", "name": "x"}, {"path": "b", "name": "x"}], "name=x: is another source's too"),
+    ],
+)  # fmt: skip
+def test_sources_that_are_none(given: Any, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parsed_sources(given)
+    assert says in str(caught.value)
+
+
+def test_names_of_sources() -> None:
+    given = [
+        "x/rows.jsonl.gz",
+        {"path": "y/rows.parquet"},
+        {"path": "logs/*.jsonl"},
+        {"data": "chitchat"},
+        "hub:org/my set",
+    ]
+    found = parsed_sources(given)
+    assert [source.name for source in found] == ["rows", "rows-2", "logs", "chitchat", "my-set"]
+    assert found[3].licence == "MIT"
+    assert by_name(found, ["logs"], "prefer") == [1, 2, 0, 4, 5]
+
+
+def test_rows_are_taken_in_the_order_that_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "BATCH", 4)
+    made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD))
+    made.run()
+    rows = Rows(made.spool)
+    assert rows.count == 25
+    for order in ([7, 3, 24, 3, 0], [5], [*range(24, -1, -1)]):
+        assert rows.take(np.array(order), ["row"])["row"].to_pylist() == [number + 1 for number in order]
+
+
+def test_rows_that_ask_nothing_are_not_the_same(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"only a question {i}"}]} for i in range(5)]
+    made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", rows))
+    made.wanted = Wanted(over="answers")
+    made.run()
+    assert len({bytes(row) for row in Rows(made.spool).numbers("digest")}) == 5

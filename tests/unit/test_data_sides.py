@@ -1,0 +1,123 @@
+"""Which rows are trained on: units by hand, and against a search through the links."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.data.sets.sides import group_labels, held_back, named_sides, units, whole_units, written_since
+from align.data.split import held_back as held_back_of_files
+from align.errors import InputError
+
+
+def keys(names: str) -> np.ndarray:
+    return np.array([int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) for name in names], np.uint64)
+
+
+def by_search(questions: list[int], *links: list[int]) -> list[int]:
+    """The question with the smallest lower half that can be reached, row by row."""
+    found = []
+    for start in range(len(questions)):
+        reached, edge = {start}, [start]
+        while edge:
+            row = edge.pop()
+            for other in range(len(questions)):
+                same = questions[row] == questions[other]
+                same |= any(labels[row] >= 0 and labels[row] == labels[other] for labels in links)
+                if same and other not in reached:
+                    reached.add(other)
+                    edge.append(other)
+        found.append(min((questions[row] % 2**32, questions[row]) for row in reached)[1])
+    return found
+
+
+@given(st.integers(0, 12).flatmap(lambda n: st.tuples(*(st.lists(st.integers(-1, 5), min_size=n, max_size=n),) * 3)))
+def test_units_against_a_search(drawn: tuple[list[int], list[int], list[int]]):
+    questions = [(value * 7919 % 11) << 32 | (value + 1) for value in drawn[0]]
+    found = units(np.array(questions, np.uint64), *(np.array(labels, np.int64) for labels in drawn[1:]))
+    assert found.tolist() == by_search(questions, *drawn[1:])
+
+
+def test_a_chain_of_links_is_one_unit():
+    found = units(keys("abcd"), np.array([0, 0, 1, -1]), np.array([-1, 7, 7, -1]))
+    assert len(set(found[:3].tolist())) == 1
+    assert found[3] == keys("d")[0]
+
+
+def test_units_without_links_are_held_back_as_a_file_is():
+    names = [f"question {i}" for i in range(400)]
+    hexed = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    of = np.array([int(key[:16], 16) for key in hexed], np.uint64)
+    for share in (0, 1e-6, 0.05, 0.5, 1):
+        asked = held_back_of_files(hexed, share)
+        assert held_back(units(of), share).tolist() == [key in asked for key in hexed]
+
+
+def test_rows_stay_on_their_side_when_others_come_in():
+    of = keys("".join(map(chr, range(200, 500))))
+    fewer, more = held_back(of[:100], 0.2), held_back(of, 0.2)
+    assert np.array_equal(fewer, more[:100])
+    assert 0 < fewer.sum() < 100
+
+
+def test_one_unit_is_not_held_out_and_none_where_nothing_is_asked():
+    assert not held_back(keys("aa"), 0.001).any() or keys("a")[0] >> np.uint64(32) < 2**32 * 0.001
+    assert not held_back(keys("abc"), 0).any()
+    assert held_back(keys("abc"), 1e-9).sum() == 1
+
+
+def test_a_unit_of_which_a_row_is_measured_on_is_measured_on():
+    assert whole_units(keys("aabc"), np.array([True, False, False, False])).tolist() == [True, True, False, False]
+
+
+def test_groups_by_column():
+    groups = pa.chunked_array([["x", None], ["y", "x", "x"]])
+    found = group_labels(groups, np.array([0, 0, 0, 0, 1])).tolist()
+    assert found[1] == -1
+    assert found[0] == found[3]
+    assert len({found[0], found[2], found[4]}) == 3  # another source's x is another group
+
+
+def test_the_share_is_that_of_units_however_large_they_are():
+    draw = np.random.default_rng(0)
+    for size in (1, 20):
+        of = units(draw.integers(0, 2**64, 20_000, np.uint64), np.repeat(np.arange(20_000 // size), size))
+        assert held_back(of, 0.1).mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_sides_by_column():
+    assert named_sides(["train", "Test", "validation", "dev"], "split").tolist() == [False, True, True, True]
+    with pytest.raises(InputError, match=r"stage\.split\.column=part=None: names no side, in 2 rows"):
+        named_sides(["train", None, None], "part")
+    with pytest.raises(InputError, match="names no side"):
+        named_sides(["holdout"], "part")
+
+
+@pytest.mark.parametrize(
+    ("time", "later"),
+    [
+        ("2026-11-01", True),
+        ("20261101", True),
+        ("2026-10-31T23:59:59Z", False),
+        ("2026-11-01T00:30:00+01:00", False),
+        ("1793491200", True),
+        ("1793491200000", True),
+        ("1793491199", False),
+        ("2026-11-01 00:00:00", True),
+    ],
+)
+def test_sides_by_time(time: str, later: bool):
+    assert written_since([time], "2026-11-01", "created_at").tolist() == [later]
+
+
+@pytest.mark.parametrize("time", ["", "yesterday", "nan", "2026-13-01", "2024", "7", "1e300"])
+def test_a_row_without_a_time(time: str | None):
+    with pytest.raises(InputError, match="is no time"):
+        written_since([time], "2026-11-01", "created_at")
+    with pytest.raises(InputError, match="is a column that no row has"):
+        written_since([None], "2026-11-01", "created_at")
