@@ -148,7 +148,7 @@ def check_unseen(artifact: Artifact, digest: str, held_out: float, root: Path, e
         print(f"{ref} held out {shares[ref]} of this file: data.held_out={shares[ref]} measures on all of that")
 
 
-def say_what_is_unknown(artifact: Artifact, digest: str, root: Path) -> None:
+def warn_of_other_data(artifact: Artifact, digest: str, root: Path) -> None:
     """Say where an artifact came through a run that read other rows than the data set that is measured on: nobody has
     compared the two.
 

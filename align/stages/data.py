@@ -128,7 +128,7 @@ def gathered(
     stage: DataStageConfig = config.stage
     wanted = Wanted(
         stage.duplicates.over, stage.duplicates.near is not None, stage.split.read.get("split", ""),
-        stage.split.read.get("time", ""), count,
+        stage.split.read.get("time", ""), count if stage.mix.by == "tokens" else None,
     )  # fmt: skip
     spool, kind, accounts = Spool(run.checkpoints), "", []
     for number, source in enumerate(sources):

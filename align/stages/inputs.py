@@ -35,7 +35,7 @@ from align.data.sources import (
     files_record,
     prompts,
 )
-from align.data.split import check_unseen, say_what_is_unknown
+from align.data.split import check_unseen, warn_of_other_data
 from align.errors import InputError, require
 from align.evals import judges
 from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
@@ -183,7 +183,7 @@ def evaluate(config: Config) -> Inputs:
     if "eval_data" in data:
         check_unseen(artifact, data["eval_data"].digest, 1, root, config.data.eval_path)
     elif config.data.name == MANIFEST:
-        say_what_is_unknown(artifact, data["data"].digest, root)
+        warn_of_other_data(artifact, data["data"].digest, root)
     elif config.data.name == "jsonl":  # the corpus has parts of its own
         check_unseen(artifact, data["data"].digest, config.data.held_out, root)
     judge = reward_inputs(reward_spec(config.reward), root, base)

@@ -1,5 +1,5 @@
-"""What a data set's report shows beside its figures: rows that were left out, clusters of duplicates, rows as they are
-trained on."""
+"""What a data set's report shows beside its figures: rows that were left out, clusters of duplicates, and rows to train
+on."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ def shown_rows(rows: Rows, kind: str, names: Sequence[str], numbers: np.ndarray,
         f"{names[source]}:{row}"
         for source, row in zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
     ]
-    return [
-        {"row": id, "text": hide(as_text(record))} for id, record in zip(ids, records_of(kind, table, ids), strict=True)
-    ]
+    records = zip(ids, records_of(kind, table, ids), strict=True)
+    return [{"row": id, "text": cut(hide(as_text(record)))} for id, record in records]
 
 
 def write_duplicates(

@@ -28,12 +28,10 @@ class Funnel:
         """A step ends."""
         self.steps[step] = np.bincount(self.source[self.kept], minlength=len(self.names)).tolist()
 
-    def drop(self, step: str, rows: np.ndarray) -> int:
-        """A step leaves out these rows (numbers, or bool (N)). Returns how many of them were in."""
-        before = int(self.kept.sum())
+    def drop(self, step: str, rows: np.ndarray) -> None:
+        """A step leaves out these rows (numbers, or bool (N))."""
         self.kept[rows] = False
         self.note(step)
-        return before - int(self.kept.sum())
 
     def of(self, number: int) -> dict[str, int]:
         """Step → the rows of one source that it left."""

@@ -205,11 +205,12 @@ class Gathering:
             "time": [text_or_none(extra.get(self.wanted.time)) for extra in extras],
         }
         found = {name: pa.array(values, FACTS[name]) for name, values in made.items()}
-        found["characters"] = pc.utf8_length(texts_of(self.kind, table))
+        said, over = texts_of(self.kind, table), self.wanted.over
+        found["characters"] = pc.utf8_length(said)
         own = np.array([id[:16] for id in ids], "V16")
-        compared, sizes = texts_of(self.kind, table, self.wanted.over), np.zeros(len(records), np.int32)
+        compared, sizes = said if over == "both" else texts_of(self.kind, table, over), np.zeros(len(records), np.int32)
         if self.kind == DOCUMENTS:
-            digests = normalised_digests(whole_texts(table) if self.wanted.over == "both" else compared)
+            digests = normalised_digests(whole_texts(table) if over == "both" else compared)
             nothing = pc.equal(pc.utf8_length(compared), 0).to_numpy(zero_copy_only=False)
             found["digest"] = as_binary(np.where(nothing, own, digests))  # rows that ask nothing are not the same
         else:  # half the words of two pairs on one prompt are the same, so that only whole rows are compared

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from align.data.dedup.words import ODD
+from align.data.dedup.words import mixed as scrambled
 from align.errors import InputError, require
 
 LEFT = "Look at its duplicates in the report of a run without weights, or leave it out."
@@ -36,15 +38,6 @@ class Mixed:
     limit: int | None = None
 
 
-def splitmix64(x: np.ndarray) -> np.ndarray:
-    """A bijection of 64 bits in which every bit of the input moves every bit of the output (Steele, Lea and Flood,
-    "Fast splittable pseudorandom number generators", 2014, as in Java's SplittableRandom)."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
 def draws(ids: np.ndarray, seed: int) -> np.ndarray:
     """Where each row stands in its source's order of draw: the lower, the earlier.
 
@@ -54,9 +47,8 @@ def draws(ids: np.ndarray, seed: int) -> np.ndarray:
     Returns:
         uint64 (N).
     """
-    with np.errstate(over="ignore"):
-        start = np.array([seed], np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019)
-    return splitmix64(ids ^ splitmix64(start))
+    start = np.array([seed], np.uint64) * ODD + np.uint64(0x632BE59BD9B4E019)
+    return scrambled(ids ^ scrambled(start))
 
 
 def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature: float | None) -> tuple[float, ...]:
@@ -104,8 +96,6 @@ def mixed(
     Raises:
         InputError: the weights cannot be met without more repetition.
     """
-    if not names:
-        return Mixed(np.zeros(0, np.int32), (), ())
     orders = [drawn(source == number, draw) for number in range(len(names))]
     sizes = [int(size[rows].sum()) for rows in orders]
     exposures = np.zeros(len(source), np.int32)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 FILE = "data.json"
 SCHEMA_VERSION = 1
+FROM_FACTS = ("content_id", "question_id", "source", "row")
+"""Columns of a spool that stand beside the content."""
 MOST_SEEN = 100_000
 """Times that a row may be seen in one pass."""
 SHARD = 250_000
@@ -94,9 +96,8 @@ def publish(
         what `data.json` says.
     """
     columns, clusters, sides, shards = used_columns(rows, kind), chosen.clusters(rows), {}, {}
-    types = {
-        name: MESSAGES if type == TURNS and all_trained(rows, kind) else type for name, type in CONTENT[kind].items()
-    }
+    turns = MESSAGES if all_trained(rows, kind) else TURNS
+    types = {name: turns if CONTENT[kind][name] == TURNS else CONTENT[kind][name] for name in columns}
     for side, name in enumerate(SIDES):
         wanted = (chosen.exposures > 0) & (chosen.test == bool(side))
         writer = Shards(folder, name, int(wanted.sum()))
@@ -105,11 +106,7 @@ def publish(
             if wanted[here].any():
                 mask = wanted[here]
                 about = {"exposure": chosen.exposures[here][mask], "cluster": clusters[here][mask]}
-                writer.add(
-                    published_columns(
-                        batch.filter(pa.array(mask)), {name: types[name] for name in columns}, names, about
-                    )
-                )
+                writer.add(published_columns(batch.filter(pa.array(mask)), types, names, about))
         sides[name] = writer.close()
         shards |= {path.name: file_digest(path) for path in writer.paths}
     ids = unique_ids(rows, chosen.exposures > 0)
@@ -120,9 +117,6 @@ def publish(
     }  # fmt: skip
     write_json(folder / FILE, data)
     return data
-
-
-FROM_FACTS = ("content_id", "question_id", "source", "row")
 
 
 def used_columns(rows: Rows, kind: str) -> list[str]:
@@ -257,7 +251,7 @@ class DataSet:
     """
 
     folder: Path
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any]
 
     @property
     def kind(self) -> str:
@@ -289,11 +283,11 @@ class DataSet:
             again.append([record for record, seen in zip(found, exposures, strict=True) if seen > len(again)])
         return [record for once in again for record in once]
 
-    def tables(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    def tables(self, side: str) -> Iterator[pa.Table]:
         """The rows of one side, a shard at a time."""
         for name in sorted(self.data["shards"]):
             if name.startswith(f"{side}-"):
-                yield pq.read_table(self.folder / name, columns=columns)
+                yield pq.read_table(self.folder / name)
 
 
 def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
@@ -308,9 +302,8 @@ def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
     stage, colon, name = ref.partition(":")
     if Path(ref).expanduser().is_dir() or not (colon and stage == "data"):
         folder = Path(ref).expanduser()
-        there = folder.is_dir()
-        problem = "there is no such folder, and a reference is data:latest or data:NAME"
-        if not there:
+        if not folder.is_dir():
+            problem = "there is no such folder, and a reference is data:latest or data:NAME"
             raise MissingArtifact(field, ref, problem, MAKE)
     elif name == "latest":
         done = done_runs(("data",), root)

@@ -1,0 +1,27 @@
+"""Rows as a report shows them: hidden before they are cut, so that no half of a number is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from align.data.records.content import DOCUMENTS
+from align.data.sets.columns import columns_of
+from align.data.sets.evidence import MOST, shown_rows
+from align.data.sets.spool import Rows, Spool
+
+
+def test_a_long_row_is_cut_behind_what_is_hidden(tmp_path: Path) -> None:
+    long = "x" * (MOST - 5) + "secret" + "y" * 5000
+    columns = columns_of(DOCUMENTS, ["short", long])
+    batch = pa.RecordBatch.from_pydict({**columns, "source": pa.array([0, 0]), "row": pa.array([1, 2])})
+    Spool(tmp_path).write("000", iter([batch]), [batch.schema], {})
+    found = shown_rows(
+        Rows(Spool(tmp_path)), DOCUMENTS, ["s"], np.array([1, 0]), lambda text: text.replace("secret", "[ID]")
+    )
+    assert found[0]["row"] == "s:2"
+    assert len(found[0]["text"]) == MOST
+    assert "secr" not in found[0]["text"]
+    assert found[1] == {"row": "s:1", "text": "short"}
