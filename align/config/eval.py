@@ -18,6 +18,12 @@ class EvalConfig(Settings):
 
     name: str = "eval"
     prompts: int = setting(256, "Number of held-out prompts that both models answer.", above=0)
+    seen: str = setting(
+        "drop",
+        "What to do with prompts that the artifact was trained on: leave them out, or ask them too and report the "
+        "figures of the others beside those of all.",
+        choices=("drop", "report"),
+    )
     shown: int = setting(12, "Number of answer pairs in the report.", above=0)
     allow_proxy: bool = setting(
         False, "Accept a judge that the policy was optimised against. Its score is then called a proxy."

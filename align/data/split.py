@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from align.data.tally import tally
 from align.errors import require
-from align.run import Artifact, Input
-from align.run.lineage import Gone, manifests_behind
 from align.types import Conversation, Document, Preference
 
 IN_EVAL = "dropped_in_eval"
@@ -110,52 +107,3 @@ def split_by_group(
     for pref, prompt in zip(prefs, prompts, strict=True):
         sides[root(("prompt", prompt)) in test].append(pref)
     return sides
-
-
-def check_unseen(artifact: Artifact, digest: str, held_out: float, root: Path, eval_path: str | None = None) -> None:
-    """Raise where what is measured on now was trained on before. A smaller share of a file lies within a larger one,
-    see `held_back`: the run that held out the least of it says how much may be measured on. Less than that is said.
-
-    Args:
-        artifact: what is measured.
-        digest: of the file that is measured on.
-        held_out: the share of it that is; 1 for all of it.
-        root: the folder of runs.
-        eval_path: the file, where the user gave it to be measured on as a whole.
-
-    Raises:
-        InputError: names the share that no run trained on.
-    """
-    shares: dict[str, float] = {}
-    for manifest in manifests_behind(artifact, root):
-        if isinstance(manifest, Gone):
-            print(f"{manifest.ref} is gone: nobody knows whether it was trained on what is held out of data.path now")
-        elif manifest.inputs.get("data", Input("")).digest == digest:
-            trained = manifest.config["data"]
-            shares[manifest.ref] = 0.0 if trained.get("eval_path") else trained["held_out"]
-    if not shares:
-        return
-    ref = min(shares, key=shares.__getitem__)
-    field, value, drop = "data.held_out", held_out, ""
-    if eval_path is not None:
-        field, value, drop = "data.eval_path", eval_path, f" with data.path={eval_path} and without data.eval_path"
-    again = f"Write data.held_out={shares[ref]}{drop}, or give" if shares[ref] else "Give"
-    require(
-        held_out <= shares[ref], field, value, f"{ref} held out {shares[ref]} of this file, learned the rest",
-        f"{again} a file of its own to measure on: data.eval_path=FILE.",
-    )  # fmt: skip
-    if held_out < shares[ref]:
-        print(f"{ref} held out {shares[ref]} of this file: data.held_out={shares[ref]} measures on all of that")
-
-
-def warn_of_other_data(artifact: Artifact, digest: str, root: Path) -> None:
-    """Say where an artifact came through a run that read other rows than the data set that is measured on: nobody has
-    compared the two.
-
-    Args:
-        digest: of the data set.
-    """
-    for manifest in manifests_behind(artifact, root):
-        read = None if isinstance(manifest, Gone) else manifest.inputs.get("data")
-        if read is not None and read.path and read.digest != digest:
-            print(f"{manifest.ref} read other data ({read.path}): nobody knows how much of what is measured on it saw")

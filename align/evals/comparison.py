@@ -38,6 +38,7 @@ class Sample:
         kl: one-sample estimate of the sequence KL(policy || ref) on the policy's own answer, in nats: the sum over its
             response tokens of logp_policy - logp_ref. Unbiased, and negative for single answers.
         reasoning_ref, reasoning_policy: what the judge did not read of the answers; None where it read all of them.
+        seen: True where the policy was trained on this prompt; None where it was not, or nobody knows.
     """
 
     prompt_id: str
@@ -53,6 +54,7 @@ class Sample:
     kl: float
     reasoning_ref: str | None = None
     reasoning_policy: str | None = None
+    seen: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -93,7 +95,7 @@ class Sample:
             ended_ref=bool(record["ended_ref"]),
             ended_policy=bool(record["ended_policy"]),
             kl=float(record["kl"]),
-            **{name: record.get(name) for name in ("reasoning_ref", "reasoning_policy")},
+            **{name: record.get(name) for name in ("reasoning_ref", "reasoning_policy", "seen")},
         )
 
 

@@ -77,6 +77,12 @@ FIGURES = (
     _figure("win_rate", "Win rate", PERCENT, "Share of the prompts whose answer the judge scores higher than the "
             "start's, ties counted half; 50 % is no difference."),
     *_scores("gold"), *_scores("proxy"),
+    _figure("seen", "Prompts that training saw", "", "Of those that were asked; stage.seen=drop leaves them out."),
+    _figure("dropped_seen", "Left out as seen", "prompts", "Training saw these questions, under whatever system "
+            "prompt."),
+    _figure("unseen.win_rate", "Win rate on unseen prompts", PERCENT, "The same over the prompts that training did not "
+            "see."),
+    _figure("unseen.gain", "Gain on unseen prompts", "", "Policy less start in the judge's score, over these."),
     _figure("kl_interval", "KL from the start", "nats an answer", "How far the policy moved: the log of how much "
             "likelier it finds its answers than the start does. Small is close."),
     _before_after("length", "Answer length", "tokens", "A policy whose answers only grow or shrink may be gaming its "
@@ -176,6 +182,9 @@ FIGURES = (
     _figure("unanswered", "Without an answer", "rows", "Supervised training leaves them out."),
     _figure("root", "Fingerprint", "", "Merkle root over the rows and how often each is seen."),
     _figure("ids_root", "Fingerprint of the set", "", "Merkle root over the sorted ids of contents."),
+    _figure("data_root", "Fingerprint of the training rows", "", "Merkle root over the content ids of what was given, "
+            "in order."),
+    _figure("data_ids_root", "Fingerprint of their set", "", "Merkle root over the sorted ids, in whatever order."),
     _figure("rows", "Rows", "", "Rows that were read, written or checked."),
     _figure("seq", "Last row of the ledger", "", "The number of the newest vote that is in it."),
     _figure("peak_rss_mb", "Peak memory", "MiB", "The most that the process held, a GPU's memory left out."),

@@ -21,11 +21,12 @@ from align.run.manifest import FILE, Base, Input, Manifest, identity_of, read_ma
 from align.run.weights import published_digest
 
 MISSING = "(missing)"
-OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html", "trained_on.jsonl")
+OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html", "trained_on.jsonl",
+              "trained_ids.parquet")  # fmt: skip
 """Files that a run has before its stage has computed anything."""
 PUBLISHED = (
-    "report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "trained_on.jsonl", "rows.jsonl",
-    "dropped.jsonl", "duplicates.jsonl",
+    "report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "trained_on.jsonl",
+    "trained_ids.parquet", "rows.jsonl", "dropped.jsonl", "duplicates.jsonl",
 )  # fmt: skip
 """Files beside the artifact that a done run answers for."""
 

@@ -81,17 +81,23 @@ def published(folder: Path, manifest: Manifest, found: Input) -> bool:
     return digest == found.digest or (not digest and folder == Path(found.path).parent)
 
 
-def maker_of_base(base: Base, root: Path) -> Manifest | Gone | None:
-    """The manifest of the run that made base weights; `Gone` where their path says that one did and it is not there;
+def base_made_in(base: Base, root: Path) -> Path | Gone | None:
+    """The folder of the run that made base weights; `Gone` where their path says that one did and it is not there;
     None where no run did."""
     place = Path(base.path).parent
     here = readable(place) if Path(base.path).name == "artifact" else None
     if here and here.done and base.digest in (here.digest, artifact_in(place, str(place), verify=False).digest):
-        return here
+        return place
     if (found := with_digest(base.digest, root)) is not None:
-        return read_manifest(found)
+        return found
     by_run = Path(base.path).name == "artifact" and place.parent.name in STAGES
     return Gone(f"{place.parent.name}:{place.name}", base.digest) if by_run else None
+
+
+def maker_of_base(base: Base, root: Path) -> Manifest | Gone | None:
+    """The manifest of that run."""
+    found = base_made_in(base, root)
+    return read_manifest(found) if isinstance(found, Path) else found
 
 
 def origin_of(artifact: Artifact, base: Base, root: Path) -> Base:
@@ -115,27 +121,51 @@ def ancestors(manifest: Manifest, root: Path, through: Sequence[str] | None = No
         root: the folder of runs.
         through: the inputs to follow, besides the base; None for all.
     """
+    return (found for found, _ in walked(manifest, None, root, through))
+
+
+def walked(
+    manifest: Manifest, folder: Path | None, root: Path, through: Sequence[str] | None = None
+) -> Iterator[tuple[Manifest | Gone, Path | None]]:
+    """The same, each with its folder; None of one that is gone.
+
+    Args:
+        folder: of the run itself.
+    """
     seen: set[tuple[str, str]] = set()
 
-    def walk(found: Manifest | Gone, digest: str) -> Iterator[Manifest | Gone]:
+    def walk(found: Path | Gone, digest: str) -> Iterator[tuple[Manifest | Gone, Path | None]]:
+        if isinstance(found, Gone):
+            if (found.ref, digest) not in seen:
+                seen.add((found.ref, digest))
+                yield found, None
+        else:
+            yield from come_through(read_manifest(found), found, digest)
+
+    def come_through(
+        found: Manifest, folder: Path | None, digest: str
+    ) -> Iterator[tuple[Manifest | Gone, Path | None]]:
         if (found.ref, digest) in seen:
             return
         seen.add((found.ref, digest))
-        yield found
-        if isinstance(found, Gone):
-            return
+        yield found, folder
         for name, given in found.inputs.items():
             if given.stage and (through is None or name in through):
-                yield from walk(maker(given, root) or Gone(given.run, given.digest), given.digest)
-        if found.base is not None and (made := maker_of_base(found.base, root)) is not None:
+                yield from walk(made_in(given, root) or Gone(given.run, given.digest), given.digest)
+        if found.base is not None and (made := base_made_in(found.base, root)) is not None:
             yield from walk(made, found.base.digest)
 
-    yield from walk(manifest, manifest.digest)
+    yield from come_through(manifest, folder, manifest.digest)
 
 
 def manifests_behind(artifact: Artifact, root: Path) -> Iterator[Manifest | Gone]:
     """The manifest of an artifact's run and of those that it came through; nothing of a bare folder."""
-    return ancestors(artifact.manifest, root) if artifact.manifest else iter(())
+    return (found for found, _ in folders_behind(artifact, root))
+
+
+def folders_behind(artifact: Artifact, root: Path) -> Iterator[tuple[Manifest | Gone, Path | None]]:
+    """The same, each with its folder; None of one that is gone."""
+    return walked(artifact.manifest, artifact.path.parent, root) if artifact.manifest else iter(())
 
 
 def data_behind(artifact: Artifact, root: Path) -> list[str]:

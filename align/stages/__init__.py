@@ -16,6 +16,7 @@ from align.config.compose import plain, resolved
 from align.config.root import Config
 from align.config.stages import STAGES
 from align.data.tally import tallied
+from align.data.trained_ids import write_ids
 from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
@@ -108,10 +109,11 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     try:
         with tallied() as counts:
             rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
+        roots = write_ids(run.folder, rows[0]) if inputs.trains else {}
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
         with watched(page.advanced):
             result: Result = module.run(run, config, *rows)
-        result = replace(result, metrics={**result.metrics, **counts})
+        result = replace(result, metrics={**result.metrics, **counts, **roots})
         if "torch" in sys.modules:  # nothing else writes tensors
             from align.models.finite import check_published
 

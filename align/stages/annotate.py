@@ -17,7 +17,7 @@ from align.config.root import Config
 from align.errors import InputError
 from align.run import Run, resolve, write_json
 from align.run.lineage import readers_of
-from align.stages.inputs import open_store, store_url
+from align.stages.rows import open_store, store_url
 from align.types import Result
 from annotate.accounts import Accounts, Person
 from annotate.assignment import AssignmentQueue

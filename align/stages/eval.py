@@ -15,6 +15,7 @@ from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.data.chat import Prompt, encode_prompts, prompt_room
 from align.data.template import use_template
+from align.data.trained_ids import Seen
 from align.evals import judges
 from align.evals.comparison import Sample, summarise, write_samples
 from align.models.actor import Actor, ModelActor
@@ -42,7 +43,7 @@ from reward.inputs import models_of
 from reward.scorer import Scorer
 
 
-def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+def run(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> Result:
     stage: EvalConfig = config.stage
     base = run.base
     artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
@@ -64,13 +65,14 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     hides = config.rollout.reasoning == "hide"
     read = {who: parted_texts(found, each, tokenizer, hides) for who, each in texts.items()}
     asked = [asked_alone(prompt) if hides else prompt.conversation for prompt in found]
-    samples = scored_samples(build(reward_spec(config.reward), made), found, asked, answers, read, kl)
+    samples = scored_samples(build(reward_spec(config.reward), made), found, asked, answers, read, kl, seen)
     notes = of.sentences(judge) + asked_otherwise(run.inputs["artifact"].ref, artifact.manifest, config)
     metrics = summarise(samples, of.role) | {
         "dropped": dropped,
         "judge": judge,
         "judge_is": of.role,
         "judge_notes": notes,
+        **without_seen(samples, of.role),
         "peak_rss_mb": peak_rss_mb(),
     }
     write_samples(run.artifact / "samples.jsonl", samples)
@@ -87,6 +89,10 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     cut = [said for who, share in ends.items() for said in cut_answers(1 - share, limit, whose[who])]
     cut += [said for who in ends for said in empty_answers(metrics["empty_rate"][who], hides, whose[who])]
     lines = [line, f"the word that rose most: {risen['word']!r}, in {shares} of the answers", *cut, *notes]
+    if "seen" in metrics:
+        apart = metrics.get("unseen")
+        others = f"; win rate {in_words(apart['win_rate'])} on the {apart['win_rate']['n']} others" if apart else ""
+        lines.append(f"training saw {metrics['seen']:,} of these prompts{others}")
     if dropped:
         lines.append(f"not asked: {counted(dropped, 'prompt')} longer than {room} tokens")
     if len(prompts) < stage.prompts:
@@ -109,6 +115,16 @@ def asked_otherwise(ref: str, manifest: Manifest | None, config: Config) -> list
     told = (", ".join(f"rollout.{key}={values.get(key)}" for key in changed) for values in (trained, here))
     before, now = told
     return [f"{ref} was optimised with {before}, and answers here with {now}"] if changed else []
+
+
+def without_seen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
+    """How many prompts training saw, and the figures that tell of a gain over the others; nothing where it saw none."""
+    unseen = [sample for sample in samples if not sample.seen]
+    if len(unseen) == len(samples):
+        return {}
+    found = summarise(unseen, role) if unseen else {}
+    figures = {"unseen": {"win_rate": found["win_rate"], "gain": found[role]["difference"]}} if unseen else {}
+    return {"seen": len(samples) - len(unseen), **figures}
 
 
 class Policy(NamedTuple):
@@ -174,6 +190,7 @@ def scored_samples(
     answers: dict[str, Rollout],
     read: Mapping[str, tuple[Sequence[str | None], Sequence[str]]],
     kl: list[float],
+    seen: Seen,
 ) -> list[Sample]:
     """Both answers to every prompt with the judge's score of each; its learned parts are brought to one scale on the
     reference's.
@@ -193,6 +210,7 @@ def scored_samples(
             prompt.conversation.id or str(i), prompt.conversation.messages, texts["ref"][i], texts["policy"][i],
             scores["ref"][i], scores["policy"][i], lengths["ref"][i], lengths["policy"][i], ended["ref"][i],
             ended["policy"][i], kl[i], hidden["ref"][i], hidden["policy"][i],
+            seen.asks(prompt.conversation.messages) or None,
         )
         for i, prompt in enumerate(found)
     ]  # fmt: skip

@@ -23,19 +23,16 @@ from align.config.scorers import LearnedReward, reward_spec
 from align.config.serve import ServeConfig
 from align.config.settings import changed
 from align.config.training import held_out_for
-from align.data.pairs import divided_pairs, pairs_records, prepared, read_pairs
+from align.data.pairs import pairs_records
 from align.data.sets.published import find_data_set
 from align.data.sets.source import parsed_sources
 from align.data.sources import (
     MANIFEST,
-    DataSource,
     data_records,
     divided_documents,
     divided_prompts,
     files_record,
-    prompts,
 )
-from align.data.split import check_unseen, warn_of_other_data
 from align.errors import InputError, require
 from align.evals import judges
 from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
@@ -53,8 +50,8 @@ from align.run.lineage import evaluation_of
 from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
 from align.serve.opening import opened
+from align.stages.rows import open_store, pairs_of, prompts_of, source_of, store_url, unseen_prompts
 from annotate.accounts import Accounts
-from annotate.store import Store
 from reward.inputs import models_of, read_alike, reward_inputs
 
 INIT = Config().init
@@ -77,6 +74,7 @@ class Inputs:
         records: name → what goes in, as the manifest will hold it.
         rows: reads the data. What it returns is handed to the stage's `run`, behind the run and its configuration.
         again: see `align.run.Run.open`.
+        trains: what `rows` returns first is trained on.
     """
 
     config: Config
@@ -85,6 +83,7 @@ class Inputs:
     records: dict[str, Input] = field(default_factory=dict)
     rows: Callable[[], tuple[Any, ...]] = nothing
     again: bool = False
+    trains: bool = False
 
 
 def sft(config: Config) -> Inputs:
@@ -103,7 +102,7 @@ def sft(config: Config) -> Inputs:
         return train, test[: config.stage.eval_size]
 
     records |= data_records(source_of(config))
-    return Inputs(config, label(base, config.method.name), base, records, rows)
+    return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 
 def sample(config: Config) -> Inputs:
@@ -145,14 +144,14 @@ def reward(config: Config) -> Inputs:
     records = {"init": artifact.as_input(), **pairs}
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
         records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
-    return Inputs(config, label(base, config.method.name), base, records, partial(pairs_of, config))
+    return Inputs(config, label(base, config.method.name), base, records, partial(pairs_of, config), trains=True)
 
 
 def dpo(config: Config) -> Inputs:
     artifact, base, config = start(config)
     pairs = pairs_records(source_of(config), store_url(config), config.project)
     records = {"init": artifact.as_input(), **pairs}
-    return Inputs(config, label(base, config.method.name), base, records, partial(pairs_of, config))
+    return Inputs(config, label(base, config.method.name), base, records, partial(pairs_of, config), trains=True)
 
 
 def ppo(config: Config) -> Inputs:
@@ -167,7 +166,7 @@ def ppo(config: Config) -> Inputs:
             return divided_prompts(source_of(config), config.seed)
         return *prompts_of(config, "train"), []
 
-    return Inputs(config, label(base, config.method.name), base, records, rows)
+    return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 
 def evaluate(config: Config) -> Inputs:
@@ -180,12 +179,6 @@ def evaluate(config: Config) -> Inputs:
     asked = find(config.init, root, config.model.path, config.model.revision, "init") if named else None
     reference = started_from(artifact, asked, root)
     data = data_records(source_of(config))
-    if "eval_data" in data:
-        check_unseen(artifact, data["eval_data"].digest, 1, root, config.data.eval_path)
-    elif config.data.name == MANIFEST:
-        warn_of_other_data(artifact, data["data"].digest, root)
-    elif config.data.name == "jsonl":  # the corpus has parts of its own
-        check_unseen(artifact, data["data"].digest, config.data.held_out, root)
     judge = reward_inputs(reward_spec(config.reward), root, base)
     read_alike(models_of(judge), config.rollout.reasoning)
     reward = plain(config)["reward"]
@@ -197,7 +190,7 @@ def evaluate(config: Config) -> Inputs:
         if not artifact.whole and base_of(reference, "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
         records["init"] = reference.as_input()
-    rows = partial(prompts_of, config, "test", config.stage.prompts)
+    rows = partial(unseen_prompts, config, artifact, root)
     return Inputs(config, label(base, config.method.name), base, records, rows)
 
 
@@ -266,20 +259,6 @@ def starting_point(config: Config) -> tuple[Artifact, Base, Config]:
     return artifact, base, config
 
 
-def prompts_of(config: Config, side: str, most: int | None = None) -> tuple[Any, ...]:
-    """The prompts of one side of the data, `train` or `test`."""
-    return (prompts(source_of(config), side, config.seed)[:most],)
-
-
-def pairs_of(config: Config) -> tuple[Any, ...]:
-    """Preference pairs to train on, and those to measure on."""
-    source = source_of(config)
-    prefs = read_pairs(source, store_url(config), config.project, config.data.allow_simulated, config.seed)
-    both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
-    held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
-    return tuple([prepared(pref, source) for pref in side] for side in both)
-
-
 def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
     """What a stage starts from, see `align.models.start.start_from`; and the configuration with the method that this
     belongs to and the system prompt that it was trained with.
@@ -326,28 +305,6 @@ def lora_of(config: Config) -> Lora:
     method, targets = config.method, config.method.targets
     names = () if targets == ALL_LINEAR else tuple(targets)
     return Lora(method.r, method.alpha, method.dropout, names, method.rslora, method.dora)
-
-
-def source_of(config: Config) -> DataSource:
-    """Where the rows of `data=` come from."""
-    data = config.data
-    return DataSource(
-        data.name, data.path, part=data.part, held_out=data.held_out, limit=data.limit, eval_path=data.eval_path,
-        system=data.system or None, hide_reasoning=data.reasoning == "hide",
-        skips=data.on_bad_row == "skip",
-    )  # fmt: skip
-
-
-def store_url(config: Config) -> str:
-    """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
-    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / 'annotations.db'}"
-
-
-def open_store(config: Config, create: bool = True) -> Store:
-    """The annotation store. A reader never makes an empty one."""
-    if create and config.store.url is None:
-        Path(config.run.root).expanduser().mkdir(parents=True, exist_ok=True)
-    return Store.open(store_url(config), create=create)
 
 
 def data(config: Config) -> Inputs:

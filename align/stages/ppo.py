@@ -58,7 +58,8 @@ from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages import tracker
-from align.stages.inputs import lora_of, open_store, start
+from align.stages.inputs import lora_of, start
+from align.stages.rows import open_store
 from align.track import Clock, Tracker, peak_rss_mb, progress
 from align.types import Conversation, Result
 from reward.build import build_beside_policy, same_template

@@ -36,7 +36,8 @@ from align.ops.finite import not_finite
 from align.report import in_words
 from align.run import Run
 from align.stages import tracker
-from align.stages.inputs import lora_of, open_store, start
+from align.stages.inputs import lora_of, start
+from align.stages.rows import open_store
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit
 from align.trainers.evaluation import Measuring

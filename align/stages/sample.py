@@ -20,7 +20,8 @@ from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
 from align.run import Run, write_json
 from align.stages import tracker
-from align.stages.inputs import open_store, start
+from align.stages.inputs import start
+from align.stages.rows import open_store
 from align.track import last_turn, peak_rss_mb, progress, read_rows, shortened
 from align.types import Conversation, Result
 from annotate.store import Candidate, Store, storable

@@ -16,13 +16,16 @@ import torch
 from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
 from align.config.schemas import SCHEMAS
+from align.data.split import question_key
 from align.evals.comparison import read_samples, summarise
 from align.models.adapter_files import read_tensors
 from align.report.figures import scarce
 from align.run import Manifest, read_manifest
 from align.track import read_rows
+from align.types import Conversation
 
 pytestmark = pytest.mark.usefixtures("no_network")
+TRAINED = {"trained_on.jsonl", "trained_ids.parquet"}
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 WHOLE = {"config.json", "generation_config.json", "model.safetensors"}
@@ -57,11 +60,11 @@ def manifests(runs: dict[str, Path]) -> dict[str, Manifest]:
 @pytest.mark.parametrize(
     ("name", "streams", "artifact"),
     [
-        ("sft", STREAMS | {"trained_on.jsonl"}, ADAPTER | TOKENIZER),
+        ("sft", STREAMS | TRAINED, ADAPTER | TOKENIZER),
         ("sample", STREAMS | {"samples.jsonl"}, {"ledger.json"}),
         ("annotate", set(), {"ledger.json"}),
-        ("reward", STREAMS | {"held_out.jsonl", "trained_on.jsonl"}, ADAPTER | TOKENIZER),
-        ("ppo", STREAMS, ADAPTER | TOKENIZER | {"value"}),
+        ("reward", STREAMS | TRAINED | {"held_out.jsonl"}, ADAPTER | TOKENIZER),
+        ("ppo", STREAMS | {"trained_ids.parquet"}, ADAPTER | TOKENIZER | {"value"}),
         ("eval", set(), {"metrics.json", "samples.jsonl"}),
         ("adapter", set(), ADAPTER | TOKENIZER | LEAVES | {"generation_config.json", "probes.json", "tiny"}),
         ("merged", set(), WHOLE | TOKENIZER | LEAVES),
@@ -240,28 +243,70 @@ def test_several_annotators_judge_every_item_each_in_their_own_way(
     assert len(set(orders.values())) > 1  # few of a random model's answers differ in sentiment at all
 
 
-def test_what_was_trained_on_is_not_measured(shop: Workshop, runs: dict[str, Path]) -> None:
-    again = (*shop.on_file[:2], "data.held_out=0.5")
-    assert shop.status("stage=eval", *again, "stage.prompts=4") == 2
-    assert "data.held_out=0.5: ppo:" in shop.said
-    assert "held out 0.25 of this file" in shop.said
+def seen_by_hand(shop: Workshop, held_out: float, trained: float) -> tuple[int, int]:
+    """How many questions of the file a share holds out, and how many of those a run that held out another share was
+    trained on: the rule of the docs, written once more."""
+    asked = [json.loads(line)["messages"][:-1] for line in shop.data.read_text(encoding="utf-8").splitlines()]
+    keys = [question_key(Conversation.of(turns)) for turns in asked]
+    shares = [int(key[:8], 16) / 2**32 for key in keys]
+    return sum(s < held_out for s in shares), sum(trained <= s < held_out for s in shares)
 
 
-def test_runs_that_held_out_different_shares_are_measured_on_the_smallest(
-    shop: Workshop, runs: dict[str, Path]
-) -> None:
-    """The remedy of the refusal is one that is taken: a smaller share lies within a larger one."""
-    file = shop.on_file[:2]
-    made = shop.run("ppo", *PPO, f"init={runs['sft']}", "data.held_out=0.15", "run.name=less")
-    evaluate = ("stage=eval", f"artifact={made}", "stage.prompts=4")
-    assert shop.status(*evaluate, *file, "data.held_out=0.25") == 2
-    assert "data.held_out=0.25: ppo:less held out 0.15 of this file" in shop.said
-    whole = ("data=jsonl", f"data.path={shop.data}", f"data.eval_path={shop.data}")
-    assert shop.status(*evaluate, *whole) == 2
-    assert f"Write data.held_out=0.15 with data.path={shop.data} and without data.eval_path" in shop.said
-    assert shop.status(*evaluate, *file, "data.held_out=0.15") == 0, shop.said
-    assert shop.status(*evaluate, *file, "data.held_out=0.1") == 0, shop.said
-    assert "ppo:less held out 0.15 of this file: data.held_out=0.15 measures on all of that" in shop.said
+def test_what_was_trained_on_is_left_out_of_an_evaluation(shop: Workshop, runs: dict[str, Path]) -> None:
+    asked, seen = seen_by_hand(shop, 0.5, 0.25)
+    assert 0 < seen < asked
+    evaluate = ("stage=eval", f"artifact={runs['ppo']}", *shop.on_file[:2])
+    assert shop.status(*evaluate, "data.held_out=0.5") == 0, shop.said
+    assert f"{seen} of {asked} prompts left out: training saw them" in shop.said
+    dropped = read_manifest(Path(shop.said.splitlines()[-1])).metrics
+    assert (dropped["dropped_seen"], dropped["win_rate"]["n"]) == (seen, asked - seen)
+    assert "unseen" not in dropped
+
+    assert shop.status(*evaluate, "data.held_out=0.5", "stage.seen=report") == 0, shop.said
+    assert f"training saw {seen} of these prompts; win rate " in shop.said
+    folder = Path(shop.said.splitlines()[-1])
+    both = read_manifest(folder).metrics
+    assert (both["win_rate"]["n"], both["seen"], both["unseen"]["win_rate"]["n"]) == (asked, seen, asked - seen)
+    samples = read_samples(folder / "artifact" / "samples.jsonl")
+    assert sum(bool(sample.seen) for sample in samples) == seen
+    won = [(s.score_policy > s.score_ref) + (s.score_policy == s.score_ref) / 2 for s in samples if not s.seen]
+    assert both["unseen"]["win_rate"]["value"] == pytest.approx(sum(won) / len(won))
+    assert "Win rate on unseen prompts" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_same_rows_in_another_file_are_seen_too(shop: Workshop, runs: dict[str, Path], tmp_path: Path) -> None:
+    """In another format, another order, beside others, under another system prompt."""
+    known = [json.loads(line)["messages"] for line in shop.data.read_text(encoding="utf-8").splitlines()]
+    key = [question_key(Conversation.of(turns[:-1])) for turns in known]
+    trained = [turns for turns, k in zip(known, key, strict=True) if int(k[:8], 16) / 2**32 >= 0.25]
+    new = [{"role": "user", "content": "Which of these did nobody ask before?"}]
+    system = [{"role": "system", "content": "Answer in a word."}]
+    other = tmp_path / "others.json"
+    other.write_text(json.dumps([{"messages": [*system, *turns]} for turns in (*trained[::-1], new)]), encoding="utf-8")
+    evaluate = ("stage=eval", f"artifact={runs['ppo']}", "data=jsonl", f"data.path={other}", "data.held_out=1")
+    assert shop.status(*evaluate) == 0, shop.said
+    assert f"{len(trained)} of {len(trained) + 1} prompts left out" in shop.said
+    other.write_text(json.dumps([{"messages": turns} for turns in trained]), encoding="utf-8")
+    assert shop.status(*evaluate) == 2
+    assert "stage.seen=drop: leaves nothing to measure on" in shop.said
+
+
+def test_an_evaluation_says_what_it_cannot_know(shop: Workshop, runs: dict[str, Path], tmp_path: Path) -> None:
+    """A run of the lineage that is gone is named; ids that are not those that were published end the evaluation."""
+    root = tmp_path / "runs"
+    for name in ("sft", "ppo"):
+        folder = root / name / runs[name].name
+        shutil.copytree(runs[name], folder)
+        manifest = folder / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(str(shop.root), str(root)))
+    other = Workshop(root, shop.data)
+    evaluate = ("stage=eval", *shop.on_file, "artifact=ppo:latest", "stage.prompts=2")
+    assert other.status(*evaluate) == 0, other.said
+    assert f"reward:{runs['reward'].name} is gone: nobody knows whether it saw what is measured on" in other.said
+    ids = root / "ppo" / runs["ppo"].name / "trained_ids.parquet"
+    ids.write_bytes(ids.read_bytes()[:-9])
+    assert other.status(*evaluate, "resume=never") == 2
+    assert "trained_ids.parquet: is not the file that was published" in other.said
 
 
 def test_what_an_artifact_is_measured_against_is_what_it_started_from(
@@ -300,6 +345,7 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
     framework has among these runs or without any figure with an interval."""
     direct = ("data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3")
     found = [*runs.values(), shop.run("dpo", *direct), shop.run("verify", *PPO, "init=sft:latest")]
+    found.append(shop.run("data", f'stage.sources=[{{path: "{shop.data}"}}]'))
     assert {f.parent.name for f in found} == SCHEMAS["stage"].keys() - {"serve"}  # which measures nothing
     marked = set()
     for folder in found:
@@ -329,7 +375,7 @@ def test_a_whole_model_serves_where_an_sft_adapter_does(
 
     shop = Workshop(tmp_path / "runs", chats)
     full = shop.run("full", "model=hub", f"model.path={tiny_model}", *SFT)
-    assert files(full) == EVERY_RUN | STREAMS | {"trained_on.jsonl"}
+    assert files(full) == EVERY_RUN | STREAMS | TRAINED
     assert files(full / "artifact") == WHOLE | TOKENIZER
     AutoModelForCausalLM.from_pretrained(full / "artifact")
     found = shop.up_to_reward()  # `sft:latest` finds it

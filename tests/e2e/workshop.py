@@ -50,7 +50,7 @@ class Workshop:
 
     def run(self, stage: str, *arguments: str) -> Path:
         """The folder of a run that ended well: the last line that it printed."""
-        where = () if stage == "annotate" or "data=annotations" in arguments else self.on_file
+        where = () if stage in ("annotate", "data") or "data=annotations" in arguments else self.on_file
         assert self.status(f"stage={stage}", *where, *arguments) == 0, self.said
         folder = Path(self.said.splitlines()[-1])
         assert folder.parent == self.root / stage

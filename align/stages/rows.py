@@ -1,0 +1,77 @@
+"""The rows that a stage reads: where its configuration says that they are, and which of them it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from align.config.root import Config
+from align.config.training import held_out_for
+from align.data.pairs import divided_pairs, prepared, read_pairs
+from align.data.sources import DataSource, prompts
+from align.data.tally import tally
+from align.data.trained_ids import seen_by
+from align.errors import require
+from align.report.words import counted
+from align.run import Artifact
+from annotate.store import Store
+
+SEEN = "dropped_seen"
+"""Counts the prompts that are not asked because training saw them."""
+
+
+def source_of(config: Config) -> DataSource:
+    """Where the rows of `data=` come from."""
+    data = config.data
+    return DataSource(
+        data.name, data.path, part=data.part, held_out=data.held_out, limit=data.limit, eval_path=data.eval_path,
+        system=data.system or None, hide_reasoning=data.reasoning == "hide",
+        skips=data.on_bad_row == "skip",
+    )  # fmt: skip
+
+
+def prompts_of(config: Config, side: str, most: int | None = None) -> tuple[Any, ...]:
+    """The prompts of one side of the data, `train` or `test`."""
+    return (prompts(source_of(config), side, config.seed)[:most],)
+
+
+def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any, ...]:
+    """The prompts to measure an artifact on, and what it was trained on.
+
+    Raises:
+        InputError: it was trained on all of them, and what it saw is to be left out.
+    """
+    found, seen = prompts(source_of(config), "test", config.seed), seen_by(artifact, root)
+    for sentence in seen.unknown:
+        print(sentence)
+    if config.stage.seen == "drop":
+        unseen = [prompt for prompt in found if not seen.asks(prompt.messages)]
+        problem = f"leaves nothing to measure on: {artifact.ref} was trained on all {counted(len(found), 'prompt')}"
+        remedy = "Give a file of its own to measure on (data.eval_path=FILE), or write stage.seen=report."
+        require(bool(unseen), "stage.seen", "drop", problem, remedy)
+        tally(SEEN, len(found) - len(unseen))
+        if len(unseen) < len(found):
+            print(f"{len(found) - len(unseen)} of {counted(len(found), 'prompt')} left out: training saw them")
+        found = unseen
+    return found[: config.stage.prompts], seen
+
+
+def pairs_of(config: Config) -> tuple[Any, ...]:
+    """Preference pairs to train on, and those to measure on."""
+    source = source_of(config)
+    prefs = read_pairs(source, store_url(config), config.project, config.data.allow_simulated, config.seed)
+    both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
+    held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
+    return tuple([prepared(pref, source) for pref in side] for side in both)
+
+
+def store_url(config: Config) -> str:
+    """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
+    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / 'annotations.db'}"
+
+
+def open_store(config: Config, create: bool = True) -> Store:
+    """The annotation store. A reader never makes an empty one."""
+    if create and config.store.url is None:
+        Path(config.run.root).expanduser().mkdir(parents=True, exist_ok=True)
+    return Store.open(store_url(config), create=create)
