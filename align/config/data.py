@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import yaml
 
 from align.config.settings import Settings, setting
 from align.errors import require
@@ -126,6 +129,14 @@ class MixConfig(Settings):
     )
 
 
+def listed(given: Any) -> Any:
+    """A list that was written as JSON or YAML: the grammar of command lines takes one with quoted keys for a text."""
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        with suppress(yaml.YAMLError):
+            return yaml.safe_load(given)
+    return given
+
+
 @dataclass
 class DataStageConfig(Settings):
     """Makes a data set from sources: reads, cleans, removes duplicates and what gives evaluation sets away, divides and
@@ -148,6 +159,10 @@ class DataStageConfig(Settings):
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     mix: MixConfig = field(default_factory=MixConfig)
+
+    def __post_init__(self) -> None:
+        self.sources, self.clean = listed(self.sources), listed(self.clean)
+        super().__post_init__()
 
     @property
     def counts_tokens(self) -> bool:

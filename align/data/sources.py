@@ -114,6 +114,13 @@ def divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], 
     return shuffled(train, seed, data.limit), shuffled(test, seed, data.limit)
 
 
+def held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
+    """The source of each row that `divided_documents` holds out of a data set, in that order; of anything else none."""
+    if data.name != MANIFEST or data.eval_path:
+        return []
+    return shuffled(data_set(Path(data.path or "")).sources("test"), seed, data.limit)
+
+
 def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
     """Conversations that end where an answer is due.
 

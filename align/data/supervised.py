@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from align.data.chat import Encoded, encode_conversation, render, surely_too_long
@@ -39,6 +39,7 @@ class Encoding:
         cut: conversations longer than the context that are among the rows, cut there.
         unreasoned: conversations whose last answer lost its reasoning to the chat template.
         unreasoned_earlier: conversations of which an earlier trained answer did.
+        places: of each row, which of the documents it comes from.
     """
 
     rows: list[Encoded]
@@ -47,6 +48,7 @@ class Encoding:
     cut: int = 0
     unreasoned: int = 0
     unreasoned_earlier: int = 0
+    places: list[int] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -72,11 +74,13 @@ def encode(
     Raises:
         InputError: nothing is left; the message counts what was dropped and why.
     """
-    rows: list[Encoded] = []
+    rows, places = list[Encoded](), list[int]()
     too_long = unanswered = cut = unreasoned = unreasoned_earlier = 0
-    for document in documents:
+    for place, document in enumerate(documents):
         if isinstance(document, str):
-            rows += encode_text(tokenizer, document, max_length)
+            pieces = encode_text(tokenizer, document, max_length)
+            rows += pieces
+            places += [place] * len(pieces)
             continue
         if not truncate and surely_too_long(tokenizer, document, max_length):
             too_long += 1
@@ -91,6 +95,7 @@ def encode(
             unanswered += 1
         else:
             rows.append(encoded)
+            places.append(place)
             cut += longer
             if any(reasoning_length(turn.content) for turn in document.messages if turn.role == "assistant"):
                 last, earlier = lost_reasoning(document, render(tokenizer, document))
@@ -101,7 +106,7 @@ def encode(
             f"{left}: {too_long} conversations are longer and {unanswered} have no assistant turn",
             "Raise data.max_length, or give conversations with an assistant's answer.",
         )  # fmt: skip
-    return Encoding(rows, too_long, unanswered, cut, unreasoned, unreasoned_earlier)
+    return Encoding(rows, too_long, unanswered, cut, unreasoned, unreasoned_earlier, places)
 
 
 def token_count(tokenizer: Any, said: tuple[Message, ...] | str) -> int:

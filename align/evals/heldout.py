@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,15 @@ class HeldOutLoss(NamedTuple):
     tokens: int
     by_row: list[float]
     sizes: list[int]
+
+    def of(self, mine: Sequence[bool]) -> HeldOutLoss:
+        """The same of some of the rows, at least one.
+
+        Args:
+            mine: whether a row is one of them.
+        """
+        by_row, sizes = list(compress(self.by_row, mine)), list(compress(self.sizes, mine))
+        return HeldOutLoss(sum(by_row) / sum(sizes), sum(sizes), by_row, sizes)
 
 
 @torch.no_grad()

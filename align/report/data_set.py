@@ -13,13 +13,13 @@ from align.report.words import counted, percent
 SIDES = ("train", "test")
 PURPOSES = ("to train on", "to measure on")
 STEPS = {
-    "outside evaluation sets": "like evaluation rows", "no copies": "exact duplicates",
-    "no near-duplicates": "near-duplicates", "within caps": "over the cap", "outside the test split": "like test rows",
+    "after_decontamination": "like evaluation rows", "after_exact_dedup": "exact duplicates",
+    "after_near_dedup": "near-duplicates", "after_caps": "over the cap", "after_test_decontamination": "like test rows",
 }  # fmt: skip
 """Step of the funnel → what it leaves out."""
 FOUND = {
-    "contaminated": "like evaluation rows", "copies": "exact duplicates", "near_duplicates": "near-duplicates",
-    "shared_with_test": "like test rows",
+    "contaminated": "like evaluation rows", "exact_duplicates": "exact duplicates",
+    "near_duplicates": "near-duplicates", "shared_with_test": "like test rows",
 }  # fmt: skip
 MANY = 0.05
 """The share of rows from which on a line says why they are left out, and how to keep them."""
@@ -57,7 +57,11 @@ def notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]
     in_train = data["splits"]["train"]["rows"]
     for part in ("duplicates", "contamination"):
         if settings[part]["action"] == "report":
-            keys = ("copies", "near_duplicates") if part == "duplicates" else ("contaminated", "shared_with_test")
+            keys = (
+                ("exact_duplicates", "near_duplicates")
+                if part == "duplicates"
+                else ("contaminated", "shared_with_test")
+            )
             told = ", ".join(f"{FOUND[key]} {found[key]:,}" for key in keys)
             yield f"  only reported, and kept (stage.{part}.action=report): {told}"
     like = found["shared_with_test"]

@@ -175,7 +175,8 @@ FIGURES = (
     _figure("exposures", "Rows seen in one pass", "", "Rows to train on, each as often as the mixture repeats it."),
     _figure("test_rows", "Rows to measure on", "", "Nothing like them is trained on."),
     _figure("dropped_in_cleaning", "Dropped in cleaning", "rows", "By the steps of stage.clean."),
-    _figure("copies", "Exact duplicates", "rows", "Their text is that of a row that stays, but for case and spaces."),
+    _figure("exact_duplicates", "Exact duplicates", "rows", "Their text is that of a row that stays, but for case and "
+            "spaces."),
     _figure("near_duplicates", "Near-duplicates", "rows", "Their 3-grams are nearly those of a row that stays."),
     _figure("contaminated", "Like evaluation rows", "rows", "They would give stage.contamination.against away."),
     _figure("shared_with_test", "Like test rows", "rows", "They would give the rows to measure on away."),
@@ -196,7 +197,7 @@ ELSEWHERE = (
     "base_digest", "checks",
     "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs", "held_out_too_long", "held_out_unanswered",
     "held_out_cut", "reasoning_lost_last", "reasoning_lost_earlier", "dropped_in_eval", "held_out_dropped",
-    "dropped_undecided", "skipped_rows", "held_out_prompts",
+    "dropped_undecided", "loss_by_source", "skipped_rows", "held_out_prompts",
 )  # fmt: skip
 """Keys that a page shows in another place."""
 

@@ -14,7 +14,7 @@ from align.report import data_set
 from align.report.curves import CURVES, LOSS, UNITS, Curve
 from align.report.page import Part, Report, Said
 from align.report.seen import Seen
-from align.report.words import counted, format_figure, is_number, percent, signed
+from align.report.words import counted, format_figure, in_words, is_number, percent, signed
 
 SHOWN_PAIRS = 3
 """Held-out pairs of each kind that a page shows."""
@@ -276,9 +276,20 @@ def anchors_shown(report: Report, seen: Seen) -> None:
         report.table(("fact", "verdict", "what must be true", "off by", "may be"), rows, "Facts about PPO")
 
 
+def sources_shown(report: Report, seen: Seen) -> None:
+    """The held-out loss of each source of a data set."""
+    rows = [
+        (name, found["change"]["n"], f"{found['before']:.3f}", f"{found['after']:.3f}", in_words(found["change"]))
+        for name, found in seen.metrics.get("loss_by_source", {}).items()
+    ]
+    if rows:
+        report.table(("source", "rows", "before", "after", "change"), rows, "Held-out loss by source, nats a token")
+
+
 SHOWN: Mapping[str, Callable[[Report, Seen], None]] = {
     "reward": pairs_shown, "dpo": pairs_shown, "sample": sampled_shown, "ppo": answers_shown, "eval": comparison_shown,
-    "export": receipt_shown, "verify": anchors_shown, "data": data_set.shown,
+    "sft": sources_shown, "full": sources_shown, "export": receipt_shown, "verify": anchors_shown,
+    "data": data_set.shown,
 }  # fmt: skip
 
 

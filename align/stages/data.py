@@ -81,15 +81,15 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     kind, accounts = gathered(run, config, sources, steps, count)
     rows = Rows(Spool(run.checkpoints))
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
-    funnel.note("cleaned")
+    funnel.note("after_cleaning")
     draw = draws(first_bits(rows.numbers("content_id")), config.seed)
     given_away = evaluations.leaks(rows, kind, funnel.kept)
-    without(funnel, "outside evaluation sets", given_away.rows, stage.contamination)
+    without(funnel, "after_decontamination", given_away.rows, stage.contamination)
     duplicates = without_duplicates(rows, kind, funnel, preference(funnel.source, ranks), stage)
-    funnel.drop("within caps", over_caps(funnel.kept, funnel.source, draw, [source.cap for source in sources]))
+    funnel.drop("after_caps", over_caps(funnel.kept, funnel.source, draw, [source.cap for source in sources]))
     test = divided(rows, funnel, duplicates, config)
     leaks = shared_sides(rows, kind, funnel, test, stage)
-    without(funnel, "outside the test split", leaks.rows, stage.contamination)
+    without(funnel, "after_test_decontamination", leaks.rows, stage.contamination)
     train = mixed_in(rows, funnel, test, sources, draw, stage)
     problem = "leave no row to train on"
     some = config.data.held_out == 1 or bool(train.exposures.any())
@@ -169,7 +169,7 @@ def without_duplicates(rows: Rows, kind: str, funnel: Funnel, order: np.ndarray,
     asked, found = stage.duplicates, [none_of()]
     if asked.exact:
         found.append(copies(rows, funnel.kept, order, funnel.source, asked.among))
-        without(funnel, "no copies", found[-1].dropped, asked)
+        without(funnel, "after_exact_dedup", found[-1].dropped, asked)
     if asked.near is not None and kind == DOCUMENTS:
         alone = funnel.kept.copy()
         alone[found[-1].dropped] = False  # also where copies are only reported
@@ -177,7 +177,7 @@ def without_duplicates(rows: Rows, kind: str, funnel: Funnel, order: np.ndarray,
             rows, alone, order, funnel.source, threshold=asked.near, over=asked.over, among=asked.among
         )
         found.append(near)
-        without(funnel, "no near-duplicates", near.dropped, asked)
+        without(funnel, "after_near_dedup", near.dropped, asked)
     return joined(*found)
 
 

@@ -32,6 +32,7 @@ from align.data.sources import (
     divided_documents,
     divided_prompts,
     files_record,
+    held_out_sources,
 )
 from align.errors import InputError, require
 from align.evals import judges
@@ -99,7 +100,8 @@ def sft(config: Config) -> Inputs:
     def rows() -> tuple[Any, ...]:
         train, test = divided_documents(source_of(config), config.seed)
         held_out_for(config.stage.eval_every, len(test), "data.held_out")
-        return train, test[: config.stage.eval_size]
+        sources = held_out_sources(source_of(config), config.seed)
+        return train, test[: config.stage.eval_size], sources[: config.stage.eval_size]
 
     records |= data_records(source_of(config))
     return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)

@@ -46,7 +46,10 @@ LARGEST_LOSS = 700.0
 """Nats a token; exp of it is still a number. Chance is at 12 for the largest vocabularies."""
 
 
-def run(run: Run, config: Config, train_documents: list[Document], test_documents: list[Document]) -> Result:
+def run(
+    run: Run, config: Config, train_documents: list[Document], test_documents: list[Document],
+    test_sources: Sequence[str],
+) -> Result:  # fmt: skip
     stage: SftConfig = config.stage
     base = run.base
     if stage.packing:
@@ -94,9 +97,11 @@ def run(run: Run, config: Config, train_documents: list[Document], test_document
     else:
         save_adapter(model, run.artifact, base)
     metrics = {
-        **held_out_figures(at_start, at_end), **fitted.figures, **run.known_metrics, "peak_rss_mb": peak_rss_mb(),
+        **held_out_figures(at_start, at_end),
+        **figures_by_source([test_sources[i] for i in test.places] if test_sources else (), at_start, at_end),
+        **fitted.figures, **run.known_metrics, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    return Result(metrics, (in_a_line(metrics), fitted.said))
+    return Result(metrics, (in_a_line(metrics), *lines_by_source(metrics), fitted.said))
 
 
 def about_rows(train: Encoding, test: Encoding, max_length: int, cuts: bool) -> Iterator[str]:
@@ -167,3 +172,27 @@ def held_out_figures(before: HeldOutLoss | None, after: HeldOutLoss | None) -> d
         "perplexity_before": math.exp(before.mean), "perplexity_after": math.exp(after.mean),
         "held_out_tokens": after.tokens,
     }  # fmt: skip
+
+
+def figures_by_source(
+    sources: Sequence[str], before: HeldOutLoss | None, after: HeldOutLoss | None
+) -> dict[str, dict[str, Any]]:
+    """The same of each source's rows alone, where a data set has more than one.
+
+    Args:
+        sources: of each row.
+    """
+    names = dict.fromkeys(sources)
+    if len(names) < 2 or before is None or after is None:
+        return {}
+    found: dict[str, Any] = {}
+    for name in names:
+        mine = [source == name for source in sources]
+        one, other = before.of(mine), after.of(mine)
+        found[name] = {"before": one.mean, "after": other.mean, "change": change_of(one, other).as_dict()}
+    return {"loss_by_source": found}
+
+
+def lines_by_source(metrics: Mapping[str, Any]) -> Iterator[str]:
+    for name, found in metrics.get("loss_by_source", {}).items():
+        yield f"  {name}: {found['before']:.3f} → {found['after']:.3f} (change {in_words(found['change'])})"

@@ -45,7 +45,7 @@ def test_which_duplicate_survives(tmp_path: Path, words: list[str], kept: dict[s
     assert {source["name"]: source["splits"]["train"]["rows"] for source in data["sources"]} == kept
     if "stage.duplicates.action=report" in words:
         manifest = json.loads((folder / "manifest.json").read_text())
-        assert (manifest["metrics"]["copies"], manifest["metrics"]["near_duplicates"]) == (5, 1)
+        assert (manifest["metrics"]["exact_duplicates"], manifest["metrics"]["near_duplicates"]) == (5, 1)
 
 
 def test_duplicates_that_stay_are_on_one_side(tmp_path: Path) -> None:

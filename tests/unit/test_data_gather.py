@@ -147,7 +147,7 @@ def test_a_damaged_account_is_told(tmp_path: Path) -> None:
         ([{"data": "chitchat", "part": "dev"}], "part=dev: is no part"),
         ([{"path": "a", "part": "sft"}], "part=sft: is of"),
         ([{"path": "a", "name": "a b"}], "name=a b: cannot be a name"),
-        ([{"path": "a", "weight": 0}], "weight=0: is no share"),
+        ([{"path": "a", "weight": 1e-7}], "weight=1e-07: is no share"),
         ([{"path": "a", "weight": "much"}], "weight=much: is no share"),
         ([{"path": "a", "weight": True}], "is no share"),
         ([{"path": "a", "weight": float("nan")}], "is no share"),

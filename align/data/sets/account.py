@@ -69,10 +69,10 @@ def without_examples(step: Mapping[str, Any]) -> dict[str, Any]:
 
 def found_of(duplicates: Duplicates, given_away: Leaks, leaks: Leaks) -> dict[str, int]:
     """How many rows were found, whether or not they were left out."""
-    copies = int(duplicates.exact.sum())
+    exact = int(duplicates.exact.sum())
     return {
-        "copies": copies, "near_duplicates": len(duplicates.dropped) - copies, "contaminated": len(given_away.rows),
-        "shared_with_test": len(leaks.rows),
+        "exact_duplicates": exact, "near_duplicates": len(duplicates.dropped) - exact,
+        "contaminated": len(given_away.rows), "shared_with_test": len(leaks.rows),
     }  # fmt: skip
 
 

@@ -62,10 +62,12 @@ def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature:
         sizes: rows, turns or tokens of each source.
 
     Raises:
-        InputError: the weights leave nothing for the sources without one.
+        InputError: the weights leave nothing for the sources without one, or nothing at all.
     """
     given = [weight for weight in weights if weight is not None]
     if len(given) == len(weights):
+        problem = "are all 0, which leaves nothing to train on"
+        require(sum(given) > 0, "stage.sources, weights", 0, problem, "Give one source a weight above 0.")
         return tuple(weight / sum(given) for weight in given)
     rest = 1 - sum(given)
     problem = f"leave nothing of 1 for the {len(weights) - len(given)} sources that have none"
@@ -139,7 +141,7 @@ def mixture(
     counts = np.bincount(source[numbers], minlength=len(names))
     for name, weight, count in zip(names, weights, counts, strict=True):
         problem = "has a weight, and none of its rows is left to train on"
-        require(weight is None or count > 0, f"stage.sources.{name}", weight, problem, LEFT)
+        require(not weight or count > 0, f"stage.sources.{name}", weight, problem, LEFT)
     found = mixed(source[numbers], size[numbers], draw[numbers], names, weights=weights, **how)
     exposures = np.zeros(len(inside), np.int32)
     exposures[numbers] = found.exposures

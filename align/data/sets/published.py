@@ -283,6 +283,10 @@ class DataSet:
             again.append([record for record, seen in zip(found, exposures, strict=True) if seen > len(again)])
         return [record for once in again for record in once]
 
+    def sources(self, side: str) -> list[str]:
+        """The source of each row of a side, in the order in which they stand there."""
+        return [name for table in self.tables(side) for name in table["source"].to_pylist()]
+
     def tables(self, side: str) -> Iterator[pa.Table]:
         """The rows of one side, a shard at a time."""
         for name in sorted(self.data["shards"]):

@@ -33,7 +33,7 @@ class Source:
         name: what the data set calls it; unlike the others.
         path: see `align.data.formats`.
         data, part: `chitchat` and a part of it.
-        weight: its share of the data set; None where nobody gave one, see `align.data.sets.mix`.
+        weight: its share of the rows to train on; None where nobody gave one, see `align.data.sets.mix`.
         cap: rows of it at most; None for all.
         columns: our column → its column.
         licence: what its rows may be used under; empty where nobody says.
@@ -139,8 +139,9 @@ def check(values: Mapping[str, Any], at: str) -> None:
         "Use letters, digits, `.`, `_`, `-`.",
     )
     weight, cap, columns = values.get("weight", 1), values.get("cap", 1), values.get("columns", {})
-    number = isinstance(weight, int | float) and not isinstance(weight, bool) and 1e-6 <= weight <= 1e6
-    require(number, f"{at}.weight", weight, "is no share", "Give a number from 1e-6 to 1e6, or leave the source out.")
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    remedy = "Give a number from 1e-6 to 1e6, or 0 to measure on the source and not train on it."
+    require(number and (weight == 0 or 1e-6 <= weight <= 1e6), f"{at}.weight", weight, "is no share", remedy)
     whole = isinstance(cap, int) and not isinstance(cap, bool) and cap > 0
     require(whole, f"{at}.cap", cap, "is no number of rows", "Give a whole number above 0.")
     texts = isinstance(columns, Mapping) and all(isinstance(part, str) for pair in columns.items() for part in pair)

@@ -1,0 +1,44 @@
+"""The held-out loss of each source of a data set."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from data_sets import chat, sentence, write
+from workshop import Workshop
+
+from align.run import read_manifest
+
+SFT = ("stage=sft", "model=hub", "data=manifest", "stage.max_steps=1", "data.too_long=truncate", "device=cpu")
+
+
+def test_the_loss_of_each_source_is_that_of_its_rows_alone(tmp_path: Path, tiny_model: Path) -> None:
+    """Measured beside data sets of one source each, whose rows to measure on are the same."""
+    shop, losses = Workshop(tmp_path / "runs", tmp_path), {}
+    for name, kinds in {"both": (0, 1), "first": (0,), "second": (1,)}.items():
+        given = []
+        for kind in kinds:
+            rows = [chat(f"What is {kind}, {i}?", sentence(random.Random(i + 100 * kind), i)) for i in range(60)]
+            path = write(tmp_path / f"{('first', 'second')[kind]}.jsonl", rows)
+            given.append({"path": str(path), "weight": [1, 0][kind] if name == "both" else 1})
+        root = f"run.root={tmp_path / 'runs'}"
+        data = "stage=data", f"stage.sources={json.dumps(given)}", "data.held_out=0.3", f"run.name={name}", root
+        assert shop.ended(*data) == 0, shop.said
+        assert shop.ended(*SFT, f"model.path={tiny_model}", f"data.path=data:{name}", root) == 0, shop.said
+        losses[name] = read_manifest(folder := Path(shop.said.splitlines()[-1])).metrics
+        if name == "both":
+            assert "Held-out loss by source" in (folder / "report.html").read_text(encoding="utf-8")
+            assert re.search(r"^  second: [\d.]+ → ", shop.said, re.MULTILINE)
+    of = losses["both"]["loss_by_source"]
+    assert {name: found["before"] for name, found in of.items()} == pytest.approx(
+        {name: losses[name]["loss_before"] for name in ("first", "second")}, abs=1e-6
+    )
+    assert "loss_by_source" not in losses["first"]
+    counted = {name: losses[name]["held_out_tokens"] for name in ("first", "second")}
+    mean = sum(of[name]["after"] * n for name, n in counted.items()) / sum(counted.values())
+    assert losses["both"]["loss_after"] == pytest.approx(mean, abs=1e-6)
+    assert losses["both"]["train_rows"] == losses["first"]["train_rows"]  # the second has weight 0
