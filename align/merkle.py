@@ -7,7 +7,7 @@ pass for a node. Pure: it knows no table and no file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LEAF, NODE = b"\x00", b"\x01"
 EMPTY = hashlib.sha256(b"").digest()
@@ -46,3 +46,39 @@ def root_of(leaves: Iterable[bytes]) -> str:
     for leaf in leaves:
         tree.add(leaf)
     return tree.root()
+
+
+def path_of(leaves: Sequence[bytes], place: int) -> list[bytes]:
+    """What proves that a leaf is in the tree: the roots of the subtrees beside its way up, the lowest first (RFC 9162,
+    section 2.1.3.1).
+
+    Args:
+        place: of the leaf, from 0.
+
+    Raises:
+        ValueError: there is no such leaf.
+    """
+    if not 0 <= place < len(leaves):
+        raise ValueError(f"there is no leaf {place} among {len(leaves)}")
+    if len(leaves) == 1:
+        return []
+    middle = 1 << (len(leaves) - 1).bit_length() - 1
+    left, right = leaves[:middle], leaves[middle:]
+    if place < middle:
+        return [*path_of(left, place), bytes.fromhex(root_of(right))]
+    return [*path_of(right, place - middle), bytes.fromhex(root_of(left))]
+
+
+def root_through(leaf: bytes, place: int, size: int, path: Sequence[bytes]) -> str | None:
+    """The root of a tree of so many leaves, of which one and its path are known (RFC 9162, section 2.1.3.2); None where
+    the path is not one of such a leaf. A leaf is in a tree if this is the tree's root."""
+    if not 0 <= place < size:
+        return None
+    node, last, above = hashlib.sha256(LEAF + leaf).digest(), size - 1, iter(path)
+    while last:
+        if place & 1 or place < last:  # the last one of an odd number goes up as it is
+            if (beside := next(above, None)) is None:
+                return None
+            node = hashlib.sha256(NODE + (beside + node if place & 1 else node + beside)).digest()
+        place, last = place >> 1, last >> 1
+    return node.hex() if next(above, None) is None else None

@@ -20,7 +20,7 @@ ACTIONS = {
     "backup": "the whole store in one file",
     "restore": "a backup into an empty store",
     "migrate": "an older store's tables brought up to date",
-    "erase": "an item, or an annotator's identity and words",
+    "erase": "an item, an annotator's identity and words, or a whole project",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
 NEEDS_PATH = ("import", "backup", "restore")
@@ -64,6 +64,10 @@ class AnnotateConfig(Settings):
         "since that run.",
     )
     item: str | None = setting(None, "The item to erase.")
+    whole: bool = setting(
+        False,
+        "`erase` erases the whole project: items, annotators, guidelines, and the key of its rows' ids in data sets.",
+    )
     annotator: str | None = setting(
         None,
         "The annotator to erase, or the person for whom `invite` makes a link. For somebody with an account, the link "
@@ -87,8 +91,9 @@ class AnnotateConfig(Settings):
             'Add "stage.settings={overlap: 2}", stage.state=paused or stage.guidelines=FILE.md.',
         )  # fmt: skip
         require(
-            self.action != "erase" or (self.item is None) != (self.annotator is None), "stage.item", self.item,
-            "stage.action=erase erases an item or an annotator", "Add stage.item=ID or stage.annotator=NAME.",
+            self.action != "erase" or [self.item is None, self.annotator is None, not self.whole].count(False) == 1,
+            "stage.item", self.item, "stage.action=erase erases an item, an annotator or a whole project",
+            "Add one of stage.item=ID, stage.annotator=NAME and stage.whole=true.",
         )  # fmt: skip
 
     def check_server(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from align.config.root import Config
 
 ACTIONS = ("remove", "report")
+MAKE, FORGET = "make", "forget"
+TOLD = "(not kept)"
+"""What a run that forgets keeps of which rows it forgot."""
 
 
 @dataclass
@@ -145,11 +148,22 @@ class DataStageConfig(Settings):
     AT: ClassVar[str] = "stage"
 
     name: str = "data"
+    action: str = setting(
+        MAKE,
+        "`make` makes a data set. `forget` makes the one of `data.path` again without some rows, and removes the old "
+        "one.",
+        choices=(MAKE, FORGET),
+    )  # fmt: skip
+    forget: Any = setting(
+        None,
+        "Rows to forget: a list of content ids, a file with one a line, or `erased` for those whose vote or item the "
+        "annotation store no longer has.",
+    )
     sources: Any = setting(
         None,
         "A list of sources, such as [{path: support.jsonl}, {path: general.parquet, weight: 0.3}]. Keys of a source: "
-        "path, or data: chitchat with part; name, weight, cap (rows at most), columns ({ours: theirs}), licence. Not "
-        "given: data.path.",
+        "path, or data: chitchat with part, or annotations: PROJECT; name, weight, cap (rows at most), columns "
+        "({ours: theirs}), licence. Not given: data.path.",
     )
     clean: Any = setting(
         ["unicode", "control", "empty"],
@@ -172,8 +186,25 @@ class DataStageConfig(Settings):
         by = [arguments.get("by") for step in steps for arguments in step.values() if isinstance(arguments, Mapping)]
         return self.mix.by == "tokens" or "tokens" in by
 
+    def named(self, key: str) -> list[str]:
+        """The values of a key (`fn`, `patterns`) anywhere in the list of cleaning steps."""
+        found: list[str] = []
+        for step in self.clean if isinstance(self.clean, list | tuple) else ():
+            for name, given in step.items() if isinstance(step, Mapping) else ():
+                arguments = given if isinstance(given, Mapping) else {name: given}
+                found += [value for at, value in arguments.items() if at == key and isinstance(value, str)]
+        return found
+
     def check(self, config: Config) -> None:
         """Raises: InputError: the stage has no sources, or some that it does not read."""
+        require(
+            (self.action == FORGET) == (self.forget is not None), "stage.forget", self.forget,
+            "names the rows of stage.action=forget, which needs it and nothing else does",
+            "Write stage.action=forget data.path=data:NAME stage.forget=[CONTENT_ID].",
+        )  # fmt: skip
+        if self.action == FORGET:
+            self.check_forget(config)
+            return
         for key in ("limit", "system", "eval_path", "part", "reasoning", "max_length", "too_long"):
             value, default = getattr(config.data, key), getattr(type(config.data), key)
             remedy = "Give a source a cap." if key == "limit" else "Give it to the stage that trains."
@@ -190,7 +221,7 @@ class DataStageConfig(Settings):
         name, path = config.data.name, config.data.path
         require(
             name in ("chitchat", "jsonl"), "data", name, "is no source of a data set",
-            'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".',
+            'Write "stage.sources=[{path: a.jsonl}, {annotations: PROJECT}]".',
         )  # fmt: skip
         require(
             path is None or self.sources is None, "data.path", path, "is given beside stage.sources",
@@ -200,3 +231,19 @@ class DataStageConfig(Settings):
             self.sources is not None or path is not None, "stage.sources", None, "names nothing to make a data set of",
             'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".',
         )  # fmt: skip
+
+    def check_forget(self, config: Config) -> None:
+        """Raises: InputError: there is no data set, or a setting says how one is made."""
+        require(
+            config.data.name == "manifest", "data.path", config.data.path, "is no data set that rows are in",
+            "Write data.path=data:NAME.",
+        )  # fmt: skip
+        for key in ("sources", "clean", "duplicates", "contamination", "split", "mix"):
+            value, usual = getattr(self, key), getattr(DataStageConfig(), key)
+            problem = "is not read by stage.action=forget, which cleans and divides nothing anew"
+            require(plain(value) == plain(usual), f"stage.{key}", plain(value), problem, "Drop it.")
+
+
+def plain(value: Any) -> Any:
+    """A value without the types that say where it came from."""
+    return asdict(value) if isinstance(value, Settings) else list(value) if isinstance(value, list | tuple) else value

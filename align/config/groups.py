@@ -97,6 +97,8 @@ class MethodConfig(Settings):
 
 BY_PATH = {"jsonl": "files", "manifest": "a data set of stage=data"}
 """Choices of `data` that read what `data.path` names."""
+OF_DATA = "data:"
+"""How references to data sets begin."""
 EXAMPLES = {"jsonl": "FILE.jsonl", "manifest": "data:latest"}
 
 
@@ -184,6 +186,8 @@ class DataConfig(Settings):
             )
             plain = abs(value) <= MOST if number else isinstance(value, str) and "#}" not in value
             require(plain, key, value, "is no value of a template's argument", "Give text, a number, true or false.")
+        if self.name not in BY_PATH and str(self.path).startswith(OF_DATA):  # nothing else is called so
+            object.__setattr__(self, "name", "manifest")  # also of a frozen instance
         require(
             self.path is None or self.name in BY_PATH, "data.path", self.path, f"data={self.name} reads no file",
             "Add data=jsonl or data=manifest, or drop data.path.",

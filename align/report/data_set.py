@@ -98,7 +98,8 @@ def lost(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         if step in counts:
             yield why, before - counts[step]
             before = counts[step]
-    yield "not in the mixture", before - sum(source["splits"][side]["rows"] for side in SIDES)
+    yield "forgotten", source.get("forgotten", 0)
+    yield "not in the mixture", before - source.get("forgotten", 0) - sum(source["splits"][s]["rows"] for s in SIDES)
 
 
 def verdict(seen: Seen) -> str:
@@ -123,6 +124,11 @@ def shown(report: Report, seen: Seen) -> None:
     data = seen.mapping("artifact/data.json")
     if not data:
         return
+    if replaces := data.get("replaces"):
+        report.text(
+            f"It replaces the data set with the root {replaces['root'][:12]}, without "
+            f"{counted(replaces['count'], 'row')}: {replaces['reason']}. Examples, which may show these, are not shown."
+        )
     for note in notes(data, seen.settings):
         report.text(note.strip()[0].upper() + note.strip()[1:] + ".")
     sources_shown(report, data, seen.settings)

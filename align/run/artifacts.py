@@ -7,17 +7,22 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from align.config.root import DEFAULT_ROOT
 from align.config.stages import STAGES
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.run.digests import known_digest
+from align.run.files import json_object
 from align.run.hub import HUB, hub_snapshot
 from align.run.manifest import Base, Input, Manifest, read_manifest
 from align.run.weights import adapter_digest, model_digest, tokenizer_digest
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
 SERVES_AS_SFT = ("sft", "full")
+REPLACED = "replaced.json"
+"""In an artifact whose files are gone, because others took their place: `by`, the run that made them, its `folder`, and
+the `reason`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +109,26 @@ def as_base(folder: Path, ref: str, digest: str) -> Base:
     return Base(ref.removeprefix(HUB), str(folder.absolute()), folder.name if hub else None, digest)
 
 
+def replacement(artifact: Path, field: str) -> dict[str, Any] | None:
+    """What took the place of an artifact, see `REPLACED`; None of one that is there itself.
+
+    Raises:
+        CorruptFile: nobody can say what.
+    """
+    return json_object(artifact / REPLACED, field, "Remove the folder.") if (artifact / REPLACED).is_file() else None
+
+
+def check_not_replaced(artifact: Path, field: str) -> None:
+    """Raises: MissingArtifact: what lay here was taken away on purpose; the message names what took its place."""
+    if (said := replacement(artifact, field)) is not None:
+        problem = f"was replaced by {said.get('by')}: {said.get('reason')}"
+        raise MissingArtifact(field, str(artifact), problem, f"Name {said.get('by')}; it lies in {said.get('folder')}.")
+
+
 def verify_outputs(folder: Path, outputs: Mapping[str, str]) -> None:
-    """Raise `CorruptFile` unless every published file is there and hashes to what the manifest says."""
+    """Raise `CorruptFile` unless every published file is there and hashes to what the manifest says; `MissingArtifact`
+    where they were replaced."""
+    check_not_replaced(folder / "artifact", "run")
     for name, digest in outputs.items():
         path = folder / name
         if not path.is_file() or known_digest(path) != digest:

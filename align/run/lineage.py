@@ -6,7 +6,7 @@ An input is known by its digest; its path and its run's name are hints. A parent
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,7 +240,13 @@ def same_artifact(noted: Input, found: Input) -> bool:
 
 def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:
     """The runs that read an annotation project while rows `first` to `last` of its ledger were its newest, and those
-    that were made from them: `stage/name`, each after what it came from. And the manifests that cannot be read."""
+    that were made from them, see `users_of`."""
+    return users_of(root, lambda read: read.project == project and first <= read.seq < last)
+
+
+def users_of(root: Path, which: Callable[[Input], bool]) -> tuple[list[str], list[str]]:
+    """The runs of which an input is one of those that are asked for, and those that were made from them: `stage/name`,
+    each after what it came from. And the manifests that cannot be read."""
     found: dict[str, Manifest] = {}
     unread = []
     for path in sorted(root.glob(f"*/*/{FILE}")):
@@ -249,16 +255,15 @@ def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[st
             found[f"{manifest.stage}/{manifest.name}"] = manifest
         except (InputError, KeyError):
             unread.append(str(path))
-    used = [
-        name
-        for name, manifest in found.items()
-        if any(r.project == project and first <= r.seq < last for r in manifest.inputs.values())
-    ]
+    used = [name for name, manifest in found.items() if any(map(which, manifest.inputs.values()))]
     for parent in used:  # grows while we walk it
-        files = {*found[parent].outputs.values()}
+        files, data_set = {*found[parent].outputs.values()}, found[parent].metrics.get("root")
         for name, manifest in found.items():
             read = manifest.inputs.values()
-            child = any(f"{r.stage}/{r.name}" == parent or r.digest in files for r in read)
+            child = any(
+                f"{r.stage}/{r.name}" == parent or r.digest in files or (data_set and r.details.get("root") == data_set)
+                for r in read
+            )
             if child and name not in used:
                 used.append(name)
     return used, unread

@@ -206,14 +206,18 @@ def erased(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
     root = Path(config.run.root).expanduser()
     with open_store(config, create=False) as store:
-        which = {"item": stage.item} if stage.item is not None else {"annotator": stage.annotator}
-        first = store.first_row(config.project, **which)
+        named = {"item": stage.item, "annotator": stage.annotator}
+        which = {what: name for what, name in named.items() if name is not None}
+        first = store.first_row(config.project, **which) if which else 0
         used, unread = readers_of(root, config.project, first or 0, store.head().seq + 1)
-        if stage.item is not None:
+        if stage.whole:
+            tombstone = store.erase_project(config.project)
+        elif stage.item is not None:
             tombstone = store.erase_content(config.project, stage.item)
         else:
             tombstone = store.erase_annotator(config.project, stage.annotator or "")
-    lines = [f"{' '.join(map(str, *which.items()))} is erased; row {tombstone} of the ledger says so"]
+    what = " ".join(*which.items()) if which else f"project {config.project}"
+    lines = [f"{what} is erased; row {tombstone} of the ledger says so"]
     lines += ["runs that read it, or what was made from it:" if used else "no run read it", *used]
     lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
     return Result({"tombstone": tombstone, "runs": used, "unreadable": unread}, tuple(lines))

@@ -6,12 +6,13 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from align.config.compose import plain
-from align.config.data import ContaminationConfig, DataStageConfig, DuplicatesConfig
+from align.config.data import FORGET, ContaminationConfig, DataStageConfig, DuplicatesConfig
 from align.config.root import Config
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.length import CountTokens
@@ -30,10 +31,12 @@ from align.data.sets.duplicates import (
     preference,
 )
 from align.data.sets.evidence import cleaned_away, leaked, lengths, write_dropped, write_duplicates, write_rows
+from align.data.sets.forget import Forgetting, forget, retire, roots_before
 from align.data.sets.funnel import Funnel
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.mix import Mixed, draws, mixture, over_caps, shares
-from align.data.sets.published import Chosen, publish
+from align.data.sets.published import data_set
+from align.data.sets.publishing import Chosen, publish
 from align.data.sets.sides import (
     first_bits,
     group_labels,
@@ -49,7 +52,11 @@ from align.data.sets.times import seconds
 from align.data.template import use_template
 from align.errors import InputError, StorageError, require
 from align.report.data_set import lines_of
+from align.report.words import counted
 from align.run import Run, atomic
+from align.run.artifacts import check_not_replaced, replacement
+from align.run.folder import now
+from align.run.lineage import users_of
 from align.stages import tracker
 from align.types import Result
 
@@ -58,9 +65,11 @@ TOLD_S = 10.0
 """Seconds between two lines on a source that takes long."""
 
 
-def run(run: Run, config: Config, sources: list[Source]) -> Result:
+def run(run: Run, config: Config, given: Any) -> Result:
+    if config.stage.action == FORGET:
+        return forgotten(run, config, given)
     try:
-        return data_set_of(run, config, sources)
+        return data_set_of(run, config, given)
     except InputError as error:
         if not isinstance(error, StorageError):  # the same line would end here again: nothing goes on from the spool
             shutil.rmtree(run.checkpoints)
@@ -191,7 +200,7 @@ def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) 
     split, kept = config.stage.split, funnel.kept
     numbers, test = np.flatnonzero(kept), np.zeros(len(kept), bool)
     together = [group_labels(rows.column("group"), funnel.source), duplicate_labels(duplicates, len(kept))]
-    of = units(first_bits(rows.numbers("question_id"))[numbers], *(labels[numbers] for labels in together))
+    of = units(first_bits(rows.numbers("question"))[numbers], *(labels[numbers] for labels in together))
     if split.by == "question":
         test[numbers] = held_back(of, config.data.held_out)
         return test
@@ -220,3 +229,31 @@ def mixed_in(
         weights=[source.weight for source in sources], total=mix.total, repeat=mix.repeat,
         temperature=mix.temperature,
     )  # fmt: skip
+
+
+def forgotten(run: Run, config: Config, given: Forgetting) -> Result:
+    """Write the data set again without some rows, and only then take the old one away."""
+    artifact, root = run.folder / "artifact", Path(config.run.root).expanduser()
+    said = replacement(given.old, "data.path")
+    if said is None:
+        found, at = data_set(given.old), now()
+        shutil.rmtree(artifact, ignore_errors=True)  # of an attempt that was cut off
+        with atomic.publish(artifact) as folder:
+            forget(folder, found, given.masks, given.reason, at)
+        said = {
+            "by": run.manifest.ref, "folder": str(run.folder.absolute()), "reason": given.reason, "at": at,
+            "root": found.data["root"], "digest": run.inputs["data"].digest,
+        }  # fmt: skip
+    elif said["by"] != run.manifest.ref:
+        check_not_replaced(given.old, "data.path")
+    data = data_set(artifact).data
+    retire(given.old, said)
+    roots = {*roots_before(data)}
+    used, unread = users_of(root, lambda read: read.details.get("root") in roots)
+    used = [name for name in used if not name.startswith("data/")]
+    count = data["replaces"]["count"]
+    lines = [f"{counted(count, 'row')} forgotten; root {data['root'][:12]} replaces {said['root'][:12]}"]
+    lines.append(f"data:{given.name} is removed, with its report and examples")
+    lines += ["runs that trained on it, or on what was made from it:" if used else "no run trained on it", *used]
+    lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
+    return Result({**metrics_of(data), "forgotten": count, "runs": used}, tuple(lines))

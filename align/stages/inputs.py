@@ -16,7 +16,7 @@ from typing import Any
 from align.aliases import parsed_aliases
 from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
-from align.config.data import DataStageConfig
+from align.config.data import FORGET, TOLD, DataStageConfig
 from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
@@ -24,8 +24,10 @@ from align.config.serve import ServeConfig
 from align.config.settings import changed
 from align.config.training import held_out_for
 from align.data.pairs import pairs_records
+from align.data.sets.forget import asked_for
 from align.data.sets.published import find_data_set
 from align.data.sets.source import parsed_sources
+from align.data.sets.votes import standing
 from align.data.sources import (
     MANIFEST,
     data_records,
@@ -311,16 +313,19 @@ def lora_of(config: Config) -> Lora:
 
 def data(config: Config) -> Inputs:
     stage: DataStageConfig = config.stage
-    sources = parsed_sources(stage.sources or [config.data.path])
+    if stage.action == FORGET:
+        return forgetting(config)
+    store, simulated = store_url(config), config.data.allow_simulated
+    sources = [source.opened(store, simulated) for source in parsed_sources(stage.sources or [config.data.path])]
     records = {f"sources.{source.name}": source.record() for source in sources}
     for i, path in enumerate(stage.contamination.against):
         records[f"against.{i}"] = files_record(path, f"stage.contamination.against[{i}]")
-    for i, spec in enumerate(named_in(stage.clean, "fn")):  # the same name may be another function by now
+    for i, spec in enumerate(stage.named("fn")):  # the same name may be another function by now
         field = "stage.clean, fn"
         places = [f"{file_digest(file)}:{name}" for file, name in defined(load_function(spec, field))]
         source = source_of_function(spec, field)
         records[f"clean.fn.{i}"] = Input(file_digest(source) if source else spec, ref=spec, details={"defined": places})
-    for i, path in enumerate(named_in(stage.clean, "patterns")):
+    for i, path in enumerate(stage.named("patterns")):
         there = Path(path).expanduser()
         require(there.is_file(), "stage.clean, patterns", path, "there is no such file", "Check the path.")
         records[f"clean.patterns.{i}"] = Input(file_digest(there), path=path)
@@ -332,14 +337,11 @@ def data(config: Config) -> Inputs:
     return Inputs(config, name, base, records, lambda: (sources,))
 
 
-def named_in(steps: Any, key: str) -> list[str]:
-    """The values of a key (`fn`, `patterns`) anywhere in the list of cleaning steps."""
-    found: list[str] = []
-    for step in steps if isinstance(steps, list | tuple) else ():
-        for name, given in step.items() if isinstance(step, Mapping) else ():
-            arguments = given if isinstance(given, Mapping) else {name: given}
-            found += [value for at, value in arguments.items() if at == key and isinstance(value, str)]
-    return found
+def forgetting(config: Config) -> Inputs:
+    """A data set, and some of its rows. Nothing of the run says which: an id can be guessed from a short text."""
+    task, record = asked_for(Path(config.data.path or ""), config.stage.forget, partial(standing, store_url(config)))
+    config = changed(config, stage=changed(config.stage, forget=TOLD))
+    return Inputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
 
 
 def settled(config: Config) -> Config:

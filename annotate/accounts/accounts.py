@@ -26,6 +26,7 @@ from annotate.accounts.members import (
 )
 from annotate.accounts.passwords import new_user, replace_password, set_password, verified_user
 from annotate.store import Store
+from annotate.store.projects import check_not_erased
 from annotate.store.queries import check_project
 from annotate.store.users import number_of_admins, roles_of, user_named
 
@@ -116,6 +117,7 @@ class Accounts:
         name = checked_name(name) if name else ""
         with self.store.transaction() as db:
             check_project(db, project)
+            check_not_erased(db, project)
             return invitations.add(db, project, role, name, by.name if by else "", self.clock(), lasts_s)
 
     def first_admin(self, project: str) -> str | None:

@@ -1,8 +1,8 @@
 """A whole store in one file, taken while people work, and put back into an empty store of either kind.
 
 The file is gzipped JSON Lines: a head that names the schema and the ledger's head, a line for every row of every table,
-and a last line that counts them. It holds all that the store holds, identities and texts among it: keep it as the store
-itself is kept. What is erased from the store later lives on in it.
+and a last line that counts them. It holds all that the store holds, identities, texts and the keys of projects among
+it: keep it as the store itself is kept. What is erased from the store later lives on in it.
 """
 
 from __future__ import annotations

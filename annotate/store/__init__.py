@@ -10,7 +10,7 @@ ledger    rows in a chain of hashes, pure           tables, migrations   what li
 records   the records and their rows                schema               how a database is opened
 queries   what is asked of the tables               connections          writers and readers
 checks    what is refused before it is written      database             the store itself
-items     added, read alone or in pages             projects             settings and guidelines
+items     added, read alone or in pages             projects             settings, guidelines and keys
 votes     recorded, retracted, those that stand     configuring          their changes
 erasure   what goes, and its tombstone              integrity            the walk over chain and contents
 users     accounts and what they may do where       preference_pairs     what rankings teach

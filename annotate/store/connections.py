@@ -17,7 +17,9 @@ from annotate.store.tables import (
     annotators,
     candidates,
     drafts,
+    guidelines,
     invitations,
+    keys,
     leases,
     members,
     prompts,
@@ -27,7 +29,9 @@ from annotate.store.tables import (
     users,
 )
 
-ERASABLE = (prompts, candidates, annotators, remarks, drafts, leases, users, members, sessions, invitations)
+ERASABLE = (
+    prompts, candidates, annotators, remarks, drafts, leases, users, members, sessions, invitations, guidelines, keys,
+)  # fmt: skip
 
 PATIENCE = 10
 SERVING = 7861

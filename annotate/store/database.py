@@ -13,7 +13,16 @@ from align.types import Conversation
 from annotate.store import erasure, items, votes
 from annotate.store.connections import Connections
 from annotate.store.integrity import verify
-from annotate.store.queries import annotator_of, check_item, check_project, erasure_of, head_of, set_priority
+from annotate.store.projects import key_of
+from annotate.store.queries import (
+    annotator_of,
+    check_item,
+    check_project,
+    erasure_of,
+    head_of,
+    project_erasure,
+    set_priority,
+)
 from annotate.store.records import Candidate, Item, Judgement, Vote, check_text
 from annotate.store.schema import connect
 from annotate.store.tables import ledger, work
@@ -147,7 +156,30 @@ class Store:
             self.erased()
             return seq
 
+    def erase_project(self, project: str) -> int:
+        """Erases a project for good: its items, who judged and what they wrote, guidelines, settings, and the key under
+        which its rows in data sets have their ids. Accounts go that no other project has. Returns the tombstone; the
+        ledger keeps its rows, and the project's name is not used again.
+
+        Raises:
+            InputError: unknown project.
+        """
+        with self.transaction() as connection:
+            check_project(connection, project)
+            before = project_erasure(connection, project)
+            if before is not None:
+                return before
+            seq = erasure.erase_project(connection, project)
+            self.erased()
+            return seq
+
     # Reading
+
+    def key(self, project: str) -> bytes | None:
+        """The key under which a project's rows in data sets have their ids; None once it is erased. Raises as `items`
+        does. It is for no log, no file and no page."""
+        with self.reading() as connection:
+            return key_of(connection, project)
 
     def items(self, project: str, unranked_by: str | None = None) -> Iterator[Item]:
         """The project's items in the order they were added, without erased ones; safe to write between two of them.

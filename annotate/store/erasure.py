@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete
+from sqlalchemy import Connection, delete, select
 
 from align.errors import InputError
 from annotate.store.queries import append, check_project, close_leases
-from annotate.store.tables import annotators, candidates, drafts, leases, prompts, remarks, work
+from annotate.store.tables import (
+    annotators,
+    candidates,
+    drafts,
+    guidelines,
+    invitations,
+    keys,
+    leases,
+    members,
+    projects,
+    prompts,
+    remarks,
+    users,
+    work,
+)
 from annotate.store.users import leave
 
 
@@ -34,3 +48,16 @@ def erase_annotator(connection: Connection, project: str, pseudonym: str) -> int
         connection.execute(delete(table).where(*theirs))
     close_leases(connection, project, leases.c.annotator == pseudonym)
     return append(connection, project, "erasure", {"what": "annotator"}, annotator=pseudonym)
+
+
+def erase_project(connection: Connection, project: str) -> int:
+    """The tombstone of a project: its items, people, guidelines, settings and key go, and the accounts that no other
+    project has."""
+    known = select(users.c.name).join(members, members.c.user == users.c.id).where(members.c.project == project)
+    people = select(annotators.c.identity).where(annotators.c.project == project)
+    for name in {*connection.execute(known).scalars(), *connection.execute(people).scalars()}:
+        leave(connection, project, name)
+    for table in (candidates, prompts, annotators, remarks, drafts, leases, work, guidelines, invitations, keys):
+        connection.execute(delete(table).where(table.c.project == project))
+    connection.execute(delete(projects).where(projects.c.name == project))
+    return append(connection, project, "erasure", {"what": "project"})

@@ -32,6 +32,9 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
     entries = [Entry(**row._asdict()) for row in rows]
     # Where an erasure is claimed, the content must be gone; the claim itself is checked when the walk reaches it.
     erased = {(e.project, e.item or e.annotator or ""): e.seq for e in entries if e.kind == "erasure"}
+    for e in entries:
+        if e.kind in ("candidates", *VOTES) and (whole := erased.get((e.project, ""))):
+            erased |= {(e.project, subject): whole for subject in (e.item, e.annotator) if subject}
     items, people, remarked = _items(connection), _people(connection), _remarks(connection)
     texts = {(row.project, row.version): row.text for row in connection.execute(select(guidelines))}
 
@@ -47,13 +50,15 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
             _check_annotator(entry, people, erased)
             _check_remark(entry, remarked.pop((entry.project, entry.seq), None), erased)
         elif entry.kind == "guidelines":
-            _check_guidelines(entry, texts.pop((entry.project, json.loads(entry.payload)["version"]), None))
+            if (entry.project, "") not in erased:
+                _check_guidelines(entry, texts.pop((entry.project, json.loads(entry.payload)["version"]), None))
         elif entry.kind == "settings":
             changes[entry.project] |= json.loads(entry.payload)
         elif entry.kind == "erasure":
             subject = (entry.project, entry.item or entry.annotator or "")
-            if subject in items or subject in people:
-                raise corrupt(entry.seq, f"what it erased is there again ({subject[1]})")
+            there = {*items, *people} if subject[1] else {(project, "") for project, _ in {*items, *people, *texts}}
+            if subject in there:
+                raise corrupt(entry.seq, f"what it erased is there again ({subject[1] or subject[0]})")
         spoken_of |= {(entry.project, entry.item), (entry.project, entry.annotator)}
     if expected is not None and head.seq < expected.seq:
         raise corrupt(head.seq + 1, f"the ledger's tail is cut: it ends at seq {head.seq}, not {expected.seq}")

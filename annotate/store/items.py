@@ -82,8 +82,8 @@ def add(
     connection.execute(insert(prompts), first)
     connection.execute(insert(candidates), rows)
     append(connection, project, "candidates", item_payload(first, rows) | known, item=item, key=key)
-    wanted = 0 if known else met(connection, project).wanted(item)
-    row = work_row(project, item, priority) | {"wanted": wanted, "gold": bool(known)}
+    settings = met(connection, project)
+    row = work_row(project, item, priority) | {"wanted": 0 if known else settings.wanted(item), "gold": bool(known)}
     connection.execute(insert(work), row)
     return item
 

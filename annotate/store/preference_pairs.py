@@ -39,10 +39,17 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
     ]
 
 
-def training_rankings(store: Store, project: str, allow_simulated: bool = False) -> list[Vote]:
+def training_rankings(
+    store: Store, project: str, allow_simulated: bool = False, through: int | None = None
+) -> list[Vote]:
     """The rankings that stand and are neither of gold items nor repeats, in ledger order; of an item that a reviewer
-    settled, the newest review alone. Raises as `preferences`."""
+    settled, the newest review alone. Raises as `preferences`.
+
+    Args:
+        through: the last row of the ledger that counts; None for all.
+    """
     rankings = [ranking for ranking in store.rankings(project) if ranking.purpose in ("work", "review")]
+    rankings = [ranking for ranking in rankings if through is None or ranking.seq <= through]
     settled = {ranking.item: ranking for ranking in rankings if ranking.purpose == "review"}
     rankings = [ranking for ranking in rankings if settled.get(ranking.item, ranking) is ranking]
     require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
@@ -53,15 +60,20 @@ def training_rankings(store: Store, project: str, allow_simulated: bool = False)
     return rankings
 
 
-def preferences(store: Store, project: str, allow_simulated: bool = False) -> list[Preference]:
+def preferences(
+    store: Store, project: str, allow_simulated: bool = False, through: int | None = None
+) -> list[Preference]:
     """The pairs of every ranking of a project that stands (not retracted, its item not erased), in ledger order. Gold
     items and repeats measure the annotators and are left out; what a reviewer settled stands alone.
+
+    Args:
+        through: see `training_rankings`.
 
     Raises:
         InputError: unknown project, nothing ranked, no pair in what was ranked, or rankings by the stand-in for a
             person where only people's were asked for.
     """
-    rankings = training_rankings(store, project, allow_simulated)
+    rankings = training_rankings(store, project, allow_simulated, through)
     items = {item.id: item for item in store.items(project)}
     # An item erased between the two reads is missing here, and its ranking with it.
     found = [pair for r in rankings if r.item in items for pair in pairs_of(r, items[r.item])]

@@ -7,6 +7,7 @@ rules it was cast.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,9 +16,9 @@ from sqlalchemy import Connection, func, insert, select
 
 from align.errors import CorruptFile, InputError, require
 from annotate.store.ledger import RESTORE
-from annotate.store.queries import check_project
+from annotate.store.queries import check_project, project_erasure
 from annotate.store.records import check_text, shuffle_of
-from annotate.store.tables import guidelines, ledger, projects
+from annotate.store.tables import guidelines, keys, ledger, projects
 
 STATES = ("open", "paused", "closed")
 ORDERS = ("random", "priority")
@@ -124,10 +125,36 @@ def settings_of(connection: Connection, project: str) -> Settings:
 
 
 def met(connection: Connection, project: str) -> Settings:
-    """The settings of a project, which is made where there is none."""
+    """The settings of a project, which is made where there is none, with a key of its own.
+
+    Raises:
+        InputError: it was erased.
+    """
     if connection.execute(select(projects.c.name).where(projects.c.name == project)).first() is None:
+        check_not_erased(connection, project)
         connection.execute(insert(projects), {"name": project, "settings": "{}", "state": "open"})
+        connection.execute(insert(keys), {"project": project, "key": secrets.token_hex(32)})
     return settings_of(connection, project)
+
+
+def key_of(connection: Connection, project: str) -> bytes | None:
+    """The key under which the project's rows in data sets have their ids, 32 bytes; None once the project is erased.
+
+    Raises:
+        InputError: unknown project.
+    """
+    found = connection.execute(select(keys.c.key).where(keys.c.project == project)).scalar()
+    if found is None:
+        check_project(connection, project)
+        return None
+    return bytes.fromhex(found)
+
+
+def check_not_erased(connection: Connection, project: str) -> None:
+    """Raises: InputError: the project was erased. Its name is not used again, or two projects would be one by name."""
+    row = project_erasure(connection, project)
+    problem = f"it was erased (row {row} of the ledger), and its name is not used again"
+    require(row is None, "project", project, problem, "Choose another name.")
 
 
 def version_of(connection: Connection, project: str) -> int:

@@ -63,9 +63,15 @@ def new_annotator(connection: Connection, project: str, identity: str) -> Row[An
 
 
 def erasure_of(connection: Connection, project: str, item: str) -> int | None:
-    """The tombstone of an item, if it was erased."""
+    """The tombstone of an item, or of its project, if it was erased."""
     where = (ledger.c.project == project, ledger.c.kind == "erasure", ledger.c.item == item)
-    return connection.execute(select(ledger.c.seq).where(*where)).scalar()
+    return connection.execute(select(ledger.c.seq).where(*where)).scalar() or project_erasure(connection, project)
+
+
+def project_erasure(connection: Connection, project: str) -> int | None:
+    """The tombstone of a project, if it was erased."""
+    whole = (ledger.c.kind == "erasure", ledger.c.item.is_(None), ledger.c.annotator.is_(None))
+    return connection.execute(select(ledger.c.seq).where(ledger.c.project == project, *whole)).scalar()
 
 
 def check_project(connection: Connection, project: str) -> None:

@@ -18,7 +18,7 @@ from align.errors import CorruptFile, InputError, StorageError
 from align.redaction import secret_url, value_of
 from annotate.store.tables import metadata, store_meta
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 EXAMPLES = "Write store.url=sqlite:///runs/annotations.db or store.url=postgresql+psycopg://user@host/name."
 

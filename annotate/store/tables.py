@@ -98,6 +98,15 @@ projects = Table(
     Column("state", String(10), nullable=False),  # open, paused or closed
 )
 
+# Content ids of the project's rows in data sets are made under it. Nobody can say any more whose they are once it is
+# gone: an erased text cannot be guessed and looked for.
+keys = Table(
+    "project_keys",
+    metadata,
+    Column("project", String(200), primary_key=True),
+    Column("key", String(64), nullable=False),  # 32 random bytes, hex
+)
+
 guidelines = Table(
     "guidelines",
     metadata,

@@ -61,7 +61,7 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     asked(shop, "verify", other)
     assert shop.said.splitlines()[-2] == here
     asked(shop, "migrate")
-    assert "schema_version 3 already" in shop.said
+    assert "schema_version 4 already" in shop.said
 
 
 def test_settings_are_printed_as_they_are_typed(shop: Workshop, tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop,
         (["stage.action=configure", "stage.state=asleep"], "there is no such state"),
         (["stage.action=configure", "stage.guidelines=."], "stage.guidelines=.: it cannot be read"),
         (["stage.port=80"], "stage.port=80: is not from 1024 to 65535"),
-        (["stage.action=erase"], "stage.action=erase erases an item or an annotator"),
-        (["stage.action=erase", "stage.item=i", "stage.annotator=a"], "erases an item or an annotator"),
+        (["stage.action=erase"], "stage.action=erase erases an item, an annotator or a whole project"),
+        (["stage.action=erase", "stage.item=i", "stage.annotator=a"], "an item, an annotator or a whole project"),
         (["stage.action=erase", "stage.item=nope"], "item=nope: project p has no such item"),
         (["stage.action=erase", "stage.annotator=nobody"], "no such annotator"),
         (["stage.action=verify", "stage.head=nowhere"], "stage.head=nowhere"),

@@ -18,7 +18,7 @@ import pytest
 from data_sets import made, sources, three_sources, write
 from workshop import Workshop
 
-from align.data.sets import gather, published
+from align.data.sets import gather, publishing
 from align.data.sets.published import data_set
 from align.data.sets.spool import Spool
 from align.report.data_set import lost
@@ -91,7 +91,7 @@ def test_the_same_roots_however_the_work_is_divided(
     here: Path, monkeypatch: pytest.MonkeyPatch, batch: int, part: int, shard: int
 ) -> None:
     whole = made(here, *sources(here), "run.name=whole")[1]
-    for module, name, value in ((gather, "BATCH", batch), (gather, "PART", part), (published, "SHARD", shard)):
+    for module, name, value in ((gather, "BATCH", batch), (gather, "PART", part), (publishing, "SHARD", shard)):
         monkeypatch.setattr(module, name, value)
     divided = made(here, *sources(here), "run.name=divided")[1]
     for key in ("root", "ids_root", "splits", "sources", "lengths"):
@@ -136,7 +136,7 @@ def test_killed_while_it_reads_it_goes_on(here: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("place", ["before", "behind"])
 def test_killed_while_it_publishes_it_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    words, publish = sources(here), published.publish
+    words, publish = sources(here), publishing.publish
     whole = made(here, *words, "run.name=whole")[1]
 
     def publishes(*given: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.merkle import Tree, root_of
+from align.merkle import Tree, path_of, root_of, root_through
 
 
 def sha(data: bytes) -> bytes:
@@ -48,3 +48,63 @@ def test_memory_grows_with_the_logarithm():
 @pytest.mark.parametrize("other", [[b"b", b"a"], [b"a"], [b"a", b"b", b"b"], [b"ab"], []])
 def test_order_number_and_bounds_of_leaves_count(other: list[bytes]):
     assert root_of([b"a", b"b"]) != root_of(other)
+
+
+def path_by_recursion(place: int, leaves: list[bytes]) -> list[bytes]:
+    """RFC 9162, section 2.1.3.1, as it is written there."""
+    if len(leaves) == 1:
+        return []
+    k = 1
+    while k * 2 < len(leaves):
+        k *= 2
+    if place < k:
+        return [*path_by_recursion(place, leaves[:k]), by_recursion(leaves[k:])]
+    return [*path_by_recursion(place - k, leaves[k:]), by_recursion(leaves[:k])]
+
+
+def checked_by_bits(leaf: bytes, place: int, size: int, path: list[bytes], root: str) -> bool:
+    """RFC 9162, section 2.1.3.2, step by step as it is written there."""
+    if place >= size:
+        return False
+    fn, sn, r = place, size - 1, sha(b"\x00" + leaf)
+    for p in path:
+        if sn == 0:
+            return False
+        if fn & 1 or fn == sn:
+            r = sha(b"\x01" + p + r)
+            if not fn & 1:
+                while fn and not fn & 1:
+                    fn, sn = fn >> 1, sn >> 1
+        else:
+            r = sha(b"\x01" + r + p)
+        fn, sn = fn >> 1, sn >> 1
+    return sn == 0 and r.hex() == root
+
+
+@given(st.lists(st.binary(max_size=3), min_size=1, max_size=70), st.data())
+def test_a_path_proves_its_leaf_and_no_other(leaves: list[bytes], data: st.DataObject):
+    place = data.draw(st.integers(0, len(leaves) - 1))
+    path, root = path_of(leaves, place), root_of(leaves)
+    assert path == path_by_recursion(place, leaves)
+    assert root_through(leaves[place], place, len(leaves), path) == root
+    assert checked_by_bits(leaves[place], place, len(leaves), path, root)
+    assert root_through(leaves[place] + b"x", place, len(leaves), path) != root
+    assert root_through(leaves[place], place, len(leaves), [*path, sha(b"more")]) is None
+    if path:
+        assert root_through(leaves[place], place, len(leaves), path[:-1]) is None
+        assert root_through(leaves[place], place, len(leaves), [*path[:-1], sha(b"other")]) != root
+
+
+@given(st.integers(-1, 9), st.integers(0, 9), st.lists(st.sampled_from([sha(b"a"), sha(b"b")]), max_size=4))
+def test_any_path_is_judged_as_the_standard_does(place: int, size: int, path: list[bytes]):
+    found = root_through(b"leaf", place, size, path)
+    if found is not None:
+        assert checked_by_bits(b"leaf", place, size, path, found)
+    else:  # too long, too short, or of no leaf
+        assert not 0 <= place < size or len(path) != len(path_by_recursion(place, [b""] * size))
+
+
+def test_a_leaf_that_is_not_there_has_no_path():
+    for place in (-1, 2):
+        with pytest.raises(ValueError, match="no leaf"):
+            path_of([b"a", b"b"], place)

@@ -224,15 +224,17 @@ def old_store(url, version):
         store.retract("p", seq)
         rank(store, ids[1], "0>1>2", source="simulated")
         head = store.head()
-    before = {1: ("projects", "guidelines", "remarks", "work", "leases", "drafts", VERSION_TABLE), 2: ()}[version]
-    gone = ("sessions", "members", "invitations", "users", *before)
+    assignment = ("projects", "guidelines", "remarks", "work", "leases", "drafts", VERSION_TABLE)
+    before = assignment if version == 1 else ()
+    accounts = ("sessions", "members", "invitations", "users") if version < 3 else ()
+    gone = ("project_keys", *accounts, *before)
     undone = [f"DROP TABLE {name}" for name in gone]
     if version == 1:
         undone.append("DROP INDEX ledger_by_annotator")
         if "postgresql" in url:
             undone += ["DROP TRIGGER ledger_append_only ON ledger", "DROP FUNCTION align_append_only()"]
     else:
-        undone.append(f"UPDATE {VERSION_TABLE} SET version_num = '0002'")
+        undone.append(f"UPDATE {VERSION_TABLE} SET version_num = '000{version}'")
     changed(url, *undone, f"UPDATE align_store SET schema_version = {version}")
     return ids, head
 
@@ -245,17 +247,20 @@ def changed(url, *statements):
     engine.dispose()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_older_store_is_refused_with_the_command_and_then_brought_up_to_date(store_url, tmp_path, version):
     ids, head = old_store(store_url, version)
     with pytest.raises(InputError, match=rf"schema_version {version}, of an older align.*stage\.action=migrate"):
         Store.open(store_url)
-    assert migrate(store_url) == (version, 3)
-    assert migrate(store_url) == (3, 3)
+    assert migrate(store_url) == (version, 4)
+    assert migrate(store_url) == (4, 4)
     with Store.open(store_url) as store:
         assert store.verify(head) == head
         assert len(preferences(store, "p", allow_simulated=True)) == 6
         assert asked(store, "SELECT name, settings, state FROM projects") == [("p", "{}", "open")]
+        key = store.key("p")
+        assert key is not None
+        assert len(key) == 32
         counted = asked(store, "SELECT item, wanted, judged, leased FROM work ORDER BY judged DESC")
         assert counted == [(ids[0], 1, 1, 0), (ids[1], 1, 0, 0)]
         shuffled = dict(asked(store, "SELECT item, shuffle FROM work"))
@@ -280,7 +285,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(store_url):
     engine.dispose()
     assert tables == {"align_store", "prompts", "candidates", "annotators", "ledger", "drafts"}
     changed(store_url, "DROP TABLE drafts")
-    assert migrate(store_url) == (1, 3)
+    assert migrate(store_url) == (1, 4)
     with Store.open(store_url) as store:
         assert store.verify(head) == head
 

@@ -81,6 +81,11 @@ def turn_row(turn: Message) -> dict[str, Any]:
     return row if turn.trained else {**row, "train": False}
 
 
+def row_bytes(record: Record) -> bytes:
+    """The row that stands for a record, as canonical JSON."""
+    return canonical(content_of(record)).encode()
+
+
 def content_id(record: Record) -> bytes:
-    """SHA-256 of the record's row as canonical JSON, 32 bytes."""
-    return hashlib.sha256(canonical(content_of(record)).encode()).digest()
+    """SHA-256 of the record's row, 32 bytes."""
+    return hashlib.sha256(row_bytes(record)).digest()

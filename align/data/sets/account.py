@@ -41,7 +41,7 @@ def account_of(
         cleaned = [without_examples(step) for step in account["clean"]]
         said.append({
             "name": source.name, "given": source.given, "digest": inputs[f"sources.{source.name}"].digest,
-            "licence": source.licence or ", ".join(account["licences"]) or None,
+            **source.ids.as_json(), "licence": source.licence or ", ".join(account["licences"]) or None,
             "counts": {**account["counts"], **funnel.of(i)}, "clean": cleaned,
             "bad_rows": without_values(account["bad_rows"]), "weight": source.weight, "cap": source.cap,
             "asked": train.asked[i], "got": train.got[i], "splits": sides,

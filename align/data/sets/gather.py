@@ -21,13 +21,13 @@ from align.data.clean.outcome import Drop, sequences
 from align.data.dedup.minhash import BANDS, band_keys
 from align.data.dedup.shingles import normalised_digests, shingled
 from align.data.records.bad_rows import BadRows
-from align.data.records.content import DOCUMENTS, asked, content_id, kind_of, texts
+from align.data.records.content import DOCUMENTS, kind_of, row_bytes, texts
 from align.data.records.drops import Drop as Undecided
 from align.data.records.read import Read
 from align.data.sets.columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
+from align.data.sets.ids import id_of, question_id
 from align.data.sets.source import Source
 from align.data.sets.spool import Spool
-from align.data.split import question_key
 from align.errors import InputError, require
 from align.types import Conversation, Preference, Record
 
@@ -46,11 +46,13 @@ BANDS_TOGETHER = 8
 END = -1
 """Stands where there is no further row to go on from."""
 FACTS: Mapping[str, pa.DataType] = {
-    "content_id": pa.binary(32), "question_id": pa.binary(32), "source": pa.int16(), "row": pa.int64(),
+    "content_id": pa.binary(32), "question_id": pa.binary(32), "question": pa.binary(8), "source": pa.int16(),
+    "row": pa.int64(),
     "turns": pa.int32(), "tokens": pa.int32(), "group": pa.string(), "split": pa.string(), "time": pa.string(),
     "digest": pa.binary(16), "shingles": pa.int32(), "characters": pa.int32(),
 }  # fmt: skip
-"""What a spool knows of each row beside its content. `digest` is of its normalised text, or of its content where no
+"""What a spool knows of each row beside its content. `question` is the same for rows of all sources that ask the same,
+whatever their ids are made of. `digest` is of its normalised text, or of its content where no
 texts are compared; `shingles` is how many its text has."""
 
 
@@ -191,11 +193,13 @@ class Gathering:
 
     def facts(self, reads: Sequence[Read], records: Sequence[Record], table: pa.RecordBatch) -> dict[str, pa.Array]:
         """What later steps ask of each row, see `FACTS`."""
-        count, extras = self.wanted.count_tokens, [read.extra for read in reads]
-        ids = [content_id(record) for record in records]
+        count, extras, key = self.wanted.count_tokens, [read.extra for read in reads], self.source.key
+        rows, questions = [row_bytes(record) for record in records], [question_id(record) for record in records]
+        plain = [id_of(row) for row in rows]
         made = {
-            "content_id": ids,
-            "question_id": [bytes.fromhex(question_key(asked(record))) for record in records],
+            "content_id": [id_of(row, key) for row in rows] if key else plain,
+            "question_id": [question_id(record, key) for record in records] if key else questions,
+            "question": [question[:8] for question in questions],
             "source": np.full(len(records), self.number, np.int16),
             "row": [read.number for read in reads],
             "turns": turn_counts(self.kind, table).astype(np.int32),
@@ -207,7 +211,7 @@ class Gathering:
         found = {name: pa.array(values, FACTS[name]) for name, values in made.items()}
         said, over = texts_of(self.kind, table), self.wanted.over
         found["characters"] = pc.utf8_length(said)
-        own = np.array([id[:16] for id in ids], "V16")
+        own = np.array([id[:16] for id in plain], "V16")
         compared, sizes = said if over == "both" else texts_of(self.kind, table, over), np.zeros(len(records), np.int32)
         if self.kind == DOCUMENTS:
             digests = normalised_digests(whole_texts(table) if over == "both" else compared)

@@ -3,12 +3,15 @@
     train-00000-of-00002.parquet …   test-00000-of-00001.parquet   data.json
 
 `datasets.load_dataset` reads the folder as it is. Each row has its content and, beside it, `content_id` and
-`question_id` (SHA-256, hex), its `source` and the `row` there, its `cluster` (the content id under which its duplicates
+`question_id` (hex), its `source` and the `row` there, its `cluster` (the content id under which its duplicates
 were removed, or null), and its `exposure`: how often training sees it in one pass.
 
 The fingerprint of a side is the Merkle root over the sequence of its rows, each a leaf of content id and exposure (32
 bytes and 4, big-endian); that of the data set is the root over its sides' roots, train first. `ids_root` is the root
-over the sorted set of content ids of all sides.
+over the sorted set of content ids of all sides. A row that was forgotten is in no file: in its place in the sequence is
+a tombstone, a leaf of 32 random bytes, which `splits.SIDE.forgotten` has as [place, leaf in hex].
+
+Content ids and question ids are SHA-256, those of rows of the annotation store HMAC, see `ids`.
 """
 
 from __future__ import annotations
@@ -19,204 +22,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
-from align.data.sets.columns import ABOUT_PAIRS, CONTENT, TURNS, list_offsets, records_of
+from align.data.sets.columns import CONTENT, records_of
 from align.data.sets.sides import SIDES
-from align.data.sets.spool import Rows
 from align.errors import CorruptFile, MissingArtifact, require
 from align.merkle import Tree, root_of
-from align.run.artifacts import done_runs, named_run
-from align.run.digests import file_digest, known_digest
-from align.run.files import json_object, write_json
+from align.run.artifacts import check_not_replaced, done_runs, named_run
+from align.run.digests import known_digest
+from align.run.files import json_object
 from align.run.manifest import FILE as RUN
 from align.run.manifest import read_manifest
 from align.types import Record
 
-pc: Any = pyarrow.compute  # whose functions are made when it is imported
-
 FILE = "data.json"
 SCHEMA_VERSION = 1
-FROM_FACTS = ("content_id", "question_id", "source", "row")
-"""Columns of a spool that stand beside the content."""
 MOST_SEEN = 100_000
 """Times that a row may be seen in one pass."""
-SHARD = 250_000
-"""Rows of a shard."""
-GROUP, HEAVY = 16_384, 64 * 2**20
-"""Rows of a row group at most; bytes from which on it ends."""
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
-MESSAGES = pa.list_(MESSAGE)
-"""A column of turns that are all trained on."""
+TOMBSTONE = 32
+"""Bytes of the leaf that stands for a row which was forgotten."""
 SHARD_NAME = re.compile(rf"({'|'.join(SIDES)})-\d{{5}}-of-\d{{5}}\.parquet")
 ROOTS = ("root", "ids_root")
 """What a run's manifest says of a data set besides its digest."""
 RESTORE = "Restore it, or make it again with stage=data."
 MAKE = 'Make it with: python -m align stage=data "stage.sources=[…]".'
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """What a data set keeps of a spool's rows.
-
-    Attributes:
-        exposures: how often each row is seen, int32 (N); 0 leaves it out.
-        test: whether each row is measured on, bool (N).
-        duplicates, heads: rows that are duplicates, and the row under which each is.
-    """
-
-    exposures: np.ndarray
-    test: np.ndarray
-    duplicates: np.ndarray
-    heads: np.ndarray
-
-    def clusters(self, rows: Rows) -> np.ndarray:
-        """The content id (hex) of the row under which each row's cluster is; None for a row without duplicates."""
-        found = np.full(len(self.exposures), None, object)
-        if len(self.heads):
-            of, place = np.unique(self.heads, return_inverse=True)
-            ids = np.array([id.hex() for id in rows.take(of, ["content_id"])["content_id"].to_pylist()], object)
-            found[of], found[self.duplicates] = ids, ids[place]
-        return found
-
-
-def publish(
-    folder: Path, rows: Rows, kind: str, names: Sequence[str], chosen: Chosen, said: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write a data set.
-
-    Args:
-        names: of the sources.
-        said: what `data.json` says besides.
-
-    Returns:
-        what `data.json` says.
-    """
-    columns, clusters, sides, shards = used_columns(rows, kind), chosen.clusters(rows), {}, {}
-    turns = MESSAGES if all_trained(rows, kind) else TURNS
-    types = {name: turns if CONTENT[kind][name] == TURNS else CONTENT[kind][name] for name in columns}
-    for side, name in enumerate(SIDES):
-        wanted = (chosen.exposures > 0) & (chosen.test == bool(side))
-        writer = Shards(folder, name, int(wanted.sum()))
-        for first, batch in rows.batches([*columns, *FROM_FACTS]):
-            here = slice(first, first + batch.num_rows)
-            if wanted[here].any():
-                mask = wanted[here]
-                about = {"exposure": chosen.exposures[here][mask], "cluster": clusters[here][mask]}
-                writer.add(published_columns(batch.filter(pa.array(mask)), types, names, about))
-        sides[name] = writer.close()
-        shards |= {path.name: file_digest(path) for path in writer.paths}
-    ids = unique_ids(rows, chosen.exposures > 0)
-    data = {
-        "schema_version": SCHEMA_VERSION, "kind": kind, **said, "splits": sides,
-        "root": root_of_sides(sides), "ids_root": root_of(ids),
-        "shards": shards,
-    }  # fmt: skip
-    write_json(folder / FILE, data)
-    return data
-
-
-def used_columns(rows: Rows, kind: str) -> list[str]:
-    """The content columns that say anything of any row."""
-    used = set[str]()
-    for name in CONTENT[kind]:
-        for _, batch in rows.batches([name]):
-            column = batch.column(name)
-            values = column.unique().to_pylist() if name in ABOUT_PAIRS else [True]
-            says_something = any(value not in (None, "") and value is not True for value in values)
-            if says_something if name in ABOUT_PAIRS else column.null_count < len(column):
-                used.add(name)
-                break
-    return [name for name in CONTENT[kind] if name in used]
-
-
-def all_trained(rows: Rows, kind: str) -> bool:
-    """Whether there is no turn that is read and not imitated."""
-    parts = [name for name, type in CONTENT[kind].items() if type == TURNS]
-    return all(
-        pc.all(batch.column(name).flatten().field("train"), min_count=0).as_py()
-        for _, batch in rows.batches(parts) for name in parts
-    )  # fmt: skip
-
-
-def published_columns(
-    batch: pa.RecordBatch, columns: Mapping[str, pa.DataType], names: Sequence[str], about: Mapping[str, Any]
-) -> pa.Table:
-    """Rows of a spool as rows of a data set.
-
-    Args:
-        columns: content column → its type.
-    """
-    ids = {name: [id.hex() for id in batch.column(name).to_pylist()] for name in ("content_id", "question_id")}
-    source = pa.DictionaryArray.from_arrays(batch.column("source").cast(pa.int32()), pa.array(list(names)))
-    return pa.table({
-        **{name: narrowed(batch.column(name), type) for name, type in columns.items()},
-        **{name: pa.array(values, pa.string()) for name, values in ids.items()},
-        "source": source.cast(pa.string()), "row": batch.column("row"),
-        "cluster": pa.array(about["cluster"], pa.string()), "exposure": pa.array(about["exposure"], pa.int32()),
-    })  # fmt: skip
-
-
-def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
-    """A column of turns without what says of each that it is trained on, where that is its type."""
-    if type != MESSAGES:
-        return column
-    turns = column.flatten()
-    kept = pa.StructArray.from_arrays([turns.field("role"), turns.field("content")], fields=list(MESSAGE))
-    mask = column.is_null() if column.null_count else None
-    return pa.ListArray.from_arrays(pa.array(list_offsets(column), pa.int32()), kept, type=MESSAGES, mask=mask)
-
-
-class Shards:
-    """The Parquet files of one side, written in row groups.
-
-    Args:
-        count: rows that will come.
-    """
-
-    def __init__(self, folder: Path, side: str, count: int) -> None:
-        number = -(-count // SHARD)
-        self.paths = [folder / f"{side}-{i:05d}-of-{number:05d}.parquet" for i in range(number)]
-        self.tree, self.rows, self.exposures = Tree(), 0, 0
-        self._held: list[pa.Table] = []
-        self._writer: pq.ParquetWriter | None = None
-
-    def add(self, table: pa.Table) -> None:
-        for id, exposure in zip(table["content_id"].to_pylist(), table["exposure"].to_pylist(), strict=True):
-            self.tree.add(leaf(bytes.fromhex(id), exposure))
-            self.exposures += exposure
-        while table.num_rows:
-            room = SHARD - self.rows % SHARD
-            now, table = table.slice(0, room), table.slice(room)
-            self._held.append(now)
-            self.rows += now.num_rows
-            full = self.rows % SHARD == 0
-            if full or sum(t.num_rows for t in self._held) >= GROUP or sum(t.nbytes for t in self._held) >= HEAVY:
-                self._flush()
-            if full:
-                self._end()
-
-    def _flush(self) -> None:
-        if self._held:
-            table = pa.concat_tables(self._held)
-            if self._writer is None:
-                self._writer = pq.ParquetWriter(self.paths[(self.rows - 1) // SHARD], table.schema, compression="zstd")
-            self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
-            self._held = []
-
-    def _end(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def close(self) -> dict[str, Any]:
-        """What there is of the side."""
-        self._flush()
-        self._end()
-        return {"rows": self.rows, "exposures": self.exposures, "root": self.tree.root()}
 
 
 def root_of_sides(splits: Mapping[str, Mapping[str, Any]]) -> str:
@@ -234,11 +64,10 @@ def leaf(content_id: bytes, exposure: int) -> bytes:
     return content_id + exposure.to_bytes(4, "big")
 
 
-def unique_ids(rows: Rows, wanted: np.ndarray) -> Iterator[bytes]:
-    """The content ids of these rows, sorted, each once."""
-    ids = rows.numbers("content_id")[wanted]
-    for id in np.unique(np.ascontiguousarray(ids).view("V32")) if len(ids) else ():
-        yield bytes(id)
+def leaves_of(table: pa.Table) -> Iterator[bytes]:
+    """The leaves of rows of a data set."""
+    for id, exposure in zip(table["content_id"].to_pylist(), table["exposure"].to_pylist(), strict=True):
+        yield leaf(bytes.fromhex(id), exposure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,12 +95,15 @@ class DataSet:
         """
         found, exposures, tree = list[Record](), list[int](), Tree()
         try:
-            for table in self.tables(side):
-                places = zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
-                found += records_of(self.kind, table, [f"{source}:{row}" for source, row in places])
-                for id, exposure in zip(table["content_id"].to_pylist(), table["exposure"].to_pylist(), strict=True):
-                    tree.add(leaf(bytes.fromhex(id), exposure))
-                    exposures.append(exposure)
+            for piece in self.pieces(side):
+                if isinstance(piece, bytes):
+                    tree.add(piece)
+                    continue
+                places = zip(piece["source"].to_pylist(), piece["row"].to_pylist(), strict=True)
+                found += records_of(self.kind, piece, [f"{source}:{row}" for source, row in places])
+                exposures += piece["exposure"].to_pylist()
+                for one in leaves_of(piece):
+                    tree.add(one)
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             problem = f"holds no rows of a data set in its {side} files ({type(error).__name__}: {str(error)[:120]})"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE) from error
@@ -285,13 +117,48 @@ class DataSet:
 
     def sources(self, side: str) -> list[str]:
         """The source of each row of a side, in the order in which they stand there."""
-        return [name for table in self.tables(side) for name in table["source"].to_pylist()]
+        return [name for table in self.tables(side, ["source"]) for name in table["source"].to_pylist()]
 
-    def tables(self, side: str) -> Iterator[pa.Table]:
-        """The rows of one side, a shard at a time."""
+    def tables(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of one side, a shard at a time.
+
+        Args:
+            columns: those that are read; None for all.
+        """
         for name in sorted(self.data["shards"]):
             if name.startswith(f"{side}-"):
-                yield pq.read_table(self.folder / name)
+                yield pq.read_table(self.folder / name, columns=columns)
+
+    def pieces(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table | bytes]:
+        """The sequence whose root the side has: rows, and where some were forgotten, their tombstones.
+
+        Raises:
+            ValueError: the tombstones are none, or stand behind the end.
+        """
+        forgotten = {int(place): bytes.fromhex(leaf) for place, leaf in self.data["splits"][side].get("forgotten", ())}
+        if any(place < 0 or len(leaf) != TOMBSTONE for place, leaf in forgotten.items()):  # a row's leaf is longer
+            raise ValueError("a tombstone that is none")
+        waiting, place = sorted(forgotten), 0
+        for table in self.tables(side, columns):
+            while waiting and waiting[0] <= place + table.num_rows:
+                first = waiting.pop(0) - place
+                if first:
+                    yield table.slice(0, first)
+                yield forgotten[place + first]
+                place, table = place + first + 1, table.slice(first)
+            if table.num_rows:
+                yield table
+            place += table.num_rows
+        for left in waiting:  # behind the last row
+            if left != place:
+                raise ValueError(f"a tombstone at {left} of {place}")
+            yield forgotten[left]
+            place += 1
+
+    def leaves(self, side: str) -> list[bytes]:
+        """The leaves of one side, in order."""
+        pieces = self.pieces(side, ["content_id", "exposure"])
+        return [leaf for piece in pieces for leaf in ([piece] if isinstance(piece, bytes) else leaves_of(piece))]
 
 
 def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
@@ -344,9 +211,10 @@ def described(folder: Path, field: str = "data.path") -> dict[str, Any]:
     Raises:
         MissingArtifact: there is none.
         CorruptFile: it says no such thing.
-        InputError: it is of another version.
+        InputError: it is of another version, or another data set took its place.
     """
     path = folder / FILE
+    check_not_replaced(folder, field)
     if not path.is_file():
         raise MissingArtifact(field, str(folder), f"holds no data set: {FILE} is not there", MAKE)
     data = json_object(path, field, RESTORE)

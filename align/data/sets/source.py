@@ -15,6 +15,8 @@ from align.data import chitchat
 from align.data.records.bad_rows import BadRows
 from align.data.records.drops import Drop
 from align.data.records.read import Read, read_records
+from align.data.sets.ids import SHA256, IdKind
+from align.data.sets.votes import Votes, votes_of
 from align.data.sources import files_record, licence_of
 from align.errors import InputError, require
 from align.run import HUB, Input, known_digest
@@ -27,34 +29,62 @@ HELP = 'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where rows come from: a file, a folder, a glob or a hub data set (`path`), or the built-in corpus (`data`).
+    """Where rows come from: a file, a folder, a glob or a hub data set (`path`), the built-in corpus (`data`), or the
+    votes of an annotation project (`annotations`).
 
     Attributes:
         name: what the data set calls it; unlike the others.
         path: see `align.data.formats`.
         data, part: `chitchat` and a part of it.
+        annotations: the project.
         weight: its share of the rows to train on; None where nobody gave one, see `align.data.sets.mix`.
         cap: rows of it at most; None for all.
         columns: our column → its column.
         licence: what its rows may be used under; empty where nobody says.
+        votes: of `annotations`, once the store was asked, see `opened`. No key of a user's.
     """
 
     name: str
     path: str = ""
     data: str = ""
     part: str = "sft"
+    annotations: str = ""
     weight: float | None = None
     cap: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
+    votes: Votes | None = None
 
     @property
     def given(self) -> str:
         """What the user called it."""
-        return self.path or f"{self.data}:{self.part}"
+        return f"annotations:{self.annotations}" if self.annotations else self.path or f"{self.data}:{self.part}"
+
+    @property
+    def key(self) -> bytes | None:
+        """Under which its rows have their ids; None for SHA-256."""
+        return self.votes.key if self.votes else None
+
+    @property
+    def ids(self) -> IdKind:
+        """How the ids of its rows are made."""
+        return self.votes.ids if self.votes else SHA256
+
+    def opened(self, store: str, allow_simulated: bool) -> Source:
+        """With the votes as they are now, where it is a project.
+
+        Args:
+            store: URL of the annotation store.
+
+        Raises:
+            InputError: there is no such store or project.
+        """
+        return replace(self, votes=votes_of(store, self.annotations, allow_simulated)) if self.annotations else self
 
     def record(self) -> Input:
         """The source as an input of a run. Raises: InputError: there is no such file."""
+        if self.votes:
+            return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
             return files_record(self.path, f"{FIELD}.{self.name}")
         return Input(known_digest(chitchat.corpus_path()), path=self.given)
@@ -66,6 +96,9 @@ class Source:
             bad_rows, drops: see `read_records`.
             skip: rows that are not asked for.
         """
+        if self.votes:
+            yield from self.votes.reads(skip)
+            return
         if self.path:
             where = f"{FIELD}.{self.name}"
             yield from read_records(
@@ -101,7 +134,7 @@ def parsed_sources(given: Any, at: str = FIELD) -> list[Source]:
 def source_of(given: Any, at: str) -> Source:
     """One source."""
     require(isinstance(given, Mapping), at, given, "is no source", HELP)
-    known = [f.name for f in fields(Source)]
+    known = [f.name for f in fields(Source) if f.name != "votes"]
     for key in given:
         close = difflib.get_close_matches(str(key), known, n=1)
         remedy = f"Did you mean {close[0]}? " if close else ""
@@ -112,7 +145,7 @@ def source_of(given: Any, at: str) -> Source:
     check(values, at)
     values["columns"] = dict(values.get("columns", {}))
     if not values.get("name"):
-        values["name"] = short_name(values["path"]) if "path" in values else CORPUS
+        values["name"] = short_name(values.get("path") or values.get("annotations") or CORPUS)
     if values.get("data") == CORPUS:
         values.setdefault("licence", licence_of(CORPUS))
     return Source(**values)
@@ -120,11 +153,17 @@ def source_of(given: Any, at: str) -> Source:
 
 def check(values: Mapping[str, Any], at: str) -> None:
     """Raises: InputError: a value of a source is of another kind, out of its range, or goes with no other."""
-    for key in ("name", "path", "data", "part", "licence"):
+    for key in ("name", "path", "data", "part", "annotations", "licence"):
         value = values.get(key, "")
         require(isinstance(value, str), f"{at}.{key}", value, "is no text", "Quote it.")
-    one = ("path" in values) != ("data" in values)
-    require(one, at, dict(values), "names no rows, or two kinds of them", "Give it either `path` or `data: chitchat`.")
+    one = len(values.keys() & {"path", "data", "annotations"}) == 1
+    remedy = "Give it `path`, `data: chitchat` or `annotations: PROJECT`."
+    require(one, at, dict(values), "names no rows, or two kinds of them", remedy)
+    remedy = "Name a project of the annotation store."
+    require(values.get("annotations") != "", f"{at}.annotations", "", "is no project", remedy)
+    problem = "maps columns, and votes have none"
+    mapped = "columns" in values and "annotations" in values
+    require(not mapped, f"{at}.columns", values.get("columns"), problem, "Drop it.")
     if "data" in values:
         require(values["data"] == CORPUS, f"{at}.data", values["data"], "is no corpus", f"Write {CORPUS}, or a path.")
         part, parts = values.get("part", "sft"), ", ".join(chitchat.PARTS)

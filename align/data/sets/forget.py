@@ -1,0 +1,275 @@
+"""Rows of a data set forgotten: the same data set without them, and nothing left of the one that had them.
+
+In the place of each row is a tombstone, a random leaf. So every other row stays where it was, and the new root differs
+from the old one, which `replaces` of the new `data.json` names: runs that trained on the old one know it by that root.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from align.data.sets.ids import SHA256, IdKind, kinds_in
+from align.data.sets.published import FILE, SHARD_NAME, TOMBSTONE, DataSet, data_set, root_of_sides
+from align.data.sets.publishing import Shards
+from align.data.sets.sides import SIDES
+from align.data.sources import DataSource, data_record
+from align.errors import require
+from align.merkle import root_of
+from align.run.artifacts import REPLACED, check_not_replaced, replacement
+from align.run.digests import file_digest
+from align.run.files import write_json
+from align.run.manifest import FILE as RUN
+from align.run.manifest import Input
+
+FIELD = "stage.forget"
+ERASED = "erased"
+REASONS = {True: "rows whose votes the annotation store no longer has", False: "rows that were to be forgotten"}
+"""By whether `erased` was asked for."""
+KEPT = (RUN, "config.yaml", "metrics.jsonl", "timing.jsonl")
+"""Files of a run that say nothing of any row. They stay, and so does its `data.json`."""
+Masks = Mapping[str, np.ndarray]
+"""Side → whether each of its rows goes, bool (N)."""
+Standing = Callable[[IdKind], Collection[int] | None]
+"""The votes of a project that stand, see `align.data.sets.votes.standing`; None where it was erased."""
+Facts = Callable[[pa.Table], Iterable[bool]]
+"""Whether each row goes, by its columns beside the content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """What is to be forgotten.
+
+    Attributes:
+        old: the folder of the data set.
+        masks: which of its rows; empty where another data set took its place already.
+        reason: in words.
+    """
+
+    old: Path
+    masks: Masks
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+        return self.old.parent.name if self.old.name == "artifact" else self.old.name
+
+
+def ids_in(given: Any) -> frozenset[bytes]:
+    """The content ids of a setting: a list of them, one, or a file with one a line.
+
+    Raises:
+        InputError: one is none, or there is no such file.
+    """
+    listed = given if isinstance(given, list | tuple) else [given]
+    if isinstance(given, str) and not is_id(given):
+        path = Path(given).expanduser()
+        remedy = "Write content ids of 64 hex digits, a file with one a line, or stage.forget=erased."
+        require(path.is_file(), FIELD, given, "is neither an id nor a file of ids", remedy)
+        listed = path.read_text(encoding="utf-8", errors="replace").split()
+    for one in listed:
+        require(is_id(one), FIELD, one, "is no content id", "An id has 64 hex digits; quote it.")
+    require(bool(listed), FIELD, given, "names no row", "Write content ids of 64 hex digits.")
+    return frozenset(bytes.fromhex(one) for one in listed)
+
+
+def is_id(given: Any) -> bool:
+    return isinstance(given, str) and len(given) == 64 and not {*given.lower()} - {*"0123456789abcdef"}
+
+
+def going(found: DataSet, given: Any, standing: Standing) -> Masks:
+    """The rows that are to be forgotten, as far as they are there.
+
+    Args:
+        given: the setting: `erased`, or see `ids_in`.
+
+    Raises:
+        InputError: the setting names no rows.
+    """
+    if given != ERASED:
+        wanted = {id.hex() for id in ids_in(given)}
+        return masks_of(found, ["content_id"], lambda table: [id in wanted for id in table["content_id"].to_pylist()])
+    kinds = {name: kind for name, kind in kinds_in(found.data).items() if kind != SHA256}
+    problem = "none of its sources is an annotation project"
+    require(bool(kinds), FIELD, ERASED, problem, "Name content ids: stage.forget=[…].")
+    stand = {name: standing(kind) or () for name, kind in kinds.items()}
+
+    def gone(table: pa.Table) -> Iterator[bool]:
+        for source, id in zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True):
+            yield source in stand and int(id.partition(":")[0]) not in stand[source]
+
+    return masks_of(found, ["source", "id"], gone)
+
+
+def check_going(found: DataSet, given: Any, masks: Masks) -> None:
+    """Raises: InputError: there is nothing to forget, or an id is of no row."""
+    if given == ERASED:
+        problem = "the votes and items of all its rows are still there"
+        require(some(masks), FIELD, given, problem, "There is nothing to forget.")
+        return
+    missing = {id.hex() for id in ids_in(given)}
+    asked = len(missing)
+    for side in SIDES:
+        for mask, table in masked(found, side, masks[side], ["content_id"]):
+            missing.difference_update(table["content_id"].filter(pa.array(mask)).to_pylist())
+    problem = f"{len(missing)} of {asked} ids are of no row (any more)"
+    require(not missing, FIELD, min(missing, default=""), problem, "Look for it in the column content_id.")
+
+
+def some(masks: Masks) -> bool:
+    """Whether any row goes."""
+    return any(mask.any() for mask in masks.values())
+
+
+def asked_for(old: Path, given: Any, standing: Standing) -> tuple[Forgetting, Input]:
+    """What is to be forgotten, and the data set as an input of a run.
+
+    Args:
+        old: its folder.
+        given, standing: see `going`.
+
+    Raises:
+        InputError: the setting names no rows, or another data set with such rows took this one's place.
+    """
+    reason, before = REASONS[given == ERASED], replacement(old, "data.path")
+    if before is None:
+        found = data_set(old)
+        masks = going(found, given, standing)
+        check_going(found, given, masks)
+        return Forgetting(old, masks, reason), data_record(DataSource("manifest", str(old)))
+    taken = data_set(Path(before["folder"]) / "artifact")  # this command was cut off, or has ended
+    if some(going(taken, given, standing)):
+        check_not_replaced(old, "data.path")
+    return Forgetting(old, {}, reason), Input(before["digest"], path=str(old), details={"root": before["root"]})
+
+
+def masks_of(found: DataSet, columns: list[str], goes: Facts) -> Masks:
+    """Which rows go, by side."""
+    return {
+        side: np.concatenate(
+            [np.zeros(0, bool), *(np.fromiter(goes(table), bool) for table in found.tables(side, columns))]
+        )
+        for side in SIDES
+    }  # fmt: skip
+
+
+def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> dict[str, Any]:
+    """Write a data set again without some rows.
+
+    Args:
+        reason, at: why and when, for `replaces`.
+
+    Returns:
+        what its `data.json` says.
+    """
+    ids: dict[bool, set[str]] = {True: set(), False: set()}
+    lost: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
+    for side in SIDES:
+        for mask, table in masked(found, side, masks[side], ["content_id", "source", "exposure"]):
+            columns = (mask.tolist(), *(table[name].to_pylist() for name in table.column_names))
+            for goes, id, source, exposure in zip(*columns, strict=True):
+                ids[goes].add(id)
+                if goes:
+                    lost[side].update({f"{source}:rows": 1, f"{source}:exposures": exposure})
+    heads = {id: secrets.token_hex(32) for id in ids[True] - ids[False]}  # what clusters are called instead
+    splits, shards = {}, {}
+    for side in SIDES:
+        writer = Shards(folder, side, int((~masks[side]).sum()))
+        write_side(writer, found, side, masks[side], heads)
+        splits[side] = writer.close()
+        shards |= {path.name: file_digest(path) for path in writer.paths}
+    count = sum(int(mask.sum()) for mask in masks.values())
+    before = {"replaces": found.data["replaces"]} if "replaces" in found.data else {}
+    data = {
+        **found.data, "sources": [less(source, lost) for source in found.data["sources"]], "splits": splits,
+        "root": root_of_sides(splits), "ids_root": root_of(bytes.fromhex(id) for id in sorted(ids[False])),
+        "shards": shards,
+        "replaces": {"root": found.data["root"], "reason": reason, "count": count, "at": at, **before},
+    }  # fmt: skip
+    write_json(folder / FILE, data)
+    return data
+
+
+def masked(
+    found: DataSet, side: str, mask: np.ndarray, columns: list[str]
+) -> Iterator[tuple[np.ndarray, pa.Table]]:  # fmt: skip
+    """The rows of a side in their pieces, and which of them go."""
+    first = 0
+    for table in found.tables(side, columns):
+        yield mask[first : first + table.num_rows], table.select(columns)
+        first += table.num_rows
+
+
+def write_side(writer: Shards, found: DataSet, side: str, mask: np.ndarray, heads: Mapping[str, str]) -> None:
+    """One side without the rows that go, and with tombstones in their places and in those of earlier ones."""
+    first = 0
+    for piece in found.pieces(side):
+        if isinstance(piece, bytes):
+            writer.bury(piece)
+            continue
+        here = mask[first : first + piece.num_rows]
+        first, place = first + piece.num_rows, 0
+        for goes, run in groupby(here.tolist()):
+            rows = sum(1 for _ in run)
+            if goes:
+                for _ in range(rows):
+                    writer.bury(secrets.token_bytes(TOMBSTONE))
+            else:
+                writer.add(with_heads(piece.slice(place, rows), heads))
+            place += rows
+
+
+def with_heads(table: pa.Table, heads: Mapping[str, str]) -> pa.Table:
+    """Rows whose clusters do not name what was forgotten."""
+    clusters = table["cluster"].to_pylist()
+    if not heads.keys() & {*clusters}:
+        return table
+    named = pa.array([heads.get(id, id) for id in clusters], pa.string())
+    return table.set_column(table.column_names.index("cluster"), "cluster", named)
+
+
+def less(source: Mapping[str, Any], lost: Mapping[str, Counter[str]]) -> dict[str, Any]:
+    """What is said of a source, without the rows that went."""
+    splits = {
+        side: {what: count - lost[side][f"{source['name']}:{what}"] for what, count in source["splits"][side].items()}
+        for side in SIDES
+    }
+    gone = sum(lost[side][f"{source['name']}:rows"] for side in SIDES)
+    return {**source, "splits": splits, "forgotten": source.get("forgotten", 0) + gone}
+
+
+def roots_before(data: Mapping[str, Any]) -> Iterator[str]:
+    """The roots that a data set replaces, the newest first."""
+    while "replaces" in data:
+        data = data["replaces"]
+        yield data["root"]
+
+
+def retire(artifact: Path, said: Mapping[str, Any]) -> None:
+    """Take away a data set that another one replaces: first nobody reads it any more, then its files go, and all that
+    its run shows of its rows. Cut off, it goes on when it is called again.
+
+    Args:
+        said: what took its place, see `align.run.artifacts.check_not_replaced`.
+    """
+    write_json(artifact / REPLACED, said)
+    for path in artifact.iterdir():
+        if SHARD_NAME.fullmatch(path.name):
+            path.unlink()
+    folder = artifact.parent
+    if artifact.name == "artifact" and (folder / RUN).is_file():
+        for path in folder.iterdir():
+            if path.is_dir() and path != artifact:
+                shutil.rmtree(path)
+            elif path.is_file() and path.name not in KEPT:
+                path.unlink()

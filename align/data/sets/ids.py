@@ -1,0 +1,77 @@
+"""How the rows of a data set are named: by a hash of what they say, which anybody can compute, or by one under the key
+of an annotation project.
+
+A content id is the SHA-256 of a row as canonical JSON (`align.data.records.content`). Of a short text of one person it
+could be guessed. Rows of the annotation store therefore have the HMAC-SHA-256 (RFC 2104) of the same bytes under their
+project's key. An erasure of the project destroys the key, and then nobody can say of any text whether it was a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from align.data.records.content import asked
+from align.data.split import question_key
+from align.types import Record
+
+FINGERPRINT = b"fingerprint of the key"
+"""What is hashed under a key to tell it from others: no row, for rows begin with a brace."""
+
+
+class IdKind(NamedTuple):
+    """How ids are made.
+
+    Attributes:
+        project: the annotation project under whose key; empty for SHA-256.
+        key: the fingerprint of the key; empty for SHA-256.
+    """
+
+    project: str = ""
+    key: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """As `data.json` says it of a source."""
+        if not self.key:
+            return {"content_id": "sha256"}
+        return {"content_id": "hmac", "project": self.project, "key_fingerprint": self.key}
+
+
+SHA256 = IdKind()
+
+
+def kind_under(project: str, key: bytes) -> IdKind:
+    """The kind of ids under a project's key."""
+    return IdKind(project, fingerprint(key))
+
+
+def kinds_in(data: Mapping[str, Any]) -> dict[str, IdKind]:
+    """Source of a data set (`data.json`) → how the ids of its rows are made."""
+    return {
+        source["name"]: IdKind(source["project"], source["key_fingerprint"])
+        if source.get("content_id") == "hmac" else SHA256
+        for source in data["sources"]
+    }  # fmt: skip
+
+
+def fingerprint(key: bytes) -> str:
+    """What tells a key from others, and nothing else of it; 16 hex digits."""
+    return hmac.digest(key, FINGERPRINT, "sha256").hex()[:16]
+
+
+def id_of(row: bytes, key: bytes | None = None) -> bytes:
+    """The content id of a row, 32 bytes.
+
+    Args:
+        row: see `align.data.records.content.row_bytes`.
+        key: of the project; None for SHA-256.
+    """
+    return hashlib.sha256(row).digest() if key is None else hmac.digest(key, row, "sha256")
+
+
+def question_id(record: Record, key: bytes | None = None) -> bytes:
+    """The id of what a record asks, 32 bytes: its `question_key`; under a key, the HMAC of that."""
+    plain = bytes.fromhex(question_key(asked(record)))
+    return plain if key is None else hmac.digest(key, plain, "sha256")

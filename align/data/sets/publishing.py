@@ -1,0 +1,207 @@
+"""A data set written: the rows of a spool that were chosen, as Parquet shards and `data.json`, see `published`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from align.data.sets.columns import ABOUT_PAIRS, CONTENT, TURNS, list_offsets
+from align.data.sets.published import FILE, SCHEMA_VERSION, leaves_of, root_of_sides
+from align.data.sets.sides import SIDES
+from align.data.sets.spool import Rows
+from align.merkle import Tree, root_of
+from align.run.digests import file_digest
+from align.run.files import write_json
+
+pc: Any = pyarrow.compute  # whose functions are made when it is imported
+
+FROM_FACTS = ("content_id", "question_id", "source", "row")
+"""Columns of a spool that stand beside the content."""
+SHARD = 250_000
+"""Rows of a shard."""
+GROUP, HEAVY = 16_384, 64 * 2**20
+"""Rows of a row group at most; bytes from which on it ends."""
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+MESSAGES = pa.list_(MESSAGE)
+"""A column of turns that are all trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a data set keeps of a spool's rows.
+
+    Attributes:
+        exposures: how often each row is seen, int32 (N); 0 leaves it out.
+        test: whether each row is measured on, bool (N).
+        duplicates, heads: rows that are duplicates, and the row under which each is.
+    """
+
+    exposures: np.ndarray
+    test: np.ndarray
+    duplicates: np.ndarray
+    heads: np.ndarray
+
+    def clusters(self, rows: Rows) -> np.ndarray:
+        """The content id (hex) of the row under which each row's cluster is; None for a row without duplicates."""
+        found = np.full(len(self.exposures), None, object)
+        if len(self.heads):
+            of, place = np.unique(self.heads, return_inverse=True)
+            ids = np.array([id.hex() for id in rows.take(of, ["content_id"])["content_id"].to_pylist()], object)
+            found[of], found[self.duplicates] = ids, ids[place]
+        return found
+
+
+def publish(
+    folder: Path, rows: Rows, kind: str, names: Sequence[str], chosen: Chosen, said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a data set.
+
+    Args:
+        names: of the sources.
+        said: what `data.json` says besides.
+
+    Returns:
+        what `data.json` says.
+    """
+    columns, clusters, sides, shards = used_columns(rows, kind), chosen.clusters(rows), {}, {}
+    turns = MESSAGES if all_trained(rows, kind) else TURNS
+    types = {name: turns if CONTENT[kind][name] == TURNS else CONTENT[kind][name] for name in columns}
+    for side, name in enumerate(SIDES):
+        wanted = (chosen.exposures > 0) & (chosen.test == bool(side))
+        writer = Shards(folder, name, int(wanted.sum()))
+        for first, batch in rows.batches([*columns, *FROM_FACTS]):
+            here = slice(first, first + batch.num_rows)
+            if wanted[here].any():
+                mask = wanted[here]
+                about = {"exposure": chosen.exposures[here][mask], "cluster": clusters[here][mask]}
+                writer.add(published_columns(batch.filter(pa.array(mask)), types, names, about))
+        sides[name] = writer.close()
+        shards |= {path.name: file_digest(path) for path in writer.paths}
+    ids = unique_ids(rows, chosen.exposures > 0)
+    data = {
+        "schema_version": SCHEMA_VERSION, "kind": kind, **said, "splits": sides,
+        "root": root_of_sides(sides), "ids_root": root_of(ids),
+        "shards": shards,
+    }  # fmt: skip
+    write_json(folder / FILE, data)
+    return data
+
+
+def used_columns(rows: Rows, kind: str) -> list[str]:
+    """The content columns that say anything of any row."""
+    used = set[str]()
+    for name in CONTENT[kind]:
+        for _, batch in rows.batches([name]):
+            column = batch.column(name)
+            values = column.unique().to_pylist() if name in ABOUT_PAIRS else [True]
+            says_something = any(value not in (None, "") and value is not True for value in values)
+            if says_something if name in ABOUT_PAIRS else column.null_count < len(column):
+                used.add(name)
+                break
+    return [name for name in CONTENT[kind] if name in used]
+
+
+def all_trained(rows: Rows, kind: str) -> bool:
+    """Whether there is no turn that is read and not imitated."""
+    parts = [name for name, type in CONTENT[kind].items() if type == TURNS]
+    return all(
+        pc.all(batch.column(name).flatten().field("train"), min_count=0).as_py()
+        for _, batch in rows.batches(parts) for name in parts
+    )  # fmt: skip
+
+
+def published_columns(
+    batch: pa.RecordBatch, columns: Mapping[str, pa.DataType], names: Sequence[str], about: Mapping[str, Any]
+) -> pa.Table:
+    """Rows of a spool as rows of a data set.
+
+    Args:
+        columns: content column → its type.
+    """
+    ids = {name: [id.hex() for id in batch.column(name).to_pylist()] for name in ("content_id", "question_id")}
+    source = pa.DictionaryArray.from_arrays(batch.column("source").cast(pa.int32()), pa.array(list(names)))
+    return pa.table({
+        **{name: narrowed(batch.column(name), type) for name, type in columns.items()},
+        **{name: pa.array(values, pa.string()) for name, values in ids.items()},
+        "source": source.cast(pa.string()), "row": batch.column("row"),
+        "cluster": pa.array(about["cluster"], pa.string()), "exposure": pa.array(about["exposure"], pa.int32()),
+    })  # fmt: skip
+
+
+def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
+    """A column of turns without what says of each that it is trained on, where that is its type."""
+    if type != MESSAGES:
+        return column
+    turns = column.flatten()
+    kept = pa.StructArray.from_arrays([turns.field("role"), turns.field("content")], fields=list(MESSAGE))
+    mask = column.is_null() if column.null_count else None
+    return pa.ListArray.from_arrays(pa.array(list_offsets(column), pa.int32()), kept, type=MESSAGES, mask=mask)
+
+
+class Shards:
+    """The Parquet files of one side, written in row groups.
+
+    Args:
+        count: rows that will come.
+    """
+
+    def __init__(self, folder: Path, side: str, count: int) -> None:
+        number = -(-count // SHARD)
+        self.paths = [folder / f"{side}-{i:05d}-of-{number:05d}.parquet" for i in range(number)]
+        self.tree, self.rows, self.exposures, self.forgotten = Tree(), 0, 0, list[tuple[int, str]]()
+        self._held: list[pa.Table] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, table: pa.Table) -> None:
+        for leaf in leaves_of(table):
+            self.tree.add(leaf)
+        self.exposures += sum(table["exposure"].to_pylist())
+        while table.num_rows:
+            room = SHARD - self.rows % SHARD
+            now, table = table.slice(0, room), table.slice(room)
+            self._held.append(now)
+            self.rows += now.num_rows
+            full = self.rows % SHARD == 0
+            if full or sum(t.num_rows for t in self._held) >= GROUP or sum(t.nbytes for t in self._held) >= HEAVY:
+                self._flush()
+            if full:
+                self._end()
+
+    def bury(self, tombstone: bytes) -> None:
+        """Put a leaf where a row was."""
+        self.forgotten.append((self.tree.size, tombstone.hex()))
+        self.tree.add(tombstone)
+
+    def _flush(self) -> None:
+        if self._held:
+            table = pa.concat_tables(self._held)
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self.paths[(self.rows - 1) // SHARD], table.schema, compression="zstd")
+            self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+            self._held = []
+
+    def _end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def close(self) -> dict[str, Any]:
+        """What there is of the side."""
+        self._flush()
+        self._end()
+        told = {"forgotten": self.forgotten} if self.forgotten else {}
+        return {"rows": self.rows, "exposures": self.exposures, "root": self.tree.root(), **told}
+
+
+def unique_ids(rows: Rows, wanted: np.ndarray) -> Iterator[bytes]:
+    """The content ids of these rows, sorted, each once."""
+    ids = rows.numbers("content_id")[wanted]
+    for id in np.unique(np.ascontiguousarray(ids).view("V32")) if len(ids) else ():
+        yield bytes(id)
