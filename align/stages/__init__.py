@@ -22,6 +22,7 @@ from align.redaction import Formatter
 from align.report import too_few
 from align.run import Run, out_of_memory, storage_error, verify_outputs
 from align.stages.inputs import OF, Inputs, settled
+from align.stages.rows import naming_of
 from align.track import Tracker, shortened, watched
 from align.types import Result
 
@@ -109,7 +110,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     try:
         with tallied() as counts:
             rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
-        roots = write_ids(run.folder, rows[0]) if inputs.trains else {}
+        roots = write_ids(run.folder, rows[0], naming_of(config)) if inputs.trains else {}
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
         with watched(page.advanced):
             result: Result = module.run(run, config, *rows)

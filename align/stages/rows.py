@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from align.config.root import Config
 from align.config.training import held_out_for
 from align.data.pairs import divided_pairs, prepared, read_pairs
-from align.data.sources import DataSource, prompts
+from align.data.sets.ids import SHA256, IdKind, kind_under, kinds_in
+from align.data.sets.published import DataSet, data_set
+from align.data.sets.votes import key_in
+from align.data.sources import MANIFEST, DataSource, prompts
 from align.data.tally import tally
-from align.data.trained_ids import seen_by
-from align.errors import require
+from align.data.trained_ids import Naming, questions_of, seen_by
+from align.errors import InputError, require
 from align.report.words import counted
 from align.run import Artifact
 from annotate.store import Store
@@ -41,7 +46,8 @@ def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any,
     Raises:
         InputError: it was trained on all of them, and what it saw is to be left out.
     """
-    found, seen = prompts(source_of(config), "test", config.seed), seen_by(artifact, root)
+    found = prompts(source_of(config), "test", config.seed)
+    seen = seen_by(artifact, root, partial(key_of, config))
     for sentence in seen.unknown:
         print(sentence)
     if config.stage.seen == "drop":
@@ -54,6 +60,38 @@ def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any,
             print(f"{len(found) - len(unseen)} of {counted(len(found), 'prompt')} left out: training saw them")
         found = unseen
     return found[: config.stage.prompts], seen
+
+
+def naming_of(config: Config) -> Naming:
+    """How the rows that are trained on get their ids: votes under their project's key, also those that a data set was
+    made of, and all others without one."""
+    key = partial(key_of, config)
+    if config.data.name == "annotations":
+        with open_store(config, create=False) as store:
+            under = store.key(config.project)
+        kind = kind_under(config.project, under) if under else SHA256
+        return Naming(lambda record: kind, key)
+    if config.data.name != MANIFEST:
+        return Naming()
+    kinds = voted(data_set(Path(config.data.path or "")))
+    return Naming(lambda record: kinds.get(next(iter(questions_of(record)), b""), SHA256), key)
+
+
+def voted(found: DataSet) -> dict[bytes, IdKind]:
+    """The first question of each row of a data set that was a vote → the kind of its ids. Neither a system prompt nor
+    reasoning that is hidden changes that question."""
+    kinds = kinds_in(found.data)
+    if {*kinds.values()} <= {SHA256}:
+        return {}
+    both = zip(found.records("train"), found.sources("train"), strict=True)
+    return {questions_of(record)[0]: kinds[source] for record, source in both if kinds[source] != SHA256}
+
+
+def key_of(config: Config, kind: IdKind) -> bytes | None:
+    """The key of a kind of ids; None where there is no such store any more, or no such key in it."""
+    with suppress(InputError):
+        return key_in(store_url(config), kind)
+    return None
 
 
 def pairs_of(config: Config) -> tuple[Any, ...]:

@@ -1,10 +1,8 @@
-"""Votes as a source of a data set, and rows of one forgotten: ids under the project's key, nothing left of what was to
-go, and no half of anything whatever kills it."""
+"""Rows of a data set forgotten: nothing left of what was to go, and no half of anything whatever kills it."""
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import os
 import random
@@ -16,196 +14,36 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 import pytest
+from data_of_votes import (
+    SECRET,
+    files_with,
+    filled,
+    forget,
+    leaves_by_hand,
+    making,
+    root_by_hand,
+    rows_of,
+    secret_rows,
+)
 from data_sets import chat, made, sentence, write
-from sqlalchemy import create_engine, text
 from workshop import Workshop
 
-from align.data.pairs import read_pairs
-from align.data.sets import overlap
 from align.data.sets.proofs import holds, proof_of
 from align.data.sets.published import data_set
-from align.data.sets.votes import key_in, votes_of
-from align.data.sources import DataSource
-from align.errors import CorruptFile, InputError
-from align.types import Conversation, Message, Preference
-from annotate.store import Candidate, Judgement, Store
-
-SECRET = "Ottilie Grünberg lives at the old mill"
-"""A text of one person."""
+from align.errors import CorruptFile
+from align.types import Conversation, Message
+from annotate.store import Candidate, Store
 
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
-    """Thirty items that ann ranked, every third by bob too; the fourth one holds `SECRET`."""
-    with Store.open(store_url) as store:
-        draw = random.Random(5)
-        for i in range(30):
-            said = SECRET if i == 4 else sentence(draw, i)
-            prompt = Conversation((Message("user", f"What of day {i}?"),))
-            answers = [Candidate(said), Candidate(f"no {i}", ended=False)] + [Candidate(f"maybe {i}")] * (i % 2)
-            item = store.add_item("greetings", f"run/{i}", prompt, answers)
-            tiers = tuple((f"{item}-{k}",) for k in range(len(answers)))
-            for who in ("ann@example.org", "bob")[: 1 + (i % 3 == 0)]:
-                judgement = Judgement(tiers if who != "bob" else tiers[::-1], strength=2 if len(answers) == 2 else 0)
-                store.record("greetings", item, judgement, annotator=who, key=f"{len(who)}/{i}")
+    with filled(store_url) as store:
         yield store
 
 
 @pytest.fixture
 def words(tmp_path: Path, store_url: str) -> list[str]:
-    """The command that makes a data set of votes and of pairs in a file."""
-    rows = [{"prompt": f"file {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
-    path = write(tmp_path / "pairs.jsonl", rows)
-    listed = f"[{{annotations: greetings}}, {{path: {path}, name: file}}]"
-    return [
-        "stage=data", f"stage.sources={listed}", f"store.url={store_url}", f"run.root={tmp_path / 'runs'}",
-        "data.held_out=0.2",
-    ]  # fmt: skip
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    tables = [pq.read_table(path) for path in sorted((folder / "artifact").glob("*.parquet"))]
-    return [row for table in tables for row in table.to_pylist()]
-
-
-def by_json(row: dict[str, Any]) -> bytes:
-    """The canonical row of a pair as docs/data.md says it, written out again."""
-    content = {part: row[part] for part in ("prompt", "chosen", "rejected")}
-    content |= {name: False for name in ("chosen_ended", "rejected_ended") if row.get(name) is False}
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
-def files_with(where: Path, *needles: str) -> list[str]:
-    """The files below a folder that hold one of these texts, packed Parquet among them."""
-    found = []
-    for path in where.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            if path.suffix == ".parquet":
-                data += json.dumps(pq.read_table(path).to_pylist(), ensure_ascii=False).encode()
-            forms = [form for needle in needles for form in (needle, json.dumps(needle)[1:-1])]
-            if any(form.encode() in data for form in forms):
-                found.append(str(path.relative_to(where)))
-    return found
-
-
-def dumped(url: str) -> str:
-    """All that a database holds."""
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        listing = "SELECT name FROM sqlite_master WHERE type = 'table'"
-        if "postgresql" in url:
-            listing = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
-        names = connection.execute(text(listing)).scalars().all()
-        found = "\n".join(str(row) for name in names for row in connection.execute(text(f"SELECT * FROM {name}")))
-    engine.dispose()
-    return found
-
-
-def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
-    store: Store, store_url: str, words: list[str], tmp_path: Path
-) -> None:
-    folder, data, _ = made(tmp_path, *words)
-    rows, key = rows_of(folder), store.key("greetings")
-    assert key is not None
-    votes = [row for row in rows if row["source"] == "greetings"]
-    for row in rows:
-        mine = row["source"] == "greetings"
-        expected = hmac.new(key, by_json(row), "sha256") if mine else hashlib.sha256(by_json(row))
-        assert row["content_id"] == expected.hexdigest()
-        turns = [f"Message(role={m['role']!r}, content={m['content']!r})" for m in row["prompt"]]
-        plain = hashlib.sha256(f"({turns[0]},)".encode())
-        asked = hmac.new(key, plain.digest(), "sha256") if mine else plain
-        assert row["question_id"] == asked.hexdigest()
-    found = data_set(folder / "artifact")
-    pairs = [record for side in ("train", "test") for record in found.records(side)]
-    read = read_pairs(DataSource("annotations"), store_url, "greetings", allow_simulated=False)
-    assert {p for p in pairs if isinstance(p, Preference) and p.group_id} == {*read}
-    assert len(votes) == len(read) > 40
-    told = {source["name"]: source for source in data["sources"]}
-    print_ = hmac.new(key, b"fingerprint of the key", "sha256").hexdigest()[:16]
-    expected = {"content_id": "hmac", "project": "greetings", "key_fingerprint": print_}
-    assert expected.items() <= told["greetings"].items()
-    assert told["file"]["content_id"] == "sha256"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    read_head = manifest["inputs"]["sources.greetings"]
-    assert (read_head["project"], read_head["seq"]) == ("greetings", store.head("greetings").seq)
-    assert files_with(tmp_path / "runs", key.hex()) == []
-    assert not any(key in path.read_bytes() for path in folder.rglob("*") if path.is_file())
-
-
-def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
-    store: Store, words: list[str], tmp_path: Path
-) -> None:
-    rows = [{"prompt": f"What of day {i}?", "chosen": f"other {i}", "rejected": f"bad {i}"} for i in range(30)]
-    first = next(iter(store.items("greetings")))
-    texts = [candidate.text for candidate in first.candidates]
-    copy = {"prompt": "What of day 0?", "chosen": texts[0], "rejected": texts[1], "rejected_ended": False}
-    path = write(tmp_path / "more.jsonl", [*rows, copy])
-    listed = f"stage.sources=[{{annotations: greetings}}, {{path: {path}, name: file}}]"
-    folder, data, _ = made(tmp_path, words[0], listed, *words[2:])
-    assert {source["name"]: source["counts"]["no copies"] for source in data["sources"]}["file"] == 30
-    assert data["found"]["shared_with_test"] == 0  # nothing had to be taken away from beside its own question
-    sides: dict[str, set[str]] = {}
-    for side in ("train", "test"):
-        for record in data_set(folder / "artifact").records(side):
-            assert isinstance(record, Preference)
-            sides.setdefault(record.prompt[0].content, set()).add(side)
-    assert {len(found) for found in sides.values()} == {1}
-    assert {"train", "test"} == {side for found in sides.values() for side in found}
-
-
-def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
-    store: Store, words: list[str], tmp_path: Path
-) -> None:
-    item = store.add_item("greetings", "more", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")])
-    store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",)), source="simulated"),
-                 annotator="vader", key="v")  # fmt: skip
-    shop = Workshop(tmp_path / "runs", tmp_path)
-    assert shop.ended(*words) == 2
-    assert "data.allow_simulated=true" in shop.said
-    assert shop.ended(*words, "data.allow_simulated=true") == 0, shop.said
-    for listed, says in (
-        ("[{annotations: nobody}]", "the store has no such project"),
-        ("[{annotations: greetings, path: a.jsonl}]", "two kinds of them"),
-        ("[{annotations: greetings, columns: {prompt: q}}]", "votes have none"),
-        ("[{annotations: greetings, votes: 1}]", "is no key of a source"),
-        ("[{annotations: ''}]", "is no project"),
-    ):
-        assert shop.ended(words[0], f"stage.sources={listed}", *words[2:]) == 2
-        assert says in shop.said
-        assert "Traceback" not in shop.said
-
-
-def forget(words: list[str], name: str, *more: str) -> list[str]:
-    where = [word for word in words if word.startswith(("run.root", "store.url"))]
-    return ["stage=data", "stage.action=forget", f"data.path=data:{name}", *where, *more]
-
-
-def root_by_hand(leaves: list[bytes]) -> bytes:
-    if not leaves:
-        return hashlib.sha256(b"").digest()
-    if len(leaves) == 1:
-        return hashlib.sha256(b"\x00" + leaves[0]).digest()
-    k = 1 << (len(leaves) - 1).bit_length() - 1
-    return hashlib.sha256(b"\x01" + root_by_hand(leaves[:k]) + root_by_hand(leaves[k:])).digest()
-
-
-def leaves_by_hand(folder: Path, side: str) -> list[bytes]:
-    """The leaves of a side from its files: rows, and tombstones where `data.json` has them."""
-    data = json.loads((folder / "data.json").read_text())
-    tables = [pq.read_table(path) for path in sorted(folder.glob(f"{side}-*.parquet"))]
-    leaves = [
-        bytes.fromhex(row["content_id"]) + row["exposure"].to_bytes(4, "big")
-        for table in tables for row in table.to_pylist()
-    ]  # fmt: skip
-    for place, tombstone in data["splits"][side].get("forgotten", []):
-        leaves.insert(place, bytes.fromhex(tombstone))
-    return leaves
-
-
-def secret_rows(folder: Path) -> list[str]:
-    return [row["content_id"] for row in rows_of(folder) if SECRET in json.dumps(row, ensure_ascii=False)]
+    return making(tmp_path, store_url)
 
 
 def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
@@ -219,9 +57,14 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     shop = Workshop(tmp_path / "runs", tmp_path)
     reward = [
         "stage=reward", "init=base", "model=hub", f"model.path={tiny_model}", "method=lora", "device=cpu",
-        "data=manifest", "stage.epochs=1", words[3],
+        "data=manifest", "stage.epochs=1", *words[2:4],
     ]  # fmt: skip
     assert shop.ended(*reward, "data.path=data:old", "run.name=saw") == 0, shop.said
+    given = pq.read_table(tmp_path / "runs" / "reward" / "saw" / "trained_ids.parquet").to_pylist()
+    published = {row["content_id"]: row["source"] for row in rows_of(old)}
+    told = {row["content_id"].hex(): row["project"] for row in given}
+    assert {*told.values()} == {"greetings", None}
+    assert all(project == (None if published[id] == "file" else "greetings") for id, project in told.items())
 
     listing = f"stage.forget=[{', '.join(ids)}]"
     new, after, said = made(tmp_path, *forget(words, "old", listing, "run.name=new"))
@@ -301,64 +144,6 @@ def test_what_the_store_erased_is_forgotten(store: Store, store_url: str, words:
     wrong = [word if "store.url" not in word else f"store.url=sqlite:///{tmp_path / 'other.db'}" for word in words]
     assert shop.ended(*forget(wrong, "new", "stage.forget=erased")) == 2
     assert "another project of that name" in shop.said
-
-
-def test_an_erased_project_takes_its_key_along(store: Store, store_url: str, words: list[str], tmp_path: Path) -> None:
-    """The words that were in it are nowhere, and whether a row was among its rows nobody can say."""
-    key = store.key("greetings")
-    assert key is not None
-    old, data, _ = made(tmp_path, *words, "run.name=votes")
-    names = ("prompt", "chosen", "rejected", "chosen_ended", "rejected_ended")
-    rows = [{name: row[name] for name in names} for row in rows_of(old)]
-    path = write(tmp_path / "copies.jsonl", rows)
-    made(
-        tmp_path,
-        "stage=data",
-        f"stage.sources=[{path}]",
-        "run.name=copies",
-        "stage.contamination.test=false",
-        *words[2:],
-    )
-    ours, theirs = (
-        overlap.content(data_set(tmp_path / "runs" / "data" / name / "artifact")) for name in ("votes", "copies")
-    )
-    everything = {bytes.fromhex(row["content_id"]) for row in rows_of(old)}
-
-    def read(kind: Any) -> bytes | None:
-        return key_in(store_url, kind)
-
-    for a, b in ((ours, theirs), (theirs, ours)):
-        assert overlap.shared(a, b, read).count == len(everything)
-    assert overlap.shared(ours, theirs, read).ids == everything
-    shop = Workshop(tmp_path / "runs", tmp_path)
-    assert key.hex() in dumped(store_url)
-    erase = ["stage=annotate", "project=greetings", "stage.action=erase", "stage.whole=true", *words[2:4]]
-    assert shop.ended(*erase) == 0, shop.said
-    assert "data/votes" in shop.said
-    left = dumped(store_url)
-    assert key.hex() not in left
-    assert SECRET not in left
-    assert "ann@example.org" not in left
-    if "sqlite" in store_url:
-        assert files_with(tmp_path, key.hex()) == []
-    store.verify()
-    for a, b in ((ours, theirs), (theirs, ours)):
-        found = overlap.shared(a, b, read)
-        assert found.count is None
-        assert found.unknown
-        assert len(found.ids) == 40  # those of the file are known as ever
-    for act in (
-        lambda: store.add_item("greetings", "new", Conversation((Message("user", "?"),)), [Candidate("a")] * 2),
-        lambda: made(tmp_path, *words, "run.name=more"),
-    ):
-        with pytest.raises((InputError, AssertionError), match="it was erased"):
-            act()
-    new, after, _ = made(tmp_path, *forget(words, "votes", "stage.forget=erased", "run.name=left"))
-    assert {row["source"] for row in rows_of(new)} == {"file"}
-    assert after["replaces"]["count"] == len(rows) - 40
-    assert files_with(tmp_path / "runs" / "data" / "votes", SECRET) == []
-    guess = hmac.new(os.urandom(32), by_json({**rows[0]}), "sha256").hexdigest()
-    assert guess not in json.dumps(data)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -482,16 +267,3 @@ def test_no_row_is_left_out_by_calling_its_leaf_a_tombstone(tmp_path: Path) -> N
     assert root_by_hand(leaves_by_hand(artifact, "train")).hex() == data["splits"]["train"]["root"]
     with pytest.raises(CorruptFile, match="a tombstone that is none"):
         data_set(artifact).records("train")
-
-
-def test_votes_are_read_as_they_were_when_the_run_began(store: Store, store_url: str) -> None:
-    votes = votes_of(store_url, "greetings", allow_simulated=False)
-    before = [*votes.reads()]
-    item = store.add_item("greetings", "late", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")])
-    store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
-    assert [*votes.reads()] == before
-    assert len([*votes_of(store_url, "greetings", allow_simulated=False).reads()]) == len(before) + 1
-    assert [read.number for read in before] == [*range(1, len(before) + 1)]
-    assert [*votes.reads(7)] == before[7:]  # a run that goes on
-    assert repr(votes.key) not in repr(votes)
-    assert votes.key.hex() not in repr(votes)

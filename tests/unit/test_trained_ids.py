@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from align.data.trained_ids import FILE, Seen, question_ids, questions_in, write_ids
+from align.data.sets.ids import SHA256, kind_under
+from align.data.trained_ids import FILE, Naming, Seen, add_questions, questions_of, write_ids
 from align.errors import CorruptFile
 from align.run import file_digest
 from align.types import Conversation, Feedback, Message, Preference, Record
@@ -45,7 +48,7 @@ CASES: dict[str, tuple[Record, list[bytes]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_questions_of_a_record(case: str):
     record, expected = CASES[case]
-    assert question_ids(record) == expected
+    assert [hashlib.sha256(question).digest() for question in questions_of(record)] == expected
 
 
 def root(leaves: list[bytes]) -> bytes:
@@ -72,12 +75,41 @@ def test_the_file_and_its_roots(tmp_path: Path):
 
 def test_what_was_written_is_seen(tmp_path: Path):
     write_ids(tmp_path, [record for record, _ in CASES.values()])
-    seen = Seen(frozenset(questions_in(tmp_path / FILE, file_digest(tmp_path / FILE))))
-    assert seen.questions == {id for _, ids in CASES.values() for id in ids}
+    found: dict[Any, set[bytes]] = defaultdict(set)
+    assert add_questions(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == 0
+    assert found == {SHA256: {id for _, ids in CASES.values() for id in ids}}
+    seen = Seen({None: found[SHA256]})
     assert seen.asks([HELLO])
     assert seen.asks([Message("system", "Be long."), HELLO])
     assert not seen.asks([AGAIN])
     assert not seen.asks([Message("user", "Hello ")])
+
+
+def test_rows_of_a_project_have_ids_under_its_key_and_none_without_it(tmp_path: Path):
+    pair, key = Preference((HELLO,), (REPLY,), (OTHER,)), bytes(range(32))
+    kind = kind_under("support", key)
+    said = json.dumps([{"role": "user", "content": "Hello", "train": None}], sort_keys=True, separators=(",", ":"))
+
+    def kind_of(record: Record) -> Any:
+        return kind if isinstance(record, Preference) else SHA256
+
+    roots = write_ids(tmp_path, [pair, "text"], Naming(kind_of, lambda asked: {kind: key}[asked]))
+    first, other = pq.read_table(tmp_path / FILE).to_pylist()
+    assert first["question_ids"] == [hmac.digest(key, said.encode(), "sha256")]
+    assert (first["project"], first["key_fingerprint"], other["project"]) == ("support", kind.key, None)
+    assert first["content_id"] != write_ids(tmp_path, [pair])
+    assert roots
+    assert key.hex() not in (tmp_path / FILE).read_bytes().hex()
+    assert Seen({key: set(first["question_ids"])}).asks([HELLO])
+    assert not Seen({None: set(first["question_ids"])}).asks([HELLO])
+
+    assert write_ids(tmp_path, [pair, "text"], Naming(kind_of)) == {}  # nobody can say what the set is
+    without, other = pq.read_table(tmp_path / FILE).to_pylist()
+    assert without["content_id"] is None
+    assert without["question_ids"] is None
+    assert other["content_id"] is not None
+    found: dict[Any, set[bytes]] = defaultdict(set)
+    assert add_questions(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == 1
 
 
 @pytest.mark.parametrize("change", [lambda path: path.write_bytes(path.read_bytes() + b"\0"), Path.unlink])
@@ -86,4 +118,4 @@ def test_other_ids_than_those_that_were_published(tmp_path: Path, change: Any):
     published = file_digest(tmp_path / FILE)
     change(tmp_path / FILE)
     with pytest.raises(CorruptFile, match=FILE):
-        questions_in(tmp_path / FILE, published)
+        add_questions(defaultdict(set), tmp_path / FILE, published)

@@ -1,0 +1,119 @@
+"""A store with votes, a data set that is made of them, and looks at what is left of a text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from data_sets import sentence, write
+from sqlalchemy import create_engine, text
+
+from align.types import Conversation, Message
+from annotate.store import Candidate, Judgement, Store
+
+SECRET = "Ottilie Grünberg lives at the old mill"
+"""A text of one person."""
+
+
+@contextmanager
+def filled(store_url: str) -> Iterator[Store]:
+    """Thirty items that ann ranked, every third by bob too; the fourth one holds `SECRET`."""
+    with Store.open(store_url) as store:
+        draw = random.Random(5)
+        for i in range(30):
+            said = SECRET if i == 4 else sentence(draw, i)
+            prompt = Conversation((Message("user", f"What of day {i}?"),))
+            answers = [Candidate(said), Candidate(f"no {i}", ended=False)] + [Candidate(f"maybe {i}")] * (i % 2)
+            item = store.add_item("greetings", f"run/{i}", prompt, answers)
+            tiers = tuple((f"{item}-{k}",) for k in range(len(answers)))
+            for who in ("ann@example.org", "bob")[: 1 + (i % 3 == 0)]:
+                judgement = Judgement(tiers if who != "bob" else tiers[::-1], strength=2 if len(answers) == 2 else 0)
+                store.record("greetings", item, judgement, annotator=who, key=f"{len(who)}/{i}")
+        yield store
+
+
+def making(tmp_path: Path, store_url: str) -> list[str]:
+    """The command that makes a data set of votes and of pairs in a file."""
+    rows = [{"prompt": f"file {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    listed = f"[{{annotations: greetings}}, {{path: {path}, name: file}}]"
+    return [
+        "stage=data", f"stage.sources={listed}", f"store.url={store_url}", f"run.root={tmp_path / 'runs'}",
+        "data.held_out=0.2",
+    ]  # fmt: skip
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    tables = [pq.read_table(path) for path in sorted((folder / "artifact").glob("*.parquet"))]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def by_json(row: dict[str, Any]) -> bytes:
+    """The canonical row of a pair as docs/data.md says it, written out again."""
+    content = {part: row[part] for part in ("prompt", "chosen", "rejected")}
+    content |= {name: False for name in ("chosen_ended", "rejected_ended") if row.get(name) is False}
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def files_with(where: Path, *needles: str) -> list[str]:
+    """The files below a folder that hold one of these texts, packed Parquet among them."""
+    found = []
+    for path in where.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.suffix == ".parquet":
+                data += json.dumps(pq.read_table(path).to_pylist(), ensure_ascii=False).encode()
+            forms = [form for needle in needles for form in (needle, json.dumps(needle)[1:-1])]
+            if any(form.encode() in data for form in forms):
+                found.append(str(path.relative_to(where)))
+    return found
+
+
+def dumped(url: str) -> str:
+    """All that a database holds."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        listing = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        if "postgresql" in url:
+            listing = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
+        names = connection.execute(text(listing)).scalars().all()
+        found = "\n".join(str(row) for name in names for row in connection.execute(text(f"SELECT * FROM {name}")))
+    engine.dispose()
+    return found
+
+
+def forget(words: list[str], name: str, *more: str) -> list[str]:
+    where = [word for word in words if word.startswith(("run.root", "store.url"))]
+    return ["stage=data", "stage.action=forget", f"data.path=data:{name}", *where, *more]
+
+
+def root_by_hand(leaves: list[bytes]) -> bytes:
+    if not leaves:
+        return hashlib.sha256(b"").digest()
+    if len(leaves) == 1:
+        return hashlib.sha256(b"\x00" + leaves[0]).digest()
+    k = 1 << (len(leaves) - 1).bit_length() - 1
+    return hashlib.sha256(b"\x01" + root_by_hand(leaves[:k]) + root_by_hand(leaves[k:])).digest()
+
+
+def leaves_by_hand(folder: Path, side: str) -> list[bytes]:
+    """The leaves of a side from its files: rows, and tombstones where `data.json` has them."""
+    data = json.loads((folder / "data.json").read_text())
+    tables = [pq.read_table(path) for path in sorted(folder.glob(f"{side}-*.parquet"))]
+    leaves = [
+        bytes.fromhex(row["content_id"]) + row["exposure"].to_bytes(4, "big")
+        for table in tables for row in table.to_pylist()
+    ]  # fmt: skip
+    for place, tombstone in data["splits"][side].get("forgotten", []):
+        leaves.insert(place, bytes.fromhex(tombstone))
+    return leaves
+
+
+def secret_rows(folder: Path) -> list[str]:
+    return [row["content_id"] for row in rows_of(folder) if SECRET in json.dumps(row, ensure_ascii=False)]

@@ -1,0 +1,192 @@
+"""Votes as a source of a data set: the pairs that training reads, ids under the project's key, and nothing that could
+be found out once the project is erased."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_of_votes import (
+    SECRET,
+    by_json,
+    dumped,
+    files_with,
+    filled,
+    forget,
+    making,
+    rows_of,
+)
+from data_sets import made, write
+from workshop import Workshop
+
+from align.data.pairs import read_pairs
+from align.data.sets import overlap
+from align.data.sets.published import data_set
+from align.data.sets.votes import key_in, votes_of
+from align.data.sources import DataSource
+from align.errors import InputError
+from align.types import Conversation, Message, Preference
+from annotate.store import Candidate, Judgement, Store
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with filled(store_url) as store:
+        yield store
+
+
+@pytest.fixture
+def words(tmp_path: Path, store_url: str) -> list[str]:
+    return making(tmp_path, store_url)
+
+
+def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
+    store: Store, store_url: str, words: list[str], tmp_path: Path
+) -> None:
+    folder, data, _ = made(tmp_path, *words)
+    rows, key = rows_of(folder), store.key("greetings")
+    assert key is not None
+    votes = [row for row in rows if row["source"] == "greetings"]
+    for row in rows:
+        mine = row["source"] == "greetings"
+        expected = hmac.new(key, by_json(row), "sha256") if mine else hashlib.sha256(by_json(row))
+        assert row["content_id"] == expected.hexdigest()
+        turns = [f"Message(role={m['role']!r}, content={m['content']!r})" for m in row["prompt"]]
+        plain = hashlib.sha256(f"({turns[0]},)".encode())
+        asked = hmac.new(key, plain.digest(), "sha256") if mine else plain
+        assert row["question_id"] == asked.hexdigest()
+    found = data_set(folder / "artifact")
+    pairs = [record for side in ("train", "test") for record in found.records(side)]
+    read = read_pairs(DataSource("annotations"), store_url, "greetings", allow_simulated=False)
+    assert {p for p in pairs if isinstance(p, Preference) and p.group_id} == {*read}
+    assert len(votes) == len(read) > 40
+    told = {source["name"]: source for source in data["sources"]}
+    print_ = hmac.new(key, b"fingerprint of the key", "sha256").hexdigest()[:16]
+    expected = {"content_id": "hmac", "project": "greetings", "key_fingerprint": print_}
+    assert expected.items() <= told["greetings"].items()
+    assert told["file"]["content_id"] == "sha256"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    read_head = manifest["inputs"]["sources.greetings"]
+    assert (read_head["project"], read_head["seq"]) == ("greetings", store.head("greetings").seq)
+    assert files_with(tmp_path / "runs", key.hex()) == []
+    assert not any(key in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
+    store: Store, words: list[str], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"What of day {i}?", "chosen": f"other {i}", "rejected": f"bad {i}"} for i in range(30)]
+    first = next(iter(store.items("greetings")))
+    texts = [candidate.text for candidate in first.candidates]
+    copy = {"prompt": "What of day 0?", "chosen": texts[0], "rejected": texts[1], "rejected_ended": False}
+    path = write(tmp_path / "more.jsonl", [*rows, copy])
+    listed = f"stage.sources=[{{annotations: greetings}}, {{path: {path}, name: file}}]"
+    folder, data, _ = made(tmp_path, words[0], listed, *words[2:])
+    assert {source["name"]: source["counts"]["no copies"] for source in data["sources"]}["file"] == 30
+    assert data["found"]["shared_with_test"] == 0  # nothing had to be taken away from beside its own question
+    sides: dict[str, set[str]] = {}
+    for side in ("train", "test"):
+        for record in data_set(folder / "artifact").records(side):
+            assert isinstance(record, Preference)
+            sides.setdefault(record.prompt[0].content, set()).add(side)
+    assert {len(found) for found in sides.values()} == {1}
+    assert {"train", "test"} == {side for found in sides.values() for side in found}
+
+
+def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
+    store: Store, words: list[str], tmp_path: Path
+) -> None:
+    item = store.add_item("greetings", "more", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")])
+    store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",)), source="simulated"),
+                 annotator="vader", key="v")  # fmt: skip
+    shop = Workshop(tmp_path / "runs", tmp_path)
+    assert shop.ended(*words) == 2
+    assert "data.allow_simulated=true" in shop.said
+    assert shop.ended(*words, "data.allow_simulated=true") == 0, shop.said
+    for listed, says in (
+        ("[{annotations: nobody}]", "the store has no such project"),
+        ("[{annotations: greetings, path: a.jsonl}]", "two kinds of them"),
+        ("[{annotations: greetings, columns: {prompt: q}}]", "votes have none"),
+        ("[{annotations: greetings, votes: 1}]", "is no key of a source"),
+        ("[{annotations: ''}]", "is no project"),
+    ):
+        assert shop.ended(words[0], f"stage.sources={listed}", *words[2:]) == 2
+        assert says in shop.said
+        assert "Traceback" not in shop.said
+
+
+def test_votes_are_read_as_they_were_when_the_run_began(store: Store, store_url: str) -> None:
+    votes = votes_of(store_url, "greetings", allow_simulated=False)
+    before = [*votes.reads()]
+    item = store.add_item("greetings", "late", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")])
+    store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
+    assert [*votes.reads()] == before
+    assert len([*votes_of(store_url, "greetings", allow_simulated=False).reads()]) == len(before) + 1
+    assert [read.number for read in before] == [*range(1, len(before) + 1)]
+    assert [*votes.reads(7)] == before[7:]  # a run that goes on
+    assert repr(votes.key) not in repr(votes)
+    assert votes.key.hex() not in repr(votes)
+
+
+def test_an_erased_project_takes_its_key_along(store: Store, store_url: str, words: list[str], tmp_path: Path) -> None:
+    """The words that were in it are nowhere, and whether a row was among its rows nobody can say."""
+    key = store.key("greetings")
+    assert key is not None
+    old, data, _ = made(tmp_path, *words, "run.name=votes")
+    names = ("prompt", "chosen", "rejected", "chosen_ended", "rejected_ended")
+    rows = [{name: row[name] for name in names} for row in rows_of(old)]
+    path = write(tmp_path / "copies.jsonl", rows)
+    made(
+        tmp_path,
+        "stage=data",
+        f"stage.sources=[{path}]",
+        "run.name=copies",
+        "stage.contamination.test=false",
+        *words[2:],
+    )
+    ours, theirs = (
+        overlap.content(data_set(tmp_path / "runs" / "data" / name / "artifact")) for name in ("votes", "copies")
+    )
+    everything = {bytes.fromhex(row["content_id"]) for row in rows_of(old)}
+
+    def read(kind: Any) -> bytes | None:
+        return key_in(store_url, kind)
+
+    for a, b in ((ours, theirs), (theirs, ours)):
+        assert overlap.shared(a, b, read).count == len(everything)
+    assert overlap.shared(ours, theirs, read).ids == everything
+    shop = Workshop(tmp_path / "runs", tmp_path)
+    assert key.hex() in dumped(store_url)
+    erase = ["stage=annotate", "project=greetings", "stage.action=erase", "stage.whole=true", *words[2:4]]
+    assert shop.ended(*erase) == 0, shop.said
+    assert "data/votes" in shop.said
+    left = dumped(store_url)
+    assert key.hex() not in left
+    assert SECRET not in left
+    assert "ann@example.org" not in left
+    if "sqlite" in store_url:
+        assert files_with(tmp_path, key.hex()) == []
+    store.verify()
+    for a, b in ((ours, theirs), (theirs, ours)):
+        found = overlap.shared(a, b, read)
+        assert found.count is None
+        assert found.unknown
+        assert len(found.ids) == 40  # those of the file are known as ever
+    for act in (
+        lambda: store.add_item("greetings", "new", Conversation((Message("user", "?"),)), [Candidate("a")] * 2),
+        lambda: made(tmp_path, *words, "run.name=more"),
+    ):
+        with pytest.raises((InputError, AssertionError), match="it was erased"):
+            act()
+    new, after, _ = made(tmp_path, *forget(words, "votes", "stage.forget=erased", "run.name=left"))
+    assert {row["source"] for row in rows_of(new)} == {"file"}
+    assert after["replaces"]["count"] == len(rows) - 40
+    assert files_with(tmp_path / "runs" / "data" / "votes", SECRET) == []
+    guess = hmac.new(os.urandom(32), by_json({**rows[0]}), "sha256").hexdigest()
+    assert guess not in json.dumps(data)
