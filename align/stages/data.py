@@ -19,7 +19,7 @@ from align.data.clean.length import CountTokens
 from align.data.clean.steps import Step, steps_of
 from align.data.records.content import DOCUMENTS
 from align.data.sets.account import account_of, found_in, found_of, metrics_of
-from align.data.sets.contamination import Leaks, of_rows, read_evaluations
+from align.data.sets.contamination import Leaks, leaks_of, read_evaluations
 from align.data.sets.duplicates import (
     Duplicates,
     clusters,
@@ -38,7 +38,6 @@ from align.data.sets.mix import Mixed, draws, mixture, over_caps, shares
 from align.data.sets.published import data_set
 from align.data.sets.publishing import Chosen, publish
 from align.data.sets.sides import (
-    first_bits,
     group_labels,
     held_back,
     named_sides,
@@ -91,7 +90,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     rows = Rows(Spool(run.checkpoints))
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
     funnel.note("after_cleaning")
-    draw = draws(first_bits(rows.numbers("content_id")), config.seed)
+    draw = draws(rows.first_bits("content_id"), config.seed)
     given_away = evaluations.leaks(rows, kind, funnel.kept)
     without(funnel, "after_decontamination", given_away.rows, stage.contamination)
     duplicates = without_duplicates(rows, kind, funnel, preference(funnel.source, ranks), stage)
@@ -200,7 +199,7 @@ def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) 
     split, kept = config.stage.split, funnel.kept
     numbers, test = np.flatnonzero(kept), np.zeros(len(kept), bool)
     together = [group_labels(rows.column("group"), funnel.source), duplicate_labels(duplicates, len(kept))]
-    of = units(first_bits(rows.numbers("question"))[numbers], *(labels[numbers] for labels in together))
+    of = units(rows.first_bits("question")[numbers], *(labels[numbers] for labels in together))
     if split.by == "question":
         test[numbers] = held_back(of, config.data.held_out)
         return test
@@ -213,9 +212,8 @@ def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) 
 
 def shared_sides(rows: Rows, kind: str, funnel: Funnel, test: np.ndarray, stage: DataStageConfig) -> Leaks:
     """The rows to train on that give away rows to measure on."""
-    asked, near = stage.contamination, stage.contamination.near
-    measured = of_rows("test", rows, kind, funnel.kept & test & asked.test, near)
-    return measured.leaks(rows, kind, funnel.kept & ~test, phrases=True)
+    measured = funnel.kept & test & stage.contamination.test
+    return leaks_of("test", rows, kind, measured, funnel.kept & ~test, stage.contamination.near)
 
 
 def mixed_in(

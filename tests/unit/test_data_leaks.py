@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from align.data.records.content import DOCUMENTS
+from align.data.sets import contamination
 from align.data.sets.columns import columns_of, texts_of
-from align.data.sets.contamination import COMMON, Evaluations, of_rows
+from align.data.sets.contamination import COMMON, Evaluations, leaks_of
 from align.data.sets.spool import Rows, Spool
 from align.types import Conversation, Message, Record
 
@@ -86,7 +87,38 @@ def test_rows_that_are_not_wanted_are_not_looked_at(tmp_path: Path) -> None:
 def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("something else", "entirely"), chat("s", f"Once {LONG}")])
     measured = np.array([True, False, False])
-    found = of_rows("test", rows, DOCUMENTS, measured, 0.7).leaks(rows, DOCUMENTS, ~measured)
+    found = leaks_of("test", rows, DOCUMENTS, measured, ~measured, 0.7)
     assert (found.rows.tolist(), found.where.tolist()) == ([2], [0])
-    none = of_rows("test", rows, DOCUMENTS, np.zeros(3, bool), 0.7).leaks(rows, DOCUMENTS, ~measured)
-    assert none.rows.tolist() == []
+    assert leaks_of("test", rows, DOCUMENTS, np.zeros(3, bool), ~measured, 0.7).rules == []
+
+
+@pytest.mark.parametrize("near", [0.7, None])
+def test_slices_find_what_the_whole_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: float | None) -> None:
+    draw = np.random.default_rng(0)
+    base = [" ".join(draw.choice([f"w{i}" for i in range(40)], draw.integers(1, 30))) for _ in range(60)]
+    records = []
+    for _ in range(450):
+        words = base[draw.integers(60)].split()
+        words[draw.integers(len(words))] = f"w{draw.integers(40)}"
+        asked = base[draw.integers(60)] if draw.random() < 0.1 else f"q {draw.random()}"
+        records.append(chat(asked, " ".join(words)))
+        said, at = base[draw.integers(60)].split(), draw.integers(1, 3)
+        records.append(chat(" ".join(said[:at]), " ".join(said[at:])))
+    rows = spooled(tmp_path, records)
+    measured = draw.random(900) < 0.2
+    monkeypatch.setattr(Rows, "batches", lambda rows, columns: in_pieces(rows.take(np.arange(900), columns), 50))
+    whole = leaks_of("test", rows, DOCUMENTS, measured, ~measured, near)
+    monkeypatch.setattr(contamination, "SLICE", 1000)
+    assert len([*contamination.slices(rows, DOCUMENTS, measured)]) > 9
+    parts = leaks_of("test", rows, DOCUMENTS, measured, ~measured, near)
+    assert {*whole.rules} == {"question", "ngram", "exact", *(["near"] if near else [])}
+    assert whole.rules == parts.rules
+    for name in ("rows", "sets", "where"):
+        assert getattr(whole, name).tolist() == getattr(parts, name).tolist()
+
+
+def in_pieces(table: pa.Table, most: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    first = 0
+    for batch in table.to_batches(most):
+        yield first, batch
+        first += batch.num_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,18 @@ def test_a_chain_of_links_is_one_unit():
     found = units(keys("abcd"), np.array([0, 0, 1, -1]), np.array([-1, 7, 7, -1]))
     assert len(set(found[:3].tolist())) == 1
     assert found[3] == keys("d")[0]
+
+
+def test_a_long_chain_of_links_is_one_unit_soon():
+    """A chain in an order of its own, whose links lie in two columns by turns."""
+    many = 300_000
+    place = np.random.default_rng(0).permutation(many)
+    one, other = np.empty(many, np.int64), np.empty(many, np.int64)
+    one[place], other[place] = np.arange(many) // 2, (np.arange(many) + 1) // 2
+    began = time.process_time()
+    found = units(np.arange(many, dtype=np.uint64) * np.uint64(2**33 + 1), one, other)
+    assert time.process_time() - began < 5
+    assert (found == 0).all()
 
 
 def test_units_without_links_are_held_back_as_a_file_is():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.dedup import greedy, twins
+from align.data.dedup import greedy, patterns, twins
 from align.data.dedup.exact import exact
 from align.data.dedup.groups import sharing
 from align.data.dedup.minhash import band_keys
@@ -86,7 +86,13 @@ SMALL = {
     "blocks of three": {(twins, "BLOCK"): 3, (twins, "LARGE"): 3, (twins, "BLOCK_SHINGLES"): 20},
     "few pairs": {(greedy, "FEW_PAIRS"): 1, (greedy, "BLOCK_PAIRS"): 2},
     "few pairs, rare shingles": {(greedy, "FEW_PAIRS"): 2, (greedy, "BLOCK_PAIRS"): 5, (twins, "LARGE"): 1},
-}
+    "sketches": {(twins, "SKETCHED"): 1},
+    "common shingles": {(twins, "LARGE"): 1, (twins, "HUGE"): 0, (twins, "SAMPLE"): 2},
+    "all are common": {
+        (twins, "LARGE"): 1, (twins, "HUGE"): 0, (twins, "SAMPLE"): 2, (twins, "COMMON"): 1, (twins, "BLOCK"): 3,
+        (greedy, "FEW_PATTERNED"): 1, (patterns, "TILE"): 2, (patterns, "TILE_COLUMNS"): 3,
+    },
+}  # fmt: skip
 """Sizes that make small corpora take the ways of huge ones."""
 
 
@@ -111,9 +117,13 @@ def test_as_one_by_one(sizes, texts, data):
         )
 
 
-@pytest.mark.parametrize(("large", "block", "bands"), [(64, 1024, 32), (4, 64, 32), (4, 64, 2)])
-def test_as_one_by_one_on_a_larger_corpus(monkeypatch, large: int, block: int, bands: int):
+@pytest.mark.parametrize(
+    ("large", "huge", "block", "bands"),
+    [(64, 1 << 25, 1024, 32), (4, 1 << 25, 64, 32), (4, 1 << 25, 64, 2), (8, 1000, 64, 32), (8, 1000, 64, 2)],
+)
+def test_as_one_by_one_on_a_larger_corpus(monkeypatch, large: int, huge: int, block: int, bands: int):
     monkeypatch.setattr(twins, "LARGE", large)
+    monkeypatch.setattr(twins, "HUGE", huge)
     monkeypatch.setattr(twins, "BLOCK", block)
     monkeypatch.setattr(greedy, "FEW_PAIRS", 100)
     rng = np.random.default_rng(3)
@@ -197,16 +207,19 @@ def test_clusters_by_size():
 
 
 def templates(rows: int) -> dict[str, list[str]]:
-    draws = np.random.default_rng(0).integers(0, 5000, (rows, 14))
+    rng = np.random.default_rng(0)
+    draws, rare = rng.integers(0, 5000, (rows, 14)), rng.integers(0, 10**12, (rows, 10))
+    forty = " ".join(f"fixed{i}" for i in range(40))
     return {
         "equal": [START] * rows,
         "a number in it": [f"{START} and {i} mice" for i in range(rows)],
         "mostly a number": [f"order number {i} has shipped to the address that you gave" for i in range(rows)],
         "a prompt": [f"{START} {' '.join(f'w{word}' for word in draw)}" for draw in draws],
+        "just under the threshold": [f"{forty} {' '.join(f'w{word}' for word in words)}" for words in rare],
     }
 
 
-KEPT = {"equal": 1, "a number in it": 1, "mostly a number": None, "a prompt": None}
+KEPT = {"equal": 1, "a number in it": 1, "mostly a number": None, "a prompt": None, "just under the threshold": None}
 
 
 @pytest.mark.parametrize(("name", "kept"), KEPT.items())
@@ -227,6 +240,24 @@ def test_huge_groups(name: str, kept: int | None):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64e6
+
+
+def test_rows_of_a_template_with_words_of_their_own_anywhere():
+    """All pairs have J of about 0.55 and a key in common; each row has a set of common shingles of its own."""
+    rng = np.random.default_rng(0)
+    template = np.array([f"fixed{i}" for i in range(200)])
+    made = [np.where(rng.random(200) < 0.06, f"w{i}", template) for i in range(4000)]
+    texts = [" ".join(words) for words in made]
+    began = time.process_time()
+    twin = found(texts)
+    assert time.process_time() - began < 20  # compared one by one they take a minute
+    sets = [runs_of(text) for text in texts]
+    dropped = {*twin.dropped.tolist()}
+    assert 100 < len(dropped) < 2000
+    kept = [i for i in range(400) if i not in dropped]
+    for i in range(400):
+        alike = [k for k in kept if k < i and len(sets[i] & sets[k]) >= 0.7 * len(sets[i] | sets[k])]
+        assert (i in dropped) == bool(alike)
 
 
 @settings(deadline=None)

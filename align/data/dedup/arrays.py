@@ -38,6 +38,26 @@ def held(ranked: np.ndarray, asked: np.ndarray) -> np.ndarray:
     return ranked[np.minimum(np.searchsorted(ranked, asked), len(ranked) - 1)] == asked
 
 
+def components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The smallest number that each of `count` is linked to, directly or by way of others (int64).
+
+    Args:
+        a, b: numbers that are linked, pair by pair.
+
+    Source: hooking and pointer jumping, Shiloach and Vishkin 1982, "An O(log n) parallel connectivity algorithm".
+    """
+    root = np.arange(count)
+    while len(a):
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        np.minimum.at(root, high, low)
+        while not np.array_equal(root, above := root[root]):
+            root = above
+        a, b = root[a], root[b]
+        apart = a != b
+        a, b = a[apart], b[apart]
+    return root
+
+
 def shared(
     a: np.ndarray, starts_a: np.ndarray, counts_a: np.ndarray,
     b: np.ndarray, starts_b: np.ndarray, counts_b: np.ndarray, bits: int,

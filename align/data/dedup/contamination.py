@@ -31,6 +31,10 @@ RULES = ("exact", "ngram", "near")
 """Their names, by number."""
 
 
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Hashes (uint64) and the numbers of the texts that have them (int32)."""
+
+
 @dataclass(frozen=True)
 class Hits:
     """One row a training text and evaluation set, by text and then by set."""
@@ -48,21 +52,45 @@ class Hits:
 class Lookup:
     """Which evaluation texts a hash belongs to.
 
-    Attributes:
+    Args:
         values, owners: hashes, ascending, and a text that has each.
     """
 
     def __init__(self, values: np.ndarray, owners: np.ndarray):
-        order = np.lexsort((owners, values))
-        self.values, self.owners = values[order], owners[order]
+        self.values, self.owners = values, owners
         bits = min(max(16 * len(values), 1 << 16).bit_length(), 26)
         self.mask = np.uint64((1 << bits) - 1)
-        self.there = np.zeros(1 << bits, bool)  # most hashes that are asked for are not, and need no search
-        self.there[(values & self.mask).astype(np.int64)] = True
+        there = np.zeros(1 << bits, bool)
+        there[(values & self.mask).astype(np.int64)] = True
+        self.there = np.packbits(there, bitorder="little")
+
+    @classmethod
+    def of(cls, parts: list[tuple[np.ndarray, np.ndarray]], within: np.ndarray | None = None) -> Lookup:
+        """Of hashes and owners, part by part, these ascending. `parts` is empty then: two copies would need room.
+
+        Args:
+            within: of each owner, the set in which the first owner of a hash alone counts; None keeps all.
+        """
+        values = np.concatenate([np.zeros(0, np.uint64), *(values for values, _ in parts)])
+        owners = np.concatenate([np.zeros(0, np.int32), *(owners for _, owners in parts)])
+        parts.clear()
+        order = np.argsort(values, kind="stable")  # of equal ones, owners stay in order
+        values, owners = values[order], owners[order]
+        del order
+        if within is None:
+            return cls(values, owners)
+        first = np.ones(len(values), bool)
+        first[1:] = (values[1:] != values[:-1]) | (within[owners[1:]] != within[owners[:-1]])
+        return cls(values[first], owners[first])
+
+    def maybe(self, values: np.ndarray) -> np.ndarray:
+        """Which of these hashes may be here (bool): most that are asked for are not, and need no search."""
+        at = (values & self.mask).astype(np.int64)
+        return (self.there[at >> 3] >> (at & 7).astype(np.uint8) & 1).view(bool)
 
     def find(self, values: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs, each one once: owners of these values, and of the equal ones here."""
-        maybe = self.there[(values & self.mask).astype(np.int64)]
+        maybe = self.maybe(values)
         values, owners = values[maybe], owners[maybe]
         begins = np.searchsorted(self.values, values)
         counts = np.searchsorted(self.values, values, "right") - begins
@@ -71,7 +99,7 @@ class Lookup:
 
     def count(self, values: np.ndarray, counts: np.ndarray) -> None:
         """Add to `counts` (int64, one for each of ours) how often ours are among `values`."""
-        values = values[self.there[(values & self.mask).astype(np.int64)]]
+        values = values[self.maybe(values)]
         begins = np.searchsorted(self.values, values)
         ends = np.searchsorted(self.values, values, "right")
         np.add.at(counts, ranges(begins, ends - begins), 1)
@@ -87,16 +115,18 @@ class Features:
     grams: Shingles
     """Runs of `width` words."""
     shingles: Shingles
+    """None of any text where near-duplicates are not looked for."""
 
     @classmethod
-    def of(cls, data: np.ndarray, starts: np.ndarray, width: int) -> Features:
+    def of(cls, data: np.ndarray, starts: np.ndarray, width: int, near: bool) -> Features:
         hashes, counts = word_hashes(data, starts)
         owners = np.flatnonzero((counts > 0) & (counts < width))
         first, whole = (np.cumsum(counts) - counts)[owners], counts[owners].astype(np.uint64)
         for word in range(width - 1):
             longer = counts[owners] > word
             whole[longer] = mixed(whole[longer] * ODD + hashes[first[longer] + word])
-        return cls(whole, owners, sets(hashes, counts, width), sets(hashes, counts, 3))
+        none = Shingles(np.zeros(0, np.uint64), np.zeros(len(counts) + 1, np.int64))
+        return cls(whole, owners, sets(hashes, counts, width), sets(hashes, counts, 3) if near else none)
 
 
 def sets(hashes: np.ndarray, counts: np.ndarray, width: int) -> Shingles:
@@ -109,49 +139,50 @@ def owners_of(sets: Shingles) -> np.ndarray:
 
 
 class Index:
-    """Evaluation sets, to be asked for the texts that are in them. Its size goes by theirs.
+    """Evaluation sets, to be asked for the texts that are in them.
+
+    A byte of their text takes some 5 bytes, and 7 while the index is made.
 
     Args:
         evaluations: by name, the texts of each set. A row with several texts may give each.
         width: words of a run, at least 3.
-        threshold: of the Jaccard similarity, in (0, 1].
+        threshold: of the Jaccard similarity, in (0, 1]; None where near-duplicates are not looked for.
     """
 
     def __init__(
-        self, evaluations: Mapping[str, pa.Array | pa.ChunkedArray], width: int = 13, threshold: float = 0.7
+        self, evaluations: Mapping[str, pa.Array | pa.ChunkedArray], width: int = 13, threshold: float | None = 0.7
     ) -> None:
         self.names = tuple(evaluations)
         self.width, self.threshold = width, threshold
         counts = np.array([len(texts) for texts in evaluations.values()], np.int64)
         self.evaluation = np.repeat(np.arange(len(counts)), counts)
         self.row = ranges(np.zeros(len(counts), np.int64), counts)
-        parts = [Features.of(*block, width) for texts in evaluations.values() for block in blocks(texts)]
-        first = np.cumsum([0, *(len(part.grams) for part in parts)])
-        self.shingles = Shingles(
-            np.concatenate([np.zeros(0, np.uint64), *(part.shingles.values for part in parts)]),
-            np.append(0, np.cumsum(np.concatenate([np.zeros(0, np.int64), *(part.shingles.sizes for part in parts)]))),
-        )
-        self.rarity = Rarity()
-        self.rarity.add(self.shingles)
-        marks = [self.rarity.marks(part.shingles, threshold) for part in parts]
-        self.short = self._lookup([(p.short, p.short_owners + at) for p, at in zip(parts, first, strict=False)])
-        self.grams = self._lookup(
-            [(p.grams.values, owners_of(p.grams) + at) for p, at in zip(parts, first, strict=False)]
-        )
-        self.marks = Lookup(
-            np.concatenate([np.zeros(0, np.uint64), *(mark for mark, _ in marks)]),
-            np.repeat(np.arange(first[-1]), np.concatenate([np.zeros(0, np.int64), *(many for _, many in marks)])),
-        )
+        self.rarity, at = Rarity(), 0
+        short, grams, values, sizes = list[Pairs](), list[Pairs](), [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+        for texts in evaluations.values():
+            for block in blocks(texts):
+                part = Features.of(*block, width, threshold is not None)
+                short.append((part.short, (part.short_owners + at).astype(np.int32)))
+                grams.append((part.grams.values, (owners_of(part.grams) + at).astype(np.int32)))
+                values.append(part.shingles.values)
+                sizes.append(part.shingles.sizes)
+                self.rarity.add(part.shingles)
+                at += len(part.grams)
+        self.short, self.grams = (Lookup.of(parts, self.evaluation) for parts in (short, grams))
+        self.shingles = Shingles(np.concatenate(values), np.append(0, np.cumsum(np.concatenate(sizes))))
+        del values
+        self.marks = Lookup.of(self._marks(list(map(len, sizes)), threshold) if threshold is not None else [])
 
-    def _lookup(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> Lookup:
-        """Of a hash that a set has several times, the first text alone."""
-        values = np.concatenate([np.zeros(0, np.uint64), *(values for values, _ in parts)])
-        owners = np.concatenate([np.zeros(0, np.int64), *(owners for _, owners in parts)])
-        order = np.lexsort((owners, self.evaluation[owners], values))
-        values, owners = values[order], owners[order]
-        first = np.ones(len(values), bool)
-        first[1:] = (values[1:] != values[:-1]) | (np.diff(self.evaluation[owners]) != 0)
-        return Lookup(values[first], owners[first])
+    def _marks(self, counts: list[int], threshold: float) -> list[Pairs]:
+        """Args: counts: texts that are looked at together."""
+        found, at = list[Pairs](), 0
+        for count in counts:
+            offsets = self.shingles.offsets[at : at + count + 1]
+            some = Shingles(self.shingles.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+            mark, many = self.rarity.marks(some, threshold)
+            found.append((mark, np.repeat(np.arange(at, at + count, dtype=np.int32), many)))
+            at += count
+        return found
 
     def without(self, common: np.ndarray) -> Index:
         """The index less some of its runs of words.
@@ -165,6 +196,8 @@ class Index:
 
     def near(self, sets: Shingles) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of sets, at most 1,024, and evaluation texts that reach the threshold."""
+        if self.threshold is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         marks, many = self.rarity.marks(sets, self.threshold)
         texts, found = self.marks.find(marks, np.repeat(np.arange(len(sets)), many))
         enough = jaccard(sets, texts, self.shingles, found) >= self.threshold
@@ -181,7 +214,7 @@ def hits(index: Index, texts: pa.Array | pa.ChunkedArray, counts: np.ndarray | N
     none = np.zeros(0, np.int64)
     found, at = [(none, none, none)], 0  # text, evaluation text, rule
     for data, starts in blocks(texts):
-        block = Features.of(data, starts, index.width)
+        block = Features.of(data, starts, index.width, index.threshold is not None)
         if counts is not None:
             index.grams.count(block.grams.values, counts)
         for rule, (text, owner) in enumerate((

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.data.dedup.arrays import distinct, held, shared
+from align.data.dedup.arrays import distinct, held, shared, spans
 from align.data.dedup.words import ODD, mixed
 
 
@@ -25,6 +25,26 @@ class Groups:
         big = self.sizes > larger
         first, sizes = (np.cumsum(self.sizes) - self.sizes)[big], self.sizes[big]
         return distinct(self.members[(first[:, None] + np.arange(most) * sizes[:, None] // most).ravel()])
+
+    def telling(self, costs: np.ndarray, budget: int, most: int) -> Iterator[np.ndarray]:
+        """Places of `most` members of each group that is too large to compare each member with each.
+
+        A group most of whose members are in another one that is up to four times as large is passed over.
+
+        Args:
+            costs: of each place, to be compared.
+            budget: of a group that is not too large.
+        """
+        first = np.cumsum(self.sizes) - self.sizes
+        whole = np.add.reduceat(costs[self.members], first, dtype=np.float64) if len(first) else self.sizes
+        large = np.flatnonzero((self.sizes * whole > budget) & (self.sizes >= most))
+        smallest = np.full(len(costs), np.iinfo(np.int64).max)
+        for group in large[np.argsort(-self.sizes[large], kind="stable")]:
+            size = self.sizes[group]
+            members = self.members[first[group] : first[group] + size]
+            if 2 * np.count_nonzero(smallest[members] <= 4 * size) <= size:
+                smallest[members] = size
+                yield members[np.arange(most) * size // most]
 
     def by_document(self) -> Memberships:
         order = np.argsort(self.members, kind="stable")
@@ -45,11 +65,21 @@ class Memberships:
     groups: np.ndarray
     """int32: which groups, ascending in each document."""
 
-    def blocks(self, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """At most so many documents at a time, in order: their places, each there once for each of its groups."""
-        for at in range(0, len(self.documents), most):
-            offsets = self.offsets[at : at + most + 1]
-            yield np.repeat(self.documents[at : at + most], np.diff(offsets)), self.groups[offsets[0] : offsets[-1]]
+    def blocks(self, costs: np.ndarray, budget: int, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Documents in order, at most so many at a time: their places, each there once for each of its groups.
+
+        Args:
+            costs: of each place.
+            budget: of documents together; one that costs more is alone.
+        """
+        for at, end in spans(costs[self.documents], budget, most):
+            offsets = self.offsets[at : end + 1]
+            yield np.repeat(self.documents[at:end], np.diff(offsets)), self.groups[offsets[0] : offsets[-1]]
+
+    def in_any(self, chosen: np.ndarray) -> np.ndarray:
+        """int32: places of the documents that are in any of these groups (bool (G)), ascending."""
+        many = np.diff(np.append(0, np.cumsum(chosen[self.groups]))[self.offsets])
+        return self.documents[many > 0]
 
     def meet(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """bool (pairs): whether the documents at places `a` and `b` have a group in common."""

@@ -40,6 +40,11 @@ class Shingles:
         """int64 (N): how many shingles each document has."""
         return np.diff(self.offsets)
 
+    def where(self, chosen: np.ndarray) -> Shingles:
+        """Those of some documents (bool (N))."""
+        sizes = self.sizes
+        return Shingles(self.values[np.repeat(chosen, sizes)], np.append(0, np.cumsum(sizes[chosen])))
+
 
 def shingled(texts: pa.Array | pa.ChunkedArray, width: int = 3) -> Shingles:
     """The runs of `width` words of each text, hashed; `align.data.dedup.words` says what a word is.

@@ -13,22 +13,28 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from align.data.dedup.arrays import distinct, spans
-from align.data.dedup.greedy import Greedy, Marked
-from align.data.dedup.groups import sharing
+from align.data.dedup.arrays import components, distinct, held, spans
+from align.data.dedup.greedy import Block, Greedy, Marked
+from align.data.dedup.groups import Groups, Memberships, sharing
 from align.data.dedup.jaccard import jaccard
+from align.data.dedup.patterns import Patterns, nothing, together
 from align.data.dedup.prefixes import Rarity
 from align.data.dedup.shingles import Shingles, shingled
+from align.data.dedup.sketches import Sketches
 from align.data.dedup.words import BLOCK_DOCUMENTS
 
 BLOCK = 1 << 12
 """Documents that are decided together."""
 BLOCK_SHINGLES = 1 << 22
 """Of the texts that are in memory together."""
+SKETCHED = 8
+"""Groups with more members have sketches: to make one costs as much as some comparisons."""
 LARGE = 64
 """Groups with more members are compared by rare shingles."""
-SAMPLE = 32
-"""Members of a large group that tell which shingles are rare."""
+SAMPLE, COMMON = 32, 2
+"""Members of a large group that tell which shingles are rare; and how many of them have one that is common."""
+HUGE = 1 << 25
+"""Shingles that are read to compare each with each of a group, from which on it tells which ones are common."""
 
 Texts = Callable[[np.ndarray], "pa.Array | pa.ChunkedArray"]
 
@@ -74,7 +80,7 @@ def twins(
     documents = Documents(np.argsort(order, kind="stable"), sizes, texts)
     groups = sharing(documents.places(), sizes > 0, column, bands)
     memberships, large = groups.by_document(), groups.sizes > LARGE
-    rarity = Rarity()
+    rarity = Rarity(documents.common(groups))
     for _, sets in documents.sets(groups.sampled(LARGE, SAMPLE)):
         rarity.add(sets)
 
@@ -83,6 +89,7 @@ def twins(
         asked = np.minimum(sizes[a], sizes[b]) / np.maximum(sizes[a], sizes[b]) >= threshold  # J is at most this
         if sources is not None:
             asked &= (sources[a] != sources[b]) == across
+        asked[asked] = sketches.may(earlier[asked], later[asked], sizes[a[asked]] + sizes[b[asked]], threshold)
         found = np.zeros(len(a))
         found[asked] = documents.similarities(earlier[asked], later[asked])
         enough = np.flatnonzero(found >= threshold)
@@ -90,24 +97,57 @@ def twins(
         found[enough[apart]] = 0
         return found
 
-    greedy = Greedy(similar, threshold)
-    for places, group in memberships.blocks(BLOCK):
-        greedy.decide(marked(places, group, large, documents, rarity, threshold))
+    sketches = Sketches(memberships.in_any(groups.sizes > min(SKETCHED, LARGE)))
+    family = families(memberships, large) if len(rarity.common) else np.zeros(0, np.int64)
+    of_source = None if sources is None else sources[documents.index]
+    greedy = Greedy(similar, threshold, None if sources is None else across)
+    for places, group in memberships.blocks(sizes[documents.index], 2 * BLOCK_SHINGLES, BLOCK):
+        greedy.decide(compared(places, group, large, documents, rarity, sketches, threshold, family, of_source))
     kept, dropped, similarity = greedy.found()
     return Twins(documents.index[dropped], documents.index[kept], similarity)
 
 
-def marked(
-    places: np.ndarray, group: np.ndarray, large: np.ndarray, documents: Documents, rarity: Rarity, threshold: float
-) -> Marked:
-    """The marks (`align.data.dedup.greedy`) of documents at `places`, each there once for every `group` of its own."""
+def compared(
+    places: np.ndarray, group: np.ndarray, large: np.ndarray, documents: Documents, rarity: Rarity,
+    sketches: Sketches, threshold: float, family: np.ndarray, source: np.ndarray | None,
+) -> Block:  # fmt: skip
+    """The marks and patterns (`align.data.dedup.greedy`) of documents at `places`, each there once for every `group`
+    of its own. Adds their sketches.
+
+    Args:
+        family: of each group (`families`); empty where no shingle is common.
+        source: of each place.
+    """
     of_large = large[group]
     marks, owners = [group[~of_large].astype(np.uint64)], [places[~of_large]]
-    for some, sets in documents.sets(distinct(places[of_large])):
+    made, keys, holders = nothing(), [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+    inside, first = np.unique(places[of_large], return_index=True)
+    family_of = np.full(int(places.max(initial=-1)) + 1, -1) if len(family) else family
+    if len(family):
+        family_of[inside] = family[group[of_large][first]]
+    for some, sets in documents.sets(distinct(places[held(sketches.places, places)])):
+        sketches.add(some, sets)
+        some, sets = some[chosen := held(inside, some)], sets.where(chosen)
         mark, many = rarity.marks(sets, threshold)
         marks.append(mark)
         owners.append(np.repeat(some, many))
-    return Marked.of(np.concatenate(marks), np.concatenate(owners))
+        if len(family):
+            of = np.zeros(len(some), np.int64) if source is None else source[some].astype(np.int64)
+            found, able, key = Patterns.of(sets, rarity.common, threshold, family_of[some], of)
+            made = together(made, found)
+            keys.append(key)
+            holders.append(some[able])
+    patterned = Marked.of(np.concatenate(keys), np.concatenate(holders))
+    return Block(Marked.of(np.concatenate(marks), np.concatenate(owners)), patterned, made)
+
+
+def families(memberships: Memberships, large: np.ndarray) -> np.ndarray:
+    """A label of each group (int64): the same for large ones that have a member in common, directly or by others."""
+    document = np.repeat(np.arange(len(memberships.documents)), np.diff(memberships.offsets))
+    of_large = large[memberships.groups]
+    document, group = document[of_large], memberships.groups[of_large]
+    same = document[1:] == document[:-1]
+    return components(len(large), group[:-1][same].astype(np.int64), group[1:][same].astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -131,6 +171,15 @@ class Documents:
         places = places[np.argsort(self.index[places])]
         for at, end in spans(self.sizes[self.index[places]], BLOCK_SHINGLES, BLOCK_DOCUMENTS):
             yield places[at:end], shingled(self.texts(self.index[places[at:end]]))
+
+    def common(self, groups: Groups) -> np.ndarray:
+        """Shingles that many members of a huge group have (uint64, ascending)."""
+        found = [np.zeros(0, np.uint64)]
+        for places in groups.telling(self.sizes[self.index], HUGE, SAMPLE):
+            values = np.concatenate([sets.values for _, sets in self.sets(places)])
+            once, counts = np.unique(values, return_counts=True)
+            found.append(once[counts >= COMMON])
+        return distinct(np.concatenate(found))
 
     def similarities(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """float64 (pairs): the Jaccard similarity of the documents at the places `a` and `b`."""

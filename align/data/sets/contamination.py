@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import pyarrow as pa
 
-from align.data.dedup.contamination import NEAR, RULES, Index, hits
+from align.data.dedup.contamination import RULES, Index, hits
 from align.data.dedup.shingles import normalised_digests
 from align.data.records.bad_rows import BadRows
 from align.data.records.content import kind_of, texts
@@ -26,6 +26,8 @@ COMMON = 10
 boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C). An evaluation set from elsewhere shares no phrases, and
 the row of it that leaked most often stands in many rows."""
 AT_ONCE = 4096
+SLICE = 48 << 20
+"""Bytes of text to measure on that rows to train on are compared with at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,13 @@ class Evaluations:
         near: the least Jaccard similarity of rows that are nearly the same; None where these are not looked for.
     """
 
-    def __init__(self, sets: Mapping[str, tuple[pa.Array, pa.Array]], near: float | None) -> None:
-        self.names, self.near = list(sets), near
-        self.index = Index({name: said for name, (said, _) in sets.items()}, threshold=near or 1.0)
+    def __init__(self, sets: Mapping[str, tuple[pa.ChunkedArray, pa.ChunkedArray]], near: float | None) -> None:
+        self.names = list(sets)
+        self.index = Index({name: said for name, (said, _) in sets.items()}, threshold=near)
         counts = [len(said) for said, _ in sets.values()]
         self._owner = np.repeat(np.arange(len(counts)), counts)
         self._row = np.concatenate([np.zeros(0, np.int64), *(np.arange(count) for count in counts)])
-        asked = np.concatenate([as_keys(pa.array([], pa.string())), *(as_keys(asked) for _, asked in sets.values())])
+        asked = np.concatenate([as_keys(together([])), *(as_keys(asked) for _, asked in sets.values())])
         self._questions, self._first = np.unique(asked, return_index=True)
 
     def leaks(self, rows: Rows, kind: str, wanted: np.ndarray, phrases: bool = False) -> Leaks:
@@ -93,14 +95,9 @@ class Evaluations:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Of some rows those that are found, each once; its set, the row there, and the rule."""
         found = hits(index, texts_of(kind, batch), counts)
-        counts = found.rule != NEAR if self.near is None else np.ones(len(found.rule), bool)
-        by = {
-            text: (evaluation, row, RULES[rule])
-            for text, evaluation, row, rule in zip(
-                *(values[counts][::-1].tolist() for values in (found.text, found.evaluation, found.row, found.rule)),
-                strict=True,
-            )
-        }
+        columns = (found.text, found.evaluation, found.row, found.rule)
+        backwards = zip(*(values[::-1].tolist() for values in columns), strict=True)
+        by = {text: (evaluation, row, RULES[rule]) for text, evaluation, row, rule in backwards}
         digests = as_keys(texts_of(kind, batch, "prompts"))
         place = np.minimum(np.searchsorted(self._questions, digests), len(self._questions) - 1)
         for text in np.flatnonzero((self._questions[place] == digests) & (digests != EMPTY)).tolist():
@@ -111,7 +108,7 @@ class Evaluations:
         return np.array(order, np.int64), sets, rows, [by[text][2] for text in order]
 
 
-def as_keys(texts: pa.Array) -> np.ndarray:
+def as_keys(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Digests of normalised texts as values that sort, `S16` (N)."""
     return normalised_digests(texts).view("S16")
 
@@ -140,20 +137,53 @@ def read_evaluations(paths: Sequence[str], field: str, near: float | None) -> Ev
     return Evaluations(sets, near)
 
 
-def of_rows(name: str, rows: Rows, kind: str, wanted: np.ndarray, near: float | None) -> Evaluations:
-    """Rows of a spool (`wanted`, bool (N)) as an evaluation set: what a data set is measured on itself."""
-    said, asked = list[pa.Array](), list[pa.Array]()
+def leaks_of(
+    name: str, rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, near: float | None
+) -> Leaks:  # fmt: skip
+    """The rows to train on that give away rows to measure on (bool (N), both).
+
+    The latter are looked for a slice at a time, so that memory does not go by how many they are.
+    """
+    found, before = list[Leaks](), 0
+    for said, asked in slices(rows, kind, measured):
+        some = Evaluations({name: (said, asked)}, near).leaks(rows, kind, trained, phrases=True)
+        found.append(Leaks(some.rows, some.sets, some.where + before, some.rules))
+        before += len(said)
+    return found[0] if len(found) == 1 else first_of(found)
+
+
+def first_of(found: Sequence[Leaks]) -> Leaks:
+    """Each row once, of those that slices of one set give: by the first rule that holds for any."""
+    numbers, sets, where = (
+        np.concatenate([np.zeros(0, np.int64), *(getattr(leaks, name) for leaks in found)])
+        for name in ("rows", "sets", "where")
+    )
+    rules = [*chain.from_iterable(leaks.rules for leaks in found)]
+    rank = np.array([(ASKED, *RULES).index(rule) for rule in rules], np.int64)
+    order = np.lexsort((where, rank, numbers))
+    order = order[np.diff(numbers[order], prepend=-1) > 0]
+    return Leaks(numbers[order], sets[order], where[order], [rules[i] for i in order])
+
+
+def slices(rows: Rows, kind: str, wanted: np.ndarray) -> Iterator[tuple[pa.ChunkedArray, pa.ChunkedArray]]:
+    """What rows of a spool (bool (N)) say and what they ask, some `SLICE` bytes at a time."""
+    said, asked, size = list[pa.Array](), list[pa.Array](), 0
     for first, batch in rows.batches([*CONTENT[kind]]) if wanted.any() else ():
         mask = wanted[first : first + batch.num_rows]
         if mask.any():
             some = batch.filter(pa.array(mask))
             said.append(texts_of(kind, some))
             asked.append(texts_of(kind, some, "prompts"))
-    return Evaluations({name: (together(said), together(asked))}, near)
+            size += said[-1].nbytes
+        if size >= SLICE:
+            yield together(said), together(asked)
+            said, asked, size = [], [], 0
+    if said:
+        yield together(said), together(asked)
 
 
-def together(texts: Sequence[pa.Array]) -> pa.Array:
-    return pa.concat_arrays(texts or [pa.array([], pa.string())])
+def together(texts: Sequence[pa.Array]) -> pa.ChunkedArray:
+    return pa.chunked_array(texts, pa.string())
 
 
 def alike(records: Iterable[Record]) -> Iterator[list[Record]]:

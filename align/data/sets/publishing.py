@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from align.data.sets.columns import ABOUT_PAIRS, CONTENT, TURNS, list_offsets
 from align.data.sets.published import FILE, SCHEMA_VERSION, leaves_of, root_of_sides
 from align.data.sets.sides import SIDES
-from align.data.sets.spool import Rows
+from align.data.sets.spool import Rows, as_numpy, first_bits
 from align.merkle import Tree, root_of
 from align.run.digests import file_digest
 from align.run.files import write_json
@@ -26,6 +26,8 @@ FROM_FACTS = ("content_id", "question_id", "source", "row")
 """Columns of a spool that stand beside the content."""
 SHARD = 250_000
 """Rows of a shard."""
+SORTED = 1 << 20
+"""Content ids that are sorted at once."""
 GROUP, HEAVY = 16_384, 64 * 2**20
 """Rows of a row group at most; bytes from which on it ends."""
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -70,21 +72,21 @@ def publish(
     Returns:
         what `data.json` says.
     """
-    columns, clusters, sides, shards = used_columns(rows, kind), chosen.clusters(rows), {}, {}
+    columns, clusters = used_columns(rows, kind), chosen.clusters(rows)
     turns = MESSAGES if all_trained(rows, kind) else TURNS
     types = {name: turns if CONTENT[kind][name] == TURNS else CONTENT[kind][name] for name in columns}
-    for side, name in enumerate(SIDES):
-        wanted = (chosen.exposures > 0) & (chosen.test == bool(side))
-        writer = Shards(folder, name, int(wanted.sum()))
-        for first, batch in rows.batches([*columns, *FROM_FACTS]):
-            here = slice(first, first + batch.num_rows)
-            if wanted[here].any():
-                mask = wanted[here]
+    seen = chosen.exposures > 0
+    wanted = [seen & ~chosen.test, seen & chosen.test]
+    writers = [Shards(folder, name, int(of_side.sum())) for name, of_side in zip(SIDES, wanted, strict=True)]
+    for first, batch in rows.batches([*columns, *FROM_FACTS]):
+        here = slice(first, first + batch.num_rows)
+        for of_side, writer in zip(wanted, writers, strict=True):
+            if (mask := of_side[here]).any():
                 about = {"exposure": chosen.exposures[here][mask], "cluster": clusters[here][mask]}
                 writer.add(published_columns(batch.filter(pa.array(mask)), types, names, about))
-        sides[name] = writer.close()
-        shards |= {path.name: file_digest(path) for path in writer.paths}
-    ids = unique_ids(rows, chosen.exposures > 0)
+    sides = {name: writer.close() for name, writer in zip(SIDES, writers, strict=True)}
+    shards = {path.name: file_digest(path) for writer in writers for path in writer.paths}
+    ids = unique_ids(rows, seen)
     data = {
         "schema_version": SCHEMA_VERSION, "kind": kind, **said, "splits": sides,
         "root": root_of_sides(sides), "ids_root": root_of(ids),
@@ -201,7 +203,14 @@ class Shards:
 
 
 def unique_ids(rows: Rows, wanted: np.ndarray) -> Iterator[bytes]:
-    """The content ids of these rows, sorted, each once."""
-    ids = rows.numbers("content_id")[wanted]
-    for id in np.unique(np.ascontiguousarray(ids).view("V32")) if len(ids) else ():
-        yield bytes(id)
+    """The content ids of these rows, sorted, each once; some `SORTED` in memory at a time, by what they begin with."""
+    parts = len(wanted) // SORTED + 1
+    for part in range(parts):
+        some = [np.zeros(0, "V32")]
+        for first, batch in rows.batches(["content_id"]):
+            ids = as_numpy(batch.column("content_id"))
+            of = (first_bits(ids) >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
+            here = wanted[first : first + len(ids)] & (of == part)
+            some.append(ids[here].view("V32").ravel())
+        for id in np.unique(np.concatenate(some)):
+            yield bytes(id)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from align.data.dedup.arrays import components
 from align.data.sets.columns import whole
 from align.data.sets.times import seconds
 from align.errors import InputError, require
@@ -40,17 +41,16 @@ def units(questions: np.ndarray, *links: np.ndarray) -> np.ndarray:
         uint64 (N): of the hashes of the rows that are linked to this one, directly or by way of others, that with the
         smallest lower half. The upper half says which side it is on, and is as even among units as among questions.
     """
-    found = halves_exchanged(questions)
-    everything = [(labels, order) for labels in (questions, *links) if len(order := linked(labels))]
-    while True:
-        before = found.copy()
-        for labels, order in everything:
-            of = labels[order]
-            starts = np.flatnonzero(np.concatenate([[True], of[1:] != of[:-1]]))
-            smallest = np.minimum.reduceat(found[order], starts)
-            found[order] = np.repeat(smallest, np.diff(np.append(starts, len(order))))
-        if np.array_equal(found, before):
-            return halves_exchanged(found)
+    everyone = [linked(labels) for labels in (questions, *links)]
+    pairs = [
+        (order[:-1][same], order[1:][same])
+        for labels, order in zip((questions, *links), everyone, strict=True)
+        for same in [labels[order[1:]] == labels[order[:-1]]]
+    ]
+    root = components(len(questions), *(np.concatenate(ends) for ends in zip(*pairs, strict=True)))
+    smallest = halves_exchanged(questions)
+    np.minimum.at(smallest, root, smallest.copy())
+    return halves_exchanged(smallest[root])
 
 
 def halves_exchanged(hashes: np.ndarray) -> np.ndarray:
@@ -77,11 +77,6 @@ def group_labels(groups: pa.ChunkedArray, source: np.ndarray) -> np.ndarray:
     codes = whole(groups).dictionary_encode().indices
     labels = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     return np.where(labels < 0, -1, labels * (int(source.max(initial=0)) + 1) + source)
-
-
-def first_bits(ids: np.ndarray) -> np.ndarray:
-    """The first 64 bits of ids, uint64 (N)."""
-    return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
 def held_back(units: np.ndarray, held_out: float) -> np.ndarray:

@@ -9,7 +9,7 @@ of its own; and what is kept of a batch is copied out of it. So memory goes by w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -109,8 +109,8 @@ class Rows:
                     yield first, read.batch(i)
                     first += size
 
-    def opened(self, part: Path, columns: Sequence[str]) -> Reader:
-        return Reader(part, columns, self.groups)
+    def opened(self, part: Path, columns: Sequence[str], mapped: bool = False) -> Reader:
+        return Reader(part, columns, self.groups, mapped)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of texts of all rows, each text that differs held once in a batch."""
@@ -119,25 +119,41 @@ class Rows:
 
     def numbers(self, name: str) -> np.ndarray:
         """One column of numbers without nulls, or of texts of one length in bytes (N, length) as uint8."""
-        chunks = [as_numpy(batch.column(name)).copy() for _, batch in self.batches([name])]
-        return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+        return self.gathered([name], lambda batch: as_numpy(batch.column(name)))
+
+    def first_bits(self, name: str) -> np.ndarray:
+        """The first 64 bits of each id in a column, uint64 (N)."""
+        return self.gathered([name], lambda batch: first_bits(as_numpy(batch.column(name))))
+
+    def gathered(self, columns: Sequence[str], made: Callable[[pa.RecordBatch], np.ndarray]) -> np.ndarray:
+        """What is made of each batch, one after another, without a second copy of it."""
+        found = np.zeros(0, np.int64)
+        for first, batch in self.batches(columns):
+            part = made(batch)
+            if not len(found):
+                found = np.empty((self.count, *part.shape[1:]), part.dtype)
+            found[first : first + len(part)] = part
+        return found
 
     def take(self, indexes: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """Some rows, in the order of `indexes`. A batch is read once, however many of its rows are asked for."""
+        """Some rows, in the order of `indexes`. Files are mapped: of a batch, what is not asked for is not read."""
         order = np.argsort(indexes, kind="stable")
         wanted, found, start = indexes[order], [], 0
         for part, first, sizes in self.parts:
             edges = np.searchsorted(wanted, first + np.cumsum(sizes, dtype=np.int64))
             if start == (edges[-1] if len(edges) else start):
                 continue
-            with self.opened(part, columns) as read:
+            with self.opened(part, columns, mapped=True) as read:
                 for i, end in enumerate(edges.tolist()):
                     if end > start:
                         found.append(read.batch(i).take(pa.array(wanted[start:end] - first)))
                     start, first = end, first + sizes[i]
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return pa.Table.from_batches(found).take(pa.array(back)).combine_chunks()
+        table = pa.Table.from_batches(found)
+        if (np.diff(order) != 1).any():
+            back = np.empty(len(order), np.int64)
+            back[order] = np.arange(len(order))
+            table = table.take(pa.array(back))
+        return table.combine_chunks()
 
 
 class Reader:
@@ -145,15 +161,16 @@ class Reader:
 
     Args:
         groups: column → the number of its file.
+        mapped: a batch is a view of the file, and no copy. What is read of it counts as memory until the end.
     """
 
-    def __init__(self, part: Path, columns: Sequence[str], groups: Mapping[str, int]) -> None:
-        self.columns, self.part = list(columns), part
+    def __init__(self, part: Path, columns: Sequence[str], groups: Mapping[str, int], mapped: bool = False) -> None:
+        self.columns, self.part, self.open = list(columns), part, pa.memory_map if mapped else pa.OSFile
         self._of = [groups[name] for name in columns]
         self._stack = ExitStack()
 
     def __enter__(self) -> Reader:
-        files = {i: self._stack.enter_context(pa.OSFile(str(file_of(self.part, i)))) for i in sorted({*self._of})}
+        files = {i: self._stack.enter_context(self.open(str(file_of(self.part, i)))) for i in sorted({*self._of})}
         self._read = {i: pa.ipc.open_file(file) for i, file in files.items()}
         return self
 
@@ -164,6 +181,11 @@ class Reader:
         found = {i: read.get_batch(number) for i, read in self._read.items()}
         arrays = [found[i].column(name) for name, i in zip(self.columns, self._of, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, self.columns)
+
+
+def first_bits(ids: np.ndarray) -> np.ndarray:
+    """The first 64 bits of ids, uint64 (N)."""
+    return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
 def as_numpy(array: pa.Array) -> np.ndarray:
