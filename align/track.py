@@ -89,12 +89,19 @@ class Tracker:
 
 def last_turn(sample: Mapping[str, Any]) -> str:
     """What a line of `samples.jsonl` asks last."""
-    return sample["prompt"][-1]["content"]
+    return turn_text(sample["prompt"][-1])
 
 
-def in_turns(messages: Sequence[Mapping[str, str]]) -> str:
+def in_turns(messages: Sequence[Mapping[str, Any]]) -> str:
     """A conversation as text, `role: content` a turn."""
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return "\n".join(f"{message['role']}: {turn_text(message)}" for message in messages)
+
+
+def turn_text(message: Mapping[str, Any]) -> str:
+    """What a turn says to somebody who looks, each call of a tool on a line of its own."""
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    told = [f"calls {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in calls]
+    return "\n".join(told if calls and not message["content"] else [message["content"], *told])
 
 
 def shortened(text: str, width: int = 60) -> str:

@@ -6,14 +6,92 @@ This module imports no torch: tensors are only named, their shapes read through 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def json_text(value: Any) -> str:
+    """A JSON value as chat templates write it: keys in their order, a space behind commas and colons.
+
+    Raises:
+        ValueError: it is, or holds, what JSON has not (NaN, an infinite number).
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that the assistant calls.
+
+    Attributes:
+        name: of the tool.
+        arguments: a JSON object, as `json_text` writes it; see `of`.
+        id: that a result names; empty where nobody gave one.
+    """
+
+    name: str
+    arguments: str = "{}"
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a tool call names no tool")
+        value = json.loads(self.arguments)
+        if not isinstance(value, dict) or json_text(value) != self.arguments:
+            raise ValueError(f"arguments={self.arguments!r} of a call of {self.name} are no JSON object as it is kept")
+
+    @classmethod
+    def of(cls, name: str, arguments: Mapping[str, Any], id: str = "") -> ToolCall:
+        """Raises: ValueError: JSON has no such arguments."""
+        return cls(name, json_text(dict(arguments)), id)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that chat templates read: arguments are an object, and not its text."""
+        given = {"id": self.id} if self.id else {}
+        return {
+            **given, "type": "function", "function": {"name": self.name, "arguments": json.loads(self.arguments)}
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that is offered to the assistant.
+
+    Attributes:
+        name: that calls have.
+        schema: `{"type": "function", "function": {name, description, parameters, …}}`, as `json_text` writes it.
+    """
+
+    name: str
+    schema: str
+
+    @classmethod
+    def of(cls, schema: Mapping[str, Any]) -> Tool:
+        """From OpenAI's form, or from its `function` alone. Names stand in the order in which servers write them, whose
+        requests pass through a schema of their own: a model reads when it is asked what it read in training.
+
+        Raises:
+            ValueError: it names no function.
+        """
+        function = schema.get("function", schema)
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str) or not name:
+            raise ValueError("a tool has no name")
+        first = {key: function[key] for key in ("name", "description", "parameters", "strict") if key in function}
+        said = {key: value for key, value in {**first, **function}.items() if value is not None}
+        beside = {key: value for key, value in schema.items() if key not in ("type", "function")}
+        beside = beside if function is not schema else {}
+        return cls(name, json_text({"type": "function", "function": said, **beside}))
+
+    def as_dict(self) -> dict[str, Any]:
+        return json.loads(self.schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +99,52 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: `system`, `user` or `assistant`.
-        content: the text, without any template around it.
+        role: `system`, `user`, `assistant` or `tool`.
+        content: the text, without any template around it; of a `tool` turn, what the tool returned.
         trained: False for an assistant's turn that is read and not imitated.
+        tool_calls: what the assistant calls in this turn, behind the text.
+        tool_call_id: of a `tool` turn, the id of the call that it answers; empty where nobody gave one.
+        name: of a `tool` turn, the tool; empty where nobody gave one.
     """
 
     role: str
     content: str
     trained: bool = True
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(f"role={self.role!r} is none of {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             raise TypeError(f"content of a {self.role} message is {type(self.content).__name__}, not text")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"a {self.role} message calls tools")
+        if (self.tool_call_id or self.name) and self.role != "tool":
+            raise ValueError(f"a {self.role} message is the result of a tool")
 
-    def as_dict(self) -> dict[str, str]:
-        """The `{role, content}` form that transformers and TRL read. What is trained on is no part of it."""
-        return {"role": self.role, "content": self.content}
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> Message:
+        """The inverse of `as_dict`."""
+        calls = tuple(
+            ToolCall.of(call["function"]["name"], call["function"]["arguments"], call.get("id", ""))
+            for call in message.get("tool_calls") or ()
+        )
+        id, name = message.get("tool_call_id", ""), message.get("name", "") if message["role"] == "tool" else ""
+        return cls(message["role"], message["content"], tool_calls=calls, tool_call_id=id, name=name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that transformers and TRL read: `{role, content}`, and of calls and results what there is. What is
+        trained on is no part of it."""
+        made: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            made["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        if self.name:
+            made["name"] = self.name
+        if self.tool_call_id:
+            made["tool_call_id"] = self.tool_call_id
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +154,44 @@ class Conversation:
     Attributes:
         messages: at least one message.
         id: stable within its data set; goes into samples and lineage.
+        tools: what the assistant may call.
     """
 
     messages: tuple[Message, ...]
     id: str = ""
+    tools: tuple[Tool, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.messages:
             raise ValueError("a conversation has no messages")
 
     @classmethod
-    def of(cls, messages: Sequence[Mapping[str, str] | Message], id: str = "") -> Conversation:
-        """From `{role, content}` mappings or messages."""
-        return cls(tuple(m if isinstance(m, Message) else Message(m["role"], m["content"]) for m in messages), id)
+    def of(
+        cls, messages: Sequence[Mapping[str, Any] | Message], id: str = "", tools: Sequence[Tool] = ()
+    ) -> Conversation:
+        """From messages, or mappings as `Message.as_dict` makes them."""
+        return cls(tuple(m if isinstance(m, Message) else Message.of(m) for m in messages), id, tuple(tools))
 
-    def as_dicts(self) -> list[dict[str, str]]:
+    @property
+    def uses_tools(self) -> bool:
+        """Whether a tool is offered, called or answers."""
+        return bool(self.tools) or any(m.tool_calls or m.role == "tool" for m in self.messages)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
         return [m.as_dict() for m in self.messages]
 
-    def answered(self, text: str) -> Conversation:
-        """This conversation with `text` as the assistant's next turn."""
-        return Conversation((*self.messages, Message("assistant", text)), self.id)
+    def tool_dicts(self) -> list[dict[str, Any]] | None:
+        """What chat templates take as `tools`; None where there are none."""
+        return [tool.as_dict() for tool in self.tools] or None
+
+    def turns(self, end: int) -> Conversation:
+        """The conversation up to, and without, turn `end`."""
+        return replace(self, messages=self.messages[:end])
+
+    def answered(self, answer: str | Message) -> Conversation:
+        """This conversation with an answer, or its text, as the assistant's next turn."""
+        turn = answer if isinstance(answer, Message) else Message("assistant", answer)
+        return replace(self, messages=(*self.messages, turn))
 
 
 Document = Conversation | str
@@ -86,6 +210,7 @@ class Preference:
         margin: how much better, in the annotator's units; None where nobody said.
         source: who or what judged: `human`, `simulated`, or the data set's name.
         scorer: the name of what a simulated annotator ranked by, such as `vader`; empty where nobody said.
+        tools: what the assistant may call.
         chosen_ended, rejected_ended: False where sampling cut the answer at its length limit; a reward model then
             reads it as a rollout that was cut, without the token that ends a turn.
     """
@@ -104,6 +229,7 @@ class Preference:
     chosen_ended: bool = True
     rejected_ended: bool = True
     scorer: str = ""
+    tools: tuple[Tool, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "chosen", "rejected"):
@@ -121,12 +247,14 @@ class Feedback:
         prompt: the conversation up to the answer.
         completion: the answer, usually one assistant message.
         label: True where it was wanted.
+        tools: what the assistant may call.
     """
 
     prompt: tuple[Message, ...]
     completion: tuple[Message, ...]
     label: bool
     id: str = ""
+    tools: tuple[Tool, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "completion"):

@@ -93,8 +93,8 @@ class LearnedReward:
             *before, last = conversation.messages
             if last.role != "assistant" or not before:
                 raise ValueError(f"conversation {conversation.id or '(no id)'} does not end with an answer")
-            prompt = Conversation(tuple(before), conversation.id)
-            rows.append(encode_judged(self.tokenizer, prompt, last.content, whole, self.stops))
+            prompt = replace(conversation, messages=tuple(before))
+            rows.append(encode_judged(self.tokenizer, prompt, last, whole, self.stops))
         room, longest = context_length(self.model), max(map(len, rows), default=0)
         require(
             longest <= room, "reward.ref", self.ref, f"reads {room} tokens, and a prompt with its answer has {longest}",

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Any
 
 from align.data.length import CHARACTERS, longer_than
-from align.data.reasoning import OPEN, reasoning_length
-from align.data.tokens import Span, special_ids, special_texts, tokenised, veiled
-from align.errors import InputError, half_character, require
+from align.data.reasoning import OPEN, answer_alone, reasoning_length
+from align.data.template_keeps import check_keeps
+from align.data.tokens import Span, behind_an_answer, special_ids, special_texts, tokenised
+from align.data.tool_chat import veiled, written
+from align.data.tool_spans import span_of_calls
+from align.errors import InputError, require
+from align.track import shortened, turn_text
 from align.types import Conversation, Message
 
 IGNORED = -100  # the label that losses pass over
@@ -46,10 +51,7 @@ def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False)
         InputError: the template refuses it (roles out of order, no system turn).
     """
     with refusals(tokenizer, conversation):
-        text = tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=answer_due)
-        if half := half_character(text):
-            raise ValueError(f"it writes {half}, half a character")
-    return text
+        return written(tokenizer, conversation.as_dicts(), conversation.tool_dicts(), answer_due)
 
 
 @contextmanager
@@ -62,6 +64,10 @@ def refusals(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
         raise
     except Exception as error:
         remedy = "Use the roles in the order the template wants, or data.template=chatml."
+        if conversation.uses_tools:
+            remedy = (
+                "It may take no tools, or no such calls: use data.template=chatml, or a model that was made for them."
+            )
         if not renders(tokenizer, (Message("user", "a"),)):
             remedy = "It takes no conversation at all: mend the model's chat template, or take data.template=chatml."
         elif conversation.messages[0].role == "system" and renders(tokenizer, conversation.messages[1:]):
@@ -87,10 +93,11 @@ def marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[
     """The rendered text and the spans that the template's own markers give to the assistant."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    tools: Any = conversation.tool_dicts()
     with refusals(tokenizer, conversation):
         made: Any = render_jinja_template(
-            [conversation.as_dicts()], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
+            [conversation.as_dicts()], tools=tools, chat_template=tokenizer.chat_template,
+            return_assistant_tokens_mask=True, **tokenizer.special_tokens_map,
         )  # fmt: skip
     (text,), (spans,) = made
     return text, spans
@@ -111,16 +118,36 @@ def assistant_spans(tokenizer: Any, conversation: Conversation, answers_alone: b
     for i, message in enumerate(conversation.messages):
         if message.role != "assistant" or not message.trained:
             continue
-        start, end, tail = located(tokenizer, conversation, i, text)
-        before = render(tokenizer, Conversation(conversation.messages[:i]), answer_due=True) if i else text
-        if len(before) <= end and text.startswith(before):
-            start = len(before)
-        elif start is None:
+        if message.tool_calls:
+            found = span_of_calls(
+                partial(render, tokenizer), conversation, i, text, behind_an_answer(tokenizer), specials
+            )
+        else:
+            found = span_of_answer(tokenizer, conversation, i, text, specials)
+        said = answer_alone(message.content).strip() if message.tool_calls else ""
+        if found is None or said not in text[slice(*found)]:  # some write it behind the results
             raise unlocated(conversation, i)
+        start, end = found
         if answers_alone:
             start += reasoning_length(text[start:end], opened=text[:start].rstrip().endswith(OPEN))
-        spans.append((start, end + turn_end(text[end:], tail, specials)))
+        spans.append((start, end))
     return text, spans
+
+
+def span_of_answer(
+    tokenizer: Any, conversation: Conversation, i: int, text: str, specials: Sequence[str]
+) -> Span | None:
+    """Where the assistant wrote turn `i`, which calls no tool; None where nobody can tell.
+
+    Args:
+        text: the conversation as the template writes it.
+        specials: the texts of the special tokens, longest first.
+    """
+    start, end, tail = located(tokenizer, conversation, i, text)
+    before = render(tokenizer, conversation.turns(i), answer_due=True) if i else text
+    if len(before) <= end and text.startswith(before):
+        start = len(before)
+    return None if start is None else (start, end + turn_end(text[end:], tail, specials))
 
 
 def located(tokenizer: Any, conversation: Conversation, i: int, text: str) -> tuple[int | None, int, str]:
@@ -138,17 +165,18 @@ def located(tokenizer: Any, conversation: Conversation, i: int, text: str) -> tu
     stand_in = next(mark for i in count() if (mark := f"\ue000answer {i}\ue001") not in text)
     turns = conversation.messages
     turns = (*turns[:i], Message("assistant", stand_in), *turns[i + 1 :])
-    head, found, rest = render(tokenizer, Conversation(turns, conversation.id)).partition(stand_in)
+    standing = replace(conversation, messages=turns)
+    head, found, rest = render(tokenizer, standing).partition(stand_in)
     if not found or stand_in in rest or not text.endswith(rest):
         raise unlocated(conversation, i)
-    alone = render(tokenizer, Conversation(turns[: i + 1], conversation.id)).rpartition(stand_in)[2]
+    alone = render(tokenizer, standing.turns(i + 1)).rpartition(stand_in)[2]
     end = len(text) - len(rest)
     return len(head) if text.startswith(head) and len(head) <= end else None, end, alone
 
 
 def unlocated(conversation: Conversation, i: int) -> InputError:
     return InputError(
-        f"{conversation.id or 'conversation'}, messages[{i}]", conversation.messages[i].content[:60],
+        f"{conversation.id or 'conversation'}, messages[{i}]", shortened(turn_text(conversation.messages[i].as_dict())),
         "the chat template rewrites this turn, so its loss mask is not known",
         "Give one assistant turn a row, or use data.template=chatml.",
     )  # fmt: skip
@@ -178,8 +206,10 @@ def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoni
         mask_reasoning: no loss on the reasoning that an answer begins with.
     """
     marked = "{% generation %}" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
-    marked &= all(message.trained for message in conversation.messages)  # markers do not say whose turn they mark
+    # Markers do not say whose turn they mark, and many leave calls out.
+    marked &= all(message.trained and not message.tool_calls for message in conversation.messages)
     masked = mask_reasoning and any(reasoning_length(message.content) for message in conversation.messages)
+    check_keeps(tokenizer, conversation)
     conversation, veil = veiled(tokenizer, conversation)
     if marked and not masked:
         text, spans = marked_spans(tokenizer, conversation)
@@ -222,6 +252,7 @@ def surely_too_long(tokenizer: Any, conversation: Conversation, most: int) -> bo
     """Whether a conversation surely has more than `most` tokens, at a price that does not grow with its length. Only
     long ones are rendered for it: a template may leave out some of what was said."""
     characters = sum(len(message.content) for message in conversation.messages)
+    characters += sum(len(call.arguments) for message in conversation.messages for call in message.tool_calls)
     return characters > CHARACTERS * most and longer_than(tokenizer, render(tokenizer, conversation), most)
 
 
@@ -235,6 +266,7 @@ class Prompt:
 
 def prompt_ids(tokenizer: Any, conversation: Conversation) -> list[int]:
     """A conversation whose answer is due, its header included."""
+    check_keeps(tokenizer, conversation)
     conversation, veil = veiled(tokenizer, conversation)
     return tokenised(tokenizer, render(tokenizer, conversation, answer_due=True), veil).ids
 
@@ -297,20 +329,25 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, 
     return tuple(sorted(stops))
 
 
-def encode_judged(tokenizer: Any, prompt: Conversation, answer: str, ended: bool, stops: Sequence[int]) -> list[int]:
+def encode_judged(
+    tokenizer: Any, prompt: Conversation, answer: str | Message, ended: bool, stops: Sequence[int]
+) -> list[int]:
     """A conversation as a reward model reads it: up to the token that ends the answer's turn and no further (a
     template's trailing line break would move the score to it); without that token where the answer was cut.
 
     Args:
         prompt: ends where the answer is due.
+        answer: its text, or the turn, which may call tools.
         ended: False where sampling hit its length limit.
         stops: the tokens that end a turn.
     """
-    conversation, veil = veiled(tokenizer, prompt.answered(answer))
+    judged = prompt.answered(answer)
+    check_keeps(tokenizer, judged)
+    conversation, veil = veiled(tokenizer, judged)
     text, spans = assistant_spans(tokenizer, conversation)
     text = text[: spans[-1][1]]
     ids = tokenised(tokenizer, text, veil).ids
-    prompt_text = render(tokenizer, Conversation(conversation.messages[:-1], prompt.id), answer_due=True)
+    prompt_text = render(tokenizer, conversation.turns(len(prompt.messages)), answer_due=True)
     given = tokenised(tokenizer, prompt_text, veil).ids
     # A merge across the border, which sampling cannot make:
     if ids[: len(given)] != given and text.startswith(prompt_text):

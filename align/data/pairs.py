@@ -156,13 +156,13 @@ def encoded_pairs(
     known: dict[tuple[Any, ...], tuple[list[int], int]] = {}  # an answer stands in many pairs
 
     def answer(pref: Preference, side: str) -> tuple[list[int], int]:
-        text = (pref.prompt, getattr(pref, side), getattr(pref, f"{side}_ended"))
+        text = (pref.prompt, pref.tools, getattr(pref, side), getattr(pref, f"{side}_ended"))
         if text not in known:
             known[text] = judged_ids(tokenizer, pref, side, stops)
         return known[text]
 
     for pref in prefs:
-        sides = (Conversation((*pref.prompt, *side), pref.id) for side in (pref.chosen, pref.rejected))
+        sides = (Conversation((*pref.prompt, *side), pref.id, pref.tools) for side in (pref.chosen, pref.rejected))
         if any(surely_too_long(tokenizer, conversation, max_length) for conversation in sides):
             continue
         (chosen, chosen_start), (rejected, rejected_start) = (answer(pref, side) for side in ("chosen", "rejected"))
@@ -179,6 +179,6 @@ def judged_ids(tokenizer: Any, pref: Preference, side: str, stops: tuple[int, ..
     """One side of a pair as it is judged, and where its answer begins."""
     turns, ended = getattr(pref, side), getattr(pref, f"{side}_ended")
     *before, last = turns
-    prompt = Conversation((*pref.prompt, *before), pref.id)
-    ids = encode_judged(tokenizer, prompt, last.content, ended, stops)
+    prompt = Conversation((*pref.prompt, *before), pref.id, pref.tools)
+    ids = encode_judged(tokenizer, prompt, replace(last, trained=True), ended, stops)
     return ids, prompt_length(tokenizer, prompt, ids)

@@ -9,7 +9,15 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-TALKS = ([USER], [USER, ANSWER], [{"role": "system", "content": "s"}, USER, ANSWER, USER])
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"role": "assistant", "content": "", "tool_calls": [
+    {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}  # fmt: skip
+RESULT = {"role": "tool", "name": "f", "tool_call_id": "abcdefghi", "content": "1"}
+TALKS = (
+    ([USER], None), ([USER, ANSWER], None), ([{"role": "system", "content": "s"}, USER, ANSWER, USER], None),
+    ([USER, CALL, RESULT, ANSWER, USER], [TOOL]),
+)  # fmt: skip
+"""Messages, and the tools that are offered."""
 
 
 def refuse(message: str) -> None:
@@ -25,8 +33,9 @@ def main() -> int:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
-    for talk in TALKS:
+    for talk, tools in TALKS:
         variables = {**given["special"], "messages": talk, "add_generation_prompt": talk[-1] is USER}
+        variables |= {"tools": tools} if tools else {}
         try:
             for _ in environment.from_string(given["template"]).generate(**variables):
                 pass

@@ -57,7 +57,8 @@ def without_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 def alone(message: Message) -> Message:
     answer = answer_alone(message.content)
-    return replace(message, content=answer, trained=message.trained and bool(answer.strip()))
+    says = bool(answer.strip() or message.tool_calls)
+    return replace(message, content=answer, trained=message.trained and says)
 
 
 def lost_reasoning(conversation: Conversation, rendered: str) -> tuple[bool, bool]:

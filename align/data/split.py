@@ -5,34 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from align.data.tally import tally
 from align.errors import require
-from align.types import Conversation, Document, Preference
+from align.types import Conversation, Document, Message, Preference
 
 IN_EVAL = "dropped_in_eval"
 """Counts what is not trained on because `data.eval_path` asks the same."""
 
 
 def question(document: Document) -> Conversation | None:
-    """The conversation up to the user's last turn; None for plain text or where no user speaks."""
-    if isinstance(document, str):
-        return None
-    messages = document.messages
-    while messages and messages[-1].role != "user":
+    """The conversation up to where an answer is due: the user's last turn, or the results of tools behind it; None for
+    plain text or where no user speaks."""
+    return None if isinstance(document, str) else ending_with(document, ("user", "tool"))
+
+
+def ending_with(conversation: Conversation, roles: tuple[str, ...]) -> Conversation | None:
+    """The conversation up to the last turn of one of these roles; None where the user says nothing in it."""
+    messages = conversation.messages
+    while messages and messages[-1].role not in roles:
         messages = messages[:-1]
-    return Conversation(messages, document.id) if messages else None
+    return replace(conversation, messages=messages) if any(turn.role == "user" for turn in messages) else None
 
 
 def question_key(document: Document) -> str:
-    """sha256 of what a document asks (or says), hex: two documents of one key ask the same."""
-    asked = question(document)
+    """sha256 of what a document asks (or says), hex: two documents of one key ask the same. What a user asks last is
+    the same question whichever tools are called for it, and whatever these return."""
     if isinstance(document, str):
         content = document
     else:  # as messages were written when they had these two fields: a file keeps its split
-        turns = [f"Message(role={m.role!r}, content={m.content!r})" for m in (asked or document).messages]
+        asked = ending_with(document, ("user",)) or document
+        turns = [f"Message(role={m.role!r}, content={m.content!r}{calls_of(m)})" for m in asked.messages]
         content = f"({', '.join(turns)}{',' if len(turns) == 1 else ''})"
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def calls_of(turn: Message) -> str:
+    return f", tool_calls={[(call.name, call.arguments) for call in turn.tool_calls]}" if turn.tool_calls else ""
 
 
 def divided(found: list[Document], held_out: float) -> tuple[list[Document], list[Document]]:

@@ -10,7 +10,7 @@ from align.data.chat import Encoded, encode_conversation, render, surely_too_lon
 from align.data.reasoning import lost_reasoning, reasoning_length
 from align.data.tokens import text_ids
 from align.errors import InputError, require
-from align.types import Conversation, Document, Message
+from align.types import Document
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
@@ -109,8 +109,8 @@ def encode(
     return Encoding(rows, too_long, unanswered, cut, unreasoned, unreasoned_earlier, places)
 
 
-def token_count(tokenizer: Any, said: tuple[Message, ...] | str) -> int:
+def token_count(tokenizer: Any, said: Document) -> int:
     """Tokens that training reads of a conversation, or of plain text."""
     if isinstance(said, str):
         return len(text_ids(tokenizer, said)) + 1
-    return len(encode_conversation(tokenizer, Conversation(said)).input_ids)
+    return len(encode_conversation(tokenizer, said).input_ids)

@@ -20,12 +20,83 @@ PATIENCE_S, MEMORY_MB = 20, 512
 
 # For base models without a template. The turn ends with the tokenizer's own EOS, a token the model already knows,
 # since adding new tokens would need embeddings that an adapter does not train.
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+HOUSE = """
+{{- BEGIN }}
+{%- if tools %}
+  {%- set role = 'system' %}
+  {{- HEAD }}
+  {%- if messages[0]['role'] == 'system' %}
+    {{- messages[0]['content'] + '\\n\\n' }}
+  {%- endif %}
+  {{- 'Tools, a line each:\\n<tools>' }}
+  {%- for tool in tools %}
+    {{- '\\n' + (tool | tojson) }}
+  {%- endfor %}
+  {{- '\\n</tools>\\nA call of one:\\n' }}
+  {{- '<tool_call>\\n{"name": NAME, "arguments": OBJECT}\\n</tool_call>' + CLOSE + BEHIND }}
+{%- endif %}
+{%- for message in messages %}
+  {%- set role = message['role'] %}
+  {%- if role == 'tool' %}
+    {%- set role = 'user' %}
+    {%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}
+      {{- HEAD }}
+    {%- else %}
+      {{- '\\n' }}
+    {%- endif %}
+    {{- '<tool_response>\\n' + message['content'] + '\\n</tool_response>' }}
+    {%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}
+      {{- CLOSE + BEHIND }}
+    {%- endif %}
+  {%- elif role == 'assistant' %}
+    {{- HEAD }}
+    {%- generation %}
+      {{- message['content'] or '' }}
+      {%- for call in message['tool_calls'] or [] %}
+        {{- ('\\n' if message['content'] or not loop.first else '') + '<tool_call>\\n{"name": ' }}
+        {{- call['function']['name'] | tojson }}
+        {{- ', "arguments": ' }}
+        {%- if call['function']['arguments'] is string %}
+          {{- call['function']['arguments'] }}
+        {%- else %}
+          {{- call['function']['arguments'] | tojson }}
+        {%- endif %}
+        {{- '}\\n</tool_call>' }}
+      {%- endfor %}
+      {{- ANSWERED }}
+    {%- endgeneration %}
+    {{- BEHIND }}
+  {%- elif not (tools and loop.first and role == 'system') %}
+    {{- HEAD }}
+    {{- message['content'] + CLOSE + BEHIND }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+  {%- set role = 'assistant' %}
+  {{- HEAD }}
+{%- endif %}"""
+"""A chat template in which a turn is a header, its text and an end. Tools are written as Hermes and Qwen write them,
+and as servers read calls: schemas in the system turn, a line each; calls behind the text of an answer; results that
+follow one another in one turn of the user."""
+
+
+def house_template(**words: str) -> str:
+    """`HOUSE` with expressions of Jinja for its words.
+
+    Args:
+        words: `BEGIN` the text; `HEAD` begins a turn of `role`; `CLOSE` ends what others than the assistant say, and
+            `ANSWERED` an answer: sampling stops there; `BEHIND` stands behind either.
+    """
+    return re.sub(r"\b[A-Z]{4,}\b", lambda found: words.get(found[0], found[0]), HOUSE).strip()
+
+
+CHATML = house_template(
+    BEGIN="''", HEAD=r"'<|im_start|>' + role + '\n'", CLOSE="'<|im_end|>'", ANSWERED="eos_token", BEHIND=r"'\n'"
 )
+POCKET = house_template(
+    BEGIN="bos_token", HEAD="'<|' + role + '|>'", CLOSE="'<|end|>'", ANSWERED="'<|end|>'", BEHIND="''"
+)
+"""The built-in model's own."""
 
 KWARGS = re.compile(r"\A\{#- arguments -#\}.*?\{#- end #\}\n?", re.DOTALL)
 """What `with_kwargs` puts in front of a template."""

@@ -18,13 +18,12 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from align.errors import InputError
-from align.types import Conversation
 
 Veil = dict[int, str]
 """For `str.translate`: the private-use letters that stand in contents, and what they hide."""
@@ -55,19 +54,12 @@ def beginning_ids(tokenizer: Any) -> list[int]:
 
 
 def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
-    """The tokens of a rendering, or of a part of one, of a `veiled` conversation.
+    """The tokens of a rendering, or of a part of one, of a conversation that is veiled, see `veiled_texts`.
 
     Raises:
         InputError: see `respelled`.
     """
     return tokens_with(tokenizer, rendered.translate(veil), markup(tokenizer).found(rendered))
-
-
-def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Veil]:
-    """The conversation with its contents veiled, see `veiled_texts`."""
-    texts, veil = veiled_texts(tokenizer, [m.content for m in conversation.messages])
-    messages = tuple(replace(m, content=text) for m, text in zip(conversation.messages, texts, strict=True))
-    return (Conversation(messages, conversation.id) if veil else conversation), veil
 
 
 def veiled_texts(tokenizer: Any, contents: Sequence[str]) -> tuple[list[str], Veil]:

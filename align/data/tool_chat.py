@@ -1,16 +1,18 @@
-"""A chat in which an assistant may call tools, as the prompt of its next turn.
+"""Chats as templates write them, in which an assistant may call tools: for training and for the server alike.
 
-What people, tools and their descriptions say is data, as in `align.data.tokens`: no text of theirs becomes a special
-token. A chat without tools gives the tokens that `align.data.chat.prompt_ids` gives.
+What people, tools, calls and descriptions say is data, as in `align.data.tokens`: no text of theirs becomes a special
+token. A chat of the server gives the tokens that `align.data.chat.prompt_ids` gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from align.data.tokens import Veil, special_texts, tokenised, veiled_texts
 from align.errors import InputError, half_character, require
+from align.types import Conversation, Message, Tool
 
 Messages = Sequence[Mapping[str, Any]]
 """As chat templates read them: `role`, `content`, an assistant's `tool_calls` with `arguments` as an object, and a
@@ -32,20 +34,29 @@ def tool_prompt_ids(tokenizer: Any, messages: Messages, tools: Tools = ()) -> li
     return tokenised(tokenizer, rendered(tokenizer, chat["messages"], chat["tools"]), veil).ids
 
 
+def written(tokenizer: Any, messages: Messages, tools: Tools | None, answer_due: bool) -> str:
+    """What the chat template writes. It is a program of the model's, and may raise anything.
+
+    Raises:
+        ValueError: it writes half a character.
+    """
+    text = tokenizer.apply_chat_template(
+        list(messages), tools=list(tools or ()) or None, tokenize=False, add_generation_prompt=answer_due
+    )
+    if half := half_character(text):
+        raise ValueError(f"it writes {half}, half a character")
+    return text
+
+
 def rendered(tokenizer: Any, messages: Messages, tools: Tools) -> str:
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
-        )
+        return written(tokenizer, messages, tools, answer_due=True)
     except MemoryError:
         raise
     except Exception as error:  # a template is a program of the model's
         roles = ", ".join(str(message["role"]) for message in messages[-6:])
         problem = f"the chat template refuses it ({type(error).__name__}: {str(error)[:200]})"
         raise InputError("messages", roles, problem, "Use the roles in the order the template wants.") from error
-    if half := half_character(text):
-        raise InputError("messages", half, "is half a character", "Send valid Unicode.")
-    return text
 
 
 def takes_tools(tokenizer: Any) -> bool:
@@ -55,6 +66,25 @@ def takes_tools(tokenizer: Any) -> bool:
         return rendered(tokenizer, asked, PROBE) != rendered(tokenizer, asked, ())
     except InputError:
         return False
+
+
+def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Veil]:
+    """The conversation with its texts veiled, see `align.data.tokens.veiled_texts`; of one with tools, those of calls
+    and schemas too.
+
+    Raises:
+        InputError: a key of arguments or of a schema spells out a special token.
+    """
+    turns = conversation.messages
+    if not conversation.uses_tools:
+        texts, veil = veiled_texts(tokenizer, [m.content for m in turns])
+        return conversation if not veil else replace(
+            conversation, messages=tuple(replace(m, content=text) for m, text in zip(turns, texts, strict=True))
+        ), veil  # fmt: skip
+    said = {"messages": conversation.as_dicts(), "tools": conversation.tool_dicts() or []}
+    chat, veil = veiled_json(tokenizer, said)
+    messages = (replace(Message.of(made), trained=m.trained) for made, m in zip(chat["messages"], turns, strict=True))
+    return replace(conversation, messages=tuple(messages), tools=tuple(map(Tool.of, chat["tools"]))), veil
 
 
 def veiled_json(tokenizer: Any, value: Any) -> tuple[Any, Veil]:

@@ -85,7 +85,7 @@ class Sample:
 
         return cls(
             prompt_id=str(record["prompt_id"]),
-            prompt=tuple(Message(m["role"], m["content"]) for m in record["prompt"]),
+            prompt=tuple(map(Message.of, record["prompt"])),
             ref=str(record["ref"]),
             policy=str(record["policy"]),
             score_ref=float(score("ref")),

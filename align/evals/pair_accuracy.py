@@ -11,7 +11,7 @@ from torch import Tensor
 from align.evals.stats import per_prompt
 from align.ops.intervals import proportion
 from align.run import write_text
-from align.track import line_of
+from align.track import line_of, turn_text
 from align.types import Conversation, Message, Preference
 from reward.rules import BY_NAME
 
@@ -32,7 +32,8 @@ def held_out_figures(prefs: Sequence[Preference], gap: Tensor) -> dict[str, dict
     if len(scorers) == 1 and scorers <= BY_NAME.keys():
         gold = BY_NAME[scorers.pop()]()
         better, worse = (
-            gold.score([Conversation((*p.prompt, *getattr(p, side))) for p in prefs]) for side in ("chosen", "rejected")
+            gold.score([Conversation((*p.prompt, *getattr(p, side)), tools=p.tools) for p in prefs])
+            for side in ("chosen", "rejected")
         )
         right = better > worse  # ties never become pairs
         figures["accuracy_noiseless"] = interval(((gap > 0) == right).double().tolist())
@@ -72,4 +73,4 @@ def write_held_out(
 
 
 def pref_text(turns: Sequence[Message]) -> str:
-    return "\n".join(message.content for message in turns)
+    return "\n".join(turn_text(message.as_dict()) for message in turns)

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from align.errors import StorageError
 from align.report.words import counted, format_figure
+from align.track import turn_text
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d1f23; --paper: #ffffff; --faint: #5c6370; --line: #d9dce1; --card: #f5f6f8;
@@ -128,7 +129,7 @@ class Said(NamedTuple):
 
 
 Fact = str | Link | Code
-Asked = Sequence[Mapping[str, str]]
+Asked = Sequence[Mapping[str, Any]]
 """A conversation up to an answer: `{role, content}` a turn."""
 Block = str
 """HTML of one block, every text in it escaped."""
@@ -283,9 +284,9 @@ def _asked(messages: Asked) -> str:
     system = sum(message["role"] == "system" for message in before)
     turns = counted(len(before) - system, "earlier turn") if len(before) > system else ""
     names = " and ".join(filter(None, ("system turn" if system else "", turns)))
-    told = "".join(f"<dt>{escape(m['role'])}</dt><dd{AUTO}>{escape(_cut(m['content']))}</dd>" for m in before)
+    told = "".join(f"<dt>{escape(m['role'])}</dt><dd{AUTO}>{escape(_cut(turn_text(m)))}</dd>" for m in before)
     folded = f"<details><summary>{names}</summary><dl>{told}</dl></details>" if before else ""
-    return f"<figcaption>{folded}<div class=prompt{AUTO}>{escape(_cut(last['content']))}</div></figcaption>"
+    return f"<figcaption>{folded}<div class=prompt{AUTO}>{escape(_cut(turn_text(last)))}</div></figcaption>"
 
 
 def _said(answer: Said) -> str:

@@ -90,7 +90,8 @@ def sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more:
         reasoning: what was taken out of it; None where nothing is hidden.
     """
     hidden = {} if reasoning is None else {"reasoning": reasoning}
-    return {"prompt": prompt.as_dicts(), **hidden, "answer": answer, **more}
+    tools = {"tools": prompt.tool_dicts()} if prompt.tools else {}
+    return {"prompt": prompt.as_dicts(), **tools, **hidden, "answer": answer, **more}
 
 
 def empty(text: str) -> bool:

@@ -175,12 +175,13 @@ def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
     made: dict[str, Any] = {"role": role, "content": text or ""}
     if message.role == "assistant" and message.tool_calls:
         made["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {
+            {**({"id": call.id} if call.id else {}), "type": "function", "function": {
                 "name": call.function.name, "arguments": arguments_of(call.function.arguments)}}
             for call in message.tool_calls
         ]  # fmt: skip
-    if message.role == "tool":
-        made["tool_call_id"] = message.tool_call_id
+    if message.role == "tool":  # as `align.types.Message.as_dict`
+        given = {"name": (message.model_extra or {}).get("name"), "tool_call_id": message.tool_call_id}
+        made |= {name: value for name, value in given.items() if isinstance(value, str) and value}
     return made
 
 

@@ -361,11 +361,14 @@ def send_to_annotators(
         workers, answers, raw_B, figures, config.stage.tripwires.suspects, digest=run.base.digest, run=run.name,
         temperature=config.rollout.temperature,
     )  # fmt: skip
+    shown = [(asked, candidates) for asked, candidates in pairs if not asked.uses_tools]
+    if len(shown) < len(pairs):
+        print(f"{len(pairs) - len(shown)} suspicious answers are to prompts with tools, which nobody can be shown")
     key = f"{run.name}/{json_digest(run.manifest.identity)[:8]}/{step}"  # another run of that name asks other things
     with open_store(config) as store, store.transaction():
-        for k, (conversation, candidates) in enumerate(pairs):
+        for k, (conversation, candidates) in enumerate(shown):
             store.add_item(config.project, f"{key}/suspect/{k}", conversation, candidates)
-    print(f"{len(pairs)} suspicious answers wait in project {config.project} for a person's verdict")
+    print(f"{len(shown)} suspicious answers wait in project {config.project} for a person's verdict")
 
 
 def summary(run: Run, rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers: Workers) -> dict[str, Any]:

@@ -28,8 +28,12 @@ from annotate.store import Candidate, Store, storable
 
 PROMPTS_AT_ONCE = 64
 MEANS = ("eos_rate", "mean_length", "empty_rate")
-KEPT_BACK = {"all_empty": "whose answers are all empty", "all_equal": "whose answers are all equal"}
-"""Metric → what is said of the prompts that it counts, which are not handed out: there is nothing to compare."""
+KEPT_BACK = {
+    "all_empty": "whose answers are all empty", "all_equal": "whose answers are all equal",
+    "with_tools": "with tools, which the annotation page does not show",
+}  # fmt: skip
+"""Metric → what is said of the prompts that it counts, which are not handed out: there is nothing to compare, or nobody
+would see what they compare."""
 SHOWN = 3
 """Prompts whose first answer is printed in the end."""
 
@@ -93,7 +97,10 @@ def somebody_can_rank(run: Run, config: Config, chunks: Sequence[Mapping[str, An
     Raises:
         InputError: all answers are empty, or those to each prompt are equal.
     """
-    empty, equal = (sum(row[why] for row in chunks) for why in KEPT_BACK)
+    empty, equal, tools = (sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK)
+    prompts -= tools  # their answers are in samples.jsonl, for whoever wants them
+    if not prompts:
+        return
     remedy = f"What was said is in {run.folder / 'samples.jsonl'}."
     hides = config.rollout.reasoning == "hide"
     require(
@@ -115,7 +122,7 @@ def result_of(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> 
     """
     answered = sum(row["answers"] for row in chunks)
     means = {k: sum(row["answers"] * row[k] for row in chunks) / answered for k in MEANS}
-    back = {why: sum(row[why] for row in chunks) for why in KEPT_BACK}
+    back = {why: sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK}
     metrics = {**run.known_metrics, "answers": answered, **means, **back, "peak_rss_mb": peak_rss_mb()}
     candidates, limit = config.stage.candidates, config.rollout.max_new_tokens
     shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * candidates : candidates]
@@ -144,6 +151,9 @@ def hand_out(
         for i, prompt in enumerate(chunk):
             mine = answers[i * count : (i + 1) * count]
             texts = {answer.text.strip() for answer in mine}
+            if prompt.conversation.uses_tools:
+                kept_back["with_tools"] += 1
+                continue
             if len(texts) == 1:
                 kept_back["all_empty" if texts == {""} else "all_equal"] += 1
                 continue

@@ -18,7 +18,8 @@ from typing import Any
 from align.chain import canonical
 from align.data.formats.rows import checked_rows, name_of
 from align.data.formats.tables import Cells
-from align.data.records.messages import displayed, messages_of
+from align.data.records.messages import messages_of
+from align.data.records.refusals import displayed, refused
 from align.errors import InputError, require
 from align.types import Conversation, Message
 from annotate.store import Candidate, Store
@@ -30,6 +31,7 @@ COLUMNS = ("id", "prompt", "answers", "priority", "expected")
 CELLS = Cells(frozenset({"answers", "expected"}), frozenset({"prompt"}), frozenset({"priority"}))
 AT_ONCE = 200
 """Items in one transaction."""
+TOOLS = "calls tools, which the annotation page does not show: people would judge what they cannot see"
 ANSWER = ("text", "model", "adapter", "sampling", "ended")
 
 
@@ -143,6 +145,8 @@ def add(store: Store, project: str, row: Row) -> None:
 def prompt_of(value: Any, where: str) -> Conversation:
     turns = (Message("user", value),) if isinstance(value, str) else messages_of(value, where, "prompt")
     prompt = Conversation(turns)
+    if prompt.uses_tools:
+        raise refused(where, "prompt", "(with tools)", TOOLS, "Give prompts without calls of tools and their results.")
     if not prompt.messages[-1].content.strip():
         raise ValueError("its last turn is empty")
     if prompt.messages[-1].role != "user":

@@ -50,6 +50,8 @@ def check_new(
     possible = 2 <= len(answers) <= MOST_ANSWERS
     require(possible, "candidates", len(answers), problem, f"Give 2 to {MOST_ANSWERS} a prompt.")
     known = check_expected(id_of(project, key), len(answers), expected)
+    problem = "offers or calls tools, which the annotation page does not show"
+    require(not prompt.uses_tools, "prompt", "(with tools)", problem, "Give prompts without tools.")
     texts = (*(turn.content for turn in prompt.messages), *(answer.text for answer in answers))
     for text in texts:
         check_text("text", text)

@@ -21,15 +21,10 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from align.data import chitchat
+from align.data.template import POCKET
 
 VOCABULARY = 4096
 CONTROL = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 
 
 def train_tokenizer(folder: Path) -> None:
@@ -56,7 +51,7 @@ def train_tokenizer(folder: Path) -> None:
         "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": False, "add_eos_token": False,
         "add_prefix_space": False, "bos_token": "<s>", "eos_token": "<|end|>", "pad_token": "<pad>",
         "unk_token": "<unk>", "model_max_length": 1024, "clean_up_tokenization_spaces": False,
-        "chat_template": TEMPLATE, "added_tokens_decoder": added,
+        "chat_template": POCKET, "added_tokens_decoder": added,
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -147,8 +147,7 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI):
     assert not none.message.tool_calls
     untold = client.chat.completions.create(**{**asked, "tools": []}).choices[0]
     assert untold.message.tool_calls is None
-    with pytest.raises(openai.BadRequestError, match="takes no tools"):
-        client.chat.completions.create(**{**asked, "model": "one"})
+    assert client.chat.completions.create(**{**asked, "model": "one"}).usage is not None  # by the base's own template
     with pytest.raises(openai.BadRequestError, match="there are no tools"):
         client.chat.completions.create(**{**asked, "tools": []}, tool_choice="required")
 

@@ -19,6 +19,7 @@ from align.data.records.messages import NOT_READ, NOT_READ_OF_ROWS, REASONING, S
 from align.data.records.preferences import read_preferences
 from align.data.records.read import read_records
 from align.data.records.shapes import ANSWERS, COLUMNS
+from align.data.records.tools import CALLS, OFFERED
 from align.data.sources import DataSource, divided_documents, prompts
 from align.errors import InputError
 from align.models.adapter_files import adapter_config
@@ -41,13 +42,15 @@ def objects(keys: Any, values: Any = json_values) -> Any:
 
 
 texts = st.text(max_size=30) | st.just("<think>\nHm.\n</think>\n\nYes.")
+named = st.fixed_dictionaries({"name": st.just("f") | texts}, optional={"arguments": st.just("{}") | json_values})
+calls = st.lists(st.fixed_dictionaries({"function": named}, optional={"id": json_values}) | named, max_size=2)
 turn = st.fixed_dictionaries(
     {"role": st.sampled_from([*ROLES, "tool", "bot"]), "content": texts | json_values},
-    optional=dict.fromkeys((*NOT_READ, *REASONING, *TRAINED, "name"), json_values),
+    optional=dict.fromkeys((*NOT_READ, *REASONING, *TRAINED, *CALLS, "tool_call_id", "name"), json_values | calls),
 )
 turns = st.lists(turn, max_size=5)
-fields = {"messages", "prompt", "text", "rejected", "margin", *ANSWERS, *SYSTEM, *NOT_READ_OF_ROWS, *TRAINED}
-likely = st.fixed_dictionaries({}, optional=dict.fromkeys(sorted(fields), turns | texts | json_values))
+fields = {"messages", "prompt", "text", "rejected", "margin", *ANSWERS, *SYSTEM, *NOT_READ_OF_ROWS, *TRAINED, *OFFERED}
+likely = st.fixed_dictionaries({}, optional=dict.fromkeys(sorted(fields), turns | texts | json_values | calls))
 whole = st.fixed_dictionaries(
     {"messages": st.lists(st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": texts}), max_size=4)},
     optional={"system": texts},

@@ -177,7 +177,7 @@ def test_a_pair_is_measured_with_either_answer():
     assert reason(step({"length": {"most": 5}})(record)) == "too long"
     seen: list[Any] = []
     step({"length": {"most": 5, "by": "tokens"}}, count_tokens=lambda one: seen.append(one) or 1)(record)
-    assert seen == [record.prompt + record.chosen, record.prompt + record.rejected]
+    assert [one.messages for one in seen] == [record.prompt + record.chosen, record.prompt + record.rejected]
     assert isinstance(record, Preference)
 
 

@@ -213,7 +213,7 @@ def test_drops_are_counted_and_bad_rows_left_out(tmp_path: Path) -> None:
         ([FLAT_TREE[0], node("2", "3", "assistant", "a"), node("3", "2", "prompter", "q")], "circle"),
         ([node("1", None, "robot", "q")], "row 1, role=robot: is none of"),
         ([node("1", None, "prompter", "q"), node("2", "1", "assistant", " ")], r"row 2, text=' ': is empty"),
-        ([node("1", None, "prompter", "q"), node("2", "1", "tool", "4")], "row 2, role=tool: tool calls"),
+        ([node("1", None, "prompter", "q"), node("2", "1", "tool", "4")], "row 2, role=tool: trees with tool calls"),
         ([{"prompt": {"role": "prompter", "text": "q", "replies": [{"role": "assistant"}]}}],
          r"row 1, prompt\.replies\[0\]\.text=None: is empty"),
         ([{"role": "prompter", "text": "q", "replies": "a"}], "row 1, replies=a: is no list"),

@@ -135,8 +135,8 @@ def test_a_turn_says_whether_it_is_trained_on(tmp_path: Path, said: dict[str, An
 
 USER, ANSWER = exchange("q", "a")
 UNKEPT: list[tuple[dict[str, Any], str]] = [
-    ({"messages": [USER, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, r"messages\[1\]\.tool_calls"),
-    ({"messages": [USER, {**ANSWER, "function_call": {"name": "f"}}]}, r"messages\[1\]\.function_call"),
+    ({"messages": [USER, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, r"messages\[1\]\.tool_calls\[0\]"),
+    ({"messages": [USER, {**ANSWER, "function_call": {"name": 3}}]}, r"messages\[1\]\.function_call"),
     ({"messages": [USER, ANSWER, {"role": "tool", "content": "4"}]}, r"messages\[2\]\.role"),
     ({"messages": [{**USER, "images": ["a.png"]}, ANSWER]}, r"messages\[0\]\.images"),
     ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, r"messages\[1\]\.weight"),
@@ -151,12 +151,12 @@ UNKEPT: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "q", "completion": "a", "system": 3}, "system"),
     ({"prompt": "q", "completion": "a", "response": "b"}, "prompt"),
     ({"prompt": "", "completion": "a"}, "prompt"),
-    ({"messages": [USER, ANSWER], "tools": [{"name": "f"}]}, "tools"),
+    ({"messages": [USER, ANSWER], "tools": [{"title": "f"}]}, r"tools\[0\]"),
     ({"messages": [USER, ANSWER], "images": ["a.png"]}, "images"),
     ({"messages": [USER, ANSWER], "weight": 0.5}, "weight"),
     ({"messages": [USER, ANSWER], "train": False}, "train"),
     ({"messages": [USER, ANSWER], "weight": "0.5"}, "weight"),
-    ({"messages": [USER, ANSWER], "tools": '[{"name": "f"}]'}, "tools"),
+    ({"messages": [USER, ANSWER], "tools": '[{"name": "f"'}, "tools"),
     ({"messages": [USER, ANSWER], "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
     ({"text": "t", "system": "s"}, "system"),
 ]

@@ -81,4 +81,4 @@ def test_what_cannot_be_rendered_is_named(tool_tokenizer: Any):
 def test_whether_a_template_takes_tools(tool_tokenizer: Any, tiny_tokenizer: Any):
     assert takes_tools(tool_tokenizer)
     assert not takes_tools(tiny_tokenizer)
-    assert not takes_tools(AutoTokenizer.from_pretrained(FOLDER))
+    assert takes_tools(AutoTokenizer.from_pretrained(FOLDER))

@@ -160,11 +160,12 @@ class Cleaner:
             at = difference(before, after if isinstance(after, str) and after != before else hidden)
             return excerpt(hidden, at), excerpt(self.hidden(after), at) if isinstance(after, str) else None
         if isinstance(before, dict):
-            pairs = {name: self._shown(value, (after or {}).get(name)) for name, value in before.items()}
+            others = after if isinstance(after, dict) else {}
+            pairs = {name: self._shown(value, others.get(name)) for name, value in before.items()}
             shown = [{name: pair[i] for name, pair in pairs.items()} for i in (0, 1)]
             return shown[0], shown[1] if after else None
         if isinstance(before, list):
-            return self._turns_shown(before, after)
+            return self._turns_shown(before, after if isinstance(after, list) else None)
         return before, after
 
     def _turns_shown(self, before: list[Any], after: list[Any] | None) -> tuple[list[Any], list[Any] | None]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from align.data.clean.outcome import Drop, said
+from align.data.clean.outcome import Drop, said, sequences
 from align.data.records.content import PARTS, content_of
-from align.data.records.messages import displayed, messages_of
+from align.data.records.messages import messages_of
+from align.data.records.refusals import displayed
+from align.data.records.tools import check_calls
 from align.errors import InputError, half_character
 from align.functions import theirs
 from align.types import Record
@@ -66,6 +68,8 @@ class Function:
                 made = row["text"]
             else:
                 made = replace(record, **{part: messages_of(row[part], self.field, part) for part in sorted(changed)})
+                for conversation in sequences(made):
+                    check_calls([(f"turn {i}", m) for i, m in enumerate(conversation.messages)], made.tools, self.field)
             if not isinstance(made, Record) or half_character(said(made)):
                 raise ValueError("what is no text, or half a character")
         except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.data.clean.arguments import check_list, check_share, check_whole
 from align.data.clean.length import word_count
-from align.data.clean.outcome import Drop, Noted, said
+from align.data.clean.outcome import Drop, Noted, spoken
 from align.types import Record
 
 COMMON = (
@@ -32,8 +32,8 @@ character."""
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """Keeps the records of some languages. A record is judged as a whole; one that nobody can be sure of is kept, and
-    counted as undecided.
+    """Keeps the records of some languages, by what people and the assistant say. A record is judged as a whole. One
+    that nobody can be sure of is kept, and counted as undecided.
 
     Args:
         keep: ISO 639 codes, such as `[en, de]`.
@@ -52,7 +52,7 @@ class Language:
         check_share("confidence", self.confidence)
 
     def __call__(self, record: Record) -> Drop | Noted:
-        text = said(record)
+        text = spoken(record)
         if word_count(looked := beginning(text, self.least_words)) < self.least_words:
             return Noted(record, (UNDECIDED,))
         if len(text) > 3 * LOOKED:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from align.data.clean.arguments import check_choice, check_whole
 from align.data.clean.outcome import Drop, sequences
+from align.data.records.content import texts
 from align.errors import require
-from align.types import Message, Record
+from align.types import Document, Record
 
 BY = ("characters", "words", "turns", "tokens")
-CountTokens = Callable[[tuple[Message, ...] | str], int]
+CountTokens = Callable[[Document], int]
 """Tokens of a conversation, or of plain text, as a model reads it."""
 CHARACTER_WORDS = re.compile("[\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 """Chinese and Japanese, where a character is counted as a word."""
@@ -32,7 +33,8 @@ def word_count(text: str) -> int:
 @dataclass(frozen=True, slots=True)
 class Length:
     """Keeps records from `least` to `most` long, both included. A pair is as long as its prompt with either answer: the
-    shorter is measured by `least`, the longer by `most`.
+    shorter is measured by `least`, the longer by `most`. Calls of tools count by the texts of their arguments, and
+    schemas of tools by tokens alone.
 
     Args:
         least, most: at least one of them.
@@ -65,12 +67,10 @@ class Length:
             return Drop("too long", f"{max(lengths)} {self.by}, most: {self.most}")
         return record
 
-    def _measured(self, one: tuple[Message, ...] | str) -> int:
+    def _measured(self, one: Document) -> int:
         if self.by == "turns":
-            return 0 if isinstance(one, str) else sum(turn.role != "system" for turn in one)
+            return 0 if isinstance(one, str) else sum(turn.role != "system" for turn in one.messages)
         if self.count_tokens is not None and self.by == "tokens":
             return self.count_tokens(one)
-        text = one if isinstance(one, str) else "\n".join(turn.content for turn in one)
-        if self.by == "words":
-            return word_count(text)
-        return len(text) if isinstance(one, str) else sum(len(turn.content) for turn in one)
+        found = texts(one)
+        return word_count("\n".join(found)) if self.by == "words" else sum(map(len, found))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from align.data.records.content import texts, with_texts
-from align.types import Conversation, Feedback, Message, Preference, Record
+from align.data.records.content import texts, turns, with_texts
+from align.types import Conversation, Feedback, Preference, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +45,33 @@ def said(record: Record) -> str:
     return record if isinstance(record, str) else "\n".join(texts(record))
 
 
+def spoken(record: Record) -> str:
+    """What people and the assistant say in a record, without calls of tools and their results: these are code."""
+    return record if isinstance(record, str) else "\n".join(t.content for t in turns(record) if t.role != "tool")
+
+
 def imitated(record: Record) -> list[str]:
     """The texts that a model learns to write: answers that are trained on, chosen answers, wanted answers, and plain
     text. A rejected answer may well be a refusal or repeat itself: that is what it is rejected for."""
     if isinstance(record, str):
         return [record]
     if isinstance(record, Conversation):
-        turns = record.messages
+        answers = record.messages
     elif isinstance(record, Preference):
-        turns = record.chosen
+        answers = record.chosen
     else:
-        turns = record.completion if record.label else ()
-    return [turn.content for turn in turns if turn.role == "assistant" and turn.trained]
+        answers = record.completion if record.label else ()
+    return [turn.content for turn in answers if turn.role == "assistant" and turn.trained]
 
 
-def sequences(record: Record) -> list[tuple[Message, ...]]:
+def sequences(record: Record) -> list[Conversation]:
     """The conversations that a record is read as: a pair is two, its prompt with either answer; plain text is none."""
     if isinstance(record, str):
         return []
-    if isinstance(record, Preference):
-        return [record.prompt + record.chosen, record.prompt + record.rejected]
-    return [record.prompt + record.completion if isinstance(record, Feedback) else record.messages]
+    if isinstance(record, Conversation):
+        return [record]
+    answers = [record.completion] if isinstance(record, Feedback) else [record.chosen, record.rejected]
+    return [Conversation(record.prompt + answer, record.id, record.tools) for answer in answers]
 
 
 def rewritten(record: Record, change: Callable[[str], str]) -> Record | Drop:

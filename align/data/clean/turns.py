@@ -55,8 +55,8 @@ def without_silent_end(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def speaks(turn: Message) -> bool:
-    """Whether a turn says something, or need not."""
-    if turn.role == "system" or not turn.trained:
+    """Whether a turn says something, or need not: a tool may return nothing, and a call says what to do."""
+    if turn.role in ("system", "tool") or turn.tool_calls or not turn.trained:
         return True
     text = turn.content
     if text[:1].isascii() and text[:1].isalnum():  # nearly all of them
@@ -69,7 +69,7 @@ def speaks(turn: Message) -> bool:
 @dataclass(frozen=True, slots=True)
 class Roles:
     """Leaves out conversations whose turns come in another order than chat templates know: a system turn first or
-    nowhere, then the user and the assistant in turn.
+    nowhere, then the user and the assistant in turn, with results of tools behind what the assistant calls.
 
     Args:
         ends: `assistant` where the last turn has to be an answer, `any` where questions without an answer are wanted
@@ -82,9 +82,9 @@ class Roles:
         check_choice("ends", self.ends, ("assistant", "any"))
 
     def __call__(self, record: Record) -> Record | Drop:
-        for turns in sequences(record):
+        for conversation in sequences(record):
             before = ""
-            for i, turn in enumerate(turns):
+            for i, turn in enumerate(conversation.messages):
                 if before not in BEHIND[turn.role]:
                     behind = f"follows the {before}'s" if before else "is the first"
                     return Drop("role order", f"turn {i}, the {turn.role}'s, {behind}")

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from align.data.formats.source import Source
-from align.data.formats.values import check_values
+from align.data.formats.values import READ, check_values
 from align.errors import InputError
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def rows_of(batch: pyarrow.RecordBatch, source: Source, row: list[int], skip: in
         return
     suspect = any(map(holds_nul, batch.columns))
     strange = any(map(is_strange, batch.schema.types))
+    shaped = [field for field in batch.schema if is_deep(field.type) or holds_json(field.type)]
+    suspect |= any(holds_json(field.type) for field in shaped)
     for data in batch.to_pylist():
         row[0] += 1
         if row[0] <= skip:
@@ -128,6 +130,8 @@ def rows_of(batch: pyarrow.RecordBatch, source: Source, row: list[int], skip: in
         try:
             if strange:
                 data = {name: plain(value) for name, value in data.items()}
+            if shaped:
+                data |= {field.name: as_written(data[field.name], field.type) for field in shaped}
             if suspect:
                 check_values(data, source.where(row[0]))
         except InputError as error:
@@ -163,6 +167,56 @@ def is_strange(kind: pyarrow.DataType) -> bool:
     if types.is_dictionary(kind):
         return is_strange(kind.value_type)
     return types.is_temporal(kind) or types.is_decimal(kind) or types.is_map(kind)
+
+
+def holds_json(kind: pyarrow.DataType) -> bool:
+    """Whether a type is that of JSON as text, or one within it is: what `datasets` keeps objects of any form in."""
+    import pyarrow
+
+    return isinstance(kind, pyarrow.JsonType) or any(holds_json(field.type) for field in fields_in(kind))
+
+
+def is_deep(kind: pyarrow.DataType, within: bool = False) -> bool:
+    """Whether there are structs within structs, such as a call's function in a message."""
+    import pyarrow
+
+    struct = pyarrow.types.is_struct(kind)
+    return (struct and within) or any(is_deep(field.type, within or struct) for field in fields_in(kind))
+
+
+def fields_in(kind: pyarrow.DataType) -> list[pyarrow.Field]:
+    import pyarrow
+
+    nested = pyarrow.types.is_nested(kind) and not pyarrow.types.is_map(kind)
+    return [kind.field(i) for i in range(kind.num_fields)] if nested else []
+
+
+def as_written(value: Any, kind: pyarrow.DataType) -> Any:
+    """A value as JSON Lines write it: JSON for its text, and structs without the fields that are null. All structs of a
+    column have the same fields, and null stands in those that others have.
+
+    Raises:
+        InputError: what is to be JSON is none.
+    """
+    import pyarrow
+
+    if value is None:
+        return None
+    if isinstance(kind, pyarrow.JsonType):
+        return parsed(value)
+    if isinstance(value, dict) and pyarrow.types.is_struct(kind):
+        return {field.name: as_written(value[field.name], field.type)
+                for field in fields_in(kind) if value.get(field.name) is not None}  # fmt: skip
+    if isinstance(value, list) and len(inner := fields_in(kind)) == 1:
+        return [as_written(one, inner[0].type) for one in value]
+    return value
+
+
+def parsed(text: str) -> Any:
+    try:
+        return READ.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError("a column of JSON", text[:60], f"holds what is no JSON ({error})", "Write JSON.") from error
 
 
 def plain(value: Any) -> Any:

@@ -7,12 +7,13 @@ record and no part of it: two rows that teach the same are the same content.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from align.chain import canonical
-from align.types import Conversation, Document, Feedback, Message, Preference, Record
+from align.types import Conversation, Document, Feedback, Message, Preference, Record, json_text
 
 DOCUMENTS, PREFERENCES, FEEDBACK = "documents", "preferences", "feedback"
 """Kinds of records, of which a data set holds one."""
@@ -38,12 +39,32 @@ def turns(record: Record) -> tuple[Message, ...]:
 
 def asked(record: Record) -> Document:
     """What a record asks, as a document whose question that is."""
-    return Conversation(record.prompt, record.id) if isinstance(record, Preference | Feedback) else record
+    return Conversation(record.prompt, record.id, record.tools) if isinstance(record, Preference | Feedback) else record
 
 
 def texts(record: Record) -> list[str]:
-    """All that a record says, in order."""
-    return [record] if isinstance(record, str) else [turn.content for turn in turns(record)]
+    """All that a record says, in order: the texts of its turns, results of tools among them, and those in arguments of
+    calls. The schemas of tools say what could be done, and are left out."""
+    if isinstance(record, str):
+        return [record]
+    found = turns(record)
+    if not any(turn.tool_calls for turn in found):  # most have none
+        return [turn.content for turn in found]
+    return [text for turn in found for text in said_in(turn)]
+
+
+def said_in(turn: Message) -> list[str]:
+    """The texts of one turn."""
+    return [turn.content, *(text for call in turn.tool_calls for text in strings(json.loads(call.arguments)))]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """The texts within a JSON value, in order. Keys are none."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from strings(inner)
 
 
 def with_texts(record: Record, change: Callable[[str], str]) -> Record:
@@ -57,11 +78,31 @@ def with_texts(record: Record, change: Callable[[str], str]) -> Record:
     made = {}
     for part in PARTS[type(record)]:
         old = getattr(record, part)
-        new = tuple(replace(turn, content=changed) if (changed := change(turn.content)) != turn.content else turn
-                    for turn in old)  # fmt: skip
+        new = tuple(with_said(turn, change) for turn in old)
         if new != old:
             made[part] = new
     return replace(record, **made) if made else record
+
+
+def with_said(turn: Message, change: Callable[[str], str]) -> Message:
+    """One turn with its texts changed, see `with_texts`."""
+    changed = change(turn.content)
+    if not turn.tool_calls:
+        return turn if changed == turn.content else replace(turn, content=changed)
+    calls = tuple(replace(call, arguments=json_text(with_strings(json.loads(call.arguments), change)))
+                  for call in turn.tool_calls)  # fmt: skip
+    if changed == turn.content and calls == turn.tool_calls:
+        return turn
+    return replace(turn, content=changed, tool_calls=calls)
+
+
+def with_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with each text within it changed, and so JSON still."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: with_strings(inner, change) for key, inner in value.items()}
+    return [with_strings(inner, change) for inner in value] if isinstance(value, list) else value
 
 
 def content_of(record: Record) -> dict[str, Any]:
@@ -69,6 +110,8 @@ def content_of(record: Record) -> dict[str, Any]:
     if isinstance(record, str):
         return {"text": record}
     row: dict[str, Any] = {part: [turn_row(turn) for turn in getattr(record, part)] for part in PARTS[type(record)]}
+    if record.tools:
+        row["tools"] = [tool.as_dict() for tool in record.tools]
     if isinstance(record, Feedback):
         row["label"] = record.label
     if isinstance(record, Preference):  # an answer that was cut is judged otherwise
@@ -77,7 +120,7 @@ def content_of(record: Record) -> dict[str, Any]:
 
 
 def turn_row(turn: Message) -> dict[str, Any]:
-    row: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    row = turn.as_dict()
     return row if turn.trained else {**row, "train": False}
 
 

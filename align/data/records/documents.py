@@ -31,10 +31,11 @@ from align.data.records.messages import (
     check_weight,
     message_of,
     messages_of,
-    refused,
     with_system_column,
 )
+from align.data.records.refusals import refused
 from align.data.records.shapes import CONVERSATIONS, HELP, nearest
+from align.data.records.tools import check_calls, tools_of, value_of
 from align.data.records.trees import flat_tree_of, is_tree, tree_of
 from align.errors import InputError, require
 from align.types import Conversation, Document, Message
@@ -44,6 +45,8 @@ Placed = list[tuple[str, Message]]
 TEXT = "text"
 SHARE_GPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"}
 """Who speaks in ShareGPT's rows and their kin → the role. Other names are roles."""
+CALLER = "function_call"
+"""Who speaks where the text of a turn is calls, as LLaMA-Factory writes them."""
 BESIDE = ("context", "passage", "choices", "options")
 """Columns without which a question is another one."""
 
@@ -99,7 +102,9 @@ def document_of(row: Mapping[str, Any], where: str, id: str, answered: bool = Fa
     if row.get("label") is False:
         problem = "says that the answer is not wanted, and rows to imitate are"
         raise refused(where, "label", False, problem, "Leave the row out.")
-    return Conversation(with_system_column(tuple(message for _, message in placed), row, where), id)
+    tools = tools_of(row, where)
+    check_calls(placed, tools, where)
+    return Conversation(with_system_column(tuple(message for _, message in placed), row, where), id, tools)
 
 
 def shape_column(row: Mapping[str, Any], where: str) -> str:
@@ -134,12 +139,16 @@ def plain_text(row: Mapping[str, Any], where: str) -> str:
         problem = "is empty" if isinstance(text, str | None) else "is no text"
         raise refused(where, "text", text, problem, "Give its text, or leave the row out.")
     require(not system, f"{where}, system", system, "stands beside plain text", "Give `messages`.")
+    tools = tools_of(row, where)
+    require(not tools, f"{where}, tools", row.get("tools"), "stands beside plain text", "Give `messages`.")
     return text
 
 
 def check_said(place: str, message: Message, where: str) -> None:
     """Raises: InputError: a turn that counts says nothing."""
     content = message.content
+    if message.tool_calls or message.role == "tool":  # a tool may return nothing
+        return
     if CLOSE not in content and OPEN not in content and content.strip():
         return
     said = answer_alone(content) if message.role == "assistant" else content
@@ -172,8 +181,22 @@ def share_gpt(value: Any, where: str, column: str) -> Placed:
         rest = {name: given for name, given in turn.items() if name not in ("from", "value")}
         role = SHARE_GPT.get(str(turn["from"]), turn["from"])
         said = {"content": turn["value"]} if "value" in turn else {}
+        if role == CALLER:
+            role, said = (
+                "assistant",
+                {"content": None, "tool_calls": calls_in(turn.get("value"), where, f"{column}[{i}].value")},
+            )
         placed.append((f"{column}[{i}].value", message_of({**rest, "role": role, **said}, where, f"{column}[{i}]")))
     return placed
+
+
+def calls_in(value: Any, where: str, column: str) -> list[Any]:
+    """The calls that a text is: an object, or a list of objects."""
+    found = value_of(value, where, column)
+    calls = [found] if isinstance(found, Mapping) else found
+    if not isinstance(calls, list) or not calls:
+        raise refused(where, column, value, "is no call of a tool", 'Write {"name": "…", "arguments": {…}}.')
+    return calls
 
 
 def asked_and_answered(row: Mapping[str, Any], where: str, column: str, answers: tuple[str, ...]) -> Placed:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.data.records.documents import placed_of, shape_column
-from align.data.records.messages import refused, with_system_column
+from align.data.records.messages import with_system_column
+from align.data.records.refusals import refused
 from align.data.records.shapes import ANSWERS
+from align.data.records.tools import check_calls, tools_of
 from align.errors import require
 from align.types import Feedback
 
@@ -30,4 +32,6 @@ def feedback_of(row: Mapping[str, Any], where: str, id: str) -> Feedback:
     asked = with_system_column(asked, row, where)
     said = any(message.role == "user" and message.content.strip() for message in asked)
     require(said, f"{where}, {placed[0][0]}", "(empty)", "it holds no question to answer", "Give its text.")
-    return Feedback(asked, answered, bool(row["label"]), id)
+    tools = tools_of(row, where)
+    check_calls(placed, tools, where)
+    return Feedback(asked, answered, bool(row["label"]), id, tools)

@@ -6,26 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.data.reasoning import reasoning_length, with_reasoning
-from align.errors import InputError
+from align.data.records.refusals import refused
+from align.data.records.tools import CALLS, RESULTS, calls_of, result_of, says_nothing
 from align.types import ROLES, Message
 
-TOOLS = "tool calls and their results are not read yet, and an answer without them means something else"
 PARTS = "images and sound are not read: a model of text answers to text"
 NOT_READ: Mapping[str, str] = {
-    "tool_calls": TOOLS, "tool_call_id": TOOLS, "function_call": TOOLS,
     "images": PARTS, "image": PARTS, "audio": PARTS, "audios": PARTS, "videos": PARTS,
 }  # fmt: skip
 """Fields of a message that would change what it says."""
 NOT_READ_OF_ROWS: Mapping[str, str] = {
-    **{name: problem for name, problem in NOT_READ.items() if problem == PARTS},
-    "tools": TOOLS, "functions": TOOLS,
+    **NOT_READ,
     "chat_template_kwargs": "arguments of the chat template are those of the whole run",
-}  # fmt: skip
+}
 """Fields of a row that would change what its conversation says."""
 REMEDIES = {"chat_template_kwargs": "Set data.template_kwargs, and leave the column out."}
 """For what has another remedy than to leave the row out."""
-NOTHING = ("", "[]", "{}", "null")
-"""Texts that say nothing, in data sets that keep JSON as text."""
 SYSTEM = ("system", "system_prompt")
 """Columns that hold a system turn beside the conversation, as Alpaca's and OpenOrca's rows do."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -35,7 +31,8 @@ TRAINED = ("train", "training", "weight")
 WRITE = "Write a list of {role, content} messages."
 PART = ("type", "text", "cache_control")
 """Fields of a content part of text: the last is about the server that answered, not about what is said."""
-TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
+RESULT = "Write what the tool returned as text, an object as its JSON text."
+NOT_THEIRS = "Write the role assistant, or leave the calls out."
 EMPTY = 'Give its text, leave the row out, or write "train": false on an answer that is not to be imitated.'
 
 
@@ -63,21 +60,40 @@ def message_of(value: Any, where: str, column: str) -> Message:
         raise refused(where, column, value, "is no message", WRITE)
     check_read(value, NOT_READ, where, f"{column}.")
     role, content = value.get("role"), value.get("content")
+    role = RESULTS.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        if role in TOOL_ROLES:
-            raise refused(where, f"{column}.role", role, TOOLS, "Leave such rows out.")
         remedy = "Rename the role." if "role" in value else WRITE
         raise refused(where, f"{column}.role", role, f"is none of {', '.join(ROLES)}", remedy)
     trained = trained_on(value, str(role), where, column)
     if isinstance(content, list):
         content = joined(content, where, f"{column}.content")
-    if content is None and not trained:
+    said = tools_said(value, str(role), where, column)
+    if content is None and (not trained or "tool_calls" in said):
         content = ""
     if not isinstance(content, str):
         problem = "is missing" if content is None else "is no text"
         remedy = EMPTY if role == "assistant" else "Give its text, or leave the row out."
+        remedy = RESULT if role == "tool" else remedy
         raise refused(where, f"{column}.content", content, problem, remedy)
-    return Message(str(role), with_reasoning_field(value, str(role), content, where, column), trained)
+    return Message(str(role), with_reasoning_field(value, str(role), content, where, column), trained, **said)
+
+
+def tools_said(message: Mapping[str, Any], role: str, where: str, column: str) -> dict[str, Any]:
+    """The calls of a message, or which call it is the result of; nothing for most.
+
+    Raises:
+        InputError: somebody calls who is not the assistant, or answers who is no tool.
+    """
+    calls = calls_of(message, where, column)
+    if calls and role != "assistant":
+        problem = f"stands in a turn of the {role}, and only the assistant calls tools"
+        raise refused(where, f"{column}.{next(n for n in CALLS if message.get(n))}", calls[0].name, problem, NOT_THEIRS)
+    if role == "tool":
+        return result_of(message, where, column)
+    if (id := message.get("tool_call_id")) not in (None, ""):
+        problem = f"stands in a turn of the {role}, and only results of tools answer calls"
+        raise refused(where, f"{column}.tool_call_id", id, problem, 'Write "role": "tool", or leave it out.')
+    return {"tool_calls": calls} if calls else {}
 
 
 def joined(parts: list[Any], where: str, column: str) -> str:
@@ -154,7 +170,7 @@ def check_read(given: Mapping[str, Any], names: Mapping[str, str], where: str, p
         return
     for name, problem in names.items():
         value = given.get(name)
-        if value and not (isinstance(value, str) and value.strip() in NOTHING):
+        if not says_nothing(value):
             remedy = REMEDIES.get(name, "Leave such rows out.")
             raise refused(where, f"{prefix}{name}", value, problem, remedy)
 
@@ -183,15 +199,3 @@ def with_default_system(messages: tuple[Message, ...], system: str | None) -> tu
     if system is None or messages[0].role == "system":
         return messages
     return (Message("system", system), *messages)
-
-
-def refused(where: str, column: str, value: Any, problem: str, remedy: str) -> InputError:
-    """The error that names a field of a row."""
-    return InputError(f"{where}, {column}", displayed(value), problem, remedy)
-
-
-def displayed(value: Any) -> str:
-    """A value as an error shows it, on one line: a text as it stands, where its beginning and its end can be seen."""
-    plain = isinstance(value, str) and value.isprintable() and value == value.strip() != ""
-    text = value if plain else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

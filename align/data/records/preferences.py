@@ -28,8 +28,10 @@ from align.data.records.bad_rows import BadRows
 from align.data.records.content import PREFERENCES
 from align.data.records.drops import Drop
 from align.data.records.grouping import grouped_rows, is_helpsteer
-from align.data.records.messages import check_row, displayed, messages_of, with_system_column
+from align.data.records.messages import check_row, messages_of, with_system_column
+from align.data.records.refusals import displayed
 from align.data.records.shapes import nearest
+from align.data.records.tools import check_calls, tools_of
 from align.data.tally import tally
 from align.errors import InputError, StorageError, require
 from align.types import Message, Preference
@@ -254,6 +256,12 @@ def _preference(
     strength = row.data.get("strength")
     if strength is not None and type(strength) is not int:
         raise row.error("strength", "not a whole number")
+    tools = tools_of(row.data, row.where)
+    for side, answer in zip(("chosen", "rejected"), turns, strict=True):
+        placed = [
+            (f"{name}[{i}]", m) for name, part in (("prompt", prompt), (side, answer)) for i, m in enumerate(part)
+        ]
+        check_calls(placed, tools, row.where)
     return Preference(
         prompt,
         *turns,
@@ -268,6 +276,7 @@ def _preference(
         chosen_ended=row.data.get("chosen_ended") is not False,
         rejected_ended=row.data.get("rejected_ended") is not False,
         scorer=row.label("scorer"),
+        tools=tools,
     )
 
 
@@ -342,4 +351,5 @@ def _as_row(pref: Preference) -> dict[str, Any]:
     row = {**turns, **{name: getattr(pref, name) for name in names}}
     row |= {name: False for name in ("chosen_ended", "rejected_ended") if not getattr(pref, name)}  # True is the rule
     row |= {"scorer": pref.scorer} if pref.scorer else {}
+    row |= {"tools": [tool.as_dict() for tool in pref.tools]} if pref.tools else {}
     return row if pref.margin is None else {**row, "margin": pref.margin}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES
 from align.data.records.grouping import is_helpsteer, is_tree_message
 from align.data.records.messages import SYSTEM
+from align.data.records.tools import OFFERED
 from align.data.records.trees import is_tree
 from align.errors import InputError
 
@@ -55,7 +56,7 @@ SHAPES = (HELPSTEER, HELPSTEER3, RANKING, ORCA, PAIRS, TREE_MESSAGE, LABELLED, *
 ANSWERS = {name for shape in CONVERSATIONS for name in shape.answers}
 COLUMNS = frozenset(
     {name for shape in SHAPES for name in (*shape.needs, *shape.answers)} - {"label"}
-    | {"input", "history", "replies", *SYSTEM}
+    | {"input", "history", "replies", *SYSTEM, *OFFERED}
 )
 """Columns that hold what a row says; `label` does where it is true or false."""
 

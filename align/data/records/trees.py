@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 
 from align.data.formats.rows import Row
 from align.data.records.drops import Drop
-from align.data.records.messages import NOT_READ, TOOL_ROLES, TOOLS, check_read, refused
+from align.data.records.messages import NOT_READ, check_read
+from align.data.records.refusals import refused
+from align.data.records.tools import CALLS, RESULTS
 from align.errors import require
 from align.types import Conversation, Message
 
 SPEAKERS = {"prompter": "user", "user": "user", "assistant": "assistant", "system": "system"}
+TOOLS = "trees with tool calls and their results are not read, and an answer without them means something else"
+NOT_READ_OF_TREES = {**NOT_READ, **dict.fromkeys((*CALLS, "tool_call_id"), TOOLS)}
 TOGETHER = "Sort the rows so that those of one message_tree_id stand together."
 
 
@@ -122,10 +126,11 @@ def conversations(root: Node, replies: Callable[[Node], Sequence[Node]]) -> Iter
 
 def message(node: Node) -> Message:
     """Raises: InputError: it has no text, or somebody else says it."""
-    check_read(node.data, NOT_READ, node.where, node.place)
+    check_read(node.data, NOT_READ_OF_TREES, node.where, node.place)
     role, text = node.data.get("role"), node.data.get("text")
-    if role in TOOL_ROLES:
-        raise refused(node.where, f"{node.place}role", role, TOOLS, "Leave such trees out.")
+    if isinstance(role, str) and role in RESULTS:
+        remedy = "Write the paths as conversations of `messages`, or leave such trees out."
+        raise refused(node.where, f"{node.place}role", role, TOOLS, remedy)
     if not isinstance(role, str) or role not in SPEAKERS:
         raise refused(node.where, f"{node.place}role", role, f"is none of {', '.join(SPEAKERS)}", "Rename the role.")
     if not isinstance(text, str) or not text.strip():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,22 @@ import pyarrow as pa
 import pyarrow.compute
 
 from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES
-from align.types import Conversation, Feedback, Message, Preference, Record
+from align.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall, json_text
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
-TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("train", pa.bool_())])
+TURN = pa.struct([
+    ("role", pa.string()), ("content", pa.string()), ("train", pa.bool_()), ("calls", pa.string()),
+    ("ids", pa.string()),
+])  # fmt: skip
+"""Of a turn. `calls` is what it calls, as JSON, a line each, so that it is compared as a text is; `ids` is JSON too:
+the ids of these calls, or which call the result of a tool answers. Both are null mostly."""
 TURNS = pa.list_(TURN)
+SAID = pa.list_(pa.json_())
+"""Turns of which some call tools, as rows write them: JSON objects, in which only those fields stand that say
+something. In structs each turn would have null calls, which chat templates take for calls."""
+TOOLS = "tools"
+"""The column of what records offer to the assistant: a list of schemas as JSON; null for none."""
 ABOUT_PAIRS: Mapping[str, pa.DataType] = {
     "id": pa.string(), "group_id": pa.string(), "margin": pa.float64(), "annotator": pa.string(),
     "judged_by": pa.string(), "strength": pa.int64(), "guideline_version": pa.string(), "created_at": pa.string(),
@@ -23,16 +35,23 @@ ABOUT_PAIRS: Mapping[str, pa.DataType] = {
 }  # fmt: skip
 """Of a preference pair, beside its turns. `judged_by` is its `source`: a data set calls a file of rows by that name."""
 CONTENT: Mapping[str, Mapping[str, pa.DataType]] = {
-    DOCUMENTS: {"messages": TURNS, "text": pa.string()},
-    PREFERENCES: {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS, **ABOUT_PAIRS},
-    FEEDBACK: {"prompt": TURNS, "completion": TURNS, "label": pa.bool_(), "id": pa.string()},
+    DOCUMENTS: {"messages": TURNS, "text": pa.string(), TOOLS: pa.string()},
+    PREFERENCES: {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS, TOOLS: pa.string(), **ABOUT_PAIRS},
+    FEEDBACK: {
+        "prompt": TURNS,
+        "completion": TURNS,
+        TOOLS: pa.string(),
+        "label": pa.bool_(),
+        "id": pa.string(),
+    },
 }
 """Kind of records → its columns. A document has either `messages` or `text`."""
 OVER: Mapping[str, frozenset[str]] = {
-    "both": frozenset({"user", "assistant"}), "prompts": frozenset({"user"}), "answers": frozenset({"assistant"}),
+    "both": frozenset({"user", "assistant", "tool"}), "prompts": frozenset({"user"}),
+    "answers": frozenset({"assistant"}),
 }  # fmt: skip
-"""What is compared to find duplicates → whose turns. A system prompt stands in front of thousands of conversations
-that are not the same, so it is never compared."""
+"""What is compared to find duplicates → whose turns, those of the assistant with its calls. A system prompt stands in
+front of thousands of conversations that are not the same, as tools do, so they are never compared."""
 
 
 def columns_of(kind: str, records: Sequence[Record]) -> dict[str, pa.Array]:
@@ -40,9 +59,13 @@ def columns_of(kind: str, records: Sequence[Record]) -> dict[str, pa.Array]:
     if kind == DOCUMENTS:
         texts = [record if isinstance(record, str) else None for record in records]
         messages = [None if isinstance(record, str) else record.messages for record in records]  # type: ignore[union-attr]
-        return {"messages": turns_array(messages), "text": pa.array(texts, pa.string())}
+        offered = tools_array([() if isinstance(record, str) else record.tools for record in records])  # type: ignore[union-attr]
+        return {"messages": turns_array(messages), "text": pa.array(texts, pa.string()), TOOLS: offered}
     made = {}
     for name, type in CONTENT[kind].items():
+        if name == TOOLS:
+            made[name] = tools_array([record.tools for record in records])  # type: ignore[union-attr]
+            continue
         values = [getattr(record, "source" if name == "judged_by" else name) for record in records]
         made[name] = turns_array(values) if type == TURNS else pa.array(values, type)
     return made
@@ -58,12 +81,43 @@ def turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
             pa.array([turn.role for turn in flat], pa.string()),
             pa.array([turn.content for turn in flat], pa.string()),
             pa.array([turn.trained for turn in flat], pa.bool_()),
+            pa.array([calls_text(turn) if turn.tool_calls else None for turn in flat], pa.string()),
+            pa.array(
+                [ids_text(turn) if turn.tool_calls or turn.role == "tool" else None for turn in flat], pa.string()
+            ),
         ],
         fields=list(TURN),
     )
     missing = np.array([turns is None for turns in values], bool)
     mask = pa.array(missing) if missing.any() else None
     return pa.ListArray.from_arrays(pa.array(offsets), struct, type=TURNS, mask=mask)
+
+
+def calls_text(turn: Message) -> str:
+    """The calls of a turn, a line each."""
+    return "\n".join(
+        json_text({"name": call.name, "arguments": json.loads(call.arguments)}) for call in turn.tool_calls
+    )
+
+
+def ids_text(turn: Message) -> str | None:
+    """What a turn's calls are named by, or which call it answers; None for nothing."""
+    if turn.role == "tool":
+        named = {name: value for name in ("tool_call_id", "name") if (value := getattr(turn, name))}
+        return json_text(named) if named else None
+    ids = [call.id for call in turn.tool_calls]
+    return json_text(ids) if any(ids) else None
+
+
+def tools_array(values: Sequence[Sequence[Tool]]) -> pa.Array:
+    return pa.array([json_text([tool.as_dict() for tool in tools]) if tools else None for tools in values], pa.string())
+
+
+def tools_in(value: str | Sequence[str] | None) -> tuple[Tool, ...]:
+    """The tools of a row, from one JSON text or from a list of them."""
+    if not value:
+        return ()
+    return tuple(map(Tool.of, json.loads(value) if isinstance(value, str) else map(json.loads, value)))
 
 
 def records_of(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]) -> list[Record]:
@@ -76,11 +130,18 @@ def records_of(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]
     read = {name: table.column(name).to_pylist() for name in CONTENT[kind] if name in there}
     none = [None] * table.num_rows
     if kind == DOCUMENTS:
-        both = zip(read.get("messages", none), read.get("text", none), names, strict=True)
-        return [text if turns is None else Conversation(turns_of(turns), name) for turns, text, name in both]
+        rows = zip(read.get("messages", none), read.get("text", none), names, read.get(TOOLS, none), strict=True)
+        return [
+            text if turns is None else Conversation(turns_of(turns), name, tools_in(tools))
+            for turns, text, name, tools in rows
+        ]
     if kind == FEEDBACK:
-        rows = zip(read["prompt"], read["completion"], read["label"], read.get("id", names), names, strict=True)
-        return [Feedback(turns_of(p), turns_of(c), label, id or name) for p, c, label, id, name in rows]
+        ids, offered = read.get("id", names), read.get(TOOLS, none)
+        rows = zip(read["prompt"], read["completion"], read["label"], ids, names, offered, strict=True)
+        return [
+            Feedback(turns_of(p), turns_of(c), label, id or name, tools_in(tools))
+            for p, c, label, id, name, tools in rows
+        ]
     return [pair_of({name: values[i] for name, values in read.items()}) for i in range(table.num_rows)]
 
 
@@ -89,11 +150,30 @@ def pair_of(row: Mapping[str, Any]) -> Preference:
     about = {name: row[name] for name in ABOUT_PAIRS if row.get(name) is not None}
     if "judged_by" in about:
         about["source"] = about.pop("judged_by")
-    return Preference(**sides, **about)
+    return Preference(**sides, **about, tools=tools_in(row.get(TOOLS)))
 
 
-def turns_of(value: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    return tuple(Message(turn["role"], turn["content"], turn.get("train") is not False) for turn in value)
+def turns_of(value: Sequence[Mapping[str, Any] | str]) -> tuple[Message, ...]:
+    return tuple(map(turn_of, value))
+
+
+def turn_of(turn: Mapping[str, Any] | str) -> Message:
+    """A turn, from the fields of `TURN` or from the JSON of `SAID`."""
+    if isinstance(turn, str):
+        said = json.loads(turn)
+        return replace(Message.of(said), trained=said.get("train") is not False)
+    trained, calls, ids = turn.get("train") is not False, turn.get("calls"), turn.get("ids")
+    if calls is None and ids is None:
+        return Message(turn["role"], turn["content"], trained)
+    named = json.loads(ids) if ids else None
+    if calls is None:
+        return Message(turn["role"], turn["content"], trained, **(named or {}))
+    made = [json.loads(line) for line in calls.split("\n")]
+    called = zip(made, named or [""] * len(made), strict=True)
+    return Message(
+        turn["role"], turn["content"], trained,
+        tuple(ToolCall.of(call["name"], call["arguments"], id) for call, id in called),
+    )  # fmt: skip
 
 
 def texts_of(kind: str, table: pa.RecordBatch | pa.Table, over: str = "both") -> pa.Array:
@@ -115,14 +195,25 @@ def texts_of(kind: str, table: pa.RecordBatch | pa.Table, over: str = "both") ->
 
 
 def whole_texts(table: pa.RecordBatch | pa.Table) -> pa.Array:
-    """All that each document says, system turns included, who says it, and whether it is trained on."""
+    """All that each document says, system turns and tools included, who says it, and whether it is trained on."""
     turns = whole(table.column("messages"))
     flat = turns.flatten()
     role = flat.field("role")
     who = pc.if_else(flat.field("train"), role, pc.binary_join_element_wise(role, "not trained on", ", "))
-    spoken = pc.binary_join_element_wise(who, flat.field("content"), ": ")
+    spoken = pc.binary_join_element_wise(who, with_calls(flat), ": ")
     lists = pa.ListArray.from_arrays(pa.array(list_offsets(turns).astype(np.int32)), spoken)
-    return pc.if_else(pc.is_valid(turns), pc.binary_join(lists, "\n"), whole(table.column("text")))
+    said, tools = pc.binary_join(lists, "\n"), whole(table.column(TOOLS))
+    if tools.null_count < len(tools):
+        said = pc.if_else(pc.is_valid(tools), pc.binary_join_element_wise(said, tools, "\n"), said)
+    return pc.if_else(pc.is_valid(turns), said, whole(table.column("text")))
+
+
+def with_calls(flat: pa.StructArray) -> pa.Array:
+    """The contents of turns, with what they call on the lines below."""
+    content, calls = flat.field("content"), flat.field("calls")
+    if calls.null_count == len(calls):  # nobody calls anything, mostly
+        return content
+    return pc.if_else(pc.is_valid(calls), pc.binary_join_element_wise(content, calls, "\n"), content)
 
 
 def whole(column: pa.Array | pa.ChunkedArray) -> Any:
@@ -135,7 +226,7 @@ def joined_turns(turns: pa.ListArray, roles: frozenset[str]) -> pa.Array:
     flat, offsets = turns.flatten(), list_offsets(turns)
     wanted = pc.is_in(flat.field("role"), value_set=pa.array(sorted(roles)))
     kept = np.concatenate([[0], np.cumsum(wanted.to_numpy(zero_copy_only=False))])
-    contents = flat.field("content").filter(wanted)
+    contents = with_calls(flat).filter(wanted)
     lists = pa.ListArray.from_arrays(pa.array(kept[offsets].astype(np.int32)), contents)
     return pc.binary_join(lists, "\n")
 

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from align.data.records.content import turns
+from align.data.records.content import PARTS, content_of
 from align.data.sets.columns import CONTENT, records_of
 from align.data.sets.contamination import Leaks
 from align.data.sets.duplicates import Duplicates
 from align.data.sets.spool import Rows
 from align.run.files import write_text
-from align.track import line_of
+from align.track import in_turns, line_of
 from align.types import Record
 
 Hide = Callable[[str], str]
+PARTS_OF_ROWS = [*dict.fromkeys(part for parts in PARTS.values() for part in parts)]
 DROPPED, DUPLICATES, ROWS = "dropped.jsonl", "duplicates.jsonl", "rows.jsonl"
 SHOWN = 3
 """Rows of each source that are shown."""
@@ -33,7 +34,7 @@ MOST = 400
 
 def as_text(record: Record) -> str:
     """A record for somebody who looks: its turns with who speaks."""
-    return record if isinstance(record, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in turns(record))
+    return row_text(content_of(record))
 
 
 def cut(text: str) -> str:
@@ -96,8 +97,9 @@ def row_text(row: Mapping[str, Any]) -> str:
     """A row of `align.data.records.content.content_of`, for somebody who looks."""
     if "text" in row:
         return row["text"]
-    turns = [turn for part in row.values() if isinstance(part, list) for turn in part]
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    turns = [turn for part in PARTS_OF_ROWS for turn in row.get(part, ())]
+    tools = [tool["function"]["name"] for tool in row.get("tools", ())]
+    return "\n".join([*([f"tools: {', '.join(tools)}"] if tools else []), in_turns(turns)])
 
 
 def leaked(

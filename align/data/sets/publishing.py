@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from align.data.sets.columns import ABOUT_PAIRS, CONTENT, TURNS, list_offsets
+from align.data.records.content import turn_row
+from align.data.sets.columns import ABOUT_PAIRS, CONTENT, SAID, TOOLS, TURNS, list_offsets, turns_of
 from align.data.sets.published import FILE, SCHEMA_VERSION, leaves_of, root_of_sides
 from align.data.sets.sides import SIDES
 from align.data.sets.spool import Rows, as_numpy, first_bits
 from align.merkle import Tree, root_of
 from align.run.digests import file_digest
 from align.run.files import write_json
+from align.types import json_text
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
@@ -33,6 +36,8 @@ GROUP, HEAVY = 16_384, 64 * 2**20
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 MESSAGES = pa.list_(MESSAGE)
 """A column of turns that are all trained on."""
+MARKED = pa.list_(pa.struct([*MESSAGE, ("train", pa.bool_())]))
+"""A column of turns, each of which says whether it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,9 @@ def publish(
         what `data.json` says.
     """
     columns, clusters = used_columns(rows, kind), chosen.clusters(rows)
-    turns = MESSAGES if all_trained(rows, kind) else TURNS
+    turns = turn_type(rows, kind)
     types = {name: turns if CONTENT[kind][name] == TURNS else CONTENT[kind][name] for name in columns}
+    types |= {TOOLS: SAID} if TOOLS in types else {}
     seen = chosen.exposures > 0
     wanted = [seen & ~chosen.test, seen & chosen.test]
     writers = [Shards(folder, name, int(of_side.sum())) for name, of_side in zip(SIDES, wanted, strict=True)]
@@ -110,13 +116,18 @@ def used_columns(rows: Rows, kind: str) -> list[str]:
     return [name for name in CONTENT[kind] if name in used]
 
 
-def all_trained(rows: Rows, kind: str) -> bool:
-    """Whether there is no turn that is read and not imitated."""
+def turn_type(rows: Rows, kind: str) -> pa.DataType:
+    """What turns are published as: JSON where tools are called, else structs, which say what is trained on where some
+    turn is not."""
     parts = [name for name, type in CONTENT[kind].items() if type == TURNS]
-    return all(
-        pc.all(batch.column(name).flatten().field("train"), min_count=0).as_py()
-        for _, batch in rows.batches(parts) for name in parts
-    )  # fmt: skip
+    type = MESSAGES
+    for _, batch in rows.batches(parts):
+        for name in parts:
+            turns = batch.column(name).flatten()
+            if turns.field("calls").null_count < len(turns) or pc.any(pc.equal(turns.field("role"), "tool")).as_py():
+                return SAID
+            type = type if pc.all(turns.field("train"), min_count=0).as_py() else MARKED
+    return type
 
 
 def published_columns(
@@ -138,13 +149,25 @@ def published_columns(
 
 
 def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
-    """A column of turns without what says of each that it is trained on, where that is its type."""
-    if type != MESSAGES:
-        return column
-    turns = column.flatten()
-    kept = pa.StructArray.from_arrays([turns.field("role"), turns.field("content")], fields=list(MESSAGE))
+    """A column of a spool as one of a data set: turns with those fields alone that its type has, or as JSON; tools as a
+    list."""
     mask = column.is_null() if column.null_count else None
-    return pa.ListArray.from_arrays(pa.array(list_offsets(column), pa.int32()), kept, type=MESSAGES, mask=mask)
+    if type == SAID and column.type == TURNS:
+        return json_lists([None if turns is None else [json_text(turn_row(turn)) for turn in turns_of(turns)]
+                           for turns in column.to_pylist()])  # fmt: skip
+    if type == SAID:
+        return json_lists([None if tools is None else [json_text(tool) for tool in json.loads(tools)]
+                           for tools in column.to_pylist()])  # fmt: skip
+    if type not in (MESSAGES, MARKED):
+        return column
+    turns, fields = column.flatten(), list(type.value_type)
+    kept = pa.StructArray.from_arrays([turns.field(field.name) for field in fields], fields=fields)
+    return pa.ListArray.from_arrays(pa.array(list_offsets(column), pa.int32()), kept, type=type, mask=mask)
+
+
+def json_lists(values: Sequence[Sequence[str] | None]) -> pa.Array:
+    """Lists of JSON texts as a column of JSON."""
+    return pa.array(values, pa.list_(pa.string())).cast(SAID)
 
 
 class Shards:

@@ -1,0 +1,130 @@
+"""Rows with tools from a file to a model that calls them: one data set, read by every stage, by TRL, and served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+from workshop import Workshop
+
+from align.data.chat import encode_conversation, prompt_ids
+from align.data.records.documents import read_documents
+from align.data.sets.published import data_set
+from align.data.split import question
+from align.models.pocket import FOLDER
+from align.run import read_manifest
+from align.serve.parts import PartedAnswer
+from align.track import read_rows
+from align.types import Conversation
+
+TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]
+PLACES = ("Oslo", "Rome", "Lima", "Kyiv", "Bern", "Graz")
+
+
+def row(place: str) -> dict[str, Any]:
+    call = {"id": "c1", "type": "function", "function": {"name": "rain", "arguments": json.dumps({"in": place})}}
+    return {
+        "messages": [
+            {"role": "user", "content": f"Rain in {place}?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": f"dry in {place}"},
+            {"role": "assistant", "content": f"No, {place} is dry."},
+        ],
+        "tools": TOOLS,
+    }
+
+
+def ran(shop: Workshop, stage: str, *words: str) -> Path:
+    """The folder of a run that ended well."""
+    assert shop.status(f"stage={stage}", *words) == 0, shop.said
+    return Path(shop.said.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    root = tmp_path_factory.mktemp("tools")
+    made = Workshop(root / "runs", root)
+    rows = [row(place) for place in PLACES] + [{"messages": row("Nice")["messages"][:2], "tools": TOOLS}]
+    rows += [{"prompt": f"Hello {i}", "completion": f"Hi {i}!"} for i in range(3)]
+    (root / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(shop: Workshop) -> Path:
+    words = ("data.held_out=0.2", "stage.duplicates.near=null", "stage.contamination.test=false", "run.name=tools")
+    return ran(shop, "data", f"stage.sources=[{{path: {shop.data}/rows.jsonl}}]", *words)
+
+
+def test_a_data_set_keeps_what_its_source_says(shop: Workshop, made: Path) -> None:
+    found = data_set(made / "artifact")
+    kept = {
+        (c.messages, c.tools) for side in ("train", "test") for c in found.records(side) if isinstance(c, Conversation)
+    }
+    source = [c for c in read_documents(shop.data / "rows.jsonl") if isinstance(c, Conversation)]
+    assert kept == {(c.messages, c.tools) for c in source}
+    again = read_documents(next((made / "artifact").glob("train-*.parquet")))  # its files are rows like any other
+    assert {(c.messages, c.tools) for c in again if isinstance(c, Conversation)} <= kept
+    assert "calls rain" in (made / "report.html").read_text()
+
+
+def test_trl_trains_on_the_same_tokens(made: Path, tmp_path: Path) -> None:
+    loaded: Any = load_dataset(str(made / "artifact"), cache_dir=str(tmp_path))["train"]
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    arguments = SFTConfig(
+        str(tmp_path / "trl"), max_steps=1, per_device_train_batch_size=2, assistant_only_loss=True, use_cpu=True,
+        report_to=[], save_strategy="no", max_length=None,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(FOLDER)
+    trainer = SFTTrainer(model, arguments, train_dataset=loaded, processing_class=tokenizer)
+    theirs: Any = trainer.train_dataset
+    for ours, row in zip(data_set(made / "artifact").records("train"), theirs, strict=True):
+        assert isinstance(ours, Conversation)
+        encoded = encode_conversation(tokenizer, ours)
+        assert encoded.input_ids == list(row["input_ids"])
+        assert encoded.labels == list(row["labels"])
+    trainer.train()
+
+
+def test_every_stage_of_prompts_takes_them_and_nobody_is_shown_them(shop: Workshop, made: Path) -> None:
+    on = ("data=manifest", f"data.path={made}", "data.held_out=0", "rollout.max_new_tokens=4")
+    folder = ran(shop, "sample", *on, "model=pocket", "init=base", "stage.candidates=2", "run.name=asked")
+    samples = read_rows(folder / "samples.jsonl")
+    with_tools = [sample for sample in samples if "tools" in sample]
+    ends = {sample["prompt"][-1]["role"] for sample in with_tools}
+    assert "tool" in ends
+    assert ends <= {"tool", "user"}
+    assert all(sample["tools"] == TOOLS for sample in with_tools)
+    assert read_manifest(folder).metrics["with_tools"] == len(with_tools) // 2
+
+
+def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
+    import torch
+    from peft import PeftModel
+
+    rows = [{**one, "messages": one["messages"][:2]} for one in map(row, PLACES[:2])]
+    (shop.data / "calls.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    on = ("model=pocket", "data=jsonl", f"data.path={shop.data}/calls.jsonl", "data.held_out=0")
+    folder = ran(shop, "sft", *on, "stage.epochs=60", "stage.lr=5e-3", "run.name=calls")
+    shown = (folder / "trained_on.jsonl").read_text()
+    assert "tool_call" in shown
+    tokenizer = AutoTokenizer.from_pretrained(folder / "artifact")
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(FOLDER).chat_template
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(FOLDER), str(folder / "artifact"))
+    documents = [one for one in read_documents(shop.data / "calls.jsonl") if isinstance(one, Conversation)]
+    asked = [question(one) for one in documents]
+    for place, prompt in zip(PLACES, asked, strict=False):
+        assert prompt is not None
+        ids = prompt_ids(tokenizer, prompt)
+        with torch.no_grad():
+            out: Any = model.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)
+        said = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        (part,) = PartedAnswer(tools=["rain"]).take(said, last=True)
+        assert part.call is not None, said
+        assert (part.call.name, json.loads(part.call.arguments)) == ("rain", {"in": place})

@@ -1,0 +1,213 @@
+"""Tool calls and results behind the reader: their content ids, columns, comparison, cleaning, and who refuses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_tool_rows import ANSWER, CALL, READ, RESULT, SCHEMA, USER, WEATHER, write
+
+from align.data.clean.cleaner import Cleaner
+from align.data.clean.outcome import Drop
+from align.data.clean.steps import steps_of
+from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES, content_id, content_of, texts
+from align.data.sets.columns import columns_of, records_of, texts_of, whole_texts
+from align.data.sets.evidence import as_text
+from align.data.sets.published import SAID, narrowed
+from align.errors import InputError
+from align.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall
+from annotate.exchange.importing import import_items
+from annotate.store import Candidate, Store
+
+# What one record says is said behind every room.
+
+
+def test_content_ids_of_rows_without_tools_are_what_they_were() -> None:
+    plain = Conversation((Message("system", "S"), Message("user", "u"), Message("assistant", "a", trained=False)))
+    assert content_of(plain) == {"messages": [
+        {"role": "system", "content": "S"}, {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a", "train": False},
+    ]}  # fmt: skip
+    assert (
+        content_id(plain).hex() == "db472d67649a28bb788ef2016ded99e424d422531439429cef5d100b6513c4fa"
+    )  # as before there were tools
+
+
+def test_content_ids_go_by_calls_results_and_tools_and_not_by_the_order_of_keys() -> None:
+    def record(arguments: str, tools: tuple[Tool, ...] = (WEATHER,), result: str = "dry") -> Conversation:
+        call = ToolCall.of("weather", json.loads(arguments), "c1")
+        turns = (READ[0], Message("assistant", "", tool_calls=(call,)), Message("tool", result, tool_call_id="c1"))
+        return Conversation(turns, tools=tools)
+
+    same = record('{"a": 1, "b": 2}'), record('{"b": 2, "a": 1}')
+    assert content_id(same[0]) == content_id(same[1])
+    others = (record('{"a": 1}'), record('{"a": 1, "b": 2}', ()), record('{"a": 1, "b": 2}', result="wet"))
+    assert len({content_id(one) for one in (same[0], *others)}) == 4
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(-1e300, 1e300) | TEXT,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2), max_leaves=4,
+)  # fmt: skip
+NAME = st.sampled_from(["f", "weather", "né \n"])
+CALLS = st.builds(ToolCall.of, NAME, st.dictionaries(TEXT, JSON, max_size=2), st.sampled_from(["", "c1", "c 2"]))
+TURN = st.one_of(
+    st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT, st.booleans()),
+    st.builds(Message, st.just("assistant"), TEXT, st.booleans(), st.lists(CALLS, max_size=2).map(tuple)),
+    st.builds(
+        Message, st.just("tool"), TEXT, tool_call_id=st.sampled_from(["", "c1"]), name=st.sampled_from(["", "f"])
+    ),
+)
+TURNS = st.lists(TURN, min_size=1, max_size=4).map(tuple)
+TOOLS = st.lists(
+    st.fixed_dictionaries(
+        {"name": NAME}, optional={"description": TEXT, "parameters": st.dictionaries(TEXT, JSON, max_size=2)}
+    ), max_size=2,
+).map(lambda schemas: tuple(map(Tool.of, schemas)))  # fmt: skip
+RECORDS: dict[str, Any] = {
+    DOCUMENTS: st.builds(Conversation, TURNS, st.just("?"), TOOLS) | TEXT,
+    FEEDBACK: st.builds(Feedback, TURNS, TURNS, st.booleans(), st.just("?"), TOOLS),
+    PREFERENCES: st.tuples(TURNS, TURNS, TURNS).filter(lambda p: p[1] != p[2]).flatmap(
+        lambda p: st.builds(Preference, *map(st.just, p), id=TEXT, tools=TOOLS)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_records_come_back_from_columns_and_from_parquet(kind: str, tmp_path: Path) -> None:
+    @settings(deadline=None, max_examples=60)
+    @given(st.lists(RECORDS[kind], min_size=1, max_size=4))
+    def come_back(records: list[Record]) -> None:
+        batch = pa.RecordBatch.from_pydict(columns_of(kind, records))
+        names = ["?"] * len(records)
+        assert records_of(kind, batch, names) == records
+        for start in (0, 1):  # a slice has offsets
+            lists = {"messages", "prompt", "chosen", "rejected", "completion", "tools"}
+            made = {name: narrowed(column, SAID) if name in lists else column
+                    for name, column in zip(batch.schema.names, batch.slice(start).columns, strict=True)}  # fmt: skip
+            pq.write_table(pa.table(made), tmp_path / "x.parquet")
+            assert records_of(kind, pq.read_table(tmp_path / "x.parquet"), names[start:]) == records[start:]
+
+    come_back()
+
+
+def test_calls_and_results_are_compared_and_ids_are_not() -> None:
+    other = Conversation(
+        tuple(Message(m.role, m.content, tool_calls=tuple(ToolCall(c.name, c.arguments, "z") for c in m.tool_calls),
+                      tool_call_id="z" if m.role == "tool" else "") for m in READ), tools=(WEATHER,),
+    )  # fmt: skip
+    records: list[Record] = [Conversation(READ, tools=(WEATHER,)), other, Conversation(READ), "plain"]
+    batch = pa.RecordBatch.from_pydict(columns_of(DOCUMENTS, records))
+    both, asked, answered = (texts_of(DOCUMENTS, batch, over).to_pylist() for over in ("both", "prompts", "answers"))
+    line = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+    assert both == [f"Rain in Oslo?\n\n{line}\ndry\nNo."] * 3 + ["plain"]
+    assert asked == ["Rain in Oslo?"] * 3 + ["plain"]
+    assert answered == [f"\n{line}\nNo."] * 3 + ["plain"]
+    whole = whole_texts(batch).to_pylist()
+    assert whole[0] == whole[1] != whole[2]  # the same exchange with other tools is another lesson
+    assert line in whole[0]
+
+
+def test_a_report_shows_calls() -> None:
+    assert as_text(Conversation(READ, tools=(WEATHER,))) == (
+        'tools: weather\nuser: Rain in Oslo?\nassistant: calls weather {"city": "Oslo"}\ntool: dry\nassistant: No.'
+    )
+
+
+# Cleaning.
+
+
+def cleaned(record: Record, *steps: Any) -> Record | Drop:
+    return Cleaner(steps_of(list(steps))).clean(record, (0,))
+
+
+def conversation(arguments: Any, result: str = "dry", text: str = "") -> Conversation:
+    call = ToolCall.of("weather", arguments, "c1")
+    turns = (
+        READ[0],
+        Message("assistant", text, tool_calls=(call,)),
+        Message("tool", result, tool_call_id="c1"),
+        READ[3],
+    )
+    return Conversation(turns, tools=(WEATHER,))
+
+
+def test_personal_data_is_masked_in_results_and_in_arguments_which_stay_json() -> None:
+    arguments = {"to": ["ann@mail.org"], "n": 3, 'a"b': {"x": 'say "hi" to ann@mail.org'}}
+    found = cleaned(conversation(arguments, '{"mail": "bo@mail.org"}'), "pii")
+    assert isinstance(found, Conversation)
+    call = found.messages[1].tool_calls[0]
+    assert json.loads(call.arguments) == {"to": ["[EMAIL]"], "n": 3, 'a"b': {"x": 'say "hi" to [EMAIL]'}}
+    assert (call.id, found.messages[2].content) == ("c1", '{"mail": "[EMAIL]"}')
+    assert cleaned(conversation({"to": "ann@mail.org"}), {"pii": {"action": "drop"}}) == Drop("pii: email", "[EMAIL]")
+
+
+def test_text_is_repaired_in_arguments_too() -> None:
+    found = cleaned(conversation({"city": "schÃ¶n\u200b\x07"}, "a\r\nb\u200b"), "unicode", "control")
+    assert isinstance(found, Conversation)
+    assert json.loads(found.messages[1].tool_calls[0].arguments) == {"city": "schön"}
+    assert found.messages[2].content == "a\nb"
+
+
+def test_calls_say_something_and_tools_may_return_nothing() -> None:
+    silent = conversation({}, "")
+    assert cleaned(silent, "empty", "roles") is silent
+    ends = Conversation(silent.messages[:2], tools=(WEATHER,))
+    assert cleaned(ends, "empty", "roles") is ends
+    waits = Conversation(silent.messages[:3], tools=(WEATHER,))
+    assert isinstance(cleaned(waits, "roles"), Drop)
+    assert cleaned(waits, {"roles": {"ends": "any"}}) is waits
+    cut = Conversation((*silent.messages[:3], Message("assistant", " ")), tools=(WEATHER,))
+    assert cleaned(cut, "empty") == ends  # the answer that says nothing goes, with what it leaves unanswered
+    twice = Conversation((*silent.messages[:2], *silent.messages[:1]), tools=(WEATHER,))
+    assert isinstance(cleaned(twice, "roles"), Drop)
+
+
+def test_length_counts_calls_and_results_and_language_does_not_look_at_them() -> None:
+    record = conversation({"city": "one two three"}, "four five", "six")
+    assert len(" ".join(texts(record)).split()) == 3 + 1 + 3 + 2 + 1
+    assert cleaned(record, {"length": {"most": 10}}) is record
+    assert isinstance(cleaned(record, {"length": {"most": 9}}), Drop)
+    german = "Der Hund und die Katze wohnen seit vielen Jahren zusammen in einem kleinen Haus am See"
+    asked = Message("user", "Please tell me what the weather is going to be like tomorrow")
+    spoken = Conversation((asked, *conversation({"q": german}, german).messages[1:]))
+    assert cleaned(spoken, {"language": {"keep": ["en"]}}) is spoken
+
+
+def test_a_function_of_the_user_s_reads_and_writes_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    import test_tool_data  # the module that the step imports
+
+    record = conversation({"city": "Oslo"})
+    seen: list[Any] = []
+    monkeypatch.setattr(test_tool_data, "own", lambda row: seen.append(row) or row, raising=False)
+    assert cleaned(record, {"fn": "test_tool_data:own"}) is record
+    assert seen[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Oslo"}
+    monkeypatch.setattr(
+        test_tool_data, "own", lambda row: {**row, "messages": row["messages"][:2] + row["messages"][3:]}
+    )
+    with pytest.raises(InputError, match=r"cannot be read.*has no result"):
+        cleaned(record, {"fn": "test_tool_data:own"})
+
+
+# What cannot be shown is refused, and nothing is lost on the way.
+
+
+def test_the_annotation_store_refuses_what_its_page_does_not_show(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/votes.db") as store:
+        answers = [Candidate("a"), Candidate("b")]
+        for prompt in (Conversation(READ[:3]), Conversation(READ[:1], tools=(WEATHER,))):
+            with pytest.raises(InputError, match="offers or calls tools, which the annotation page does not show"):
+                store.add_item("p", "k", prompt, answers)
+        row = {"prompt": [USER, CALL, RESULT, ANSWER, USER], "answers": ["a", "b"]}
+        with pytest.raises(InputError, match=r"row 1, prompt=.*calls tools, which the annotation page does not show"):
+            import_items(store, "p", write(tmp_path / "i.jsonl", row))
+        with pytest.raises(InputError, match="row 1, tools"):
+            import_items(
+                store, "p", write(tmp_path / "i.jsonl", {"prompt": "q", "answers": ["a", "b"], "tools": [SCHEMA]})
+            )
