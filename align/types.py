@@ -85,7 +85,8 @@ class Tool:
         if not isinstance(name, str) or not name:
             raise ValueError("a tool has no name")
         first = {key: function[key] for key in ("name", "description", "parameters", "strict") if key in function}
-        said = {key: value for key, value in {**first, **function}.items() if value is not None}
+        typed = {"type"} if function is schema else set()  # OpenAI's flat form: `type` is said once, outside
+        said = {key: value for key, value in {**first, **function}.items() if value is not None and key not in typed}
         beside = {key: value for key, value in schema.items() if key not in ("type", "function")}
         beside = beside if function is not schema else {}
         return cls(name, json_text({"type": "function", "function": said, **beside}))

@@ -228,7 +228,7 @@ CASES = [
     line("eval", "artifact=reward:a", "artifact=reward:a"),
     line("eval", "stage.prompts=0", "stage.prompts=0"),
     line("eval", "reward.name=learned", "reward.name=learned", "reward=learned"),
-    line("eval", "data.held_out=0.5", "data.held_out=0.5", "0.25"),
+    line("eval", "stage.seen=keep", "stage.seen=keep", "drop, report"),
     line("export", "artifact=sft:nothing", "artifact=sft:nothing"),
     line("export", "export=onnx", "export=onnx", "adapter, all, check, gguf, merged"),
     line("export", "export.dtype=int4", "export.dtype=int4", "bfloat16"),

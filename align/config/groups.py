@@ -186,7 +186,7 @@ class DataConfig(Settings):
             )
             plain = abs(value) <= MOST if number else isinstance(value, str) and "#}" not in value
             require(plain, key, value, "is no value of a template's argument", "Give text, a number, true or false.")
-        if self.name not in BY_PATH and str(self.path).startswith(OF_DATA):  # nothing else is called so
+        if self.name == DataConfig.name and str(self.path).startswith(OF_DATA):  # nothing else is called so
             object.__setattr__(self, "name", "manifest")  # also of a frozen instance
         require(
             self.path is None or self.name in BY_PATH, "data.path", self.path, f"data={self.name} reads no file",

@@ -2,8 +2,7 @@
 
 `trained_ids.parquet` beside a run's artifact has one row for each row that the run was given, in that order, however
 many of them it came to. An evaluation asks questions, so each row also has an id of every question that it answers or
-asks: the turns up to there, without system prompts. A question that was trained on under one system prompt is seen
-under another.
+asks, see `questions_of`. A question that was trained on under one system prompt is seen under another.
 
 Rows of the annotation store have their ids under their project's key, see `align.data.sets.ids`. Where the key cannot
 be read, they have none.
@@ -11,9 +10,11 @@ be read, they have none.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.chain import canonical
-from align.data.records.content import row_bytes, turn_row
-from align.data.sets.ids import SHA256, IdKind, id_of
+from align.data.reasoning import without_reasoning
+from align.data.records.content import row_bytes
+from align.data.sets.ids import SHA256, IdKind, KeyOf, id_of, under
 from align.data.sets.published import leaf
 from align.errors import CorruptFile
 from align.merkle import root_of
 from align.run import Artifact, known_digest
 from align.run.lineage import Gone, folders_behind
-from align.types import Conversation, Message, Record
+from align.types import Conversation, Feedback, Message, Record
 
 FILE = "trained_ids.parquet"
 TRAINS = ("sft", "full", "reward", "dpo", "ppo")
@@ -37,10 +39,7 @@ ID = pa.binary(32)
 SCHEMA = pa.schema([
     ("content_id", ID), ("question_ids", pa.list_(ID)), ("project", pa.string()), ("key_fingerprint", pa.string()),
 ])  # fmt: skip
-UNTOLD = "nobody knows whether it saw what is measured on"
-
-KeyOf = Callable[[IdKind], bytes | None]
-"""The key of a kind of ids; None where it cannot be read. It is asked for HMAC alone."""
+NOT_KNOWN = "it is unknown whether it was trained on these prompts"
 
 
 class Naming(NamedTuple):
@@ -58,21 +57,42 @@ class Naming(NamedTuple):
 WITHOUT_KEYS = Naming()
 
 
-def question_bytes(turns: Sequence[Message]) -> bytes:
-    """The turns that an answer is due to, as canonical JSON. System prompts, and what is trained on, are no part."""
-    said = [{**turn_row(turn), "train": None} for turn in turns if turn.role != "system"]
-    return canonical(said).encode()
+def questions_of(record: Record) -> Iterator[bytes]:
+    """The ids without a key of all questions that a record answers or asks, in order; none of plain text.
 
-
-def questions_of(record: Record) -> list[bytes]:
-    """All questions that a record answers or asks, in order, see `question_bytes`; none of plain text."""
+    A question is what an answer is due to: all turns before it, but for system prompts. Its id is the SHA-256 of these
+    turns as canonical JSON, a line each, without reasoning, ids of calls and what is trained on. An answer that is read
+    and not imitated counts as well: the model has seen what came before it.
+    """
     if isinstance(record, str):
-        return []
-    turns = record.messages if isinstance(record, Conversation) else record.prompt
-    ends = [i for i, turn in enumerate(turns) if turn.role == "assistant" and i]
+        return
+    if isinstance(record, Conversation):
+        yield from before_answers(record.messages)
+    elif isinstance(record, Feedback):
+        yield from before_answers((*record.prompt, *record.completion))
+    else:
+        both = (before_answers((*record.prompt, *answer)) for answer in (record.chosen, record.rejected))
+        yield from dict.fromkeys(chain(*both))
+
+
+def before_answers(turns: Sequence[Message]) -> Iterator[bytes]:
+    """The ids of what stands before each answer, and of all of it where no answer is the last turn."""
+    said, empty = hashlib.sha256(), True
+    for turn in without_reasoning(tuple(turns)):
+        if turn.role == "assistant" and not empty:
+            yield said.copy().digest()
+        if turn.role != "system":
+            said.update(line_of(turn))
+            empty = False
     if turns[-1].role != "assistant":
-        ends.append(len(turns))
-    return [question_bytes(turns[:end]) for end in ends]
+        yield said.digest()
+
+
+def line_of(turn: Message) -> bytes:
+    row = turn.as_dict()
+    row.pop("tool_call_id", None)
+    calls = [{key: value for key, value in call.items() if key != "id"} for call in row.pop("tool_calls", ())]
+    return canonical({**row, "tool_calls": calls} if calls else row).encode() + b"\n"
 
 
 def write_ids(folder: Path, records: Sequence[Record], naming: Naming = WITHOUT_KEYS) -> dict[str, str]:
@@ -90,7 +110,7 @@ def write_ids(folder: Path, records: Sequence[Record], naming: Naming = WITHOUT_
         key = keys.get(kind)
         named = kind == SHA256 or key is not None
         ids.append(id_of(row_bytes(record), key) if named else None)
-        questions.append([id_of(question, key) for question in questions_of(record)] if named else None)
+        questions.append([under(question, key) for question in questions_of(record)] if named else None)
     columns = {
         "content_id": ids, "question_ids": questions, "project": [kind.project or None for kind in kinds],
         "key_fingerprint": [kind.key or None for kind in kinds],
@@ -117,8 +137,8 @@ class Seen:
 
     def asks(self, turns: Sequence[Message]) -> bool:
         """Whether a question was among them."""
-        asked = question_bytes(turns)
-        return any(id_of(asked, key) in ids for key, ids in self.questions.items())
+        *_, asked = before_answers(turns)
+        return any(under(asked, key) in ids for key, ids in self.questions.items())
 
 
 def seen_by(artifact: Artifact, root: Path, key_of: KeyOf) -> Seen:
@@ -134,31 +154,34 @@ def seen_by(artifact: Artifact, root: Path, key_of: KeyOf) -> Seen:
     found, unknown = defaultdict[IdKind, set[bytes]](set), list[str]()
     for manifest, folder in folders_behind(artifact, root):
         if isinstance(manifest, Gone) or folder is None:
-            unknown.append(f"{manifest.ref} is gone: {UNTOLD}")
+            unknown.append(f"{manifest.ref} is gone: {NOT_KNOWN}")
         elif manifest.stage in TRAINS and FILE not in manifest.outputs:
-            unknown.append(f"{manifest.ref} has no {FILE}: {UNTOLD}")
+            unknown.append(f"{manifest.ref} has no {FILE}: {NOT_KNOWN}")
         elif manifest.stage in TRAINS:
-            nameless = add_questions(found, folder / FILE, manifest.outputs[FILE])
-            unknown += [f"{manifest.ref} could not read the key of {nameless} rows: {UNTOLD}"] if nameless else []
+            nameless, plain = add_questions(found, folder / FILE, manifest.outputs[FILE])
+            unknown += [f"{manifest.ref} could not read the key of {nameless:,} rows: {NOT_KNOWN}"] if nameless else []
+            unknown += [f"{plain:,} rows of {manifest.ref} are plain text: {NOT_KNOWN}"] if plain else []
     if artifact.manifest is None:
-        unknown.append(f"no run of ours made {artifact.ref}: {UNTOLD}")
+        unknown.append(f"no run of ours made {artifact.ref}: {NOT_KNOWN}")
     questions: dict[bytes | None, set[bytes]] = {None: found.pop(SHA256, set())}
     for kind, ids in found.items():
         if (key := key_of(kind)) is None:
-            unknown.append(f"the key of project {kind.project} cannot be read: nobody knows whether it asked this")
+            unknown.append(f"the key of project {kind.project} cannot be read: {NOT_KNOWN}")
         else:
             questions[key] = ids
     return Seen(questions, tuple(unknown))
 
 
-def add_questions(found: dict[IdKind, set[bytes]], path: Path, digest: str) -> int:
-    """Add the ids of questions in the file of a run, which has this SHA-256, and return how many rows have none."""
+def add_questions(found: dict[IdKind, set[bytes]], path: Path, digest: str) -> tuple[int, int]:
+    """Add the ids of questions in the file of a run, which has this SHA-256. Returns how many rows have no ids, and how
+    many ask nothing."""
     if not path.is_file() or known_digest(path) != digest:
         problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
         raise CorruptFile("artifact", str(path), problem, "Restore it, or train again with resume=never.")
-    nameless = 0
+    nameless = plain = 0
     for batch in pq.ParquetFile(path).iter_batches(columns=SCHEMA.names[1:]):
         for ids, project, key in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             nameless += ids is None
+            plain += ids == []
             found[IdKind(project or "", key or "")].update(ids or ())
-    return nameless
+    return nameless, plain

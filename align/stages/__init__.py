@@ -111,6 +111,8 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
         with tallied() as counts:
             rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
         roots = write_ids(run.folder, rows[0], naming_of(config)) if inputs.trains else {}
+        if inputs.trains and not roots:
+            print("the key of some rows cannot be read (store.url): nobody will know whether an evaluation asks them")
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
         with watched(page.advanced):
             result: Result = module.run(run, config, *rows)

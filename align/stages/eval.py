@@ -67,6 +67,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> Re
     asked = [asked_alone(prompt) if hides else prompt.conversation for prompt in found]
     samples = scored_samples(build(reward_spec(config.reward), made), found, asked, answers, read, kl, seen)
     notes = of.sentences(judge) + asked_otherwise(run.inputs["artifact"].ref, artifact.manifest, config)
+    notes += seen.unknown
     metrics = summarise(samples, of.role) | {
         "dropped": dropped,
         "judge": judge,

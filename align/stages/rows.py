@@ -48,8 +48,6 @@ def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any,
     """
     found = prompts(source_of(config), "test", config.seed)
     seen = seen_by(artifact, root, partial(key_of, config))
-    for sentence in seen.unknown:
-        print(sentence)
     if config.stage.seen == "drop":
         unseen = [prompt for prompt in found if not seen.asks(prompt.messages)]
         problem = f"leaves nothing to measure on: {artifact.ref} was trained on all {counted(len(found), 'prompt')}"
@@ -69,12 +67,12 @@ def naming_of(config: Config) -> Naming:
     if config.data.name == "annotations":
         with open_store(config, create=False) as store:
             under = store.key(config.project)
-        kind = kind_under(config.project, under) if under else SHA256
+        kind = kind_under(config.project, under) if under else IdKind(config.project)  # erased a moment ago
         return Naming(lambda record: kind, key)
     if config.data.name != MANIFEST:
         return Naming()
     kinds = voted(data_set(Path(config.data.path or "")))
-    return Naming(lambda record: kinds.get(next(iter(questions_of(record)), b""), SHA256), key)
+    return Naming(lambda record: kinds.get(next(questions_of(record), b""), SHA256), key)
 
 
 def voted(found: DataSet) -> dict[bytes, IdKind]:
@@ -83,8 +81,8 @@ def voted(found: DataSet) -> dict[bytes, IdKind]:
     kinds = kinds_in(found.data)
     if {*kinds.values()} <= {SHA256}:
         return {}
-    both = zip(found.records("train"), found.sources("train"), strict=True)
-    return {questions_of(record)[0]: kinds[source] for record, source in both if kinds[source] != SHA256}
+    both = zip(found.sources("train"), found.records("train"), strict=False)  # rows seen again come behind all others
+    return {next(questions_of(record)): kinds[source] for source, record in both if kinds[source] != SHA256}
 
 
 def key_of(config: Config, kind: IdKind) -> bytes | None:

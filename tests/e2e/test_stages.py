@@ -302,7 +302,11 @@ def test_an_evaluation_says_what_it_cannot_know(shop: Workshop, runs: dict[str, 
     other = Workshop(root, shop.data)
     evaluate = ("stage=eval", *shop.on_file, "artifact=ppo:latest", "stage.prompts=2")
     assert other.status(*evaluate) == 0, other.said
-    assert f"reward:{runs['reward'].name} is gone: nobody knows whether it saw what is measured on" in other.said
+    sentence = f"reward:{runs['reward'].name} is gone: it is unknown whether it was trained on these prompts"
+    assert sentence in other.said
+    folder = Path(other.said.splitlines()[-1])
+    assert sentence in read_manifest(folder).metrics["judge_notes"]
+    assert sentence in html.unescape((folder / "report.html").read_text(encoding="utf-8"))
     ids = root / "ppo" / runs["ppo"].name / "trained_ids.parquet"
     ids.write_bytes(ids.read_bytes()[:-9])
     assert other.status(*evaluate, "resume=never") == 2

@@ -12,7 +12,7 @@ import pytest
 
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.steps import steps_of
-from align.data.sets import gather, published
+from align.data.sets import gather, publishing
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.source import Source, by_name, parsed_sources
 from align.data.sets.spool import Rows, Spool
@@ -89,14 +89,14 @@ def test_it_goes_on_behind_any_part(
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_ids_are_sorted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr(published, "SORTED", at_once)
+    monkeypatch.setattr(publishing, "SORTED", at_once)
     path = write(tmp_path / "rows.jsonl", [{"prompt": f"p {i % 50}", "completion": "c"} for i in range(90)])
     gathering(tmp_path / "spool", path).run()
     rows = Rows(Spool(tmp_path / "spool"))
     wanted = np.arange(rows.count) % 3 > 0
     found = [bytes(id) for id in rows.numbers("content_id")[wanted]]
     assert len({*found}) > 30
-    assert [*published.unique_ids(rows, wanted)] == sorted({*found})
+    assert [*publishing.unique_ids(rows, wanted)] == sorted({*found})
     assert rows.first_bits("content_id")[wanted].tolist() == [int.from_bytes(id[:8], "big") for id in found]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.merkle import Tree, path_of, root_of, root_through
@@ -33,6 +33,7 @@ def test_three_leaves_by_hand():
     assert root_of([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=3), max_size=70))
 def test_any_leaves(leaves: list[bytes]):
     assert root_of(leaves) == by_recursion(leaves).hex()
@@ -81,6 +82,7 @@ def checked_by_bits(leaf: bytes, place: int, size: int, path: list[bytes], root:
     return sn == 0 and r.hex() == root
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=3), min_size=1, max_size=70), st.data())
 def test_a_path_proves_its_leaf_and_no_other(leaves: list[bytes], data: st.DataObject):
     place = data.draw(st.integers(0, len(leaves) - 1))
@@ -95,6 +97,7 @@ def test_a_path_proves_its_leaf_and_no_other(leaves: list[bytes], data: st.DataO
         assert root_through(leaves[place], place, len(leaves), [*path[:-1], sha(b"other")]) != root
 
 
+@settings(deadline=None)
 @given(st.integers(-1, 9), st.integers(0, 9), st.lists(st.sampled_from([sha(b"a"), sha(b"b")]), max_size=4))
 def test_any_path_is_judged_as_the_standard_does(place: int, size: int, path: list[bytes]):
     found = root_through(b"leaf", place, size, path)

@@ -16,11 +16,13 @@ from align.data.sets.ids import SHA256, kind_under
 from align.data.trained_ids import FILE, Naming, Seen, add_questions, questions_of, write_ids
 from align.errors import CorruptFile
 from align.run import file_digest
-from align.types import Conversation, Feedback, Message, Preference, Record
+from align.types import Conversation, Feedback, Message, Preference, Record, ToolCall
 
 SYSTEM, HELLO, REPLY = Message("system", "Be brief."), Message("user", "Hello"), Message("assistant", "Hi")
 AGAIN, LAST = Message("user", "And now?"), Message("assistant", "Bye", trained=False)
 OTHER = Message("assistant", "No")
+CALL = Message("assistant", "", tool_calls=(ToolCall("clock", "{}", "call_7"),))
+RESULT = Message("tool", "12:04", tool_call_id="call_7", name="clock")
 
 
 def digest(value: Any) -> bytes:
@@ -28,9 +30,15 @@ def digest(value: Any) -> bytes:
 
 
 def asked(*turns: Message) -> bytes:
-    return digest([{"role": t.role, "content": t.content, "train": None} for t in turns])
+    lines = [json.dumps({"role": t.role, "content": t.content}, sort_keys=True, separators=(",", ":")) for t in turns]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).digest()
 
 
+CALLED = hashlib.sha256(
+    b'{"content":"Hello","role":"user"}\n'
+    b'{"content":"","role":"assistant","tool_calls":[{"function":{"arguments":{},"name":"clock"},"type":"function"}]}\n'
+    b'{"content":"12:04","name":"clock","role":"tool"}\n'
+).digest()
 CASES: dict[str, tuple[Record, list[bytes]]] = {
     "each answer's question": (Conversation((HELLO, REPLY, AGAIN, LAST)), [asked(HELLO), asked(HELLO, REPLY, AGAIN)]),
     "a question without an answer": (Conversation((HELLO, REPLY, AGAIN)), [asked(HELLO), asked(HELLO, REPLY, AGAIN)]),
@@ -41,6 +49,13 @@ CASES: dict[str, tuple[Record, list[bytes]]] = {
     "a longer pair's prompt": (
         Preference((HELLO, REPLY, AGAIN), (OTHER,), (LAST,)), [asked(HELLO), asked(HELLO, REPLY, AGAIN)]
     ),
+    "a pair whose answers call a tool": (
+        Preference((HELLO,), (CALL, RESULT, REPLY), (OTHER,)), [asked(HELLO), CALLED]
+    ),
+    "an answer behind its reasoning": (
+        Conversation((HELLO, Message("assistant", "<think>\nHm\n</think>\n\nHi"), AGAIN)),
+        [asked(HELLO), asked(HELLO, REPLY, AGAIN)],
+    ),
     "a labelled answer's prompt": (Feedback((HELLO,), (REPLY,), True), [asked(HELLO)]),
 }  # fmt: skip
 
@@ -48,7 +63,7 @@ CASES: dict[str, tuple[Record, list[bytes]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_questions_of_a_record(case: str):
     record, expected = CASES[case]
-    assert [hashlib.sha256(question).digest() for question in questions_of(record)] == expected
+    assert [*questions_of(record)] == expected
 
 
 def root(leaves: list[bytes]) -> bytes:
@@ -76,7 +91,7 @@ def test_the_file_and_its_roots(tmp_path: Path):
 def test_what_was_written_is_seen(tmp_path: Path):
     write_ids(tmp_path, [record for record, _ in CASES.values()])
     found: dict[Any, set[bytes]] = defaultdict(set)
-    assert add_questions(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == 0
+    assert add_questions(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == (0, 1)  # a plain text
     assert found == {SHA256: {id for _, ids in CASES.values() for id in ids}}
     seen = Seen({None: found[SHA256]})
     assert seen.asks([HELLO])
@@ -88,17 +103,19 @@ def test_what_was_written_is_seen(tmp_path: Path):
 def test_rows_of_a_project_have_ids_under_its_key_and_none_without_it(tmp_path: Path):
     pair, key = Preference((HELLO,), (REPLY,), (OTHER,)), bytes(range(32))
     kind = kind_under("support", key)
-    said = json.dumps([{"role": "user", "content": "Hello", "train": None}], sort_keys=True, separators=(",", ":"))
 
     def kind_of(record: Record) -> Any:
         return kind if isinstance(record, Preference) else SHA256
 
     roots = write_ids(tmp_path, [pair, "text"], Naming(kind_of, lambda asked: {kind: key}[asked]))
     first, other = pq.read_table(tmp_path / FILE).to_pylist()
-    assert first["question_ids"] == [hmac.digest(key, said.encode(), "sha256")]
+    assert first["question_ids"] == [hmac.digest(key, asked(HELLO), "sha256")]
     assert (first["project"], first["key_fingerprint"], other["project"]) == ("support", kind.key, None)
-    assert first["content_id"] != write_ids(tmp_path, [pair])
     assert roots
+    plainly = tmp_path / "plainly"
+    plainly.mkdir()
+    write_ids(plainly, [pair])
+    assert pq.read_table(plainly / FILE)["content_id"].to_pylist() != [first["content_id"]]
     assert key.hex() not in (tmp_path / FILE).read_bytes().hex()
     assert Seen({key: set(first["question_ids"])}).asks([HELLO])
     assert not Seen({None: set(first["question_ids"])}).asks([HELLO])
@@ -109,7 +126,7 @@ def test_rows_of_a_project_have_ids_under_its_key_and_none_without_it(tmp_path: 
     assert without["question_ids"] is None
     assert other["content_id"] is not None
     found: dict[Any, set[bytes]] = defaultdict(set)
-    assert add_questions(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == 1
+    assert add_questions(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == (1, 1)
 
 
 @pytest.mark.parametrize("change", [lambda path: path.write_bytes(path.read_bytes() + b"\0"), Path.unlink])

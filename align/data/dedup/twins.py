@@ -122,9 +122,7 @@ def compared(
     marks, owners = [group[~of_large].astype(np.uint64)], [places[~of_large]]
     made, keys, holders = nothing(), [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
     inside, first = np.unique(places[of_large], return_index=True)
-    family_of = np.full(int(places.max(initial=-1)) + 1, -1) if len(family) else family
-    if len(family):
-        family_of[inside] = family[group[of_large][first]]
+    of_inside = family[group[of_large][first]] if len(family) else family
     for some, sets in documents.sets(distinct(places[held(sketches.places, places)])):
         sketches.add(some, sets)
         some, sets = some[chosen := held(inside, some)], sets.where(chosen)
@@ -133,7 +131,7 @@ def compared(
         owners.append(np.repeat(some, many))
         if len(family):
             of = np.zeros(len(some), np.int64) if source is None else source[some].astype(np.int64)
-            found, able, key = Patterns.of(sets, rarity.common, threshold, family_of[some], of)
+            found, able, key = Patterns.of(sets, rarity.common, threshold, of_inside[np.searchsorted(inside, some)], of)
             made = together(made, found)
             keys.append(key)
             holders.append(some[able])

@@ -29,7 +29,7 @@ from align.run.artifacts import REPLACED, check_not_replaced, replacement
 from align.run.digests import file_digest
 from align.run.files import write_json
 from align.run.manifest import FILE as RUN
-from align.run.manifest import Input
+from align.run.manifest import Input, read_manifest
 
 FIELD = "stage.forget"
 ERASED = "erased"
@@ -147,8 +147,8 @@ def asked_for(old: Path, given: Any, standing: Standing) -> tuple[Forgetting, In
         masks = going(found, given, standing)
         check_going(found, given, masks)
         return Forgetting(old, masks, reason), data_record(DataSource("manifest", str(old)))
-    taken = data_set(Path(before["folder"]) / "artifact")  # this command was cut off, or has ended
-    if some(going(taken, given, standing)):
+    taken = Path(before["folder"])  # this command was cut off, or has ended
+    if read_manifest(taken).done and some(going(data_set(taken / "artifact"), given, standing)):
         check_not_replaced(old, "data.path")
     return Forgetting(old, {}, reason), Input(before["digest"], path=str(old), details={"root": before["root"]})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from align.data.records.content import asked
@@ -40,6 +40,8 @@ class IdKind(NamedTuple):
 
 
 SHA256 = IdKind()
+KeyOf = Callable[[IdKind], bytes | None]
+"""The key of a kind of ids; None where it cannot be read. It is asked for HMAC alone."""
 
 
 def kind_under(project: str, key: bytes) -> IdKind:
@@ -73,5 +75,9 @@ def id_of(row: bytes, key: bytes | None = None) -> bytes:
 
 def question_id(record: Record, key: bytes | None = None) -> bytes:
     """The id of what a record asks, 32 bytes: its `question_key`; under a key, the HMAC of that."""
-    plain = bytes.fromhex(question_key(asked(record)))
+    return under(bytes.fromhex(question_key(asked(record))), key)
+
+
+def under(plain: bytes, key: bytes | None) -> bytes:
+    """An id that is made without a key, under one; itself where there is none."""
     return plain if key is None else hmac.digest(key, plain, "sha256")

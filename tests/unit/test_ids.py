@@ -1,0 +1,36 @@
+"""Ids of rows, by `hashlib`, `hmac` and `json` alone."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+
+from align.data.records.content import row_bytes
+from align.data.sets.ids import SHA256, fingerprint, id_of, kind_under, kinds_in, question_id
+from align.types import Message, Preference
+
+
+def test_ids_by_hand():
+    pair = Preference((Message("user", "ü?"),), (Message("assistant", "a"),), (Message("assistant", "b"),),
+                      rejected_ended=False)  # fmt: skip
+    row = {
+        "prompt": [{"role": "user", "content": "ü?"}], "chosen": [{"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "assistant", "content": "b"}], "rejected_ended": False,
+    }  # fmt: skip
+    text = json.dumps(row, sort_keys=True, separators=(",", ":")).encode()
+    assert row_bytes(pair) == text
+    assert id_of(text) == hashlib.sha256(text).digest()
+    assert id_of(text, b"k" * 32) == hmac.new(b"k" * 32, text, "sha256").digest()
+    plain = hashlib.sha256("(Message(role='user', content='ü?'),)".encode()).digest()
+    assert question_id(pair) == plain
+    assert question_id(pair, b"k" * 32) == hmac.new(b"k" * 32, plain, "sha256").digest()
+
+
+def test_what_a_data_set_says_of_its_ids():
+    under = kind_under("p", b"p" * 32)
+    said = {"sources": [{"name": "a", **under.as_json()}, {"name": "b", **SHA256.as_json()}, {"name": "older"}]}
+    assert kinds_in(said) == {"a": under, "b": SHA256, "older": SHA256}
+    assert (under.project, under.key) == ("p", fingerprint(b"p" * 32))
+    assert under.key not in (b"p" * 32).hex()
+    assert kind_under("p", b"x" * 32) != under
