@@ -2,7 +2,7 @@
 
 `trained_ids.parquet` beside a run's artifact has one row for each row that the run was given, in that order, however
 many of them it came to. An evaluation asks questions, so each row also has an id of every question that it answers or
-asks, see `questions_of`. A question that was trained on under one system prompt is seen under another.
+asks, see `questions_of`.
 
 Rows of the annotation store have their ids under their project's key, see `align.data.sets.ids`. Where the key cannot
 be read, they have none.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,46 +57,55 @@ class Naming(NamedTuple):
 WITHOUT_KEYS = Naming()
 
 
-def questions_of(record: Record) -> Iterator[bytes]:
+def questions_of(record: Record, system: str | None = None) -> Iterator[bytes]:
     """The ids without a key of all questions that a record answers or asks, in order; none of plain text.
 
-    A question is what an answer is due to: all turns before it, but for system prompts. Its id is the SHA-256 of these
-    turns as canonical JSON, a line each, without reasoning, ids of calls and what is trained on. An answer that is read
-    and not imitated counts as well: the model has seen what came before it.
+    A question is what an answer is due to: all turns before it. Its id is the SHA-256 of these turns as canonical JSON,
+    a line each, without reasoning and without what ties results to calls. An answer that is read and not imitated
+    counts as well: the model has seen what came before it.
+
+    Args:
+        system: the system prompt that `data.system` adds, which is no part of a question. A row's own one is: it may
+            be what the question is about.
     """
     if isinstance(record, str):
         return
     if isinstance(record, Conversation):
-        yield from before_answers(record.messages)
+        yield from before_answers(record.messages, system)
     elif isinstance(record, Feedback):
-        yield from before_answers((*record.prompt, *record.completion))
+        yield from before_answers((*record.prompt, *record.completion), system)
     else:
-        both = (before_answers((*record.prompt, *answer)) for answer in (record.chosen, record.rejected))
+        both = (before_answers((*record.prompt, *answer), system) for answer in (record.chosen, record.rejected))
         yield from dict.fromkeys(chain(*both))
 
 
-def before_answers(turns: Sequence[Message]) -> Iterator[bytes]:
+def before_answers(turns: Sequence[Message], system: str | None) -> Iterator[bytes]:
     """The ids of what stands before each answer, and of all of it where no answer is the last turn."""
-    said, empty = hashlib.sha256(), True
+    said, asked = hashlib.sha256(), False
     for turn in without_reasoning(tuple(turns)):
-        if turn.role == "assistant" and not empty:
+        if turn.role == "assistant" and asked:
             yield said.copy().digest()
-        if turn.role != "system":
+        if (turn.role, turn.content) != ("system", system):
             said.update(line_of(turn))
-            empty = False
+        asked = asked or turn.role != "system"
     if turns[-1].role != "assistant":
         yield said.digest()
 
 
 def line_of(turn: Message) -> bytes:
-    row = turn.as_dict()
-    row.pop("tool_call_id", None)
-    calls = [{key: value for key, value in call.items() if key != "id"} for call in row.pop("tool_calls", ())]
-    return canonical({**row, "tool_calls": calls} if calls else row).encode() + b"\n"
+    row: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.tool_calls:
+        row["tool_calls"] = [call.as_dict()["function"] for call in turn.tool_calls]
+    return canonical(row).encode() + b"\n"
 
 
-def write_ids(folder: Path, records: Sequence[Record], naming: Naming = WITHOUT_KEYS) -> dict[str, str]:
+def write_ids(
+    folder: Path, records: Sequence[Record], naming: Naming = WITHOUT_KEYS, system: str | None = None
+) -> dict[str, str]:
     """`trained_ids.parquet` of the rows that a run was given.
+
+    Args:
+        system: see `questions_of`.
 
     Returns:
         the roots over them, 64 hex digits: `data_root` over the sequence of (content id, exposure), each where it comes
@@ -110,7 +119,7 @@ def write_ids(folder: Path, records: Sequence[Record], naming: Naming = WITHOUT_
         key = keys.get(kind)
         named = kind == SHA256 or key is not None
         ids.append(id_of(row_bytes(record), key) if named else None)
-        questions.append([under(question, key) for question in questions_of(record)] if named else None)
+        questions.append([under(question, key) for question in questions_of(record, system)] if named else None)
     columns = {
         "content_id": ids, "question_ids": questions, "project": [kind.project or None for kind in kinds],
         "key_fingerprint": [kind.key or None for kind in kinds],
@@ -130,23 +139,26 @@ class Seen:
     Attributes:
         questions: key → the ids of all questions under it; None stands for ids without a key.
         unknown: what is not known, a sentence each.
+        system: the system prompt that `data.system` adds to what is asked, see `questions_of`.
     """
 
     questions: dict[bytes | None, set[bytes]]
     unknown: tuple[str, ...] = ()
+    system: str | None = None
 
     def asks(self, turns: Sequence[Message]) -> bool:
         """Whether a question was among them."""
-        *_, asked = before_answers(turns)
+        *_, asked = before_answers(turns, self.system)
         return any(under(asked, key) in ids for key, ids in self.questions.items())
 
 
-def seen_by(artifact: Artifact, root: Path, key_of: KeyOf) -> Seen:
+def seen_by(artifact: Artifact, root: Path, key_of: KeyOf, system: str | None = None) -> Seen:
     """What the runs that an artifact came through were given to train on, those of its reward models and of its base
     among them.
 
     Args:
         root: the folder of runs.
+        system: see `Seen`.
 
     Raises:
         CorruptFile: a run's ids are not those that it published.
@@ -169,7 +181,7 @@ def seen_by(artifact: Artifact, root: Path, key_of: KeyOf) -> Seen:
             unknown.append(f"the key of project {kind.project} cannot be read: {NOT_KNOWN}")
         else:
             questions[key] = ids
-    return Seen(questions, tuple(unknown))
+    return Seen(questions, tuple(unknown), system)
 
 
 def add_questions(found: dict[IdKind, set[bytes]], path: Path, digest: str) -> tuple[int, int]:

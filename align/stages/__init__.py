@@ -110,7 +110,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     try:
         with tallied() as counts:
             rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
-        roots = write_ids(run.folder, rows[0], naming_of(config)) if inputs.trains else {}
+        roots = write_ids(run.folder, rows[0], naming_of(config), config.data.system or None) if inputs.trains else {}
         if inputs.trains and not roots:
             print("the key of some rows cannot be read (store.url): nobody will know whether an evaluation asks them")
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")

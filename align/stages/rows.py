@@ -47,7 +47,7 @@ def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any,
         InputError: it was trained on all of them, and what it saw is to be left out.
     """
     found = prompts(source_of(config), "test", config.seed)
-    seen = seen_by(artifact, root, partial(key_of, config))
+    seen = seen_by(artifact, root, partial(key_of, config), config.data.system or None)
     if config.stage.seen == "drop":
         unseen = [prompt for prompt in found if not seen.asks(prompt.messages)]
         problem = f"leaves nothing to measure on: {artifact.ref} was trained on all {counted(len(found), 'prompt')}"
@@ -71,13 +71,13 @@ def naming_of(config: Config) -> Naming:
         return Naming(lambda record: kind, key)
     if config.data.name != MANIFEST:
         return Naming()
-    kinds = voted(data_set(Path(config.data.path or "")))
-    return Naming(lambda record: kinds.get(next(questions_of(record), b""), SHA256), key)
+    kinds, system = voted(data_set(Path(config.data.path or ""))), config.data.system or None
+    return Naming(lambda record: kinds.get(next(questions_of(record, system), b""), SHA256), key)
 
 
 def voted(found: DataSet) -> dict[bytes, IdKind]:
-    """The first question of each row of a data set that was a vote → the kind of its ids. Neither a system prompt nor
-    reasoning that is hidden changes that question."""
+    """The first question of each row of a data set that was a vote → the kind of its ids. Neither `data.system`
+    nor reasoning that is hidden changes that question."""
     kinds = kinds_in(found.data)
     if {*kinds.values()} <= {SHA256}:
         return {}

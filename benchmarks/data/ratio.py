@@ -187,10 +187,10 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
     at = [100 * float(general) for general in found["share"]]
-    for source, colour in (("domain", "#b3541e"), ("general", "#1e6fb3")):
+    for source, label, colour in (("domain", "the domain", "#b3541e"), ("general", "general chats", "#1e6fb3")):
         by_share = [[each[source] for each in by_seed.values()] for by_seed in found["share"].values()]
         middle = [statistics.mean(values) for values in by_share]
-        axes.plot(at, middle, color=colour, marker="o", label=f"held-out rows of the {source}")
+        axes.plot(at, middle, color=colour, marker="o", label=f"held-out rows of {label}")
         axes.fill_between(at, [min(v) for v in by_share], [max(v) for v in by_share], color=colour, alpha=0.2)
     axes.set(xlabel="general data in the mixture, %", ylabel="held-out loss, nats a token")
     axes.legend(frameon=False)

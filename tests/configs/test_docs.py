@@ -240,3 +240,15 @@ def module_at(path: Path) -> Any:
     found = module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
+
+
+def test_the_share_of_general_data_is_told_as_it_was_measured() -> None:
+    """The tables of benchmarks/data/README.md are those of `ratio.json`."""
+    folder = ROOT / "benchmarks" / "data"
+    spec = spec_from_file_location("ratio", folder / "ratio.py")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(ratio := module_from_spec(spec))
+    tables = ratio.markdown(json.loads((folder / "ratio.json").read_text(encoding="utf-8"))).split("\n\n")
+    assert len(tables) == 2
+    assert all(table in (folder / "README.md").read_text(encoding="utf-8") for table in tables)

@@ -275,15 +275,15 @@ def test_what_was_trained_on_is_left_out_of_an_evaluation(shop: Workshop, runs: 
 
 
 def test_the_same_rows_in_another_file_are_seen_too(shop: Workshop, runs: dict[str, Path], tmp_path: Path) -> None:
-    """In another format, another order, beside others, under another system prompt."""
+    """In another format, another order, beside others, under a system prompt that `data.system` adds."""
     known = [json.loads(line)["messages"] for line in shop.data.read_text(encoding="utf-8").splitlines()]
     key = [question_key(Conversation.of(turns[:-1])) for turns in known]
     trained = [turns for turns, k in zip(known, key, strict=True) if int(k[:8], 16) / 2**32 >= 0.25]
     new = [{"role": "user", "content": "Which of these did nobody ask before?"}]
-    system = [{"role": "system", "content": "Answer in a word."}]
     other = tmp_path / "others.json"
-    other.write_text(json.dumps([{"messages": [*system, *turns]} for turns in (*trained[::-1], new)]), encoding="utf-8")
+    other.write_text(json.dumps([{"messages": turns} for turns in (*trained[::-1], new)]), encoding="utf-8")
     evaluate = ("stage=eval", f"artifact={runs['ppo']}", "data=jsonl", f"data.path={other}", "data.held_out=1")
+    evaluate = (*evaluate, "data.system=Answer in a word.")
     assert shop.status(*evaluate) == 0, shop.said
     assert f"{len(trained)} of {len(trained) + 1} prompts left out" in shop.said
     other.write_text(json.dumps([{"messages": turns} for turns in trained]), encoding="utf-8")

@@ -36,16 +36,17 @@ def asked(*turns: Message) -> bytes:
 
 CALLED = hashlib.sha256(
     b'{"content":"Hello","role":"user"}\n'
-    b'{"content":"","role":"assistant","tool_calls":[{"function":{"arguments":{},"name":"clock"},"type":"function"}]}\n'
-    b'{"content":"12:04","name":"clock","role":"tool"}\n'
+    b'{"content":"","role":"assistant","tool_calls":[{"arguments":{},"name":"clock"}]}\n'
+    b'{"content":"12:04","role":"tool"}\n'
 ).digest()
 CASES: dict[str, tuple[Record, list[bytes]]] = {
     "each answer's question": (Conversation((HELLO, REPLY, AGAIN, LAST)), [asked(HELLO), asked(HELLO, REPLY, AGAIN)]),
     "a question without an answer": (Conversation((HELLO, REPLY, AGAIN)), [asked(HELLO), asked(HELLO, REPLY, AGAIN)]),
-    "no system prompt": (Conversation((SYSTEM, HELLO, REPLY)), [asked(HELLO)]),
+    "its own system prompt": (Conversation((SYSTEM, HELLO, REPLY)), [asked(SYSTEM, HELLO)]),
+    "an answer to a system prompt alone": (Conversation((SYSTEM, REPLY, HELLO)), [asked(SYSTEM, REPLY, HELLO)]),
     "an answer to nothing": (Conversation((REPLY, HELLO, REPLY)), [asked(REPLY, HELLO)]),
     "plain text": ("Hello", []),
-    "a pair's prompt": (Preference((SYSTEM, HELLO), (REPLY,), (OTHER,)), [asked(HELLO)]),
+    "a pair's prompt": (Preference((SYSTEM, HELLO), (REPLY,), (OTHER,)), [asked(SYSTEM, HELLO)]),
     "a longer pair's prompt": (
         Preference((HELLO, REPLY, AGAIN), (OTHER,), (LAST,)), [asked(HELLO), asked(HELLO, REPLY, AGAIN)]
     ),
@@ -95,7 +96,9 @@ def test_what_was_written_is_seen(tmp_path: Path):
     assert found == {SHA256: {id for _, ids in CASES.values() for id in ids}}
     seen = Seen({None: found[SHA256]})
     assert seen.asks([HELLO])
-    assert seen.asks([Message("system", "Be long."), HELLO])
+    assert not seen.asks([Message("system", "Be long."), HELLO])  # the system prompt may be what it is about
+    asked_under = Seen(seen.questions, system="Be long.")  # data.system adds it
+    assert asked_under.asks([Message("system", "Be long."), HELLO])
     assert not seen.asks([AGAIN])
     assert not seen.asks([Message("user", "Hello ")])
 
