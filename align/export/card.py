@@ -199,10 +199,16 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in map(one_line, metrics.get("judge_notes", ())))
     sampled = f" {one_line(facts['sampled'][:1].upper() + facts['sampled'][1:])}." if facts.get("sampled") else ""
     return (
-        f"## Evaluation\n\nAgainst the model it started from, on {won['n']} held-out prompts{_of(facts)}; "
+        f"## Evaluation\n\nAgainst the model it started from, on {_asked(metrics)}{_of(facts)}; "
         f"ties count as half a win, brackets are 95 % intervals over prompts.{_few(won['n'])}{sampled}{notes}\n\n"
         + table(("", "this model", "start"), rows)
     )
+
+
+def _asked(metrics: Mapping[str, Any]) -> str:
+    """The prompts of an evaluation, and how many of them training saw."""
+    n, seen = metrics["win_rate"]["n"], metrics.get("seen")
+    return f"{n} prompts, {seen} of which training saw" if seen else f"{n} held-out prompts"
 
 
 def _of(facts: Mapping[str, Any]) -> str:

@@ -67,8 +67,8 @@ def notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]
     like = found["shared_with_test"]
     if settings["contamination"]["action"] == "remove" and like > MANY * (in_train + like):
         yield (
-            f"  {like:,} rows share 13 words in a row with a row to measure on, or nearly all words, and are left out: "
-            "stage.contamination.test=false keeps them"
+            f"  {like:,} rows ask what a row to measure on asks, or share 13 words in a row or nearly all words with "
+            "one, and are left out: stage.contamination.test=false keeps them"
         )
     if unanswered := sum(source["counts"]["unanswered"] for source in sources):
         yield (
@@ -77,7 +77,7 @@ def notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]
         )
     if not data["splits"]["test"]["rows"]:
         yield "  there is no row to measure on"
-    if data["limited_by"]:
+    if data["limited_by"] and any(dict(lost(source)).get("not in the mixture") for source in sources):
         yield f"  {data['limited_by']} bounds the mixture: a higher stage.mix.repeat lets its rows be seen more often"
 
 
@@ -99,7 +99,8 @@ def lost(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield why, before - counts[step]
             before = counts[step]
     yield "forgotten", source.get("forgotten", 0)
-    yield "not in the mixture", before - source.get("forgotten", 0) - sum(source["splits"][s]["rows"] for s in SIDES)
+    left = before - source.get("forgotten", 0) - sum(source["splits"][s]["rows"] for s in SIDES)
+    yield "only measured on" if source["weight"] == 0 else "not in the mixture", left
 
 
 def verdict(seen: Seen) -> str:
@@ -191,6 +192,8 @@ def refused_shown(report: Report, data: Mapping[str, Any]) -> None:
 
 def lengths_shown(report: Report, data: Mapping[str, Any]) -> None:
     """How long rows are, by source."""
+    if "lengths" not in data:  # rows were forgotten since
+        return
     edges, counts = data["lengths"]["edges"], data["lengths"]["counts"]
     names = [f"{least:,} to {behind - 1:,}" for least, behind in itertools.pairwise(edges)]
     rows = [

@@ -69,6 +69,11 @@ def _risen(word: str, before: float, after: float) -> str:
     return f"“{word}”, {percent(before)} → {percent(after)}" if word else "none"
 
 
+def _digits(digest: str) -> str:
+    """The beginning of a digest: all of its 64 digits would stretch a table beyond a phone."""
+    return f"{digest[:16]}…"
+
+
 ENDING = "over the last ten updates, at most half of them"
 
 EMPTY = "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed."
@@ -181,11 +186,12 @@ FIGURES = (
     _figure("contaminated", "Like evaluation rows", "rows", "They would give stage.contamination.against away."),
     _figure("shared_with_test", "Like test rows", "rows", "They would give the rows to measure on away."),
     _figure("unanswered", "Without an answer", "rows", "Supervised training leaves them out."),
-    _figure("root", "Fingerprint", "", "Merkle root over the rows and how often each is seen."),
-    _figure("ids_root", "Fingerprint of the set", "", "Merkle root over the sorted ids of contents."),
+    _figure("root", "Fingerprint", "", "Merkle root over the rows and how often each is seen.", shown=_digits),
+    _figure("ids_root", "Fingerprint of the set", "", "Merkle root over the sorted ids of contents.", shown=_digits),
     _figure("data_root", "Fingerprint of the training rows", "", "Merkle root over the content ids of what was given, "
-            "in order."),
-    _figure("data_ids_root", "Fingerprint of their set", "", "Merkle root over the sorted ids, in whatever order."),
+            "in order.", shown=_digits),
+    _figure("data_ids_root", "Fingerprint of their set", "", "Merkle root over the sorted ids, in whatever order.",
+            shown=_digits),
     _figure("rows", "Rows", "", "Rows that were read, written or checked."),
     _figure("seq", "Last row of the ledger", "", "The number of the newest vote that is in it."),
     _figure("peak_rss_mb", "Peak memory", "MiB", "The most that the process held, a GPU's memory left out."),

@@ -133,7 +133,9 @@ def compared(seen: Seen) -> str:
     won, judge = metrics["win_rate"], metrics["judge"]
     by = "VADER's sentiment" if judge == "vader" else judge
     proxy = ", a proxy that it was optimised against," if metrics["judge_is"] == "proxy" else ","
-    against = f"{counted(won['n'], 'held-out prompt')} against what it started from"
+    seen_too = metrics.get("seen")  # stage.seen=report
+    asked = f"{counted(won['n'], 'prompt')}, {seen_too:,} of which training saw," if seen_too else ""
+    against = f"{asked or counted(won['n'], 'held-out prompt')} against what it started from"
     sentences = [
         f"The policy wins {percent(won)} of {against}, by {by}{proxy} and moved {metrics['kl']:.1f} nats from it.",
         "It loses more often than it wins." if won["high"] < 0.5 else "",

@@ -240,8 +240,13 @@ def same_artifact(noted: Input, found: Input) -> bool:
 
 def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:
     """The runs that read an annotation project while rows `first` to `last` of its ledger were its newest, and those
-    that were made from them, see `users_of`."""
-    return users_of(root, lambda read: read.project == project and first <= read.seq < last)
+    that were made from them, see `users_of`; and the runs of `sample` that filled it, whose files hold the same
+    texts."""
+    used, unread = users_of(root, lambda read: read.project == project and first <= read.seq < last)
+    folders = [path.parent for path in sorted(root.glob(f"sample/*/{FILE}"))]
+    filled = [f"sample/{folder.name}" for folder in folders
+              if (made := readable(folder)) and made.config.get("project") == project]  # fmt: skip
+    return [*used, *(name for name in filled if name not in used)], unread
 
 
 def users_of(root: Path, which: Callable[[Input], bool]) -> tuple[list[str], list[str]]:

@@ -218,7 +218,7 @@ def erased(run: Run, config: Config) -> Result:
             tombstone = store.erase_annotator(config.project, stage.annotator or "")
     what = " ".join(*which.items()) if which else f"project {config.project}"
     lines = [f"{what} is erased; row {tombstone} of the ledger says so"]
-    lines += ["runs that read it, or what was made from it:" if used else "no run read it", *used]
+    lines += ["runs that read it or filled it, or what was made from it:" if used else "no run read it", *used]
     lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
     return Result({"tombstone": tombstone, "runs": used, "unreadable": unread}, tuple(lines))
 

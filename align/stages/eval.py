@@ -96,7 +96,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> Re
         lines.append(f"training saw {metrics['seen']:,} of these prompts{others}")
     if dropped:
         lines.append(f"not asked: {counted(dropped, 'prompt')} longer than {room} tokens")
-    if len(prompts) < stage.prompts:
+    if len(prompts) < stage.prompts and config.data.limit is None:
         lines.append(f"{counted(len(prompts), 'prompt')} held out in all; stage.prompts={stage.prompts} allows more")
     return Result(metrics, tuple(lines))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any,
     Raises:
         InputError: it was trained on all of them, and what it saw is to be left out.
     """
-    found = prompts(source_of(config), "test", config.seed)
+    found = prompts(replace(source_of(config), limit=None), "test", config.seed)  # of which some may be left out
     seen = seen_by(artifact, root, partial(key_of, config), config.data.system or None)
     if config.stage.seen == "drop":
         unseen = [prompt for prompt in found if not seen.asks(prompt.messages)]
@@ -57,7 +58,7 @@ def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any,
         if len(unseen) < len(found):
             print(f"{len(found) - len(unseen)} of {counted(len(found), 'prompt')} left out: training saw them")
         found = unseen
-    return found[: config.stage.prompts], seen
+    return found[: config.data.limit][: config.stage.prompts], seen
 
 
 def naming_of(config: Config) -> Naming:

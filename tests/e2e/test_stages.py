@@ -262,6 +262,9 @@ def test_what_was_trained_on_is_left_out_of_an_evaluation(shop: Workshop, runs: 
     assert (dropped["dropped_seen"], dropped["win_rate"]["n"]) == (seen, asked - seen)
     assert "unseen" not in dropped
 
+    assert shop.status(*evaluate, "data.held_out=0.5", "data.limit=3") == 0, shop.said
+    assert read_manifest(Path(shop.said.splitlines()[-1])).metrics["win_rate"]["n"] == 3  # unseen ones
+
     assert shop.status(*evaluate, "data.held_out=0.5", "stage.seen=report") == 0, shop.said
     assert f"training saw {seen} of these prompts; win rate " in shop.said
     folder = Path(shop.said.splitlines()[-1])

@@ -23,6 +23,7 @@ from align.run.environment import code_digest
 from align.run.lineage import Gone, ancestors, evaluation_of, readers_of, trained_through
 from align.run.manifest import FILE, Manifest, first_invalid_key, identity_of, manifest_from, write_manifest
 from annotate.store import Store
+from annotate.store.schema import migrate
 
 OLD = Path(__file__).parent / "runs_of_version_1.zip"
 CONFIG = {"data": {"name": "jsonl"}, "method": {"name": "lora"}, "seed": 3}
@@ -338,7 +339,7 @@ def test_runs_of_version_1_are_read(old: Path) -> None:
     assert [p.name for p in trained_through(policy.manifest, policy.digest, old)] == ["s", "r", "p"]
     assert evaluation_of(policy.as_input(), old) == found["eval:e"]["metrics"]
     seq = found["reward:r"]["inputs"]["data"]["seq"]
-    assert readers_of(old, "p", seq, seq + 1) == (["reward/r", "ppo/p", "eval/e"], [])
+    assert readers_of(old, "p", seq, seq + 1) == (["reward/r", "ppo/p", "eval/e", "sample/a"], [])
 
 
 @pytest.mark.parametrize("run", ["sft/s", "sample/a", "reward/r", "ppo/p", "eval/e"])
@@ -372,6 +373,7 @@ def merged(new: Any, old: Any) -> Any:
 
 
 def test_a_store_of_that_version_is_read(old: Path) -> None:
+    migrate(f"sqlite:///{old / 'annotations.db'}")
     with Store.open(f"sqlite:///{old / 'annotations.db'}", create=False) as store:
         store.verify()
         assert len(list(store.rankings("p"))) == 24
