@@ -148,6 +148,8 @@ FIGURES = (
     _figure("empty_rate", "Empty answers", PERCENT, EMPTY),
     _figure("all_empty", "Prompts with empty answers alone", "", "They are not handed out to people."),
     _figure("all_equal", "Prompts with equal answers alone", "", "They are not handed out to people either."),
+    _figure("with_tools", "Prompts with tools", "", "They are not handed out to people: the annotation page does not "
+            "show tools. samples.jsonl has the answers."),
     _figure("mean_length", "Answer length", "tokens", "Mean over all answers."),
     _figure("kl", "KL from what was trained", "nats a token", "Of the export as it is loaded first, on fixed prompts; "
             "0 is the same model."),

@@ -252,6 +252,9 @@ def forgotten(run: Run, config: Config, given: Forgetting) -> Result:
     count = data["replaces"]["count"]
     lines = [f"{counted(count, 'row')} forgotten; root {data['root'][:12]} replaces {said['root'][:12]}"]
     lines.append(f"data:{given.name} is removed, with its report and examples")
-    lines += ["runs that trained on it, or on what was made from it:" if used else "no run here names it as its data", *used]
+    lines.append(
+        "runs that trained on it, or on what was made from it:" if used else "no run here names it as its data"
+    )
+    lines += used
     lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
     return Result({**metrics_of(data), "forgotten": count, "runs": used}, tuple(lines))

@@ -142,10 +142,10 @@ def test_a_chat_outlives_a_reload_and_is_this_tabs_alone(browser: Any, page: Any
     page.fill("#most", "8")
     asked(page, "First <i>question</i>")
     until(page, "document.querySelector('.turn.assistant footer').innerText.includes('tokens')")
-    shown = page.locator(".turn").all_inner_texts()
+    shown = page.locator(".turn").all_text_contents()  # of what is not laid out yet, too
     page.reload()
     until(page, "document.querySelectorAll('#model option').length > 0")
-    assert page.locator(".turn").all_inner_texts() == shown
+    assert page.locator(".turn").all_text_contents() == shown
     page.click("#settings-said")
     page.fill("#most", "")
     asking(page, ignore_eos=True)  # for some seconds
@@ -153,7 +153,7 @@ def test_a_chat_outlives_a_reload_and_is_this_tabs_alone(browser: Any, page: Any
     until(page, "document.querySelectorAll('.turn.assistant .text')[1].textContent.length > 3")
     page.reload()  # while it answers
     until(page, "document.querySelectorAll('#model option').length > 0")
-    footers = page.locator(".turn.assistant footer").all_inner_texts()
+    footers = page.locator(".turn.assistant footer").all_text_contents()
     assert footers[1].endswith("stopped")
     assert footers[0] in shown[1]
     assert settles(lambda: server.stat("align_requests_running") == 0)

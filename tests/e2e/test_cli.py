@@ -25,7 +25,7 @@ from align.__main__ import STAGES, main, shadow_free_path
 ROOT = Path(__file__).resolve().parents[2]
 RUN_FILES = {
     "artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl",
-    "trained_on.jsonl",
+    "trained_ids.parquet", "trained_on.jsonl",
 }  # fmt: skip
 
 

@@ -36,12 +36,12 @@ def handed_out(folder: Path, pairs: list[tuple[str, str]], reasoning: str = "kee
 def test_nobody_is_asked_to_compare_what_is_the_same(tmp_path: Path):
     pairs = [("Yes.", "No."), ("", " \n"), ("Yes.", "Yes. "), ("", "No.")]
     kept_back, items = handed_out(tmp_path, pairs)
-    assert kept_back == {"all_empty": 1, "all_equal": 1}
+    assert kept_back == {"all_empty": 1, "all_equal": 1, "with_tools": 0}
     assert [[c.text for c in item.candidates] for item in items] == [["Yes.", "No."], ["", "No."]]
     assert said_of(kept_back) == [
         "not handed out to people: 1 prompt whose answers are all empty, 1 prompt whose answers are all equal"
     ]
-    assert said_of({"all_empty": 0, "all_equal": 0}) == []
+    assert said_of({"all_empty": 0, "all_equal": 0, "with_tools": 0}) == []
 
 
 @pytest.mark.parametrize(("reasoning", "shown"), [("keep", f"{THOUGHT}A."), ("hide", "A.")])

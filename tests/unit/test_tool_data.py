@@ -17,9 +17,9 @@ from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop
 from align.data.clean.steps import steps_of
 from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES, content_id, content_of, texts
-from align.data.sets.columns import columns_of, records_of, texts_of, whole_texts
+from align.data.sets.columns import SAID, columns_of, records_of, texts_of, whole_texts
 from align.data.sets.evidence import as_text
-from align.data.sets.published import SAID, narrowed
+from align.data.sets.publishing import narrowed
 from align.errors import InputError
 from align.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall
 from annotate.exchange.importing import import_items

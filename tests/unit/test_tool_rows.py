@@ -267,3 +267,10 @@ def test_a_question_is_the_same_whatever_its_tools_return(tmp_path: Path) -> Non
     other = read(tmp_path, refused(CALL, {**RESULT, "content": "wet"}, {**ANSWER, "content": "Yes."}))
     assert question_key(read(tmp_path, OPENAI)) == question_key(other) == question_key(Conversation(READ[:1]))
     assert question(Conversation((Message("assistant", "a"),))) is None
+
+
+def test_a_tool_is_one_tool_in_whatever_form_it_is_given():
+    flat = {"type": "function", **SCHEMA["function"]}  # as OpenAI's responses have it
+    turned = {"function": dict(reversed(SCHEMA["function"].items())), "type": "function"}
+    assert Tool.of(flat) == Tool.of(SCHEMA["function"]) == Tool.of(turned) == WEATHER
+    assert WEATHER.as_dict() == SCHEMA
