@@ -47,7 +47,7 @@ def test_a_whole_data_set_of_the_hub_is_one_split_of_it(monkeypatch: pytest.Monk
     it."""
     import huggingface_hub
 
-    folder = tmp_path / "org" / "name"
+    folder = tmp_path / "own" / "rows"
     (folder / "more").mkdir(parents=True)
     (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: main\n  default: true\n  data_files: [{split: train, path: a.jsonl}, "
@@ -59,11 +59,11 @@ def test_a_whole_data_set_of_the_hub_is_one_split_of_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, repo, **more: asked.append((repo, more)))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    for path, text in (("hub:org/name", "a"), ("hub:org/name:train", "a"), ("hub:org/name:extra:train", "c")):
+    for path, text in (("hub:own/rows", "a"), ("hub:own/rows:train", "a"), ("hub:own/rows:extra:train", "c")):
         data = DataSource("jsonl", path)
         assert (path, documents(data, "train")) == (path, [text])
         assert len(data_record(data).digest) == 64
-    assert asked == [("org/name", {"revision": None, "timeout": 10})] * 3
-    for path, problem in (("hub:org/name:dev", "Unknown split"), ("hub:org/name:less:train", "less")):
+    assert asked == [("own/rows", {"revision": None, "timeout": 10})] * 3
+    for path, problem in (("hub:own/rows:dev", "Unknown split"), ("hub:own/rows:less:train", "less")):
         with pytest.raises(InputError, match=f"cannot be loaded .*{problem}"):
             documents(DataSource("jsonl", path), "train")
