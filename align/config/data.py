@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ACTIONS = ("remove", "report")
 MAKE, FORGET = "make", "forget"
-TOLD = "(not kept)"
+NOT_KEPT = "(not kept)"
 """What a run that forgets keeps of which rows it forgot."""
 
 
@@ -199,7 +199,7 @@ class DataStageConfig(Settings):
         """Raises: InputError: the stage has no sources, or some that it does not read."""
         require(
             (self.action == FORGET) == (self.forget is not None), "stage.forget", self.forget,
-            "names the rows of stage.action=forget, which needs it and nothing else does",
+            "goes with stage.action=forget, and with no other action",
             "Write stage.action=forget data.path=data:NAME stage.forget=[CONTENT_ID].",
         )  # fmt: skip
         if self.action == FORGET:
@@ -241,9 +241,9 @@ class DataStageConfig(Settings):
         for key in ("sources", "clean", "duplicates", "contamination", "split", "mix"):
             value, usual = getattr(self, key), getattr(DataStageConfig(), key)
             problem = "is not read by stage.action=forget, which cleans and divides nothing anew"
-            require(plain(value) == plain(usual), f"stage.{key}", plain(value), problem, "Drop it.")
+            require(untyped(value) == untyped(usual), f"stage.{key}", untyped(value), problem, "Drop it.")
 
 
-def plain(value: Any) -> Any:
+def untyped(value: Any) -> Any:
     """A value without the types that say where it came from."""
     return asdict(value) if isinstance(value, Settings) else list(value) if isinstance(value, list | tuple) else value

@@ -112,7 +112,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
             rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
         roots = write_ids(run.folder, rows[0], naming_of(config), config.data.system or None) if inputs.trains else {}
         if inputs.trains and not roots:
-            print("the key of some rows cannot be read (store.url): nobody will know whether an evaluation asks them")
+            print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
         with watched(page.advanced):
             result: Result = module.run(run, config, *rows)

@@ -16,7 +16,7 @@ from typing import Any
 from align.aliases import parsed_aliases
 from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
-from align.config.data import FORGET, TOLD, DataStageConfig
+from align.config.data import FORGET, NOT_KEPT, DataStageConfig
 from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
@@ -340,7 +340,7 @@ def data(config: Config) -> Inputs:
 def forgetting(config: Config) -> Inputs:
     """A data set, and some of its rows. Nothing of the run says which: an id can be guessed from a short text."""
     task, record = asked_for(Path(config.data.path or ""), config.stage.forget, partial(standing, store_url(config)))
-    config = changed(config, stage=changed(config.stage, forget=TOLD))
+    config = changed(config, stage=changed(config.stage, forget=NOT_KEPT))
     return Inputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
 
 

@@ -241,7 +241,7 @@ def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(store: Store, wo
         (["stage.forget=nowhere.txt"], "is neither an id nor a file of ids"),
         (["stage.forget=erased"], "none of its sources is an annotation project"),
         ([f"stage.forget=[{'0' * 63}1]"], "1 of 1 ids are of no row"),
-        ([], "names the rows of stage.action=forget"),
+        ([], "goes with stage.action=forget, and with no other action"),
         (["stage.forget=erased", "stage.clean=[unicode]"], "is not read by stage.action=forget"),
     ],
 )

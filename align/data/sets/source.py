@@ -41,7 +41,7 @@ class Source:
         cap: rows of it at most; None for all.
         columns: our column → its column.
         licence: what its rows may be used under; empty where nobody says.
-        votes: of `annotations`, once the store was asked, see `opened`. No key of a user's.
+        votes: of `annotations`, once the store was asked, see `opened`. No user sets it.
     """
 
     name: str
