@@ -181,9 +181,7 @@ def without_duplicates(rows: Rows, kind: str, funnel: Funnel, order: np.ndarray,
     if asked.near is not None and kind == DOCUMENTS:
         alone = funnel.kept.copy()
         alone[found[-1].dropped] = False  # also where copies are only reported
-        near = near_duplicates(
-            rows, alone, order, funnel.source, threshold=asked.near, over=asked.over, among=asked.among
-        )
+        near = near_duplicates(rows, alone, order, funnel.source, threshold=asked.near, among=asked.among)
         found.append(near)
         without(funnel, "after_near_dedup", near.dropped, asked)
     return joined(*found)

@@ -2,7 +2,8 @@
 
     python benchmarks/data/engine.py FOLDER OUTPUT
 
-Texts lie in one file and band keys in one file a band, so that memory holds some 50 bytes a document and no text.
+Texts lie in one file, shingles in one, and band keys in one file a band: memory holds some 60 bytes a document and no
+text.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from align.data.dedup.exact import exact
 from align.data.dedup.minhash import BANDS, band_keys
-from align.data.dedup.shingles import normalised_digests, shingled
+from align.data.dedup.shingles import Shingles, normalised_digests, shingled
 from align.data.dedup.twins import twins
 
 SHORTEST = 20
@@ -33,28 +34,46 @@ BATCH = 1 << 22
 
 
 class Spool:
-    """Texts of any length on disk, read again by index."""
+    """Values of any length on disk, read again by index."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("w+b")
         self.ends: list[np.ndarray] = [np.zeros(1, np.int64)]
 
-    def add(self, texts: pa.Array) -> None:
-        _, offsets, data = pa.array(texts, pa.large_string()).buffers()
-        ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        self.file.write(memoryview(data)[ends[0] : ends[-1]])
-        self.ends.append(self.ends[-1][-1] + ends[1:] - ends[0])
+    def add(self, data: Any, offsets: np.ndarray) -> None:
+        """Args: offsets: int64 (N + 1), in bytes: where each value begins in `data`."""
+        self.file.write(memoryview(data).cast("B")[offsets[0] : offsets[-1]])
+        self.ends.append(self.ends[-1][-1] + offsets[1:] - offsets[0])
 
     def close(self) -> None:
         self.file.flush()
         self.ends = [np.concatenate(self.ends)]
 
-    def read(self, indexes: np.ndarray) -> pa.Array:
+    def read(self, indexes: np.ndarray) -> tuple[bytes, np.ndarray]:
+        """What was added, of some."""
         (ends,), fd = self.ends, self.file.fileno()
         starts, sizes = ends[indexes], ends[indexes + 1] - ends[indexes]
         data = b"".join(map(os.pread, [fd] * len(starts), sizes.tolist(), starts.tolist()))
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
-        return pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(data))
+        return data, np.concatenate([[0], np.cumsum(sizes)])
+
+
+class Texts(Spool):
+    def keep(self, texts: pa.Array) -> None:
+        _, offsets, data = pa.array(texts, pa.large_string()).buffers()
+        self.add(data, np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1])
+
+    def take(self, indexes: np.ndarray) -> pa.Array:
+        data, offsets = self.read(indexes)
+        return pa.LargeStringArray.from_buffers(len(indexes), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+class Sets(Spool):
+    def keep(self, sets: Shingles) -> None:
+        self.add(sets.values, sets.offsets * 8)
+
+    def take(self, indexes: np.ndarray) -> Shingles:
+        data, offsets = self.read(indexes)
+        return Shingles(np.frombuffer(data, np.uint64), offsets // 8)
 
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -79,7 +98,8 @@ class Clock:
 def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
     """Returns how many documents were read, kept, dropped, and CPU seconds by step."""
     spent: dict[str, float] = {}
-    spool, files = Spool(work / "texts"), [(work / f"keys.{band}").open("wb") for band in range(BANDS)]
+    spool, kept = Texts(work / "texts"), Sets(work / "shingles")
+    files = [(work / f"keys.{band}").open("wb") for band in range(BANDS)]
     ids, digests, sizes, read = [], [], [], 0
     rows, clock = batches(source / "corpus.jsonl"), Clock(spent)
     for batch in rows:
@@ -94,7 +114,8 @@ def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
         clock.lap("shingles")
         keys = band_keys(sets)
         clock.lap("keys")
-        spool.add(texts)
+        spool.keep(texts)
+        kept.keep(sets)
         for file, column in zip(files, keys.T, strict=True):
             file.write(column.tobytes())
         sizes.append(sets.sizes.astype(np.int32))
@@ -103,12 +124,13 @@ def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
     for file in files:
         file.close()
     spool.close()
+    kept.close()
     count = sum(map(len, sizes))
     order, size = np.arange(count), np.concatenate(sizes)
     same = exact(np.concatenate(digests), order)
     clock.lap("exact")
     size[same.dropped] = 0  # these have no keys any more
-    found = twins(order, size, lambda band: np.fromfile(work / f"keys.{band}", np.uint64), spool.read)
+    found = twins(order, size, lambda band: np.fromfile(work / f"keys.{band}", np.uint64), kept.take)
     clock.lap("twins")
     keep = np.ones(count, bool)
     keep[same.dropped] = keep[found.dropped] = False
@@ -117,12 +139,12 @@ def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
     return {"read": read, "kept": int(keep.sum()), "exact": len(same.dropped), "near": len(found.dropped), "s": spent}
 
 
-def write(output: Path, ids: pa.ChunkedArray, spool: Spool, kept: np.ndarray) -> None:
+def write(output: Path, ids: pa.ChunkedArray, spool: Texts, kept: np.ndarray) -> None:
     schema = pa.schema({"id": pa.string(), "text": pa.large_string()})
     with pq.ParquetWriter(output, schema) as writer:
         for at in range(0, len(kept), 8192):
             rows = kept[at : at + 8192]
-            writer.write_batch(pa.record_batch([ids.take(pa.array(rows)).combine_chunks(), spool.read(rows)], schema))
+            writer.write_batch(pa.record_batch([ids.take(pa.array(rows)).combine_chunks(), spool.take(rows)], schema))
 
 
 if __name__ == "__main__":

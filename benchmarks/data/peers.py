@@ -23,6 +23,7 @@ def with_daft(source: Path, output: Path) -> None:
     from daft.functions import length, lower, minhash, regexp_replace, strip
 
     from align.data.dedup.minhash import banded
+    from align.data.dedup.shingles import shingled
     from align.data.dedup.twins import twins
 
     daft.set_runner_native(num_threads=1)
@@ -37,7 +38,7 @@ def with_daft(source: Path, output: Path) -> None:
     keys = banded(np.ascontiguousarray(signature.T), BANDS)
     texts = rows["text"].combine_chunks()
     found = twins(np.arange(len(rows)), np.full(len(rows), 100), lambda band: np.ascontiguousarray(keys[:, band]),
-                  lambda indexes: texts.take(pa.array(indexes)))  # fmt: skip
+                  lambda indexes: shingled(texts.take(pa.array(indexes))))  # fmt: skip
     keep = np.ones(len(rows), bool)
     keep[found.dropped] = False
     pq.write_table(rows.select(["id", "text"]).filter(pa.array(keep)), output)

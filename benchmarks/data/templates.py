@@ -98,7 +98,7 @@ def measure(name: str, rows: int) -> None:
     keys, sizes = np.ascontiguousarray(band_keys(sets).T), sets.sizes
     del sets
     began = time.process_time()
-    found = twins(np.arange(len(texts)), sizes, keys.__getitem__, lambda some: texts.take(pa.array(some)))
+    found = twins(np.arange(len(texts)), sizes, keys.__getitem__, lambda some: shingled(texts.take(pa.array(some))))
     took = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"{name:16} {len(texts):8,} rows {took:8.2f} s {len(found.dropped):8,} dropped {peak:6} MB", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -250,3 +251,20 @@ def test_hashes_stay_what_they_are():
         16433562434971025,
     ]
     assert band_keys(sets)[:, 0].tolist() == [16579160647541642079, 14285935519075193149]
+
+
+@given(st.lists(ANY_TEXT, max_size=6), st.data())
+def test_sets_outlive_a_column(texts, draw):
+    """Any slice and any choice of rows of the column gives the sets of these documents."""
+    sets = shingled(pa.array(texts, pa.string()))
+    chosen = draw.draw(st.lists(st.integers(0, len(texts) - 1), max_size=6)) if texts else []
+    start = draw.draw(st.integers(0, len(texts)))
+    column = sets.column()
+    for found, wanted in (
+        (column.slice(start), range(start, len(texts))),
+        (column.take(pa.array(chosen, pa.int64())), chosen),
+    ):
+        again = Shingles.of(found)
+        assert [again.values[a:b].tolist() for a, b in pairwise(again.offsets)] == [
+            sets.values[sets.offsets[i] : sets.offsets[i + 1]].tolist() for i in wanted
+        ]

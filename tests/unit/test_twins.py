@@ -34,9 +34,9 @@ def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> Twins:
     sets = shingled(array)
     columns = np.ascontiguousarray(band_keys(sets, bands, rows).T)
 
-    def read(indexes: np.ndarray) -> pa.Array:
+    def read(indexes: np.ndarray) -> Shingles:
         assert (np.diff(indexes) > 0).all()
-        return array.take(pa.array(indexes))
+        return shingled(array.take(pa.array(indexes)))
 
     order = np.arange(len(texts)) if order is None else np.asarray(order)
     return twins.twins(order, sets.sizes, columns.__getitem__, read, threshold, bands, **how)
@@ -229,14 +229,18 @@ def test_huge_groups(name: str, kept: int | None):
     array = pa.array(templates(rows)[name])
     sets = shingled(array)
     columns = np.ascontiguousarray(band_keys(sets).T)
+
+    def read(indexes: np.ndarray) -> Shingles:
+        return shingled(array.take(pa.array(indexes)))
+
     began = time.process_time()
-    made = twins.twins(np.arange(rows), sets.sizes, columns.__getitem__, lambda i: array.take(pa.array(i)))
+    made = twins.twins(np.arange(rows), sets.sizes, columns.__getitem__, read)
     took = time.process_time() - began
     assert len(made.dropped) == (rows - kept if kept else 0)
     assert took < 15
     few = rows // 10
     tracemalloc.start()
-    twins.twins(np.arange(few), sets.sizes[:few], lambda b: columns[b, :few], lambda i: array.take(pa.array(i)))
+    twins.twins(np.arange(few), sets.sizes[:few], lambda b: columns[b, :few], read)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64e6

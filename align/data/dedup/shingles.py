@@ -40,6 +40,16 @@ class Shingles:
         """int64 (N): how many shingles each document has."""
         return np.diff(self.offsets)
 
+    @staticmethod
+    def of(lists: pa.ListArray) -> Shingles:
+        """Sets that were kept as a column, see `column`."""
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        return Shingles(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def column(self) -> pa.ListArray:
+        """The same as a column of lists."""
+        return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.values))
+
     def where(self, chosen: np.ndarray) -> Shingles:
         """Those of some documents (bool (N))."""
         sizes = self.sizes

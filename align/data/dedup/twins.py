@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from align.data.dedup.arrays import components, distinct, held, spans
 from align.data.dedup.greedy import Block, Greedy, Marked
@@ -19,14 +18,14 @@ from align.data.dedup.groups import Groups, Memberships, sharing
 from align.data.dedup.jaccard import jaccard
 from align.data.dedup.patterns import Patterns, nothing, together
 from align.data.dedup.prefixes import Rarity
-from align.data.dedup.shingles import Shingles, shingled
+from align.data.dedup.shingles import Shingles
 from align.data.dedup.sketches import Sketches
 from align.data.dedup.words import BLOCK_DOCUMENTS
 
 BLOCK = 1 << 12
 """Documents that are decided together."""
 BLOCK_SHINGLES = 1 << 22
-"""Of the texts that are in memory together."""
+"""That are in memory together."""
 SKETCHED = 8
 """Groups with more members have sketches: to make one costs as much as some comparisons."""
 LARGE = 64
@@ -36,7 +35,7 @@ SAMPLE, COMMON = 32, 2
 HUGE = 1 << 25
 """Shingles that are read to compare each with each of a group, from which on it tells which ones are common."""
 
-Texts = Callable[[np.ndarray], "pa.Array | pa.ChunkedArray"]
+Sets = Callable[[np.ndarray], Shingles]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def twins(
     order: np.ndarray,
     sizes: np.ndarray,
     column: Callable[[int], np.ndarray],
-    texts: Texts,
+    read: Sets,
     threshold: float = 0.7,
     bands: int = 32,
     sources: np.ndarray | None = None,
@@ -73,11 +72,11 @@ def twins(
         order: int64 (N): rank of preference of each document; the lower one survives, of equal ranks the first.
         sizes: integers (N): how many shingles each document has. One that has none has no keys, and is kept.
         column: band → uint64 (N), the keys of all documents in that band (`band_keys`). Asked once a band.
-        texts: indexes (int64, ascending) → the texts of these documents.
+        read: indexes (int64, ascending) → the shingles of these documents.
         threshold: the least Jaccard similarity of twins, in (0, 1], exact on hashed shingles (`Shingles`).
         sources: integers (N): with it, only documents of the same source are twins; with `across`, only those of two.
     """
-    documents = Documents(np.argsort(order, kind="stable"), sizes, texts)
+    documents = Documents(np.argsort(order, kind="stable"), sizes, read)
     groups = sharing(documents.places(), sizes > 0, column, bands)
     memberships, large = groups.by_document(), groups.sizes > LARGE
     rarity = Rarity(documents.common(groups))
@@ -156,7 +155,7 @@ class Documents:
     """int64 (N): which document is at each place."""
     sizes: np.ndarray
     """By document."""
-    texts: Texts
+    read: Sets
 
     def places(self) -> np.ndarray:
         """int32 (N): the place of each document."""
@@ -168,7 +167,7 @@ class Documents:
         """The shingles of the documents at these places, with their places, a bounded number at a time."""
         places = places[np.argsort(self.index[places])]
         for at, end in spans(self.sizes[self.index[places]], BLOCK_SHINGLES, BLOCK_DOCUMENTS):
-            yield places[at:end], shingled(self.texts(self.index[places[at:end]]))
+            yield places[at:end], self.read(self.index[places[at:end]])
 
     def common(self, groups: Groups) -> np.ndarray:
         """Shingles that many members of a huge group have (uint64, ascending)."""
@@ -185,7 +184,7 @@ class Documents:
         found = np.zeros(len(a))
         for at, end in spans(self.sizes[a].astype(np.int64) + self.sizes[b], BLOCK_SHINGLES, len(a)):
             documents = distinct(np.concatenate([a[at:end], b[at:end]]))
-            sets = shingled(self.texts(documents))
+            sets = self.read(documents)
             found[at:end] = jaccard(
                 sets, np.searchsorted(documents, a[at:end]), sets, np.searchsorted(documents, b[at:end])
             )

@@ -45,7 +45,8 @@ def key_twice(where: str, name: str) -> InputError:
 
 def check_row_of(text: str, data: dict[str, Any], where: str) -> None:
     """Raises: InputError: a row has a value that cannot be kept. Looks closer only where its text gives cause."""
-    if SUSPECT.search(text) or text.count("[") + text.count("{") > DEEPEST:
+    suspect = "\\u" in text and SUSPECT.search(text)
+    if suspect or text.count("[") + text.count("{") > DEEPEST:
         check_values(data, where)
 
 

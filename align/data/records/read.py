@@ -37,6 +37,8 @@ class Read(NamedTuple):
     extra: Mapping[str, Any]
 
 
+ONE_VALUE = frozenset({str, int, float, bool})
+"""What rows hold that were read: types as JSON, CSV and Arrow give them, of which none is a subclass."""
 Found = tuple[Record, Mapping[str, Any]]
 
 
@@ -107,4 +109,4 @@ def records_in(group: Sequence[Row]) -> Iterator[Found | Drop]:
 
 def extra_of(data: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row that are no part of what it says, and hold one value."""
-    return {name: value for name, value in data.items() if isinstance(value, str | int | float) and name not in COLUMNS}
+    return {name: value for name, value in data.items() if name not in COLUMNS and type(value) in ONE_VALUE}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.data.dedup.exact import exact
+from align.data.dedup.shingles import Shingles
 from align.data.dedup.twins import twins
-from align.data.records.content import DOCUMENTS
-from align.data.sets.columns import CONTENT, texts_of
-from align.data.sets.gather import band_name
+from align.data.sets.columns import whole
+from align.data.sets.gather import RUNS, band_name
 from align.data.sets.spool import Rows
 
 ALL, WITHIN, ACROSS = "all", "within", "across"
@@ -59,22 +59,19 @@ def copies(rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, 
 
 
 def near_duplicates(
-    rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, *, threshold: float,
-    over: str = "both", among: str = ALL,
-) -> Duplicates:  # fmt: skip
+    rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, *, threshold: float, among: str = ALL
+) -> Duplicates:
     """The documents that are nearly the same as one which stays, see `align.data.dedup.twins`.
 
     Args:
         kept, order, source, among: see `copies`.
         threshold: the least Jaccard similarity of their word 3-grams.
-        over: what is compared: `both`, `prompts` or `answers`.
     """
     numbers = np.flatnonzero(kept)
-    content = [*CONTENT[DOCUMENTS]]
     found = twins(
         order[numbers], rows.numbers("shingles")[numbers],
         lambda band: rows.numbers(band_name(band))[numbers],
-        lambda some: texts_of(DOCUMENTS, rows.take(numbers[some], content), over),
+        lambda some: Shingles.of(whole(rows.take(numbers[some], [RUNS])[RUNS])),
         threshold, sources=None if among == ALL else source[numbers], across=among == ACROSS,
     )  # fmt: skip
     return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, np.zeros(len(found.dropped), bool))

@@ -74,15 +74,23 @@ class Wanted:
     count_tokens: CountTokens | None = None
 
 
+RUNS = "runs"
+"""The column of each text's shingles, which near-duplicates are compared by: reading them takes a tenth of the time of
+making them again."""
+
+
 def band_name(band: int) -> str:
     return f"band_{band:02d}"
 
 
 def schemas_of(kind: str, near: bool) -> list[pa.Schema]:
     """The columns of a spool of records of one kind, by the files that they stand in."""
-    bands = [(band_name(band), pa.uint64()) for band in range(BANDS)] if near and kind == DOCUMENTS else []
-    together = [bands[i : i + BANDS_TOGETHER] for i in range(0, len(bands), BANDS_TOGETHER)]
-    return [pa.schema([*columns]) for columns in (CONTENT[kind].items(), FACTS.items(), *together)]
+    schemas = [pa.schema([*columns]) for columns in (CONTENT[kind].items(), FACTS.items())]
+    if near and kind == DOCUMENTS:
+        bands = [(band_name(band), pa.uint64()) for band in range(BANDS)]
+        schemas += [pa.schema(bands[i : i + BANDS_TOGETHER]) for i in range(0, BANDS, BANDS_TOGETHER)]
+        schemas.append(pa.schema([(RUNS, pa.list_(pa.uint64()))]))
+    return schemas
 
 
 class Gathering:
@@ -203,10 +211,10 @@ class Gathering:
             "source": np.full(len(records), self.number, np.int16),
             "row": [read.number for read in reads],
             "turns": turn_counts(self.kind, table).astype(np.int32),
-            "tokens": [tokens(record, count) if count else None for record in records],
+            "tokens": [tokens(record, count) for record in records] if count else [None] * len(records),
             "group": [group_of(read) for read in reads],
-            "split": [text_or_none(extra.get(self.wanted.split)) for extra in extras],
-            "time": [text_or_none(extra.get(self.wanted.time)) for extra in extras],
+            "split": said_in(extras, self.wanted.split),
+            "time": said_in(extras, self.wanted.time),
         }
         found = {name: pa.array(values, FACTS[name]) for name, values in made.items()}
         said, over = texts_of(self.kind, table), self.wanted.over
@@ -222,7 +230,7 @@ class Gathering:
         if self.wanted.near and self.kind == DOCUMENTS:
             sets = shingled(compared)
             keys, sizes = band_keys(sets), sets.sizes
-            found |= {band_name(band): pa.array(keys[:, band]) for band in range(BANDS)}
+            found |= {band_name(band): pa.array(keys[:, band]) for band in range(BANDS)} | {RUNS: sets.column()}
         return found | {"shingles": pa.array(sizes.astype(np.int32))}
 
     def state(self) -> dict[str, Any]:
@@ -320,5 +328,8 @@ def tokens(record: Record, count: CountTokens) -> int:
     return count(record) if isinstance(record, str) else sum(map(count, sequences(record)))
 
 
-def text_or_none(value: Any) -> str | None:
-    return None if value is None else str(value)
+def said_in(extras: Sequence[Mapping[str, Any]], column: str) -> list[str | None]:
+    """What each row says in a column, as text; nothing where no column is asked for."""
+    if not column:
+        return [None] * len(extras)
+    return [None if (value := extra.get(column)) is None else str(value) for extra in extras]
