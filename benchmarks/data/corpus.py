@@ -28,6 +28,7 @@ RANGES = {TWIN: (0.70, 1.0), NEGATIVE: (0.35, 0.66)}
 SAME_WORDS = 0.39
 """Of the copies: those that differ in case, spacing and punctuation alone."""
 CHARACTERS = (60, 3000)
+TRIES = 100
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
@@ -69,9 +70,10 @@ class Writer:
             words[at] = change(words[at])
         return " ".join(words)
 
-    def changed(self, text: str, low: float, high: float) -> tuple[str, float]:
-        """A copy whose similarity is in the range, by words that are replaced, left out and put in."""
-        while True:
+    def changed(self, text: str, low: float, high: float) -> tuple[str, float] | None:
+        """A copy whose similarity is in the range, by words that are replaced, left out and put in; None of a text that
+        gives none, for it is one long word."""
+        for _ in range(TRIES):
             aim = self.draw.uniform(low, high)
             words = text.split(" ")
             for _ in range(max(round(len(words) * (1 - aim) / (3 * (1 + aim))), 1)):
@@ -81,6 +83,7 @@ class Writer:
             reached = similarity(text, copy)
             if low <= reached <= high:
                 return copy, reached
+        return None
 
 
 def documents(count: int, seed: int) -> Iterator[tuple[str, int, str, float]]:
@@ -91,15 +94,19 @@ def documents(count: int, seed: int) -> Iterator[tuple[str, int, str, float]]:
     for number, text in enumerate(originals):
         yield text, number, "original", 1.0
     for kind, (low, high) in RANGES.items():
-        for _ in range(copies[kind]):
+        made = 0
+        while made < copies[kind]:
             number = write.draw.randrange(len(originals))
             text = originals[number]
             if kind == TWIN and write.draw.random() < SAME_WORDS:
                 copy = write.resurfaced(text)
-                yield copy, number, kind, similarity(text, copy)
+                found = copy, similarity(text, copy)
             else:
-                copy, reached = write.changed(text, low, high)
+                found = write.changed(text, low, high)
+            if found is not None:
+                copy, reached = found
                 yield copy, number, kind, reached
+                made += 1
     for number in range(copies["short"]):
         yield write.draw.choice(("ok", "lol", "yes!", "", "👍", "no idea")), len(originals) + number, "short", 0.0
 
