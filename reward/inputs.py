@@ -34,12 +34,13 @@ def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[s
 
 
 def reward_inputs(
-    reward: Mapping[str, Any], root: Path, base: Base, policy: Artifact | None = None, method: str = ""
+    reward: Mapping[str, Any], root: Path, base: Base | None, policy: Artifact | None = None, method: str = ""
 ) -> dict[str, Input]:
     """What the reward reads, as inputs of the run: `reward`, `reward.1`, … the reward models; `reward.fn`, … the files
     of functions.
 
     Args:
+        base: of the policy, on which `latest` is looked for; None where there is none.
         policy: what the policy starts from whose base the reward models share; None where each brings its own, as a
             judge does.
         method: that the policy is trained with.
@@ -66,13 +67,13 @@ def reward_inputs(
     }
 
 
-def model_at(ref: str, root: Path, base: Base, field: str, policy: Artifact | None, method: str) -> Artifact:
+def model_at(ref: str, root: Path, base: Base | None, field: str, policy: Artifact | None, method: str) -> Artifact:
     """A reward model. `latest` means the newest on the policy's base."""
-    artifact = resolve(ref, root, base.digest if ref.endswith(":latest") else None, field)
+    artifact = resolve(ref, root, base.digest if base and ref.endswith(":latest") else None, field)
     made_by = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder does not say
     if artifact.whole or made_by != "reward":
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
-    if policy is not None and on_base([artifact], base):
+    if policy is not None and base is not None and on_base([artifact], base):
         same_method(artifact, field, policy, method)
     return artifact
 

@@ -87,20 +87,26 @@ class LearnedReward:
             InputError: one is longer than the model's context. The sampler counts in tokens of its own, so that this
                 is not known before the answer is.
         """
-        rows = []
         ended = [True] * len(conversations) if rollout is None else rollout.ended_B.tolist()
-        for conversation, whole in zip(conversations, ended, strict=True):
-            *before, last = conversation.messages
-            if last.role != "assistant" or not before:
-                raise ValueError(f"conversation {conversation.id or '(no id)'} does not end with an answer")
-            prompt = replace(conversation, messages=tuple(before))
-            rows.append(encode_judged(self.tokenizer, prompt, last, whole, self.stops))
+        rows = [self.encoded(one, whole) for one, whole in zip(conversations, ended, strict=True)]
         room, longest = context_length(self.model), max(map(len, rows), default=0)
         require(
             longest <= room, "reward.ref", self.ref, f"reads {room} tokens, and a prompt with its answer has {longest}",
             "Lower data.max_length or rollout.max_new_tokens, or name a reward model with a longer context.",
         )  # fmt: skip
         return score_rows(self.model, self.score_head, rows, self.tokenizer.pad_token_id, self.batch_size)
+
+    def encoded(self, conversation: Conversation, ended: bool = True) -> list[int]:
+        """A conversation as it is read. Raises: ValueError: it does not end with an assistant turn."""
+        *before, last = conversation.messages
+        if last.role != "assistant" or not before:
+            raise ValueError(f"conversation {conversation.id or '(no id)'} does not end with an answer")
+        prompt = replace(conversation, messages=tuple(before))
+        return encode_judged(self.tokenizer, prompt, last, ended, self.stops)
+
+    def fits(self, conversation: Conversation) -> bool:
+        """Whether a conversation that ends with an assistant turn is no longer than the model's context."""
+        return len(self.encoded(conversation)) <= context_length(self.model)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
-from align.config.settings import Settings, setting
+from align.config.settings import Settings, defaults_of, setting
 from align.errors import require
 
 if TYPE_CHECKING:
@@ -132,6 +132,61 @@ class MixConfig(Settings):
     )
 
 
+@dataclass
+class ScoreConfig(Settings):
+    """A score of each row that the cleaning leaves, and which rows are kept by it. The data set's column `score` has
+    them. Rows without a score are kept."""
+
+    AT: ClassVar[str] = "stage.score"
+
+    by: str | None = setting(
+        None,
+        "What scores rows. `loss`: that of the model of `model=` on what is trained on, in nats a token; of a pair, on "
+        "its chosen answer. `reward`: what `reward=` names, of the last answer; of a pair, the score of the chosen "
+        "answer less that of the rejected one. Empty: rows have no score.",
+        choices=("loss", "reward"),
+    )  # fmt: skip
+    keep: list[float] = setting(
+        [0.0, 1.0],
+        "The two quantiles of the score between which rows are kept: [0.05, 0.9] leaves out the lowest 5 % and the "
+        "highest 10 %.",
+    )
+    within: str = setting(
+        "source", "Whose quantiles these are: those of each `source`, or of `all` rows together.",
+        choices=("source", "all"),
+    )  # fmt: skip
+    least: float | None = setting(None, "The lowest score that is kept.")
+    most: float | None = setting(None, "The highest score that is kept.")
+    max_length: int = setting(
+        2048, "Tokens that are read at once for `loss`. Conversations are cut there, texts are read in pieces.",
+        unit="tokens", above=1,
+    )  # fmt: skip
+    batch_size: int = setting(16, "Rows that go through a model at once.", unit="rows", above=0)
+
+    def check_together(self) -> None:
+        keep, least, most = list(self.keep), self.least, self.most
+        two = len(keep) == 2 and all(isinstance(share, int | float) and 0 <= share <= 1 for share in keep)
+        remedy = "Write two shares from 0 to 1, such as [0.05, 0.9]."
+        require(two and keep[0] < keep[1], "stage.score.keep", keep, "are no two quantiles in their order", remedy)
+        for key, value in (("least", least), ("most", most)):
+            finite = value is None or abs(value) < float("inf")
+            require(finite, f"stage.score.{key}", value, "is no finite number", "Give a number.")
+        problem = f"is more than stage.score.most={most}, and nothing is kept"
+        in_order = least is None or most is None or least <= most
+        require(in_order, "stage.score.least", least, problem, "Exchange the two.")
+        if self.by is None:
+            for key in ("keep", "within", "least", "most"):
+                value, usual = getattr(self, key), defaults_of(ScoreConfig)[key]
+                same = (list(value) if key == "keep" else value) == usual
+                remedy = "Add stage.score.by=loss or stage.score.by=reward."
+                require(same, f"stage.score.{key}", value, "says nothing where rows are not scored", remedy)
+
+    @property
+    def filters(self) -> bool:
+        """Whether any row may be left out."""
+        return list(self.keep) != [0, 1] or self.least is not None or self.most is not None
+
+
 def listed(given: Any) -> Any:
     """A list that was written as JSON or YAML: the grammar of command lines takes one with quoted keys for a text."""
     if isinstance(given, str) and given.lstrip().startswith("["):
@@ -169,6 +224,7 @@ class DataStageConfig(Settings):
         ["unicode", "control", "empty"],
         "Cleaning steps in order: a name, or a name with its arguments, such as {pii: {action: mask}}.",
     )
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -218,6 +274,10 @@ class DataStageConfig(Settings):
             not self.counts_tokens or config.model.path is not None, "model", "(not given)",
             "something goes by tokens, and nothing says whose", "Add model=hub model.path=ORG/NAME or a folder.",
         )  # fmt: skip
+        require(
+            self.score.by != "loss" or config.model.path is not None, "model", "(not given)",
+            "stage.score.by=loss, and nothing says whose loss", "Add model=hub model.path=ORG/NAME or a folder.",
+        )  # fmt: skip
         name, path = config.data.name, config.data.path
         require(
             name in ("chitchat", "jsonl"), "data", name, "is no source of a data set",
@@ -238,7 +298,7 @@ class DataStageConfig(Settings):
             config.data.name == "manifest", "data.path", config.data.path, "is no data set that rows are in",
             "Write data.path=data:NAME.",
         )  # fmt: skip
-        for key in ("sources", "clean", "duplicates", "contamination", "split", "mix"):
+        for key in ("sources", "clean", "score", "duplicates", "contamination", "split", "mix"):
             value, usual = getattr(self, key), getattr(DataStageConfig(), key)
             problem = "is not read by stage.action=forget, which cleans and divides nothing anew"
             require(untyped(value) == untyped(usual), f"stage.{key}", untyped(value), problem, "Drop it.")

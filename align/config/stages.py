@@ -42,7 +42,7 @@ class Stage:
 STAGES = MappingProxyType({
     "data": Stage(
         "sources cleaned, deduplicated, divided and mixed into one data set", "data:DataStageConfig", "data",
-        ("model", "data"), ("store",),
+        ("model", "data", "reward"), ("store",),
     ),
     "sft": Stage("instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS, ("init",)),
     "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS, ("init",)),

@@ -105,5 +105,5 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
     "ppo": (SCORE, KL, HELD_OUT, LENGTH, ENDED, EMPTY, ENTROPY, EXPLAINED, CLIPPED, APPROX_KL, SIGNS),
     "sample": (SAMPLED_LENGTH, ENDED),
 }
-UNITS = {"ppo": "update", "sample": "prompt"}
+UNITS = {"ppo": "update", "sample": "prompt", "data": "row"}
 """What a stage counts by; the others count steps."""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from align.report.data_scores import note_of, scores_shown
 from align.report.page import Part, Report
 from align.report.seen import Seen
 from align.report.words import counted, percent
@@ -13,6 +14,7 @@ from align.report.words import counted, percent
 SIDES = ("train", "test")
 PURPOSES = ("to train on", "to measure on")
 STEPS = {
+    "after_score": "dropped by score",
     "after_decontamination": "like evaluation rows", "after_exact_dedup": "exact duplicates",
     "after_near_dedup": "near-duplicates", "after_caps": "over the cap", "after_test_decontamination": "like test rows",
 }  # fmt: skip
@@ -75,6 +77,8 @@ def notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]
             f"  {counted(unanswered, 'conversation')} without an answer: questions are taken of them, and supervised "
             "training leaves them out (stage.clean=[…, roles] drops them here)"
         )
+    if note := note_of(data):
+        yield f"  {note}"
     if not data["splits"]["test"]["rows"]:
         yield "  there is no row to measure on"
     if data["limited_by"] and any(dict(lost(source)).get("not in the mixture") for source in sources):
@@ -135,6 +139,7 @@ def shown(report: Report, seen: Seen) -> None:
     sources_shown(report, data, seen.settings)
     contamination_shown(report, data)
     lengths_shown(report, data)
+    scores_shown(report, data, seen)
     cleaning_shown(report, data)
     refused_shown(report, data)
     clusters_shown(report, seen)

@@ -182,6 +182,9 @@ FIGURES = (
     _figure("exposures", "Rows seen in one pass", "", "Rows to train on, each as often as the mixture repeats it."),
     _figure("test_rows", "Rows to measure on", "", "Nothing like them is trained on."),
     _figure("dropped_in_cleaning", "Dropped in cleaning", "rows", "By the steps of stage.clean."),
+    _figure("dropped_by_score", "Dropped by score", "rows", "Outside of what stage.score keeps."),
+    _figure("unscored", "Without a score", "rows", "They have nothing to score, or too much for the model's context. "
+            "They are kept."),
     _figure("exact_duplicates", "Exact duplicates", "rows", "Their text is that of a row that stays, but for case and "
             "spaces."),
     _figure("near_duplicates", "Near-duplicates", "rows", "Their 3-grams are nearly those of a row that stays."),

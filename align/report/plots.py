@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import matplotlib
@@ -215,6 +216,32 @@ def histogram_pair(
             ax.hist(sample, edges, weights=weights, color=COLOURS[i], alpha=0.55, label=label)
         numbered(ax)
         _legend(figure)
+    return figure
+
+
+def histogram_cut(
+    edges: Sequence[float],
+    kept: Sequence[int],
+    dropped: Sequence[int],
+    cuts: Sequence[float],
+    xlabel: str,
+    title: str = "",
+) -> Figure:
+    """Counts between edges, what is kept and what is dropped one above the other, with dashed lines at the cuts.
+
+    Args:
+        edges: one more than there are counts.
+    """
+    figure, ax = axes(xlabel, "rows", title, SMALL)
+    widths = [high - low for low, high in pairwise(edges)]
+    ax.bar(edges[:-1], kept, widths, align="edge", color=COLOURS[0], label="kept")
+    if any(dropped):
+        look: dict[str, Any] = {"color": COLOURS[1], "hatch": "///", "alpha": 0.8}
+        ax.bar(edges[:-1], dropped, widths, kept, align="edge", label="dropped", **look)
+    for cut in cuts:
+        ax.axvline(cut, color=INK, linestyle="--", linewidth=1.2)
+    numbered(ax)
+    _legend(figure)
     return figure
 
 

@@ -26,7 +26,7 @@ OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html", "trained
 """Files that a run has before its stage has computed anything."""
 PUBLISHED = (
     "report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "trained_on.jsonl",
-    "trained_ids.parquet", "rows.jsonl", "dropped.jsonl", "duplicates.jsonl",
+    "trained_ids.parquet", "rows.jsonl", "dropped.jsonl", "duplicates.jsonl", "scores.jsonl",
 )  # fmt: skip
 """Files beside the artifact that a done run answers for."""
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from align.config.compose import plain
-from align.config.data import FORGET, ContaminationConfig, DataStageConfig, DuplicatesConfig
+from align.config.data import FORGET, ContaminationConfig, DataStageConfig, DuplicatesConfig, ScoreConfig
 from align.config.root import Config
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.length import CountTokens
@@ -30,13 +30,22 @@ from align.data.sets.duplicates import (
     none_of,
     preference,
 )
-from align.data.sets.evidence import cleaned_away, leaked, lengths, write_dropped, write_duplicates, write_rows
+from align.data.sets.evidence import (
+    cleaned_away,
+    leaked,
+    lengths,
+    write_dropped,
+    write_duplicates,
+    write_rows,
+    write_scores,
+)
 from align.data.sets.forget import Forgetting, forget, retire, roots_before
 from align.data.sets.funnel import Funnel
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.mix import Mixed, draws, mixture, over_caps, shares
 from align.data.sets.published import data_set
 from align.data.sets.publishing import Chosen, publish
+from align.data.sets.scores import account_of_scores, outside
 from align.data.sets.sides import (
     group_labels,
     held_back,
@@ -57,6 +66,7 @@ from align.run.artifacts import check_not_replaced, replacement
 from align.run.folder import now
 from align.run.lineage import users_of
 from align.stages import tracker
+from align.stages.scores import scorer_name, scores_of
 from align.types import Result
 
 AGAINST = "stage.contamination.against"
@@ -90,6 +100,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     rows = Rows(Spool(run.checkpoints))
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
     funnel.note("after_cleaning")
+    scored = by_score(run, config, rows, kind, funnel)
     draw = draws(rows.first_bits("content_id"), config.seed)
     given_away = evaluations.leaks(rows, kind, funnel.kept)
     without(funnel, "after_decontamination", given_away.rows, stage.contamination)
@@ -105,11 +116,12 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
 
     heads = clusters(duplicates)
     exposures = np.where(funnel.kept & test, 1, train.exposures).astype(np.int32)  # the test side is as it is
-    chosen = Chosen(exposures, test, duplicates.dropped, heads)
+    chosen = Chosen(exposures, test, duplicates.dropped, heads, scored.scores if scored else None)
     said = account_of(sources, run.inputs, accounts, funnel, test, train)
     seen = chosen.exposures > 0
     said["evaluations"] = found_in(stage.contamination.against, given_away) + found_in(["the test split"], leaks)
     said["found"] = found_of(duplicates, given_away, leaks)
+    said |= scored.said if scored else {}
     said["lengths"] = lengths(rows.numbers("characters")[seen], funnel.source[seen], names)
     shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
     with atomic.publish(target) as folder:
@@ -119,6 +131,8 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     write_dropped(run.folder, examples + leaked(rows, kind, names, leaks, ["the test split"], hide))
     write_duplicates(run.folder, rows, kind, names, duplicates, heads, hide)
     write_rows(run.folder, rows, kind, names, funnel.source, seen & ~test, hide)
+    if scored:
+        write_scores(run.folder, rows, kind, names, funnel.source, scored.scores, scored.out, hide)
     with tracker(run, config) as track:
         for step, (name, left) in enumerate(funnel.steps.items(), start=1):
             track.log(step, {"name": name, "rows": sum(left)})
@@ -144,6 +158,27 @@ def gathered(
         accounts.append(gathering.run(kind, told(source.name)))
         kind = gathering.kind
     return kind, accounts
+
+
+class Scored(NamedTuple):
+    """The rows' scores, float64 (N); which are left out by them, bool (N); and what `data.json` says of both."""
+
+    scores: np.ndarray
+    out: np.ndarray
+    said: dict[str, Any]
+
+
+def by_score(run: Run, config: Config, rows: Rows, kind: str, funnel: Funnel) -> Scored | None:
+    """Score the rows, and leave out those outside of what is asked for; None where no scores are asked for."""
+    asked: ScoreConfig = config.stage.score
+    if asked.by is None:
+        return None
+    scores, ids = scores_of(run, config, rows, kind, funnel.names), rows.first_bits("content_id")
+    out = outside(scores, ids, funnel.source, asked.keep, asked.within, asked.least, asked.most)
+    funnel.drop("after_score", out)
+    how = {key: getattr(asked, key) for key in ("by", "within", "least", "most")} | {"keep": list(asked.keep)}
+    found = account_of_scores(scores, out, funnel.source, funnel.names)
+    return Scored(scores, out, {"scores": {"scorer": scorer_name(run, config), **how, **found}})
 
 
 def told(name: str) -> Callable[[int, int], None]:

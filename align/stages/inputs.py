@@ -329,8 +329,10 @@ def data(config: Config) -> Inputs:
         there = Path(path).expanduser()
         require(there.is_file(), "stage.clean, patterns", path, "there is no such file", "Check the path.")
         records[f"clean.patterns.{i}"] = Input(file_digest(there), path=path)
+    if stage.score.by == "reward":
+        records |= reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), None)
     base = None
-    if stage.counts_tokens:
+    if stage.counts_tokens or stage.score.by == "loss":
         base = find_base(config.model.path, config.model.revision)
         records["base"] = Input(base.digest, ref=base.id)
     name = "-".join(source.name for source in sources)[:LONGEST_LABEL]

@@ -145,7 +145,13 @@ def test_rooms():
 
 def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
     named = {stage.module for stage in STAGES.values()}
-    assert {p.stem for p in (ROOT / "align" / "stages").glob("*.py")} == {"__init__", "inputs", "rows", *named}
+    assert {p.stem for p in (ROOT / "align" / "stages").glob("*.py")} == {
+        "__init__",
+        "inputs",
+        "rows",
+        "scores",
+        *named,
+    }
 
 
 def test_no_file_is_longer_than_it_can_be_read():

@@ -66,6 +66,8 @@ def step_of(given: Any, field: str, count_tokens: CountTokens | None) -> tuple[s
     ((name, arguments),) = one.items()
     if name == FN:
         return FN, own(arguments, f"{field}.{FN}")
+    require(name != "score", field, name, "is no step of a list: rows are scored when all sources are cleaned",
+            "Write stage.score.by=loss or stage.score.by=reward.")  # fmt: skip
     require(name in STEPS, field, name, "is no cleaning step",
             f"{nearest(name, [*STEPS, FN])} The steps: {', '.join([*STEPS, FN])}.")  # fmt: skip
     return name, made(STEPS[name], {} if arguments is None else arguments, f"{field}.{name}", count_tokens)

@@ -81,6 +81,10 @@ def metrics_of(data: Mapping[str, Any]) -> dict[str, Any]:
     splits = data["splits"]
     counts = sum((Counter(source["counts"]) for source in data["sources"]), Counter[str]())
     left_out = {key: counts[key] for key in counts if key in LEFT_OUT}
+    if scores := data.get("scores"):
+        each = scores["sources"].values()
+        left_out |= {"dropped_by_score": sum(of.get("dropped", 0) for of in each)}
+        left_out |= {"unscored": sum(of["unscored"] for of in each)}
     return {
         "train_rows": splits["train"]["rows"], "exposures": splits["train"]["exposures"],
         "test_rows": splits["test"]["rows"],

@@ -14,6 +14,7 @@ from align.data.records.content import PARTS, content_of
 from align.data.sets.columns import CONTENT, records_of
 from align.data.sets.contamination import Leaks
 from align.data.sets.duplicates import Duplicates
+from align.data.sets.scores import examples
 from align.data.sets.spool import Rows
 from align.run.files import write_text
 from align.track import in_turns, line_of
@@ -21,11 +22,13 @@ from align.types import Record
 
 Hide = Callable[[str], str]
 PARTS_OF_ROWS = [*dict.fromkeys(part for parts in PARTS.values() for part in parts)]
-DROPPED, DUPLICATES, ROWS = "dropped.jsonl", "duplicates.jsonl", "rows.jsonl"
+DROPPED, DUPLICATES, ROWS, SCORES = "dropped.jsonl", "duplicates.jsonl", "rows.jsonl", "scores.jsonl"
 SHOWN = 3
 """Rows of each source that are shown."""
 CLUSTERS, MEMBERS, LEAKED = 8, 3, 3
 """Clusters that are shown, the duplicates shown of each, and the rows shown of each evaluation set."""
+SCORED = 3
+"""Rows that are shown at each end and each cut of a source's scores."""
 EXAMPLES = 4
 """Of each source and step."""
 MOST = 400
@@ -132,6 +135,27 @@ def write_rows(
     firsts = [np.flatnonzero(wanted & (source == number))[:SHOWN] for number in range(len(names))]
     lines = shown_rows(rows, kind, names, np.concatenate(firsts), hide)
     write_text(folder / ROWS, "".join(map(line_of, lines)))
+
+
+def write_scores(
+    folder: Path, rows: Rows, kind: str, names: Sequence[str], source: np.ndarray, scores: np.ndarray,
+    out: np.ndarray, hide: Hide,
+) -> None:  # fmt: skip
+    """`scores.jsonl`: rows of each source at the ends of their scores and around the cuts.
+
+    Args:
+        scores, out: see `align.data.sets.scores.outside`.
+    """
+    lines = []
+    for number, name in enumerate(names):
+        mine = np.flatnonzero(source == number)
+        for what, places in examples(scores[mine], out[mine], SCORED):
+            found = shown_rows(rows, kind, names, mine[places], hide)
+            lines += [
+                {"source": name, "what": what, "score": float(scores[place]), "dropped": bool(out[place]), **row}
+                for place, row in zip(mine[places], found, strict=True)
+            ]
+    write_text(folder / SCORES, "".join(map(line_of, lines)))
 
 
 def lengths(characters: np.ndarray, source: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> 
     count = sum(int(mask.sum()) for mask in masks.values())
     before = {"replaces": found.data["replaces"]} if "replaces" in found.data else {}
     data = {
-        **{key: value for key, value in found.data.items() if key != "lengths"},  # which speaks of all rows
+        **{key: value for key, value in found.data.items() if key not in ("lengths", "scores")},  # of all rows
         "sources": [less(source, lost) for source in found.data["sources"]], "splits": splits,
         "root": root_of_sides(splits), "ids_root": root_of(bytes.fromhex(id) for id in sorted(ids[False])),
         "shards": shards,

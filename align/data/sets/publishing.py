@@ -48,12 +48,14 @@ class Chosen:
         exposures: how often each row is seen, int32 (N); 0 leaves it out.
         test: whether each row is measured on, bool (N).
         duplicates, heads: rows that are duplicates, and the row under which each is.
+        scores: of each row, float64 (N), nan for none; None where rows are not scored.
     """
 
     exposures: np.ndarray
     test: np.ndarray
     duplicates: np.ndarray
     heads: np.ndarray
+    scores: np.ndarray | None = None
 
     def clusters(self, rows: Rows) -> np.ndarray:
         """The content id (hex) of the row under which each row's cluster is; None for a row without duplicates."""
@@ -89,6 +91,7 @@ def publish(
         for of_side, writer in zip(wanted, writers, strict=True):
             if (mask := of_side[here]).any():
                 about = {"exposure": chosen.exposures[here][mask], "cluster": clusters[here][mask]}
+                about |= {} if chosen.scores is None else {"score": chosen.scores[here][mask]}
                 writer.add(published_columns(batch.filter(pa.array(mask)), types, names, about))
     sides = {name: writer.close() for name, writer in zip(SIDES, writers, strict=True)}
     shards = {path.name: file_digest(path) for writer in writers for path in writer.paths}
@@ -144,6 +147,7 @@ def published_columns(
         **{name: narrowed(batch.column(name), type) for name, type in columns.items()},
         **ids, "source": source.cast(pa.string()), "row": batch.column("row"),
         "cluster": pa.array(about["cluster"], pa.string()), "exposure": pa.array(about["exposure"], pa.int32()),
+        **({"score": pa.array(about["score"], pa.float64(), from_pandas=True)} if "score" in about else {}),
     })  # fmt: skip
 
 

@@ -1,0 +1,217 @@
+"""Scores: which rows are left out by them, how they are written down, and what a model or a scorer says of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.data.chat import IGNORED, encode_conversation
+from align.data.records.content import DOCUMENTS
+from align.data.sets.columns import columns_of
+from align.data.sets.scores import BINS, PIECE, account_of_scores, examples, file_of, outside, scored, scored_before
+from align.data.sets.spool import Rows, Spool
+from align.data.template import use_template
+from align.evals.row_scores import losses, on_one_scale, rewards
+from align.models.load import load_tokenizer
+from align.types import Conversation, Message, Preference, Record
+from reward.combined import Ensemble
+from reward.rules import Rules
+
+NAN = float("nan")
+
+
+def left(scores: Sequence[float], *more: Any, ids: Sequence[int] = (), source: Sequence[int] = ()) -> list[int]:
+    count = len(scores)
+    numbers = np.array(ids or range(count), np.uint64), np.array(source or [0] * count)
+    return np.flatnonzero(outside(np.array(scores), *numbers, *more)).tolist()
+
+
+def test_quantiles_by_hand() -> None:
+    scores = [5.0, 1.0, NAN, 4.0, 2.0, 3.0, 9.0, 8.0, 7.0, 6.0, 10.0]  # ten scores, and a row without one
+    assert left(scores, [0.1, 0.8], "all") == [1, 6, 10]
+    assert left(scores, [0.0, 1.0], "all") == []
+    assert left(scores, [0.0, 1.0], "all", 3.0, 8.0) == [1, 4, 6, 10]
+    assert left(scores, [0.2, 1.0], "all", None, 8.5) == [1, 4, 6, 10]
+    assert left([NAN, NAN], [0.4, 0.5], "all") == []
+
+
+def test_quantiles_of_each_source_and_of_all() -> None:
+    scores, source = [1.0, 2.0, 3.0, 4.0, 11.0, 12.0, 13.0, 14.0], [0, 1, 0, 0, 1, 1, 0, 1]
+    assert left(scores, [0.0, 0.75], "source", source=source) == [6, 7]
+    assert left(scores, [0.0, 0.5], "all", source=source) == [4, 5, 6, 7]
+    assert left(scores, [0.25, 1.0], "source", source=source) == [0, 1]
+
+
+def test_rows_of_one_score_go_by_their_ids() -> None:
+    assert left([1.0, 1.0, 1.0, 1.0], [0.0, 0.5], "all", ids=[30, 10, 40, 20]) == [0, 2]
+    assert left([1.0, 1.0, 1.0, 1.0], [0.0, 0.5], "all", ids=[7, 7, 7, 7]) == [2, 3]
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=40),
+    st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True).map(sorted),
+    st.randoms(use_true_random=False),
+)
+def test_the_rows_that_stay_do_not_go_by_the_order_of_the_rows(values: list[int], keep: list[float], draw: Any) -> None:
+    scores, ids, source = np.array(values, float), np.arange(len(values), dtype=np.uint64), np.zeros(len(values), int)
+    out = outside(scores, ids, source, keep, "all")
+    assert (~out).sum() == round(keep[1] * len(values)) - round(keep[0] * len(values))
+    order = np.array(draw.sample(range(len(values)), len(values)))
+    assert (outside(scores[order], ids[order], source, keep, "all") == out[order]).all()
+
+
+def spooled(folder: Path, records: Sequence[Record]) -> Rows:
+    about = {
+        "source": pa.array([0] * len(records), pa.int16()),
+        "row": pa.array(range(1, len(records) + 1), pa.int64()),
+    }
+    batch = pa.RecordBatch.from_pydict({**columns_of(DOCUMENTS, records), **about})
+    pieces = [batch.slice(start, 300) for start in range(0, len(records), 300)]
+    Spool(folder).write("000-000000", iter(pieces), [batch.schema], {})
+    return Rows(Spool(folder))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8 * PIECE, 8 * PIECE + 13, 8 * (2 * PIECE + 7)])
+def test_it_goes_on_behind_the_last_whole_piece(tmp_path: Path, kept: int) -> None:
+    """`kept` bytes are left of the file."""
+    rows, asked = spooled(tmp_path, [f"text {i}" for i in range(2 * PIECE + 7)]), list[int]()
+
+    def score(records: Sequence[Any]) -> np.ndarray:
+        asked.append(len(records))
+        return np.array([float(record.split()[1]) for record in records])
+
+    whole = scored(rows, DOCUMENTS, ["s"], score)
+    assert whole.tolist() == list(range(2 * PIECE + 7))
+    assert asked == [PIECE, PIECE, 7]
+    path = file_of(rows)
+    path.write_bytes(path.read_bytes()[:kept])
+    asked.clear()
+    begun, counts = scored_before(rows), list[int]()
+    assert scored(rows, DOCUMENTS, ["s"], score, counts.append).tolist() == whole.tolist()
+    assert begun == {0: 0, 5: 0, 8 * PIECE: PIECE, 8 * PIECE + 13: PIECE}.get(kept, 2 * PIECE + 7)
+    assert sum(asked) == 2 * PIECE + 7 - begun
+    assert counts[-1:] == ([2 * PIECE + 7] if asked else [])
+
+
+def test_the_account_of_scores() -> None:
+    scores, source = np.array([*range(1000), NAN, 1e9, 5.0]), np.array([0] * 1001 + [0, 1])
+    out = np.zeros(1003, bool)
+    out[:100] = out[1001] = True
+    said = account_of_scores(scores, out, source, ["a", "b", "empty"])
+    mine = said["sources"]["a"]
+    assert (mine["rows"], mine["unscored"], mine["dropped"], mine["kept_from"], mine["kept_to"]) == (
+        1001, 1, 101, 100.0, 999.0,
+    )  # fmt: skip
+    assert len(said["edges"]) == BINS + 1
+    assert said["edges"][-1] < 1000  # one row that is far off does not squeeze the others into a bin
+    assert (sum(mine["kept"]), sum(mine["left_out"])) == (900, 101)
+    assert mine["left_out"][-1] == 1
+    assert said["sources"]["empty"] == {"rows": 0, "unscored": 0}
+    assert said["sources"]["b"]["quantiles"] == [5.0] * 5
+
+
+def test_rows_that_show_what_scores_mean() -> None:
+    scores = np.array([9.0, NAN, *range(9), 10.0, 11.0])  # a row without a score is none of them
+
+    def shown(low: float, high: float, each: int) -> dict[str, list[float]]:
+        out = (scores < low) | (scores > high)
+        return {what: scores[places].tolist() for what, places in examples(scores, out, each)}
+
+    assert shown(3, 7, 2) == {
+        "lowest": [0, 1], "dropped below the cut": [2], "kept above the cut": [3, 4],
+        "kept below the cut": [6, 7], "dropped above the cut": [8, 9], "highest": [10, 11],
+    }  # fmt: skip
+    assert shown(1, 10, 2) == {
+        "lowest": [0, 1], "dropped below the cut": [], "kept above the cut": [1, 2],
+        "kept below the cut": [9, 10], "dropped above the cut": [], "highest": [10, 11],
+    }  # fmt: skip
+    assert list(shown(0, 11, 2)) == ["lowest", "highest"]
+
+
+def chat(*turns: str, last: str = "") -> Conversation:
+    said = [Message(("user", "assistant")[i % 2], turn) for i, turn in enumerate(turns)]
+    return Conversation((*said, *([Message("user", last)] if last else [])))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    from align.models.base import find_base
+
+    tokenizer = load_tokenizer(find_base(str(tiny_model)))
+    use_template(tokenizer, None)
+    return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), tokenizer
+
+
+@torch.no_grad()
+def by_hand(model: Any, ids: list[int], labels: list[int]) -> tuple[float, int]:
+    logprobs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    of = [i for i in range(1, len(ids)) if labels[i] != IGNORED]
+    return -sum(float(logprobs[i - 1, ids[i]]) for i in of), len(of)
+
+
+def test_the_loss_of_a_row_is_that_of_what_is_trained_on(model: tuple[Any, Any]) -> None:
+    network, tokenizer = model
+    two = chat("Is it open?", "Yes, until six.", "And on Sunday?", "No.")
+    muted = Conversation((*two.messages[:3], Message("assistant", "No.", trained=False)))
+    records = [two, muted, chat("Alone?"), "a plain text of some words that is cut", chat("Is it open?", "Yes")]
+    found = losses(network, tokenizer, records, 200, 3)
+    for place in (0, 1, 4):
+        row = encode_conversation(tokenizer, records[place])  # type: ignore[arg-type]
+        nats, count = by_hand(network, row.input_ids, row.labels)
+        assert found[place] == pytest.approx(nats / count, rel=1e-4)
+    assert np.isnan(found[2])
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
+    pair = Preference(two.messages[:1], (Message("assistant", "Yes"),), (Message("assistant", "Maybe"),))
+    assert losses(network, tokenizer, [pair], 200, 3)[0] == pytest.approx(found[4], rel=1e-5)
+
+
+def test_a_long_text_is_read_in_pieces_and_a_conversation_is_cut(model: tuple[Any, Any]) -> None:
+    network, tokenizer = model
+    text = " ".join(f"word{i}" for i in range(60))
+    ids = [*([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []),
+           *tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]  # fmt: skip
+    pieces = [ids[i : i + 50] for i in range(0, len(ids), 50)]
+    sums = [by_hand(network, piece, piece) for piece in pieces if len(piece) > 1]
+    [whole] = losses(network, tokenizer, [text], 50, 2)
+    assert len(pieces) > 2
+    assert whole == pytest.approx(sum(nats for nats, _ in sums) / sum(count for _, count in sums), rel=1e-4)
+    far = chat("Why? " * 100, "Because.")  # the answer begins behind the cut
+    near = chat("Why?", "Because. " * 100)
+    found = losses(network, tokenizer, [far, near], 50, 2)
+    row = encode_conversation(tokenizer, near)
+    nats, count = by_hand(network, row.input_ids[:50], row.labels[:50])
+    assert np.isnan(found[0])
+    assert found[1] == pytest.approx(nats / count, rel=1e-4)
+
+
+def test_a_reward_reads_the_last_answer_and_of_a_pair_the_difference() -> None:
+    scorer = Rules([(1.0, lambda text: float(len(text)))])
+    pair = Preference((Message("user", "a"),), (Message("assistant", "four"),), (Message("assistant", "ten letters"),))
+    thought = chat("a", "<think>long thoughts</think>so")
+    records = ["plain text", chat("a", "bb"), chat("a", "bb", last="and?"), chat("a"), pair, chat("a", "b", "c", "ddd")]
+    found = rewards(scorer, records, lambda conversation: True)
+    assert [None if np.isnan(one) else float(one) for one in found] == [None, 2.0, 2.0, None, -7.0, 3.0]
+    assert rewards(scorer, [thought], lambda conversation: True, hides_reasoning=True).tolist() == [2.0]
+    short = rewards(scorer, records, lambda conversation: len(conversation.messages[-1].content) < 11)
+    assert [bool(np.isnan(one)) for one in short] == [True, False, False, True, True, False]
+
+
+def test_members_of_an_ensemble_are_on_one_scale_by_the_first_rows() -> None:
+    class Learned(Rules):
+        name = "learned"
+
+    ensemble = Ensemble((Learned([(1.0, lambda t: float(len(t)))]), Learned([(1000.0, lambda t: float(-len(t)))])))
+    rows: list[Record] = [chat("a", "b" * i) for i in range(1, 9)]
+    scaled = on_one_scale(ensemble, rows, lambda conversation: True)
+    assert np.abs(rewards(scaled, rows, lambda conversation: True)).max() < 1e-5
+    assert np.abs(rewards(ensemble, rows, lambda conversation: True)).max() > 100
