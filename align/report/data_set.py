@@ -23,6 +23,14 @@ FOUND = {
     "contaminated": "like evaluation rows", "exact_duplicates": "exact duplicates",
     "near_duplicates": "near-duplicates", "shared_with_test": "like test rows",
 }  # fmt: skip
+RENDERED = (
+    "The first ones of each source as the chat template of `{}` writes them, decoded from the token ids that training "
+    "reads."
+)
+NOT_RENDERED = (
+    "The first ones of each source, turn by turn. With `model=hub model.path=ORG/NAME` beside the sources they stand "
+    "here as the chat template of that model writes them, token by token."
+)
 MANY = 0.05
 """The share of rows from which on a line says why they are left out, and how to keep them."""
 
@@ -45,6 +53,18 @@ def lines_of(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[s
     splits = data["splits"]
     rows = " and ".join(f"{splits[side]['rows']:,} rows {what}" for side, what in zip(SIDES, PURPOSES, strict=True))
     yield f"{rows}; root {data['root'][:12]}"
+
+
+def line_of_shapes(name: str, given: str, found: Mapping[str, Any]) -> str:
+    """What the first rows of a source are taken for, printed before all of them are read.
+
+    Args:
+        given: what the user called it.
+        found: see `align.data.sets.recognised`.
+    """
+    if not found["shapes"]:
+        return f"  {name}: {given}"
+    return f"  {name}: {read_as(found)}, columns {', '.join(found['columns'])}"
 
 
 def mixed(data: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
@@ -144,11 +164,25 @@ def shown(report: Report, seen: Seen) -> None:
     refused_shown(report, data)
     clusters_shown(report, seen)
     dropped_shown(report, seen)
-    rows = seen.evidence("rows.jsonl")
-    if rows:
-        report.heading("Rows to train on").text("The first ones of each source.")
-        for row in rows:
-            report.tokens(f"{row['row']}", [plain(row["text"])])
+    rows_shown(report, seen)
+
+
+def rows_shown(report: Report, seen: Seen) -> None:
+    """The first rows of each source as they are trained on, with a legend."""
+    rows, base = seen.evidence("rows.jsonl"), seen.manifest.base
+    if not rows:
+        return
+    report.heading("Rows to train on").text(RENDERED.format(base.id) if base else NOT_RENDERED)
+    special = [Part("special token", trained=False, special=True)] if base else []
+    legend = [plain("read"), plain("  "), Part("the loss is taken on it", trained=True, special=False), plain("  ")]
+    report.tokens("What the colours mean", [*legend, *special])
+    for row in rows:
+        name = f"{row['row']}, {row['what']}" if row["what"] else row["row"]
+        if "tokens" in row:
+            name += f": {counted(row['tokens'], 'token')}, the loss is taken on {row['trained']:,} of them"
+        if "refused" in row:
+            name += f": not rendered, {row['refused']}"
+        report.tokens(name, [Part(**part) for part in row["parts"]])
 
 
 def sources_shown(report: Report, data: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -168,7 +202,17 @@ def sources_shown(report: Report, data: Mapping[str, Any], settings: Mapping[str
         about.append(("share asked", *(percent(source["asked"]) for source in sources)))
     about.append(("share of what is trained on", *(percent(source["got"]) for source in sources)))
     about.append(("sha256", *(source["digest"][:12] for source in sources)))
+    if any("read_as" in source for source in sources):
+        about.insert(0, ("read as", *(read_as(source["read_as"]) for source in sources)))
+        about.insert(1, ("columns", *(", ".join(source["read_as"]["columns"]) or "–" for source in sources)))
     report.heading("Sources and their mix").table(("source", *names), about, "Sources and their mix")
+
+
+def read_as(found: Mapping[str, Any]) -> str:
+    """The shapes of a source's first rows."""
+    shapes = found["shapes"]
+    told = ", ".join(shapes) if len(shapes) < 2 else ", ".join(f"{name} {n:,}" for name, n in shapes.items())
+    return f"{told} (of the first {found['rows']:,} rows)" if len(shapes) > 1 else told or "–"
 
 
 def contamination_shown(report: Report, data: Mapping[str, Any]) -> None:

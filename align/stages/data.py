@@ -18,6 +18,7 @@ from align.data.clean.cleaner import Cleaner
 from align.data.clean.length import CountTokens
 from align.data.clean.steps import Step, steps_of
 from align.data.records.content import DOCUMENTS
+from align.data.rendered import renderer
 from align.data.sets.account import account_of, found_in, found_of, metrics_of
 from align.data.sets.contamination import Leaks, leaks_of, read_evaluations
 from align.data.sets.duplicates import (
@@ -45,6 +46,7 @@ from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.mix import Mixed, draws, mixture, over_caps, shares
 from align.data.sets.published import data_set
 from align.data.sets.publishing import Chosen, publish
+from align.data.sets.recognised import recognised
 from align.data.sets.scores import account_of_scores, outside
 from align.data.sets.sides import (
     group_labels,
@@ -57,9 +59,10 @@ from align.data.sets.sides import (
 from align.data.sets.source import Source, by_name
 from align.data.sets.spool import Rows, Spool
 from align.data.sets.times import seconds
+from align.data.supervised import token_count
 from align.data.template import use_template
 from align.errors import InputError, StorageError, require
-from align.report.data_set import lines_of
+from align.report.data_set import line_of_shapes, lines_of
 from align.report.words import counted
 from align.run import Run, atomic
 from align.run.artifacts import check_not_replaced, replacement
@@ -93,8 +96,12 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     if stage.split.since is not None:
         seconds(stage.split.since, "stage.split.since")
     shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)  # before any is read
+    shapes = [recognised(source) for source in sources]
+    for source, found in zip(sources, shapes, strict=True):
+        print(line_of_shapes(source.name, source.given, found), flush=True)
     evaluations = read_evaluations(stage.contamination.against, AGAINST, stage.contamination.near)
-    count = counter(run, config)
+    tokenizer = tokenizer_of(run, config)
+    count = None if tokenizer is None else partial(token_count, tokenizer)
     steps = steps_of(stage.clean, "stage.clean", count_tokens=count)
     kind, accounts = gathered(run, config, sources, steps, count)
     rows = Rows(Spool(run.checkpoints))
@@ -117,7 +124,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     heads = clusters(duplicates)
     exposures = np.where(funnel.kept & test, 1, train.exposures).astype(np.int32)  # the test side is as it is
     chosen = Chosen(exposures, test, duplicates.dropped, heads, scored.scores if scored else None)
-    said = account_of(sources, run.inputs, accounts, funnel, test, train)
+    said = account_of(sources, run.inputs, shapes, accounts, funnel, test, train)
     seen = chosen.exposures > 0
     said["evaluations"] = found_in(stage.contamination.against, given_away) + found_in(["the test split"], leaks)
     said["found"] = found_of(duplicates, given_away, leaks)
@@ -130,7 +137,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     examples = cleaned_away(names, accounts) + leaked(rows, kind, names, given_away, stage.contamination.against, hide)
     write_dropped(run.folder, examples + leaked(rows, kind, names, leaks, ["the test split"], hide))
     write_duplicates(run.folder, rows, kind, names, duplicates, heads, hide)
-    write_rows(run.folder, rows, kind, names, funnel.source, seen & ~test, hide)
+    write_rows(run.folder, rows, kind, names, funnel.source, seen & ~test, renderer(tokenizer), hide)
     if scored:
         write_scores(run.folder, rows, kind, names, funnel.source, scored.scores, scored.out, hide)
     with tracker(run, config) as track:
@@ -195,16 +202,15 @@ def told(name: str) -> Callable[[int, int], None]:
     return tell
 
 
-def counter(run: Run, config: Config) -> CountTokens | None:
-    """Counts tokens as the model of `model=` reads it; None where nobody asks for tokens."""
+def tokenizer_of(run: Run, config: Config) -> Any | None:
+    """The tokenizer of `model=`, which counts tokens and renders rows for the report; None where no model is given."""
     if run.manifest.base is None:
         return None
-    from align.data.supervised import token_count
     from align.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(run.base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    return partial(token_count, tokenizer)
+    return tokenizer
 
 
 def without_duplicates(rows: Rows, kind: str, funnel: Funnel, order: np.ndarray, stage: DataStageConfig) -> Duplicates:

@@ -332,7 +332,7 @@ def data(config: Config) -> Inputs:
     if stage.score.by == "reward":
         records |= reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), None)
     base = None
-    if stage.counts_tokens or stage.score.by == "loss":
+    if config.model.path is not None:  # it counts tokens, scores rows, and renders those that the report shows
         base = find_base(config.model.path, config.model.revision)
         records["base"] = Input(base.digest, ref=base.id)
     name = "-".join(source.name for source in sources)[:LONGEST_LABEL]

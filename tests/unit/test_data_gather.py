@@ -14,6 +14,7 @@ from align.data.clean.cleaner import Cleaner
 from align.data.clean.steps import steps_of
 from align.data.sets import gather, publishing
 from align.data.sets.gather import Gathering, Wanted
+from align.data.sets.recognised import recognised
 from align.data.sets.source import Source, by_name, parsed_sources
 from align.data.sets.spool import Rows, Spool
 from align.errors import CorruptFile, InputError
@@ -188,6 +189,21 @@ def test_names_of_sources() -> None:
     assert [source.name for source in found] == ["rows", "rows-2", "logs", "chitchat", "my-set"]
     assert found[3].licence == "MIT"
     assert by_name(found, ["logs"], "prefer") == [1, 2, 0, 4, 5]
+
+
+def test_what_the_first_rows_are_taken_for(tmp_path: Path) -> None:
+    rows: list[Any] = [{"question": f"q {i}", "answer": "a", "topic": None if i else "t"} for i in range(4)]
+    rows += [{"text": "plain"}, {"nothing": 1}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    path.write_text(path.read_text() + "no JSON\n")
+    found = recognised(Source("s", str(path)))
+    assert found["shapes"] == {"a question and its answer": 4, "plain text": 1}
+    assert (found["rows"], found["columns"]) == (5, ["question", "answer", "topic", "text"])
+    mapped = recognised(Source("s", str(path), columns={"prompt": "question", "completion": "answer"}))
+    assert mapped["shapes"] == {"a prompt and its completion": 4}
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
+    assert recognised(Source("s", str(tmp_path / "cut.parquet")))["rows"] == 0
+    assert recognised(Source("s", data="chitchat")) == {"rows": 0, "shapes": {}, "columns": []}
 
 
 def test_rows_are_taken_in_the_order_that_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,13 @@ LEFT_OUT = ("skipped_rows", "dropped_undecided")
 
 
 def account_of(
-    sources: Sequence[Source], inputs: Mapping[str, Input], accounts: Sequence[Mapping[str, Any]], funnel: Funnel,
-    test: np.ndarray, train: Mixed,
+    sources: Sequence[Source], inputs: Mapping[str, Input], shapes: Sequence[Mapping[str, Any]],
+    accounts: Sequence[Mapping[str, Any]], funnel: Funnel, test: np.ndarray, train: Mixed,
 ) -> dict[str, Any]:  # fmt: skip
     """What `data.json` says of the sources and the mixture.
 
     Args:
+        shapes: of each source, see `align.data.sets.recognised`.
         accounts: of each source, see `align.data.sets.gather`.
         test: whether each row is measured on.
         train: how often each row is seen that is trained on.
@@ -41,6 +42,7 @@ def account_of(
         cleaned = [without_examples(step) for step in account["clean"]]
         said.append({
             "name": source.name, "given": source.given, "digest": inputs[f"sources.{source.name}"].digest,
+            "read_as": dict(shapes[i]),
             **source.ids.as_json(), "licence": source.licence or ", ".join(account["licences"]) or None,
             "counts": {**account["counts"], **funnel.of(i)}, "clean": cleaned,
             "bad_rows": without_values(account["bad_rows"]), "weight": source.weight, "cap": source.cap,

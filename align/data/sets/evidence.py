@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from align.data.records.content import PARTS, content_of
+from align.data.records.content import PARTS, content_of, texts
+from align.data.rendered import Render, part
 from align.data.sets.columns import CONTENT, records_of
 from align.data.sets.contamination import Leaks
 from align.data.sets.duplicates import Duplicates
@@ -33,6 +35,8 @@ EXAMPLES = 4
 """Of each source and step."""
 MOST = 400
 """Characters of a record that are shown."""
+LONG = 20_000
+"""Characters of a record from which on it is not rendered, and cut like that: a template is asked for all of it."""
 
 
 def as_text(record: Record) -> str:
@@ -44,6 +48,12 @@ def cut(text: str) -> str:
     return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
 
 
+def places_of(table: pa.Table, names: Sequence[str]) -> list[str]:
+    """Rows as `source:row`."""
+    pairs = zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
+    return [f"{names[source]}:{row}" for source, row in pairs]
+
+
 def shown_rows(rows: Rows, kind: str, names: Sequence[str], numbers: np.ndarray, hide: Hide) -> list[dict[str, Any]]:
     """Some rows: where each is from, and what it says.
 
@@ -53,10 +63,7 @@ def shown_rows(rows: Rows, kind: str, names: Sequence[str], numbers: np.ndarray,
     if not len(numbers):
         return []
     table = rows.take(numbers, [*CONTENT[kind], "source", "row"])
-    ids = [
-        f"{names[source]}:{row}"
-        for source, row in zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
-    ]
+    ids = places_of(table, names)
     records = zip(ids, records_of(kind, table, ids), strict=True)
     return [{"row": id, "text": cut(hide(as_text(record)))} for id, record in records]
 
@@ -124,17 +131,35 @@ def write_dropped(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_rows(
-    folder: Path, rows: Rows, kind: str, names: Sequence[str], source: np.ndarray, wanted: np.ndarray, hide: Hide
-) -> None:
-    """`rows.jsonl`: the first rows of each source that are trained on.
+    folder: Path, rows: Rows, kind: str, names: Sequence[str], source: np.ndarray, wanted: np.ndarray, render: Render,
+    hide: Hide,
+) -> None:  # fmt: skip
+    """`rows.jsonl`: the first rows of each source that are trained on, as training reads them.
 
     Args:
         source: the number of each row's source.
         wanted: which rows are trained on, bool (N).
+        render: see `align.data.rendered`.
     """
-    firsts = [np.flatnonzero(wanted & (source == number))[:SHOWN] for number in range(len(names))]
-    lines = shown_rows(rows, kind, names, np.concatenate(firsts), hide)
+    numbers = np.concatenate([np.flatnonzero(wanted & (source == number))[:SHOWN] for number in range(len(names))])
+    lines = list[dict[str, Any]]()
+    if len(numbers):
+        table = rows.take(numbers, [*CONTENT[kind], "source", "row"])
+        ids = places_of(table, names)
+        for id, record in zip(ids, records_of(kind, table, ids), strict=True):
+            lines += [{"row": id, **line} for line in as_trained(record, render, hide)]
     write_text(folder / ROWS, "".join(map(line_of, lines)))
+
+
+def as_trained(record: Record, render: Render, hide: Hide) -> list[dict[str, Any]]:
+    """The lines of one record, what nobody is to see taken out of each part."""
+    if sum(map(len, texts(record))) > LONG:
+        return [
+            {"what": "", "parts": [part(cut(hide(as_text(record))))], "refused": "it is too long to be shown whole"}
+        ]
+    return [
+        {**line, "parts": [{**each, "text": hide(each["text"])} for each in line["parts"]]} for line in render(record)
+    ]
 
 
 def write_scores(

@@ -1,0 +1,56 @@
+"""What `stage=data` shows of its rows: what they are taken for, and how they are trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data_sets import chat, made, three_sources, write
+
+from align.data.rendered import renderer
+from align.data.template import use_template
+from align.models.base import find_base
+from align.models.load import load_tokenizer
+from align.types import Conversation, Message
+
+
+def test_rows_are_shown_as_the_template_of_the_model_writes_them(tmp_path: Path, tiny_model: Path) -> None:
+    here = three_sources(tmp_path)
+    table = "{path: %s, columns: {prompt: question, completion: answer}}" % (here / "table.csv")
+    words = ["stage=data", f"stage.sources=[{here / 'support.jsonl'}, {table}]", f"run.root={here / 'runs'}"]
+    folder, data, said = made(here, *words, "model=hub", f"model.path={tiny_model}", "run.name=rendered")
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert [row["row"].partition(":")[0] for row in rows] == ["support"] * 3 + ["table"] * 3
+    tokenizer = load_tokenizer(find_base(str(tiny_model)))
+    use_template(tokenizer, None)
+    first = json.loads((here / "support.jsonl").read_text().splitlines()[int(rows[0]["row"].partition(":")[2]) - 1])
+    conversation = Conversation(tuple(Message(**turn) for turn in first["messages"]))
+    assert rows[0] == {"row": rows[0]["row"], **renderer(tokenizer)(conversation)[0]}
+    page = (folder / "report.html").read_text()
+    assert f"as the chat template of <code>{tiny_model}</code> writes them" in page
+    assert "What the colours mean" in page
+    assert "read as" in page
+    assert said.index("  support: messages (OpenAI), columns messages") < said.index("to train on")
+    assert "  table: a prompt and its completion, columns prompt, completion" in said
+    assert {source["name"]: source["read_as"]["shapes"] for source in data["sources"]} == {
+        "support": {"messages (OpenAI)": 100}, "table": {"a prompt and its completion": 50},
+    }  # fmt: skip
+    again, other, _ = made(here, *words, "run.name=plain")
+    assert other["root"] == data["root"]
+    page = (again / "report.html").read_text()
+    assert "turn by turn" in page
+    assert "model=hub model.path=ORG/NAME" in page
+    assert "<mark>" in page
+
+
+def test_personal_data_is_not_shown_in_rendered_rows(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [chat(f"I am someone{i}@example.com", f"Write to other{i}@example.com") for i in range(9)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    for name, model in (("rendered", ["model=hub", f"model.path={tiny_model}"]), ("plain", [])):
+        folder, _, _ = made(
+            tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}",
+            "stage.clean=[{pii: {action: report}}]", f"run.name={name}", *model,
+        )  # fmt: skip
+        shown = (folder / "rows.jsonl").read_text() + (folder / "report.html").read_text()
+        assert "[EMAIL]" in shown
+        assert "@example.com" not in shown

@@ -1,0 +1,93 @@
+"""Rows of a data set as its report shows them: by a chat template with the loss mask, or turn by turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.data.chat import IGNORED, encode_conversation
+from align.data.rendered import renderer
+from align.data.sets.evidence import LONG, as_trained
+from align.data.template import use_template
+from align.models.base import find_base
+from align.models.load import load_tokenizer
+from align.types import Conversation, Feedback, Message, Preference, Record
+
+MUTED = Conversation((
+    Message("user", "Hi"), Message("assistant", "Not this.", trained=False), Message("user", "And?"),
+    Message("assistant", "This."),
+))  # fmt: skip
+PAIR = Preference((Message("user", "Hi"),), (Message("assistant", "Good day"),), (Message("assistant", "What"),))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    found = load_tokenizer(find_base(str(tiny_model)))
+    use_template(found, None)
+    return found
+
+
+def trained(line: dict[str, Any]) -> str:
+    return "".join(part["text"] for part in line["parts"] if part["trained"])
+
+
+def whole(line: dict[str, Any]) -> str:
+    return "".join(part["text"] for part in line["parts"])
+
+
+def test_what_is_coloured_is_what_the_loss_is_taken_on(tokenizer: Any) -> None:
+    [line] = renderer(tokenizer)(MUTED)
+    row = encode_conversation(tokenizer, MUTED)
+    assert whole(line) == tokenizer.decode(row.input_ids)
+    assert trained(line) == tokenizer.decode(
+        [i for i, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORED]
+    )
+    assert "This." in trained(line)
+    assert "Not this." not in trained(line)
+    assert (line["tokens"], line["trained"]) == (len(row.input_ids), row.trained)
+    assert any(part["special"] for part in line["parts"])
+
+
+@pytest.mark.parametrize("by", ["template", "turns"])
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (MUTED, {"": "This."}),
+        ("plain text", {"": "plain text"}),
+        (PAIR, {"chosen": "Good day", "rejected": "What"}),
+        (Feedback(PAIR.prompt, PAIR.chosen, False), {"not wanted": "Good day"}),
+        (Conversation((Message("user", "Nobody answers"),)), {"": ""}),
+    ],
+)
+def test_each_kind_of_record(tokenizer: Any, by: str, record: Record, said: dict[str, str]) -> None:
+    lines = renderer(tokenizer if by == "template" else None)(record)
+    assert [line["what"] for line in lines] == [*said]
+    for line, text in zip(lines, said.values(), strict=True):
+        assert trained(line).startswith(text)
+        assert ("tokens" in line) == (by == "template")
+        assert bool(text) == bool(trained(line))
+
+
+def test_a_template_that_refuses_a_row_is_told_beside_it(tokenizer: Any) -> None:
+    refusing = load_tokenizer(find_base("pocket"))
+    refusing.chat_template = "{{ raise_exception('no such roles') }}"
+    [line] = renderer(refusing)(MUTED)
+    assert "no such roles" in line["refused"]
+    assert whole(line) == whole(renderer(None)(MUTED)[0])
+
+
+def test_what_is_hidden_is_hidden_before_anything_is_cut(tokenizer: Any) -> None:
+    def hide(text: str) -> str:
+        return text.replace("secret", "[ID]")
+
+    mine = Conversation((Message("user", "the secret"), Message("assistant", "a secret too")))
+    for render in (renderer(tokenizer), renderer(None)):
+        [line] = as_trained(mine, render, hide)
+        assert "secret" not in whole(line)
+        assert "a [ID] too" in trained(line)
+    [line] = as_trained("x" * 390 + "secret" + "y" * LONG, renderer(tokenizer), hide)
+    assert "sec" not in whole(line)
+    assert len(whole(line)) < 500
+    assert "too long" in line["refused"]
