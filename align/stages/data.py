@@ -17,6 +17,8 @@ from align.config.root import Config
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.length import CountTokens
 from align.data.clean.steps import Step, steps_of
+from align.data.formats.files import files_of
+from align.data.formats.source import share_read
 from align.data.records.content import DOCUMENTS
 from align.data.rendered import renderer
 from align.data.sets.account import account_of, found_in, found_of, metrics_of
@@ -63,7 +65,7 @@ from align.data.supervised import token_count
 from align.data.template import use_template
 from align.errors import InputError, StorageError, require
 from align.report.data_set import line_of_shapes, lines_of
-from align.report.words import counted
+from align.report.words import counted, duration, percent
 from align.run import Run, atomic
 from align.run.artifacts import check_not_replaced, replacement
 from align.run.folder import now
@@ -73,6 +75,8 @@ from align.stages.scores import scorer_name, scores_of
 from align.types import Result
 
 AGAINST = "stage.contamination.against"
+MANY = 200_000
+"""Rows from which on a step behind the reading says that it begins."""
 TOLD_S = 10.0
 """Seconds between two lines on a source that takes long."""
 
@@ -131,6 +135,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     said |= scored.said if scored else {}
     said["lengths"] = lengths(rows.numbers("characters")[seen], funnel.source[seen], names)
     shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
+    begins("publishes", funnel)
     with atomic.publish(target) as folder:
         data = publish(folder, rows, kind, names, chosen, said)
     hide = Cleaner(steps).hidden
@@ -162,7 +167,7 @@ def gathered(
     spool, kind, accounts = Spool(run.checkpoints), "", []
     for number, source in enumerate(sources):
         gathering = Gathering(spool, source, number, Cleaner(steps), wanted, config.data.on_bad_row == "skip")
-        accounts.append(gathering.run(kind, told(source.name)))
+        accounts.append(gathering.run(kind, told(source)))
         kind = gathering.kind
     return kind, accounts
 
@@ -188,18 +193,41 @@ def by_score(run: Run, config: Config, rows: Rows, kind: str, funnel: Funnel) ->
     return Scored(scores, out, {"scores": {"scorer": scorer_name(run, config), **how, **found}})
 
 
-def told(name: str) -> Callable[[int, int], None]:
-    """Prints how far a source is, once in a while."""
+def told(source: Source) -> Callable[[int, int], None]:
+    """Prints how far a source is, once in a while: how many rows, and where its files say it, which share of them."""
+    files = files_of(source.path) if source.path else []
     began = last = time.perf_counter()
+    first: tuple[float, float] | None = None
 
     def tell(read: int, kept: int) -> None:
-        nonlocal last
-        now = time.perf_counter()
+        nonlocal last, first
+        now, share = time.perf_counter(), share_read(files)
+        first = first or (None if share is None else (now, share))
         if now - last > TOLD_S:
-            print(f"{name}: {read:,} rows read, {kept:,} kept, {read / (now - began):,.0f} rows a second", flush=True)
+            rate = f"{read / (now - began):,.0f} rows a second{how_far(now, share, first)}"
+            print(f"{source.name}: {read:,} rows read, {kept:,} kept, {rate}", flush=True)
             last = now
 
     return tell
+
+
+def begins(what: str, funnel: Funnel) -> None:
+    """Prints that a step begins which takes long where there are many rows."""
+    if (count := int(funnel.kept.sum())) >= MANY:
+        print(f"{what} {count:,} rows", flush=True)
+
+
+def how_far(now: float, share: float | None, first: tuple[float, float] | None) -> str:
+    """Which share of a source's bytes is read, and how long the rest takes at the pace since then; nothing where nobody
+    knows.
+
+    Args:
+        first: when that was looked at first, and the share then: what was read before a kill was not read at this pace.
+    """
+    if share is None or first is None:
+        return ""
+    left = f", about {duration((now - first[0]) * (1 - share) / (share - first[1]))} left" if share > first[1] else ""
+    return f", {percent(share)} of its bytes{left}"
 
 
 def tokenizer_of(run: Run, config: Config) -> Any | None:
@@ -216,6 +244,7 @@ def tokenizer_of(run: Run, config: Config) -> Any | None:
 def without_duplicates(rows: Rows, kind: str, funnel: Funnel, order: np.ndarray, stage: DataStageConfig) -> Duplicates:
     """The duplicates of rows that stay, left out of the funnel unless they are only to be reported."""
     asked, found = stage.duplicates, [none_of()]
+    begins("looks for duplicates among", funnel)
     if asked.exact:
         found.append(copies(rows, funnel.kept, order, funnel.source, asked.among))
         without(funnel, "after_exact_dedup", found[-1].dropped, asked)

@@ -3,7 +3,9 @@ over."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import random
 import tempfile
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from written import COLUMNS, PACKERS, TABLES, WRITERS, write
 
 from align.data.formats.rows import checked_rows, placed_rows, rows
+from align.data.formats.source import share_read
 from align.data.formats.values import LONGEST
 from align.errors import CorruptFile, InputError
 
@@ -316,3 +319,24 @@ cells = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=
 def test_any_text_comes_back_from_a_table(found: list[dict[str, Any]], name: str) -> None:
     path = write(Path(tempfile.mkdtemp()), name, found)
     assert [data for _, data in rows(path)] == found
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"])
+def test_the_share_that_is_read_grows_with_the_rows(tmp_path: Path, name: str) -> None:
+    """Of two files, one read behind the other; by their bytes as they lie on disk."""
+    draw, data = random.Random(0), list[dict[str, str]]()
+    for i in range(20_000):
+        data.append({"text": f"{i} {draw.getrandbits(400):x}"})
+    for i in (0, 1):
+        path = tmp_path / f"{i}-{name}"
+        if name.endswith("parquet"):
+            pq.write_table(pa.Table.from_pylist(data), path, row_group_size=1000)
+        else:
+            packer = {"gz": gzip.compress, "zst": lambda text: pa.compress(text, "zstd", asbytes=True)}
+            lines = "".join(json.dumps(row) + "\n" for row in data).encode()
+            path.write_bytes(packer.get(name.rpartition(".")[2], bytes)(lines))
+    files = sorted(tmp_path.iterdir())
+    assert share_read(files) is None
+    shares = [share_read(files) for i, _ in enumerate(placed_rows(tmp_path), start=1) if i % 2000 == 0]
+    assert shares[:-1] == pytest.approx([i / 20 for i in range(1, 20)], abs=0.06)
+    assert share_read(files) is None

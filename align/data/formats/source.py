@@ -7,7 +7,7 @@ import io
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ PACKED = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd"}
 ENDINGS = {".gz": "gzip", ".zst": "zstd"}
 HEAD = 64 * 2**10
 """Bytes at the beginning of a file that tell its format."""
+READING: dict[Path, Callable[[], int]] = {}
+"""The files that this process is reading, and what tells how many of their bytes, packed as they are, were read."""
 AGAIN = "Fetch or write the file again."
 
 
@@ -69,16 +71,25 @@ class Source:
         """Its bytes from the first to the last, unpacked."""
         how = self.packed_by()
         if how == "gzip":
-            with gzip.open(self.path, "rb") as file:
+            with self.path.open("rb") as packed, gzip.open(packed, "rb") as file, self._being_read(packed.tell):
                 yield cast(BinaryIO, file)
         elif how == "zstd":
             import pyarrow
 
             with pyarrow.OSFile(str(self.path)) as file, pyarrow.CompressedInputStream(file, "zstd") as stream:
-                yield io.BufferedReader(cast(Any, stream), HEAD)
+                with self._being_read(file.tell):
+                    yield io.BufferedReader(cast(Any, stream), HEAD)
         else:
-            with self.path.open("rb") as file:
+            with self.path.open("rb") as file, self._being_read(file.tell):
                 yield file
+
+    @contextmanager
+    def _being_read(self, tell: Callable[[], int]) -> Iterator[None]:
+        READING[self.path] = tell
+        try:
+            yield
+        finally:
+            READING.pop(self.path, None)
 
     @contextmanager
     def seekable(self) -> Iterator[BinaryIO]:
@@ -119,6 +130,16 @@ class Source:
                 raise self.corrupt(f"cannot be unpacked after row {row[0]} ({error})") from error
             remedy = "Check the path, and that you may read it."
             raise self.refused(f"cannot be read ({error.strerror})", remedy) from error
+
+
+def share_read(files: Sequence[Path]) -> float | None:
+    """Which share of the bytes of some files, which are read one after another, this process has read; None where it
+    reads none of them."""
+    at = next((i for i, file in enumerate(files) if file in READING), None)
+    if at is None:
+        return None
+    sizes = [file.stat().st_size for file in files]
+    return (sum(sizes[:at]) + READING[files[at]]()) / max(1, sum(sizes))
 
 
 def copy(file: BinaryIO, whole: BinaryIO) -> None:
