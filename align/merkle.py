@@ -23,12 +23,19 @@ class Tree:
 
     def add(self, leaf: bytes) -> None:
         """Append a leaf."""
-        node, size = hashlib.sha256(LEAF + leaf).digest(), self.size
-        while size & 1:  # as adding 1 to a binary number carries
-            node = hashlib.sha256(NODE + self._full.pop() + node).digest()
-            size >>= 1
-        self._full.append(node)
-        self.size += 1
+        self.extend((leaf,))
+
+    def extend(self, leaves: Iterable[bytes]) -> None:
+        """Append leaves in their order."""
+        sha256, full, count = hashlib.sha256, self._full, self.size  # there are millions of leaves
+        for leaf in leaves:
+            node, size = sha256(LEAF + leaf).digest(), count
+            while size & 1:  # as adding 1 to a binary number carries
+                node = sha256(NODE + full.pop() + node).digest()
+                size >>= 1
+            full.append(node)
+            count += 1
+        self.size = count
 
     def root(self) -> str:
         """The root of what was added so far, 64 hex digits."""
@@ -43,8 +50,7 @@ class Tree:
 def root_of(leaves: Iterable[bytes]) -> str:
     """The root of all these leaves, 64 hex digits."""
     tree = Tree()
-    for leaf in leaves:
-        tree.add(leaf)
+    tree.extend(leaves)
     return tree.root()
 
 

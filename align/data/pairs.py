@@ -84,7 +84,8 @@ def drawn(found: list[Preference], limit: int | None, seed: int) -> list[Prefere
 
 
 def prepared(pref: Preference, data: DataSource) -> Preference:
-    """A pair with the system turn that its prompt lacks, and without the reasoning that is to be hidden.
+    """A pair with the system turn that its prompt lacks, and without the reasoning that is to be hidden; the very same
+    one where nothing changes.
 
     Raises:
         InputError: nothing but their reasoning tells its answers apart.
@@ -95,8 +96,10 @@ def prepared(pref: Preference, data: DataSource) -> Preference:
             sides["chosen"] != sides["rejected"], "data.reasoning", "hide",
             f"nothing else tells the answers of pair {pref.id} apart", "Leave the pair out, or keep the reasoning.",
         )  # fmt: skip
-        pref = replace(pref, **sides)
-    return replace(pref, prompt=with_default_system(pref.prompt, data.system))
+        if any(sides[name] != getattr(pref, name) for name in sides):
+            pref = replace(pref, **sides)
+    prompt = with_default_system(pref.prompt, data.system)
+    return pref if prompt == pref.prompt else replace(pref, prompt=prompt)
 
 
 def divided_pairs(

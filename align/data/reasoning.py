@@ -56,9 +56,12 @@ def without_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def alone(message: Message) -> Message:
-    answer = answer_alone(message.content)
-    says = bool(answer.strip() or message.tool_calls)
-    return replace(message, content=answer, trained=message.trained and says)
+    content = message.content
+    answer = answer_alone(content) if OPEN in content or CLOSE in content else content
+    trained = message.trained and bool(answer.strip() or message.tool_calls)
+    if answer == content and trained == message.trained:
+        return message
+    return replace(message, content=answer, trained=trained)
 
 
 def lost_reasoning(conversation: Conversation, rendered: str) -> tuple[bool, bool]:

@@ -218,11 +218,13 @@ def eval_documents(data: DataSource, answered: bool = False) -> list[Document]:
 
 
 def prepared(document: T, data: DataSource) -> T:
-    """A conversation with the system turn and the reasoning that are asked for; plain text as it is."""
+    """A conversation with the system turn and the reasoning that are asked for; the very same one where nothing
+    changes, which still has the id that it was read with."""
     if not isinstance(document, Conversation):
         return document
     messages = without_reasoning(document.messages) if data.hide_reasoning else document.messages
-    return replace(document, messages=with_default_system(messages, data.system))
+    messages = with_default_system(messages, data.system)
+    return document if messages == document.messages else replace(document, messages=messages)
 
 
 def shuffled(items: list[T], seed: int, limit: int | None) -> list[T]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.chain import canonical
-from align.data.reasoning import without_reasoning
-from align.data.records.content import row_bytes
+from align.data.reasoning import alone
+from align.data.records.content import row_bytes, said_json
 from align.data.sets.ids import SHA256, IdKind, KeyOf, id_of, under
+from align.data.sets.known import Known
 from align.data.sets.published import leaf
 from align.errors import CorruptFile
 from align.merkle import root_of
@@ -46,18 +47,18 @@ class Naming(NamedTuple):
     """How rows get their ids.
 
     Attributes:
-        kind_of: which kind of ids a record has.
+        kind_of: which kind of ids a record has; None where all have SHA-256.
         key_of: the keys of those under one.
     """
 
-    kind_of: Callable[[Record], IdKind] = lambda record: SHA256
+    kind_of: Callable[[Record], IdKind] | None = None
     key_of: KeyOf = lambda kind: None
 
 
-WITHOUT_KEYS = Naming()
+WITHOUT_KEYS, NONE_KNOWN = Naming(), Known()
 
 
-def questions_of(record: Record, system: str | None = None) -> Iterator[bytes]:
+def questions_of(record: Record, system: str | None = None) -> list[bytes]:
     """The ids without a key of all questions that a record answers or asks, in order; none of plain text.
 
     A question is what an answer is due to: all turns before it. Its id is the SHA-256 of these turns as canonical JSON,
@@ -69,57 +70,69 @@ def questions_of(record: Record, system: str | None = None) -> Iterator[bytes]:
             be what the question is about.
     """
     if isinstance(record, str):
-        return
+        return []
     if isinstance(record, Conversation):
-        yield from before_answers(record.messages, system)
-    elif isinstance(record, Feedback):
-        yield from before_answers((*record.prompt, *record.completion), system)
-    else:
-        both = (before_answers((*record.prompt, *answer), system) for answer in (record.chosen, record.rejected))
-        yield from dict.fromkeys(chain(*both))
+        return before_answers(record.messages, system)
+    if isinstance(record, Feedback):
+        return before_answers((*record.prompt, *record.completion), system)
+    both = (before_answers((*record.prompt, *answer), system) for answer in (record.chosen, record.rejected))
+    return [*dict.fromkeys(chain(*both))]
 
 
-def before_answers(turns: Sequence[Message], system: str | None) -> Iterator[bytes]:
+def before_answers(turns: Sequence[Message], system: str | None) -> list[bytes]:
     """The ids of what stands before each answer, and of all of it where no answer is the last turn."""
-    said, asked = hashlib.sha256(), False
-    for turn in without_reasoning(tuple(turns)):
+    said, asked, found = hashlib.sha256(), False, list[bytes]()
+    *before, last = turns
+    for turn in before:
         if turn.role == "assistant" and asked:
-            yield said.copy().digest()
-        if (turn.role, turn.content) != ("system", system):
+            found.append(said.digest())
+        if turn.role != "system" or turn.content != system:
             said.update(line_of(turn))
         asked = asked or turn.role != "system"
-    if turns[-1].role != "assistant":
-        yield said.digest()
+    if last.role != "assistant" and (last.role != "system" or last.content != system):
+        said.update(line_of(last))
+    if last.role != "assistant" or asked:
+        found.append(said.digest())
+    return found
 
 
 def line_of(turn: Message) -> bytes:
-    row: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    if turn.tool_calls:
-        row["tool_calls"] = [call.as_dict()["function"] for call in turn.tool_calls]
+    """A turn without its reasoning, as a line of canonical JSON."""
+    said = alone(turn) if turn.role == "assistant" else turn
+    if not said.tool_calls:
+        return said_json(said).encode() + b"\n"
+    row: dict[str, Any] = {"role": said.role, "content": said.content}
+    row["tool_calls"] = [call.as_dict()["function"] for call in said.tool_calls]
     return canonical(row).encode() + b"\n"
 
 
 def write_ids(
-    folder: Path, records: Sequence[Record], naming: Naming = WITHOUT_KEYS, system: str | None = None
-) -> dict[str, str]:
+    folder: Path, records: Sequence[Record], naming: Naming = WITHOUT_KEYS, system: str | None = None,
+    known: Known = NONE_KNOWN,
+) -> dict[str, str]:  # fmt: skip
     """`trained_ids.parquet` of the rows that a run was given.
 
     Args:
         system: see `questions_of`.
+        known: content ids that need not be computed.
 
     Returns:
         the roots over them, 64 hex digits: `data_root` over the sequence of (content id, exposure), each where it comes
         first, and `data_ids_root` over the sorted set of content ids. Nothing where a row has no id.
     """
-    kinds = [naming.kind_of(record) for record in records]
+    kinds = [naming.kind_of(record) for record in records] if naming.kind_of else [SHA256] * len(records)
     keys = {kind: naming.key_of(kind) for kind in {*kinds} - {SHA256}}
     ids = list[bytes | None]()
     questions = list[list[bytes] | None]()
     for record, kind in zip(records, kinds, strict=True):
-        key = keys.get(kind)
-        named = kind == SHA256 or key is not None
-        ids.append(id_of(row_bytes(record), key) if named else None)
-        questions.append([under(question, key) for question in questions_of(record, system)] if named else None)
+        key = keys.get(kind) if keys else None
+        if kind != SHA256 and key is None:
+            ids.append(None)
+            questions.append(None)
+            continue
+        ids.append((key is None and known.content_id(record)) or id_of(row_bytes(record), key))
+        asked = questions_of(record, system)
+        questions.append([under(one, key) for one in asked] if key else asked)
     columns = {
         "content_id": ids, "question_ids": questions, "project": [kind.project or None for kind in kinds],
         "key_fingerprint": [kind.key or None for kind in kinds],

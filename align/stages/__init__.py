@@ -15,6 +15,8 @@ from align.config.command import command_line
 from align.config.compose import plain, resolved
 from align.config.root import Config
 from align.config.stages import STAGES
+from align.data.collector import without_collector
+from align.data.sets.known import remembered
 from align.data.tally import tallied
 from align.data.trained_ids import write_ids
 from align.errors import AlignError, InputError, readable
@@ -108,9 +110,11 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     page = LivePage(run, command_line(run.manifest.config, refs), lambda: computed_on(config))
     page.begun()
     try:
-        with tallied() as counts:
+        with tallied() as counts, remembered() as known, without_collector():
             rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
-        roots = write_ids(run.folder, rows[0], naming_of(config), config.data.system or None) if inputs.trains else {}
+            roots = {}
+            if inputs.trains:
+                roots = write_ids(run.folder, rows[0], naming_of(config), config.data.system or None, known)
         if inputs.trains and not roots:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")

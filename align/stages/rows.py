@@ -20,6 +20,7 @@ from align.data.trained_ids import Naming, questions_of, seen_by
 from align.errors import InputError, require
 from align.report.words import counted
 from align.run import Artifact
+from align.types import Record
 from annotate.store import Store
 
 SEEN = "dropped_seen"
@@ -73,7 +74,14 @@ def naming_of(config: Config) -> Naming:
     if config.data.name != MANIFEST:
         return Naming()
     kinds, system = voted(data_set(Path(config.data.path or ""))), config.data.system or None
-    return Naming(lambda record: kinds.get(next(questions_of(record, system), b""), SHA256), key)
+    if not kinds:
+        return Naming()
+    return Naming(lambda record: kinds.get(first_question(record, system), SHA256), key)
+
+
+def first_question(record: Record, system: str | None = None) -> bytes:
+    """The id of the first question that a record answers or asks; empty where it is plain text."""
+    return next(iter(questions_of(record, system)), b"")
 
 
 def voted(found: DataSet) -> dict[bytes, IdKind]:
@@ -83,7 +91,7 @@ def voted(found: DataSet) -> dict[bytes, IdKind]:
     if {*kinds.values()} <= {SHA256}:
         return {}
     both = zip(found.sources("train"), found.records("train"), strict=False)  # rows seen again come behind all others
-    return {next(questions_of(record)): kinds[source] for source, record in both if kinds[source] != SHA256}
+    return {first_question(record): kinds[source] for source, record in both if kinds[source] != SHA256}
 
 
 def key_of(config: Config, kind: IdKind) -> bytes | None:

@@ -16,7 +16,7 @@ from test_tool_rows import ANSWER, CALL, READ, RESULT, SCHEMA, USER, WEATHER, wr
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop
 from align.data.clean.steps import steps_of
-from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES, content_id, content_of, texts
+from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES, content_id, content_of, row_bytes, texts
 from align.data.sets.columns import SAID, columns_of, records_of, texts_of, whole_texts
 from align.data.sets.evidence import as_text
 from align.data.sets.publishing import narrowed
@@ -211,3 +211,14 @@ def test_the_annotation_store_refuses_what_its_page_does_not_show(tmp_path: Path
             import_items(
                 store, "p", write(tmp_path / "i.jsonl", {"prompt": "q", "answers": ["a", "b"], "tools": [SCHEMA]})
             )
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_row_is_canonical_json_in_either_way_of_writing_it(kind: str) -> None:
+    @settings(deadline=None, max_examples=100)
+    @given(RECORDS[kind])
+    def written(record: Record) -> None:
+        row = json.dumps(content_of(record), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        assert row_bytes(record) == row.encode()
+
+    written()

@@ -126,31 +126,55 @@ def records_of(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]
     Args:
         names: for documents and feedback: the id of each.
     """
-    there = set(table.schema.names)
-    read = {name: table.column(name).to_pylist() for name in CONTENT[kind] if name in there}
-    none = [None] * table.num_rows
+    there, none = set(table.schema.names), [None] * table.num_rows
+    wanted = {name: type for name, type in CONTENT[kind].items() if name in there}
+    read: dict[str, Any] = {
+        name: turns_in(table.column(name)) if type == TURNS else table.column(name).to_pylist()
+        for name, type in wanted.items()
+    }
     if kind == DOCUMENTS:
         rows = zip(read.get("messages", none), read.get("text", none), names, read.get(TOOLS, none), strict=True)
         return [
-            text if turns is None else Conversation(turns_of(turns), name, tools_in(tools))
-            for turns, text, name, tools in rows
+            text if turns is None else Conversation(turns, name, tools_in(tools)) for turns, text, name, tools in rows
         ]
     if kind == FEEDBACK:
         ids, offered = read.get("id", names), read.get(TOOLS, none)
         rows = zip(read["prompt"], read["completion"], read["label"], ids, names, offered, strict=True)
-        return [
-            Feedback(turns_of(p), turns_of(c), label, id or name, tools_in(tools))
-            for p, c, label, id, name, tools in rows
-        ]
+        return [Feedback(p, c, label, id or name, tools_in(tools)) for p, c, label, id, name, tools in rows]
     return [pair_of({name: values[i] for name, values in read.items()}) for i in range(table.num_rows)]
 
 
 def pair_of(row: Mapping[str, Any]) -> Preference:
-    sides = {name: turns_of(row[name]) for name in ("prompt", "chosen", "rejected")}
     about = {name: row[name] for name in ABOUT_PAIRS if row.get(name) is not None}
     if "judged_by" in about:
         about["source"] = about.pop("judged_by")
-    return Preference(**sides, **about, tools=tools_in(row.get(TOOLS)))
+    return Preference(row["prompt"], row["chosen"], row["rejected"], **about, tools=tools_in(row.get(TOOLS)))
+
+
+def turns_in(column: pa.Array | pa.ChunkedArray) -> list[tuple[Message, ...] | None]:
+    """The turns of each row; None for null."""
+    found = list[tuple[Message, ...] | None]()
+    for lists in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        turns, offsets = messages_in(lists.flatten()), list_offsets(lists).tolist()
+        there = lists.is_valid().to_pylist()
+        found += [
+            tuple(turns[start:end]) if valid else None
+            for start, end, valid in zip(offsets, offsets[1:], there, strict=False)
+        ]
+    return found
+
+
+def messages_in(flat: pa.Array) -> list[Message]:
+    """Turns one behind the other. Where none has calls or results, fields are read as columns, and not turn by turn."""
+    if not pa.types.is_struct(flat.type):
+        return list(map(turn_of, flat.to_pylist()))
+    said = {field.name: values for field, values in zip(flat.type, flat.flatten(), strict=True)}
+    if any(said[name].null_count < len(flat) for name in ("calls", "ids") if name in said):
+        return list(map(turn_of, flat.to_pylist()))
+    role, content = said["role"].to_pylist(), said["content"].to_pylist()
+    if "train" not in said:
+        return list(map(Message, role, content))
+    return [Message(*turn) for turn in zip(role, content, pc.fill_null(said["train"], True).to_pylist(), strict=True)]
 
 
 def turns_of(value: Sequence[Mapping[str, Any] | str]) -> tuple[Message, ...]:

@@ -26,6 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.data.sets.columns import CONTENT, records_of
+from align.data.sets.ids import SHA256, kinds_in
+from align.data.sets.known import remember
 from align.data.sets.sides import SIDES
 from align.errors import CorruptFile, MissingArtifact, require
 from align.merkle import Tree, root_of
@@ -40,8 +42,8 @@ FILE = "data.json"
 SCHEMA_VERSION = 1
 MOST_SEEN = 100_000
 """Times that a row may be seen in one pass."""
-TOMBSTONE = 32
-"""Bytes of the leaf that stands for a row which was forgotten."""
+TOMBSTONE = ID = 32
+"""Bytes of the leaf that stands for a row which was forgotten, and of a content id."""
 SHARD_NAME = re.compile(rf"({'|'.join(SIDES)})-\d{{5}}-of-\d{{5}}\.parquet")
 ROOTS = ("root", "ids_root")
 """What a run's manifest says of a data set besides its digest."""
@@ -93,41 +95,54 @@ class DataSet:
         Raises:
             CorruptFile: the rows are not those whose root `data.json` has, or no such rows at all.
         """
-        found, exposures, tree = list[Record](), list[int](), Tree()
+        found, exposures, ids, tree = list[Record](), list[int](), list[bytes](), Tree()
         try:
-            for piece in self.pieces(side):
+            for piece in self.pieces(side, [*CONTENT[self.kind], "source", "row", "content_id", "exposure"]):
                 if isinstance(piece, bytes):
                     tree.add(piece)
                     continue
                 places = zip(piece["source"].to_pylist(), piece["row"].to_pylist(), strict=True)
                 found += records_of(self.kind, piece, [f"{source}:{row}" for source, row in places])
                 exposures += piece["exposure"].to_pylist()
-                for one in leaves_of(piece):
-                    tree.add(one)
+                leaves = [*leaves_of(piece)]
+                tree.extend(leaves)
+                ids += [one[:ID] for one in leaves]
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             problem = f"holds no rows of a data set in its {side} files ({type(error).__name__}: {str(error)[:120]})"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE) from error
         if tree.root() != self.data["splits"][side]["root"]:
             problem = f"has other rows in its {side} files than those whose root {FILE} has"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE)
+        self._remember(side, found, ids)
         again = [found]
-        while any(seen > len(again) for seen in exposures):
-            again.append([record for record, seen in zip(found, exposures, strict=True) if seen > len(again)])
+        for often in range(1, max(exposures, default=1)):
+            again.append([record for record, seen in zip(found, exposures, strict=True) if seen > often])
         return [record for once in again for record in once]
+
+    def _remember(self, side: str, records: list[Record], ids: list[bytes]) -> None:
+        """Tell of the ids of rows that anybody can compute."""
+        plain = {name for name, kind in kinds_in(self.data).items() if kind == SHA256}
+        if len(plain) < len(self.data["sources"]):
+            both = zip(records, ids, self.sources(side), strict=True)
+            some = [(record, id) for record, id, source in both if source in plain]
+            records, ids = [record for record, _ in some], [id for _, id in some]
+        remember(records, ids)
 
     def sources(self, side: str) -> list[str]:
         """The source of each row of a side, in the order in which they stand there."""
         return [name for table in self.tables(side, ["source"]) for name in table["source"].to_pylist()]
 
     def tables(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of one side, a shard at a time.
+        """The rows of one side, a row group at a time.
 
         Args:
-            columns: those that are read; None for all.
+            columns: those that are read, as far as they are there; None for all.
         """
         for name in sorted(self.data["shards"]):
             if name.startswith(f"{side}-"):
-                yield pq.read_table(self.folder / name, columns=columns)
+                with pq.ParquetFile(self.folder / name) as file:
+                    for group in range(file.num_row_groups):
+                        yield file.read_row_group(group, columns=columns)
 
     def pieces(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table | bytes]:
         """The sequence whose root the side has: rows, and where some were forgotten, their tombstones.

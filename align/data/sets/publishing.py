@@ -195,8 +195,7 @@ class Shards:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
-        for leaf in leaves_of(table):
-            self.tree.add(leaf)
+        self.tree.extend(leaves_of(table))
         self.exposures += sum(table["exposure"].to_pylist())
         while table.num_rows:
             room = SHARD - self.rows % SHARD
