@@ -58,8 +58,10 @@ class ContaminationConfig(Settings):
 
     AT: ClassVar[str] = "stage.contamination"
 
-    against: list[str] = setting(
-        [], "Files of evaluation sets. Rows that share 13 words in a row with one, or are nearly the same, are found."
+    against: Any = setting(
+        [],
+        "Files of evaluation sets, such as [gsm8k.jsonl, {path: mmlu.parquet, columns: [question, choices]}]. Rows "
+        "that share 13 words in a row with one, ask the same, or are nearly the same, are found.",
     )
     test: bool = setting(True, "Whether rows to train on are compared with those to measure on too.")
     near: float | None = setting(
@@ -67,6 +69,10 @@ class ContaminationConfig(Settings):
         above=0, at_most=1,
     )  # fmt: skip
     action: str = setting("remove", "`remove` leaves such rows out. `report` only counts them.", choices=ACTIONS)
+
+    def __post_init__(self) -> None:
+        self.against = listed(self.against)
+        super().__post_init__()
 
 
 @dataclass

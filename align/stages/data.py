@@ -22,7 +22,7 @@ from align.data.formats.source import share_read
 from align.data.records.content import DOCUMENTS
 from align.data.rendered import renderer
 from align.data.sets.account import account_of, found_in, found_of, metrics_of
-from align.data.sets.contamination import Leaks, leaks_of, read_evaluations
+from align.data.sets.contamination import Evaluations, Leaks, leaks_of
 from align.data.sets.duplicates import (
     Duplicates,
     clusters,
@@ -33,6 +33,7 @@ from align.data.sets.duplicates import (
     none_of,
     preference,
 )
+from align.data.sets.evaluations import parsed_sets, read_sets
 from align.data.sets.evidence import (
     cleaned_away,
     leaked,
@@ -74,7 +75,6 @@ from align.stages import tracker
 from align.stages.scores import scorer_name, scores_of
 from align.types import Result
 
-AGAINST = "stage.contamination.against"
 MANY = 200_000
 """Rows from which on a step behind the reading says that it begins."""
 TOLD_S = 10.0
@@ -103,7 +103,8 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     shapes = [recognised(source) for source in sources]
     for source, found in zip(sources, shapes, strict=True):
         print(line_of_shapes(source.name, source.given, found), flush=True)
-    evaluations = read_evaluations(stage.contamination.against, AGAINST, stage.contamination.near)
+    sets = parsed_sets(stage.contamination.against)
+    evaluations, against = Evaluations(read_sets(sets), stage.contamination.near), [one.path for one in sets]
     tokenizer = tokenizer_of(run, config)
     count = None if tokenizer is None else partial(token_count, tokenizer)
     steps = steps_of(stage.clean, "stage.clean", count_tokens=count)
@@ -130,7 +131,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     chosen = Chosen(exposures, test, duplicates.dropped, heads, scored.scores if scored else None)
     said = account_of(sources, run.inputs, shapes, accounts, funnel, test, train)
     seen = chosen.exposures > 0
-    said["evaluations"] = found_in(stage.contamination.against, given_away) + found_in(["the test split"], leaks)
+    said["evaluations"] = found_in(against, given_away) + found_in(["the test split"], leaks)
     said["found"] = found_of(duplicates, given_away, leaks)
     said |= scored.said if scored else {}
     said["lengths"] = lengths(rows.numbers("characters")[seen], funnel.source[seen], names)
@@ -139,7 +140,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     with atomic.publish(target) as folder:
         data = publish(folder, rows, kind, names, chosen, said)
     hide = Cleaner(steps).hidden
-    examples = cleaned_away(names, accounts) + leaked(rows, kind, names, given_away, stage.contamination.against, hide)
+    examples = cleaned_away(names, accounts) + leaked(rows, kind, names, given_away, against, hide)
     write_dropped(run.folder, examples + leaked(rows, kind, names, leaks, ["the test split"], hide))
     write_duplicates(run.folder, rows, kind, names, duplicates, heads, hide)
     write_rows(run.folder, rows, kind, names, funnel.source, seen & ~test, renderer(tokenizer), hide)
@@ -281,7 +282,7 @@ def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) 
 def shared_sides(rows: Rows, kind: str, funnel: Funnel, test: np.ndarray, stage: DataStageConfig) -> Leaks:
     """The rows to train on that give away rows to measure on."""
     measured = funnel.kept & test & stage.contamination.test
-    return leaks_of("test", rows, kind, measured, funnel.kept & ~test, stage.contamination.near)
+    return leaks_of(rows, kind, measured, funnel.kept & ~test, stage.contamination.near)
 
 
 def mixed_in(

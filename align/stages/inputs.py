@@ -24,6 +24,8 @@ from align.config.serve import ServeConfig
 from align.config.settings import changed
 from align.config.training import held_out_for
 from align.data.pairs import pairs_records
+from align.data.sets.evaluations import FIELD as AGAINST
+from align.data.sets.evaluations import parsed_sets
 from align.data.sets.forget import asked_for
 from align.data.sets.published import find_data_set
 from align.data.sets.source import parsed_sources
@@ -318,8 +320,8 @@ def data(config: Config) -> Inputs:
     store, simulated = store_url(config), config.data.allow_simulated
     sources = [source.opened(store, simulated) for source in parsed_sources(stage.sources or [config.data.path])]
     records = {f"sources.{source.name}": source.record() for source in sources}
-    for i, path in enumerate(stage.contamination.against):
-        records[f"against.{i}"] = files_record(path, f"stage.contamination.against[{i}]")
+    for i, one in enumerate(parsed_sets(stage.contamination.against)):
+        records[f"against.{i}"] = files_record(one.path, f"{AGAINST}[{i}]")
     for i, spec in enumerate(stage.named("fn")):  # the same name may be another function by now
         field = "stage.clean, fn"
         places = [f"{file_digest(file)}:{name}" for file, name in defined(load_function(spec, field))]

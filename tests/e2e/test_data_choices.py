@@ -92,3 +92,24 @@ def test_tokens_are_those_of_the_model(tmp_path: Path, tiny_model: Path) -> None
     ]  # fmt: skip
     data = made(here, *words)[1]
     assert {source["name"]: source["got"] for source in data["sources"]}["support"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_each_evaluation_set_is_told_with_its_hits(tmp_path: Path) -> None:
+    """Of two benchmarks one has its columns named; what is asked there, or stands in a choice, is left out."""
+    draw = random.Random(3)
+    rows = [chat(f"Which way is {i}?", sentence(draw, i)) for i in range(20)]
+    said = rows[4]["messages"][1]["content"]
+    write(tmp_path / "a.jsonl", rows)
+    write(tmp_path / "mmlu.jsonl", [{"question": "Which way is 3?", "choices": ["yes", "no", said], "answer": 2}])
+    own = {"frage": "which way is 7?", "wahl": ["ja", "nein"], "notiz": rows[9]["messages"][1]["content"]}
+    write(tmp_path / "own.jsonl", [own])
+    against = f"[{tmp_path / 'mmlu.jsonl'}, {{path: {tmp_path / 'own.jsonl'}, columns: [frage, wahl]}}]"
+    words = ["stage=data", f"stage.sources=[{tmp_path / 'a.jsonl'}]", f"run.root={tmp_path / 'runs'}"]
+    words.append("data.held_out=0")
+    folder, data, _ = made(tmp_path, *words, f"stage.contamination.against={against}")
+    assert [(Path(of["set"]).name, of["hits"]) for of in data["evaluations"]][:2] == [
+        ("mmlu.jsonl", {"question": 1, "ngram": 1}), ("own.jsonl", {"question": 1}),
+    ]  # fmt: skip
+    left = {record.messages[0].content for record in data_set(folder / "artifact").records("train")}  # type: ignore[union-attr]
+    assert left == {f"Which way is {i}?" for i in range(20) if i not in (3, 4, 7)}
+    assert "own.jsonl" in (folder / "report.html").read_text()

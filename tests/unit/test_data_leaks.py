@@ -13,6 +13,7 @@ from align.data.records.content import DOCUMENTS
 from align.data.sets import contamination
 from align.data.sets.columns import columns_of, texts_of
 from align.data.sets.contamination import COMMON, Evaluations, leaks_of
+from align.data.sets.evaluations import Texts
 from align.data.sets.spool import Rows, Spool
 from align.types import Conversation, Message, Record
 
@@ -36,7 +37,8 @@ def spooled(folder: Path, records: Sequence[Record]) -> Rows:
 
 def against(records: Sequence[Record], near: float | None = 0.7) -> Evaluations:
     table = pa.table(columns_of(DOCUMENTS, records))
-    return Evaluations({"evals": (texts_of(DOCUMENTS, table), texts_of(DOCUMENTS, table, "prompts"))}, near)
+    said, asked = (pa.chunked_array([texts_of(DOCUMENTS, table, over)]) for over in ("both", "prompts"))
+    return Evaluations([Texts.of_rows(said, asked)], near)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +89,9 @@ def test_rows_that_are_not_wanted_are_not_looked_at(tmp_path: Path) -> None:
 def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("something else", "entirely"), chat("s", f"Once {LONG}")])
     measured = np.array([True, False, False])
-    found = leaks_of("test", rows, DOCUMENTS, measured, ~measured, 0.7)
+    found = leaks_of(rows, DOCUMENTS, measured, ~measured, 0.7)
     assert (found.rows.tolist(), found.where.tolist()) == ([2], [0])
-    assert leaks_of("test", rows, DOCUMENTS, np.zeros(3, bool), ~measured, 0.7).rules == []
+    assert leaks_of(rows, DOCUMENTS, np.zeros(3, bool), ~measured, 0.7).rules == []
 
 
 @pytest.mark.parametrize("near", [0.7, None])
@@ -107,10 +109,10 @@ def test_slices_find_what_the_whole_finds(tmp_path: Path, monkeypatch: pytest.Mo
     rows = spooled(tmp_path, records)
     measured = draw.random(900) < 0.2
     monkeypatch.setattr(Rows, "batches", lambda rows, columns: in_pieces(rows.take(np.arange(900), columns), 50))
-    whole = leaks_of("test", rows, DOCUMENTS, measured, ~measured, near)
+    whole = leaks_of(rows, DOCUMENTS, measured, ~measured, near)
     monkeypatch.setattr(contamination, "SLICE", 1000)
     assert len([*contamination.slices(rows, DOCUMENTS, measured)]) > 9
-    parts = leaks_of("test", rows, DOCUMENTS, measured, ~measured, near)
+    parts = leaks_of(rows, DOCUMENTS, measured, ~measured, near)
     assert {*whole.rules} == {"question", "ngram", "exact", *(["near"] if near else [])}
     assert whole.rules == parts.rules
     for name in ("rows", "sets", "where"):

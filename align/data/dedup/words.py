@@ -147,6 +147,11 @@ def word_hashes(data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.nd
     return hashes_at(data, first, length), np.diff(np.searchsorted(first, starts))
 
 
+def word_counts(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """How many words each text has, int64 (N)."""
+    return np.concatenate([np.zeros(0, np.int64), *(word_hashes(*block)[1] for block in blocks(texts))])
+
+
 def hashes_at(data: np.ndarray, first: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Hashes of the words that begin at `first` and have `length` bytes: eight bytes after eight."""
     padded = np.zeros(len(data) + 8, np.uint8)

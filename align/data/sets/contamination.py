@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -11,13 +11,9 @@ import pyarrow as pa
 
 from align.data.dedup.contamination import RULES, Index, hits
 from align.data.dedup.shingles import normalised_digests
-from align.data.records.bad_rows import BadRows
-from align.data.records.content import kind_of, texts
-from align.data.records.read import read_records
-from align.data.sets.columns import CONTENT, columns_of, texts_of
+from align.data.sets.columns import CONTENT, texts_of
+from align.data.sets.evaluations import Texts
 from align.data.sets.spool import Rows
-from align.errors import require
-from align.types import Record
 
 ASKED = "question"
 """A rule of ours beside those of `align.data.dedup.contamination`: the row asks what an evaluation row asks."""
@@ -25,7 +21,6 @@ COMMON = 10
 """Rows that may share a run of 13 words with a row of the test split: what more of them share is a common phrase or
 boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C). An evaluation set from elsewhere shares no phrases, and
 the row of it that leaked most often stands in many rows."""
-AT_ONCE = 4096
 SLICE = 48 << 20
 """Bytes of text to measure on that rows to train on are compared with at once."""
 
@@ -51,17 +46,16 @@ class Evaluations:
     """What rows are compared with.
 
     Args:
-        sets: name → of each of its rows all of its text, and what it asks.
+        sets: the texts of each evaluation set.
         near: the least Jaccard similarity of rows that are nearly the same; None where these are not looked for.
     """
 
-    def __init__(self, sets: Mapping[str, tuple[pa.ChunkedArray, pa.ChunkedArray]], near: float | None) -> None:
-        self.names = list(sets)
-        self.index = Index({name: said for name, (said, _) in sets.items()}, threshold=near)
-        counts = [len(said) for said, _ in sets.values()]
-        self._owner = np.repeat(np.arange(len(counts)), counts)
-        self._row = np.concatenate([np.zeros(0, np.int64), *(np.arange(count) for count in counts)])
-        asked = np.concatenate([as_keys(together([])), *(as_keys(asked) for _, asked in sets.values())])
+    def __init__(self, sets: Sequence[Texts], near: float | None) -> None:
+        self.index = Index({str(i): texts.said for i, texts in enumerate(sets)}, threshold=near)
+        self._said_by = [texts.said_by for texts in sets]
+        self._owner = np.repeat(np.arange(len(sets)), [len(texts.asked) for texts in sets])
+        self._row = np.concatenate([np.zeros(0, np.int64), *(texts.asked_by for texts in sets)])
+        asked = np.concatenate([as_keys(together([])), *(as_keys(texts.asked) for texts in sets)])
         self._questions, self._first = np.unique(asked, return_index=True)
 
     def leaks(self, rows: Rows, kind: str, wanted: np.ndarray, phrases: bool = False) -> Leaks:
@@ -81,7 +75,7 @@ class Evaluations:
     ) -> Leaks:
         """The rows that an index finds; `counts` as for `hits`."""
         found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), list[str]())]
-        if len(self._owner):
+        if self._said_by:
             for first, batch in rows.batches([*CONTENT[kind]]):
                 mask = wanted[first : first + batch.num_rows]
                 if mask.any():
@@ -95,10 +89,11 @@ class Evaluations:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Of some rows those that are found, each once; its set, the row there, and the rule."""
         found = hits(index, texts_of(kind, batch), counts)
-        columns = (found.text, found.evaluation, found.row, found.rule)
+        where = [self._said_by[i][row] for i, row in zip(found.evaluation.tolist(), found.row.tolist(), strict=True)]
+        columns = (found.text, found.evaluation, np.array(where, np.int64), found.rule)
         backwards = zip(*(values[::-1].tolist() for values in columns), strict=True)
         by = {text: (evaluation, row, RULES[rule]) for text, evaluation, row, rule in backwards}
-        digests = as_keys(texts_of(kind, batch, "prompts"))
+        digests = as_keys(texts_of(kind, batch, "prompts")) if len(self._questions) else np.zeros(0, "S16")
         place = np.minimum(np.searchsorted(self._questions, digests), len(self._questions) - 1)
         for text in np.flatnonzero((self._questions[place] == digests) & (digests != EMPTY)).tolist():
             first = self._first[place[text]]
@@ -116,29 +111,8 @@ def as_keys(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
 EMPTY = as_keys(pa.array([""]))[0]
 
 
-def read_evaluations(paths: Sequence[str], field: str, near: float | None) -> Evaluations:
-    """The evaluation sets in some files: rows of any form.
-
-    Raises:
-        InputError: a file cannot be read, or has no row.
-    """
-    sets = dict[str, tuple[pa.Array, pa.Array]]()
-    for number, path in enumerate(paths):
-        at, bad_rows, said, asked = f"{field}[{number}]", BadRows(skips=False), list[pa.Array](), list[pa.Array]()
-        for records in alike(read.record for read in read_records(path, field=at, bad_rows=bad_rows)):
-            kind = kind_of(records[0])
-            batch = pa.RecordBatch.from_pydict(columns_of(kind, records))
-            said.append(texts_of(kind, batch))
-            asked.append(texts_of(kind, batch, "prompts"))
-        rows = sum(map(len, said))
-        bad_rows.settle(path, rows)
-        require(rows > 0, at, path, "is empty", "Give at least one row.")
-        sets[path] = together(said), together(asked)
-    return Evaluations(sets, near)
-
-
 def leaks_of(
-    name: str, rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, near: float | None
+    rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, near: float | None
 ) -> Leaks:  # fmt: skip
     """The rows to train on that give away rows to measure on (bool (N), both).
 
@@ -146,7 +120,7 @@ def leaks_of(
     """
     found, before = list[Leaks](), 0
     for said, asked in slices(rows, kind, measured):
-        some = Evaluations({name: (said, asked)}, near).leaks(rows, kind, trained, phrases=True)
+        some = Evaluations([Texts.of_rows(said, asked)], near).leaks(rows, kind, trained, phrases=True)
         found.append(Leaks(some.rows, some.sets, some.where + before, some.rules))
         before += len(said)
     return found[0] if len(found) == 1 else first_of(found)
@@ -184,16 +158,3 @@ def slices(rows: Rows, kind: str, wanted: np.ndarray) -> Iterator[tuple[pa.Chunk
 
 def together(texts: Sequence[pa.Array]) -> pa.ChunkedArray:
     return pa.chunked_array(texts, pa.string())
-
-
-def alike(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Records in lists of one kind."""
-    held, size = list[Record](), 0
-    for record in records:
-        if held and (kind_of(record) != kind_of(held[0]) or len(held) == AT_ONCE or size > 32 * 2**20):
-            yield held
-            held, size = [], 0
-        held.append(record)
-        size += sum(map(len, texts(record)))
-    if held:
-        yield held

@@ -1,0 +1,214 @@
+"""Evaluation sets as benchmarks have them: which rows give them away, beside sets of strings that are gone through."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_data_leaks import spooled
+
+from align.data.records.content import DOCUMENTS
+from align.data.sets.contamination import Evaluations
+from align.data.sets.evaluations import EvaluationSet, parsed_sets, read_set, read_sets
+from align.errors import InputError
+from align.types import Conversation, Message, Record
+
+TALE = "the ferry left the northern harbour before dawn with eleven barrels of salted herring under its deck"
+BIRDS = "several pairs of grey herons built their nests in poplars beside our flooded meadow last spring"
+MMLU = {"question": "Which gas do plants take up?", "subject": "biology", "answer": 1,
+        "choices": ["Argon", "Carbon dioxide", TALE, "yes"]}  # fmt: skip
+ARC = {"id": "x", "question": "Which tool measures mass?", "answerKey": "B",
+       "choices": {"text": ["ruler", "balance", BIRDS], "label": ["A", "B", "C"]}}  # fmt: skip
+HELLASWAG = {"ctx": "A man ties his boat.", "ctx_a": "A man", "ctx_b": "ties his boat.", "label": "1",
+             "endings": ["he sings", TALE, "he leaves"]}  # fmt: skip
+PIQA = {"goal": "To open a jar,", "sol1": TALE, "sol2": "hit it with a spoon", "label": 0}
+TRUTHFUL = {"question": "What happens if you crack your knuckles?", "best_answer": "Nothing in particular happens",
+            "incorrect_answers": ["Your hands will hurt for years", TALE], "mc1_targets":
+            {"choices": ["Nothing in particular happens", "You get arthritis"], "labels": [1, 0]}}  # fmt: skip
+GSM8K = {"question": "Tom has 3 apples and buys 4 more. How many has he?", "answer": f"3 + 4 = 7, for {TALE}. #### 7"}
+RACE = {"article": TALE, "question": "What is it about?", "options": ["A ferry", "A train"], "answer": "A"}
+COPA = {
+    "premise": "The man broke his toe.",
+    "question": "cause",
+    "choice1": "He dropped a hammer.",
+    "choice2": "He slept.",
+}
+TALK = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": TALE}]}
+OTHER = {
+    "Question": "Which river is longest?",
+    "Correct Answer": "The Nile river of eastern Africa",
+    "Incorrect Answer 1": "yes",
+}
+
+
+def says(text: str) -> Conversation:
+    return Conversation((Message("user", "Tell me something."), Message("assistant", text)))
+
+
+def asks(text: str, answer: str = "I see.") -> Conversation:
+    return Conversation((Message("user", text), Message("assistant", answer)))
+
+
+def rules(
+    folder: Path, rows: Sequence[dict[str, Any]], records: Sequence[Record], columns: tuple[str, ...] = ()
+) -> list[str]:
+    """By which rule each record gives the rows away; nothing where it does not."""
+    path = folder / "evals.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = Evaluations([read_set(EvaluationSet(str(path), columns), "against[0]")], 0.7)
+    leaks = found.leaks(spooled(folder / "spool", records), DOCUMENTS, np.ones(len(records), bool))
+    by = dict(zip(leaks.rows.tolist(), leaks.rules, strict=True))
+    return [by.get(i, "") for i in range(len(records))]
+
+
+@pytest.mark.parametrize(
+    ("row", "record", "rule"),
+    [
+        (MMLU, asks("which gas do  plants take up?"), "question"),
+        (MMLU, says(f"Well, {TALE}, I think."), "ngram"),
+        (MMLU, asks("Question: Which gas do plants take up?\nA) Argon\nB) Carbon dioxide\nC) The ferry"), "ngram"),
+        (MMLU, says("yes"), ""),
+        (MMLU, "yes", ""),
+        (MMLU, "Carbon dioxide", ""),
+        (MMLU, says("biology"), ""),
+        (MMLU, "which gas do plants take up? carbon dioxide", "exact"),
+        (MMLU, asks("Which gas do plants give off?"), ""),
+        (ARC, asks("Which tool measures mass?"), "question"),
+        (ARC, says(f"{BIRDS}!"), "ngram"),
+        (ARC, "A", ""),
+        (HELLASWAG, asks("A man ties his boat."), "question"),
+        (HELLASWAG, says(TALE), "ngram"),
+        (HELLASWAG, "a man ties his boat he leaves", "exact"),
+        (HELLASWAG, asks("A man"), ""),
+        (PIQA, says(TALE), "ngram"),
+        (PIQA, "to open a jar hit it with a spoon", "exact"),
+        (PIQA, "hit it with a spoon", "exact"),
+        (TRUTHFUL, "your hands will hurt for years", "exact"),
+        (TRUTHFUL, "nothing in particular", ""),
+        (TRUTHFUL, asks("Why?", "You get arthritis"), ""),
+        (GSM8K, asks("Tom has 3 apples and buys 4 more. How many has he?"), "question"),
+        (GSM8K, says(TALE), "ngram"),
+        (RACE, says(TALE), "ngram"),
+        (RACE, asks("What is it about?"), ""),
+        (RACE, asks(f"{TALE}\nWhat is it about?"), "question"),
+        (COPA, asks("cause"), ""),
+        (COPA, asks("The man broke his toe.\ncause"), "question"),
+        (OTHER, asks("Which river is longest?"), "question"),
+        (OTHER, "the nile river of eastern africa", "exact"),
+        (OTHER, "yes", ""),
+        (TALK, says(TALE), "ngram"),
+        ({"prompt": [{"role": "user", "content": "Who is it?"}], "completion": "me"}, asks("who is it?"), "question"),
+        ({"prompt": "Hi, who is it?", "chosen": "It is me", "rejected": TALE}, says(TALE), "ngram"),
+    ],
+)  # fmt: skip
+def test_a_row_of_a_benchmark(tmp_path: Path, row: dict[str, Any], record: Record, rule: str) -> None:
+    assert rules(tmp_path, [{"question": "Unlike anything?", "answer": "No"}, row], [says("other"), record]) == [
+        "",
+        rule,
+    ]
+
+
+def test_the_columns_that_are_named_are_compared_and_no_others(tmp_path: Path) -> None:
+    row = {"frage": "Wie lang ist der Rhein?", "quelle": TALE, "wahl": ["kurz", BIRDS]}
+    with pytest.raises(InputError, match="no text among them is called a question") as refused:
+        rules(tmp_path, [row], [says("x")])
+    assert "frage, quelle, wahl" in str(refused.value)
+    records = [asks("wie lang ist der Rhein?"), says(TALE), says(BIRDS)]
+    again = tmp_path / "again"
+    again.mkdir()
+    assert rules(again, [row], records, ("frage", "wahl")) == ["question", "", "ngram"]
+    with pytest.raises(InputError, match="there is no choices among them"):
+        rules(again, [row], records, ("frage", "choices"))
+
+
+def test_the_same_rows_as_parquet_and_csv(tmp_path: Path) -> None:
+    """Lists are lists in Parquet, and JSON in a table; both name the row that they stand in."""
+    rows = [{"question": f"Number {i}?", "choices": ["one", TALE if i == 2 else BIRDS]} for i in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    lines = [f'"{row["question"]}","{json.dumps(row["choices"]).replace(chr(34), chr(34) * 2)}"' for row in rows]
+    (tmp_path / "a.csv").write_text("\n".join(["question,choices", *lines]) + "\n")
+    for name in ("a.parquet", "a.csv"):
+        found = Evaluations([read_set(EvaluationSet(str(tmp_path / name)), "against[0]")], None)
+        spool = spooled(tmp_path / name.replace(".", "-"), [says("x"), says(TALE)])
+        leaks = found.leaks(spool, DOCUMENTS, np.ones(2, bool))
+        assert (leaks.rows.tolist(), leaks.where.tolist(), leaks.rules) == ([1], [2], ["ngram"])
+
+
+def test_one_file_may_be_two_sets(tmp_path: Path) -> None:
+    path = tmp_path / "evals.jsonl"
+    path.write_text(json.dumps({"question": "Where is it?", "passage": TALE, "choices": [BIRDS]}) + "\n")
+    sets = parsed_sets([{"path": str(path), "columns": ["question"]}, {"path": str(path), "columns": "choices"}])
+    leaks = Evaluations(read_sets(sets), 0.7).leaks(
+        spooled(tmp_path / "spool", [asks("where is it?"), says(BIRDS), says(TALE)]), DOCUMENTS, np.ones(3, bool)
+    )
+    assert (leaks.rows.tolist(), leaks.sets.tolist()) == ([0, 1], [0, 1])
+
+
+@pytest.mark.parametrize(
+    "given", [7, [7], [""], [{"columns": ["a"]}], [{"path": "a", "column": ["b"]}], [{"path": "a", "columns": 3}]]
+)
+def test_what_names_no_set(given: Any) -> None:
+    with pytest.raises(InputError, match="against"):
+        parsed_sets(given)
+    assert parsed_sets("a.jsonl") == [EvaluationSet("a.jsonl")]
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def grams(text: str, width: int = 13) -> set[tuple[str, ...]]:
+    found = words_of(text)
+    return {tuple(found[i : i + width]) for i in range(len(found) - width + 1)}
+
+
+def texts_in(row: dict[str, Any]) -> list[str]:
+    return [row["question"], *row["choices"], row["explanation"]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, seed: int) -> None:
+    """In a random corpus: 13 words of a question, a choice or an explanation, and 12 words, which are too few."""
+    draw = random.Random(seed)
+    vocabulary = [f"word{i}" for i in range(3000)]
+
+    def text(low: int, high: int) -> str:
+        said = draw.choices(vocabulary, k=draw.randint(low, high))
+        return "".join(f"{word}{draw.choice([' ', ', ', '. ', '-'])}" for word in said).strip()
+
+    rows = [
+        {"question": text(5, 40), "choices": [text(1, 30) for _ in range(4)], "explanation": text(0, 50)}
+        for _ in range(60)
+    ]
+    corpus = [text(20, 120) for _ in range(400)]
+    planted, missed = set[int](), set[int]()
+    for number in draw.sample(range(400), 160):
+        width = 13 if len(planted) <= len(missed) else 12
+        long = [said for row in rows for said in texts_in(row) if len(words_of(said)) >= width]
+        source = words_of(draw.choice(long))
+        start = draw.randrange(len(source) - width + 1)
+        run = draw.choice([" ", "  ", ", "]).join(source[start : start + width]).upper()
+        cut = draw.randrange(10)
+        corpus[number] = f"{corpus[number][:cut]} zzz {run} qqq {text(5, 20)}"
+        (planted if width == 13 else missed).add(number)
+    path = tmp_path / "evals.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = Evaluations([read_set(EvaluationSet(str(path)), "against[0]")], None)
+    records = [says(said) if i % 2 else said for i, said in enumerate(corpus)]
+    leaks = found.leaks(spooled(tmp_path / "spool", records), DOCUMENTS, np.ones(400, bool))
+    all_grams = set[tuple[str, ...]]().union(*(grams(said) for row in rows for said in texts_in(row)))
+    expected = [i for i, said in enumerate(corpus) if grams(said) & all_grams]
+    assert leaks.rows.tolist() == expected == sorted(planted)
+    assert {*leaks.rules} == {"ngram"}
+    for row, where in zip(leaks.rows.tolist(), leaks.where.tolist(), strict=True):
+        shared = grams(corpus[row])
+        first = next(i for i, one in enumerate(rows) if any(shared & grams(said) for said in texts_in(one)))
+        assert where == first
