@@ -161,8 +161,9 @@ class Cleaner:
             return excerpt(hidden, at), excerpt(self.hidden(after), at) if isinstance(after, str) else None
         if isinstance(before, dict):
             others = after if isinstance(after, dict) else {}
-            pairs = {name: self._shown(value, others.get(name)) for name, value in before.items()}
-            shown = [{name: pair[i] for name, pair in pairs.items()} for i in (0, 1)]
+            named = {name: self.hidden(name) for name in before}  # of arguments
+            pairs = {name: self._shown(of, others.get(name, others.get(named[name]))) for name, of in before.items()}
+            shown = [{named[name]: pair[i] for name, pair in pairs.items()} for i in (0, 1)]
             return shown[0], shown[1] if after else None
         if isinstance(before, list):
             return self._turns_shown(before, after if isinstance(after, list) else None)

@@ -74,10 +74,14 @@ def sequences(record: Record) -> list[Conversation]:
     return [Conversation(record.prompt + answer, record.id, record.tools) for answer in answers]
 
 
-def rewritten(record: Record, change: Callable[[str], str]) -> Record | Drop:
-    """The record with each of its texts changed. A pair whose answers become equal is no pair."""
+def rewritten(record: Record, change: Callable[[str], str], named: Callable[[str], str] = str) -> Record | Drop:
+    """The record with each of its texts changed. A pair whose answers become equal is no pair.
+
+    Args:
+        named: changes names of arguments of calls.
+    """
     try:
-        made = with_texts(record, change)
+        made = with_texts(record, change, named)
         return record if made == record else made
     except ValueError:
         return Drop("answers alike", "chosen and rejected are the same after this step")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from align.data.clean.arguments import check_choice, check_list
 from align.data.clean.checksums import iban_end, is_card
 from align.data.clean.outcome import Drop, Noted, rewritten, said
+from align.data.records.content import names_in
 from align.types import Record
 
 LETTERS = "A-Za-z0-9_\u00c0-\u024f\u0370-\u052f"
@@ -166,10 +167,14 @@ class Pii:
         check_list("regions", self.regions, SUPPORTED_REGIONS, "[US, DE]", empty=True)
 
     def __call__(self, record: Record) -> Record | Drop | Noted:
-        if not possible(said(record), self.kinds):
+        if not possible("\n".join([said(record), *names_in(record)]), self.kinds):
             return record
         met: set[str] = set()
-        made = rewritten(record, lambda text: masked(text, self.kinds, self.regions, met))
+
+        def mask(text: str) -> str:
+            return masked(text, self.kinds, self.regions, met)
+
+        made = rewritten(record, mask, mask)
         if not met:
             return record
         named = tuple(kind for kind in KINDS if kind in met)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align.data.formats.arrow import read_arrow_file, read_arrow_stream, read_parquet
 from align.data.formats.files import KNOWN, files_of
 from align.data.formats.kinds import reader_of
 from align.data.formats.source import ENDINGS, Source
@@ -24,6 +25,10 @@ Reader = Callable[[Source, int], Iterator[tuple[int, dict[str, Any] | InputError
 are not read again."""
 
 
+OF_COLUMNS = (read_table, read_parquet, read_arrow_file, read_arrow_stream)
+"""Readers of files in columns."""
+
+
 class Row(NamedTuple):
     """One row of a data set.
 
@@ -32,7 +37,8 @@ class Row(NamedTuple):
         data: column → value. Empty where there is an error.
         file: that it stands in.
         place: in the file: its line in JSON Lines, elsewhere its number.
-        texts: every value is a text or null, for tables know nothing else.
+        texts: a text may stand for the value that it writes: tables know nothing but texts, and columns of Parquet and
+            Arrow are of one type.
         error: why it is no row.
     """
 
@@ -76,7 +82,7 @@ def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0) -> It
                 elif isinstance(data, InputError):
                     yield Row(before + place[0], {}, file, place[0], error=data)
                 else:
-                    yield Row(before + place[0], data, file, place[0], read is read_table)
+                    yield Row(before + place[0], data, file, place[0], read in OF_COLUMNS)
 
 
 def rows(

@@ -68,8 +68,26 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(inner)
 
 
-def with_texts(record: Record, change: Callable[[str], str]) -> Record:
+def names_in(record: Record) -> list[str]:
+    """The names of arguments of calls, at any depth."""
+    calls = (call for turn in turns(record) for call in turn.tool_calls)
+    return [name for call in calls for name in names(json.loads(call.arguments))]
+
+
+def names(value: Any) -> Iterator[str]:
+    """The keys within a JSON value, in order."""
+    if isinstance(value, dict):
+        yield from value
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from names(inner)
+
+
+def with_texts(record: Record, change: Callable[[str], str], named: Callable[[str], str] = str) -> Record:
     """The record with each of its texts changed; the very same one where nothing changes.
+
+    Args:
+        named: changes names of arguments.
 
     Raises:
         ValueError: the answers of a pair become equal.
@@ -79,31 +97,40 @@ def with_texts(record: Record, change: Callable[[str], str]) -> Record:
     made = {}
     for part in PARTS[type(record)]:
         old = getattr(record, part)
-        new = tuple(with_said(turn, change) for turn in old)
+        new = tuple(with_said(turn, change, named) for turn in old)
         if new != old:
             made[part] = new
     return replace(record, **made) if made else record
 
 
-def with_said(turn: Message, change: Callable[[str], str]) -> Message:
+def with_said(turn: Message, change: Callable[[str], str], named: Callable[[str], str] = str) -> Message:
     """One turn with its texts changed, see `with_texts`."""
     changed = change(turn.content)
     if not turn.tool_calls:
         return turn if changed == turn.content else replace(turn, content=changed)
-    calls = tuple(replace(call, arguments=json_text(with_strings(json.loads(call.arguments), change)))
+    calls = tuple(replace(call, arguments=json_text(with_strings(json.loads(call.arguments), change, named)))
                   for call in turn.tool_calls)  # fmt: skip
     if changed == turn.content and calls == turn.tool_calls:
         return turn
     return replace(turn, content=changed, tool_calls=calls)
 
 
-def with_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with each text within it changed, and so JSON still."""
+def with_strings(value: Any, change: Callable[[str], str], named: Callable[[str], str] = str) -> Any:
+    """A JSON value with each text within it changed, and so JSON still. Of keys that become the same, the later ones
+    are numbered."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, dict):
-        return {key: with_strings(inner, change) for key, inner in value.items()}
-    return [with_strings(inner, change) for inner in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [with_strings(inner, change, named) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    made: dict[str, Any] = {}
+    for key, inner in value.items():
+        name, number = (new := named(key)), 2
+        while name in made:
+            name, number = f"{new} {number}", number + 1
+        made[name] = with_strings(inner, change, named)
+    return made
 
 
 def content_of(record: Record) -> dict[str, Any]:

@@ -29,6 +29,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 TRAINED = ("train", "training", "weight")
 """Fields that say whether a turn is trained on: axolotl's and OpenAI's."""
 WRITE = "Write a list of {role, content} messages."
+NAMES = {**RESULTS, "developer": "system"}
+"""Other names of roles → ours. OpenAI calls the system turn `developer` since its reasoning models."""
 PART = ("type", "text", "cache_control")
 """Fields of a content part of text: the last is about the server that answered, not about what is said."""
 RESULT = "Write what the tool returned as text, an object as its JSON text."
@@ -60,7 +62,7 @@ def message_of(value: Any, where: str, column: str) -> Message:
         raise refused(where, column, value, "is no message", WRITE)
     check_read(value, NOT_READ, where, f"{column}.")
     role, content = value.get("role"), value.get("content")
-    role = RESULTS.get(role, role) if isinstance(role, str) else role
+    role = NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         remedy = "Rename the role." if "role" in value else WRITE
         raise refused(where, f"{column}.role", role, f"is none of {', '.join(ROLES)}", remedy)

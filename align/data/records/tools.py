@@ -101,7 +101,8 @@ def call_of(given: Any, where: str, column: str) -> ToolCall:
     if not isinstance(id, str | None):
         raise refused(where, f"{column}.id", id, "is no text", "Give the id as text, or leave it out.")
     written = function.get("arguments")
-    arguments = {} if written is None else value_of(written, where, f"{column}.arguments")
+    none = written is None or (isinstance(written, str) and not written.strip())  # OpenAI and vLLM write "" for none
+    arguments = {} if none else value_of(written, where, f"{column}.arguments")
     if not isinstance(arguments, Mapping):
         raise refused(where, f"{column}.arguments", written, "is no JSON object", WRITE_ARGUMENTS)
     try:
