@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -16,8 +17,9 @@ from annotate.store.ledger import FIELD, RESTORE, Entry, corrupt
 from annotate.store.projects import Settings, settings_of
 from annotate.store.queries import VOTES
 from annotate.store.records import item_payload
-from annotate.store.tables import annotators, candidates, guidelines, ledger, projects, prompts, remarks, work
+from annotate.store.tables import annotators, candidates, guidelines, keys, ledger, projects, prompts, remarks, work
 
+KEY = re.compile(r"[0-9a-f]{64}")
 Subject = tuple[str, str]
 """(project, item id or pseudonym)."""
 
@@ -68,6 +70,7 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
     if remarked or texts:
         raise CorruptFile("store", sorted({**remarked, **texts})[:3], "the ledger speaks of no such text", RESTORE)
     _check_settings(connection, changes)
+    _check_keys(connection, {project for project, subject in erased if not subject})
     _check_gold(connection, entries)
     return head
 
@@ -78,6 +81,22 @@ def _check_settings(connection: Connection, changes: Mapping[str, dict[str, Any]
         state = settings.pop("state", "open")
         if (settings_of(connection, row.name), row.state) != (Settings.read(settings), state):
             raise CorruptFile("projects", row.name, "its settings are not those of the ledger", RESTORE)
+
+
+def _check_keys(connection: Connection, erased: Collection[str]) -> None:
+    """Each project has a key, and one that was erased has none. No digest of a key is kept anywhere."""
+    there = {row.project: row.key for row in connection.execute(select(keys))}
+    named = {*connection.execute(select(projects.c.name)).scalars()}
+    for project in sorted(named | {*there}):
+        problem = ""
+        if project not in there:
+            problem = "its key is gone, and nobody erased the project"
+        elif project not in named or project in erased:
+            problem = "its key is there, and the project is not"
+        elif not KEY.fullmatch(there[project]):
+            problem = "its key is not one of 32 bytes in hex"
+        if problem:
+            raise CorruptFile("project_keys", project, problem, RESTORE)
 
 
 def _check_gold(connection: Connection, entries: Sequence[Entry]) -> None:

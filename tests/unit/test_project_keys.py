@@ -128,3 +128,28 @@ def test_what_went_must_not_come_back(full: Store, statement: str):
     with pytest.raises(CorruptFile) as caught:
         full.verify()
     assert caught.value.value == tombstone
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        ("DELETE FROM project_keys WHERE project = 'p'", "its key is gone"),
+        ("UPDATE project_keys SET key = 'abc' WHERE project = 'p'", "not one of 32 bytes"),
+        (f"INSERT INTO project_keys (project, key) VALUES ('nobody', '{'0' * 64}')", "the project is not"),
+    ],
+)  # fmt: skip
+def test_a_store_without_the_keys_that_it_should_have_is_not_what_was_written(
+    full: Store, statement: str, problem: str
+) -> None:
+    full.verify()
+    tamper(full, statement)
+    with pytest.raises(CorruptFile, match=problem):
+        full.verify()
+
+
+def test_a_key_that_is_there_again_after_an_erasure_is_found(full: Store) -> None:
+    full.erase_project("p")
+    full.verify()
+    tamper(full, f"INSERT INTO project_keys (project, key) VALUES ('p', '{'0' * 64}')")
+    with pytest.raises(CorruptFile, match="the project is not"):
+        full.verify()
