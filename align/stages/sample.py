@@ -132,7 +132,9 @@ def result_of(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> 
         *empty_answers(means["empty_rate"], config.rollout.reasoning == "hide"),
     ]
     prompts = run.known_metrics["prompts"]
-    line = f"{answered} answers to {prompts} prompts in project {config.project}; all of them in samples.jsonl"
+    handed_out = prompts - sum(back.values())
+    some = "" if handed_out == prompts else f", {handed_out} of them"
+    line = f"{answered} answers to {prompts} prompts{some} in project {config.project}; all of them in samples.jsonl"
     return Result(metrics, (*lines, *cut, *said_of(back), line))
 
 

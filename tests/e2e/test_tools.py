@@ -101,7 +101,11 @@ def test_every_stage_of_prompts_takes_them_and_nobody_is_shown_them(shop: Worksh
     assert "tool" in ends
     assert ends <= {"tool", "user"}
     assert all(sample["tools"] == TOOLS for sample in with_tools)
-    assert read_manifest(folder).metrics["with_tools"] == len(with_tools) // 2
+    metrics = read_manifest(folder).metrics
+    assert metrics["with_tools"] == len(with_tools) // 2
+    handed_out = metrics["prompts"] - sum(metrics[why] for why in ("with_tools", "all_empty", "all_equal"))
+    told = f"{metrics['answers']} answers to {metrics['prompts']} prompts, {handed_out} of them in project"
+    assert told in shop.said
 
 
 def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
