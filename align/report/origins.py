@@ -122,7 +122,7 @@ def about_data(seen: Seen) -> Iterator[str]:
     if read.project:
         yield str(named(read, seen.folder))
     elif data.get("path"):
-        yield f"{data['path']}, sha256 {read.digest[:DIGITS]}…"
+        yield f"{read.ref or data['path']}, sha256 {read.digest[:DIGITS]}…"
         if data.get("eval_path"):
             yield f"measured on {data['eval_path']}"
     else:

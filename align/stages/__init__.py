@@ -6,7 +6,7 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from align.data.trained_ids import write_ids
 from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
-from align.run import Run, out_of_memory, storage_error, verify_outputs
+from align.run import Input, Run, out_of_memory, storage_error, verify_outputs
 from align.stages.inputs import OF, Inputs, settled
 from align.stages.rows import naming_of
 from align.track import Tracker, shortened, watched
@@ -54,10 +54,10 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
         for line in importlib.import_module(f"align.stages.{stage.module}").PRINTS[config.stage.action](config):
             print(line)
         return 0
-    inputs = OF[config.stage.name](settled(config))
+    inputs, given = OF[config.stage.name](settled(config)), config.data.path or ""
     config = inputs.config
     values = plain(config)
-    with Run.open(values, inputs.records, inputs.base, inputs.label, config.resume, inputs.again) as run:
+    with Run.open(values, called(inputs.records, given), inputs.base, inputs.label, config.resume, inputs.again) as run:
         opened(run.folder)
         if run.done:
             verify_outputs(run.folder, run.manifest.outputs)
@@ -89,10 +89,18 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
     return 0
 
 
+def called(records: Mapping[str, Input], given: str) -> Mapping[str, Input]:
+    """Inputs of a run, a data set among them by the name that it was given by: `data:latest` is one of these now."""
+    read = records.get("data")
+    if read is None or not given.startswith("data:") or Path(read.path).name != "artifact":
+        return records
+    return {**records, "data": replace(read, ref=f"data:{Path(read.path).parent.name}")}
+
+
 def first_line(run: Run, config: Config) -> str:
     """What is about to run, in a line: on which base, by which method, on which data, at which rate."""
     given, base, lr = run.inputs.get("data"), run.manifest.base, getattr(config.stage, "lr", None)
-    data = given and (f"the votes of project {given.project}" if given.project else given.path)
+    data = given and (f"the votes of project {given.project}" if given.project else given.ref or given.path)
     parts = {
         "on": base and f"{base.id} ({base.digest[:12]})", "method": base and config.method.name, "data": data,
         "measured on": config.data.eval_path if data else None, "lr": None if lr is None else f"{lr:g}",
@@ -106,7 +114,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     """Run a stage and publish what it made; its page says so, from the first moment to the last."""
     from align.report.live import LivePage  # which a run that is finished already does without
 
-    refs = {name: read.run for name, read in run.inputs.items() if read.stage}
+    refs = {name: read.run for name, read in run.inputs.items() if read.stage or (name == "data" and read.ref)}
     page = LivePage(run, command_line(run.manifest.config, refs), lambda: computed_on(config))
     page.begun()
     try:

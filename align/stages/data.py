@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +48,7 @@ from align.data.sets.evidence import (
 from align.data.sets.forget import Forgetting, forget, retire, roots_before
 from align.data.sets.funnel import Funnel
 from align.data.sets.gather import Gathering, Wanted
-from align.data.sets.mix import Mixed, draws, mixture, over_caps, shares
+from align.data.sets.mix import Mixed, draws, mixture, over_caps
 from align.data.sets.published import data_set
 from align.data.sets.publishing import Chosen, publish
 from align.data.sets.recognised import recognised
@@ -61,15 +63,14 @@ from align.data.sets.sides import (
 )
 from align.data.sets.source import Source, by_name
 from align.data.sets.spool import Rows, Spool
-from align.data.sets.times import seconds
 from align.data.supervised import token_count
 from align.data.template import use_template
-from align.errors import InputError, StorageError, require
+from align.errors import InputError, RunBusy, StorageError, require
 from align.report.data_set import line_of_shapes, lines_of
 from align.report.words import counted, duration, percent
 from align.run import Run, atomic
 from align.run.artifacts import check_not_replaced, replacement
-from align.run.folder import now
+from align.run.folder import locked, now
 from align.run.lineage import users_of
 from align.stages import tracker
 from align.stages.scores import scorer_name, scores_of
@@ -97,9 +98,6 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     stage: DataStageConfig = config.stage
     names = [source.name for source in sources]
     ranks = by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
-    if stage.split.since is not None:
-        seconds(stage.split.since, "stage.split.since")
-    shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)  # before any is read
     shapes = [recognised(source) for source in sources]
     for source, found in zip(sources, shapes, strict=True):
         print(line_of_shapes(source.name, source.given, found), flush=True)
@@ -122,9 +120,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     leaks = shared_sides(rows, kind, funnel, test, stage)
     without(funnel, "after_test_decontamination", leaks.rows, stage.contamination)
     train = mixed_in(rows, funnel, test, sources, draw, stage)
-    problem = "leave no row to train on"
-    some = config.data.held_out == 1 or bool(train.exposures.any())
-    require(some, "stage.sources", ", ".join(names), problem, "Look at the report of a run with data.held_out=1.")
+    check_some(config, funnel, test, train, given_away, leaks)
 
     heads = clusters(duplicates)
     exposures = np.where(funnel.kept & test, 1, train.exposures).astype(np.int32)  # the test side is as it is
@@ -150,6 +146,24 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
         for step, (name, left) in enumerate(funnel.steps.items(), start=1):
             track.log(step, {"name": name, "rows": sum(left)})
     return Result(metrics_of(data), tuple(lines_of(data, plain(config)["stage"])))
+
+
+def check_some(config: Config, funnel: Funnel, test: np.ndarray, train: Mixed, given_away: Leaks, leaks: Leaks) -> None:
+    """Raises: InputError: no row is left, or none to train on."""
+    at, given, removes = "stage.sources", ", ".join(funnel.names), config.stage.contamination.action == "remove"
+    evaluations = "Write stage.contamination.action=report, and look at its report."
+    if removes and len(given_away.rows) and not any(funnel.steps["after_decontamination"]):
+        raise InputError(at, given, "leave no row: all are like rows of stage.contamination.against", evaluations)
+    require(bool(funnel.kept.any()), at, given, "leave no row", "Look at the settings that leave rows out.")
+    if config.data.held_out == 1 or train.exposures.any():
+        return
+    remedy = "Look at the report of a run with data.held_out=1."
+    if removes and len(leaks.rows) and not (funnel.kept & ~test).any():
+        raise InputError(
+            at, given, "leave no row to train on: all that could be are like rows to measure on",
+            "Write stage.contamination.test=false, or another data.held_out.",
+        )  # fmt: skip
+    raise InputError(at, given, "leave no row to train on", remedy)
 
 
 def gathered(
@@ -301,20 +315,21 @@ def mixed_in(
 def forgotten(run: Run, config: Config, given: Forgetting) -> Result:
     """Write the data set again without some rows, and only then take the old one away."""
     artifact, root = run.folder / "artifact", Path(config.run.root).expanduser()
-    said = replacement(given.old, "data.path")
-    if said is None:
-        found, at = data_set(given.old), now()
-        shutil.rmtree(artifact, ignore_errors=True)  # of an attempt that was cut off
-        with atomic.publish(artifact) as folder:
-            forget(folder, found, given.masks, given.reason, at)
-        said = {
-            "by": run.manifest.ref, "folder": str(run.folder.absolute()), "reason": given.reason, "at": at,
-            "root": found.data["root"], "digest": run.inputs["data"].digest,
-        }  # fmt: skip
-    elif said["by"] != run.manifest.ref:
-        check_not_replaced(given.old, "data.path")
-    data = data_set(artifact).data
-    retire(given.old, said)
+    with alone_on(given.old):
+        said = replacement(given.old, "data.path")
+        if said is None:
+            found, at = data_set(given.old), now()
+            shutil.rmtree(artifact, ignore_errors=True)  # of an attempt that was cut off
+            with atomic.publish(artifact) as folder:
+                forget(folder, found, given.masks, given.reason, at)
+            said = {
+                "by": run.manifest.ref, "folder": str(run.folder.absolute()), "reason": given.reason, "at": at,
+                "root": found.data["root"], "digest": run.inputs["data"].digest,
+            }  # fmt: skip
+        elif said["by"] != run.manifest.ref:
+            check_not_replaced(given.old, "data.path")
+        data = data_set(artifact).data
+        retire(given.old, said)
     roots = {*roots_before(data)}
     used, unread = users_of(root, lambda read: read.details.get("root") in roots)
     used = [name for name in used if not name.startswith("data/")]
@@ -327,3 +342,23 @@ def forgotten(run: Run, config: Config, given: Forgetting) -> Result:
     lines += used
     lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
     return Result({**metrics_of(data), "forgotten": count, "runs": used}, tuple(lines))
+
+
+@contextmanager
+def alone_on(old: Path) -> Iterator[None]:
+    """Holds a data set against other commands that forget rows of it: each would publish one that lacks its own rows
+    alone.
+
+    Raises:
+        RunBusy: another one holds it.
+    """
+    folder = old.parent if old.name == "artifact" else old
+    try:
+        descriptor = locked(folder)
+    except RunBusy as error:
+        problem = "another command is forgetting rows of it, or makes it"
+        raise RunBusy("data.path", str(old), problem, "Wait for it, and name the data set that it makes.") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)

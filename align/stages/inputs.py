@@ -23,12 +23,15 @@ from align.config.scorers import LearnedReward, reward_spec
 from align.config.serve import ServeConfig
 from align.config.settings import changed
 from align.config.training import held_out_for
+from align.data.clean.steps import steps_of
 from align.data.pairs import pairs_records
 from align.data.sets.evaluations import FIELD as AGAINST
 from align.data.sets.evaluations import parsed_sets
 from align.data.sets.forget import asked_for
+from align.data.sets.mix import shares
 from align.data.sets.published import find_data_set
-from align.data.sets.source import parsed_sources
+from align.data.sets.source import Source, by_name, parsed_sources
+from align.data.sets.times import seconds
 from align.data.sets.votes import standing
 from align.data.sources import (
     MANIFEST,
@@ -319,6 +322,7 @@ def data(config: Config) -> Inputs:
         return forgetting(config)
     store, simulated = store_url(config), config.data.allow_simulated
     sources = [source.opened(store, simulated) for source in parsed_sources(stage.sources or [config.data.path])]
+    check_sources(stage, sources)
     records = {f"sources.{source.name}": source.record() for source in sources}
     for i, one in enumerate(parsed_sets(stage.contamination.against)):
         records[f"against.{i}"] = files_record(one.path, f"{AGAINST}[{i}]")
@@ -339,6 +343,15 @@ def data(config: Config) -> Inputs:
         records["base"] = Input(base.digest, ref=base.id)
     name = "-".join(source.name for source in sources)[:LONGEST_LABEL]
     return Inputs(config, name, base, records, lambda: (sources,))
+
+
+def check_sources(stage: DataStageConfig, sources: list[Source]) -> None:
+    """Raises: InputError: a setting contradicts the sources, or names what there is not. Nothing was read yet."""
+    by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
+    shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
+    steps_of(stage.clean, "stage.clean", count_tokens=(lambda _: 0) if stage.counts_tokens else None)
+    if stage.split.since is not None:
+        seconds(stage.split.since, "stage.split.since")
 
 
 def forgetting(config: Config) -> Inputs:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_of_votes import filled, making
 from processes import Forks, forking
 from workshop import Ready
 
 from align.__main__ import main
+from annotate.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,16 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket, "getaddrinfo", no_name)
         yield
     assert not attempts
+
+
+@pytest.fixture
+def vote_store(store_url: str) -> Iterator[Store]:
+    """A store with the votes of `data_of_votes`."""
+    with filled(store_url) as store:
+        yield store
+
+
+@pytest.fixture
+def words(tmp_path: Path, store_url: str) -> list[str]:
+    """The command that makes a data set of them and of a file."""
+    return making(tmp_path, store_url)

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ import pytest
 from data_of_votes import (
     SECRET,
     files_with,
-    filled,
     forget,
     leaves_by_hand,
-    making,
     root_by_hand,
     rows_of,
     secret_rows,
@@ -35,19 +32,8 @@ from align.types import Conversation, Message
 from annotate.store import Candidate, Store
 
 
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with filled(store_url) as store:
-        yield store
-
-
-@pytest.fixture
-def words(tmp_path: Path, store_url: str) -> list[str]:
-    return making(tmp_path, store_url)
-
-
 def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
-    store: Store, words: list[str], tmp_path: Path, tiny_model: Path
+    vote_store: Store, words: list[str], tmp_path: Path, tiny_model: Path
 ) -> None:
     again = ("stage.mix.repeat=2", "stage.mix.total=100")  # rows that are seen twice
     old, before, _ = made(tmp_path, *words, *again, "run.name=old")
@@ -121,17 +107,19 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     assert data_set(newest / "artifact").records("train")
 
 
-def test_what_the_store_erased_is_forgotten(store: Store, store_url: str, words: list[str], tmp_path: Path) -> None:
+def test_what_the_store_erased_is_forgotten(
+    vote_store: Store, store_url: str, words: list[str], tmp_path: Path
+) -> None:
     old, _, _ = made(tmp_path, *words, "run.name=old")
     shop = Workshop(tmp_path / "runs", tmp_path)
     assert shop.ended(*forget(words, "old", "stage.forget=erased")) == 2
     assert "There is nothing to forget" in shop.said
-    item = [item.id for item in store.items("greetings")][4]
-    vote = next(vote for vote in store.rankings("greetings") if vote.item != item)
+    item = [item.id for item in vote_store.items("greetings")][4]
+    vote = next(vote for vote in vote_store.rankings("greetings") if vote.item != item)
     erase = ["stage=annotate", "project=greetings", "stage.action=erase", *words[2:4]]
     assert shop.ended(*erase, f"stage.item={item}") == 0, shop.said
     assert "data/old" in shop.said
-    store.retract("greetings", vote.seq)
+    vote_store.retract("greetings", vote.seq)
     kept = {row["content_id"] for row in rows_of(old)}
     going = [row["content_id"] for row in rows_of(old) if row["group_id"] == item]
     going += [row["content_id"] for row in rows_of(old) if (row["id"] or "").startswith(f"{vote.seq}:")]
@@ -219,7 +207,9 @@ def killed_in(command: list[str], step: str, after: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(store: Store, words: list[str], tmp_path: Path) -> None:
+def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(
+    vote_store: Store, words: list[str], tmp_path: Path
+) -> None:
     folder, data, _ = made(tmp_path, *words)
     found = data_set(folder / "artifact")
     for side in ("train", "test"):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,7 @@ from data_of_votes import (
     by_json,
     dumped,
     files_with,
-    filled,
     forget,
-    making,
     rows_of,
 )
 from data_sets import made, write
@@ -33,22 +30,11 @@ from align.types import Conversation, Message, Preference
 from annotate.store import Candidate, Judgement, Store
 
 
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with filled(store_url) as store:
-        yield store
-
-
-@pytest.fixture
-def words(tmp_path: Path, store_url: str) -> list[str]:
-    return making(tmp_path, store_url)
-
-
 def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
-    store: Store, store_url: str, words: list[str], tmp_path: Path
+    vote_store: Store, store_url: str, words: list[str], tmp_path: Path
 ) -> None:
     folder, data, _ = made(tmp_path, *words)
-    rows, key = rows_of(folder), store.key("greetings")
+    rows, key = rows_of(folder), vote_store.key("greetings")
     assert key is not None
     votes = [row for row in rows if row["source"] == "greetings"]
     for row in rows:
@@ -71,16 +57,16 @@ def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
     assert told["file"]["content_id"] == "sha256"
     manifest = json.loads((folder / "manifest.json").read_text())
     read_head = manifest["inputs"]["sources.greetings"]
-    assert (read_head["project"], read_head["seq"]) == ("greetings", store.head("greetings").seq)
+    assert (read_head["project"], read_head["seq"]) == ("greetings", vote_store.head("greetings").seq)
     assert files_with(tmp_path / "runs", key.hex()) == []
     assert not any(key in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
-    store: Store, words: list[str], tmp_path: Path
+    vote_store: Store, words: list[str], tmp_path: Path
 ) -> None:
     rows = [{"prompt": f"What of day {i}?", "chosen": f"other {i}", "rejected": f"bad {i}"} for i in range(30)]
-    first = next(iter(store.items("greetings")))
+    first = next(iter(vote_store.items("greetings")))
     texts = [candidate.text for candidate in first.candidates]
     copy = {"prompt": "What of day 0?", "chosen": texts[0], "rejected": texts[1], "rejected_ended": False}
     path = write(tmp_path / "more.jsonl", [*rows, copy])
@@ -98,10 +84,12 @@ def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
 
 
 def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
-    store: Store, words: list[str], tmp_path: Path
+    vote_store: Store, words: list[str], tmp_path: Path
 ) -> None:
-    item = store.add_item("greetings", "more", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")])
-    store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",)), source="simulated"),
+    item = vote_store.add_item(
+        "greetings", "more", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
+    )
+    vote_store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",)), source="simulated"),
                  annotator="vader", key="v")  # fmt: skip
     shop = Workshop(tmp_path / "runs", tmp_path)
     assert shop.ended(*words) == 2
@@ -119,11 +107,13 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
         assert "Traceback" not in shop.said
 
 
-def test_votes_are_read_as_they_were_when_the_run_began(store: Store, store_url: str) -> None:
+def test_votes_are_read_as_they_were_when_the_run_began(vote_store: Store, store_url: str) -> None:
     votes = votes_of(store_url, "greetings", allow_simulated=False)
     before = [*votes.reads()]
-    item = store.add_item("greetings", "late", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")])
-    store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
+    item = vote_store.add_item(
+        "greetings", "late", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
+    )
+    vote_store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
     assert [*votes.reads()] == before
     assert len([*votes_of(store_url, "greetings", allow_simulated=False).reads()]) == len(before) + 1
     assert [read.number for read in before] == [*range(1, len(before) + 1)]
@@ -132,9 +122,11 @@ def test_votes_are_read_as_they_were_when_the_run_began(store: Store, store_url:
     assert votes.key.hex() not in repr(votes)
 
 
-def test_an_erased_project_takes_its_key_along(store: Store, store_url: str, words: list[str], tmp_path: Path) -> None:
+def test_an_erased_project_takes_its_key_along(
+    vote_store: Store, store_url: str, words: list[str], tmp_path: Path
+) -> None:
     """The words that were in it are nowhere, and whether a row was among its rows nobody can say."""
-    key = store.key("greetings")
+    key = vote_store.key("greetings")
     assert key is not None
     old, data, _ = made(tmp_path, *words, "run.name=votes")
     [kind] = {*kinds_in(data).values()} - {SHA256}
@@ -154,10 +146,10 @@ def test_an_erased_project_takes_its_key_along(store: Store, store_url: str, wor
     assert "ann@example.org" not in left
     if "sqlite" in store_url:
         assert files_with(tmp_path, key.hex()) == []
-    store.verify()
+    vote_store.verify()
     assert key_in(store_url, kind) is None  # unknown from now on
     for act in (
-        lambda: store.add_item("greetings", "new", Conversation((Message("user", "?"),)), [Candidate("a")] * 2),
+        lambda: vote_store.add_item("greetings", "new", Conversation((Message("user", "?"),)), [Candidate("a")] * 2),
         lambda: made(tmp_path, *words, "run.name=more"),
     ):
         with pytest.raises((InputError, AssertionError), match="it was erased"):

@@ -94,9 +94,13 @@ def test_documents(tmp_path: Path, stage: str, more: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("more", [(), ("data.limit=20",), ("data.system=Be brief.",)])
 def test_pairs_of_files_and_votes(tmp_path: Path, store_url: str, more: tuple[str, ...]) -> None:
-    """Ids of votes are computed each time: whether there is a key is another question each time."""
+    """Ids of votes are computed each time: whether there is a key is another question each time. So are those of rows
+    that ask what a vote asks."""
+    words = making(tmp_path, store_url)
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.writelines(f'{{"prompt": "What of day {i}?", "chosen": "a {i}", "rejected": "b"}}\n' for i in range(12))
     with filled(store_url):
-        made(tmp_path, *making(tmp_path, store_url), "run.name=votes")
+        made(tmp_path, *words, "run.name=votes")
         path = tmp_path / "runs" / "data" / "votes" / "artifact"
         words = ["stage=reward", "data=manifest", f"data.path={path}", f"store.url={store_url}", "model=pocket", *more]
         count, known = taken(check(compose_raw(words)), pairs, tmp_path)

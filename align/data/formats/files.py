@@ -18,6 +18,8 @@ KNOWN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".f
 READ = f"Give a file, a folder or a pattern of {', '.join(KNOWN)}, plain or packed ({', '.join(ENDINGS)})."
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that speak of a data set, and hold no row of it."""
+DATA_SET, SHARD = "data.json", re.compile(r"(train|test)-\d{5}-of-\d{5}\.parquet")
+"""What describes a data set of `stage=data`, and the names of its files."""
 SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
@@ -40,7 +42,7 @@ def files_of(path: str | Path, field: str = "data.path") -> list[Path]:
         return hub_files(given, field)
     place = Path(given).expanduser()
     if os.path.isdir(place):  # which says no where a name is too long, as Path.is_dir does not
-        return saved(place, field) or shards(place, field)
+        return saved(place, field) or published(place, field) or shards(place, field)
     if os.path.exists(place) or not has_magic(given):
         check_file(place, given, field)
         return [place]
@@ -108,6 +110,24 @@ def shards(folder: Path, field: str) -> list[Path]:
         problem = f"holds files of several splits ({', '.join(splits)})"
         raise InputError(field, str(folder), problem, f"Name one of them: '{folder}/**/*{splits[0]}*'.")
     return some(found, str(folder), field, "is a folder without a file whose name says that it holds rows")
+
+
+def published(folder: Path, field: str) -> list[Path]:
+    """The files of a data set that `stage=data` made, or of the folder of its run; none of another folder.
+
+    Raises:
+        InputError: it has two sides.
+    """
+    place = folder / "artifact" if (folder / "artifact" / DATA_SET).is_file() else folder
+    found = sorted(path for path in place.iterdir() if SHARD.fullmatch(path.name))
+    if not found or not (place / DATA_SET).is_file():
+        return []
+    sides = sorted({path.name.partition("-")[0] for path in found}, reverse=True)
+    problem = "is a data set with two sides, train and test"
+    remedy = f"Name one: '{place}/train-*.parquet'. To train on it as it is: data=manifest data.path={folder}."
+    if len(sides) > 1:
+        raise InputError(field, str(folder), problem, remedy)
+    return found
 
 
 def saved(folder: Path, field: str) -> list[Path]:

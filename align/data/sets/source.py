@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data import chitchat
+from align.data.formats.files import DATA_SET, files_of
 from align.data.records.bad_rows import BadRows
 from align.data.records.drops import Drop
 from align.data.records.read import Read, read_records
@@ -20,6 +21,7 @@ from align.data.sets.votes import Votes, votes_of
 from align.data.sources import files_record, licence_of
 from align.errors import InputError, require
 from align.run import HUB, Input, known_digest
+from align.run.files import json_object
 
 FIELD = "stage.sources"
 NAME = re.compile(r"\w[\w.-]{0,79}")
@@ -86,6 +88,7 @@ class Source:
         if self.votes:
             return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
+            check_no_votes(self.path, f"{FIELD}.{self.name}")
             return files_record(self.path, f"{FIELD}.{self.name}")
         return Input(known_digest(chitchat.corpus_path()), path=self.given)
 
@@ -215,3 +218,13 @@ def by_name(sources: list[Source], names: Any, at: str) -> list[int]:
             raise InputError(at, name, "is no source", f"There are {', '.join(known)}.")
     first = {known[name]: rank for rank, name in enumerate(names)}
     return [first.get(i, len(names) + i) for i in range(len(sources))]
+
+
+def check_no_votes(path: str, field: str) -> None:
+    """Raises: InputError: files are those of a data set with rows of votes, which would get ids that can be guessed."""
+    for folder in {file.parent for file in files_of(path, field)}:
+        if (folder / DATA_SET).is_file():
+            kinds = json_object(folder / DATA_SET, field, "Name its files alone.").get("sources", [])
+            projects = [source.get("project") for source in kinds if source.get("content_id") == "hmac"]
+            problem = f"holds rows of votes ({', '.join(map(str, projects))}), whose ids are under their project's key"
+            require(not projects, field, path, problem, "Name the project: {annotations: PROJECT}.")
