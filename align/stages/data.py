@@ -179,12 +179,9 @@ def gathered(
         stage.duplicates.over, stage.duplicates.near is not None, stage.split.read.get("split", ""),
         stage.split.read.get("time", ""), count if stage.mix.by == "tokens" else None,
     )  # fmt: skip
-    spool, kind, accounts = Spool(run.checkpoints), "", []
-    for number, source in enumerate(sources):
-        gathering = Gathering(spool, source, number, Cleaner(steps), wanted, config.data.on_bad_row == "skip")
-        accounts.append(gathering.run(kind, told(source)))
-        kind = gathering.kind
-    return kind, accounts
+    spool, kind, skips = Spool(run.checkpoints), sources[0].kind(), config.data.on_bad_row == "skip"
+    gatherings = [Gathering(spool, source, number, steps, wanted, kind, skips) for number, source in enumerate(sources)]
+    return kind, [gathering.run(told(gathering.source)) for gathering in gatherings]
 
 
 class Scored(NamedTuple):

@@ -18,7 +18,7 @@ import pytest
 from data_sets import made, sources, three_sources, write
 from workshop import Workshop
 
-from align.data.sets import gather, publishing
+from align.data.sets import gather, publishing, reads
 from align.data.sets.published import data_set
 from align.data.sets.spool import Spool
 from align.report.data_set import lost
@@ -91,7 +91,7 @@ def test_the_same_roots_however_the_work_is_divided(
     here: Path, monkeypatch: pytest.MonkeyPatch, batch: int, part: int, shard: int
 ) -> None:
     whole = made(here, *sources(here), "run.name=whole")[1]
-    for module, name, value in ((gather, "BATCH", batch), (gather, "PART", part), (publishing, "SHARD", shard)):
+    for module, name, value in ((gather, "BATCH", batch), (reads, "PART", part), (publishing, "SHARD", shard)):
         monkeypatch.setattr(module, name, value)
     divided = made(here, *sources(here), "run.name=divided")[1]
     for key in ("root", "ids_root", "splits", "sources", "lengths"):
@@ -112,7 +112,7 @@ def test_killed_while_it_reads_it_goes_on(here: Path, monkeypatch: pytest.Monkey
     """At each attempt two parts are passed."""
     words, write = sources(here), Spool.write
     whole = made(here, *words, "run.name=whole")[1]
-    monkeypatch.setattr(gather, "PART", 40)
+    monkeypatch.setattr(reads, "PART", 40)
     passed = count()
 
     def writes(self: Spool, name: str, batches: Any, groups: Any, account: Any) -> None:

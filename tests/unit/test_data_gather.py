@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.data.clean.cleaner import Cleaner
 from align.data.clean.steps import steps_of
-from align.data.sets import gather, publishing
+from align.data.sets import gather, publishing, reads
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.recognised import recognised
 from align.data.sets.source import Source, by_name, parsed_sources
@@ -25,14 +24,17 @@ BAD = {"prompt": "no answer", "completion": ""}
 
 
 def write(path: Path, rows: Sequence[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    """A row a line; an empty text is a blank one."""
+    path.write_text("".join((json.dumps(row) if row else "") + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def gathering(folder: Path, path: Path, skips: bool = True, **source: Any) -> Gathering:
+def gathering(
+    folder: Path, path: Path, skips: bool = True, kind: str = "", counts: Sequence[int] = (), **about: Any
+) -> Gathering:
     folder.mkdir(exist_ok=True)
-    cleaner = Cleaner(steps_of([{"length": {"most": 8, "by": "words"}}]))
-    return Gathering(Spool(folder), Source("s", str(path), **source), 0, cleaner, Wanted(), skips)
+    source, steps = Source("s", str(path), **about), steps_of([{"length": {"most": 8, "by": "words"}}])
+    return Gathering(Spool(folder), source, 0, steps, Wanted(), kind or source.kind(), skips, counts)
 
 
 def mixed_rows() -> list[Any]:
@@ -60,32 +62,65 @@ def neighbours() -> list[Any]:
     return rows
 
 
-@pytest.mark.parametrize(
-    "rows", [mixed_rows(), pairs_with_ties(), neighbours()], ids=["bad rows", "pairs", "neighbours"]
-)
+def trees() -> list[Any]:
+    """Messages of trees without an id of the tree, blank lines and bad rows among them."""
+    rows: list[Any] = []
+    for i in range(8):
+        rows.append({"message_id": f"{i}", "parent_id": None, "role": "prompter", "text": f"root {i}"})
+        for k in range(i % 5):
+            rows.append({"message_id": f"{i}.{k}", "parent_id": f"{i}", "role": "assistant", "text": f"answer {i} {k}"})
+            rows += [BAD] * (k % 2) + [""] * (i % 3)
+    return rows
+
+
+KINDS = {"bad rows": mixed_rows(), "pairs": pairs_with_ties(), "neighbours": neighbours(), "trees": trees()}
+
+
+@pytest.fixture(params=KINDS)
+def rows(request: pytest.FixtureRequest) -> list[Any]:
+    return KINDS[request.param]
+
+
 @pytest.mark.parametrize("part", [1, 2, 3, 5, 7, 100])
-def test_it_goes_on_behind_any_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[Any], part: int
+@pytest.mark.parametrize("order", ["in order", "backwards", "each by another", "some are there"])
+def test_parts_are_the_same_whoever_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[Any], part: int, order: str
 ) -> None:
-    """All accounts and all rows of a run that ends behind each part are those of a run that is never interrupted."""
-    path = write(tmp_path / "rows.jsonl", rows)
-    whole = gathering(tmp_path / "whole", path).run()
-    monkeypatch.setattr(gather, "PART", part)
-    account: dict[str, Any] = {"through": 0}
-    number = 0
-    while account["through"] != gather.END:
-        again = gathering(tmp_path / "parts", path)
-        if number:
-            again.restore(again.spool.account(again.spool.parts()[-1]))
-        account = again.write_part(f"000-{number:06d}", account["through"])
-        number += 1
-    assert account == {**whole, "through": gather.END}
-    found = [Rows(Spool(tmp_path / name)) for name in ("whole", "parts")]
+    """All rows of all parts, and the account of the whole, are those of one part that holds everything. Rows that are
+    read together stand in two files, and at the edge of two parts."""
+    write(tmp_path / "whole.jsonl", rows)
+    (tmp_path / "shards").mkdir()
+    for name, some in (("0", rows[:11]), ("1", rows[11:12]), ("2", rows[12:])):
+        write(tmp_path / "shards" / f"{name}.jsonl", some)
+    shards, counts = tmp_path / "shards", [11, 1, len(rows) - 12]
+    whole = gathering(tmp_path / "one part", shards).run()
+    monkeypatch.setattr(reads, "PART", part)
+    numbers = [*range(-(-len(rows) // part))]
+    made = gathering(tmp_path / "parts", shards, counts=counts)
+    for number in {"in order": [], "some are there": numbers[::3]}.get(order, numbers[::-1]):
+        made = gathering(tmp_path / "parts", shards, counts=counts) if order == "each by another" else made
+        made.write(number)
+    assert made.run() == whole
+    found = [Rows(Spool(tmp_path / name)) for name in ("one part", "parts")]
     for name in ("content_id", "row", "digest"):
         assert np.array_equal(*(rows.numbers(name) for rows in found))
+    assert found[0].count > 5 or rows == pairs_with_ties()
     if rows == pairs_with_ties():
-        assert account["counts"]["dropped_undecided"] == 12
-    assert account["counts"]["read"] == account["counts"]["kept"] + sum(step["dropped"] for step in account["clean"])
+        assert whole["counts"]["dropped_undecided"] == 12
+    assert whole["counts"]["read"] == whole["counts"]["kept"] + sum(step["dropped"] for step in whole["clean"])
+
+
+def test_a_part_ends_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused is counted with the part whose row it is, though records are read beyond it; and a part that has
+    nothing is there."""
+    monkeypatch.setattr(reads, "PART", 4)
+    path = write(tmp_path / "rows.jsonl", [GOOD[0], BAD, "", "", "", BAD, *[""] * 8, GOOD[1], BAD])
+    made = gathering(tmp_path / "spool", path)
+    made.run()
+    accounts = [made.spool.account(part) for part in made.spool.parts()]
+    assert [account["counts"]["skipped_rows"] for account in accounts] == [1, 1, 0, 1]
+    assert [account["counts"]["read"] for account in accounts] == [1, 0, 0, 1]
+    assert [account["last"] for account in accounts] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
@@ -125,7 +160,7 @@ def test_what_is_refused(tmp_path: Path, rows: list[Any], source: dict[str, Any]
 
 def test_another_kind_than_that_of_the_sources_before(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the rows before it are feedback"):
-        gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD)).run("feedback")
+        gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD), kind="feedback").run()
 
 
 def test_licences_of_rows_are_counted(tmp_path: Path) -> None:

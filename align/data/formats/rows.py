@@ -9,12 +9,14 @@ Each may be packed by gzip or zstd. What a file begins with tells its format, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.data.formats.arrow import read_arrow_file, read_arrow_stream, read_parquet
 from align.data.formats.files import KNOWN, files_of
+from align.data.formats.json_lines import read_lines
 from align.data.formats.kinds import reader_of
 from align.data.formats.source import ENDINGS, Source
 from align.data.formats.tables import read_table
@@ -60,19 +62,23 @@ class Row(NamedTuple):
         return f"{name_of(self.file)}:{self.place}"
 
 
-def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0) -> Iterator[Row]:
+def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Row]:
     """The rows of a data set, see `align.data.formats.files.files_of`; rows that are none with their errors.
 
     Args:
         field: what the user calls the data set.
         skip: rows up to this number were read before. Parquet and Arrow pass over them without reading.
+        counts: rows of the files, where they are known (`rows_in`). A file that lies before `skip` is not opened.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
         CorruptFile: it cannot be unpacked, was cut, or is damaged. The rows before that are given first.
     """
     before = 0
-    for file in files_of(path, field):
+    for number, file in enumerate(files_of(path, field)):
+        if number < len(counts) and before + counts[number] <= skip:
+            before += counts[number]
+            continue
         source, place = Source(file, field), [0]
         with source.told(place):
             read = reader_of(source)
@@ -83,6 +89,30 @@ def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0) -> It
                     yield Row(before + place[0], {}, file, place[0], error=data)
                 else:
                     yield Row(before + place[0], data, file, place[0], read in OF_COLUMNS)
+
+
+def rows_in(file: Path, field: str = "data.path") -> int:
+    """How many rows a file has, as `placed_rows` numbers them, blank lines among them. None of them is read.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    source, place = Source(file, field), [0]
+    with source.told(place):
+        for place[0], _ in reader_of(source)(source, sys.maxsize):
+            pass
+    return place[0]
+
+
+def passed_over(file: Path, field: str = "data.path") -> bool:
+    """Whether rows of a file are passed over at hardly any cost, so that it can be read from anywhere.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    source = Source(file, field)
+    with source.told([0]):
+        return not source.packed_by() and reader_of(source) in (read_lines, read_parquet, read_arrow_file)
 
 
 def rows(

@@ -18,6 +18,8 @@ DETAILS = re.compile(r" \(.*\)$", re.DOTALL)
 ROW = re.compile(r", (row \d+)(?:, (?:.*\.)?(\w+))?")
 """In the field of an error: the row, and the column or the field of a message."""
 MOST_NAMED = 6
+MOST_SHOWN = 2000
+"""Characters of a refused value that are handed over."""
 
 
 @dataclass(slots=True)
@@ -66,15 +68,20 @@ class BadRows:
         return sum(cause.count for cause in self._causes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """What was refused since the last file ended, by cause, for whoever goes on later."""
+        """What was refused since the last file ended, by cause."""
         return [
-            {"field": first.field, "value": str(first.value)[:200], "problem": first.problem, "remedy": first.remedy,
-             "count": cause.count}
+            {"field": first.field, "value": str(first.value)[:MOST_SHOWN], "problem": first.problem,
+             "remedy": first.remedy, "count": cause.count}
             for cause in self._causes.values() for first in [cause.first]
         ]  # fmt: skip
 
+    def handed_over(self) -> list[dict[str, Any]]:
+        """The same, for whoever counts it from here on (`restore`)."""
+        found, self._causes = self.as_json(), {}
+        return found
+
     def restore(self, causes: Iterable[Mapping[str, Any]]) -> None:
-        """Go on from what `as_json` gave."""
+        """Count what was refused elsewhere, see `as_json`."""
         for cause in causes:
             error = InputError(cause["field"], cause["value"], cause["problem"], cause["remedy"])
             self.take(error, cause["count"])

@@ -5,7 +5,7 @@ record stands in several.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from align.data.formats.tables import Cells
 from align.data.records.bad_rows import BadRows
 from align.errors import InputError
 
+BACK = 64
+"""Rows before a place that are looked at, to know what its row goes on with; many times more where they are none."""
 CELLS = Cells(
     lists=frozenset({"messages", "conversations", "history", "answers"}),
     messages=frozenset({"prompt", "completion", "response", "chosen", "rejected", "context"}),
@@ -38,26 +40,37 @@ CELLS = Cells(
 
 
 def grouped_rows(
-    path: str | Path, field: str, bad_rows: BadRows, columns: Mapping[str, str] | None = None, skip: int = 0
+    path: str | Path, field: str, bad_rows: BadRows, columns: Mapping[str, str] | None = None
+) -> Iterator[list[Row]]:
+    """The rows of a data set, those together that are read together. Rows that are none are handed to `bad_rows`."""
+    for group in groups_of(path, field, columns):
+        if group[0].error is None:
+            yield group
+        else:
+            bad_rows.take(group[0].error)
+
+
+def groups_of(
+    path: str | Path, field: str, columns: Mapping[str, str] | None = None, skip: int = 0, counts: Sequence[int] = ()
 ) -> Iterator[list[Row]]:
     """The rows of a data set, those together that are read together: HelpSteer's neighbours on one prompt, and the
-    messages of a tree; others alone. Rows that are none are handed to `bad_rows`.
+    messages of a tree; others alone, those that are none among them. What is refused within a group stands behind it.
 
     Args:
         columns: our name of a column → the data set's.
-        skip: rows up to this number were read before, see `align.data.formats.rows.placed_rows`.
+        skip: rows up to this number were read before, and with them the whole group that the last of them is in.
+        counts: see `align.data.formats.rows.placed_rows`.
     """
-    neighbours, held, shared, refused = Neighbours(), list[Row](), None, list[InputError]()
-    for row in ready(placed_rows(path, field, skip), columns or {}):
+    held, shared, refused = list[Row](), None, list[Row]()
+    for row, key in keyed(path, field, columns or {}, skip, counts):
         if row.error is not None:
-            refused.append(row.error)
-        key = None if row.error is not None else neighbours.key(row.data)
-        if held and row.error is None and (key is None or key != shared):
+            refused.append(row)
+        elif held and (key is None or key != shared):
             yield held
             held = []
-        if not held:  # what is refused behind a group counts once the group was given
-            while refused:
-                bad_rows.take(refused.pop(0))
+        if not held:
+            yield from ([one] for one in refused)
+            refused = []
         if row.error is None and key is None:
             yield [row]
         elif row.error is None:
@@ -65,8 +78,44 @@ def grouped_rows(
             shared = key
     if held:
         yield held
-    for error in refused:
-        bad_rows.take(error)
+    yield from ([one] for one in refused)
+
+
+def keyed(
+    path: str | Path, field: str, columns: Mapping[str, str], skip: int, counts: Sequence[int]
+) -> Iterator[tuple[Row, Any]]:
+    """The rows behind `skip`, each with its key (`Neighbours`), but for those that go on with the group before them."""
+    neighbours, unknown = Neighbours(), object()
+    last: Any = unknown if skip else None
+    for row in ready(placed_rows(path, field, skip, counts), columns):
+        if row.error is not None:
+            yield row, None
+            continue
+        key = neighbours.key(row.data)
+        if key is not None and last is unknown:
+            neighbours, last = before(path, field, columns, skip, counts)
+            key = neighbours.key(row.data)
+        if key is not None and key == last:
+            continue
+        last = None
+        yield row, key
+
+
+def before(
+    path: str | Path, field: str, columns: Mapping[str, str], skip: int, counts: Sequence[int]
+) -> tuple[Neighbours, Any]:
+    """The key of the last row up to `skip` that is one, and what gives keys to the rows behind it."""
+    back = BACK
+    while True:
+        neighbours, found, key = Neighbours(), False, None
+        for row in ready(placed_rows(path, field, max(0, skip - back), counts), columns):
+            if row.number > skip:
+                break
+            if row.error is None:
+                found, key = True, neighbours.key(row.data)
+        if found or back >= skip:
+            return neighbours, key
+        back *= BACK
 
 
 def ready(rows: Iterator[Row], columns: Mapping[str, str]) -> Iterator[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from align.data.formats.rows import Row
@@ -12,7 +12,7 @@ from align.data.records.content import PREFERENCES
 from align.data.records.documents import document_of, id_of
 from align.data.records.drops import Drop
 from align.data.records.feedback import feedback_of
-from align.data.records.grouping import grouped_rows
+from align.data.records.grouping import groups_of
 from align.data.records.preferences import parse
 from align.data.records.shapes import COLUMNS, HELPSTEER, LABELLED, TREE, TREE_MESSAGE, recognised, shape_of, unclear
 from align.data.records.trees import flat_tree_of, tree_of
@@ -50,6 +50,8 @@ def read_records(
     bad_rows: BadRows,
     skip: int = 0,
     drops: Counter[Drop] | None = None,
+    reached: Callable[[int], None] = lambda row: None,
+    counts: Sequence[int] = (),
 ) -> Iterator[Read]:
     """The records of a data set, whatever its formats and shapes are, see `align.data.formats.files.files_of`.
 
@@ -57,18 +59,25 @@ def read_records(
         field: what the user calls the data set.
         columns: our name of a column → the data set's.
         bad_rows: is told of rows that are refused; `settle` it when all is read.
-        skip: the number of the last record that is not read again.
+        skip: rows up to this number are not read again, nor what else belongs to the record that they end with.
         drops: is told how often what makes no record was left out.
+        reached: is told the number of the row with which each record begins, and each row that makes none, before
+            anything else is said of it.
+        counts: see `align.data.formats.rows.placed_rows`.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
         CorruptFile: it was cut or is damaged. The records before that are given first.
     """
-    for group in grouped_rows(path, field, bad_rows, columns, skip):
+    for group in groups_of(path, field, columns, skip, counts):
+        reached(group[0].number)
+        if group[0].error is not None:
+            bad_rows.take(group[0].error)
+            continue
         found: list[Found | Drop] = []
         with bad_rows:
             found = list(records_in(group))  # all of a group, or nothing
-        if drops is not None:  # before its records: whoever stops behind the last of them has the whole row
+        if drops is not None:
             drops.update(one for one in found if isinstance(one, Drop))
         for one in found:
             if not isinstance(one, Drop):

@@ -1,6 +1,7 @@
 """Sources into a spool: records are read, cleaned, and written with what later steps ask of each row.
 
-A source is written in parts. Killed between two of them, it goes on behind the last whole one.
+A source is written in parts, and each says in an account of its own what became of its rows. Parts can be made in any
+order and anywhere: those that are there are counted, and others are made.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,15 @@ import pyarrow.compute
 
 from align.data.clean.cleaner import Cleaner, as_json, from_json
 from align.data.clean.length import CountTokens
-from align.data.clean.outcome import Drop, sequences
+from align.data.clean.outcome import Drop, Step, sequences
 from align.data.dedup.minhash import BANDS, band_keys
 from align.data.dedup.shingles import normalised_digests, shingled
 from align.data.records.bad_rows import BadRows
 from align.data.records.content import DOCUMENTS, kind_of, row_bytes, texts
-from align.data.records.drops import Drop as Undecided
 from align.data.records.read import Read
 from align.data.sets.columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
 from align.data.sets.ids import id_of, question_id
+from align.data.sets.reads import Reads
 from align.data.sets.source import Source
 from align.data.sets.spool import Spool
 from align.errors import InputError, require
@@ -33,18 +33,12 @@ from align.types import Conversation, Preference, Record
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
-PART = 50_000
-"""Rows of a source that one part is made from."""
 BATCH, HEAVY = 2048, 32 * 2**20
 """Rows of a batch at most; characters from which on it ends."""
 COUNTED = ("read", "kept", "unanswered")
 """Records that were read, that the cleaning left, and those of them without an answer to imitate."""
-UNDECIDED, SKIPPED = "dropped_undecided", "skipped_rows"
-"""What counts pairs of which no answer is preferred, and rows that were refused, as for plain files."""
 BANDS_TOGETHER = 8
 """Columns of band keys in one file: each is read alone, and more files are more to open."""
-END = -1
-"""Stands where there is no further row to go on from."""
 FACTS: Mapping[str, pa.DataType] = {
     "content_id": pa.binary(32), "question_id": pa.binary(32), "question": pa.binary(8), "source": pa.int16(),
     "row": pa.int64(),
@@ -98,67 +92,79 @@ class Gathering:
 
     Args:
         number: of the source, from 0.
+        kind: that its records must be of.
         skips: rows that are refused are left out. Without, their source is refused.
+        counts: rows of its files, where they are known.
     """
 
     def __init__(
-        self, spool: Spool, source: Source, number: int, cleaner: Cleaner, wanted: Wanted, skips: bool
-    ) -> None:
-        self.spool, self.source, self.number, self.cleaner, self.wanted = spool, source, number, cleaner, wanted
-        self.kind, self.counts, self.licences = "", Counter[str](), Counter[str]()
-        self.reads = Reads(source, BadRows(skips))
+        self, spool: Spool, source: Source, number: int, steps: Sequence[tuple[str, Step]], wanted: Wanted, kind: str,
+        skips: bool, counts: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self.spool, self.source, self.number, self.steps = spool, source, number, steps
+        self.wanted, self.kind, self.skips, self.known = wanted, kind, skips, counts
+        self.schemas = schemas_of(kind, wanted.near)
+        self.begin()
+        self._reads: Reads | None = None
+        self._behind = -1  # the part that was read last
 
-    def run(self, kind: str = "", done: Callable[[int, int], None] = lambda read, kept: None) -> dict[str, Any]:
+    def begin(self) -> None:
+        """Count from nothing, as each part does."""
+        self.counts, self.licences, self.cleaner = Counter[str](), Counter[str](), Cleaner(self.steps)
+
+    def run(self, done: Callable[[int, int], None] = lambda read, kept: None) -> dict[str, Any]:
         """Read, clean and write what is not yet there.
 
         Args:
-            kind: that its records must be of; empty where that is free.
             done: is told, after each part, how many records were read and how many are left.
 
         Returns:
-            the account of its last part, which counts over all of them.
+            what became of all of its rows, see `Gathered`.
 
         Raises:
             InputError: rows are refused, or are of different kinds, or none is left.
         """
-        self.kind = kind
-        parts = self.spool.parts(f"{self.number:03d}-")
-        account: Mapping[str, Any] = self.spool.account(parts[-1]) if parts else {"through": 0}
-        if parts:
-            self.restore(account)
-        part = len(parts)
-        while account["through"] != END:
-            account = self.write_part(f"{self.number:03d}-{part:06d}", account["through"])
-            done(self.counts["read"], self.counts["kept"])
-            part += 1
-        self.reads.settle(self.counts["read"])
-        if len(self.licences) > 1 and not self.source.licence:
-            said, problem = ", ".join(sorted(self.licences)), "are the licences of its rows, and they differ"
-            remedy = "Divide the source by licence: a data set says one licence of each source."
-            raise InputError(f"stage.sources.{self.source.name}", said, problem, remedy)
-        if self.counts["kept"] == 0:
-            problem = f"is empty after cleaning: of its {self.counts['read']:,} records none is left"
-            remedy = "Loosen stage.clean, or leave the source out."
-            raise InputError(f"stage.sources.{self.source.name}", self.source.given, problem, remedy)
-        return dict(account)
+        found, there, part, last = Gathered(self.source, self.steps, self.skips), self.parts(), 0, False
+        while not last:
+            if part not in there:
+                self.write(part)
+            account = self.spool.account(self.spool.folder / self.name(part))
+            found.add(account)
+            done(found.counts["read"], found.counts["kept"])
+            part, last = part + 1, account["last"]
+        return found.settled()
 
-    def write_part(self, name: str, through: int) -> dict[str, Any]:
-        """One part, of the rows behind `through`. Returns its account."""
-        account: dict[str, Any] = {}
-        chunks = chunked(self.reads.part(through))
-        first = next(chunks, [])
-        self.kind = self.kind or (kind_of(first[0].record) if first else DOCUMENTS)
+    def parts(self) -> set[int]:
+        """The numbers of the parts that are there."""
+        return {int(path.name.partition("-")[2]) for path in self.spool.parts(f"{self.number:03d}-")}
+
+    def name(self, part: int) -> str:
+        return f"{self.number:03d}-{part:06d}"
+
+    def write(self, part: int) -> dict[str, Any]:
+        """One part, whole. Returns its account.
+
+        Raises:
+            InputError: a row is of another kind, or contradicts the source's licence; or it cannot be read on.
+        """
+        if self._reads is None or self._behind != part - 1:
+            self._reads = Reads(self.source, part, self.known)
+        reads, self._behind, account = self._reads, part, dict[str, Any]()
+        self.begin()
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for chunk in chain([first] if first else [], chunks):
+            for chunk in chunked(reads.part(part)):
                 batch = self.cleaned(chunk)
                 if batch is not None:
                     yield batch
-            if not self.reads.bad_rows.skips:
-                self.reads.settle(self.counts["read"])
-            account.update(self.state())
+            left_out = reads.left_out(part)
+            counts = {**{name: self.counts[name] for name in COUNTED}, **left_out["counts"]}
+            account.update(
+                last=reads.last, bad_rows=left_out["bad_rows"], counts=counts, licences=dict(self.licences),
+                clean=[as_json(counts) for counts in self.cleaner.counts],
+            )  # fmt: skip
 
-        self.spool.write(name, batches(), schemas_of(self.kind, self.wanted.near), account)
+        self.spool.write(self.name(part), batches(), self.schemas, account)
         return account
 
     def cleaned(self, chunk: Sequence[Read]) -> pa.RecordBatch | None:
@@ -166,7 +172,7 @@ class Gathering:
         kept, records = list[Read](), list[Record]()
         for read in chunk:
             self.check(read)
-            record = self.cleaner.clean(read.record, (self.counts["read"],))
+            record = self.cleaner.clean(read.record, (read.number,))
             self.counts["read"] += 1
             if not isinstance(record, Drop):
                 kept.append(read)
@@ -177,7 +183,7 @@ class Gathering:
             return None
         columns = columns_of(self.kind, records)
         table = pa.RecordBatch.from_pydict(columns)
-        schema = pa.unify_schemas(schemas_of(self.kind, self.wanted.near))
+        schema = pa.unify_schemas(self.schemas)
         made = {**columns, **self.facts(kept, records, table)}
         return pa.RecordBatch.from_arrays([made[name] for name in schema.names], schema=schema)
 
@@ -233,64 +239,46 @@ class Gathering:
             found |= {band_name(band): pa.array(keys[:, band]) for band in range(BANDS)} | {RUNS: sets.column()}
         return found | {"shingles": pa.array(sizes.astype(np.int32))}
 
-    def state(self) -> dict[str, Any]:
-        """What a part's account says: counts of all parts up to it, so that the last one says all."""
-        return {
-            **self.reads.state, "kind": self.kind, "counts": {**self.counts, **self.reads.state["left_out"]},
-            "licences": dict(self.licences), "clean": [as_json(counts) for counts in self.cleaner.counts],
-        }  # fmt: skip
 
-    def restore(self, account: Mapping[str, Any]) -> None:
-        """Go on from a part's account."""
-        self.kind = self.kind or account["kind"]
-        self.counts = Counter({name: account["counts"][name] for name in COUNTED})
-        self.licences = Counter(account["licences"])
+class Gathered:
+    """What became of the rows of a source, over its parts in their order."""
+
+    def __init__(self, source: Source, steps: Sequence[tuple[str, Step]], skips: bool) -> None:
+        self.source, self.bad_rows = source, BadRows(skips)
+        self.counts, self.licences, self.cleaner = Counter[str](), Counter[str](), Cleaner(steps)
+
+    def add(self, account: Mapping[str, Any]) -> None:
+        """The next part's account.
+
+        Raises:
+            InputError: rows of it are refused, and are not to be left out.
+        """
+        self.counts.update(account["counts"])
+        self.licences.update(account["licences"])
         self.cleaner.merge([[from_json(counts) for counts in account["clean"]]])
-        self.reads.restore(account)
-
-
-class Reads:
-    """The records of a source, a part at a time.
-
-    Attributes:
-        state: what was read and left out when the last part ended: `through`, the number of the row behind which the
-            next part begins (`END` for none), the `bad_rows`, and how many rows or pairs were `left_out`.
-    """
-
-    def __init__(self, source: Source, bad_rows: BadRows) -> None:
-        self.source, self.bad_rows, self.drops = source, bad_rows, Counter[Undecided]()
-        self._reads: Iterator[Read] | None = None
-        self._next: Read | None = None
-        self.state: dict[str, Any] = {}
-
-    def part(self, through: int) -> Iterator[Read]:
-        """Records of the rows behind `through`: some `PART`, and all of the last one's row."""
-        if self._reads is None:
-            self._reads = self.source.reads(self.bad_rows, through, self.drops)
-            self._next = next(self._reads, None)
-        count, last = 0, None
-        while self._next is not None and (count < PART or self._next.number == last):
-            read = self._next
-            yield read
-            count, last = count + 1, read.number
-            if count >= PART:  # what is refused from here on to the next record belongs to the next part
-                self.state = self._state(last)
-            self._next = next(self._reads, None)
-        if self._next is None:
-            self.state = self._state(END)
-
-    def settle(self, read: int) -> None:
-        """Raise, or say, what was refused, see `BadRows.settle`."""
-        self.bad_rows.settle(self.source.given, read)
-
-    def _state(self, through: int) -> dict[str, Any]:
-        left_out = {UNDECIDED: sum(self.drops.values()), SKIPPED: self.bad_rows.count}
-        return {"through": through, "bad_rows": self.bad_rows.as_json(), "left_out": left_out}
-
-    def restore(self, account: Mapping[str, Any]) -> None:
         self.bad_rows.restore(account["bad_rows"])
-        self.drops = Counter({Undecided.TIE: account["left_out"][UNDECIDED]})
-        self.state = {name: account[name] for name in ("through", "bad_rows", "left_out")}
+        if not self.bad_rows.skips:
+            self.bad_rows.settle(self.source.given, self.counts["read"])
+
+    def settled(self) -> dict[str, Any]:
+        """The account of the whole source.
+
+        Raises:
+            InputError: its rows have different licences, or none is left.
+        """
+        refused = self.bad_rows.as_json()
+        self.bad_rows.settle(self.source.given, self.counts["read"])
+        at = f"stage.sources.{self.source.name}"
+        if len(self.licences) > 1 and not self.source.licence:
+            said, problem = ", ".join(sorted(self.licences)), "are the licences of its rows, and they differ"
+            remedy = "Divide the source by licence: a data set says one licence of each source."
+            raise InputError(at, said, problem, remedy)
+        if self.counts["kept"] == 0:
+            problem = f"is empty after cleaning: of its {self.counts['read']:,} records none is left"
+            remedy = "Loosen stage.clean, or leave the source out."
+            raise InputError(at, self.source.given, problem, remedy)
+        clean = [as_json(counts) for counts in self.cleaner.counts]
+        return {"counts": {**self.counts}, "licences": dict(self.licences), "bad_rows": refused, "clean": clean}
 
 
 def chunked(reads: Iterator[Read]) -> Iterator[list[Read]]:

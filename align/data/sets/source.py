@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from align.data import chitchat
 from align.data.formats.files import DATA_SET, files_of
 from align.data.records.bad_rows import BadRows
+from align.data.records.content import DOCUMENTS, PREFERENCES, kind_of
 from align.data.records.drops import Drop
 from align.data.records.read import Read, read_records
 from align.data.sets.ids import SHA256, IdKind
@@ -63,6 +65,11 @@ class Source:
         return f"annotations:{self.annotations}" if self.annotations else self.path or f"{self.data}:{self.part}"
 
     @property
+    def field(self) -> str:
+        """How errors name its files."""
+        return f"{FIELD}.{self.name}"
+
+    @property
     def key(self) -> bytes | None:
         """Under which its rows have their ids; None for SHA-256."""
         return self.votes.key if self.votes else None
@@ -88,30 +95,44 @@ class Source:
         if self.votes:
             return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
-            check_no_votes(self.path, f"{FIELD}.{self.name}")
-            return files_record(self.path, f"{FIELD}.{self.name}")
+            check_no_votes(self.path, self.field)
+            return files_record(self.path, self.field)
         return Input(known_digest(chitchat.corpus_path()), path=self.given)
 
-    def reads(self, bad_rows: BadRows, skip: int = 0, drops: Counter[Drop] | None = None) -> Iterator[Read]:
+    def reads(
+        self, bad_rows: BadRows, skip: int = 0, drops: Counter[Drop] | None = None,
+        reached: Callable[[int], None] = lambda row: None, counts: Sequence[int] = (),
+    ) -> Iterator[Read]:  # fmt: skip
         """Its records with their rows' numbers, ascending from 1.
 
         Args:
-            bad_rows, drops: see `read_records`.
+            bad_rows, drops, reached, counts: see `read_records`.
             skip: rows that are not asked for.
         """
-        if self.votes:
-            yield from self.votes.reads(skip)
-            return
         if self.path:
-            where = f"{FIELD}.{self.name}"
             yield from read_records(
-                self.path, field=where, columns=self.columns, bad_rows=bad_rows, skip=skip, drops=drops
-            )
+                self.path, field=self.field, columns=self.columns, bad_rows=bad_rows, skip=skip, drops=drops,
+                reached=reached, counts=counts,
+            )  # fmt: skip
             return
+        for read in self.votes.reads(skip) if self.votes else self._corpus(skip):
+            reached(read.number)
+            yield read
+
+    def _corpus(self, skip: int) -> Iterator[Read]:
         of_part = partial(chitchat.texts if self.part == "base" else chitchat.conversations, self.part)
         for number, record in enumerate(of_part(), start=1):
             if number > skip:
                 yield Read(number, record, {})
+
+    def kind(self) -> str:
+        """The kind of its first record, see `kind_of`; that of documents where it has none."""
+        if self.votes:
+            return PREFERENCES
+        with suppress(InputError):  # whoever reads all of it is told
+            for read in self.reads(BadRows(skips=True)):
+                return kind_of(read.record)
+        return DOCUMENTS
 
 
 def parsed_sources(given: Any, at: str = FIELD) -> list[Source]:
