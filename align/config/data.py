@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ACTIONS = ("remove", "report")
 MAKE, FORGET = "make", "forget"
+EMBEDDED, DAFT, RAY = "embedded", "daft", "ray"
 NOT_KEPT = "(not kept)"
 """What a run that forgets keeps of which rows it forgot."""
 
@@ -235,6 +236,31 @@ class DataStageConfig(Settings):
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     mix: MixConfig = field(default_factory=MixConfig)
+    engine: str = setting(
+        EMBEDDED,
+        "Where the work is done: `embedded`, in this process; `daft`, in several of this machine; `ray`, on a Ray "
+        "cluster, by Daft. The data set is the same.",
+        choices=(EMBEDDED, DAFT, RAY), manner=True,
+    )  # fmt: skip
+    workers: int | None = setting(
+        None, "Processes that work at once, with stage.engine=daft or ray. Empty: as many as there are processors.",
+        at_least=1, manner=True,
+    )  # fmt: skip
+    ray: str | None = setting(
+        None, "Address of the Ray cluster: `auto`, HOST:PORT, or ray://HOST:PORT. Empty: one on this machine, for this "
+        "run.",
+        manner=True,
+    )  # fmt: skip
+
+    def check_together(self) -> None:
+        require(
+            self.workers is None or self.engine != EMBEDDED, "stage.workers", self.workers,
+            "is for other processes, and stage.engine=embedded has none", "Add stage.engine=daft, or drop it.",
+        )  # fmt: skip
+        require(
+            self.ray is None or self.engine == RAY, "stage.ray", self.ray,
+            f"is a cluster, and stage.engine={self.engine} does not ask for one", "Add stage.engine=ray, or drop it.",
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         self.sources, self.clean = listed(self.sources), listed(self.clean)

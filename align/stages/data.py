@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,16 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.config.compose import plain
-from align.config.data import FORGET, ContaminationConfig, DataStageConfig, DuplicatesConfig, ScoreConfig
+from align.config.data import (
+    EMBEDDED,
+    FORGET,
+    RAY,
+    ContaminationConfig,
+    DataStageConfig,
+    DuplicatesConfig,
+    ScoreConfig,
+)
 from align.config.root import Config
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.length import CountTokens
 from align.data.clean.steps import Step, steps_of
-from align.data.formats.files import files_of
-from align.data.formats.source import share_read
 from align.data.records.content import DOCUMENTS
 from align.data.rendered import renderer
 from align.data.sets.account import account_of, found_in, found_of, metrics_of
+from align.data.sets.ahead import make_ahead
 from align.data.sets.contamination import Evaluations, Leaks, leaks_of
 from align.data.sets.duplicates import (
     Duplicates,
@@ -35,6 +41,7 @@ from align.data.sets.duplicates import (
     none_of,
     preference,
 )
+from align.data.sets.engines import Daft
 from align.data.sets.evaluations import parsed_sets, read_sets
 from align.data.sets.evidence import (
     cleaned_away,
@@ -67,7 +74,8 @@ from align.data.supervised import token_count
 from align.data.template import use_template
 from align.errors import InputError, RunBusy, StorageError, require
 from align.report.data_set import line_of_shapes, lines_of
-from align.report.words import counted, duration, percent
+from align.report.telling import begins, reading, seldom
+from align.report.words import counted
 from align.run import Run, atomic
 from align.run.artifacts import check_not_replaced, replacement
 from align.run.folder import locked, now
@@ -75,11 +83,6 @@ from align.run.lineage import users_of
 from align.stages import tracker
 from align.stages.scores import scorer_name, scores_of
 from align.types import Result
-
-MANY = 200_000
-"""Rows from which on a step behind the reading says that it begins."""
-TOLD_S = 10.0
-"""Seconds between two lines on a source that takes long."""
 
 
 def run(run: Run, config: Config, given: Any) -> Result:
@@ -132,7 +135,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     said |= scored.said if scored else {}
     said["lengths"] = lengths(rows.numbers("characters")[seen], funnel.source[seen], names)
     shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
-    begins("publishes", funnel)
+    begins("publishes", int(funnel.kept.sum()))
     with atomic.publish(target) as folder:
         data = publish(folder, rows, kind, names, chosen, said)
     hide = Cleaner(steps).hidden
@@ -181,7 +184,10 @@ def gathered(
     )  # fmt: skip
     spool, kind, skips = Spool(run.checkpoints), sources[0].kind(), config.data.on_bad_row == "skip"
     gatherings = [Gathering(spool, source, number, steps, wanted, kind, skips) for number, source in enumerate(sources)]
-    return kind, [gathering.run(told(gathering.source)) for gathering in gatherings]
+    if stage.engine != EMBEDDED:
+        engine = Daft(stage.engine == RAY, stage.workers, stage.ray)
+        make_ahead(engine, gatherings, seldom(lambda made, of, s: f"{made:,} of {of:,} parts made in {s:.0f} s"))
+    return kind, [gathering.run(reading(gathering.source.name, gathering.source.files)) for gathering in gatherings]
 
 
 class Scored(NamedTuple):
@@ -205,43 +211,6 @@ def by_score(run: Run, config: Config, rows: Rows, kind: str, funnel: Funnel) ->
     return Scored(scores, out, {"scores": {"scorer": scorer_name(run, config), **how, **found}})
 
 
-def told(source: Source) -> Callable[[int, int], None]:
-    """Prints how far a source is, once in a while: how many rows, and where its files say it, which share of them."""
-    files = files_of(source.path) if source.path else []
-    began = last = time.perf_counter()
-    first: tuple[float, float] | None = None
-
-    def tell(read: int, kept: int) -> None:
-        nonlocal last, first
-        now, share = time.perf_counter(), share_read(files)
-        first = first or (None if share is None else (now, share))
-        if now - last > TOLD_S:
-            rate = f"{read / (now - began):,.0f} rows a second{how_far(now, share, first)}"
-            print(f"{source.name}: {read:,} rows read, {kept:,} kept, {rate}", flush=True)
-            last = now
-
-    return tell
-
-
-def begins(what: str, funnel: Funnel) -> None:
-    """Prints that a step begins which takes long where there are many rows."""
-    if (count := int(funnel.kept.sum())) >= MANY:
-        print(f"{what} {count:,} rows", flush=True)
-
-
-def how_far(now: float, share: float | None, first: tuple[float, float] | None) -> str:
-    """Which share of a source's bytes is read, and how long the rest takes at the pace since then; nothing where nobody
-    knows.
-
-    Args:
-        first: when that was looked at first, and the share then: what was read before a kill was not read at this pace.
-    """
-    if share is None or first is None:
-        return ""
-    left = f", about {duration((now - first[0]) * (1 - share) / (share - first[1]))} left" if share > first[1] else ""
-    return f", {percent(share)} of its bytes{left}"
-
-
 def tokenizer_of(run: Run, config: Config) -> Any | None:
     """The tokenizer of `model=`, which counts tokens and renders rows for the report; None where no model is given."""
     if run.manifest.base is None:
@@ -256,7 +225,7 @@ def tokenizer_of(run: Run, config: Config) -> Any | None:
 def without_duplicates(rows: Rows, kind: str, funnel: Funnel, order: np.ndarray, stage: DataStageConfig) -> Duplicates:
     """The duplicates of rows that stay, left out of the funnel unless they are only to be reported."""
     asked, found = stage.duplicates, [none_of()]
-    begins("looks for duplicates among", funnel)
+    begins("looks for duplicates among", int(funnel.kept.sum()))
     if asked.exact:
         found.append(copies(rows, funnel.kept, order, funnel.source, asked.among))
         without(funnel, "after_exact_dedup", found[-1].dropped, asked)

@@ -95,6 +95,9 @@ class Gathering:
         kind: that its records must be of.
         skips: rows that are refused are left out. Without, their source is refused.
         counts: rows of its files, where they are known.
+
+    Attributes:
+        failed: parts that a worker could not make, and why.
     """
 
     def __init__(
@@ -105,8 +108,9 @@ class Gathering:
         self.wanted, self.kind, self.skips, self.known = wanted, kind, skips, counts
         self.schemas = schemas_of(kind, wanted.near)
         self.begin()
+        self.failed: Mapping[int, str] = {}
         self._reads: Reads | None = None
-        self._behind = -1  # the part that was read last
+        self._next = 0
 
     def begin(self) -> None:
         """Count from nothing, as each part does."""
@@ -128,6 +132,8 @@ class Gathering:
         while not last:
             if part not in there:
                 self.write(part)
+                if part in self.failed:
+                    print(f"{self.source.name}: part {part} was made here, a worker could not: {self.failed[part]}")
             account = self.spool.account(self.spool.folder / self.name(part))
             found.add(account)
             done(found.counts["read"], found.counts["kept"])
@@ -147,9 +153,10 @@ class Gathering:
         Raises:
             InputError: a row is of another kind, or contradicts the source's licence; or it cannot be read on.
         """
-        if self._reads is None or self._behind != part - 1:
-            self._reads = Reads(self.source, part, self.known)
-        reads, self._behind, account = self._reads, part, dict[str, Any]()
+        reads = self._reads
+        if reads is None or reads.last or self._next != part:
+            reads = Reads(self.source, part, self.known)
+        self._reads, account = None, dict[str, Any]()
         self.begin()
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -165,6 +172,7 @@ class Gathering:
             )  # fmt: skip
 
         self.spool.write(self.name(part), batches(), self.schemas, account)
+        self._reads, self._next = reads, part + 1
         return account
 
     def cleaned(self, chunk: Sequence[Read]) -> pa.RecordBatch | None:

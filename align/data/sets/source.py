@@ -79,6 +79,11 @@ class Source:
         """How the ids of its rows are made."""
         return self.votes.ids if self.votes else SHA256
 
+    @property
+    def files(self) -> list[Path]:
+        """What it is read from, where that is files. Raises: InputError: there is none."""
+        return files_of(self.path, self.field) if self.path else []
+
     def opened(self, store: str, allow_simulated: bool) -> Source:
         """With the votes as they are now, where it is a project.
 

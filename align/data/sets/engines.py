@@ -1,0 +1,115 @@
+"""Where tasks run that do not need each other: in this process, or in many, of this machine or a Ray cluster, by Daft.
+
+A task, its function and what it gives travel as pickles. Workers see the same files at the same paths.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import align
+from align.errors import InputError
+
+T = TypeVar("T")
+R = TypeVar("R")
+SILENT = {"DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
+"""Daft calls two hosts when it is imported, and Ray reports its use, unless the environment says no by then."""
+FIELD, REMEDY = "stage.engine", "Make the environment that docs/data.md tells of, and run it there."
+
+
+class Engine(Protocol):
+    """Runs tasks that do not need each other."""
+
+    def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """The number of each task and what `do` gives for it, in any order."""
+        ...
+
+
+def embedded(do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+    """Runs them in this process, one after another."""
+    return enumerate(map(do, tasks))
+
+
+class Daft:
+    """Runs them in processes of Daft's: tasks are rows of a data frame, in batches of one.
+
+    Args:
+        on_ray: they are those of a Ray cluster; without, of this machine.
+        workers: processes that work at once; None for as many as there are processors.
+        address: of the cluster; None for one on this machine, which ends with this process.
+
+    Raises:
+        InputError: Daft or Ray is not installed, or cannot be used.
+    """
+
+    def __init__(self, on_ray: bool, workers: int | None, address: str | None) -> None:
+        os.environ.update(SILENT)
+        os.environ["PYTHONPATH"] = os.pathsep.join(places())  # for processes that are started from here on
+        self.daft, self.on_ray = imported("daft"), on_ray
+        self.workers = workers or os.cpu_count() or 1
+        try:
+            if on_ray:
+                self.workers = self.joined(workers, address)
+                self.daft.set_runner_ray(address, noop_if_initialized=True)
+            else:
+                self.daft.set_runner_native()
+        except (RuntimeError, ConnectionError, ValueError) as error:
+            if self.daft.get_or_infer_runner_type() != ("ray" if on_ray else "native"):
+                problem, remedy = f"cannot be used ({error})", "Check stage.ray. A process can use one engine of these."
+                raise InputError(FIELD, "ray" if on_ray else "daft", problem, remedy) from error
+
+    def joined(self, workers: int | None, address: str | None) -> int:
+        """Joins or starts a cluster. Returns how many processes work at once."""
+        ray = imported("ray")
+        if not ray.is_initialized():
+            here = {} if address else {"num_cpus": workers, "include_dashboard": False}
+            ray.init(address or "local", logging_level="ERROR", log_to_driver=False, **here)
+        return workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+        if not tasks:
+            return
+        daft, rows = self.daft, [pickle.dumps(numbered) for numbered in enumerate(tasks)]
+        batch = daft.method.batch(return_dtype=daft.DataType.binary(), batch_size=1)
+        worker = type("Worker", (Worker,), {"run": batch(Worker.run)})
+        most, own = min(self.workers, len(rows)), None if self.on_ray else True
+        made = daft.cls(worker, max_concurrency=most, use_process=own, cpus=1)
+        found = daft.from_pydict({"task": rows})
+        if self.on_ray:
+            found = found.into_partitions(len(rows))
+        found = found.select(made(pickle.dumps(do), os.getcwd(), places()).run(found["task"]).alias("result"))
+        for row in found.iter_rows():
+            yield pickle.loads(row["result"])
+
+
+class Worker:
+    """A process that runs tasks, in the folder and with the modules of the one that gives them."""
+
+    def __init__(self, do: bytes, folder: str, modules: Sequence[str]) -> None:
+        os.chdir(folder)
+        sys.path += [place for place in modules if place not in sys.path]
+        self.do: Callable[[Any], Any] = pickle.loads(do)
+
+    def run(self, task: Any) -> list[bytes]:
+        numbered = map(pickle.loads, task.to_pylist())
+        return [pickle.dumps((number, self.do(one))) for number, one in numbered]
+
+
+def places() -> list[str]:
+    """Where modules are found, this package among them."""
+    return [
+        *dict.fromkeys([str(Path(align.__file__).parents[1]), *(str(Path(place).absolute()) for place in sys.path)])
+    ]
+
+
+def imported(name: str) -> Any:
+    """Raises: InputError: it is not installed."""
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise InputError(FIELD, name, f"is not installed here ({error})", REMEDY) from error

@@ -1,0 +1,267 @@
+"""Parts that workers make ahead: the same rows, accounts and errors as where one process reads everything."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.config.identity import identifying
+from align.data import chitchat
+from align.data.clean.steps import steps_of
+from align.data.sets import ahead, reads
+from align.data.sets.ahead import Count, make_ahead, pieces
+from align.data.sets.engines import SILENT, Daft, Engine, embedded
+from align.data.sets.gather import Gathering, Wanted
+from align.data.sets.source import Source
+from align.data.sets.spool import Rows, Spool
+from align.errors import InputError
+
+BAD = {"prompt": "no answer", "completion": ""}
+
+
+def rows_of(name: str, count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"{name} {i}?", "completion": f"the answer {i} of {name}"} for i in range(count)]
+
+
+def lines(path: Path, rows: Sequence[Any], opened: Callable[..., Any] = open) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with opened(path, "wt") as file:
+        file.writelines((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Source]:
+    """Lines with bad rows and blank ones; shards of several formats; a table; nothing that is a file; a small one."""
+    monkeypatch.setattr(reads, "PART", 5)
+    rows: list[Any] = rows_of("a", 31)
+    rows[3:3] = [BAD, "{no json", "", "", "", "", "", BAD]
+    lines(tmp_path / "a.jsonl", [*rows, BAD, "", ""])
+    lines(tmp_path / "b" / "0.jsonl.gz", rows_of("b0", 13), gzip.open)
+    pq.write_table(pa.Table.from_pylist(rows_of("b1", 11)), tmp_path / "b" / "1.parquet", row_group_size=4)
+    (tmp_path / "b" / "2.json").write_text(json.dumps(rows_of("b2", 9)))
+    lines(tmp_path / "c.csv", ["question,answer", *(f"c {i}?,the answer {i}" for i in range(12))])
+    lines(tmp_path / "d.jsonl", rows_of("d", 2))
+    whole = chitchat.conversations
+    monkeypatch.setattr(chitchat, "conversations", lambda part: whole(part)[:8])
+    paths = {
+        name: str(tmp_path / path) for name, path in zip("abcd", ("a.jsonl", "b", "c.csv", "d.jsonl"), strict=True)
+    }
+    return [*(Source(name, path) for name, path in paths.items()), Source("e", data="chitchat", part="test")]
+
+
+def gatherings(folder: Path, sources: Sequence[Source], skips: bool = True) -> list[Gathering]:
+    folder.mkdir(exist_ok=True)
+    steps, kind = steps_of(["control", {"length": {"least": 4, "by": "words"}}]), sources[0].kind()
+    return [
+        Gathering(Spool(folder), source, number, steps, Wanted(), kind, skips) for number, source in enumerate(sources)
+    ]
+
+
+def any_order(seed: int) -> Engine:
+    """Tasks in any order, and as travellers."""
+
+    def run(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        numbered = list(enumerate(tasks))
+        random.Random(seed).shuffle(numbered)
+        do = pickle.loads(pickle.dumps(do))
+        for number, task in numbered:
+            yield number, pickle.loads(pickle.dumps(do(pickle.loads(pickle.dumps(task)))))
+
+    return run
+
+
+def processes(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    with ProcessPoolExecutor(2, get_context("fork")) as pool:
+        given = {pool.submit(do, task): number for number, task in enumerate(tasks)}
+        for future in as_completed(given):
+            yield given[future], future.result()
+
+
+def all_of(made: Sequence[Gathering]) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """The account of each source, and all that the spool holds of the rows."""
+    accounts, rows = [one.run() for one in made], Rows(made[0].spool)
+    return accounts, [np.ascontiguousarray(rows.numbers(name)).tolist() for name in ("content_id", "source", "row")]
+
+
+@pytest.mark.parametrize("engine", [embedded, *map(any_order, range(3)), processes], ids=["e", "0", "1", "2", "p"])
+def test_the_same_as_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: list[Source], engine: Engine
+) -> None:
+    whole = all_of(gatherings(tmp_path / "one", sources))
+    assert whole[0][0]["counts"]["skipped_rows"] == 4
+    made = gatherings(tmp_path / "many", sources)
+    make_ahead(engine, made)
+    assert [len(one.parts()) for one in made] == [9, 7, 3, 1, 0]
+    write = Gathering.write
+
+    def alone(self: Gathering, part: int) -> dict[str, Any]:
+        assert not self.source.path, f"{self.name(part)} was left"
+        return write(self, part)
+
+    monkeypatch.setattr(Gathering, "write", alone)
+    assert all_of(made) == whole
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cut_off_at_any_task_it_goes_on(tmp_path: Path, sources: list[Source], seed: int) -> None:
+    """Other workers go on, and then one process alone."""
+    whole = all_of(gatherings(tmp_path / "one", sources))
+
+    def cut(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        left = 3 if do is not ahead.counted else len(tasks)
+        for found in any_order(seed)(do, tasks):
+            if not left:
+                raise KeyboardInterrupt
+            yield found
+            left -= 1
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make_ahead(cut, gatherings(tmp_path / "many", sources))
+    there = len(Spool(tmp_path / "many").parts())
+    assert 6 <= there < 20
+    assert all_of(gatherings(tmp_path / "many", sources)) == whole
+
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+MIT, GPL = {"licence": "MIT"}, {"license": "GPL-3"}
+
+
+def wrong(folder: Path, name: str) -> tuple[list[Source], bool]:
+    """Sources with a mistake far behind their beginning, mostly; and whether bad rows are left out."""
+    rows: list[Any] = rows_of("a", 40)
+    about: dict[str, Any] = {}
+    if name == "bad rows":
+        rows[22:24], rows[33] = [BAD, "{no json"], BAD
+    elif name == "another kind":
+        rows[21] = PAIR
+    elif name == "another kind in another source":
+        lines(folder / "second.jsonl", [PAIR])
+    elif name == "a licence that contradicts":
+        rows[28], about = {**rows[28], **GPL}, MIT
+    elif name == "licences":
+        rows[2], rows[28] = {**rows[2], **MIT}, {**rows[28], **GPL}
+    elif name == "nothing is left":
+        rows = [{"prompt": "a", "completion": "b"}] * 12
+    elif name == "nothing is there":
+        rows = []
+    elif name == "several":
+        rows[31], rows[12] = PAIR, {**rows[12], **GPL}
+        about = MIT
+    lines(folder / "first.jsonl", rows)
+    found = [Source("first", str(folder / "first.jsonl"), **about)]
+    if name in ("cut", "cut behind bad rows"):
+        with gzip.open(folder / "first.jsonl.gz", "wt", compresslevel=0) as file:
+            file.writelines(json.dumps(BAD if name != "cut" and i == 7 else row) + "\n" for i, row in enumerate(rows))
+        whole = (folder / "first.jsonl.gz").read_bytes()
+        (folder / "first.jsonl.gz").write_bytes(whole[: len(whole) * 2 // 3])
+        found = [Source("first", str(folder / "first.jsonl.gz"))]
+    if name == "a quote":
+        lines(folder / "first.csv", ["prompt,completion", *(f"a {i},b {i}" for i in range(30)), '"no end,b'])
+        found = [Source("first", str(folder / "first.csv"))]
+    if name == "another kind in another source":
+        found.append(Source("second", str(folder / "second.jsonl")))
+    return found, name not in ("bad rows", "cut behind bad rows")
+
+
+WRONG = [
+    "bad rows", "another kind", "another kind in another source", "a licence that contradicts", "licences",
+    "nothing is left", "nothing is there", "several", "cut", "cut behind bad rows", "a quote",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("engine", [*map(any_order, range(2)), processes], ids=["0", "1", "p"])
+def test_errors_are_the_same_whoever_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, name: str
+) -> None:
+    monkeypatch.setattr(reads, "PART", 5)
+    found, skips = wrong(tmp_path, name)
+    said = []
+    for folder in ("one", "many"):
+        made = gatherings(tmp_path / folder, found, skips)
+        if folder == "many":
+            make_ahead(engine, made)
+        with pytest.raises(InputError) as caught:
+            all_of(made)
+        said.append((type(caught.value), str(caught.value)))
+    assert said[0] == said[1]
+
+
+def test_nobody_works_on_what_is_behind_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "PART", 5)
+    found, skips = wrong(tmp_path, "bad rows")  # in the fifth part of eight
+    made = gatherings(tmp_path / "many", [found[0], Source("later", found[0].path)], skips)
+    make_ahead(embedded, made)
+    assert [one.parts() for one in made] == [{0, 1, 2, 3, 4}, set()]
+    lines(Path(found[0].path), rows_of("a", 40))  # another run, in the same folder
+    again = gatherings(tmp_path / "many", [found[0], Source("later", found[0].path)], skips)
+    make_ahead(embedded, again)
+    assert [len(one.parts()) for one in again] == [8, 8]
+
+
+def test_what_workers_could_not_make_is_made_here_and_said(
+    tmp_path: Path, sources: list[Source], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = gatherings(tmp_path / "many", sources[:1])
+
+    def blind(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        if do is ahead.counted:
+            return embedded(do, tasks)
+        return iter([(0, ahead.Made(tasks[0], [], 0, "there is no such file"))])
+
+    make_ahead(blind, made)
+    assert made[0].run()["counts"]["kept"] == 31
+    assert "a: part 0 was made here, a worker could not: there is no such file" in capsys.readouterr().out
+
+
+def test_workers_that_write_elsewhere_are_told(tmp_path: Path, sources: list[Source]) -> None:
+    def elsewhere(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        if do is ahead.counted:
+            return embedded(do, tasks)
+        return iter([(0, ahead.Made(tasks[0], [*tasks[0].parts]))])
+
+    with pytest.raises(InputError, match=r"stage\.engine=.*write where this process does not see it.*one file system"):
+        make_ahead(elsewhere, gatherings(tmp_path / "many", sources))
+
+
+def test_pieces_are_all_parts_and_few_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "PART", 10)
+    counts = [Count(7, True), Count(1, False), Count(995, False), Count(2000, True), Count(4, False)]
+    found = [*pieces(counts)]
+    assert [part for piece in found for part in piece] == [*range(301)]
+    begins = [next(i for i, end in enumerate(np.cumsum([c.rows for c in counts])) if p[0] * 10 < end) for p in found]
+    assert [begins.count(file) for file in range(5)] == [1, 0, 4, 29, 0]
+    assert [*pieces([])] == []
+
+
+def test_an_engine_is_no_part_of_what_a_run_is() -> None:
+    config = {"seed": 0, "stage": {"name": "data", "engine": "embedded", "workers": None, "ray": None, "clean": []}}
+    other = {"seed": 0, "stage": {**config["stage"], "engine": "ray", "workers": 2, "ray": "auto"}}  # type: ignore[dict-item]
+    assert identifying("data", config, ()) == identifying("data", other, ()) == {
+        "seed": 0, "stage": {"name": "data", "clean": []},
+    }  # fmt: skip
+
+
+def test_without_daft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, and the environment says that nobody is to be called before Daft is imported."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setitem(sys.modules, "daft", None)
+    with pytest.raises(InputError, match=r"stage\.engine=daft: is not installed here .*docs/data\.md"):
+        Daft(False, None, None)
+    assert SILENT.items() <= os.environ.items()
+    assert {"DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED"} <= SILENT.keys()
