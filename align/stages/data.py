@@ -41,7 +41,7 @@ from align.data.sets.duplicates import (
     none_of,
     preference,
 )
-from align.data.sets.engines import Daft
+from align.data.sets.engines import Daft, Engine, embedded
 from align.data.sets.evaluations import parsed_sets, read_sets
 from align.data.sets.evidence import (
     cleaned_away,
@@ -101,6 +101,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     stage: DataStageConfig = config.stage
     names = [source.name for source in sources]
     ranks = by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
+    engine = embedded if stage.engine == EMBEDDED else Daft(stage.engine == RAY, stage.workers, stage.ray)
     shapes = [recognised(source) for source in sources]
     for source, found in zip(sources, shapes, strict=True):
         print(line_of_shapes(source.name, source.given, found), flush=True)
@@ -109,7 +110,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     tokenizer = tokenizer_of(run, config)
     count = None if tokenizer is None else partial(token_count, tokenizer)
     steps = steps_of(stage.clean, "stage.clean", count_tokens=count)
-    kind, accounts = gathered(run, config, sources, steps, count)
+    kind, accounts = gathered(run, config, sources, steps, count, engine)
     rows = Rows(Spool(run.checkpoints))
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
     funnel.note("after_cleaning")
@@ -117,7 +118,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     draw = draws(rows.first_bits("content_id"), config.seed)
     given_away = evaluations.leaks(rows, kind, funnel.kept)
     without(funnel, "after_decontamination", given_away.rows, stage.contamination)
-    duplicates = without_duplicates(rows, kind, funnel, preference(funnel.source, ranks), stage)
+    duplicates = without_duplicates(rows, kind, funnel, preference(funnel.source, ranks), stage, engine)
     funnel.drop("after_caps", over_caps(funnel.kept, funnel.source, draw, [source.cap for source in sources]))
     test = divided(rows, funnel, duplicates, config)
     leaks = shared_sides(rows, kind, funnel, test, stage)
@@ -170,7 +171,12 @@ def check_some(config: Config, funnel: Funnel, test: np.ndarray, train: Mixed, g
 
 
 def gathered(
-    run: Run, config: Config, sources: Sequence[Source], steps: Sequence[tuple[str, Step]], count: CountTokens | None
+    run: Run,
+    config: Config,
+    sources: Sequence[Source],
+    steps: Sequence[tuple[str, Step]],
+    count: CountTokens | None,
+    engine: Engine,
 ) -> tuple[str, list[Mapping[str, Any]]]:
     """Read, clean and write every source into the run's spool. Returns the kind of their records, and an account each.
 
@@ -184,8 +190,7 @@ def gathered(
     )  # fmt: skip
     spool, kind, skips = Spool(run.checkpoints), sources[0].kind(), config.data.on_bad_row == "skip"
     gatherings = [Gathering(spool, source, number, steps, wanted, kind, skips) for number, source in enumerate(sources)]
-    if stage.engine != EMBEDDED:
-        engine = Daft(stage.engine == RAY, stage.workers, stage.ray)
+    if engine is not embedded:
         make_ahead(engine, gatherings, seldom(lambda made, of, s: f"{made:,} of {of:,} parts made in {s:.0f} s"))
     return kind, [gathering.run(reading(gathering.source.name, gathering.source.files)) for gathering in gatherings]
 
@@ -222,7 +227,9 @@ def tokenizer_of(run: Run, config: Config) -> Any | None:
     return tokenizer
 
 
-def without_duplicates(rows: Rows, kind: str, funnel: Funnel, order: np.ndarray, stage: DataStageConfig) -> Duplicates:
+def without_duplicates(
+    rows: Rows, kind: str, funnel: Funnel, order: np.ndarray, stage: DataStageConfig, engine: Engine
+) -> Duplicates:
     """The duplicates of rows that stay, left out of the funnel unless they are only to be reported."""
     asked, found = stage.duplicates, [none_of()]
     begins("looks for duplicates among", int(funnel.kept.sum()))
@@ -232,7 +239,9 @@ def without_duplicates(rows: Rows, kind: str, funnel: Funnel, order: np.ndarray,
     if asked.near is not None and kind == DOCUMENTS:
         alone = funnel.kept.copy()
         alone[found[-1].dropped] = False  # also where copies are only reported
-        near = near_duplicates(rows, alone, order, funnel.source, threshold=asked.near, among=asked.among)
+        near = near_duplicates(
+            rows, alone, order, funnel.source, threshold=asked.near, among=asked.among, engine=engine
+        )
         found.append(near)
         without(funnel, "after_near_dedup", near.dropped, asked)
     return joined(*found)

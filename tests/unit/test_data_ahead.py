@@ -24,11 +24,13 @@ from align.data import chitchat
 from align.data.clean.steps import steps_of
 from align.data.sets import ahead, reads
 from align.data.sets.ahead import Count, make_ahead, pieces
+from align.data.sets.duplicates import near_duplicates, preference
 from align.data.sets.engines import SILENT, Daft, Engine, embedded
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.source import Source
 from align.data.sets.spool import Rows, Spool
 from align.errors import InputError
+from align.types import Conversation, Message
 
 BAD = {"prompt": "no answer", "completion": ""}
 
@@ -55,8 +57,8 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Source]:
     (tmp_path / "b" / "2.json").write_text(json.dumps(rows_of("b2", 9)))
     lines(tmp_path / "c.csv", ["question,answer", *(f"c {i}?,the answer {i}" for i in range(12))])
     lines(tmp_path / "d.jsonl", rows_of("d", 2))
-    whole = chitchat.conversations
-    monkeypatch.setattr(chitchat, "conversations", lambda part: whole(part)[:8])
+    few = [Conversation((Message("user", f"e {i}?"), Message("assistant", f"the answer {i} of e"))) for i in range(8)]
+    monkeypatch.setattr(chitchat, "conversations", lambda part: few)
     paths = {
         name: str(tmp_path / path) for name, path in zip("abcd", ("a.jsonl", "b", "c.csv", "d.jsonl"), strict=True)
     }
@@ -265,3 +267,36 @@ def test_without_daft(monkeypatch: pytest.MonkeyPatch) -> None:
         Daft(False, None, None)
     assert SILENT.items() <= os.environ.items()
     assert {"DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED"} <= SILENT.keys()
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("among", ["all", "within", "across"])
+def test_near_duplicates_in_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, among: str) -> None:
+    """The same rows for the same kept ones in the same order, whoever compares which of them."""
+    draw, made = random.Random(0), []
+    texts = [[draw.choice("abcdefgh") + draw.choice("xyz") for _ in range(30)] for _ in range(12)]
+    for _ in range(150):
+        words = [*draw.choice(texts)]
+        for at in draw.sample(range(30), draw.randrange(4)):
+            words[at] = draw.choice(["one", "two"])
+        made.append({"text": " ".join(words)})
+    lines(tmp_path / "a.jsonl", made[:90])
+    lines(tmp_path / "b.jsonl", made[90:])
+    both = gatherings(tmp_path / "spool", [Source(name, str(tmp_path / f"{name}.jsonl")) for name in "ab"])
+    all_of(both)
+    rows, compared = Rows(both[0].spool), list[int]()
+    kept, source = np.arange(150) % 7 > 0, rows.numbers("source").astype(np.int64)
+    order = preference(source, [1, 0])
+    whole = near_duplicates(rows, kept, order, source, threshold=0.7, among=among)
+    engine = any_order(workers)
+
+    def counted(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        compared.extend(len(task.number) for task in tasks)
+        return engine(do, tasks)
+
+    monkeypatch.setattr(counted, "workers", workers, raising=False)
+    found = near_duplicates(rows, kept, order, source, threshold=0.7, among=among, engine=counted)  # type: ignore[arg-type]
+    assert len(whole.dropped) > 20
+    assert len(compared) == min(12, 2 * workers)
+    for name in ("dropped", "kept", "jaccard", "exact"):
+        assert np.array_equal(getattr(found, name), getattr(whole, name))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from align.data.dedup import greedy, patterns, twins
 from align.data.dedup.exact import exact
-from align.data.dedup.groups import sharing
+from align.data.dedup.groups import packs, sharing
 from align.data.dedup.minhash import band_keys
 from align.data.dedup.prefixes import Rarity
 from align.data.dedup.shingles import Shingles, normalised_digests, shingled
@@ -115,6 +115,24 @@ def test_as_one_by_one(sizes, texts, data):
         assert rows_of(found(texts, order, threshold, bands, rows, **how)) == one_by_one(
             texts, order, threshold, bands, rows, may
         )
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@settings(max_examples=150, deadline=None)
+@given(corpora(), st.data())
+def test_packs_give_what_all_give_together(count, texts, data):
+    order = np.array(data.draw(st.permutations(range(len(texts)))))
+    threshold = data.draw(st.sampled_from([0.3, 0.5, 0.7]))
+    sets = shingled(pa.array(texts))
+    columns = np.ascontiguousarray(band_keys(sets).T)
+    groups = sharing(np.arange(len(texts), dtype=np.int32), sets.sizes > 0, columns.__getitem__, 32)
+    made, gone = packs(groups, sets.sizes, count), []
+    assert len(made) <= count
+    assert sorted(i for pack in made for i in pack) == sorted({*groups.members.tolist()})  # each in one
+    for pack in made:
+        for i, k, similarity in rows_of(found([texts[i] for i in pack], order[pack], threshold)):
+            gone.append((int(pack[i]), int(pack[k]), similarity))
+    assert sorted(gone) == sorted(rows_of(found(texts, order, threshold)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.data.dedup.arrays import distinct, held, shared, spans
+from align.data.dedup.arrays import components, distinct, held, shared, spans
 from align.data.dedup.words import ODD, mixed
 
 
@@ -128,3 +128,24 @@ def groups_of(keys: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarr
     numbered = np.cumsum(first, dtype=np.int64) << 32 | place[order[common]]
     numbered.sort()
     return (numbered & 0xFFFFFFFF).astype(np.int32), np.diff(np.append(np.flatnonzero(first), len(first)))
+
+
+def packs(groups: Groups, costs: np.ndarray, count: int) -> list[np.ndarray]:
+    """Documents that are in groups, in at most `count` packs that have none in common: what is kept or dropped of one
+    says nothing of another. Groups that are linked by their members are in one, so that a pack may be large.
+
+    Args:
+        groups: of documents by their numbers.
+        costs: of each document.
+
+    Returns:
+        the numbers of each pack's documents, ascending (int64).
+    """
+    first = np.repeat(groups.members[np.cumsum(groups.sizes) - groups.sizes], groups.sizes)
+    root = components(len(costs), first.astype(np.int64), groups.members.astype(np.int64))
+    inside = distinct(groups.members).astype(np.int64)
+    heads, component = np.unique(root[inside], return_inverse=True)
+    dearest = np.argsort(-np.bincount(component, costs[inside], len(heads)), kind="stable")
+    pack = np.empty(len(heads), np.int64)
+    pack[dearest] = np.arange(len(heads)) % count
+    return [inside[pack[component] == number] for number in range(min(count, len(heads)))]

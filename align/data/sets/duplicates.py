@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from align.data.dedup.exact import exact
+from align.data.dedup.groups import packs, sharing
+from align.data.dedup.minhash import BANDS
 from align.data.dedup.shingles import Shingles
 from align.data.dedup.twins import twins
 from align.data.sets.columns import whole
+from align.data.sets.engines import Engine, embedded
 from align.data.sets.gather import RUNS, band_name
-from align.data.sets.spool import Rows
+from align.data.sets.spool import Rows, Spool
 
 ALL, WITHIN, ACROSS = "all", "within", "across"
+PACKS = 2
+"""Of documents for each worker: one that is done early takes another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +67,47 @@ def copies(rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, 
 
 
 def near_duplicates(
-    rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, *, threshold: float, among: str = ALL
-) -> Duplicates:
+    rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, *, threshold: float, among: str = ALL,
+    engine: Engine = embedded,
+) -> Duplicates:  # fmt: skip
     """The documents that are nearly the same as one which stays, see `align.data.dedup.twins`.
 
     Args:
         kept, order, source, among: see `copies`.
         threshold: the least Jaccard similarity of their word 3-grams.
+        engine: compares documents in packs that have no key in common, where it has several workers.
     """
     numbers = np.flatnonzero(kept)
+    compare = partial(near_among, rows.folder, threshold=threshold, among=among)
+    if engine.workers == 1:
+        return compare(Compared(numbers, order[numbers], source[numbers]))
+    sizes = rows.numbers("shingles")[numbers]
+    places = np.arange(len(numbers), dtype=np.int32)
+    groups = sharing(places, sizes > 0, lambda band: rows.numbers(band_name(band))[numbers], BANDS)
+    parts = [numbers[pack] for pack in packs(groups, sizes, PACKS * engine.workers)]
+    found = joined(none_of(), *(
+        made for _, made in engine(compare, [Compared(part, order[part], source[part]) for part in parts])
+    ))  # fmt: skip
+    by_preference = np.lexsort((found.dropped, order[found.dropped]))
+    return Duplicates(*(values[by_preference] for values in (found.dropped, found.kept, found.jaccard, found.exact)))
+
+
+class Compared(NamedTuple):
+    """Documents that are compared: the number of each, ascending, its preference, and its source."""
+
+    number: np.ndarray
+    order: np.ndarray
+    source: np.ndarray
+
+
+def near_among(folder: Path, some: Compared, threshold: float, among: str) -> Duplicates:
+    """See `near_duplicates`; documents of a spool in a folder."""
+    rows, numbers = Rows(Spool(folder)), some.number
     found = twins(
-        order[numbers], rows.numbers("shingles")[numbers],
+        some.order, rows.numbers("shingles")[numbers],
         lambda band: rows.numbers(band_name(band))[numbers],
-        lambda some: Shingles.of(whole(rows.take(numbers[some], [RUNS])[RUNS])),
-        threshold, sources=None if among == ALL else source[numbers], across=among == ACROSS,
+        lambda few: Shingles.of(whole(rows.take(numbers[few], [RUNS])[RUNS])),
+        threshold, sources=None if among == ALL else some.source, across=among == ACROSS,
     )  # fmt: skip
     return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, np.zeros(len(found.dropped), bool))
 

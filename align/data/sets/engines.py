@@ -23,16 +23,29 @@ FIELD, REMEDY = "stage.engine", "Make the environment that docs/data.md tells of
 
 
 class Engine(Protocol):
-    """Runs tasks that do not need each other."""
+    """Runs tasks that do not need each other.
+
+    Attributes:
+        workers: how many run at once.
+    """
+
+    workers: int
 
     def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         """The number of each task and what `do` gives for it, in any order."""
         ...
 
 
-def embedded(do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+class Embedded:
     """Runs them in this process, one after another."""
-    return enumerate(map(do, tasks))
+
+    workers = 1
+
+    def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+        return enumerate(map(do, tasks))
+
+
+embedded = Embedded()
 
 
 class Daft:

@@ -23,9 +23,9 @@ from align.data.dedup.shingles import normalised_digests, shingled
 from align.data.records.bad_rows import BadRows
 from align.data.records.content import DOCUMENTS, kind_of, row_bytes, texts
 from align.data.records.read import Read
+from align.data.sets import reads
 from align.data.sets.columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
 from align.data.sets.ids import id_of, question_id
-from align.data.sets.reads import Reads
 from align.data.sets.source import Source
 from align.data.sets.spool import Spool
 from align.errors import InputError, require
@@ -106,10 +106,10 @@ class Gathering:
     ) -> None:  # fmt: skip
         self.spool, self.source, self.number, self.steps = spool, source, number, steps
         self.wanted, self.kind, self.skips, self.known = wanted, kind, skips, counts
-        self.schemas = schemas_of(kind, wanted.near)
+        self.schemas, self.size = schemas_of(kind, wanted.near), reads.PART  # which workers are to know too
         self.begin()
         self.failed: Mapping[int, str] = {}
-        self._reads: Reads | None = None
+        self._reads: reads.Reads | None = None
         self._next = 0
 
     def begin(self) -> None:
@@ -153,26 +153,26 @@ class Gathering:
         Raises:
             InputError: a row is of another kind, or contradicts the source's licence; or it cannot be read on.
         """
-        reads = self._reads
-        if reads is None or reads.last or self._next != part:
-            reads = Reads(self.source, part, self.known)
+        reading = self._reads
+        if reading is None or reading.last or self._next != part:
+            reading = reads.Reads(self.source, part, self.size, self.known)
         self._reads, account = None, dict[str, Any]()
         self.begin()
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for chunk in chunked(reads.part(part)):
+            for chunk in chunked(reading.part(part)):
                 batch = self.cleaned(chunk)
                 if batch is not None:
                     yield batch
-            left_out = reads.left_out(part)
+            left_out = reading.left_out(part)
             counts = {**{name: self.counts[name] for name in COUNTED}, **left_out["counts"]}
             account.update(
-                last=reads.last, bad_rows=left_out["bad_rows"], counts=counts, licences=dict(self.licences),
+                last=reading.last, bad_rows=left_out["bad_rows"], counts=counts, licences=dict(self.licences),
                 clean=[as_json(counts) for counts in self.cleaner.counts],
             )  # fmt: skip
 
         self.spool.write(self.name(part), batches(), self.schemas, account)
-        self._reads, self._next = reads, part + 1
+        self._reads, self._next = reading, part + 1
         return account
 
     def cleaned(self, chunk: Sequence[Read]) -> pa.RecordBatch | None:

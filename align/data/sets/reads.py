@@ -24,17 +24,18 @@ class Reads:
 
     Args:
         part: the number of that part, from 0.
+        size: rows of a part.
         counts: rows of the source's files, where they are known.
 
     Attributes:
         last: whether nothing is behind the part that was read last.
     """
 
-    def __init__(self, source: Source, part: int = 0, counts: Sequence[int] = ()) -> None:
-        self.last = False
+    def __init__(self, source: Source, part: int, size: int, counts: Sequence[int] = ()) -> None:
+        self.last, self._size = False, size
         self._bad_rows, self._drops, self._at = BadRows(skips=True), Counter[Drop](), part
         self._ended: dict[int, dict[str, Any]] = {}
-        self._reads = source.reads(self._bad_rows, part * PART, self._drops, self._reached, counts)
+        self._reads = source.reads(self._bad_rows, part * size, self._drops, self._reached, counts)
         self._advance()
 
     def part(self, number: int) -> Iterator[Read]:
@@ -55,7 +56,7 @@ class Reads:
             self._end()
 
     def _reached(self, row: int) -> None:
-        while row > (self._at + 1) * PART:
+        while row > (self._at + 1) * self._size:
             self._end()
 
     def _end(self) -> None:

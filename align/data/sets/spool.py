@@ -9,10 +9,12 @@ of its own; and what is kept of a batch is copied out of it. So memory goes by w
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -58,17 +60,21 @@ class Spool:
             groups: the columns of each file.
             account: what is to be known of it; read when all batches are written, so that it may grow till then.
         """
-        part, sizes = self.folder / name, list[int]()
+        part, sizes, own = self.folder / name, list[int](), f".{gethostname()}-{os.getpid()}"
+        made = [file_of(part, i) for i in range(len(groups))]
         with ExitStack() as stack:
             writers = []
-            for i, schema in enumerate(groups):
-                file = stack.enter_context(pa.OSFile(str(file_of(part, i)), "wb"))
+            for path, schema in zip(made, groups, strict=True):
+                file = stack.enter_context(pa.OSFile(f"{path}{own}", "wb"))
                 writers.append((schema.names, stack.enter_context(pa.ipc.new_file(file, schema))))
             for batch in batches:
                 sizes.append(batch.num_rows)
                 for names, writer in writers:
                     writer.write_batch(batch.select(names))
-        write_json(part.with_suffix(".json"), {**account, "batches": sizes})
+        for path in made:  # a worker of a run that was killed may still be writing the same
+            os.replace(f"{path}{own}", path)
+        write_json(said := self.folder / f".{name}{own}", {**account, "batches": sizes})
+        os.replace(said, part.with_suffix(".json"))
 
 
 def file_of(part: Path, group: int) -> Path:
@@ -79,10 +85,12 @@ class Rows:
     """All rows of some parts, numbered from 0 on.
 
     Attributes:
+        folder: of the parts.
         parts: each part, the number of its first row, and the sizes of its batches.
     """
 
     def __init__(self, spool: Spool) -> None:
+        self.folder = spool.folder
         self.parts: list[tuple[Path, int, list[int]]] = []
         end = 0
         for part in spool.parts():

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Makes an environment with Daft and Ray in the folder that is given, if there is none, and compares the engines in it
+# (engines.py, which says what may follow).
+set -eu
+venv=${1:?names the folder of the environment}
+shift
+here=$(cd "$(dirname "$0")/../.." && pwd)
+if [ ! -x "$venv/bin/python" ]; then
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet "$here[daft,demo]"
+fi
+PYTHONPATH="$here" exec "$venv/bin/python" "$here/benchmarks/data/engines.py" "$@"
