@@ -7,6 +7,7 @@ shift
 here=$(cd "$(dirname "$0")/../.." && pwd)
 if [ ! -x "$venv/bin/python" ]; then
   python3 -m venv "$venv"
-  "$venv/bin/pip" install --quiet "$here[daft,demo]"
+  grep -vE '^(pyarrow|tqdm)==' "$here/constraints.txt" > "$venv/constraints.txt"
+  "$venv/bin/pip" install --quiet "$here[daft,demo]" -c "$venv/constraints.txt"
 fi
 PYTHONPATH="$here" exec "$venv/bin/python" "$here/benchmarks/data/engines.py" "$@"

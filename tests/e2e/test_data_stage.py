@@ -98,6 +98,45 @@ def test_the_same_roots_however_the_work_is_divided(
         assert divided[key] == whole[key]
 
 
+def test_the_same_by_workers_and_a_run_is_the_same_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers in this process stand in for Daft's, which `benchmarks/data/engines.py` starts."""
+    words, asked = [*sources(here), f"stage.contamination.against=[{here / 'evals.jsonl'}]"], []
+    whole = made(here, *words, "run.name=whole")[1]
+
+    class Workers:
+        def __init__(self, on_ray: bool, workers: int, address: str | None) -> None:
+            self.workers = workers
+            asked.append((on_ray, workers, address))
+
+        def __call__(self, do: Callable[[Any], Any], tasks: list[Any]) -> Any:
+            asked.append(len(tasks))
+            return reversed([(i, do(task)) for i, task in enumerate(tasks)])
+
+    monkeypatch.setattr("align.stages.data.Daft", Workers)
+    monkeypatch.setattr(reads, "PART", 40)
+    folder, divided, _ = made(here, *words, "stage.engine=ray", "stage.workers=3", "stage.ray=auto")
+    assert asked == [(True, 3, "auto"), 2, 9, 6]  # files, pieces of them, packs of near-duplicates
+    for key in ("root", "ids_root", "splits", "sources", "lengths", "found", "evaluations"):
+        assert divided[key] == whole[key]
+    again = made(here, *words)
+    assert (again[0], len(asked)) == (folder, 4)
+    assert "finished already" in again[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["stage.workers=2"], "stage.workers=2: is for other processes, and stage.engine=embedded has none"),
+        (["stage.engine=daft", "stage.ray=auto"], "stage.ray=auto: is a cluster, and stage.engine=daft does not ask"),
+        (["stage.engine=spark"], "Choose one of: embedded, daft, ray"),
+    ],
+)  # fmt: skip
+def test_engines_that_are_none(here: Path, words: list[str], says: str) -> None:
+    shop = Workshop(here / "runs", here)
+    assert shop.ended(*sources(here), *words) == 2
+    assert says in shop.said
+
+
 def killed(act: Callable[[], object]) -> int:
     """The exit status of a child that `act`s; -9 where it was killed."""
     if (child := os.fork()) == 0:

@@ -27,7 +27,7 @@ from align.data.sets import reads
 from align.data.sets.columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
 from align.data.sets.ids import id_of, question_id
 from align.data.sets.source import Source
-from align.data.sets.spool import Spool
+from align.data.sets.spool import REMEDY, Spool
 from align.errors import InputError, require
 from align.types import Conversation, Preference, Record
 
@@ -135,6 +135,7 @@ class Gathering:
                 if part in self.failed:
                     print(f"{self.source.name}: part {part} was made here, a worker could not: {self.failed[part]}")
             account = self.spool.account(self.spool.folder / self.name(part))
+            require("last" in account, "checkpoints", self.name(part), "was left by another version of align", REMEDY)
             found.add(account)
             done(found.counts["read"], found.counts["kept"])
             part, last = part + 1, account["last"]
