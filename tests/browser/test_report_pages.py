@@ -17,7 +17,12 @@ pytestmark = pytest.mark.slow
 FEW = ("stage.batch_size=8", "data.allow_simulated=true", "stage.held_out=0.3", "stage.log_every=1")
 PPO = ("stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16", "stage.eval_every=1")
 LINES: dict[str, tuple[str, ...]] = {
-    "data": ("stage.clean=[unicode, {pii: {action: report}}]",),
+    "data": (
+        "stage.clean=[unicode, {pii: {action: report}}]",
+        "reward=sentiment",
+        "stage.score.by=reward",
+        "stage.score.keep=[0.1, 0.9]",
+    ),
     "sft": ("stage.batch_size=8", "stage.epochs=10", "stage.log_every=1"),  # as many steps as are smoothed
     "full": ("stage.max_steps=1",),
     "sample": ("stage.prompts=24",),
@@ -31,7 +36,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "serve": (),
 }
 FROM_FILE = ("sft", "full", "sample", "ppo", "eval")
-FROM_NOTHING = ("sft", "full")
+FROM_NOTHING = ("sft", "full", "data")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +110,9 @@ def test_what_a_report_holds(page: Any, pages: dict[str, Path]) -> None:
     page.goto(pages["sft"].as_uri())
     assert page.locator("figure.plot").count() == 3
     assert "held out" in page.locator("figure.plot img").first.get_attribute("alt")
-    for name in ("sft", "sft failed", "full", "reward", "dpo"):
+    page.goto(pages["data"].as_uri())
+    assert "are dropped" in page.locator("figure.plot img").first.get_attribute("alt")
+    for name in ("sft", "sft failed", "full", "reward", "dpo", "data"):
         page.goto(pages[name].as_uri())
         assert page.locator(".tokens mark").count() >= 2, name
         line = page.locator(".tokens mark").first.evaluate("mark => getComputedStyle(mark).borderBottomWidth")
