@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from align.data.formats.source import share_read
 from align.report.words import duration, percent
 
 OFTEN_S = 10.0
@@ -29,18 +27,18 @@ def seldom(said: Callable[[int, int, float], str]) -> Callable[[int, int], None]
     return tell
 
 
-def reading(name: str, files: Sequence[Path]) -> Callable[[int, int], None]:
-    """Prints how far a source is: how many rows are read and kept, and where its files say it, which share of them."""
+def reading(name: str, share_read: Callable[[], float | None]) -> Callable[[int, int], None]:
+    """Prints how far a source is: how many rows are read and kept, and which share of its bytes where that is known."""
     began, first = time.perf_counter(), list[tuple[float, float]]()
 
     def said(read: int, kept: int, seconds: float) -> str:
-        rate = f"{read / max(seconds, 1e-9):,.0f} rows a second{how_far(seconds, share_read(files), first)}"
+        rate = f"{read / max(seconds, 1e-9):,.0f} rows a second{how_far(seconds, share_read(), first)}"
         return f"{name}: {read:,} rows read, {kept:,} kept, {rate}"
 
     line = seldom(said)
 
     def tell(read: int, kept: int) -> None:
-        share = None if first else share_read(files)
+        share = None if first else share_read()
         if share is not None:  # what was read before a kill was not read at this pace
             first.append((time.perf_counter() - began, share))
         line(read, kept)

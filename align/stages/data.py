@@ -26,6 +26,7 @@ from align.config.root import Config
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.length import CountTokens
 from align.data.clean.steps import Step, steps_of
+from align.data.formats.source import share_read
 from align.data.records.content import DOCUMENTS
 from align.data.rendered import renderer
 from align.data.sets.account import account_of, found_in, found_of, metrics_of
@@ -192,7 +193,11 @@ def gathered(
     gatherings = [Gathering(spool, source, number, steps, wanted, kind, skips) for number, source in enumerate(sources)]
     if engine is not embedded:
         make_ahead(engine, gatherings, seldom(lambda made, of, s: f"{made:,} of {of:,} parts made in {s:.0f} s"))
-    return kind, [gathering.run(reading(gathering.source.name, gathering.source.files)) for gathering in gatherings]
+    accounts = [
+        gathering.run(reading(gathering.source.name, partial(share_read, gathering.source.files)))
+        for gathering in gatherings
+    ]
+    return kind, accounts
 
 
 class Scored(NamedTuple):
