@@ -11,13 +11,14 @@ be read, they have none.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -122,27 +123,29 @@ def write_ids(
     """
     kinds = [naming.kind_of(record) for record in records] if naming.kind_of else [SHA256] * len(records)
     keys = {kind: naming.key_of(kind) for kind in {*kinds} - {SHA256}}
-    ids = list[bytes | None]()
-    questions = list[list[bytes] | None]()
-    for record, kind in zip(records, kinds, strict=True):
+    ids: list[bytes | None] = [None] * len(records)
+    questions: list[list[bytes] | None] = [None] * len(records)
+    # Records are shuffled. Looked at as they lie in memory, they cost a third of the time.
+    for i in sorted(range(len(records)), key=lambda i: id(records[i])):
+        record, kind = records[i], kinds[i]
         key = keys.get(kind) if keys else None
         if kind != SHA256 and key is None:
-            ids.append(None)
-            questions.append(None)
             continue
-        ids.append((key is None and known.content_id(record)) or id_of(row_bytes(record), key))
+        ids[i] = (key is None and known.content_id(record)) or id_of(row_bytes(record), key)
         asked = questions_of(record, system)
-        questions.append([under(one, key) for one in asked] if key else asked)
+        questions[i] = [under(one, key) for one in asked] if key else asked
     columns = {
         "content_id": ids, "question_ids": questions, "project": [kind.project or None for kind in kinds],
         "key_fingerprint": [kind.key or None for kind in kinds],
     }  # fmt: skip
     pq.write_table(pa.table(columns, schema=SCHEMA), folder / FILE, compression="none")  # digests get no smaller
-    exposures = Counter(id for id in ids if id is not None)
-    if sum(exposures.values()) < len(records):
+    named = [one for one in ids if one is not None]
+    if len(named) < len(records):
         return {}
-    sequence = (leaf(id, n) for id, n in exposures.items())
-    return {"data_root": root_of(sequence), "data_ids_root": root_of(sorted(exposures))}
+    values, first, counts = np.unique(np.frombuffer(b"".join(named), "V32"), return_index=True, return_counts=True)
+    order = np.argsort(first)
+    sequence = map(leaf, values[order].tolist(), counts[order].tolist())
+    return {"data_root": root_of(sequence), "data_ids_root": root_of(values.tolist())}
 
 
 @dataclass(frozen=True, slots=True)
