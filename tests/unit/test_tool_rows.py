@@ -172,7 +172,6 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     (refused(calls(called("{city: Oslo}"))), r"messages\[1\]\.tool_calls\[0\]\.arguments",
      "{city: Oslo}: is no JSON object"),
     (refused(calls(called("[1]"))), r"messages\[1\]\.tool_calls\[0\]\.arguments", "is no JSON object"),
-    (refused(calls(called(""))), r"messages\[1\]\.tool_calls\[0\]\.arguments", "is no JSON object"),
     (refused(calls(called(3))), r"messages\[1\]\.tool_calls\[0\]\.arguments", "3: is no JSON object"),
     (refused(calls(called('{"a": NaN}'))), r"messages\[1\]\.tool_calls\[0\]\.arguments", "is no JSON object"),
     (refused(calls(called('{"a": 1, "a": 2}'))), r"messages\[1\]\.tool_calls\[0\]\.arguments", "key a twice"),
