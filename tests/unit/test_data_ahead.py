@@ -19,16 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from align.chain import Head
 from align.config.identity import identifying
 from align.data import chitchat
 from align.data.clean.steps import steps_of
 from align.data.sets import ahead, reads
 from align.data.sets.ahead import Count, make_ahead, pieces
 from align.data.sets.duplicates import near_duplicates, preference
-from align.data.sets.engines import SILENT, Daft, Engine, embedded
+from align.data.sets.engines import SILENT, Daft, Engine, embedded, packed
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.source import Source
 from align.data.sets.spool import Rows, Spool
+from align.data.sets.votes import Votes
 from align.errors import InputError
 from align.types import Conversation, Message
 
@@ -249,6 +251,26 @@ def test_pieces_are_all_parts_and_few_of_a_file(monkeypatch: pytest.MonkeyPatch)
     begins = [next(i for i, end in enumerate(np.cumsum([c.rows for c in counts])) if p[0] * 10 < end) for p in found]
     assert [begins.count(file) for file in range(5)] == [1, 0, 4, 29, 0]
     assert [*pieces([])] == []
+
+
+def test_no_worker_is_given_a_projects_key(tmp_path: Path, sources: list[Source]) -> None:
+    votes = Votes("sqlite:///votes.db", "p", Head(0, ""), False, b"the key of a project")
+    made = gatherings(tmp_path / "many", [*sources[:2], Source("votes", annotations="p", votes=votes)])
+    seen = []
+
+    def looks(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        seen.append(pickle.dumps((do, tasks)))
+        return embedded(do, tasks)
+
+    make_ahead(looks, made)
+    assert len(seen) == 2
+    assert b"the key of a project" in pickle.dumps(made[2])
+    assert not any(b"the key of a project" in one or b"votes.db" in one for one in seen)
+
+
+def test_work_that_no_other_process_can_find_is_refused() -> None:
+    with pytest.raises(InputError, match=r"stage\.engine=\(work\): cannot send its work .*Define what stage\.clean"):
+        packed(lambda task: task)
 
 
 def test_an_engine_is_no_part_of_what_a_run_is() -> None:

@@ -6,7 +6,7 @@ meets an error leaves its part to that, and the error is the same, in the same o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -61,22 +61,23 @@ def make_ahead(
     Raises:
         InputError: workers write where this process does not see it.
     """
+    of_files = {gathering.number: gathering for gathering in gatherings if gathering.source.path}  # no project's key
     files = [
-        (gathering.number, gathering.source.field, file)
-        for gathering in gatherings for file in gathering.source.files
+        (number, gathering.source.field, file)
+        for number, gathering in of_files.items() for file in gathering.source.files
     ]  # fmt: skip
     counts, tasks = dict(engine(counted, files)), list[Task]()
     for number, of_source in groupby(range(len(files)), key=lambda i: files[i][0]):
         known: list[Any] = [*takewhile(bool, map(counts.get, of_source))]
-        gathering = gatherings[number]
+        gathering = of_files[number]
         gathering.known = [count.rows for count in known]
         tasks += [Task(number, parts) for parts in missing(pieces(known), gathering.parts())]
     spool = gatherings[0].spool
     for left in spool.folder.glob(f"*{FAILED}"):  # by a run that was cut off
         left.unlink()
     made, total, failed = 0, sum(len(task.parts) for task in tasks), dict[int, dict[int, str]]()
-    for _, result in engine(partial(work, tuple(gatherings)), tasks):
-        there = gatherings[result.task.source].parts()
+    for _, result in engine(partial(work, of_files), tasks):
+        there = of_files[result.task.source].parts()
         if lost := {*result.parts} - there:
             problem = f"has workers that write where this process does not see it (part {min(lost)} is missing)"
             remedy = "Give all of them one file system, with the sources and run.root at the same paths."
@@ -86,7 +87,7 @@ def make_ahead(
         made += len(result.parts)
         done(made, total)
     for number, of_source in failed.items():
-        gatherings[number].failed = of_source
+        of_files[number].failed = of_source
 
 
 def counted(file: tuple[int, str, Path]) -> Count | None:
@@ -118,8 +119,12 @@ def missing(wanted: Iterator[range], there: set[int]) -> Iterator[tuple[int, ...
                 yield tuple(parts)
 
 
-def work(gatherings: Sequence[Gathering], task: Task) -> Made:
-    """Make the parts of a task, up to one that fails."""
+def work(gatherings: Mapping[int, Gathering], task: Task) -> Made:
+    """Make the parts of a task, up to one that fails.
+
+    Args:
+        gatherings: by the number of the source.
+    """
     gathering, made = gatherings[task.source], list[int]()
     for part in task.parts:
         mark = gathering.spool.folder / f"{gathering.name(part)}{FAILED}"

@@ -87,7 +87,7 @@ class Daft:
     def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         if not tasks:
             return
-        daft, rows = self.daft, [pickle.dumps(numbered) for numbered in enumerate(tasks)]
+        daft, work, rows = self.daft, packed(do), [pickle.dumps(numbered) for numbered in enumerate(tasks)]
         batch = daft.method.batch(return_dtype=daft.DataType.binary(), batch_size=1)
         worker = type("Worker", (Worker,), {"run": batch(Worker.run)})
         most, own = min(self.workers, len(rows)), None if self.on_ray else True
@@ -95,7 +95,7 @@ class Daft:
         found = daft.from_pydict({"task": rows})
         if self.on_ray:
             found = found.into_partitions(len(rows))
-        found = found.select(made(pickle.dumps(do), os.getcwd(), places()).run(found["task"]).alias("result"))
+        found = found.select(made(work, os.getcwd(), places()).run(found["task"]).alias("result"))
         for row in found.iter_rows():
             yield pickle.loads(row["result"])
 
@@ -111,6 +111,15 @@ class Worker:
     def run(self, task: Any) -> list[bytes]:
         numbered = map(pickle.loads, task.to_pylist())
         return [pickle.dumps((number, self.do(one))) for number, one in numbered]
+
+
+def packed(do: Callable[[Any], Any]) -> bytes:
+    """Raises: InputError: a part of it is nothing that another process can find."""
+    try:
+        return pickle.dumps(do)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        remedy = "Define what stage.clean names by `def` in a module, or use stage.engine=embedded."
+        raise InputError(FIELD, "(work)", f"cannot send its work to other processes ({error})", remedy) from error
 
 
 def places() -> list[str]:
