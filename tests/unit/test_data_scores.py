@@ -173,6 +173,12 @@ def test_the_loss_of_a_row_is_that_of_what_is_trained_on(model: tuple[Any, Any])
     assert found[0] != pytest.approx(found[1], rel=1e-3)
     pair = Preference(two.messages[:1], (Message("assistant", "Yes"),), (Message("assistant", "Maybe"),))
     assert losses(network, tokenizer, [pair], 200, 3)[0] == pytest.approx(found[4], rel=1e-5)
+    earlier = Message("assistant", "Yes, until six.", trained=False)  # an answer of the prompt is read, and no more
+    alone = Conversation((two.messages[0], earlier, *two.messages[2:]))
+    pair = Preference(two.messages[:3], two.messages[3:], (Message("assistant", "Maybe"),))
+    of_pair, of_answer = losses(network, tokenizer, [pair, alone], 200, 3)
+    assert of_pair == pytest.approx(of_answer, rel=1e-5)
+    assert of_pair != pytest.approx(found[0], rel=1e-3)
 
 
 def test_a_long_text_is_read_in_pieces_and_a_conversation_is_cut(model: tuple[Any, Any]) -> None:
