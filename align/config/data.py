@@ -186,12 +186,7 @@ class ScoreConfig(Settings):
                 value, usual = getattr(self, key), defaults_of(ScoreConfig)[key]
                 same = (list(value) if key == "keep" else value) == usual
                 remedy = "Add stage.score.by=loss or stage.score.by=reward."
-                require(same, f"stage.score.{key}", value, "says nothing where rows are not scored", remedy)
-
-    @property
-    def filters(self) -> bool:
-        """Whether any row may be left out."""
-        return list(self.keep) != [0, 1] or self.least is not None or self.most is not None
+                require(same, f"stage.score.{key}", value, "has no effect without stage.score.by", remedy)
 
 
 def listed(given: Any) -> Any:
@@ -309,6 +304,10 @@ class DataStageConfig(Settings):
         require(
             self.score.by != "loss" or config.model.path is not None, "model", "(not given)",
             "stage.score.by=loss, and nothing says whose loss", "Add model=hub model.path=ORG/NAME or a folder.",
+        )  # fmt: skip
+        require(
+            self.score.by == "reward" or config.reward == type(config.reward)(name="learned"), "reward",
+            config.reward.name, "is not read by stage=data without stage.score.by=reward", "Add it, or drop reward=.",
         )  # fmt: skip
         name, path = config.data.name, config.data.path
         require(

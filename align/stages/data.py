@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,7 +52,7 @@ from align.data.sets.evidence import (
     write_rows,
     write_scores,
 )
-from align.data.sets.forget import Forgetting, forget, retire, roots_before
+from align.data.sets.forget import Forgetting, alone_on, forget, retire, roots_before
 from align.data.sets.funnel import Funnel
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.mix import Mixed, draws, mixture, over_caps
@@ -73,13 +72,13 @@ from align.data.sets.source import Source, by_name
 from align.data.sets.spool import Rows, Spool
 from align.data.supervised import token_count
 from align.data.template import use_template
-from align.errors import InputError, RunBusy, StorageError, require
+from align.errors import InputError, StorageError, require
 from align.report.data_set import line_of_shapes, lines_of
 from align.report.telling import begins, reading, seldom
 from align.report.words import counted
 from align.run import Run, atomic
 from align.run.artifacts import check_not_replaced, replacement
-from align.run.folder import locked, now
+from align.run.folder import now
 from align.run.lineage import users_of
 from align.stages import tracker
 from align.stages.scores import scorer_name, scores_of
@@ -87,18 +86,11 @@ from align.types import Result
 
 
 def run(run: Run, config: Config, given: Any) -> Result:
-    if config.stage.action == FORGET:
-        return forgotten(run, config, given)
-    try:
-        return data_set_of(run, config, given)
-    except InputError as error:
-        if not isinstance(error, StorageError):  # the same line would end here again: nothing goes on from the spool
-            shutil.rmtree(run.checkpoints)
-        raise
+    return forgotten(run, config, given) if config.stage.action == FORGET else data_set_of(run, config, given)
 
 
 def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
-    """Read, clean, compare, divide, mix and publish, in this order."""
+    """Read, clean, score, compare, divide, mix and publish, in this order."""
     stage: DataStageConfig = config.stage
     names = [source.name for source in sources]
     ranks = by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
@@ -125,25 +117,23 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     leaks = shared_sides(rows, kind, funnel, test, stage)
     without(funnel, "after_test_decontamination", leaks.rows, stage.contamination)
     train = mixed_in(rows, funnel, test, sources, draw, stage)
-    check_some(config, funnel, test, train, given_away, leaks)
+    with nothing_to_go_on_from(run):
+        check_some(config, funnel, test, train, given_away, leaks)
 
-    heads = clusters(duplicates)
     exposures = np.where(funnel.kept & test, 1, train.exposures).astype(np.int32)  # the test side is as it is
-    chosen = Chosen(exposures, test, duplicates.dropped, heads, scored.scores if scored else None)
-    said = account_of(sources, run.inputs, shapes, accounts, funnel, test, train)
-    seen = chosen.exposures > 0
-    said["evaluations"] = found_in(against, given_away) + found_in(["the test split"], leaks)
-    said["found"] = found_of(duplicates, given_away, leaks)
-    said |= scored.said if scored else {}
-    said["lengths"] = lengths(rows.numbers("characters")[seen], funnel.source[seen], names)
-    shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
-    begins("publishes", int(funnel.kept.sum()))
-    with atomic.publish(target) as folder:
-        data = publish(folder, rows, kind, names, chosen, said)
+    seen, scores = exposures > 0, scored.scores if scored else None
+    chosen = Chosen(exposures, test, duplicates.dropped, clusters(duplicates), scores)
+    evidence = found_in(against, given_away) + found_in(["the test split"], leaks)
+    data = published(run, rows, kind, names, chosen, {
+        **account_of(sources, run.inputs, shapes, accounts, funnel, test, train),
+        "evaluations": evidence, "found": found_of(duplicates, given_away, leaks), **(scored.said if scored else {}),
+        "lengths": lengths(rows.numbers("characters")[seen], funnel.source[seen], names),
+    })  # fmt: skip
     hide = Cleaner(steps).hidden
-    examples = cleaned_away(names, accounts) + leaked(rows, kind, names, given_away, against, hide)
-    write_dropped(run.folder, examples + leaked(rows, kind, names, leaks, ["the test split"], hide))
-    write_duplicates(run.folder, rows, kind, names, duplicates, heads, hide)
+    gone = leaked(rows, kind, names, given_away, against, hide)
+    gone += leaked(rows, kind, names, leaks, ["the test split"], hide)
+    write_dropped(run.folder, cleaned_away(names, accounts) + gone)
+    write_duplicates(run.folder, rows, kind, names, duplicates, chosen.heads, hide)
     write_rows(run.folder, rows, kind, names, funnel.source, seen & ~test, renderer(tokenizer), hide)
     if scored:
         write_scores(run.folder, rows, kind, names, funnel.source, scored.scores, scored.out, hide)
@@ -151,6 +141,27 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
         for step, (name, left) in enumerate(funnel.steps.items(), start=1):
             track.log(step, {"name": name, "rows": sum(left)})
     return Result(metrics_of(data), tuple(lines_of(data, plain(config)["stage"])))
+
+
+@contextmanager
+def nothing_to_go_on_from(run: Run) -> Iterator[None]:
+    """Rows that are refused in the block would be refused again by the same line: the spool is removed."""
+    try:
+        yield
+    except InputError as error:
+        if not isinstance(error, StorageError):
+            shutil.rmtree(run.checkpoints)
+        raise
+
+
+def published(
+    run: Run, rows: Rows, kind: str, names: Sequence[str], chosen: Chosen, said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the data set as the run's artifact. Returns what its `data.json` says."""
+    shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
+    begins("publishes", int((chosen.exposures > 0).sum()))
+    with atomic.publish(target) as folder:
+        return publish(folder, rows, kind, names, chosen, said)
 
 
 def check_some(config: Config, funnel: Funnel, test: np.ndarray, train: Mixed, given_away: Leaks, leaks: Leaks) -> None:
@@ -189,14 +200,17 @@ def gathered(
         stage.duplicates.over, stage.duplicates.near is not None, stage.split.read.get("split", ""),
         stage.split.read.get("time", ""), count if stage.mix.by == "tokens" else None,
     )  # fmt: skip
-    spool, kind, skips = Spool(run.checkpoints), sources[0].kind(), config.data.on_bad_row == "skip"
+    spool, skips = Spool(run.checkpoints), config.data.on_bad_row == "skip"
+    with nothing_to_go_on_from(run):
+        kind = sources[0].kind()
     gatherings = [Gathering(spool, source, number, steps, wanted, kind, skips) for number, source in enumerate(sources)]
     if engine is not embedded:
         make_ahead(engine, gatherings, seldom(lambda made, of, s: f"{made:,} of {of:,} parts made in {s:.0f} s"))
-    accounts = [
-        gathering.run(reading(gathering.source.name, partial(share_read, gathering.source.files)))
-        for gathering in gatherings
-    ]
+    with nothing_to_go_on_from(run):
+        accounts = [
+            gathering.run(reading(gathering.source.name, partial(share_read, gathering.source.files)))
+            for gathering in gatherings
+        ]
     return kind, accounts
 
 
@@ -322,23 +336,3 @@ def forgotten(run: Run, config: Config, given: Forgetting) -> Result:
     lines += used
     lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
     return Result({**metrics_of(data), "forgotten": count, "runs": used}, tuple(lines))
-
-
-@contextmanager
-def alone_on(old: Path) -> Iterator[None]:
-    """Holds a data set against other commands that forget rows of it: each would publish one that lacks its own rows
-    alone.
-
-    Raises:
-        RunBusy: another one holds it.
-    """
-    folder = old.parent if old.name == "artifact" else old
-    try:
-        descriptor = locked(folder)
-    except RunBusy as error:
-        problem = "another command is forgetting rows of it, or makes it"
-        raise RunBusy("data.path", str(old), problem, "Wait for it, and name the data set that it makes.") from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)

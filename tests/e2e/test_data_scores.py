@@ -153,11 +153,13 @@ def test_what_a_pii_step_finds_is_not_shown_beside_scores(tmp_path: Path) -> Non
     [
         (["stage.score.by=loss"], "model=(not given): stage.score.by=loss, and nothing says whose loss"),
         (["stage.score.by=los"], "stage.score.by=los: is not a choice here"),
-        (["stage.score.keep=[0.1,0.9]"], "says nothing where rows are not scored"),
+        (["stage.score.keep=[0.1,0.9]"], "has no effect without stage.score.by"),
         (["stage.score.by=reward", "stage.score.keep=[0.9,0.1]"], "are no two quantiles"),
         (["stage.score.by=reward", "stage.score.keep=[0.9]"], "are no two quantiles"),
         (["stage.score.by=reward", "stage.score.least=2", "stage.score.most=1"], "is more than stage.score.most=1"),
         (["stage.score.by=reward"], "reward.ref=reward:latest"),
+        (["reward=sentiment"], "reward=sentiment: is not read by stage=data without stage.score.by=reward"),
+        (["reward.ref=reward:best"], "is not read by stage=data without stage.score.by=reward"),
         (["stage.clean=[unicode, {score: {by: loss}}]"], "Write stage.score.by=loss or stage.score.by=reward."),
     ],
 )

@@ -10,12 +10,12 @@ import pytest
 from data_sets import chat, made, three_sources, write
 
 from align.data.rendered import renderer
-from align.data.sets import gather
+from align.data.sets import reads
 from align.data.template import use_template
 from align.models.base import find_base
 from align.models.load import load_tokenizer
+from align.report import telling
 from align.report.words import NO_BREAK
-from align.stages import data as stage
 from align.types import Conversation, Message
 
 
@@ -62,21 +62,21 @@ def test_personal_data_is_not_shown_in_rendered_rows(tmp_path: Path, tiny_model:
 
 
 def test_how_far_a_source_is_read_and_how_long_it_takes() -> None:
-    assert stage.how_far(20.0, 0.5, (10.0, 0.25)) == f", 50{NO_BREAK}% of its bytes, about 20 seconds left"
-    assert stage.how_far(10.0, 0.25, (10.0, 0.25)) == f", 25{NO_BREAK}% of its bytes"  # nobody knows the pace yet
-    assert stage.how_far(10.0, None, None) == ""
+    assert telling.how_far(20.0, 0.5, [(10.0, 0.25)]) == f", 50{NO_BREAK}% of its bytes, about 20 seconds left"
+    assert telling.how_far(10.0, 0.25, [(10.0, 0.25)]) == f", 25{NO_BREAK}% of its bytes"  # nobody knows the pace yet
+    assert telling.how_far(10.0, None, []) == ""
 
 
 def test_long_steps_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "rows.jsonl", [chat(f"Who is {i}?", f"Number {i} " * 200) for i in range(300)])
-    monkeypatch.setattr(gather, "PART", 100)
-    monkeypatch.setattr(stage, "TOLD_S", 0.0)
+    monkeypatch.setattr(reads, "PART", 100)
+    monkeypatch.setattr(telling, "OFTEN_S", 0.0)
     words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", "stage.duplicates.near=null"]
     said = made(tmp_path, *words, "run.name=few")[2]
     assert re.search(r"rows: 100 rows read, 100 kept, [\d,]+ rows a second, \d[\d.]*\s% of its bytes\n", said)
     assert re.search(r"rows: 200 rows read, 200 kept, [\d,]+ rows a second, \d[\d.]*\s% of its bytes, about ", said)
     assert "rows: 300 rows read" in said
     assert "publishes" not in said
-    monkeypatch.setattr(stage, "MANY", 300)
+    monkeypatch.setattr(telling, "MANY", 300)
     said = made(tmp_path, *words, "run.name=many")[2]
     assert said.index("looks for duplicates among 300 rows") < said.index("publishes 300 rows")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -187,6 +188,24 @@ def test_killed_while_it_publishes_it_goes_on(here: Path, monkeypatch: pytest.Mo
         patch.setattr("align.stages.data.publish", publishes)
         assert killed(lambda: Workshop(here / "runs", here).ended(*words, "run.name=killed")) == -9
     assert "continues" in made(here, *words, "run.name=killed")[2]
+    same(here, whole)
+
+
+def test_an_engine_that_is_not_there_costs_no_part(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = sources(here)
+    whole = made(here, *words, "run.name=whole")[1]
+    monkeypatch.setitem(sys.modules, "daft", None)
+    with monkeypatch.context() as patch:
+        patch.setattr("align.stages.data.publish", lambda *given: os.kill(os.getpid(), 9))
+        assert killed(lambda: Workshop(here / "runs", here).ended(*words, "run.name=killed")) == -9
+    parts = sorted(path.name for path in (here / "runs" / "data" / "killed" / "checkpoints").iterdir())
+    shop = Workshop(here / "runs", here)
+    assert shop.ended(*words, "run.name=killed", "stage.engine=daft") == 2
+    assert "is not installed here" in shop.said
+    assert sorted(path.name for path in (here / "runs" / "data" / "killed" / "checkpoints").iterdir()) == parts != []
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "write", None)  # every part is there
+        assert "continues" in made(here, *words, "run.name=killed")[2]
     same(here, whole)
 
 

@@ -6,10 +6,12 @@ from the old one, which `replaces` of the new `data.json` names: runs that train
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,11 +25,12 @@ from align.data.sets.published import FILE, SHARD_NAME, TOMBSTONE, DataSet, data
 from align.data.sets.publishing import Shards
 from align.data.sets.sides import SIDES
 from align.data.sources import DataSource, data_record
-from align.errors import require
+from align.errors import RunBusy, require
 from align.merkle import root_of
 from align.run.artifacts import REPLACED, check_not_replaced, replacement
 from align.run.digests import file_digest
 from align.run.files import write_json
+from align.run.folder import locked
 from align.run.manifest import FILE as RUN
 from align.run.manifest import Input, read_manifest
 
@@ -274,3 +277,23 @@ def retire(artifact: Path, said: Mapping[str, Any]) -> None:
                 shutil.rmtree(path)
             elif path.is_file() and path.name not in KEPT:
                 path.unlink()
+
+
+@contextmanager
+def alone_on(old: Path) -> Iterator[None]:
+    """Holds a data set against other commands that forget rows of it: each would publish one that lacks its own rows
+    alone.
+
+    Raises:
+        RunBusy: another one holds it.
+    """
+    folder = old.parent if old.name == "artifact" else old
+    try:
+        descriptor = locked(folder)
+    except RunBusy as error:
+        problem = "another command is forgetting rows of it, or makes it"
+        raise RunBusy("data.path", str(old), problem, "Wait for it, and name the data set that it makes.") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
