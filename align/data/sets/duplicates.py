@@ -17,7 +17,7 @@ from align.data.dedup.shingles import Shingles
 from align.data.dedup.twins import twins
 from align.data.sets.columns import whole
 from align.data.sets.engines import Engine, embedded
-from align.data.sets.gather import RUNS, band_name
+from align.data.sets.gather import HASHES, band_name
 from align.data.sets.spool import Rows, Spool
 
 ALL, WITHIN, ACROSS = "all", "within", "across"
@@ -106,7 +106,7 @@ def near_among(folder: Path, some: Compared, threshold: float, among: str) -> Du
     found = twins(
         some.order, rows.numbers("shingles")[numbers],
         lambda band: rows.numbers(band_name(band))[numbers],
-        lambda few: Shingles.of(whole(rows.take(numbers[few], [RUNS])[RUNS])),
+        lambda few: Shingles.of(whole(rows.take(numbers[few], [HASHES])[HASHES])),
         threshold, sources=None if among == ALL else some.source, across=among == ACROSS,
     )  # fmt: skip
     return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, np.zeros(len(found.dropped), bool))

@@ -68,9 +68,9 @@ class Wanted:
     count_tokens: CountTokens | None = None
 
 
-RUNS = "runs"
-"""The column of each text's shingles, which near-duplicates are compared by: reading them takes a tenth of the time of
-making them again."""
+HASHES = "shingle_hashes"
+"""The column of each text's shingles, which near-duplicates are compared by: to make them again would take
+longer than to read them."""
 
 
 def band_name(band: int) -> str:
@@ -83,7 +83,7 @@ def schemas_of(kind: str, near: bool) -> list[pa.Schema]:
     if near and kind == DOCUMENTS:
         bands = [(band_name(band), pa.uint64()) for band in range(BANDS)]
         schemas += [pa.schema(bands[i : i + BANDS_TOGETHER]) for i in range(0, BANDS, BANDS_TOGETHER)]
-        schemas.append(pa.schema([(RUNS, pa.list_(pa.uint64()))]))
+        schemas.append(pa.schema([(HASHES, pa.list_(pa.uint64()))]))
     return schemas
 
 
@@ -245,7 +245,7 @@ class Gathering:
         if self.wanted.near and self.kind == DOCUMENTS:
             sets = shingled(compared)
             keys, sizes = band_keys(sets), sets.sizes
-            found |= {band_name(band): pa.array(keys[:, band]) for band in range(BANDS)} | {RUNS: sets.column()}
+            found |= {band_name(band): pa.array(keys[:, band]) for band in range(BANDS)} | {HASHES: sets.column()}
         return found | {"shingles": pa.array(sizes.astype(np.int32))}
 
 
