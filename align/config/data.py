@@ -303,7 +303,8 @@ class DataStageConfig(Settings):
         )  # fmt: skip
         require(
             self.score.by != "loss" or config.model.path is not None, "model", "(not given)",
-            "stage.score.by=loss, and nothing says whose loss", "Add model=hub model.path=ORG/NAME or a folder.",
+            "stage.score.by=loss, and nothing says whose loss",
+            "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in one.",
         )  # fmt: skip
         require(
             self.score.by == "reward" or config.reward == type(config.reward)(name="learned"), "reward",

@@ -180,7 +180,7 @@ FIGURES = (
             lambda done, wanted: f"{done:,} of {wanted:,}"),
     _figure("read", "Records read", "", "Of all sources, less rows that were refused."),
     _figure("exposures", "Rows seen in one pass", "", "Rows to train on, each as often as the mixture repeats it."),
-    _figure("test_rows", "Rows to measure on", "", "Nothing like them is trained on."),
+    _figure("test_rows", "Rows to measure on", "", "Nothing like them is trained on, unless stage.contamination.test=false."),
     _figure("dropped_in_cleaning", "Dropped in cleaning", "rows", "By the steps of stage.clean."),
     _figure("dropped_by_score", "Dropped by score", "rows", "Outside of what stage.score keeps."),
     _figure("unscored", "Without a score", "rows", "They have nothing to score, or too much for the model's context. "
@@ -191,6 +191,8 @@ FIGURES = (
     _figure("contaminated", "Like evaluation rows", "rows", "They would give stage.contamination.against away."),
     _figure("shared_with_test", "Like test rows", "rows", "They would give the rows to measure on away."),
     _figure("unanswered", "Without an answer", "rows", "Supervised training leaves them out."),
+    _figure("forgotten", "Rows forgotten", "rows", "A tombstone stands in the place of each."),
+    _figure("runs", "Runs that trained on them", "", "Those under this run.root, and what was made from these."),
     _figure("root", "Fingerprint", "", "Merkle root over the rows and how often each is seen.", shown=_digits),
     _figure("ids_root", "Fingerprint of the set", "", "Merkle root over the sorted ids of contents.", shown=_digits),
     _figure("data_root", "Fingerprint of the training rows", "", "Merkle root over the content ids of what was given, "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,10 @@ def renamed(data: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
                 ", ".join(map(str, data)) or "(none)",
                 f"there is no {theirs} among them, which is to be {ours}",
             )
-            raise InputError(f"{where}, columns", seen, problem, "Give the name of a column that is there.")
+            close = get_close_matches(theirs.casefold(), {name.casefold(): name for name in map(str, data)}, 1, 0.75)
+            meant = next((name for name in map(str, data) if name.casefold() in close), "")
+            remedy = f"Did you mean {meant}?" if meant else "Give the name of a column that is there."
+            raise InputError(f"{where}, columns", seen, problem, remedy)
     taken = {*columns, *columns.values()}
     kept = {name: value for name, value in data.items() if name not in taken}
     return {ours: data[theirs] for ours, theirs in columns.items()} | kept

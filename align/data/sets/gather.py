@@ -285,6 +285,8 @@ class Gathered:
         if self.counts["kept"] == 0:
             problem = f"is empty after cleaning: of its {self.counts['read']:,} records none is left"
             remedy = "Loosen stage.clean, or leave the source out."
+            if not self.counts["read"]:
+                problem, remedy = "is empty: it has no row", "Give at least one row, or leave the source out."
             raise InputError(at, self.source.given, problem, remedy)
         clean = [as_json(counts) for counts in self.cleaner.counts]
         return {"counts": {**self.counts}, "licences": dict(self.licences), "bad_rows": refused, "clean": clean}

@@ -70,7 +70,8 @@ def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature:
         require(sum(given) > 0, "stage.sources, weights", 0, problem, "Give one source a weight above 0.")
         return tuple(weight / sum(given) for weight in given)
     rest = 1 - sum(given)
-    problem = f"leave nothing of 1 for the {len(weights) - len(given)} sources that have none"
+    without = len(weights) - len(given)
+    problem = f"leave nothing of 1 for the {without} source{'' if without == 1 else 's'} without one"
     remedy = "Lower them, or give every source a weight."
     require(rest > SLACK, "stage.sources, weights", round(sum(given), 6), problem, remedy)
     largest, power = max(sizes, default=1) or 1, 1 / (temperature or 1)
