@@ -180,7 +180,8 @@ FIGURES = (
             lambda done, wanted: f"{done:,} of {wanted:,}"),
     _figure("read", "Records read", "", "Of all sources, less rows that were refused."),
     _figure("exposures", "Rows seen in one pass", "", "Rows to train on, each as often as the mixture repeats it."),
-    _figure("test_rows", "Rows to measure on", "", "Nothing like them is trained on, unless stage.contamination.test=false."),
+    _figure("test_rows", "Rows to measure on", "", "Nothing like them is trained on, unless "
+            "stage.contamination.test=false."),
     _figure("dropped_in_cleaning", "Dropped in cleaning", "rows", "By the steps of stage.clean."),
     _figure("dropped_by_score", "Dropped by score", "rows", "Outside of what stage.score keeps."),
     _figure("unscored", "Without a score", "rows", "They have nothing to score, or too much for the model's context. "

@@ -3,6 +3,7 @@ arguments, and personal data in names of arguments."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ def test_columns_of_json_text(tmp_path: Path, name: str, write: Any) -> None:
     [pair] = read(path)
     assert isinstance(pair, Preference)
     assert (pair.prompt, pair.chosen, pair.margin) == (SAID[:1], SAID[1:], 0.5)
+
+
+@pytest.mark.parametrize(
+    "said", ["[]", '[{"name": "stock", "arguments": {}}]', '[{"role": "x"}, {"name": "y"}]', "[[]]"]
+)
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.csv"])
+def test_an_answer_that_is_json_itself_is_a_text(tmp_path: Path, name: str, said: str) -> None:
+    """Answers of models that call functions, or fill a schema, are JSON: no list of turns."""
+    path, row = tmp_path / name, {"prompt": f"Which list is {said}?", "completion": said}
+    if name == "a.csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([[*row], [*row.values()]])
+    else:
+        (parquet if name == "a.parquet" else arrow)(path, row)
+    [record] = read(path)
+    assert isinstance(record, Conversation)
+    assert [turn.content for turn in record.messages] == [*row.values()]
 
 
 def lines(path: Path, row: dict[str, Any]) -> list[Record]:

@@ -19,6 +19,8 @@ QUOTES = (
     'Write it with one row a record, and put a cell with a separator, a quote or a line\'s end in double quotes ("").'
 )
 WORDS = {"true": True, "false": False}
+TURN = frozenset({"role", "from"})
+"""One of these fields says who speaks in a turn."""
 
 
 class Lines:
@@ -118,7 +120,7 @@ class Cells:
 
     Attributes:
         lists: a JSON array.
-        messages: a text, or a JSON array of objects.
+        messages: a text, or a JSON array of turns.
         numbers: a number, `true` or `false`.
     """
 
@@ -139,8 +141,13 @@ class Cells:
         if not text.startswith("[") or not (name in self.lists or name in self.messages):
             return text
         value = written(text)
-        kept = isinstance(value, list) and (name in self.lists or all(isinstance(one, dict) for one in value))
+        kept = isinstance(value, list) and (name in self.lists or are_turns(value))
         return value if kept else text
+
+
+def are_turns(values: list[Any]) -> bool:
+    """Whether a list that stands where a text may stand is one of turns: an answer may be JSON itself."""
+    return bool(values) and all(isinstance(one, dict) and not TURN.isdisjoint(one) for one in values)
 
 
 def written(text: str) -> Any:
