@@ -7,11 +7,12 @@ import json
 import os
 import pickle
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from socket import gethostname
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from align.data.clean.steps import steps_of
 from align.data.sets import ahead, reads
 from align.data.sets.ahead import Count, make_ahead, pieces
 from align.data.sets.duplicates import near_duplicates, preference
-from align.data.sets.engines import SILENT, Daft, Engine, embedded, packed
+from align.data.sets.engines import Engine, embedded
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.source import Source
 from align.data.sets.spool import Rows, Spool
@@ -218,29 +219,93 @@ def test_nobody_works_on_what_is_behind_an_error(tmp_path: Path, monkeypatch: py
     assert [len(one.parts()) for one in again] == [8, 8]
 
 
-def test_what_workers_could_not_make_is_made_here_and_said(
+def elsewhere(do: Callable[[Any], Any], tasks: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
+    """Files are counted here; parts are made by `work`."""
+    return enumerate(map(do if do is ahead.counted else work, tasks))
+
+
+def test_workers_without_the_runs_folder_leave_their_parts_to_this_process(
     tmp_path: Path, sources: list[Source], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = gatherings(tmp_path / "many", sources[:1])
+    """They can leave no mark there, either; and it is told once of each source."""
+    there = {one.number: one for one in gatherings(tmp_path / "gone", sources[:2])}
+    (tmp_path / "gone").rmdir()
+    made, whole = gatherings(tmp_path / "many", sources[:2]), all_of(gatherings(tmp_path / "one", sources[:2]))
+    make_ahead(lambda do, tasks: elsewhere(do, tasks, lambda task: ahead.work(there, task)), made)
+    assert [one.parts() for one in made] == [set(), set()]
+    assert all_of(made) == whole
+    said = [line for line in capsys.readouterr().out.splitlines() if "process makes" in line]
+    assert [line.partition(". ")[0] for line in said] == [
+        "a: parts that this process makes: 9 of 9", "b: parts that this process makes: 7 of 7",
+    ]  # fmt: skip
+    assert "A worker could not make part 0: " in said[0]
+    assert "No such file or directory" in said[0]
+
+
+def test_workers_whose_disk_is_full_leave_their_parts_to_this_process(
+    tmp_path: Path, sources: list[Source], capsys: pytest.CaptureFixture[str]
+) -> None:
+    full, made = gatherings(tmp_path / "full", sources[:1]), gatherings(tmp_path / "many", sources[:1])
+    for part in range(9):
+        (tmp_path / "full" / f"000-{part:06d}.0.arrow.{gethostname()}-{os.getpid()}").symlink_to("/dev/full")
+    make_ahead(lambda do, tasks: elsewhere(do, tasks, lambda task: ahead.work({0: full[0]}, task)), made)
+    assert (full[0].parts(), made[0].parts()) == (set(), set())
+    assert made[0].run()["counts"]["kept"] == 31
+    said = capsys.readouterr().out
+    assert "a: parts that this process makes: 9 of 9. A worker could not make part 0: " in said
+    assert "No space left on device" in said
+
+
+def test_workers_that_cannot_see_the_sources_are_told_of_in_one_line(
+    tmp_path: Path, sources: list[Source], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files of a source are read in order, so that those behind one that cannot be counted are left, too."""
 
     def blind(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        if do is ahead.counted:
-            return embedded(do, tasks)
-        return iter([(0, ahead.Made(tasks[0], [], 0, "there is no such file"))])
+        if do is ahead.counted:  # on another machine they are not there
+            tasks = [
+                (*task[:2], tmp_path / "gone" if task[2].suffix in (".parquet", ".csv") else task[2]) for task in tasks
+            ]
+        return embedded(do, tasks)
 
+    made = gatherings(tmp_path / "many", sources)
     make_ahead(blind, made)
-    assert made[0].run()["counts"]["kept"] == 31
-    assert "a: part 0 was made here, a worker could not: there is no such file" in capsys.readouterr().out
+    assert [len(one.parts()) for one in made] == [9, 3, 0, 1, 0]
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(
+        "files that this process reads without workers: 3 of 6. A worker could not count the rows of "
+    )
+    assert f"{tmp_path / 'b' / '1.parquet'}: " in said
 
 
-def test_workers_that_write_elsewhere_are_told(tmp_path: Path, sources: list[Source]) -> None:
-    def elsewhere(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        if do is ahead.counted:
-            return embedded(do, tasks)
-        return iter([(0, ahead.Made(tasks[0], [*tasks[0].parts]))])
+def test_workers_that_write_elsewhere_are_told(
+    tmp_path: Path, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "SEEN_WITHIN", 0.0)
+    there = {one.number: one for one in gatherings(tmp_path / "other", sources)}
+    says = r"stage\.engine=.*workers write to a folder that this process cannot see \(000-000000\.json.*one file system"
+    with pytest.raises(InputError, match=says):
+        make_ahead(
+            lambda do, tasks: elsewhere(do, tasks, lambda task: ahead.work(there, task)),
+            gatherings(tmp_path / "many", sources),
+        )
 
-    with pytest.raises(InputError, match=r"stage\.engine=.*write where this process does not see it.*one file system"):
-        make_ahead(elsewhere, gatherings(tmp_path / "many", sources))
+
+def test_a_part_that_is_seen_late_is_waited_for(
+    tmp_path: Path, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "PAUSE", 0.01)
+    made, seen = gatherings(tmp_path / "many", sources[:1]), []
+
+    def late(task: Any) -> Any:
+        found = ahead.work({0: made[0]}, task)
+        path = made[0].spool.folder / f"{made[0].name(task.parts[0])}.json"
+        path.rename(hidden := path.with_suffix(".hidden"))
+        Timer(0.1, lambda: (hidden.rename(path), seen.append(path))).start()
+        return found
+
+    make_ahead(lambda do, tasks: elsewhere(do, tasks, late), made)
+    assert len(seen) == len(made[0].parts()) == 9
 
 
 def test_pieces_are_all_parts_and_few_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,27 +333,12 @@ def test_no_worker_is_given_a_projects_key(tmp_path: Path, sources: list[Source]
     assert not any(b"the key of a project" in one or b"votes.db" in one for one in seen)
 
 
-def test_work_that_no_other_process_can_find_is_refused() -> None:
-    with pytest.raises(InputError, match=r"stage\.engine=\(work\): cannot send its work .*Define what stage\.clean"):
-        packed(lambda task: task)
-
-
 def test_an_engine_is_no_part_of_what_a_run_is() -> None:
     config = {"seed": 0, "stage": {"name": "data", "engine": "embedded", "workers": None, "ray": None, "clean": []}}
     other = {"seed": 0, "stage": {**config["stage"], "engine": "ray", "workers": 2, "ray": "auto"}}  # type: ignore[dict-item]
     assert identifying("data", config, ()) == identifying("data", other, ()) == {
         "seed": 0, "stage": {"name": "data", "clean": []},
     }  # fmt: skip
-
-
-def test_without_daft(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told, and the environment says that nobody is to be called before Daft is imported."""
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setitem(sys.modules, "daft", None)
-    with pytest.raises(InputError, match=r"stage\.engine=daft: is not installed here .*docs/data\.md"):
-        Daft(False, None, None)
-    assert SILENT.items() <= os.environ.items()
-    assert {"DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED"} <= SILENT.keys()
 
 
 @pytest.mark.parametrize("workers", [2, 5])

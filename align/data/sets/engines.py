@@ -9,16 +9,21 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from socket import gethostname
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import align
-from align.errors import InputError
+from align.errors import InputError, require
 
 T = TypeVar("T")
 R = TypeVar("R")
 SILENT = {"DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
 """Daft calls two hosts when it is imported, and Ray reports its use, unless the environment says no by then."""
+CHOSEN = "Cannot set runner more than once"
+"""What Daft says where a process has chosen before where it runs."""
 FIELD, REMEDY = "stage.engine", "Make the environment that docs/data.md tells of, and run it there."
 
 
@@ -65,24 +70,24 @@ class Daft:
         os.environ["PYTHONPATH"] = os.pathsep.join(places())  # for processes that are started from here on
         self.daft, self.on_ray = imported("daft"), on_ray
         self.workers = workers or os.cpu_count() or 1
+        if on_ray:
+            ray = joined(address, None if address else workers)
+            self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.choose_runner(address)
+
+    def choose_runner(self, address: str | None) -> None:
+        """Raises: InputError: Daft refuses it, or this process has chosen the other one before."""
+        asked, value = ("ray", "ray") if self.on_ray else ("native", "daft")
+        problem, remedy = "this process uses Daft's other engine already", "Start the run in a process of its own."
         try:
-            if on_ray:
-                self.workers = self.joined(workers, address)
+            if self.on_ray:
                 self.daft.set_runner_ray(address, noop_if_initialized=True)
             else:
                 self.daft.set_runner_native()
-        except (RuntimeError, ConnectionError, ValueError) as error:
-            if self.daft.get_or_infer_runner_type() != ("ray" if on_ray else "native"):
-                problem, remedy = f"cannot be used ({error})", "Check stage.ray. A process can use one engine of these."
-                raise InputError(FIELD, "ray" if on_ray else "daft", problem, remedy) from error
-
-    def joined(self, workers: int | None, address: str | None) -> int:
-        """Joins or starts a cluster. Returns how many processes work at once."""
-        ray = imported("ray")
-        if not ray.is_initialized():
-            here = {} if address else {"num_cpus": workers, "include_dashboard": False}
-            ray.init(address or "local", logging_level="ERROR", log_to_driver=False, **here)
-        return workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        except (RuntimeError, OSError, ValueError) as error:
+            if CHOSEN not in str(error):
+                raise InputError(FIELD, value, f"Daft refuses it ({error})", remedy) from error
+        require(self.daft.get_or_infer_runner_type() == asked, FIELD, value, problem, remedy)
 
     def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         if not tasks:
@@ -97,20 +102,66 @@ class Daft:
             found = found.into_partitions(len(rows))
         found = found.select(made(work, os.getcwd(), places()).run(found["task"]).alias("result"))
         for row in found.iter_rows():
-            yield pickle.loads(row["result"])
+            yield result(row["result"])
+
+
+@cache
+def joined(address: str | None, processors: int | None) -> Any:
+    """Ray, with a cluster that this process joins, or starts on this machine. A process has one.
+
+    Raises:
+        InputError: Ray is not installed; or this process has another cluster; or this one cannot be joined.
+    """
+    ray, value = imported("ray"), address or "(this machine)"
+    remedy = "Start the run in a process of its own."
+    require(not ray.is_initialized(), "stage.ray", value, "this process has joined another Ray cluster already", remedy)
+    here = {} if address else {"num_cpus": processors, "include_dashboard": False}
+    try:
+        ray.init(address or "local", logging_level="ERROR", log_to_driver=False, **here)
+    except (RuntimeError, OSError, ValueError) as error:
+        remedy = "Check that the cluster runs, and that this machine reaches it."
+        raise InputError("stage.ray", value, f"cannot be joined ({error})", remedy) from error
+    return ray
+
+
+class Unable(NamedTuple):
+    """What a worker that cannot begin gives for each task."""
+
+    host: str
+    why: str
 
 
 class Worker:
     """A process that runs tasks, in the folder and with the modules of the one that gives them."""
 
     def __init__(self, do: bytes, folder: str, modules: Sequence[str]) -> None:
-        os.chdir(folder)
-        sys.path += [place for place in modules if place not in sys.path]
-        self.do: Callable[[Any], Any] = pickle.loads(do)
+        self.unable: Unable | None = None
+        try:
+            os.chdir(folder)
+            sys.path += [place for place in modules if place not in sys.path]
+            self.do: Callable[[Any], Any] = pickle.loads(do)
+        except (OSError, ImportError, AttributeError) as error:  # raised here, it would end in Daft's traceback
+            self.unable = Unable(gethostname(), str(error))
 
     def run(self, task: Any) -> list[bytes]:
+        if self.unable:
+            return [pickle.dumps(self.unable)] * len(task)
         numbered = map(pickle.loads, task.to_pylist())
         return [pickle.dumps((number, self.do(one))) for number, one in numbered]
+
+
+def result(made: bytes) -> tuple[int, Any]:
+    """The number of a task and what it gave.
+
+    Raises:
+        InputError: its worker could not begin.
+    """
+    found = pickle.loads(made)
+    if isinstance(found, Unable):
+        problem = f"a worker on {found.host} cannot begin ({found.why})"
+        remedy = "Give every machine the same environment, and the working folder at the same path."
+        raise InputError(FIELD, "(workers)", problem, remedy)
+    return found
 
 
 def packed(do: Callable[[Any], Any]) -> bytes:
@@ -132,6 +183,6 @@ def places() -> list[str]:
 def imported(name: str) -> Any:
     """Raises: InputError: it is not installed."""
     try:
-        return __import__(name)
+        return import_module(name)
     except ImportError as error:
         raise InputError(FIELD, name, f"is not installed here ({error})", REMEDY) from error

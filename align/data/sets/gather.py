@@ -128,18 +128,29 @@ class Gathering:
         Raises:
             InputError: rows are refused, or are of different kinds, or none is left.
         """
-        found, there, part, last = Gathered(self.source, self.steps, self.skips), self.parts(), 0, False
+        found, there = Gathered(self.source, self.steps, self.skips), self.parts()
+        part, last, told = 0, False, False
         while not last:
             if part not in there:
                 self.write(part)
-                if part in self.failed:
-                    print(f"{self.source.name}: part {part} was made here, a worker could not: {self.failed[part]}")
+                if part in self.failed and not told:
+                    told = True
+                    self.tell_failed(part, there)
             account = self.spool.account(self.spool.folder / self.name(part))
             require("last" in account, "checkpoints", self.name(part), "was left by another version of align", REMEDY)
             found.add(account)
             done(found.counts["read"], found.counts["kept"])
             part, last = part + 1, account["last"]
         return found.settled()
+
+    def tell_failed(self, part: int, there: set[int]) -> None:
+        """Print how many parts are made by this process, and why: it made one that a worker could not make."""
+        known = range(-(-sum(self.known) // self.size))
+        print(
+            f"{self.source.name}: parts that this process makes: {sum(part not in there for part in known)} of "
+            f"{len(known)}. A worker could not make part {part}: {self.failed[part]}",
+            flush=True,
+        )
 
     def parts(self) -> set[int]:
         """The numbers of the parts that are there."""

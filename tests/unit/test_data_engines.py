@@ -1,0 +1,135 @@
+"""Where tasks run: what workers, Daft and Ray cannot do is an error of one line.
+
+`benchmarks/data/engines.py` runs Daft and Ray, which need an environment of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from align.data.sets.engines import SILENT, Daft, Worker, joined, packed, result
+from align.errors import InputError
+
+
+def test_work_that_no_other_process_can_find_is_refused() -> None:
+    with pytest.raises(InputError, match=r"stage\.engine=\(work\): cannot send its work .*Define what stage\.clean"):
+        packed(lambda task: task)
+
+
+def test_a_worker_without_the_working_folder_is_no_traceback(tmp_path: Path) -> None:
+    worker = Worker(packed(len), str(tmp_path / "gone"), [])
+    (made,) = worker.run(pa.array([pickle.dumps((0, "task"))]))
+    says = (
+        rf"a worker on {re.escape(gethostname())} cannot begin \(.*No such file.*gone.*working folder at the same path"
+    )
+    with pytest.raises(InputError, match=says):
+        result(made)
+
+
+def test_a_worker_without_a_module_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "only_here.py").write_text("def clean(task):\n    return task * 2\n")
+    do = packed(importlib.import_module("only_here").clean)
+    (made,) = Worker(do, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
+    assert result(made) == (3, "abab")
+    monkeypatch.delitem(sys.modules, "only_here")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
+    (made,) = Worker(do, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
+    with pytest.raises(InputError, match=r"cannot begin \(No module named 'only_here'\).*the same environment"):
+        result(made)
+
+
+class Stub:
+    """Daft and Ray, as far as they choose where Daft runs; neither is in the environment of the tests."""
+
+    def __init__(self, runner: str = "", initialised: bool = False, refuses: Exception | None = None) -> None:
+        self.runner, self.initialised, self.refuses = runner, initialised, refuses
+        self.addresses: list[str] = []
+
+    def set_runner_ray(self, address: str | None, noop_if_initialized: bool) -> None:
+        self.runner = self.runner or "ray"  # where it runs natively, it says nothing
+
+    def set_runner_native(self) -> None:
+        if self.runner:
+            raise ValueError("DaftError::InternalError Cannot set runner more than once")
+        self.runner = "native"
+
+    def get_or_infer_runner_type(self) -> str:
+        return self.runner
+
+    def is_initialized(self) -> bool:
+        return self.initialised
+
+    def init(self, address: str, **options: Any) -> None:
+        self.addresses.append(address)
+        if self.refuses:
+            raise self.refuses
+        self.initialised = True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 6.0}
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Stub], Stub]]:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    joined.cache_clear()
+
+    def install(stub: Stub) -> Stub:
+        for name in ("daft", "ray"):
+            monkeypatch.setitem(sys.modules, name, stub)
+        return stub
+
+    yield install
+    joined.cache_clear()
+
+
+@pytest.mark.parametrize("error", [ConnectionError("timeout"), ValueError("no address"), RuntimeError("twice")])
+def test_a_cluster_that_cannot_be_joined_is_told_whatever_daft_runs_on(
+    installed: Callable[[Stub], Stub], error: Exception
+) -> None:
+    installed(Stub("ray", refuses=error))
+    with pytest.raises(InputError, match=rf"stage\.ray=ray://h:1: cannot be joined \({error}\)"):
+        Daft(True, None, "ray://h:1")
+
+
+def test_a_process_has_one_cluster(installed: Callable[[Stub], Stub]) -> None:
+    stub = installed(Stub())
+    assert (Daft(True, None, "auto").workers, Daft(True, 3, "auto").workers) == (6, 3)
+    assert stub.addresses == ["auto"]
+    with pytest.raises(InputError, match=r"stage\.ray=ray://h:1: this process has joined another Ray cluster already"):
+        Daft(True, None, "ray://h:1")
+    with pytest.raises(InputError, match=r"stage\.ray=\(this machine\): this process has joined another"):
+        Daft(True, None, None)
+
+
+def test_a_process_has_one_engine_of_dafts(installed: Callable[[Stub], Stub]) -> None:
+    installed(Stub())
+    assert [Daft(False, 2, None).workers, Daft(False, 4, None).workers] == [2, 4]
+    with pytest.raises(InputError, match=r"stage\.engine=ray: this process uses Daft's other engine already"):
+        Daft(True, 2, None)
+    installed(Stub("ray"))
+    with pytest.raises(InputError, match=r"stage\.engine=daft: this process uses Daft's other engine already"):
+        Daft(False, 2, None)
+
+
+def test_without_daft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, and the environment says that nobody is to be called before Daft is imported."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setitem(sys.modules, "daft", None)
+    with pytest.raises(InputError, match=r"stage\.engine=daft: is not installed here .*docs/data\.md"):
+        Daft(False, None, None)
+    assert SILENT.items() <= os.environ.items()
+    assert {"DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED"} <= SILENT.keys()
