@@ -45,7 +45,9 @@ def write_sources(folder: Path, rows: int) -> None:
     write, draw = Writer(1), random.Random(1)
     texts = [write.original() for _ in range(4 * rows)]
     for i in range(0, len(texts), 5):  # every fifth is a changed copy of another one
-        texts[i], _ = write.changed(texts[draw.randrange(len(texts))], 0.7, 1.0)
+        while (copy := write.changed(texts[draw.randrange(len(texts))], 0.7, 1.0)) is None:
+            pass  # another text, for that one is a single long word
+        texts[i], _ = copy
     for i in range(0, len(texts), 23):
         texts[i] += f" Write to a{i}@example.org. SchÃ¶n\u200b!"
     quarter = [texts[i * rows : (i + 1) * rows] for i in range(4)]
@@ -115,7 +117,8 @@ def made(root: Path, folder: Path, turns: Sequence[Sequence[str]], kills: int) -
     """Make both data sets, one engine after another taking its turn, until each has ended by itself.
 
     Args:
-        kills: of the first, with SIGKILL, at any moment; the time until the next one grows until it is enough.
+        kills: of the first, with SIGKILL, at any moment; the time until the next one grows. Fewer are done where a run
+            ends by itself first.
     """
     draw, began, done, turn = random.Random(0), time.perf_counter(), 0, 0
     for name, command in commands(root).items():
@@ -132,7 +135,7 @@ def made(root: Path, folder: Path, turns: Sequence[Sequence[str]], kills: int) -
                 continue
             assert process.returncode == 0, said
             break
-    return {"seconds": round(time.perf_counter() - began, 1), "kills": done}
+    return {"seconds": round(time.perf_counter() - began, 1), "kills": done, "kills_asked": kills}
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -181,12 +184,15 @@ def main() -> None:
             first = first or found
             data = json.loads((root / "data" / "chats" / "artifact" / "data.json").read_text())
             rows.append({"way": name, **figures, "root": data["root"], "files": len(found), "same": found == first})
-            print(f"{name}: {figures['seconds']} s, {figures['kills']} kills, root {data['root'][:12]}, "
+            print(f"{name}: {figures['seconds']} s, {figures['kills']} of {kills} kills, root {data['root'][:12]}, "
                   f"{len(found)} files {'the same' if found == first else 'DIFFER'}", flush=True)  # fmt: skip
     about["load"].append(round(os.getloadavg()[0], 1))
     if given.save:
         given.save.write_text(json.dumps({"machine": about, "runs": rows}, indent=2) + "\n")
-    if not all(row["same"] for row in rows):
+    unkilled = [row["way"] for row in rows if row["kills_asked"] and not row["kills"]]
+    if unkilled:
+        print(f"ended before the first kill: {'; '.join(unkilled)}. Give more --rows.", file=sys.stderr)
+    if unkilled or not all(row["same"] for row in rows):
         sys.exit(1)
 
 
