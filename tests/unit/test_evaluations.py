@@ -27,6 +27,11 @@ MMLU = {"question": "Which gas do plants take up?", "subject": "biology", "answe
         "choices": ["Argon", "Carbon dioxide", TALE, "yes"]}  # fmt: skip
 ARC = {"id": "x", "question": "Which tool measures mass?", "answerKey": "B",
        "choices": {"text": ["ruler", "balance", BIRDS], "label": ["A", "B", "C"]}}  # fmt: skip
+BALANCE = [{"text": "ruler", "label": "A"}, {"text": "balance", "label": "B"}, {"text": BIRDS, "label": "C"}]
+ARC_FILE = {"id": "x", "question": {"stem": "Which tool measures mass?", "choices": BALANCE}, "answerKey": "B"}
+COMMONSENSE = {"id": "x", "question": {"question_concept": "weighing things", "choices": BALANCE,
+               "stem": "Which tool measures mass?"}, "answerKey": "B"}  # fmt: skip
+OBJECTS = {"question": "Which tool measures mass?", "choices": BALANCE, "answerKey": "B"}
 HELLASWAG = {"ctx": "A man ties his boat.", "ctx_a": "A man", "ctx_b": "ties his boat.", "label": "1",
              "endings": ["he sings", TALE, "he leaves"]}  # fmt: skip
 PIQA = {"goal": "To open a jar,", "sol1": TALE, "sol2": "hit it with a spoon", "label": 0}
@@ -84,6 +89,19 @@ def rules(
         (ARC, asks("Which tool measures mass?"), "question"),
         (ARC, says(f"{BIRDS}!"), "ngram"),
         (ARC, "A", ""),
+        *[
+            (row, record, rule)
+            for row in (ARC_FILE, COMMONSENSE, OBJECTS, {**ARC_FILE, "question": json.dumps(ARC_FILE["question"])})
+            for record, rule in [
+                (asks("which tool measures  mass?"), "question"),
+                (asks("Which tool measures mass?\nruler\nbalance\n" + BIRDS), "question"),
+                ("which tool measures mass? balance", "exact"),
+                (says(f"{BIRDS}!"), "ngram"),
+                ("ruler\nA\nbalance\nB", ""),
+                ("weighing things", ""),
+                ("Which tool measures mass? B", ""),
+            ]
+        ],
         (HELLASWAG, asks("A man ties his boat."), "question"),
         (HELLASWAG, says(TALE), "ngram"),
         (HELLASWAG, "a man ties his boat he leaves", "exact"),
@@ -98,7 +116,10 @@ def rules(
         (GSM8K, says(TALE), "ngram"),
         (RACE, says(TALE), "ngram"),
         (RACE, asks("What is it about?"), ""),
+        (RACE, "What is it about?", ""),
+        (RACE, "What is it about?\nA ferry", ""),
         (RACE, asks(f"{TALE}\nWhat is it about?"), "question"),
+        (COPA, "the man broke his toe. cause. He slept", "exact"),
         (COPA, asks("cause"), ""),
         (COPA, asks("The man broke his toe.\ncause"), "question"),
         (OTHER, asks("Which river is longest?"), "question"),

@@ -1,9 +1,10 @@
 """Rows of evaluation sets, as benchmarks have them: which texts each is looked for by.
 
-A row of questions stands in columns: a question, perhaps a passage that it is about, and choices or answers. It gives
+A row of questions stands in columns: a question, perhaps a passage that it is about, and choices or answers. A question
+may hold its stem and its choices itself, as in the files of ARC, OpenBookQA and CommonsenseQA. A row gives
 
-- the question, behind its passage where it has one, and alone;
-- the question with each choice or answer;
+- the question; where it has a passage, behind that and never alone: many passages are asked for their main idea;
+- the same with each choice or answer;
 - each choice or answer of more than `FEW` words;
 - all of them together, also with letters in front (`A. …`).
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ FEW = 4
 LONGEST = 4000
 """Characters of a question up to which it is looked for with each of its choices."""
 INNER = ("text", "choices")
-"""Where an object holds choices beside their labels, as ARC's and TruthfulQA's do: the field of the texts."""
+"""Where an object holds choices beside their labels, or one choice beside its label: the field of the texts."""
 NAME_THEM = "Name the columns to compare: {path: …, columns: [question, choices]}."
 
 
@@ -107,10 +108,10 @@ def looked_for(data: Mapping[str, Any], columns: Sequence[str], where: str) -> L
             raise InputError(f"{where}, columns", seen, f"there is no {name} among them", NAME_THEM)
     parts: dict[str, list[str]] = {"question": [], "passage": [], "choice": []}
     lists = dict[str, list[str]]()
-    for name in columns or data:
-        kind, texts = kind_of_column(name, data.keys()), texts_of(data[name])
-        if columns and not kind:
-            kind = "question" if isinstance(data[name], str) else "choice"
+    for name, value in unfolded({name: data[name] for name in columns or data}):
+        kind, texts = kind_of_column(name, data.keys()), texts_of(value)
+        if not kind and name in columns:
+            kind = "question" if isinstance(value, str) else "choice"
         if kind:
             parts[kind] += texts
             if kind == "choice":
@@ -125,9 +126,9 @@ def looked_for(data: Mapping[str, Any], columns: Sequence[str], where: str) -> L
 def with_choices(question: str, passage: str, choices: list[str], lists: list[list[str]]) -> Looked:
     """See `Looked`."""
     whole = "\n".join(filter(None, (passage, question)))
-    said = [*dict.fromkeys(filter(None, (whole, question)))]
+    said = [*filter(None, [whole])]
     if whole and len(whole) <= LONGEST:
-        said += [f"{asked}\n{choice}" for asked in tuple(said) for choice in choices]
+        said += [f"{whole}\n{choice}" for choice in choices]
     for several in lists:
         if len(several) > 1:
             lettered = [f"{letter}. {one}" for letter, one in zip(string.ascii_uppercase, several, strict=False)]
@@ -139,11 +140,33 @@ def with_choices(question: str, passage: str, choices: list[str], lists: list[li
     return Looked(said, choices, [*filter(None, asked)])
 
 
+def unfolded(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Columns and what they hold; in place of a question that is an object with a question in it, its fields."""
+    for name, value in data.items():
+        held = from_json(value) if kind_of_column(name, data.keys()) == "question" else None
+        if isinstance(held, Mapping) and any(kind_of_column(inner, held.keys()) == "question" for inner in held):
+            yield from held.items()
+        else:
+            yield name, value
+
+
 def texts_of(value: Any) -> list[str]:
     """The texts that a column holds, at any depth; of choices beside their labels the choices."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):  # tables hold lists as JSON
+    return [text for text in strings(without_labels(from_json(value))) if text.strip()]
+
+
+def from_json(value: Any) -> Any:
+    """A list or an object that a table holds as JSON; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         with suppress(ValueError, RecursionError):
-            value = json.loads(value)
+            return json.loads(value)
+    return value
+
+
+def without_labels(value: Any) -> Any:
+    """Choices of which each, or all together, may stand beside labels."""
+    if isinstance(value, list):
+        return [without_labels(one) for one in value]
     if isinstance(value, Mapping) and (inner := next((name for name in INNER if value.get(name)), None)):
-        value = value[inner]
-    return [text for text in strings(value) if text.strip()]
+        return without_labels(value[inner])
+    return value
