@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from written import COLUMNS, PACKERS, TABLES, WRITERS, write
 
 from align.data.formats.rows import checked_rows, placed_rows, rows
-from align.data.formats.source import share_read
+from align.data.formats.source import Source, share_read
 from align.data.formats.values import LONGEST
 from align.errors import CorruptFile, InputError
 
@@ -340,3 +340,16 @@ def test_the_share_that_is_read_grows_with_the_rows(tmp_path: Path, name: str) -
     shares = [share_read(files) for i, _ in enumerate(placed_rows(tmp_path), start=1) if i % 2000 == 0]
     assert shares[:-1] == pytest.approx([i / 20 for i in range(1, 20)], abs=0.06)
     assert share_read(files) is None
+
+
+def test_a_file_that_is_opened_again_while_it_is_read_is_still_being_read(tmp_path: Path) -> None:
+    """As by whoever looks at the rows before the one that it begins with."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' * 10)
+    with Source(path).opened() as file:
+        file.read(45)
+        with Source(path).opened() as again:
+            again.read(9)
+            assert share_read([path]) == 0.5
+        assert share_read([path]) == 0.5
+    assert share_read([path]) is None

@@ -22,7 +22,8 @@ ENDINGS = {".gz": "gzip", ".zst": "zstd"}
 HEAD = 64 * 2**10
 """Bytes at the beginning of a file that tell its format."""
 READING: dict[Path, Callable[[], int]] = {}
-"""The files that this process is reading, and what tells how many of their bytes, packed as they are, were read."""
+"""The files that this process is reading, and what tells how many of their bytes, packed as they are, were read. Of a
+file that is opened again while it is read, the first reader tells."""
 AGAIN = "Fetch or write the file again."
 
 
@@ -85,11 +86,12 @@ class Source:
 
     @contextmanager
     def _being_read(self, tell: Callable[[], int]) -> Iterator[None]:
-        READING[self.path] = tell
+        first = READING.setdefault(self.path, tell) is tell
         try:
             yield
         finally:
-            READING.pop(self.path, None)
+            if first:
+                del READING[self.path]
 
     @contextmanager
     def seekable(self) -> Iterator[BinaryIO]:
