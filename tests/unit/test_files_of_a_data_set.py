@@ -12,8 +12,9 @@ from written import PACKERS, WRITERS, write
 
 from align.data.formats.files import files_of
 from align.data.formats.rows import placed_rows, rows
+from align.data.sets.forget import retire
 from align.data.sources import files_record
-from align.errors import CorruptFile, InputError
+from align.errors import CorruptFile, InputError, MissingArtifact
 
 GOOD = b'{"text": "a"}\n'
 ROWS = [{"messages": [{"role": "user", "content": f"ä{i}"}], "n": i, "flag": i % 2 == 0} for i in range(11)]
@@ -122,3 +123,47 @@ def test_a_data_set_that_was_saved_is_read_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "one" / "state.json").write_text("{}")
     with pytest.raises(CorruptFile, match="lists no files"):
         list(rows(tmp_path / "one"))
+
+
+SHARD = "train-00000-of-00001.parquet"
+
+
+def data_run(place: Path) -> Path:
+    """The artifact of a run that made a data set of one side."""
+    (place / "artifact").mkdir(parents=True)
+    (place / "manifest.json").write_text("{}")
+    (place / "artifact" / "data.json").write_text('{"sources": []}')
+    write(place / "artifact", "d.parquet", ROWS).rename(place / "artifact" / SHARD)
+    return place / "artifact"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "artifact", "artifact/*.parquet", "artifact/*", "*/*.json", "../*/artifact/*", "..", f"artifact/{SHARD}"],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_data_set_that_another_one_replaced_is_told(tmp_path: Path, name: str, whole: bool) -> None:
+    """Also where its files still lie there, because the command that takes them away was killed."""
+    artifact = data_run(tmp_path / "data" / "old")
+    shard = (artifact / SHARD).read_bytes()
+    retire(artifact, {"by": "data:new", "reason": "1 row was forgotten", "folder": "runs/data/new"})
+    assert not (artifact / SHARD).exists()
+    if not whole:
+        (artifact / SHARD).write_bytes(shard)
+    with pytest.raises(MissingArtifact, match=r"replaced by data:new: 1 row was forgotten.*runs/data/new") as caught:
+        files_of(f"{tmp_path}/data/old/{name}", "stage.sources.old")
+    assert caught.value.field == "stage.sources.old"
+
+
+def test_a_data_set_without_its_files_is_no_folder_of_rows(tmp_path: Path) -> None:
+    artifact = data_run(tmp_path / "data" / "x")
+    assert [file.name for file in files_of(artifact.parent)] == [SHARD]
+    (artifact / SHARD).unlink()
+    for folder in (artifact, artifact.parent):
+        with pytest.raises(CorruptFile, match="is a data set without a file of rows"):
+            files_of(folder)
+
+
+def test_rows_of_ones_own_may_lie_in_a_data_json(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_bytes(GOOD)
+    assert [data for _, data in rows(tmp_path)] == [{"text": "a"}]

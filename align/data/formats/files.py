@@ -12,14 +12,17 @@ from pathlib import Path
 from align.data.formats.source import ENDINGS
 from align.errors import CorruptFile, InputError
 from align.run import HUB, hub_files
+from align.run.artifacts import check_not_replaced
+from align.run.manifest import FILE as RUN
 
 KNOWN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 """Endings of files that rows are read from."""
 READ = f"Give a file, a folder or a pattern of {', '.join(KNOWN)}, plain or packed ({', '.join(ENDINGS)})."
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that speak of a data set, and hold no row of it."""
-DATA_SET, SHARD = "data.json", re.compile(r"(train|test)-\d{5}-of-\d{5}\.parquet")
-"""What describes a data set of `stage=data`, and the names of its files."""
+DATA_SET, SHARD_NAME = "data.json", re.compile(r"(train|test)-\d{5}-of-\d{5}\.parquet")
+"""What describes a data set of `stage=data`, and the names of its files, which begin with their side."""
+RESTORE = "Restore it, or make it again with stage=data."
 SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
@@ -33,7 +36,8 @@ def files_of(path: str | Path, field: str = "data.path") -> list[Path]:
         field: what the user calls it.
 
     Raises:
-        InputError: nothing is there, a folder is a loop of links or mixes splits, or the hub does not give it.
+        InputError: nothing is there, a folder is a loop of links or mixes splits, the hub does not give it, or it is a
+            data set that another one replaced.
     """
     given = str(path)
     if not given:
@@ -44,9 +48,12 @@ def files_of(path: str | Path, field: str = "data.path") -> list[Path]:
     if os.path.isdir(place):  # which says no where a name is too long, as Path.is_dir does not
         return saved(place, field) or published(place, field) or shards(place, field)
     if os.path.exists(place) or not has_magic(given):
+        check_current(place.parent, field)
         check_file(place, given, field)
         return [place]
     found = [Path(name) for name in sorted(glob(str(place), recursive=True)) if is_data(Path(name))]
+    for folder in {place.parent, *(file.parent for file in found)}:
+        check_current(folder, field)
     for file in found:
         check_file(file, str(file), field)
     return some(found, given, field, "matches no file whose name says that it holds rows")
@@ -100,6 +107,7 @@ def shards(folder: Path, field: str) -> list[Path]:
             link = Path(place, name)
             if link.is_symlink() and Path(place).resolve().is_relative_to(link.resolve()):
                 raise InputError(field, str(link), "is a loop of links", "Remove the link, or name the files.")
+        check_current(Path(place), field)
         here = sorted(Path(place, name) for name in names if is_data(Path(place, name)))
         for file in here:
             check_file(file, str(file), field)
@@ -116,18 +124,28 @@ def published(folder: Path, field: str) -> list[Path]:
     """The files of a data set that `stage=data` made, or of the folder of its run; none of another folder.
 
     Raises:
-        InputError: it has two sides.
+        InputError: it has two sides, or another data set replaced it.
+        CorruptFile: it is a run's, and none of its files is there.
     """
     place = folder / "artifact" if (folder / "artifact" / DATA_SET).is_file() else folder
-    found = sorted(path for path in place.iterdir() if SHARD.fullmatch(path.name))
-    if not found or not (place / DATA_SET).is_file():
+    if not (place / DATA_SET).is_file():
         return []
+    check_current(place, field)
+    found = sorted(path for path in place.iterdir() if SHARD_NAME.fullmatch(path.name))
+    if not found and place.name == "artifact" and (place.parent / RUN).is_file():  # a file of rows has that name too
+        raise CorruptFile(field, str(place), "is a data set without a file of rows", RESTORE)
     sides = sorted({path.name.partition("-")[0] for path in found}, reverse=True)
     problem = "is a data set with two sides, train and test"
     remedy = f"Name one: '{place}/train-*.parquet'. To train on it as it is: data=manifest data.path={folder}."
     if len(sides) > 1:
         raise InputError(field, str(folder), problem, remedy)
     return found
+
+
+def check_current(folder: Path, field: str) -> None:
+    """Raises: MissingArtifact: a folder held a data set that another one replaced."""
+    if os.path.isfile(folder / DATA_SET):  # which says no where a name is too long, as Path.is_file does not
+        check_not_replaced(folder, field)
 
 
 def saved(folder: Path, field: str) -> list[Path]:

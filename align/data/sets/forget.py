@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from align.data.formats.files import DATA_SET, SHARD_NAME
 from align.data.sets.ids import SHA256, IdKind, kinds_in
-from align.data.sets.published import FILE, SHARD_NAME, TOMBSTONE, DataSet, data_set, root_of_sides
+from align.data.sets.published import TOMBSTONE, DataSet, data_set, root_of_sides
 from align.data.sets.publishing import Shards
 from align.data.sets.sides import SIDES
 from align.data.sources import DataSource, data_record
@@ -200,7 +201,7 @@ def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> 
         "shards": shards,
         "replaces": {"root": found.data["root"], "reason": reason, "count": count, "at": at, **before},
     }  # fmt: skip
-    write_json(folder / FILE, data)
+    write_json(folder / DATA_SET, data)
     return data
 
 

@@ -16,7 +16,6 @@ Content ids and question ids are SHA-256, those of rows of the annotation store 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.data.formats.files import DATA_SET, RESTORE, SHARD_NAME
 from align.data.sets.columns import CONTENT, records_of
 from align.data.sets.ids import SHA256, kinds_in
 from align.data.sets.known import remember
@@ -38,16 +38,13 @@ from align.run.manifest import FILE as RUN
 from align.run.manifest import read_manifest
 from align.types import Record
 
-FILE = "data.json"
 SCHEMA_VERSION = 1
 MOST_SEEN = 100_000
 """Times that a row may be seen in one pass."""
 TOMBSTONE = ID = 32
 """Bytes of the leaf that stands for a row which was forgotten, and of a content id."""
-SHARD_NAME = re.compile(rf"({'|'.join(SIDES)})-\d{{5}}-of-\d{{5}}\.parquet")
 ROOTS = ("root", "ids_root")
 """What a run's manifest says of a data set besides its digest."""
-RESTORE = "Restore it, or make it again with stage=data."
 MAKE = 'Make it with: python -m align stage=data "stage.sources=[…]".'
 
 
@@ -111,7 +108,7 @@ class DataSet:
             problem = f"holds no rows of a data set in its {side} files ({type(error).__name__}: {str(error)[:120]})"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE) from error
         if tree.root() != self.data["splits"][side]["root"]:
-            problem = f"has other rows in its {side} files than those whose root {FILE} has"
+            problem = f"has other rows in its {side} files than those whose root {DATA_SET} has"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE)
         self._remember(side, found, ids)
         again = [found]
@@ -201,7 +198,7 @@ def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
     if (folder / RUN).is_file() and not (manifest := read_manifest(folder)).done:
         problem = f"the run in {folder} is {manifest.status}, not done"
         raise MissingArtifact(field, ref, problem, "Run the same command again to finish it.")
-    return folder / "artifact" if (folder / "artifact" / FILE).is_file() else folder
+    return folder / "artifact" if (folder / "artifact" / DATA_SET).is_file() else folder
 
 
 def data_set(folder: Path, field: str = "data.path") -> DataSet:
@@ -228,10 +225,10 @@ def described(folder: Path, field: str = "data.path") -> dict[str, Any]:
         CorruptFile: it says no such thing.
         InputError: it is of another version, or another data set took its place.
     """
-    path = folder / FILE
+    path = folder / DATA_SET
     check_not_replaced(folder, field)
     if not path.is_file():
-        raise MissingArtifact(field, str(folder), f"holds no data set: {FILE} is not there", MAKE)
+        raise MissingArtifact(field, str(folder), f"holds no data set: {DATA_SET} is not there", MAKE)
     data = json_object(path, field, RESTORE)
     version = data.get("schema_version")
     remedy = f"This version of align reads {SCHEMA_VERSION}: make it again with stage=data."

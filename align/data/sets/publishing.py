@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from align.data.formats.files import DATA_SET
 from align.data.records.content import turn_row
 from align.data.sets.columns import ABOUT_PAIRS, CONTENT, SAID, TOOLS, TURNS, list_offsets, turns_of
-from align.data.sets.published import FILE, SCHEMA_VERSION, leaves_of, root_of_sides
+from align.data.sets.published import SCHEMA_VERSION, leaves_of, root_of_sides
 from align.data.sets.sides import SIDES
 from align.data.sets.spool import Rows, as_numpy, first_bits
 from align.merkle import Tree, root_of
@@ -101,7 +102,7 @@ def publish(
         "root": root_of_sides(sides), "ids_root": root_of(ids),
         "shards": shards,
     }  # fmt: skip
-    write_json(folder / FILE, data)
+    write_json(folder / DATA_SET, data)
     return data
 
 
