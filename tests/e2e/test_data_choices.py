@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from data_sets import chat, made, sentence, three_sources, write
+from workshop import Workshop
 
-from align.data.sets.published import data_set
+from align.data.sets.published import data_set, described
 
 
 def two_sources(here: Path) -> list[str]:
@@ -46,6 +47,31 @@ def test_which_duplicate_survives(tmp_path: Path, words: list[str], kept: dict[s
     if "stage.duplicates.action=report" in words:
         manifest = json.loads((folder / "manifest.json").read_text())
         assert (manifest["metrics"]["exact_duplicates"], manifest["metrics"]["near_duplicates"]) == (5, 1)
+
+
+def test_a_data_set_as_a_source_keeps_its_licence(tmp_path: Path) -> None:
+    """That of the rows which are read: the other side's, and those of sources that gave no row, are not asked."""
+    shop = Workshop(tmp_path / "runs", tmp_path)
+    rows = [chat(f"Which way is {i}?", sentence(random.Random(i), i)) for i in range(40)]
+    write(tmp_path / "mit.jsonl", rows[:30])
+    write(tmp_path / "gpl.jsonl", rows[30:])
+    write(tmp_path / "copies.jsonl", rows[:5])
+    listed = f"{{path: {tmp_path}/mit.jsonl, licence: MIT}}, {{path: {tmp_path}/copies.jsonl, licence: CC0}}"
+    gpl = f"{{path: {tmp_path}/gpl.jsonl, licence: GPL-3, weight: 0}}"
+    root = f"run.root={tmp_path / 'runs'}"
+    words = ["stage=data", f"stage.sources=[{listed}, {gpl}]", root, "data.held_out=0.3"]
+    first = made(tmp_path, *words)[0] / "artifact"
+    assert {source["name"] for source in described(first)["sources"]} == {"mit", "copies", "gpl"}
+    for side in ("train", "test"):
+        assert [*first.glob(f"{side}-*.parquet")]
+    again = ["stage=data", root, "data.held_out=0"]
+    _, data, _ = made(tmp_path, *again, f"stage.sources=['{first}/train-*.parquet']")
+    assert [source["licence"] for source in data["sources"]] == ["MIT"]
+    both = [*again, f"stage.sources=[{{path: '{first}/t*.parquet'}}]"]
+    assert shop.ended(*both) == 2
+    assert "licence=GPL-3, MIT: are the licences of the data set's sources, and they differ" in shop.said
+    both[-1] = f"stage.sources=[{{path: '{first}/t*.parquet', licence: GPL-3}}]"
+    assert made(tmp_path, *both)[1]["sources"][0]["licence"] == "GPL-3"
 
 
 def test_duplicates_that_stay_are_on_one_side(tmp_path: Path) -> None:

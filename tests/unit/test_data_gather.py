@@ -14,7 +14,7 @@ from align.data.clean.steps import steps_of
 from align.data.sets import gather, publishing, reads
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.recognised import recognised
-from align.data.sets.source import Source, by_name, parsed_sources
+from align.data.sets.source import Source, by_name, licence_within, parsed_sources
 from align.data.sets.spool import Rows, Spool
 from align.errors import CorruptFile, InputError
 
@@ -224,6 +224,30 @@ def test_names_of_sources() -> None:
     assert [source.name for source in found] == ["rows", "rows-2", "logs", "chitchat", "my-set"]
     assert found[3].licence == "MIT"
     assert by_name(found, ["logs"], "prefer") == [1, 2, 0, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("stated", "given", "licence"),
+    [
+        ([], "", ""),
+        ([], "MIT", "MIT"),
+        ([None, None], "", ""),
+        (["MIT", "mit"], "", "mit"),
+        (["MIT"], "mit", "mit"),
+        ([None], "MIT", "MIT"),
+        (["MIT", "GPL-3"], "see LICENSES", "see LICENSES"),
+        (["MIT", "GPL-3"], "", InputError("x.licence", "GPL-3, MIT", "are the licences", "licence: …")),
+        (["MIT", None], "", InputError("x.licence", r"\(not said\), MIT", "are the licences", "licence: …")),
+        (["MIT"], "GPL-3", InputError("x.licence", "GPL-3", "contradicts the data set's licence, MIT", "Correct")),
+    ],
+)
+def test_the_licence_of_a_data_set(stated: list[Any], given: str, licence: str | InputError) -> None:
+    made_of = [{"licence": one} for one in stated]
+    if isinstance(licence, str):
+        assert licence_within(made_of, given, "x.licence") == licence
+        return
+    with pytest.raises(InputError, match=f"{licence.field}={licence.value}: {licence.problem}.*{licence.remedy}"):
+        licence_within(made_of, given, "x.licence")
 
 
 def test_what_the_first_rows_are_taken_for(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data import chitchat
-from align.data.formats.files import DATA_SET, files_of
+from align.data.formats.files import DATA_SET, RESTORE, SHARD_NAME, files_of
 from align.data.records.bad_rows import BadRows
 from align.data.records.content import DOCUMENTS, PREFERENCES, kind_of
 from align.data.records.drops import Drop
@@ -21,7 +21,7 @@ from align.data.records.read import Read, read_records
 from align.data.sets.ids import SHA256, IdKind
 from align.data.sets.votes import Votes, votes_of
 from align.data.sources import files_record, licence_of
-from align.errors import InputError, require
+from align.errors import CorruptFile, InputError, require
 from align.run import HUB, Input, known_digest
 from align.run.files import json_object
 
@@ -44,7 +44,8 @@ class Source:
         weight: its share of the rows to train on; None where nobody gave one, see `align.data.sets.mix`.
         cap: rows of it at most; None for all.
         columns: our column → its column.
-        licence: what its rows may be used under; empty where nobody says.
+        licence: what its rows may be used under; empty where nobody says. That of a data set is in its `data.json`, see
+            `opened`.
         votes: of `annotations`, once the store was asked, see `opened`. No user sets it.
     """
 
@@ -85,22 +86,26 @@ class Source:
         return files_of(self.path, self.field) if self.path else []
 
     def opened(self, store: str, allow_simulated: bool) -> Source:
-        """With the votes as they are now, where it is a project.
+        """With the votes as they are now, where it is a project; with the licence of its rows, where it is a data set.
 
         Args:
             store: URL of the annotation store.
 
         Raises:
-            InputError: there is no such store or project.
+            InputError: there is no such store, project or file; a data set holds rows of votes, which would get ids
+                that can be guessed, or its licences differ.
         """
-        return replace(self, votes=votes_of(store, self.annotations, allow_simulated)) if self.annotations else self
+        if self.annotations:
+            return replace(self, votes=votes_of(store, self.annotations, allow_simulated))
+        made_of = sources_within(self.files, self.field)
+        check_no_votes(made_of, self.path, self.field)
+        return replace(self, licence=licence_within(made_of, self.licence, f"{self.field}.licence"))
 
     def record(self) -> Input:
         """The source as an input of a run. Raises: InputError: there is no such file."""
         if self.votes:
             return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
-            check_no_votes(self.path, self.field)
             return files_record(self.path, self.field)
         return Input(known_digest(chitchat.corpus_path()), path=self.given)
 
@@ -246,11 +251,44 @@ def by_name(sources: list[Source], names: Any, at: str) -> list[int]:
     return [first.get(i, len(names) + i) for i in range(len(sources))]
 
 
-def check_no_votes(path: str, field: str) -> None:
-    """Raises: InputError: files are those of a data set with rows of votes, which would get ids that can be guessed."""
-    for folder in {file.parent for file in files_of(path, field)}:
-        if (folder / DATA_SET).is_file():
-            kinds = json_object(folder / DATA_SET, field, "Name its files alone.").get("sources", [])
-            projects = [source.get("project") for source in kinds if source.get("content_id") == "hmac"]
-            problem = f"holds rows of votes ({', '.join(map(str, projects))}), whose ids are under their project's key"
-            require(not projects, field, path, problem, "Name the project: {annotations: PROJECT}.")
+def sources_within(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
+    """What `data.json` says of the sources that gave rows to the sides which are read, where files are a data set's."""
+    sides: dict[Path, set[str]] = {}
+    for file in files:
+        if (named := SHARD_NAME.fullmatch(file.name)) and (file.parent / DATA_SET).is_file():
+            sides.setdefault(file.parent / DATA_SET, set()).add(named[1])
+    found = list[dict[str, Any]]()
+    for about, read in sides.items():
+        try:
+            for source in json_object(about, field, RESTORE)["sources"]:
+                found += [source] if any(source["splits"][side]["rows"] for side in read) else []
+        except (KeyError, TypeError) as error:
+            raise CorruptFile(field, str(about), "does not describe a data set", RESTORE) from error
+    return found
+
+
+def check_no_votes(made_of: Sequence[Mapping[str, Any]], path: str, field: str) -> None:
+    """Raises: InputError: rows are votes, which would get ids that can be guessed."""
+    projects = dict.fromkeys(str(source.get("project")) for source in made_of if source.get("content_id") == "hmac")
+    problem = f"holds rows of votes ({', '.join(projects)}), whose ids are under their project's key"
+    require(not projects, field, path, problem, "Name the project: {annotations: PROJECT}.")
+
+
+def licence_within(made_of: Sequence[Mapping[str, Any]], given: str, field: str) -> str:
+    """The licence of rows that a data set got from several sources.
+
+    Args:
+        given: what the user says.
+
+    Raises:
+        InputError: the user says nothing where they differ, or something else where all have the same.
+    """
+    stated = {(source.get("licence") or "").casefold(): source.get("licence") or "" for source in made_of}
+    if len(stated) > 1 and not given:
+        said = ", ".join(sorted(licence or "(not said)" for licence in stated.values()))
+        remedy = "Say what its rows may be used under: {path: …, licence: …}."
+        raise InputError(field, said, "are the licences of the data set's sources, and they differ", remedy)
+    licence = next(iter(stated.values()), "") if len(stated) == 1 else ""
+    same = not given or not licence or given.casefold() == licence.casefold()
+    require(same, field, given, f"contradicts the data set's licence, {licence}", "Correct it, or leave it out.")
+    return given or licence
