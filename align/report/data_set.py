@@ -55,15 +55,12 @@ def lines_of(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[s
     yield f"{rows}; root {data['root'][:12]}"
 
 
-def line_of_shapes(name: str, given: str, found: Mapping[str, Any]) -> str:
+def line_of_shapes(name: str, found: Mapping[str, Any]) -> str:
     """What the first rows of a source are taken for, printed before all of them are read.
 
     Args:
-        given: what the user called it.
         found: see `align.data.sets.recognised`.
     """
-    if not found["shapes"]:
-        return f"  {name}: {given}"
     return f"  {name}: {read_as(found)}, columns {', '.join(found['columns'])}"
 
 

@@ -97,7 +97,8 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     engine = embedded if stage.engine == EMBEDDED else Daft(stage.engine == RAY, stage.workers, stage.ray)
     shapes = [recognised(source) for source in sources]
     for source, found in zip(sources, shapes, strict=True):
-        print(line_of_shapes(source.name, source.given, found), flush=True)
+        if found["shapes"]:
+            print(line_of_shapes(source.name, found), flush=True)
     sets = parsed_sets(stage.contamination.against)
     evaluations, against = Evaluations(read_sets(sets), stage.contamination.near), [one.path for one in sets]
     tokenizer = tokenizer_of(run, config)
