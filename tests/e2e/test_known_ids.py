@@ -103,11 +103,16 @@ def test_pairs_of_files_and_votes(tmp_path: Path, store_url: str, more: tuple[st
         made(tmp_path, *words, "run.name=votes")
         path = tmp_path / "runs" / "data" / "votes" / "artifact"
         words = ["stage=reward", "data=manifest", f"data.path={path}", f"store.url={store_url}", "model=pocket", *more]
-        count, known = taken(check(compose_raw(words)), pairs, tmp_path)
-    files = sum(name == "file" for name in data_set(path).sources("train"))
-    assert 0 < files < len(data_set(path).sources("train"))
-    assert known == (0 if "data.system=Be brief." in more else files) or "data.limit=20" in more
-    assert known < count
+        config = check(compose_raw(words))
+        files = sum(row.source != "human" for row in pairs(config))
+        count, known = taken(config, pairs, tmp_path)
+    sources = data_set(path).sources("train")
+    if "data.limit=20" in more:
+        assert count == 20
+    else:
+        assert (count, files) == (len(sources), sources.count("file"))
+    assert 0 < files < count
+    assert known == (0 if "data.system=Be brief." in more else files)
 
 
 def test_labelled_answers(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""The content ids of records that a data set gave, SHA-256 all of them: as long as a record is the very one that was
-read, nobody computes its id again.
+"""The content ids of the records that a data set gave. Who needs such an id takes it from here, and does not compute it
+again.
 
-A record that was changed, by a system prompt that was added or reasoning that was hidden, is another object, and says
-something else.
+An id belongs to the object that was read. A record that a stage changes, by a system prompt that it adds or reasoning
+that it hides, is a new object: its id is computed. All ids here are SHA-256. Those of votes are not kept here: they are
+computed under the project's key each time.
 """
 
 from __future__ import annotations
