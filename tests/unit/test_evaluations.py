@@ -233,3 +233,9 @@ def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, see
         shared = grams(corpus[row])
         first = next(i for i, one in enumerate(rows) if any(shared & grams(said) for said in texts_in(one)))
         assert where == first
+
+
+def test_choices_without_a_question_count_by_their_own_words(tmp_path: Path) -> None:
+    row = {"choices": ["yes", "no"], "other": [BIRDS, "no"]}
+    records = [asks("Yes", "no"), asks("yes no"), says(BIRDS)]
+    assert rules(tmp_path, [row], records, ("choices", "other")) == ["", "", "ngram"]

@@ -126,8 +126,10 @@ def looked_for(data: Mapping[str, Any], columns: Sequence[str], where: str) -> L
 def with_choices(question: str, passage: str, choices: list[str], lists: list[list[str]]) -> Looked:
     """See `Looked`."""
     whole = "\n".join(filter(None, (passage, question)))
-    said = [*filter(None, [whole])]
-    if whole and len(whole) <= LONGEST:
+    if not whole:  # short choices say nothing together either: yes, no
+        return Looked([], choices, [])
+    said = [whole]
+    if len(whole) <= LONGEST:
         said += [f"{whole}\n{choice}" for choice in choices]
     for several in lists:
         if len(several) > 1:
