@@ -190,7 +190,7 @@ def gathered(
     steps: Sequence[tuple[str, Step]],
     count: CountTokens | None,
     engine: Engine,
-) -> tuple[str, list[Mapping[str, Any]]]:
+) -> tuple[str, Sequence[Mapping[str, Any]]]:
     """Read, clean and write every source into the run's spool. Returns the kind of their records, and an account each.
 
     Raises:
