@@ -189,8 +189,8 @@ def test_the_files_that_answer_where_to_look_are_there() -> None:
     assert [path for path in files if not (ROOT / path).is_file()] == []
 
 
-SAID_TO_MISS = {"quickstart": [(2, "minutes")]}
-"""By 0.1, as the page says in bold: the machine was a tenth slower than in the rounds before."""
+SAID_TO_MISS = {"quickstart": [(0, "win_rate"), (0, "minutes"), (1, "minutes"), (2, "minutes")]}
+"""As the page says in bold: the win rate by 0.01, and the minutes because other work ran beside."""
 
 
 @pytest.mark.parametrize("recipe", ["quickstart", "smollm2", "forty"])
