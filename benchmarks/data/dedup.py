@@ -34,7 +34,7 @@ from corpus import NEGATIVE, TWIN, shingles, similarity, write
 HERE = Path(__file__).resolve().parent
 THRESHOLD = 0.7
 BYTES = {
-    "order and places": 8 + 8 + 4, "sizes": 4, "ends of texts": 8, "digests": 16,
+    "order and places": 8 + 8 + 4, "sizes": 4, "ends of texts and of shingles": 8 + 8, "digests": 16,
     "one column of keys, sorted": 8 + 8 + 8 + 8 + 4, "ids": 12, "what is kept": 1,
 }  # fmt: skip
 """Of memory, a document, at the step that needs most."""

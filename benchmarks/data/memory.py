@@ -5,7 +5,7 @@
 A run is a process of its own on one thread: it reads, cleans, finds ids, duplicates and contamination by the rows that
 are held out (5 %), and publishes. From two sizes or more, what a document takes is said, and what 5 GB of input and
 10 M documents take by it. 8,000,000 documents are 5 GB. Files are made in the folder for temporary files (`TMPDIR`),
-some three times the size of the input.
+some five times the size of the input.
 """
 
 from __future__ import annotations
