@@ -307,7 +307,8 @@ class DataStageConfig(Settings):
             "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in one.",
         )  # fmt: skip
         require(
-            self.score.by == "reward" or config.reward == type(config.reward)(name="learned"), "reward",
+            self.score.by == "reward" or (config.reward.name == "learned" and config.reward == type(config.reward)()),
+            "reward",
             config.reward.name, "is not read by stage=data without stage.score.by=reward", "Add it, or drop reward=.",
         )  # fmt: skip
         name, path = config.data.name, config.data.path

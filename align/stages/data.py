@@ -109,16 +109,16 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
     funnel.note("after_cleaning")
     scored = by_score(run, config, rows, kind, funnel)
-    draw = draws(rows.first_bits("content_id"), config.seed)
-    given_away = evaluations.leaks(rows, kind, funnel.kept)
-    without(funnel, "after_decontamination", given_away.rows, stage.contamination)
-    duplicates = without_duplicates(rows, kind, funnel, preference(funnel.source, ranks), stage, engine)
-    funnel.drop("after_caps", over_caps(funnel.kept, funnel.source, draw, [source.cap for source in sources]))
-    test = divided(rows, funnel, duplicates, config)
-    leaks = shared_sides(rows, kind, funnel, test, stage)
-    without(funnel, "after_test_decontamination", leaks.rows, stage.contamination)
-    train = mixed_in(rows, funnel, test, sources, draw, stage)
     with nothing_to_go_on_from(run):
+        draw = draws(rows.first_bits("content_id"), config.seed)
+        given_away = evaluations.leaks(rows, kind, funnel.kept)
+        without(funnel, "after_decontamination", given_away.rows, stage.contamination)
+        duplicates = without_duplicates(rows, kind, funnel, preference(funnel.source, ranks), stage, engine)
+        funnel.drop("after_caps", over_caps(funnel.kept, funnel.source, draw, [source.cap for source in sources]))
+        test = divided(rows, funnel, duplicates, config)
+        leaks = shared_sides(rows, kind, funnel, test, stage)
+        without(funnel, "after_test_decontamination", leaks.rows, stage.contamination)
+        train = mixed_in(rows, funnel, test, sources, draw, stage)
         check_some(config, funnel, test, train, given_away, leaks)
 
     exposures = np.where(funnel.kept & test, 1, train.exposures).astype(np.int32)  # the test side is as it is
@@ -146,11 +146,12 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
 
 @contextmanager
 def nothing_to_go_on_from(run: Run) -> Iterator[None]:
-    """Rows that are refused in the block would be refused again by the same line: the spool is removed."""
+    """Rows that are refused in the block would be refused again by the same line: the spool is removed. A full disk and
+    workers that cannot be had are another matter."""
     try:
         yield
     except InputError as error:
-        if not isinstance(error, StorageError):
+        if not isinstance(error, StorageError) and not error.field.startswith(("stage.engine", "stage.ray")):
             shutil.rmtree(run.checkpoints)
         raise
 

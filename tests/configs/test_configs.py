@@ -49,6 +49,7 @@ GRID = [
 @pytest.mark.parametrize(("stage", "group", "choice"), GRID)
 def test_a_choice_with_a_stage(stage: str, group: str, choice: str):
     sources = ["stage.sources=[a.jsonl]"] if stage == "data" and choice != "jsonl" else []
+    sources += ["stage.score.by=reward"] if stage == "data" and group == "reward" else []
     config = check(compose_raw([f"stage={stage}", f"{group}={choice}", *NEEDS.get((group, choice), []), *sources]))
     assert config.stage.name == stage
     assert getattr(getattr(config, group), "name", choice) == choice

@@ -117,6 +117,10 @@ def test_what_this_version_does_not_know_is_left_out() -> None:
 # --- Identity
 
 
+MANNER = {"stage.engine", "stage.workers", "stage.ray"}
+"""How a data set is made, which is no part of what it is."""
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> None:
     """Every leaf of the configuration, changed: the identity follows what the table says that the stage reads."""
@@ -129,7 +133,8 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
         for key in path[:-1]:
             inside = inside[key]
         inside[path[-1]] = "another"
-        assert (identifying(stage, changed, ()) != before) == (path[0] in reads), path
+        told = path[0] in reads and ".".join(path) not in MANNER
+        assert (identifying(stage, changed, ()) != before) == told, path
 
 
 def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: Path) -> None:
