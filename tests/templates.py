@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from align.data.chat import IGNORED, encode_conversation
+from align.types import Conversation
+
 RAISE = "{{ raise_exception('system role is not known here') }}"
 
 LLAMA3 = """
@@ -191,3 +194,17 @@ TOOL_TEMPLATE = (
     "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}</tool_call>{% endfor %}"
     "<end>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def trained_texts(tokenizer: Any, conversation: Conversation) -> list[str]:
+    """What the loss is on, span by span."""
+    encoded = encode_conversation(tokenizer, conversation)
+    spans: list[list[int]] = []
+    previous = IGNORED
+    for label in encoded.labels:
+        if label != IGNORED:
+            spans += [[]] if previous == IGNORED else []
+            spans[-1].append(label)
+        previous = label
+    assert all(label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
+    return [tokenizer.decode(span) for span in spans]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ACTIONS = ("remove", "report")
 MAKE, FORGET = "make", "forget"
 EMBEDDED, DAFT, RAY = "embedded", "daft", "ray"
+LOSS, REWARD = "loss", "reward"
 NOT_KEPT = "(not kept)"
 """What a run that forgets keeps of which rows it forgot."""
 
@@ -151,7 +152,7 @@ class ScoreConfig(Settings):
         "What scores rows. `loss`: that of the model of `model=` on what is trained on, in nats a token; of a pair, on "
         "its chosen answer. `reward`: what `reward=` names, of the last answer; of a pair, the score of the chosen "
         "answer less that of the rejected one. Empty: rows have no score.",
-        choices=("loss", "reward"),
+        choices=(LOSS, REWARD),
     )  # fmt: skip
     keep: list[float] = setting(
         [0.0, 1.0],
@@ -235,16 +236,16 @@ class DataStageConfig(Settings):
         EMBEDDED,
         "Where the work is done: `embedded`, in this process; `daft`, in several of this machine; `ray`, on a Ray "
         "cluster, by Daft. The data set is the same.",
-        choices=(EMBEDDED, DAFT, RAY), manner=True,
+        choices=(EMBEDDED, DAFT, RAY), identity=False,
     )  # fmt: skip
     workers: int | None = setting(
         None, "Processes that work at once, with stage.engine=daft or ray. Empty: as many as there are processors.",
-        at_least=1, manner=True,
+        at_least=1, identity=False,
     )  # fmt: skip
     ray: str | None = setting(
         None, "Address of the Ray cluster: `auto`, HOST:PORT, or ray://HOST:PORT. Empty: one on this machine, for this "
         "run.",
-        manner=True,
+        identity=False,
     )  # fmt: skip
 
     def check_together(self) -> None:
@@ -302,12 +303,12 @@ class DataStageConfig(Settings):
             "something goes by tokens, and nothing says whose", "Add model=hub model.path=ORG/NAME or a folder.",
         )  # fmt: skip
         require(
-            self.score.by != "loss" or config.model.path is not None, "model", "(not given)",
+            self.score.by != LOSS or config.model.path is not None, "model", "(not given)",
             "stage.score.by=loss, and nothing says whose loss",
             "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in one.",
         )  # fmt: skip
         require(
-            self.score.by == "reward" or (config.reward.name == "learned" and config.reward == type(config.reward)()),
+            self.score.by == REWARD or (config.reward.name == "learned" and config.reward == type(config.reward)()),
             "reward",
             config.reward.name, "is not read by stage=data without stage.score.by=reward", "Add it, or drop reward=.",
         )  # fmt: skip

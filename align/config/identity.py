@@ -92,7 +92,7 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
         if isinstance(inside := kept.get(part), dict) and inside.get(leaf) == default:
             del inside[leaf]
     for name, declared in declared_in(schema_of(stage)).items():
-        if declared.manner and isinstance(kept["stage"], dict):
+        if not declared.identity and isinstance(kept["stage"], dict):
             kept["stage"].pop(name, None)
     if "reward" in inputs and isinstance(reward := kept.get("reward"), dict) and "parts" in reward:
         reward["parts"] = without_refs(reward["parts"])

@@ -37,7 +37,7 @@ class Setting:
         follows: another key that it has the value of where nobody gives one.
         names: the input that it is the name of, such as `data`. A run's identity holds that input's digest, so that
             another spelling of the name is the same run.
-        manner: it says how the work is done and not what comes of it, so it is no part of a run's identity.
+        identity: whether a run's identity has it; not where it says how the work is done, and not what comes of it.
         later: a key of a later version: at its default it is no part of a run's identity, so that names which were
             derived before it was there stay as they are.
     """
@@ -52,7 +52,7 @@ class Setting:
     follows: str = ""
     names: str = ""
     later: bool = False
-    manner: bool = False
+    identity: bool = True
 
     @property
     def range(self) -> str:
@@ -114,12 +114,12 @@ def setting(
     choices: tuple[str, ...] = (),
     names: str = "",
     later: bool = False,
-    manner: bool = False,
+    identity: bool = True,
 ) -> Any:
     """A key of a schema: its default, and what `Setting` says of it."""
     follows = default[2:-1] if isinstance(default, str) and re.fullmatch(r"\$\{[\w.]+\}", default) else ""
     declared = {
-        SETTING: Setting(meaning, unit, above, at_least, below, at_most, choices, follows, names, later, manner)
+        SETTING: Setting(meaning, unit, above, at_least, below, at_most, choices, follows, names, later, identity)
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=declared)

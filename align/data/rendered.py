@@ -4,11 +4,11 @@ says how."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from align.data.chat import encode_conversation
+from align.data.records.content import taught
 from align.data.supervised import encode_text
 from align.data.trained_on import in_loss, shown
 from align.errors import InputError
@@ -31,16 +31,11 @@ def sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
     """What training reads of a record: of a pair its prompt with either answer, on which the loss is."""
     if isinstance(record, Preference):
         for side in ("chosen", "rejected"):
-            yield side, answered(record, getattr(record, side))
+            yield side, taught(record, getattr(record, side))
     elif isinstance(record, Feedback):
-        yield "wanted" if record.label else "not wanted", answered(record, record.completion)
+        yield "wanted" if record.label else "not wanted", taught(record, record.completion)
     else:
         yield "", record
-
-
-def answered(record: Preference | Feedback, answer: tuple[Any, ...]) -> Conversation:
-    asked = tuple(replace(turn, trained=False) for turn in record.prompt)
-    return Conversation(asked + answer, record.id, record.tools)
 
 
 def turn_by_turn(record: Record) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from align.data.chat import Encoded, encode_conversation
 from align.data.reasoning import without_reasoning
+from align.data.records.content import taught, with_answer
 from align.data.supervised import encode_text
 from align.evals.heldout import held_out_loss
 from align.types import Conversation, Preference, Record
@@ -30,7 +31,7 @@ def losses(model: Any, tokenizer: Any, records: Sequence[Record], max_length: in
     """
     rows, places = list[Encoded](), list[int]()
     for place, record in enumerate(records):
-        found = [row for row in taught(tokenizer, record, max_length) if row.trained]
+        found = [row for row in encoded(tokenizer, record, max_length) if row.trained]
         rows += found
         places += [place] * len(found)
     if not rows:
@@ -45,13 +46,12 @@ def finite(given: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(given), given, np.inf)
 
 
-def taught(tokenizer: Any, record: Record, max_length: int) -> list[Encoded]:
+def encoded(tokenizer: Any, record: Record, max_length: int) -> list[Encoded]:
     """The rows of tokens by which supervised training would teach a record."""
     if isinstance(record, str):
         return encode_text(tokenizer, record, max_length)
     if isinstance(record, Preference):
-        asked = tuple(replace(turn, trained=False) for turn in record.prompt)
-        record = Conversation(asked + record.chosen, record.id, record.tools)
+        record = taught(record, record.chosen)
     assert isinstance(record, Conversation), "feedback has no answer to imitate"
     if all(turn.role != "assistant" or not turn.trained for turn in record.messages):
         return []
@@ -88,8 +88,7 @@ def rewards(
 def answers_of(record: Record) -> list[Conversation]:
     """The conversations of a record whose last answers are judged; none of plain text."""
     if isinstance(record, Preference):
-        sides = (record.chosen, record.rejected)
-        return [Conversation(record.prompt + side, record.id, record.tools) for side in sides]
+        return [with_answer(record, side) for side in (record.chosen, record.rejected)]
     return [record] if isinstance(record, Conversation) else []
 
 

@@ -15,7 +15,6 @@ from align.config.command import command_line
 from align.config.compose import plain, resolved
 from align.config.root import Config
 from align.config.stages import STAGES
-from align.data.collector import without_collector
 from align.data.sets.known import remembered
 from align.data.tally import tallied
 from align.data.trained_ids import write_ids
@@ -23,6 +22,7 @@ from align.errors import AlignError, InputError, readable
 from align.redaction import Formatter
 from align.report import too_few
 from align.run import Input, Run, out_of_memory, storage_error, verify_outputs
+from align.run.garbage import without_collector
 from align.stages.inputs import OF, Inputs, settled
 from align.stages.rows import naming_of
 from align.track import Tracker, shortened, watched

@@ -16,7 +16,7 @@ from typing import Any
 from align.aliases import parsed_aliases
 from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
-from align.config.data import FORGET, NOT_KEPT, DataStageConfig
+from align.config.data import FORGET, NOT_KEPT, REWARD, DataStageConfig
 from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
@@ -335,7 +335,7 @@ def data(config: Config) -> Inputs:
         there = Path(path).expanduser()
         require(there.is_file(), "stage.clean, patterns", path, "there is no such file", "Check the path.")
         records[f"clean.patterns.{i}"] = Input(file_digest(there), path=path)
-    if stage.score.by == "reward":
+    if stage.score.by == REWARD:
         records |= reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), None)
     base = None
     if config.model.path is not None:  # it counts tokens, scores rows, and renders those that the report shows

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from align.config.compose import plain
-from align.config.data import ScoreConfig
+from align.config.data import LOSS, ScoreConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.data.records.content import FEEDBACK
@@ -21,8 +21,6 @@ from align.errors import require
 from align.report.words import counted
 from align.run import Run
 from align.track import progress
-
-LOSS, REWARD = "loss", "reward"
 
 
 def scorer_name(run: Run, config: Config) -> str:

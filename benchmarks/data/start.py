@@ -21,10 +21,10 @@ from pathlib import Path
 
 from corpus import Writer
 
-from align.data.collector import without_collector
 from align.data.sets.known import remembered
 from align.data.sources import DataSource, data_records, divided_documents, held_out_sources
 from align.data.trained_ids import write_ids
+from align.run.garbage import without_collector
 
 SET = "runs/data/rows/artifact"
 

@@ -129,6 +129,7 @@ def test_a_reward_model_scores_pairs_by_their_difference(ready: Ready, tmp_path:
     rows = {row["row"]: row for row in rows_of(folder)}
     assert rows[13]["score"] is None  # its chosen answer is longer than the model's context
     scores = [rows[i]["score"] for i in range(1, 13)]
+    assert len({round(score, 7) for score in scores}) > 3  # the model hardly learned, and still tells answers apart
     assert max(map(abs, scores)) > 1e-5
     for first in (0, 4, 8):  # around a circle of four answers to one question
         assert sum(scores[first : first + 4]) == pytest.approx(0, abs=1e-6)

@@ -7,11 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer
+from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer, trained_texts
 
 from align.config.groups import RolloutConfig
 from align.data.chat import (
-    IGNORED,
     encode_conversation,
     encode_judged,
     encode_prompts,
@@ -31,20 +30,6 @@ def talk(*turns: str, system: str | None = None) -> Conversation:
     first = [{"role": "system", "content": system}] if system else []
     roles = ("user", "assistant")
     return Conversation.of([*first, *({"role": roles[i % 2], "content": t} for i, t in enumerate(turns))], "c1")
-
-
-def trained_texts(tokenizer: Any, conversation: Conversation) -> list[str]:
-    """What the loss is on, span by span."""
-    encoded = encode_conversation(tokenizer, conversation)
-    spans: list[list[int]] = []
-    previous = IGNORED
-    for label in encoded.labels:
-        if label != IGNORED:
-            spans += [[]] if previous == IGNORED else []
-            spans[-1].append(label)
-        previous = label
-    assert all(label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
-    return [tokenizer.decode(span) for span in spans]
 
 
 def family(name: str) -> tuple[Any, Any]:

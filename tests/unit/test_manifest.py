@@ -117,7 +117,7 @@ def test_what_this_version_does_not_know_is_left_out() -> None:
 # --- Identity
 
 
-MANNER = {"stage.engine", "stage.workers", "stage.ray"}
+HOW = {"stage.engine", "stage.workers", "stage.ray"}
 """How a data set is made, which is no part of what it is."""
 
 
@@ -133,7 +133,7 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
         for key in path[:-1]:
             inside = inside[key]
         inside[path[-1]] = "another"
-        told = path[0] in reads and ".".join(path) not in MANNER
+        told = path[0] in reads and ".".join(path) not in HOW
         assert (identifying(stage, changed, ()) != before) == told, path
 
 

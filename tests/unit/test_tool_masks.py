@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trl
-from templates import LLAMA3, make_tokenizer
+from templates import LLAMA3, make_tokenizer, trained_texts
 from transformers import AutoTokenizer
 
 from align.data.chat import IGNORED, encode_conversation, encode_judged, prompt_ids, render, stop_token_ids
@@ -151,19 +151,6 @@ FORMS = {  # how each writes a call, what is between two, what ends a turn, and 
     "chatml": ('<tool_call>\n{{"name": "weather", "arguments": {}}}\n</tool_call>', "\n", "<|endoftext|>", ""),
     "pocket": ('<tool_call>\n{{"name": "weather", "arguments": {}}}\n</tool_call>', "\n", "<|end|>", ""),
 }
-
-
-def trained_texts(tokenizer: Any, conversation: Conversation) -> list[str]:
-    """What the loss is on, span by span."""
-    encoded = encode_conversation(tokenizer, conversation)
-    spans: list[list[int]] = []
-    previous = IGNORED
-    for label in encoded.labels:
-        if label != IGNORED:
-            spans += [[]] if previous == IGNORED else []
-            spans[-1].append(label)
-        previous = label
-    return [tokenizer.decode(span) for span in spans]
 
 
 def expected(name: str, turn: Message) -> str:

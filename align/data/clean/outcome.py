@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from align.data.records.content import texts, turns, with_texts
+from align.data.records.content import texts, turns, with_answer, with_texts
 from align.types import Conversation, Feedback, Preference, Record
 
 
@@ -71,7 +71,7 @@ def sequences(record: Record) -> list[Conversation]:
     if isinstance(record, Conversation):
         return [record]
     answers = [record.completion] if isinstance(record, Feedback) else [record.chosen, record.rejected]
-    return [Conversation(record.prompt + answer, record.id, record.tools) for answer in answers]
+    return [with_answer(record, answer) for answer in answers]
 
 
 def rewritten(record: Record, change: Callable[[str], str], named: Callable[[str], str] = str) -> Record | Drop:

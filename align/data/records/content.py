@@ -43,6 +43,17 @@ def asked(record: Record) -> Document:
     return Conversation(record.prompt, record.id, record.tools) if isinstance(record, Preference | Feedback) else record
 
 
+def with_answer(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
+    """The prompt of a record with one of its answers."""
+    return Conversation(record.prompt + answer, record.id, record.tools)
+
+
+def taught(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
+    """The same as training reads it: the loss is on the answer alone, whoever speaks in the prompt."""
+    asked = tuple(replace(turn, trained=False) for turn in record.prompt)
+    return Conversation(asked + answer, record.id, record.tools)
+
+
 def texts(record: Record) -> list[str]:
     """All that a record says, in order: the texts of its turns, results of tools among them, and those in arguments of
     calls. The schemas of tools say what could be done, and are left out."""

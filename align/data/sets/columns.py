@@ -144,6 +144,13 @@ def records_of(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]
     return [pair_of({name: values[i] for name, values in read.items()}) for i in range(table.num_rows)]
 
 
+def named_records(kind: str, table: pa.RecordBatch | pa.Table, sources: Sequence[str]) -> list[tuple[str, Record]]:
+    """Rows of a spool as `source:row` and their records, from its columns of the content, `source` and `row`."""
+    places = zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
+    names = [f"{sources[source]}:{row}" for source, row in places]
+    return list(zip(names, records_of(kind, table, names), strict=True))
+
+
 def pair_of(row: Mapping[str, Any]) -> Preference:
     about = {name: row[name] for name in ABOUT_PAIRS if row.get(name) is not None}
     if "judged_by" in about:

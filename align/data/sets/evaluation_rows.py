@@ -47,7 +47,7 @@ INNER = ("text", "choices")
 NAME_THEM = "Name the columns to compare: {path: …, columns: [question, choices]}."
 
 
-class Looked(NamedTuple):
+class Query(NamedTuple):
     """What one row is looked for by.
 
     Attributes:
@@ -93,7 +93,7 @@ def kind_of_column(name: str, beside: Collection[str]) -> str:
     return next((kind for kind, names in kinds.items() if plain in names), "")
 
 
-def looked_for(data: Mapping[str, Any], columns: Sequence[str], where: str) -> Looked:
+def looked_for(data: Mapping[str, Any], columns: Sequence[str], where: str) -> Query:
     """The texts of a row.
 
     Args:
@@ -123,11 +123,11 @@ def looked_for(data: Mapping[str, Any], columns: Sequence[str], where: str) -> L
     return with_choices(question, passage, list(dict.fromkeys(parts["choice"])), list(lists.values()))
 
 
-def with_choices(question: str, passage: str, choices: list[str], lists: list[list[str]]) -> Looked:
-    """See `Looked`."""
+def with_choices(question: str, passage: str, choices: list[str], lists: list[list[str]]) -> Query:
+    """See `Query`."""
     whole = "\n".join(filter(None, (passage, question)))
     if not whole:  # short choices say nothing together either: yes, no
-        return Looked([], choices, [])
+        return Query([], choices, [])
     said = [whole]
     if len(whole) <= LONGEST:
         said += [f"{whole}\n{choice}" for choice in choices]
@@ -139,7 +139,7 @@ def with_choices(question: str, passage: str, choices: list[str], lists: list[li
         said.append("\n".join(filter(None, (whole, *choices))))
     asked = [whole, f"{question}\n{passage}"] if passage and question else [whole]
     asked += ["\n".join((whole, *several)) for several in lists if len(several) > 1]
-    return Looked(said, choices, [*filter(None, asked)])
+    return Query(said, choices, [*filter(None, asked)])
 
 
 def unfolded(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from align.data.records.drops import Drop
 from align.data.records.grouping import grouped_rows
 from align.data.records.read import records_in
 from align.data.sets.columns import columns_of, texts_of
-from align.data.sets.evaluation_rows import FEW, Looked, is_columns, looked_for
+from align.data.sets.evaluation_rows import FEW, Query, is_columns, looked_for
 from align.errors import require
 from align.types import Record
 
@@ -125,17 +125,17 @@ class Side:
         return pa.chunked_array(self.chunks, pa.string())
 
 
-def looked_up(given: EvaluationSet, field: str, bad_rows: BadRows) -> Iterator[tuple[list[int], list[Looked]]]:
+def looked_up(given: EvaluationSet, field: str, bad_rows: BadRows) -> Iterator[tuple[list[int], list[Query]]]:
     """Rows (from 0) and what each is looked for by, some at a time."""
-    numbers, held, size = list[int](), list[Looked | Record](), 0
+    numbers, held, size = list[int](), list[Query | Record](), 0
     for group in grouped_rows(given.path, field, bad_rows):
-        found: Sequence[Looked | Record] = ()
+        found: Sequence[Query | Record] = ()
         with bad_rows:
             found = parts_of(group, given.columns)
         for one in found:
             numbers.append(group[-1].number - 1)
             held.append(one)
-            size += sum(map(len, one.said if isinstance(one, Looked) else texts(one)))
+            size += sum(map(len, one.said if isinstance(one, Query) else texts(one)))
         if len(held) >= AT_ONCE or size > HEAVY:
             yield numbers, settled(held)
             numbers, held, size = [], [], 0
@@ -143,7 +143,7 @@ def looked_up(given: EvaluationSet, field: str, bad_rows: BadRows) -> Iterator[t
         yield numbers, settled(held)
 
 
-def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Looked | Record]:
+def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Record]:
     """What rows that are read together say: records, or what their columns are looked for by."""
     first = group[0]
     if columns or (len(group) == 1 and is_columns(first.data)):
@@ -151,13 +151,13 @@ def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Looked | Reco
     return [found[0] for found in records_in(group) if not isinstance(found, Drop)]
 
 
-def settled(held: Sequence[Looked | Record]) -> list[Looked]:
+def settled(held: Sequence[Query | Record]) -> list[Query]:
     """Records as what they are looked for by: all that they say, and what they ask."""
-    made: dict[int, Looked] = {i: one for i, one in enumerate(held) if isinstance(one, Looked)}
-    records = [(i, one) for i, one in enumerate(held) if not isinstance(one, Looked)]
+    made: dict[int, Query] = {i: one for i, one in enumerate(held) if isinstance(one, Query)}
+    records = [(i, one) for i, one in enumerate(held) if not isinstance(one, Query)]
     for kind in {kind_of(record) for _, record in records}:
         alike = [(i, record) for i, record in records if kind_of(record) == kind]
         batch = pa.RecordBatch.from_pydict(columns_of(kind, [record for _, record in alike]))
         both = zip(texts_of(kind, batch).to_pylist(), texts_of(kind, batch, "prompts").to_pylist(), strict=True)
-        made |= {i: Looked([said], [], [asked]) for (i, _), (said, asked) in zip(alike, both, strict=True)}
+        made |= {i: Query([said], [], [asked]) for (i, _), (said, asked) in zip(alike, both, strict=True)}
     return [made[i] for i in range(len(held))]

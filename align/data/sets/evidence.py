@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from align.data.records.content import PARTS, content_of, texts
 from align.data.rendered import Render, part
-from align.data.sets.columns import CONTENT, records_of
+from align.data.sets.columns import CONTENT, named_records
 from align.data.sets.contamination import Leaks
 from align.data.sets.duplicates import Duplicates
 from align.data.sets.scores import examples
@@ -48,12 +47,6 @@ def cut(text: str) -> str:
     return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
 
 
-def places_of(table: pa.Table, names: Sequence[str]) -> list[str]:
-    """Rows as `source:row`."""
-    pairs = zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
-    return [f"{names[source]}:{row}" for source, row in pairs]
-
-
 def shown_rows(rows: Rows, kind: str, names: Sequence[str], numbers: np.ndarray, hide: Hide) -> list[dict[str, Any]]:
     """Some rows: where each is from, and what it says.
 
@@ -63,9 +56,7 @@ def shown_rows(rows: Rows, kind: str, names: Sequence[str], numbers: np.ndarray,
     if not len(numbers):
         return []
     table = rows.take(numbers, [*CONTENT[kind], "source", "row"])
-    ids = places_of(table, names)
-    records = zip(ids, records_of(kind, table, ids), strict=True)
-    return [{"row": id, "text": cut(hide(as_text(record)))} for id, record in records]
+    return [{"row": id, "text": cut(hide(as_text(record)))} for id, record in named_records(kind, table, names)]
 
 
 def write_duplicates(
@@ -145,8 +136,7 @@ def write_rows(
     lines = list[dict[str, Any]]()
     if len(numbers):
         table = rows.take(numbers, [*CONTENT[kind], "source", "row"])
-        ids = places_of(table, names)
-        for id, record in zip(ids, records_of(kind, table, ids), strict=True):
+        for id, record in named_records(kind, table, names):
             lines += [{"row": id, **line} for line in as_trained(record, render, hide)]
     write_text(folder / ROWS, "".join(map(line_of, lines)))
 

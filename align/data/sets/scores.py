@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from align.data.sets.columns import CONTENT, records_of
+from align.data.sets.columns import CONTENT, named_records
 from align.data.sets.spool import Rows
 from align.types import Record
 
@@ -65,8 +65,7 @@ def file_of(rows: Rows) -> Path:
 def read(rows: Rows, kind: str, names: Sequence[str], numbers: np.ndarray) -> list[Record]:
     """Some rows as records, those without an id of their own named `source:row`."""
     table = rows.take(numbers, [*CONTENT[kind], "source", "row"])
-    places = zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
-    return records_of(kind, table, [f"{names[source]}:{row}" for source, row in places])
+    return [record for _, record in named_records(kind, table, names)]
 
 
 def outside(
