@@ -53,6 +53,10 @@ class DuplicatesConfig(Settings):
         "remove", "`remove` leaves duplicates out. `report` only counts and shows them.", choices=ACTIONS
     )
 
+    def finds_all(self, near: float) -> bool:
+        """Whether all documents that are so similar, as a whole and from whatever sources, are looked for."""
+        return self.near is not None and self.near <= near and (self.over, self.among) == ("both", "all")
+
 
 @dataclass
 class ContaminationConfig(Settings):

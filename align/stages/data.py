@@ -291,8 +291,10 @@ def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) 
 
 def shared_sides(rows: Rows, kind: str, funnel: Funnel, test: np.ndarray, stage: DataStageConfig) -> Leaks:
     """The rows to train on that give away rows to measure on."""
-    measured = funnel.kept & test & stage.contamination.test
-    return leaks_of(rows, kind, measured, funnel.kept & ~test, stage.contamination.near)
+    measured, near = funnel.kept & test & stage.contamination.test, stage.contamination.near
+    if near and kind == DOCUMENTS and stage.duplicates.finds_all(near):
+        near = None  # rows that are nearly the same were found there, and are on one side
+    return leaks_of(rows, kind, measured, funnel.kept & ~test, near)
 
 
 def mixed_in(

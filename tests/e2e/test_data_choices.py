@@ -12,6 +12,7 @@ from data_sets import chat, made, sentence, three_sources, write
 from workshop import Workshop
 
 from align.data.sets.published import data_set, described
+from align.types import Conversation
 
 
 def two_sources(here: Path) -> list[str]:
@@ -84,6 +85,44 @@ def test_duplicates_that_stay_are_on_one_side(tmp_path: Path) -> None:
                 sides.setdefault(row["cluster"] or row["content_id"], set()).add(side)
     assert {len(found) for found in sides.values()} == {1}
     assert {side for found in sides.values() for side in found} == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["stage.duplicates.near=null"],
+        ["stage.duplicates.near=0.99"],
+        ["stage.duplicates.over=prompts"],
+        ["stage.duplicates.among=within"],
+        ["stage.duplicates.action=report"],
+    ],
+    ids=lambda words: (words or ["as it is"])[0],
+)
+def test_no_row_to_train_on_nearly_is_one_to_measure_on(tmp_path: Path, words: list[str]) -> None:
+    """Whether the duplicates are found among all rows, or some are left to the comparison of the two sides. Rows are so
+    short that no run of 13 words gives them away, and differ in their last word."""
+    draw = random.Random(4)
+    said = [" ".join(draw.choices([f"word{i}" for i in range(500)], k=11)) for _ in range(40)]
+    for part in ("train", "dev"):
+        rows = [{"prompt": f"{part}{i} {line[:40]}", "completion": f"{line[41:]} {part}", "split": part}
+                for i, line in enumerate(said)]  # fmt: skip
+        write(tmp_path / f"{part}.jsonl", rows)
+    sources = f"[{tmp_path / 'train.jsonl'}, {tmp_path / 'dev.jsonl'}, {tmp_path / 'other.jsonl'}]"
+    write(tmp_path / "other.jsonl", [{**chat("Who is it?", "Nobody that you know"), "split": "train"}])
+    folder, _, _ = made(tmp_path, "stage=data", f"stage.sources={sources}", f"run.root={tmp_path / 'runs'}",
+                        "stage.split.by=column", "stage.duplicates.exact=false", *words)  # fmt: skip
+    rows = data_set(folder / "artifact")
+    train, test = ([grams(record) for record in rows.records(side)] for side in ("train", "test"))
+    assert len(train) > 0
+    assert len(test) >= 1
+    assert max(len(a & b) / len(a | b) for a in train for b in test) < 0.7
+
+
+def grams(record: Conversation) -> set[tuple[str, ...]]:
+    """Runs of three words of all that is said."""
+    words = " ".join(message.content for message in record.messages).split()
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
 
 
 def measured_on(here: Path, *words: str) -> set[str]:

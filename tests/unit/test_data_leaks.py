@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from align.data.dedup.prefilter import Tally
 from align.data.records.content import DOCUMENTS
 from align.data.sets import contamination
 from align.data.sets.columns import columns_of, texts_of
-from align.data.sets.contamination import COMMON, Evaluations, leaks_of
+from align.data.sets.contamination import COMMON, Evaluations, leaks_of, worth_asking
 from align.data.sets.evaluations import Texts
 from align.data.sets.spool import Rows, Spool
 from align.types import Conversation, Message, Record
@@ -26,12 +28,12 @@ def chat(asked: str, answer: str, system: str = "") -> Conversation:
     return Conversation((*turns, Message("user", asked), Message("assistant", answer)))
 
 
-def spooled(folder: Path, records: Sequence[Record]) -> Rows:
+def spooled(folder: Path, records: Sequence[Record], most: int = 1000) -> Rows:
     folder.mkdir(exist_ok=True)
     batch = pa.RecordBatch.from_pydict(columns_of(DOCUMENTS, records))
-    halves = [batch.slice(0, len(records) // 2), batch.slice(len(records) // 2)]
-    spool = Spool(folder)
-    spool.write("000", iter(half for half in halves if half.num_rows), [batch.schema], {})
+    half, spool = len(records) // 2, Spool(folder)
+    for i, some in enumerate((batch.slice(0, half), batch.slice(half))):
+        spool.write(f"{i:03d}", iter(pa.Table.from_batches([some]).to_batches(most)), [batch.schema], {})
     return Rows(spool)
 
 
@@ -69,14 +71,12 @@ def test_near_is_looked_for_only_where_it_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sharing", [COMMON, COMMON + 1])
-def test_a_phrase_that_many_rows_share_is_no_leak(tmp_path: Path, sharing: int) -> None:
+def test_a_phrase_that_many_rows_to_train_on_share_is_no_leak(tmp_path: Path, sharing: int) -> None:
     said = [chat(f"question {i}", f"answer number {i} {i * 7} {i * 13}. {PHRASE}") for i in range(sharing)]
-    told = chat("What did it do?", LONG)
-    rows = spooled(tmp_path, [*said, told])
-    evaluations = against([chat("something else", PHRASE), chat("A story!", f"{LONG} again")], None)
-    everything = np.ones(sharing + 1, bool)
-    assert evaluations.leaks(rows, DOCUMENTS, everything).rows.tolist() == [*range(sharing + 1)]
-    found = evaluations.leaks(rows, DOCUMENTS, everything, phrases=True)
+    measured = [chat("something else", PHRASE), chat("A story!", f"{LONG} again"), chat("And you?", f"Oh. {PHRASE}")]
+    rows = spooled(tmp_path, [*said, chat("What did it do?", LONG), *measured])
+    held_out = np.arange(sharing + 4) > sharing
+    found = leaks_of(rows, DOCUMENTS, held_out, ~held_out, None)
     assert found.rows.tolist() == [*(range(sharing) if sharing <= COMMON else []), sharing]
 
 
@@ -94,33 +94,66 @@ def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
     assert leaks_of(rows, DOCUMENTS, np.zeros(3, bool), ~measured, 0.7).rules == []
 
 
+def by_hand(said: list[list[str]], asked: list[str], test: np.ndarray, near: float | None) -> dict[int, str]:
+    """Row to train on → the first rule by which it is found, by sets of strings."""
+
+    def runs(words: list[str], width: int) -> set[tuple[str, ...]]:
+        return {tuple(words[i : i + width]) for i in range(len(words) - width + 1)}
+
+    train, measured = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
+    many = Counter(run for row in train for run in runs(said[row], 13))
+    questions, exact = {asked[row] for row in measured}, {(*said[row],) for row in measured if len(said[row]) < 13}
+    grams = {run for row in measured for run in runs(said[row], 13) if many[run] <= COMMON}
+    sets, found = [runs(said[row], 3) for row in measured], dict[int, str]()
+    for row in train:
+        own = runs(said[row], 3)
+        if asked[row] in questions:
+            found[row] = "question"
+        elif (*said[row],) in exact:
+            found[row] = "exact"
+        elif runs(said[row], 13) & grams:
+            found[row] = "ngram"
+        elif near and any(own and len(own & other) / len(own | other) >= near for other in sets):
+            found[row] = "near"
+    return found
+
+
 @pytest.mark.parametrize("near", [0.7, None])
-def test_slices_find_what_the_whole_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: float | None) -> None:
+def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: float | None
+) -> None:
     draw = np.random.default_rng(0)
     base = [" ".join(draw.choice([f"w{i}" for i in range(40)], draw.integers(1, 30))) for _ in range(60)]
-    records = []
+    asked, answers = list[str](), list[str]()
     for _ in range(450):
         words = base[draw.integers(60)].split()
         words[draw.integers(len(words))] = f"w{draw.integers(40)}"
-        asked = base[draw.integers(60)] if draw.random() < 0.1 else f"q {draw.random()}"
-        records.append(chat(asked, " ".join(words)))
+        asked.append(base[draw.integers(60)] if draw.random() < 0.1 else f"q {draw.integers(1 << 60)}")
+        answers.append(" ".join(words))
         said, at = base[draw.integers(60)].split(), draw.integers(1, 3)
-        records.append(chat(" ".join(said[:at]), " ".join(said[at:])))
-    rows = spooled(tmp_path, records)
-    measured = draw.random(900) < 0.2
-    monkeypatch.setattr(Rows, "batches", lambda rows, columns: in_pieces(rows.take(np.arange(900), columns), 50))
+        asked.append(" ".join(said[:at]))
+        answers.append(" ".join(said[at:]))
+    rows = spooled(tmp_path, [chat(*both) for both in zip(asked, answers, strict=True)], 50)
+    measured, words = draw.random(900) < 0.2, [f"{q} {a}".split() for q, a in zip(asked, answers, strict=True)]
+    expected = by_hand(words, asked, measured, near)
+    assert {*expected.values()} == {"question", "ngram", "exact", *(["near"] if near else [])}
+    assert any(many > COMMON for many in Counter(run[:13] for run in map(tuple, words) if len(run) >= 13).values())
     whole = leaks_of(rows, DOCUMENTS, measured, ~measured, near)
+    assert dict(zip(whole.rows.tolist(), whole.rules, strict=True)) == expected
     monkeypatch.setattr(contamination, "SLICE", 1000)
+    monkeypatch.setattr(Tally, "LEAST", 100)
     assert len([*contamination.slices(rows, DOCUMENTS, measured)]) > 9
     parts = leaks_of(rows, DOCUMENTS, measured, ~measured, near)
-    assert {*whole.rules} == {"question", "ngram", "exact", *(["near"] if near else [])}
     assert whole.rules == parts.rules
     for name in ("rows", "sets", "where"):
         assert getattr(whole, name).tolist() == getattr(parts, name).tolist()
 
 
-def in_pieces(table: pa.Table, most: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    first = 0
-    for batch in table.to_batches(most):
-        yield first, batch
-        first += batch.num_rows
+def test_of_rows_that_have_nothing_in_common_with_those_to_measure_on_few_are_asked_about(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    said = [chat(f"q{i}", " ".join(f"w{n}" for n in draw.integers(1 << 40, size=60))) for i in range(600)]
+    rows, measured = spooled(tmp_path, [*said, said[0]]), np.arange(601) < 300
+    phrases, asked = worth_asking(rows, DOCUMENTS, measured, ~measured, 0.7)
+    assert asked[600]
+    assert asked.sum() < 12
+    assert not len(phrases)

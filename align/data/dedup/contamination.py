@@ -3,8 +3,7 @@
 A training text is a hit of an evaluation text by one of three rules, the first that holds being the one that is named:
 
 - `EXACT`: both have the same words in the same order, and fewer than `width`.
-- `NGRAM`: they have a run of `width` words in common (13, as in Brown et al. 2020, arXiv 2005.14165, appendix C). Runs
-  that many training texts have are phrases, not leaks, and can be left out of the index: `Index.without`.
+- `NGRAM`: they have a run of `width` words in common (13, as in Brown et al. 2020, arXiv 2005.14165, appendix C).
 - `NEAR`: the Jaccard similarity of their word 3-shingles reaches the threshold.
 
 Each rule finds every such pair. The last one needs no MinHash, because prefix filtering (`align.data.dedup.prefixes`)
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from align.data.dedup.arrays import distinct, ranges
+from align.data.dedup.arrays import distinct, held, ranges
 from align.data.dedup.jaccard import jaccard
 from align.data.dedup.prefixes import Rarity
 from align.data.dedup.shingles import Shingles, runs
@@ -96,13 +95,6 @@ class Lookup:
         counts = np.searchsorted(self.values, values, "right") - begins
         both = distinct(np.repeat(owners, counts) << 32 | self.owners[ranges(begins, counts)])
         return both >> 32, both & 0xFFFFFFFF
-
-    def count(self, values: np.ndarray, counts: np.ndarray) -> None:
-        """Add to `counts` (int64, one for each of ours) how often ours are among `values`."""
-        values = values[self.maybe(values)]
-        begins = np.searchsorted(self.values, values)
-        ends = np.searchsorted(self.values, values, "right")
-        np.add.at(counts, ranges(begins, ends - begins), 1)
 
 
 @dataclass(frozen=True)
@@ -185,13 +177,13 @@ class Index:
         return found
 
     def without(self, common: np.ndarray) -> Index:
-        """The index less some of its runs of words.
+        """The index less some of its runs of words: those that many training texts have are phrases, not leaks.
 
         Args:
-            common: bool, one for each of `grams.values`.
+            common: their hashes, uint64, ascending.
         """
-        made = copy(self)
-        made.grams = Lookup(self.grams.values[~common], self.grams.owners[~common])
+        made, left = copy(self), ~held(common, self.grams.values)
+        made.grams = Lookup(self.grams.values[left], self.grams.owners[left])
         return made
 
     def near(self, sets: Shingles) -> tuple[np.ndarray, np.ndarray]:
@@ -204,19 +196,12 @@ class Index:
         return texts[enough], found[enough]
 
 
-def hits(index: Index, texts: pa.Array | pa.ChunkedArray, counts: np.ndarray | None = None) -> Hits:
-    """The training texts that are in evaluation sets.
-
-    Args:
-        texts: N strings; null is the empty text.
-        counts: int64, one for each of `index.grams.values`: grows by how many of the texts have that run of words.
-    """
+def hits(index: Index, texts: pa.Array | pa.ChunkedArray) -> Hits:
+    """The training texts, of N strings where null is the empty text, that are in evaluation sets."""
     none = np.zeros(0, np.int64)
     found, at = [(none, none, none)], 0  # text, evaluation text, rule
     for data, starts in blocks(texts):
         block = Features.of(data, starts, index.width, index.threshold is not None)
-        if counts is not None:
-            index.grams.count(block.grams.values, counts)
         for rule, (text, owner) in enumerate((
             index.short.find(block.short, block.short_owners),
             index.grams.find(block.grams.values, owners_of(block.grams)),

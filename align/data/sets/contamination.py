@@ -9,7 +9,9 @@ from itertools import chain
 import numpy as np
 import pyarrow as pa
 
+from align.data.dedup.arrays import held
 from align.data.dedup.contamination import RULES, Index, hits
+from align.data.dedup.prefilter import Prefilter
 from align.data.dedup.shingles import normalised_digests
 from align.data.sets.columns import CONTENT, texts_of
 from align.data.sets.evaluations import Texts
@@ -22,7 +24,7 @@ COMMON = 10
 boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C). An evaluation set from elsewhere shares no phrases, and
 the row of it that leaked most often stands in many rows."""
 SLICE = 48 << 20
-"""Bytes of text to measure on that rows to train on are compared with at once."""
+"""Bytes of text to measure on that are indexed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,47 +50,31 @@ class Evaluations:
     Args:
         sets: the texts of each evaluation set.
         near: the least Jaccard similarity of rows that are nearly the same; None where these are not looked for.
+        phrases: runs of words that are no leaks, see `Index.without`.
     """
 
-    def __init__(self, sets: Sequence[Texts], near: float | None) -> None:
-        self.index = Index({str(i): texts.said for i, texts in enumerate(sets)}, threshold=near)
+    def __init__(self, sets: Sequence[Texts], near: float | None, phrases: np.ndarray | None = None) -> None:
+        index = Index({str(i): texts.said for i, texts in enumerate(sets)}, threshold=near)
+        self.index = index if phrases is None else index.without(phrases)
         self._said_by = [texts.said_by for texts in sets]
         self._owner = np.repeat(np.arange(len(sets)), [len(texts.asked) for texts in sets])
         self._row = np.concatenate([np.zeros(0, np.int64), *(texts.asked_by for texts in sets)])
         asked = np.concatenate([as_keys(together([])), *(as_keys(texts.asked) for texts in sets)])
         self._questions, self._first = np.unique(asked, return_index=True)
 
-    def leaks(self, rows: Rows, kind: str, wanted: np.ndarray, phrases: bool = False) -> Leaks:
-        """The rows among `wanted` (bool (N)) that give a set away.
-
-        Args:
-            phrases: runs of words that more than `COMMON` of them have are phrases and no leaks.
-        """
-        counts = np.zeros(len(self.index.grams.values), np.int64)
-        found = self.looked_up(self.index, rows, kind, wanted, counts)
-        if phrases and (common := counts > COMMON).any():
-            found = self.looked_up(self.index.without(common), rows, kind, wanted)
-        return found
-
-    def looked_up(
-        self, index: Index, rows: Rows, kind: str, wanted: np.ndarray, counts: np.ndarray | None = None
-    ) -> Leaks:
-        """The rows that an index finds; `counts` as for `hits`."""
+    def leaks(self, rows: Rows, kind: str, wanted: np.ndarray) -> Leaks:
+        """The rows among `wanted` (bool (N)) that give a set away."""
         found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), list[str]())]
         if self._said_by:
-            for first, batch in rows.batches([*CONTENT[kind]]):
-                mask = wanted[first : first + batch.num_rows]
-                if mask.any():
-                    places, sets, where, rules = self.hits(index, kind, batch.filter(pa.array(mask)), counts)
-                    found.append((first + np.flatnonzero(mask)[places], sets, where, rules))
+            for numbers, batch in rows.where(wanted, [*CONTENT[kind]]):
+                places, sets, where, rules = self.hits(kind, batch)
+                found.append((numbers[places], sets, where, rules))
         numbers, sets, where, rules = zip(*found, strict=True)
         return Leaks(np.concatenate(numbers), np.concatenate(sets), np.concatenate(where), [*chain(*rules)])
 
-    def hits(
-        self, index: Index, kind: str, batch: pa.RecordBatch, counts: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    def hits(self, kind: str, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Of some rows those that are found, each once; its set, the row there, and the rule."""
-        found = hits(index, texts_of(kind, batch), counts)
+        found = hits(self.index, texts_of(kind, batch))
         where = [self._said_by[i][row] for i, row in zip(found.evaluation.tolist(), found.row.tolist(), strict=True)]
         columns = (found.text, found.evaluation, np.array(where, np.int64), found.rule)
         backwards = zip(*(values[::-1].tolist() for values in columns), strict=True)
@@ -111,19 +97,42 @@ def as_keys(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
 EMPTY = as_keys(pa.array([""]))[0]
 
 
-def leaks_of(
-    rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, near: float | None
-) -> Leaks:  # fmt: skip
+def leaks_of(rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, near: float | None) -> Leaks:
     """The rows to train on that give away rows to measure on (bool (N), both).
 
-    The latter are looked for a slice at a time, so that memory does not go by how many they are.
+    The latter are looked for a slice at a time, so that memory does not go by how many they are, and only where a row
+    to train on may be one that is found. So the time that this takes goes by the rows, and not by their square.
     """
+    if not measured.any():
+        return first_of([])
     found, before = list[Leaks](), 0
+    phrases, trained = worth_asking(rows, kind, measured, trained, near)
     for said, asked in slices(rows, kind, measured):
-        some = Evaluations([Texts.of_rows(said, asked)], near).leaks(rows, kind, trained, phrases=True)
+        some = Evaluations([Texts.of_rows(said, asked)], near, phrases).leaks(rows, kind, trained)
         found.append(Leaks(some.rows, some.sets, some.where + before, some.rules))
         before += len(said)
     return found[0] if len(found) == 1 else first_of(found)
+
+
+def worth_asking(
+    rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, near: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The runs of words that are phrases, and which rows to train on `leaks_of` may find, bool (N): all that it finds,
+    and few others."""
+    prefilter, questions = Prefilter(COMMON, threshold=near), [as_keys(together([]))]
+    for said, asked in slices(rows, kind, measured):
+        prefilter.measure(said)
+        questions.append(as_keys(asked))
+    for said, _ in slices(rows, kind, measured):
+        prefilter.add(said)
+    asks, alike, found = np.unique(np.concatenate(questions)), np.zeros_like(trained), np.zeros_like(trained)
+    asks = asks[asks != EMPTY]
+    for numbers, batch in rows.where(trained, [*CONTENT[kind]]):
+        alike[numbers] = prefilter.tell(texts_of(kind, batch))
+        found[numbers] = held(asks, as_keys(texts_of(kind, batch, "prompts")))
+    for numbers, batch in rows.where(alike, [*CONTENT[kind]]):
+        found[numbers] |= prefilter.maybe(texts_of(kind, batch))
+    return prefilter.phrases, found
 
 
 def first_of(found: Sequence[Leaks]) -> Leaks:
@@ -142,13 +151,10 @@ def first_of(found: Sequence[Leaks]) -> Leaks:
 def slices(rows: Rows, kind: str, wanted: np.ndarray) -> Iterator[tuple[pa.ChunkedArray, pa.ChunkedArray]]:
     """What rows of a spool (bool (N)) say and what they ask, some `SLICE` bytes at a time."""
     said, asked, size = list[pa.Array](), list[pa.Array](), 0
-    for first, batch in rows.batches([*CONTENT[kind]]) if wanted.any() else ():
-        mask = wanted[first : first + batch.num_rows]
-        if mask.any():
-            some = batch.filter(pa.array(mask))
-            said.append(texts_of(kind, some))
-            asked.append(texts_of(kind, some, "prompts"))
-            size += said[-1].nbytes
+    for _, batch in rows.where(wanted, [*CONTENT[kind]]):
+        said.append(texts_of(kind, batch))
+        asked.append(texts_of(kind, batch, "prompts"))
+        size += said[-1].nbytes
         if size >= SLICE:
             yield together(said), together(asked)
             said, asked, size = [], [], 0

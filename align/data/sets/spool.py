@@ -23,6 +23,8 @@ import pyarrow as pa
 from align.errors import CorruptFile
 from align.run.files import write_json
 
+FEW = 0.1
+"""A share of rows below which files are mapped: of a batch, what is not asked for is not read."""
 REMEDY = "Remove the run's folder and run the same command again."
 
 
@@ -115,6 +117,20 @@ class Rows:
             with self.opened(part, columns) as read:
                 for i, size in enumerate(sizes):
                     yield first, read.batch(i)
+                    first += size
+
+    def where(self, wanted: np.ndarray, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+        """(numbers of its rows, batch) in order, of some rows (bool (N)); of batches without any, nothing is read."""
+        for part, first, sizes in self.parts:
+            chosen = wanted[first : first + sum(sizes)]
+            if not chosen.any():
+                continue
+            with self.opened(part, columns, mapped=bool(chosen.mean() < FEW)) as read:
+                for i, size in enumerate(sizes):
+                    numbers = np.flatnonzero(wanted[first : first + size])
+                    if len(numbers):
+                        batch = read.batch(i)
+                        yield first + numbers, batch if len(numbers) == size else batch.take(pa.array(numbers))
                     first += size
 
     def opened(self, part: Path, columns: Sequence[str], mapped: bool = False) -> Reader:

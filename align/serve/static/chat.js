@@ -42,7 +42,7 @@ async function send() {
     if (state.asking !== asking) return;
     const stopped = asking.signal.aborted;
     say(stopped ? "Stopped." : error.message, !stopped);
-    hear({ ...state.turns.at(-1), ended: stopped ? "stopped" : `ended by an error: ${error.message}` });
+    if (!stopped) hear({ ...state.turns.at(-1), ended: `ended by an error: ${error.message}` }); // see `settled`
     if (error.status === 401) showDoor(true);
   }
   settle();
