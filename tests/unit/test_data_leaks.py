@@ -151,7 +151,10 @@ def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
 
 def test_of_rows_that_have_nothing_in_common_with_those_to_measure_on_few_are_asked_about(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
-    said = [chat(f"q{i}", " ".join(f"w{n}" for n in draw.integers(1 << 40, size=60))) for i in range(600)]
+    texts = [" ".join(f"w{n}" for n in draw.integers(1 << 40, size=60)) for _ in range(600)]
+    said = [
+        chat(f"q{i}", text) if i % 2 else Conversation((Message("assistant", text),)) for i, text in enumerate(texts)
+    ]
     rows, measured = spooled(tmp_path, [*said, said[0]]), np.arange(601) < 300
     phrases, asked = worth_asking(rows, DOCUMENTS, measured, ~measured, 0.7)
     assert asked[600]
