@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from align.config.identity import defaults, input_names
+from align.config.identity import declared_keys, defaults, input_names
 from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
 from align.config.settings import declared_in, parts_in
@@ -42,7 +42,7 @@ def words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
         if part not in reads or key in SILENT or (key == "method.lr" and stage not in RATED):
             continue
         if leaf == "name" and part != "run":  # what a group's choice is called
-            if value != usual.get(key):
+            if value != usual.get(key) and not (part == "reward" and unread(value, given, refs)):
                 yield f"{part}={value}"
             continue
         if ref := refs.get(names.get(key, "")):
@@ -51,6 +51,12 @@ def words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
             if key == "model.path":
                 yield "model=hub"  # as the docs write it; the path alone would do
             yield f"{key}={written(value)}"
+
+
+def unread(reward: str, given: Mapping[str, Any], refs: Mapping[str, str]) -> bool:
+    """Whether a reward is the one that stands there where nobody names one, and no reward model was read."""
+    ref = "reward.ref"
+    return reward == "learned" and given.get(ref) == declared_keys()[ref][1] and input_names()[ref] not in refs
 
 
 def flat(tree: Mapping[str, Any], stops: frozenset[str], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from align.config.settings import A_RUN_EACH
 from align.config.synonyms import absent, keys_for
 from align.errors import InputError
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
 # What people write when they mean a file or a hub id, and the way to say that here.
 BY_PATH = {"model": "model=hub model.path={}", "data": "data=jsonl data.path={}"}
 
@@ -117,8 +117,8 @@ def not_a_value(key: str, value: str, kind: type | None, below: Sequence[str], s
     wanted = KINDS.get(kind) if kind else None
     if wanted is None:
         return InputError(key, value or "(empty)", "cannot be read", "Quote it as \"key='value'\".")
-    remedy = f"Give {wanted}." + (f" {A_RUN_EACH}" if sweep else "")
-    return InputError(key, value or "(empty)", f"is not {wanted}", remedy)
+    remedy = f"Write {key}=[{value}]." if kind is list else f"Give {wanted}."
+    return InputError(key, value or "(empty)", f"is not {wanted}", f"{remedy} {A_RUN_EACH}" if sweep else remedy)
 
 
 def missing(key: str) -> InputError:

@@ -114,7 +114,7 @@ def type_of(tree: DictConfig, key: str) -> type | None:
     schema = OmegaConf.get_type(OmegaConf.select(tree, parent) if parent else tree)
     hint = type_hints(schema).get(leaf) if is_dataclass(schema) else None
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    plain_types = [t for t in choices if isinstance(t, type) and t is not type(None)]
+    plain_types = [t for t in (get_origin(t) or t for t in choices) if isinstance(t, type) and t is not type(None)]
     return plain_types[0] if len(plain_types) == 1 else None
 
 

@@ -51,7 +51,9 @@ def lines_of(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[s
         yield f"  {source['name']}: {', '.join([f'{read(source):,} read', *told])} → {kept}"
     yield from notes(data, settings)
     splits = data["splits"]
-    rows = " and ".join(f"{splits[side]['rows']:,} rows {what}" for side, what in zip(SIDES, PURPOSES, strict=True))
+    rows = " and ".join(
+        f"{counted(splits[side]['rows'], 'row')} {what}" for side, what in zip(SIDES, PURPOSES, strict=True)
+    )
     yield f"{rows}; root {data['root'][:12]}"
 
 

@@ -53,6 +53,13 @@ def test_what_is_at_its_default_is_left_out():
     assert command_line(config, {}) == "python -m align stage=sample"
 
 
+def test_a_reward_that_nothing_was_scored_by_is_left_out():
+    config = plain(check(compose_raw(["stage=data", "stage.sources=[a.jsonl]", "reward=learned"])))
+    assert "reward" not in command_line(config, {})
+    asked = plain(check(compose_raw(["stage=data", "stage.sources=[a.jsonl]", "stage.score.by=reward"])))
+    assert "reward=learned reward.ref=reward:b" in command_line(asked, {"reward": "reward:b"})
+
+
 def test_latest_is_the_run_that_it_was():
     config = plain(check(compose_raw(["stage=ppo", "reward.ref=reward:latest"])))
     said = command_line(config, {"init": "sft:a", "reward": "reward:b"})

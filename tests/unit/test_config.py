@@ -73,6 +73,8 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("seed=${", "seed=0", "seed", "${", "is not a whole number"),
         ("seed=${foo}", "seed=${data.max_length}", "seed", "(given)", "Interpolation key 'foo' not found"),
         ("stage.packing=maybe", "stage.packing=true", "stage.packing", "maybe", "is not true or false"),
+        ("stage=data stage.score.keep=0.9", "stage.packing=true", "stage.score.keep", "0.9",
+         "is not a list. Write stage.score.keep=[0.9]."),
         ("run=3", "run.name=3", "run", "3", "holds several keys. Set one of them: run.name, run.root."),
         ("+new=1", "seed=1", "argument", "+new=1", "nothing can be added"),
         ("++new=1", "seed=1", "argument", "++new=1", "nothing can be added"),

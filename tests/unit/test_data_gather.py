@@ -190,6 +190,7 @@ def test_a_damaged_account_is_told(tmp_path: Path) -> None:
         ([3], "stage.sources[0]=3: is no source"),
         ([{"path": "a", "wieght": 1}], "Did you mean weight?"),
         ([{"name": "x"}], "names no rows, or two kinds"),
+        ([{"path": ""}], "stage.sources[0].path=: names no file"),
         ([{"path": "a", "data": "chitchat"}], "names no rows, or two kinds"),
         ([{"path": 3}], "stage.sources[0].path=3: is no text"),
         ([{"data": "c4"}], "data=c4: is no corpus"),

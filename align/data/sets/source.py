@@ -193,6 +193,7 @@ def check(values: Mapping[str, Any], at: str) -> None:
     one = len(values.keys() & {"path", "data", "annotations"}) == 1
     remedy = "Give it `path`, `data: chitchat` or `annotations: PROJECT`."
     require(one, at, dict(values), "names no rows, or two kinds of them", remedy)
+    require(values.get("path") != "", f"{at}.path", "", "names no file", "Give a file, a folder, a glob or a hub id.")
     remedy = "Name a project of the annotation store."
     require(values.get("annotations") != "", f"{at}.annotations", "", "is no project", remedy)
     problem = "maps columns, and votes have none"
