@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = l
 
 def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
     if line.print_job:
-        show(line)
+        print_job(line)
         return 0
     if line.multirun:
         from align.batch import sweep
@@ -94,12 +94,17 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
         stages = dict.fromkeys(job.config.stage.name for job in jobs)
         return sweep([((*line.options, *job.words), job.swept) for job in jobs], stages, main)
     config = composed(line.words, line.search)
-    from align.stages import execute
+    from align.stages.printing import prints, show
+
+    if prints(config):
+        show(config)
+        return 0
+    from align.stages.execution import execute
 
     return execute(config, opened)
 
 
-def show(line: CommandLine) -> None:
+def print_job(line: CommandLine) -> None:
     """`--cfg job`: print the configuration that the line makes, where a run would take it; with `-m` that of each job,
     one YAML document a job. `--resolve`: as the run's config.yaml would have it."""
     from align.config.compose import Composer, as_yaml, check, resolved

@@ -80,7 +80,7 @@ from align.run import Run, atomic
 from align.run.artifacts import check_not_replaced, replacement
 from align.run.folder import now
 from align.run.lineage import users_of
-from align.stages import tracker
+from align.stages.execution import tracker
 from align.stages.scores import scorer_name, scores_of
 from align.types import Result
 

@@ -37,7 +37,7 @@ from align.ops.finite import not_finite
 from align.ops.losses import dpo_loss
 from align.report import in_words
 from align.run import Run
-from align.stages import tracker
+from align.stages.execution import tracker
 from align.stages.inputs import lora_of, start
 from align.track import peak_rss_mb
 from align.trainers.common import Training, fit

@@ -57,7 +57,7 @@ from align.rollout.randomness import generator_for
 from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
-from align.stages import tracker
+from align.stages.execution import tracker
 from align.stages.inputs import lora_of, start
 from align.stages.rows import open_store
 from align.track import Clock, Tracker, peak_rss_mb, progress

@@ -35,7 +35,7 @@ from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.report import in_words
 from align.run import Run
-from align.stages import tracker
+from align.stages.execution import tracker
 from align.stages.inputs import lora_of, start
 from align.stages.rows import open_store
 from align.track import peak_rss_mb

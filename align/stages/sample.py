@@ -19,7 +19,7 @@ from align.rollout.engine import cut_answers, divergence_as_input_error, respons
 from align.rollout.randomness import row_seeds
 from align.rollout.registry import loaded_engine
 from align.run import Run, write_json
-from align.stages import tracker
+from align.stages.execution import tracker
 from align.stages.inputs import start
 from align.stages.rows import open_store
 from align.track import last_turn, peak_rss_mb, progress, read_rows, shortened

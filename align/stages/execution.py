@@ -1,0 +1,177 @@
+"""One run of a stage: its inputs are resolved, its folder is opened, it works, and what it made is published."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from pathlib import Path
+
+from align.config.command import command_line
+from align.config.compose import plain, resolved
+from align.config.root import Config
+from align.config.stages import STAGES
+from align.data.sets.known import remembered
+from align.data.tally import tallied
+from align.data.trained_ids import write_ids
+from align.errors import AlignError, InputError, readable
+from align.redaction import Formatter
+from align.report import too_few
+from align.run import Input, Run, out_of_memory, storage_error, verify_outputs
+from align.run.garbage import without_collector
+from align.stages.inputs import OF, Inputs, settled
+from align.stages.rows import naming_of
+from align.track import Tracker, shortened, watched
+from align.types import Result
+
+
+def execute(config: Config, opened: Callable[[Path], object] = lambda folder: None) -> int:
+    """Resolve, open the run's folder, run the stage, publish. Returns the exit status: 0, or 1 for a fault of ours.
+
+    Args:
+        opened: is told the run's folder once it is open.
+
+    Raises:
+        AlignError: the user's input, a full disk or an unwritable folder among it.
+    """
+    try:
+        return perform(config, opened)
+    except AlignError:
+        raise
+    except Exception as error:
+        if blamed := blame(error, config):
+            raise blamed from error
+        raise
+
+
+def perform(config: Config, opened: Callable[[Path], object]) -> int:
+    inputs, given = OF[config.stage.name](settled(config)), config.data.path or ""
+    config = inputs.config
+    values = plain(config)
+    with Run.open(values, called(inputs.records, given), inputs.base, inputs.label, config.resume, inputs.again) as run:
+        opened(run.folder)
+        if run.done:
+            verify_outputs(run.folder, run.manifest.outputs)
+            print("This run is finished already; resume=never makes another.")
+            print(run.folder)
+            return 0
+        print(first_line(run, config))
+        run.begin(resolved(config))
+        log = log_to(run)
+        try:
+            result = published(run, config, inputs)
+        except AlignError:
+            raise
+        except Exception as error:
+            if blame(error, config):
+                raise
+            logging.getLogger("align").error("%s", traceback.format_exc())
+            print(f"align: a fault of ours: {type(error).__name__}: {readable(str(error))}", file=sys.stderr)
+            print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
+            run.fail(error)
+            return 1
+        finally:
+            logging.getLogger().removeHandler(log)
+            log.close()
+        for line in (*result.summary, too_few(result.metrics)):
+            if line:
+                print(line)
+        print(run.folder)
+    return 0
+
+
+def called(records: Mapping[str, Input], given: str) -> Mapping[str, Input]:
+    """Inputs of a run, a data set among them by the name that it was given by: `data:latest` is one of these now."""
+    read = records.get("data")
+    if read is None or not given.startswith("data:") or Path(read.path).name != "artifact":
+        return records
+    return {**records, "data": replace(read, ref=f"data:{Path(read.path).parent.name}")}
+
+
+def first_line(run: Run, config: Config) -> str:
+    """What is about to run, in a line: on which base, by which method, on which data, at which rate."""
+    given, base, lr = run.inputs.get("data"), run.manifest.base, getattr(config.stage, "lr", None)
+    data = given and (f"the votes of project {given.project}" if given.project else given.ref or given.path)
+    parts = {
+        "on": base and f"{base.id} ({base.digest[:12]})", "method": base and config.method.name, "data": data,
+        "measured on": config.data.eval_path if data else None, "lr": None if lr is None else f"{lr:g}",
+        "system prompt": repr(shortened(config.data.system)) if data and config.data.system else None,
+    }  # fmt: skip
+    said = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+    return f"{'continues ' if run.resumed else ''}{run.manifest.stage}:{run.name}{' ' if said else ''}{said}"
+
+
+def published(run: Run, config: Config, inputs: Inputs) -> Result:
+    """Run a stage and publish what it made; its page says so, from the first moment to the last."""
+    from align.report.live import LivePage  # which a run that is finished already does without
+
+    refs = {name: read.run for name, read in run.inputs.items() if read.stage or (name == "data" and read.ref)}
+    page = LivePage(run, command_line(run.manifest.config, refs), lambda: computed_on(config))
+    page.begun()
+    try:
+        with tallied() as counts, remembered() as known, without_collector():
+            rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
+            roots = {}
+            if inputs.trains:
+                roots = write_ids(run.folder, rows[0], naming_of(config), config.data.system or None, known)
+        if inputs.trains and not roots:
+            print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
+        module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
+        with watched(page.advanced):
+            result: Result = module.run(run, config, *rows)
+        result = replace(result, metrics={**result.metrics, **counts, **roots})
+        if "torch" in sys.modules:  # nothing else writes tensors
+            from align.models.finite import check_published
+
+            check_published(run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype)
+        page.finished(result.metrics, computed_on(config))
+        run.publish(result.metrics, computed_on(config))
+        return result
+    except BaseException as error:
+        page.failed((isinstance(error, Exception) and blame(error, config)) or error)
+        raise
+
+
+def computed_on(config: Config) -> dict[str, str]:
+    """What `device=auto dtype=auto` came to; nothing where nothing was computed."""
+    if "torch" not in sys.modules:
+        return {}
+    from align.models.load import choose_device
+
+    device = choose_device(config.device).type
+    chosen = "bfloat16" if device == "cuda" else "float32"
+    return {"device": device, "dtype": chosen if config.dtype == "auto" else config.dtype}
+
+
+def blame(error: Exception, config: Config) -> InputError | None:
+    """An unexpected error as the user's own, where it is one: too little memory, a full or a locked disk."""
+    if out_of_memory(error):
+        return InputError(
+            "memory", type(error).__name__, "the device has too little for this run",
+            "Lower stage.micro_batch, rollout.batch_size or data.max_length, or use method=qlora; stage=export holds a "
+            "model in fp32: give it device=cpu.",
+        )  # fmt: skip
+    return storage_error(error, config.run.root)
+
+
+def log_to(run: Run) -> logging.Handler:
+    """Send every log record and warning of this process to the run's `log.txt`."""
+    handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    return handler
+
+
+def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextManager[Tracker]:
+    """The run's metrics streams, continued after step `keep_below`, mirrored to wandb where `track=wandb`."""
+    mirror = None
+    if config.track.name == "wandb":
+        name = f"{run.manifest.stage}/{run.name}"
+        mirror = {"project": config.track.project, "name": name, "config": plain(config)}
+    return closing(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))

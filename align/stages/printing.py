@@ -1,0 +1,31 @@
+"""Actions of stages that are no runs: they print, and leave no folder. Nothing is imported but what one of them needs,
+so that a question is answered at once."""
+
+from __future__ import annotations
+
+import importlib
+
+from align.config.root import Config
+from align.config.stages import STAGES
+from align.run.files import storage_error
+
+
+def prints(config: Config) -> bool:
+    """Whether a configuration asks for such an action."""
+    return getattr(config.stage, "action", None) in STAGES[config.stage.name].prints
+
+
+def show(config: Config) -> None:
+    """Print what it asks for.
+
+    Raises:
+        AlignError: the user's input, a full disk or an unwritable folder among it.
+    """
+    module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
+    try:
+        for line in module.PRINTS[config.stage.action](config):
+            print(line)
+    except Exception as error:
+        if found := storage_error(error, config.run.root):
+            raise found from error
+        raise
