@@ -78,6 +78,10 @@ STAGES = MappingProxyType({
         "prove PPO right on your base, method and precision", "verify:VerifyConfig", "verify",
         (*WEIGHTS, "init", "reward", "rollout"),
     ),
+    "registry": Stage(
+        "what is known of all runs: listed, filtered, shown", "registry:RegistryConfig", "registry", (),
+        prints=("list", "show", "rebuild"),
+    ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""
 

@@ -24,7 +24,7 @@ from align.export.verdicts import HEADS, Check, cells, gap_in
 from align.models.adapter_files import adapter_config
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
-from align.ops.intervals import FEW
+from align.ops.few import FEW
 from align.report import in_words
 from align.run import Base
 

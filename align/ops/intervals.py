@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FEW = 20
-"""Below so many observations an interval says little, and whoever shows it says that."""
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 PRIOR = 0.15
 """What draws the dispersion of a share towards 1, as a variance summed over observations. Chosen by simulation: without

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from align.errors import AlignError, readable
-from align.ops.intervals import FEW
+from align.ops.few import FEW
 from align.report.curves import UNITS
 from align.report.figures import scarce, table_of
 from align.report.origins import origins, written_at

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from align.ops.intervals import FEW, t_quantile
+from align.ops.few import FEW
+from align.ops.intervals import t_quantile
 from align.report import data_set
 from align.report.seen import Seen
 from align.report.words import NO_BREAK, counted, format_figure, in_words, is_bounded, percent

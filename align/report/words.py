@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from align.ops.intervals import FEW
+from align.ops.few import FEW
 
 
 def format_figure(value: Any) -> str:

@@ -1,0 +1,57 @@
+"""`stage=registry`: questions asked of the run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from align.config.settings import Settings, setting
+from align.errors import require
+
+ACTIONS = {
+    "list": "prints the runs under run.root, one a line",
+    "show": "prints everything that is known of one",
+    "rebuild": "makes the index of the runs from nothing",
+}
+DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
+FORMATS = ("table", "json", "csv")
+
+
+@dataclass
+class RegistryConfig(Settings):
+    """What is known of all runs under `run.root`. It makes no run. The run folders are the truth: an index beside them
+    is brought up to date at each question, and can be removed at any time."""
+
+    AT: ClassVar[str] = "stage"
+
+    name: str = "registry"
+    action: str = setting("list", f"What is done: {DOES}.", choices=tuple(ACTIONS))
+    run: str | None = setting(None, "The run that `show` shows: STAGE:NAME, STAGE:latest or a run's folder.")
+    where: Any = setting(
+        None,
+        "Conditions that listed runs meet, such as {stage: ppo, metrics.win_rate.low: '>=0.7'}. A value, a list of "
+        "values of which one is met, a text with `*`, or a comparison: `>=`, `<=`, `>`, `<`, `!=`, `=`.",
+    )
+    sort: Any = setting(
+        "-started", "The key by which runs are listed, or a list of keys. With `-` in front: from high to low."
+    )
+    columns: list[str] = setting([], "Keys that are listed, such as [run, metrics.loss_after]. Empty: the usual ones.")
+    limit: int | None = setting(
+        None, "How many runs are listed. Not given: 100 in a table, all in other formats.", above=0
+    )
+    format: str = setting("table", "How runs are printed: for eyes or for programs.", choices=FORMATS)
+
+    def check_together(self) -> None:
+        sort = self.sort if isinstance(self.sort, list | tuple) else [self.sort]
+        texts = all(isinstance(key, str) and key.removeprefix("-") for key in sort)
+        require(texts, "stage.sort", self.sort, "names no key", "Write stage.sort=-started, or a list of keys.")
+        given = self.where is None or isinstance(self.where, Mapping)
+        remedy = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\"."
+        require(given, "stage.where", self.where, "holds no conditions", remedy)
+        asks = self.action == "show"
+        remedy = "Write stage.run=STAGE:NAME, such as stage.run=ppo:latest."
+        require(not asks or bool(self.run), "stage.run", self.run or "(not given)", "names no run to show", remedy)
+        problem = "names one run, and several are asked for"
+        remedy = f"Add stage.action=show, or write \"stage.where={{run: '{self.run}'}}\"."
+        require(asks or self.run is None, "stage.run", self.run, problem, remedy)

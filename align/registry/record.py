@@ -1,0 +1,189 @@
+"""What is known of a run, under names that can be asked for.
+
+A record is plain JSON. `record_of` says what a run's own folder knows; `joined` adds what follows from other runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from align.config.stages import STAGES
+from align.run.manifest import Input, Manifest
+
+Record = dict[str, Any]
+
+SCORES = {
+    "sft": ("loss_after",), "full": ("loss_after",), "reward": ("accuracy",), "dpo": ("win_rate", "accuracy"),
+    "ppo": ("win_rate", "held_out_score_after", "last_score"), "eval": ("win_rate",),
+    "export": ("kl",), "data": ("train_rows",), "sample": ("answers",),
+    "annotate": ("rankings",), "serve": ("requests",), "verify": (),
+}  # fmt: skip
+"""Stage → the figures that say how good its run is, the first that a run has. Of a policy that was evaluated, its win
+rate."""
+MOVED = ("kl_interval", "published_kl", "last_kl", "kl")
+"""How far the run moved from its start, or its export from what was trained."""
+UNREADABLE = "unreadable"
+"""The status of a folder whose manifest nobody can read."""
+
+
+def record_of(folder: Path, manifest: Manifest) -> Record:
+    """What a run's own folder knows of it.
+
+    Args:
+        folder: of the run, whose adapter's configuration is read too.
+    """
+    config, times, read = manifest.config, manifest.times, manifest.inputs.get("data")
+    base, metrics = manifest.base, dict(manifest.metrics)
+    minutes = took(times) if manifest.done else None
+    return {
+        "stage": manifest.stage, "name": manifest.name, "run": manifest.ref, "status": manifest.status,
+        "error": manifest.error or None,
+        "started": times.get("first_started", times.get("started")), "finished": times.get("finished"),
+        "base": base and {"id": base.id, "revision": base.revision, "digest": base.digest},
+        "digest": manifest.digest or None, "method": method_of(folder, manifest),
+        "dtype": manifest.hardware.get("dtype", config.get("dtype")),
+        "data": None if read is None and "root" not in metrics else data_of(config.get("data", {}), read, metrics),
+        "reward": reward_of(config, manifest.inputs), "seed": manifest.seed, "metrics": metrics,
+        "cost": {
+            "minutes": minutes, "peak_memory_mb": metrics.get("peak_rss_mb"), "tokens": metrics.get("train_tokens"),
+            "device": manifest.hardware.get("device"),
+        },
+        "inputs": {name: of_input(given) for name, given in manifest.inputs.items()},
+        "code": manifest.code or None, "commit": manifest.commit or None,
+    }  # fmt: skip
+
+
+def unreadable(folder: Path, error: str) -> Record:
+    """The record of a folder whose manifest cannot be read."""
+    stage, name = folder.parent.name, folder.name
+    return {"stage": stage, "name": name, "run": f"{stage}:{name}", "status": UNREADABLE, "error": error,
+            "inputs": {}, "metrics": {}}  # fmt: skip
+
+
+def took(times: Mapping[str, str]) -> float | None:
+    """Minutes from the last start to the end; None where the times say nothing, or a clock was set back."""
+    try:
+        began, ended = (datetime.fromisoformat(times[key]) for key in ("started", "finished"))
+    except (KeyError, ValueError):
+        return None
+    minutes = (ended - began).total_seconds() / 60
+    return round(minutes, 2) if minutes >= 0 else None
+
+
+def method_of(folder: Path, manifest: Manifest) -> Record | None:
+    """How weights were trained, and of an adapter its shape, as its own configuration has it; None of a run that is on
+    no base."""
+    if manifest.base is None or "method" not in STAGES[manifest.stage].reads:
+        return None
+    name = manifest.config["method"].get("name")
+    found: Record = {"name": name, "quantisation": "nf4" if name == "qlora" else None}
+    try:
+        shape = json.loads((folder / "artifact" / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return found
+    if not isinstance(shape, dict):
+        return found
+    targets = shape.get("target_modules")
+    return found | {
+        "r": shape.get("r"), "alpha": shape.get("lora_alpha"),
+        "targets": sorted(map(str, targets)) if isinstance(targets, list) else targets,
+        "dora": bool(shape.get("use_dora")), "rslora": bool(shape.get("use_rslora")),
+    }  # fmt: skip
+
+
+def data_of(config: Mapping[str, Any], read: Input | None, metrics: Mapping[str, Any]) -> Record:
+    """What a run was given: the name that it was given by, its fingerprints, its rows."""
+    given = config.get("path") or config.get("name")
+    return {
+        "name": (read.project or read.ref if read else "") or given, "project": (read.project if read else "") or None,
+        "digest": read.digest if read else None,
+        "root": metrics.get("data_root", metrics.get("root")),
+        "ids_root": metrics.get("data_ids_root", metrics.get("ids_root")),
+        "rows": next((metrics[key] for key in ("train_rows", "pairs", "prompts", "rows") if key in metrics), None),
+    }  # fmt: skip
+
+
+def reward_of(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str | None:
+    """The reward model that was read, or what scored in place of one."""
+    models = [given.run for name, given in inputs.items() if name.partition(".")[0] == "reward" and given.stage]
+    if models:
+        return ", ".join(dict.fromkeys(models))
+    reward = config.get("reward", {})
+    stage = config.get("stage", {}).get("name")
+    return reward.get("fn") or reward.get("name") if stage in ("ppo", "eval") else None
+
+
+def of_input(given: Input) -> Record:
+    """An input, as later runs are joined to it."""
+    details = {"root": given.details["root"]} if isinstance(given.details.get("root"), str) else {}
+    return {"run": given.run or given.path, "made": bool(given.stage), "digest": given.digest, **details}
+
+
+def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:
+    """What later runs know this one's artifact by: its weights; where it has none, a data set's fingerprint and the
+    files of its artifact."""
+    if record["digest"]:
+        return {record["digest"]}
+    files = {digest for path, digest in outputs.items() if path.startswith("artifact/")}
+    return files | {root for root in (record["metrics"].get("root"),) if isinstance(root, str)}
+
+
+def edges_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(input, digest, run that made it or empty) of whatever a run read; its base among them."""
+    found = {
+        name: (str(given.get("root") or given["digest"]), given["run"] if given["made"] else "")
+        for name, given in record["inputs"].items()
+    }
+    if base := record.get("base"):
+        found["base"] = (base["digest"], "")
+    return [(name, *edge) for name, edge in found.items()]
+
+
+def joined(own: Record, parents: Sequence[Record], children: Iterable[Record]) -> Record:
+    """A record with what follows from the runs around it.
+
+    Args:
+        parents: `{input, run, there}` each.
+        children: their own records, each with `through`, the input that they read this run as.
+    """
+    children = list(children)
+    found = own | {"parents": list(parents), "children": sorted({child["run"] for child in children})}
+    found["exports"] = [
+        {"run": child["run"], "kl": number(child["metrics"].get("kl"))}
+        for child in children
+        if child["stage"] == "export" and child["through"] == "artifact"
+    ]
+    verdict = evaluation_among(children)
+    found["evaluation"] = verdict and verdict["run"]
+    if verdict:  # what was measured of the artifact later; its own figures come first
+        found["metrics"] = {**verdict["metrics"], **own["metrics"]}
+    found["score"] = score_of(found)
+    found["kl"] = next((number(found["metrics"][key]) for key in MOVED if key in found["metrics"]), None)
+    return found
+
+
+def evaluation_among(children: Iterable[Record]) -> Record | None:
+    """The newest finished evaluation of an artifact, one by a proxy only where there is no other."""
+    found = [
+        child for child in children
+        if child["stage"] == "eval" and child["status"] == "done" and child["through"] == "artifact"
+    ]  # fmt: skip
+    return max(found, key=lambda one: (one["metrics"].get("judge_is") != "proxy", one["finished"] or ""), default=None)
+
+
+def score_of(record: Mapping[str, Any]) -> Record | None:
+    """The figure that says how good a run is, with its interval where it has one."""
+    for name in SCORES.get(record["stage"], ()):
+        if (value := record["metrics"].get(name)) is not None:
+            bounds = {key: value.get(key) for key in ("low", "high")} if isinstance(value, Mapping) else {}
+            return {"name": name, "value": number(value), **bounds}
+    return None
+
+
+def number(value: Any) -> Any:
+    """A figure without its interval."""
+    return value.get("value") if isinstance(value, Mapping) else value

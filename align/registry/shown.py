@@ -1,0 +1,179 @@
+"""Records as lines: a table for eyes, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from align.registry.record import Record
+from align.report.words import format_figure, is_interval
+
+NOTHING = "–"
+LONGEST = 60
+"""Characters of a cell."""
+
+
+def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -> Iterator[str]:
+    """One line a record below the names of the columns.
+
+    Args:
+        columns: keys of records; none for the usual ones.
+    """
+    if columns:
+        head, cells = list(columns), [[cell(value_at(record, key)) for key in columns] for record in records]
+    else:
+        head, cells = list(USUAL), [[made(record, now) for made in USUAL.values()] for record in records]
+        kept = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", NOTHING) for row in cells)]
+        head, cells = [head[i] for i in kept], [[row[i] for i in kept] for row in cells]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    for row in (head, *cells):
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+def age(record: Mapping[str, Any], now: datetime) -> str:
+    """How long ago a run began."""
+    try:
+        began = datetime.fromisoformat(record["started"])
+    except (KeyError, TypeError, ValueError):
+        return NOTHING
+    seconds = (now - (began if began.tzinfo else began.replace(tzinfo=UTC))).total_seconds()
+    if seconds < -60:
+        return "in the future"  # a clock was set back, or another machine's is ahead
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return "now"
+
+
+def base_of(record: Mapping[str, Any]) -> str:
+    base = record.get("base")
+    return str(base["id"]) if base else NOTHING
+
+
+def method_in(record: Mapping[str, Any]) -> str:
+    method = record.get("method") or {}
+    rank = f" r{method['r']}" if isinstance(method.get("r"), int) else ""
+    return f"{method['name']}{rank}" if method.get("name") else NOTHING
+
+
+def data_in(record: Mapping[str, Any]) -> str:
+    return str((record.get("data") or {}).get("name") or NOTHING)
+
+
+def score_in(record: Mapping[str, Any]) -> str:
+    """Its name, and its value with the interval. Of a run without one, why it failed."""
+    score = record.get("score")
+    if record.get("error"):
+        return str(record["error"])
+    if not score:
+        return NOTHING
+    return f"{score['name']} {format_figure(score if is_interval(score) else score['value'])}"
+
+
+def kl_in(record: Mapping[str, Any]) -> str:
+    kl = record.get("kl")
+    return NOTHING if kl is None else format_figure(kl)
+
+
+def parents_in(record: Mapping[str, Any]) -> str:
+    """The runs that it was made from; of one that is not there any more, that it is gone."""
+    parents = {one["run"]: one["there"] for one in record.get("parents", ())}
+    return ", ".join(run if there else f"{run} (gone)" for run, there in parents.items()) or NOTHING
+
+
+USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
+    "run": lambda record, now: clean(record["run"]),
+    "status": lambda record, now: clean(record["status"]),
+    "age": age,
+    "base": lambda record, now: clean(base_of(record)),
+    "method": lambda record, now: clean(method_in(record)),
+    "data": lambda record, now: clean(data_in(record)),
+    "score": lambda record, now: clean(score_in(record)),
+    "KL": lambda record, now: kl_in(record),
+    "from": lambda record, now: clean(parents_in(record)),
+}
+"""Column of the usual table → its cell."""
+
+
+def as_json(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
+    """One array, an object a record; with columns, those keys alone."""
+    shown = [{key: value_at(one, key) for key in columns} for one in records] if columns else records
+    yield json.dumps(shown, indent=2, ensure_ascii=False)
+
+
+def as_csv(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
+    """A head and one line a record; without columns, every key that any record has."""
+    rows = [dict(leaves(record)) for record in records]
+    every = dict.fromkeys(key for row in rows for key in row)
+    inner = {key.rpartition(".")[0] for key in every}  # what is a mapping in one record is null in another
+    names = list(columns) or [key for key in every if key not in inner]
+    if columns:
+        rows = [{key: value_at(record, key) for key in columns} for record in records]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([plain(row.get(key)) for key in names] for row in rows)
+    yield text.getvalue().removesuffix("\n")
+
+
+def details(record: Record) -> Iterator[str]:
+    """Everything that is known of one run, a line a key that has a value; its parents and children last."""
+    around = {
+        "made from": ", ".join(f"{one['run']} ({one['input']}{'' if one['there'] else ', gone'})"
+                               for one in record.get("parents", ())),
+        "read by": ", ".join(record.get("children", ())),
+        "exports": ", ".join(f"{one['run']} (KL {cell(one['kl'])})" for one in record.get("exports", ())),
+    }  # fmt: skip
+    own = {key: value for key, value in record.items() if key not in ("parents", "children", "exports")}
+    found = [(key, cell(value, longest=None)) for key, value in leaves(own) if value not in (None, "", [])]
+    lines = [*found, *((key, clean(text, longest=None)) for key, text in around.items() if text)]
+    width = min(max(len(key) for key, _ in lines), 40)
+    for key, text in lines:
+        yield f"{clean(key).ljust(width)}  {text}"
+
+
+def leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key → value, of nested mappings."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def value_at(record: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    inside: Any = record
+    for part in key.split("."):
+        inside = inside.get(part) if isinstance(inside, Mapping) else None
+    return inside
+
+
+def cell(value: Any, longest: int | None = LONGEST) -> str:
+    """A value for eyes, on one line."""
+    if value is None:
+        return NOTHING
+    if (isinstance(value, Mapping) and not is_interval(value)) or (
+        isinstance(value, list) and any(isinstance(one, list | Mapping) for one in value)
+    ):
+        text = json.dumps(value, ensure_ascii=False)
+    else:
+        text = format_figure(value)
+    return clean(text, longest)
+
+
+def clean(text: str, longest: int | None = LONGEST) -> str:
+    """Text from a file on one line: what would move a terminal's cursor is written out."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
+def plain(value: Any) -> Any:
+    """A value in a cell of CSV: nothing for null, JSON for a list."""
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value).lower()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | Mapping) else value

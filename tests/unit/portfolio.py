@@ -1,0 +1,75 @@
+"""Run folders that no run made: manifests by the writer of runs, a second's work for a thousand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from align.run.manifest import Base, Input, Manifest, write_manifest
+
+BASE = Base("pocket", "/models/pocket", None, sha256(b"pocket").hexdigest())
+BEGAN = datetime(2026, 11, 1, tzinfo=UTC)
+LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["v_proj", "q_proj"], "use_dora": False, "use_rslora": False}
+TRAINS = ("sft", "reward", "ppo", "dpo")
+
+
+def digest_of(ref: str) -> str:
+    """What the run `stage:name` published."""
+    return sha256(ref.encode()).hexdigest()
+
+
+def given(root: Path, ref: str, digest: str = "") -> Input:
+    """What a run made, as a later one's manifest has it."""
+    stage, _, name = ref.partition(":")
+    return Input(digest or digest_of(ref), ref, str(root / stage / name / "artifact"), stage, name, whole=False)
+
+
+def made(root: Path, ref: str, inputs: Mapping[str, str | Input] | None = None, **known: Any) -> Path:
+    """The folder of a run, done unless told.
+
+    Args:
+        inputs: name → `stage:name` of the run that made it.
+        known: of its manifest; `day` counts from 1 November 2026.
+    """
+    stage, _, name = ref.partition(":")
+    day, folder = known.pop("day", 0), root / stage / name
+    read = {key: given(root, one) if isinstance(one, str) else one for key, one in (inputs or {}).items()}
+    began = BEGAN + timedelta(days=day)
+    times = {"started": began.isoformat(), "finished": (began + timedelta(minutes=30)).isoformat()}
+    method = {"name": "qlora", "r": 8, "alpha": 16}
+    config = {"stage": {"name": stage}, "data": {"name": "jsonl", "path": "rows.jsonl"}, "method": method}
+    manifest = Manifest(**{
+        "stage": stage, "name": name, "seed": 0, "config": config, "inputs": read, "base": BASE, "status": "done",
+        "digest": digest_of(ref) if stage in TRAINS else "", "times": times, "published": day + 1,
+        "hardware": {"device": "cpu", "dtype": "float32"}, **known,
+    })  # fmt: skip
+    (folder / "artifact").mkdir(parents=True, exist_ok=True)
+    if stage in TRAINS:
+        (folder / "artifact" / "adapter_config.json").write_text(json.dumps(LORA))
+    write_manifest(folder, manifest)
+    return folder
+
+
+def interval(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high, "n": 200}
+
+
+def small(root: Path) -> Path:
+    """Two policies from one start, of which one was evaluated and exported."""
+    made(
+        root, "data:talk", metrics={"root": "r" * 64, "train_rows": 900}, base=None, outputs={"artifact/data.json": "d"}
+    )
+    made(root, "sft:start", {"data": Input("x", "data:talk", details={"root": "r" * 64})},
+         metrics={"loss_after": 2.5, "train_rows": 900, "data_root": "t" * 64}, day=1)  # fmt: skip
+    made(root, "reward:votes", {"init": "sft:start"}, metrics={"accuracy": interval(0.8, 0.7, 0.9)}, day=2)
+    for i, name in enumerate(("first", "second")):
+        made(root, f"ppo:{name}", {"init": "sft:start", "reward": "reward:votes"}, day=3 + i,
+             metrics={"last_score": 0.5 + i, "last_kl": 3.0, "peak_rss_mb": 700.5})  # fmt: skip
+    made(root, "eval:one", {"artifact": "ppo:first"}, day=6,
+         metrics={"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.5, "judge_is": "gold"})  # fmt: skip
+    made(root, "export:one", {"artifact": "ppo:first"}, day=7, metrics={"kl": 1e-7})
+    return root
