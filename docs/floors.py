@@ -30,7 +30,7 @@ FLOORS = {
     1: ("align.ops", "align.run", "align.track", "annotate.store"),
     2: ("align.data", "align.models", "align.report", "align.web"),
     3: ("reward", "align.rollout"),
-    4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "annotate"),
+    4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "align.registry", "annotate"),
     5: ("align.stages",),
     6: ("align.batch",),
     7: ("align.__main__",),

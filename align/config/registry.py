@@ -47,8 +47,8 @@ class RegistryConfig(Settings):
         texts = all(isinstance(key, str) and key.removeprefix("-") for key in sort)
         require(texts, "stage.sort", self.sort, "names no key", "Write stage.sort=-started, or a list of keys.")
         given = self.where is None or isinstance(self.where, Mapping)
-        remedy = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\"."
-        require(given, "stage.where", self.where, "holds no conditions", remedy)
+        remedy = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\", a comparison in quotes of its own."
+        require(given, "stage.where", self.where, "is no mapping of keys to conditions", remedy)
         asks = self.action == "show"
         remedy = "Write stage.run=STAGE:NAME, such as stage.run=ppo:latest."
         require(not asks or bool(self.run), "stage.run", self.run or "(not given)", "names no run to show", remedy)

@@ -217,10 +217,10 @@ class Index:
         """All runs, as `stage:name`."""
         return [run for (run,) in self.db.execute("select run from runs order by run")]
 
-    def has(self, path: str) -> bool:
-        """Whether any record has such a path of SQLite's, and no mapping there."""
-        asked = "select 1 from runs where json_type(record, ?) <> 'object' limit 1"
-        return self.db.execute(asked, (path,)).fetchone() is not None
+    def has(self, path: str, whole: bool = False) -> bool:
+        """Whether any record has such a path of SQLite's, and no mapping there unless `whole`."""
+        asked = "select 1 from runs where json_type(record, ?) <> ? limit 1"
+        return self.db.execute(asked, (path, "" if whole else "object")).fetchone() is not None
 
     def keys(self) -> list[str]:
         """The dotted keys of all records that hold a value or a list."""

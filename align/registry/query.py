@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from align.errors import InputError, require
@@ -19,7 +19,9 @@ WHERE, SORT, COLUMNS = "stage.where", "stage.sort", "stage.columns"
 EXAMPLE = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\"."
 
 
-def found(index: Index, where: Mapping[str, Any], sort: Sequence[str], limit: int) -> list[Record]:
+def found(
+    index: Index, where: Mapping[str, Any], sort: Sequence[str], limit: int, columns: Sequence[str] = ()
+) -> list[Record]:
     """The records that meet every condition, in order.
 
     Args:
@@ -27,6 +29,7 @@ def found(index: Index, where: Mapping[str, Any], sort: Sequence[str], limit: in
             text that begins with `>=`, `<=`, `>`, `<`, `!=` or `=` and a value.
         sort: keys; one with `-` in front is sorted from high to low. Records without it come last.
         limit: how many at most.
+        columns: further keys that some run has to have.
 
     Raises:
         InputError: a condition cannot be read, or no run has such a key.
@@ -40,9 +43,9 @@ def found(index: Index, where: Mapping[str, Any], sort: Sequence[str], limit: in
     for given in sort:
         key, falls = given.removeprefix("-"), given.startswith("-")
         order.append(f"{place(key, SORT)} is null, {place(key, SORT)} {'desc' if falls else 'asc'}")
-    for field, keys in ((WHERE, where), (SORT, [given.removeprefix("-") for given in sort])):
-        for key in keys:
-            check_key(index, field, key)
+    check_keys(index, WHERE, where)
+    check_keys(index, SORT, [given.removeprefix("-") for given in sort])
+    check_keys(index, COLUMNS, columns, whole=True)
     return index.selected(" and ".join(parts), values, ", ".join([*order, "run"]), limit)
 
 
@@ -92,15 +95,22 @@ def plain(text: str) -> Any:
     return value if isinstance(value, int | float | bool) or value is None else text
 
 
-def check_key(index: Index, field: str, key: str) -> None:
-    """Raises: InputError: runs are there, and none has this key."""
-    if not index.names() or index.has(path(key)):
-        return
-    known = index.keys()
-    inside = sorted(one for one in known if one.startswith(f"{key}."))
-    if inside:
-        raise InputError(field, key, "holds several keys", f"Write one of: {', '.join(inside[:12])}.")
-    close = difflib.get_close_matches(key, known, n=1) or [one for one in known if one.endswith(f".{key}")][:1]
-    meant = f"Did you mean {close[0]}? " if close else ""
-    remedy = f"{meant}`stage.action=show stage.run=STAGE:NAME stage.format=json` shows every key of a run."
-    raise InputError(field, key, "is a key that no run here has", remedy)
+def check_keys(index: Index, field: str, keys: Iterable[str], whole: bool = False) -> None:
+    """Args:
+        whole: a key may hold several keys.
+
+    Raises:
+        InputError: runs are there, and none has such a key.
+    """
+    for key in keys if index.names() else ():
+        place(key, field)
+        if index.has(path(key), whole):
+            continue
+        known = index.keys()
+        inside = [one for one in known if one.startswith(f"{key}.")]
+        if inside:
+            raise InputError(field, key, "holds several keys", f"Write one of: {', '.join(inside[:12])}.")
+        close = difflib.get_close_matches(key, known, n=1) or [one for one in known if one.endswith(f".{key}")][:1]
+        meant = f"Did you mean {close[0]}? " if close else ""
+        remedy = f"{meant}`stage.action=show stage.run=STAGE:NAME stage.format=json` shows every key of a run."
+        raise InputError(field, key, "is a key that no run here has", remedy)

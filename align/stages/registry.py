@@ -27,7 +27,7 @@ def listed(config: Config) -> Iterable[str]:
     table = stage.format == "table"
     limit = stage.limit or (IN_A_TABLE if table else ALL)
     sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
-    records = asked(root_of(config), lambda index: found(index, stage.where or {}, sort, limit + 1))
+    records = asked(root_of(config), lambda index: found(index, stage.where or {}, sort, limit + 1, stage.columns))
     more, records = len(records) > limit, records[:limit]
     if not table:
         return {"json": as_json, "csv": as_csv}[stage.format](records, stage.columns)

@@ -1,0 +1,180 @@
+"""`stage=registry` from the command line: on runs that were really made, and on folders that were not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from portfolio import interval, made, small
+from workshop import Ready, Workshop
+
+from align.registry.index import INDEX
+from align.registry.shown import age, as_csv, as_table, clean
+from align.run import read_manifest
+
+
+def asked(root: Path, *words: str) -> Workshop:
+    shop = Workshop(root, root)
+    assert shop.ended("stage=registry", f"run.root={root}", *words) == 0, shop.said
+    return shop
+
+
+def refused(root: Path, *words: str) -> str:
+    shop = Workshop(root, root)
+    assert shop.ended("stage=registry", f"run.root={root}", *words) == 2
+    return shop.said
+
+
+def test_real_runs(ready: Ready, tmp_path: Path) -> None:
+    """Every run is listed; what is said of one is what its manifest says."""
+    before = {path: path.read_bytes() for path in ready.root.rglob("*") if path.is_file()}
+    records = json.loads(asked(ready.root, "stage.format=json").said)
+    folders = [path.parent for path in ready.root.glob("*/*/manifest.json")]
+    assert {record["run"] for record in records} == {f"{path.parent.name}:{path.name}" for path in folders}
+    by_run = {record["run"]: record for record in records}
+    for folder in folders:
+        manifest = read_manifest(folder)
+        record = by_run[manifest.ref]
+        assert (record["status"], record["seed"], record["finished"]) == (
+            manifest.status, manifest.seed, manifest.times["finished"])  # fmt: skip
+        assert record["base"] is None or record["base"]["digest"] == manifest.base.digest  # type: ignore[union-attr]
+        for key, value in manifest.metrics.items():
+            assert record["metrics"][key] == json.loads(json.dumps(value))
+        init = manifest.inputs.get("init")
+        if init and init.stage:
+            assert {"input": "init", "run": init.run, "there": True} in record["parents"]
+            assert manifest.ref in by_run[init.run]["children"]
+    assert by_run["reward:a"]["method"]["r"] == 16
+    (ready.root / INDEX).unlink()
+    assert {path: path.read_bytes() for path in ready.root.rglob("*") if path.is_file()} == before
+
+
+def test_the_table(tmp_path: Path) -> None:
+    small(tmp_path)
+    made(tmp_path, "ppo:bad", status="failed", error="stage.lr=3.0: gives\na NaN \x1b[31m" + "x" * 99, digest="", day=8)
+    lines = asked(tmp_path).said.splitlines()
+    assert lines[0].split() == ["run", "status", "age", "base", "method", "data", "score", "KL", "from"]
+    assert len(lines) == 9
+    by_run = {line.split()[0]: line for line in lines[1:]}
+    assert [*by_run][:2] == ["ppo:bad", "export:one"]  # the newest first
+    assert "win_rate 0.81 [0.75, 0.87]  " in by_run["ppo:first"]
+    assert by_run["ppo:first"].rstrip().endswith("sft:start, reward:votes")
+    assert "failed" in by_run["ppo:bad"]
+    assert "\x1b" not in by_run["ppo:bad"]
+    assert re.search(r"stage\.lr=3\.0: gives\\na NaN \\x1b\[31mx+…", by_run["ppo:bad"])
+    starts = {line.index(word) for line, word in zip(lines[1:3], ("failed", "done"), strict=True)}
+    assert starts == {lines[0].index("status")}
+    assert len(asked(tmp_path, "stage.limit=3").said.splitlines()) == 5
+    assert asked(tmp_path, "stage.limit=3").said.splitlines()[-1] == "These are the first 3: stage.limit=N shows more."
+    assert len(asked(tmp_path, "stage.limit=8").said.splitlines()) == 9
+    assert asked(tmp_path, "stage.where={stage: dpo}").said == "no run meets this\n"
+    (tmp_path / "empty").mkdir()
+    assert asked(tmp_path / "empty").said == "no runs yet\n"
+    assert asked(tmp_path / "empty", "stage.where={whatever: 3}").said == "no run meets this\n"
+
+
+def test_formats(tmp_path: Path) -> None:
+    small(tmp_path)
+    where = "stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}"
+    columns = "stage.columns=[run, metrics.win_rate.low, method.targets, error]"
+    expected = {"run": "ppo:first", "metrics.win_rate.low": 0.75, "method.targets": ["q_proj", "v_proj"], "error": None}
+    assert json.loads(asked(tmp_path, where, columns, "stage.format=json").said) == [expected]
+    rows = [*csv.reader(io.StringIO(asked(tmp_path, where, columns, "stage.format=csv").said))]
+    assert rows == [[*expected], ["ppo:first", "0.75", '["q_proj", "v_proj"]', ""]]
+    table = asked(tmp_path, where, columns).said.splitlines()
+    assert [line.split() for line in table] == [[*expected], ["ppo:first", "0.75", "q_proj,", "v_proj", "–"]]
+    every = [*csv.DictReader(io.StringIO(asked(tmp_path, "stage.format=csv").said))]
+    assert len(every) == 7
+    assert {row["run"]: row["score.value"] for row in every}["ppo:first"] == "0.81"
+    assert "data" not in every[0]  # data.name and the others are there
+    listed = json.loads(asked(tmp_path, "stage.format=json", "stage.sort=[stage, -name]").said)
+    assert [one["run"] for one in listed][-4:] == ["ppo:second", "ppo:first", "reward:votes", "sft:start"]
+
+
+@pytest.mark.parametrize("given", ["ppo:first", "ppo:latest", "{root}/ppo/second", "{root}/ppo/second/"])
+def test_one_run(tmp_path: Path, given: str) -> None:
+    small(tmp_path)
+    made(tmp_path, "ppo:unfinished", status="interrupted", times={}, day=30)
+    name = "first" if given == "ppo:first" else "second"
+    said = asked(tmp_path, "stage.action=show", f"stage.run={given.format(root=tmp_path)}").said
+    known = dict(re.split(r"  +", line, maxsplit=1) for line in said.splitlines())
+    assert known["run"] == f"ppo:{name}"
+    assert known["made from"] == "sft:start (init), reward:votes (reward)"
+    assert ("exports" in known) == (name == "first")
+    if name == "first":
+        assert (known["read by"], known["exports"]) == ("eval:one, export:one", "export:one (KL 1e-07)")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["stage.action=show"], "stage.run=(not given): names no run to show"),
+        (["stage.action=show", "stage.run=ppo:frist"], "Did you mean ppo:first?"),
+        (["stage.action=show", "stage.run=dpo:latest"], "is no run under"),
+        (["stage.run=ppo:first"], "Add stage.action=show"),
+        (["stage.where={metrics.winrate: 1}"], "Did you mean metrics.win_rate"),
+        (["stage.where=3"], "is no mapping of keys to conditions"),
+        (["stage.where={stage: ppo, score.value: >=1}"], "a comparison in quotes of its own"),
+        (["stage.sort=-metric.kl"], "stage.sort=metric.kl: is a key that no run here has. Did you mean metrics.kl?"),
+        (["stage.sort="], "stage.sort=: names no key"),
+        (["stage.columns=[run, metrics.win]"], "stage.columns=metrics.win: is a key that no run here has"),
+        (["stage.limit=0"], "is not above 0"),
+        (["stage.format=xml"], "stage.format=xml"),
+        (["stage.columns=run"], "Write stage.columns=[run]."),
+        (["run.root=nowhere"], "run.root=nowhere: is no folder"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_what_cannot_be_answered(tmp_path: Path, words: list[str], says: str) -> None:
+    assert says in refused(small(tmp_path), *words)
+
+
+def test_rebuilding_says_what_it_read(tmp_path: Path) -> None:
+    small(tmp_path)
+    assert re.fullmatch(
+        rf"7 runs in \d+\.\d s; {re.escape(str(tmp_path / INDEX))}\n", asked(tmp_path, "stage.action=rebuild").said
+    )
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    small(tmp_path)
+    heavy = "import sys; from align.__main__ import main; "
+    heavy += f"assert main(['stage=registry', {f'run.root={tmp_path}'!r}]) == 0; "
+    heavy += (
+        "print([m for m in ('torch', 'numpy', 'pyarrow', 'pandas', 'sqlalchemy', 'transformers') if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "[]"
+
+
+def test_ages() -> None:
+    now = datetime.fromisoformat("2026-11-28T12:00:00+00:00")
+    started = {
+        "2026-11-28T11:59:59+00:00": "now", "2026-11-28T12:00:30+00:00": "now",
+        "2026-11-28T13:00:00+00:00": "in the future",
+        "2026-11-28T11:01:00+00:00": "59 min", "2026-11-28T10:00:00+00:00": "2 h", "2026-11-26T12:00:00+02:00": "2 d",
+        "2026-11-28T09:00:00": "3 h", "yesterday": "–",
+    }  # fmt: skip
+    assert {when: age({"started": when}, now) for when in started} == started
+    assert age({"started": None}, now) == "–"
+
+
+def test_text_of_files_cannot_move_the_cursor() -> None:
+    assert clean("a\x1b[2J\r\n\tb\u202eé日") == "a\\x1b[2J\\r\\n\\tb\\u202eé日"
+    record = {"run": "sft:\x1b[2J", "status": "done\n", "started": None, "metrics": {"x": "\x07"}}
+    for columns in ([], ["run", "metrics.x"]):
+        assert all(line.isprintable() for line in as_table([record], columns, datetime.now()))
+    assert [*csv.reader(io.StringIO(next(as_csv([{"run": 'a"b,c\nd', "n": [1], "on": True}], []))))] == [
+        ["run", "n", "on"], ['a"b,c\nd', "[1]", "true"]]  # fmt: skip
+
+
+def test_figures_with_intervals(tmp_path: Path) -> None:
+    made(tmp_path, "eval:e", metrics={"win_rate": interval(0.5, 0.4, 0.6)})
+    assert "0.5 [0.4, 0.6] (n=200)" in asked(tmp_path, "stage.columns=[run, metrics.win_rate]").said
