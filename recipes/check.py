@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from align.ops.intervals import FEW
+from align.ops.few import FEW
 from align.report import few
 from align.run import Manifest, read_manifest
 

@@ -29,6 +29,7 @@ class Stage:
         uses: parts that it needs too, and that decide nothing by themselves: what `init` names is an input, known by
             its digest; where the votes lie, whose ledger's head is one.
         prints: its actions that are no runs: they print, and leave no folder.
+        runs: whether it has others.
     """
 
     summary: str
@@ -37,6 +38,7 @@ class Stage:
     reads: tuple[str, ...]
     uses: tuple[str, ...] = ()
     prints: tuple[str, ...] = ()
+    runs: bool = True
 
 
 STAGES = MappingProxyType({
@@ -80,10 +82,12 @@ STAGES = MappingProxyType({
     ),
     "registry": Stage(
         "what is known of all runs: listed, filtered, shown", "registry:RegistryConfig", "registry", (),
-        prints=("list", "show", "rebuild"),
+        prints=("list", "show", "rebuild"), runs=False,
     ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""
+WITH_RUNS = tuple(name for name, stage in STAGES.items() if stage.runs)
+"""Those whose runs have folders, which references name."""
 
 
 def schema_of(stage: str) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from align.config.stages import STAGES
+from align.config.stages import WITH_RUNS
 from align.errors import InputError
 from align.registry.record import Record, digests_of, edges_of, joined, record_of, unreadable
 from align.run.manifest import FILE, Manifest, read_manifest
@@ -238,7 +238,7 @@ class Index:
 
 def folders(root: Path) -> Iterator[tuple[str, str]]:
     """`stage:name` and a stamp of each folder with a manifest: one that was replaced has another stamp."""
-    for stage in STAGES:
+    for stage in WITH_RUNS:
         with suppress(OSError), os.scandir(root / stage) as entries:
             for entry in entries:
                 with suppress(OSError):  # no folder, or gone meanwhile

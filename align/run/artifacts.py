@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.root import DEFAULT_ROOT
-from align.config.stages import STAGES
+from align.config.stages import WITH_RUNS
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.run.digests import known_digest
 from align.run.files import json_object
@@ -151,10 +151,10 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
     if path.is_dir():
         return artifact_in(path, ref)
     stage, colon, name = ref.partition(":")
-    if not colon or stage not in STAGES:
+    if not colon or stage not in WITH_RUNS:
         raise MissingArtifact(
             field_name, ref, "is neither a folder nor a reference",
-            f"Write a path, base, hub:ID, STAGE:latest or STAGE:NAME, with one of the stages {', '.join(STAGES)}.",
+            f"Write a path, base, hub:ID, STAGE:latest or STAGE:NAME, with one of the stages {', '.join(WITH_RUNS)}.",
         )  # fmt: skip
     stages = SERVES_AS_SFT if stage == "sft" else (stage,)
     elsewhere = "" if root == Path(DEFAULT_ROOT) else f" run.root={shlex.quote(str(root))}"

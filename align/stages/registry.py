@@ -10,7 +10,7 @@ from pathlib import Path
 
 from align.config.registry import RegistryConfig
 from align.config.root import Config
-from align.config.stages import STAGES
+from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
 from align.registry.index import Index, asked
 from align.registry.query import found
@@ -59,10 +59,10 @@ def named(index: Index, given: str) -> Record:
     """
     stage, colon, name = given.partition(":")
     folder = Path(given)
-    if not colon and folder.parent.name in STAGES:
+    if not colon and folder.parent.name in WITH_RUNS:
         stage, name = folder.parent.name, folder.name
     elif name == "latest":
-        newest = found(index, {"stage": stage, "status": "done"}, ["-finished"], 1) if stage in STAGES else []
+        newest = found(index, {"stage": stage, "status": "done"}, ["-finished"], 1) if stage in WITH_RUNS else []
         name = newest[0]["name"] if newest else name
     if record := index.record(f"{stage}:{name}"):
         return record

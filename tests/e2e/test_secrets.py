@@ -133,6 +133,7 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
         f"stage=export {given} device=cpu",
         f"stage=verify {model} {SHORT} {given}",
         f"stage=serve stage.action=key stage.tenant=acme stage.keys=keys/keys.json {given}",
+        f"stage=registry stage.format=json {given}",
     ]
     assert {line.split()[0].removeprefix("stage=") for line in lines} == set(STAGES)
     environment = {"ALIGN_STORE_URL": with_password(schema, PLANTED["ALIGN_STORE_URL"])}

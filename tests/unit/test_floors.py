@@ -180,7 +180,7 @@ def test_configuration_stops_at_the_stage(path: Path):
     """Below the stages nothing knows a schema: a run's identity and its stage's name are all that is asked of them."""
     found = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
     asked = {name for name in found if name.startswith("align.config")}
-    known = ("root.DEFAULT_ROOT", "stages.STAGES", "identity.identifying", "identity.completed")
+    known = ("root.DEFAULT_ROOT", "stages.STAGES", "stages.WITH_RUNS", "identity.identifying", "identity.completed")
     assert asked <= {f"align.config.{name}" for name in known}
 
 
