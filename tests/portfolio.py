@@ -69,7 +69,8 @@ def small(root: Path) -> Path:
     for i, name in enumerate(("first", "second")):
         made(root, f"ppo:{name}", {"init": "sft:start", "reward": "reward:votes"}, day=3 + i,
              metrics={"last_score": 0.5 + i, "last_kl": 3.0, "peak_rss_mb": 700.5})  # fmt: skip
-    made(root, "eval:one", {"artifact": "ppo:first"}, day=6,
-         metrics={"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.5, "judge_is": "gold"})  # fmt: skip
+    part = Input("p" * 64, "reward:gone", stage="reward", name="gone")
+    figures = {"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.5, "judge_is": "gold", "by part/of": {"kl": 2}}
+    made(root, "eval:one", {"artifact": "ppo:first", "part.data": part}, day=6, metrics=figures)
     made(root, "export:one", {"artifact": "ppo:first"}, day=7, metrics={"kl": 1e-7})
     return root

@@ -19,6 +19,8 @@ ACTIONS = ("remove", "report")
 MAKE, FORGET = "make", "forget"
 EMBEDDED, DAFT, RAY = "embedded", "daft", "ray"
 LOSS, REWARD = "loss", "reward"
+SURE = 0.7
+"""Jaccard similarity from which MinHash finds at least 999 of 1,000 pairs of near-duplicates."""
 NOT_KEPT = "(not kept)"
 """What a run that forgets keeps of which rows it forgot."""
 
@@ -54,8 +56,13 @@ class DuplicatesConfig(Settings):
     )
 
     def finds_all(self, near: float) -> bool:
-        """Whether all documents that are so similar, as a whole and from whatever sources, are looked for."""
-        return self.near is not None and self.near <= near and (self.over, self.among) == ("both", "all")
+        """Whether all documents that are so similar, as a whole and from whatever sources, are found and removed.
+
+        MinHash finds them from `SURE` on. Where duplicates are only reported, each is linked to one kept document, and
+        two of them may be as similar and on two sides.
+        """
+        all_of_them = (self.over, self.among, self.action) == ("both", "all", "remove")
+        return all_of_them and self.near is not None and self.near <= near and near >= SURE
 
 
 @dataclass

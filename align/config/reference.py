@@ -188,7 +188,8 @@ def markdown() -> str:
         if name == "full":
             lines += ["### stage=full", "", "The keys of stage=sft, with method=full and method.lr=2e-5.", ""]
             continue
-        lines += tables(stage_section(name), "###", f"It also reads: {', '.join((*stage.reads, *stage.uses))}.")
+        others = (*stage.reads, *stage.uses)
+        lines += tables(stage_section(name), "###", f"It also reads: {', '.join(others)}." if others else "")
     lines += ["## Groups", ""]
     for one in (*shared[:3], *reward_sections(), *shared[3:]):
         lines += tables(one, "###")

@@ -81,8 +81,8 @@ STAGES = MappingProxyType({
         (*WEIGHTS, "init", "reward", "rollout"),
     ),
     "registry": Stage(
-        "what is known of all runs: listed, filtered, shown", "registry:RegistryConfig", "registry", (),
-        prints=("list", "show", "rebuild"), runs=False,
+        "what is known of all runs: listed, filtered, shown, compared", "registry:RegistryConfig", "registry", (),
+        prints=("list", "show", "diff", "rebuild"), runs=False,
     ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""

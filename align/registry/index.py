@@ -9,22 +9,26 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from align.config.stages import WITH_RUNS
-from align.errors import InputError
-from align.registry.record import Record, digests_of, edges_of, joined, record_of, unreadable
+from align.errors import InputError, require
+from align.registry.folders import NO_FILE, encodes, folders, locked_inodes
+from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, record_of, unreadable
 from align.run.manifest import FILE, Manifest, read_manifest
 
 INDEX = ".registry.db"
-VERSION = 1
-"""Of the tables and of what is in them. An index of another version is made again."""
+OF_RECORDS = ("index.py", "record.py")
+"""The files that decide what an index holds."""
 UNWRITTEN = tuple(f"SQLITE_{why}" for why in ("BUSY", "LOCKED", "READONLY", "CANTOPEN", "PERM", "IOERR", "FULL"))
 """How errors are called which say that the file cannot be written; others say that it is damaged."""
+ENDED = "its process ended before it could say why"
 WAIT_S = 30
 """For another process that brings the same index up to date."""
 TABLES = """
@@ -36,11 +40,25 @@ create index makes_run on makes (run);
 create index makes_digest on makes (digest);
 create index reads_run on reads (run);
 create index reads_digest on reads (digest);
-create index reads_made_by on reads (made_by);
 """
 
 
 T = TypeVar("T")
+
+
+@cache
+def version() -> int:
+    """Of the tables and of what is in them: an index that another code made is made again."""
+    code = b"".join((Path(__file__).parent / name).read_bytes() for name in OF_RECORDS)
+    return int.from_bytes(sha256(code).digest()[:4], "big") >> 1
+
+
+DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError, json.JSONDecodeError)
+"""What reading a damaged index may raise."""
+
+
+class Damaged(sqlite3.DatabaseError):
+    """A row holds something that this index did not write."""
 
 
 def asked(root: Path, question: Callable[[Index], T]) -> T:
@@ -48,9 +66,16 @@ def asked(root: Path, question: Callable[[Index], T]) -> T:
     try:
         with Index(root) as index:
             return question(index)
-    except sqlite3.DatabaseError:
-        with Index(root, rebuild=True) as index:
-            return question(index)
+    except DAMAGED as error:
+        if name_of(error) == "SQLITE_ERROR" and "malformed" not in str(error):
+            raise  # a fault of the question
+    with Index(root, rebuild=True) as index:  # outside of the except: its traceback holds a cursor, and so a lock
+        return question(index)
+
+
+def name_of(error: Exception) -> str:
+    """What SQLite calls an error; empty of Python's own, such as text that is no UTF-8."""
+    return getattr(error, "sqlite_errorname", "")
 
 
 class Index:
@@ -63,20 +88,23 @@ class Index:
     Attributes:
         path: of the file; None where it is in memory.
         changed: how many folders were read anew, or are gone.
+        unnamed: folders whose names are no text in UTF-8. They are left out.
     """
 
     def __init__(self, root: Path, rebuild: bool = False) -> None:
         self.root = root
-        attempts: list[tuple[Path | None, bool]] = [(root / INDEX, False), (None, True), (None, False)]
+        attempts: list[tuple[Path | None, bool]] = [(None, True), (None, False)]
+        if (root / INDEX).exists() or any(folders(root)):  # nothing is left in a folder that is no folder of runs
+            attempts.insert(0, (root / INDEX, False))
         while True:
             self.path, copied = attempts.pop(0)
             try:
                 self.changed = self._opened(rebuild, copied)
                 return
-            except sqlite3.DatabaseError as error:
+            except DAMAGED as error:
                 if not attempts:
                     raise
-                if self.path and not error.sqlite_errorname.startswith(UNWRITTEN) and removed(self.path):
+                if self.path and not name_of(error).startswith(UNWRITTEN) and removed(self.path):
                     attempts.insert(0, (self.path, False))
 
     def __enter__(self) -> Index:
@@ -100,19 +128,19 @@ class Index:
                 with suppress(sqlite3.Error), closing(sqlite3.connect(read_only(self.root / INDEX), uri=True)) as there:
                     there.backup(self.db)
             return self._renewed(rebuild)
-        except sqlite3.DatabaseError:
+        except BaseException:
             self.db.close()
             raise
 
     def _renewed(self, rebuild: bool) -> int:
         self.db.execute("begin immediate")  # of two processes the second one waits, and finds nothing left to do
-        if rebuild or self.db.execute("pragma user_version").fetchone() != (VERSION,):
+        if rebuild or self.db.execute("pragma user_version").fetchone() != (version(),):
             for kind, name in self.db.execute("select type, name from sqlite_master where sql is not null").fetchall():
                 if kind == "table":
                     self.db.execute(f'drop table "{name}"')
             for statement in filter(str.strip, TABLES.split(";")):
                 self.db.execute(statement)
-            self.db.execute(f"pragma user_version = {VERSION}")
+            self.db.execute(f"pragma user_version = {version()}")
         changed = self._refresh()
         self.db.execute("commit")
         return changed
@@ -120,6 +148,9 @@ class Index:
     def _refresh(self) -> int:
         known: dict[str, str] = dict(self.db.execute("select run, stamp from runs"))
         there = dict(folders(self.root))
+        self.unnamed = [run for run in there if not encodes(run)]
+        for run in self.unnamed:
+            del there[run]
         gone = known.keys() - there.keys()
         new = {run: stamp for run, stamp in there.items() if known.get(run) != stamp}
         around = self._around(gone | new.keys())
@@ -142,21 +173,27 @@ class Index:
             with suppress(OSError):
                 held = locks is None or os.stat(self.root / stage / name).st_ino in locks
                 said = "running" if held else "interrupted"
-                self.db.execute("update runs set record = json_set(record, '$.status', ?) where run = ?", (said, run))
+                why = None if held else ENDED
+                settled = "update runs set record = json_set(record, '$.status', ?, '$.error', ?) where run = ?"
+                self.db.execute(settled, (said, why, run))
 
     def _read(self, run: str, stamp: str) -> None:
         stage, _, name = run.partition(":")
         folder = self.root / stage / name
         manifest: Manifest | None = None
         try:
+            require(stamp != NO_FILE, "manifest", str(folder / FILE), "is no file", "Move the folder away.")
             manifest = read_manifest(folder)
-            own = record_of(folder, manifest)
-            if own["run"] != run:
-                own = unreadable(folder, f"manifest.json is that of {own['run']}; this folder is {run}")
+            if manifest.stage == stage:
+                own = record_of(folder, replace(manifest, name=name))  # references go by the folder's name too
+            else:
+                own = unreadable(folder, f"manifest.json is that of {manifest.ref}; this folder is {run}")
         except InputError as error:
             own = unreadable(folder, str(error))
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # edited by hand, in a way of its own
             own = unreadable(folder, f"manifest.json says something that runs do not write: {error!r}")
+        # Why it cannot be read may go without the manifest being written: rights, another version of align.
+        stamp = "" if own["status"] == UNREADABLE else stamp
         self.db.execute("insert into runs (run, stamp, own) values (?, ?, ?)", (run, stamp, json.dumps(own)))
         if manifest is not None and "digest" in own:
             made = digests_of(own, manifest.outputs)
@@ -197,7 +234,7 @@ class Index:
         own = self._own(run)
         if own is None:
             return
-        parents = [{"input": name, "run": made_by, "there": there} for name, made_by, there in self._parents(run)]
+        parents = [(made_by, there) for _, made_by, there in self._parents(run)]
         children = [
             {**child, "through": name} for one, name in self._children(run) if (child := self._own(one)) is not None
         ]
@@ -205,53 +242,52 @@ class Index:
         self.db.execute("update runs set record = ? where run = ?", (record, run))
 
     def _own(self, run: str) -> Record | None:
-        found = self.db.execute("select own from runs where run = ?", (run,)).fetchone()
-        return json.loads(found[0]) if found else None
+        found = self.db.execute("select run, own from runs where run = ?", (run,)).fetchone()
+        return whole(*found) if found else None
 
     def record(self, run: str) -> Record | None:
         """The record of `stage:name`; None where there is no such run."""
-        found = self.db.execute("select record from runs where run = ?", (run,)).fetchone()
-        return json.loads(found[0]) if found else None
+        found = self.db.execute("select run, record from runs where run = ?", (run,)).fetchone()
+        return whole(*found) if found else None
 
     def names(self) -> list[str]:
         """All runs, as `stage:name`."""
         return [run for (run,) in self.db.execute("select run from runs order by run")]
 
     def has(self, path: str, whole: bool = False) -> bool:
-        """Whether any record has such a path of SQLite's, and no mapping there unless `whole`."""
-        asked = "select 1 from runs where json_type(record, ?) <> ? limit 1"
-        return self.db.execute(asked, (path, "" if whole else "object")).fetchone() is not None
+        """Whether any record has such a path of SQLite's, and, unless `whole`, none has a mapping there."""
+        asked = "select 1 from runs where json_type(record, ?) {} limit 1"
+        there = self.db.execute(asked.format("is not null"), (path,)).fetchone() is not None
+        return there and (whole or self.db.execute(asked.format("= 'object'"), (path,)).fetchone() is None)
 
-    def keys(self) -> list[str]:
-        """The dotted keys of all records that hold a value or a list."""
+    def keys(self) -> dict[str, str]:
+        """The dotted keys of all records that hold a value or a list → the path of each, as SQLite writes it."""
         found = self.db.execute(
-            "select distinct fullkey from runs, json_tree(record) where json_tree.type not in ('object') "
+            "select distinct fullkey from runs, json_tree(record) where json_tree.type <> 'object' "
             "and fullkey not like '%[%'"
         )
-        return sorted(key.removeprefix("$.").replace('"', "") for (key,) in found)
+        return {path.removeprefix("$.").replace('"', ""): path for (path,) in sorted(found)}
 
-    def selected(self, condition: str, values: Mapping[str, Any] | list[Any], order: str, limit: int) -> list[Record]:
-        """Records by a condition and an order in SQL, see `align.registry.query`."""
-        found = self.db.execute(f"select record from runs where {condition} order by {order} limit ?", [*values, limit])
-        return [json.loads(record) for (record,) in found]
+    def selected(self, condition: str, order: str, values: Sequence[Any], limit: int) -> list[Record]:
+        """Records by a condition and an order in SQL with `values` in them, see `align.registry.query`."""
+        asked = f"select run, record from runs where {condition} order by {order} limit ?"
+        return [whole(*row) for row in self.db.execute(asked, [*values, limit])]
 
-
-def folders(root: Path) -> Iterator[tuple[str, str]]:
-    """`stage:name` and a stamp of each folder with a manifest: one that was replaced has another stamp."""
-    for stage in WITH_RUNS:
-        with suppress(OSError), os.scandir(root / stage) as entries:
-            for entry in entries:
-                with suppress(OSError):  # no folder, or gone meanwhile
-                    found = os.stat(f"{entry.path}/{FILE}")
-                    yield f"{stage}:{entry.name}", f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+    def count(self, condition: str, values: Sequence[Any]) -> int:
+        """How many runs meet a condition."""
+        return self.db.execute(f"select count(*) from runs where {condition}", values).fetchone()[0]
 
 
-def locked_inodes() -> set[int] | None:
-    """The inodes of files and folders that a process of this machine has locked; None where nobody can tell."""
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
-        return {int(line.split()[-3].rpartition(":")[2]) for line in lines if "FLOCK" in line}
-    return None
+def whole(run: str, text: str) -> Record:
+    """A record that was written down.
+
+    Raises:
+        Damaged: it is that of no such run.
+    """
+    found = json.loads(text) if isinstance(text, str) else None
+    if not isinstance(found, dict) or found.get("run") != run:
+        raise Damaged(f"the index holds no record of {run!r}")
+    return found
 
 
 def read_only(path: Path) -> str:

@@ -6,7 +6,8 @@ A record is plain JSON. `record_of` says what a run's own folder knows; `joined`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,29 +40,56 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
     config, times, read = manifest.config, manifest.times, manifest.inputs.get("data")
     base, metrics = manifest.base, dict(manifest.metrics)
     minutes = took(times) if manifest.done else None
-    return {
+    sources = ", ".join(name.removeprefix("sources.") for name in manifest.inputs if name.startswith("sources."))
+    return finite({
         "stage": manifest.stage, "name": manifest.name, "run": manifest.ref, "status": manifest.status,
-        "error": manifest.error or None,
+        "error": error_in(manifest.error),
+        "folder": f"{manifest.stage}/{manifest.name}",
         "started": times.get("first_started", times.get("started")), "finished": times.get("finished"),
         "base": base and {"id": base.id, "revision": base.revision, "digest": base.digest},
         "digest": manifest.digest or None, "method": method_of(folder, manifest),
         "dtype": manifest.hardware.get("dtype", config.get("dtype")),
-        "data": None if read is None and "root" not in metrics else data_of(config.get("data", {}), read, metrics),
+        "data": data_of(config.get("data", {}), read, metrics, sources) if read or "root" in metrics else None,
         "reward": reward_of(config, manifest.inputs), "seed": manifest.seed, "metrics": metrics,
+        "published": manifest.published,
         "cost": {
             "minutes": minutes, "peak_memory_mb": metrics.get("peak_rss_mb"), "tokens": metrics.get("train_tokens"),
             "device": manifest.hardware.get("device"),
         },
         "inputs": {name: of_input(given) for name, given in manifest.inputs.items()},
-        "code": manifest.code or None, "commit": manifest.commit or None,
-    }  # fmt: skip
+        "config": settings_in(config, manifest.stage), "code": manifest.code or None, "commit": manifest.commit or None,
+    })  # fmt: skip
+
+
+def error_in(said: str) -> str | None:
+    """Why a run failed, without the class of the error where the rest says it all."""
+    if said.startswith("KeyboardInterrupt"):
+        return "interrupted"
+    return said.removeprefix("InputError: ") or None
+
+
+def settings_in(config: Mapping[str, Any], stage: str) -> Record:
+    """The settings of a run that its stage reads, those of its base and method left to their own keys."""
+    parts = {"stage", *STAGES[stage].reads} - {"model", "method"}
+    return {part: config[part] for part in sorted(parts) if isinstance(config.get(part), Mapping)}
+
+
+def finite(value: Any) -> Any:
+    """The same as JSON that everybody reads: a number that is not finite is null, half a character is written out."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {finite(str(key)): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def unreadable(folder: Path, error: str) -> Record:
     """The record of a folder whose manifest cannot be read."""
     stage, name = folder.parent.name, folder.name
-    return {"stage": stage, "name": name, "run": f"{stage}:{name}", "status": UNREADABLE, "error": error,
-            "inputs": {}, "metrics": {}}  # fmt: skip
+    return {"stage": stage, "name": name, "run": f"{stage}:{name}", "status": UNREADABLE, "error": finite(error),
+            "folder": f"{stage}/{name}", "inputs": {}, "metrics": {}}  # fmt: skip
 
 
 def took(times: Mapping[str, str]) -> float | None:
@@ -83,7 +111,7 @@ def method_of(folder: Path, manifest: Manifest) -> Record | None:
     found: Record = {"name": name, "quantisation": "nf4" if name == "qlora" else None}
     try:
         shape = json.loads((folder / "artifact" / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return found
     if not isinstance(shape, dict):
         return found
@@ -95,9 +123,13 @@ def method_of(folder: Path, manifest: Manifest) -> Record | None:
     }  # fmt: skip
 
 
-def data_of(config: Mapping[str, Any], read: Input | None, metrics: Mapping[str, Any]) -> Record:
-    """What a run was given: the name that it was given by, its fingerprints, its rows."""
-    given = config.get("path") or config.get("name")
+def data_of(config: Mapping[str, Any], read: Input | None, metrics: Mapping[str, Any], sources: str) -> Record:
+    """What a run was given: the name that it was given by, its fingerprints, its rows.
+
+    Args:
+        sources: of a data set, the names of its own ones.
+    """
+    given = sources or config.get("path") or config.get("name")
     return {
         "name": (read.project or read.ref if read else "") or given, "project": (read.project if read else "") or None,
         "digest": read.digest if read else None,
@@ -118,9 +150,10 @@ def reward_of(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str | N
 
 
 def of_input(given: Input) -> Record:
-    """An input, as later runs are joined to it."""
-    details = {"root": given.details["root"]} if isinstance(given.details.get("root"), str) else {}
-    return {"run": given.run or given.path, "made": bool(given.stage), "digest": given.digest, **details}
+    """An input, as later runs are joined to it: `run` of one that a run made."""
+    made = {"run": given.run} if given.stage else {"path": given.ref or given.path}
+    root = {"root": given.details["root"]} if isinstance(given.details.get("root"), str) else {}
+    return {**made, "digest": given.digest, **root}
 
 
 def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:
@@ -135,7 +168,7 @@ def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str
 def edges_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(input, digest, run that made it or empty) of whatever a run read; its base among them."""
     found = {
-        name: (str(given.get("root") or given["digest"]), given["run"] if given["made"] else "")
+        name: (str(given.get("root") or given["digest"]), given.get("run", ""))
         for name, given in record["inputs"].items()
     }
     if base := record.get("base"):
@@ -143,26 +176,25 @@ def edges_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(name, *edge) for name, edge in found.items()]
 
 
-def joined(own: Record, parents: Sequence[Record], children: Iterable[Record]) -> Record:
+def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[Record]) -> Record:
     """A record with what follows from the runs around it.
 
     Args:
-        parents: `{input, run, there}` each.
+        parents: each run that it was made from, and whether that is there.
         children: their own records, each with `through`, the input that they read this run as.
     """
-    children = list(children)
-    found = own | {"parents": list(parents), "children": sorted({child["run"] for child in children})}
-    found["exports"] = [
-        {"run": child["run"], "kl": number(child["metrics"].get("kl"))}
-        for child in children
-        if child["stage"] == "export" and child["through"] == "artifact"
-    ]
+    parents, children = dict(parents), list(children)
+    exports = [one for one in children if one["stage"] == "export" and one["through"] == "artifact"]
     verdict = evaluation_among(children)
-    found["evaluation"] = verdict and verdict["run"]
+    found = own | {
+        "parents": [*parents], "gone": [run for run, there in parents.items() if not there],
+        "children": sorted({child["run"] for child in children}), "exports": [one["run"] for one in exports],
+        "evaluation": verdict and verdict["run"],
+    }  # fmt: skip
     if verdict:  # what was measured of the artifact later; its own figures come first
         found["metrics"] = {**verdict["metrics"], **own["metrics"]}
     found["score"] = score_of(found)
-    found["kl"] = next((number(found["metrics"][key]) for key in MOVED if key in found["metrics"]), None)
+    found["kl"] = next((value for key in MOVED if (value := number(found["metrics"].get(key))) is not None), None)
     return found
 
 
@@ -172,18 +204,25 @@ def evaluation_among(children: Iterable[Record]) -> Record | None:
         child for child in children
         if child["stage"] == "eval" and child["status"] == "done" and child["through"] == "artifact"
     ]  # fmt: skip
-    return max(found, key=lambda one: (one["metrics"].get("judge_is") != "proxy", one["finished"] or ""), default=None)
+    return max(found, key=lambda one: (one["metrics"].get("judge_is") != "proxy", *publication(one)), default=None)
+
+
+def publication(record: Mapping[str, Any]) -> tuple[int, str]:
+    """What done runs are ordered by, as `Manifest.publication`."""
+    return record["published"], record["finished"] or ""
 
 
 def score_of(record: Mapping[str, Any]) -> Record | None:
-    """The figure that says how good a run is, with its interval where it has one."""
+    """The first figure of `SCORES` that a run has, with its interval where it has one."""
     for name in SCORES.get(record["stage"], ()):
-        if (value := record["metrics"].get(name)) is not None:
-            bounds = {key: value.get(key) for key in ("low", "high")} if isinstance(value, Mapping) else {}
-            return {"name": name, "value": number(value), **bounds}
+        figure = record["metrics"].get(name)
+        if (value := number(figure)) is not None:
+            bounds = {key: number(figure.get(key)) for key in ("low", "high")} if isinstance(figure, Mapping) else {}
+            return {"name": name, "value": value, **bounds}
     return None
 
 
-def number(value: Any) -> Any:
-    """A figure without its interval."""
-    return value.get("value") if isinstance(value, Mapping) else value
+def number(figure: Any) -> float | None:
+    """The number that a figure is, without its interval; None of anything else."""
+    value = figure.get("value") if isinstance(figure, Mapping) else figure
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None

@@ -13,20 +13,27 @@ from align.registry.record import Record
 from align.report.words import format_figure, is_interval
 
 NOTHING = "–"
-LONGEST = 60
-"""Characters of a cell."""
+LONGEST, A_LINE = 60, 400
+"""Characters of a cell, and of a value that has a line to itself."""
+FIRST = (
+    "run", "status", "error", "score.name", "score.value", "score.low", "score.high", "kl", "parents", "gone",
+    "children", "exports", "evaluation", "started", "finished", "base.id", "method.name", "method.r", "data.name",
+    "data.rows", "reward", "seed", "cost.minutes", "cost.peak_memory_mb", "cost.tokens", "cost.device",
+)  # fmt: skip
+"""The keys that come first where a run is shown, or all are listed; the others follow."""
 
 
 def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -> Iterator[str]:
     """One line a record below the names of the columns.
 
     Args:
-        columns: keys of records; none for the usual ones.
+        columns: names of usual columns and keys of records; none for the usual columns that hold anything.
     """
-    if columns:
-        head, cells = list(columns), [[cell(value_at(record, key)) for key in columns] for record in records]
-    else:
-        head, cells = list(USUAL), [[made(record, now) for made in USUAL.values()] for record in records]
+    head = list(columns) or list(USUAL)
+    cells = [
+        [USUAL[key](record, now) if key in USUAL else cell(value_at(record, key)) for key in head] for record in records
+    ]
+    if not columns:
         kept = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", NOTHING) for row in cells)]
         head, cells = [head[i] for i in kept], [[row[i] for i in kept] for row in cells]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
@@ -61,28 +68,26 @@ def method_in(record: Mapping[str, Any]) -> str:
 
 
 def data_in(record: Mapping[str, Any]) -> str:
-    return str((record.get("data") or {}).get("name") or NOTHING)
+    """The name of its data, of a path the last part."""
+    name = str((record.get("data") or {}).get("name") or NOTHING)
+    return name.rstrip("/").rpartition("/")[2] or name
 
 
 def score_in(record: Mapping[str, Any]) -> str:
-    """Its name, and its value with the interval. Of a run without one, why it failed."""
+    """Its name, and its value with the interval."""
     score = record.get("score")
-    if record.get("error"):
-        return str(record["error"])
-    if not score:
-        return NOTHING
-    return f"{score['name']} {format_figure(score if is_interval(score) else score['value'])}"
+    return f"{score['name']} {figure(score if is_interval(score) else score['value'])}" if score else NOTHING
 
 
 def kl_in(record: Mapping[str, Any]) -> str:
     kl = record.get("kl")
-    return NOTHING if kl is None else format_figure(kl)
+    return NOTHING if kl is None else figure(kl)
 
 
 def parents_in(record: Mapping[str, Any]) -> str:
     """The runs that it was made from; of one that is not there any more, that it is gone."""
-    parents = {one["run"]: one["there"] for one in record.get("parents", ())}
-    return ", ".join(run if there else f"{run} (gone)" for run, there in parents.items()) or NOTHING
+    gone = record.get("gone", ())
+    return ", ".join(f"{run} (gone)" if run in gone else run for run in record.get("parents", ())) or NOTHING
 
 
 USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
@@ -95,21 +100,31 @@ USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
     "score": lambda record, now: clean(score_in(record)),
     "KL": lambda record, now: kl_in(record),
     "from": lambda record, now: clean(parents_in(record)),
+    "error": lambda record, now: clean(record.get("error") or NOTHING, longest=None),
 }
 """Column of the usual table → its cell."""
 
 
 def as_json(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
     """One array, an object a record; with columns, those keys alone."""
-    shown = [{key: value_at(one, key) for key in columns} for one in records] if columns else records
-    yield json.dumps(shown, indent=2, ensure_ascii=False)
+    yield json.dumps([chosen(one, columns) for one in records], indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def as_object(record: Record, columns: Sequence[str]) -> Iterator[str]:
+    """One object; with columns, those keys alone."""
+    yield json.dumps(chosen(record, columns), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def chosen(record: Record, columns: Sequence[str]) -> Record:
+    return {key: value_at(record, key) for key in columns} if columns else record
 
 
 def as_csv(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
     """A head and one line a record; without columns, every key that any record has."""
     rows = [dict(leaves(record)) for record in records]
-    every = dict.fromkeys(key for row in rows for key in row)
-    inner = {key.rpartition(".")[0] for key in every}  # what is a mapping in one record is null in another
+    every = dict.fromkeys([*FIRST, *sorted({key for row in rows for key in row})])
+    full = {key for row in rows for key, value in row.items() if value is not None}
+    inner = {key.rpartition(".")[0] for key in every} - full  # what is a mapping in one record is null in another
     names = list(columns) or [key for key in every if key not in inner]
     if columns:
         rows = [{key: value_at(record, key) for key in columns} for record in records]
@@ -121,19 +136,12 @@ def as_csv(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
 
 
 def details(record: Record) -> Iterator[str]:
-    """Everything that is known of one run, a line a key that has a value; its parents and children last."""
-    around = {
-        "made from": ", ".join(f"{one['run']} ({one['input']}{'' if one['there'] else ', gone'})"
-                               for one in record.get("parents", ())),
-        "read by": ", ".join(record.get("children", ())),
-        "exports": ", ".join(f"{one['run']} (KL {cell(one['kl'])})" for one in record.get("exports", ())),
-    }  # fmt: skip
-    own = {key: value for key, value in record.items() if key not in ("parents", "children", "exports")}
-    found = [(key, cell(value, longest=None)) for key, value in leaves(own) if value not in (None, "", [])]
-    lines = [*found, *((key, clean(text, longest=None)) for key, text in around.items() if text)]
-    width = min(max(len(key) for key, _ in lines), 40)
-    for key, text in lines:
-        yield f"{clean(key).ljust(width)}  {text}"
+    """Everything that is known of one run, a line a key that has a value, the most important first."""
+    found = {key: value for key, value in leaves(record) if value not in (None, "", [])}
+    order = [*(key for key in FIRST if key in found), *(key for key in found if key not in FIRST)]
+    width = min(max(map(len, order)), 40)
+    for key in order:
+        yield f"{clean(key, longest=None).ljust(width)}  {cell(found[key], longest=A_LINE)}"
 
 
 def leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -157,13 +165,18 @@ def cell(value: Any, longest: int | None = LONGEST) -> str:
     """A value for eyes, on one line."""
     if value is None:
         return NOTHING
-    if (isinstance(value, Mapping) and not is_interval(value)) or (
-        isinstance(value, list) and any(isinstance(one, list | Mapping) for one in value)
-    ):
-        text = json.dumps(value, ensure_ascii=False)
-    else:
-        text = format_figure(value)
-    return clean(text, longest)
+    nested = isinstance(value, list) and any(isinstance(one, list | Mapping) for one in value)
+    if nested or (isinstance(value, Mapping) and not is_interval(value)):
+        return clean(json.dumps(value, ensure_ascii=False), longest)
+    return clean(figure(value), longest)
+
+
+def figure(value: Any) -> str:
+    """A figure for eyes; one of an odd shape as it stands."""
+    try:
+        return format_figure(value)
+    except (TypeError, ValueError, OverflowError, KeyError):
+        return json.dumps(value, ensure_ascii=False)
 
 
 def clean(text: str, longest: int | None = LONGEST) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -12,10 +13,13 @@ from align.config.registry import RegistryConfig
 from align.config.root import Config
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
+from align.registry.differences import as_lines, differences
 from align.registry.index import Index, asked
 from align.registry.query import found
 from align.registry.record import Record
-from align.registry.shown import as_csv, as_json, as_table, details
+from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details
+from align.report.words import counted
+from align.run.artifacts import SERVES_AS_SFT
 
 IN_A_TABLE = 100
 """Runs that a table has unless told."""
@@ -27,20 +31,26 @@ def listed(config: Config) -> Iterable[str]:
     table = stage.format == "table"
     limit = stage.limit or (IN_A_TABLE if table else ALL)
     sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
-    records = asked(root_of(config), lambda index: found(index, stage.where or {}, sort, limit + 1, stage.columns))
-    more, records = len(records) > limit, records[:limit]
+    keys = [key for key in stage.columns if not (table and key in USUAL)]
+
+    def answer(index: Index) -> tuple[list[Record], int, int]:
+        return *found(index, stage.where or {}, sort, limit, keys), len(index.unnamed)
+
+    records, count, unnamed = asked(root_of(config), answer)
     if not table:
         return {"json": as_json, "csv": as_csv}[stage.format](records, stage.columns)
-    return in_table(records, stage, more)
+    return in_table(records, stage, count, unnamed)
 
 
-def in_table(records: list[Record], stage: RegistryConfig, more: bool) -> Iterator[str]:
-    if not records:
+def in_table(records: list[Record], stage: RegistryConfig, count: int, unnamed: int) -> Iterator[str]:
+    if records:
+        yield from as_table(records, stage.columns, datetime.now(UTC))
+    else:
         yield "no run meets this" if stage.where else "no runs yet"
-        return
-    yield from as_table(records, stage.columns, datetime.now(UTC))
-    if more:
-        yield f"These are the first {len(records):,}: stage.limit=N shows more."
+    if len(records) < count:
+        yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N shows more."
+    if unnamed:
+        yield f"{counted(unnamed, 'folder')} left out: no name in UTF-8"
 
 
 def shown(config: Config) -> Iterable[str]:
@@ -48,28 +58,43 @@ def shown(config: Config) -> Iterable[str]:
     record = asked(root_of(config), lambda index: named(index, str(stage.run)))
     if stage.format == "table":
         return details(record)
-    return as_json([record], stage.columns) if stage.format == "json" else as_csv([record], stage.columns)
+    return as_object(record, stage.columns) if stage.format == "json" else as_csv([record], stage.columns)
 
 
-def named(index: Index, given: str) -> Record:
+def different(config: Config) -> Iterable[str]:
+    stage, root = config.stage, root_of(config)
+    one, other = asked(root, lambda index: [named(index, given, "stage.runs") for given in stage.runs])
+    found = differences((folder_of(root, one), folder_of(root, other)), (one, other))
+    return as_lines(found) if stage.format == "table" else [json.dumps(found, indent=2, ensure_ascii=False)]
+
+
+def folder_of(root: Path, record: Record) -> Path:
+    return root / record["stage"] / record["name"]
+
+
+def named(index: Index, given: str, field: str = "stage.run") -> Record:
     """The record of `STAGE:NAME`, `STAGE:latest` or a run's folder.
 
     Raises:
         MissingArtifact: there is none; the message has the nearest name.
     """
-    stage, colon, name = given.partition(":")
-    folder = Path(given)
-    if not colon and folder.parent.name in WITH_RUNS:
+    stage, _, name = given.partition(":")
+    folder = Path(given).expanduser().absolute()
+    if folder.is_dir() and folder.parent.parent == index.root.absolute():
         stage, name = folder.parent.name, folder.name
-    elif name == "latest":
-        newest = found(index, {"stage": stage, "status": "done"}, ["-finished"], 1) if stage in WITH_RUNS else []
-        name = newest[0]["name"] if newest else name
+    elif name == "latest" and stage in WITH_RUNS and index.names():
+        done = {"stage": SERVES_AS_SFT if stage == "sft" else stage, "status": "done"}
+        newest, _ = found(index, done, ["-published", "-finished"], 1)
+        stage, name = (newest[0]["stage"], newest[0]["name"]) if newest else (stage, name)
     if record := index.record(f"{stage}:{name}"):
         return record
-    close = difflib.get_close_matches(f"{stage}:{name}", index.names(), n=1)
-    remedy = f"Did you mean {close[0]}? " if close else ""
+    names = index.names()
+    close = difflib.get_close_matches(f"{stage}:{name}", names, n=1) or [
+        one for one in names if one.endswith(f":{given}")
+    ]
+    remedy = f"Did you mean {clean(close[0], longest=None)}? " if close else ""
     remedy += "`python -m align stage=registry` lists the runs."
-    raise MissingArtifact("stage.run", given, f"is no run under {index.root}", remedy)
+    raise MissingArtifact(field, given, f"is no run under {index.root}", remedy)
 
 
 def rebuilt(config: Config) -> Iterable[str]:
@@ -85,5 +110,10 @@ def root_of(config: Config) -> Path:
     return root
 
 
-PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {"list": listed, "show": shown, "rebuild": rebuilt}
+PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
+    "list": listed,
+    "show": shown,
+    "diff": different,
+    "rebuild": rebuilt,
+}
 """By `stage.action`: the lines that it prints."""

@@ -49,7 +49,8 @@ def test_real_runs(ready: Ready, tmp_path: Path) -> None:
             assert record["metrics"][key] == json.loads(json.dumps(value))
         init = manifest.inputs.get("init")
         if init and init.stage:
-            assert {"input": "init", "run": init.run, "there": True} in record["parents"]
+            assert init.run in record["parents"]
+            assert record["gone"] == []
             assert manifest.ref in by_run[init.run]["children"]
     assert by_run["reward:a"]["method"]["r"] == 16
     (ready.root / INDEX).unlink()
@@ -60,19 +61,23 @@ def test_the_table(tmp_path: Path) -> None:
     small(tmp_path)
     made(tmp_path, "ppo:bad", status="failed", error="stage.lr=3.0: gives\na NaN \x1b[31m" + "x" * 99, digest="", day=8)
     lines = asked(tmp_path).said.splitlines()
-    assert lines[0].split() == ["run", "status", "age", "base", "method", "data", "score", "KL", "from"]
+    assert lines[0].split() == ["run", "status", "age", "base", "method", "data", "score", "KL", "from", "error"]
     assert len(lines) == 9
     by_run = {line.split()[0]: line for line in lines[1:]}
     assert [*by_run][:2] == ["ppo:bad", "export:one"]  # the newest first
     assert "win_rate 0.81 [0.75, 0.87]  " in by_run["ppo:first"]
-    assert by_run["ppo:first"].rstrip().endswith("sft:start, reward:votes")
+    assert re.search(r"sft:start, reward:votes +–$", by_run["ppo:first"])
     assert "failed" in by_run["ppo:bad"]
     assert "\x1b" not in by_run["ppo:bad"]
-    assert re.search(r"stage\.lr=3\.0: gives\\na NaN \\x1b\[31mx+…", by_run["ppo:bad"])
+    assert by_run["ppo:bad"].endswith("stage.lr=3.0: gives\\na NaN \\x1b[31m" + "x" * 99)  # nothing stands behind it
     starts = {line.index(word) for line, word in zip(lines[1:3], ("failed", "done"), strict=True)}
     assert starts == {lines[0].index("status")}
     assert len(asked(tmp_path, "stage.limit=3").said.splitlines()) == 5
-    assert asked(tmp_path, "stage.limit=3").said.splitlines()[-1] == "These are the first 3: stage.limit=N shows more."
+    assert asked(tmp_path, "stage.limit=3").said.splitlines()[-1] == "3 of 8 runs: stage.limit=N shows more."
+    usual = asked(tmp_path, "stage.columns=[run, base, age, seed, score.low]", "stage.where={run: 'ppo:first'}").said
+    assert [line.split() for line in usual.splitlines()] == [
+        ["run", "base", "age", "seed", "score.low"], ["ppo:first", "pocket", by_run["ppo:first"].split()[2], "d", "0", "0.75"]
+    ]  # fmt: skip
     assert len(asked(tmp_path, "stage.limit=8").said.splitlines()) == 9
     assert asked(tmp_path, "stage.where={stage: dpo}").said == "no run meets this\n"
     (tmp_path / "empty").mkdir()
@@ -94,6 +99,16 @@ def test_formats(tmp_path: Path) -> None:
     assert len(every) == 7
     assert {row["run"]: row["score.value"] for row in every}["ppo:first"] == "0.81"
     assert "data" not in every[0]  # data.name and the others are there
+    assert [*every[0]][:4] == ["run", "status", "error", "score.name"]
+    none = asked(tmp_path, "stage.format=csv", "stage.where={run: nope}").said
+    assert none.startswith("run,status,error,")
+    assert len(none.splitlines()) == 1
+    assert json.loads(asked(tmp_path, "stage.format=json", "stage.where={run: nope}").said) == []
+    shown = json.loads(asked(tmp_path, "stage.action=show", "stage.run=ppo:first", "stage.format=json").said)
+    assert (shown["run"], shown["config"]["stage"]) == ("ppo:first", {"name": "ppo"})
+    mixed = [{"run": "a", "kl": 0.5}, {"run": "b", "kl": {"value": 1, "low": 0}}]
+    rows = [*csv.DictReader(io.StringIO(next(as_csv(mixed, []))))]
+    assert [(row["kl"], row["kl.value"]) for row in rows] == [("0.5", ""), ("", "1")]
     listed = json.loads(asked(tmp_path, "stage.format=json", "stage.sort=[stage, -name]").said)
     assert [one["run"] for one in listed][-4:] == ["ppo:second", "ppo:first", "reward:votes", "sft:start"]
 
@@ -106,10 +121,37 @@ def test_one_run(tmp_path: Path, given: str) -> None:
     said = asked(tmp_path, "stage.action=show", f"stage.run={given.format(root=tmp_path)}").said
     known = dict(re.split(r"  +", line, maxsplit=1) for line in said.splitlines())
     assert known["run"] == f"ppo:{name}"
-    assert known["made from"] == "sft:start (init), reward:votes (reward)"
+    assert known["parents"] == "sft:start, reward:votes"
     assert ("exports" in known) == (name == "first")
     if name == "first":
-        assert (known["read by"], known["exports"]) == ("eval:one, export:one", "export:one (KL 1e-07)")
+        assert (known["children"], known["exports"]) == ("eval:one, export:one", "export:one")
+    assert [*known][:3] == ["run", "status", "score.name"]
+
+
+def test_the_latest_is_that_of_references(tmp_path: Path) -> None:
+    """By the number of publication, whatever clocks say; `sft:` finds `full` runs too."""
+    small(tmp_path)
+    made(tmp_path, "ppo:by a clock set back", published=99)
+    made(tmp_path, "full:whole", published=50)
+    for given, run in (("ppo:latest", "ppo:by a clock set back"), ("sft:latest", "full:whole")):
+        said = asked(tmp_path, "stage.action=show", f"stage.run={given}", "stage.format=json").said
+        assert json.loads(said)["run"] == run
+
+
+def test_what_differs(ready: Ready) -> None:
+    """Two reward models that differ in their seed."""
+    said = asked(ready.root, "stage.action=diff", "stage.runs=[reward:a, reward:b]").said.splitlines()
+    found = json.loads(
+        asked(ready.root, "stage.action=diff", "stage.runs=[reward:a, reward:b]", "stage.format=json").said)  # fmt: skip
+    assert said[0] == "reward:a → reward:b"
+    assert found["settings"].keys() == {"seed"}
+    assert (
+        said[said.index("settings") + 1] == f"  seed  {found['settings']['seed'][0]} → {found['settings']['seed'][1]}"
+    )
+    assert (found["inputs"], found["packages"], found["code"], found["hardware"]) == ({}, {}, {}, {})
+    data = found["data"]  # other pairs are held out under another seed
+    assert data["before"] - data["removed"] + data["added"] == data["after"]
+    assert data["before"] > data["removed"] > 0
 
 
 @pytest.mark.parametrize(
@@ -118,6 +160,13 @@ def test_one_run(tmp_path: Path, given: str) -> None:
         (["stage.action=show"], "stage.run=(not given): names no run to show"),
         (["stage.action=show", "stage.run=ppo:frist"], "Did you mean ppo:first?"),
         (["stage.action=show", "stage.run=dpo:latest"], "is no run under"),
+        (["stage.action=show", "stage.run=/elsewhere/ppo/first"], "is no run under"),
+        (["stage.action=show", "stage.run=first"], "Did you mean ppo:first?"),
+        (["stage.action=show", "stage.run=ppo:first", "stage.limit=3"], "stage.limit=3: says nothing to"),
+        (["stage.action=diff", "stage.runs=[ppo:first]"], "are not two runs"),
+        (["stage.action=diff", "stage.runs=[ppo:first, ppo:x]"], "stage.runs=ppo:x: is no run under"),
+        (["stage.action=diff", "stage.runs=[ppo:first, sft:start]"], "are of two stages"),
+        (["stage.runs=[ppo:first, ppo:second]"], "Add stage.action=diff"),
         (["stage.run=ppo:first"], "Add stage.action=show"),
         (["stage.where={metrics.winrate: 1}"], "Did you mean metrics.win_rate"),
         (["stage.where=3"], "is no mapping of keys to conditions"),
@@ -168,11 +217,11 @@ def test_ages() -> None:
 
 def test_text_of_files_cannot_move_the_cursor() -> None:
     assert clean("a\x1b[2J\r\n\tb\u202eé日") == "a\\x1b[2J\\r\\n\\tb\\u202eé日"
-    record = {"run": "sft:\x1b[2J", "status": "done\n", "started": None, "metrics": {"x": "\x07"}}
+    record = {"run": "sft:\x1b[2J", "status": "done\n", "started": None, "metrics": {"x": "\x07"}, "error": "\x1b"}
     for columns in ([], ["run", "metrics.x"]):
         assert all(line.isprintable() for line in as_table([record], columns, datetime.now()))
-    assert [*csv.reader(io.StringIO(next(as_csv([{"run": 'a"b,c\nd', "n": [1], "on": True}], []))))] == [
-        ["run", "n", "on"], ['a"b,c\nd', "[1]", "true"]]  # fmt: skip
+    (row,) = csv.DictReader(io.StringIO(next(as_csv([{"run": 'a"b,c\nd', "n": [1], "on": True}], []))))
+    assert (row["run"], row["n"], row["on"]) == ('a"b,c\nd', "[1]", "true")
 
 
 def test_figures_with_intervals(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_a_filter_never_misses_and_is_seldom_wrong(count: int) -> None:
         filter.add(part)
     assert filter.maybe(there).all()
     wrong = filter.maybe(others).mean()
-    assert wrong < 1.5 * (1 - np.exp(-PROBES / BITS)) ** PROBES
+    assert wrong < 5 * (1 - np.exp(-PROBES / BITS)) ** PROBES
 
 
 def test_a_filter_at_its_fullest_is_wrong_as_often_as_is_said() -> None:
@@ -29,7 +29,7 @@ def test_a_filter_at_its_fullest_is_wrong_as_often_as_is_said() -> None:
     filter = BloomFilter(count)
     filter.add(draw.integers(1 << 64, size=count, dtype=np.uint64))
     assert len(filter.table) == 1 << 18
-    assert filter.maybe(draw.integers(1 << 64, size=2_000_000, dtype=np.uint64)).mean() < 1 / 6000
+    assert filter.maybe(draw.integers(1 << 64, size=2_000_000, dtype=np.uint64)).mean() < 1 / 70_000
 
 
 @pytest.mark.parametrize("least", [1, 50, 1 << 20])

@@ -1,0 +1,56 @@
+"""The run folders as files: which there are, whether they have changed, and whether a process works in one."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from align.config.stages import WITH_RUNS
+from align.errors import InputError
+from align.run.manifest import FILE
+
+NO_FILE = ""
+"""The stamp of a manifest that is no file."""
+
+
+def folders(root: Path) -> Iterator[tuple[str, str]]:
+    """`stage:name` and a stamp of each folder with a manifest: one that was replaced has another stamp.
+
+    Raises:
+        InputError: a folder of runs cannot be listed.
+    """
+    for stage in WITH_RUNS:
+        try:
+            with os.scandir(root / stage) as entries:
+                names = [entry.name for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problem, remedy = f"cannot be listed ({error.strerror})", "Change its rights, or name another run.root."
+            raise InputError("run.root", str(root / stage), problem, remedy) from error
+        for name in names:
+            with suppress(OSError):  # no folder, or gone meanwhile
+                found = os.stat(root / stage / name / FILE)
+                file = stat.S_ISREG(found.st_mode)
+                stamp = f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+                yield f"{stage}:{name}", stamp if file else NO_FILE
+
+
+def locked_inodes() -> set[int] | None:
+    """The inodes of files and folders that a process of this machine has locked; None where nobody can tell."""
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        return {int(line.split()[-3].rpartition(":")[2]) for line in lines if "FLOCK" in line}
+    return None
+
+
+def encodes(text: str) -> bool:
+    """Whether a text can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
