@@ -183,11 +183,11 @@ def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[
         parents: each run that it was made from, and whether that is there.
         children: their own records, each with `through`, the input that they read this run as.
     """
-    parents, children = dict(parents), list(children)
+    known, children = dict(parents), list(children)
     exports = [one for one in children if one["stage"] == "export" and one["through"] == "artifact"]
     verdict = evaluation_among(children)
     found = own | {
-        "parents": [*parents], "gone": [run for run, there in parents.items() if not there],
+        "parents": [*known], "gone": [run for run, there in known.items() if not there],
         "children": sorted({child["run"] for child in children}), "exports": [one["run"] for one in exports],
         "evaluation": verdict and verdict["run"],
     }  # fmt: skip
