@@ -254,11 +254,14 @@ class Index:
         """All runs, as `stage:name`."""
         return [run for (run,) in self.db.execute("select run from runs order by run")]
 
-    def has(self, path: str, whole: bool = False) -> bool:
-        """Whether any record has such a path of SQLite's, and, unless `whole`, none has a mapping there."""
-        asked = "select 1 from runs where json_type(record, ?) {} limit 1"
-        there = self.db.execute(asked.format("is not null"), (path,)).fetchone() is not None
-        return there and (whole or self.db.execute(asked.format("= 'object'"), (path,)).fetchone() is None)
+    def kind(self, path: str) -> str | None:
+        """What SQLite calls the kind of the value at one of its paths, in the first record that has one; `null` where
+        each has none, None where no record has such a path."""
+        kinds = "select json_type(record, ?) as kind from runs where kind {} limit 1"
+        for which in ("<> 'null'", "= 'null'"):
+            if found := self.db.execute(kinds.format(which), (path,)).fetchone():
+                return found[0]
+        return None
 
     def keys(self) -> dict[str, str]:
         """The dotted keys of all records that hold a value or a list → the path of each, as SQLite writes it."""

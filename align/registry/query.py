@@ -87,8 +87,10 @@ def condition(path: str, field: str, wanted: Any) -> Part:
     if isinstance(value, int) and abs(value) > LARGEST:
         value = float(value)
     test, values = tested(sign, value)
-    there = f"exists (select 1 from json_each(record, ?) where {test})"
-    return there if sign != "!=" else f"not {there}", [path, *values]
+    met = "select 1 from {} where " + test
+    scalar = met.format("(select json_extract(record, ?) as value, json_type(record, ?) as type)")  # parsed once
+    there = f"case json_type(record, ?) when 'array' then exists ({met.format('json_each(record, ?)')}) else exists "
+    return f"{'not ' * (sign == '!=')}({there}({scalar}) end)", [path, path, *values, path, path, *values]
 
 
 def tested(sign: str, value: Any) -> Part:
@@ -125,7 +127,8 @@ def path_of(index: Index, field: str, key: str, whole: bool = False) -> str:
     """
     simple = "$" + "".join(f'."{part}"' for part in str(key).split("."))
     require(isinstance(key, str) and bool(key) and '"' not in key, field, key, "is no key of a run", EXAMPLE)
-    if index.has(simple, whole) or not index.names():
+    kind = index.kind(simple)
+    if (kind is not None and (whole or kind != "object")) or not index.names():
         return simple
     known = index.keys()  # the names of some keys have dots
     if inside := [one for one in known if one.startswith(f"{key}.")]:
