@@ -147,13 +147,14 @@ def test_an_adapters_file_that_holds_something_else(
 def test_every_value_of_an_adapters_configuration_may_be_wrong(
     shop: Workshop, ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, part: int
 ):
+    """Each key with every second value, and each value in every second key: all of both would take twice the time."""
     adapter = tmp_path / "adapter"
     shutil.copytree(ready.root / "sft" / "s" / "artifact", adapter)
     whole = json.loads((adapter / "adapter_config.json").read_text())
     words = [*adapter_readers(ready, adapter, tiny_model, chats)["sample"], "stage.prompts=2", f"run.root={shop.root}"]
     faults = []
-    for key in list(whole)[part::3]:
-        for value in VALUES:
+    for place, key in [*enumerate(whole)][part::3]:
+        for value in VALUES[(place // 3) % 2 :: 2]:
             (adapter / "adapter_config.json").write_text(json.dumps(whole | {key: value}))
             status = shop.ended(*words, "device=cpu", "rollout.max_new_tokens=2", "resume=never")
             if status not in (0, 2):

@@ -32,6 +32,16 @@ def test_a_filter_at_its_fullest_is_wrong_as_often_as_is_said() -> None:
     assert filter.maybe(draw.integers(1 << 64, size=2_000_000, dtype=np.uint64)).mean() < 1 / 70_000
 
 
+def test_a_tally_of_many_stays_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tally, "LEAST", 1)
+    tally = Tally()
+    for _ in range(260):
+        tally.add(np.array([7], np.uint64))
+    tally.add(np.full(1030, 9, np.uint64))
+    tally.add(np.full(1030, 9, np.uint64))
+    assert tally.above(200).tolist() == [7, 9]
+
+
 @pytest.mark.parametrize("least", [1, 50, 1 << 20])
 def test_a_tally_counts_as_a_counter_does(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
     monkeypatch.setattr(Tally, "LEAST", least)
