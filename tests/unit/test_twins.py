@@ -88,6 +88,11 @@ SMALL = {
     "few pairs, rare shingles": {(greedy, "FEW_PAIRS"): 2, (greedy, "BLOCK_PAIRS"): 5, (twins, "LARGE"): 1},
     "sketches": {(twins, "SKETCHED"): 1},
     "common shingles": {(twins, "LARGE"): 1, (twins, "HUGE"): 0, (twins, "SAMPLE"): 2},
+    "runs that stay apart": {(greedy, "RUN"): 1, (twins, "BLOCK"): 2},
+    "runs that stay apart, all are common": {
+        (greedy, "RUN"): 2, (twins, "BLOCK"): 2, (twins, "LARGE"): 1, (twins, "HUGE"): 0, (twins, "SAMPLE"): 2,
+        (twins, "COMMON"): 1, (greedy, "FEW_PATTERNED"): 1,
+    },
     "all are common": {
         (twins, "LARGE"): 1, (twins, "HUGE"): 0, (twins, "SAMPLE"): 2, (twins, "COMMON"): 1, (twins, "BLOCK"): 3,
         (greedy, "FEW_PATTERNED"): 1, (patterns, "TILE"): 2, (patterns, "TILE_COLUMNS"): 3,

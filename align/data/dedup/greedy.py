@@ -25,6 +25,8 @@ FEW_PAIRS = 1 << 14
 """Documents with at most so many pairs among themselves are compared each with each."""
 FEW_PATTERNED = 1 << 7
 """As well as so many documents with patterns."""
+RUN = 1 << 22
+"""Marks of kept documents from which on a run grows no more: to put two together, both are there twice."""
 NOWHERE = np.iinfo(np.int64).max
 
 NONE = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
@@ -114,7 +116,7 @@ class Greedy:
         self, similar: Callable[[np.ndarray, np.ndarray], np.ndarray], threshold: float, across: bool | None = None
     ):
         self.similar, self.threshold, self.across = similar, threshold, across
-        self.kept: list[Block] = []  # runs, each at least four times as long as the next one
+        self.kept: list[Block] = []  # runs, each at least four times as long as the next one, or of `RUN`
         self.twins: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # kept, dropped, similarity
 
     def decide(self, block: Block) -> None:
@@ -205,7 +207,7 @@ class Greedy:
 
     def keep(self, block: Block) -> None:
         self.kept.append(block)
-        while len(self.kept) > 1 and len(self.kept[-2]) < 4 * len(self.kept[-1]):
+        while len(self.kept) > 1 and len(self.kept[-2]) < min(4 * len(self.kept[-1]), RUN):
             last, before = self.kept.pop(), self.kept.pop()
             self.kept.append(before.together(last))
 

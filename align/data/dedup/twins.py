@@ -97,6 +97,7 @@ def twins(
         return found
 
     sketches = Sketches(memberships.in_any(groups.sizes > min(SKETCHED, LARGE)))
+    del groups  # as large as the memberships
     family = families(memberships, large) if len(rarity.common) else np.zeros(0, np.int64)
     of_source = None if sources is None else sources[documents.index]
     greedy = Greedy(similar, threshold, None if sources is None else across)
