@@ -277,8 +277,12 @@ def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) 
     """Whether each row is measured on, bool (N). Rows that belong together are on one side."""
     split, kept = config.stage.split, funnel.kept
     numbers, test = np.flatnonzero(kept), np.zeros(len(kept), bool)
-    together = [group_labels(rows.column("group"), funnel.source), duplicate_labels(duplicates, len(kept))]
-    of = units(rows.first_bits("question")[numbers], *(labels[numbers] for labels in together))
+
+    def links() -> Iterator[np.ndarray]:  # one after another: each is as long as the rows are many
+        yield group_labels(rows.column("group"), funnel.source)[numbers]
+        yield duplicate_labels(duplicates, len(kept))[numbers]
+
+    of = units(rows.first_bits("question")[numbers], *(labels for labels in links() if (labels >= 0).any()))
     if split.by == "question":
         test[numbers] = held_back(of, config.data.held_out)
         return test

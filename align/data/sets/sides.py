@@ -41,12 +41,11 @@ def units(questions: np.ndarray, *links: np.ndarray) -> np.ndarray:
         uint64 (N): of the hashes of the rows that are linked to this one, directly or by way of others, that with the
         smallest lower half. The upper half says which side it is on, and is as even among units as among questions.
     """
-    everyone = [linked(labels) for labels in (questions, *links)]
-    pairs = [
-        (order[:-1][same], order[1:][same])
-        for labels, order in zip((questions, *links), everyone, strict=True)
-        for same in [labels[order[1:]] == labels[order[:-1]]]
-    ]
+    pairs = []
+    for labels in (questions, *links):
+        order = linked(labels)
+        same = labels[order[1:]] == labels[order[:-1]]
+        pairs.append((order[:-1][same], order[1:][same]))
     root = components(len(questions), *(np.concatenate(ends) for ends in zip(*pairs, strict=True)))
     smallest = halves_exchanged(questions)
     np.minimum.at(smallest, root, smallest.copy())
@@ -60,9 +59,11 @@ def halves_exchanged(hashes: np.ndarray) -> np.ndarray:
 
 def linked(labels: np.ndarray) -> np.ndarray:
     """The rows whose label another row has too, ordered by label."""
-    order = np.argsort(labels, kind="stable")
     if labels.dtype.kind == "i":
-        order = order[labels[order] >= 0]
+        chosen = np.flatnonzero(labels >= 0)
+        order = chosen[np.argsort(labels[chosen], kind="stable")]
+    else:
+        order = np.argsort(labels, kind="stable")
     of = labels[order]
     same = of[1:] == of[:-1]
     return order[np.append(False, same)[: len(of)] | np.append(same, False)[: len(of)]]
