@@ -9,8 +9,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from align.ops.few import FEW
 from align.ops.intervals import (
-    FEW,
     Interval,
     grouped,
     jackknife,
