@@ -9,6 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from align.registry.index import Index, asked
+from align.registry.query import found
+from align.registry.record import Record
 from align.run.manifest import Base, Input, Manifest, write_manifest
 
 BASE = Base("pocket", "/models/pocket", None, sha256(b"pocket").hexdigest())
@@ -74,3 +77,26 @@ def small(root: Path) -> Path:
     made(root, "eval:one", {"artifact": "ppo:first", "part.data": part}, day=6, metrics=figures)
     made(root, "export:one", {"artifact": "ppo:first"}, day=7, metrics={"kl": 1e-7})
     return root
+
+
+def records(root: Path, **where: Any) -> list[Record]:
+    """What the registry knows of the runs that meet conditions."""
+    return asked(root, lambda index: found(index, where, ["run"], 10_000)[0])
+
+
+def one(root: Path, ref: str) -> Record:
+    """What it knows of one."""
+    record = asked(root, lambda index: index.record(ref))
+    assert record is not None
+    return record
+
+
+def anew(root: Path) -> list[Record]:
+    """What an index says that nobody has made yet."""
+    with Index(root, rebuild=True) as index:
+        return found(index, {}, ["run"], 10_000)[0]
+
+
+def refs(root: Path, where: Mapping[str, Any], *sort: str) -> list[str]:
+    """The runs that meet conditions."""
+    return [one["run"] for one in asked(root, lambda index: found(index, where, sort or ["run"], 10_000)[0])]

@@ -12,7 +12,7 @@ from align.errors import CorruptFile, InputError, require
 from align.registry.record import UNREADABLE, Record
 from align.registry.shown import cell, clean, leaves
 from align.report.figures import by_weight
-from align.report.words import counted, is_interval
+from align.report.words import counted, flattened
 from align.run.manifest import Manifest, read_manifest
 
 TRAINED, DATA = "trained_ids.parquet", "data"
@@ -44,7 +44,7 @@ def differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> d
     figures = unlike(*(figures_of(found) for found in records))
     return {
         "runs": [one["run"], other["run"]],
-        "came": unlike(*({key: found.get(key) for key in ("status", "error", "kl")} for found in records)),
+        "outcome": unlike(*({key: found.get(key) for key in ("status", "error", "kl")} for found in records)),
         "score": {name: pair for name, pair in figures.items() if name in scores},
         "metrics": {name: pair for name, pair in figures.items() if name not in scores},
         "settings": unlike(*ours),
@@ -54,7 +54,7 @@ def differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> d
         "packages": unlike(*(dict(manifest.packages) for manifest in manifests)),
         "hardware": unlike(*(dict(manifest.hardware) for manifest in manifests)),
         "cost": unlike(*(found["cost"] for found in records)),
-        "elsewhere": {key: pair for key, pair in unlike(*whole).items() if key not in decided and not is_ref(key)},
+        "other_settings": {key: pair for key, pair in unlike(*whole).items() if key not in decided and not is_ref(key)},
     }
 
 
@@ -77,17 +77,7 @@ def is_ref(key: str) -> bool:
 
 def figures_of(record: Record) -> dict[str, Any]:
     """Dotted key → figure, an interval being one; without fingerprints, which the rows are compared by."""
-    found: dict[str, Any] = {}
-
-    def walk(inside: Mapping[str, Any], prefix: str) -> None:
-        for key, value in inside.items():
-            if isinstance(value, Mapping) and not is_interval(value):
-                walk(value, f"{prefix}{key}.")
-            elif not key.endswith("root"):
-                found[f"{prefix}{key}"] = value
-
-    walk(record["metrics"], "")
-    return found
+    return {key: value for key, value in flattened(record["metrics"]) if not key.endswith("root")}
 
 
 def made_from(record: Record) -> dict[str, str]:
@@ -143,34 +133,28 @@ def ids_in(folder: Path, stage: str) -> tuple[Counter[bytes], int] | None:
     return found, without
 
 
-HEADS = {
-    "settings": "settings", "inputs": "made from", "code": "code", "packages": "packages", "hardware": "hardware",
-    "cost": "cost", "elsewhere": "other settings, which decide nothing",
-}  # fmt: skip
-"""Part → what it is called."""
-
-
 def as_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The same for eyes: on a screen where not everything differs."""
     one, other = map(clean, found["runs"])
     yield f"{one} → {other}"
     yield from rows(found["score"])
-    yield from rows(found["came"])
+    yield from rows(found["outcome"])
     both = {name: pair for name, pair in found["metrics"].items() if None not in pair}
     yield from part("figures", {name: both[name] for name in by_weight(both)[:METRICS]})
     if more := len(found["metrics"]) - min(len(both), METRICS):
         yield f"  and {more:,} more, which only one has or matter less: stage.format=json"
-    yield from part(HEADS["settings"], found["settings"])
-    yield from part(HEADS["inputs"], found["inputs"])
+    yield from part("settings", found["settings"])
+    yield from part("made from", found["inputs"])
     if data := found["data"]:
         same = not data["added"] and not data["removed"] and not data["unknown"]
         said = "the same rows" if same else f"{data['added']:,} added, {data['removed']:,} removed"
         unknown = f"; of {counted(data['unknown'], 'row')} nobody knows which" if data["unknown"] else ""
         yield f"rows to train on  {data['before']:,} → {data['after']:,}: {said}{unknown}"
     code = {key: [changed(value) for value in pair] for key, pair in found["code"].items()}
-    yield from part(HEADS["code"], code)
-    for name in ("packages", "hardware", "cost", "elsewhere"):
-        yield from part(HEADS[name], found[name])
+    yield from part("code", code)
+    for name in ("packages", "hardware", "cost"):
+        yield from part(name, found[name])
+    yield from part("other settings, which decide nothing", found["other_settings"])
 
 
 def changed(value: Any) -> Any:

@@ -210,16 +210,16 @@ class Index:
             found.update(name for name, _ in self._children(run))
         return found
 
-    def _parents(self, run: str) -> Iterator[tuple[str, str, bool]]:
-        """(input, run that made it, whether that is there) of each input that a run made."""
-        for name, digest, made_by in self.db.execute(
-            "select input, digest, made_by from reads where run = ? order by rowid", (run,)
+    def _parents(self, run: str) -> Iterator[tuple[str, bool]]:
+        """(run that made it, whether that is there) of each input that a run made."""
+        for digest, made_by in self.db.execute(
+            "select digest, made_by from reads where run = ? order by rowid", (run,)
         ).fetchall():
             makers = [one for (one,) in self.db.execute("select run from makes where digest = ?", (digest,))]
             if made_by in makers or (makers and not made_by):
-                yield name, made_by or min(makers), True
+                yield made_by or min(makers), True
             elif makers or made_by:  # under another name, or nowhere
-                yield name, min(makers, default=made_by), bool(makers)
+                yield min(makers, default=made_by), bool(makers)
 
     def _children(self, run: str) -> list[tuple[str, str]]:
         """(run, input) of the runs that read what this one made."""
@@ -234,11 +234,10 @@ class Index:
         own = self._own(run)
         if own is None:
             return
-        parents = [(made_by, there) for _, made_by, there in self._parents(run)]
         children = [
             {**child, "through": name} for one, name in self._children(run) if (child := self._own(one)) is not None
         ]
-        record = json.dumps(joined(own, parents, children))
+        record = json.dumps(joined(own, self._parents(run), children))
         self.db.execute("update runs set record = ? where run = ?", (record, run))
 
     def _own(self, run: str) -> Record | None:
@@ -273,8 +272,8 @@ class Index:
 
     def selected(self, condition: str, order: str, values: Sequence[Any], limit: int) -> list[Record]:
         """Records by a condition and an order in SQL with `values` in them, see `align.registry.query`."""
-        asked = f"select run, record from runs where {condition} order by {order} limit ?"
-        return [whole(*row) for row in self.db.execute(asked, [*values, limit])]
+        query = f"select run, record from runs where {condition} order by {order} limit ?"
+        return [whole(*row) for row in self.db.execute(query, [*values, limit])]
 
     def count(self, condition: str, values: Sequence[Any]) -> int:
         """How many runs meet a condition."""

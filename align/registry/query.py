@@ -50,7 +50,7 @@ def found(
     values = [value for _, some in (*parts, *order) for value in some]
     ordered = ", ".join([*(sql for sql, _ in order), "run"])
     met = " and ".join(sql for sql, _ in parts)
-    records = index.selected(met, ordered, values, min(limit, LARGEST))
+    records = index.selected(met, ordered, values, limit)
     if len(records) < limit:
         return records, len(records)
     return records, index.count(met, [value for _, some in parts for value in some])

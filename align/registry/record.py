@@ -23,8 +23,7 @@ SCORES = {
     "export": ("kl",), "data": ("train_rows",), "sample": ("answers",),
     "annotate": ("rankings",), "serve": ("requests",), "verify": (),
 }  # fmt: skip
-"""Stage → the figures that say how good its run is, the first that a run has. Of a policy that was evaluated, its win
-rate."""
+"""Stage → its main figure: the first of these that a run has. A policy that was evaluated has its win rate."""
 MOVED = ("kl_interval", "published_kl", "last_kl", "kl")
 """How far the run moved from its start, or its export from what was trained."""
 UNREADABLE = "unreadable"

@@ -297,7 +297,7 @@ def shared_sides(rows: Rows, kind: str, funnel: Funnel, test: np.ndarray, stage:
     """The rows to train on that give away rows to measure on."""
     measured, near = funnel.kept & test & stage.contamination.test, stage.contamination.near
     if near and kind == DOCUMENTS and stage.duplicates.finds_all(near):
-        near = None  # rows that are nearly the same were found there, and are on one side
+        near = None  # of rows that are nearly the same, one alone was kept
     return leaks_of(rows, kind, measured, funnel.kept & ~test, near)
 
 

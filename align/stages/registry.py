@@ -64,12 +64,8 @@ def shown(config: Config) -> Iterable[str]:
 def different(config: Config) -> Iterable[str]:
     stage, root = config.stage, root_of(config)
     one, other = asked(root, lambda index: [named(index, given, "stage.runs") for given in stage.runs])
-    found = differences((folder_of(root, one), folder_of(root, other)), (one, other))
+    found = differences((root / one["folder"], root / other["folder"]), (one, other))
     return as_lines(found) if stage.format == "table" else [json.dumps(found, indent=2, ensure_ascii=False)]
-
-
-def folder_of(root: Path, record: Record) -> Path:
-    return root / record["stage"] / record["name"]
 
 
 def named(index: Index, given: str, field: str = "stage.run") -> Record:

@@ -73,7 +73,7 @@ def test_everything_that_may_differ(tmp_path: Path) -> None:
     found = between(tmp_path, "ppo:a", "ppo:b")
     assert json.loads(json.dumps(found)) == found
     assert found["score"] == {"win_rate": [interval(0.8, 0.7, 0.9), None], "last_score": [0.5, 0.7]}
-    assert found["came"] == {"status": ["done", "failed"], "error": [None, "no\nluck"]}
+    assert found["outcome"] == {"status": ["done", "failed"], "error": [None, "no\nluck"]}
     assert found["metrics"] == {"updates": [4, 8], "kl": [3.0, None]}
     assert found["settings"] == {"stage.updates": [4, 8]}
     assert [[value.partition(" ")[0] for value in pair] for pair in found["inputs"].values()] == [
@@ -83,7 +83,7 @@ def test_everything_that_may_differ(tmp_path: Path) -> None:
     assert found["packages"] == {"torch": ["2.12", "2.13"], "peft": [None, "0.21"]}
     assert found["hardware"] == {"device": ["cpu", "cuda"]}
     assert found["cost"] == {"minutes": [30.0, None], "device": ["cpu", "cuda"]}
-    assert found["elsewhere"] == {"track.name": ["none", "wandb"]}
+    assert found["other_settings"] == {"track.name": ["none", "wandb"]}
     lines = [*as_lines(found)]
     assert all(line.isprintable() for line in lines)
     assert lines[:4] == [
@@ -102,7 +102,7 @@ def test_another_spelling_of_an_input_is_no_difference(tmp_path: Path) -> None:
     for name, init in (("a", "sft:s"), ("b", "/runs/sft/s")):
         made(tmp_path, f"ppo:{name}", {"init": "sft:s"}, config={**config(), "init": init})
     found = between(tmp_path, "ppo:a", "ppo:b")
-    assert not any(found[key] for key in ("settings", "inputs", "elsewhere"))
+    assert not any(found[key] for key in ("settings", "inputs", "other_settings"))
 
 
 def test_data_sets_are_compared_by_what_is_seen(tmp_path: Path) -> None:

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import digest_of, given, interval, made, small
+from portfolio import anew, digest_of, given, interval, made, one, records, refs, small
 
 from align.errors import InputError
-from align.registry.index import INDEX, Index, asked
-from align.registry.query import found
-from align.registry.record import Record
+from align.registry.index import INDEX
 from align.run.manifest import FILE
-
-
-def records(root: Path, **where: Any) -> list[Record]:
-    return asked(root, lambda index: found(index, where, ["run"], 10_000)[0])
-
-
-def refs(root: Path, where: Mapping[str, Any], *sort: str) -> list[str]:
-    return [one["run"] for one in asked(root, lambda index: found(index, where, sort or ["run"], 10_000)[0])]
-
-
-def one(root: Path, ref: str) -> Record:
-    record = asked(root, lambda index: index.record(ref))
-    assert record is not None
-    return record
 
 
 def test_what_is_known_of_a_policy(tmp_path: Path) -> None:
@@ -150,12 +133,6 @@ def test_conditions_that_cannot_be_read(tmp_path: Path, where: dict[str, Any], s
     with pytest.raises(InputError) as caught:
         refs(small(tmp_path), where)
     assert says in str(caught.value)
-
-
-def anew(root: Path) -> list[Record]:
-    """What an index says that nobody has made yet."""
-    with Index(root, rebuild=True) as index:
-        return found(index, {}, ["run"], 10_000)[0]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -8,40 +8,18 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import BEGAN, made, small
+from portfolio import BEGAN, anew, made, one, records, refs, small
 
 from align.errors import InputError
-from align.registry.index import INDEX, Index, asked
-from align.registry.query import found
-from align.registry.record import Record, record_of
+from align.registry.index import INDEX, Index
+from align.registry.record import record_of
 from align.registry.shown import as_csv, as_json, as_table, details
 from align.run.manifest import FILE, read_manifest
-
-
-def records(root: Path, **where: Any) -> list[Record]:
-    return asked(root, lambda index: found(index, where, ["run"], 10_000)[0])
-
-
-def refs(root: Path, where: Mapping[str, Any], *sort: str) -> list[str]:
-    return [one["run"] for one in asked(root, lambda index: found(index, where, sort or ["run"], 10_000)[0])]
-
-
-def one(root: Path, ref: str) -> Record:
-    record = asked(root, lambda index: index.record(ref))
-    assert record is not None
-    return record
-
-
-def anew(root: Path) -> list[Record]:
-    """What an index says that nobody has made yet."""
-    with Index(root, rebuild=True) as index:
-        return found(index, {}, ["run"], 10_000)[0]
 
 
 def test_why_a_manifest_cannot_be_read_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

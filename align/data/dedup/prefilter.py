@@ -1,7 +1,7 @@
-"""Which of very many texts are worth an `Index` of evaluation texts, where those are too many for one index.
+"""Which of very many texts are worth asking an `Index` of evaluation texts for, where one index cannot hold them all.
 
-They are indexed a slice at a time then, and a text that has nothing in common with any of them need not be asked about
-at each slice. So training texts are read twice, however many slices there are: once to learn which runs of words are so
+They are indexed a slice at a time, and a text that has nothing in common with any of them need not be asked about at
+each slice. So training texts are read twice, however many slices there are: once to learn which runs of words are so
 common that they are phrases, and once to find the texts that have anything else in common with evaluation texts.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +18,6 @@ from align.data.dedup.bloom import BloomFilter
 from align.data.dedup.contamination import Features, owners_of
 from align.data.dedup.prefixes import Rarity
 from align.data.dedup.words import blocks, mixed
-
-Texts: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 class Tally:
@@ -69,7 +66,7 @@ class Prefilter:
         self.most, self.width, self.threshold = most, width, threshold
         self._rarity, self._size, self._runs = Rarity(), 0, Tally()
 
-    def measure(self, texts: Texts) -> None:
+    def measure(self, texts: pa.Array | pa.ChunkedArray) -> None:
         """Count what is to be added, and how common it is."""
         for block in self._blocks(texts):
             self._rarity.add(block.shingles)
@@ -79,13 +76,13 @@ class Prefilter:
     def _filter(self) -> BloomFilter:
         return BloomFilter(self._size)
 
-    def add(self, texts: Texts) -> None:
+    def add(self, texts: pa.Array | pa.ChunkedArray) -> None:
         """What `tell` and `maybe` look for."""
         for block in self._blocks(texts):
             self._filter.add(spread(block.grams.values))
             self._filter.add(spread(self._others(block)[0]))
 
-    def tell(self, texts: Texts) -> np.ndarray:
+    def tell(self, texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Which of these texts have anything in common with evaluation texts, bool (N): all that do, and few others.
         The runs of words that they have in common are counted."""
 
@@ -100,11 +97,11 @@ class Prefilter:
         """The runs of words that are phrases, uint64, ascending; once all texts are told."""
         return self._runs.above(self.most)
 
-    def maybe(self, texts: Texts) -> np.ndarray:
+    def maybe(self, texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Which of these texts may be hits where phrases do not count, bool (N): all that are, and few others."""
         return self._alike(texts, lambda runs: ~held(self.phrases, runs))
 
-    def _alike(self, texts: Texts, counts: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def _alike(self, texts: pa.Array | pa.ChunkedArray, counts: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Which texts have anything in common with evaluation texts.
 
         Args:
@@ -120,7 +117,7 @@ class Prefilter:
             found.append(alike)
         return np.concatenate(found)
 
-    def _blocks(self, texts: Texts) -> Iterator[Features]:
+    def _blocks(self, texts: pa.Array | pa.ChunkedArray) -> Iterator[Features]:
         for data, starts in blocks(texts):
             yield Features.of(data, starts, self.width, self.threshold is not None)
 

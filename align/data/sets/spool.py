@@ -23,7 +23,7 @@ import pyarrow as pa
 from align.errors import CorruptFile
 from align.run.files import write_json
 
-FEW = 0.1
+SPARSE = 0.1
 """A share of rows below which files are mapped: of a batch, what is not asked for is not read."""
 REMEDY = "Remove the run's folder and run the same command again."
 
@@ -125,7 +125,7 @@ class Rows:
             chosen = wanted[first : first + sum(sizes)]
             if not chosen.any():
                 continue
-            with self.opened(part, columns, mapped=bool(chosen.mean() < FEW)) as read:
+            with self.opened(part, columns, mapped=bool(chosen.mean() < SPARSE)) as read:
                 for i, size in enumerate(sizes):
                     numbers = np.flatnonzero(wanted[first : first + size])
                     if len(numbers):
