@@ -45,12 +45,3 @@ def locked_inodes() -> set[int] | None:
         lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
         return {int(line.split()[-3].rpartition(":")[2]) for line in lines if "FLOCK" in line}
     return None
-
-
-def encodes(text: str) -> bool:
-    """Whether a text can be written in UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from align.errors import InputError, require
-from align.registry.folders import NO_FILE, encodes, folders, locked_inodes
+from align.errors import InputError, half_character, require
+from align.registry.folders import NO_FILE, folders, locked_inodes
 from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, record_of, unreadable
 from align.run.manifest import FILE, Manifest, read_manifest
 
@@ -148,7 +148,7 @@ class Index:
     def _refresh(self) -> int:
         known: dict[str, str] = dict(self.db.execute("select run, stamp from runs"))
         there = dict(folders(self.root))
-        self.unnamed = [run for run in there if not encodes(run)]
+        self.unnamed = [run for run in there if half_character(run)]
         for run in self.unnamed:
             del there[run]
         gone = known.keys() - there.keys()
