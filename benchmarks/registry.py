@@ -34,11 +34,8 @@ ADAPTER = {
     "use_rslora": False,
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"],
 }  # fmt: skip
-LINES = {
-    "sft": ["stage=sft"], "reward": ["stage=reward"], "ppo": ["stage=ppo"], "eval": ["stage=eval"],
-    "export": ["stage=export"],
-}  # fmt: skip
 BARS = {"rebuild": 30.0, "list": 1.0, "filter": 1.0, "sort": 1.0, "show": 1.0, "ten runs": 0.6}
+FILES = ("config.yaml", "metrics.jsonl", "report.html", "trained_ids.parquet", "artifact/adapter_config.json")
 PROJECT = ("sft", "reward", *["ppo"] * 6, "eval", "export")
 """Ten runs that belong together."""
 
@@ -52,7 +49,7 @@ class Portfolio:
 
     def __init__(self, root: Path) -> None:
         self.root, self.draw = root, Random(0)
-        self.configs = {stage: plain(check(compose_raw(words))) for stage, words in LINES.items()}
+        self.configs = {stage: plain(check(compose_raw([f"stage={stage}"]))) for stage in {*PROJECT}}
         self.at = datetime(2026, 1, 1, tzinfo=UTC)
 
     def given(self, ref: str) -> Input:
@@ -81,12 +78,9 @@ class Portfolio:
         made = stage in ("sft", "reward", "ppo")
         if made:
             (folder / "artifact" / "adapter_config.json").write_text(json.dumps(ADAPTER))
-        files = [
-            *("config.yaml", "metrics.jsonl", "report.html", "trained_ids.parquet", "artifact/adapter_config.json")
-        ]
         write_manifest(folder, Manifest(
             stage, name, self.draw.randrange(3), self.configs[stage], inputs, BASE, status,
-            {path: digest(f"{stage}{name}{path}") for path in files}, digest(f"{stage}:{name}") if made else "",
+            {path: digest(f"{stage}{name}{path}") for path in FILES}, digest(f"{stage}:{name}") if made else "",
             self.metrics(stage), times, hardware={"device": "cpu", "dtype": "float32", "cpus": 2},
             error="" if status == "done" else "data.path=rows.jsonl: there is no such file.",
             packages={"torch": "2.13.0", "transformers": "5.24.0"}, code=digest("code"), commit="0" * 40,
