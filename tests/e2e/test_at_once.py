@@ -13,8 +13,9 @@ import pytest
 from refusing import CHATS, readers
 from workshop import Ready, Workshop
 
-CPU_S = 3.0
-"""Of a processor, on a machine that others use too; a quiet one takes 0.6 s, torch and what needs it 4 to 8 s."""
+TIMES = 5
+"""How many times the processor time of a composed configuration an answer may take. It takes some 3; with torch and
+what needs it, 8 to 12. A limit in seconds would measure the machine."""
 ASKED = """
 import sys
 from align.__main__ import main
@@ -40,6 +41,12 @@ def shop(ready: Ready) -> Workshop:
     return Workshop(ready.root, ready.root)
 
 
+@pytest.fixture(scope="module")
+def composed() -> float:
+    """Seconds of a processor in which a new process composes a configuration: the least that any command takes."""
+    return min(asked(["stage=sft", "--cfg", "job"])[1] for _ in range(2))
+
+
 def lines(ready: Ready, model: Path, chats: Path) -> dict[str, list[str]]:
     """Stage → words of a run that takes a second or two."""
     conversations = readers(ready, model, chats)
@@ -54,18 +61,20 @@ def lines(ready: Ready, model: Path, chats: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("stage", ["sft", "full", "sample", "reward", "dpo", "ppo", "eval", "export", "verify"])
-def test_a_finished_run_answers_at_once(ready: Ready, tiny_model: Path, chats: Path, shop: Workshop, stage: str):
+def test_a_finished_run_answers_at_once(
+    ready: Ready, tiny_model: Path, chats: Path, shop: Workshop, composed: float, stage: str
+):
     words = [*lines(ready, tiny_model, chats)[stage], f"run.root={ready.root}", "run.name=at-once", "device=cpu"]
     assert shop.ended(*words) == 0, shop.said
     said, seconds = asked(words)
     assert "This run is finished already" in said, said
     assert "status 0, imported []\n" in said, said
-    assert seconds < CPU_S
+    assert seconds < TIMES * composed
 
 
 @pytest.mark.parametrize("stage", ["sft", "full", "sample", "reward", "dpo", "ppo", "eval"])
 def test_a_mistake_in_a_row_is_said_at_once(
-    ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, shop: Workshop, stage: str
+    ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, shop: Workshop, composed: float, stage: str
 ):
     path = tmp_path / "rows.jsonl"
     pairs = [json.dumps({"prompt": f"hello {i}", "chosen": "hi", "rejected": "go"}) for i in range(40)]
@@ -75,4 +84,4 @@ def test_a_mistake_in_a_row_is_said_at_once(
     said, seconds = asked([*words, f"run.root={ready.root}", "run.name=a-mistake", "device=cpu"])
     assert f"rows.jsonl, row {len(rows)}=" in said, said
     assert "status 2, imported []\n" in said, said
-    assert seconds < CPU_S
+    assert seconds < TIMES * composed
