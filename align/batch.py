@@ -102,7 +102,7 @@ def sweep(jobs: Sequence[tuple[Command, Mapping[str, str]]], stages: Iterable[st
         ended.append(announced(number, len(jobs), words, start, run))
         if ended[-1].status == INTERRUPTED:
             break
-    print(f"\n{table([swept for _, swept in jobs], ended)}", flush=True)
+    print("\n" + "\n".join([*side_by_side(ended), table([swept for _, swept in jobs], ended)]), flush=True)
     return max(one.status for one in ended)
 
 
@@ -228,6 +228,18 @@ def table(swept: Sequence[Mapping[str, str]], ended: Sequence[Ended]) -> str:
     rows = zip(*([cell.ljust(width(c) - GAP) for cell in c] for c in columns), folders, strict=True)
     note = [f"more in each manifest.json: {', '.join(more)}"] if more else []
     return "\n".join([*note, *((" " * GAP).join(row).rstrip() for row in rows)])
+
+
+def side_by_side(ended: Sequence[Ended]) -> list[str]:
+    """A line that names the page on which the done jobs of a sweep are compared; none of fewer than two."""
+    from align.registry.comparison_page import sweep_page
+
+    folders = [job.folder.absolute() for job in ended if job.status == 0 and job.folder]
+    try:
+        page = sweep_page(folders)
+    except (AlignError, OSError) as error:  # the runs are done, whatever becomes of the page
+        return [f"no page that compares them: {error}"]
+    return [f"curves and figures side by side: {displayed(page)}"] if page else []
 
 
 def manifest_of(job: Ended) -> Manifest | None:

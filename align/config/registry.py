@@ -6,17 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from align.config.settings import Settings, setting
+from align.config.settings import Settings, defaults_of, setting
 from align.errors import require
 
 ACTIONS = {
     "list": "prints the runs under run.root, one a line",
     "show": "prints everything that is known of one",
+    "compare": "prints what tells several apart: the settings that differ, and the figures",
     "diff": "prints what differs between two of one stage",
     "rebuild": "makes the index of the runs from nothing",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
 FORMATS = ("table", "json", "csv")
+READS: Mapping[str, tuple[str, ...]] = {
+    "list": ("where", "sort", "columns", "limit", "format"),
+    "show": ("run", "columns", "format"),
+    "compare": ("runs", "where", "sort", "columns", "limit", "html", "format"),
+    "diff": ("runs", "format"),
+    "rebuild": (),
+}
+"""Action → the keys that say something to it."""
 
 
 @dataclass
@@ -29,22 +38,28 @@ class RegistryConfig(Settings):
     name: str = "registry"
     action: str = setting("list", f"What is done: {DOES}.", choices=tuple(ACTIONS))
     run: str | None = setting(None, "The run that `show` shows: STAGE:NAME, STAGE:latest or a run's folder.")
-    runs: list[str] = setting([], "The two runs that `diff` compares, such as [ppo:first, ppo:second].")
+    runs: list[str] = setting(
+        [], "The runs that `compare` and `diff` are about, two for `diff`, such as [ppo:first, ppo:second]."
+    )
     where: Any = setting(
         None,
-        "Conditions that listed runs meet, such as {stage: ppo, metrics.win_rate.low: '>=0.7'}. A value, a list of "
-        "values of which one is met, a text with `*`, or a comparison: `>=`, `<=`, `>`, `<`, `!=`, `=`.",
+        "Conditions that listed and compared runs meet, such as {stage: ppo, metrics.win_rate.low: '>=0.7'}. A value, "
+        "a list of values of which one is met, a text with `*`, or a comparison: `>=`, `<=`, `>`, `<`, `!=`, `=`.",
     )
     sort: Any = setting(
         "-started", "The key by which runs are listed, or a list of keys. With `-` in front: from high to low."
     )
-    columns: list[str] = setting([], "Keys that are listed, such as [run, metrics.loss_after]. Empty: the usual ones.")
+    columns: list[str] = setting(
+        [],
+        "Keys that are listed, such as [run, metrics.loss_after]. Empty: the usual ones. For `compare`: its figures.",
+    )
     limit: int | None = setting(
         None,
-        "How many runs are listed. Not given: 100 in a table, all in other formats.",
+        "How many runs are listed, or compared. Not given: 100 in a table, all in other formats.",
         above=0,
         at_most=10**9,
     )
+    html: str | None = setting(None, "A file that `compare` writes a page to, with curves and plots.")
     format: str = setting("table", "How runs are printed: for eyes or for programs.", choices=FORMATS)
 
     def check_together(self) -> None:
@@ -54,20 +69,36 @@ class RegistryConfig(Settings):
         given = self.where is None or isinstance(self.where, Mapping)
         remedy = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\", a comparison in quotes of its own."
         require(given, "stage.where", self.where, "is no mapping of keys to conditions", remedy)
-        asks = self.action == "show"
+        for key, default in defaults_of(type(self)).items():
+            if key not in ("name", "action", *READS[self.action]):
+                self.check_not_given(key, default)
         remedy = "Write stage.run=STAGE:NAME, such as stage.run=ppo:latest."
-        require(not asks or bool(self.run), "stage.run", self.run or "(not given)", "names no run to show", remedy)
-        remedy = f"Add stage.action=show, or write \"stage.where={{run: '{self.run}'}}\"."
-        require(asks or self.run is None, "stage.run", self.run, f"says nothing to stage.action={self.action}", remedy)
-        for key in ("where", "limit"):
-            alone = self.action == "list" or getattr(self, key) is None
-            remedy = "Add stage.action=list, or drop it."
-            problem = f"says nothing to stage.action={self.action}"
-            require(alone, f"stage.{key}", getattr(self, key), problem, remedy)
-        runs, two = list(self.runs), self.action == "diff"
+        shows = self.action != "show" or bool(self.run)
+        require(shows, "stage.run", self.run or "(not given)", "names no run to show", remedy)
+        self.check_runs()
+
+    def check_not_given(self, key: str, default: Any) -> None:
+        """Raises InputError where a key has a value that says nothing to the action."""
+        value = getattr(self, key)
+        *others, last = [action for action, keys in READS.items() if key in keys]
+        readers = f"{', '.join(others)} or {last}" if others else last
+        unasked = value == default or (isinstance(default, list) and list(value) == default)
+        remedy = f"Add stage.action={readers}, or drop it."
+        if key == "run" and self.action == "list":
+            remedy = f"Add stage.action=show, or write \"stage.where={{run: '{self.run}'}}\"."
+        require(unasked, f"stage.{key}", value, f"says nothing to stage.action={self.action}", remedy)
+
+    def check_runs(self) -> None:
+        runs, value = list(self.runs), list(self.runs) or "(not given)"
         remedy = 'Write "stage.runs=[ppo:first, ppo:second]".'
-        require(not two or len(runs) == 2, "stage.runs", runs or "(not given)", "are not two runs", remedy)
-        remedy = "Add stage.action=diff, or drop it."
-        require(two or not runs, "stage.runs", runs, f"says nothing to stage.action={self.action}", remedy)
-        problem, remedy = "prints what differs as lines or as JSON", "Write stage.format=json."
-        require(not two or self.format != "csv", "stage.format", self.format, problem, remedy)
+        if self.action == "diff":
+            require(len(runs) == 2, "stage.runs", value, "are not two runs", remedy)
+            problem, instead = "prints what differs as lines or as JSON", "Write stage.format=json."
+            require(self.format != "csv", "stage.format", self.format, problem, instead)
+        if self.action == "compare":
+            named = runs or self.where is not None
+            remedy = f'{remedy} Or choose them: "stage.where={{stage: ppo, status: done}}".'
+            require(bool(named), "stage.runs", value, "names no runs to compare", remedy)
+            once = not runs or self.where is None
+            require(once, "stage.where", self.where, "chooses runs beside stage.runs", "Drop one of the two.")
+            require(len({*runs}) == len(runs), "stage.runs", value, "names a run twice", "Name each once.")

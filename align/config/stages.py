@@ -82,7 +82,7 @@ STAGES = MappingProxyType({
     ),
     "registry": Stage(
         "what is known of all runs: listed, filtered, shown, compared", "registry:RegistryConfig", "registry", (),
-        prints=("list", "show", "diff", "rebuild"), runs=False,
+        prints=("list", "show", "compare", "diff", "rebuild"), runs=False,
     ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""

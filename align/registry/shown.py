@@ -36,9 +36,14 @@ def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -
     if not columns:
         kept = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", NOTHING) for row in cells)]
         head, cells = [head[i] for i in kept], [[row[i] for i in kept] for row in cells]
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    for row in (head, *cells):
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+    yield from in_columns([head, *cells])
+
+
+def in_columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of equally many cells, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
 
 
 def age(record: Mapping[str, Any], now: datetime) -> str:

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, MaxNLocator
 
 from align.ops.calibration import Bin
+from align.ops.pareto import front
 from align.report.words import is_number
 
 # Okabe and Ito's palette, distinguishable without red-green vision; line styles repeat the distinction.
@@ -180,6 +181,45 @@ def ticks(values: Sequence[float]) -> list[str]:
 def in_powers(value: float) -> str:
     number, _, power = f"{value:.3e}".partition("e")
     return f"{float(number):g}e{int(power)}" if value else "0"
+
+
+class Point(NamedTuple):
+    """A point of a plane, each way with value, low and high of its interval.
+
+    Attributes:
+        label: written beside it.
+        x, y: where it lies.
+    """
+
+    label: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+
+
+def tradeoff(points: Sequence[Point], xlabel: str, ylabel: str, low: bool = False) -> tuple[Figure, list[Point]]:
+    """A figure against what it costs, and those points that no other one beats in both, which a line joins.
+
+    Args:
+        low: whether the figure is better low; what it costs always is.
+    """
+    best = [points[i] for i in front([p.x[0] for p in points], [-p.y[0] if low else p.y[0] for p in points])]
+    figure, ax = axes(xlabel, ylabel, f"{ylabel} against {xlabel}", SMALL)
+    ax.plot([p.x[0] for p in best], [p.y[0] for p in best], color=COLOURS[1], linewidth=1.2, linestyle="--")
+    for p in points:
+        spread = {"xerr": whiskers(p.x), "yerr": whiskers(p.y), "capsize": 2.5, "elinewidth": 0.8}
+        ax.errorbar(p.x[0], p.y[0], fmt="o", markersize=5, color=COLOURS[1] if p in best else COLOURS[0], **spread)
+        ax.annotate(
+            p.label, (p.x[0], p.y[0]), fontsize=9, color=INK, xytext=(5, 4), textcoords="offset points",
+            parse_math=False,
+        )  # fmt: skip
+    numbered(ax)
+    return figure, best
+
+
+def whiskers(figure: tuple[float, float, float]) -> list[list[float]]:
+    """How far an interval reaches below and above its value; never the other way, whatever was rounded."""
+    value, low, high = figure
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def reliability(bins: Sequence[Bin], title: str = "") -> Figure:

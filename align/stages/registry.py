@@ -13,9 +13,12 @@ from align.config.registry import RegistryConfig
 from align.config.root import Config
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
+from align.registry.comparison import Comparison, as_objects, comparison
+from align.registry.comparison import as_csv as comparison_as_csv
+from align.registry.comparison import as_lines as lines_of
 from align.registry.differences import as_lines, differences
 from align.registry.index import Index, asked
-from align.registry.query import found
+from align.registry.query import found, path_of
 from align.registry.record import Record
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details
 from align.report.words import counted
@@ -24,6 +27,7 @@ from align.run.artifacts import SERVES_AS_SFT
 IN_A_TABLE = 100
 """Runs that a table has unless told."""
 ALL = 2**62
+READABLE = "!=unreadable"
 
 
 def listed(config: Config) -> Iterable[str]:
@@ -51,6 +55,45 @@ def in_table(records: list[Record], stage: RegistryConfig, count: int, unnamed: 
         yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N shows more."
     if unnamed:
         yield f"{counted(unnamed, 'folder')} left out: no name in UTF-8"
+
+
+def compared(config: Config) -> Iterable[str]:
+    stage, root = config.stage, root_of(config)
+    limit = stage.limit or (IN_A_TABLE if stage.format == "table" else ALL)
+    sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
+
+    def answer(index: Index) -> tuple[list[Record], int]:
+        if stage.runs:
+            for key in stage.columns:
+                path_of(index, "stage.columns", key, whole=True)
+            return [named(index, given, "stage.runs") for given in stage.runs], len(stage.runs)
+        return found(index, {**stage.where, "status": READABLE, **stage.where}, sort, limit, stage.columns)
+
+    records, count = asked(root, answer)
+    if not records:
+        raise MissingArtifact("stage.where", stage.where, "is met by no run", "Ask with stage.action=list.")
+    side_by_side = comparison(root, records, stage.columns)
+    if stage.format == "table":
+        yield from lines_of(side_by_side)
+        if len(records) < count:
+            yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N compares more."
+    else:
+        objects = json.dumps(as_objects(side_by_side), indent=2, ensure_ascii=False)
+        yield objects if stage.format == "json" else comparison_as_csv(side_by_side)
+    if stage.html:
+        page = written(side_by_side, root, Path(stage.html).expanduser())
+        if stage.format == "table":
+            yield f"curves and plots: {page}"
+
+
+def written(side_by_side: Comparison, root: Path, path: Path) -> Path:
+    """The page of a comparison, once it is written."""
+    from align.registry.comparison_page import page_of  # matplotlib takes a second
+
+    folder = path.parent
+    require(folder.is_dir(), "stage.html", str(path), "is in no folder that is there", f"Make {folder} first.")
+    require(not path.is_dir(), "stage.html", str(path), "is a folder", "Name a file in it.")
+    return page_of(side_by_side, root).write(path)
 
 
 def shown(config: Config) -> Iterable[str]:
@@ -109,6 +152,7 @@ def root_of(config: Config) -> Path:
 PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "list": listed,
     "show": shown,
+    "compare": compared,
     "diff": different,
     "rebuild": rebuilt,
 }

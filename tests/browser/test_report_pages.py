@@ -10,6 +10,7 @@ from annotation_app import free_port
 
 from align.__main__ import main
 from align.config.stages import WITH_RUNS
+from align.registry.comparison_page import sweep_page
 from align.report import live
 from align.stages import serve
 
@@ -69,6 +70,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
             if stage == "sft":
                 assert main([*line, "stage.lr=1e30", "run.name=b"]) == 2
                 found["sft failed"] = root / "sft" / "b" / "report.html"
+    found["compared"] = earlier / "compared.html"
+    which = ["stage.where={stage: [sft, reward, ppo]}", f"stage.html={found['compared']}"]
+    assert main(["stage=registry", "stage.action=compare", f"run.root={root}", *which]) == 0
+    found["a sweep's"] = sweep_page([root / "sft" / "a", root / "full" / "a"]) or Path()
     return found
 
 

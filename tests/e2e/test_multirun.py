@@ -92,6 +92,8 @@ def test_a_sweep_runs_every_job_and_ends_with_a_table(align: Align, sft: list[st
     assert status == 0
     assert out.count("This run is finished already") == 2
     assert [job[2] for job in rows(out)[1:]] == ["done"] * 4
+    page = tmp_path / out.rpartition("curves and figures side by side: ")[2].splitlines()[0]
+    assert "4 runs side by side" in page.read_text()
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="jobs are new processes under a CUDA build of torch")

@@ -154,6 +154,25 @@ def test_what_differs(ready: Ready) -> None:
     assert data["before"] > data["removed"] > 0
 
 
+def test_runs_side_by_side(ready: Ready, tmp_path: Path) -> None:
+    """Two reward models that differ in their seed are one row, with the mean of their figures and its interval."""
+    page = tmp_path / "page.html"
+    words = ["stage.action=compare", "stage.runs=[reward:a, reward:b]"]
+    said = asked(ready.root, *words, f"stage.html={page}").said.splitlines()
+    assert said[0].split()[:3] == ["run", "seed", "accuracy"]
+    assert said[1].startswith("reward:a +1 ")
+    assert said[-1] == f"curves and plots: {page}"
+    accuracies = [read_manifest(ready.root / "reward" / name).metrics["accuracy"]["value"] for name in "ab"]
+    (row,) = json.loads(asked(ready.root, *words, "stage.format=json").said)["rows"]
+    assert row["runs"] == ["reward:a", "reward:b"]
+    assert row["figures"]["accuracy"]["value"] == pytest.approx(sum(accuracies) / 2)
+    cells = dict(zip(*csv.reader(io.StringIO(asked(ready.root, *words, "stage.format=csv").said)), strict=True))
+    assert float(cells["accuracy"]) == pytest.approx(sum(accuracies) / 2)
+    html = page.read_text()
+    assert "2 runs side by side" in html
+    assert "<script" not in html
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -166,7 +185,20 @@ def test_what_differs(ready: Ready) -> None:
         (["stage.action=diff", "stage.runs=[ppo:first]"], "are not two runs"),
         (["stage.action=diff", "stage.runs=[ppo:first, ppo:x]"], "stage.runs=ppo:x: is no run under"),
         (["stage.action=diff", "stage.runs=[ppo:first, sft:start]"], "are of two stages"),
-        (["stage.runs=[ppo:first, ppo:second]"], "Add stage.action=diff"),
+        (["stage.runs=[ppo:first, ppo:second]"], "Add stage.action=compare or diff"),
+        (["stage.action=compare"], "names no runs to compare"),
+        (["stage.action=compare", "stage.runs=[ppo:first, ppo:first]"], "names a run twice"),
+        (["stage.action=compare", "stage.runs=[ppo:first]", "stage.where={stage: ppo}"], "Drop one of the two."),
+        (["stage.action=compare", "stage.where={stage: dpo}"], "is met by no run"),
+        (
+            ["stage.action=compare", "stage.runs=[ppo:first]", "stage.columns=[metrics.win]"],
+            "a key that no run here has",
+        ),
+        (["stage.action=compare", "stage.where={stage: ppo}", "stage.html=no/page.html"], "Make no first."),
+        (
+            ["stage.html=page.html"],
+            "stage.html=page.html: says nothing to stage.action=list. Add stage.action=compare,",
+        ),
         (["stage.run=ppo:first"], "Add stage.action=show"),
         (["stage.where={metrics.winrate: 1}"], "Did you mean metrics.win_rate"),
         (["stage.where=3"], "is no mapping of keys to conditions"),

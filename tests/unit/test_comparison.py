@@ -1,148 +1,217 @@
-"""The evidence of an evaluation and the figures that follow from it."""
+"""Runs side by side: which settings tell them apart, what is one row, and what is said of the figures."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from dataclasses import replace
+import math
+import random
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
+from portfolio import interval, made, records
 
-from align.errors import CorruptFile, MissingArtifact
-from align.evals.comparison import Sample, read_samples, summarise, write_samples
-from align.types import Message
+from align.errors import InputError
+from align.ops.pareto import front
+from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, comparison
+from align.registry.comparison_page import labels_of, over_seeds, page_of, said_first, sweep_page
 
-FIRST = Sample(
-    prompt_id="p0",
-    prompt=(Message("system", "Be kind."), Message("user", "Hello?")),
-    ref="no no",
-    policy="yes of course",
-    score_ref=0.25,
-    score_policy=0.75,
-    length_ref=4,
-    length_policy=6,
-    ended_ref=False,
-    ended_policy=True,
-    kl=3.0,
-)
+T_975_DF2 = 4.302653
 
 
-def answers(*changes: dict) -> list[Sample]:
-    return [replace(FIRST, prompt_id=f"p{i}", **change) for i, change in enumerate(changes)]
+def config(stage: str = "ppo", **own: Any) -> dict[str, Any]:
+    return {"stage": {"name": stage, **own}, "data": {"name": "chitchat"}, "method": {"name": "qlora"}, "seed": 0}
 
 
-def test_summary_by_hand():
-    samples = answers(
-        {},
-        {"score_policy": 0.25, "length_policy": 10, "kl": -1.0},  # a tie
-        {"score_policy": 0.0, "ended_ref": True, "ended_policy": False, "kl": 4.0},
-        {"policy": "yes", "score_policy": 1.0},
-    )
-    found = summarise(samples)
-    assert list(found) == [
-        *("win_rate", "gold", "kl", "kl_interval", "length", "distinct1", "distinct2", "repetition"),
-        *("most_risen_word", "eos_rate", "empty_rate"),
-    ]
-    assert found["win_rate"]["value"] == 2.5 / 4
-    assert found["win_rate"]["n"] == 4
-    assert 0 <= found["win_rate"]["low"] < found["win_rate"]["value"] < found["win_rate"]["high"] <= 1
-    assert found["gold"]["ref"] == 0.25
-    assert found["gold"]["policy"] == 0.5
-    assert found["gold"]["difference"]["value"] == 0.25
-    assert found["kl"] == found["kl_interval"]["value"] == 9 / 4
-    assert found["length"] == {"ref": 4, "policy": 7}
-    assert found["distinct1"] == {"ref": 1 / 8, "policy": 3 / 10}
-    assert found["distinct2"] == {"ref": 1 / 4, "policy": 2 / 6}
-    assert found["repetition"] == {"ref": 0, "policy": 0}
-    assert found["most_risen_word"] == {"word": "yes", "ref": 0, "policy": 1}
-    assert found["eos_rate"] == {"ref": 0.25, "policy": 0.75}
-    assert found["empty_rate"] == {"ref": 0, "policy": 0}
-    blank = summarise(answers({"policy": " \n", "reasoning_policy": "Hm"}, {}, {}, {}))
-    assert blank["empty_rate"] == {"ref": 0, "policy": 0.25}
+def trained(root: Path, name: str, seed: int = 0, score: float = 0.5, stage: str = "ppo", **own: Any) -> Path:
+    """A run with one score, its cost and two steps of curves."""
+    lines = own.pop("inputs", {"init": "sft:s"})
+    metrics = own.pop("metrics", {"last_score": score, "last_kl": 2.0 + score, "peak_rss_mb": 700.0, "updates": 4})
+    known = {key: own.pop(key) for key in ("code", "status", "error") if key in own}
+    settings = config(stage, **own) | {"seed": seed}
+    folder = made(root, f"{stage}:{name}", lines, metrics=metrics, seed=seed, config=settings, **known)
+    rows = [{"step": step, "score": score * step, "kl": step / 2} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
-def test_a_policy_against_itself_wins_half():
-    found = summarise(answers(*[{"score_policy": 0.25, "kl": 0.0}] * 5))
-    won = found["win_rate"]
-    assert (won["value"], won["n"]) == (0.5, 5)
-    assert 0.1 < won["low"] < 0.4 < 0.6 < won["high"] < 0.9  # five ties do not prove that nothing else can happen
-    assert found["kl_interval"] == {"value": 0.0, "low": None, "high": None, "n": 5}
-    assert found["kl"] == 0
+def compared(root: Path, **where: Any) -> Comparison:
+    return comparison(root, records(root, **{"stage": "ppo", **where}))
 
 
-def test_answers_to_one_prompt_are_one_piece_of_evidence():
-    many = [replace(FIRST, prompt_id="p0")] * 9 + [replace(FIRST, prompt_id="p1", score_policy=0.0, kl=5.0)]
-    found = summarise(many)
-    assert found["kl"] == 4  # (3 + 5) / 2, not nine parts of ten at 3
-    assert found["kl_interval"]["n"] == 2
-    assert found["win_rate"]["n"] == 2
-    assert found["win_rate"]["value"] == 0.5
+def test_seeds_are_one_row_and_other_settings_are_not(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.2, 0.4, 0.9)):
+        trained(tmp_path, f"slow-{seed}", seed, score, lr=0.1)
+        trained(tmp_path, f"fast-{seed}", seed, score + 1, lr=0.3)
+    found = compared(tmp_path)
+    assert (found.keys, found.scores, found.apart) == (("stage.lr", "seed"), ("last_score", "kl"), 0)
+    assert [(row.settings, row.seeds) for row in found.rows] == [
+        ({"stage.lr": 0.3}, [0, 1, 2]), ({"stage.lr": 0.1}, [0, 1, 2])]  # fmt: skip
+    slow = found.rows[1].figures["last_score"]
+    half = T_975_DF2 * math.sqrt(((0.2 - 0.5) ** 2 + (0.4 - 0.5) ** 2 + (0.9 - 0.5) ** 2) / 2 / 3)
+    assert slow["value"] == pytest.approx(0.5)
+    assert (slow["low"], slow["high"]) == (pytest.approx(0.5 - half, rel=1e-5), pytest.approx(0.5 + half, rel=1e-5))
+    table = [*as_lines(found)]
+    assert table[0].split() == ["run", "stage.lr", "seed", "last_score", "kl", "last_kl"]
+    assert table[2].startswith("ppo:slow-0 +2  0.1       0, 1, 2  0.5 [-0.3957, 1.396]")
+    assert table[3] == "Of several seeds: the mean over them, with its 95 % interval by Student's t."
 
 
-def test_samples_on_disk_give_the_same_figures_again(tmp_path: Path):
-    generator = np.random.default_rng(0)
-    samples = [
-        replace(
-            FIRST,
-            prompt_id=f"p{i}",
-            policy="line one\nline\u2028two \u0085 \ud83d 猫 " + "x" * i,  # what str.splitlines would break at
-            score_ref=float(np.float32(generator.normal())),
-            score_policy=float(generator.normal()),
-            kl=float(generator.normal() / 3),
-            reasoning_policy=None if i % 2 else "Hm",
-        )
-        for i in range(40)
-    ]
-    path = write_samples(tmp_path / "samples.jsonl", samples)
-    assert read_samples(path) == samples
-    metrics = json.loads(json.dumps(summarise(samples)))
-    assert summarise(read_samples(path)) == metrics
-    rows = [json.loads(line) for line in path.read_text(errors="surrogatepass").split("\n")[:-1]]
-    assert ["reasoning_policy" in row for row in rows] == [True, False] * 20  # and nothing of what is not hidden
-    assert rows[0]["prompt"] == [m.as_dict() for m in FIRST.prompt]
-    assert [p.name for p in tmp_path.iterdir()] == ["samples.jsonl"]
-
-
-def test_reading_names_the_line_at_fault(tmp_path: Path):
-    with pytest.raises(MissingArtifact, match="stage=eval"):
-        read_samples(tmp_path / "none.jsonl")
-    path = write_samples(tmp_path / "samples.jsonl", [FIRST, FIRST])
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(CorruptFile, match=r"samples\.jsonl:2"):
-        read_samples(path)
-    path.write_text(json.dumps({"prompt_id": "p0"}) + "\n")
-    with pytest.raises(CorruptFile, match=r":1.*KeyError"):
-        read_samples(path)
-
-
-def test_older_files_call_every_judge_gold():
-    record = FIRST.as_dict()
-    record |= {"gold_ref": record.pop("score_ref"), "gold_policy": record.pop("score_policy")}
-    assert Sample.of(record) == FIRST
+def test_the_same_run_again_is_no_further_seed(tmp_path: Path) -> None:
+    """Of a seed the first run counts: a repetition would make the interval narrow for nothing."""
+    for name, seed, score in (("a", 0, 0.2), ("b", 0, 0.2), ("c", 1, 0.6)):
+        trained(tmp_path, name, seed, score)
+    (row,) = compared(tmp_path).rows
+    assert row.runs == ["ppo:a", "ppo:b", "ppo:c"]
+    assert row.seeds == [0, 1]
+    assert row.figures["last_score"]["value"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
-    "change", [{"score_ref": float("nan")}, {"kl": float("inf")}, {"length_policy": -1}, {"prompt": ()}]
+    ("other", "key"),
+    [
+        ({"inputs": {"init": "sft:t"}}, "init"), ({"code": "c" * 64}, "code"), ({"lr": 0.9}, "stage.lr"),
+        ({"inputs": {"init": "sft:s", "reward": "reward:r"}}, "reward"),
+    ],
+    ids=["input", "code", "setting", "an input of one"],
+)  # fmt: skip
+def test_what_makes_two_rows(tmp_path: Path, other: dict[str, Any], key: str) -> None:
+    trained(tmp_path, "a", 0)
+    trained(tmp_path, "b", 1, **other)
+    found = compared(tmp_path)
+    assert len(found.rows) == 2
+    assert {*found.keys} == {key, "seed"}
+
+
+def test_a_setting_at_its_default_is_no_difference(tmp_path: Path) -> None:
+    """What an older version did not write down is what its default says."""
+    trained(tmp_path, "a", 0)
+    trained(tmp_path, "b", 0, score=0.7, gamma=1.0)
+    assert compared(tmp_path).keys == ()
+    trained(tmp_path, "c", 0, gamma=0.9)
+    assert compared(tmp_path).keys == ("stage.gamma",)
+
+
+def test_runs_that_are_not_done_stand_alone(tmp_path: Path) -> None:
+    trained(tmp_path, "a", 0)
+    trained(tmp_path, "b", 1, status="failed", metrics={}, error="no")
+    found = compared(tmp_path)
+    assert [row.records[0]["status"] for row in found.rows] == ["done", "failed"]
+    head, _, second, *_ = as_lines(found)
+    assert head.split()[:2] == ["run", "status"]
+    assert second.split() == ["ppo:b", "failed", "1", "–", "–"]
+
+
+def test_an_input_is_called_by_its_name_unless_two_have_it(tmp_path: Path) -> None:
+    trained(tmp_path, "a", inputs={"init": "sft:s"})
+    trained(tmp_path, "b", inputs={"init": "sft:t"})
+    assert [line.split()[1] for line in as_lines(compared(tmp_path))][:3] == ["init", "sft:s", "sft:t"]
+    made(tmp_path, "sft:s", digest="e" * 64)
+    manifest = json.loads((tmp_path / "ppo/b/manifest.json").read_text())
+    manifest["inputs"]["init"] |= {"name": "s", "digest": "e" * 64}
+    (tmp_path / "ppo/b/manifest.json").write_text(json.dumps(manifest))
+    lines = [*as_lines(compared(tmp_path))]
+    assert "sft:s (" in lines[1]
+    assert f"sft:s ({'e' * 12})" in lines[2]
+
+
+def test_runs_of_several_stages(tmp_path: Path) -> None:
+    """A learning rate of one says nothing of another's; what all of them have is compared."""
+    trained(tmp_path, "a", lr=0.1)
+    trained(tmp_path, "b", stage="dpo", lr=0.2, metrics={"win_rate": interval(0.6, 0.5, 0.7)})
+    found = comparison(tmp_path, records(tmp_path, stage=["ppo", "dpo"]))
+    assert found.keys == ("stage.name",)
+    assert found.apart > 10
+    assert found.scores == ("win_rate", "last_score", "kl")
+    assert [*as_lines(found)][-1] == f"{found.apart} settings left out, which only some of these stages have"
+    assert "Learning rate" not in page_of(found, tmp_path).html()
+
+
+def test_for_programs(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        trained(tmp_path, f"r{seed}", seed, 0.5 + seed / 4)
+    found = as_objects(compared(tmp_path))
+    (row,) = found["rows"]
+    assert (row["runs"], row["seeds"], row["settings"]) == (["ppo:r0", "ppo:r1"], [0, 1], {})
+    head, line = (one.split(",") for one in as_csv(compared(tmp_path)).splitlines())
+    cells = dict(zip(head, line, strict=True))
+    assert (cells["runs"], cells["last_score"], cells["updates"]) == ("ppo:r0 ppo:r1", "0.625", "4.0")
+    assert float(cells["last_score.low"]) == row["figures"]["last_score"]["low"]
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    trained(tmp_path, "a")
+    (trained(tmp_path, "b") / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="ppo:b: cannot be read"):
+        compared(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        (interval(0.8, 0.75, 0.85), interval(0.6, 0.5, 0.7), "The intervals do not overlap."),
+        (interval(0.8, 0.65, 0.85), interval(0.6, 0.5, 0.7), "The intervals overlap: the order may be chance."),
+        (0.8, interval(0.6, 0.5, 0.7), "Not both have an interval, so that the order may be chance."),
+    ],
+    ids=["apart", "overlap", "no interval"],
 )
-def test_a_sample_is_checked_where_it_is_born(change):
-    with pytest.raises(ValueError, match="sample 'p0'"):
-        replace(FIRST, **change)
+def test_which_is_best_is_said_with_its_doubt(tmp_path: Path, one: Any, other: Any, says: str) -> None:
+    trained(tmp_path, "a", lr=0.1, metrics={"win_rate": other})
+    trained(tmp_path, "b", lr=0.2, metrics={"win_rate": one})
+    found = compared(tmp_path)
+    said = said_first(found, labels_of(found))
+    assert said.startswith("Highest win_rate: 2: lr 0.2, 0.8")
+    assert said.endswith(says)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
-    path = write_samples(tmp_path / "samples.jsonl", [FIRST])
-
-    def broken():
-        yield FIRST
-        raise RuntimeError("generation died")
-
-    with pytest.raises(RuntimeError, match="generation died"):
-        write_samples(path, broken())
-    assert read_samples(path) == [FIRST]
-    assert len(list(tmp_path.iterdir())) == 1
+def test_a_loss_is_better_low(tmp_path: Path) -> None:
+    for name, loss in (("a", 2.5), ("b", 2.0)):
+        trained(tmp_path, name, stage="sft", lr=loss, metrics={"loss_after": loss})
+    found = comparison(tmp_path, records(tmp_path, stage="sft"))
+    assert said_first(found, labels_of(found)).startswith("Lowest loss_after: 2: lr 2")
 
 
-def test_nothing_to_summarise():
-    with pytest.raises(ValueError, match="no samples"):
-        summarise([])
+def test_the_page_has_curves_and_what_a_score_costs(tmp_path: Path) -> None:
+    for i, name in enumerate("abc"):
+        trained(tmp_path, name, score=0.2 + i / 4, lr=i + 1)
+    html = page_of(compared(tmp_path), tmp_path).html()
+    assert "Score over updates. 1: lr 1: from 0.2 at update 1 to 0.6 at update 3; 2: lr 2: from" in html
+    beaten = "of 3 rows. No other one beats in both:"
+    assert f"last_score against KL from the start {beaten} 1: lr 1, 2: lr 2, 3: lr 3." in html
+    assert f"last_score against peak memory, MB {beaten} 3: lr 3." in html
+    assert html.count("<h1>") == 1
+
+
+def test_seeds_are_drawn_as_their_mean_where_all_have_a_step() -> None:
+    assert over_seeds([[(1, 1.0), (2, 3.0), (4, 9.0)], [(1, 2.0), (2, 5.0), (3, 0.0)]]) == [(1, 1.5), (2, 4.0)]
+
+
+def test_names_do_nothing_to_the_page(tmp_path: Path) -> None:
+    for name in ("<script>alert(1)</script>", "$x_1$"):
+        trained(tmp_path, name.replace("/", "∕"), lr=len(name), note=name)
+    html = page_of(compared(tmp_path), tmp_path).html()
+    assert "<script" not in html
+
+
+def test_a_sweep_has_a_page_of_its_own(tmp_path: Path) -> None:
+    folders = [trained(tmp_path, name, lr=i) for i, name in enumerate("ab")]
+    assert sweep_page(folders[:1]) is None
+    page = sweep_page(folders)
+    assert page == sweep_page(folders[::-1])
+    assert page is not None
+    assert page.parent == tmp_path / "compare"
+    assert "2 runs side by side" in page.read_text()
+    assert sweep_page([*folders, trained(tmp_path / "elsewhere", "c")]) is None
+
+
+def test_the_front_is_what_the_definition_says() -> None:
+    """Against the definition, over every kind of small plane with ties."""
+    generator = random.Random(0)
+    for _ in range(500):
+        points = [(generator.randint(0, 4), generator.randint(0, 4)) for _ in range(generator.randint(0, 7))]
+        better = {
+            j for i, j in itertools.permutations(range(len(points)), 2)
+            if points[i] != points[j] and points[i][0] <= points[j][0] and points[i][1] >= points[j][1]
+        }  # fmt: skip
+        assert sorted(front(*([p[k] for p in points] for k in (0, 1)))) == sorted({*range(len(points))} - better)

@@ -1,0 +1,196 @@
+"""A comparison as one page that needs nothing beside it: the table, what a score costs, the curves over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.registry.comparison import LOW, SEED, Comparison, Row, comparison, shown_settings, value_of
+from align.registry.index import asked
+from align.report.curves import CURVES, UNITS, Curve
+from align.report.page import Report
+from align.report.plots import Point, curves, points_of, render, tradeoff
+from align.report.stages import course
+from align.report.words import counted, format_figure, is_interval
+from align.run.digests import json_digest
+from align.track import read_rows
+
+FOLDER = "compare"
+"""Beside the folders of the stages: the pages of sweeps."""
+DRAWN = 8
+"""Rows whose curves are drawn over each other; of more nobody could tell them apart."""
+FURTHER = 8
+"""Figures that the table has besides the scores and the costs."""
+PRICES = {"kl": "KL from the start", "minutes": "minutes", "peak_memory_mb": "peak memory, MB"}
+"""Figure → what it is called, of those that a score is held against."""
+
+
+def page_of(found: Comparison, root: Path) -> Report:
+    """The page.
+
+    Args:
+        root: the folder of all runs, whose metrics streams are read.
+    """
+    runs = sum(len(row.records) for row in found.rows)
+    shown = counted(len(found.rows), "row") if len(found.rows) < runs else ""
+    title = f"{counted(runs, 'run')} side by side"
+    report = Report(
+        title, ", ".join([*found.stages, *([f"{shown}: runs that differ in the seed alone are one"] if shown else [])])
+    )
+    labels = labels_of(found)
+    report.verdict(said_first(found, labels))
+    table(report, found, labels)
+    main = next((name for name in found.scores if name not in ("kl", *PRICES)), None)
+    for price, called in PRICES.items():
+        if main:
+            price_shown(report, found, labels, main, price, called)
+    curves_shown(report, found, labels, root)
+    return report
+
+
+def sweep_page(folders: Sequence[Path]) -> Path | None:
+    """The page of the runs of a sweep, written to `compare/` in the folder of all runs; None of fewer than two, or
+    where they lie under several roots.
+
+    Args:
+        folders: of done runs.
+
+    Raises:
+        InputError: a run cannot be read, or the page cannot be written.
+    """
+    roots = {folder.parent.parent for folder in folders}
+    if len({*folders}) < 2 or len(roots) > 1:
+        return None
+    (root,) = roots
+    runs = list(dict.fromkeys(f"{folder.parent.name}:{folder.name}" for folder in folders))
+    records = asked(root, lambda index: [record for run in runs if (record := index.record(run)) is not None])
+    stages = "-".join(dict.fromkeys(record["stage"] for record in records))
+    into = root / FOLDER
+    into.mkdir(exist_ok=True)
+    return page_of(comparison(root, records), root).write(into / f"{stages}-{json_digest(sorted(runs))[:8]}.html")
+
+
+def labels_of(found: Comparison) -> list[str]:
+    """What each row is called in legends: its number in the table, and what it has of its own."""
+    leaf = {key: key.rpartition(".")[2] for key in found.keys}
+    short = {key: name if [*leaf.values()].count(name) == 1 else key for key, name in leaf.items()}
+    labels = []
+    for i, (row, settings) in enumerate(zip(found.rows, shown_settings(found), strict=True), 1):
+        own = ", ".join(f"{short[key]} {value}" for key, value in settings.items() if key != "code")
+        text = own if own and len(own) <= 40 else row.runs[0]
+        labels.append(f"{i}: {text}")
+    return labels
+
+
+def said_first(found: Comparison, labels: Sequence[str]) -> str:
+    """Which row is best by the first score, and whether its interval stands apart from the next one's."""
+    name = next((score for score in found.scores if score != "kl"), None)
+    having = [i for i, row in enumerate(found.rows) if name in row.figures]
+    if name is None or not having:
+        return "None of these runs has a score."
+    low = name in LOW
+    ranked = sorted(having, key=lambda i: value_of(found.rows[i].figures[name]) * (1 if low else -1))
+    best = found.rows[ranked[0]].figures[name]
+    said = f"{'Lowest' if low else 'Highest'} {name}: {labels[ranked[0]]}, {format_figure(best)}."
+    if len(ranked) == 1:
+        return said
+    following = found.rows[ranked[1]].figures[name]
+    said += f" Next: {labels[ranked[1]]}, {format_figure(following)}. "
+    if not (bounded(best) and bounded(following)):
+        return f"{said}Not both have an interval, so that the order may be chance."
+    apart = best["low"] > following["high"] or best["high"] < following["low"]
+    return said + ("The intervals do not overlap." if apart else "The intervals overlap: the order may be chance.")
+
+
+def bounded(figure: Any) -> bool:
+    return is_interval(figure) and figure["low"] is not None and figure["high"] is not None
+
+
+def table(report: Report, found: Comparison, labels: Sequence[str]) -> None:
+    cost = [name for name in found.figures if name in PRICES]
+    figures = [*found.scores, *[name for name in found.figures if name not in cost][:FURTHER], *cost]
+    rows = []
+    for i, (row, settings) in enumerate(zip(found.rows, shown_settings(found), strict=True), 1):
+        seeds = {SEED: ", ".join(map(str, row.seeds))}
+        cells = [(settings | seeds)[key] for key in found.keys]
+        status = row.records[0]["status"]
+        runs = "\n".join(row.runs) if status == "done" else f"{row.runs[0]}\n({status})"
+        rows.append([str(i), runs, *cells, *(figure_cell(row.figures.get(name)) for name in figures)])
+    report.table(["", "run", *found.keys, *figures], rows, "Settings that differ, and figures")
+    if any(len(row.records) > 1 for row in found.rows):
+        report.text("Of several seeds: the mean over them, with its 95 % interval by Student's t.")
+    if found.apart:
+        report.text(f"{counted(found.apart, 'setting')} left out, which only some of these stages have.")
+
+
+def figure_cell(value: Any) -> str:
+    return "" if value is None else format_figure(value)
+
+
+def price_shown(report: Report, found: Comparison, labels: Sequence[str], score: str, price: str, called: str) -> None:
+    """One figure against what it costs, where at least two rows have both."""
+    if price == score:
+        return
+    points = [
+        Point(str(i), interval(row, price), interval(row, score))
+        for i, row in enumerate(found.rows, 1) if price in row.figures and score in row.figures
+    ]  # fmt: skip
+    if len(points) < 2:
+        return
+    figure, best = tradeoff(points, called, score, low=score in LOW)
+    names = ", ".join(labels[int(point.label) - 1] for point in best)
+    reading = (
+        f"{'Low' if score in LOW else 'High'} and left is better; no row beats the orange ones in both. Numbers are "
+        "those of the table."
+    )
+    alt = f"{score} against {called} of {counted(len(points), 'row')}. No other one beats in both: {names}."
+    report.plot(render(figure, transparent=True), reading, alt)
+
+
+def interval(row: Row, name: str) -> tuple[float, float, float]:
+    """Value, low and high of a figure; three times the value where it has no interval."""
+    figure = row.figures[name]
+    value = float(value_of(figure))
+    if not bounded(figure):
+        return value, value, value
+    return value, float(figure["low"]), float(figure["high"])
+
+
+def curves_shown(report: Report, found: Comparison, labels: Sequence[str], root: Path) -> None:
+    """Each curve of the stage, the rows over each other; none where the runs are of several stages."""
+    if len(found.stages) != 1 or found.stages[0] not in CURVES:
+        return
+    drawn = list(enumerate(found.rows))[:DRAWN]
+    streams = {i: [read_rows(root / record["folder"] / "metrics.jsonl") for record in row.records] for i, row in drawn}
+    if len(found.rows) > DRAWN:
+        report.text(f"The curves are those of the first {DRAWN} rows.")
+    for curve in CURVES[found.stages[0]]:
+        for key, line in curve.lines.items():
+            lines = {i: over_seeds([points_of(stream, key) for stream in streams[i]]) for i, _ in drawn}
+            one_curve(report, curve, line, {i: found for i, found in lines.items() if found}, labels, found.stages[0])
+
+
+def over_seeds(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The mean of several lines, at the steps that all of them have."""
+    values: dict[float, list[float]] = {}
+    for line in lines:
+        for step, value in dict(line).items():
+            values.setdefault(step, []).append(value)
+    return [(step, sum(ys) / len(ys)) for step, ys in sorted(values.items()) if len(ys) == len(lines)]
+
+
+def one_curve(
+    report: Report, curve: Curve, line: str, lines: Mapping[int, Sequence[tuple[float, float]]],
+    labels: Sequence[str], stage: str,
+) -> None:  # fmt: skip
+    """One figure of several rows over the steps, where one of them is a curve."""
+    if max(map(len, lines.values()), default=0) < 2:
+        return
+    unit = UNITS.get(stage, "step")
+    title = curve.title if len(curve.lines) == 1 else f"{curve.title}, {line}"
+    rows = [{"step": x, str(i): y} for i, points in lines.items() for x, y in points]
+    legend = {str(i): labels[i] for i in lines}
+    figure = curves(rows, legend, curve.unit, title, unit, curve.span, curve.within, smooth=curve.smooth)
+    said = "; ".join(course(labels[i], points, unit) for i, points in lines.items())
+    report.plot(render(figure, transparent=True), curve.reading, f"{title} over {unit}s. {said}.")
