@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, ClassVar
 
+from align.aliases import NAME, NAMED, parsed_aliases
 from align.config.settings import Settings, defaults_of, setting
-from align.errors import require
+from align.errors import InputError, require
 
 ACTIONS = {
     "list": "prints the runs under run.root, one a line",
     "show": "prints everything that is known of one",
     "compare": "prints what tells several apart: the settings that differ, and the figures",
     "diff": "prints what differs between two of one stage",
+    "promote": "lets an alias mean an artifact, if its gates allow it",
+    "retire": "lets an alias mean nothing any more",
+    "history": "prints who changed which alias when, from what to what, and why",
     "rebuild": "makes the index of the runs from nothing",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
@@ -23,6 +28,9 @@ READS: Mapping[str, tuple[str, ...]] = {
     "show": ("run", "columns", "format"),
     "compare": ("runs", "where", "sort", "columns", "limit", "html", "format"),
     "diff": ("runs", "format"),
+    "promote": ("alias", "arms", "why", "who", "override", "gates"),
+    "retire": ("alias", "why", "who"),
+    "history": ("alias", "as_of", "format"),
     "rebuild": (),
 }
 """Action → the keys that say something to it."""
@@ -60,6 +68,19 @@ class RegistryConfig(Settings):
         at_most=10**9,
     )
     html: str | None = setting(None, "A file that `compare` writes a page to, with curves and plots.")
+    alias: str | None = setting(None, "The alias that `promote` and `retire` change, or the only one of `history`.")
+    arms: Any = setting(
+        None,
+        "Several artifacts that the alias divides requests over, by weight, such as {ppo\\:next: 0.1, ppo\\:now: 0.9}. "
+        "Not given: the one that `artifact` names.",
+    )
+    why: str | None = setting(None, "Why the alias is changed. It stays in the log.")
+    who: str | None = setting(None, "Who changes the alias. Not given: whom the system says this process belongs to.")
+    override: str | None = setting(None, "Why the alias is changed although a gate is closed. It stays in the log.")
+    gates: str = setting("conf/gates", "Folder of the gates, see docs/registry.md. None are there: nothing is bound.")
+    as_of: str | None = setting(
+        None, "`history` prints what the aliases meant at this time, in ISO 8601, such as 2026-11-01; UTC unless told."
+    )
     format: str = setting("table", "How runs are printed: for eyes or for programs.", choices=FORMATS)
 
     def check_together(self) -> None:
@@ -76,6 +97,7 @@ class RegistryConfig(Settings):
         shows = self.action != "show" or bool(self.run)
         require(shows, "stage.run", self.run or "(not given)", "names no run to show", remedy)
         self.check_runs()
+        self.check_alias()
 
     def check_not_given(self, key: str, default: Any) -> None:
         """Raises InputError where a key has a value that says nothing to the action."""
@@ -102,3 +124,22 @@ class RegistryConfig(Settings):
             once = not runs or self.where is None
             require(once, "stage.where", self.where, "chooses runs beside stage.runs", "Drop one of the two.")
             require(len({*runs}) == len(runs), "stage.runs", value, "names a run twice", "Name each once.")
+
+    def check_alias(self) -> None:
+        if self.action in ("promote", "retire"):
+            alias = self.alias or "(not given)"
+            named = self.alias is not None and NAME.fullmatch(self.alias) is not None
+            require(named, "stage.alias", alias, "cannot be a name", f"{NAMED} Write no @ before it.")
+            problem, remedy = "says nothing of why", 'Add stage.why="REASON": it stays in the log.'
+            require(bool((self.why or "").strip()), "stage.why", self.why or "(not given)", problem, remedy)
+            given = self.override is None or bool(self.override.strip())
+            require(given, "stage.override", self.override, "gives no reason", "Write why the gate does not count.")
+            parsed_aliases({self.alias: "artifact" if self.arms is None else self.arms}, "stage.arms")
+        if self.as_of is not None:
+            try:
+                datetime.fromisoformat(str(self.as_of))
+            except ValueError as error:
+                remedy = "Write 2026-11-01 or 2026-11-01T12:00:00+00:00."
+                raise InputError("stage.as_of", self.as_of, "is no time in ISO 8601", remedy) from error
+        tables = self.action != "history" or self.format != "csv"
+        require(tables, "stage.format", self.format, "is none of history's", "Write stage.format=json.")

@@ -118,11 +118,11 @@ class Config(Settings):
     serve: EngineConfig = field(default_factory=EngineConfig)
     init: str = setting(
         "sft:latest",
-        "What the stage starts from: a path, `base`, hub:ID, STAGE:latest or STAGE:NAME. For sft, full and verify the "
-        "default is `base`.", names="init",
+        "What the stage starts from: a path, `base`, hub:ID, STAGE:latest, STAGE:NAME or @ALIAS. For sft, full and "
+        "verify the default is `base`.", names="init",
     )  # fmt: skip
     artifact: str = setting(
-        "ppo:latest", "What is evaluated or exported, in the same form as `init`.", names="artifact"
+        "ppo:latest", "What is evaluated, exported or promoted, in the same form as `init`.", names="artifact"
     )
     project: str = setting("default", "The annotation project.")
     store: StoreConfig = field(default_factory=StoreConfig)

@@ -81,8 +81,9 @@ STAGES = MappingProxyType({
         (*WEIGHTS, "init", "reward", "rollout"),
     ),
     "registry": Stage(
-        "what is known of all runs: listed, filtered, shown, compared", "registry:RegistryConfig", "registry", (),
-        prints=("list", "show", "compare", "diff", "rebuild"), runs=False,
+        "what is known of all runs: listed, compared; aliases for what is deployed", "registry:RegistryConfig",
+        "registry", (),
+        prints=("list", "show", "compare", "diff", "promote", "retire", "history", "rebuild"), runs=False,
     ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from align.errors import InputError, half_character, require
 from align.registry.folders import NO_FILE, folders, locked_inodes
 from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, record_of, unreadable
+from align.run.alias_log import read_log
 from align.run.manifest import FILE, Manifest, read_manifest
 
 INDEX = ".registry.db"
@@ -35,6 +36,7 @@ TABLES = """
 create table runs (run text primary key, stamp text not null, own text not null, record text);
 create table makes (run text not null, digest text not null);
 create table reads (run text not null, input text not null, digest text not null, made_by text not null);
+create table aliased (run text primary key, aliases text not null);
 create index runs_running on runs (run) where json_extract(own, '$.status') = 'running';
 create index makes_run on makes (run);
 create index makes_digest on makes (digest);
@@ -88,6 +90,7 @@ class Index:
     Attributes:
         path: of the file; None where it is in memory.
         changed: how many folders were read anew, or are gone.
+        aliases_error: why nobody can say which aliases there are; empty where the log can be read.
         unnamed: folders whose names are no text in UTF-8. They are left out.
     """
 
@@ -162,7 +165,37 @@ class Index:
         for run in (around | new.keys() | self._around(new.keys())) - gone:
             self._join(run)
         self._settle()
+        self._name()
         return len(gone) + len(new)
+
+    def _name(self) -> None:
+        """Tell the runs whose artifacts an alias means now."""
+        wanted: dict[str, list[str]] = {}
+        try:
+            standing = read_log(self.root).standing()
+            self.aliases_error = ""
+        except InputError as error:  # the runs are listed all the same
+            standing, self.aliases_error = {}, str(error)
+        for alias, change in standing.items():
+            for arm in change.arms:
+                found = self.db.execute("select run from makes where digest = ? order by run", (arm.digest,))
+                makers = [run for (run,) in found]
+                for run in [arm.ref] if arm.ref in makers else makers[:1]:
+                    wanted.setdefault(run, []).append(alias)
+        now = {run: json.dumps(aliases) for run, aliases in wanted.items()}
+        before = dict(self.db.execute("select run, aliases from aliased"))
+        for run in {run for run, _ in now.items() ^ before.items()}:
+            named = "update runs set record = json_set(record, '$.aliases', json(?)) where run = ?"
+            self.db.execute(named, (now.get(run, "[]"), run))
+        self.db.execute("delete from aliased")
+        self.db.executemany("insert into aliased values (?, ?)", now.items())
+
+    def noted_aliases(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(run, change of an alias) of every input that a run found by an alias."""
+        inputs = "select run, json_extract(value, '$.alias') from runs, json_each(own, '$.inputs') where own like ?"
+        for run, noted in self.db.execute(inputs, ('%"alias": {%',)).fetchall():
+            if noted:
+                yield run, json.loads(noted)
 
     def _settle(self) -> None:
         """Of the runs that say they are running, which do: the others were killed before they could say more."""
@@ -238,6 +271,7 @@ class Index:
             {**child, "through": name} for one, name in self._children(run) if (child := self._own(one)) is not None
         ]
         record = json.dumps(joined(own, self._parents(run), children))
+        self.db.execute("delete from aliased where run = ?", (run,))
         self.db.execute("update runs set record = ? where run = ?", (record, run))
 
     def _own(self, run: str) -> Record | None:

@@ -152,7 +152,8 @@ def of_input(given: Input) -> Record:
     """An input, as later runs are joined to it: `run` of one that a run made."""
     made = {"run": given.run} if given.stage else {"path": given.ref or given.path}
     root = {"root": given.details["root"]} if isinstance(given.details.get("root"), str) else {}
-    return {**made, "digest": given.digest, **root}
+    alias = {"alias": given.details["alias"]} if isinstance(given.details.get("alias"), Mapping) else {}
+    return {**made, "digest": given.digest, **root, **alias}
 
 
 def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:
@@ -188,7 +189,7 @@ def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[
     found = own | {
         "parents": [*known], "gone": [run for run, there in known.items() if not there],
         "children": sorted({child["run"] for child in children}), "exports": [one["run"] for one in exports],
-        "evaluation": verdict and verdict["run"],
+        "evaluation": verdict and verdict["run"], "aliases": [],
     }  # fmt: skip
     if verdict:  # what was measured of the artifact later; its own figures come first
         found["metrics"] = {**verdict["metrics"], **own["metrics"]}

@@ -83,6 +83,8 @@ FIGURES = (
             "start's, ties counted half; 50 % is no difference."),
     *_scores("gold"), *_scores("proxy"),
     _figure("seen", "Prompts that training saw", "", "Of those that were asked; stage.seen=drop leaves them out."),
+    _figure("seen_unknown", "Reasons not to know what training saw", "", "Runs behind it that are gone, and the like: "
+    "its notes name them. At 0 the count above is all."),
     _figure("dropped_seen", "Left out as seen", "prompts", "Training saw these questions, under whatever system "
             "prompt."),
     _figure("unseen.win_rate", "Win rate on unseen prompts", PERCENT, "The same over the prompts that training did not "

@@ -1,21 +1,23 @@
-"""What runs publish, and how a later run refers to it: a path, `sft:latest`, `sft:NAME`, `hub:org/name`."""
+"""What runs publish, and how a later run refers to it: a path, `sft:latest`, `sft:NAME`, `@ALIAS`, `hub:org/name`."""
 
 from __future__ import annotations
 
 import difflib
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from align.config.root import DEFAULT_ROOT
 from align.config.stages import WITH_RUNS
 from align.errors import CorruptFile, InputError, MissingArtifact
+from align.run.alias_log import SIGN, Change, Meant, in_words, read_log
 from align.run.digests import known_digest
 from align.run.files import json_object
 from align.run.hub import HUB, hub_snapshot
-from align.run.manifest import Base, Input, Manifest, read_manifest
+from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 from align.run.weights import adapter_digest, model_digest, tokenizer_digest
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
@@ -36,6 +38,7 @@ class Artifact:
         base: the weights it belongs to; for a whole model, the model itself.
         whole: True for a whole model (`stage=full`), False for an adapter.
         manifest: its run's manifest; None for a bare folder.
+        alias: of one that was found by an alias: its name, and the link of the log that says what it means.
     """
 
     ref: str
@@ -44,6 +47,7 @@ class Artifact:
     base: Base | None
     whole: bool
     manifest: Manifest | None = None
+    alias: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str | None:
@@ -59,8 +63,8 @@ class Artifact:
         if self.manifest is None:  # its digest covers the tokenizer too
             return Input(self.digest, self.ref, path, whole=self.whole)
         tokenizer = "" if self.whole else tokenizer_digest(self.path)
-        made = self.manifest
-        return Input(self.digest, self.ref, path, made.stage, made.name, self.whole, tokenizer)
+        made, details = self.manifest, {"alias": dict(self.alias)} if self.alias else {}
+        return Input(self.digest, self.ref, path, made.stage, made.name, self.whole, tokenizer, details=details)
 
 
 def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
@@ -137,7 +141,7 @@ def verify_outputs(folder: Path, outputs: Mapping[str, str]) -> None:
 
 
 def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: str = "reference") -> Artifact:
-    """Find what a reference names: a path, `stage:latest`, `stage:NAME`, or `hub:org/name`.
+    """Find what a reference names: a path, `stage:latest`, `stage:NAME`, `@ALIAS`, or `hub:org/name`.
 
     `latest` is the done run that was published last, on the base `base_digest` where that is given; `sft:` also finds
     `full` runs.
@@ -145,6 +149,8 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
     Raises:
         MissingArtifact: nothing is there; the message says which command produces it.
     """
+    if ref.startswith(SIGN):
+        return aliased(ref, root, field_name)
     if ref.startswith(HUB):
         return artifact_in(hub_snapshot(ref.removeprefix(HUB), None, field_name), ref)
     path = Path(ref).expanduser()
@@ -154,7 +160,8 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
     if not colon or stage not in WITH_RUNS:
         raise MissingArtifact(
             field_name, ref, "is neither a folder nor a reference",
-            f"Write a path, base, hub:ID, STAGE:latest or STAGE:NAME, with one of the stages {', '.join(WITH_RUNS)}.",
+            f"Write a path, base, hub:ID, @ALIAS, STAGE:latest or STAGE:NAME, with one of the stages "
+            f"{', '.join(WITH_RUNS)}.",
         )  # fmt: skip
     stages = SERVES_AS_SFT if stage == "sft" else (stage,)
     elsewhere = "" if root == Path(DEFAULT_ROOT) else f" run.root={shlex.quote(str(root))}"
@@ -169,6 +176,81 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
             return artifact
     on_base = " on this base" if done else ""
     raise MissingArtifact(field_name, ref, f"no finished {stage} run{on_base} under {root}", f"Make it with: {produce}")
+
+
+def aliased(ref: str, root: Path, field_name: str) -> Artifact:
+    """What an alias means now.
+
+    Raises:
+        MissingArtifact: there is no such alias, or what it means is gone.
+        InputError: it means several artifacts.
+        CorruptFile: the log of the aliases, or a file of the artifact, is not what was written.
+    """
+    change = meaning(ref, root, field_name)
+    first, *others = change.arms
+    if others:
+        problem = f"means several artifacts: {in_words(change.arms)}"
+        raise InputError(field_name, ref, problem, f"Name one of them: {field_name}={first.ref}.")
+    return artifact_of(first, change, ref, root, field_name)
+
+
+def meaning(ref: str, root: Path, field_name: str) -> Change:
+    """The change that says what `@ALIAS` means now.
+
+    Raises:
+        MissingArtifact: there is no such alias; the message has the nearest one.
+    """
+    log, alias = read_log(root), ref.removeprefix(SIGN)
+    known = log.standing()
+    if (change := known.get(alias)) is not None:
+        return change
+    close = difflib.get_close_matches(alias, known, n=1)
+    meant = f"Did you mean {SIGN}{close[0]}? " if close else ""
+    make = (
+        f"python -m align stage=registry stage.action=promote stage.alias={alias} artifact=STAGE:NAME stage.why=REASON"
+    )
+    last = log.last(alias)
+    why = f"was retired by {last.who} at {last.at[:19]}: {last.why}" if last else f"is no alias under {root}"
+    raise MissingArtifact(field_name, ref, why, f"{meant}Make it with: {make}")
+
+
+def artifact_of(meant: Meant, change: Change, ref: str, root: Path, field_name: str) -> Artifact:
+    """One artifact of an alias: under the name of its run, or wherever in this root that very artifact lies by now.
+
+    Raises:
+        MissingArtifact: it is gone.
+    """
+    stage, _, name = meant.ref.partition(":")
+    named = root / stage / name
+    there = readable(named)
+    alike = there is not None and there.done and (there.digest or digest_in(named)) == meant.digest
+    folder = named if alike else with_digest(meant.digest, root)
+    if folder is None:
+        problem = f"means {meant.ref} ({meant.digest[:12]}), which is gone, or was made again"
+        remedy = f"Restore the run, or promote another: stage=registry stage.action=promote stage.alias={change.alias}."
+        raise MissingArtifact(field_name, ref, problem, remedy)
+    noted = {"name": change.alias, "seq": change.seq, "hash": change.hash}
+    return replace(artifact_in(folder, ref), alias=noted)
+
+
+def digest_in(folder: Path) -> str:
+    return artifact_in(folder, str(folder), verify=False).digest
+
+
+def readable(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None where there is none that this version reads."""
+    with suppress(InputError):
+        return read_manifest(folder)
+    return None
+
+
+def with_digest(digest: str, root: Path, stage: str = "*") -> Path | None:
+    """The folder of a done run that published this digest; whatever cannot be read is passed over."""
+    for path in sorted(root.glob(f"{stage}/*/{FILE}")):
+        manifest = readable(path.parent)
+        if manifest and manifest.done and manifest.digest == digest != "":
+            return path.parent
+    return None
 
 
 def named_run(stages: Sequence[str], name: str, root: Path, ref: str, field_name: str, produce: str) -> Path:

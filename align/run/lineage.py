@@ -7,14 +7,13 @@ An input is known by its digest; its path and its run's name are hints. A parent
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.config.stages import STAGES
 from align.errors import InputError
-from align.run.artifacts import Artifact, artifact_in
+from align.run.artifacts import Artifact, artifact_in, readable, with_digest
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 
 MADE_WEIGHTS = ("init", "artifact", "reward")
@@ -54,22 +53,6 @@ def maker(found: Input, root: Path) -> Manifest | None:
     """The manifest of that run."""
     folder = made_in(found, root)
     return read_manifest(folder) if folder else None
-
-
-def with_digest(digest: str, root: Path, stage: str = "*") -> Path | None:
-    """The folder of a done run that published this digest; whatever cannot be read is passed over."""
-    for path in sorted(root.glob(f"{stage}/*/{FILE}")):
-        manifest = readable(path.parent)
-        if manifest and manifest.done and manifest.digest == digest != "":
-            return path.parent
-    return None
-
-
-def readable(folder: Path) -> Manifest | None:
-    """The manifest of a folder; None where there is none that this version reads."""
-    with suppress(InputError):
-        return read_manifest(folder)
-    return None
 
 
 def published(folder: Path, manifest: Manifest, found: Input) -> bool:

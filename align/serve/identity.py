@@ -21,6 +21,7 @@ from align.errors import InputError, require
 from align.models.base import BUILT_IN
 from align.models.start import BASE
 from align.run import Base
+from align.run.alias_log import SIGN
 from align.serve.adapter_folders import Version, loadable_version
 
 PINNED = re.compile(r"(?P<name>[^@]+)@sha256:(?P<digest>[0-9a-f]{12,64})")
@@ -186,12 +187,34 @@ class Portfolio:
         with self._changes:
             self._require_free(name, FIELD)
             arms = self._names.get(name, ())
-            divided = len(arms) > 1 or any(arm.follows for arm in arms)
-            problem = "stands for other names, as the command line says"
+            divided = len(arms) > 1 or any(arm.follows or arm.ref.startswith(SIGN) for arm in arms)
+            problem = "stands for other names or an alias, as the command line says"
             require(not divided, FIELD, name, problem, "Load it under another name.")
             ready(version)
             self._change({**self._names, name: (Arm(name, name, version),)}, gone)
         return version
+
+    def stand_for(self, name: str, arms: Sequence[Arm], ready: Hook = ignored, gone: Hook = ignored) -> None:
+        """Let a name stand for other things, all at once. Requests that were resolved keep their version.
+
+        Args:
+            ready: is told each version that is new, before the name stands for it. If it raises, the name stands for
+                what it stood for.
+            gone: is told each version that no name stands for any more, those that `ready` was told of in vain among
+                them.
+        """
+        with self._changes:
+            known, told = versions_in(self._names), dict[str, Version]()
+            try:
+                for digest, version in versions_in({name: arms}).items():
+                    if digest not in known:
+                        ready(version)
+                        told[digest] = version
+            except BaseException:
+                for version in told.values():
+                    gone(version)
+                raise
+            self._change({**self._names, name: tuple(arms)}, gone)
 
     def unload(self, name: str, gone: Hook = ignored) -> None:
         """Take a name away. Requests that were resolved keep their version.

@@ -11,6 +11,8 @@ from align.errors import InputError, require
 from align.models.base import ABOUT, BUILT_IN, base_of, find_base
 from align.models.start import BASE
 from align.run import Artifact, Base, json_object, resolve
+from align.run.alias_log import SIGN
+from align.run.artifacts import artifact_of, meaning
 from align.serve.adapter_folders import Origin, Version, check_adapter, origin_of, version_of
 from align.serve.identity import Arm, Portfolio
 
@@ -21,10 +23,12 @@ FIELD = "stage.adapters"
 class Opened:
     """Attributes:
     artifacts: what each reference names.
+    following: the names that mean what an alias means, as they were written.
     """
 
     portfolio: Portfolio
     artifacts: Mapping[str, Artifact]
+    following: Mapping[str, Sequence[Written]]
 
 
 def opened(
@@ -42,7 +46,8 @@ def opened(
     it.
 
     Args:
-        written: name → the references of its arms: another name, `base`, or what `align.run.resolve` reads.
+        written: name → the references of its arms: another name, `base`, or what `align.run.resolve` reads. An alias
+            stands for all that it means.
         root: the folder of runs.
         path, revision: of `model=`, where one is given; otherwise the base is that of the adapters.
         method: `auto` for that of the adapters; the base as it is where there are none.
@@ -53,6 +58,9 @@ def opened(
         InputError: an adapter is of another base or precision than the others or than `model=` and `method=` say, or
             is no adapter; nothing says which base or precision; a name follows one that follows others.
     """
+    following = {name: arms for name, arms in written.items() if any(map(is_alias, arms))}
+    meant: dict[str, Artifact] = {}
+    written = {name: told(arms, root, f"{FIELD}.{name}", meant) for name, arms in written.items()}
     refs = {arm.ref: name for name, arms in written.items() for arm in arms if not follows(arm, name, written)}
     refs.pop(BASE, None)
     base = find_base(path, revision) if path or not refs else None
@@ -60,7 +68,7 @@ def opened(
     for ref in sorted(refs, key=lambda ref: ref.endswith(":latest")):  # which is the newest on the base of the others
         field = f"{FIELD}.{refs[ref]}"
         digest = base.digest if base and ref.endswith(":latest") else None
-        artifacts[ref] = resolve(ref, root, digest, field)
+        artifacts[ref] = meant[ref] if ref in meant else resolve(ref, root, digest, field)
         check_adapter(artifacts[ref].path, field, ref)
         base = base or named_base(artifacts[ref], field)
     if base is None:
@@ -76,7 +84,31 @@ def opened(
         require(origin.base in (None, base.digest), f"{FIELD}.{refs[ref]}", ref, problem, remedy)
     versions = {ref: version_of(artifact, base.digest) for ref, artifact in artifacts.items()}
     names = {name: [arm_of(arm, name, written, versions, artifacts) for arm in arms] for name, arms in written.items()}
-    return Opened(Portfolio(base, method, names, roots), artifacts)
+    return Opened(Portfolio(base, method, names, roots), artifacts, following)
+
+
+def is_alias(arm: Written) -> bool:
+    return arm.ref.startswith(SIGN)
+
+
+def told(arms: Sequence[Written], root: Path, field: str, found: dict[str, Artifact]) -> tuple[Written, ...]:
+    """The arms of a name, an alias among them in place of which stand those that it means, with its weight.
+
+    Args:
+        found: is told the artifact of each of those.
+    """
+    said: list[Written] = []
+    for arm in arms:
+        if not is_alias(arm):
+            said.append(arm)
+            continue
+        change = meaning(arm.ref, root, field)
+        total = sum(meant.weight for meant in change.arms)
+        for meant in change.arms:
+            ref = f"{arm.ref} {meant.ref}"  # the users of an arm stay with it while the weights change
+            found[ref] = artifact_of(meant, change, arm.ref, root, field)
+            said.append(Written(ref, arm.weight * meant.weight / total))
+    return tuple(said)
 
 
 def named_base(artifact: Artifact, field: str) -> Base | None:

@@ -15,6 +15,7 @@ from align.rollout.engine_thread import EngineThread
 from align.rollout.requests import NotFinite, Output, Pending, Request
 from align.serve import events
 from align.serve.accounting import Accounting, Charge
+from align.serve.following import Following
 from align.serve.formats import Formats
 from align.serve.identity import Allowed, Chosen, Portfolio, UnknownModel, Version
 from align.serve.keys import Keys, KeysUnreadable
@@ -45,6 +46,8 @@ LOOK_S = 1.0
 """How often it is looked whether the engine's thread still runs."""
 KEYS_S = 0.4
 """How often it is looked whether the key file has changed."""
+ALIASES_S = 0.5
+"""How often it is looked whether an alias has changed."""
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Service:
     check: raises InputError where the engine cannot answer by the adapter in a folder.
     created: when the server began, in seconds since 1970.
     keys: None: whoever reaches the server may do everything.
+    following: the names that mean what an alias means.
     ending: set once nothing new is taken.
     stopped: is called when the engine has ended by itself, and clients were told.
     answering: the calls that are under way.
@@ -70,6 +74,7 @@ class Service:
     metrics: Metrics
     accounting: Accounting
     keys: Keys | None = None
+    following: Following | None = None
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     readers: Readers = field(default_factory=Readers)
     stopped: Callable[[], object] = lambda: None
@@ -199,7 +204,7 @@ class Service:
             await asyncio.sleep(0.02)
 
     async def watch(self) -> None:
-        await asyncio.gather(self.watch_engine(), self.watch_keys())
+        await asyncio.gather(self.watch_engine(), self.watch_keys(), self.watch_aliases())
 
     async def watch_engine(self) -> None:
         """Ends what is under way if the engine has ended: nobody would ever answer it. Then the server ends too, for
@@ -211,6 +216,12 @@ class Service:
             call.end(fault())
         await asyncio.sleep(LOOK_S)
         self.stopped()
+
+    async def watch_aliases(self) -> None:
+        """Lets names stand for what their aliases mean by now."""
+        while self.following is not None and not self.draining:
+            await asyncio.to_thread(self.following.look, self.register, self.unregister)
+            await asyncio.sleep(ALIASES_S)
 
     async def watch_keys(self) -> None:
         """Ends what is under way with a key that was revoked, and says which names of tenants are not served."""

@@ -74,6 +74,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> Re
         "judge_is": of.role,
         "judge_notes": notes,
         **without_seen(samples, of.role),
+        "seen_unknown": len(seen.unknown),
         "peak_rss_mb": peak_rss_mb(),
     }
     write_samples(run.artifact / "samples.jsonl", samples)

@@ -7,8 +7,10 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
+from align.aliases import parsed_aliases
 from align.config.registry import RegistryConfig
 from align.config.root import Config
 from align.config.stages import WITH_RUNS
@@ -17,11 +19,15 @@ from align.registry.comparison import Comparison, as_objects, comparison
 from align.registry.comparison import as_csv as comparison_as_csv
 from align.registry.comparison import as_lines as lines_of
 from align.registry.differences import as_lines, differences
+from align.registry.gates import read_gates
 from align.registry.index import Index, asked
+from align.registry.promotion import as_history, as_meanings, check_not_cut, promote, retire
+from align.registry.promotion import as_lines as said_of
 from align.registry.query import found, path_of
 from align.registry.record import Record
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details
 from align.report.words import counted
+from align.run.alias_log import read_log
 from align.run.artifacts import SERVES_AS_SFT
 
 IN_A_TABLE = 100
@@ -37,13 +43,14 @@ def listed(config: Config) -> Iterable[str]:
     sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
     keys = [key for key in stage.columns if not (table and key in USUAL)]
 
-    def answer(index: Index) -> tuple[list[Record], int, int]:
-        return *found(index, stage.where or {}, sort, limit, keys), len(index.unnamed)
+    def answer(index: Index) -> tuple[list[Record], int, int, str]:
+        return *found(index, stage.where or {}, sort, limit, keys), len(index.unnamed), index.aliases_error
 
-    records, count, unnamed = asked(root_of(config), answer)
+    records, count, unnamed, aliases_error = asked(root_of(config), answer)
     if not table:
         return {"json": as_json, "csv": as_csv}[stage.format](records, stage.columns)
-    return in_table(records, stage, count, unnamed)
+    lines = in_table(records, stage, count, unnamed)
+    return chain(lines, [f"aliases left out: {aliases_error}"]) if aliases_error else lines
 
 
 def in_table(records: list[Record], stage: RegistryConfig, count: int, unnamed: int) -> Iterator[str]:
@@ -136,6 +143,41 @@ def named(index: Index, given: str, field: str = "stage.run") -> Record:
     raise MissingArtifact(field, given, f"is no run under {index.root}", remedy)
 
 
+def promoted(config: Config) -> Iterable[str]:
+    stage, root = config.stage, root_of(config)
+    arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
+    written = parsed_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
+    gates = read_gates(Path(stage.gates).expanduser())
+    done = promote(root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override)
+    return said_of(done)
+
+
+def retired(config: Config) -> Iterable[str]:
+    stage: RegistryConfig = config.stage
+    return said_of(retire(root_of(config), str(stage.alias), who=stage.who, why=str(stage.why)))
+
+
+def history(config: Config) -> Iterable[str]:
+    stage, root = config.stage, root_of(config)
+    log = read_log(root)
+    known = {change.alias for change in log.changes}
+    if stage.alias is not None and stage.alias not in known:
+        remedy = f"The aliases are {', '.join(sorted(known)) or '(none yet)'}."
+        raise MissingArtifact("stage.alias", stage.alias, f"is no alias under {root}", remedy)
+    asked(root, lambda index: check_not_cut(index, log))
+    at = None if stage.as_of is None else datetime.fromisoformat(stage.as_of)
+    if at is not None:
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        standing = {name: one for name, one in log.standing(at).items() if stage.alias in (None, name)}
+        changes, lines = [*standing.values()], as_meanings(standing)
+    else:
+        changes = [change for change in log.changes if stage.alias in (None, change.alias)]
+        lines = as_history(log, stage.alias)
+    if stage.format == "json":
+        return [json.dumps([change.as_json() for change in changes], indent=2, ensure_ascii=False)]
+    return lines if changes else ["no alias meant anything then" if at else "no aliases yet"]
+
+
 def rebuilt(config: Config) -> Iterable[str]:
     began = time.monotonic()
     with Index(root_of(config), rebuild=True) as index:
@@ -154,6 +196,9 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "show": shown,
     "compare": compared,
     "diff": different,
+    "promote": promoted,
+    "retire": retired,
+    "history": history,
     "rebuild": rebuilt,
 }
 """By `stage.action`: the lines that it prints."""

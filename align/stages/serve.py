@@ -18,6 +18,7 @@ from align.run import Run
 from align.serve import events
 from align.serve.accounting import Accounting
 from align.serve.engines import Ready, Room, VllmStart, own_engine, vllm_engine
+from align.serve.following import Following
 from align.serve.keys import Keys, change_tenant, in_words, read_accounts
 from align.serve.limits import Limiter
 from align.serve.opening import Opened
@@ -94,13 +95,20 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
                 engine=thread, portfolio=portfolio, format_of=formats, check=ready.check, log=log,
                 created=int(time.time()),
                 vocabulary=ready.vocabulary, metrics=Metrics(ready.engine.stats, lambda: thread.cpu_s),
-                accounting=Accounting(Limiter(time.monotonic), usage), keys=known,
+                accounting=Accounting(Limiter(time.monotonic), usage), keys=known, following=following(config, found),
             ), ready.why  # fmt: skip
         finally:
             thread.close(within_s=5)
             log.close()
             if usage is not None:
                 usage.close()
+
+
+def following(config: Config, found: Opened) -> Following | None:
+    """The names that mean what an alias means; None where none does."""
+    dtypes = [artifact.dtype for artifact in found.artifacts.values()]
+    root = Path(config.run.root).expanduser()
+    return Following(root, found.following, found.portfolio, dtypes) if found.following else None
 
 
 @contextmanager

@@ -1,0 +1,230 @@
+"""Gates: what has to be true of an artifact before an alias may mean it.
+
+A gate is a YAML file that binds aliases to conditions:
+
+    alias: production*
+    conditions:
+      - {figure: win_rate, at_least: 0.55}
+      - {figure: kl, at_most: 20}
+      - {receipt: gguf}
+      - {unseen: true}
+      - {verdict: safety}
+
+Of a figure with an interval, the end that is worse has to keep the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.errors import CorruptFile, InputError, require
+from align.registry.record import Record, number
+from align.registry.shown import figure as in_words
+from align.registry.shown import value_at
+from align.registry.verdicts import PASS, verdict_on
+from align.report.words import is_interval
+from align.run.digests import file_digest
+from align.run.receipt import checked_receipt
+
+EXAMPLE = "Write it like {figure: win_rate, at_least: 0.55}, {receipt: gguf}, {unseen: true} or {verdict: NAME}."
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a gate is asked about.
+
+    Attributes:
+        root: the folder of all runs.
+        record: of the run that made the artifact, see `align.registry.record`.
+        digest: of the artifact.
+        evaluation: the record of the run that evaluated it; None where none did.
+        exports: the records of its exports.
+    """
+
+    root: Path
+    record: Record
+    digest: str
+    evaluation: Record | None
+    exports: Sequence[Record]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one condition says of one artifact.
+
+    Attributes:
+        run: that made the artifact.
+        condition: in words.
+        said: the figure that it was decided by, or what is missing.
+    """
+
+    run: str
+    condition: str
+    passed: bool
+    said: str
+
+
+Check = Callable[[Subject], tuple[bool, str]]
+"""Whether a condition is met, and by what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Attributes:
+    name: of its file, without the ending.
+    aliases: patterns of the aliases that it binds.
+    conditions: in words → its check.
+    digest: sha256 of the file, hex.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    conditions: Mapping[str, Check]
+    digest: str
+
+    def binds(self, alias: str) -> bool:
+        return any(fnmatchcase(alias, pattern) for pattern in self.aliases)
+
+    def findings(self, subject: Subject) -> list[Finding]:
+        """What each condition says of an artifact."""
+        return [Finding(subject.record["run"], said, *check(subject)) for said, check in self.conditions.items()]
+
+    def as_json(self, findings: Sequence[Finding]) -> dict[str, Any]:
+        """As the log of the aliases keeps it."""
+        return {"gate": self.name, "digest": self.digest, "findings": [asdict(finding) for finding in findings]}
+
+
+def read_gates(folder: Path) -> list[Gate]:
+    """The gates of a folder, by name; none where it is not there.
+
+    Raises:
+        InputError: a file cannot be read as a gate.
+    """
+    return [read_gate(path) for path in sorted(folder.glob("*.yaml"))]
+
+
+def read_gate(path: Path) -> Gate:
+    field = str(path)
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise CorruptFile("gate", field, f"cannot be read as YAML ({error})", "Mend the file.") from error
+    remedy = "Write `alias:` with the name or the pattern of an alias, and `conditions:` with a list."
+    whole = isinstance(given, Mapping) and {*given} == {"alias", "conditions"}
+    require(whole, "gate", field, "has other keys than `alias` and `conditions`", remedy)
+    aliases = [given["alias"]] if isinstance(given["alias"], str) else given["alias"]
+    texts = isinstance(aliases, list) and bool(aliases) and all(isinstance(one, str) and one for one in aliases)
+    require(texts, f"{field}: alias", aliases, "is no name or pattern of an alias, nor a list of them", remedy)
+    listed = isinstance(given["conditions"], list) and bool(given["conditions"])
+    require(listed, f"{field}: conditions", given["conditions"], "is no list of conditions", EXAMPLE)
+    found = dict(condition(one, f"{field}: conditions[{i}]") for i, one in enumerate(given["conditions"]))
+    return Gate(path.stem, tuple(aliases), found, file_digest(path))
+
+
+def condition(given: Any, field: str) -> tuple[str, Check]:
+    """One condition in words, and its check.
+
+    Raises:
+        InputError: it is none.
+    """
+    kinds = [kind for kind in KINDS if isinstance(given, Mapping) and kind in given]
+    require(len(kinds) == 1, field, given, f"is no condition: it has none of {', '.join(KINDS)}, or two", EXAMPLE)
+    return KINDS[kinds[0]](given, field)
+
+
+def bound(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
+    """`{figure: KEY, at_least: X}`, `at_most`, or both."""
+    limits = {key: value for key, value in given.items() if key != "figure"}
+    known = bool(limits) and {*limits} <= {"at_least", "at_most"} and isinstance(given["figure"], str)
+    require(known, field, dict(given), "is no bound of a figure", EXAMPLE)
+    for value in limits.values():
+        finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        require(finite, field, dict(given), f"has a bound that is no number: {value!r}", EXAMPLE)
+    name = str(given["figure"])
+    words = " and ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in limits.items())
+
+    def check(subject: Subject) -> tuple[bool, str]:
+        keys = (f"metrics.{name}_interval", f"metrics.{name}", name)
+        figure = next((found for key in keys if (found := value_at(subject.record, key)) is not None), None)
+        if figure is None or number(figure) is None:
+            measure = f"stage=eval artifact={subject.record['run']}"
+            return False, f"there is no such figure. An evaluation may have it: {measure}"
+        ends = (figure["low"], figure["high"]) if is_interval(figure) else (figure, figure)
+        low, high = map(number, ends)
+        if low is None or high is None:
+            return False, f"{in_words(figure)} has no interval"
+        kept = limits.get("at_least", -math.inf) <= low and high <= limits.get("at_most", math.inf)
+        return kept, in_words(figure)
+
+    return f"{name} {words}", check
+
+
+def receipt(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
+    """`{receipt: KIND}`: an export of that kind, whose files are those that its receipt speaks of, and which kept every
+    bound."""
+    kind = given["receipt"]
+    alone = {*given} == {"receipt"} and isinstance(kind, str) and bool(kind)
+    require(alone, field, dict(given), "is no kind of export", "Write {receipt: adapter}, merged or gguf.")
+
+    def check(subject: Subject) -> tuple[bool, str]:
+        said = f"there is no such export: stage=export export={kind} artifact={subject.record['run']}"
+        for export in subject.exports:
+            if value_at(export, "config.export.name") == kind and export["status"] == "done":
+                passed, said = receipt_passed(subject, export)
+                if passed:
+                    return True, said
+        return False, said
+
+    return f"receipt of export={kind}", check
+
+
+def receipt_passed(subject: Subject, export: Record) -> tuple[bool, str]:
+    """Whether an export is what was exported, and close enough to what was trained."""
+    try:
+        found = checked_receipt(subject.root / export["folder"] / "artifact")
+    except InputError as error:
+        return False, f"{export['run']}: {error}"
+    verdicts = [row.get("verdict") for row in found["rows"]]
+    missed = [row.get("name") for row in found["rows"] if row.get("verdict") not in (PASS, "reported", "not checked")]
+    if missed:
+        return False, f"{export['run']} missed a bound: {', '.join(map(str, missed))}"
+    return PASS in verdicts, f"{export['run']}: {verdicts.count(PASS)} of {len(verdicts)} checks passed, none missed"
+
+
+def unseen(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
+    """`{unseen: true}`: it was evaluated, and on nothing that it was trained on."""
+    require(dict(given) == {"unseen": True}, field, dict(given), "says nothing else than true", "Write {unseen: true}.")
+
+    def check(subject: Subject) -> tuple[bool, str]:
+        ref, found = subject.record["run"], subject.evaluation
+        if found is None:
+            return False, f"nothing evaluated it: stage=eval artifact={ref}"
+        unknown, seen = value_at(found, "metrics.seen_unknown"), value_at(found, "metrics.seen")
+        if seen:
+            return False, f"training saw {seen:,} of the prompts of {found['run']}"
+        if unknown != 0:
+            return False, f"of {found['run']} it is not known which prompts training saw"
+        return True, f"{found['run']}: training saw none of its prompts"
+
+    return "evaluated on what it never saw", check
+
+
+def verdict(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
+    """`{verdict: NAME}`: a verdict file of that name says `pass` of this very artifact."""
+    name = given["verdict"]
+    alone = {*given} == {"verdict"} and isinstance(name, str) and bool(name)
+    require(alone, field, dict(given), "names no verdict", "Write {verdict: NAME}.")
+    return f"verdict {name}", lambda subject: verdict_on(subject.root, name, subject.digest)
+
+
+KINDS: Mapping[str, Callable[[Mapping[str, Any], str], tuple[str, Check]]] = {
+    "figure": bound, "receipt": receipt, "unseen": unseen, "verdict": verdict,
+}  # fmt: skip
+"""The key that a condition is known by."""

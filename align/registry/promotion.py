@@ -1,0 +1,169 @@
+"""Aliases changed: what one shall mean, whether its gates allow it, and the line in the log."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.aliases import Arm
+from align.errors import CorruptFile, InputError, require
+from align.registry.gates import Finding, Gate, Subject
+from align.registry.index import Index, asked
+from align.run import Artifact, resolve
+from align.run.alias_log import REMEDY, AliasLog, Change, Meant, append, in_words, read_log
+from align.run.weights import ADAPTER_CONFIG
+
+FIELD = "artifact"
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """Attributes:
+    before: what the alias meant; None of a new one.
+    checked: each gate that binds it, with what its conditions say.
+    """
+
+    change: Change
+    before: Change | None
+    checked: tuple[tuple[Gate, list[Finding]], ...]
+
+
+def promote(
+    root: Path, alias: str, arms: Sequence[Arm], gates: Sequence[Gate], *, who: str | None, why: str,
+    override: str | None = None,
+) -> Promoted:  # fmt: skip
+    """Let an alias mean one artifact, or several by weight.
+
+    Args:
+        root: the folder of all runs.
+        arms: the references, as `align.run.resolve` reads them.
+        gates: all that there are; those that bind the alias have to be open.
+        who: does it; None for whoever runs this process.
+        override: why it is done although a gate is closed.
+
+    Raises:
+        MissingArtifact: a reference names nothing.
+        InputError: it names no weights of a run here; the alias means that already; a gate is closed.
+        RunConflict: somebody else changed the alias meanwhile.
+    """
+    before = read_log(root).last(alias)
+    meant = [meant_by(resolve(arm.ref, root, field_name=FIELD), arm, root) for arm in arms]
+    now, digests = in_words(meant), [one.digest for one in meant]
+    require(len({*digests}) == len(digests), "stage.arms", now, "names one artifact twice", "Add the weights up.")
+    same = before is not None and [*before.arms] == meant
+    problem = f"means that already: {now}"
+    require(not same, "stage.alias", alias, problem, "stage.action=history shows since when.")
+    subjects = asked(root, lambda index: [subject_of(index, root, one) for one in meant])
+    binding = [gate for gate in gates if gate.binds(alias)]
+    checked = tuple((gate, [found for one in subjects for found in gate.findings(one)]) for gate in binding)
+    closed = [(gate, found) for gate, findings in checked for found in findings if not found.passed]
+    if override is not None:
+        problem, remedy = "overrides nothing: no gate is closed", "Drop it."
+        require(bool(closed), "stage.override", override, problem, remedy)
+    elif closed:
+        lines = "".join(f"\n  gate {gate.name}, {said(found)}" for gate, found in closed)
+        remedy = f'Not met:{lines}\nMend that, or add stage.override="REASON", which stays in the log.'
+        raise InputError("stage.alias", alias, f"may not mean {now}", remedy)
+    written = [gate.as_json(findings) for gate, findings in checked]
+    change = append(
+        root, alias, meant, who=who or user(), why=why, replaces=before.seq if before else 0, override=override or "",
+        gates=written,
+    )  # fmt: skip
+    return Promoted(change, before, checked)
+
+
+def retire(root: Path, alias: str, *, who: str | None, why: str) -> Promoted:
+    """Let an alias mean nothing any more.
+
+    Raises:
+        InputError: it means nothing now.
+    """
+    before = read_log(root).last(alias)
+    if before is None or not before.arms:
+        raise InputError("stage.alias", alias, "means nothing now", "stage.action=history lists the aliases.")
+    change = append(root, alias, [], who=who or user(), why=why, replaces=before.seq)
+    return Promoted(change, before, ())
+
+
+def meant_by(artifact: Artifact, arm: Arm, root: Path) -> Meant:
+    """An artifact as the log has it.
+
+    Raises:
+        InputError: no run under this root made it, or it holds no weights.
+    """
+    made = artifact.manifest
+    here = made is not None and artifact.path.absolute().parent.parent.parent == root.absolute()
+    remedy = "Name a run of it: artifact=STAGE:NAME."
+    require(here, FIELD, arm.ref, f"was made by no run under {root}, so that nothing is known of it", remedy)
+    weights = artifact.whole or (artifact.path / ADAPTER_CONFIG).is_file()
+    require(weights, FIELD, arm.ref, "holds no adapter and no model", remedy)
+    assert made is not None
+    return Meant(made.ref, artifact.digest, arm.weight)
+
+
+def subject_of(index: Index, root: Path, meant: Meant) -> Subject:
+    """What is known of an artifact, for its gates."""
+    record = index.record(meant.ref)
+    assert record is not None, f"{meant.ref} was read a moment ago"
+    evaluation = index.record(record["evaluation"]) if record["evaluation"] else None
+    exports = [one for ref in record["exports"] if (one := index.record(ref)) is not None]
+    return Subject(root, record, meant.digest, evaluation, exports)
+
+
+def user() -> str:
+    """Who runs this process, as the system calls them."""
+    with suppress(OSError, KeyError, ImportError):
+        return getpass.getuser()
+    return "unknown"
+
+
+def said(found: Finding) -> str:
+    return f"{found.run}: {found.condition}: {found.said}"
+
+
+def as_lines(promoted: Promoted) -> Iterator[str]:
+    """What was done, for eyes."""
+    change, before = promoted.change, promoted.before
+    yield f"@{change.alias}: {in_words(before.arms) if before else ''}{' → ' if before else ''}{meaning(change)}"
+    for gate, findings in promoted.checked:
+        for found in findings:
+            yield f"gate {gate.name}, {'met' if found.passed else 'NOT MET'}: {said(found)}"
+    if change.override:
+        yield f"overridden: {change.override}"
+    yield f"change {change.seq} by {change.who}: {change.why}"
+
+
+def meaning(change: Change) -> str:
+    return in_words(change.arms) or "nothing"
+
+
+def as_history(log: AliasLog, alias: str | None) -> Iterator[str]:
+    """Every change, the newest first."""
+    by_seq = {change.seq: change for change in log.changes}
+    for change in reversed(log.changes):
+        if alias is None or change.alias == alias:
+            before = by_seq.get(change.replaces)
+            came = f"{meaning(before)} → " if before else ""
+            overridden = f" (overridden: {change.override})" if change.override else ""
+            yield f"{change.seq}  {change.at[:19]}  @{change.alias}  {came}{meaning(change)}"
+            yield f"   {change.who}: {change.why}{overridden}"
+
+
+def as_meanings(standing: Mapping[str, Change]) -> Iterator[str]:
+    """What each alias means at one time."""
+    for alias, change in standing.items():
+        yield f"@{alias}  {in_words(change.arms)}  since {change.at[:19]}, {change.who}: {change.why}"
+
+
+def check_not_cut(index: Index, log: AliasLog) -> None:
+    """Raises CorruptFile where a run noted a change that the log does not have: its end was cut off, which its chain
+    cannot show."""
+    for run, noted in index.noted_aliases():
+        seq = noted.get("seq")
+        found = log.changes[seq - 1] if isinstance(seq, int) and 0 < seq <= len(log.changes) else None
+        if found is None or found.hash != noted.get("hash"):
+            problem = f"is not in the log any more: {run} went by change {seq}"
+            raise CorruptFile("aliases", f"@{noted.get('name')}", problem, REMEDY)

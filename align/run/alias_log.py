@@ -1,0 +1,210 @@
+"""Aliases of a folder of runs: what `@production` means, and who changed it, when and why.
+
+`aliases.jsonl` in that folder has one change a line, in a chain of hashes (`align.chain`): a line that is altered or
+removed is found out. The file is only ever appended to. What is written behind the last line break is a change that was
+cut off, and that nobody was told of.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from align.chain import GENESIS, Head, advance, canonical, link_hash
+from align.errors import CorruptFile, InputError, RunConflict
+
+FILE = "aliases.jsonl"
+SIGN = "@"
+"""What a reference to an alias begins with."""
+SCHEMA = 1
+REMEDY = f"Restore {FILE} from a copy of the folder of runs."
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """One artifact that an alias stands for.
+
+    Attributes:
+        ref: `stage:name` of the run that made it.
+        digest: of its weights, see `align.run.artifacts.Artifact`.
+        weight: its share of the requests, relative to the others'.
+    """
+
+    ref: str
+    digest: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of one alias: a link of the chain.
+
+    Attributes:
+        seq: 1, 2, 3, … over all aliases.
+        at: when, ISO 8601 in UTC; never before the change in front of it, whatever a clock says.
+        arms: what the alias stands for from now on; nothing for one that is retired.
+        replaces: seq of the change of this alias before; 0 for the first.
+        override: why it was made although a gate was closed; empty where none was.
+        gates: what each gate that binds the alias said, as `align.registry.gates` writes it.
+    """
+
+    seq: int
+    at: str
+    alias: str
+    arms: tuple[Meant, ...]
+    replaces: int
+    who: str
+    why: str
+    override: str
+    gates: tuple[Mapping[str, Any], ...]
+    prev_hash: str
+    hash: str
+
+    @property
+    def hashed(self) -> list[Any]:
+        arms = [[arm.ref, arm.digest, arm.weight] for arm in self.arms]
+        gates = [dict(gate) for gate in self.gates]
+        return [self.seq, self.at, self.alias, arms, self.replaces, self.who, self.why, self.override, gates]
+
+    def as_json(self) -> dict[str, Any]:
+        arms = [{"ref": arm.ref, "digest": arm.digest, "weight": arm.weight} for arm in self.arms]
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"schema_version": SCHEMA, **own, "arms": arms, "gates": [dict(gate) for gate in self.gates]}
+
+
+KINDS: Mapping[str, type] = {
+    "seq": int, "at": str, "alias": str, "arms": list, "replaces": int, "who": str, "why": str, "override": str,
+    "gates": list, "prev_hash": str, "hash": str,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class AliasLog:
+    """All changes, in order."""
+
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def head(self) -> Head:
+        return Head(self.changes[-1].seq, self.changes[-1].hash) if self.changes else Head(0, GENESIS)
+
+    def last(self, alias: str) -> Change | None:
+        """The newest change of an alias, its retirement too; None where there is none."""
+        return next((change for change in reversed(self.changes) if change.alias == alias), None)
+
+    def standing(self, as_of: datetime | None = None) -> dict[str, Change]:
+        """Alias → the change that says what it means, now or at another time; without those that are retired."""
+        found: dict[str, Change] = {}
+        for change in self.changes:
+            if as_of is None or datetime.fromisoformat(change.at) <= as_of:
+                found[change.alias] = change
+        return {alias: change for alias, change in sorted(found.items()) if change.arms}
+
+
+def read_log(root: Path) -> AliasLog:
+    """The changes of all aliases of a folder of runs; none where there is no log.
+
+    Raises:
+        CorruptFile: a line is missing, was altered, or cannot be read.
+        InputError: a later version of align wrote a line.
+    """
+    try:
+        text = (root / FILE).read_bytes()
+    except FileNotFoundError:
+        return AliasLog()
+    except OSError as error:
+        raise CorruptFile("aliases", str(root / FILE), f"cannot be read ({error.strerror})", REMEDY) from error
+    return parsed(text, root / FILE)
+
+
+def parsed(text: bytes, path: Path) -> AliasLog:
+    """The changes in a log's bytes, whose chain is checked."""
+    head, changes, field = Head(0, GENESIS), list[Change](), str(path)
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
+        change = change_in(line, f"{field}, line {number}")
+        head = advance(head, change, f"{field}, line {number}: seq", REMEDY)
+        changes.append(change)
+    return AliasLog(tuple(changes))
+
+
+def change_in(line: bytes, field: str) -> Change:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        shown = line[:60].decode("utf-8", "replace")
+        raise CorruptFile(field, shown, "is no line of JSON in UTF-8", REMEDY) from error
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if isinstance(version, int) and version > SCHEMA:
+        problem, remedy = f"was written by a later version of align, this one reads {SCHEMA}", "Use that version."
+        raise InputError(field, f"schema_version {version}", problem, remedy)
+    whole = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in KINDS.items())
+    if version != SCHEMA or not whole or not all(map(is_arm, found["arms"])) or not is_time(found["at"]):
+        raise CorruptFile(field, line[:60].decode("utf-8", "replace"), "is no change of an alias", REMEDY)
+    arms = tuple(Meant(arm["ref"], arm["digest"], arm["weight"]) for arm in found["arms"])
+    return Change(**{**{key: found[key] for key in KINDS}, "arms": arms, "gates": tuple(found["gates"])})
+
+
+def is_arm(value: Any) -> bool:
+    texts = isinstance(value, dict) and isinstance(value.get("ref"), str) and isinstance(value.get("digest"), str)
+    return texts and isinstance(value.get("weight"), int | float)
+
+
+def is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def append(
+    root: Path, alias: str, arms: Sequence[Meant], *, who: str, why: str, replaces: int, override: str = "",
+    gates: Sequence[Mapping[str, Any]] = (),
+) -> Change:  # fmt: skip
+    """Write one change down, unless the alias was changed since it was looked at. Of two at once, one waits.
+
+    Args:
+        replaces: seq of the change of the alias that was the newest when it was looked at; 0 for none.
+
+    Raises:
+        RunConflict: the alias was changed meanwhile; the message says by whom, to what and why.
+        CorruptFile, InputError: as `read_log`.
+        OSError: the log cannot be written.
+    """
+    path = root / FILE
+    with path.open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        log = parsed(text, path)
+        last = log.last(alias)
+        if last is not None and last.seq != replaces:
+            now = in_words(last.arms) or "nothing: it was retired"
+            problem = f"was changed meanwhile by {last.who} at {last.at}: it means {now} ({last.why})"
+            raise RunConflict("stage.alias", alias, problem, "If you still want to, run the same command again.")
+        at = max([datetime.now(UTC), *(datetime.fromisoformat(change.at) for change in log.changes[-1:])])
+        head = log.head
+        values = {
+            "seq": head.seq + 1, "at": at.isoformat(timespec="microseconds"), "alias": alias, "arms": tuple(arms),
+            "replaces": replaces, "who": who, "why": why, "override": override, "gates": tuple(gates),
+            "prev_hash": head.hash, "hash": "",
+        }  # fmt: skip
+        values["hash"] = link_hash(Change(**values).hashed, head.hash)
+        change = Change(**values)
+        file.truncate(text.rfind(b"\n") + 1)  # what a process was writing when it was killed
+        file.write(canonical(change.as_json()).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return change
+
+
+def in_words(arms: Sequence[Meant]) -> str:
+    """`ppo:first (0a0e4de46d76)`, with shares where there are several; empty of none."""
+    total = sum(arm.weight for arm in arms)
+    share = (lambda arm: f"{arm.weight / total:.3g} of ") if len(arms) > 1 else (lambda arm: "")
+    return ", ".join(f"{share(arm)}{arm.ref} ({arm.digest[:12]})" for arm in arms)

@@ -1,0 +1,220 @@
+"""Aliases from the command line, on runs that were really made: promoted, gated, used in place of a reference."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from portfolio import one, refs
+from workshop import Ready, Workshop
+
+from align.registry.index import INDEX
+from align.run import read_manifest
+from align.run.alias_log import FILE, read_log
+
+Words = tuple[str, ...]
+WHY = "stage.why=it is better"
+
+
+@pytest.fixture
+def shop(ready: Ready, tmp_path: Path) -> Workshop:
+    """A copy of real runs, in a working folder of its own."""
+    shutil.copytree(ready.root, tmp_path / "runs")
+    (tmp_path / "runs" / INDEX).unlink(missing_ok=True)
+    return Workshop(tmp_path / "runs", tmp_path)
+
+
+def asked(shop: Workshop, action: str, *words: str, status: int = 0) -> str:
+    line = ["stage=registry", f"stage.action={action}", f"run.root={shop.root}", *words]
+    assert shop.ended(*line) == status, shop.said
+    return shop.said
+
+
+def promoted(shop: Workshop, artifact: str, *words: str, alias: str = "production", status: int = 0) -> str:
+    return asked(shop, "promote", f"stage.alias={alias}", f"artifact={artifact}", WHY, *words, status=status)
+
+
+def test_promoted_used_rolled_back_retired(shop: Workshop, ready: Ready) -> None:
+    one_digest, other_digest = (read_manifest(shop.root / "reward" / name).digest for name in "ab")
+    assert promoted(shop, "reward:a", "stage.who=ann") == (
+        f"@production: reward:a ({one_digest[:12]})\nchange 1 by ann: it is better\n"
+    )
+    assert promoted(shop, "reward:b").splitlines()[0] == (
+        f"@production: reward:a ({one_digest[:12]}) → reward:b ({other_digest[:12]})"
+    )
+    assert refs(shop.root, {"aliases": "production"}) == ["reward:b"]
+    promoted(shop, "reward:a")  # rolled back: one more promotion
+    assert one(shop.root, "reward:a")["aliases"] == ["production"]
+    assert one(shop.root, "reward:b")["aliases"] == []
+    promoted(shop, "@production", alias="best")
+    assert one(shop.root, "reward:a")["aliases"] == ["best", "production"]
+    said = asked(shop, "retire", "stage.alias=production", "stage.why=no more of it")
+    assert said.splitlines()[0] == f"@production: reward:a ({one_digest[:12]}) → nothing"
+    assert refs(shop.root, {"aliases": "production"}) == []
+    lines = asked(shop, "history").splitlines()
+    assert [line.split()[0] for line in lines[::2]] == ["5", "4", "3", "2", "1"]
+    assert lines[-1] == "   ann: it is better"
+    assert len(asked(shop, "history", "stage.alias=best").splitlines()) == 2
+    changes = json.loads(asked(shop, "history", "stage.format=json"))
+    assert [change["seq"] for change in changes] == [1, 2, 3, 4, 5]
+    assert "was retired by" in asked_of(shop, "@production")
+
+
+def asked_of(shop: Workshop, ref: str) -> str:
+    """What an evaluation of a reference is refused for."""
+    assert shop.ended("stage=eval", f"artifact={ref}", f"run.root={shop.root}", "device=cpu") == 2
+    return shop.said
+
+
+def test_what_an_alias_meant_then(shop: Workshop) -> None:
+    promoted(shop, "reward:a")
+    between = datetime.now(UTC)
+    promoted(shop, "reward:b")
+    assert "reward:a" in asked(shop, "history", f"stage.as_of={between.isoformat()}")
+    assert "reward:a" in asked(shop, "history", f"stage.as_of={between.replace(tzinfo=None).isoformat()}")
+    assert "reward:b" in asked(shop, "history", f"stage.as_of={(between + timedelta(hours=1)).isoformat()}")
+    assert asked(shop, "history", "stage.as_of=2020-01-01") == "no alias meant anything then\n"
+
+
+def test_a_run_keeps_what_the_alias_meant(shop: Workshop, ready: Ready) -> None:
+    """It is the same run as by its own name, its manifest says by which change it went, and a later change is no matter
+    of it."""
+    digest = read_manifest(shop.root / "sft" / "s").digest
+    promoted(shop, "sft:s", alias="start")
+    words = [
+        "stage=sample",
+        "stage.prompts=2",
+        "stage.candidates=2",
+        "rollout.max_new_tokens=4",
+        "device=cpu",
+        *ready.data,
+    ]
+    assert shop.ended(*words, "init=@start", f"run.root={shop.root}", "project=p") == 0, shop.said
+    folder = Path(shop.said.splitlines()[-1])
+    manifest = read_manifest(folder)
+    init, change = manifest.inputs["init"], read_log(shop.root).changes[0]
+    assert (init.ref, init.run, init.digest) == ("@start", "sft:s", digest)
+    assert init.details == {"alias": {"name": "start", "seq": 1, "hash": change.hash}}
+    assert refs(shop.root, {"inputs.init.alias.name": "start"}) == [manifest.ref]
+    assert manifest.ref in one(shop.root, "sft:s")["children"]
+    assert shop.ended(*words, "init=sft:s", f"run.root={shop.root}", "project=p") == 0
+    assert Path(shop.said.splitlines()[-1]) == folder
+    assert "This run is finished already" in shop.said
+
+    # The end of the log is cut off, which its chain cannot show: the run knows of it.
+    text = (shop.root / FILE).read_text()
+    (shop.root / FILE).write_text("")
+    assert f"{manifest.ref} went by change 1" in asked(shop, "history", status=2)
+    (shop.root / FILE).write_text(text)
+    asked(shop, "history")
+
+
+def test_an_alias_finds_its_artifact_by_what_it_is(shop: Workshop) -> None:
+    """Under another name it is found; what was made again under its name is not it."""
+    promoted(shop, "reward:a")
+    (shop.root / "reward" / "a").rename(shop.root / "reward" / "c")
+    shutil.copytree(shop.root / "reward" / "b", shop.root / "reward" / "a")
+    promoted(shop, "@production", alias="same")
+    assert read_log(shop.root).changes[1].arms[0].digest == read_log(shop.root).changes[0].arms[0].digest
+    assert one(shop.root, "reward:c")["aliases"] == ["production", "same"]
+    shutil.rmtree(shop.root / "reward" / "c")
+    said = asked_of(shop, "@production")
+    assert "which is gone, or was made again" in said
+    assert [*refs(shop.root, {"aliases": "production"})] == []
+
+
+def test_several_by_weight(shop: Workshop) -> None:
+    words = ("stage.arms={reward\\:a: 3, reward\\:b: 1}", "stage.alias=split", WHY)
+    assert "0.75 of reward:a" in asked(shop, "promote", *words)
+    assert refs(shop.root, {"aliases": "split"}) == ["reward:a", "reward:b"]
+    said = asked_of(shop, "@split")
+    assert "artifact=@split: means several artifacts: 0.75 of reward:a" in said
+    assert "means that already" in asked(shop, "promote", *words, status=2)
+    promoted(shop, "reward:b", alias="split")
+
+
+def test_a_gate(shop: Workshop, tmp_path: Path) -> None:
+    gates = tmp_path / "gates"
+    gates.mkdir()
+    (gates / "good.yaml").write_text(
+        "alias: prod*\nconditions:\n  - {figure: steps, at_least: 1}\n  - {verdict: safe}\n"
+    )
+    where = f"stage.gates={gates}"
+    said = promoted(shop, "reward:a", where, status=2)
+    assert "gate good, reward:a: verdict safe: nobody has given one on this artifact" in said
+    assert "at least 1" not in said
+    assert not (shop.root / FILE).exists()
+    promoted(shop, "reward:a", where, alias="canary")
+    assert "overrides nothing" in promoted(shop, "reward:b", where, "stage.override=because", alias="canary", status=2)
+    said = promoted(shop, "reward:a", where, "stage.override=we must")
+    assert "gate good, NOT MET: reward:a: verdict safe" in said
+    assert "gate good, met: reward:a: steps at least 1: " in said
+    assert "overridden: we must" in said
+    last = read_log(shop.root).changes[-1]
+    assert last.override == "we must"
+    assert [finding["passed"] for finding in last.gates[0]["findings"]] == [True, False]
+    digest = read_manifest(shop.root / "reward" / "b").digest
+    verdict = {"schema_version": 1, "gate": "safe", "verdict": "pass", "inputs": {"artifact": digest}}
+    (shop.root / "verdicts").mkdir()
+    (shop.root / "verdicts" / "safe.json").write_text(json.dumps(verdict))
+    promoted(shop, "reward:b", where)
+    assert read_log(shop.root).changes[-1].override == ""
+    said = asked(shop, "promote", where, "stage.alias=prod", "stage.arms={reward\\:a: 1, reward\\:b: 1}", WHY, status=2)
+    assert said.count("gate good") == 1  # each of several has to pass
+    assert "(overridden: we must)" in asked(shop, "history")
+    (gates / "odd.yaml").write_text("alias: x\n")
+    assert "odd.yaml" in promoted(shop, "reward:a", where, status=2)
+
+
+def test_a_log_that_is_damaged_is_said_and_the_runs_are_listed(shop: Workshop) -> None:
+    promoted(shop, "reward:a")
+    promoted(shop, "reward:b")
+    lines = (shop.root / FILE).read_text().splitlines(keepends=True)
+    (shop.root / FILE).write_text(lines[1])
+    for action in ("history", "promote"):
+        words = ("stage.alias=production", "artifact=reward:a", WHY) if action == "promote" else ()
+        assert "the row is missing (seq 2 follows seq 0)" in asked(shop, action, *words, status=2)
+    said = asked(shop, "list").splitlines()
+    assert said[0].startswith("run ")
+    assert said[-1].startswith("aliases left out: ")
+    (shop.root / FILE).write_text("".join(lines))
+    assert "@production" in asked(shop, "list")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("promote",), "stage.alias=(not given): cannot be a name"),
+        (("promote", "stage.alias=@x", WHY), "Write no @ before it."),
+        (("promote", "stage.alias=x"), "stage.why=(not given): says nothing of why"),
+        (("promote", "stage.alias=x", "stage.why= "), "says nothing of why"),
+        (("promote", "stage.alias=x", WHY, "stage.override= "), "gives no reason"),
+        (("promote", "stage.alias=x", WHY, "artifact=ppo:none"), "artifact=ppo:none: there is no such run under"),
+        (("promote", "stage.alias=x", WHY, "artifact=@none"), "artifact=@none: is no alias under"),
+        (("promote", "stage.alias=x", WHY, "artifact=sample:answers"), "holds no adapter and no model"),
+        (("promote", "stage.alias=x", WHY, "stage.arms={reward\\:a: -1}"), "is no weight"),
+        (("promote", "stage.alias=x", WHY, "stage.arms={}"), "names no artifact"),
+        (
+            ("promote", "stage.alias=x", WHY, "stage.arms={reward\\:b: 1, reward\\:latest: 1}"),
+            "names one artifact twice",
+        ),
+        (("promote", "stage.alias=x", WHY, "artifact={model}"), "was made by no run under"),
+        (("retire", "stage.alias=x", WHY), "means nothing now"),
+        (("history", "stage.alias=x"), "is no alias under"),
+        (("history", "stage.as_of=yesterday"), "is no time in ISO 8601"),
+        (("history", "stage.format=csv"), "is none of history's"),
+        (("list", "stage.alias=x"), "says nothing to stage.action=list. Add stage.action=promote, retire or history"),
+        (("history", WHY), "says nothing to stage.action=history"),
+    ],
+    ids=lambda words: " ".join(words)[:60] if isinstance(words, tuple) else "",
+)
+def test_what_is_refused(shop: Workshop, tiny_model: Path, words: Words, says: str) -> None:
+    folder = next((shop.root / "sample").iterdir()).name
+    given = [
+        word.replace("{model}", str(tiny_model)).replace("sample:answers", f"sample:{folder}") for word in words[1:]
+    ]
+    assert says in asked(shop, words[0], *given, status=2)
+    assert not (shop.root / FILE).exists()

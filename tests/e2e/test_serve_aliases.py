@@ -1,0 +1,152 @@
+"""A server whose names mean what aliases mean: it follows them while it answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from portfolio import made
+from processes import Forks
+from serving import Server, adapters, serving
+
+from align.__main__ import main
+from align.data.tool_chat import tool_prompt_ids
+from align.models.base import find_base
+from align.models.load import load_tokenizer
+from align.run import read_manifest
+from align.run.weights import adapter_digest
+
+NAMES = ("one", "two", "three")
+WITHIN_S = 20.0
+SERVED = """# @package _global_
+stage:
+  adapters: {chat: "@production", fixed: "sft:two", mixed: {"@production": 1, base: 1}}
+"""
+
+
+class Home:
+    """Runs of adapters on pocket, a server of one of them by an alias, and what it has said so far."""
+
+    def __init__(self, root: Path, server: Server) -> None:
+        self.root, self.server = root, server
+        self.asked = tool_prompt_ids(
+            load_tokenizer(find_base("pocket")), [{"role": "user", "content": "Good morning!"}]
+        )
+
+    def digest(self, name: str) -> str:
+        return read_manifest(self.root / "sft" / name).digest
+
+    def promote(self, *words: str, alias: str = "production") -> None:
+        where = ("stage=registry", f"run.root={self.root}", f"stage.alias={alias}", "stage.why=test")
+        assert main([*where, *words]) == 0
+
+    def says(self) -> str:
+        return (self.server.folder / "log.txt").read_text()
+
+    def model(self, name: str = "chat") -> Any:
+        status, found = self.server.get("/v1/models")
+        assert status == 200
+        return next(one for one in found["data"] if one["id"] == name)
+
+    def until(self, happened: Callable[[], bool]) -> None:
+        began = time.monotonic()
+        while not happened():
+            assert time.monotonic() - began < WITHIN_S, self.says()
+            time.sleep(0.05)
+
+    def logprobs(self, name: str = "chat") -> list[float]:
+        return self.server.logprobs(name, self.asked)
+
+
+@pytest.fixture(scope="module")
+def home(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    folder = tmp_path_factory.mktemp("home")
+    weights, root, base = adapters(folder / "adapters", *NAMES), folder / "runs", find_base("pocket")
+    for i, name in enumerate(NAMES):
+        config = {"stage": {"name": "sft"}, "data": {"name": "chitchat"}, "method": {"name": "lora"}}
+        known = {"base": base, "config": config, "digest": adapter_digest(weights / name), "day": i}
+        run = made(root, f"sft:{name}", **known)
+        for path in (weights / name).iterdir():
+            (run / "artifact" / path.name).write_bytes(path.read_bytes())
+    plain = {**config, "method": {"name": "qlora"}}
+    made(root, "sft:other", base=base, config=plain, digest=adapter_digest(weights / "one"), day=9)
+    for path in (weights / "one").iterdir():
+        (root / "sft" / "other" / "artifact" / path.name).write_bytes(path.read_bytes())
+    words = ["stage=registry", "stage.action=promote", f"run.root={root}", "stage.alias=production", "stage.why=first"]
+    assert main([*words, "artifact=sft:one"]) == 0
+    (folder / "conf" / "experiment").mkdir(parents=True)
+    (folder / "conf" / "experiment" / "served.yaml").write_text(SERVED)
+    with serving(forks, folder, "+experiment=served", f"stage.roots=[{folder / 'adapters'}]") as server:
+        yield Home(root, server)
+
+
+def test_it_follows(home: Home) -> None:
+    """By the digest, by what it answers, and by its log; back again to the same logprobs."""
+    assert home.model()["adapter"] == home.digest("one")
+    before = home.logprobs()
+    home.promote("stage.action=promote", "artifact=sft:two")
+    home.until(lambda: home.model()["adapter"] == home.digest("two"))
+    assert home.logprobs() == home.logprobs("fixed") != before
+    home.until(lambda: "chat follows: sft:two" in home.says())
+    line = f"chat follows: sft:two ({home.digest('two')[:12]}), was sft:one ({home.digest('one')[:12]})"
+    assert line in home.says()
+    mixed = {arm["arm"]: arm["adapter"] for arm in home.model("mixed")["arms"]}
+    assert mixed == {"sft:two": home.digest("two"), "base": None}
+    home.promote("stage.action=promote", "artifact=sft:one")
+    home.until(lambda: home.model()["adapter"] == home.digest("one"))
+    assert home.logprobs() == before
+
+
+def test_shares(home: Home) -> None:
+    home.promote("stage.action=promote", "stage.arms={sft\\:one: 3, sft\\:three: 1}")
+    home.until(lambda: home.model()["arms"] is not None)
+    assert [(arm["arm"], arm["weight"]) for arm in home.model()["arms"]] == [("sft:one", 0.75), ("sft:three", 0.25)]
+    weights = {arm["arm"]: arm["weight"] for arm in home.model("mixed")["arms"]}
+    assert weights == {"sft:one": 0.75, "sft:three": 0.25, "base": 1.0}
+    home.promote("stage.action=promote", "artifact=sft:one")
+    home.until(lambda: home.model()["arms"] is None)
+
+
+def test_what_cannot_be_followed_changes_nothing(home: Home) -> None:
+    """An adapter of another precision, an alias that means nothing any more: the name stays, and the log says why."""
+    before = home.logprobs()
+    home.promote("stage.action=promote", "artifact=sft:other")
+    home.until(lambda: "chat stays with sft:one" in home.says())
+    assert "was trained with method=qlora, and this server has method=lora" in home.says()
+    home.promote("stage.action=retire")
+    home.until(lambda: "was retired by" in home.says())
+    assert home.logprobs() == before
+    log = home.root / "aliases.jsonl"
+    text = log.read_text()
+    log.write_text(text.splitlines(keepends=True)[1])
+    home.until(lambda: "the row is missing" in home.says())
+    log.write_text(text)
+    home.promote("stage.action=promote", "artifact=sft:three")
+    home.until(lambda: home.model()["adapter"] == home.digest("three"))
+    home.promote("stage.action=promote", "artifact=sft:one")
+    home.until(lambda: home.model()["adapter"] == home.digest("one"))
+
+
+def test_nobody_else_loads_what_follows(home: Home) -> None:
+    body = {"lora_name": "chat", "lora_path": "two", "load_inplace": True}
+    status, found = home.server.post("/v1/load_lora_adapter", body)
+    assert status == 400
+    assert "stands for other names or an alias" in str(found)
+
+
+def test_requests_under_way_keep_their_weights(home: Home) -> None:
+    """While it switches back and forth, every answer is wholly one adapter's."""
+    expected = {}
+    for name in ("two", "one"):
+        home.promote("stage.action=promote", f"artifact=sft:{name}")
+        home.until(lambda name=name: home.model()["adapter"] == home.digest(name))  # type: ignore[misc]
+        expected[home.digest(name)] = home.logprobs()
+    for i in range(6):
+        home.promote("stage.action=promote", f"artifact=sft:{('two', 'one')[i % 2]}")
+        for _ in range(12):
+            assert home.logprobs() in [*expected.values()]
+    for entry in home.server.log[-72:]:
+        assert entry["adapter"] in expected

@@ -1,0 +1,233 @@
+"""Gates: what they read, and whom they let pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from portfolio import digest_of, interval, made
+
+from align.errors import InputError
+from align.registry.gates import Finding, Subject, read_gate, read_gates
+from align.registry.index import asked
+from align.registry.promotion import subject_of
+from align.registry.verdicts import verdict_on
+from align.run.alias_log import Meant
+from align.run.receipt import write_receipt
+
+FIGURES: dict[str, Any] = {"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.0, "kl_interval": interval(4.0, 2.0, 6.0)}
+
+
+def gate(root: Path, conditions: str, alias: str = "production") -> Path:
+    path = root / "gate.yaml"
+    path.write_text(f"alias: {alias}\nconditions:\n{conditions}\n")
+    return path
+
+
+def subject(root: Path, ref: str = "ppo:a") -> Subject:
+    return asked(root, lambda index: subject_of(index, root, Meant(ref, digest_of(ref))))
+
+
+def finding(root: Path, condition: str, ref: str = "ppo:a") -> Finding:
+    (found,) = read_gate(gate(root, f"  - {condition}")).findings(subject(root, ref))
+    return found
+
+
+def evaluated(root: Path, **metrics: Any) -> None:
+    made(root, "ppo:a", metrics={"last_score": 0.5})
+    made(
+        root,
+        "eval:e",
+        {"artifact": "ppo:a"},
+        metrics={**FIGURES, "judge_is": "gold", "seen_unknown": 0, **metrics},
+        day=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("condition", "passed", "says"),
+    [
+        ("{figure: win_rate, at_least: 0.75}", True, "0.81 [0.75, 0.87]"),
+        ("{figure: win_rate, at_least: 0.7501}", False, "0.81 [0.75, 0.87]"),
+        ("{figure: win_rate, at_least: 0.7, at_most: 0.86}", False, "0.81"),
+        ("{figure: kl, at_most: 6}", True, "4 [2, 6]"),
+        ("{figure: kl, at_most: 5.9}", False, "4 [2, 6]"),
+        ("{figure: last_score, at_least: 0.5}", True, "0.5"),
+        ("{figure: cost.minutes, at_most: 30}", True, "30"),
+        ("{figure: accuracy, at_least: 0.5}", False, "An evaluation may have it: stage=eval artifact=ppo:a"),
+        ("{figure: judge_is, at_least: 0.5}", False, "there is no such figure"),
+        ("{unseen: true}", True, "eval:e: training saw none of its prompts"),
+    ],
+)  # fmt: skip
+def test_conditions_on_figures(tmp_path: Path, condition: str, passed: bool, says: str) -> None:
+    """Of an interval, the end that is worse decides."""
+    evaluated(tmp_path)
+    found = finding(tmp_path, condition)
+    assert (found.passed, says in found.said) == (passed, True), found
+
+
+def test_a_figure_whose_interval_nobody_knows(tmp_path: Path) -> None:
+    evaluated(tmp_path, win_rate={"value": 1.0, "low": None, "high": None, "n": 1})
+    found = finding(tmp_path, "{figure: win_rate, at_least: 0.1}")
+    assert (found.passed, found.said) == (False, "1 (no interval) (n=1, fewer than 20) has no interval")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        ({"seen": 3}, "training saw 3 of the prompts of eval:e"),
+        ({"seen_unknown": 1}, "it is not known which prompts training saw"),
+        ({"seen_unknown": None}, "it is not known which prompts training saw"),
+    ],
+    ids=["some", "unknown", "not said"],
+)
+def test_an_evaluation_that_training_saw(tmp_path: Path, metrics: dict[str, Any], says: str) -> None:
+    evaluated(tmp_path, **metrics)
+    found = finding(tmp_path, "{unseen: true}")
+    assert not found.passed
+    assert says in found.said
+
+
+def test_nothing_evaluated_it(tmp_path: Path) -> None:
+    made(tmp_path, "ppo:a")
+    found = finding(tmp_path, "{unseen: true}")
+    assert (found.passed, found.said) == (False, "nothing evaluated it: stage=eval artifact=ppo:a")
+
+
+def exported(root: Path, *verdicts: str, name: str = "x", kind: str = "gguf", status: str = "done") -> Path:
+    config = {"stage": {"name": "export"}, "data": {}, "method": {"name": "qlora"}, "export": {"name": kind}}
+    folder = made(root, f"export:{name}", {"artifact": "ppo:a"}, config=config, status=status, day=2) / "artifact"
+    (folder / "model.gguf").write_bytes(b"weights")
+    write_receipt(folder, [{"name": f"check-{i}", "verdict": one} for i, one in enumerate(verdicts)], [[1]], {})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "passed", "says"),
+    [
+        (["pass", "reported", "not checked"], True, "export:x: 1 of 3 checks passed, none missed"),
+        (["pass", "fail"], False, "export:x missed a bound: check-1"),
+        (["pass", "accepted"], False, "export:x missed a bound: check-1"),
+        (["reported"], False, "export:x: 0 of 1 checks passed"),
+        ([], False, "export:x: 0 of 0 checks passed"),
+    ],
+    ids=["passed", "failed", "waved through", "nothing was bound", "nothing was checked"],
+)
+def test_a_receipt(tmp_path: Path, verdicts: list[str], passed: bool, says: str) -> None:
+    made(tmp_path, "ppo:a")
+    exported(tmp_path, *verdicts)
+    found = finding(tmp_path, "{receipt: gguf}")
+    assert (found.passed, says in found.said) == (passed, True), found
+
+
+def test_a_receipt_of_other_files(tmp_path: Path) -> None:
+    made(tmp_path, "ppo:a")
+    (exported(tmp_path, "pass") / "model.gguf").write_bytes(b"others")
+    found = finding(tmp_path, "{receipt: gguf}")
+    assert not found.passed
+    assert "is not the file that the receipt speaks of" in found.said
+
+
+def test_a_receipt_of_another_kind_or_a_half_export(tmp_path: Path) -> None:
+    made(tmp_path, "ppo:a")
+    exported(tmp_path, "pass", kind="adapter")
+    exported(tmp_path, "pass", name="y", status="failed")
+    found = finding(tmp_path, "{receipt: gguf}")
+    assert (found.passed, found.said) == (False, "there is no such export: stage=export export=gguf artifact=ppo:a")
+    assert finding(tmp_path, "{receipt: adapter}").passed
+
+
+def test_one_good_export_is_enough(tmp_path: Path) -> None:
+    made(tmp_path, "ppo:a")
+    exported(tmp_path, "fail", name="a")
+    exported(tmp_path, "pass", name="b")
+    assert finding(tmp_path, "{receipt: gguf}").said.startswith("export:b")
+
+
+def say(path: Path, verdict: str, ref: str = "ppo:a", gate: str = "safety", **more: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    inputs = {"artifact": digest_of(ref)}
+    path.write_text(json.dumps({"schema_version": 1, "gate": gate, "verdict": verdict, "inputs": inputs, **more}))
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    """Only `pass` counts, of this very artifact; of runs the newest says it, of files beside them each."""
+    evaluated(tmp_path)
+    asked_now = lambda: verdict_on(tmp_path, "safety", digest_of("ppo:a"))  # noqa: E731
+    assert asked_now() == (False, f"nobody has given one on this artifact ({digest_of('ppo:a')[:12]})")
+    say(tmp_path / "verdicts" / "other.json", "pass", "ppo:b")
+    assert asked_now()[1].endswith("; there are 1 on other artifacts")
+    first = tmp_path / "eval" / "e" / "artifact" / "verdicts" / "safety.json"
+    say(first, "fail", figure=interval(0.5, 0.4, 0.6))
+    assert asked_now() == (False, "eval:e: fail, 0.5 [0.4, 0.6] (n=200)")
+    made(tmp_path, "eval:later", {"artifact": "ppo:a"}, day=5)
+    later = tmp_path / "eval" / "later" / "artifact" / "verdicts" / "safety.json"
+    say(later, "pass")
+    assert asked_now() == (True, "eval:later: pass")
+    for word in ("PASS", "passed", "unknown", ""):
+        say(tmp_path / "verdicts" / "mine.json", word)
+        assert asked_now() == (False, f"mine.json: {word}")
+    say(tmp_path / "verdicts" / "mine.json", "pass", gate="another")
+    assert asked_now() == (True, "eval:later: pass")
+    made(tmp_path, "eval:later", {"artifact": "ppo:a"}, day=5, status="interrupted")
+    assert asked_now()[0] is False  # that of a run that is not done says nothing
+    assert finding(tmp_path, "{verdict: safety}").said.startswith("eval:e: fail")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not JSON"), ("[]", "not an object"), ('{"schema_version": 9}', "was written by a later version"),
+        ('{"schema_version": 1, "gate": "safety", "verdict": "pass"}', "is no verdict file"),
+        ('{"schema_version": 1, "gate": "safety", "verdict": true, "inputs": {}}', "is no verdict file"),
+        ('{"schema_version": 1, "gate": "safety", "verdict": "pass", "inputs": {"artifact": 3}}', "is no verdict file"),
+    ],
+)  # fmt: skip
+def test_a_verdict_that_cannot_be_read_is_no_pass(tmp_path: Path, text: str, says: str) -> None:
+    evaluated(tmp_path)
+    say(tmp_path / "verdicts" / "good.json", "pass")
+    (tmp_path / "verdicts" / "odd.json").write_text(text)
+    passed, said = verdict_on(tmp_path, "safety", digest_of("ppo:a"))
+    assert not passed
+    assert says in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("alias: [", "cannot be read as YAML"), ("3", "has other keys than"), ("alias: x", "has other keys than"),
+        ("alias: x\nconditions: []\nmore: 1", "has other keys than"),
+        ("alias: x\nconditions: []", "is no list of conditions"),
+        ("alias: []\nconditions: [{unseen: true}]", "is no name or pattern of an alias"),
+        ("alias: 3\nconditions: [{unseen: true}]", "is no name or pattern of an alias"),
+        ("alias: x\nconditions: [unseen]", "is no condition"),
+        ("alias: x\nconditions: [{signed: k}]", "is no condition"),
+        ("alias: x\nconditions: [{unseen: true, verdict: y}]", "is no condition"),
+        ("alias: x\nconditions: [{unseen: false}]", "says nothing else than true"),
+        ("alias: x\nconditions: [{figure: kl}]", "is no bound of a figure"),
+        ("alias: x\nconditions: [{figure: kl, at_lest: 3}]", "is no bound of a figure"),
+        ("alias: x\nconditions: [{figure: 3, at_least: 3}]", "is no bound of a figure"),
+        ("alias: x\nconditions: [{figure: kl, at_least: high}]", "has a bound that is no number: 'high'"),
+        ("alias: x\nconditions: [{figure: kl, at_least: .nan}]", "has a bound that is no number: nan"),
+        ("alias: x\nconditions: [{figure: kl, at_least: true}]", "has a bound that is no number: True"),
+        ("alias: x\nconditions: [{receipt: [gguf]}]", "is no kind of export"),
+        ("alias: x\nconditions: [{verdict: ''}]", "names no verdict"),
+        ("\x00", "cannot be read as YAML"),
+    ],
+)  # fmt: skip
+def test_a_gate_that_says_nothing_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "gate.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=says) as raised:
+        read_gate(path)
+    assert str(path) in str(raised.value)
+
+
+def test_which_aliases_a_gate_binds(tmp_path: Path) -> None:
+    found = read_gate(gate(tmp_path, "  - {unseen: true}", "[production, 'eu-*']"))
+    assert [found.binds(alias) for alias in ("production", "eu-west", "eu", "productions", "Production")] == [
+        True, True, False, False, False]  # fmt: skip
+    assert read_gates(tmp_path / "nowhere") == []
+    assert [one.name for one in read_gates(tmp_path)] == ["gate"]
