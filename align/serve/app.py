@@ -19,6 +19,7 @@ from align.serve.door import Door
 from align.serve.refusals import Refusal, fault, invalid
 from align.serve.routes import administration, api, listing
 from align.serve.service import Service
+from align.serve.watching import watch
 
 STATIC = Path(__file__).parent / "static"
 
@@ -33,7 +34,7 @@ def application(service: Service, origins: Sequence[str]) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.opened()
-        watching = asyncio.create_task(service.watch())
+        watching = asyncio.create_task(watch(service))
         yield
         watching.cancel()
 

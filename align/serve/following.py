@@ -56,10 +56,11 @@ class Following:
             try:
                 self.follow(name, arms, ready, gone)
                 self._said.pop(name, None)
-            except AlignError as error:
-                if self._said.get(name) != str(error):
-                    self._said[name] = str(error)
-                    events.log.warning("%s stays with %s: %s", name, self.meaning(name), error)
+            except Exception as error:  # whatever its files do to their readers: the server goes on
+                why = str(error) if isinstance(error, AlignError) else repr(error)
+                if self._said.get(name) != why:
+                    self._said[name] = why
+                    events.log.warning("%s stays with %s: %s", name, self.meaning(name), why)
         self._stamp = stamp
 
     def follow(self, name: str, written: Sequence[Written], ready: Hook, gone: Hook) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ from align.serve import events
 from align.serve.accounting import Accounting, Charge
 from align.serve.following import Following
 from align.serve.formats import Formats
-from align.serve.identity import Allowed, Chosen, Portfolio, UnknownModel, Version
-from align.serve.keys import Keys, KeysUnreadable
+from align.serve.identity import Chosen, Portfolio, UnknownModel, Version
+from align.serve.keys import Keys
 from align.serve.mailbox import Inbox, Mailbox
 from align.serve.metrics import Metrics
 from align.serve.pace import Readers
@@ -30,7 +30,6 @@ from align.serve.refusals import (
     draining,
     fault,
     not_finite,
-    revoked,
     uncounted,
     unknown_model,
 )  # fmt: skip
@@ -44,10 +43,6 @@ TRIES = 5
 """How often a name is looked up whose weights are gone again: as often as it was replaced meanwhile."""
 LOOK_S = 1.0
 """How often it is looked whether the engine's thread still runs."""
-KEYS_S = 0.4
-"""How often it is looked whether the key file has changed."""
-ALIASES_S = 0.5
-"""How often it is looked whether an alias has changed."""
 
 
 @dataclass
@@ -202,44 +197,6 @@ class Service:
             call.end(draining())
         while self.answering and asyncio.get_running_loop().time() < until + LOOK_S:
             await asyncio.sleep(0.02)
-
-    async def watch(self) -> None:
-        await asyncio.gather(self.watch_engine(), self.watch_keys(), self.watch_aliases())
-
-    async def watch_engine(self) -> None:
-        """Ends what is under way if the engine has ended: nobody would ever answer it. Then the server ends too, for
-        whoever started it to start it again."""
-        while self.engine.alive:
-            await asyncio.sleep(LOOK_S)
-        events.log.error("the engine has stopped: no request is answered any more")
-        for call in list(self.answering):
-            call.end(fault())
-        await asyncio.sleep(LOOK_S)
-        self.stopped()
-
-    async def watch_aliases(self) -> None:
-        """Lets names stand for what their aliases mean by now."""
-        while self.following is not None and not self.draining:
-            await asyncio.to_thread(self.following.look, self.register, self.unregister)
-            await asyncio.sleep(ALIASES_S)
-
-    async def watch_keys(self) -> None:
-        """Ends what is under way with a key that was revoked, and says which names of tenants are not served."""
-        reads, said = 0, set[str]()
-        while self.keys is not None:
-            with suppress(KeysUnreadable):  # which says so itself
-                await asyncio.to_thread(self.keys.look)
-                for call in list(self.answering):
-                    if not self.keys.holds(call.tenant.key):
-                        call.end(revoked())
-                if reads != self.keys.reads:
-                    reads, names = self.keys.reads, [named.name for named in self.portfolio.names(Allowed())]
-                    lines = events.not_served(self.keys.tenants.values(), names)
-                    for line in lines:
-                        if line not in said:
-                            events.log.warning("%s", line)
-                    said = set(lines)
-            await asyncio.sleep(KEYS_S)
 
 
 def is_use(output: Output) -> bool:

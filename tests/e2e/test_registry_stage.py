@@ -99,9 +99,9 @@ def test_formats(tmp_path: Path) -> None:
     assert len(every) == 7
     assert {row["run"]: row["score.value"] for row in every}["ppo:first"] == "0.81"
     assert "data" not in every[0]  # data.name and the others are there
-    assert [*every[0]][:4] == ["run", "status", "error", "score.name"]
+    assert [*every[0]][:4] == ["run", "aliases", "status", "error"]
     none = asked(tmp_path, "stage.format=csv", "stage.where={run: nope}").said
-    assert none.startswith("run,status,error,")
+    assert none.startswith("run,aliases,status,")
     assert len(none.splitlines()) == 1
     assert json.loads(asked(tmp_path, "stage.format=json", "stage.where={run: nope}").said) == []
     shown = json.loads(asked(tmp_path, "stage.action=show", "stage.run=ppo:first", "stage.format=json").said)

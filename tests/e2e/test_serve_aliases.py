@@ -57,6 +57,17 @@ class Home:
             assert time.monotonic() - began < WITHIN_S, self.says()
             time.sleep(0.05)
 
+    def until_it_means(self, **shares: float) -> None:
+        """Until both names have followed to adapters with these shares of `chat`."""
+        self.until(lambda: self.shares("chat") == shares and self.shares("mixed") == {**shares, "base": 1.0})
+
+    def shares(self, name: str) -> dict[str, float]:
+        """Adapter → its share of a name's users."""
+        known = {self.digest(one): one for one in NAMES}
+        model = self.model(name)
+        arms = model["arms"] or [{"adapter": model["adapter"], "weight": 1.0}]
+        return {known.get(arm["adapter"], "base"): arm["weight"] for arm in arms}
+
     def logprobs(self, name: str = "chat") -> list[float]:
         return self.server.logprobs(name, self.asked)
 
@@ -88,26 +99,22 @@ def test_it_follows(home: Home) -> None:
     assert home.model()["adapter"] == home.digest("one")
     before = home.logprobs()
     home.promote("stage.action=promote", "artifact=sft:two")
-    home.until(lambda: home.model()["adapter"] == home.digest("two"))
+    home.until_it_means(two=1.0)
     assert home.logprobs() == home.logprobs("fixed") != before
     home.until(lambda: "chat follows: sft:two" in home.says())
     line = f"chat follows: sft:two ({home.digest('two')[:12]}), was sft:one ({home.digest('one')[:12]})"
     assert line in home.says()
-    mixed = {arm["arm"]: arm["adapter"] for arm in home.model("mixed")["arms"]}
-    assert mixed == {"sft:two": home.digest("two"), "base": None}
     home.promote("stage.action=promote", "artifact=sft:one")
-    home.until(lambda: home.model()["adapter"] == home.digest("one"))
+    home.until_it_means(one=1.0)
     assert home.logprobs() == before
 
 
 def test_shares(home: Home) -> None:
     home.promote("stage.action=promote", "stage.arms={sft\\:one: 3, sft\\:three: 1}")
-    home.until(lambda: home.model()["arms"] is not None)
-    assert [(arm["arm"], arm["weight"]) for arm in home.model()["arms"]] == [("sft:one", 0.75), ("sft:three", 0.25)]
-    weights = {arm["arm"]: arm["weight"] for arm in home.model("mixed")["arms"]}
-    assert weights == {"sft:one": 0.75, "sft:three": 0.25, "base": 1.0}
+    home.until_it_means(one=0.75, three=0.25)
+    assert [arm["arm"] for arm in home.model("mixed")["arms"]] == ["sft:one", "sft:three", "base"]
     home.promote("stage.action=promote", "artifact=sft:one")
-    home.until(lambda: home.model()["arms"] is None)
+    home.until_it_means(one=1.0)
 
 
 def test_what_cannot_be_followed_changes_nothing(home: Home) -> None:
@@ -125,9 +132,9 @@ def test_what_cannot_be_followed_changes_nothing(home: Home) -> None:
     home.until(lambda: "the row is missing" in home.says())
     log.write_text(text)
     home.promote("stage.action=promote", "artifact=sft:three")
-    home.until(lambda: home.model()["adapter"] == home.digest("three"))
+    home.until_it_means(three=1.0)
     home.promote("stage.action=promote", "artifact=sft:one")
-    home.until(lambda: home.model()["adapter"] == home.digest("one"))
+    home.until_it_means(one=1.0)
 
 
 def test_nobody_else_loads_what_follows(home: Home) -> None:
@@ -142,7 +149,7 @@ def test_requests_under_way_keep_their_weights(home: Home) -> None:
     expected = {}
     for name in ("two", "one"):
         home.promote("stage.action=promote", f"artifact=sft:{name}")
-        home.until(lambda name=name: home.model()["adapter"] == home.digest(name))  # type: ignore[misc]
+        home.until_it_means(**{name: 1.0})
         expected[home.digest(name)] = home.logprobs()
     for i in range(6):
         home.promote("stage.action=promote", f"artifact=sft:{('two', 'one')[i % 2]}")
