@@ -16,6 +16,7 @@ ACTIONS = {
     "show": "prints everything that is known of one",
     "compare": "prints what tells several apart: the settings that differ, and the figures",
     "diff": "prints what differs between two of one stage",
+    "trace": "prints what an artifact or a served answer came from, down to votes and data",
     "promote": "lets an alias mean an artifact, if its gates allow it",
     "retire": "lets an alias mean nothing any more",
     "history": "prints who changed which alias when, from what to what, and why",
@@ -28,6 +29,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "show": ("run", "columns", "format"),
     "compare": ("runs", "where", "sort", "columns", "limit", "html", "format"),
     "diff": ("runs", "format"),
+    "trace": ("response", "verify", "format"),
     "promote": ("alias", "arms", "why", "who", "override", "gates"),
     "retire": ("alias", "why", "who"),
     "history": ("alias", "as_of", "format"),
@@ -68,6 +70,12 @@ class RegistryConfig(Settings):
         at_most=10**9,
     )
     html: str | None = setting(None, "A file that `compare` writes a page to, with curves and plots.")
+    response: str | None = setting(
+        None, "The id of an answer that `trace` looks up in the logs of servers, in place of `artifact`."
+    )
+    verify: str = setting(
+        "times", "How `trace` looks at files: by size and time, or by hashing all of them.", choices=("times", "full")
+    )
     alias: str | None = setting(None, "The alias that `promote` and `retire` change, or the only one of `history`.")
     arms: Any = setting(
         None,
@@ -126,6 +134,8 @@ class RegistryConfig(Settings):
             require(len({*runs}) == len(runs), "stage.runs", value, "names a run twice", "Name each once.")
 
     def check_alias(self) -> None:
+        asked = self.response is None or bool(self.response)
+        require(asked, "stage.response", self.response, "is no id of an answer", "Write stage.response=ID, or drop it.")
         if self.action in ("promote", "retire"):
             alias = self.alias or "(not given)"
             named = self.alias is not None and NAME.fullmatch(self.alias) is not None
@@ -141,5 +151,5 @@ class RegistryConfig(Settings):
             except ValueError as error:
                 remedy = "Write 2026-11-01 or 2026-11-01T12:00:00+00:00."
                 raise InputError("stage.as_of", self.as_of, "is no time in ISO 8601", remedy) from error
-        tables = self.action != "history" or self.format != "csv"
-        require(tables, "stage.format", self.format, "is none of history's", "Write stage.format=json.")
+        tables = self.action not in ("history", "trace") or self.format != "csv"
+        require(tables, "stage.format", self.format, f"is none of {self.action}'s", "Write stage.format=json.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from omegaconf import II
@@ -159,3 +160,8 @@ class Config(Settings):
         check = getattr(self.stage, "check", None)
         if check is not None:
             check(self)
+
+
+def store_url(config: Config) -> str:
+    """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
+    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / 'annotations.db'}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cache
@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from align.errors import InputError, half_character, require
 from align.registry.folders import NO_FILE, folders, locked_inodes
+from align.registry.intact import Hashed
 from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, record_of, unreadable
 from align.run.alias_log import read_log
 from align.run.manifest import FILE, Manifest, read_manifest
@@ -36,6 +37,10 @@ TABLES = """
 create table runs (run text primary key, stamp text not null, own text not null, record text);
 create table makes (run text not null, digest text not null);
 create table reads (run text not null, input text not null, digest text not null, made_by text not null);
+create table if not exists hashed (
+    run text not null, file text not null, state text not null, sha256 text not null, at text not null,
+    primary key (run, file)
+);
 create table aliased (run text primary key, aliases text not null);
 create index runs_running on runs (run) where json_extract(own, '$.status') = 'running';
 create index makes_run on makes (run);
@@ -139,7 +144,7 @@ class Index:
         self.db.execute("begin immediate")  # of two processes the second one waits, and finds nothing left to do
         if rebuild or self.db.execute("pragma user_version").fetchone() != (version(),):
             for kind, name in self.db.execute("select type, name from sqlite_master where sql is not null").fetchall():
-                if kind == "table":
+                if kind == "table" and name != "hashed":  # which costs more than a look at the manifests
                     self.db.execute(f'drop table "{name}"')
             for statement in filter(str.strip, TABLES.split(";")):
                 self.db.execute(statement)
@@ -286,6 +291,28 @@ class Index:
     def names(self) -> list[str]:
         """All runs, as `stage:name`."""
         return [run for (run,) in self.db.execute("select run from runs order by run")]
+
+    def maker(self, digest: str, made_by: str) -> str:
+        """The run that made something, where several did the one that a manifest names; empty where none here did."""
+        makers = [run for (run,) in self.db.execute("select run from makes where digest = ? order by run", (digest,))]
+        return made_by if made_by in makers else next(iter(makers), "")
+
+    def filling(self, project: str) -> list[str]:
+        """The done runs that sampled answers for an annotation project."""
+        which = "json_extract(own, '$.project') = ? and json_extract(own, '$.stage') = 'sample'"
+        done = f"select run from runs where {which} and json_extract(own, '$.status') = 'done' order by run"
+        return [run for (run,) in self.db.execute(done, (project,))]
+
+    def hashed(self, run: str) -> dict[str, Hashed]:
+        """The files of a run that were hashed, as they were then."""
+        rows = self.db.execute("select file, state, sha256, at from hashed where run = ?", (run,))
+        return {file: Hashed(*found) for file, *found in rows}
+
+    def note_hashed(self, run: str, found: Mapping[str, Hashed]) -> None:
+        """Remember files of a run as they were hashed; what cannot be written is hashed again next time."""
+        rows = [(run, file, one.state, one.sha256, one.at) for file, one in found.items()]
+        with suppress(sqlite3.OperationalError):
+            self.db.executemany("insert or replace into hashed values (?, ?, ?, ?, ?)", rows)
 
     def kind(self, path: str) -> str | None:
         """What SQLite calls the kind of the value at one of its paths, in the first record that has one; `null` where

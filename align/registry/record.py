@@ -49,6 +49,7 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
         "digest": manifest.digest or None, "method": method_of(folder, manifest),
         "dtype": manifest.hardware.get("dtype", config.get("dtype")),
         "data": data_of(config.get("data", {}), read, metrics, sources) if read or "root" in metrics else None,
+        "project": config.get("project") if "project" in STAGES[manifest.stage].reads else None,
         "reward": reward_of(config, manifest.inputs), "seed": manifest.seed, "metrics": metrics,
         "published": manifest.published,
         "cost": {
@@ -152,8 +153,9 @@ def of_input(given: Input) -> Record:
     """An input, as later runs are joined to it: `run` of one that a run made."""
     made = {"run": given.run} if given.stage else {"path": given.ref or given.path}
     root = {"root": given.details["root"]} if isinstance(given.details.get("root"), str) else {}
+    votes = {"project": given.project, "seq": given.seq} if given.project else {}
     alias = {"alias": given.details["alias"]} if isinstance(given.details.get("alias"), Mapping) else {}
-    return {**made, "digest": given.digest, **root, **alias}
+    return {**made, "digest": given.digest, **root, **votes, **alias}
 
 
 def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:

@@ -13,11 +13,11 @@ from urllib.parse import quote, urlsplit
 from align.config.addresses import LOOPBACK
 from align.config.annotate import AnnotateConfig
 from align.config.command import written
-from align.config.root import Config
+from align.config.root import Config, store_url
 from align.errors import InputError
 from align.run import Run, resolve, write_json
 from align.run.lineage import readers_of
-from align.stages.rows import open_store, store_url
+from align.stages.rows import open_store
 from align.types import Result
 from annotate.accounts import Accounts, Person
 from annotate.assignment import AssignmentQueue

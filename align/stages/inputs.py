@@ -18,7 +18,7 @@ from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
 from align.config.data import FORGET, NOT_KEPT, REWARD, DataStageConfig
 from align.config.groups import ALL_LINEAR
-from align.config.root import Config
+from align.config.root import Config, store_url
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.serve import ServeConfig
 from align.config.settings import changed
@@ -58,7 +58,7 @@ from align.run.lineage import evaluation_of
 from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
 from align.serve.opening import opened
-from align.stages.rows import open_store, pairs_of, prompts_of, source_of, store_url, unseen_prompts
+from align.stages.rows import open_store, pairs_of, prompts_of, source_of, unseen_prompts
 from annotate.accounts import Accounts
 from reward.inputs import models_of, read_alike, reward_inputs
 

@@ -11,8 +11,9 @@ from itertools import chain
 from pathlib import Path
 
 from align.aliases import parsed_aliases
+from align.chain import Head
 from align.config.registry import RegistryConfig
-from align.config.root import Config
+from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
 from align.registry.comparison import Comparison, as_objects, comparison
@@ -26,9 +27,12 @@ from align.registry.promotion import as_lines as said_of
 from align.registry.query import found, path_of
 from align.registry.record import Record
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details
+from align.registry.trace import Node, Tracer, of_response
+from align.registry.trace import as_lines as tree
+from align.registry.voters import Votes, votes_read
 from align.report.words import counted
-from align.run.alias_log import read_log
-from align.run.artifacts import SERVES_AS_SFT
+from align.run.alias_log import SIGN, read_log
+from align.run.artifacts import SERVES_AS_SFT, meaning
 
 IN_A_TABLE = 100
 """Runs that a table has unless told."""
@@ -143,6 +147,28 @@ def named(index: Index, given: str, field: str = "stage.run") -> Record:
     raise MissingArtifact(field, given, f"is no run under {index.root}", remedy)
 
 
+def traced(config: Config) -> Iterable[str]:
+    stage, root = config.stage, root_of(config)
+    full = stage.verify == "full"
+
+    def voters(project: str, head: Head) -> Votes:
+        return votes_read(store_url(config), project, head, full)
+
+    def answer(index: Index) -> list[Node]:
+        tracer = Tracer(index, voters, full)
+        if stage.response:
+            return [of_response(index, tracer, stage.response)]
+        if not config.artifact.startswith(SIGN):
+            return [tracer.run(named(index, config.artifact, "artifact")["run"])]
+        arms = meaning(config.artifact, root, "artifact").arms
+        return [tracer.run(index.maker(arm.digest, arm.ref) or arm.ref, arm.digest) for arm in arms]
+
+    nodes = asked(root, answer)
+    if stage.format == "json":
+        return [json.dumps([node.as_json() for node in nodes], indent=2, ensure_ascii=False)]
+    return tree(nodes)
+
+
 def promoted(config: Config) -> Iterable[str]:
     stage, root = config.stage, root_of(config)
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
@@ -196,6 +222,7 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "show": shown,
     "compare": compared,
     "diff": different,
+    "trace": traced,
     "promote": promoted,
     "retire": retired,
     "history": history,

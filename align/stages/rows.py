@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.config.root import Config
+from align.config.root import Config, store_url
 from align.config.training import held_out_for
 from align.data.pairs import divided_pairs, prepared, read_pairs
 from align.data.sets.ids import SHA256, IdKind, kind_under, kinds_in
@@ -108,11 +108,6 @@ def pairs_of(config: Config) -> tuple[Any, ...]:
     both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
     held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
     return tuple([prepared(pref, source) for pref in side] for side in both)
-
-
-def store_url(config: Config) -> str:
-    """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
-    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / 'annotations.db'}"
 
 
 def open_store(config: Config, create: bool = True) -> Store:

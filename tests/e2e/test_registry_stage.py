@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from workshop import Ready, Workshop
 from align.registry.index import INDEX
 from align.registry.shown import age, as_csv, as_table, clean
 from align.run import read_manifest
+from annotate.store import Store
 
 
 def asked(root: Path, *words: str) -> Workshop:
@@ -200,6 +203,12 @@ def test_runs_side_by_side(ready: Ready, tmp_path: Path) -> None:
             "stage.html=page.html: says nothing to stage.action=list. Add stage.action=compare,",
         ),
         (["stage.run=ppo:first"], "Add stage.action=show"),
+        (["stage.action=trace", "artifact=ppo:frist"], "Did you mean ppo:first?"),
+        (["stage.action=trace", "artifact=@production"], "artifact=@production: is no alias under"),
+        (["stage.action=trace", "stage.response=req-1"], "is in no server's log under"),
+        (["stage.action=trace", "stage.response="], "is no id of an answer"),
+        (["stage.action=trace", "stage.format=csv"], "is none of trace's"),
+        (["stage.verify=full"], "stage.verify=full: says nothing to stage.action=list. Add stage.action=trace"),
         (["stage.where={metrics.winrate: 1}"], "Did you mean metrics.win_rate"),
         (["stage.where=3"], "is no mapping of keys to conditions"),
         (["stage.where={stage: ppo, score.value: >=1}"], "a comparison in quotes of its own"),
@@ -259,3 +268,37 @@ def test_text_of_files_cannot_move_the_cursor() -> None:
 def test_figures_with_intervals(tmp_path: Path) -> None:
     made(tmp_path, "eval:e", metrics={"win_rate": interval(0.5, 0.4, 0.6)})
     assert "0.5 [0.4, 0.6] (n=200)" in asked(tmp_path, "stage.columns=[run, metrics.win_rate]").said
+
+
+def test_where_it_came_from(ready: Ready, tmp_path: Path) -> None:
+    """A reward model of real votes: down to pseudonyms and the answers that they were about."""
+    root = tmp_path / "runs"
+    shutil.copytree(ready.root, root)
+    words = ["stage.action=trace", "artifact=reward:a"]
+    (node,) = json.loads(asked(root, *words, "stage.verify=full", "stage.format=json").said)
+    sources = {source["as"]: source for source in node["sources"]}
+    assert {"base", "init", "data"} <= sources.keys()
+    votes = sources["data"]
+    assert (votes["kind"], votes["whole"]) == ("votes", True)
+    assert votes["state"] == "every row of the ledger and every content hashed now: as written"
+    people = [source for source in votes["sources"] if source["kind"] == "annotator"]
+    with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store:
+        counts = Counter(vote.annotator for vote in store.rankings(votes["name"]))
+        assert {one["name"]: one["facts"] for one in people} == {
+            name: [f"{count} judgement{'s' * (count != 1)}"] for name, count in counts.items()}  # fmt: skip
+        assert [source["name"] for source in votes["sources"]][-1].startswith("sample:")
+        last = store.rankings(votes["name"])[-1]
+        store.retract(votes["name"], last.seq)  # later rows are no matter of this run
+    assert "the last row that was read is in the ledger" in asked(root, *words).said
+    assert "NOT WHOLE" not in asked(root, *words).said
+    manifest = root / "reward" / "a" / "manifest.json"
+    noted = manifest.read_text()
+    manifest.write_text(noted.replace(votes["digest"], "f" * 64))
+    assert "of its ledger is another one, or gone" in asked(root, *words).said.splitlines()[-1]
+    manifest.write_text(noted)
+    (root / "annotations.db").unlink()
+    assert "the store cannot say: " in asked(root, *words).said
+    weights = next((root / "reward/a/artifact").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    said = asked(root, *words, "stage.verify=full").said.splitlines()
+    assert "NOT WHOLE: reward:a: artifact/adapter_model.safetensors is changed" in said

@@ -1,0 +1,226 @@
+"""What an artifact came from: the tree, and whether what stands in it is what it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from portfolio import BASE, digest_of, given, made, small
+
+from align.chain import Head
+from align.errors import MissingArtifact
+from align.registry.index import Index, asked
+from align.registry.intact import looked_at
+from align.registry.trace import DEEPEST, Node, Tracer, as_lines, of_response
+from align.registry.voters import Votes
+from align.run.manifest import Input
+
+
+def nobody(project: str, head: Head) -> Votes:
+    return Votes(state="not asked")
+
+
+def traced(root: Path, ref: str, full: bool = False, voters: Any = nobody) -> Node:
+    return asked(root, lambda index: Tracer(index, voters, full).run(ref))
+
+
+def paths(node: Node, prefix: str = "") -> Iterator[str]:
+    """Each way from the top of a tree to one of its nodes."""
+    here = f"{prefix}{node.name}"
+    yield here + (" (above)" if node.above else "")
+    for name, source in node.sources:
+        yield from paths(source, f"{here} <{name}> ")
+
+
+def with_files(folder: Path, **contents: bytes) -> dict[str, str]:
+    """Files of a run's artifact, and what its manifest would say of them."""
+    (folder / "artifact").mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / "artifact" / name).write_bytes(content)
+    return {f"artifact/{name}": sha256(content).hexdigest() for name, content in contents.items()}
+
+
+def test_the_tree(tmp_path: Path) -> None:
+    """Every input of every run behind it, each run once with what it came from."""
+    small(tmp_path)
+    assert [*paths(traced(tmp_path, "export:one"))] == [
+        "export:one",
+        "export:one <base> pocket",
+        "export:one <artifact> ppo:first",
+        "export:one <artifact> ppo:first <base> pocket",
+        "export:one <artifact> ppo:first <init> sft:start",
+        "export:one <artifact> ppo:first <init> sft:start <base> pocket",
+        "export:one <artifact> ppo:first <init> sft:start <data> data:talk",
+        "export:one <artifact> ppo:first <reward> reward:votes",
+        "export:one <artifact> ppo:first <reward> reward:votes <base> pocket",
+        "export:one <artifact> ppo:first <reward> reward:votes <init> sft:start (above)",
+    ]
+
+
+def test_what_is_gone_is_named(tmp_path: Path) -> None:
+    small(tmp_path)
+    shutil.rmtree(tmp_path / "reward" / "votes")
+    node = traced(tmp_path, "ppo:first")
+    (gone,) = [one for one in node.nodes() if one.kind == "gone"]
+    assert not gone.whole
+    assert (gone.kind, gone.name, gone.digest) == ("gone", "reward:votes", digest_of("reward:votes"))
+    assert "NOT WHOLE: reward:votes: is gone" in [*as_lines([node])]
+    part = [one.name for one in traced(tmp_path, "eval:one").nodes() if one.kind == "gone"]
+    assert part == ["reward:votes", "reward:gone"]
+
+
+def test_a_parent_under_another_name_and_one_that_was_made_again(tmp_path: Path) -> None:
+    small(tmp_path)
+    (tmp_path / "reward" / "votes").rename(tmp_path / "reward" / "people")
+    made(tmp_path, "reward:votes", digest="e" * 64)
+    assert "ppo:first <reward> reward:people" in [*paths(traced(tmp_path, "ppo:first"))]
+
+
+def test_a_base_that_a_run_made(tmp_path: Path) -> None:
+    made(tmp_path, "full:whole", digest=BASE.digest, base=None)
+    made(tmp_path, "sft:on-it")
+    assert [*paths(traced(tmp_path, "sft:on-it"))] == ["sft:on-it", "sft:on-it <base> full:whole"]
+
+
+def test_cycles_and_long_lines_of_descent_end(tmp_path: Path) -> None:
+    made(tmp_path, "sft:a", {"init": "sft:b"})
+    made(tmp_path, "sft:b", {"init": "sft:a"})
+    assert [*paths(traced(tmp_path, "sft:a"))][-1] == "sft:a <base> pocket" or "sft:a (above)" in [
+        one.rpartition("> ")[2] for one in paths(traced(tmp_path, "sft:a"))]  # fmt: skip
+    for i in range(DEEPEST + 20):
+        made(tmp_path, f"sft:{i}", {"init": f"sft:{i - 1}"} if i else {})
+    node = traced(tmp_path, f"sft:{DEEPEST + 19}")
+    last = [one.name for one in node.nodes() if "goes on here" in one.name]
+    assert last == ["stage.action=trace artifact=sft:19 goes on here"]
+
+
+def test_votes_and_who_gave_them(tmp_path: Path) -> None:
+    read = []
+
+    def voters(project: str, head: Head) -> Votes:
+        read.append((project, head))
+        return Votes({"a1": 3, "a2": 30}, "the last row that was read is in the ledger")
+
+    config = {"stage": {"name": "sample"}, "data": {}, "method": {"name": "qlora"}, "project": "q"}
+    made(tmp_path, "sft:s")
+    made(tmp_path, "sample:answers", {"init": "sft:s"}, config=config, digest="")
+    made(tmp_path, "sample:others", config={**config, "project": "p"}, digest="")
+    made(tmp_path, "reward:r", {"init": "sft:s", "data": Input("f" * 64, project="q", seq=40)})
+    node = traced(tmp_path, "reward:r", voters=voters)
+    assert read == [("q", Head(40, "f" * 64))]
+    assert [*paths(node)][2:] == [
+        "reward:r <data> q",
+        "reward:r <data> q <annotator> a2",
+        "reward:r <data> q <annotator> a1",
+        "reward:r <data> q <answers> sample:answers",
+        "reward:r <data> q <answers> sample:answers <base> pocket",
+        "reward:r <data> q <answers> sample:answers <init> sft:s",
+        "reward:r <data> q <answers> sample:answers <init> sft:s <base> pocket",
+        "reward:r <init> sft:s (above)",
+    ]
+    assert "├─ a2, 30 judgements" in "\n".join(as_lines([node]))
+
+
+def test_files_by_time_and_by_hash(tmp_path: Path) -> None:
+    """What was not hashed is not called whole; what was is known by size and time; what changed is named."""
+    outputs = with_files(tmp_path / "sft" / "a", model=b"x" * 10, config=b"{}")
+    folder = made(tmp_path, "sft:a", outputs=outputs)
+    times = os.stat(folder / "manifest.json").st_mtime
+    for name in outputs:
+        os.utime(folder / name, (times - 1e7, times - 1e7))
+
+    def state(full: bool = False) -> tuple[bool, str]:
+        node = traced(tmp_path, "sft:a", full)
+        return node.whole, node.state
+
+    assert state() == (True, "2 files, 2 not hashed here yet")
+    assert [*as_lines([traced(tmp_path, "sft:a")])][-1] == "stage.verify=full hashes every file."
+    assert state(full=True) == (True, "2 files hashed now: as published")
+    assert state()[1].startswith("2 files, size and time as when hashed on 20")
+    os.utime(folder / "artifact/model", (times + 1e6, times + 1e6))
+    assert state() == (True, "2 files, 1 not hashed here yet; artifact/model copied or written again after the run")
+    state(full=True)
+    assert "as when hashed on" in state()[1]
+    with Index(tmp_path, rebuild=True):
+        pass
+    assert "as when hashed on" in state()[1]  # what was hashed is remembered
+    (folder / "artifact/model").write_bytes(b"y" * 10)
+    os.utime(folder / "artifact/model", (times + 1e6, times + 1e6))
+    assert state()[1].startswith("2 files, 1 not hashed here yet")  # its change time tells
+    assert state(full=True) == (False, "artifact/model is changed")
+    assert state() == (False, "artifact/model is changed")
+    (folder / "artifact/config").unlink()
+    assert state() == (False, "artifact/config is missing; artifact/model is changed")
+    assert [*as_lines([traced(tmp_path, "sft:a")])][-1] == (
+        "NOT WHOLE: sft:a: artifact/config is missing; artifact/model is changed")  # fmt: skip
+
+
+def test_many_files_are_counted(tmp_path: Path) -> None:
+    outputs = dict.fromkeys((f"artifact/{i}" for i in range(9)), "0" * 64)
+    found = looked_at(tmp_path, outputs, {}, None, full=False)
+    assert found.said == "artifact/0, artifact/1, artifact/2 and 6 more are missing"
+
+
+def test_base_and_files_are_hashed_where_everything_is(tmp_path: Path) -> None:
+    """A base that is another, a file that is another, a corpus that is the same."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("one\n")
+    known = Input(sha256(b"one\n").hexdigest(), path=str(rows))
+    made(tmp_path / "runs", "sft:a", {"data": known, "more": Input("0" * 64, path=str(tmp_path / "gone.jsonl"))})
+    states = {one.name: (one.state, one.whole) for one in traced(tmp_path / "runs", "sft:a", full=True).nodes()}
+    assert states[str(rows)] == ("hashed now: as it was read", True)
+    assert states[str(tmp_path / "gone.jsonl")] == ("is not there any more", True)
+    assert states["pocket"][0].startswith("cannot be read: ")
+    rows.write_text("two\n")
+    states = {one.name: (one.state, one.whole) for one in traced(tmp_path / "runs", "sft:a", full=True).nodes()}
+    other = sha256(rows.read_bytes()).hexdigest()[:12]
+    assert states[str(rows)] == (f"is another than was read ({other})", False)
+    states = {one.name: one.state for one in traced(tmp_path / "runs", "sft:a").nodes()}
+    assert states[str(rows)] == ""
+
+
+def log(root: Path, server: str, *entries: dict[str, Any], text: str = "") -> None:
+    folder = made(root, f"serve:{server}", digest="")
+    lines = [json.dumps(entry) for entry in entries]
+    (folder / "requests.jsonl").write_text("".join(line + "\n" for line in [*lines, *([text] if text else [])]))
+
+
+def answered(root: Path, id: str) -> Node:
+    return asked(root, lambda index: of_response(index, Tracer(index, nobody), id))
+
+
+def test_a_served_answer(tmp_path: Path) -> None:
+    """By the id of the request or of the answer, whichever server gave it."""
+    small(tmp_path)
+    entry = {"id": "req-0a1b", "time": "2026-11-28T06:00:00.000+00:00", "tenant": "ann", "asked": "chat", "arm": "next",
+             "adapter": digest_of("ppo:first"), "base": BASE.digest, "completion_tokens": 7, "status": 200}  # fmt: skip
+    log(tmp_path, "one", {**entry, "id": "req-0a1c"}, entry, text='{"id": "req-0a1d", "tor')
+    log(tmp_path, "two", {**entry, "id": "req-ffff", "adapter": ""}, {**entry, "id": "req-eeee", "adapter": "a" * 64})
+    for id in ("req-0a1b", "chatcmpl-0a1b", "cmpl-0a1b"):
+        node = answered(tmp_path, id)
+        assert node.facts == ("2026-11-28 06:00:00 by serve:one", "asked for chat", "tenant ann", "arm next",
+                              "7 tokens, status 200")  # fmt: skip
+        assert [*paths(node)][:2] == [id, f"{id} <adapter> ppo:first"]
+    assert [*paths(answered(tmp_path, "req-ffff"))] == ["req-ffff", "req-ffff <base> (the base by itself)"]
+    (source,) = [one for _, one in answered(tmp_path, "req-eeee").sources]
+    assert (source.whole, source.state, source.digest) == (False, "is unknown here", "a" * 64)
+    for missing in ("req-0a1d", "req-0", "1b", "req-"):
+        with pytest.raises(MissingArtifact, match="is in no server's log under"):
+            answered(tmp_path, missing)
+
+
+def test_an_input_that_was_found_by_an_alias(tmp_path: Path) -> None:
+    noted = {"alias": {"name": "best", "seq": 1, "hash": "h"}}
+    made(tmp_path, "sft:s")
+    made(tmp_path, "ppo:p", {"init": Input(**{**vars_of(given(tmp_path, "sft:s")), "details": noted})})
+    assert "ppo:p <init by @best> sft:s" in [*paths(traced(tmp_path, "ppo:p"))]
+
+
+def vars_of(read: Input) -> dict[str, Any]:
+    return {name: getattr(read, name) for name in Input.__dataclass_fields__}
