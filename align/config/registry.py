@@ -17,6 +17,7 @@ ACTIONS = {
     "compare": "prints what tells several apart: the settings that differ, and the figures",
     "diff": "prints what differs between two of one stage",
     "trace": "prints what an artifact or a served answer came from, down to votes and data",
+    "replay": "makes a run again in a folder that is thrown away, and compares it step by step",
     "promote": "lets an alias mean an artifact, if its gates allow it",
     "retire": "lets an alias mean nothing any more",
     "history": "prints who changed which alias when, from what to what, and why",
@@ -30,6 +31,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "compare": ("runs", "where", "sort", "columns", "limit", "html", "format"),
     "diff": ("runs", "format"),
     "trace": ("response", "verify", "format"),
+    "replay": ("run", "steps", "format"),
     "promote": ("alias", "arms", "why", "who", "override", "gates"),
     "retire": ("alias", "why", "who"),
     "history": ("alias", "as_of", "format"),
@@ -47,7 +49,10 @@ class RegistryConfig(Settings):
 
     name: str = "registry"
     action: str = setting("list", f"What is done: {DOES}.", choices=tuple(ACTIONS))
-    run: str | None = setting(None, "The run that `show` shows: STAGE:NAME, STAGE:latest or a run's folder.")
+    run: str | None = setting(
+        None, "The run that `show` shows and `replay` makes again: STAGE:NAME, STAGE:latest or a run's folder."
+    )
+    steps: int | None = setting(None, "How many steps `replay` makes again. Not given: all of them.", above=0)
     runs: list[str] = setting(
         [], "The runs that `compare` and `diff` are about, two for `diff`, such as [ppo:first, ppo:second]."
     )
@@ -102,8 +107,8 @@ class RegistryConfig(Settings):
             if key not in ("name", "action", *READS[self.action]):
                 self.check_not_given(key, default)
         remedy = "Write stage.run=STAGE:NAME, such as stage.run=ppo:latest."
-        shows = self.action != "show" or bool(self.run)
-        require(shows, "stage.run", self.run or "(not given)", "names no run to show", remedy)
+        named = self.action not in ("show", "replay") or bool(self.run)
+        require(named, "stage.run", self.run or "(not given)", f"names no run to {self.action}", remedy)
         self.check_runs()
         self.check_alias()
 
@@ -151,5 +156,5 @@ class RegistryConfig(Settings):
             except ValueError as error:
                 remedy = "Write 2026-11-01 or 2026-11-01T12:00:00+00:00."
                 raise InputError("stage.as_of", self.as_of, "is no time in ISO 8601", remedy) from error
-        tables = self.action not in ("history", "trace") or self.format != "csv"
+        tables = self.action not in ("history", "trace", "replay") or self.format != "csv"
         require(tables, "stage.format", self.format, f"is none of {self.action}'s", "Write stage.format=json.")

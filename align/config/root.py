@@ -25,6 +25,8 @@ from align.config.settings import Settings, setting
 from align.errors import half_character, require
 from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
+STORE = "annotations.db"
+"""The annotation store among the runs, where `store.url` names no other."""
 SCHEMA_VERSION = 1
 DEFAULT_ROOT = "runs"
 LONGEST_NAME = 240
@@ -164,4 +166,4 @@ class Config(Settings):
 
 def store_url(config: Config) -> str:
     """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
-    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / 'annotations.db'}"
+    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / STORE}"

@@ -83,7 +83,8 @@ STAGES = MappingProxyType({
     "registry": Stage(
         "what is known of all runs: listed, compared; aliases for what is deployed", "registry:RegistryConfig",
         "registry", (),
-        prints=("list", "show", "compare", "diff", "trace", "promote", "retire", "history", "rebuild"), runs=False,
+        prints=("list", "show", "compare", "diff", "trace", "replay", "promote", "retire", "history", "rebuild"),
+        runs=False,
     ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""

@@ -16,6 +16,8 @@ from align.run.digests import file_digest, json_digest
 
 PACKAGES = ("align", "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
 DIFF_LIMIT = 1_000_000
+THREADS = "OMP_NUM_THREADS"
+"""The variable that sets them; where it is empty, torch takes one a core."""
 OURS = ("align", "annotate", "reward", "conf")
 """The packages of this distribution, and its group files, beside each other in a checkout; in a wheel `conf` lies in
 `align`."""
@@ -31,7 +33,20 @@ def code_digest() -> str:
 
 
 def machine() -> dict[str, Any]:
-    return {"machine": platform.machine(), "cpus": os.cpu_count(), "system": platform.platform()}
+    """What decides the last bits of a sum: the processor and the threads among it, as far as the environment says."""
+    return {
+        "machine": platform.machine(), "processor": processor(), "cpus": os.cpu_count(),
+        "threads": os.environ.get(THREADS, ""), "system": platform.platform(),
+    }  # fmt: skip
+
+
+@cache
+def processor() -> str:
+    """The processor's model; empty where the system does not say."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return ""
 
 
 def package_versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ def show(config: Config) -> None:
     module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
     try:
         for line in module.PRINTS[config.stage.action](config):
-            print(line)
+            print(line, flush=True)
     except Exception as error:
         if found := storage_error(error, config.run.root):
             raise found from error

@@ -26,6 +26,8 @@ from align.registry.promotion import as_history, as_meanings, check_not_cut, pro
 from align.registry.promotion import as_lines as said_of
 from align.registry.query import found, path_of
 from align.registry.record import Record
+from align.registry.replay import Replayed, replay
+from align.registry.replay import as_lines as words_of
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details
 from align.registry.trace import Node, Tracer, of_response
 from align.registry.trace import as_lines as tree
@@ -169,6 +171,19 @@ def traced(config: Config) -> Iterable[str]:
     return tree(nodes)
 
 
+def replayed(config: Config) -> Iterable[str]:
+    stage, root = config.stage, root_of(config)
+    record = asked(root, lambda index: named(index, str(stage.run)))
+    found: list[Replayed] = []
+    for line in replay(root, record, stage.steps, found):
+        if stage.format == "table":
+            yield line
+    if stage.format == "table":
+        yield from words_of(found[0])
+    else:
+        yield json.dumps(found[0].as_json(), indent=2, ensure_ascii=False)
+
+
 def promoted(config: Config) -> Iterable[str]:
     stage, root = config.stage, root_of(config)
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
@@ -223,6 +238,7 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "compare": compared,
     "diff": different,
     "trace": traced,
+    "replay": replayed,
     "promote": promoted,
     "retire": retired,
     "history": history,

@@ -1,0 +1,236 @@
+"""A run made again from its manifest, in a folder that is thrown away, and compared with what it logged then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from align.config.command import words
+from align.config.root import STORE
+from align.errors import InputError, MissingArtifact, require
+from align.registry.differences import code_of, made_from, rows, unlike
+from align.registry.record import Record, record_of
+from align.report.words import counted
+from align.run.environment import THREADS
+from align.run.lineage import base_made_in, made_in
+from align.run.manifest import Input, Manifest, read_manifest
+from align.track import read_rows
+
+REPLAYED = ("sft", "full", "reward", "dpo", "ppo")
+"""The stages that log step by step."""
+LOOK_S, TOLD_S = 0.2, 10.0
+NAME = "replay"
+FIELD = "stage.run"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first figure that is another one.
+
+    Attributes:
+        was, now: None where one of the two rows does not have it.
+    """
+
+    step: int
+    figure: str
+    was: Any
+    now: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """Attributes:
+    steps: of the last row that was compared; 0 of none.
+    rows, figures: how many were the same, to the bit.
+    first: the first difference; None where there was none.
+    unlike: what is different about the two runs: `code`, `packages`, `hardware`, `made from` → key → its two values.
+    """
+
+    run: str
+    steps: int
+    rows: int
+    figures: int
+    first: Difference | None
+    unlike: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        first = self.first and {
+            "step": self.first.step, "figure": self.first.figure, "was": self.first.was, "now": self.first.now
+        }  # fmt: skip
+        return {
+            "run": self.run, "same": self.first is None, "steps": self.steps, "rows": self.rows,
+            "figures": self.figures, "first_difference": first,
+            "unlike": {part: dict(pairs) for part, pairs in self.unlike.items()},
+        }  # fmt: skip
+
+
+def replay(root: Path, record: Record, steps: int | None, said: list[Replayed]) -> Iterator[str]:
+    """Make a run again up to a step, or up to the first figure that differs. Yields lines for whoever waits.
+
+    Args:
+        root: the folder of all runs.
+        record: of the run.
+        steps: how far; None for all that it logged.
+        said: is told the result.
+
+    Raises:
+        MissingArtifact: something that the run read is gone.
+        InputError: it logged nothing that could be compared, or cannot be made again.
+    """
+    folder = root / record["folder"]
+    require(
+        record["stage"] in REPLAYED, FIELD, record["run"], f"is a run of stage={record['stage']}, which logs no steps",
+        f"Name a run of {', '.join(REPLAYED)}.",
+    )  # fmt: skip
+    manifest = read_manifest(folder)
+    logged = [row for row in read_rows(folder / "metrics.jsonl") if steps is None or row["step"] <= steps]
+    problem = "logged no step" if steps is None else f"logged no step up to {steps}"
+    require(bool(logged), FIELD, record["run"], problem, "Name another run, or more stage.steps.")
+    with TemporaryDirectory(prefix="align-replay-") as scratch:
+        again = [*line_of(manifest, root), f"run.root={scratch}", f"run.name={NAME}"]
+        yield f"makes {record['run']} again up to step {logged[-1]['step']:,}"
+        there = Path(scratch) / record["stage"] / NAME
+        now: list[dict[str, Any]] = []
+        with working(again, Path(scratch) / "said.txt", manifest.hardware.get("threads")) as child:
+            told = time.monotonic()
+            while first_difference(logged, now, partial=True) is None and len(now) < len(logged):
+                ended = child.poll() is not None  # before the look: what it wrote last is then seen
+                now = read_rows(there / "metrics.jsonl")
+                if ended:
+                    break
+                if now and time.monotonic() - told > TOLD_S:
+                    told = time.monotonic()
+                    yield f"step {now[-1]['step']:,}: the same so far"
+                time.sleep(LOOK_S)
+        if not now and child.returncode:
+            why = (Path(scratch) / "said.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            said_last = why[-1] if why else f"exit status {child.returncode}"
+            problem = f"cannot be made again: {said_last.removeprefix('align: ')}"
+            raise InputError(FIELD, record["run"], problem, "Mend that, and ask again.")
+        said.append(compared(record, logged, now, manifest, read_manifest(there)))
+
+
+def line_of(manifest: Manifest, root: Path) -> list[str]:
+    """The words of the command that makes a run again, each input where it lies by now.
+
+    Raises:
+        MissingArtifact: one is gone.
+    """
+    places = {name: place_of(name, found, root) for name, found in manifest.inputs.items()}
+    refs = {name: place for name, place in places.items() if place}
+    line = [word for word in words(manifest.config, refs) if not word.startswith(("run.", "track", "store.url"))]
+    store = manifest.config.get("store", {}).get("url")
+    if manifest.base is not None and isinstance(made := base_made_in(manifest.base, root), Path):
+        line = [word for word in line if not word.startswith("model.path=")] + [f"model.path={made / 'artifact'}"]
+    votes = any(found.project for found in manifest.inputs.values())
+    if votes or store:
+        line.append(f"store.url={store or f'sqlite:///{(root / STORE).absolute()}'}")
+    return line
+
+
+def place_of(name: str, found: Input, root: Path) -> str:
+    """Where an input that a run made lies by now; empty of any other.
+
+    Raises:
+        MissingArtifact: it is gone.
+    """
+    if found.stage:
+        if (folder := made_in(found, root)) is None:
+            raise MissingArtifact(FIELD, found.run, f"which it read as {name}, is gone", "Restore it.")
+        return str((folder / "artifact").absolute())
+    if found.ref.startswith("data:"):
+        if not Path(found.path).is_dir():
+            raise MissingArtifact(FIELD, found.ref, f"which it read as {name}, is gone", "Restore it.")
+        return found.path
+    return ""
+
+
+@contextmanager
+def working(line: Sequence[str], log: Path, threads: str | None) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of align in a process of its own, which ends with the block: nothing of it is kept.
+
+    Args:
+        threads: as the run had them, see `align.run.environment.THREADS`; None where it did not note them.
+    """
+    environment = os.environ | ({THREADS: threads} if threads else {})
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "align", *line],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def first_difference(
+    before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], partial: bool = False
+) -> Difference | None:
+    """The first figure of the first row that is another one; None where all are the same.
+
+    Args:
+        partial: rows that are not there yet are no difference.
+    """
+    for was, found in zip(before, now, strict=False):
+        for key in dict.fromkeys((*was, *found)):
+            if was.get(key) != found.get(key) or (key in was) != (key in found):
+                return Difference(was["step"], key, was.get(key), found.get(key))
+    if len(now) < len(before) and not partial:
+        return Difference(before[len(now)]["step"], "step", before[len(now)]["step"], None)
+    return None
+
+
+def compared(
+    record: Record, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], manifest: Manifest,
+    other: Manifest,
+) -> Replayed:  # fmt: skip
+    """What came of it.
+
+    Args:
+        record, manifest: of the run.
+        other: the manifest of its replay.
+    """
+    first = first_difference(before, now)
+    same = [row for row in before[: len(now)] if first is None or row["step"] < first.step]
+    inputs = unlike(made_from(record), made_from(record_of(Path(), other)))
+    known = {
+        "code": unlike(code_of(manifest), code_of(other)), "packages": unlike(manifest.packages, other.packages),
+        "hardware": {key: pair for key, pair in unlike(manifest.hardware, other.hardware).items() if None not in pair},
+        "made from": {key: pair for key, pair in inputs.items() if digests(pair)},
+    }  # fmt: skip
+    return Replayed(
+        record["run"], same[-1]["step"] if same else 0, len(same), sum(len(row) - 1 for row in same), first,
+        {part: pairs for part, pairs in known.items() if pairs},
+    )  # fmt: skip
+
+
+def digests(pair: Sequence[Any]) -> bool:
+    """Whether two inputs differ in more than their names."""
+    one, other = (str(value).rpartition(" (")[2] for value in pair)
+    return one != other
+
+
+def as_lines(found: Replayed) -> Iterator[str]:
+    """What came of it, for eyes."""
+    same = f"{counted(found.rows, 'row')} with {counted(found.figures, 'figure')} the same to the bit"
+    if found.first is None:
+        yield f"{found.run}: {same}, up to step {found.steps:,}"
+    else:
+        first = found.first
+        yield f"{found.run}: step {first.step:,}, {first.figure}: {first.was!r} then, {first.now!r} now"
+        yield f"before it, {same}"
+    for part, pairs in found.unlike.items():
+        yield f"different {part}:" if part != "made from" else "made from others:"
+        yield from (f"  {line}" for line in rows(pairs))
+    if found.first is not None and not found.unlike:
+        yield "Code, packages, hardware, threads and inputs are the same."

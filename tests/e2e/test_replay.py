@@ -1,0 +1,132 @@
+"""A run made again from its manifest: of every stage that trains, the same bits, or the first figure that differs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from refusing import CHATS
+from workshop import Ready, Workshop
+
+from align.registry.index import INDEX
+from align.registry.replay import Difference, first_difference
+from align.run import read_manifest
+
+SHORT = ["stage.batch_size=8", "stage.log_every=1"]
+LINES = {
+    "sft": ["stage=sft", *SHORT, "stage.max_steps=3"],
+    "full": ["stage=full", *SHORT, "stage.max_steps=3"],
+    "reward": ["stage=reward", "init=sft:s", *SHORT, "stage.micro_batch=8", "stage.epochs=1"],
+    "dpo": ["stage=dpo", "init=sft:s", *SHORT, "stage.epochs=1"],
+    "ppo": ["stage=ppo", "init=sft:s", "reward.ref=reward:a", "stage.updates=3"],
+}
+VOTES = ["data.allow_simulated=true", "stage.held_out=0.3"]
+
+
+@pytest.fixture(scope="module")
+def home(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of real runs."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(ready.root, home / "runs")
+    (home / "runs" / INDEX).unlink(missing_ok=True)
+    return home
+
+
+def made(home: Path, stage: str, name: str, model: Path, data: list[str], *more: str) -> Path:
+    """A run of a stage, on chats, or on the votes that are there."""
+    shop, votes = Workshop(home / "runs", home), stage in ("reward", "dpo")
+    where = [*VOTES, *CHATS[1:3]] if votes else data
+    base = ["model=hub", f"model.path={model}"] if stage in ("sft", "full") else []
+    ppo = ["stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16", "rollout.max_new_tokens=8"]
+    line = [*LINES[stage], *base, *where, *(ppo if stage == "ppo" else []), *more]
+    assert shop.ended(*line, "device=cpu", f"run.root={home / 'runs'}", f"run.name={name}") == 0, shop.said
+    return home / "runs" / stage / name
+
+
+def asked(home: Path, run: str, *words: str, status: int = 0) -> str:
+    shop = Workshop(home / "runs", home)
+    line = ["stage=registry", "stage.action=replay", f"stage.run={run}", f"run.root={home / 'runs'}"]
+    assert shop.ended(*line, *words) == status, shop.said
+    return shop.said
+
+
+def found(home: Path, run: str, *words: str) -> dict[str, Any]:
+    return json.loads(asked(home, run, "stage.format=json", *words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [*LINES])
+def test_every_stage_that_trains_gives_the_same_bits(home: Path, ready: Ready, tiny_model: Path, stage: str) -> None:
+    folder = made(home, stage, "again", tiny_model, ready.data)
+    before = {path: path.read_bytes() for path in (home / "runs").rglob("*") if path.is_file() and path.name != INDEX}
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    answer = found(home, f"{stage}:again")
+    assert answer["same"], answer
+    assert (answer["rows"], answer["unlike"]) == (len(rows), {})
+    assert answer["figures"] == sum(len(json.loads(row)) - 1 for row in rows) > 0
+    after = {path: path.read_bytes() for path in (home / "runs").rglob("*") if path.is_file() and path.name != INDEX}
+    assert after == before
+
+
+@pytest.mark.slow
+def test_the_first_figure_that_differs_is_named(home: Path, ready: Ready, tiny_model: Path) -> None:
+    """One bit in the second of three steps; where the run came from is no matter, and what it read is."""
+    folder = made(home, "sft", "altered", tiny_model, ready.data, "stage.lr=0.003")
+    stream = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in stream.read_text().splitlines()]
+    real = rows[1]["loss"]
+    rows[1]["loss"] = float.fromhex(f"{real.hex().partition('p')[0][:-1]}0p{real.hex().partition('p')[2]}") + 1e-9
+    stream.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = asked(home, "sft:altered")
+    assert "1 row with 4 figures the same to the bit" in said
+    assert f"sft:altered: step 2, loss: {rows[1]['loss']!r} then, {real!r} now" in said
+    assert "Code, packages, hardware, threads and inputs are the same." in said
+
+
+@pytest.mark.slow
+def test_what_is_different_about_it(home: Path, ready: Ready, tiny_model: Path, chats: Path) -> None:
+    """Another file of data, code and packages that are not those of then."""
+    own = home / "own.jsonl"
+    shutil.copy(chats, own)
+    data = [f"data.path={own}" if word.startswith("data.path=") else word for word in ready.data]
+    folder = made(home, "sft", "other", tiny_model, data)
+    rows = own.read_text().splitlines()
+    own.write_text("\n".join([*rows[1:], rows[0].replace("garden", "meadow"), rows[0]]) + "\n")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"code": "c" * 64, "packages": {**manifest["packages"], "torch": "2.0.0"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    answer = found(home, "sft:other", "stage.steps=1")
+    assert not answer["same"]
+    assert answer["unlike"]["packages"]["torch"][0] == "2.0.0"
+    assert answer["unlike"]["code"]["code"][0] == "c" * 64
+    assert [one.rpartition(" (")[0] for one in answer["unlike"]["made from"]["data"]] == [str(own)] * 2
+    own.unlink()
+    assert "cannot be made again: data.path=" in asked(home, "sft:other", status=2)
+
+
+def test_what_cannot_be_made_again(home: Path, ready: Ready, tmp_path: Path) -> None:
+    assert "which logs no steps" in asked(home, next((home / "runs" / "sample").iterdir()).as_posix(), status=2)
+    copy = tmp_path / "copy"
+    shutil.copytree(home / "runs", copy / "runs")
+    steps = [json.loads(line)["step"] for line in (copy / "runs/reward/a/metrics.jsonl").read_text().splitlines()]
+    if steps[0] > 1:
+        assert "logged no step up to 1" in asked(copy, "reward:a", "stage.steps=1", status=2)
+    shutil.rmtree(copy / "runs" / "sft")
+    assert "stage.run=sft:s: which it read as init, is gone" in asked(copy, "reward:a", status=2)
+    (copy / "runs/reward/a/metrics.jsonl").unlink()
+    assert "logged no step" in asked(copy, "reward:a", status=2)
+    assert read_manifest(copy / "runs" / "reward" / "a").done
+
+
+def test_differences_between_rows() -> None:
+    rows = [{"step": 1, "loss": 2.0, "kl": None}, {"step": 2, "loss": 1.0}]
+    assert first_difference(rows, rows) is None
+    assert first_difference(rows, rows[:1], partial=True) is None
+    assert first_difference(rows, rows[:1]) == Difference(2, "step", 2, None)
+    assert first_difference(rows, [{**rows[0], "kl": 0.0}]) == Difference(1, "kl", None, 0.0)
+    assert first_difference(rows, [{"step": 1, "loss": 2.0}]) == Difference(1, "kl", None, None)
+    assert first_difference(rows, [{**rows[0], "new": 1}]) == Difference(1, "new", None, 1)
+    assert first_difference(rows, [rows[0], {"step": 3, "loss": 1.0}]) == Difference(2, "step", 2, 3)
