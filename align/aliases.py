@@ -59,5 +59,7 @@ def parsed_aliases(value: Any, field: str) -> Mapping[str, tuple[Arm, ...]]:
                 raise InputError(f"{field}.{name}", ref, "is no reference to an artifact", shape)
             number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
             require(number, f"{field}.{name}.{ref}", weight, "is no weight", WEIGHED)
+        summed = sum(float(weight) for _, weight in weights) < math.inf
+        require(summed, f"{field}.{name}", given, "has weights whose sum is no number", "Give smaller ones.")
         found[name] = tuple(Arm(ref, float(weight)) for ref, weight in weights)
     return MappingProxyType(found)

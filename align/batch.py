@@ -102,7 +102,9 @@ def sweep(jobs: Sequence[tuple[Command, Mapping[str, str]]], stages: Iterable[st
         ended.append(announced(number, len(jobs), words, start, run))
         if ended[-1].status == INTERRUPTED:
             break
-    print("\n" + "\n".join([*side_by_side(ended), table([swept for _, swept in jobs], ended)]), flush=True)
+    print(f"\n{table([swept for _, swept in jobs], ended)}", flush=True)
+    for line in side_by_side(ended):
+        print(f"\n{line}", flush=True)
     return max(one.status for one in ended)
 
 
@@ -237,8 +239,8 @@ def side_by_side(ended: Sequence[Ended]) -> list[str]:
     folders = [job.folder.absolute() for job in ended if job.status == 0 and job.folder]
     try:
         page = sweep_page(folders)
-    except (AlignError, OSError) as error:  # the runs are done, whatever becomes of the page
-        return [f"no page that compares them: {error}"]
+    except Exception as error:  # the runs are done, whatever becomes of the page
+        return [f"no page that compares them: {error if isinstance(error, AlignError) else repr(error)}"]
     return [f"curves and figures side by side: {displayed(page)}"] if page else []
 
 

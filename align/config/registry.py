@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, ClassVar
 
 from align.aliases import NAME, NAMED, parsed_aliases
@@ -90,9 +91,11 @@ class RegistryConfig(Settings):
     why: str | None = setting(None, "Why the alias is changed. It stays in the log.")
     who: str | None = setting(None, "Who changes the alias. Not given: whom the system says this process belongs to.")
     override: str | None = setting(None, "Why the alias is changed although a gate is closed. It stays in the log.")
-    gates: str = setting("conf/gates", "Folder of the gates, see docs/registry.md. None are there: nothing is bound.")
+    gates: str | None = setting(
+        None, "Folder of the gates, see docs/registry.md. Not given: conf/gates. Those in gates/ of run.root bind too."
+    )
     as_of: str | None = setting(
-        None, "`history` prints what the aliases meant at this time, in ISO 8601, such as 2026-11-01; UTC unless told."
+        None, "`history` prints what the aliases meant then: a time in ISO 8601, UTC unless told, or the end of a day."
     )
     format: str = setting("table", "How runs are printed: for eyes or for programs.", choices=FORMATS)
 
@@ -136,7 +139,10 @@ class RegistryConfig(Settings):
             require(bool(named), "stage.runs", value, "names no runs to compare", remedy)
             once = not runs or self.where is None
             require(once, "stage.where", self.where, "chooses runs beside stage.runs", "Drop one of the two.")
-            require(len({*runs}) == len(runs), "stage.runs", value, "names a run twice", "Name each once.")
+            chosen = not runs or (self.sort == "-started" and self.limit is None)
+            key, given = ("limit", self.limit) if self.limit else ("sort", self.sort)
+            problem, remedy = "says nothing to runs that are named", "Drop it, or choose them by stage.where."
+            require(chosen, f"stage.{key}", given, problem, remedy)
 
     def check_alias(self) -> None:
         asked = self.response is None or bool(self.response)
@@ -150,6 +156,8 @@ class RegistryConfig(Settings):
             given = self.override is None or bool(self.override.strip())
             require(given, "stage.override", self.override, "gives no reason", "Write why the gate does not count.")
             parsed_aliases({self.alias: "artifact" if self.arms is None else self.arms}, "stage.arms")
+            there = self.gates is None or Path(self.gates).expanduser().is_dir()
+            require(there, "stage.gates", self.gates, "is no folder", "Name the folder of the gates.")
         if self.as_of is not None:
             try:
                 datetime.fromisoformat(str(self.as_of))
@@ -158,3 +166,10 @@ class RegistryConfig(Settings):
                 raise InputError("stage.as_of", self.as_of, "is no time in ISO 8601", remedy) from error
         tables = self.action not in ("history", "trace", "replay") or self.format != "csv"
         require(tables, "stage.format", self.format, f"is none of {self.action}'s", "Write stage.format=json.")
+
+    def check(self, config: Any) -> None:
+        """Raises InputError where two keys name what an alias shall mean."""
+        usual = defaults_of(type(config))["artifact"]
+        one = self.arms is None or config.artifact == usual
+        problem = "names an artifact beside stage.arms, which names several"
+        require(one, "artifact", config.artifact, problem, "Drop one of the two.")

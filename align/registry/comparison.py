@@ -13,7 +13,7 @@ from typing import Any
 
 from align.errors import InputError
 from align.registry.differences import RUNS, made_from, settings_of
-from align.registry.record import UNREADABLE, Record, number
+from align.registry.record import MOVED, UNREADABLE, Record, finite, number
 from align.registry.shown import cell, clean, in_columns, leaves, plain, value_at
 from align.report.figures import by_weight
 from align.report.words import counted, flattened, is_interval
@@ -22,8 +22,11 @@ from align.run.manifest import read_manifest
 SEED, CODE = "seed", "code"
 COST = ("minutes", "peak_memory_mb", "tokens")
 """What a run took, as its record has it under `cost`."""
-LOW = ("loss_after", "kl", *COST)
-"""Main figures that are better low; the others are better high."""
+LOW = ("loss", "perplexity", *MOVED, *COST)
+HIGH = ("win_rate", "accuracy", "held_out_score", "last_score", "score")
+"""Beginnings of figures that are better low, and of those that are better high. Of others nobody says."""
+SHARES = ("rate", "accuracy")
+"""Ends of figures that lie between 0 and 1, and so do their intervals."""
 FIGURES = 4
 """Further figures in a table for eyes."""
 
@@ -35,11 +38,13 @@ class Row:
     Attributes:
         records: theirs.
         settings: key → value, of the keys in which the rows differ.
+        by_seed: seed → the figures of its first run.
         figures: name → number, or an interval: the run's own; over several seeds that of their mean.
     """
 
     records: tuple[Record, ...]
     settings: Mapping[str, Any]
+    by_seed: Mapping[int, Mapping[str, Any]]
     figures: Mapping[str, Any]
 
     @property
@@ -48,7 +53,7 @@ class Row:
 
     @property
     def seeds(self) -> list[int]:
-        return sorted({record["seed"] for record in self.records})
+        return sorted(self.by_seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Comparison:
 
     Attributes:
         keys: of the settings in which they differ; of runs of several stages, among those that all of them have.
+        inputs: those of the keys that are inputs.
         scores: the figures that they are judged by.
         figures: the other ones that every row has and that tell rows apart, what weighs most first.
         apart: how many settings only some of the stages have.
@@ -64,6 +70,7 @@ class Comparison:
 
     rows: tuple[Row, ...]
     keys: tuple[str, ...]
+    inputs: frozenset[str]
     scores: tuple[str, ...]
     figures: tuple[str, ...]
     apart: int
@@ -87,7 +94,7 @@ def comparison(root: Path, records: Sequence[Record], asked: Sequence[str] = ())
     for record in records:
         if record["status"] == UNREADABLE:
             raise InputError(RUNS, record["run"], f"cannot be read: {record['error']}", "Leave it out.")
-    settings = [settings_in(root, record) for record in records]
+    settings = [finite(settings_in(root, record)) for record in records]
     every = list(dict.fromkeys(key for one in settings for key in one))
     several = len({record["stage"] for record in records}) > 1
     common = [key for key in every if not several or (shared(key) and all(key in one for one in settings))]
@@ -100,13 +107,35 @@ def comparison(root: Path, records: Sequence[Record], asked: Sequence[str] = ())
     keys = [key for key in unlike if key not in (SEED, CODE)] + [key for key in (SEED, CODE) if key in unlike]
     for group in alike.values():
         group.sort(key=lambda i: records[i]["seed"])
+    moved = moved_by(records)
+    telling_keys = [key for key in keys if key != SEED]
     rows = tuple(
-        Row(tuple(records[i] for i in group), {key: settings[group[0]].get(key) for key in keys if key != SEED},
-            figures_over([figures_of(record, asked) for record in once_a_seed([records[i] for i in group])]))
+        row_of([records[i] for i in group], {key: settings[group[0]].get(key) for key in telling_keys}, asked, moved)
         for group in alike.values()
-    )  # fmt: skip
-    scores = tuple(asked) or tuple(dict.fromkeys(score for record in records for score in scores_of(record)))
-    return Comparison(rows, tuple(keys), scores, telling(rows, scores), len(every) - len(common))
+    )
+    main = dict.fromkeys(score for record in records for score in scores_of(record, moved))
+    scores = tuple(asked) or tuple(main)
+    inputs = frozenset(key for record in records for key in made_from(record))
+    return Comparison(rows, tuple(keys), inputs, scores, telling(rows, scores), len(every) - len(common))
+
+
+def row_of(records: Sequence[Record], settings: Mapping[str, Any], asked: Sequence[str], moved: str) -> Row:
+    by_seed = {record["seed"]: figures_of(record, asked, moved) for record in once_a_seed(records)}
+    return Row(tuple(records), settings, by_seed, figures_over([*by_seed.values()]))
+
+
+def moved_by(records: Sequence[Record]) -> str:
+    """The measure of how far runs moved from their start that all have which are done; empty where they have no common
+    one: two measures are not to be compared."""
+    done = [record["metrics"] for record in records if record["status"] == "done"]
+    return next((one for one in MOVED if done and all(number(of.get(one)) is not None for of in done)), "")
+
+
+def better_low(name: str) -> bool | None:
+    """Whether a figure is better low; None where nobody says."""
+    name = name.removeprefix("metrics.").removeprefix("cost.").removesuffix(".value")
+    low, high = (name.startswith(some) for some in (LOW, HIGH))
+    return low if low != high else None
 
 
 def once_a_seed(records: Sequence[Record]) -> list[Record]:
@@ -125,32 +154,47 @@ def settings_in(root: Path, record: Record) -> dict[str, Any]:
     return settings_of(manifest) | made_from(record) | {CODE: manifest.code[:8]}
 
 
-def scores_of(record: Record) -> list[str]:
+def scores_of(record: Record, moved: str) -> list[str]:
     """The main figure of a run, and how far it moved."""
-    score, kl = record.get("score"), record.get("kl")
-    return [*([score["name"]] if score else []), *(["kl"] if kl is not None else [])]
+    score = record.get("score")
+    return list(dict.fromkeys([*([score["name"]] if score else []), *([moved] if moved else [])]))
 
 
-def figures_of(record: Record, asked: Sequence[str] = ()) -> dict[str, Any]:
+def figures_of(record: Record, asked: Sequence[str], moved: str) -> dict[str, Any]:
     """Name → figure of a run: numbers, and intervals."""
+    cost = {name: record["cost"][name] for name in COST}
     if asked:
-        found = {key: value_at(record, key) for key in asked}
+        found = {key: value_at(record, key) for key in asked} | {moved: record["metrics"].get(moved), **cost}
     else:
-        cost = {name: record["cost"][name] for name in COST}
-        found = {**dict(flattened(record["metrics"])), "kl": record.get("kl"), **cost}
+        found = {**dict(flattened(record["metrics"])), **cost}
         found.pop("peak_rss_mb", None)  # which is a cost
     return {name: value for name, value in found.items() if number(value) is not None}
 
 
 def figures_over(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of a row. Of several runs: the mean over those, with its interval by Student's t."""
+    """The figures of a row. Of several runs: the mean over those that have one, with its interval by Student's t; how
+    many have it, where some do not."""
     if len(runs) == 1:
         return dict(runs[0])
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for run in runs for name in run):
+        values = [value_of(run[name]) for run in runs if name in run]
+        alike = len({*values}) == 1 and len(values) == len(runs)
+        found[name] = values[0] if alike else mean_of(name, values)
+        if len(values) < len(runs):
+            found[name]["n"] = len(values)
+    return found
+
+
+def mean_of(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """The mean of several seeds with its interval, that of a share within 0 and 1."""
     from align.ops.intervals import mean  # it needs NumPy
 
-    names = [name for name in runs[0] if all(name in one for one in runs)]
-    over = {name: mean([value_of(one[name]) for one in runs]) for name in names}
-    return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in over.items()}
+    over = mean(values)
+    low, high = over.low, over.high
+    if name.removesuffix(".value").endswith(SHARES) and low is not None and high is not None:
+        low, high = max(0.0, low), min(1.0, high)
+    return {"value": over.value, "low": low, "high": high}
 
 
 def value_of(figure: Any) -> float:
@@ -169,7 +213,7 @@ def telling(rows: Sequence[Row], scores: Sequence[str]) -> tuple[str, ...]:
 def shown_settings(found: Comparison) -> list[dict[str, str]]:
     """Each row's settings for eyes; an input without its digest, where its name alone says which it is."""
     shown = [{key: cell(value) for key, value in row.settings.items()} for row in found.rows]
-    for key in found.keys:
+    for key in found.inputs.intersection(found.keys):
         digests: dict[str, set[str]] = {}
         for row in shown:
             name, _, digest = row.get(key, "").rpartition(" (")
@@ -180,9 +224,26 @@ def shown_settings(found: Comparison) -> list[dict[str, str]]:
     return shown
 
 
-def as_lines(found: Comparison) -> Iterator[str]:
-    """A table for eyes."""
-    further = found.figures[:FIGURES]
+def as_lines(found: Comparison, width: int | None = None) -> Iterator[str]:
+    """A table for eyes.
+
+    Args:
+        width: columns of the terminal: fewer further figures are shown where they do not fit; None for any.
+    """
+    count = min(FIGURES, len(found.figures))
+    while count and width is not None and widest(found, count) > width:
+        count -= 1
+    yield from in_columns(cells_of(found, found.figures[:count]))
+    yield from notes(found, len(found.figures) - count)
+
+
+def widest(found: Comparison, count: int) -> int:
+    """Columns of the table with so many further figures."""
+    return max(map(len, in_columns(cells_of(found, found.figures[:count]))))
+
+
+def cells_of(found: Comparison, further: Sequence[str]) -> list[list[str]]:
+    """The table's cells: its head, and a line a row."""
     unfinished = any(row.records[0]["status"] != "done" for row in found.rows)
     figures = [*found.scores, *further]
     lines = [["run", *(["status"] if unfinished else []), *found.keys, *figures]]
@@ -191,24 +252,32 @@ def as_lines(found: Comparison) -> Iterator[str]:
         status = [clean(row.records[0]["status"])] if unfinished else []
         cells = [*(clean(known[key]) for key in found.keys), *(cell(row.figures.get(name)) for name in figures)]
         lines.append([clean(row.runs[0]) + (f" +{more}" if more else ""), *status, *cells])
-    yield from in_columns(lines)
+    return lines
+
+
+def notes(found: Comparison, more: int) -> Iterator[str]:
+    """What is to be said below the table.
+
+    Args:
+        more: figures that it does not show.
+    """
     if len(found.rows) == 1 and len(found.rows[0].records) == 1:
         yield "one run alone"
     elif not found.keys:
         yield "no setting differs"
-    if any(len(row.records) > 1 for row in found.rows):
+    if any(len(row.by_seed) > 1 for row in found.rows):
         yield "Of several seeds: the mean over them, with its 95 % interval by Student's t."
     if found.apart:
         yield f"{counted(found.apart, 'setting')} left out, which only some of these stages have"
-    if more := len(found.figures) - len(further):
+    if more:
         yield f"{counted(more, 'figure')} more that differ: stage.format=json, or stage.html=FILE"
 
 
 def as_objects(found: Comparison) -> dict[str, Any]:
     """The same as plain JSON, with all figures."""
     rows = [
-        {"runs": row.runs, "status": row.records[0]["status"], "seeds": row.seeds, "settings": dict(row.settings),
-         "figures": dict(row.figures)}
+        {"runs": row.runs, "status": row.records[0]["status"], "seeds": row.seeds, "settings": finite(row.settings),
+         "figures": finite(row.figures)}
         for row in found.rows
     ]  # fmt: skip
     keys = [key for key in found.keys if key != SEED]
@@ -222,7 +291,7 @@ def as_csv(found: Comparison) -> str:
         own = {"runs": " ".join(row["runs"]), "status": row["status"], "seeds": " ".join(map(str, row["seeds"]))}
         parted = {name: one if is_interval(one) else {"value": one} for name, one in row["figures"].items()}
         figures = {key.removesuffix(".value"): value for key, value in leaves(parted)}
-        rows.append({**own, **row["settings"], **figures})
+        rows.append({**own, **row["settings"], **figures, **own})
     names = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

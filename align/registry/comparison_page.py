@@ -6,13 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.registry.comparison import LOW, SEED, Comparison, Row, comparison, shown_settings, value_of
+from align.registry.comparison import (
+    MOVED,
+    SEED,
+    Comparison,
+    Row,
+    better_low,
+    comparison,
+    once_a_seed,
+    shown_settings,
+    value_of,
+)  # fmt: skip
 from align.registry.index import asked
+from align.registry.ranking import bounded, said_first
+from align.registry.record import Record
 from align.report.curves import CURVES, UNITS, Curve
 from align.report.page import Report
 from align.report.plots import Point, curves, points_of, render, tradeoff
 from align.report.stages import course
-from align.report.words import counted, format_figure, is_interval
+from align.report.words import counted, format_figure
 from align.run.digests import json_digest
 from align.track import read_rows
 
@@ -22,7 +34,7 @@ DRAWN = 8
 """Rows whose curves are drawn over each other; of more nobody could tell them apart."""
 FURTHER = 8
 """Figures that the table has besides the scores and the costs."""
-PRICES = {"kl": "KL from the start", "minutes": "minutes", "peak_memory_mb": "peak memory, MB"}
+PRICES = {**dict.fromkeys(MOVED, "KL from the start"), "minutes": "minutes", "peak_memory_mb": "peak memory, MB"}
 """Figure → what it is called, of those that a score is held against."""
 
 
@@ -41,7 +53,7 @@ def page_of(found: Comparison, root: Path) -> Report:
     labels = labels_of(found)
     report.verdict(said_first(found, labels))
     table(report, found, labels)
-    main = next((name for name in found.scores if name not in ("kl", *PRICES)), None)
+    main = next((name for name in found.scores if name not in PRICES and better_low(name) is not None), None)
     for price, called in PRICES.items():
         if main:
             price_shown(report, found, labels, main, price, called)
@@ -79,32 +91,8 @@ def labels_of(found: Comparison) -> list[str]:
     for i, (row, settings) in enumerate(zip(found.rows, shown_settings(found), strict=True), 1):
         own = ", ".join(f"{short[key]} {value}" for key, value in settings.items() if key != "code")
         text = own if own and len(own) <= 40 else row.runs[0]
-        labels.append(f"{i}: {text}")
+        labels.append(f"{i} ({text})")
     return labels
-
-
-def said_first(found: Comparison, labels: Sequence[str]) -> str:
-    """Which row is best by the first score, and whether its interval stands apart from the next one's."""
-    name = next((score for score in found.scores if score != "kl"), None)
-    having = [i for i, row in enumerate(found.rows) if name in row.figures]
-    if name is None or not having:
-        return "None of these runs has a score."
-    low = name in LOW
-    ranked = sorted(having, key=lambda i: value_of(found.rows[i].figures[name]) * (1 if low else -1))
-    best = found.rows[ranked[0]].figures[name]
-    said = f"{'Lowest' if low else 'Highest'} {name}: {labels[ranked[0]]}, {format_figure(best)}."
-    if len(ranked) == 1:
-        return said
-    following = found.rows[ranked[1]].figures[name]
-    said += f" Next: {labels[ranked[1]]}, {format_figure(following)}. "
-    if not (bounded(best) and bounded(following)):
-        return f"{said}Not both have an interval, so that the order may be chance."
-    apart = best["low"] > following["high"] or best["high"] < following["low"]
-    return said + ("The intervals do not overlap." if apart else "The intervals overlap: the order may be chance.")
-
-
-def bounded(figure: Any) -> bool:
-    return is_interval(figure) and figure["low"] is not None and figure["high"] is not None
 
 
 def table(report: Report, found: Comparison, labels: Sequence[str]) -> None:
@@ -138,12 +126,11 @@ def price_shown(report: Report, found: Comparison, labels: Sequence[str], score:
     ]  # fmt: skip
     if len(points) < 2:
         return
-    figure, best = tradeoff(points, called, score, low=score in LOW)
+    figure, best = tradeoff(points, called, score, low=bool(better_low(score)))
     names = ", ".join(labels[int(point.label) - 1] for point in best)
-    reading = (
-        f"{'Low' if score in LOW else 'High'} and left is better; no row beats the orange ones in both. Numbers are "
-        "those of the table."
-    )
+    better = "Low" if better_low(score) else "High"
+    numbers = "Numbers are those of the table."
+    reading = f"{better} and left is better; by their means no row beats the orange ones in both. {numbers}"
     alt = f"{score} against {called} of {counted(len(points), 'row')}. No other one beats in both: {names}."
     report.plot(render(figure, transparent=True), reading, alt)
 
@@ -162,13 +149,18 @@ def curves_shown(report: Report, found: Comparison, labels: Sequence[str], root:
     if len(found.stages) != 1 or found.stages[0] not in CURVES:
         return
     drawn = list(enumerate(found.rows))[:DRAWN]
-    streams = {i: [read_rows(root / record["folder"] / "metrics.jsonl") for record in row.records] for i, row in drawn}
+    streams = {i: [stream_of(root, record) for record in once_a_seed(row.records)] for i, row in drawn}
     if len(found.rows) > DRAWN:
         report.text(f"The curves are those of the first {DRAWN} rows.")
     for curve in CURVES[found.stages[0]]:
         for key, line in curve.lines.items():
             lines = {i: over_seeds([points_of(stream, key) for stream in streams[i]]) for i, _ in drawn}
             one_curve(report, curve, line, {i: found for i, found in lines.items() if found}, labels, found.stages[0])
+
+
+def stream_of(root: Path, record: Record) -> list[dict[str, Any]]:
+    """What a run logged, step by step."""
+    return read_rows(root / record["folder"] / "metrics.jsonl")
 
 
 def over_seeds(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:

@@ -10,15 +10,18 @@ A gate is a YAML file that binds aliases to conditions:
       - {unseen: true}
       - {verdict: safety}
 
-Of a figure with an interval, the end that is worse has to keep the bound.
+Of a figure with an interval, the end that is worse has to keep the bound. What a proxy judged, the reward that a policy
+was trained against, counts only where a condition says `proxy: true`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,14 @@ from align.registry.record import Record, number
 from align.registry.shown import figure as in_words
 from align.registry.shown import value_at
 from align.registry.verdicts import PASS, verdict_on
-from align.report.words import is_interval
-from align.run.digests import file_digest
+from align.report.words import is_bounded, is_interval
+from align.run.alias_log import regular
+from align.run.artifacts import verify_outputs
+from align.run.manifest import read_manifest
 from align.run.receipt import checked_receipt
 
+ENDINGS = (".yaml", ".yml")
+PATTERN = re.compile(r"[A-Za-z0-9._*?\[\]!-]+")
 EXAMPLE = "Write it like {figure: win_rate, at_least: 0.55}, {receipt: gguf}, {unseen: true} or {verdict: NAME}."
 
 
@@ -80,13 +87,13 @@ class Gate:
     """Attributes:
     name: of its file, without the ending.
     aliases: patterns of the aliases that it binds.
-    conditions: in words → its check.
+    conditions: each in words, and its check.
     digest: sha256 of the file, hex.
     """
 
     name: str
     aliases: tuple[str, ...]
-    conditions: Mapping[str, Check]
+    conditions: tuple[tuple[str, Check], ...]
     digest: str
 
     def binds(self, alias: str) -> bool:
@@ -94,38 +101,52 @@ class Gate:
 
     def findings(self, subject: Subject) -> list[Finding]:
         """What each condition says of an artifact."""
-        return [Finding(subject.record["run"], said, *check(subject)) for said, check in self.conditions.items()]
+        return [Finding(subject.record["run"], said, *check(subject)) for said, check in self.conditions]
 
     def as_json(self, findings: Sequence[Finding]) -> dict[str, Any]:
         """As the log of the aliases keeps it."""
         return {"gate": self.name, "digest": self.digest, "findings": [asdict(finding) for finding in findings]}
 
 
-def read_gates(folder: Path) -> list[Gate]:
-    """The gates of a folder, by name; none where it is not there.
+class Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: of two the last one would count, and nobody would know."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"the key {twice!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_gates(folders: Iterable[Path]) -> list[Gate]:
+    """The gates of some folders, by name; none of one that is not there.
 
     Raises:
         InputError: a file cannot be read as a gate.
     """
-    return [read_gate(path) for path in sorted(folder.glob("*.yaml"))]
+    found = {path.resolve(): path for folder in folders for ending in ENDINGS for path in folder.glob(f"*{ending}")}
+    return [read_gate(path) for path in sorted(found.values())]
 
 
 def read_gate(path: Path) -> Gate:
     field = str(path)
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        with open(path, "rb", opener=regular) as file:
+            text = file.read()
+        given = yaml.load(text.decode("utf-8"), Loader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError, TypeError) as error:
         raise CorruptFile("gate", field, f"cannot be read as YAML ({error})", "Mend the file.") from error
     remedy = "Write `alias:` with the name or the pattern of an alias, and `conditions:` with a list."
     whole = isinstance(given, Mapping) and {*given} == {"alias", "conditions"}
     require(whole, "gate", field, "has other keys than `alias` and `conditions`", remedy)
     aliases = [given["alias"]] if isinstance(given["alias"], str) else given["alias"]
     texts = isinstance(aliases, list) and bool(aliases) and all(isinstance(one, str) and one for one in aliases)
+    texts = texts and all(PATTERN.fullmatch(one) for one in aliases)
     require(texts, f"{field}: alias", aliases, "is no name or pattern of an alias, nor a list of them", remedy)
     listed = isinstance(given["conditions"], list) and bool(given["conditions"])
     require(listed, f"{field}: conditions", given["conditions"], "is no list of conditions", EXAMPLE)
-    found = dict(condition(one, f"{field}: conditions[{i}]") for i, one in enumerate(given["conditions"]))
-    return Gate(path.stem, tuple(aliases), found, file_digest(path))
+    found = tuple(condition(one, f"{field}: conditions[{i}]") for i, one in enumerate(given["conditions"]))
+    return Gate(path.stem, tuple(aliases), found, sha256(text).hexdigest())
 
 
 def condition(given: Any, field: str) -> tuple[str, Check]:
@@ -140,30 +161,48 @@ def condition(given: Any, field: str) -> tuple[str, Check]:
 
 
 def bound(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
-    """`{figure: KEY, at_least: X}`, `at_most`, or both."""
-    limits = {key: value for key, value in given.items() if key != "figure"}
-    known = bool(limits) and {*limits} <= {"at_least", "at_most"} and isinstance(given["figure"], str)
+    """`{figure: KEY, at_least: X}`, `at_most`, or both; with `proxy: true`, whoever judged."""
+    limits = {key: given[key] for key in ("at_least", "at_most") if key in given}
+    known = {*given} <= {"figure", "proxy", *limits} and isinstance(given["figure"], str)
+    known = bool(limits) and known and isinstance(given.get("proxy", False), bool)
     require(known, field, dict(given), "is no bound of a figure", EXAMPLE)
     for value in limits.values():
         finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         require(finite, field, dict(given), f"has a bound that is no number: {value!r}", EXAMPLE)
     name = str(given["figure"])
-    words = " and ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in limits.items())
+    words = " and ".join(f"{key.replace('_', ' ')} {value}" for key, value in limits.items())
 
     def check(subject: Subject) -> tuple[bool, str]:
-        keys = (f"metrics.{name}_interval", f"metrics.{name}", name)
-        figure = next((found for key in keys if (found := value_at(subject.record, key)) is not None), None)
+        key, figure = figure_of(subject.record, name)
         if figure is None or number(figure) is None:
             measure = f"stage=eval artifact={subject.record['run']}"
             return False, f"there is no such figure. An evaluation may have it: {measure}"
-        ends = (figure["low"], figure["high"]) if is_interval(figure) else (figure, figure)
-        low, high = map(number, ends)
-        if low is None or high is None:
+        if isinstance(figure, Mapping) and not (is_interval(figure) and is_bounded(figure)):
             return False, f"{in_words(figure)} has no interval"
+        judge = judged_by(subject, key, figure)
+        if judge and not given.get("proxy"):
+            return False, f"{in_words(figure)} by {judge}, which it was trained against: evaluate it with another judge"
+        low, high = (figure["low"], figure["high"]) if isinstance(figure, Mapping) else (figure, figure)
         kept = limits.get("at_least", -math.inf) <= low and high <= limits.get("at_most", math.inf)
         return kept, in_words(figure)
 
     return f"{name} {words}", check
+
+
+def figure_of(record: Record, name: str) -> tuple[str, Any]:
+    """(key, figure) that a name stands for: of the metrics, with its interval where it has one."""
+    name = name.removesuffix(".value")  # which alone would pass over the interval
+    keys = (f"metrics.{name}_interval", f"metrics.{name}", f"{name}_interval", name)
+    return next(((key, found) for key in keys if (found := value_at(record, key)) is not None), (name, None))
+
+
+def judged_by(subject: Subject, key: str, figure: Any) -> str:
+    """The proxy that a figure goes by, where an evaluation by one measured it; empty elsewhere."""
+    found = subject.evaluation
+    if found is None or value_at(found, "metrics.judge_is") != "proxy":
+        return ""
+    measured = value_at(found, key) == figure or (key == "score" and value_at(found, "score") == figure)
+    return str(value_at(found, "metrics.judge")) if measured else ""
 
 
 def receipt(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
@@ -187,10 +226,14 @@ def receipt(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
 
 def receipt_passed(subject: Subject, export: Record) -> tuple[bool, str]:
     """Whether an export is what was exported, and close enough to what was trained."""
+    folder = subject.root / export["folder"]
     try:
-        found = checked_receipt(subject.root / export["folder"] / "artifact")
+        found = checked_receipt(folder / "artifact")
+        verify_outputs(folder, read_manifest(folder).outputs)  # the receipt itself among them
     except InputError as error:
         return False, f"{export['run']}: {error}"
+    if found.get("artifact") != subject.digest:
+        return False, f"{export['run']} has the receipt of another artifact"
     verdicts = [row.get("verdict") for row in found["rows"]]
     missed = [row.get("name") for row in found["rows"] if row.get("verdict") not in (PASS, "reported", "not checked")]
     if missed:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from align.errors import InputError, half_character, require
+from align.errors import CorruptFile, InputError, half_character, require
 from align.registry.folders import NO_FILE, folders, locked_inodes
 from align.registry.intact import Hashed
-from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, record_of, unreadable
-from align.run.alias_log import read_log
+from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, noted_in, record_of, unreadable
+from align.run.alias_log import REMEDY, AliasLog, read_log
 from align.run.manifest import FILE, Manifest, read_manifest
 
 INDEX = ".registry.db"
@@ -41,8 +41,10 @@ create table if not exists hashed (
     run text not null, file text not null, state text not null, sha256 text not null, at text not null,
     primary key (run, file)
 );
+create table noted (run text not null, alias text not null, seq integer not null, hash text not null);
 create table aliased (run text primary key, aliases text not null);
 create index runs_running on runs (run) where json_extract(own, '$.status') = 'running';
+create index noted_run on noted (run);
 create index makes_run on makes (run);
 create index makes_digest on makes (digest);
 create index reads_run on reads (run);
@@ -163,7 +165,7 @@ class Index:
         new = {run: stamp for run, stamp in there.items() if known.get(run) != stamp}
         around = self._around(gone | new.keys())
         for run in gone | new.keys():
-            for table in ("runs", "makes", "reads"):
+            for table in ("runs", "makes", "reads", "noted"):
                 self.db.execute(f"delete from {table} where run = ?", (run,))
         for run, stamp in new.items():
             self._read(run, stamp)
@@ -177,8 +179,9 @@ class Index:
         """Tell the runs whose artifacts an alias means now."""
         wanted: dict[str, list[str]] = {}
         try:
-            standing = read_log(self.root).standing()
-            self.aliases_error = ""
+            log = read_log(self.root)
+            standing = log.standing()
+            self.aliases_error = str(self.lost_changes(log) or "")
         except InputError as error:  # the runs are listed all the same
             standing, self.aliases_error = {}, str(error)
         for alias, change in standing.items():
@@ -195,12 +198,13 @@ class Index:
         self.db.execute("delete from aliased")
         self.db.executemany("insert into aliased values (?, ?)", now.items())
 
-    def noted_aliases(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(run, change of an alias) of every input that a run found by an alias."""
-        inputs = "select run, json_extract(value, '$.alias') from runs, json_each(own, '$.inputs') where own like ?"
-        for run, noted in self.db.execute(inputs, ('%"alias": {%',)).fetchall():
-            if noted:
-                yield run, json.loads(noted)
+    def lost_changes(self, log: AliasLog) -> CorruptFile | None:
+        """What is to be said of a log that lacks a change which a run went by; None where it lacks none."""
+        for run, alias, seq, hash in self.db.execute("select run, alias, seq, hash from noted order by seq"):
+            if not 0 < seq <= len(log.changes) or log.changes[seq - 1].hash != hash:
+                problem = f"is not in the log any more: {run} went by change {seq}"
+                return CorruptFile("aliases", f"@{alias}", problem, REMEDY)
+        return None
 
     def _settle(self) -> None:
         """Of the runs that say they are running, which do: the others were killed before they could say more."""
@@ -237,6 +241,7 @@ class Index:
             made = digests_of(own, manifest.outputs)
             self.db.executemany("insert into makes values (?, ?)", [(run, digest) for digest in made])
             self.db.executemany("insert into reads values (?, ?, ?, ?)", [(run, *edge) for edge in edges_of(own)])
+            self.db.executemany("insert into noted values (?, ?, ?, ?)", [(run, *noted) for noted in noted_in(own)])
 
     def _around(self, runs: Iterable[str]) -> set[str]:
         """The runs whose records say something of these: those that made what they read, and that read what they

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.aliases import Arm
-from align.errors import CorruptFile, InputError, require
+from align.errors import InputError, require
+from align.redaction import redacted
 from align.registry.gates import Finding, Gate, Subject
 from align.registry.index import Index, asked
+from align.registry.shown import clean
 from align.run import Artifact, resolve
-from align.run.alias_log import REMEDY, AliasLog, Change, Meant, append, in_words, read_log
-from align.run.weights import ADAPTER_CONFIG
+from align.run.alias_log import AliasLog, Change, Meant, append, in_words, read_log
+from align.run.weights import ADAPTER_CONFIG, brings_scores
 
 FIELD = "artifact"
 
@@ -49,8 +51,14 @@ def promote(
         InputError: it names no weights of a run here; the alias means that already; a gate is closed.
         RunConflict: somebody else changed the alias meanwhile.
     """
-    before = read_log(root).last(alias)
-    meant = [meant_by(resolve(arm.ref, root, field_name=FIELD), arm, root) for arm in arms]
+    log = read_log(root)
+    asked(root, lambda index: check_not_cut(index, log))
+    before = log.last(alias)
+    artifacts = [resolve(arm.ref, root, field_name=FIELD) for arm in arms]
+    meant = [meant_by(artifact, arm, root) for artifact, arm in zip(artifacts, arms, strict=True)]
+    alike = len({brings_scores(artifact.path) for artifact in artifacts}) == 1
+    remedy = "Give the reward model an alias of its own."
+    require(alike, "stage.arms", in_words(meant), "are a reward model and a policy", remedy)
     now, digests = in_words(meant), [one.digest for one in meant]
     require(len({*digests}) == len(digests), "stage.arms", now, "names one artifact twice", "Add the weights up.")
     same = before is not None and [*before.arms] == meant
@@ -69,8 +77,8 @@ def promote(
         raise InputError("stage.alias", alias, f"may not mean {now}", remedy)
     written = [gate.as_json(findings) for gate, findings in checked]
     change = append(
-        root, alias, meant, who=who or user(), why=why, replaces=before.seq if before else 0, override=override or "",
-        gates=written,
+        root, alias, meant, who=redacted(who or user()), why=redacted(why), replaces=before.seq if before else 0,
+        override=redacted(override or ""), gates=written,
     )  # fmt: skip
     return Promoted(change, before, checked)
 
@@ -81,10 +89,12 @@ def retire(root: Path, alias: str, *, who: str | None, why: str) -> Promoted:
     Raises:
         InputError: it means nothing now.
     """
-    before = read_log(root).last(alias)
+    log = read_log(root)
+    asked(root, lambda index: check_not_cut(index, log))
+    before = log.last(alias)
     if before is None or not before.arms:
         raise InputError("stage.alias", alias, "means nothing now", "stage.action=history lists the aliases.")
-    change = append(root, alias, [], who=who or user(), why=why, replaces=before.seq)
+    change = append(root, alias, [], who=redacted(who or user()), why=redacted(why), replaces=before.seq)
     return Promoted(change, before, ())
 
 
@@ -94,20 +104,20 @@ def meant_by(artifact: Artifact, arm: Arm, root: Path) -> Meant:
     Raises:
         InputError: no run under this root made it, or it holds no weights.
     """
-    made = artifact.manifest
-    here = made is not None and artifact.path.absolute().parent.parent.parent == root.absolute()
+    folder = artifact.path.resolve().parent  # a run goes by its folder, whatever its manifest calls it
+    here = artifact.manifest is not None and folder.parent.parent == root.resolve()
     remedy = "Name a run of it: artifact=STAGE:NAME."
     require(here, FIELD, arm.ref, f"was made by no run under {root}, so that nothing is known of it", remedy)
     weights = artifact.whole or (artifact.path / ADAPTER_CONFIG).is_file()
     require(weights, FIELD, arm.ref, "holds no adapter and no model", remedy)
-    assert made is not None
-    return Meant(made.ref, artifact.digest, arm.weight)
+    return Meant(f"{folder.parent.name}:{folder.name}", artifact.digest, arm.weight)
 
 
 def subject_of(index: Index, root: Path, meant: Meant) -> Subject:
     """What is known of an artifact, for its gates."""
     record = index.record(meant.ref)
-    assert record is not None, f"{meant.ref} was read a moment ago"
+    if record is None or record.get("digest") not in (None, meant.digest):
+        raise InputError(FIELD, meant.ref, "was changed while it was looked at", "Ask again.")
     evaluation = index.record(record["evaluation"]) if record["evaluation"] else None
     exports = [one for ref in record["exports"] if (one := index.record(ref)) is not None]
     return Subject(root, record, meant.digest, evaluation, exports)
@@ -127,16 +137,23 @@ def said(found: Finding) -> str:
 def as_lines(promoted: Promoted) -> Iterator[str]:
     """What was done, for eyes."""
     change, before = promoted.change, promoted.before
-    yield f"@{change.alias}: {in_words(before.arms) if before else ''}{' → ' if before else ''}{meaning(change)}"
+    yield f"@{change.alias}: {in_words(before.arms) if before else ''}{' → ' if before else ''}{arms_of(change)}"
+    if not promoted.checked and change.arms:
+        yield f"no gate binds @{change.alias}"
     for gate, findings in promoted.checked:
         for found in findings:
-            yield f"gate {gate.name}, {'met' if found.passed else 'NOT MET'}: {said(found)}"
+            yield f"gate {gate.name}, {'met' if found.passed else 'NOT MET'}: {whole(said(found))}"
     if change.override:
-        yield f"overridden: {change.override}"
-    yield f"change {change.seq} by {change.who}: {change.why}"
+        yield f"overridden: {whole(change.override)}"
+    yield f"change {change.seq} by {whole(change.who)}: {whole(change.why)}"
 
 
-def meaning(change: Change) -> str:
+def whole(text: str) -> str:
+    """A text from the log on one line, all of it."""
+    return clean(text, longest=None)
+
+
+def arms_of(change: Change) -> str:
     return in_words(change.arms) or "nothing"
 
 
@@ -146,24 +163,20 @@ def as_history(log: AliasLog, alias: str | None) -> Iterator[str]:
     for change in reversed(log.changes):
         if alias is None or change.alias == alias:
             before = by_seq.get(change.replaces)
-            came = f"{meaning(before)} → " if before else ""
-            overridden = f" (overridden: {change.override})" if change.override else ""
-            yield f"{change.seq}  {change.at[:19]}  @{change.alias}  {came}{meaning(change)}"
-            yield f"   {change.who}: {change.why}{overridden}"
+            came = f"{arms_of(before)} → " if before else ""
+            overridden = f" (overridden: {whole(change.override)})" if change.override else ""
+            yield f"{change.seq}  {change.at[:19]}  @{change.alias}  {came}{arms_of(change)}"
+            yield f"   {whole(change.who)}: {whole(change.why)}{overridden}"
 
 
 def as_meanings(standing: Mapping[str, Change]) -> Iterator[str]:
     """What each alias means at one time."""
     for alias, change in standing.items():
-        yield f"@{alias}  {in_words(change.arms)}  since {change.at[:19]}, {change.who}: {change.why}"
+        yield f"@{alias}  {in_words(change.arms)}  since {change.at[:19]}, {whole(change.who)}: {whole(change.why)}"
 
 
 def check_not_cut(index: Index, log: AliasLog) -> None:
     """Raises CorruptFile where a run noted a change that the log does not have: its end was cut off, which its chain
     cannot show."""
-    for run, noted in index.noted_aliases():
-        seq = noted.get("seq")
-        found = log.changes[seq - 1] if isinstance(seq, int) and 0 < seq <= len(log.changes) else None
-        if found is None or found.hash != noted.get("hash"):
-            problem = f"is not in the log any more: {run} went by change {seq}"
-            raise CorruptFile("aliases", f"@{noted.get('name')}", problem, REMEDY)
+    if lost := index.lost_changes(log):
+        raise lost

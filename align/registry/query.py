@@ -16,6 +16,7 @@ from align.registry.record import Record
 COMPARED = re.compile(r"\s*(>=|<=|!=|>|<|=)\s*(.*?)\s*", re.DOTALL)
 WHERE, SORT, COLUMNS = "stage.where", "stage.sort", "stage.columns"
 EXAMPLE = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\"."
+ALWAYS = ("started", "finished")
 LARGEST = 2**63 - 1
 """Of SQLite's whole numbers."""
 Part = tuple[str, list[Any]]
@@ -128,7 +129,8 @@ def path_of(index: Index, field: str, key: str, whole: bool = False) -> str:
     simple = "$" + "".join(f'."{part}"' for part in str(key).split("."))
     require(isinstance(key, str) and bool(key) and '"' not in key, field, key, "is no key of a run", EXAMPLE)
     kind = index.kind(simple)
-    if (kind is not None and (whole or kind != "object")) or not index.names():
+    every = key in ALWAYS  # whatever a folder says, or does not
+    if every or (kind is not None and (whole or kind != "object")) or not index.names():
         return simple
     known = index.keys()  # the names of some keys have dots
     if inside := [one for one in known if one.startswith(f"{key}.")]:

@@ -178,6 +178,16 @@ def edges_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(name, *edge) for name, edge in found.items()]
 
 
+def noted_in(record: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """(alias, number, hash) of each change of an alias that a run found an input by."""
+    changes = (given.get("alias") for given in record["inputs"].values())
+    return [
+        (str(change.get("name")), change["seq"], str(change.get("hash")))
+        for change in changes
+        if isinstance(change, Mapping) and isinstance(change.get("seq"), int) and abs(change["seq"]) < 2**62
+    ]
+
+
 def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[Record]) -> Record:
     """A record with what follows from the runs around it.
 

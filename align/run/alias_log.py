@@ -1,15 +1,18 @@
 """Aliases of a folder of runs: what `@production` means, and who changed it, when and why.
 
 `aliases.jsonl` in that folder has one change a line, in a chain of hashes (`align.chain`): a line that is altered or
-removed is found out. The file is only ever appended to. What is written behind the last line break is a change that was
-cut off, and that nobody was told of.
+removed is found out. The file is only ever appended to. The beginning of a line behind the last line break is a change
+that was cut off, and that nobody was told of.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import math
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from align.chain import GENESIS, Head, advance, canonical, link_hash
-from align.errors import CorruptFile, InputError, RunConflict
+from align.errors import CorruptFile, InputError, RunConflict, half_character
 
 FILE = "aliases.jsonl"
 SIGN = "@"
@@ -115,44 +118,93 @@ def read_log(root: Path) -> AliasLog:
         InputError: a later version of align wrote a line.
     """
     try:
-        text = (root / FILE).read_bytes()
+        with open(root / FILE, "rb", opener=regular) as file:
+            text = file.read()
     except FileNotFoundError:
         return AliasLog()
     except OSError as error:
         raise CorruptFile("aliases", str(root / FILE), f"cannot be read ({error.strerror})", REMEDY) from error
-    return parsed(text, root / FILE)
+    return parsed(text, root / FILE)[0]
 
 
-def parsed(text: bytes, path: Path) -> AliasLog:
-    """The changes in a log's bytes, whose chain is checked."""
-    head, changes, field = Head(0, GENESIS), list[Change](), str(path)
-    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
-        change = change_in(line, f"{field}, line {number}")
-        head = advance(head, change, f"{field}, line {number}: seq", REMEDY)
+def regular(path: str, flags: int) -> int:
+    """Opens a file, and nothing that a reader would wait for.
+
+    Raises:
+        OSError: it is a pipe, a folder or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return descriptor
+
+
+def parsed(text: bytes, path: Path) -> tuple[AliasLog, int]:
+    """The changes in a log's bytes, whose chain is checked, and how many of the bytes they are. Behind the last line
+    break there may be a whole change that lacks its own, or the beginning of one that was never told of.
+
+    Raises:
+        CorruptFile, InputError: as `read_log`.
+    """
+    head, changes, used = Head(0, GENESIS), list[Change](), 0
+    lines = text.split(b"\n")
+    rest = lines.pop()
+    for number, line in enumerate([*lines, rest] if whole(rest) else lines, 1):
+        field = f"{path}, line {number}"
+        change = change_in(line, field)
+        try:
+            head = advance(head, change, f"{field}: seq", REMEDY)
+        except (TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise CorruptFile(field, shown(line), f"is no change of an alias ({error})", REMEDY) from error
         changes.append(change)
-    return AliasLog(tuple(changes))
+        used = min(len(text), used + len(line) + 1)
+    return AliasLog(tuple(changes)), used
+
+
+def whole(rest: bytes) -> bool:
+    """Whether what stands behind the last line break is more than a line that was cut off while it was written."""
+    try:
+        json.loads(rest)
+    except (ValueError, RecursionError):
+        return b"\r" in rest  # lines that something else ended
+    return True
+
+
+def shown(line: bytes) -> str:
+    return line[:60].decode("utf-8", "replace")
 
 
 def change_in(line: bytes, field: str) -> Change:
     try:
-        found = json.loads(line)
+        found = json.loads(line, parse_constant=refused)
     except (ValueError, RecursionError) as error:
-        shown = line[:60].decode("utf-8", "replace")
-        raise CorruptFile(field, shown, "is no line of JSON in UTF-8", REMEDY) from error
+        raise CorruptFile(field, shown(line), "is no line of JSON in UTF-8", REMEDY) from error
     version = found.get("schema_version") if isinstance(found, dict) else None
     if isinstance(version, int) and version > SCHEMA:
         problem, remedy = f"was written by a later version of align, this one reads {SCHEMA}", "Use that version."
         raise InputError(field, f"schema_version {version}", problem, remedy)
-    whole = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in KINDS.items())
-    if version != SCHEMA or not whole or not all(map(is_arm, found["arms"])) or not is_time(found["at"]):
-        raise CorruptFile(field, line[:60].decode("utf-8", "replace"), "is no change of an alias", REMEDY)
+    typed = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in KINDS.items())
+    if version != SCHEMA or not typed or not all(map(is_arm, found["arms"])) or not is_time(found["at"]):
+        raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
+    if not all(isinstance(gate, dict) for gate in found["gates"]) or half_character(
+        json.dumps(found, ensure_ascii=False)
+    ):
+        raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
     arms = tuple(Meant(arm["ref"], arm["digest"], arm["weight"]) for arm in found["arms"])
     return Change(**{**{key: found[key] for key in KINDS}, "arms": arms, "gates": tuple(found["gates"])})
 
 
+def refused(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
+
+
 def is_arm(value: Any) -> bool:
     texts = isinstance(value, dict) and isinstance(value.get("ref"), str) and isinstance(value.get("digest"), str)
-    return texts and isinstance(value.get("weight"), int | float)
+    weight = value.get("weight") if isinstance(value, dict) else None
+    return texts and isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
 
 
 def is_time(text: str) -> bool:
@@ -177,13 +229,15 @@ def append(
         OSError: the log cannot be written.
     """
     path = root / FILE
-    with path.open("ab+") as file:
+    with open(path, "ab+", opener=regular) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         text = file.read()
-        log = parsed(text, path)
+        log, used = parsed(text, path)
         last = log.last(alias)
-        if last is not None and last.seq != replaces:
+        if (last.seq if last else 0) != replaces:
+            if last is None:
+                raise CorruptFile("aliases", str(path), "lost its end since it was looked at", REMEDY)
             now = in_words(last.arms) or "nothing: it was retired"
             problem = f"was changed meanwhile by {last.who} at {last.at}: it means {now} ({last.why})"
             raise RunConflict("stage.alias", alias, problem, "If you still want to, run the same command again.")
@@ -196,8 +250,9 @@ def append(
         }  # fmt: skip
         values["hash"] = link_hash(Change(**values).hashed, head.hash)
         change = Change(**values)
-        file.truncate(text.rfind(b"\n") + 1)  # what a process was writing when it was killed
-        file.write(canonical(change.as_json()).encode() + b"\n")
+        file.truncate(used)  # what a process was writing when it was killed
+        broken = b"" if text[:used].endswith(b"\n") or not used else b"\n"
+        file.write(broken + canonical(change.as_json()).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     return change

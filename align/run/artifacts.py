@@ -206,9 +206,8 @@ def meaning(ref: str, root: Path, field_name: str) -> Change:
         return change
     close = difflib.get_close_matches(alias, known, n=1)
     meant = f"Did you mean {SIGN}{close[0]}? " if close else ""
-    make = (
-        f"python -m align stage=registry stage.action=promote stage.alias={alias} artifact=STAGE:NAME stage.why=REASON"
-    )
+    action = f"stage.action=promote stage.alias={shlex.quote(alias)}"
+    make = f"python -m align stage=registry {action} artifact=STAGE:NAME stage.why=REASON"
     last = log.last(alias)
     why = f"was retired by {last.who} at {last.at[:19]}: {last.why}" if last else f"is no alias under {root}"
     raise MissingArtifact(field_name, ref, why, f"{meant}Make it with: {make}")

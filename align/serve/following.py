@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from align.aliases import Arm as Written
@@ -15,6 +17,9 @@ from align.serve import events
 from align.serve.adapter_folders import check_adapter, origin_of, version_of
 from align.serve.identity import Allowed, Arm, Hook, Portfolio
 from align.serve.opening import FIELD, arm_of, told
+
+AGAIN_S = 5.0
+"""After so long it is tried again to follow what could not be followed."""
 
 
 class Following:
@@ -33,7 +38,8 @@ class Following:
     ) -> None:
         self.root, self.written, self.portfolio = root, written, portfolio
         self.dtypes = {dtype for dtype in dtypes if dtype not in (None, "auto")}
-        self._stamp, self._said = self.stamp(), dict[str, str]()
+        self._stamp: tuple[int, int] | None = None  # an alias may have changed while the base was loaded
+        self._said, self._again_at = dict[str, str](), 0.0
 
     def stamp(self) -> tuple[int, int] | None:
         """Another one after each change of an alias; None where there is no log."""
@@ -44,13 +50,13 @@ class Following:
 
     def look(self, ready: Hook, gone: Hook) -> None:
         """Let the names stand for what their aliases mean by now, if the log has changed. What cannot be followed is
-        said once, and its name stays with what it stood for.
+        said once, is tried again from time to time, and its name stays with what it stood for.
 
         Args:
             ready, gone: see `Portfolio.stand_for`.
         """
         stamp = self.stamp()
-        if stamp == self._stamp:
+        if stamp == self._stamp and not (self._said and time.monotonic() >= self._again_at):
             return
         for name, arms in self.written.items():
             try:
@@ -60,8 +66,9 @@ class Following:
                 why = str(error) if isinstance(error, AlignError) else repr(error)
                 if self._said.get(name) != why:
                     self._said[name] = why
-                    events.log.warning("%s stays with %s: %s", name, self.meaning(name), why)
-        self._stamp = stamp
+                    line = f"{name} stays with {self.in_words(name)}: {why}"
+                    events.log.warning("%s", clean(line))
+        self._stamp, self._again_at = stamp, time.monotonic() + AGAIN_S
 
     def follow(self, name: str, written: Sequence[Written], ready: Hook, gone: Hook) -> None:
         """One name.
@@ -69,11 +76,13 @@ class Following:
         Raises:
             AlignError: what its alias means is gone, or does not go with the served base.
         """
+        standing = {arm.ref: arm for arm in self.portfolio.arms(name)}
+        if not standing:
+            return  # somebody took it away
         field, artifacts = f"{FIELD}.{name}", dict[str, Artifact]()
         arms = told(written, self.root, field, artifacts)
         for ref, artifact in artifacts.items():
             self.check(field, ref, artifact)
-        standing = {arm.ref: arm for arm in self.portfolio.arms(name)}
         versions = {ref: version_of(artifact, self.portfolio.base.digest) for ref, artifact in artifacts.items()}
         now = [
             arm_of(arm, name, self.written, versions, artifacts) if arm.ref in artifacts
@@ -82,9 +91,10 @@ class Following:
         ]  # fmt: skip
         if now != [*standing.values()]:
             self.check_followers(field, name, len(now))
-            before = self.meaning(name)
+            self.check_kind(field, now, [*standing.values()])
+            before = self.in_words(name)
             self.portfolio.stand_for(name, now, ready, gone)
-            events.log.info("%s follows: %s, was %s", name, self.meaning(name), before)
+            events.log.info("%s follows: %s, was %s", name, self.in_words(name), before)
 
     def check_followers(self, field: str, name: str, arms: int) -> None:
         """Raises InputError where other names stand for what this one stands for, and that shall be several things."""
@@ -98,7 +108,14 @@ class Following:
         found = standing.get(arm.ref)
         if found is None:
             raise InputError(field, arm.ref, "is not there any more", "Start the server again.")
-        return found
+        # What another name stands for is looked up when it is asked for: here it would hold that name's old weights.
+        return replace(found, version=None, weight=arm.weight) if found.follows else replace(found, weight=arm.weight)
+
+    def check_kind(self, field: str, now: Sequence[Arm], before: Sequence[Arm]) -> None:
+        """Raises InputError where a policy would become a reward model, which answers nobody, or the other way."""
+        kinds = [{arm.version is not None and arm.version.scores for arm in arms} for arms in (now, before)]
+        problem = "would stand for a reward model in place of a policy, or for a policy in place of a reward model"
+        require(kinds[0] == kinds[1], field, now[0].label, problem, "Give each a name of its own.")
 
     def check(self, field: str, ref: str, artifact: Artifact) -> None:
         """Raises InputError where an artifact does not go with the served base."""
@@ -113,11 +130,14 @@ class Following:
         problem = f"was trained on NF4 codes of a base in {artifact.dtype}, and this server has others"
         require(fits, field, ref, problem, "Serve it by a server of its own.")
 
-    def meaning(self, name: str) -> str:
-        return ", ".join(self.in_words(name)) or "nothing"
-
-    def in_words(self, name: str) -> Iterator[str]:
+    def in_words(self, name: str) -> str:
+        """What a name stands for, with shares where that is several things."""
         arms = self.portfolio.arms(name)
-        for arm in arms:
-            share = f"{arm.weight:.3g} of " if len(arms) > 1 else ""
-            yield f"{share}{arm.label} ({self.portfolio.digest_of(arm.version)[:12]})"
+        share = (lambda arm: f"{arm.weight:.3g} of ") if len(arms) > 1 else (lambda arm: "")
+        said = [f"{share(arm)}{arm.label} ({self.portfolio.digest_of(arm.version)[:12]})" for arm in arms]
+        return ", ".join(said) or "nothing"
+
+
+def clean(text: str) -> str:
+    """On one line: somebody's reason may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

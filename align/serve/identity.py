@@ -195,7 +195,8 @@ class Portfolio:
         return version
 
     def stand_for(self, name: str, arms: Sequence[Arm], ready: Hook = ignored, gone: Hook = ignored) -> None:
-        """Let a name stand for other things, all at once. Requests that were resolved keep their version.
+        """Let a name stand for other things, all at once; one that was taken away stays away. Requests that were
+        resolved keep their version.
 
         Args:
             ready: is told each version that is new, before the name stands for it. If it raises, the name stands for
@@ -204,6 +205,8 @@ class Portfolio:
                 them.
         """
         with self._changes:
+            if name not in self._names:
+                return
             known, told = versions_in(self._names), dict[str, Version]()
             try:
                 for digest, version in versions_in({name: arms}).items():

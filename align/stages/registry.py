@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 
@@ -25,10 +27,10 @@ from align.registry.index import Index, asked
 from align.registry.promotion import as_history, as_meanings, check_not_cut, promote, retire
 from align.registry.promotion import as_lines as said_of
 from align.registry.query import found, path_of
-from align.registry.record import Record
+from align.registry.record import Record, number
 from align.registry.replay import Replayed, replay
 from align.registry.replay import as_lines as words_of
-from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details
+from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details, value_at
 from align.registry.trace import Node, Tracer, of_response
 from align.registry.trace import as_lines as tree
 from align.registry.voters import Votes, votes_read
@@ -39,6 +41,8 @@ from align.run.artifacts import SERVES_AS_SFT, meaning
 IN_A_TABLE = 100
 """Runs that a table has unless told."""
 ALL = 2**62
+GATES, OWN_GATES = "gates", "conf/gates"
+"""Folders of gates: beside the runs, and in the working folder."""
 READABLE = "!=unreadable"
 
 
@@ -79,15 +83,22 @@ def compared(config: Config) -> Iterable[str]:
         if stage.runs:
             for key in stage.columns:
                 path_of(index, "stage.columns", key, whole=True)
-            return [named(index, given, "stage.runs") for given in stage.runs], len(stage.runs)
+            runs = {record["run"]: record for given in stage.runs for record in [named(index, given, "stage.runs")]}
+            twice = len(runs) < len(stage.runs)
+            require(not twice, "stage.runs", list(stage.runs), "names a run twice", "Name each once.")
+            return [*runs.values()], len(runs)
         return found(index, {**stage.where, "status": READABLE, **stage.where}, sort, limit, stage.columns)
 
     records, count = asked(root, answer)
     if not records:
         raise MissingArtifact("stage.where", stage.where, "is met by no run", "Ask with stage.action=list.")
+    for key in stage.columns:
+        figures = any(number(value_at(record, key)) is not None for record in records)
+        remedy = "Name figures, such as metrics.loss_after."
+        require(figures, "stage.columns", key, "is no figure of these runs", remedy)
     side_by_side = comparison(root, records, stage.columns)
     if stage.format == "table":
-        yield from lines_of(side_by_side)
+        yield from lines_of(side_by_side, terminal())
         if len(records) < count:
             yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N compares more."
     else:
@@ -97,6 +108,11 @@ def compared(config: Config) -> Iterable[str]:
         page = written(side_by_side, root, Path(stage.html).expanduser())
         if stage.format == "table":
             yield f"curves and plots: {page}"
+
+
+def terminal() -> int | None:
+    """The columns of the terminal; None where nobody looks."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def written(side_by_side: Comparison, root: Path, path: Path) -> Path:
@@ -130,6 +146,10 @@ def named(index: Index, given: str, field: str = "stage.run") -> Record:
     Raises:
         MissingArtifact: there is none; the message has the nearest name.
     """
+    if given.startswith(SIGN):
+        first, *others = meaning(given, index.root, field).arms
+        require(not others, field, given, "means several artifacts", f"Name one of them: {first.ref}.")
+        given = index.maker(first.digest, first.ref) or first.ref
     stage, _, name = given.partition(":")
     folder = Path(given).expanduser().absolute()
     if folder.is_dir() and folder.parent.parent == index.root.absolute():
@@ -188,7 +208,7 @@ def promoted(config: Config) -> Iterable[str]:
     stage, root = config.stage, root_of(config)
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
     written = parsed_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
-    gates = read_gates(Path(stage.gates).expanduser())
+    gates = read_gates([root / GATES, Path(stage.gates or OWN_GATES).expanduser()])
     done = promote(root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override)
     return said_of(done)
 
@@ -206,9 +226,8 @@ def history(config: Config) -> Iterable[str]:
         remedy = f"The aliases are {', '.join(sorted(known)) or '(none yet)'}."
         raise MissingArtifact("stage.alias", stage.alias, f"is no alias under {root}", remedy)
     asked(root, lambda index: check_not_cut(index, log))
-    at = None if stage.as_of is None else datetime.fromisoformat(stage.as_of)
+    at = None if stage.as_of is None else moment_of(stage.as_of)
     if at is not None:
-        at = at if at.tzinfo else at.replace(tzinfo=UTC)
         standing = {name: one for name, one in log.standing(at).items() if stage.alias in (None, name)}
         changes, lines = [*standing.values()], as_meanings(standing)
     else:
@@ -217,6 +236,13 @@ def history(config: Config) -> Iterable[str]:
     if stage.format == "json":
         return [json.dumps([change.as_json() for change in changes], indent=2, ensure_ascii=False)]
     return lines if changes else ["no alias meant anything then" if at else "no aliases yet"]
+
+
+def moment_of(text: str) -> datetime:
+    """A time in ISO 8601, in UTC unless it says otherwise; of a day alone, its end."""
+    at = datetime.fromisoformat(text)
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return at + timedelta(days=1) - timedelta(microseconds=1) if len(text) == len("2026-11-01") else at
 
 
 def rebuilt(config: Config) -> Iterable[str]:

@@ -40,7 +40,7 @@ def promoted(shop: Workshop, artifact: str, *words: str, alias: str = "productio
 def test_promoted_used_rolled_back_retired(shop: Workshop, ready: Ready) -> None:
     one_digest, other_digest = (read_manifest(shop.root / "reward" / name).digest for name in "ab")
     assert promoted(shop, "reward:a", "stage.who=ann") == (
-        f"@production: reward:a ({one_digest[:12]})\nchange 1 by ann: it is better\n"
+        f"@production: reward:a ({one_digest[:12]})\nno gate binds @production\nchange 1 by ann: it is better\n"
     )
     assert promoted(shop, "reward:b").splitlines()[0] == (
         f"@production: reward:a ({one_digest[:12]}) → reward:b ({other_digest[:12]})"
@@ -136,6 +136,48 @@ def test_several_by_weight(shop: Workshop) -> None:
     promoted(shop, "reward:b", alias="split")
 
 
+def test_a_run_is_judged_by_its_folder(shop: Workshop, tmp_path: Path) -> None:
+    """Two folders that changed places: what is promoted, and judged, is what lies in the folder that was named."""
+    a, b, between = (shop.root / "reward" / name for name in ("a", "b", "t"))
+    digest = read_manifest(a).digest
+    for folder, other in ((a, between), (b, a), (between, b)):
+        folder.rename(other)
+    promoted(shop, "reward:b")
+    arm = read_log(shop.root).changes[-1].arms[0]
+    assert (arm.ref, arm.digest) == ("reward:b", digest)
+    (shop.root / "reward" / "b").rename(shop.root / "reward" / "renamed")
+    promoted(shop, "reward:renamed", alias="other")
+    assert read_log(shop.root).changes[-1].arms[0].ref == "reward:renamed"
+    link = tmp_path / "link"
+    link.symlink_to(shop.root)
+    assert Workshop(link, tmp_path).ended(
+        "stage=registry", "stage.action=promote", f"run.root={link}", "stage.alias=linked", WHY,
+        f"artifact={shop.root / 'sft' / 's'}") == 0  # fmt: skip
+
+
+def test_a_log_that_lost_its_end_takes_no_change(shop: Workshop, ready: Ready) -> None:
+    """It is said by every question, and what is there stays as it is."""
+    promoted(shop, "sft:s", alias="start")
+    words = ["stage=sample", "stage.prompts=2", "stage.candidates=2", "rollout.max_new_tokens=4", *ready.data]
+    line = [*words, "init=@start", "device=cpu", f"run.root={shop.root}", "project=p"]
+    assert shop.ended(*line) == 0, shop.said
+    (shop.root / FILE).write_text("")
+    assert "went by change 1" in promoted(shop, "reward:a", status=2)
+    assert "went by change 1" in asked(shop, "list").splitlines()[-1]
+    assert (shop.root / FILE).read_text() == ""
+
+
+def test_what_somebody_wrote_moves_no_cursor_and_tells_no_secret(shop: Workshop) -> None:
+    key = "hf_" + "a" * 34
+    promoted(shop, "reward:a", "stage.who=ann\n9  2026  @x  evil\x1b[31m", f"stage.override={key}", status=2)
+    said = asked(shop, "promote", "stage.alias=x", "artifact=reward:a", f"stage.why=a\nb\x1b[31m {key}")
+    for text in (said, asked(shop, "history"), asked(shop, "history", "stage.as_of=2999-01-01")):
+        assert "\x1b" not in text
+        assert "a\\nb\\x1b[31m" in text
+        assert key not in text
+    assert key not in (shop.root / FILE).read_text()
+
+
 def test_a_gate(shop: Workshop, tmp_path: Path) -> None:
     gates = tmp_path / "gates"
     gates.mkdir()
@@ -202,6 +244,13 @@ def test_a_log_that_is_damaged_is_said_and_the_runs_are_listed(shop: Workshop) -
             "names one artifact twice",
         ),
         (("promote", "stage.alias=x", WHY, "artifact={model}"), "was made by no run under"),
+        (("promote", "stage.alias=x", WHY, "stage.gates=nowhere"), "stage.gates=nowhere: is no folder"),
+        (("promote", "stage.alias=x", WHY, "artifact=sft:s", "stage.arms={reward\\:a: 1}"), "Drop one of the two."),
+        (
+            ("promote", "stage.alias=x", WHY, "stage.arms={reward\\:a: 1, sft\\:s: 1}"),
+            "are a reward model and a policy",
+        ),
+        (("promote", "stage.alias=x", WHY, "stage.arms={reward\\:a: 1e308, reward\\:b: 1e308}"), "sum is no number"),
         (("retire", "stage.alias=x", WHY), "means nothing now"),
         (("history", "stage.alias=x"), "is no alias under"),
         (("history", "stage.as_of=yesterday"), "is no time in ISO 8601"),

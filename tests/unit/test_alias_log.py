@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from align.run.alias_log import FILE, Change, Meant, append, in_words, read_log
 
 
 def changed(root: Path, alias: str, *refs: str, replaces: int | None = None, why: str = "so", **more: Any) -> Change:
-    last = read_log(root).last(alias)
+    last = None if replaces is not None else read_log(root).last(alias)
     seq = (last.seq if last else 0) if replaces is None else replaces
     return append(root, alias, [Meant(ref, f"{ref}-digest") for ref in refs], who="ann", why=why, replaces=seq, **more)
 
@@ -107,11 +108,61 @@ def test_what_was_cut_off_while_it_was_written_is_no_change(tmp_path: Path) -> N
     path = three(tmp_path)
     whole = path.read_bytes()
     last = whole.splitlines(keepends=True)[-1]
-    for end in range(1, len(last)):
+    for end in range(2, len(last)):
         path.write_bytes(whole[: len(whole) - end])
         assert len(read_log(tmp_path).changes) == 2
     assert changed(tmp_path, "production", "ppo:e").seq == 3
     assert [c.arms[0].ref for c in read_log(tmp_path).changes] == ["ppo:a", "ppo:b", "ppo:e"]
+
+
+def test_a_last_line_break_that_is_lost_costs_no_change(tmp_path: Path) -> None:
+    """A whole change counts, if it goes on with the chain; the next one stands on a line of its own."""
+    path = three(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert len(read_log(tmp_path).changes) == 3
+    assert changed(tmp_path, "production", "ppo:e").seq == 4
+    assert path.read_bytes().startswith(whole)
+    assert len(read_log(tmp_path).changes) == 4
+    path.write_bytes(whole + whole.splitlines()[0])
+    with pytest.raises(CorruptFile, match="line 4"):
+        read_log(tmp_path)
+    path.write_bytes(whole.replace(b"\n", b"\r"))
+    with pytest.raises(CorruptFile, match="line 1"):
+        read_log(tmp_path)
+    assert path.read_bytes() == whole.replace(b"\n", b"\r")
+
+
+def test_what_no_change_holds(tmp_path: Path) -> None:
+    """Values that JSON writes and no reader of ours does, in a chain that was computed anew."""
+    path = three(tmp_path)
+    first = json.loads(path.read_text().splitlines()[0])
+    arm = first["arms"][0]
+    for odd in ({"arms": [{**arm, "weight": w}]} for w in (math.nan, math.inf, 0, -1, True, "1")):
+        path.write_text(json.dumps({**first, **odd}) + "\n")
+        with pytest.raises(CorruptFile, match="is no"):
+            read_log(tmp_path)
+    path.write_text(json.dumps(first).replace('"weight": 1.0', '"weight": 1e999') + "\n")
+    with pytest.raises(CorruptFile, match="is no change"):
+        read_log(tmp_path)
+    for odd in ({"gates": [1]}, {"gates": ["ab"]}, {"gates": [{"a": math.nan}]}, {"who": "\ud800"}):
+        path.write_text(json.dumps({**first, **odd}) + "\n")
+        with pytest.raises(CorruptFile, match="is no"):
+            read_log(tmp_path)
+
+
+def test_a_log_that_would_be_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    with pytest.raises(CorruptFile, match="is no regular file"):
+        read_log(tmp_path)
+    with pytest.raises(OSError, match="is no regular file"):
+        changed(tmp_path, "production", "ppo:a", replaces=0)
+
+
+def test_a_log_that_lost_its_end_since_it_was_looked_at(tmp_path: Path) -> None:
+    three(tmp_path).unlink()
+    with pytest.raises(CorruptFile, match="lost its end"):
+        changed(tmp_path, "production", "ppo:a", replaces=3)
 
 
 def test_who_looked_too_early_is_told_what_it_lost_to(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from portfolio import interval, made, records
 
 from align.errors import InputError
 from align.ops.pareto import front
-from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, comparison
-from align.registry.comparison_page import labels_of, over_seeds, page_of, said_first, sweep_page
+from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, better_low, comparison
+from align.registry.comparison_page import labels_of, over_seeds, page_of, sweep_page
+from align.registry.ranking import said_first
+from align.run.manifest import Input
 
 T_975_DF2 = 4.302653
 
@@ -45,7 +47,7 @@ def test_seeds_are_one_row_and_other_settings_are_not(tmp_path: Path) -> None:
         trained(tmp_path, f"slow-{seed}", seed, score, lr=0.1)
         trained(tmp_path, f"fast-{seed}", seed, score + 1, lr=0.3)
     found = compared(tmp_path)
-    assert (found.keys, found.scores, found.apart) == (("stage.lr", "seed"), ("last_score", "kl"), 0)
+    assert (found.keys, found.scores, found.apart) == (("stage.lr", "seed"), ("last_score", "last_kl"), 0)
     assert [(row.settings, row.seeds) for row in found.rows] == [
         ({"stage.lr": 0.3}, [0, 1, 2]), ({"stage.lr": 0.1}, [0, 1, 2])]  # fmt: skip
     slow = found.rows[1].figures["last_score"]
@@ -53,7 +55,7 @@ def test_seeds_are_one_row_and_other_settings_are_not(tmp_path: Path) -> None:
     assert slow["value"] == pytest.approx(0.5)
     assert (slow["low"], slow["high"]) == (pytest.approx(0.5 - half, rel=1e-5), pytest.approx(0.5 + half, rel=1e-5))
     table = [*as_lines(found)]
-    assert table[0].split() == ["run", "stage.lr", "seed", "last_score", "kl", "last_kl"]
+    assert table[0].split() == ["run", "stage.lr", "seed", "last_score", "last_kl"]
     assert table[2].startswith("ppo:slow-0 +2  0.1       0, 1, 2  0.5 [-0.3957, 1.396]")
     assert table[3] == "Of several seeds: the mean over them, with its 95 % interval by Student's t."
 
@@ -123,7 +125,7 @@ def test_runs_of_several_stages(tmp_path: Path) -> None:
     found = comparison(tmp_path, records(tmp_path, stage=["ppo", "dpo"]))
     assert found.keys == ("stage.name",)
     assert found.apart > 10
-    assert found.scores == ("win_rate", "last_score", "kl")
+    assert found.scores == ("win_rate", "last_score")
     assert [*as_lines(found)][-1] == f"{found.apart} settings left out, which only some of these stages have"
     assert "Learning rate" not in page_of(found, tmp_path).html()
 
@@ -136,7 +138,7 @@ def test_for_programs(tmp_path: Path) -> None:
     assert (row["runs"], row["seeds"], row["settings"]) == (["ppo:r0", "ppo:r1"], [0, 1], {})
     head, line = (one.split(",") for one in as_csv(compared(tmp_path)).splitlines())
     cells = dict(zip(head, line, strict=True))
-    assert (cells["runs"], cells["last_score"], cells["updates"]) == ("ppo:r0 ppo:r1", "0.625", "4.0")
+    assert (cells["runs"], cells["last_score"], cells["updates"]) == ("ppo:r0 ppo:r1", "0.625", "4")
     assert float(cells["last_score.low"]) == row["figures"]["last_score"]["low"]
 
 
@@ -147,39 +149,168 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         compared(tmp_path)
 
 
+@pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize(
-    ("one", "other", "says"),
+    ("others", "sure"),
     [
-        (interval(0.8, 0.75, 0.85), interval(0.6, 0.5, 0.7), "The intervals do not overlap."),
-        (interval(0.8, 0.65, 0.85), interval(0.6, 0.5, 0.7), "The intervals overlap: the order may be chance."),
-        (0.8, interval(0.6, 0.5, 0.7), "Not both have an interval, so that the order may be chance."),
+        ([interval(0.6, 0.5, 0.7)], True), ([interval(0.6, 0.5, 0.76)], False), ([0.6], False),
+        ([interval(0.6, 0.5, 0.7), interval(0.55, 0.2, 0.9)], False),
+        ([{"value": 0.6, "low": None, "high": None}], False),
     ],
-    ids=["apart", "overlap", "no interval"],
-)
-def test_which_is_best_is_said_with_its_doubt(tmp_path: Path, one: Any, other: Any, says: str) -> None:
-    trained(tmp_path, "a", lr=0.1, metrics={"win_rate": other})
-    trained(tmp_path, "b", lr=0.2, metrics={"win_rate": one})
+    ids=["apart", "overlap", "no interval", "the third may be as good", "an interval that is none"],
+)  # fmt: skip
+def test_which_is_best_is_said_with_its_doubt(tmp_path: Path, others: list[Any], sure: bool, low: bool) -> None:
+    """By every other row, and in both directions: of a loss the mirror image."""
+    figures = [interval(0.8, 0.75, 0.85), *others]
+    if low:
+        figures = [mirrored(one) for one in figures]
+    name, stage = ("loss_after", "sft") if low else ("win_rate", "ppo")
+    for i, figure in enumerate(figures):
+        trained(tmp_path, f"r{i}", lr=i + 1, metrics={name: figure}, stage=stage)
+    found = comparison(tmp_path, records(tmp_path, stage=stage))
+    said = said_first(found, labels_of(found))
+    assert said.startswith("Lowest loss_after: row 1 (lr 1), " if low else "Highest win_rate: row 1 (lr 1), ")
+    assert ("beyond chance" in said) == sure, said
+    assert ("As good may be, but for chance: row " in said) != sure
+
+
+def mirrored(figure: Any) -> Any:
+    if not isinstance(figure, dict):
+        return 1 - figure
+    low, high = figure["high"], figure["low"]
+    ends = {"low": low if low is None else 1 - low, "high": high if high is None else 1 - high}
+    return {**figure, "value": 1 - figure["value"], **ends}
+
+
+def test_seeds_in_common_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    """What a seed does to both rows says nothing of which is better. Here each seed gains the same, and means overlap."""
+    for seed, level in enumerate((0.1, 0.5, 0.9)):
+        trained(tmp_path, f"a{seed}", seed, level, lr=0.1)
+        trained(tmp_path, f"b{seed}", seed, level + 0.02 + seed / 1e4, lr=0.2)
     found = compared(tmp_path)
     said = said_first(found, labels_of(found))
-    assert said.startswith("Highest win_rate: 2: lr 0.2, 0.8")
-    assert said.endswith(says)
+    assert said.startswith("Highest last_score: row 2 (lr 0.2)")
+    assert said.endswith("It is better than row 1 (lr 0.1) beyond chance.")
+    trained(tmp_path, "b2", 2, 0.85, lr=0.2)  # one seed the other way
+    found = compared(tmp_path)
+    assert "As good may be, but for chance" in said_first(found, labels_of(found))
 
 
-def test_a_loss_is_better_low(tmp_path: Path) -> None:
-    for name, loss in (("a", 2.5), ("b", 2.0)):
-        trained(tmp_path, name, stage="sft", lr=loss, metrics={"loss_after": loss})
-    found = comparison(tmp_path, records(tmp_path, stage="sft"))
-    assert said_first(found, labels_of(found)).startswith("Lowest loss_after: 2: lr 2")
+def test_intervals_of_two_kinds_are_no_comparison(tmp_path: Path) -> None:
+    """Over seeds, and over what one run was asked: the second says nothing of other seeds."""
+    for seed in (0, 1):
+        trained(tmp_path, f"a{seed}", seed, lr=0.1, metrics={"win_rate": interval(0.9 + seed / 1e3, 0.89, 0.91)})
+    trained(tmp_path, "b", 5, lr=0.2, metrics={"win_rate": interval(0.1, 0.09, 0.11)})
+    found = compared(tmp_path)
+    assert "As good may be" in said_first(found, labels_of(found))
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"inputs": {"init": "sft:s", "data": Input("f" * 64, path="b.jsonl")}}, "data"),
+        ({"inputs": {"init": "sft:s", "reward": "reward:r"}}, "reward"), ({"held_out": 0.5}, "stage.held_out"),
+        ({"metrics": {"win_rate": interval(0.6, 0.5, 0.7), "judge": "vader"}}, "judge"),
+    ],
+    ids=["data", "reward", "share", "judge"],
+)  # fmt: skip
+def test_what_was_not_measured_alike_is_not_ranked(tmp_path: Path, other: dict[str, Any], why: str) -> None:
+    known = {"metrics": {"win_rate": interval(0.8, 0.75, 0.85), "judge": "gold"}, "stage": "ppo"}
+    own = {"data": Input("d" * 64, path="a.jsonl")} if why == "data" else {}
+    trained(tmp_path, "a", inputs={"init": "sft:s", **own}, **known)
+    trained(tmp_path, "b", **{**known, **({"metrics": known["metrics"]} | other)})
+    found = compared(tmp_path)
+    assert said_first(found, labels_of(found)) == f"Not ranked by win_rate: it was not measured alike ({why})."
+
+
+def test_of_figures_that_nobody_knows_nothing_is_said(tmp_path: Path) -> None:
+    for i in (1, 2):
+        trained(tmp_path, f"s{i}", stage="sample", prompts=i, metrics={"answers": i})
+    found = comparison(tmp_path, records(tmp_path, stage="sample"))
+    assert said_first(found, labels_of(found)) == "Nothing here says which of these is better."
+    assert [better_low(name) for name in ("metrics.loss_after", "held_out_loss", "win_rate", "minutes", "updates")] == [
+        True, None, False, True, None]  # fmt: skip
+
+
+def test_columns_that_are_asked_for_have_their_direction_and_costs(tmp_path: Path) -> None:
+    for i, name in enumerate("ab"):
+        trained(tmp_path, name, stage="sft", lr=i + 1, metrics={"loss_after": 2.0 - i, "peak_rss_mb": 700.0 + i})
+    found = comparison(tmp_path, records(tmp_path, stage="sft"), ["metrics.loss_after"])
+    assert said_first(found, labels_of(found)).startswith("Lowest metrics.loss_after: row 2 (lr 2)")
+    assert "metrics.loss_after against peak memory, MB" in page_of(found, tmp_path).html()
+
+
+def test_a_seed_without_a_figure_costs_the_others_nothing(tmp_path: Path) -> None:
+    for seed, metrics in enumerate(({"win_rate": 0.5}, {"last_score": 1.0}, {"win_rate": 0.7, "last_score": 2.0})):
+        trained(tmp_path, f"r{seed}", seed, metrics=metrics)
+    (row,) = compared(tmp_path).rows
+    assert row.figures["win_rate"]["value"] == pytest.approx(0.6)
+    assert (row.figures["win_rate"]["n"], row.figures["last_score"]["n"]) == (2, 2)
+
+
+def test_shares_stay_shares_and_what_is_alike_is_a_number(tmp_path: Path) -> None:
+    for seed, rate in enumerate((0.9, 1.0)):
+        trained(tmp_path, f"r{seed}", seed, metrics={"win_rate": rate, "last_score": rate, "peak_rss_mb": 700.0})
+    (row,) = compared(tmp_path).rows
+    assert (row.figures["win_rate"]["high"], row.figures["peak_memory_mb"]) == (1.0, 700.0)
+    assert row.figures["last_score"]["high"] > 1
+
+
+def test_two_measures_of_how_far_runs_moved_are_not_mixed(tmp_path: Path) -> None:
+    trained(tmp_path, "a", lr=1, metrics={"last_score": 0.1, "last_kl": 2.0, "kl": 9.0})
+    trained(tmp_path, "b", lr=2, metrics={"last_score": 0.2, "last_kl": 3.0})
+    assert compared(tmp_path).scores == ("last_score", "last_kl")
+    trained(tmp_path, "c", lr=3, metrics={"last_score": 0.2, "kl": 3.0})
+    assert compared(tmp_path).scores == ("last_score",)
+
+
+def test_a_setting_that_is_no_number_is_json_all_the_same(tmp_path: Path) -> None:
+    for i, name in enumerate("ab"):
+        folder = trained(tmp_path, name, i, lr=0.5)
+        text = (folder / "manifest.json").read_text()
+        (folder / "manifest.json").write_text(text.replace('"lr": 0.5', '"lr": NaN'))
+    found = compared(tmp_path)
+    assert len(found.rows) == 1  # what is no number is no difference
+    json.dumps(as_objects(found), allow_nan=False)
+
+
+def test_a_text_with_brackets_is_no_digest(tmp_path: Path) -> None:
+    for i, note in enumerate(("rows (v1)", "talk (v2)")):
+        trained(tmp_path, "ab"[i], note=note)
+    assert ["rows (v1)" in line or "talk (v2)" in line for line in as_lines(compared(tmp_path))][1:3] == [True, True]
+
+
+def test_fewer_figures_where_they_do_not_fit(tmp_path: Path) -> None:
+    for i, name in enumerate("ab"):
+        many = {f"figure_{k}_of_a_long_name": k + i for k in range(6)}
+        trained(tmp_path, name, lr=i, metrics={**many, "last_score": i})
+    wide, narrow = ([*as_lines(compared(tmp_path), width)] for width in (None, 80))
+    assert wide[-1].startswith("2 figures more") or "figures more that differ" in wide[-1]
+    assert max(map(len, narrow[:3])) <= 80 < max(map(len, wide[:3]))
+    assert int(narrow[-1].split()[0]) > int(wide[-1].split()[0])
+
+
+def test_curves_are_the_mean_over_seeds_each_once(tmp_path: Path) -> None:
+    for name, seed, score in (("a", 0, 1.0), ("b", 1, 3.0), ("c", 1, 3.0)):
+        trained(tmp_path, name, seed, score)
+    html = page_of(compared(tmp_path), tmp_path).html()
+    assert "1 (ppo:a): from 2 at update 1 to 6 at update 3" in html
+
+
+def test_a_stream_of_something_else_is_no_curve(tmp_path: Path) -> None:
+    for i, name in enumerate("ab"):
+        (trained(tmp_path, name, lr=i) / "metrics.jsonl").write_text('[1, 2]\n{"step": 1}\n' + "[" * 4000)
+    page_of(compared(tmp_path), tmp_path).html()
 
 
 def test_the_page_has_curves_and_what_a_score_costs(tmp_path: Path) -> None:
     for i, name in enumerate("abc"):
         trained(tmp_path, name, score=0.2 + i / 4, lr=i + 1)
     html = page_of(compared(tmp_path), tmp_path).html()
-    assert "Score over updates. 1: lr 1: from 0.2 at update 1 to 0.6 at update 3; 2: lr 2: from" in html
+    assert "Score over updates. 1 (lr 1): from 0.2 at update 1 to 0.6 at update 3; 2 (lr 2): from" in html
     beaten = "of 3 rows. No other one beats in both:"
-    assert f"last_score against KL from the start {beaten} 1: lr 1, 2: lr 2, 3: lr 3." in html
-    assert f"last_score against peak memory, MB {beaten} 3: lr 3." in html
+    assert f"last_score against KL from the start {beaten} 1 (lr 1), 2 (lr 2), 3 (lr 3)." in html
+    assert f"last_score against peak memory, MB {beaten} 3 (lr 3)." in html
     assert html.count("<h1>") == 1
 
 

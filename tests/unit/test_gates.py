@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from align.registry.index import asked
 from align.registry.promotion import subject_of
 from align.registry.verdicts import verdict_on
 from align.run.alias_log import Meant
+from align.run.digests import file_digest
 from align.run.receipt import write_receipt
 
 FIGURES: dict[str, Any] = {"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.0, "kl_interval": interval(4.0, 2.0, 6.0)}
@@ -68,6 +70,29 @@ def test_conditions_on_figures(tmp_path: Path, condition: str, passed: bool, say
     assert (found.passed, says in found.said) == (passed, True), found
 
 
+def test_a_figure_by_its_value_alone_keeps_its_interval(tmp_path: Path) -> None:
+    """`score.value` and `metrics.win_rate.value` are figures with intervals too."""
+    evaluated(tmp_path)
+    for name in ("score", "score.value", "metrics.win_rate.value", "win_rate.value"):
+        assert finding(tmp_path, f"{{figure: {name}, at_least: 0.75}}").passed
+        assert not finding(tmp_path, f"{{figure: {name}, at_least: 0.76}}").passed
+    evaluated(tmp_path, win_rate={"value": 0.99})
+    assert not finding(tmp_path, "{figure: win_rate, at_least: 0.1}").passed
+
+
+def test_what_a_proxy_judged(tmp_path: Path) -> None:
+    """The reward that a policy was trained against is no judge of it, unless somebody says so."""
+    evaluated(tmp_path, judge_is="proxy", judge="reward:r")
+    for name in ("win_rate", "score", "kl"):
+        found = finding(tmp_path, f"{{figure: {name}, at_least: 0.1, at_most: 99}}")
+        assert not found.passed
+        assert "by reward:r, which it was trained against" in found.said
+    assert finding(tmp_path, "{figure: win_rate, at_least: 0.7, proxy: true}").passed
+    assert finding(tmp_path, "{figure: last_score, at_least: 0.1}").passed  # a figure of its own
+    made(tmp_path, "eval:gold", {"artifact": "ppo:a"}, metrics={**FIGURES, "judge_is": "gold"}, day=2)
+    assert finding(tmp_path, "{figure: win_rate, at_least: 0.7}").passed
+
+
 def test_a_figure_whose_interval_nobody_knows(tmp_path: Path) -> None:
     evaluated(tmp_path, win_rate={"value": 1.0, "low": None, "high": None, "n": 1})
     found = finding(tmp_path, "{figure: win_rate, at_least: 0.1}")
@@ -100,7 +125,10 @@ def exported(root: Path, *verdicts: str, name: str = "x", kind: str = "gguf", st
     config = {"stage": {"name": "export"}, "data": {}, "method": {"name": "qlora"}, "export": {"name": kind}}
     folder = made(root, f"export:{name}", {"artifact": "ppo:a"}, config=config, status=status, day=2) / "artifact"
     (folder / "model.gguf").write_bytes(b"weights")
-    write_receipt(folder, [{"name": f"check-{i}", "verdict": one} for i, one in enumerate(verdicts)], [[1]], {})
+    rows = [{"name": f"check-{i}", "verdict": one} for i, one in enumerate(verdicts)]
+    write_receipt(folder, rows, [[1]], {"artifact": digest_of("ppo:a")})
+    outputs = {f"artifact/{path.name}": file_digest(path) for path in folder.iterdir()}
+    made(root, f"export:{name}", {"artifact": "ppo:a"}, config=config, status=status, day=2, outputs=outputs)
     return folder
 
 
@@ -128,6 +156,27 @@ def test_a_receipt_of_other_files(tmp_path: Path) -> None:
     found = finding(tmp_path, "{receipt: gguf}")
     assert not found.passed
     assert "is not the file that the receipt speaks of" in found.said
+
+
+def test_a_receipt_that_somebody_wrote(tmp_path: Path) -> None:
+    """Its own hash stands in the export's manifest."""
+    made(tmp_path, "ppo:a")
+    folder = exported(tmp_path, "fail")
+    text = (folder / "receipt.json").read_text()
+    (folder / "receipt.json").write_text(text.replace('"fail"', '"pass"'))
+    found = finding(tmp_path, "{receipt: gguf}")
+    assert not found.passed
+    assert "receipt.json: is not the file that was published" in found.said
+
+
+def test_a_receipt_of_another_artifact(tmp_path: Path) -> None:
+    made(tmp_path, "ppo:a")
+    folder = exported(tmp_path, "pass")
+    write_receipt(folder, [{"name": "c", "verdict": "pass"}], [[1]], {"artifact": digest_of("ppo:b")})
+    manifest = json.loads((folder.parent / "manifest.json").read_text())
+    manifest["outputs"] = {f"artifact/{path.name}": file_digest(path) for path in folder.iterdir()}
+    (folder.parent / "manifest.json").write_text(json.dumps(manifest))
+    assert finding(tmp_path, "{receipt: gguf}").said == "export:x has the receipt of another artifact"
 
 
 def test_a_receipt_of_another_kind_or_a_half_export(tmp_path: Path) -> None:
@@ -215,6 +264,10 @@ def test_a_verdict_that_cannot_be_read_is_no_pass(tmp_path: Path, text: str, say
         ("alias: x\nconditions: [{receipt: [gguf]}]", "is no kind of export"),
         ("alias: x\nconditions: [{verdict: ''}]", "names no verdict"),
         ("\x00", "cannot be read as YAML"),
+        ("alias: x\nconditions: [{unseen: true}]\nconditions: [{unseen: true}]", "'conditions' stands twice"),
+        ("alias: x\nconditions: [{figure: kl, at_most: 3, at_most: 9}]", "'at_most' stands twice"),
+        ("alias: '@x'\nconditions: [{unseen: true}]", "is no name or pattern of an alias"),
+        ("alias: x\nconditions: [{figure: kl, at_most: 3, proxy: 1}]", "is no bound of a figure"),
     ],
 )  # fmt: skip
 def test_a_gate_that_says_nothing_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -229,5 +282,10 @@ def test_which_aliases_a_gate_binds(tmp_path: Path) -> None:
     found = read_gate(gate(tmp_path, "  - {unseen: true}", "[production, 'eu-*']"))
     assert [found.binds(alias) for alias in ("production", "eu-west", "eu", "productions", "Production")] == [
         True, True, False, False, False]  # fmt: skip
-    assert read_gates(tmp_path / "nowhere") == []
-    assert [one.name for one in read_gates(tmp_path)] == ["gate"]
+    assert read_gates([tmp_path / "nowhere"]) == []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "more.yml").write_text((tmp_path / "gate.yaml").read_text())
+    assert [one.name for one in read_gates([tmp_path, tmp_path / "other", tmp_path])] == ["gate", "more"]
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(InputError, match="is no regular file"):
+        read_gates([tmp_path])

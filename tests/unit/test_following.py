@@ -1,0 +1,233 @@
+"""Names that follow aliases, on a portfolio without an engine: what they stand for after each change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from portfolio import made
+from safetensors.torch import save_file
+
+from align.aliases import parsed_aliases
+from align.models.base import find_base
+from align.run.alias_log import Meant, append, read_log
+from align.run.weights import adapter_digest
+from align.serve import following as module
+from align.serve.adapter_folders import Version
+from align.serve.following import Following
+from align.serve.identity import Allowed, UnknownModel
+from align.serve.opening import opened
+
+SERVED: dict[str, Any] = {
+    "chat": "@production", "half": {"chat": 1, "base": 1}, "mixed": {"@production": 3, "fixed": 1}, "fixed": "sft:a",
+}  # fmt: skip
+
+
+class Engine:
+    """What is registered in it."""
+
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+        self.refuses: str | None = None
+
+    def ready(self, version: Version) -> None:
+        if version.digest == self.refuses:
+            raise OSError("a disk is slow")
+        assert version.digest not in self.there
+        self.there.add(version.digest)
+
+    def gone(self, version: Version) -> None:
+        self.there.discard(version.digest)
+
+
+class Home:
+    """Runs of adapters, an alias, and a server's names."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.engine = root, Engine()
+        for i, name in enumerate("abc"):
+            self.adapter(name, seed=i)
+        self.adapter("other", seed=7, method="qlora")
+        self.adapter("judge", seed=8, scores=True)
+        self.promote("a")
+        self.begin(SERVED)
+
+    def adapter(self, name: str, seed: int, method: str = "lora", scores: bool = False, **known: Any) -> None:
+        config = {"stage": {"name": "sft"}, "data": {"name": "chitchat"}, "method": {"name": method}}
+        folder = made(self.root, f"sft:{name}", base=find_base("pocket"), config=config) / "artifact"
+        shape = {"peft_type": "LORA", "r": 4, "modules_to_save": ["score"] if scores else None}
+        (folder / "adapter_config.json").write_text(
+            json.dumps({**shape, "task_type": "SEQ_CLS" if scores else "CAUSAL_LM"})
+        )
+        tensors = {"base_model.model.score.weight" if scores else "x.lora_A.weight": torch.full((2,), float(seed))}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        known = {"hardware": {"dtype": "float32"}, **known}
+        made(self.root, f"sft:{name}", base=find_base("pocket"), config=config, digest=adapter_digest(folder), **known)
+        (folder / "adapter_config.json").write_text(
+            json.dumps({**shape, "task_type": "SEQ_CLS" if scores else "CAUSAL_LM"})
+        )
+
+    def digest(self, name: str) -> str:
+        return adapter_digest(self.root / "sft" / name / "artifact")
+
+    def promote(self, *names: str, alias: str = "production") -> None:
+        last = read_log(self.root).last(alias)
+        arms = [Meant(f"sft:{name}", self.digest(name), 1.0 + i) for i, name in enumerate(names)]
+        append(self.root, alias, arms, who="ann", why="so", replaces=last.seq if last else 0)
+
+    def begin(self, served: dict[str, Any], dtypes: Sequence[str] = ()) -> None:
+        found = opened(parsed_aliases(served, "stage.adapters"), self.root)
+        self.portfolio, self.engine = found.portfolio, Engine()
+        for version in self.portfolio.versions().values():
+            self.engine.ready(version)
+        self.names = Following(self.root, found.following, self.portfolio, dtypes)
+
+    def look(self) -> None:
+        self.names.look(self.engine.ready, self.engine.gone)
+        assert self.engine.there == {*self.portfolio.versions()}  # nothing is missing, and nothing is left
+
+    def means(self, name: str = "chat") -> list[tuple[str, float]]:
+        known = {
+            self.digest(one): one for one in ("a", "b", "c", "other", "judge") if (self.root / "sft" / one).is_dir()
+        }
+        return [
+            (known.get(arm.version.digest, "gone") if arm.version else "base", arm.weight)
+            for arm in self.portfolio.arms(name)
+        ]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "runs")
+
+
+def test_each_change_is_followed(home: Home) -> None:
+    assert home.means() == [("a", 1.0)]
+    for name in ("b", "c", "a", "b"):
+        home.promote(name)
+        home.look()
+        assert home.means() == [(name, 1.0)]
+        assert home.means("half") == [(name, 1.0), ("base", 1.0)]
+        assert home.means("mixed") == [(name, 3.0), ("a", 1.0)]
+        home.look()
+        assert home.means() == [(name, 1.0)]
+
+
+def test_what_was_promoted_while_the_server_started_is_followed(home: Home) -> None:
+    found = opened(parsed_aliases(SERVED, "stage.adapters"), home.root)
+    home.promote("b")
+    home.portfolio = found.portfolio
+    home.names = Following(home.root, found.following, home.portfolio, [])
+    home.look()
+    assert home.means() == [("b", 1.0)]
+
+
+def test_what_failed_is_tried_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without another change of the log, and not at every look."""
+    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+    home.engine.refuses = home.digest("b")
+    home.promote("b")
+    for _ in range(3):
+        home.look()
+    assert home.means() == [("a", 1.0)]
+    assert len([one for one in caplog.messages if one.startswith("chat stays with sft:a")]) == 1
+    home.engine.refuses = None
+    monkeypatch.setattr(module, "AGAIN_S", 99.0)
+    home.look()
+    assert home.means() == [("b", 1.0)]
+
+
+def test_a_run_that_comes_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+    home.promote("b")
+    shutil.move(home.root / "sft" / "b", home.root / "away")
+    home.look()
+    assert home.means() == [("a", 1.0)]
+    shutil.move(home.root / "away", home.root / "sft" / "b")
+    home.look()
+    assert home.means() == [("b", 1.0)]
+
+
+def test_what_somebody_took_away_stays_away(home: Home) -> None:
+    home.begin({"chat": "@production", "fixed": "sft:a"})
+    home.portfolio.unload("chat", home.engine.gone)
+    home.promote("b")
+    home.look()
+    with pytest.raises(UnknownModel):
+        home.portfolio.choose("chat", "t", Allowed(), None)
+
+
+def test_several_at_once_and_names_that_follow_the_name(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    """A name of which another one has a share stands for one thing; the others divide."""
+    home.promote("b", "c")
+    home.look()
+    assert home.means() == [("a", 1.0)]
+    assert any("shall stand for 2 artifacts, and half stands for it" in one for one in caplog.messages)
+    assert [name for name, _ in home.means("mixed")] == ["b", "c", "a"]
+    home.begin({"chat": "@production"})
+    home.promote("a", "b", "c")
+    home.look()
+    assert home.means() == [("a", 1 / 6), ("b", 2 / 6), ("c", 3 / 6)]
+
+
+def test_half_of_several_that_cannot_be_read_changes_nothing(home: Home) -> None:
+    home.begin({"chat": "@production"})
+    home.engine.refuses = home.digest("c")
+    home.promote("b", "c")
+    home.look()
+    assert home.means() == [("a", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("other", "was trained with method=qlora"), ("judge", "would stand for a reward model in place of a policy")],
+)
+def test_what_does_not_go_with_the_server(home: Home, caplog: pytest.LogCaptureFixture, name: str, says: str) -> None:
+    home.promote(name)
+    home.look()
+    assert home.means() == [("a", 1.0)]
+    assert any(says in one for one in caplog.messages)
+
+
+def test_codes_of_another_dtype(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    """NF4 codes out of bf16 are others than those out of fp32."""
+    home.adapter("x", seed=3, method="qlora")
+    home.adapter("y", seed=4, method="qlora", hardware={"dtype": "bfloat16"})
+    home.promote("x", alias="quantised")
+    home.begin({"chat": "@quantised"}, ["float32"])
+    home.promote("y", alias="quantised")
+    home.look()
+    assert any("was trained on NF4 codes of a base in bfloat16" in one for one in caplog.messages)
+    assert home.portfolio.arms("chat")[0].label == "sft:x"
+
+
+def test_a_name_that_follows_another_keeps_nothing_of_it(home: Home) -> None:
+    """After that name stands for something else, its old weights are gone."""
+    home.begin({"lone": "sft:a", "mixed": {"lone": 1, "@production": 1}})
+    home.promote("b")
+    home.look()
+    arms = home.portfolio.arms("lone")
+    home.portfolio.stand_for("lone", [arms[0].__class__("x", "x", None)], home.engine.ready, home.engine.gone)
+    assert home.engine.there == {home.digest("b")}
+
+
+def test_a_log_that_is_damaged_or_gone(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    log = home.root / "aliases.jsonl"
+    text = log.read_text()
+    log.write_text("{}\n")
+    home.look()
+    assert home.means() == [("a", 1.0)]
+    assert any("is no change of an alias" in one for one in caplog.messages)
+    log.unlink()
+    home.look()
+    log.write_text(text)
+    home.promote("b")
+    home.look()
+    assert home.means() == [("b", 1.0)]
