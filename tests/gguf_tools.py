@@ -68,12 +68,21 @@ def source_of(trained: Trained, into: str = DEQUANTISED) -> Source:
 
 
 def export_gguf(
-    trained: Trained, root: Path, into: str = DEQUANTISED, quantised: tuple[str, ...] = (), python: str | None = None
+    trained: Trained,
+    root: Path,
+    into: str = DEQUANTISED,
+    quantised: tuple[str, ...] = (),
+    python: str | None = None,
+    bases: Path | None = None,
 ) -> Path:
-    """A folder with base and adapter."""
+    """A folder with base and adapter.
+
+    Args:
+        bases: where bases lie that other exports have written; `root` has its own unless said.
+    """
     source, folder, plain = source_of(trained, into), root / "out", root / "plain"
     for path in (folder, plain):
         path.mkdir(parents=True)
     write_adapter(plain, trained.adapter, BASE, tokenizer=trained.tokenizer, beside=Path(trained.base.path))
-    write_gguf(folder, gguf_bases(root / "bases", source, quantised, python), plain, source)
+    write_gguf(folder, gguf_bases(bases or root / "bases", source, quantised, python), plain, source)
     return folder

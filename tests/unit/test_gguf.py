@@ -51,8 +51,21 @@ def trained(tmp_path_factory) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def exported(trained: Trained, tmp_path_factory) -> Path:
-    return export_gguf(trained, tmp_path_factory.mktemp("export"), quantised=("q8_0",), python=sys.executable)
+def bases(tmp_path_factory) -> Path:
+    """Where bases lie that several exports share, as those of one `run.root` do."""
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Trained, bases: Path, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("export")
+    return export_gguf(trained, root, quantised=("q8_0",), python=sys.executable, bases=bases)
+
+
+@pytest.fixture(scope="module")
+def answered(trained: Trained, exported: Path) -> Answer:
+    """What llama.cpp says of `exported`."""
+    return answer_of(trained, exported)
 
 
 def answer_of(trained: Trained, folder: Path) -> Answer:
@@ -62,15 +75,18 @@ def answer_of(trained: Trained, folder: Path) -> Answer:
 
 
 def measured(
-    trained: Trained, folder: Path, into: str = DEQUANTISED, in_f32: Callable[[], InF32 | None] = lambda: None
+    trained: Trained,
+    folder: Path,
+    answer: Answer,
+    into: str = DEQUANTISED,
+    in_f32: Callable[[], InF32 | None] = lambda: None,
 ) -> dict[str, Check]:
-    rows = gguf_checks(trained, folder, into, ASKED, answer_of(trained, folder), in_f32)
-    return {row.name: row for row in rows}
+    return {row.name: row for row in gguf_checks(trained, folder, into, ASKED, answer, in_f32)}
 
 
-def test_llama_cpp_runs_what_was_trained(trained: Trained, exported: Path):
+def test_llama_cpp_runs_what_was_trained(trained: Trained, exported: Path, answered: Answer):
     assert {path.name for path in exported.glob("*.gguf")} == {"base-f16.gguf", "base-q8_0.gguf", ADAPTER}
-    rows = measured(trained, exported)
+    rows = measured(trained, exported, answered)
     assert {name: row.verdict for name, row in rows.items()} == {
         F16_ROW: "pass", f"llama.cpp/adapter/{DEQUANTISED}/q8_0": "reported",
         "transformers/adapter/original/float32": "reported", "transformers/base alone/nf4/float32": "reported",
@@ -93,10 +109,10 @@ def test_other_architectures_run_there_as_they_were_trained(
     tokenizer = AutoTokenizer.from_pretrained(model.path)
     found = trained_model(model, adapter, "qlora", CPU, torch.float32, tokenizer)
     folder = export_gguf(found, tmp_path / "export")
-    assert measured(found, folder)[F16_ROW].verdict == "pass"
+    assert measured(found, folder, answer_of(found, folder))[F16_ROW].verdict == "pass"
 
 
-def test_an_adapter_that_was_scaled_is_found_out(trained: Trained, tmp_path: Path):
+def test_an_adapter_that_was_scaled_is_found_out(trained: Trained, bases: Path, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     weights = trained.adapter / "adapter_model.safetensors"
@@ -105,20 +121,23 @@ def test_an_adapter_that_was_scaled_is_found_out(trained: Trained, tmp_path: Pat
     (scaled / "adapter_config.json").write_bytes((trained.adapter / "adapter_config.json").read_bytes())
     tensors = {k: v * 1.5 if "lora_B" in k else v for k, v in load_file(weights).items()}
     save_file(tensors, scaled / weights.name, {"format": "pt"})
-    folder = export_gguf(replace(trained, adapter=scaled), tmp_path / "export")
-    assert measured(trained, folder)[F16_ROW].verdict == "fail"
+    folder = export_gguf(replace(trained, adapter=scaled), tmp_path / "export", bases=bases)
+    assert measured(trained, folder, answer_of(trained, folder))[F16_ROW].verdict == "fail"
 
 
-def test_the_base_is_the_one_that_was_trained_on(trained: Trained, tmp_path: Path):
-    """Merged into the original weights it is held to what the adapter says on these, and the gap is told."""
-    folder = export_gguf(trained, tmp_path, into="original")
-    rows = measured(trained, folder, into="original")
+def test_the_base_is_the_one_that_was_trained_on(trained: Trained, exported: Path, tmp_path: Path):
+    """On the original weights it is held to what the adapter says on these, and the gap is told."""
+    [base] = gguf_bases(tmp_path / "bases", source_of(trained, "original"), (), None)
+    linked(exported / ADAPTER, base.parent / ADAPTER)  # it is the same beside either base
+    folder = base.parent
+    answer = answer_of(trained, folder)
+    rows = measured(trained, folder, answer, into="original")
     assert rows["llama.cpp/adapter/original/f16"].verdict == "pass"
     gap = rows["llama.cpp/gap/original/f16"]
     assert gap.verdict == "reported"
     assert gap.found is not None
     assert gap.found.kl > 1e-4
-    assert measured(trained, folder)[F16_ROW].verdict == "fail"  # and is not passed off as the other
+    assert measured(trained, folder, answer)[F16_ROW].verdict == "fail"  # and is not passed off as the other
 
 
 def in_f32(trained: Trained, exported: Path, work: Path) -> InF32:
@@ -135,11 +154,11 @@ def in_f32(trained: Trained, exported: Path, work: Path) -> InF32:
 
 
 def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
-    trained: Trained, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, exported: Path, answered: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(receipt_checks, "GGUF", ("max_logprob", 1e-9))
     found = in_f32(trained, exported, tmp_path)
-    rows = measured(trained, exported, in_f32=lambda: found)
+    rows = measured(trained, exported, answered, in_f32=lambda: found)
     exact, rounded = rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"], rows[F16_ROW]
     assert (exact.verdict, rounded.verdict) == ("pass", "pass")
     assert exact.found is not None
@@ -154,19 +173,19 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     other = replace(
         found, other=first_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf")
     )
-    rows = measured(trained, wrong, in_f32=lambda: other)
+    rows = measured(trained, wrong, answer_of(trained, wrong), in_f32=lambda: other)
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
     assert rows[F16_ROW].verdict == "fail"
     assert "is not what was converted" in rows[F16_ROW].note
-    inexact = replace(found, answer=answer_of(trained, exported))
-    assert measured(trained, exported, in_f32=lambda: inexact)[f"llama.cpp/adapter/{DEQUANTISED}/f32"].verdict == "fail"
+    inexact = replace(found, answer=answered)
+    rows = measured(trained, exported, answered, in_f32=lambda: inexact)
+    assert rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"].verdict == "fail"
 
 
-def test_without_llama_cpp_nothing_is_a_pass(trained: Trained, tmp_path: Path):
+def test_without_llama_cpp_nothing_is_a_pass(trained: Trained, exported: Path):
     assert interpreter(LLAMA_CPP, "none", "export.llama_cpp") is None
-    folder = export_gguf(trained, tmp_path)
-    assert gguf_answer(trained, folder / "base-f16.gguf", folder / ADAPTER, NOBODY) is None
-    rows = gguf_checks(trained, folder, DEQUANTISED, NOBODY, None, lambda: None)
+    assert gguf_answer(trained, exported / "base-f16.gguf", exported / ADAPTER, NOBODY) is None
+    rows = gguf_checks(trained, exported, DEQUANTISED, NOBODY, None, lambda: None)
     assert "pass" not in {row.verdict for row in rows}
     assert {row.name: row.note for row in rows}[LLAMA_CPP] == "told not to ask it"
 
@@ -243,21 +262,20 @@ def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
         check_range(model)
 
 
-def test_text_that_is_read_otherwise_is_refused(trained: Trained, exported: Path):
+def test_text_that_is_read_otherwise_is_refused(trained: Trained, answered: Answer):
     tokenizer = trained.tokenizer
     prompts = fixed_texts(tokenizer)
-    answer = answer_of(trained, exported)
-    assert len(answer.output["tokens"]) == len(texts_of(tokenizer, prompts))
-    check_reading(tokenizer, prompts, answer)
+    assert len(answered.output["tokens"]) == len(texts_of(tokenizer, prompts))
+    check_reading(tokenizer, prompts, answered)
     end, count = dict(special_tokens(tokenizer))["<|end|>"], len(special_tokens(tokenizer))
 
     def saying(**said) -> Answer:
-        return replace(answer, output={**answer.output, **said})
+        return replace(answered, output={**answered.output, **said})
 
     split = [[id, id] if [id] == [end] else [id] for _, id in special_tokens(tokenizer)]
     with pytest.raises(InputError, match=r"tokenizer=<\|end\|>: is token"):
-        check_reading(tokenizer, prompts, saying(tokens=split + answer.output["tokens"][count:]))
-    wrong = [list(row) for row in answer.output["tokens"]]
+        check_reading(tokenizer, prompts, saying(tokens=split + answered.output["tokens"][count:]))
+    wrong = [list(row) for row in answered.output["tokens"]]
     wrong[count][4] += 1
     with pytest.raises(InputError, match="cuts it into other tokens, from the 5th on"):
         check_reading(tokenizer, prompts, saying(tokens=wrong))
@@ -267,13 +285,13 @@ def test_text_that_is_read_otherwise_is_refused(trained: Trained, exported: Path
         check_reading(tokenizer, prompts, saying(eos=2))
 
 
-def test_a_prompt_begins_as_it_did_in_training(tmp_path: Path):
+def test_a_prompt_begins_as_it_did_in_training(trained: Trained, exported: Path, tmp_path: Path):
     """Without BOS where the template writes none, which llama.cpp would put there by itself."""
-    model = make_model(tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(model.path, chat_template=CHATML)
-    adapter = make_adapter(Path(model.path), tmp_path / "adapter")
-    found = trained_model(model, adapter, "qlora", CPU, torch.float32, tokenizer)
-    answer = answer_of(found, export_gguf(found, tmp_path / "export"))
+    tokenizer = AutoTokenizer.from_pretrained(trained.base.path, chat_template=CHATML)
+    found = trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
+    [base] = gguf_bases(tmp_path, source_of(found), (), None)
+    answer = gguf_answer(found, base, exported / ADAPTER, ASKED)
+    assert answer is not None
     assert not answer.output["begins_with_bos"]
     forced = replace(answer, output=answer.output | {"begins_with_bos": True})
     with pytest.raises(InputError, match=r"bos_token=<s>: llama\.cpp puts it in front of every prompt"):
