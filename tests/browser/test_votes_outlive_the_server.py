@@ -15,7 +15,7 @@ import pytest
 from annotation_app import fill, free_port, until
 from sqlalchemy import event
 
-from annotate.store import Store
+from annotate.store import Store, schema
 
 pytestmark = pytest.mark.slow
 
@@ -158,7 +158,11 @@ def test_a_full_disk_is_said_to_the_annotator_and_the_vote_is_taken_once_there_i
     assert [len(vote.rationale) for vote in app.votes] == [len("because " * 2400) + 1]
 
 
-def test_a_database_that_is_locked_for_half_a_minute_costs_a_wait_and_nothing_else(serve: Any, page: Any) -> None:
+def test_a_database_that_is_locked_for_long_costs_a_wait_and_nothing_else(
+    serve: Any, page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than the server waits, and the page before it speaks of a server that does not answer."""
+    monkeypatch.setattr(schema, "LOCKED_S", 8)
     app = serve([("yes", "no")] * 2)
     app.open(page)
     with app.store.transaction():  # whoever else writes
