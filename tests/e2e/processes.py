@@ -97,12 +97,21 @@ class Forks:
     def __init__(self, address: Path) -> None:
         self.address = address
 
-    def start(self, cwd: Path, *words: str, stdin: str = "", file_size: int | None = None, before: str = "") -> Child:
+    def start(
+        self,
+        cwd: Path,
+        *words: str,
+        stdin: str = "",
+        file_size: int | None = None,
+        before: str = "",
+        script: Path | None = None,
+    ) -> Child:
         """`python -m align WORDS`, as the leader of a session of its own, as a terminal would start it.
 
         Args:
             file_size: the kernel's limit on what it writes, in bytes.
             before: Python that it runs first.
+            script: `python SCRIPT WORDS` in place of `python -m align WORDS`.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(120)
@@ -112,6 +121,7 @@ class Forks:
         given.flush()
         given.seek(0)
         request = {"cwd": str(cwd), "words": words, "file_size": file_size, "before": before}
+        request |= {"script": script and str(script)}
         socket.send_fds(connection, [json.dumps(request).encode()], [file.fileno() for file in (given, out, err)])
         given.close()
         return Child(int(connection.recv(100)), connection, out, err)
@@ -176,7 +186,7 @@ def keep(connection: socket.socket) -> None:
 
 
 def become(request: Mapping[str, Any], files: Sequence[int]) -> None:
-    """What `python -m align` does once torch is there."""
+    """What `python -m align`, or a script, does once torch is there."""
     os.setsid()
     for i, file in enumerate(files):
         os.dup2(file, i)
@@ -186,9 +196,14 @@ def become(request: Mapping[str, Any], files: Sequence[int]) -> None:
     os.chdir(request["cwd"])
     if request["file_size"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
-    sys.path[0], sys.argv = request["cwd"], ["align", *request["words"]]
+    script = request["script"]
+    sys.path[0] = str(Path(script).parent) if script else request["cwd"]
+    sys.argv = [script or "align", *request["words"]]
     exec(request["before"], {})
-    runpy.run_module("align", run_name="__main__", alter_sys=True)
+    if script:
+        runpy.run_path(script, run_name="__main__")
+    else:
+        runpy.run_module("align", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

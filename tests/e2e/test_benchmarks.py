@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Forks
 
 from align.__main__ import main
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_without_a_gpu():
-    sizes = ["--sizes", "tiny", "--device", "cpu", "--batch", "8", "--micro-batch", "4", "--tokens", "16"]
+    sizes = ["--sizes", "tiny", "--device", "cpu", "--batch", "4", "--micro-batch", "2", "--tokens", "4"]
     command = [str(ROOT / "benchmarks" / "gpu.sh"), *sizes]
     done = subprocess.run(
         command, env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}, capture_output=True, text=True
@@ -33,29 +34,27 @@ def test_the_gpu_benchmark_runs_without_a_gpu():
 SERVING = {
     "step": ("--sizes", "8", "--rounds", "1"),
     "exact": ("--dtypes", "float32", "--counts", "1", "--requests", "12"),
-    "batching": ("--clients", "1,2", "--seconds", "1", "--rounds", "1"),
+    "batching": ("--clients", "1,2", "--seconds", "0.5", "--rounds", "1"),
     "many": ("--adapters", "16", "--registered", "20", "--seconds", "1", "--rounds", "1"),
-    "over_http": ("--clients", "1,2", "--seconds", "1", "--rounds", "1"),
-    "flood": ("--clients", "8", "--flood", "16", "--slots", "8", "--seconds", "2", "--rounds", "1"),
-    "rollouts": ("--rows", "8", "--tokens", "4", "--rounds", "1"),
+    "over_http": ("--clients", "1,2", "--seconds", "0.5", "--rounds", "1"),
+    "flood": ("--clients", "8", "--flood", "16", "--slots", "8", "--seconds", "1", "--rounds", "1"),
+    "rollouts": ("--rows", "8", "--tokens", "4", "--rounds", "1", "--dtypes", "float32"),
 }
+FEW_PROGRAMS = "import os; os.environ['PATH'] = '/usr/bin:/bin'"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SERVING)
-def test_a_benchmark_of_the_engine_that_serves(script: str, tmp_path: Path):
+def test_a_benchmark_of_the_engine_that_serves(script: str, forks: Forks, tmp_path: Path):
     """In a short form on the built-in model: status 0, each figure there, the table printed."""
-    saved = tmp_path / "found.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "serve" / f"{script}.py"), "--models", "pocket"]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, "--save", str(saved), *SERVING[script]], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    saved, file = tmp_path / "found.json", ROOT / "benchmarks" / "serve" / f"{script}.py"
+    words = ["--models", "pocket", "--save", str(saved), *SERVING[script]]
+    done = forks.run(tmp_path, *words, before=FEW_PROGRAMS, script=file)
+    assert done.status == 0, done.out + done.err
     found = json.loads(saved.read_text(encoding="utf-8"))
     assert found["machine"]["threads"] == 1
     assert found["rows"]
-    assert all(re.search(rf"^\| {re.escape(name)} \|", done.stdout, re.MULTILINE) for name in found["rows"])
+    assert all(re.search(rf"^\| {re.escape(name)} \|", done.out, re.MULTILINE) for name in found["rows"])
     times = re.findall(r'"\w*_(?:s|ms|per_s)": ([-\d.]+)', json.dumps(found["rows"]))
     assert all(float(figure) > 0 for figure in times)
 
