@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "annotation"
-VOTES = 150
+VOTES = 100
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def test_lines_of_a_batch_may_sweep(align: Align, sft: list[str], monkeypatch: p
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str], tmp_path: Path, how: signal.Signals):
-    words = ["-m", *sft, "run.name=x", "stage.max_steps=60", "stage.save_every=10", "seed=1,2,3"]
+    words = ["-m", *sft, "run.name=x", "stage.max_steps=30", "stage.save_every=5", "seed=1,2,3"]
     child = forks.start(tmp_path, *words)
     wait_for(child, lambda: bool(list(tmp_path.glob("runs/sft/x-seed=2/checkpoints/*/align_seal.json"))))
     if how is signal.SIGINT:

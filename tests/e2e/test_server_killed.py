@@ -15,7 +15,7 @@ import pytest
 from annotate.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-ENOUGH, KILLS = 800, 3
+ENOUGH, KILLS = 300, 3
 
 
 def crowd_module() -> Any:

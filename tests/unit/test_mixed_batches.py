@@ -54,7 +54,7 @@ def test_it_says_what_peft_says(family: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("threads", "number"), [(1, 32), (2, 3)])  # two threads beside other tests are slow
+@pytest.mark.parametrize(("threads", "number"), [(1, 32), (2, 2)])  # two threads beside other tests are slow
 def test_mixed_is_alone_to_the_bit(dtype: torch.dtype, threads: int, number: int, tmp_path: Path):
     compare_with_alone("llama", dtype, threads, tmp_path, number)
 
