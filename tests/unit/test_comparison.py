@@ -183,7 +183,7 @@ def mirrored(figure: Any) -> Any:
 
 
 def test_seeds_in_common_are_compared_seed_by_seed(tmp_path: Path) -> None:
-    """What a seed does to both rows says nothing of which is better. Here each seed gains the same, and means overlap."""
+    """What a seed does to both rows says nothing of which is better. Here each gains the same, and means overlap."""
     for seed, level in enumerate((0.1, 0.5, 0.9)):
         trained(tmp_path, f"a{seed}", seed, level, lr=0.1)
         trained(tmp_path, f"b{seed}", seed, level + 0.02 + seed / 1e4, lr=0.2)
