@@ -34,7 +34,7 @@ ADAPTER = {
     "use_rslora": False,
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"],
 }  # fmt: skip
-BARS = {"rebuild": 30.0, "list": 1.0, "filter": 1.0, "sort": 1.0, "show": 1.0, "ten runs": 0.6}
+BARS = {"rebuild": 30.0, "list": 1.0, "filter": 1.0, "sort": 1.0, "show": 1.0, "trace": 2.0, "compare": 2.0, "ten runs": 0.6}
 FILES = ("config.yaml", "metrics.jsonl", "report.html", "trained_ids.parquet", "artifact/adapter_config.json")
 PROJECT = ("sft", "reward", *["ppo"] * 6, "eval", "export")
 """Ten runs that belong together."""
@@ -113,6 +113,8 @@ def measured(root: Path, rounds: int, runs: int) -> dict[str, list[float]]:
         "filter": ["stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}"],
         "sort": ["stage.sort=-score.value", "stage.format=json", "stage.limit=100"],
         "show": ["stage.action=show", "stage.run=ppo:line-7-0"],
+        "trace": ["stage.action=trace", "artifact=export:line-7"],
+        "compare": ["stage.action=compare", "stage.where={stage: ppo, name: 'line-7-*'}"],
     }
     found: dict[str, list[float]] = {"rebuild": [], **{name: [] for name in questions}}
     for _ in range(rounds):

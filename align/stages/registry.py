@@ -18,21 +18,12 @@ from align.config.registry import RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
-from align.registry.comparison import Comparison, as_objects, comparison
-from align.registry.comparison import as_csv as comparison_as_csv
-from align.registry.comparison import as_lines as lines_of
-from align.registry.differences import as_lines, differences
+from align.registry import comparison, differences, promotion, replay, trace
 from align.registry.gates import read_gates
 from align.registry.index import Index, asked
-from align.registry.promotion import as_history, as_meanings, check_not_cut, promote, retire
-from align.registry.promotion import as_lines as said_of
 from align.registry.query import found, path_of
 from align.registry.record import Record, number
-from align.registry.replay import Replayed, replay
-from align.registry.replay import as_lines as words_of
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details, value_at
-from align.registry.trace import Node, Tracer, of_response
-from align.registry.trace import as_lines as tree
 from align.registry.voters import Votes, votes_read
 from align.report.words import counted
 from align.run.alias_log import SIGN, read_log
@@ -96,14 +87,14 @@ def compared(config: Config) -> Iterable[str]:
         figures = any(number(value_at(record, key)) is not None for record in records)
         remedy = "Name figures, such as metrics.loss_after."
         require(figures, "stage.columns", key, "is no figure of these runs", remedy)
-    side_by_side = comparison(root, records, stage.columns)
+    side_by_side = comparison.comparison(root, records, stage.columns)
     if stage.format == "table":
-        yield from lines_of(side_by_side, terminal())
+        yield from comparison.as_lines(side_by_side, terminal())
         if len(records) < count:
             yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N compares more."
     else:
-        objects = json.dumps(as_objects(side_by_side), indent=2, ensure_ascii=False)
-        yield objects if stage.format == "json" else comparison_as_csv(side_by_side)
+        objects = json.dumps(comparison.as_objects(side_by_side), indent=2, ensure_ascii=False)
+        yield objects if stage.format == "json" else comparison.as_csv(side_by_side)
     if stage.html:
         page = written(side_by_side, root, Path(stage.html).expanduser())
         if stage.format == "table":
@@ -115,7 +106,7 @@ def terminal() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def written(side_by_side: Comparison, root: Path, path: Path) -> Path:
+def written(side_by_side: comparison.Comparison, root: Path, path: Path) -> Path:
     """The page of a comparison, once it is written."""
     from align.registry.comparison_page import page_of  # matplotlib takes a second
 
@@ -125,7 +116,7 @@ def written(side_by_side: Comparison, root: Path, path: Path) -> Path:
     return page_of(side_by_side, root).write(path)
 
 
-def shown(config: Config) -> Iterable[str]:
+def described(config: Config) -> Iterable[str]:
     stage: RegistryConfig = config.stage
     record = asked(root_of(config), lambda index: named(index, str(stage.run)))
     if stage.format == "table":
@@ -136,8 +127,8 @@ def shown(config: Config) -> Iterable[str]:
 def different(config: Config) -> Iterable[str]:
     stage, root = config.stage, root_of(config)
     one, other = asked(root, lambda index: [named(index, given, "stage.runs") for given in stage.runs])
-    found = differences((root / one["folder"], root / other["folder"]), (one, other))
-    return as_lines(found) if stage.format == "table" else [json.dumps(found, indent=2, ensure_ascii=False)]
+    found = differences.differences((root / one["folder"], root / other["folder"]), (one, other))
+    return differences.as_lines(found) if stage.format == "table" else [json.dumps(found, indent=2, ensure_ascii=False)]
 
 
 def named(index: Index, given: str, field: str = "stage.run") -> Record:
@@ -176,10 +167,10 @@ def traced(config: Config) -> Iterable[str]:
     def voters(project: str, head: Head) -> Votes:
         return votes_read(store_url(config), project, head, full)
 
-    def answer(index: Index) -> list[Node]:
-        tracer = Tracer(index, voters, full)
+    def answer(index: Index) -> list[trace.Node]:
+        tracer = trace.Tracer(index, voters, full)
         if stage.response:
-            return [of_response(index, tracer, stage.response)]
+            return [trace.of_response(index, tracer, stage.response)]
         if not config.artifact.startswith(SIGN):
             return [tracer.run(named(index, config.artifact, "artifact")["run"])]
         arms = meaning(config.artifact, root, "artifact").arms
@@ -188,18 +179,18 @@ def traced(config: Config) -> Iterable[str]:
     nodes = asked(root, answer)
     if stage.format == "json":
         return [json.dumps([node.as_json() for node in nodes], indent=2, ensure_ascii=False)]
-    return tree(nodes)
+    return trace.as_lines(nodes)
 
 
 def replayed(config: Config) -> Iterable[str]:
     stage, root = config.stage, root_of(config)
     record = asked(root, lambda index: named(index, str(stage.run)))
-    found: list[Replayed] = []
-    for line in replay(root, record, stage.steps, found):
+    found: list[replay.Replayed] = []
+    for line in replay.replay(root, record, stage.steps, found):
         if stage.format == "table":
             yield line
     if stage.format == "table":
-        yield from words_of(found[0])
+        yield from replay.as_lines(found[0])
     else:
         yield json.dumps(found[0].as_json(), indent=2, ensure_ascii=False)
 
@@ -209,13 +200,13 @@ def promoted(config: Config) -> Iterable[str]:
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
     written = parsed_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
     gates = read_gates([root / GATES, Path(stage.gates or OWN_GATES).expanduser()])
-    done = promote(root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override)
-    return said_of(done)
+    done = promotion.promote(root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override)
+    return promotion.as_lines(done)
 
 
 def retired(config: Config) -> Iterable[str]:
     stage: RegistryConfig = config.stage
-    return said_of(retire(root_of(config), str(stage.alias), who=stage.who, why=str(stage.why)))
+    return promotion.as_lines(promotion.retire(root_of(config), str(stage.alias), who=stage.who, why=str(stage.why)))
 
 
 def history(config: Config) -> Iterable[str]:
@@ -225,14 +216,14 @@ def history(config: Config) -> Iterable[str]:
     if stage.alias is not None and stage.alias not in known:
         remedy = f"The aliases are {', '.join(sorted(known)) or '(none yet)'}."
         raise MissingArtifact("stage.alias", stage.alias, f"is no alias under {root}", remedy)
-    asked(root, lambda index: check_not_cut(index, log))
+    asked(root, lambda index: promotion.check_not_cut(index, log))
     at = None if stage.as_of is None else moment_of(stage.as_of)
     if at is not None:
         standing = {name: one for name, one in log.standing(at).items() if stage.alias in (None, name)}
-        changes, lines = [*standing.values()], as_meanings(standing)
+        changes, lines = [*standing.values()], promotion.as_meanings(standing)
     else:
         changes = [change for change in log.changes if stage.alias in (None, change.alias)]
-        lines = as_history(log, stage.alias)
+        lines = promotion.as_history(log, stage.alias)
     if stage.format == "json":
         return [json.dumps([change.as_json() for change in changes], indent=2, ensure_ascii=False)]
     return lines if changes else ["no alias meant anything then" if at else "no aliases yet"]
@@ -260,7 +251,7 @@ def root_of(config: Config) -> Path:
 
 PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "list": listed,
-    "show": shown,
+    "show": described,
     "compare": compared,
     "diff": different,
     "trace": traced,
