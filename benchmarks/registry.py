@@ -34,7 +34,16 @@ ADAPTER = {
     "use_rslora": False,
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"],
 }  # fmt: skip
-BARS = {"rebuild": 30.0, "list": 1.0, "filter": 1.0, "sort": 1.0, "show": 1.0, "trace": 2.0, "compare": 2.0, "ten runs": 0.6}
+BARS = {
+    "rebuild": 30.0,
+    "list": 1.0,
+    "filter": 1.0,
+    "sort": 1.0,
+    "show": 1.0,
+    "trace": 2.0,
+    "compare": 2.0,
+    "ten runs": 0.6,
+}
 FILES = ("config.yaml", "metrics.jsonl", "report.html", "trained_ids.parquet", "artifact/adapter_config.json")
 PROJECT = ("sft", "reward", *["ppo"] * 6, "eval", "export")
 """Ten runs that belong together."""

@@ -6,15 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from align.config.command import words
-from align.config.root import STORE
 from align.errors import InputError, MissingArtifact, require
 from align.registry.differences import code_of, made_from, rows, unlike
 from align.registry.record import Record, record_of
@@ -28,6 +26,7 @@ REPLAYED = ("sft", "full", "reward", "dpo", "ppo")
 """The stages that log step by step."""
 LOOK_S, TOLD_S = 0.2, 10.0
 NAME = "replay"
+Words = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
 FIELD = "stage.run"
 
 
@@ -72,7 +71,9 @@ class Replayed:
         }  # fmt: skip
 
 
-def replay(root: Path, record: Record, steps: int | None, said: list[Replayed]) -> Iterator[str]:
+def replay(
+    root: Path, record: Record, steps: int | None, said: list[Replayed], *, words: Words, store: str
+) -> Iterator[str]:
     """Make a run again up to a step, or up to the first figure that differs. Yields lines for whoever waits.
 
     Args:
@@ -80,6 +81,8 @@ def replay(root: Path, record: Record, steps: int | None, said: list[Replayed]) 
         record: of the run.
         steps: how far; None for all that it logged.
         said: is told the result.
+        words: makes the words of a command line out of a configuration, and of where its inputs lie.
+        store: URL of the annotation store.
 
     Raises:
         MissingArtifact: something that the run read is gone.
@@ -95,7 +98,7 @@ def replay(root: Path, record: Record, steps: int | None, said: list[Replayed]) 
     problem = "logged no step" if steps is None else f"logged no step up to {steps}"
     require(bool(logged), FIELD, record["run"], problem, "Name another run, or more stage.steps.")
     with TemporaryDirectory(prefix="align-replay-") as scratch:
-        again = [*line_of(manifest, root), f"run.root={scratch}", f"run.name={NAME}"]
+        again = [*line_of(manifest, root, words, store), f"run.root={scratch}", f"run.name={NAME}"]
         yield f"makes {record['run']} again up to step {logged[-1]['step']:,}"
         there = Path(scratch) / record["stage"] / NAME
         now: list[dict[str, Any]] = []
@@ -118,7 +121,7 @@ def replay(root: Path, record: Record, steps: int | None, said: list[Replayed]) 
         said.append(compared(record, logged, now, manifest, read_manifest(there)))
 
 
-def line_of(manifest: Manifest, root: Path) -> list[str]:
+def line_of(manifest: Manifest, root: Path, words: Words, store: str) -> list[str]:
     """The words of the command that makes a run again, each input where it lies by now.
 
     Raises:
@@ -127,13 +130,10 @@ def line_of(manifest: Manifest, root: Path) -> list[str]:
     places = {name: place_of(name, found, root) for name, found in manifest.inputs.items()}
     refs = {name: place for name, place in places.items() if place}
     line = [word for word in words(manifest.config, refs) if not word.startswith(("run.", "track", "store.url"))]
-    store = manifest.config.get("store", {}).get("url")
     if manifest.base is not None and isinstance(made := base_made_in(manifest.base, root), Path):
         line = [word for word in line if not word.startswith("model.path=")] + [f"model.path={made / 'artifact'}"]
     votes = any(found.project for found in manifest.inputs.values())
-    if votes or store:
-        line.append(f"store.url={store or f'sqlite:///{(root / STORE).absolute()}'}")
-    return line
+    return [*line, *([f"store.url={store}"] if votes else [])]
 
 
 def place_of(name: str, found: Input, root: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from align.aliases import parsed_aliases
 from align.chain import Head
+from align.config.command import words
 from align.config.registry import RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
@@ -186,13 +187,19 @@ def replayed(config: Config) -> Iterable[str]:
     stage, root = config.stage, root_of(config)
     record = asked(root, lambda index: named(index, str(stage.run)))
     found: list[replay.Replayed] = []
-    for line in replay.replay(root, record, stage.steps, found):
+    for line in replay.replay(root, record, stage.steps, found, words=words, store=absolute(store_url(config))):
         if stage.format == "table":
             yield line
     if stage.format == "table":
         yield from replay.as_lines(found[0])
     else:
         yield json.dumps(found[0].as_json(), indent=2, ensure_ascii=False)
+
+
+def absolute(url: str) -> str:
+    """The URL of a store, found from any working folder."""
+    place = url.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(place).absolute()}" if place != url else url
 
 
 def promoted(config: Config) -> Iterable[str]:

@@ -59,6 +59,7 @@ def sft(tiny_model: Path, chats: Path) -> list[str]:
 
 def rows(out: str) -> list[list[str]]:
     """The table at the end, cell by cell."""
+    out = out.partition("\ncurves and figures side by side: ")[0].rstrip()
     lines = out[out.rindex("\n\n") :].strip().splitlines()
     header = next(i for i, line in enumerate(lines) if "status" in line and line.endswith("folder"))
     return [line.split() for line in lines[header:]]
