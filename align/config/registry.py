@@ -22,9 +22,11 @@ ACTIONS = {
     "promote": "lets an alias mean an artifact, if its gates allow it",
     "retire": "lets an alias mean nothing any more",
     "history": "prints who changed which alias when, from what to what, and why",
+    "gc": "lists what nothing needs any more, and removes it with stage.apply=true",
     "rebuild": "makes the index of the runs from nothing",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
+GARBAGE = ("leftovers", "checkpoints", "bases", "artifacts")
 FORMATS = ("table", "json", "csv")
 READS: Mapping[str, tuple[str, ...]] = {
     "list": ("where", "sort", "columns", "limit", "format"),
@@ -36,6 +38,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "promote": ("alias", "arms", "why", "who", "override", "gates"),
     "retire": ("alias", "why", "who"),
     "history": ("alias", "as_of", "format"),
+    "gc": ("kinds", "days", "apply", "who", "format"),
     "rebuild": (),
 }
 """Action → the keys that say something to it."""
@@ -89,7 +92,10 @@ class RegistryConfig(Settings):
         "Not given: the one that `artifact` names.",
     )
     why: str | None = setting(None, "Why the alias is changed. It stays in the log.")
-    who: str | None = setting(None, "Who changes the alias. Not given: whom the system says this process belongs to.")
+    who: str | None = setting(
+        None,
+        "Who changes the alias, or removes what `gc` lists. Not given: whom the system says this process belongs to.",
+    )
     override: str | None = setting(None, "Why the alias is changed although a gate is closed. It stays in the log.")
     gates: str | None = setting(
         None, "Folder of the gates, see docs/registry.md. Not given: conf/gates. Those in gates/ of run.root bind too."
@@ -97,6 +103,13 @@ class RegistryConfig(Settings):
     as_of: str | None = setting(
         None, "`history` prints what the aliases meant then: a time in ISO 8601, UTC unless told, or the end of a day."
     )
+    kinds: list[str] = setting(
+        [], "What `gc` lists and removes. Empty: it lists all, and removes all but artifacts.", choices=GARBAGE
+    )
+    days: float = setting(
+        30.0, "How long ago a run ended without success whose checkpoints `gc` calls old.", unit="days", at_least=0
+    )
+    apply: bool = setting(False, "Whether `gc` removes what it lists.")
     format: str = setting("table", "How runs are printed: for eyes or for programs.", choices=FORMATS)
 
     def check_together(self) -> None:
@@ -164,7 +177,7 @@ class RegistryConfig(Settings):
             except ValueError as error:
                 remedy = "Write 2026-11-01 or 2026-11-01T12:00:00+00:00."
                 raise InputError("stage.as_of", self.as_of, "is no time in ISO 8601", remedy) from error
-        tables = self.action not in ("history", "trace", "replay") or self.format != "csv"
+        tables = self.action not in ("history", "trace", "replay", "gc") or self.format != "csv"
         require(tables, "stage.format", self.format, f"is none of {self.action}'s", "Write stage.format=json.")
 
     def check(self, config: Any) -> None:

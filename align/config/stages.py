@@ -83,7 +83,7 @@ STAGES = MappingProxyType({
     "registry": Stage(
         "what is known of all runs: listed, compared; aliases for what is deployed", "registry:RegistryConfig",
         "registry", (),
-        prints=("list", "show", "compare", "diff", "trace", "replay", "promote", "retire", "history", "rebuild"),
+        prints=("list", "show", "compare", "diff", "trace", "replay", "promote", "retire", "history", "gc", "rebuild"),
         runs=False,
     ),
 })  # fmt: skip

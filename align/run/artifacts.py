@@ -23,8 +23,8 @@ from align.run.weights import adapter_digest, model_digest, tokenizer_digest
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
 SERVES_AS_SFT = ("sft", "full")
 REPLACED = "replaced.json"
-"""In an artifact whose files are gone, because others took their place: `by`, the run that made them, its `folder`, and
-the `reason`."""
+"""In an artifact whose files are gone: `by` whom and the `reason`; where others took their place, `by` is the run that
+made them, and `folder` its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,11 @@ def replacement(artifact: Path, field: str) -> dict[str, Any] | None:
 def check_not_replaced(artifact: Path, field: str) -> None:
     """Raises: MissingArtifact: what lay here was taken away on purpose; the message names what took its place."""
     if (said := replacement(artifact, field)) is not None:
+        if "folder" not in said:  # nothing took its place
+            problem = f"was removed by {said.get('by')} at {said.get('at')}: {said.get('reason')}"
+            raise MissingArtifact(
+                field, str(artifact), problem, "Make it again: its manifest has the command's settings."
+            )
         problem = f"was replaced by {said.get('by')}: {said.get('reason')}"
         raise MissingArtifact(field, str(artifact), problem, f"Name {said.get('by')}; it lies in {said.get('folder')}.")
 

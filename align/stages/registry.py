@@ -19,7 +19,7 @@ from align.config.registry import RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
-from align.registry import comparison, differences, promotion, replay, trace
+from align.registry import comparison, differences, garbage, promotion, replay, trace
 from align.registry.gates import read_gates
 from align.registry.index import Index, asked
 from align.registry.query import found, path_of
@@ -236,6 +236,23 @@ def history(config: Config) -> Iterable[str]:
     return lines if changes else ["no alias meant anything then" if at else "no aliases yet"]
 
 
+def collected(config: Config) -> Iterable[str]:
+    stage, root = config.stage, root_of(config)
+    log = read_log(root)
+
+    def answer(index: Index) -> list[garbage.Piece]:
+        promotion.check_not_cut(index, log)  # or what an alias needs may be called garbage
+        return garbage.garbage(index, log, stage.days)
+
+    wanted = stage.kinds or [kind for kind in garbage.KINDS if not stage.apply or kind != "artifacts"]
+    pieces, taken = [piece for piece in asked(root, answer) if piece.kind in wanted], None
+    if stage.apply:
+        taken = {piece.path: gone for piece, gone in garbage.removed(root, pieces, stage.who or promotion.user())}
+    if stage.format == "json":
+        return [json.dumps(garbage.as_objects(pieces, taken), indent=2, ensure_ascii=False)]
+    return garbage.as_lines(pieces, taken)
+
+
 def moment_of(text: str) -> datetime:
     """A time in ISO 8601, in UTC unless it says otherwise; of a day alone, its end."""
     at = datetime.fromisoformat(text)
@@ -266,6 +283,7 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "promote": promoted,
     "retire": retired,
     "history": history,
+    "gc": collected,
     "rebuild": rebuilt,
 }
 """By `stage.action`: the lines that it prints."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -208,6 +209,9 @@ def test_runs_side_by_side(ready: Ready, tmp_path: Path) -> None:
         (["stage.action=trace", "stage.response=req-1"], "is in no server's log under"),
         (["stage.action=trace", "stage.response="], "is no id of an answer"),
         (["stage.action=trace", "stage.format=csv"], "is none of trace's"),
+        (["stage.action=gc", "stage.kinds=[runs]"], "stage.kinds"),
+        (["stage.action=gc", "stage.days=-1"], "stage.days=-1"),
+        (["stage.apply=true"], "stage.apply=True: says nothing to stage.action=list. Add stage.action=gc"),
         (["stage.verify=full"], "stage.verify=full: says nothing to stage.action=list. Add stage.action=trace"),
         (["stage.where={metrics.winrate: 1}"], "Did you mean metrics.win_rate"),
         (["stage.where=3"], "is no mapping of keys to conditions"),
@@ -302,3 +306,31 @@ def test_where_it_came_from(ready: Ready, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     said = asked(root, *words, "stage.verify=full").said.splitlines()
     assert "NOT WHOLE: reward:a: artifact/adapter_model.safetensors is changed" in said
+
+
+def test_what_nothing_needs(ready: Ready, tmp_path: Path) -> None:
+    """Listed, and kept until it is asked for; artifacts only by name."""
+    root = tmp_path / "runs"
+    shutil.copytree(ready.root, root)
+    for path in root.rglob("*"):
+        os.utime(path, (1e9, 1e9), follow_symlinks=False)
+    (root / "reward" / "a" / "checkpoints").mkdir()
+    (root / "reward" / "a" / "checkpoints" / "x").write_bytes(b"12")
+    said = asked(root, "stage.action=gc").said.splitlines()
+    assert said[0].split() == ["kind", "size", "what", "why"]
+    assert "reward/a/checkpoints" in said[1]
+    assert "reward/a/artifact" in said[2]
+    assert said[-1] == 'Artifacts go only by name: "stage.kinds=[artifacts]".'
+    said = asked(root, "stage.action=gc", "stage.apply=true", "stage.who=ann").said
+    assert "1 thing removed, 2 B; removed.jsonl says which." in said
+    assert not (root / "reward" / "a" / "checkpoints").exists()
+    (piece,) = json.loads(asked(root, "stage.action=gc", "stage.format=json").said)
+    assert (piece["kind"], piece["run"], piece["removed"]) == ("artifacts", "reward:a", False)
+    assert "removed" in asked(root, "stage.action=gc", "stage.apply=true", "stage.kinds=[artifacts]").said
+    assert asked(root, "stage.action=gc").said == "nothing that nothing needs\n"
+    assert (
+        "NOT WHOLE: reward:a: was removed by stage=registry"
+        in asked(root, "stage.action=trace", "artifact=reward:a").said
+    )
+    (root / "aliases.jsonl").write_text("{}\n")
+    assert "is no change of an alias" in refused(root, "stage.action=gc")

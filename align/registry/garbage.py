@@ -1,0 +1,300 @@
+"""What nothing needs any more in a folder of runs: found with its size and the reason, and taken away where that is
+asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+from align.config.stages import WITH_RUNS
+from align.errors import RunBusy
+from align.registry.folders import locked_inodes
+from align.registry.index import Index
+from align.registry.record import Record, publication
+from align.registry.shown import clean, in_columns
+from align.report.words import counted
+from align.run.alias_log import AliasLog
+from align.run.artifacts import REPLACED
+from align.run.files import write_json
+from align.run.folder import locked
+
+KINDS = {
+    "leftovers": "of processes that were killed while they wrote",
+    "checkpoints": "of runs that failed or were interrupted long ago, and of runs that are done",
+    "bases": "weights of bases that no export has",
+    "artifacts": "weights of runs that a later one of the same stage on the same base has superseded",
+}
+"""Kind → what it is. All are listed; artifacts go only where they are asked for by name."""
+LOG = "removed.jsonl"
+"""Beside the runs: what was taken away, a line each time."""
+BY = "stage=registry stage.action=gc"
+TRAINS = ("sft", "full", "dpo", "ppo", "reward")
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+OWNED = re.compile(r"\.(?P<target>.+)\.(?:(?P<host>[^.]+(?:\.[^.]+)*)-)?(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?:part|old)")
+"""The name of a file or a folder that is being written, with the process that writes it."""
+UNOWNED = re.compile(r"\..+\.tmp|\.unfinished")
+PAGES = "compare"
+"""The folder of the pages of sweeps."""
+DAY_S = 86400.0
+DEEPEST = 5
+"""Folders below the root in which leftovers are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Something that nothing needs.
+
+    Attributes:
+        kind: one of `KINDS`.
+        path: relative to the folder of all runs; of an artifact its folder, whose weights are meant.
+        bytes: that its removal frees.
+        why: nothing needs it, in a clause.
+        run: `stage:name` of the run that it lies in; empty elsewhere.
+    """
+
+    kind: str
+    path: str
+    bytes: int
+    why: str
+    run: str = ""
+
+
+def garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
+    """What nothing needs, the largest first within each kind. Nothing that a run is at work in, that changed within
+    the last day, or that an alias meant at any time, a run here was made from, or an export has.
+
+    Args:
+        days: how long ago a run ended whose checkpoints are old.
+    """
+    root, now = index.root, time.time()
+    records = [record for ref in index.names() if (record := index.record(ref)) is not None]
+    meant = {arm.digest for change in log.changes for arm in change.arms}
+    found = [*leftovers(root, now), *checkpoints(root, records, now - days * DAY_S), *bases(root, now)]
+    found += artifacts(root, records, meant, now)
+    order = [*KINDS]
+    return sorted(found, key=lambda piece: (order.index(piece.kind), -piece.bytes, piece.path))
+
+
+def leftovers(root: Path, now: float) -> Iterator[Piece]:
+    """What was being written when its process ended."""
+    here, locks = gethostname(), locked_inodes() or set()
+    for path in (path for name in (*WITH_RUNS, "bases", PAGES) for path in hidden(root / name)):
+        owned = OWNED.fullmatch(path.name)
+        if owned is None and UNOWNED.fullmatch(path.name) is None:
+            continue
+        with suppress(OSError):
+            aged = now - newest(path) > DAY_S
+            ours = owned is not None and owned["host"] in (None, here)
+            if ours and not Path("/proc", owned["pid"] if owned else "").exists():
+                why = f"process {owned['pid'] if owned else ''} wrote it, and has ended"
+            elif aged:
+                why = "nothing has written to it for a day"
+            else:
+                continue
+            stage, name, *inside = path.relative_to(root).parts
+            run = f"{stage}:{name}" if inside and stage in WITH_RUNS else ""
+            if not (run and os.stat(root / stage / name).st_ino in locks):
+                yield Piece("leftovers", path.relative_to(root).as_posix(), size_of(path), why, run)
+
+
+def hidden(folder: Path, depth: int = 0) -> Iterator[Path]:
+    """Files and folders whose names begin with a dot, without what lies in them. Links are not followed."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                yield Path(entry.path)
+            elif depth < DEEPEST and entry.is_dir(follow_symlinks=False):
+                yield from hidden(Path(entry.path), depth + 1)
+
+
+def checkpoints(root: Path, records: Sequence[Record], before: float) -> Iterator[Piece]:
+    """Of runs that are done, and of those that ended without, before a time."""
+    for record in records:
+        folder = root / record["folder"] / "checkpoints"
+        if record["status"] == "running" or not folder.is_dir():
+            continue
+        ended = newest(folder)
+        if record["status"] == "done":
+            why = "its run is done"
+        elif record["status"] in ("failed", "interrupted") and ended < before:
+            why = f"its run was {record['status']} {(time.time() - ended) / DAY_S:.0f} days ago; it would begin anew"
+        else:
+            continue
+        yield Piece("checkpoints", f"{record['folder']}/checkpoints", size_of(folder), why, record["run"])
+
+
+def bases(root: Path, now: float) -> Iterator[Piece]:
+    """What lies in `bases/`, and no export links to."""
+    linked = {Path(os.path.realpath(link)) for link in links(root / "export")}
+    for path in sorted((root / "bases").glob("[!.]*")):
+        real = Path(os.path.realpath(path))
+        shared = any(os.stat(file).st_nlink > 1 for file in files_in(path))
+        needed = shared or any(target == real or real in target.parents for target in linked)
+        if not needed and now - newest(path) > DAY_S:
+            why = "no export links to it; stage=export writes it again"
+            yield Piece("bases", path.relative_to(root).as_posix(), size_of(path), why)
+
+
+def links(folder: Path, depth: int = 0) -> Iterator[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif depth < DEEPEST and entry.is_dir():
+                yield from links(Path(entry.path), depth + 1)
+
+
+def artifacts(root: Path, records: Sequence[Record], meant: set[str], now: float) -> Iterator[Piece]:
+    """Weights of done runs that no alias ever meant, that nothing but evaluations was made from, and that are not the
+    newest of their stage on their base."""
+    newest_of: dict[tuple[str, str], Record] = {}
+    done = [record for record in records if record["status"] == "done" and record["stage"] in TRAINS]
+    for record in done:
+        place = (record["stage"], (record.get("base") or {}).get("digest", ""))
+        if place not in newest_of or publication(record) > publication(newest_of[place]):
+            newest_of[place] = record
+    for record in done:
+        latest = newest_of[record["stage"], (record.get("base") or {}).get("digest", "")]
+        children = [ref for ref in record["children"] if not ref.startswith("eval:")]
+        folder = root / record["folder"] / "artifact"
+        weights = [path for path in files_in(folder) if path.suffix in WEIGHTS]
+        if record is latest or children or record["digest"] in meant or not record["digest"] or not weights:
+            continue
+        if now - newest(folder) > DAY_S:
+            why = f"{latest['run']} is later; no alias, no export and no run needs it"
+            size = sum(path.stat().st_size for path in weights)
+            yield Piece("artifacts", f"{record['folder']}/artifact", size, why, record["run"])
+
+
+def files_in(path: Path) -> list[Path]:
+    """The files of a folder; a file itself. Links are left out."""
+    if not path.is_dir():
+        return [path] if path.is_file() and not path.is_symlink() else []
+    return [one for one in path.rglob("*") if one.is_file() and not one.is_symlink()]
+
+
+def size_of(path: Path) -> int:
+    """Bytes that its removal frees: what has another name elsewhere stays."""
+    return sum(found.st_size for file in files_in(path) if (found := file.stat()).st_nlink == 1)
+
+
+def newest(path: Path) -> float:
+    """When something in it changed last, in seconds since 1970."""
+    return max(os.lstat(one).st_mtime for one in [path, *files_in(path)])
+
+
+def removed(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tuple[Piece, bool]]:
+    """Take pieces away, each with whether it could be; what a process works in stays. First of all they are written
+    down: whoever is cut off goes on by asking again.
+
+    Args:
+        who: for the log.
+
+    Raises:
+        OSError: the log cannot be written, or something cannot be removed.
+    """
+    for piece in pieces:
+        path = root / piece.path
+        try:
+            with held(root, piece):
+                noted(root, piece, who)
+                if piece.kind == "artifacts":
+                    without_weights(path, piece.why)
+                elif path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            yield piece, True
+        except RunBusy:
+            yield piece, False
+
+
+@contextmanager
+def held(root: Path, piece: Piece) -> Iterator[None]:
+    """Around a removal: the lock of the run that a piece lies in.
+
+    Raises:
+        RunBusy: a process works in it.
+    """
+    if not piece.run:
+        yield
+        return
+    lock = locked(root / piece.run.replace(":", "/", 1))
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def noted(root: Path, piece: Piece, who: str) -> None:
+    """One line of the log: what goes, with the name and the size of each file."""
+    path = root / piece.path
+    files = {one.relative_to(root).as_posix(): one.stat().st_size for one in files_in(path)}
+    if piece.kind == "artifacts":
+        files = {name: size for name, size in files.items() if name.endswith(WEIGHTS)}
+    line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "who": who, "kind": piece.kind, "path": piece.path,
+            "run": piece.run, "why": piece.why, "files": files}  # fmt: skip
+    with (root / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def without_weights(artifact: Path, why: str) -> None:
+    """Take the weights of an artifact away: first nobody reads it any more, then the files go."""
+    write_json(artifact / REPLACED, {"by": BY, "at": datetime.now(UTC).isoformat(timespec="seconds"), "reason": why})
+    for path in files_in(artifact):
+        if path.suffix in WEIGHTS:
+            path.unlink()
+
+
+def as_lines(pieces: Sequence[Piece], taken: Mapping[str, bool] | None) -> Iterator[str]:
+    """What was found for eyes, or what became of it.
+
+    Args:
+        taken: path → whether it was removed; None where nothing was to be.
+    """
+    if not pieces:
+        yield "nothing that nothing needs"
+        return
+    states = {None: "", True: "removed", False: "in use"}
+    lines = [["kind", "size", "what", *([""] if taken is not None else []), "why"]]
+    for piece in pieces:
+        state = [states[taken.get(piece.path)]] if taken is not None else []
+        what, why = clean(piece.path, longest=None), clean(piece.why, longest=None)
+        lines.append([piece.kind, in_bytes(piece.bytes), what, *state, why])
+    yield from in_columns(lines)
+    total = in_bytes(sum(piece.bytes for piece in pieces))
+    if taken is None:
+        yield f"{counted(len(pieces), 'thing')}, {total}. Nothing was removed: stage.apply=true removes them."
+        if any(piece.kind == "artifacts" for piece in pieces):
+            yield 'Artifacts go only by name: "stage.kinds=[artifacts]".'
+    else:
+        freed = sum(piece.bytes for piece in pieces if taken.get(piece.path))
+        yield f"{counted(sum(taken.values()), 'thing')} removed, {in_bytes(freed)}; {LOG} says which."
+
+
+def in_bytes(count: int) -> str:
+    """`12.3 MB`."""
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def as_objects(pieces: Sequence[Piece], taken: Mapping[str, bool] | None) -> list[dict[str, Any]]:
+    return [
+        {"kind": piece.kind, "path": piece.path, "bytes": piece.bytes, "why": piece.why, "run": piece.run,
+         "removed": bool(taken and taken.get(piece.path))}
+        for piece in pieces
+    ]  # fmt: skip
