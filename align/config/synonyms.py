@@ -91,7 +91,7 @@ WORDS = {
     "stage.host": "host hostname",
     "stage.port": "port",
     "stage.keys": "api_key api_key_file",
-    "stage.adapters": "lora_modules lora_adapters lora served_model_name alias",
+    "stage.adapters": "lora_modules lora_adapters lora served_model_name",
     "stage.roots": "lora_dir",
     "stage.slots": "max_num_seqs max_batch_size parallel",
     "stage.queue": "max_concurrent_requests",

@@ -20,6 +20,7 @@ from align.registry.comparison import (
 from align.registry.index import asked
 from align.registry.ranking import bounded, said_first
 from align.registry.record import Record
+from align.registry.shown import NOTHING
 from align.report.curves import CURVES, UNITS, Curve
 from align.report.page import Report
 from align.report.plots import Point, curves, points_of, render, tradeoff
@@ -105,7 +106,7 @@ def table(report: Report, found: Comparison, labels: Sequence[str]) -> None:
         status = row.records[0]["status"]
         runs = "\n".join(row.runs) if status == "done" else f"{row.runs[0]}\n({status})"
         rows.append([str(i), runs, *cells, *(figure_cell(row.figures.get(name)) for name in figures)])
-    report.table(["", "run", *found.keys, *figures], rows, "Settings that differ, and figures")
+    report.table(["row", "run", *found.keys, *figures], rows, "Settings that differ, and figures")
     if any(len(row.records) > 1 for row in found.rows):
         report.text("Of several seeds: the mean over them, with its 95 % interval by Student's t.")
     if found.apart:
@@ -113,7 +114,7 @@ def table(report: Report, found: Comparison, labels: Sequence[str]) -> None:
 
 
 def figure_cell(value: Any) -> str:
-    return "" if value is None else format_figure(value)
+    return NOTHING if value is None else format_figure(value)
 
 
 def price_shown(report: Report, found: Comparison, labels: Sequence[str], score: str, price: str, called: str) -> None:

@@ -140,7 +140,6 @@ SERVERS = {  # vLLM's, TGI's and llama-server's
     "lora-adapters=a": "stage.adapters",
     "ctx-size=4096": "stage.max_length",
     "parallel=8": "stage.slots",
-    "alias=a": "stage.adapters",
 }
 TABLE = [
     (stage, word, meant)
