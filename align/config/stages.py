@@ -82,7 +82,7 @@ STAGES = MappingProxyType({
     ),
     "registry": Stage(
         "what is known of all runs: listed, compared; aliases for what is deployed", "registry:RegistryConfig",
-        "registry", (),
+        "registry", (), ("artifact", "store"),
         prints=("list", "show", "compare", "diff", "trace", "replay", "promote", "retire", "history", "gc", "rebuild"),
         runs=False,
     ),
