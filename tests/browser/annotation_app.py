@@ -14,6 +14,8 @@ from annotate.store import Candidate, Store, Vote, configure
 
 KEY = "k" * 32
 WHO = "ann"
+LOST = (502, "nobody is there")
+"""What a proxy answers that has lost the server, see `App.instead`."""
 
 
 @dataclass

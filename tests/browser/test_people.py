@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from annotation_app import until
+from annotation_app import LOST, until
 from test_report_pages import ground_and_drawn
 
 from annotate.store import Judgement
@@ -227,11 +227,11 @@ def test_who_logs_in_after_another_sends_nothing_of_theirs(serve, page):
     app = serve([("yes", "no")] * 4, accounts=True)
     app.watch(page)
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "ann")
-    page.route("**/api/vote", lambda route: route.abort())
+    app.instead["/api/vote"] = LOST
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     until(page, "does not answer")
-    page.unroute("**/api/vote")
+    del app.instead["/api/vote"]
     page.context.clear_cookies()
     until(page, "log in again")
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "bob")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_app import fill, free_port, until
+from annotation_app import LOST, fill, free_port, until
 from sqlalchemy import event
 
 from annotate.store import Store, schema
@@ -104,14 +104,14 @@ def test_an_answer_that_is_not_the_servers_loses_nothing(serve: Any, page: Any, 
 def test_words_written_while_the_server_was_away_outlive_a_reload(serve: Any, page: Any) -> None:
     app = serve([("yes", "no")])
     app.open(page)
-    page.route("**/api/draft", lambda route: route.abort())
+    app.instead["/api/draft"] = LOST
     page.keyboard.press("w")
     page.keyboard.type("a long answer of my own")
     until(page, "does not answer")
     page.reload()
     page.wait_for_selector("#align-demonstration")
     assert page.input_value("#align-demonstration") == "a long answer of my own"
-    page.unroute("**/api/draft")
+    del app.instead["/api/draft"]
     page.keyboard.press("s")
     page.keyboard.press("5")
     page.wait_for_selector("text=Nothing is left")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from annotation_app import question, send
+from annotation_app import LOST, question, send
 
 from annotate.store import Judgement, configure, publish_guidelines
 from annotate.store.projects import version_of
@@ -24,14 +24,14 @@ def rate(page, mark: str) -> None:
 def test_an_attribute_that_is_removed_makes_no_vote_unsendable(serve, page):
     app = serve(PAIRS, attributes=["helpful"], scale=5)
     app.open(page)
-    page.route("**/api/vote", lambda route: route.abort())
+    app.instead["/api/vote"] = LOST
     rate(page, "5")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
     before = version(app)
     configure(app.store, "p", {"attributes": ["honest"], "scale": 3})
-    page.unroute("**/api/vote")
+    del app.instead["/api/vote"]
     page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
     [vote] = app.votes
     assert (list(vote.ratings.values()), vote.project_version) == ([{"helpful": 5}], before)
@@ -69,7 +69,7 @@ def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, 
 def test_a_page_of_an_older_version_kept_a_vote_without_terms(serve, page):
     app = serve(PAIRS, attributes=["helpful"])
     app.open(page)
-    page.route("**/api/vote", lambda route: route.abort())
+    app.instead["/api/vote"] = LOST
     rate(page, "5")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
@@ -80,7 +80,7 @@ def test_a_page_of_an_older_version_kept_a_vote_without_terms(serve, page):
         "localStorage.setItem(name, JSON.stringify(letters)); }"
     )
     configure(app.store, "p", {"attributes": []})
-    page.unroute("**/api/vote")
+    del app.instead["/api/vote"]
     page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
     assert [(list(vote.ratings.values()), vote.project_version) for vote in app.votes] == [([{"helpful": 5}], None)]
 
@@ -149,13 +149,13 @@ def test_guidelines_that_do_not_arrive_are_waited_for(serve, page):
     app.open(page)
     page.keyboard.press("Escape")
     publish_guidelines(app.store, "p", "# Be fair")
-    page.route("**/api/guidelines*", lambda route: route.abort())
+    app.instead["/api/guidelines"] = LOST
     before = question(page)
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
     assert question(page) == before  # no item is judged by rules that are not there
-    page.unroute("**/api/guidelines*")
+    del app.instead["/api/guidelines"]
     page.wait_for_selector("dialog[open] h2:has-text('The guidelines have changed')")
     assert len(app.votes) == 1
 
@@ -175,13 +175,13 @@ def test_what_waited_on_the_page_of_items_brings_no_item_to_the_page_of_reviews(
     page = app.watch(context.new_page())
     page.set_default_timeout(20_000)
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'reviewer')}", "rev")
-    page.route("**/api/vote", lambda route: route.abort())
+    app.instead["/api/vote"] = LOST
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
     page.goto(f"{app.url}/?project=p&review")
     page.wait_for_selector("#said:has-text('does not answer')")
-    page.unroute("**/api/vote")
+    del app.instead["/api/vote"]
     page.wait_for_selector("text=What annotators said")  # and not an ordinary item
     shown = page.inner_text("section[aria-label='What annotators said']")
     for words in (
