@@ -155,13 +155,14 @@ def test_a_run_that_comes_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> N
     assert home.means() == [("b", 1.0)]
 
 
-def test_what_somebody_took_away_stays_away(home: Home) -> None:
+def test_what_somebody_took_away_stays_away(home: Home, caplog: pytest.LogCaptureFixture) -> None:
     home.begin({"chat": "@production", "fixed": "sft:a"})
     home.portfolio.unload("chat", home.engine.gone)
     home.promote("b")
     home.look()
     with pytest.raises(UnknownModel):
         home.portfolio.choose("chat", "t", Allowed(), None)
+    assert caplog.messages == []
 
 
 def test_several_at_once_and_names_that_follow_the_name(home: Home, caplog: pytest.LogCaptureFixture) -> None:
