@@ -3,8 +3,6 @@ are one row, with the mean over them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from typing import Any
 from align.errors import InputError
 from align.registry.differences import RUNS, made_from, settings_of
 from align.registry.record import MOVED, UNREADABLE, Record, finite, number
-from align.registry.shown import cell, clean, in_columns, leaves, plain, value_at
+from align.registry.shown import cell, clean, csv_of, in_columns, leaves, value_at
 from align.report.figures import by_weight
 from align.report.words import counted, flattened, is_interval
 from align.run.manifest import read_manifest
@@ -291,10 +289,5 @@ def as_csv(found: Comparison) -> str:
         own = {"runs": " ".join(row["runs"]), "status": row["status"], "seeds": " ".join(map(str, row["seeds"]))}
         parted = {name: one if is_interval(one) else {"value": one} for name, one in row["figures"].items()}
         figures = {key.removesuffix(".value"): value for key, value in leaves(parted)}
-        rows.append({**own, **row["settings"], **figures, **own})
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([plain(row.get(key)) for key in names] for row in rows)
-    return text.getvalue().removesuffix("\n")
+        rows.append({**own, **row["settings"], **figures, **own})  # first, whatever figures are called
+    return csv_of(list(dict.fromkeys(key for row in rows for key in row)), rows)

@@ -28,13 +28,6 @@ from align.run.artifacts import REPLACED
 from align.run.files import write_json
 from align.run.folder import locked
 
-KINDS = {
-    "leftovers": "of processes that were killed while they wrote",
-    "checkpoints": "of runs that failed or were interrupted long ago, and of runs that are done",
-    "bases": "weights of bases that no export has",
-    "artifacts": "weights of runs that a later one of the same stage on the same base has superseded",
-}
-"""Kind → what it is. All are listed; artifacts go only where they are asked for by name."""
 LOG = "removed.jsonl"
 """Beside the runs: what was taken away, a line each time."""
 BY = "stage=registry stage.action=gc"
@@ -55,7 +48,7 @@ class Piece:
     """Something that nothing needs.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: `leftovers`, `checkpoints`, `bases` or `artifacts`, see docs/registry.md.
         path: relative to the folder of all runs; of an artifact its folder, whose weights are meant.
         bytes: that its removal frees.
         why: nothing needs it, in a clause.
@@ -79,10 +72,14 @@ def garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
     root, now = index.root, time.time()
     records = [record for ref in index.names() if (record := index.record(ref)) is not None]
     meant = {arm.digest for change in log.changes for arm in change.arms}
-    found = [*leftovers(root, now), *checkpoints(root, records, now - days * DAY_S), *bases(root, now)]
-    found += artifacts(root, records, meant, now)
-    order = [*KINDS]
-    return sorted(found, key=lambda piece: (order.index(piece.kind), -piece.bytes, piece.path))
+    old = now - days * DAY_S
+    kinds = (
+        leftovers(root, now),
+        checkpoints(root, records, old),
+        bases(root, now),
+        artifacts(root, records, meant, now),
+    )
+    return [piece for kind in kinds for piece in sorted(kind, key=lambda piece: (-piece.bytes, piece.path))]
 
 
 def leftovers(root: Path, now: float) -> Iterator[Piece]:

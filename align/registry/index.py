@@ -172,10 +172,10 @@ class Index:
         for run in (around | new.keys() | self._around(new.keys())) - gone:
             self._join(run)
         self._settle()
-        self._name()
+        self._mark_aliases()
         return len(gone) + len(new)
 
-    def _name(self) -> None:
+    def _mark_aliases(self) -> None:
         """Tell the runs whose artifacts an alias means now."""
         wanted: dict[str, list[str]] = {}
         try:

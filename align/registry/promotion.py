@@ -52,7 +52,6 @@ def promote(
         RunConflict: somebody else changed the alias meanwhile.
     """
     log = read_log(root)
-    asked(root, lambda index: check_not_cut(index, log))
     before = log.last(alias)
     artifacts = [resolve(arm.ref, root, field_name=FIELD) for arm in arms]
     meant = [meant_by(artifact, arm, root) for artifact, arm in zip(artifacts, arms, strict=True)]
@@ -64,7 +63,7 @@ def promote(
     same = before is not None and [*before.arms] == meant
     problem = f"means that already: {now}"
     require(not same, "stage.alias", alias, problem, "stage.action=history shows since when.")
-    subjects = asked(root, lambda index: [subject_of(index, root, one) for one in meant])
+    subjects = asked(root, lambda index: subjects_in(index, log, meant))
     binding = [gate for gate in gates if gate.binds(alias)]
     checked = tuple((gate, [found for one in subjects for found in gate.findings(one)]) for gate in binding)
     closed = [(gate, found) for gate, findings in checked for found in findings if not found.passed]
@@ -113,6 +112,16 @@ def meant_by(artifact: Artifact, arm: Arm, root: Path) -> Meant:
     return Meant(f"{folder.parent.name}:{folder.name}", artifact.digest, arm.weight)
 
 
+def subjects_in(index: Index, log: AliasLog, meant: Sequence[Meant]) -> list[Subject]:
+    """What is known of artifacts, for their gates, once the log is found to be whole.
+
+    Raises:
+        CorruptFile: as `check_not_cut`.
+    """
+    check_not_cut(index, log)
+    return [subject_of(index, index.root, one) for one in meant]
+
+
 def subject_of(index: Index, root: Path, meant: Meant) -> Subject:
     """What is known of an artifact, for its gates."""
     record = index.record(meant.ref)
@@ -137,7 +146,7 @@ def said(found: Finding) -> str:
 def as_lines(promoted: Promoted) -> Iterator[str]:
     """What was done, for eyes."""
     change, before = promoted.change, promoted.before
-    yield f"@{change.alias}: {in_words(before.arms) if before else ''}{' → ' if before else ''}{arms_of(change)}"
+    yield f"@{change.alias}: {in_words(before.arms) if before else ''}{' → ' if before else ''}{arms_in_words(change)}"
     if not promoted.checked and change.arms:
         yield f"no gate binds @{change.alias}"
     for gate, findings in promoted.checked:
@@ -153,7 +162,7 @@ def whole(text: str) -> str:
     return clean(text, longest=None)
 
 
-def arms_of(change: Change) -> str:
+def arms_in_words(change: Change) -> str:
     return in_words(change.arms) or "nothing"
 
 
@@ -163,9 +172,9 @@ def as_history(log: AliasLog, alias: str | None) -> Iterator[str]:
     for change in reversed(log.changes):
         if alias is None or change.alias == alias:
             before = by_seq.get(change.replaces)
-            came = f"{arms_of(before)} → " if before else ""
+            came = f"{arms_in_words(before)} → " if before else ""
             overridden = f" (overridden: {whole(change.override)})" if change.override else ""
-            yield f"{change.seq}  {change.at[:19]}  @{change.alias}  {came}{arms_of(change)}"
+            yield f"{change.seq}  {change.at[:19]}  @{change.alias}  {came}{arms_in_words(change)}"
             yield f"   {whole(change.who)}: {whole(change.why)}{overridden}"
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from align.registry.record import Record
-from align.report.words import format_figure, is_interval
+from align.report.words import format_figure, is_interval, one_line
 
 NOTHING = "–"
 LONGEST, A_LINE = 60, 400
@@ -134,11 +134,16 @@ def as_csv(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
     names = list(columns) or [key for key in every if key not in inner]
     if columns:
         rows = [{key: value_at(record, key) for key in columns} for record in records]
+    yield csv_of(names, rows)
+
+
+def csv_of(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A head and a line a row; a cell is empty where a row does not have it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     writer.writerows([plain(row.get(key)) for key in names] for row in rows)
-    yield text.getvalue().removesuffix("\n")
+    return text.getvalue().removesuffix("\n")
 
 
 def details(record: Record) -> Iterator[str]:
@@ -187,7 +192,7 @@ def figure(value: Any) -> str:
 
 def clean(text: str, longest: int | None = LONGEST) -> str:
     """Text from a file on one line: what would move a terminal's cursor is written out."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    shown = one_line(text)
     return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 

@@ -92,6 +92,11 @@ def moment(iso: str, clock: str = "%H:%M") -> str:
     return f"{at.day} {at:%B %Y}, {at.strftime(clock)} UTC"
 
 
+def one_line(text: str) -> str:
+    """Somebody's text on one line: what would move a terminal's cursor is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def counted(n: int, what: str) -> str:
     """`1 prompt`, `2,000 prompts`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"

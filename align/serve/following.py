@@ -11,12 +11,13 @@ from pathlib import Path
 
 from align.aliases import Arm as Written
 from align.errors import AlignError, InputError, require
+from align.report.words import one_line
 from align.run import Artifact
 from align.run.alias_log import FILE
 from align.serve import events
 from align.serve.adapter_folders import check_adapter, origin_of, version_of
 from align.serve.identity import Allowed, Arm, Hook, Portfolio
-from align.serve.opening import FIELD, arm_of, told
+from align.serve.opening import FIELD, arm_of, check_base, expanded
 
 AGAIN_S = 5.0
 """After so long it is tried again to follow what could not be followed."""
@@ -67,7 +68,7 @@ class Following:
                 if self._said.get(name) != why:
                     self._said[name] = why
                     line = f"{name} stays with {self.in_words(name)}: {why}"
-                    events.log.warning("%s", clean(line))
+                    events.log.warning("%s", one_line(line))
         self._stamp, self._again_at = stamp, time.monotonic() + AGAIN_S
 
     def follow(self, name: str, written: Sequence[Written], ready: Hook, gone: Hook) -> None:
@@ -80,7 +81,7 @@ class Following:
         if not standing:
             return  # somebody took it away
         field, artifacts = f"{FIELD}.{name}", dict[str, Artifact]()
-        arms = told(written, self.root, field, artifacts)
+        arms = expanded(written, self.root, field, artifacts)
         for ref, artifact in artifacts.items():
             self.check(field, ref, artifact)
         versions = {ref: version_of(artifact, self.portfolio.base.digest) for ref, artifact in artifacts.items()}
@@ -122,8 +123,7 @@ class Following:
         base, method = self.portfolio.base, self.portfolio.method
         check_adapter(artifact.path, field, ref)
         origin = origin_of(artifact)
-        problem = f"was trained on another base ({(origin.base or '')[:12]}) than {base.id} ({base.digest[:12]})"
-        require(origin.base in (None, base.digest), field, ref, problem, "Serve it by a server of its own.")
+        check_base(origin, base, field, ref, "Serve it by a server of its own.")
         problem = f"was trained with method={origin.method}, and this server has method={method}"
         require(origin.method in (None, method), field, ref, problem, "Serve it by a server of its own.")
         fits = method != "qlora" or not self.dtypes or artifact.dtype in (None, "auto", *self.dtypes)
@@ -136,8 +136,3 @@ class Following:
         share = (lambda arm: f"{arm.weight:.3g} of ") if len(arms) > 1 else (lambda arm: "")
         said = [f"{share(arm)}{arm.label} ({self.portfolio.digest_of(arm.version)[:12]})" for arm in arms]
         return ", ".join(said) or "nothing"
-
-
-def clean(text: str) -> str:
-    """On one line: somebody's reason may hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

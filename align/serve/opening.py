@@ -60,7 +60,7 @@ def opened(
     """
     following = {name: arms for name, arms in written.items() if any(map(is_alias, arms))}
     meant: dict[str, Artifact] = {}
-    written = {name: told(arms, root, f"{FIELD}.{name}", meant) for name, arms in written.items()}
+    written = {name: expanded(arms, root, f"{FIELD}.{name}", meant) for name, arms in written.items()}
     refs = {arm.ref: name for name, arms in written.items() for arm in arms if not follows(arm, name, written)}
     refs.pop(BASE, None)
     base = find_base(path, revision) if path or not refs else None
@@ -79,9 +79,8 @@ def opened(
     origins = {ref: origin_of(artifact) for ref, artifact in artifacts.items()}
     method = shared_method(origins, refs, method)
     for ref, origin in origins.items():
-        problem = f"was trained on another base ({(origin.base or '')[:12]}) than {base.id} ({base.digest[:12]})"
         remedy = "Serve it by a server of its own, or drop model=." if path else "Serve it by a server of its own."
-        require(origin.base in (None, base.digest), f"{FIELD}.{refs[ref]}", ref, problem, remedy)
+        check_base(origin, base, f"{FIELD}.{refs[ref]}", ref, remedy)
     versions = {ref: version_of(artifact, base.digest) for ref, artifact in artifacts.items()}
     names = {name: [arm_of(arm, name, written, versions, artifacts) for arm in arms] for name, arms in written.items()}
     return Opened(Portfolio(base, method, names, roots), artifacts, following)
@@ -91,7 +90,7 @@ def is_alias(arm: Written) -> bool:
     return arm.ref.startswith(SIGN)
 
 
-def told(arms: Sequence[Written], root: Path, field: str, found: dict[str, Artifact]) -> tuple[Written, ...]:
+def expanded(arms: Sequence[Written], root: Path, field: str, found: dict[str, Artifact]) -> tuple[Written, ...]:
     """The arms of a name, an alias among them in place of which stand those that it means, with its weight.
 
     Args:
@@ -109,6 +108,12 @@ def told(arms: Sequence[Written], root: Path, field: str, found: dict[str, Artif
             found[ref] = artifact_of(meant, change, arm.ref, root, field)
             said.append(Written(ref, arm.weight * meant.weight / total))
     return tuple(said)
+
+
+def check_base(origin: Origin, base: Base, field: str, ref: str, remedy: str) -> None:
+    """Raises InputError where an adapter was trained on another base than the served one."""
+    problem = f"was trained on another base ({(origin.base or '')[:12]}) than {base.id} ({base.digest[:12]})"
+    require(origin.base in (None, base.digest), field, ref, problem, remedy)
 
 
 def named_base(artifact: Artifact, field: str) -> Base | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from align.aliases import parsed_aliases
 from align.chain import Head
 from align.config.command import words
-from align.config.registry import RegistryConfig
+from align.config.registry import GARBAGE, RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
@@ -244,7 +244,7 @@ def collected(config: Config) -> Iterable[str]:
         promotion.check_not_cut(index, log)  # or what an alias needs may be called garbage
         return garbage.garbage(index, log, stage.days)
 
-    wanted = stage.kinds or [kind for kind in garbage.KINDS if not stage.apply or kind != "artifacts"]
+    wanted = stage.kinds or [kind for kind in GARBAGE if not stage.apply or kind != "artifacts"]
     pieces, taken = [piece for piece in asked(root, answer) if piece.kind in wanted], None
     if stage.apply:
         taken = {piece.path: gone for piece, gone in garbage.removed(root, pieces, stage.who or promotion.user())}
