@@ -63,8 +63,8 @@ class Piece:
 
 
 def garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
-    """What nothing needs, the largest first within each kind. Nothing that a run is at work in, that changed within
-    the last day, or that an alias meant at any time, a run here was made from, or an export has.
+    """What nothing needs, the largest first within each kind: nothing that a run is at work in, that an alias meant at
+    any time, that a run here was made from, or that an export has; no base and no artifact that changed within a day.
 
     Args:
         days: how long ago a run ended whose checkpoints are old.
