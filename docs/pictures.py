@@ -22,11 +22,11 @@ import uvicorn
 from playwright.sync_api import Page, sync_playwright
 
 from align.__main__ import main as align
+from align.web.key_link import KeyAuthenticator
 from align.web.listening import listening
 from annotate.accounts import Person
 from annotate.assignment import AssignmentQueue
 from annotate.store import Judgement, Store, configure
-from annotate.web.access import KeyAuthenticator
 from annotate.web.queues import AssignmentQueues
 from annotate.web.server import application
 

@@ -26,6 +26,15 @@ def check_address(host: str, url: str | None) -> None:
     )  # fmt: skip
 
 
+def origins(host: str, port: int, url: str | None) -> tuple[str, list[str]]:
+    """Under which addresses browsers know a server: the one that people are told, and further ones."""
+    if url is not None:  # as browsers write it
+        url = url.lower()
+        return url.removesuffix(":443" if url.startswith("https:") else ":80"), []
+    named = f"[{host}]" if ":" in host else host
+    return f"http://{named}:{port}", [f"http://localhost:{port}"]
+
+
 def is_origin(url: str) -> bool:
     """Whether a URL names a scheme, a host and perhaps a port, as a browser's `Origin` does."""
     return re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?", url) is not None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Callable
 from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from align.config.addresses import LOOPBACK
+from align.config.addresses import LOOPBACK, origins
 from align.config.annotate import AnnotateConfig
 from align.config.command import written
 from align.config.root import Config, store_url
@@ -40,19 +38,21 @@ def run(run: Run, config: Config) -> Result:
 
 
 def served(run: Run, config: Config) -> Result:
+    from align.web.key_link import KeyAuthenticator, key_in
     from align.web.listening import serve
-    from annotate.web.access import AccountAuthenticator, KeyAuthenticator
+    from annotate.web.access import AccountAuthenticator
     from annotate.web.queues import AssignmentQueues
     from annotate.web.server import application  # Gradio takes seconds to import
 
     stage: AnnotateConfig = config.stage
-    url, others = origins(stage)
+    url, others = origins(stage.host, stage.port, stage.url)
     cookie = f"align_{{}}_{stage.port}".format
     with open_store(config, create=False) as store, store.alone():
         before = store.head(config.project).seq  # and whether there is such a project
         queues = AssignmentQueues(store)
         if stage.demo:
-            key, person = key_beside(Path(config.run.root).expanduser()), Person(getuser(), {config.project: "admin"})
+            key = key_in(Path(config.run.root).expanduser() / "annotate.key")
+            person = Person(getuser(), {config.project: "admin"})
             authenticator, links = KeyAuthenticator(key, person, cookie("key")), [f"open {url}/?key={key}"]
         else:
             accounts = Accounts(store)
@@ -73,15 +73,6 @@ def served(run: Run, config: Config) -> Result:
     return Result(metrics, (f"{added} rankings; all: {done.done} of {done.wanted}",))
 
 
-def origins(stage: AnnotateConfig) -> tuple[str, list[str]]:
-    """Under which addresses browsers know the server: the one that is told to people, and further ones."""
-    if stage.url is not None:  # as browsers write it
-        url = stage.url.lower()
-        return url.removesuffix(":443" if url.startswith("https:") else ":80"), []
-    host = f"[{stage.host}]" if ":" in stage.host else stage.host
-    return f"http://{host}:{stage.port}", [f"http://localhost:{stage.port}"]
-
-
 def invited(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
@@ -89,21 +80,8 @@ def invited(run: Run, config: Config) -> Result:
         name = "" if stage.annotator is None else accounts.behind(config.project, stage.annotator)
         token = accounts.invite(config.project, stage.role, name)
     # Printed, and not in the run's folder, which others may read.
-    print(f"once, within a week: {origins(stage)[0]}/invite?token={token}")
+    print(f"once, within a week: {origins(stage.host, stage.port, stage.url)[0]}/invite?token={token}")
     return Result({}, (f"an invitation to project {config.project}, as {stage.role}",))
-
-
-def key_beside(root: Path) -> str:
-    """The key of the link: made once for a folder of runs, so that a page outlives a restart of its server; for the
-    user's own eyes."""
-    path = root / "annotate.key"
-    if not path.is_file() or len(path.read_text()) < 32:  # a crash may have left less
-        unfinished = path.with_name("annotate.key.part")
-        unfinished.unlink(missing_ok=True)
-        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(24))
-        os.replace(unfinished, path)
-    return path.read_text()
 
 
 def simulated(run: Run, config: Config) -> Result:

@@ -6,14 +6,13 @@ site cannot send, or one of our own forms, which comes with our own Origin.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs, quote
 
 from starlette.types import ASGIApp
 
-from align.errors import require
 from align.web.gate import Answer, Authenticator, Gate, refusal
+from align.web.gradio_pages import POLICY, UNUSED
 from annotate.accounts import Accounts, Person
 from annotate.web.words import WORDS
 
@@ -21,49 +20,8 @@ BODY_LIMIT, FORM_LIMIT = 1_000_000, 20_000
 """Bytes of a request: of JSON, of a form."""
 STREAMS = 8
 """Answers without an end that one person may have at once: a manager's page has one while it waits for figures."""
-UNUSED = ("/proxy=", "/heartbeat/")
-"""Gradio's ways that no page of ours goes: it would fetch from elsewhere; and it would hold a connection for as long as
-somebody likes, to know when to forget a session's state, of which our pages have none."""
 FORMS = ("/login", "/logout", "/invite", "/password")
 MANAGE = "/manage"
-# Gradio's templates are evaluated from strings; what models wrote never gets there.
-POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data:",
-        "font-src 'self' data:",
-        "frame-ancestors 'none'",
-        "base-uri 'self'",
-        "form-action 'self'",
-    )
-)
-
-
-class KeyAuthenticator:
-    """One person, who has the link that the server prints, as with a notebook server.
-
-    Args:
-        cookie: its name; browsers send a host's cookies to all of its ports.
-    """
-
-    def __init__(self, key: str, person: Person, cookie: str) -> None:
-        require(len(key) >= 32, "key", "(not shown)", "it is too short to keep anybody out", "Give 32 characters.")
-        self.key, self.person, self.cookie = key, person, cookie
-
-    def who(self, cookies: Mapping[str, str]) -> Person | None:
-        return self.person if self._fits(cookies.get(self.cookie, "")) else None
-
-    def opened(self, query: str) -> str | None:
-        given = parse_qs(query).get("key", [""])[0]
-        return f"{self.cookie}={given}; Path=/; HttpOnly; SameSite=Strict" if self._fits(given) else None
-
-    def unauthenticated(self, path: str, query: str) -> Answer | None:
-        return refusal(403, "Open the link that the server printed when it started.")
-
-    def _fits(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode(), self.key.encode())
 
 
 class AccountAuthenticator:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from align.web.errors import explain_errors
 from align.web.gate import Authenticator
+from align.web.gradio_pages import QUIET
 from align.web.listening import connection_limit
 from annotate.web.access import MANAGE, AccountAuthenticator, gated
 from annotate.web.dashboard import files
@@ -44,9 +45,8 @@ def application(queues: AssignmentQueues, authenticator: Authenticator[Person], 
     app.include_router(files(queues.store))
     app.mount("/align", StaticFiles(directory=STATIC))
     explain_errors(app, {AlreadyJudged: 409, StorageError: 503, Refused: 403, InputError: 422})
-    quiet = {"footer_links": [], "run_history": False, "ssr_mode": False, "enable_monitoring": False}
     app = gradio.mount_gradio_app(
-        app, manage_page(Manager(queues, known, authenticator, origins[0])), path=MANAGE, head=MANAGE_HEAD, **quiet
+        app, manage_page(Manager(queues, known, authenticator, origins[0])), path=MANAGE, head=MANAGE_HEAD, **QUIET
     )
-    app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **quiet)  # what comes after it is never asked
+    app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **QUIET)  # what comes after it is never asked
     return gated(app, authenticator, origins, streams=connection_limit() // 4)

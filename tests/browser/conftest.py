@@ -67,7 +67,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
     """Starts the app on items with these answers, for whoever has the link or, with `accounts`, an account."""
     import uvicorn
 
-    from annotate.web.access import AccountAuthenticator, KeyAuthenticator
+    from align.web.key_link import KeyAuthenticator
+    from annotate.web.access import AccountAuthenticator
     from annotate.web.queues import AssignmentQueues
     from annotate.web.server import application
 

@@ -23,7 +23,7 @@ SCRIPTS = sorted(f"/align/{path.name}" for path in STATIC.glob("*.js"))
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory):
-    from annotate.web.access import KeyAuthenticator
+    from align.web.key_link import KeyAuthenticator
     from annotate.web.queues import AssignmentQueues
     from annotate.web.server import application
 
@@ -40,7 +40,7 @@ def client(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("key", ["", "short"])
 def test_a_key_that_keeps_nobody_out_is_refused(key):
-    from annotate.web.access import KeyAuthenticator
+    from align.web.key_link import KeyAuthenticator
 
     with pytest.raises(InputError, match="too short"):
         KeyAuthenticator(key, Person("ann", {}), "c")
@@ -254,7 +254,8 @@ def test_no_page_of_ours_asks_for_a_heartbeat(client):
 
 
 def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many():
-    from annotate.web.access import STREAMS, KeyAuthenticator, gated
+    from align.web.key_link import KeyAuthenticator
+    from annotate.web.access import STREAMS, gated
 
     async def endless(scope, receive, send):
         kind = b"text/event-stream; charset=utf-8" if scope["path"] == "/stream" else b"text/plain"

@@ -13,10 +13,10 @@ import pytest
 from starlette.testclient import TestClient
 from workshop import EVERY_RUN, Workshop, files
 
+from align.config.addresses import origins
 from align.config.annotate import AnnotateConfig
 from align.run import Input, read_manifest
 from align.run.manifest import write_manifest
-from align.stages.annotate import key_beside, origins
 from annotate.accounts import Accounts
 from annotate.store import Store
 
@@ -79,11 +79,11 @@ def test_settings_are_printed_as_they_are_typed(shop: Workshop, tmp_path: Path) 
 
 
 def test_a_key_that_a_crash_cut_short_is_made_anew(tmp_path: Path) -> None:
-    first = key_beside(tmp_path)
-    assert key_beside(tmp_path) == first
+    first = key_in(tmp_path / "annotate.key")
+    assert key_in(tmp_path / "annotate.key") == first
     assert len(first) >= 32
     (tmp_path / "annotate.key").write_text("")
-    assert len(key_beside(tmp_path)) >= 32
+    assert len(key_in(tmp_path / "annotate.key")) >= 32
     assert (tmp_path / "annotate.key").stat().st_mode & 0o777 == 0o600
 
 
@@ -222,7 +222,8 @@ def test_a_server_that_would_let_anybody_in_is_not_started(shop: Workshop, words
     ],
 )
 def test_the_address_is_as_browsers_write_it(words: dict, expected: str) -> None:
-    assert origins(AnnotateConfig(**words))[0] == expected
+    stage = AnnotateConfig(**words)
+    assert origins(stage.host, stage.port, stage.url)[0] == expected
 
 
 def test_an_invitation_names_nobody_in_the_runs_folder(shop: Workshop, tmp_path: Path) -> None:

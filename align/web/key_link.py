@@ -1,0 +1,59 @@
+"""One person, who has the link that the server prints, as with a notebook server."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import parse_qs
+
+from align.errors import StorageError, require
+from align.web.gate import Answer, Visitor, refusal
+
+V = TypeVar("V", bound=Visitor)
+
+
+class KeyAuthenticator(Generic[V]):
+    """Knows whoever came by the link once.
+
+    Args:
+        cookie: its name; browsers send a host's cookies to all of its ports.
+    """
+
+    def __init__(self, key: str, person: V, cookie: str) -> None:
+        require(len(key) >= 32, "key", "(not shown)", "it is too short to keep anybody out", "Give 32 characters.")
+        self.key, self.person, self.cookie = key, person, cookie
+
+    def who(self, cookies: Mapping[str, str]) -> V | None:
+        return self.person if self._fits(cookies.get(self.cookie, "")) else None
+
+    def opened(self, query: str) -> str | None:
+        given = parse_qs(query).get("key", [""])[0]
+        return f"{self.cookie}={given}; Path=/; HttpOnly; SameSite=Strict" if self._fits(given) else None
+
+    def unauthenticated(self, path: str, query: str) -> Answer | None:
+        return refusal(403, "Open the link that the server printed when it started.")
+
+    def _fits(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), self.key.encode())
+
+
+def key_in(path: Path) -> str:
+    """The key of the link: made once, so that a page outlives a restart of its server; for the user's own eyes.
+
+    Raises:
+        StorageError: it cannot be read or written.
+    """
+    try:
+        if not path.is_file() or len(path.read_text()) < 32:  # a crash may have left less
+            unfinished = path.with_name(f"{path.name}.part")
+            unfinished.unlink(missing_ok=True)
+            with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(24))
+            os.replace(unfinished, path)
+        return path.read_text()
+    except OSError as error:
+        remedy = "Make its folder writable."
+        raise StorageError("key", str(path), f"it cannot be kept ({error.strerror})", remedy) from error
