@@ -17,6 +17,7 @@ from align.config.addresses import origins
 from align.config.annotate import AnnotateConfig
 from align.run import Input, read_manifest
 from align.run.manifest import write_manifest
+from align.web.key_link import key_in
 from annotate.accounts import Accounts
 from annotate.store import Store
 
