@@ -10,6 +10,7 @@ from pathlib import Path
 
 from align.config.stages import WITH_RUNS
 from align.errors import InputError
+from align.registry.record import ADAPTERS
 from align.run.manifest import FILE
 
 NO_FILE = ""
@@ -36,7 +37,16 @@ def folders(root: Path) -> Iterator[tuple[str, str]]:
                 found = os.stat(f"{root}/{stage}/{name}/{FILE}")  # a path of 10,000 each would take as long again
                 file = stat.S_ISREG(found.st_mode)
                 stamp = f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+                if stage == "serve":  # what a server loads later stands in a file of its own
+                    stamp += grown(f"{root}/{stage}/{name}/{ADAPTERS}")
                 yield f"{stage}:{name}", stamp if file else NO_FILE
+
+
+def grown(path: str) -> str:
+    """What tells that a log has grown; empty where there is none."""
+    with suppress(OSError):
+        return f"-{os.stat(path).st_size}"
+    return ""
 
 
 def locked_inodes() -> set[int] | None:

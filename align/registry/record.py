@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from align.config.stages import STAGES
 from align.run.manifest import Input, Manifest
+from align.track import read_rows
 
 Record = dict[str, Any]
 
@@ -26,6 +28,11 @@ SCORES = {
 """Stage → its main figure: the first of these that a run has. A policy that was evaluated has its win rate."""
 MOVED = ("kl_interval", "published_kl", "last_kl", "kl")
 """How far the run moved from its start, or its export from what was trained."""
+ENDED = ("failed", "interrupted")
+A_ROW = 8192
+"""Bytes at the end of a stream in which its last row lies."""
+ADAPTERS = "adapters.jsonl"
+"""The log of what a server's names stand for, beside its manifest."""
 UNREADABLE = "unreadable"
 """The status of a folder whose manifest nobody can read."""
 
@@ -38,7 +45,6 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
     """
     config, times, read = manifest.config, manifest.times, manifest.inputs.get("data")
     base, metrics = manifest.base, dict(manifest.metrics)
-    minutes = took(times) if manifest.done else None
     sources = ", ".join(name.removeprefix("sources.") for name in manifest.inputs if name.startswith("sources."))
     return finite({
         "stage": manifest.stage, "name": manifest.name, "run": manifest.ref, "status": manifest.status,
@@ -52,13 +58,19 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
         "project": config.get("project") if "project" in STAGES[manifest.stage].reads else None,
         "reward": reward_of(config, manifest.inputs), "seed": manifest.seed, "metrics": metrics,
         "published": manifest.published,
-        "cost": {
-            "minutes": minutes, "peak_memory_mb": metrics.get("peak_rss_mb"), "tokens": metrics.get("train_tokens"),
-            "device": manifest.hardware.get("device"),
-        },
+        "cost": cost_of(folder, manifest),
         "inputs": {name: of_input(given) for name, given in manifest.inputs.items()},
+        **(served_in(folder) if manifest.stage == "serve" else {}),
         "config": settings_in(config, manifest.stage), "code": manifest.code or None, "commit": manifest.commit or None,
     })  # fmt: skip
+
+
+def served_in(folder: Path) -> Record:
+    """What a server's names stand for since its log's last line, and every adapter that it has loaded."""
+    states = [row["names"] for row in read_rows(folder / ADAPTERS) if isinstance(row.get("names"), Mapping)]
+    arms = [arm for names in states for arms in names.values() if isinstance(arms, list) for arm in arms]
+    known = [arm["adapter"] for arm in arms if isinstance(arm, Mapping) and isinstance(arm.get("adapter"), str)]
+    return {"serves": states[-1] if states else {}, "loaded": list(dict.fromkeys(known))}
 
 
 def error_in(said: str) -> str | None:
@@ -90,6 +102,30 @@ def unreadable(folder: Path, error: str) -> Record:
     stage, name = folder.parent.name, folder.name
     return {"stage": stage, "name": name, "run": f"{stage}:{name}", "status": UNREADABLE, "error": finite(error),
             "folder": f"{stage}/{name}", "inputs": {}, "metrics": {}}  # fmt: skip
+
+
+def cost_of(folder: Path, manifest: Manifest) -> Record:
+    """What a run took, from its last start; of one that ended early, up to the last step that it logged."""
+    minutes, memory = took(manifest.times) if manifest.done else None, manifest.metrics.get("peak_rss_mb")
+    if manifest.status in ENDED:
+        row = last_row(folder / "timing.jsonl")
+        seconds, memory = number(row.get("elapsed_s")), number(row.get("peak_rss_mb"))
+        minutes = None if seconds is None else round(seconds / 60, 2)
+    return {
+        "minutes": minutes, "peak_memory_mb": memory, "tokens": manifest.metrics.get("train_tokens"),
+        "device": manifest.hardware.get("device"),
+    }  # fmt: skip
+
+
+def last_row(path: Path) -> Record:
+    """The last object of a stream; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - A_ROW))
+            last = json.loads(file.read().rstrip(b"\n").rpartition(b"\n")[2])
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return last if isinstance(last, dict) else {}
 
 
 def took(times: Mapping[str, str]) -> float | None:
@@ -168,13 +204,15 @@ def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str
 
 
 def edges_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(input, digest, run that made it or empty) of whatever a run read; its base among them."""
+    """(input, digest, run that made it or empty) of whatever a run read; its base, and what a server loaded later,
+    among them."""
     found = {
         name: (str(given.get("root") or given["digest"]), given.get("run", ""))
         for name, given in record["inputs"].items()
     }
     if base := record.get("base"):
         found["base"] = (base["digest"], "")
+    found |= {f"loaded.{i}": (digest, "") for i, digest in enumerate(record.get("loaded", ()))}
     return [(name, *edge) for name, edge in found.items()]
 
 
@@ -201,6 +239,7 @@ def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[
     found = own | {
         "parents": [*known], "gone": [run for run, there in known.items() if not there],
         "children": sorted({child["run"] for child in children}), "exports": [one["run"] for one in exports],
+        "servers": sorted({one["run"] for one in children if one["stage"] == "serve"}),
         "evaluation": verdict and verdict["run"], "aliases": [],
     }  # fmt: skip
     if verdict:  # what was measured of the artifact later; its own figures come first

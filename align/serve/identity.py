@@ -36,6 +36,10 @@ def ignored(_: Version) -> None:
     pass
 
 
+def unheard(_: Mapping[str, Sequence[Arm]]) -> None:
+    pass
+
+
 class UnknownModel(InputError):
     """No such name, or none that this tenant may ask for: one message for both, so that nobody learns of others'
     names. Status 404."""
@@ -128,7 +132,7 @@ class Portfolio:
         self.base, self.method, self.roots = base, method, tuple(roots)
         self.base_id = public_id(base)
         self._names: Mapping[str, tuple[Arm, ...]] = {name: tuple(arms) for name, arms in (names or {}).items()}
-        self._changes = Lock()
+        self._changes, self._told = Lock(), unheard
         for name in self._names:
             self._require_free(name, "stage.adapters")
 
@@ -241,8 +245,15 @@ class Portfolio:
         """Digest → version, of all adapters that a name stands for."""
         return versions_in(self._names)
 
+    def tell(self, told: Callable[[Mapping[str, Sequence[Arm]]], None]) -> None:
+        """Tell what every name stands for, now and after each change."""
+        with self._changes:
+            self._told = told
+            told({name: followed(self._names, name) for name in self._names})
+
     def _change(self, names: Mapping[str, tuple[Arm, ...]], gone: Hook) -> None:
         before, self._names = self._names, MappingProxyType(names)
+        self._told({name: followed(names, name) for name in names})
         left = versions_in(names)
         for digest, version in versions_in(before).items():
             if digest not in left:

@@ -1,16 +1,19 @@
-"""What is kept of each request: a line in the run's `requests.jsonl`. Never a key, a prompt or an answer."""
+"""What is kept while a server runs: in the run's `requests.jsonl` a line for each request, in its `adapters.jsonl` a
+line for each change of what its names stand for. Never a key, a prompt or an answer."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+from align.serve.identity import Arm
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class Record:
 
     id: str
     path: str
-    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+    time: str = field(default_factory=lambda: now())
     tenant: str = ""
     asked: str = ""
     answered: str = ""
@@ -59,27 +62,48 @@ class Stopwatch:
         return self._clock() - self._began
 
 
-class RequestLog:
-    """Appends records to a file. A disk that is full ends no request: the run's log says so once."""
+class Lines:
+    """Appends objects to a file. A disk that is full ends no request: the run's log says so once."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock, self._warned = path, Lock(), False
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
-    def write(self, record: Record) -> None:
-        values = {each.name: getattr(record, each.name) for each in fields(record)}
-        line = json.dumps(rounded(values), ensure_ascii=False)
+    def append(self, values: Mapping[str, Any]) -> None:
+        line = json.dumps(values, ensure_ascii=False)
         try:
             with self._lock:
                 self._file.write(line + "\n")
         except (OSError, ValueError) as error:
             if not self._warned:
-                log.warning("requests.jsonl cannot be written (%s); requests are answered all the same", error)
+                log.warning("%s cannot be written (%s); requests are answered all the same", self.path.name, error)
             self._warned = True
 
     def close(self) -> None:
         with self._lock:
             self._file.close()
+
+
+class RequestLog(Lines):
+    """A line for each request."""
+
+    def write(self, record: Record) -> None:
+        self.append(rounded({each.name: getattr(record, each.name) for each in fields(record)}))
+
+
+class AdapterLog(Lines):
+    """A line for each change of what the names stand for."""
+
+    def write(self, names: Mapping[str, Sequence[Arm]]) -> None:
+        self.append({"time": now(), "names": {name: [said(arm) for arm in arms] for name, arms in names.items()}})
+
+
+def said(arm: Arm) -> dict[str, Any]:
+    return {"label": arm.label, "adapter": arm.version and arm.version.digest, "weight": arm.weight}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     from align.rollout.engine_thread import EngineThread
     from align.serve.formats import ChatFormat, Formats
     from align.serve.metrics import Metrics
-    from align.serve.records import RequestLog
+    from align.serve.records import AdapterLog, RequestLog
     from align.serve.service import Service
 
     stage, portfolio = config.stage, found.portfolio
@@ -88,6 +88,8 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
             ready.engine.register(version.folder, version.digest)
             formats(version)
         thread, log = EngineThread(ready.engine), RequestLog(run.folder / "requests.jsonl")
+        changes = AdapterLog(run.folder / "adapters.jsonl")
+        portfolio.tell(changes.write)
         usage = None if keys is None else Usage(usage_beside(keys))
         thread.start()
         try:
@@ -100,6 +102,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
         finally:
             thread.close(within_s=5)
             log.close()
+            changes.close()
             if usage is not None:
                 usage.close()
 

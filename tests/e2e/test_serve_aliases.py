@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import made
+from portfolio import made, one
 from processes import Forks
 from serving import Server, adapters, serving
 
@@ -104,9 +104,14 @@ def test_it_follows(home: Home) -> None:
     home.until(lambda: "chat follows: sft:two" in home.says())
     line = f"chat follows: sft:two ({home.digest('two')[:12]}), was sft:one ({home.digest('one')[:12]})"
     assert line in home.says()
+    server = one(home.root, f"serve:{home.server.folder.name}")
+    assert server["serves"]["chat"] == [{"label": "sft:two", "adapter": home.digest("two"), "weight": 1.0}]
+    assert {home.digest("one"), home.digest("two")} <= {*server["loaded"]}
+    assert server["run"] in one(home.root, "sft:two")["servers"]  # which it had not loaded when it began
     home.promote("stage.action=promote", "artifact=sft:one")
     home.until_it_means(one=1.0)
     assert home.logprobs() == before
+    assert one(home.root, server["run"])["serves"]["chat"][0]["label"] == "sft:one"
 
 
 def test_shares(home: Home) -> None:

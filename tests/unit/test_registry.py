@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -214,3 +215,43 @@ def test_names(tmp_path: Path, name: str) -> None:
     made(tmp_path, "ppo:p", {"init": f"sft:{name}"})
     assert one(tmp_path, f"sft:{name}")["children"] == ["ppo:p"]
     assert f"sft:{name}" in refs(tmp_path, {"name": name if "*" not in name else "=*"})
+
+
+def test_what_a_server_has_loaded_is_in_its_log(tmp_path: Path) -> None:
+    """Also what it did not begin with, and what its names do not stand for any more."""
+    small(tmp_path)
+    server = made(tmp_path, "serve:s", {"adapters.chat": "ppo:first"}, day=9)
+    assert one(tmp_path, "serve:s")["serves"] == {}
+    arm = {"label": "ppo:second", "adapter": digest_of("ppo:second"), "weight": 1.0}
+    with (server / "adapters.jsonl").open("w") as log:
+        log.write(json.dumps({"time": "t", "names": {"chat": [arm], "plain": [arm | {"adapter": None}]}}) + "\n")
+    assert one(tmp_path, "serve:s")["serves"]["chat"] == [arm]
+    assert one(tmp_path, "serve:s")["loaded"] == [digest_of("ppo:second")]
+    assert [one(tmp_path, f"ppo:{name}")["servers"] for name in ("first", "second")] == [["serve:s"]] * 2
+    with (server / "adapters.jsonl").open("a") as log:
+        log.write(json.dumps({"time": "t", "names": {"chat": []}}) + "\n")
+    found = one(tmp_path, "serve:s")
+    assert (found["serves"], found["loaded"]) == ({"chat": []}, [digest_of("ppo:second")])
+    assert one(tmp_path, "ppo:second")["servers"] == ["serve:s"]
+    assert records(tmp_path) == anew(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "log", ["{", "[]", '{"names": 3}', '{"names": {"chat": 3}}', '{"names": {"chat": [3, {}]}}', "\0"]
+)
+def test_a_log_of_a_server_that_says_nothing(tmp_path: Path, log: str) -> None:
+    folder = made(tmp_path, "serve:s")
+    (folder / "adapters.jsonl").write_text(f"{log}\n")
+    assert one(tmp_path, "serve:s")["loaded"] == []
+
+
+def test_a_run_that_failed_has_the_cost_of_what_it_did(tmp_path: Path) -> None:
+    folder = made(tmp_path, "ppo:p", status="failed", error="x", digest="")
+    rows = [{"step": i, "elapsed_s": 30.0 * i, "peak_rss_mb": 500.0 + i} for i in range(400)]
+    (folder / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cost = one(tmp_path, "ppo:p")["cost"]
+    assert (cost["minutes"], cost["peak_memory_mb"]) == (199.5, 899.0)
+    for text in ("", "{", "[]", '{"elapsed_s": "x"}', '{"elapsed_s": 1e999}'):
+        (folder / "timing.jsonl").write_text(text)
+        made(tmp_path, "ppo:p", status="interrupted", error=f"x{len(text)}", digest="")
+        assert one(tmp_path, "ppo:p")["cost"]["minutes"] is None
