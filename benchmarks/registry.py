@@ -4,7 +4,8 @@
 
 Writes the folders with the writer of runs: one supervised run in ten, each with a reward model, six PPO runs, an
 evaluation and an export of the first of these; configurations and figures are of real length. Each command is a process
-of its own, its start and its imports counted.
+of its own, its start and its imports counted. The page is opened in Chromium (playwright, as the extra `dev` has it)
+with nothing kept from before, until its first table stands.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import json
 import os
 import platform
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,6 +46,7 @@ BARS = {
     "trace": 2.0,
     "compare": 2.0,
     "ten runs": 0.6,
+    "page": 2.0,
 }
 FILES = ("config.yaml", "metrics.jsonl", "report.html", "trained_ids.parquet", "artifact/adapter_config.json")
 PROJECT = ("sft", "reward", *["ppo"] * 6, "eval", "export")
@@ -137,6 +141,36 @@ def measured(root: Path, rounds: int, runs: int) -> dict[str, list[float]]:
     return found
 
 
+def opened(root: Path, rounds: int) -> list[float]:
+    """Seconds from an address in a browser to the page's first table, of a server that runs already."""
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [sys.executable, "-m", "align", "stage=registry", "stage.action=serve", f"run.root={root}"]
+    server = subprocess.Popen([*command, f"stage.port={port}"], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    server.stdout.readline()
+    took = []
+    try:
+        with sync_playwright() as running:
+            browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            for _ in range(rounds + 1):
+                page = browser.new_context().new_page()
+                began = time.perf_counter()
+                page.goto(f"http://127.0.0.1:{port}/")
+                page.wait_for_selector("#align-registry tbody tr")
+                took.append(time.perf_counter() - began)
+                assert page.locator("#align-registry tbody tr").count() == 100
+                page.context.close()
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+    return took[1:]  # the first one waits for the port, too
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_000)
@@ -152,6 +186,7 @@ def main() -> None:
         Portfolio(few).project(0)
         found = measured(many, given.rounds, given.runs)
         found["ten runs"] = [asked(few)[0] for _ in range(given.rounds)]
+        found["page"] = opened(many, given.rounds)
         size = (many / INDEX).stat().st_size
     load.append(round(os.getloadavg()[0], 1))
     for name, times in found.items():

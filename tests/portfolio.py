@@ -81,7 +81,7 @@ def small(root: Path) -> Path:
 
 def records(root: Path, **where: Any) -> list[Record]:
     """What the registry knows of the runs that meet conditions."""
-    return asked(root, lambda index: found(index, where, ["run"], 10_000)[0])
+    return asked(root, lambda index: found(index, where.items(), ["run"], 10_000)[0])
 
 
 def one(root: Path, ref: str) -> Record:
@@ -99,4 +99,4 @@ def anew(root: Path) -> list[Record]:
 
 def refs(root: Path, where: Mapping[str, Any], *sort: str) -> list[str]:
     """The runs that meet conditions."""
-    return [one["run"] for one in asked(root, lambda index: found(index, where, sort or ["run"], 10_000)[0])]
+    return [one["run"] for one in asked(root, lambda index: found(index, where.items(), sort or ["run"], 10_000)[0])]

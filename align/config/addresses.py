@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 from align.errors import require
 
@@ -33,6 +34,13 @@ def origins(host: str, port: int, url: str | None) -> tuple[str, list[str]]:
         return url.removesuffix(":443" if url.startswith("https:") else ":80"), []
     named = f"[{host}]" if ":" in host else host
     return f"http://{named}:{port}", [f"http://localhost:{port}"]
+
+
+def in_the_clear(url: str) -> list[str]:
+    """What is to be said of an address that others than this machine use, and that has no TLS."""
+    if not url.startswith("http:") or urlsplit(url).hostname in LOOPBACK:
+        return []
+    return ["passwords and answers travel in the clear: put a proxy with TLS in front of it"]
 
 
 def is_origin(url: str) -> bool:

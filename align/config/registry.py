@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from align.aliases import NAME, NAMED, parsed_aliases
+from align.config.addresses import check_address
 from align.config.settings import Settings, defaults_of, setting
 from align.errors import InputError, require
 
@@ -24,6 +25,7 @@ ACTIONS = {
     "history": "prints who changed which alias when, from what to what, and why",
     "gc": "lists what nothing needs any more, and removes it with stage.apply=true",
     "rebuild": "makes the index of the runs from nothing",
+    "serve": "shows all of it to browsers, on a page that changes nothing",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
 GARBAGE = ("leftovers", "checkpoints", "bases", "artifacts")
@@ -40,6 +42,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "history": ("alias", "as_of", "format"),
     "gc": ("kinds", "days", "apply", "who", "format"),
     "rebuild": (),
+    "serve": ("host", "port", "url"),
 }
 """Action → the keys that say something to it."""
 
@@ -110,6 +113,13 @@ class RegistryConfig(Settings):
         30.0, "How long ago a run ended without success whose checkpoints `gc` calls old.", unit="days", at_least=0
     )
     apply: bool = setting(False, "Whether `gc` removes what it lists.")
+    host: str = setting("127.0.0.1", "Interface that `serve` listens at.")
+    port: int = setting(7862, "Port that `serve` listens at.", at_least=1024, at_most=65535)
+    url: str | None = setting(
+        None,
+        "The address of `serve` in browsers, such as https://runs.example.org. Whoever comes by another way than this "
+        "machine needs the link that it prints.",
+    )
     format: str = setting("table", "How runs are printed: for eyes or for programs.", choices=FORMATS)
 
     def check_together(self) -> None:
@@ -127,6 +137,7 @@ class RegistryConfig(Settings):
         require(named, "stage.run", self.run or "(not given)", f"names no run to {self.action}", remedy)
         self.check_runs()
         self.check_alias()
+        check_address(self.host, self.url)
 
     def check_not_given(self, key: str, default: Any) -> None:
         """Raises InputError where a key has a value that says nothing to the action."""

@@ -83,7 +83,10 @@ STAGES = MappingProxyType({
     "registry": Stage(
         "what is known of all runs: listed, compared; aliases for what is deployed", "registry:RegistryConfig",
         "registry", (), ("artifact", "store"),
-        prints=("list", "show", "compare", "diff", "trace", "replay", "promote", "retire", "history", "gc", "rebuild"),
+        prints=(
+            "list", "show", "compare", "diff", "trace", "replay", "promote", "retire", "history", "gc", "rebuild",
+            "serve",
+        ),
         runs=False,
     ),
 })  # fmt: skip

@@ -34,7 +34,7 @@ ENDED = "its process ended before it could say why"
 WAIT_S = 30
 """For another process that brings the same index up to date."""
 TABLES = """
-create table runs (run text primary key, stamp text not null, own text not null, record text);
+create table runs (run text primary key, stamp text not null, own text not null, record text, status text);
 create table makes (run text not null, digest text not null);
 create table reads (run text not null, input text not null, digest text not null, made_by text not null);
 create table if not exists hashed (
@@ -44,6 +44,7 @@ create table if not exists hashed (
 create table noted (run text not null, alias text not null, seq integer not null, hash text not null);
 create table aliased (run text primary key, aliases text not null);
 create index runs_running on runs (run) where json_extract(own, '$.status') = 'running';
+create index runs_status on runs (status);
 create index noted_run on noted (run);
 create index makes_run on makes (run);
 create index makes_digest on makes (digest);
@@ -216,8 +217,8 @@ class Index:
                 held = locks is None or os.stat(self.root / stage / name).st_ino in locks
                 said = "running" if held else "interrupted"
                 why = None if held else ENDED
-                settled = "update runs set record = json_set(record, '$.status', ?, '$.error', ?) where run = ?"
-                self.db.execute(settled, (said, why, run))
+                settled = "record = json_set(record, '$.status', ?, '$.error', ?), status = ?"
+                self.db.execute(f"update runs set {settled} where run = ?", (said, why, said, run))
 
     def _read(self, run: str, stamp: str) -> None:
         stage, _, name = run.partition(":")
@@ -282,7 +283,7 @@ class Index:
         ]
         record = json.dumps(joined(own, self._parents(run), children))
         self.db.execute("delete from aliased where run = ?", (run,))
-        self.db.execute("update runs set record = ? where run = ?", (record, run))
+        self.db.execute("update runs set record = ?, status = ? where run = ?", (record, own["status"], run))
 
     def _own(self, run: str) -> Record | None:
         found = self.db.execute("select run, own from runs where run = ?", (run,)).fetchone()
@@ -336,10 +337,20 @@ class Index:
         )
         return {path.removeprefix("$.").replace('"', ""): path for (path,) in sorted(found)}
 
-    def selected(self, condition: str, order: str, values: Sequence[Any], limit: int) -> list[Record]:
+    def selected(self, condition: str, order: str, values: Sequence[Any], limit: int, offset: int = 0) -> list[Record]:
         """Records by a condition and an order in SQL with `values` in them, see `align.registry.query`."""
-        query = f"select run, record from runs where {condition} order by {order} limit ?"
-        return [whole(*row) for row in self.db.execute(query, [*values, limit])]
+        query = f"select run, record from runs where {condition} order by {order} limit ? offset ?"
+        return [whole(*row) for row in self.db.execute(query, [*values, limit, offset])]
+
+    def statuses(self) -> dict[str, int]:
+        """Status → how many runs have it."""
+        counted = "select status, count(*) from runs group by status order by status"
+        return {str(status): count for status, count in self.db.execute(counted)}
+
+    def stages(self) -> dict[str, int]:
+        """Stage → how many runs are of it."""
+        counted = "select substr(run, 1, instr(run, ':') - 1) as stage, count(*) from runs group by stage"
+        return dict(self.db.execute(counted).fetchall())
 
     def count(self, condition: str, values: Sequence[Any]) -> int:
         """How many runs meet a condition."""

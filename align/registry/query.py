@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from align.errors import InputError, require
@@ -24,21 +24,26 @@ Part = tuple[str, list[Any]]
 
 
 def found(
-    index: Index, where: Mapping[str, Any], sort: Sequence[str], limit: int, columns: Sequence[str] = ()
+    index: Index,
+    where: Iterable[tuple[str, Any]],
+    sort: Sequence[str],
+    limit: int,
+    columns: Sequence[str] = (),
+    offset: int = 0,
 ) -> tuple[list[Record], int]:
     """The records that meet every condition, in order; and how many there are in all.
 
     Args:
-        where: key of a record → what it has to be, see `condition`.
+        where: (key of a record, what it has to be), see `condition`.
         sort: keys; one with `-` in front is sorted from high to low. Records without it come last.
-        limit: how many at most.
+        limit: how many at most, behind the first `offset` ones.
         columns: further keys that some run has to have.
 
     Raises:
         InputError: a condition cannot be read, or no run has such a key.
     """
     parts: list[Part] = [("1", [])]
-    for key, wanted in where.items():
+    for key, wanted in where:
         parts.append(condition(path_of(index, WHERE, key), f"{WHERE}.{key}", wanted))
     require(len(sort) <= 20, SORT, f"{len(sort):,} keys", "are more than 20", "Name fewer.")
     order: list[Part] = []
@@ -51,9 +56,9 @@ def found(
     values = [value for _, some in (*parts, *order) for value in some]
     ordered = ", ".join([*(sql for sql, _ in order), "run"])
     met = " and ".join(sql for sql, _ in parts)
-    records = index.selected(met, ordered, values, limit)
-    if len(records) < limit:
-        return records, len(records)
+    records = index.selected(met, ordered, values, limit, offset)
+    if len(records) < limit and (records or not offset):
+        return records, offset + len(records)
     return records, index.count(met, [value for _, some in parts for value in some])
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from align.errors import AlignError, readable
 from align.ops.few import FEW
@@ -44,6 +44,9 @@ TITLES = {
     "ppo": "Proximal policy optimisation (PPO)", "eval": "Evaluation", "export": "Export", "verify": "PPO, verified",
     "serve": "Server", "data": "Data set",
 }  # fmt: skip
+
+STATES: Mapping[str, Literal["done", "running", "failed"]] = {"done": "done", "running": "running"}
+"""Status of a run → how its verdict is marked; of the others, as failed."""
 
 log = logging.getLogger("align")
 
@@ -179,6 +182,26 @@ def finished_page(seen: Seen) -> Report:
         SHOWN[stage](report, seen)
     trained_on_shown(report, seen)
     return report
+
+
+def as_it_lies(seen: Seen, status: str, error: str) -> list[Block]:
+    """The blocks of a run as its folder has it, whoever looks and whenever.
+
+    Args:
+        status: as the registry knows it; what the manifest says of a run that was killed is that it is running.
+        error: why it ended; empty where it did not, or nobody knows.
+    """
+    if status == "done":
+        return finished_page(seen).blocks
+    report = Report("").verdict(f"{status.capitalize()}{f': {error}' if error else ''}.", STATES.get(status, "failed"))
+    report.heading("What it is made of").facts(origins(seen))
+    if seen.rows:
+        figures_so_far(report.heading("So far"), seen)
+    draw(report, seen)
+    if seen.manifest.stage in ("ppo", "sample"):
+        SHOWN[seen.manifest.stage](report, seen)
+    trained_on_shown(report, seen)
+    return report.blocks
 
 
 def how_far(progress: Progress | None, stage: str, running: bool = True) -> str:

@@ -25,7 +25,6 @@ from align.report.style import BLOCKS, COLOURS, FRAME
 from align.report.words import counted, format_figure
 from align.track import turn_text
 
-
 # Nothing may run and nothing may be fetched, whatever a model wrote.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

@@ -134,6 +134,13 @@ class Manifest:
         return f"{self.stage}:{self.name}"
 
     @property
+    def refs(self) -> dict[str, str]:
+        """Name → reference of each input that a command line names by one."""
+        return {
+            name: read.run for name, read in self.inputs.items() if read.stage or (name == "data" and read.ref)
+        }  # fmt: skip
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What makes the run this run, see `identity_of`. It follows from the rest, so that a key which the manifest's
         version did not know is at its default."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from align.config.addresses import LOOPBACK, origins
+from align.config.addresses import in_the_clear, origins
 from align.config.annotate import AnnotateConfig
 from align.config.command import written
 from align.config.root import Config, store_url
@@ -61,8 +61,7 @@ def served(run: Run, config: Config) -> Result:
             links = [f"open {url}/?project={quote(config.project)}"]
             if first is not None:
                 links.append(f"nobody manages it yet; the first admin, once, within a day: {url}/invite?token={first}")
-        if url.startswith("http:") and urlsplit(url).hostname not in LOOPBACK:
-            links.append("passwords and answers travel in the clear: put a proxy with TLS in front of it")
+        links += in_the_clear(url)
         links.append("Ctrl+C ends it, and what was said stays")
         app = application(queues, authenticator, [url, *others])
         serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))

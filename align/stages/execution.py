@@ -109,8 +109,8 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     """Run a stage and publish what it made; its page says so, from the first moment to the last."""
     from align.report.live import LivePage  # which a run that is finished already does without
 
-    refs = {name: read.run for name, read in run.inputs.items() if read.stage or (name == "data" and read.ref)}
-    page = LivePage(run, command_line(run.manifest.config, refs), lambda: computed_on(config))
+    manifest = run.manifest
+    page = LivePage(run, command_line(manifest.config, manifest.refs), lambda: computed_on(config))
     page.begun()
     try:
         with tallied() as counts, remembered() as known, without_collector():

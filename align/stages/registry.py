@@ -14,7 +14,8 @@ from pathlib import Path
 
 from align.aliases import parsed_aliases
 from align.chain import Head
-from align.config.command import words
+from align.config.addresses import LOOPBACK, in_the_clear, origins
+from align.config.command import command_line, words
 from align.config.registry import GARBAGE, RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
@@ -29,6 +30,7 @@ from align.registry.voters import Votes, votes_read
 from align.report.words import counted
 from align.run.alias_log import SIGN, read_log
 from align.run.artifacts import SERVES_AS_SFT, meaning
+from align.run.manifest import Manifest
 
 IN_A_TABLE = 100
 """Runs that a table has unless told."""
@@ -46,7 +48,7 @@ def listed(config: Config) -> Iterable[str]:
     keys = [key for key in stage.columns if not (table and key in USUAL)]
 
     def answer(index: Index) -> tuple[list[Record], int, int, str]:
-        return *found(index, stage.where or {}, sort, limit, keys), len(index.unnamed), index.aliases_error
+        return *found(index, (stage.where or {}).items(), sort, limit, keys), len(index.unnamed), index.aliases_error
 
     records, count, unnamed, aliases_error = asked(root_of(config), answer)
     if not table:
@@ -79,7 +81,7 @@ def compared(config: Config) -> Iterable[str]:
             twice = len(runs) < len(stage.runs)
             require(not twice, "stage.runs", list(stage.runs), "names a run twice", "Name each once.")
             return [*runs.values()], len(runs)
-        return found(index, {**stage.where, "status": READABLE, **stage.where}, sort, limit, stage.columns)
+        return found(index, {"status": READABLE, **stage.where}.items(), sort, limit, stage.columns)
 
     records, count = asked(root, answer)
     if not records:
@@ -148,7 +150,7 @@ def named(index: Index, given: str, field: str = "stage.run") -> Record:
         stage, name = folder.parent.name, folder.name
     elif name == "latest" and stage in WITH_RUNS and index.names():
         done = {"stage": SERVES_AS_SFT if stage == "sft" else stage, "status": "done"}
-        newest, _ = found(index, done, ["-published", "-finished"], 1)
+        newest, _ = found(index, done.items(), ["-published", "-finished"], 1)
         stage, name = (newest[0]["stage"], newest[0]["name"]) if newest else (stage, name)
     if record := index.record(f"{stage}:{name}"):
         return record
@@ -267,6 +269,34 @@ def rebuilt(config: Config) -> Iterable[str]:
         yield f"{index.changed:,} runs in {time.monotonic() - began:.1f} s; {where}"
 
 
+def served(config: Config) -> Iterator[str]:
+    from align.registry.page.server import application  # Gradio takes seconds to import
+    from align.web.key_link import Anybody, KeyAuthenticator, key_in
+    from align.web.listening import serve
+
+    stage, root = config.stage, root_of(config)
+    url, others = origins(stage.host, stage.port, stage.url)
+
+    def voters(project: str, head: Head) -> Votes:
+        return votes_read(store_url(config), project, head, full=False)
+
+    if stage.host in LOOPBACK and stage.url is None:
+        authenticator, links = Anybody(), [f"open {url}"]
+    else:
+        key = key_in(root / "registry.key")
+        authenticator = KeyAuthenticator(key, Anybody.visitor, f"align_registry_{stage.port}")
+        links = [f"open {url}/?key={key}", *in_the_clear(url)]
+    links.append("it shows what is there, and changes nothing; Ctrl+C ends it")
+    app = application(root, voters, line_of, authenticator, [url, *others])
+    serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
+    yield from ()
+
+
+def line_of(manifest: Manifest) -> str:
+    """The command that makes a run again."""
+    return command_line(manifest.config, manifest.refs)
+
+
 def root_of(config: Config) -> Path:
     root = Path(config.run.root).expanduser()
     require(root.is_dir(), "run.root", config.run.root, "is no folder", "Name the folder that holds your runs.")
@@ -285,5 +315,6 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "history": history,
     "gc": collected,
     "rebuild": rebuilt,
+    "serve": served,
 }
 """By `stage.action`: the lines that it prints."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import parse_qs
@@ -38,6 +39,28 @@ class KeyAuthenticator(Generic[V]):
 
     def _fits(self, given: str) -> bool:
         return secrets.compare_digest(given.encode(), self.key.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Somebody:
+    """A visitor of whom nothing is known but that they may come in."""
+
+    name: str = ""
+
+
+class Anybody:
+    """Knows whoever comes: for a page on this machine alone, behind the gate's other checks."""
+
+    visitor = Somebody()
+
+    def who(self, cookies: Mapping[str, str]) -> Somebody | None:
+        return self.visitor
+
+    def opened(self, query: str) -> str | None:
+        return None
+
+    def unauthenticated(self, path: str, query: str) -> Answer | None:
+        return None
 
 
 def key_in(path: Path) -> str:

@@ -1,0 +1,161 @@
+// The page: shows the view that its address names, asks for it as HTML, and follows links and forms without loading
+// the page anew. The server makes every view; what lies here is which runs were chosen to be compared.
+
+const CHOSEN = "align.registry.chosen", TITLE = "align registry";
+const chosen = new Set(JSON.parse(sessionStorage.getItem(CHOSEN) ?? "[]"));
+let asked = 0;  // of several views that were asked for, the last one is shown
+let timers = [];
+
+const first = fetched(location.search);  // while Gradio is still at work
+const root = await appearing("align-registry");
+root.innerHTML = `<header class="top"><strong>align</strong><nav aria-label="Views">
+  <a href="?view=runs">Runs</a><a href="?view=aliases">Aliases</a></nav></header>
+  <p class="said" role="status"></p><div class="view"></div><div class="chosen" role="region" aria-label="Chosen runs" hidden></div>`;
+const [view, said, bar] = [".view", ".said", ".chosen"].map((name) => root.querySelector(name));
+
+root.addEventListener("click", (event) => {
+  if (event.target.closest("[data-clear]")) return choose(() => chosen.clear());
+  const link = event.target.closest("a[href]"), href = link?.getAttribute("href");
+  if (!href?.startsWith("?") || event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  event.preventDefault();
+  go(href);
+});
+root.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const given = [...new FormData(event.target)].filter(([, value]) => value !== "");
+  go(`?${new URLSearchParams(given)}`);
+});
+root.addEventListener("change", ({ target }) => {
+  if (target.name === "chosen") choose(() => chosen[target.checked ? "add" : "delete"](target.value));
+  if (target.matches(".filters select")) target.form.requestSubmit();
+});
+window.addEventListener("popstate", () => show(fetched(location.search)));
+choose(() => undefined);
+await show(first, false);
+
+async function appearing(id) {
+  for (;;) {
+    const element = document.getElementById(id);
+    if (element) return element;
+    await new Promise((resolve) => requestAnimationFrame(resolve));
+  }
+}
+
+function go(search) {
+  history.pushState(null, "", search);
+  return show(fetched(search));
+}
+
+function address(search) {
+  const given = new URLSearchParams(search), name = given.get("view") ?? "runs";
+  given.delete("view");
+  return `view/${encodeURIComponent(name)}?${given}`;
+}
+
+function fetched(search) {
+  return answered(address(search));
+}
+
+function answered(path) {
+  return ask(path).catch((error) => ({ error }));
+}
+
+// The HTML of a view; an error with what the server says of it.
+async function ask(path) {
+  const answer = await fetch(path, { headers: { accept: "application/json" } }).catch(() => {
+    throw new Error("The server does not answer.");
+  });
+  const text = await answer.text();
+  if (answer.ok) return { html: text };
+  let told = {};
+  try { told = JSON.parse(text); } catch { /* a proxy's own words */ }
+  const detail = typeof told.detail === "string" ? told.detail : answer.status === 404 ? "There is no such view." : "";
+  throw new Error([told.problem, told.remedy].filter(Boolean).join(". ") || detail || `The server says ${answer.status}.`);
+}
+
+// A view in place of the one before; the reader is told by its heading.
+async function show(coming, told = true) {
+  const mine = ++asked;
+  timers.forEach(clearTimeout);
+  timers = [];
+  const slow = setTimeout(() => { said.textContent = "Loading …"; }, 300);
+  const { html, error } = await coming;
+  clearTimeout(slow);
+  if (mine !== asked) return;
+  said.textContent = error ? error.message : "";
+  if (error) {
+    if (!view.firstChild) view.innerHTML = `<section><h1>Not found</h1><p><a href="?view=runs">All runs</a></p></section>`;
+    return;
+  }
+  put(view, html);
+  const heading = view.querySelector("h1");
+  document.title = `${heading?.textContent.trim() ?? ""} · ${TITLE}`;
+  mark();
+  if (told) {
+    window.scrollTo(0, 0);
+    heading?.setAttribute("tabindex", "-1");
+    heading?.focus({ preventScroll: true });
+  }
+  again(view.firstElementChild?.dataset.every, async () => {
+    const newer = await fetched(location.search);
+    if (mine === asked && newer.html && !view.contains(document.activeElement)) put(view, newer.html);
+  }, mine);
+}
+
+// HTML into a place, and into the places in it what they name.
+function put(place, content) {
+  if (place.dataset.shown === content) return;
+  place.dataset.shown = content;
+  place.innerHTML = content;
+  for (const box of place.querySelectorAll("[name=chosen]")) box.checked = chosen.has(box.value);
+  place.querySelector(".box.focus")?.scrollIntoView({ block: "nearest", inline: "center" });
+  const mine = asked;
+  for (const inner of place.querySelectorAll("[data-src]")) {
+    const path = address(inner.dataset.src);
+    inner.innerHTML = '<p class="told">Drawing …</p>';
+    const fill = async () => {
+      const { html, error } = await answered(path);
+      if (mine !== asked) return;
+      if (html !== undefined) put(inner, html);
+      else if (!inner.dataset.shown) inner.replaceChildren(paragraph(error.message));
+    };
+    fill();
+    again(inner.dataset.every, fill, mine);
+  }
+}
+
+// Does it every so many seconds, as long as the view is shown and somebody can see it.
+function again(seconds, act, mine) {
+  if (!seconds) return;
+  timers.push(setTimeout(async () => {
+    if (mine !== asked) return;
+    if (!document.hidden) await act();
+    again(seconds, act, mine);
+  }, 1000 * seconds));
+}
+
+function paragraph(text) {
+  const made = document.createElement("p");
+  made.className = "alert";
+  made.textContent = text;
+  return made;
+}
+
+function mark() {
+  const here = new URLSearchParams(location.search).get("view") ?? "runs";
+  for (const link of root.querySelectorAll(".top nav a")) {
+    const current = link.getAttribute("href") === `?view=${here}`;
+    link.toggleAttribute("aria-current", current);
+    if (current) link.setAttribute("aria-current", "page");
+  }
+}
+
+function choose(change) {
+  change();
+  sessionStorage.setItem(CHOSEN, JSON.stringify([...chosen]));
+  for (const box of view.querySelectorAll("[name=chosen]")) box.checked = chosen.has(box.value);
+  bar.hidden = chosen.size === 0;
+  const query = new URLSearchParams([["view", "compare"], ...[...chosen].map((run) => ["runs", run])]);
+  const compare = chosen.size > 1 ? `<a class="button" href="?${query}">Compare</a>` : "<span>choose another to compare</span>";
+  bar.innerHTML = `<span>${chosen.size} chosen</span> ${compare} <button type="button" data-clear>Clear</button>`;
+}

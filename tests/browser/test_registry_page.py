@@ -1,0 +1,200 @@
+"""The registry's page in a real browser: the table, a run, runs side by side, aliases; and a run while it trains."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from annotation_app import free_port
+from portfolio import digest_of, made, small
+
+from align.__main__ import main
+from align.chain import Head
+from align.registry.voters import Votes
+from align.run.alias_log import Meant, append
+
+pytestmark = pytest.mark.slow
+POLICY = {"init": "sft:start", "reward": "reward:votes"}
+HOSTILE = "<img src=x onerror='document.title=1'>"
+VIEWS = {
+    "runs": "?view=runs", "sorted": "?view=runs&sort=-score.value&stage=ppo", "empty": "?view=runs&status=unreadable",
+    "wrong": "?view=runs&where=nonsense", "run": "?view=run&run=sft:real", "policy": "?view=run&run=ppo:first",
+    "failed": "?view=run&run=ppo:bad", "compare": "?view=compare&runs=ppo:first&runs=sft:start",
+    "aliases": "?view=aliases", "alias": "?view=aliases&alias=production", "none": "?view=run&run=ppo:none",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Path:
+    root = small(tmp_path_factory.mktemp("registry") / "runs")
+    line = ["stage=sft", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "device=cpu"]
+    few = ["data.held_out=0.25", "data.max_length=128", "stage.batch_size=8", "stage.max_steps=4", "stage.log_every=1"]
+    assert main([*line, *few, f"run.root={root}", "run.name=real"]) == 0
+    made(root, "ppo:bad", POLICY, status="failed", error=f"stage.lr=3.0: {HOSTILE}", digest="", day=8)
+    first = Meant("ppo:first", digest_of("ppo:first"))
+    append(root, "production", [first], who="ann", why="the first one", replaces=0)
+    both = [Meant(first.ref, first.digest, 9.0), Meant("ppo:second", digest_of("ppo:second"), 1.0)]
+    append(root, "production", both, who="bob", why="a tenth, for a week", replaces=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def url(root: Path) -> Iterator[str]:
+    import uvicorn
+
+    from align.registry.page.server import application
+    from align.stages.registry import line_of
+    from align.web.key_link import Anybody
+
+    port = free_port()
+    app = application(root, lambda project, head: votes(head), line_of, Anybody(), [f"http://127.0.0.1:{port}"])
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join(20)
+
+
+def votes(head: Head) -> Votes:
+    return Votes({"a1": 3})
+
+
+def opened(page: Any, address: str) -> Any:
+    """The page, once it shows what it was asked for."""
+    page.goto(address)
+    page.wait_for_selector("#align-registry h1")
+    page.wait_for_function("() => !document.querySelector('#align-registry')?.innerText.includes('Drawing …')")
+    return page
+
+
+def runs_in(page: Any) -> list[str]:
+    return page.locator("#align-registry tbody th").all_inner_texts()
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_every_view_is_fit_to_read(browser: Any, url: str, width: int) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for name, query in VIEWS.items():
+        opened(page, url + query)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert over == 0, (name, width, scheme)
+            faults = axe.run(page).response["violations"]
+            assert [(f["id"], f["nodes"][0]["html"]) for f in faults] == [], (name, scheme)
+        page.emulate_media(color_scheme="light")
+    assert errors == []
+    assert [one for one in asked if not one.startswith((url, "data:", "blob:"))] == []
+    context.close()
+
+
+def test_the_table_is_filtered_sorted_and_gone_back_in(page: Any, url: str) -> None:
+    opened(page, url)
+    assert len(runs_in(page)) == 9
+    page.get_by_label("Stage").select_option("ppo")
+    page.wait_for_function("() => document.querySelectorAll('#align-registry tbody tr').length === 3")
+    page.get_by_label("Conditions").fill("score.value >= 0.8")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelectorAll('#align-registry tbody tr').length === 2")
+    page.get_by_role("link", name="score").click()
+    page.wait_for_function("() => document.querySelector('[aria-sort]')?.innerText.includes('score')")
+    assert page.locator("[aria-sort]").get_attribute("aria-sort") == "descending"
+    assert [run.split()[0] for run in runs_in(page)] == ["ppo:second", "ppo:first"]
+    page.go_back()
+    page.wait_for_function("() => document.querySelector('[aria-sort]')?.innerText.includes('age')")
+    page.go_back()
+    page.wait_for_function("() => document.querySelectorAll('#align-registry tbody tr').length === 3")
+    page.reload()
+    page.wait_for_function("() => document.querySelectorAll('#align-registry tbody tr').length === 3")
+    assert page.get_by_label("Stage").input_value() == "ppo"
+    assert page.title() == "Runs · align registry"
+
+
+def test_from_a_run_through_its_lineage_to_its_report(page: Any, url: str) -> None:
+    opened(page, url)
+    page.get_by_role("link", name="ppo:first", exact=True).first.click()
+    page.wait_for_selector("svg .box.focus")
+    assert page.locator("h1").inner_text().split() == ["ppo:first", "@production"]
+    assert page.evaluate("document.activeElement.tagName") == "H1"
+    page.locator("svg a", has_text="sft:start").first.click()
+    page.wait_for_function("() => document.querySelector('h1').innerText.startsWith('sft:start')")
+    assert "run=sft%3Astart" in page.url
+    opened(page, url + "?view=run&run=sft:real")
+    assert page.locator("figure.plot img").count() >= 2
+    assert "held out" in page.locator("figure.plot img").first.get_attribute("alt")
+    assert page.locator(".tokens mark").count() >= 2
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="report.html").click()
+    assert popup.value.locator("h1").inner_text() == "Supervised fine-tuning"
+    page.get_by_text("Settings, figures").click()
+    assert page.get_by_role("rowheader", name="config.stage.max_steps").is_visible()
+
+
+def test_runs_are_chosen_on_several_views_and_compared(page: Any, url: str) -> None:
+    opened(page, url + "?view=runs&stage=ppo")
+    page.get_by_label("Compare ppo:first").check()
+    assert "choose another" in page.locator(".chosen").inner_text()
+    opened(page, url + "?view=run&run=sft:start")
+    page.get_by_label("compare", exact=True).check()
+    assert "2 chosen" in page.locator(".chosen").inner_text()
+    page.get_by_role("link", name="Compare").click()
+    page.wait_for_function("() => document.querySelector('h1').innerText === '2 runs side by side'")
+    assert page.locator(".blocks table tbody tr").count() == 2
+    page.get_by_role("button", name="Clear").click()
+    assert page.locator(".chosen").is_hidden()
+
+
+def test_what_others_wrote_does_nothing(page: Any, url: str) -> None:
+    opened(page, url + "?view=run&run=ppo:bad")
+    assert HOSTILE in page.locator(".verdict").inner_text()
+    assert page.locator("#align-registry img[src=x]").count() == 0
+    assert page.title().endswith("align registry")
+
+
+def test_a_server_that_is_gone_and_a_view_that_is_not_there(page: Any, url: str) -> None:
+    opened(page, url + "?view=run&run=ppo:none")
+    assert "is no run under" in page.locator(".said").inner_text()
+    page.get_by_role("link", name="All runs").click()
+    page.wait_for_function("() => document.querySelectorAll('#align-registry tbody tr').length === 9")
+    assert page.locator(".said").inner_text() == ""
+    page.route("**/view/**", lambda route: route.abort())
+    page.get_by_role("link", name="Aliases").click()
+    page.wait_for_function("() => document.querySelector('.said').innerText === 'The server does not answer.'")
+    assert len(runs_in(page)) == 9
+
+
+def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import align.registry.page.run as run_page
+
+    monkeypatch.setattr(run_page, "LIVE_S", 1)
+    folder = made(root, "ppo:live", POLICY, status="running", day=9, digest="")
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as a run holds its folder
+    try:
+        opened(page, url + "?view=run&run=ppo:live")
+        assert page.locator(".verdict.running").inner_text() == "Running."
+        assert page.locator("figure.plot").count() == 0
+        rows = [{"step": i, "score": i / 10, "kl": 0.1 * i} for i in range(1, 6)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        page.wait_for_selector("figure.plot img")
+        assert "to 0.5 at update 5" in page.locator("figure.plot img").first.get_attribute("alt")
+    finally:
+        os.close(held)
+    made(root, "ppo:live", POLICY, status="failed", error="no more", day=9, digest="")
+    page.wait_for_selector(".verdict.failed")

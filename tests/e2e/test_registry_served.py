@@ -1,0 +1,114 @@
+"""`stage=registry stage.action=serve` from the command line: where it listens, whom it lets in, what it leaves."""
+
+from __future__ import annotations
+
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from portfolio import small
+from processes import Forks
+from serving import free_port
+from starlette.testclient import TestClient
+from workshop import Workshop
+
+SERVE = ("stage=registry", "stage.action=serve")
+
+
+def got(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def test_it_serves_until_it_is_interrupted_and_leaves_nothing(forks: Forks, tmp_path: Path) -> None:
+    root = small(tmp_path / "runs")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    port = free_port()
+    child = forks.start(tmp_path, *SERVE, f"run.root={root}", f"stage.port={port}")
+    url = f"http://127.0.0.1:{port}"
+    began = time.monotonic()
+    while got(f"{url}/view/aliases")[0] != 200:
+        assert child.poll() is None, child.ended()
+        assert time.monotonic() - began < 120
+        time.sleep(0.1)
+    status, text = got(f"{url}/view/runs")
+    assert (status, "ppo:first" in text) == (200, True)
+    assert got(f"{url}/")[0] == 200
+    assert "sft:start" in got(f"{url}/view/run?run=ppo:first")[1]
+    child.send_signal(signal.SIGINT)
+    ended = child.ended(30)
+    assert ended.status in (0, 130), ended
+    assert ended.out.splitlines()[0] == f"open {url}"
+    (root / ".registry.db").unlink()
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What a stranger is told at the door, and who has the link; the server ends at once."""
+    seen: list[tuple[int, int]] = []
+    key: list[str] = []
+
+    def served(app, host, port, told) -> None:
+        told()
+        client = TestClient(app, base_url="https://runs.example.org", follow_redirects=False)
+        stranger = client.get("/view/runs").status_code
+        key[:] = [path.read_text() for path in Path.cwd().glob("runs/registry.key")]
+        client.get(f"/?key={key[0] if key else ''}")
+        seen.append((stranger, client.get("/view/runs").status_code))
+
+    monkeypatch.setattr("align.web.listening.serve", served)
+    return seen
+
+
+def test_whoever_comes_from_elsewhere_needs_the_link(tmp_path: Path, visited, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shop = Workshop(small(tmp_path / "runs"), tmp_path)
+    line = (*SERVE, f"run.root={shop.root}", "stage.host=0.0.0.0", "stage.url=https://runs.example.org")
+    assert shop.ended(*line) == 0, shop.said
+    key = (shop.root / "registry.key").read_text()
+    assert visited == [(403, 200)]
+    assert f"open https://runs.example.org/?key={key}" in shop.said
+    assert (shop.root / "registry.key").stat().st_mode & 0o777 == 0o600
+    assert shop.ended(*line) == 0
+    assert (shop.root / "registry.key").read_text() == key
+    plain = [*line[:-1], "stage.url=http://192.168.1.5:7862"]
+    assert shop.ended(*plain) == 0
+    assert "in the clear" in shop.said
+
+
+def test_behind_a_proxy_on_this_machine_the_link_is_needed_too(tmp_path: Path, visited, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shop = Workshop(small(tmp_path / "runs"), tmp_path)
+    assert shop.ended(*SERVE, f"run.root={shop.root}", "stage.url=https://runs.example.org") == 0
+    assert visited == [(403, 200)]
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["stage.host=0.0.0.0"], "stage.url"),
+        (["stage.url=runs.example.org"], "stage.url"),
+        (["stage.port=80"], "stage.port"),
+        (["stage.where={stage: ppo}"], "stage.where"),
+        (["run.root=none"], "run.root"),
+    ],
+)
+def test_a_server_that_cannot_be_started(tmp_path: Path, words: list[str], field: str) -> None:
+    shop = Workshop(small(tmp_path / "runs"), tmp_path)
+    assert shop.ended(*SERVE, f"run.root={shop.root}", *words) == 2
+    assert field in shop.said
+
+
+def test_the_address_says_nothing_to_a_list(tmp_path: Path) -> None:
+    shop = Workshop(small(tmp_path / "runs"), tmp_path)
+    assert shop.ended("stage=registry", f"run.root={shop.root}", "stage.port=9000") == 2
+    assert "stage.action=serve" in shop.said

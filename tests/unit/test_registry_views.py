@@ -1,0 +1,388 @@
+"""The registry's page without a browser: what its views say, whom they are shown to, what they make of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from itertools import chain
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from portfolio import digest_of, interval, made, small
+from starlette.testclient import TestClient
+
+from align.chain import Head
+from align.errors import InputError
+from align.registry.index import Index
+from align.registry.page.lineage import MOST, Box, Lineage, columns_of, lineage_of, placed
+from align.registry.page.runs import A_PAGE, conditions_in
+from align.registry.page.server import application
+from align.registry.trace import Tracer
+from align.registry.voters import Votes
+from align.run.alias_log import Meant, append
+from align.web.key_link import Anybody, KeyAuthenticator
+
+URL = "http://127.0.0.1:7862"
+POLICY = {"init": "sft:start", "reward": "reward:votes"}
+
+
+def nobody(project: str, head: Head) -> Votes:
+    return Votes()
+
+
+def visitor(root: Path, authenticator=None) -> TestClient:
+    app = application(root, nobody, lambda manifest: "python -m align", authenticator or Anybody(), [URL])
+    return TestClient(app, base_url=URL, follow_redirects=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def client(root: Path) -> TestClient:
+    return visitor(root)
+
+
+def view(client: TestClient, name: str, **query: object) -> str:
+    answer = client.get(f"/view/{name}?{urlencode(query, doseq=True)}")
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+def listed(text: str) -> list[str]:
+    """The runs of the table, in order."""
+    return re.findall(r'name="chosen" value="([^"]*)"', text)
+
+
+# What a view says
+
+
+def test_the_table_is_that_of_the_registry(client: TestClient) -> None:
+    text = view(client, "runs")
+    assert listed(text) == [
+        "export:one", "eval:one", "ppo:second", "ppo:first", "reward:votes", "sft:start", "data:talk"
+    ]  # fmt: skip
+    assert "win rate</span> <b>0.81</b>" in text
+    assert "[0.75, 0.87]" in text
+    assert "1 to 7 of 7 runs" in text
+
+
+@pytest.mark.parametrize(
+    ("query", "runs"),
+    [
+        ({"stage": "ppo"}, ["ppo:second", "ppo:first"]),
+        ({"text": "st"}, ["ppo:first", "sft:start"]),
+        ({"status": "failed"}, []),
+        ({"where": "score.value >= 0.8, score.value < 0.9"}, ["eval:one", "ppo:first", "reward:votes"]),
+        ({"where": "metrics.win_rate.low > 0.7", "stage": "ppo"}, ["ppo:first"]),
+        ({"where": "run = 'ppo:second'"}, ["ppo:second"]),
+        ({"sort": "run", "stage": "ppo"}, ["ppo:first", "ppo:second"]),
+        ({"sort": "-kl", "where": "kl != null"}, ["eval:one", "ppo:first", "ppo:second", "export:one"]),
+    ],
+)
+def test_filters(client: TestClient, query: dict[str, str], runs: list[str]) -> None:
+    text = view(client, "runs", **query)
+    assert listed(text) == runs
+    assert ("No run meets this." in text) == (not runs)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("nonsense", "is no condition"),
+        ("score.value >=", "is no condition"),
+        (", , ,", "is no condition"),
+        ("scor.value > 1", "Did you mean"),
+        ("seed > true", "compares what is in no order"),
+        ("x" * 1999, "is no condition"),
+    ],
+)
+def test_a_condition_that_cannot_be_read_is_said_beside_the_form(client: TestClient, where: str, said: str) -> None:
+    text = view(client, "runs", where=where)
+    assert said in text
+    assert 'role="alert"' in text
+    assert 'role="search"' in text
+
+
+def test_pages(tmp_path: Path) -> None:
+    for i in range(2 * A_PAGE + 5):
+        made(tmp_path, f"sft:n{i:03}", day=i % 20)
+    client = visitor(tmp_path)
+    pages = [listed(view(client, "runs", sort="run", page=n)) for n in (1, 2, 3)]
+    assert [len(page) for page in pages] == [A_PAGE, A_PAGE, 5]
+    assert list(chain(*pages)) == [f"sft:n{i:03}" for i in range(2 * A_PAGE + 5)]
+    assert "201 to 205 of 205 runs" in view(client, "runs", sort="run", page=3)
+    assert "None is on this page, of 205 runs" in view(client, "runs", page=4)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    client = visitor(tmp_path)
+    assert "No runs yet." in view(client, "runs")
+    assert "No aliases yet." in view(client, "aliases")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_shows_what_it_came_from_and_what_came_of_it(client: TestClient) -> None:
+    text = view(client, "run", run="ppo:first")
+    for run in ("data:talk", "sft:start", "reward:votes", "ppo:first", "eval:one", "export:one"):
+        assert f">{run}</text>" in text
+    assert ">ppo:second</text>" not in text
+    assert 'data-src="?view=report&amp;run=ppo%3Afirst"' in text
+
+
+def test_the_report_of_a_run_is_drawn_anew_when_its_folder_changes(tmp_path: Path) -> None:
+    folder = made(small(tmp_path), "ppo:live", POLICY, status="failed", error="stage.lr: <b>too large</b>", day=9)
+    client = visitor(tmp_path)
+    first = view(client, "report", run="ppo:live")
+    assert "Failed: stage.lr: &lt;b&gt;too large&lt;/b&gt;." in first
+    assert 'class="plot"' not in first
+    rows = [{"step": i, "score": i / 10, "kl": 0.1 * i} for i in range(1, 6)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = {"step": 0, "prompt": [{"role": "user", "content": "<script>x</script>"}], "answer": "ok", "score": 0.5}
+    (folder / "samples.jsonl").write_text(json.dumps(said) + "\n")
+    then = view(client, "report", run="ppo:live")
+    assert "Score: from 0.1 at update 1 to 0.5 at update 5" in then or 'class="plot"' in then
+    assert "&lt;script&gt;x&lt;/script&gt;" in then
+    assert "<script" not in then
+
+
+def test_a_folder_that_lacks_what_a_report_shows(client: TestClient) -> None:
+    assert "lacks what a report of this version shows" in view(client, "report", run="eval:one")
+
+
+def test_runs_side_by_side(client: TestClient) -> None:
+    text = view(client, "compare", runs=["ppo:first", "ppo:second"])
+    assert "2 runs side by side" in text
+    assert 'aria-label="Settings that differ, and figures"' in text
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "said"),
+    [
+        ("run?run=ppo:none", 404, "is no run under"),
+        ("run?run=../../etc/passwd", 404, "is no run under"),
+        ("report?run=ppo:none", 404, "is no run under"),
+        ("compare?runs=ppo:first", 422, "are fewer than two"),
+        ("compare?runs=ppo:first&runs=ppo:first", 422, "are fewer than two"),
+        ("compare?runs=ppo:first&runs=ppo:none", 404, "is no run under"),
+        ("compare?" + "&".join(f"runs=ppo:{i}" for i in range(61)), 422, "are more than 60"),
+        ("compare", 422, ""),
+        ("runs?page=0", 422, ""),
+        ("runs?page=" + "9" * 30, 422, ""),
+        ("runs?text=" + "x" * 2001, 422, ""),
+        ("none", 404, ""),
+    ],
+)
+def test_what_cannot_be_shown(client: TestClient, address: str, status: int, said: str) -> None:
+    answer = client.get(f"/view/{address}")
+    assert answer.status_code == status
+    assert said in answer.text
+
+
+# What it makes of text that others wrote
+
+
+HOSTILE = '<img src=x onerror="alert(1)">\'"&'
+
+
+def test_names_and_errors_are_text_and_nothing_else(tmp_path: Path) -> None:
+    name = HOSTILE.replace("/", "")
+    made(tmp_path, f"sft:{name}", digest="a" * 64)
+    made(tmp_path, "ppo:p", {"init": f"sft:{name}"}, status="failed", error=HOSTILE, day=1)
+    made(tmp_path, "sft:plain", config={"stage": {"name": "sft", "note": HOSTILE}, "data": {}, "method": {}}, day=2)
+    append(tmp_path, "production", [Meant(f"sft:{name}", "a" * 64)], who=HOSTILE, why=HOSTILE, replaces=0)
+    client = visitor(tmp_path)
+    views = [
+        view(client, "runs", text=HOSTILE, where=HOSTILE, stage=HOSTILE, status=HOSTILE), view(client, "runs"),
+        view(client, "run", run=f"sft:{name}"), view(client, "run", run="ppo:p"), view(client, "run", run="sft:plain"),
+        view(client, "aliases"), view(client, "aliases", alias=HOSTILE),
+        view(client, "compare", runs=[f"sft:{name}", "sft:plain"]), view(client, "report", run="ppo:p"),
+    ]  # fmt: skip
+    for text in views:
+        assert "<img src=x" not in text
+        assert 'onerror="' not in text
+    assert f"sft:{name}" in [one.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&#x27;", "'")
+                             .replace("&amp;", "&") for one in listed(views[1])]  # fmt: skip
+
+
+def test_names_with_spaces_and_accents_are_found_under_their_links(tmp_path: Path) -> None:
+    names = ["sft:a b", "sft:é ü", "sft:100%", "sft:a&b=c", "sft:#1?", "sft:日本"]
+    for name in names:
+        made(tmp_path, name)
+    client = visitor(tmp_path)
+    links = re.findall(r'<a href="(\?view=run&amp;run=[^"]*)"', view(client, "runs", sort="run"))
+    assert len(links) == len(names)
+    for link in links:
+        path = link.replace("&amp;", "&").replace("?view=run&", "/view/run?")
+        assert client.get(path).status_code == 200
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_typed_as_conditions_is_read_or_refused(typed: str) -> None:
+    try:
+        found = list(conditions_in(typed))
+    except InputError:
+        return
+    assert all(key and wanted[0] in "<>=!" for key, wanted in found)
+
+
+@pytest.mark.parametrize("text", ["a<", "a <= ", "a = 'b", "= 3", "a b = 3", "a == 3, ", "a=1,,b=2"])
+def test_conditions_with_a_slip(text: str) -> None:
+    with pytest.raises(InputError, match="Write conditions such as"):
+        list(conditions_in(text))
+
+
+def test_conditions_are_read_as_they_are_typed() -> None:
+    typed = "metrics.win_rate.low >= 0.7, seed=0,name = 'a, b' , run != \"x\""
+    assert list(conditions_in(typed)) == [
+        ("metrics.win_rate.low", ">=0.7"), ("seed", "=0"), ("name", "=a, b"), ("run", "!=x")
+    ]  # fmt: skip
+    assert list(conditions_in("  ")) == []
+
+
+# Who is let in, and to what
+
+
+def test_another_host_is_refused_and_so_is_everything_but_reading(client: TestClient) -> None:
+    assert client.get("/view/runs", headers={"host": "evil.example"}).status_code == 421
+    assert client.get("/view/runs", headers={"origin": "http://evil.example"}).status_code == 403
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        for path in ("/view/runs", "/gradio_api/queue/join", "/gradio_api/upload", "/"):
+            assert client.request(method, path).status_code == 405
+
+
+def test_behind_a_key_nothing_is_to_be_had_without_it(root: Path) -> None:
+    client = visitor(root, KeyAuthenticator("k" * 32, Anybody.visitor, "align_registry"))
+    paths = [
+        "/",
+        "/view/runs",
+        "/view/run?run=ppo:first",
+        "/runs/ppo/first/report.html",
+        "/align/registry.js",
+        "/config",
+    ]
+    for path in paths:
+        assert client.get(path).status_code == 403
+        assert client.get(path, headers={"cookie": f"align_registry={'k' * 31}"}).status_code == 403
+    opened = client.get(f"/?key={'k' * 32}")
+    assert opened.status_code == 303
+    assert "align_registry" in opened.headers["set-cookie"]
+    assert client.get("/view/runs").status_code == 200
+
+
+def test_reports_of_runs_are_served_and_no_other_file(tmp_path: Path) -> None:
+    small(tmp_path / "runs")
+    (tmp_path / "secret.html").write_text("secret")
+    here = tmp_path / "runs" / "ppo" / "first"
+    (here / "report.html").write_text("<p>fine</p>")
+    (tmp_path / "runs" / "ppo" / "second" / "report.html").symlink_to(tmp_path / "secret.html")
+    os.mkfifo(tmp_path / "runs" / "sft" / "start" / "report.html")
+    (tmp_path / "runs" / "report.html").write_text("above")
+    client = visitor(tmp_path / "runs")
+    answer = client.get("/runs/ppo/first/report.html")
+    assert (answer.status_code, answer.text) == (200, "<p>fine</p>")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    for path in (
+        "ppo/second/report.html", "sft/start/report.html", "ppo/none/report.html", "ppo/first/manifest.json",
+        "ppo/first/../../report.html", "ppo/%2e%2e/report.html", "..%2f..%2fsecret.html",
+    ):  # fmt: skip
+        assert client.get(f"/runs/{path}").status_code == 404, path
+
+
+# Faults of the folders
+
+
+def test_a_run_that_cannot_be_read_and_a_log_that_was_cut(tmp_path: Path) -> None:
+    small(tmp_path)
+    (tmp_path / "ppo" / "first" / "manifest.json").write_text("{")
+    for i in range(3):
+        append(tmp_path, "production", [Meant("sft:start", "a" * 64)], who="me", why="x", replaces=i)
+    lines = (tmp_path / "aliases.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "aliases.jsonl").write_text("".join([lines[0], lines[2]]))
+    client = visitor(tmp_path)
+    assert "unreadable" in view(client, "runs")
+    assert "Aliases left out" in view(client, "runs")
+    assert 'role="alert"' in view(client, "run", run="ppo:first")
+    assert 'role="alert"' in view(client, "aliases")
+    assert client.get("/view/report?run=ppo:first").text.count('role="alert"') == 1
+    assert client.get("/view/compare?runs=ppo:first&runs=ppo:second").status_code == 422
+
+
+def test_a_disk_that_is_read_only_and_an_index_that_is_no_database(tmp_path: Path) -> None:
+    small(tmp_path)
+    (tmp_path / ".registry.db").write_text("no database")
+    assert len(listed(view(visitor(tmp_path), "runs"))) == 7
+
+
+# Aliases
+
+
+def test_aliases_with_their_history(tmp_path: Path) -> None:
+    small(tmp_path)
+    one, other = (Meant(run, digest_of(run)) for run in ("ppo:first", "ppo:second"))
+    found = [{"gate": "safe", "digest": "d", "findings": [{"passed": True}, {"passed": False}]}]
+    append(tmp_path, "production", [one], who="ann", why="first", replaces=0, gates=found, override="it is urgent")
+    append(tmp_path, "production", [Meant(one.ref, one.digest, 3.0), other], who="bob", why="some", replaces=1)
+    append(tmp_path, "old", [Meant("ppo:lost", "f" * 64)], who="ann", why="before", replaces=0)
+    client = visitor(tmp_path)
+    text = view(client, "aliases")
+    assert "safe: 1 of 2 met" in text
+    assert "overridden: it is urgent" in text
+    assert "75%" in text
+    assert "ppo:lost (gone)" in text
+    assert "before" not in view(client, "aliases", alias="production")
+    assert "@production" in view(client, "runs")
+    assert "@production" in view(client, "run", run="ppo:second")
+    assert "No such alias." in view(client, "aliases", alias="none")
+
+
+# The picture
+
+
+def test_every_line_of_a_picture_leads_from_left_to_right(root: Path) -> None:
+    with Index(root) as index:
+        for run in index.names():
+            found = lineage_of(index, Tracer(index, nobody).run(run))
+            places = placed(found)
+            assert len(set(places.values())) == len(found.boxes)
+            assert all(places[source][0] < places[target][0] for source, target in found.lines)
+            assert not any(key[0] == "gone" for key in found.boxes) or run == "eval:one"
+
+
+def test_a_circle_and_a_crowd_are_drawn_in_a_moment(tmp_path: Path) -> None:
+    made(tmp_path, "sft:a", {"init": "sft:b"})
+    made(tmp_path, "sft:b", {"init": "sft:a"})
+    for i in range(3 * MOST):
+        made(tmp_path, f"ppo:n{i}", {"init": "sft:a"}, day=i % 20)
+    for i in range(120):  # a chain
+        made(tmp_path, f"reward:c{i}", {"init": f"reward:c{i - 1}"} if i else {}, day=i % 20)
+    client = visitor(tmp_path)
+    for run in ("sft:a", "sft:b", "ppo:n0", "reward:c119", "reward:c0"):
+        text = view(client, "run", run=run)
+        assert text.count("<rect") <= MOST
+        assert f">{run}</text>" in text
+    assert "left out" in view(client, "run", run="sft:a")
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda edge: edge[0] != edge[1]), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_columns_of_any_graph_without_circles(edges: list[tuple[int, int]]) -> None:
+    lines = [((str(max(edge)), "", ""), (str(min(edge)), "", "")) for edge in edges]
+    boxes = {key: Box("run", key[0]) for line in lines for key in line} | {("0", "", ""): Box("run", "0")}
+    columns = columns_of(Lineage(("0", "", ""), boxes, list(dict.fromkeys(lines))))
+    assert all(columns[source] > columns[target] for source, target in lines)
+
+
+def test_a_share_with_its_interval_is_drawn_and_no_other_score(tmp_path: Path) -> None:
+    made(tmp_path, "eval:a", metrics={"win_rate": interval(0.5, 0.25, 0.75)})
+    made(tmp_path, "sft:b", metrics={"loss_after": 2.5})
+    text = view(visitor(tmp_path), "runs")
+    assert text.count('<svg class="interval"') == 1
+    assert "M15.0 5H45.0" in text
