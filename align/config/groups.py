@@ -288,6 +288,15 @@ class ExportConfig(Settings):
     quantised: list[str] = setting(
         list(QUANTISED), "Quantised variants of a GGUF base or whole model.", choices=QUANTISED
     )
+    sign: str | None = setting(
+        None, "File with the private key that signs the export (PEM; curve P-256, P-384 or P-521). Empty: unsigned.",
+        names="signer", later=True,
+    )  # fmt: skip
+    verify: str | None = setting(
+        None,
+        "File with a public key. What export=check measures, or stage=serve loads, has to be signed by its owner.",
+        names="signer", later=True,
+    )  # fmt: skip
 
     def check_together(self) -> None:
         require(
@@ -295,6 +304,8 @@ class ExportConfig(Settings):
             "is the folder that export=check measures again",
             "Write export=check export.path=FOLDER, or leave it out.",
         )  # fmt: skip
+        remedy = "Write export.verify=PUBLIC_KEY, which it is checked with."
+        require(self.sign is None or self.name != "check", "export.sign", self.sign, "is not for export=check", remedy)
 
 
 SET_BY_ALIGN = {

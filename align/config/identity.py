@@ -90,7 +90,7 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
     for key, default in later_keys().items():
         part, _, leaf = key.rpartition(".")
         if isinstance(inside := kept.get(part), dict) and inside.get(leaf) == default:
-            del inside[leaf]
+            inside.pop(leaf, None)
     for name, declared in declared_in(schema_of(stage)).items():
         if not declared.identity and isinstance(kept["stage"], dict):
             kept["stage"].pop(name, None)

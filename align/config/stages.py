@@ -74,7 +74,7 @@ STAGES = MappingProxyType({
     ),
     "serve": Stage(
         "many adapters on one base behind OpenAI's API, and the keys of its tenants", "serve:ServeConfig", "serve",
-        ("model", "method", "serve"), prints=("key", "tenants"),
+        ("model", "method", "serve"), ("export",), prints=("key", "tenants"),
     ),
     "verify": Stage(
         "prove PPO right on your base, method and precision", "verify:VerifyConfig", "verify",

@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from align.errors import InputError
-from align.models.base import ABOUT
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, TRANSFORMERS, VLLM, engine_version, why_unasked
 from align.run import Artifact, Base, model_config, read_json
-from align.run.weights import VALUE_HEAD_FILE, brings_scores
+from align.run.weights import ABOUT, VALUE_HEAD_FILE, brings_scores
 
 KINDS = ("adapter", "merged", "gguf")
 OF_WHOLE, OF_SCORES = ("merged", "gguf"), ("adapter", "merged")

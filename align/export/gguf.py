@@ -28,12 +28,12 @@ from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import free_memory
 from align.export.trained import Trained
 from align.models.adapter_files import WEIGHTS_FILE
-from align.models.base import ABOUT
 from align.models.load import name_of, save_tokenizer
 from align.ops.finite import not_finite
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, ask, version_in
 from align.run import file_digest, json_digest, read_json, write_json
 from align.run.atomic import publish, scratch_folder
+from align.run.weights import ABOUT
 
 ADAPTER = "adapter-f16.gguf"
 F16, F32 = "f16", "f32"

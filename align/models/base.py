@@ -11,8 +11,6 @@ from align.models.pocket import pocket_folder
 from align.models.smollm2 import HUB_ID, gguf_in_wheel, smollm2_folder, smollm2_snapshot
 from align.run import Artifact, Base, hub_snapshot, model_config, model_digest
 
-ABOUT = "base.json"
-"""The file beside an exported base or adapter that names the base that it was made of."""
 BUILT_IN = ("pocket", "smollm2")
 """Models inside installed packages, found anew on each machine wherever they lay when an artifact recorded them."""
 

@@ -8,6 +8,7 @@ A gate is a YAML file that binds aliases to conditions:
       - {figure: kl, at_most: 20}
       - {receipt: gguf}
       - {unseen: true}
+      - {signature: release.pub}
       - {verdict: safety}
 
 Of a figure with an interval, the end that is worse has to keep the bound. What a proxy judged, the reward that a policy
@@ -35,12 +36,18 @@ from align.registry.verdicts import PASS, verdict_on
 from align.report.words import is_bounded, is_interval
 from align.run.alias_log import regular
 from align.run.artifacts import verify_outputs
+from align.run.files import json_object
 from align.run.manifest import read_manifest
-from align.run.receipt import checked_receipt
+from align.run.receipt import RECEIPT, checked_receipt
+from align.run.signing import SIGNATURE, PublicKey, public_key, verified
+from align.run.weights import published_digest
 
 ENDINGS = (".yaml", ".yml")
 PATTERN = re.compile(r"[A-Za-z0-9._*?\[\]!-]+")
-EXAMPLE = "Write it like {figure: win_rate, at_least: 0.55}, {receipt: gguf}, {unseen: true} or {verdict: NAME}."
+EXAMPLE = (
+    "Write it like {figure: win_rate, at_least: 0.55}, {receipt: gguf}, {unseen: true}, {signature: PUBLIC_KEY} or "
+    "{verdict: NAME}."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,22 +152,26 @@ def read_gate(path: Path) -> Gate:
     require(texts, f"{field}: alias", aliases, "is no name or pattern of an alias, nor a list of them", remedy)
     listed = isinstance(given["conditions"], list) and bool(given["conditions"])
     require(listed, f"{field}: conditions", given["conditions"], "is no list of conditions", EXAMPLE)
-    found = tuple(condition(one, f"{field}: conditions[{i}]") for i, one in enumerate(given["conditions"]))
+    numbered = enumerate(given["conditions"])
+    found = tuple(condition(one, f"{field}: conditions[{i}]", path.parent) for i, one in numbered)
     return Gate(path.stem, tuple(aliases), found, sha256(text).hexdigest())
 
 
-def condition(given: Any, field: str) -> tuple[str, Check]:
+def condition(given: Any, field: str, home: Path) -> tuple[str, Check]:
     """One condition in words, and its check.
+
+    Args:
+        home: the folder of its gate.
 
     Raises:
         InputError: it is none.
     """
     kinds = [kind for kind in KINDS if isinstance(given, Mapping) and kind in given]
     require(len(kinds) == 1, field, given, f"is no condition: it has none of {', '.join(KINDS)}, or two", EXAMPLE)
-    return KINDS[kinds[0]](given, field)
+    return KINDS[kinds[0]](given, field, home)
 
 
-def bound(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
+def bound(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:
     """`{figure: KEY, at_least: X}`, `at_most`, or both; with `proxy: true`, whoever judged."""
     limits = {key: given[key] for key in ("at_least", "at_most") if key in given}
     known = {*given} <= {"figure", "proxy", *limits} and isinstance(given["figure"], str)
@@ -205,7 +216,7 @@ def judged_by(subject: Subject, key: str, figure: Any) -> str:
     return str(value_at(found, "metrics.judge")) if measured else ""
 
 
-def receipt(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
+def receipt(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:
     """`{receipt: KIND}`: an export of that kind, whose files are those that its receipt speaks of, and which kept every
     bound."""
     kind = given["receipt"]
@@ -241,7 +252,7 @@ def receipt_passed(subject: Subject, export: Record) -> tuple[bool, str]:
     return PASS in verdicts, f"{export['run']}: {verdicts.count(PASS)} of {len(verdicts)} checks passed, none missed"
 
 
-def unseen(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
+def unseen(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:
     """`{unseen: true}`: it was evaluated, and on nothing that it was trained on."""
     require(dict(given) == {"unseen": True}, field, dict(given), "says nothing else than true", "Write {unseen: true}.")
 
@@ -259,7 +270,47 @@ def unseen(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
     return "evaluated on what it never saw", check
 
 
-def verdict(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
+def signature(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:
+    """`{signature: PUBLIC_KEY}`: the artifact itself, or an export of it, is signed by the owner of a key, whose path
+    counts from the folder of the gate."""
+    name = given["signature"]
+    alone = {*given} == {"signature"} and isinstance(name, str) and bool(name)
+    require(alone, field, dict(given), "names no public key", "Write {signature: PUBLIC_KEY}.")
+    path = home / Path(name).expanduser()
+    require(path.is_file(), field, name, f"there is no such file in {home}", "Put the public key beside the gate.")
+
+    def check(subject: Subject) -> tuple[bool, str]:
+        ref = subject.record["run"]
+        said = f"neither it nor an export of it is signed: stage=export export.sign=KEY artifact={ref}"
+        try:
+            key = public_key(str(path), field)
+        except InputError as error:
+            return False, str(error)
+        for record in (subject.record, *subject.exports):
+            published = subject.root / record["folder"] / "artifact"
+            for file in sorted((*published.glob(SIGNATURE), *published.glob(f"*/{SIGNATURE}"))):
+                passed, said = signed(subject, record["run"], file.parent, key)
+                if passed:
+                    return True, said
+        return False, said
+
+    return f"signature by {Path(name).name}", check
+
+
+def signed(subject: Subject, run: str, folder: Path, key: PublicKey) -> tuple[bool, str]:
+    """Whether a folder is signed, and is the artifact or, as the receipt in it says, an export of it."""
+    try:
+        verified(folder, key, "artifact", run)
+        receipt = folder / RECEIPT
+        exported = json_object(receipt, RECEIPT, "Export it again.").get("artifact") if receipt.is_file() else None
+    except InputError as error:
+        return False, str(error)
+    said = f"{run} is signed by {key.fingerprint[:12]}"
+    alike = subject.digest in (exported, published_digest(folder))
+    return alike, said if alike else f"{said}, and is another artifact"
+
+
+def verdict(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:
     """`{verdict: NAME}`: a verdict file of that name says `pass` of this very artifact."""
     name = given["verdict"]
     alone = {*given} == {"verdict"} and isinstance(name, str) and bool(name)
@@ -267,7 +318,7 @@ def verdict(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
     return f"verdict {name}", lambda subject: verdict_on(subject.root, name, subject.digest)
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any], str], tuple[str, Check]]] = {
-    "figure": bound, "receipt": receipt, "unseen": unseen, "verdict": verdict,
+KINDS: Mapping[str, Callable[[Mapping[str, Any], str, Path], tuple[str, Check]]] = {
+    "figure": bound, "receipt": receipt, "unseen": unseen, "signature": signature, "verdict": verdict,
 }  # fmt: skip
 """The key that a condition is known by."""

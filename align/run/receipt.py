@@ -1,7 +1,7 @@
 """The receipt of an export, written and read: which files it speaks of, and what was measured of them.
 
 `receipt.json` lies in the export, with the sha256 of every file beside it, so that it speaks of these files and no
-others. `align.export.verdicts` says what its rows mean.
+others. A signature is made after it, and covers it. `align.export.verdicts` says what its rows mean.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from align.errors import CorruptFile
 from align.run.digests import file_digest, json_digest
 from align.run.files import read_json, write_json
+from align.run.signing import SIGNATURE
 
 RECEIPT = "receipt.json"
 SCHEMA = 1
@@ -57,7 +58,7 @@ def checked_receipt(folder: Path, beside: str = "") -> dict[str, Any]:
     whole = isinstance(receipt.get("files"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
     if receipt.get("schema_version") != SCHEMA or not whole:
         raise CorruptFile(RECEIPT, folder.name, "is no receipt that this version reads", remedy)
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT}
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT, SIGNATURE}
     there -= {name for name in there - receipt["files"].keys() if beside and name.startswith(f"{beside}/")}
     for name in sorted(there ^ receipt["files"].keys()):
         if name in there:

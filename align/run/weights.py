@@ -22,6 +22,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
 """The head of a reward model, in its adapter's file."""
+ABOUT = "base.json"
+"""The file beside an exported base or adapter that names the base that it was made of: `id`, `revision`, `digest`."""
 VALUE_HEAD_FILE = "value_head.safetensors"
 """Of PPO's critic, beside its adapter."""
 TOKENIZER = (

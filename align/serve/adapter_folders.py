@@ -8,11 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import AlignError, InputError, require
-from align.models.base import ABOUT
 from align.models.start import trained_with
 from align.run import Artifact, artifact_in, json_object
 from align.run.receipt import RECEIPT
-from align.run.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PICKLES, TOKENIZER, adapter_digest, brings_scores
+from align.run.signing import NotSigned, PublicKey, verified
+from align.run.weights import (
+    ABOUT,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    PICKLES,
+    TOKENIZER,
+    adapter_digest,
+    brings_scores,
+)
 
 READ = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT, RECEIPT, *TOKENIZER)
 """Files of an adapter's folder that are read, if they are there."""
@@ -88,6 +97,19 @@ def origin_of(artifact: Artifact) -> Origin:
     return Origin(base if isinstance(base, str) and base else None, method)
 
 
+def check_signed(folder: Path, signer: PublicKey | None, field: str, shown: str) -> None:
+    """That a folder holds what the owner of a key signed; nothing where nobody has to. Asked before its files are read.
+
+    Args:
+        field, shown: what to call it in a message.
+
+    Raises:
+        NotSigned: it does not.
+    """
+    if signer is not None:
+        verified(folder, signer, field, shown)
+
+
 def check_adapter(folder: Path, field: str, shown: str) -> None:
     """Checks that a folder holds a LoRA adapter in safetensors, by the names of its files and its configuration.
 
@@ -141,22 +163,28 @@ def folder_under(given: str, roots: Sequence[Path]) -> Path:
     )
 
 
-def loadable_version(given: str, roots: Sequence[Path], base: str, method: str) -> Version:
+def loadable_version(
+    given: str, roots: Sequence[Path], base: str, method: str, signer: PublicKey | None = None
+) -> Version:
     """The adapter that a request to load names, found to be one of the served base.
 
     Args:
         given, roots: see `folder_under`.
         base: digest of the served base.
         method: `qlora` where the served base is the dequantised NF4 one, `lora` where it is the plain one.
+        signer: has to have signed it; None where nobody has to.
 
     Raises:
-        NotLoadable: it lies elsewhere, is no LoRA adapter in safetensors, or does not say that it was trained on this
-            base. The command line may name such an adapter: whoever starts the server vouches for it.
+        NotLoadable: it lies elsewhere, is not signed, is no LoRA adapter in safetensors, or does not say that it was
+            trained on this base. The command line may name such an adapter: whoever starts the server vouches for it.
     """
     folder = folder_under(given, roots)
     try:
         artifact = artifact_in(folder, given)
+        check_signed(artifact.path, signer, FIELD, given)
         origin, version = origin_of(artifact), version_of(artifact, base)
+    except NotSigned as error:
+        raise NotLoadable(FIELD, given, error.problem, error.remedy) from error
     except (AlignError, OSError) as error:  # whose words hold paths of the server
         problem = "is no finished run or adapter, or its files are not those that were published"
         raise NotLoadable(FIELD, given, problem, "Name a finished run or a folder with an adapter.") from error

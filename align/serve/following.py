@@ -15,7 +15,7 @@ from align.report.words import one_line
 from align.run import Artifact
 from align.run.alias_log import FILE
 from align.serve import events
-from align.serve.adapter_folders import check_adapter, origin_of, version_of
+from align.serve.adapter_folders import check_adapter, check_signed, origin_of, version_of
 from align.serve.identity import Allowed, Arm, Hook, Portfolio
 from align.serve.opening import FIELD, arm_of, check_base, expanded
 
@@ -119,8 +119,9 @@ class Following:
         require(kinds[0] == kinds[1], field, now[0].label, problem, "Give each a name of its own.")
 
     def check(self, field: str, ref: str, artifact: Artifact) -> None:
-        """Raises InputError where an artifact does not go with the served base."""
+        """Raises InputError where an artifact is not signed, or does not go with the served base."""
         base, method = self.portfolio.base, self.portfolio.method
+        check_signed(artifact.path, self.portfolio.signer, field, ref)
         check_adapter(artifact.path, field, ref)
         origin = origin_of(artifact)
         check_base(origin, base, field, ref, "Serve it by a server of its own.")

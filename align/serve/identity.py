@@ -22,6 +22,7 @@ from align.models.base import BUILT_IN
 from align.models.start import BASE
 from align.run import Base
 from align.run.alias_log import SIGN
+from align.run.signing import PublicKey
 from align.serve.adapter_folders import Version, loadable_version
 
 PINNED = re.compile(r"(?P<name>[^@]+)@sha256:(?P<digest>[0-9a-f]{12,64})")
@@ -121,15 +122,17 @@ class Portfolio:
         method: `qlora` where it is the dequantised NF4 base, `lora` where it is the plain one.
         names: name → what it stands for, from the command line.
         roots: the folders from which adapters may be loaded.
+        signer: has to have signed every adapter; None where nobody has to.
 
     Raises:
         InputError: a name is that of the base.
     """
 
     def __init__(
-        self, base: Base, method: str, names: Mapping[str, Sequence[Arm]] | None = None, roots: Sequence[Path] = ()
-    ) -> None:
-        self.base, self.method, self.roots = base, method, tuple(roots)
+        self, base: Base, method: str, names: Mapping[str, Sequence[Arm]] | None = None, roots: Sequence[Path] = (),
+        signer: PublicKey | None = None,
+    ) -> None:  # fmt: skip
+        self.base, self.method, self.roots, self.signer = base, method, tuple(roots), signer
         self.base_id = public_id(base)
         self._names: Mapping[str, tuple[Arm, ...]] = {name: tuple(arms) for name, arms in (names or {}).items()}
         self._changes, self._told = Lock(), unheard
@@ -187,7 +190,7 @@ class Portfolio:
             InputError: the name cannot be one, is that of the base, or stands for other names.
         """
         require(NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAMED)
-        version = loadable_version(folder, self.roots, self.base.digest, self.method)
+        version = loadable_version(folder, self.roots, self.base.digest, self.method, self.signer)
         with self._changes:
             self._require_free(name, FIELD)
             arms = self._names.get(name, ())

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from align.aliases import Arm as Written
 from align.errors import InputError, require
-from align.models.base import ABOUT, BUILT_IN, base_of, find_base
+from align.models.base import BUILT_IN, base_of, find_base
 from align.models.start import BASE
 from align.run import Artifact, Base, json_object, resolve
 from align.run.alias_log import SIGN
 from align.run.artifacts import artifact_of, meaning
-from align.serve.adapter_folders import Origin, Version, check_adapter, origin_of, version_of
+from align.run.signing import PublicKey
+from align.run.weights import ABOUT
+from align.serve.adapter_folders import Origin, Version, check_adapter, check_signed, origin_of, version_of
 from align.serve.identity import Arm, Portfolio
 
 FIELD = "stage.adapters"
@@ -39,6 +41,7 @@ def opened(
     revision: str | None = None,
     method: str = "auto",
     roots: Sequence[Path] = (),
+    signer: PublicKey | None = None,
 ) -> Opened:
     """What the names of a command line stand for.
 
@@ -52,11 +55,13 @@ def opened(
         path, revision: of `model=`, where one is given; otherwise the base is that of the adapters.
         method: `auto` for that of the adapters; the base as it is where there are none.
         roots: the folders from which adapters may be loaded later.
+        signer: has to have signed every adapter, and the base where there is none; None where nobody has to.
 
     Raises:
         MissingArtifact: nothing is there; the message names the command that makes it.
         InputError: an adapter is of another base or precision than the others or than `model=` and `method=` say, or
-            is no adapter; nothing says which base or precision; a name follows one that follows others.
+            is no adapter, or is not signed; nothing says which base or precision; a name follows one that follows
+            others.
     """
     following = {name: arms for name, arms in written.items() if any(map(is_alias, arms))}
     meant: dict[str, Artifact] = {}
@@ -64,11 +69,14 @@ def opened(
     refs = {arm.ref: name for name, arms in written.items() for arm in arms if not follows(arm, name, written)}
     refs.pop(BASE, None)
     base = find_base(path, revision) if path or not refs else None
+    if base is not None and not refs:  # the base of adapters is known by the digest that they name
+        check_signed(Path(base.path), signer, "model", base.id)
     artifacts: dict[str, Artifact] = {}
     for ref in sorted(refs, key=lambda ref: ref.endswith(":latest")):  # which is the newest on the base of the others
         field = f"{FIELD}.{refs[ref]}"
         digest = base.digest if base and ref.endswith(":latest") else None
         artifacts[ref] = meant[ref] if ref in meant else resolve(ref, root, digest, field)
+        check_signed(artifacts[ref].path, signer, field, ref)
         check_adapter(artifacts[ref].path, field, ref)
         base = base or named_base(artifacts[ref], field)
     if base is None:
@@ -83,7 +91,7 @@ def opened(
         check_base(origin, base, f"{FIELD}.{refs[ref]}", ref, remedy)
     versions = {ref: version_of(artifact, base.digest) for ref, artifact in artifacts.items()}
     names = {name: [arm_of(arm, name, written, versions, artifacts) for arm in arms] for name, arms in written.items()}
-    return Opened(Portfolio(base, method, names, roots), artifacts, following)
+    return Opened(Portfolio(base, method, names, roots, signer), artifacts, following)
 
 
 def is_alias(arm: Written) -> bool:

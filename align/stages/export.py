@@ -38,16 +38,23 @@ from align.run import Artifact, Base, Run, write_json
 from align.run.atomic import publish
 from align.run.lineage import data_behind, evaluated_by, origin_of, trained_through
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
+from align.run.signing import PrivateKey, PublicKey, sign, verified
 from align.run.weights import brings_scores
 from align.stages.inputs import start
 from align.track import peak_rss_mb
 from align.types import Result
 
 
-def run(run: Run, config: Config) -> Result:
+def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey | None) -> Result:
+    """Args:
+    signer: signs what is written; None where nobody does.
+    trusted: has to have signed what is checked; None where nobody has to.
+    """
     artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
     options, checking = options_of(config), config.export.name == "check"
     folders = folders_of(config) if checking else []
+    for folder in folders if trusted else []:
+        verified(folder, trusted, "export.path", str(folder))
     origin = origin_of(artifact, run.base, Path(config.run.root).expanduser())
     claims = {folder: claimed(config, options, artifact, origin, folder) for folder in folders}
     trained = loaded(config, artifact, run.base, origin)
@@ -64,12 +71,17 @@ def run(run: Run, config: Config) -> Result:
                 folder.mkdir(exist_ok=True)
                 home = target / kind if len(kinds) > 1 else target
                 receipts[kind] = written(run, config, options, artifact, trained, kind, folder, home)
+                if signer is not None:  # last: the signature covers the receipt
+                    sign(folder, signer)
             require_asked(
                 [check for checks in receipts.values() for check in checks], config.export.accept, config.export.require
             )
         line = f"{', '.join(kinds)} of {artifact.ref} in {target}"
 
     metrics = metrics_of(run.base, receipts)
+    if key := signer or trusted:
+        metrics["signed_by"] = key.fingerprint
+        line = f"{line}; signed by {key.fingerprint[:12]}"
     said = {MADE_ANEW: options.into == "original" and trained.kind == "nf4", CHOICES: trained.asked.scores}
     if notes := [note for note, holds in said.items() if holds]:
         metrics["notes"] = notes

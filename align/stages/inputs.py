@@ -55,6 +55,7 @@ from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Input, file_digest, json_digest
 from align.run.environment import code_digest, package_versions
 from align.run.lineage import evaluation_of
+from align.run.signing import PrivateKey, PublicKey, private_key, public_key
 from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
 from align.serve.opening import opened
@@ -225,23 +226,37 @@ def export(config: Config) -> Inputs:
         converters_in(config.export.converters)
     if kind == "check":
         records["asked"] = Input(secrets.token_hex(8))  # each time anew
-    return Inputs(config, f"{label(base, config.method.name)}-{kind}", base, records)
+    signer = None if config.export.sign is None else private_key(config.export.sign, "export.sign")
+    trusted = trusted_key(config)
+    records |= signed_by(signer or trusted)
+    return Inputs(config, f"{label(base, config.method.name)}-{kind}", base, records, lambda: (signer, trusted))
 
 
 def serve(config: Config) -> Inputs:
     stage: ServeConfig = config.stage
     if stage.keys is not None:
         read_accounts(Path(stage.keys).expanduser())  # a mistake in it costs no seconds
+    signer = trusted_key(config)
     found = opened(
         parsed_aliases(stage.adapters, "stage.adapters"), Path(config.run.root).expanduser(),
         path=config.model.path, revision=config.model.revision, method=config.method.name,
-        roots=[Path(root).expanduser().absolute() for root in stage.roots],
+        roots=[Path(root).expanduser().absolute() for root in stage.roots], signer=signer,
     )  # fmt: skip
     base, method = found.portfolio.base, found.portfolio.method
     config = changed(config, method=changed(config.method, name=method))
-    records = {"base": Input(base.digest, ref=base.id)}
+    records = {"base": Input(base.digest, ref=base.id), **signed_by(signer)}
     records |= {f"adapters.{ref}": artifact.as_input() for ref, artifact in found.artifacts.items()}
     return Inputs(config, label(base, method), base, records, lambda: (found,), again=True)
+
+
+def trusted_key(config: Config) -> PublicKey | None:
+    """Whose signature is asked for; None where nobody's is."""
+    return None if config.export.verify is None else public_key(config.export.verify, "export.verify")
+
+
+def signed_by(key: PrivateKey | PublicKey | None) -> dict[str, Input]:
+    """What a manifest says of a key: its fingerprint."""
+    return {} if key is None else {"signer": Input(key.fingerprint)}
 
 
 def verify(config: Config) -> Inputs:

@@ -44,7 +44,7 @@ def run(run: Run, config: Config, found: Opened) -> Result:
 
     with serving(run, config, found) as (service, why):
         lines = [
-            *named(found), f"engine: {why}", told_of_keys(stage),
+            *named(found), f"engine: {why}", *told_of_signer(found), told_of_keys(stage),
             f"ready after {time.monotonic() - began:.1f} s: open {url}, or set OPENAI_BASE_URL={url}/v1",
             "Ctrl+C ends it; SIGTERM lets it finish",
         ]  # fmt: skip
@@ -195,6 +195,12 @@ def named(found: Opened) -> list[str]:
         arms = [f"{weight(arm)}{arm.label} ({found.portfolio.digest_of(arm.version)[:12]})" for arm in name.arms]
         said.append(f"model {name.name}: {', '.join(arms)}")
     return said
+
+
+def told_of_signer(found: Opened) -> list[str]:
+    """Who has to have signed the adapters; nothing where nobody has to."""
+    key = found.portfolio.signer
+    return [] if key is None else [f"signatures: every adapter has to be signed by {key.fingerprint[:12]}"]
 
 
 def told_of_keys(stage: ServeConfig) -> str:

@@ -12,10 +12,12 @@ import pytest
 import torch
 from portfolio import made
 from safetensors.torch import save_file
+from signing_keys import pair
 
 from align.aliases import parsed_aliases
 from align.models.base import find_base
 from align.run.alias_log import Meant, append, read_log
+from align.run.signing import private_key, public_key, sign
 from align.run.weights import adapter_digest
 from align.serve import following as module
 from align.serve.adapter_folders import Version
@@ -80,8 +82,8 @@ class Home:
         arms = [Meant(f"sft:{name}", self.digest(name), 1.0 + i) for i, name in enumerate(names)]
         append(self.root, alias, arms, who="ann", why="so", replaces=last.seq if last else 0)
 
-    def begin(self, served: dict[str, Any], dtypes: Sequence[str] = ()) -> None:
-        found = opened(parsed_aliases(served, "stage.adapters"), self.root)
+    def begin(self, served: dict[str, Any], dtypes: Sequence[str] = (), **more: Any) -> None:
+        found = opened(parsed_aliases(served, "stage.adapters"), self.root, **more)
         self.portfolio, self.engine = found.portfolio, Engine()
         for version in self.portfolio.versions().values():
             self.engine.ready(version)
@@ -232,3 +234,24 @@ def test_a_log_that_is_damaged_or_gone(home: Home, caplog: pytest.LogCaptureFixt
     home.promote("b")
     home.look()
     assert home.means() == [("b", 1.0)]
+
+
+def test_an_alias_that_means_what_nobody_signed(home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The name stays with what it stood for, and the log says why."""
+    keys = pair(tmp_path)
+    for name in "ab":
+        sign(home.root / "sft" / name / "artifact", private_key(str(keys.private), "export.sign"))
+    home.begin({"chat": "@production"}, signer=public_key(str(keys.public), "export.verify"))
+    home.promote("b")
+    home.look()
+    assert home.means() == [("b", 1.0)]
+    home.promote("c")
+    home.look()
+    assert home.means() == [("b", 1.0)]
+    assert "chat stays with sft:b" in caplog.text
+    assert "has no signature" in caplog.text
+    home.promote("a")
+    (home.root / "sft" / "a" / "artifact" / "adapter_config.json").write_text("{}")
+    home.look()
+    assert len(home.means()) == 1
+    assert "adapter_config.json is not the file that was signed" in caplog.text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from portfolio import digest_of, interval, made
+from signing_keys import Pair, pair
 
 from align.errors import InputError
 from align.registry.gates import Finding, Subject, read_gate, read_gates
@@ -18,6 +20,8 @@ from align.registry.verdicts import verdict_on
 from align.run.alias_log import Meant
 from align.run.digests import file_digest
 from align.run.receipt import write_receipt
+from align.run.signing import private_key, sign
+from align.run.weights import adapter_digest
 
 FIGURES: dict[str, Any] = {"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.0, "kl_interval": interval(4.0, 2.0, 6.0)}
 
@@ -289,3 +293,66 @@ def test_which_aliases_a_gate_binds(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(InputError, match="is no regular file"):
         read_gates([tmp_path])
+
+
+def signed_export(root: Path, ref: str, of: str, keys: Pair) -> Path:
+    """An export with a receipt that names what it was made of, signed."""
+    config = {"stage": {"name": "export"}, "data": {}, "method": {"name": "qlora"}, "export": {"name": "adapter"}}
+    folder = made(root, ref, {"artifact": of}, config=config, day=2) / "artifact"
+    (folder / "weights").write_text("w")
+    write_receipt(folder, [{"name": "transformers", "verdict": "pass"}], [[1]], {"artifact": digest_of(of)})
+    sign(folder, private_key(str(keys.private), "export.sign"))
+    return folder
+
+
+def test_a_signature(tmp_path: Path) -> None:
+    """Of an export, whose receipt says of what; by the owner of the key beside the gate, and of files as they are."""
+    keys, other, condition = pair(tmp_path, "release"), pair(tmp_path, "other"), "{signature: release.pub}"
+    made(tmp_path, "ppo:a")
+    made(tmp_path, "ppo:b")
+    said = finding(tmp_path, condition)
+    assert (said.passed, said.condition) == (False, "signature by release.pub")
+    assert "stage=export export.sign=KEY artifact=ppo:a" in said.said
+    folder = signed_export(tmp_path, "export:x", "ppo:a", keys)
+    assert finding(tmp_path, condition).said == f"export:x is signed by {file_digest(keys.public)[:12]}"
+    assert not finding(tmp_path, "{signature: other.pub}").passed
+    assert not finding(tmp_path, condition, "ppo:b").passed
+    foreign = signed_export(tmp_path, "export:y", "ppo:b", other)
+    assert "is by another key" in finding(tmp_path, condition, "ppo:b").said
+    # A receipt is believed where it is signed, and speaks of one artifact.
+    shutil.rmtree(foreign)
+    shutil.copytree(folder, foreign)
+    assert "and is another artifact" in finding(tmp_path, condition, "ppo:b").said
+    (folder / "weights").write_text("x")
+    assert "weights is not the file that was signed" in finding(tmp_path, condition).said
+
+
+def test_a_signature_of_the_artifact_itself(tmp_path: Path) -> None:
+    """A run's own folder, which the official tool may have signed; or one of several kinds of an export."""
+    keys, folder = pair(tmp_path, "release"), made(tmp_path, "ppo:a") / "artifact"
+    made(tmp_path, "ppo:a", digest=adapter_digest(folder))
+    meant = Meant("ppo:a", adapter_digest(folder))
+
+    def passed() -> bool:
+        conditions = read_gate(gate(tmp_path, "  - {signature: release.pub}"))
+        (found,) = conditions.findings(asked(tmp_path, lambda index: subject_of(index, tmp_path, meant)))
+        return found.passed
+
+    assert not passed()
+    sign(folder, private_key(str(keys.private), "export.sign"))
+    assert passed()
+    (folder / "more").write_text("")
+    assert not passed()
+
+
+def test_the_key_of_a_gate(tmp_path: Path) -> None:
+    """A file beside the gate; whatever it holds, a closed gate says what is wrong with it."""
+    evaluated(tmp_path)
+    for condition in ("{signature: none.pub}", "{signature: 1}", "{signature: release.pub, figure: kl}"):
+        with pytest.raises(InputError, match=r"conditions\[0\]"):
+            read_gate(gate(tmp_path, f"  - {condition}"))
+    made(tmp_path, "ppo:a")
+    signed_export(tmp_path, "export:x", "ppo:a", keys := pair(tmp_path))
+    shutil.copy(keys.private, tmp_path / "key.pub")
+    found = finding(tmp_path, "{signature: key.pub}")
+    assert (found.passed, "is a private key" in found.said) == (False, True)

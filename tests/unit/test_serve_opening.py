@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from served_adapters import exported, run_with_adapter, written
+from signing_keys import pair
 
 from align.aliases import parsed_aliases
 from align.errors import InputError, MissingArtifact
 from align.models.base import find_base
+from align.run.signing import NotSigned, private_key, public_key, sign
 from align.serve.identity import Allowed
 from align.serve.opening import Opened, opened
 
@@ -128,3 +130,25 @@ def test_what_does_not_go_together(
 def test_a_missing_run_names_the_command_that_makes_it(root: Path) -> None:
     with pytest.raises(MissingArtifact, match="python -m align stage=dpo"):
         served(root, {"a": "dpo:latest"})
+
+
+def test_each_adapter_has_to_be_signed(root: Path, tmp_path: Path) -> None:
+    """By the key that was named; and the base, where there is nothing else."""
+    keys, other = pair(tmp_path), pair(tmp_path, "other")
+    signed = exported(tmp_path / "signed", POCKET.digest, id="pocket")
+    sign(signed, private_key(str(keys.private), "export.sign"))
+    key = public_key(str(keys.public), "export.verify")
+    found = served(root, {"support": str(signed), "plain": "base"}, signer=key)
+    assert found.portfolio.signer == key
+    for adapters, signer, says in (
+        ({"a": str(signed), "b": "sft:a"}, key, "stage.adapters.b=sft:a: has no signature"),
+        ({"a": str(signed)}, public_key(str(other.public), "export.verify"), "stage.adapters.a"),
+        ({"plain": "base"}, key, "model=pocket: has no signature"),
+        ({}, key, "model=pocket: has no signature"),
+    ):
+        with pytest.raises(NotSigned) as error:
+            served(root, adapters, signer=signer)
+        assert says in str(error.value)
+    written(signed, value=9)
+    with pytest.raises(NotSigned, match=r"adapter_model.safetensors is not the file that was signed"):
+        served(root, {"support": str(signed)}, signer=key)

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_folders import BASE
 from served_adapters import METHOD, exported, run_with_adapter, written
+from signing_keys import pair
 
 from align.run import Base
+from align.run.signing import private_key, public_key, sign
 from align.run.weights import adapter_digest
 from align.serve.adapter_folders import NotLoadable, folder_under, loadable_version
 
@@ -205,3 +207,17 @@ def test_folders_with_anything_in_them(tmp_path_factory: pytest.TempPathFactory,
             (folder / name).write_bytes(content)
     with pytest.raises(NotLoadable):
         load("x", folder.parent)
+
+
+def test_what_nobody_signed_is_not_loaded(tmp_path: Path) -> None:
+    """The message names the file, and no path of the server."""
+    keys, folder = pair(tmp_path), exported(tmp_path / "adapters" / "x")
+    key, roots = public_key(str(keys.public), "export.verify"), [tmp_path / "adapters"]
+    with pytest.raises(NotLoadable, match="has no signature"):
+        loadable_version("x", roots, BASE.digest, METHOD, key)
+    sign(folder, private_key(str(keys.private), "export.sign"))
+    assert loadable_version("x", roots, BASE.digest, METHOD, key).folder == folder
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(NotLoadable, match=r"tokenizer\.json is not among the files that were signed") as error:
+        loadable_version("x", roots, BASE.digest, METHOD, key)
+    assert str(tmp_path) not in str(error.value)

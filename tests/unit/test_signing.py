@@ -1,0 +1,273 @@
+"""Signatures: what they cover, whom they refuse, and that the official tool and we read each other's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from served_adapters import written
+from signing_keys import Pair, pair
+
+from align.errors import InputError
+from align.run.digests import file_digest
+from align.run.receipt import RECEIPT, checked_receipt, write_receipt
+from align.run.signing import PASSPHRASE, SIGNATURE, NotSigned, private_key, public_key, sign, verified
+from align.run.weights import published_digest
+
+FIELD = "export.sign"
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def export(tmp_path: Path, keys: Pair) -> Path:
+    """An adapter as stage=export leaves it, with a link to its base, signed."""
+    base = tmp_path / "bases" / "tiny-dequantised"
+    base.mkdir(parents=True)
+    (base / "model.safetensors").write_bytes(b"weights")
+    folder = written(tmp_path / "export")
+    (folder / "base.json").write_text(json.dumps({"id": "tiny", "revision": "", "digest": "d"}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "launch").mkdir()
+    (folder / "launch" / "vllm.sh").write_text("vllm\n")
+    (folder / "tiny").symlink_to("../bases/tiny-dequantised", target_is_directory=True)
+    write_receipt(folder, [{"name": "transformers", "verdict": "pass"}], [[1]], {"artifact": "a"})
+    sign(folder, private_key(str(keys.private), FIELD))
+    return folder
+
+
+def refusal(folder: Path, keys: Pair) -> str:
+    """What is wrong with a folder; empty where nothing is."""
+    try:
+        verified(folder, public_key(str(keys.public), "export.verify"), "export.path", "x")
+    except NotSigned as error:
+        return error.problem
+    return ""
+
+
+def files(folder: Path) -> list[str]:
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in found if not name.startswith("tiny/"))
+
+
+def flipped(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def tool(*words: str | Path) -> tuple[int, str]:
+    """The official command line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "model_signing", *map(str, words)], capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_each_file_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
+    """Changed, removed, renamed: each file of an export in turn, and the message names it."""
+    assert refusal(export, keys) == ""
+    names = [name for name in files(export) if name != SIGNATURE]
+    assert {RECEIPT, "tokenizer.json", "adapter_model.safetensors", "launch/vllm.sh", "base.json"} <= {*names}
+    for name in names:
+        for spoil, said in (
+            (lambda path: flipped(path, path.stat().st_size // 2), f"{name} is not the file that was signed"),
+            (Path.unlink, f"{name} was signed and is missing"),
+            (lambda path: path.rename(path.with_name("aaa")), f"{name} was signed and is missing"),
+            (lambda path: (path.unlink(), path.mkdir()), f"{name} is not the file that was signed"),
+            (lambda path: (path.unlink(), os.mkfifo(path)), f"{name} is not the file that was signed"),
+        ):
+            copied = Path(shutil.copytree(export, tmp_path / "copy", symlinks=True))
+            spoil(copied / name)
+            assert said in refusal(copied, keys), name
+            shutil.rmtree(copied)
+
+
+@pytest.mark.parametrize(
+    ("add", "says"),
+    [
+        (lambda folder: (folder / "chat_template.jinja").write_text("x"), "chat_template.jinja is not among"),
+        (lambda folder: (folder / "launch" / SIGNATURE).write_text("x"), f"launch/{SIGNATURE} is not among"),
+        (lambda folder: (folder / ".hidden").write_text("x"), ".hidden is not among"),
+        (lambda folder: os.mkfifo(folder / "pipe"), "pipe is not among"),
+        (lambda folder: (folder / "more").symlink_to("/"), "more is not among"),
+        (lambda folder: (folder / "loop").symlink_to("loop"), "loop is not among"),
+        (lambda folder: ((folder / "launch").rename(folder / "a"), (folder / "launch").symlink_to("a")), "a/vllm.sh "),
+        (lambda folder: (folder / SIGNATURE).unlink(), f"has no signature ({SIGNATURE})"),
+        (lambda folder: ((folder / SIGNATURE).unlink(), os.mkfifo(folder / SIGNATURE)), "is no signature"),
+        (lambda folder: (folder / SIGNATURE).write_text("{}"), "is no signature"),
+        (lambda folder: (folder / SIGNATURE).write_text("[" * 100_000), "is no signature"),
+    ],
+)  # fmt: skip
+def test_what_was_added_is_refused(export: Path, keys: Pair, add: Callable[[Path], object], says: str) -> None:
+    add(export)
+    assert says in refusal(export, keys)
+
+
+@pytest.mark.parametrize("part", ["hint", "payload", "sig"])
+def test_a_signature_that_was_changed_is_refused(export: Path, keys: Pair, part: str) -> None:
+    text = (export / SIGNATURE).read_text()
+    at = text.index(f'"{part}":"') + len(part) + 24
+    (export / SIGNATURE).write_text(text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :])
+    assert SIGNATURE in refusal(export, keys)
+
+
+def test_another_key_is_named(export: Path, keys: Pair, tmp_path: Path) -> None:
+    other = pair(tmp_path, "other")
+    said = refusal(export, other)
+    assert "is by another key" in said
+    assert file_digest(keys.public)[:12] in said, "sha256sum of the public key's file is its fingerprint"
+    # The same claims under another key: what is signed decides, and not what the bundle says of itself.
+    text = (export / SIGNATURE).read_text().replace(file_digest(keys.public), file_digest(other.public))
+    (export / SIGNATURE).write_text(text)
+    assert refusal(export, other) == f"{SIGNATURE} was changed"
+
+
+def test_what_no_signature_covers(export: Path, keys: Pair, tmp_path: Path) -> None:
+    """The base beside an adapter, as a link, a link to nowhere or a copy; Git's files; and nothing of another name."""
+    away = Path(shutil.copytree(export, tmp_path / "elsewhere" / "deep" / "export", symlinks=True))
+    assert not (away / "tiny").exists()
+    assert refusal(away, keys) == ""
+    copied = Path(shutil.copytree(export, tmp_path / "copied"))
+    assert (copied / "tiny" / "model.safetensors").is_file()
+    (copied / ".git").mkdir()
+    (copied / ".git" / "HEAD").write_text("ref")
+    (copied / ".gitattributes").write_text("*.safetensors")
+    assert refusal(copied, keys) == ""
+    (copied / "tiny").rename(copied / "small")
+    assert "small/model.safetensors is not among" in refusal(copied, keys)
+
+
+@pytest.mark.parametrize(
+    "about", [{"id": "launch", "revision": ""}, {"id": "tiny", "revision": "r"}, {"id": "org/m"}, []]
+)
+def test_a_base_is_left_out_only_where_it_lies(export: Path, keys: Pair, about: object) -> None:
+    """A base that has the name of a signed folder, or comes from a hub, opens no hole."""
+    (export / "tiny").unlink()
+    (export / "base.json").write_text(json.dumps(about))
+    sign(export, private_key(str(keys.private), FIELD))
+    if isinstance(about, list) or about["id"] != "launch":  # of a base called `launch` there would be no link
+        assert refusal(export, keys) == ""
+    for place in ("launch", "tiny", "org/m"):
+        (export / place).mkdir(parents=True, exist_ok=True)
+        (export / place / "model.safetensors").write_bytes(b"evil")
+    assert "is not among" in refusal(export, keys)
+
+
+def test_a_link_to_a_file_counts_as_the_file(export: Path, keys: Pair) -> None:
+    """As the hub's cache has them."""
+    (export / "tokenizer.json").rename(export.parent / "blob")
+    (export / "tokenizer.json").symlink_to("../blob")
+    assert refusal(export, keys) == ""
+    (export.parent / "blob").write_text("[]")
+    assert refusal(export, keys) == "tokenizer.json is not the file that was signed"
+
+
+def test_receipt_and_digest_stay(export: Path) -> None:
+    """A signature is none of the export's files, as its receipt and its digest have them."""
+    signed = published_digest(export)
+    checked_receipt(export)
+    (export / SIGNATURE).unlink()
+    assert published_digest(export) == signed
+
+
+def test_the_official_tool_reads_ours_and_we_read_its(export: Path, keys: Pair, tmp_path: Path) -> None:
+    asked = ("verify", "key", export, "--signature", export / SIGNATURE, "--public_key", keys.public)
+    assert tool(*asked, "--allow_symlinks") == (0, "Verification succeeded\n")
+    (export / "tokenizer.json").write_text("[]")
+    assert tool(*asked, "--allow_symlinks")[0] == 1
+    signing = ("sign", "key", export, "--signature", export / SIGNATURE, "--private_key", keys.private)
+    assert tool(*signing, "--allow_symlinks")[0] == 0
+    assert refusal(export, keys) == ""
+    # It may leave files out. Here it may not: whoever loads them reads all of them.
+    assert tool(*signing, "--allow_symlinks", "--ignore-paths", export / "adapter_model.safetensors")[0] == 0
+    assert refusal(export, keys) == "adapter_model.safetensors is not among the files that were signed"
+    copied = Path(shutil.copytree(export, tmp_path / "copied"))
+    sign(copied, private_key(str(keys.private), FIELD))
+    asked = ("verify", "key", copied, "--signature", copied / SIGNATURE, "--public_key", keys.public)
+    assert tool(*asked) == (0, "Verification succeeded\n")
+
+
+def test_keys_that_do_not_sign(tmp_path: Path, keys: Pair) -> None:
+    made = {
+        "rsa": rsa.generate_private_key(65537, 2048), "ed": ed25519.Ed25519PrivateKey.generate(),
+        "k1": ec.generate_private_key(ec.SECP256K1()),
+    }  # fmt: skip
+    (tmp_path / "noise").write_bytes(os.urandom(200))
+    os.mkfifo(tmp_path / "pipe")
+    refused = {name: pair(tmp_path, name, key) for name, key in made.items()}
+    for given, says in {
+        keys.public: "is a public key", tmp_path / "none": "No such file", tmp_path: "cannot be read",
+        tmp_path / "noise": "no private key in PEM", tmp_path / "pipe": "cannot be read", "\0": "cannot be read",
+        refused["rsa"].private: "(RSAPublicKey)", refused["ed"].private: "(Ed25519PublicKey)",
+        refused["k1"].private: "(secp256k1)",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=FIELD) as error:
+            private_key(str(given), FIELD)
+        assert says in str(error.value)
+    for given, says in {
+        keys.private: "is a private key", refused["rsa"].public: "(RSAPublicKey)", tmp_path / "noise": "no public key",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError) as error:
+            public_key(str(given), "export.verify")
+        assert says in str(error.value)
+
+
+@pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
+def test_other_curves(tmp_path: Path, curve: ec.EllipticCurve) -> None:
+    keys, folder = pair(tmp_path, key=ec.generate_private_key(curve)), written(tmp_path / "adapter")
+    sign(folder, private_key(str(keys.private), FIELD))
+    assert refusal(folder, keys) == ""
+
+
+def test_a_passphrase_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked, folder = pair(tmp_path, word=b"open sesame"), written(tmp_path / "adapter")
+    monkeypatch.delenv(PASSPHRASE, raising=False)
+    with pytest.raises(InputError, match=f"has a passphrase. Set it as {PASSPHRASE}"):
+        private_key(str(locked.private), FIELD)
+    monkeypatch.setenv(PASSPHRASE, "open barley")
+    with pytest.raises(InputError, match="does not open with the passphrase") as error:
+        private_key(str(locked.private), FIELD)
+    assert "barley" not in str(error.value)
+    monkeypatch.setenv(PASSPHRASE, "open sesame")
+    sign(folder, private_key(str(locked.private), FIELD))
+    assert refusal(folder, locked) == ""
+    private_key(str(pair(tmp_path, "plain").private), FIELD)  # one without a passphrase does not mind
+
+
+def test_a_key_is_read_once(export: Path, keys: Pair, tmp_path: Path) -> None:
+    """A server trusts the key that it was started with, whatever its file holds later."""
+    mine = Path(shutil.copy(keys.public, tmp_path / "mine.pub"))
+    key = public_key(str(mine), "export.verify")
+    shutil.copy(pair(tmp_path, "other").public, mine)
+    verified(export, key, "export.path", "x")
+
+
+def test_nothing_is_asked_of_a_network(export: Path, keys: Pair) -> None:
+    code = f"""
+import socket
+def refused(*_, **__): raise SystemExit("asked a network")
+socket.socket.connect = socket.getaddrinfo = refused
+from pathlib import Path
+from align.run.signing import *
+sign(Path({str(export)!r}), private_key({str(keys.private)!r}, "a"))
+verified(Path({str(export)!r}), public_key({str(keys.public)!r}, "b"), "c", "d")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_the_package(keys: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(InputError, match=r"pip install 'align\[sign\]'"):
+        private_key(str(keys.private), FIELD)
