@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,8 +158,9 @@ def sign(folder: Path, key: PrivateKey) -> None:
     """`model.sig` in a folder, last of its files."""
     from model_signing import hashing
 
-    apart = [SIGNATURE, *filter(None, [base_beside(folder, ())])]
-    hashed = hashing.Config().set_ignored_paths(paths=apart).set_allow_symlinks(True)
+    beside = base_beside(folder)
+    apart = [beside] if beside and (folder / beside).is_symlink() else []
+    hashed = hashing.Config().set_ignored_paths(paths=[SIGNATURE, *apart]).set_allow_symlinks(True)
     key.by.set_hashing_config(hashed).sign(folder, folder / SIGNATURE)
 
 
@@ -195,7 +196,9 @@ def verified(folder: Path, key: PublicKey, setting: str, shown: str) -> None:
         except Exception as error:  # the package has no class of its own for what it refuses
             raise refused(what_changed(folder, signed)) from error
     try:  # by now `base.json` is known to be what was signed
-        added = {*files_in(folder, base_beside(folder, signed))} - signed.keys()
+        beside = base_beside(folder)
+        inside = any(Path(name).parts[0] == beside for name in signed)  # no base, or one that was signed too
+        added = {*files_in(folder, "" if inside else beside)} - signed.keys()
     except OSError as error:
         raise refused(f"a folder in it cannot be read ({error.strerror})") from error
     if added:
@@ -211,14 +214,13 @@ def claims_of(text: bytes) -> tuple[str, dict[str, str]]:
     bundle = json.loads(text)
     payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True))
     signed = {str(one["name"]): one["digest"] for one in payload["predicate"]["resources"]}
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in signed):
+    if any(Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts for name in signed):
         raise ValueError("names a file outside of its folder")
     return str(bundle["verificationMaterial"]["publicKey"]["hint"]), signed
 
 
-def base_beside(folder: Path, signed: Collection[str]) -> str:
-    """The name by which an adapter's folder has its base: a link, or what a copy made of it; empty where it has none,
-    or files in there were signed.
+def base_beside(folder: Path) -> str:
+    """The name by which an adapter's folder has its base: a link, or what a copy made of it; empty where it has none.
 
     The base is no part of the adapter, of which many share it. `base.json`, which is signed, has its digest.
     """
@@ -228,9 +230,8 @@ def base_beside(folder: Path, signed: Collection[str]) -> str:
     except (OSError, ValueError, AttributeError, RecursionError):
         return ""
     plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name and not revision
-    inside = any(path.partition("/")[0] == name for path in signed)
     lies = (folder / name).is_dir() or (folder / name).is_symlink()
-    return name if plain and not inside and lies else ""
+    return name if plain and lies else ""
 
 
 def files_in(folder: Path, beside: str) -> Iterator[str]:

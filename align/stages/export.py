@@ -53,8 +53,9 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
     artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
     options, checking = options_of(config), config.export.name == "check"
     folders = folders_of(config) if checking else []
-    for folder in folders if trusted else []:
-        verified(folder, trusted, "export.path", str(folder))
+    for folder in folders:
+        if trusted is not None:
+            verified(folder, trusted, "export.path", str(folder))
     origin = origin_of(artifact, run.base, Path(config.run.root).expanduser())
     claims = {folder: claimed(config, options, artifact, origin, folder) for folder in folders}
     trained = loaded(config, artifact, run.base, origin)

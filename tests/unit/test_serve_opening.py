@@ -13,6 +13,7 @@ from align.aliases import parsed_aliases
 from align.errors import InputError, MissingArtifact
 from align.models.base import find_base
 from align.run.signing import NotSigned, private_key, public_key, sign
+from align.serve.adapter_folders import NotLoadable
 from align.serve.identity import Allowed
 from align.serve.opening import Opened, opened
 
@@ -138,8 +139,11 @@ def test_each_adapter_has_to_be_signed(root: Path, tmp_path: Path) -> None:
     signed = exported(tmp_path / "signed", POCKET.digest, id="pocket")
     sign(signed, private_key(str(keys.private), "export.sign"))
     key = public_key(str(keys.public), "export.verify")
-    found = served(root, {"support": str(signed), "plain": "base"}, signer=key)
-    assert found.portfolio.signer == key
+    exported(tmp_path / "unsigned", POCKET.digest, id="pocket")
+    found = served(root, {"support": str(signed), "plain": "base"}, signer=key, roots=[tmp_path])
+    found.portfolio.load("more", "signed")
+    with pytest.raises(NotLoadable, match="has no signature"):
+        found.portfolio.load("other", "unsigned")
     for adapters, signer, says in (
         ({"a": str(signed), "b": "sft:a"}, key, "stage.adapters.b=sft:a: has no signature"),
         ({"a": str(signed)}, public_key(str(other.public), "export.verify"), "stage.adapters.a"),

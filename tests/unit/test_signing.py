@@ -149,19 +149,38 @@ def test_what_no_signature_covers(export: Path, keys: Pair, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "about", [{"id": "launch", "revision": ""}, {"id": "tiny", "revision": "r"}, {"id": "org/m"}, []]
+    ("about", "place", "refused"),
+    [
+        ({"id": "tiny", "revision": ""}, "tiny", False),
+        ({"id": "tiny", "revision": "r"}, "tiny", True),
+        ({"id": "other"}, "tiny", True),
+        ({"id": "launch"}, "launch", True),
+        ({"id": "org/m"}, "org/m", True),
+        ({"id": ".."}, "tiny", True),
+        ([], "tiny", True),
+    ],
 )
-def test_a_base_is_left_out_only_where_it_lies(export: Path, keys: Pair, about: object) -> None:
+def test_a_base_is_left_out_only_where_it_lies(
+    export: Path, keys: Pair, about: object, place: str, refused: bool
+) -> None:
     """A base that has the name of a signed folder, or comes from a hub, opens no hole."""
     (export / "tiny").unlink()
     (export / "base.json").write_text(json.dumps(about))
     sign(export, private_key(str(keys.private), FIELD))
-    if isinstance(about, list) or about["id"] != "launch":  # of a base called `launch` there would be no link
-        assert refusal(export, keys) == ""
-    for place in ("launch", "tiny", "org/m"):
-        (export / place).mkdir(parents=True, exist_ok=True)
-        (export / place / "model.safetensors").write_bytes(b"evil")
-    assert "is not among" in refusal(export, keys)
+    assert refusal(export, keys) == ""
+    (export / place).mkdir(parents=True, exist_ok=True)
+    (export / place / "model.safetensors").write_bytes(b"evil")
+    said = refusal(export, keys)
+    assert said == (f"{place}/model.safetensors is not among the files that were signed" if refused else "")
+
+
+def test_a_base_that_was_signed_too_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
+    """As the official tool signs a copy with the base in it."""
+    copied = Path(shutil.copytree(export, tmp_path / "copied"))
+    sign(copied, private_key(str(keys.private), FIELD))
+    assert refusal(copied, keys) == ""
+    flipped(copied / "tiny" / "model.safetensors", 0)
+    assert refusal(copied, keys) == "tiny/model.safetensors is not the file that was signed"
 
 
 def test_a_link_to_a_file_counts_as_the_file(export: Path, keys: Pair) -> None:
