@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,7 +16,7 @@ class Pair(NamedTuple):
     public: Path
 
 
-def pair(folder: Path, name: str = "key", key: object = None, word: bytes = b"") -> Pair:
+def pair(folder: Path, name: str = "key", key: Any = None, word: bytes = b"") -> Pair:
     """Args:
     key: a private key; None for a new one on P-256.
     word: its passphrase.

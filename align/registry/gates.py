@@ -217,15 +217,16 @@ def judged_by(subject: Subject, key: str, figure: Any) -> str:
 
 
 def receipt(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:
-    """`{receipt: KIND}`: an export of that kind, whose files are those that its receipt speaks of, and which kept every
-    bound."""
+    """`{receipt: KIND}`: it is, or has, an export of that kind, whose files are those that its receipt speaks of, and
+    which kept every bound."""
     kind = given["receipt"]
     alone = {*given} == {"receipt"} and isinstance(kind, str) and bool(kind)
     require(alone, field, dict(given), "is no kind of export", "Write {receipt: adapter}, merged or gguf.")
 
     def check(subject: Subject) -> tuple[bool, str]:
         said = f"there is no such export: stage=export export={kind} artifact={subject.record['run']}"
-        for export in subject.exports:
+        own = [subject.record] if subject.record["stage"] == "export" else []
+        for export in (*own, *subject.exports):
             if value_at(export, "config.export.name") == kind and export["status"] == "done":
                 passed, said = receipt_passed(subject, export)
                 if passed:
@@ -243,7 +244,7 @@ def receipt_passed(subject: Subject, export: Record) -> tuple[bool, str]:
         verify_outputs(folder, read_manifest(folder).outputs)  # the receipt itself among them
     except InputError as error:
         return False, f"{export['run']}: {error}"
-    if found.get("artifact") != subject.digest:
+    if export is not subject.record and found.get("artifact") != subject.digest:
         return False, f"{export['run']} has the receipt of another artifact"
     verdicts = [row.get("verdict") for row in found["rows"]]
     missed = [row.get("name") for row in found["rows"] if row.get("verdict") not in (PASS, "reported", "not checked")]

@@ -192,6 +192,22 @@ def test_a_receipt_of_another_kind_or_a_half_export(tmp_path: Path) -> None:
     assert finding(tmp_path, "{receipt: adapter}").passed
 
 
+def test_an_export_that_is_promoted_has_its_own_receipt(tmp_path: Path) -> None:
+    """A server that asks for signatures follows an alias of exports: their receipts count for them too."""
+    made(tmp_path, "ppo:a")
+    exported(tmp_path, "pass", kind="merged")
+    meant = Meant("export:x", "")
+
+    def found(condition: str) -> Finding:
+        about = asked(tmp_path, lambda index: subject_of(index, tmp_path, meant))
+        return read_gate(gate(tmp_path, f"  - {condition}")).findings(about)[0]
+
+    assert found("{receipt: merged}").passed
+    assert not found("{receipt: gguf}").passed
+    exported(tmp_path, "fail", kind="merged")
+    assert not found("{receipt: merged}").passed
+
+
 def test_one_good_export_is_enough(tmp_path: Path) -> None:
     made(tmp_path, "ppo:a")
     exported(tmp_path, "fail", name="a")
