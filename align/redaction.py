@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
@@ -156,13 +156,13 @@ def names_secret(variable: str) -> bool:
     return NAMED_SECRET.search(variable) is not None
 
 
-def masked_tree(value: Any) -> Any:
+def masked_tree(value: Any, mask: Callable[[str], str] = masked) -> Any:
     """Nested mappings and lists with every text in them masked."""
     if isinstance(value, Mapping):
-        return {key: masked_tree(inner) for key, inner in value.items()}
+        return {key: masked_tree(inner, mask) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [masked_tree(inner) for inner in value]
-    return masked(str(value)) if isinstance(value, str) else value
+        return [masked_tree(inner, mask) for inner in value]
+    return mask(str(value)) if isinstance(value, str) else value
 
 
 def unmarked(value: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -17,6 +16,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+
+from align.mirrors import Mirror, Table
 
 PLAIN_EVERY_S = 10.0
 
@@ -37,10 +38,10 @@ class Tracker:
     Args:
         folder: the run's folder.
         keep_below: on resume, rows of this step and later are dropped: the run will write them again.
-        wandb: `{project, name, config}` to mirror metrics to Weights & Biases, offline where there is no key.
+        mirror: is told the same, see `align.mirrors`.
     """
 
-    def __init__(self, folder: Path, keep_below: int = 0, wandb: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, keep_below: int = 0, mirror: Mirror | None = None) -> None:
         self.metrics_path, self.timing_path = folder / "metrics.jsonl", folder / "timing.jsonl"
         self.samples_path = folder / "samples.jsonl"
         self._started = time.perf_counter()
@@ -49,7 +50,7 @@ class Tracker:
             temporary = path.with_name(f".{path.name}.tmp")
             temporary.write_text("".join(map(line_of, kept)), encoding="utf-8")
             temporary.replace(path)  # a crash here must not take the rows of the steps before the checkpoint along
-        self._wandb = start_wandb(folder, wandb) if wandb else None
+        self._mirror, self._shown = mirror, dict[str, Table]()
 
     def log(self, step: int, metrics: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> None:
         """Append `metrics` (deterministic) and `timing` (not) under `step`."""
@@ -57,8 +58,9 @@ class Tracker:
         clock = {"step": step, "elapsed_s": round(time.perf_counter() - self._started, 3), "peak_rss_mb": peak_rss_mb()}
         append(self.metrics_path, row)
         append(self.timing_path, {**clock, **(timing or {})})
-        if self._wandb:
-            self._wandb.log({**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, step=step)
+        if self._mirror:
+            self._mirror.log(step, {**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, self._shown)
+            self._shown = {}
 
     def keep(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Append what was answered at `step` to `samples.jsonl`."""
@@ -66,25 +68,18 @@ class Tracker:
             append(self.samples_path, {"step": step, **sample})
 
     def show(self, step: int, samples: Sequence[Mapping[str, Any]], heading: str) -> None:
-        """What was answered at `step`, for the eyes: kept, printed under a heading, and mirrored as a table."""
+        """What was answered at `step`, for the eyes: kept, printed under a heading, and mirrored as a
+        table with the figures of the step."""
         self.keep(step, samples)
         print(heading)
         for sample in samples:
             print(f"  {shortened(last_turn(sample))} → {shortened(sample['answer'])}  ({sample['score']:.2f})")
-        if self._wandb:
-            import wandb
-
-            columns: list[Any] = list(samples[0])
-            shown = [{**sample, "prompt": in_turns(sample["prompt"])} for sample in samples]
-            table = wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in shown])
-            self._wandb.log({"samples": table}, step=step)
+        columns = list(samples[0])
+        shown = [{**sample, "prompt": in_turns(sample["prompt"])} for sample in samples]
+        self._shown = {"samples": Table(columns, [[row[c] for c in columns] for row in shown])}
 
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics_path)
-
-    def close(self) -> None:
-        if self._wandb:
-            self._wandb.finish()
 
 
 def last_turn(sample: Mapping[str, Any]) -> str:
@@ -133,23 +128,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 break
             rows.append(row)
     return rows
-
-
-def start_wandb(folder: Path, settings: Mapping[str, Any]) -> Any:
-    """A wandb run that writes beside ours; offline unless a key is configured, so that nothing waits for a login."""
-    key = os.environ.get("WANDB_API_KEY")
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
-    if mode == "offline":
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it asks its server even so
-    try:
-        import wandb
-    except ImportError as error:
-        from align.errors import InputError
-
-        raise InputError("track", "wandb", "the package is not installed", "Run: pip install 'align[wandb]'") from error
-    # The manifest has the commit and the difference, masked; its own copy of the code would not be.
-    own = {"disable_git": True, "disable_code": True}
-    return wandb.init(dir=str(folder.resolve()), mode=mode, reinit="finish_previous", settings=own, **settings)
 
 
 WATCHER: ContextVar[Callable[[Progress], None] | None] = ContextVar("WATCHER", default=None)

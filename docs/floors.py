@@ -26,6 +26,7 @@ FLOORS = {
         "align.merkle",
         "align.aliases",
         "align.functions",
+        "align.mirrors",
     ),
     1: ("align.ops", "align.run", "align.track", "annotate.store"),
     2: ("align.data", "align.models", "align.report", "align.web"),

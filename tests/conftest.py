@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -109,6 +110,30 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in conversations()), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def no_network() -> Iterator[None]:
+    """Nothing calls out, and nothing asks for a name: who swallows the error is seen at the end."""
+
+    connect, attempts = socket.socket.connect, []
+
+    def only_local(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
+            attempts.append(address)
+            raise OSError(f"something calls out to {address}")
+        connect(self, address)
+
+    def no_name(host: Any, *rest: Any, **options: Any) -> Any:
+        attempts.append(host)
+        raise socket.gaierror(f"something asks for {host}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", only_local)
+        patch.setattr(socket.socket, "connect_ex", only_local)
+        patch.setattr(socket, "getaddrinfo", no_name)
+        yield
+    assert not attempts
 
 
 def byte_bpe(special: Sequence[str], template: str, size: int, **named: str) -> Any:

@@ -240,11 +240,11 @@ class RolloutConfig(Settings):
 
 @dataclass
 class TrackConfig(Settings):
-    """Where metrics go besides `metrics.jsonl`."""
+    """Where a run is shown besides its own folder."""
 
     AT: ClassVar[str] = "track"
 
-    name: str = setting("none", "The service.", choices=("none", "wandb"))
+    name: str = setting("none", "The service.", choices=("none", "wandb", "mlflow", "trackio"))
     project: str = setting("align", "The project at the service.")
 
 

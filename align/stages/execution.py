@@ -7,7 +7,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from align.report import too_few
 from align.run import Input, Run, out_of_memory, storage_error, verify_outputs
 from align.run.garbage import without_collector
 from align.stages.inputs import OF, Inputs, settled
+from align.stages.mirroring import MIRROR, check_installed, mirrored
 from align.stages.rows import naming_of
 from align.track import Tracker, shortened, watched
 from align.types import Result
@@ -60,10 +61,12 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
             print(run.folder)
             return 0
         print(first_line(run, config))
+        check_installed(config)
         run.begin(resolved(config))
         log = log_to(run)
         try:
-            result = published(run, config, inputs)
+            with mirrored(run, config):
+                result = published(run, config, inputs)
         except AlignError:
             raise
         except Exception as error:
@@ -169,9 +172,5 @@ def log_to(run: Run) -> logging.Handler:
 
 
 def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextManager[Tracker]:
-    """The run's metrics streams, continued after step `keep_below`, mirrored to wandb where `track=wandb`."""
-    mirror = None
-    if config.track.name == "wandb":
-        name = f"{run.manifest.stage}/{run.name}"
-        mirror = {"project": config.track.project, "name": name, "config": plain(config)}
-    return closing(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))
+    """The run's metrics streams, continued after step `keep_below`, and mirrored where `track` names a service."""
+    return nullcontext(Tracker(run.folder, keep_below + 1 if keep_below else 0, MIRROR.get()))

@@ -31,6 +31,7 @@ from align.report.words import counted
 from align.run.alias_log import SIGN, read_log
 from align.run.artifacts import SERVES_AS_SFT, meaning
 from align.run.manifest import Manifest
+from align.stages.mirroring import alias_mirrored, check_installed
 
 IN_A_TABLE = 100
 """Runs that a table has unless told."""
@@ -205,17 +206,21 @@ def absolute(url: str) -> str:
 
 
 def promoted(config: Config) -> Iterable[str]:
+    check_installed(config)
     stage, root = config.stage, root_of(config)
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
     written = parsed_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
     gates = read_gates([root / GATES, Path(stage.gates or OWN_GATES).expanduser()])
     done = promotion.promote(root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override)
-    return promotion.as_lines(done)
+    return chain(promotion.as_lines(done), alias_mirrored(config, root, done.change))
 
 
 def retired(config: Config) -> Iterable[str]:
+    check_installed(config)
     stage: RegistryConfig = config.stage
-    return promotion.as_lines(promotion.retire(root_of(config), str(stage.alias), who=stage.who, why=str(stage.why)))
+    root = root_of(config)
+    done = promotion.retire(root, str(stage.alias), who=stage.who, why=str(stage.why))
+    return chain(promotion.as_lines(done), alias_mirrored(config, root, done.change))
 
 
 def history(config: Config) -> Iterable[str]:

@@ -76,8 +76,8 @@ class Server(uvicorn.Server):
     ) -> None:
         # Its own logging configuration would close the run's log, which then opens its file anew at the next line.
         config = uvicorn.Config(
-            app, host=host, port=port, log_config=None, log_level="warning", ws="none", timeout_graceful_shutdown=3,
-            backlog=BATCH, access_log=False,
+            app, host=host, port=port, log_config=None, log_level="warning", ws="none", loop="asyncio",
+            timeout_graceful_shutdown=3, backlog=BATCH, access_log=False,
         )  # fmt: skip
         proxies = ProxyHeadersMiddleware(cast(Any, app), config.forwarded_allow_ips).trusted_hosts
         self.all = Connections(connection_limit(), lambda address: address in proxies)

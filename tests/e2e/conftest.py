@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from data_of_votes import filled, making
@@ -51,30 +49,6 @@ def forks() -> Iterator[Forks]:
     """Commands in processes of their own, without the time that importing torch takes."""
     with forking() as forks:
         yield forks
-
-
-@pytest.fixture(scope="module")
-def no_network() -> Iterator[None]:
-    """Nothing calls out, and nothing asks for a name: who swallows the error is seen at the end."""
-
-    connect, attempts = socket.socket.connect, []
-
-    def only_local(self: socket.socket, address: Any) -> None:
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
-            attempts.append(address)
-            raise OSError(f"something calls out to {address}")
-        connect(self, address)
-
-    def no_name(host: Any, *rest: Any, **options: Any) -> Any:
-        attempts.append(host)
-        raise socket.gaierror(f"something asks for {host}")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", only_local)
-        patch.setattr(socket.socket, "connect_ex", only_local)
-        patch.setattr(socket, "getaddrinfo", no_name)
-        yield
-    assert not attempts
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 from omegaconf import OmegaConf
 from postgres import new_schema
+from searched import everything_in
 from sqlalchemy import create_engine
 from workshop import Workshop
 
@@ -61,8 +62,7 @@ class Place(NamedTuple):
         needles = {n: {v, *re.split("[/@]", v)} - {"pl4nted"} for n, v in PLANTED.items()}
         texts = {f"output {i}": text for i, text in enumerate(said)}
         for root in ("runs", "home"):
-            for path in (self.folder / root).rglob("*"):
-                texts[str(path)] = path.read_bytes().decode("latin-1") if path.is_file() else ""
+            texts |= {str(path): "" for path in (self.folder / root).rglob("*")} | everything_in(self.folder / root)
         return [
             f"{name} in {where}"
             for where, text in texts.items()
@@ -106,7 +106,8 @@ def group_file(place: Place, url: str) -> None:
 
 @pytest.mark.slow
 def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_model: Path, chats: Path):
-    """Each stage once, with the store's URL from the command line, the environment or a group file, by turns."""
+    """Each stage once, some at a service, with the store's URL from the command line, the environment or a group file,
+    by turns."""
     schema = new_schema(postgres, "secrets_of_stages")
     given = shlex.quote("store.url=" + with_password(schema, "pl4nted%2Fw1th%40sl4sh"))
     group_file(place, with_password(schema, PLANTED["conf"]))
@@ -124,11 +125,11 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     lines = [
         f"stage=data data=jsonl data.path={chats} {given}",
         f"stage=sft {model} {data} {sft} track=wandb {given}",
-        f"stage=full {model} {data} {sft} {given}",
+        f"stage=full {model} {data} {sft} track=mlflow {given}",
         f"stage=sample {data} stage.prompts=24 init=sft:latest model=base track=mine",
         *(f"{annotate}{action} {given if i % 2 else ''}" for i, action in enumerate(actions)),
         *(f"stage={stage} {votes} {SHORT} {url}" for stage, url in (("reward", "track=mine"), ("dpo", given))),
-        f"stage=ppo {data} {ppo} {given}",
+        f"stage=ppo {data} {ppo} track=trackio {given}",
         f"stage=eval {data} stage.prompts=4 {given}",
         f"stage=export {given} device=cpu",
         f"stage=verify {model} {SHORT} {given}",
@@ -141,6 +142,8 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(place.folder.glob("runs/*/*/manifest.json"))) == len(lines) - 2  # a key and a list are no runs
     assert list(place.folder.glob("runs/sft/*/wandb/offline-run-*/*.wandb"))
+    assert (place.folder / "runs/mlflow/mlflow.db").is_file()
+    assert (place.folder / "runs/trackio/align.db").is_file()
     (token,) = re.findall(r"token=([\w-]+)", done.stdout)  # printed for one pair of eyes, and written nowhere
     PLANTED["invitation"] = token
     try:

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 from floors import FLOOR_OF, FLOORS, MODULES, OURS, PICTURE, ROOT, imports, name_of, reduced, room_of, rooms_in, svg
 
 # The steps on a floor: a schema refuses a value with an error of ours, hides a secret and reads names for artifacts, an
-# error masks it, and a broken chain is an error, as is a function that is not found.
+# error masks it, and a broken chain is an error, as are a function that is not found
+# and a service whose package is missing; what goes to a service is masked.
 # `redaction` itself imports nothing of ours.
 ALLOWED = {
     ("align.aliases", "align.errors"),
@@ -27,6 +28,8 @@ ALLOWED = {
     ("align.config", "align.redaction"),
     ("align.errors", "align.redaction"),
     ("align.functions", "align.errors"),
+    ("align.mirrors", "align.errors"),
+    ("align.mirrors", "align.redaction"),
 }
 LONG = {"annotate.store.migrations.versions.0002_assignment.upgrade"}  # one table after another
 """Functions of more than 60 lines."""
@@ -149,6 +152,7 @@ def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
         "__init__",
         "execution",
         "inputs",
+        "mirroring",
         "printing",
         "rows",
         "scores",

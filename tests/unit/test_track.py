@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from align import track
-from align.errors import InputError
+from align.mirrors import Artifact, Table
 from align.track import Progress, Tracker, read_rows
 
 
@@ -21,7 +21,6 @@ def test_clocks_stay_out_of_the_metrics(tmp_path: Path):
         folder.mkdir()
         tracker = Tracker(folder)
         tracker.log(1, {"loss": 0.5, "naïve": 1}, {"tokens_s": 7.0})
-        tracker.close()
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
     assert read_rows(tmp_path / "a/metrics.jsonl") == [{"step": 1, "loss": 0.5, "naïve": 1}]
     (timing,) = read_rows(tmp_path / "a/timing.jsonl")
@@ -105,46 +104,35 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert shown.out == ""
 
 
-@pytest.mark.parametrize(
-    ("environment", "mode"),
-    [({}, "offline"), ({"WANDB_API_KEY": "k"}, "online"), ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline")],
-)
-def test_wandb_is_online_only_with_a_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mode: str
-):
-    calls: list[Any] = []
-    stub = SimpleNamespace(init=lambda **kwargs: calls.append(kwargs) or SimpleNamespace(log=calls.append))
-    monkeypatch.setitem(sys.modules, "wandb", stub)
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    Tracker(tmp_path, wandb={"project": "p", "name": "sft/x", "config": {}})
-    assert (calls[0]["mode"], calls[0]["project"], calls[0]["dir"]) == (mode, "p", str(tmp_path))
+class Told:
+    """A mirror that remembers."""
+
+    last = -1
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, Mapping[str, Any], Mapping[str, Table]]] = []
+
+    def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
+        self.rows.append((step, figures, tables))
+
+    def publish(self, artifact: Artifact) -> None: ...
+
+    def finish(self, figures: Mapping[str, Any], failed: bool) -> None: ...
 
 
-def test_wandb_stays_away_when_it_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # any import of it fails
-    Tracker(tmp_path).log(1, {"loss": 1.0})
-    with pytest.raises(InputError, match="pip install"):
-        Tracker(tmp_path, wandb={"project": "p", "name": "x", "config": {}})
-
-
-def test_answers_are_shown_as_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'align[wandb]'")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    tracker = Tracker(tmp_path, wandb={"project": "p", "name": "ppo/x", "config": {}})
-    logged: list[dict[str, Any]] = []
-    monkeypatch.setattr(tracker._wandb, "log", lambda row, step: logged.append({**row, "step": step}))
+def test_answers_are_shown_as_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    mirror = Told()
+    tracker = Tracker(tmp_path, mirror=mirror)
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?\n"}]
     tracker.show(7, [{"prompt": prompt, "answer": "Because " * 20, "score": 0.123}], "update 7: better")
-    tracker.close()
+    tracker.log(7, {"loss": 1.0}, {"update_s": 2.0})
+    tracker.log(8, {"loss": 0.5})
     assert capsys.readouterr().out == f"update 7: better\n  Why? → {'Because ' * 7}Bec…  (0.12)\n"
     assert read_rows(tmp_path / "samples.jsonl") == [
         {"step": 7, "prompt": prompt, "answer": "Because " * 20, "score": 0.123}
     ]
-    assert logged[0]["step"] == 7
-    assert logged[0]["samples"].data == [["system: Be brief.\nuser: Why?\n", "Because " * 20, 0.123]]
+    answers = [["system: Be brief.\nuser: Why?\n", "Because " * 20, 0.123]]
+    assert mirror.rows == [
+        (7, {"loss": 1.0, "time/update_s": 2.0}, {"samples": Table(["prompt", "answer", "score"], answers)}),
+        (8, {"loss": 0.5}, {}),
+    ]

@@ -1,0 +1,60 @@
+"""Training that a service is shown: killed, gone on with, failed, and with a service that cannot be written to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workshop import Workshop
+
+from align.run import read_manifest
+from align.track import Tracker, read_rows
+
+mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'align[mlflow]'")
+SFT = ("stage.max_steps=4", "stage.save_every=2", "stage.log_every=1", "track=mlflow", "run.name=x")
+
+
+@pytest.fixture
+def shop(tmp_path: Path, chats: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> Workshop:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return Workshop(tmp_path / "runs", chats, "model=hub", f"model.path={tiny_model}")
+
+
+def test_a_killed_run_is_one_run_with_each_step_once(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Tracker.log
+
+    def killed(self: Tracker, step: int, *given: Any) -> None:
+        real(self, step, *given)
+        if step == 3:  # a step behind the checkpoint
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log", killed)
+        assert shop.status("stage=sft", *shop.on_file, *SFT) == 130
+    store = f"sqlite:///{shop.root / 'mlflow/mlflow.db'}"
+    client = mlflow.MlflowClient(store, store)
+    (begun,) = client.search_runs([client.get_experiment_by_name("align").experiment_id])
+    assert begun.info.status == "FAILED"
+
+    folder = shop.run("sft", *SFT)
+    (found,) = client.search_runs([begun.info.experiment_id])
+    assert (found.info.run_id, found.info.status, found.info.run_name) == (begun.info.run_id, "FINISHED", "sft:x")
+    shown = [(one.step, one.value) for one in client.get_metric_history(found.info.run_id, "loss")]
+    assert sorted(shown) == [(row["step"], row["loss"]) for row in read_rows(folder / "metrics.jsonl")]
+    manifest = read_manifest(folder)
+    (version,) = client.search_model_versions("name = 'align'")
+    assert (version.tags["align.digest"], version.source) == (manifest.digest, str(folder / "artifact"))
+    assert found.data.params["stage.max_steps"] == "4"
+    read = {one.dataset.digest for one in found.inputs.dataset_inputs}
+    assert read == {one.digest[:36] for one in manifest.inputs.values()}
+    assert found.data.metrics["result/loss_after"] == manifest.metrics["loss_after"]
+
+
+def test_a_service_that_cannot_be_written_to_stops_no_training(shop: Workshop) -> None:
+    shop.root.mkdir()
+    (shop.root / "mlflow").write_text("a file where a folder belongs")
+    folder = shop.run("sft", *SFT)
+    assert shop.said.count("track=mlflow is off from here on: FileExistsError") == 1
+    assert read_manifest(folder).done

@@ -1,0 +1,319 @@
+"""Each service for real, in this process and without a network: what it is told is there, once, and no secret is."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from portfolio import made
+from safetensors.numpy import save_file
+from searched import everything_in
+
+from align.__main__ import main
+from align.mirrors import Artifact, Guarded, Table, Watched, opened
+from align.mirrors.mirror import flat
+from align.redaction import remember
+from align.run.weights import adapter_digest
+
+TOKEN = "hf_" + "pL4nTeDhUb" * 4
+GIVEN = "pl4nted-password"
+SERVICES = ("wandb", "mlflow", "trackio")
+ADAPTER = "ad" * 32
+
+
+@pytest.fixture(scope="module")
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """trackio reads once, when it is imported, where it writes."""
+    if "trackio" in sys.modules:
+        return Path(sys.modules["trackio"].TRACKIO_DIR)
+    return tmp_path_factory.mktemp("trackio")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch, trackio_folder: Path, no_network: None) -> None:
+    """No server is named; there is a token of the hub, with which trackio would ask for its owner's name."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "WANDB_API_KEY", "WANDB_MODE", "TRACKIO_SPACE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRACKIO_DIR", str(trackio_folder))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("HOME", str(trackio_folder))
+
+
+def needs(service: str) -> None:
+    pytest.importorskip(service, reason=f"{service} is not installed: pip install 'align[{service}]'")
+
+
+def run_of(root: Path, resumed: bool = False, **more: Any) -> Watched:
+    """A run of a project of its own: trackio's folder is that of all tests here."""
+    folder = root / "ppo" / "x y é"
+    (folder / "artifact").mkdir(parents=True, exist_ok=True)
+    (folder / "artifact" / "adapter_model.safetensors").write_text("weights")
+    read = {"init": Artifact("sft:s", "init", "5f" * 32, root / "sft/s/artifact", {})}
+    config = {"stage": {"name": "ppo", "lr": 0.1}, "seed": 3, **more}
+    return Watched(f"p-{root.name}", "ppo:x y é", "1d" * 8, root, folder, config, read, resumed)
+
+
+def adapter(root: Path, digest: str = ADAPTER) -> Artifact:
+    return Artifact("ppo:x y é", "model", digest, root / "ppo/x y é/artifact", {"base": {"id": "pocket"}})
+
+
+def shown(*answers: str) -> dict[str, Table]:
+    return {"samples": Table(["prompt", "answer"], [["Why?", answer] for answer in answers])}
+
+
+def mirrored(service: str, run: Watched) -> Guarded:
+    needs(service)
+    return opened(service, run)
+
+
+def read_back(service: str, run: Watched) -> dict[str, Any]:
+    """What a service shows of a run: rows as pairs of step and loss, settings, samples, artifacts by alias."""
+    return {"mlflow": in_mlflow, "trackio": in_trackio, "wandb": in_wandb}[service](run)
+
+
+def in_mlflow(run: Watched) -> dict[str, Any]:
+    from mlflow import MlflowClient
+
+    store = f"sqlite:///{run.root / 'mlflow/mlflow.db'}"
+    client = MlflowClient(store, store)
+    experiment = client.get_experiment_by_name(run.project)
+    (found,) = client.search_runs([experiment.experiment_id])
+    loss = client.get_metric_history(found.info.run_id, "loss")
+    table = [json.loads(path.read_text()) for path in (run.root / "mlflow/artifacts").rglob("samples.json")]
+    models = client.search_model_versions(f"name = '{run.project}'")
+    return {
+        "rows": sorted((one.step, one.value) for one in loss), "settings": found.data.params,
+        "samples": [row[table[0]["columns"].index("answer")] for row in table[0]["data"]], "status": found.info.status,
+        "digests": [one.tags["align.digest"] for one in models], "source": [one.source for one in models],
+        "read": [(one.dataset.name, one.dataset.digest) for one in found.inputs.dataset_inputs],
+        "result": found.data.metrics.get("result/win_rate.value"),
+    }  # fmt: skip
+
+
+def in_trackio(run: Watched) -> dict[str, Any]:
+    from trackio import Api, SQLiteStorage
+
+    (found,) = Api().runs(run.project)
+    logs = SQLiteStorage.get_logs(run.project, found.name)
+    made = SQLiteStorage.get_artifact_manifest(run.project, "models", f"sha256-{ADAPTER[:16]}")
+    return {
+        "rows": [(row["step"], row["loss"]) for row in logs if "loss" in row],
+        "settings": {name: str(value) for name, value in flat(found.config)},
+        "samples": [one["answer"] for row in logs for one in row.get("samples", {}).get("_value", [])],
+        "digests": [made["metadata"]["digest"]] if made else [],
+        "source": [one["ref"] for one in made["manifest"]] if made else [],
+        "result": next((row["result/win_rate.value"] for row in logs if "result/win_rate.value" in row), None),
+    }  # fmt: skip
+
+
+def in_wandb(run: Watched) -> dict[str, Any]:
+    """wandb reads its files by sending them: a scan for what is to be there."""
+    files = sorted((run.folder / "wandb").glob("offline-run-*/*.wandb"))
+    return {"text": b"\n".join(path.read_bytes() for path in files).decode("latin-1"), "files": files}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_run_is_all_there(service: str, tmp_path: Path):
+    run = run_of(tmp_path)
+    mirror = mirrored(service, run)
+    mirror.log(1, {"loss": 0.5, "time/s": 1.0, "text": "no figure"}, shown("Because.", "So."))
+    mirror.log(2, {"loss": float("nan"), "kl": 1}, {})
+    mirror.publish(adapter(tmp_path))
+    mirror.finish({"win_rate": {"value": 0.75}, "ended_by": "epochs"}, failed=False)
+    found = read_back(service, run)
+    if service == "wandb":
+        for text in ("no figure", ADAPTER, f"sha256-{ADAPTER[:16]}", "5f" * 32, "p-test_a_run", "ppo/x y", "file://"):
+            assert text in found["text"], text
+        assert list((run.folder / "wandb").glob("offline-run-*/files/media/table/samples_*.json"))
+        return
+    assert found["rows"][0] == (1, 0.5)
+    assert [step for step, _ in found["rows"]] == [1, 2]
+    assert {"stage.lr": "0.1", "inputs.init.digest": "5f" * 32}.items() <= found["settings"].items()
+    assert found["samples"] == ["Because.", "So."]
+    assert (found["digests"], found["result"]) == ([ADAPTER], 0.75)
+    assert "ppo/x" in found["source"][0]
+    assert service != "mlflow" or (found["status"], found["read"]) == ("FINISHED", [("sft:s", "5f" * 18)])
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_resumed_run_goes_on_and_repeats_no_step(service: str, tmp_path: Path):
+    first = mirrored(service, run_of(tmp_path))
+    for step in (1, 2, 3):
+        first.log(step, {"loss": float(step)}, shown(f"of {step}") if step == 3 else {})
+    if service != "mlflow":  # where each call is written at once, the process may as well have been killed
+        first.finish({}, failed=True)
+    again = opened(service, run_of(tmp_path, resumed=True))
+    for step in (2, 3, 4):  # the checkpoint is of step 1
+        again.log(step, {"loss": float(step)}, shown(f"of {step}"))
+    again.finish({}, failed=False)
+    run = run_of(tmp_path)
+    found = read_back(service, run)
+    if service == "wandb":
+        assert len(found["files"]) == 2
+        assert all(run.id in path.name for path in found["files"])
+        tables = [path.read_text() for path in (run.folder / "wandb").glob("offline-run-*/files/media/table/*.json")]
+        assert [sum(f"of {step}" in text for text in tables) for step in (2, 3, 4)] == [0, 1, 1]
+        return
+    assert found["rows"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    assert found["samples"] == ["of 3", "of 4"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_secret_is_in_no_file(service: str, tmp_path: Path, trackio_folder: Path, capfd: pytest.CaptureFixture[str]):
+    remember(GIVEN)
+    run = run_of(tmp_path, store={"url": f"postgresql://u:{GIVEN}@h/d"}, data={"path": f"https://{TOKEN}@h/x.jsonl"})
+    run.inputs["data"] = Artifact(f"https://u:{GIVEN}@h/rows", "data", "da" * 32, None, {})  # type: ignore[index]
+    mirror = mirrored(service, run)
+    mirror.log(1, {"loss": 1.0, "note": f"API_KEY={GIVEN}"}, shown(f"my token is {TOKEN}, she said"))
+    mirror.publish(Artifact("ppo:x y é", "model", ADAPTER, run.folder / "artifact", {"base": {"id": f"o/{TOKEN}"}}))
+    mirror.finish({"ended_by": f"with {GIVEN}"}, failed=False)
+    written = {**everything_in(tmp_path), **everything_in(trackio_folder), "said": "".join(capfd.readouterr())}
+    assert [where for where, text in written.items() if TOKEN in text or GIVEN in text] == []
+    assert [where for where, text in written.items() if "she said" in text]  # the search sees what is there
+
+
+def test_what_a_mirror_fails_at_is_told_once_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    mirror = mirrored("mlflow", run_of(tmp_path))
+    mirror.log(1, {"loss": 1.0}, {})
+    with sqlite3.connect(tmp_path / "mlflow/mlflow.db") as store:
+        store.execute("DROP TABLE metrics")
+    capsys.readouterr()
+    for step in (2, 3):
+        mirror.log(step, {"loss": 1.0}, {})
+    mirror.publish(adapter(tmp_path))
+    mirror.finish({}, failed=False)
+    said = capsys.readouterr().err
+    assert said.count("track=mlflow is off from here on") == 1
+    assert "metrics" in said
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_that_cannot_begin_stops_nothing(service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    needs(service)
+    run = run_of(tmp_path)
+    (tmp_path / "mlflow").write_text("a file where a folder belongs")
+    (run.folder / "wandb").write_text("the same")
+    if service == "trackio":
+        os.environ["TRACKIO_DIR"] = str(tmp_path / "another")  # than that of this process
+    mirror = opened(service, run)
+    mirror.log(1, {"loss": 1.0}, {})
+    mirror.finish({}, failed=False)
+    assert capsys.readouterr().err.count(f"track={service} is off from here on") == 1
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_missing_package_is_named_before_any_work(
+    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, service, None)  # any import of it fails
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 9)
+    words = ["stage=sft", "model=pocket", "data=jsonl", f"data.path={rows}", f"run.root={tmp_path / 'runs'}"]
+    assert main([*words, f"track={service}"]) == 2
+    assert f"pip install 'align[{service}]'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [({}, "offline"), ({"WANDB_API_KEY": "k"}, "online"), ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline")],
+)
+def test_wandb_is_online_only_with_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mode: str
+):
+    calls: list[Any] = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **kwargs: calls.append(kwargs)))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for resumed in (False, True):
+        opened("wandb", run_of(tmp_path, resumed))
+    assert [call["mode"] for call in calls] == [mode] * 2
+    assert [call["resume"] for call in calls] == [None, "allow" if mode == "online" else None]
+    assert (calls[0]["project"], calls[0]["dir"]) == (f"p-{tmp_path.name}", str(tmp_path / "ppo/x y é"))
+
+
+class TestAliases:
+    """By the command line, on runs whose artifacts the service has, and on one that it does not have."""
+
+    REFS = ("ppo:a", "ppo:b")
+
+    def asked(self, root: Path, service: str, action: str, *words: str) -> str:
+        line = ["stage=registry", f"stage.action={action}", "stage.alias=production", "stage.why=w", *words]
+        assert main([*line, f"run.root={root}", f"track={service}", f"track.project=p-{root.name}"]) == 0
+        return self.capsys.readouterr().out
+
+    @pytest.fixture(autouse=True)
+    def runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        for i, ref in enumerate((*self.REFS, "ppo:unknown")):
+            folder = made(tmp_path, ref) / "artifact"
+            save_file({"x.lora_A.weight": np.full(2, i, np.float32)}, folder / "adapter_model.safetensors")
+            made(tmp_path, ref, digest=adapter_digest(folder))
+
+    def begun(self, service: str, root: Path) -> Watched:
+        run = run_of(root)
+        mirror = mirrored(service, run)
+        for ref in self.REFS:
+            folder = root / ref.replace(":", "/") / "artifact"
+            mirror.publish(Artifact(ref, "model", adapter_digest(folder), folder, {}))
+        mirror.finish({}, failed=False)
+        self.capsys.readouterr()
+        return run
+
+    def test_mlflow(self, tmp_path: Path):
+        run = self.begun("mlflow", tmp_path)
+        from mlflow import MlflowClient
+
+        store = f"sqlite:///{tmp_path / 'mlflow/mlflow.db'}"
+        client = MlflowClient(store, store)
+
+        def meant() -> str | None:
+            return client.get_registered_model(run.project).aliases.get("production")
+
+        for ref, version in (("ppo:a", 1), ("ppo:b", 2), ("ppo:a", 1)):
+            assert "@production is mirrored" in self.asked(tmp_path, "mlflow", "promote", f"artifact={ref}")
+            assert int(meant() or 0) == version
+        assert "@production is mirrored" in self.asked(tmp_path, "mlflow", "retire")
+        assert meant() is None
+        self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:b")
+        assert "does not have ppo:unknown" in self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:unknown")
+        assert meant() is None  # the version before would pass for it
+        self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:b")
+        several = self.asked(tmp_path, "mlflow", "promote", r"stage.arms={ppo\:a: 0.9, ppo\:b: 0.1}")
+        assert "no service has an alias of several artifacts" in several
+        assert meant() is None
+
+    def test_trackio(self, tmp_path: Path):
+        run = self.begun("trackio", tmp_path)
+        from trackio import SQLiteStorage
+
+        for ref in ("ppo:a", "ppo:b", "ppo:a"):  # back too
+            assert "@production is mirrored" in self.asked(tmp_path, "trackio", "promote", f"artifact={ref}")
+            found = SQLiteStorage.get_artifact_manifest(run.project, "models", "production")
+            assert found is not None
+            assert found["metadata"]["run"] == ref
+        assert "takes no alias away" in self.asked(tmp_path, "trackio", "retire")
+        assert "does not have ppo:unknown" in self.asked(tmp_path, "trackio", "promote", "artifact=ppo:unknown")
+
+    def test_wandb(self, tmp_path: Path):
+        self.begun("wandb", tmp_path)
+        assert "@production is mirrored" in self.asked(tmp_path, "wandb", "promote", "artifact=ppo:a")
+        (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+        text = file.read_bytes().decode("latin-1")
+        assert all(word in text for word in ("production", adapter_digest(tmp_path / "ppo/a/artifact"), "models"))
+        assert "only on its own page" in self.asked(tmp_path, "wandb", "retire")
+
+    def test_a_service_that_fails_undoes_no_promotion(self, tmp_path: Path):
+        needs("mlflow")
+        (tmp_path / "mlflow").write_text("a file where a folder belongs")
+        assert "is not mirrored: FileExistsError" in self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:a")
+        (line,) = (tmp_path / "aliases.jsonl").read_text().splitlines()
+        assert json.loads(line)["alias"] == "production"
