@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from pathlib import Path
+
+
+def settle() -> None:
+    """Have wandb's own process end, which writes files behind our backs; a later run starts another."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 def everything_in(folder: Path) -> dict[str, str]:

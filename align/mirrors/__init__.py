@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from align.errors import InputError
 from align.mirrors.mirror import Artifact, Mirror, Table, Unmirrored, Watched
@@ -32,7 +32,7 @@ def require_installed(service: str) -> None:
 
 
 def opened(service: str, run: Watched) -> Guarded:
-    """The run at a service, begun there or continued."""
+    """The run at a service, where it is begun or continued once there is something to show."""
     inputs = {name: masked_artifact(one) for name, one in run.inputs.items()}
     masked = replace(run, config=masked_tree(run.config, redacted), inputs=inputs)
     return Guarded(service, lambda: importlib.import_module(f"align.mirrors.{service}").opened(masked))
@@ -67,10 +67,22 @@ class Guarded:
     again."""
 
     def __init__(self, service: str, begin: Callable[[], Mirror]) -> None:
-        self.service, self._mirror = service, None
-        self._tried(lambda: setattr(self, "_mirror", begin()))
+        self.service, self._mirror = service, cast(Mirror | None, None)
+        self._begin: Callable[[], Mirror] | None = begin
+
+    def begin(self) -> None:
+        """Show the run at the service from now on, if that was not done before. A run whose input is refused is not
+        shown."""
+        if (begin := self._begin) is not None:
+            self._begin = None
+            self._tried(lambda: setattr(self, "_mirror", begin()))
+
+    @property
+    def last(self) -> int:
+        return self._mirror.last if self._mirror else -1
 
     def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
+        self.begin()
         mirror = self._mirror
         if mirror is None or step <= mirror.last:
             return
@@ -78,13 +90,16 @@ class Guarded:
         self._tried(lambda: mirror.log(step, masked_tree(figures, redacted), shown))
 
     def publish(self, artifact: Artifact) -> None:
+        self.begin()
         if mirror := self._mirror:
             self._tried(lambda: mirror.publish(masked_artifact(artifact)))
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
+        if not failed:
+            self.begin()
         if mirror := self._mirror:
             self._tried(lambda: mirror.finish(masked_tree(figures, redacted), failed))
-            self._mirror = None
+        self._mirror = self._begin = None
 
     def _tried(self, act: Callable[[], object]) -> None:
         try:

@@ -82,7 +82,8 @@ class Mirror(Protocol):
         last: the last step that the service has; -1 of a run that is new to it.
     """
 
-    last: int
+    @property
+    def last(self) -> int: ...
 
     def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
         """What a step came to."""

@@ -26,9 +26,10 @@ def trackio_in(root: Path) -> Any:
     """The package, with its folder where the runs are. It reads the variable once, when it is imported."""
     folder = os.environ.setdefault("TRACKIO_DIR", str(root.resolve() / "trackio"))
     import trackio
+    from trackio.utils import TRACKIO_DIR
 
-    if str(trackio.TRACKIO_DIR) != folder:
-        raise Unmirrored(f"this process writes to {trackio.TRACKIO_DIR} already")
+    if str(TRACKIO_DIR) != folder:
+        raise Unmirrored(f"this process writes to {TRACKIO_DIR} already")
     return trackio
 
 

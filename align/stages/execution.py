@@ -173,4 +173,7 @@ def log_to(run: Run) -> logging.Handler:
 
 def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextManager[Tracker]:
     """The run's metrics streams, continued after step `keep_below`, and mirrored where `track` names a service."""
-    return nullcontext(Tracker(run.folder, keep_below + 1 if keep_below else 0, MIRROR.get()))
+    mirror = MIRROR.get()
+    if mirror is not None:
+        mirror.begin()  # before the first step, whose time is taken
+    return nullcontext(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from searched import settle
 from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
 from align.models.adapter_files import read_tensors
@@ -67,6 +68,7 @@ def test_wandb_keeps_its_files_beside_ours_and_stays_offline(
     command = ("model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.log_every=1")
     watched = shop.run("sft", *command, "track=wandb")
     assert files(watched) == EVERY_RUN | STREAMS | {"trained_on.jsonl", "trained_ids.parquet", "wandb"}
+    settle()
     (file,) = (watched / "wandb").glob("offline-run-*/*.wandb")
     assert read_manifest(watched).digest in file.read_bytes().decode("latin-1")
     assert shop.run("sft", *command) == watched  # how a run is watched is no part of what it is

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from portfolio import made
 from safetensors.numpy import save_file
-from searched import everything_in
+from searched import everything_in, settle
 
 from align.__main__ import main
 from align.mirrors import Artifact, Guarded, Table, Watched, opened
@@ -116,6 +116,7 @@ def in_trackio(run: Watched) -> dict[str, Any]:
 
 def in_wandb(run: Watched) -> dict[str, Any]:
     """wandb reads its files by sending them: a scan for what is to be there."""
+    settle()
     files = sorted((run.folder / "wandb").glob("offline-run-*/*.wandb"))
     return {"text": b"\n".join(path.read_bytes() for path in files).decode("latin-1"), "files": files}
 
@@ -175,6 +176,7 @@ def test_a_secret_is_in_no_file(service: str, tmp_path: Path, trackio_folder: Pa
     mirror.log(1, {"loss": 1.0, "note": f"API_KEY={GIVEN}"}, shown(f"my token is {TOKEN}, she said"))
     mirror.publish(Artifact("ppo:x y é", "model", ADAPTER, run.folder / "artifact", {"base": {"id": f"o/{TOKEN}"}}))
     mirror.finish({"ended_by": f"with {GIVEN}"}, failed=False)
+    settle()
     written = {**everything_in(tmp_path), **everything_in(trackio_folder), "said": "".join(capfd.readouterr())}
     assert [where for where, text in written.items() if TOKEN in text or GIVEN in text] == []
     assert [where for where, text in written.items() if "she said" in text]  # the search sees what is there
@@ -234,7 +236,7 @@ def test_wandb_is_online_only_with_a_key(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     for resumed in (False, True):
-        opened("wandb", run_of(tmp_path, resumed))
+        opened("wandb", run_of(tmp_path, resumed)).begin()
     assert [call["mode"] for call in calls] == [mode] * 2
     assert [call["resume"] for call in calls] == [None, "allow" if mode == "online" else None]
     assert (calls[0]["project"], calls[0]["dir"]) == (f"p-{tmp_path.name}", str(tmp_path / "ppo/x y é"))
@@ -306,6 +308,7 @@ class TestAliases:
     def test_wandb(self, tmp_path: Path):
         self.begun("wandb", tmp_path)
         assert "@production is mirrored" in self.asked(tmp_path, "wandb", "promote", "artifact=ppo:a")
+        settle()
         (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
         text = file.read_bytes().decode("latin-1")
         assert all(word in text for word in ("production", adapter_digest(tmp_path / "ppo/a/artifact"), "models"))
