@@ -28,6 +28,7 @@ def client_of(root: Path) -> tuple[Any, str]:
     """A client of the store, and where the files of a new experiment go; a server knows that itself."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it counts its users otherwise
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is away must not hold a run up
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it shows one for each table
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it fails at is told by whoever calls

@@ -184,11 +184,12 @@ def test_a_secret_is_in_no_file(service: str, tmp_path: Path, trackio_folder: Pa
 
 def test_what_a_mirror_fails_at_is_told_once_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     mirror = mirrored("mlflow", run_of(tmp_path))
-    mirror.log(1, {"loss": 1.0}, {})
+    mirror.log(1, {"loss": 1.0}, shown("Because."))
+    mirror.log(2, {"loss": 1.0}, shown("So."))
+    assert capsys.readouterr().err == ""
     with sqlite3.connect(tmp_path / "mlflow/mlflow.db") as store:
         store.execute("DROP TABLE metrics")
-    capsys.readouterr()
-    for step in (2, 3):
+    for step in (3, 4):
         mirror.log(step, {"loss": 1.0}, {})
     mirror.publish(adapter(tmp_path))
     mirror.finish({}, failed=False)
