@@ -23,11 +23,14 @@ ACTIONS = {
     "promote": "lets an alias mean an artifact, if its gates allow it",
     "retire": "lets an alias mean nothing any more",
     "history": "prints who changed which alias when, from what to what, and why",
+    "forget": "lists what an annotator, a source, an item or a row is in and what was made from it, and erases it with "
+    "stage.apply=true",
     "gc": "lists what nothing needs any more, and removes it with stage.apply=true",
     "rebuild": "makes the index of the runs from nothing",
     "serve": "shows all of it to browsers, on a page that changes nothing",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
+FORGETS = ("annotator", "source", "item", "content_id")
 GARBAGE = ("leftovers", "checkpoints", "bases", "artifacts")
 FORMATS = ("table", "json", "csv")
 READS: Mapping[str, tuple[str, ...]] = {
@@ -40,6 +43,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "promote": ("alias", "arms", "why", "who", "override", "gates"),
     "retire": ("alias", "why", "who"),
     "history": ("alias", "as_of", "format"),
+    "forget": ("annotator", "source", "item", "content_id", "apply", "who", "format"),
     "gc": ("kinds", "days", "apply", "who", "format"),
     "rebuild": (),
     "serve": ("host", "port", "url"),
@@ -97,7 +101,8 @@ class RegistryConfig(Settings):
     why: str | None = setting(None, "Why the alias is changed. It stays in the log.")
     who: str | None = setting(
         None,
-        "Who changes the alias, or removes what `gc` lists. Not given: whom the system says this process belongs to.",
+        "Who changes the alias, or removes what `gc` and `forget` list. Not given: whom the system says this process "
+        "belongs to.",
     )
     override: str | None = setting(None, "Why the alias is changed although a gate is closed. It stays in the log.")
     gates: str | None = setting(
@@ -112,7 +117,6 @@ class RegistryConfig(Settings):
     days: float = setting(
         30.0, "How long ago a run ended without success whose checkpoints `gc` calls old.", unit="days", at_least=0
     )
-    apply: bool = setting(False, "Whether `gc` removes what it lists.")
     host: str = setting("127.0.0.1", "Interface that `serve` listens at.")
     port: int = setting(7862, "Port that `serve` listens at.", at_least=1024, at_most=65535)
     url: str | None = setting(
@@ -120,6 +124,16 @@ class RegistryConfig(Settings):
         "The address of `serve` in browsers, such as https://runs.example.org. Whoever comes by another way than this "
         "machine needs the link that it prints.",
     )
+    apply: bool = setting(False, "Whether `gc` removes what it lists, and `forget` erases it.")
+    annotator: str | None = setting(
+        None, "The annotator that `forget` is about, by name or pseudonym, in the project that `project` names."
+    )
+    source: str | None = setting(
+        None,
+        "The source of rows that `forget` is about: one of a data set's, a file by its name, or a whole project.",
+    )
+    item: str | None = setting(None, "The item that `forget` is about, in the project that `project` names.")
+    content_id: str | None = setting(None, "The row that `forget` is about, by its content id of 64 hex digits.")
     format: str = setting("table", "How runs are printed: for eyes or for programs.", choices=FORMATS)
 
     def check_together(self) -> None:
@@ -138,6 +152,17 @@ class RegistryConfig(Settings):
         self.check_runs()
         self.check_alias()
         check_address(self.host, self.url)
+        self.check_forgotten()
+
+    def check_forgotten(self) -> None:
+        if self.action == "forget":
+            given = {key: value for key in FORGETS if (value := getattr(self, key)) is not None}
+            remedy = "Write one of stage.annotator=NAME, stage.source=NAME, stage.item=ID and stage.content_id=HEX."
+            key = [*given][-1] if given else "item"
+            value = given.get(key, "(not given)")
+            problem = "says what to forget beside another key" if given else "says nothing of what to forget"
+            require(len(given) == 1, f"stage.{key}", value, problem, remedy)
+            require(bool(str(value).strip()), f"stage.{key}", value, "names nothing", remedy)
 
     def check_not_given(self, key: str, default: Any) -> None:
         """Raises InputError where a key has a value that says nothing to the action."""
@@ -188,7 +213,7 @@ class RegistryConfig(Settings):
             except ValueError as error:
                 remedy = "Write 2026-11-01 or 2026-11-01T12:00:00+00:00."
                 raise InputError("stage.as_of", self.as_of, "is no time in ISO 8601", remedy) from error
-        tables = self.action not in ("history", "trace", "replay", "gc") or self.format != "csv"
+        tables = self.action not in ("history", "trace", "replay", "gc", "forget") or self.format != "csv"
         require(tables, "stage.format", self.format, f"is none of {self.action}'s", "Write stage.format=json.")
 
     def check(self, config: Any) -> None:

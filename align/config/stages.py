@@ -82,10 +82,10 @@ STAGES = MappingProxyType({
     ),
     "registry": Stage(
         "what is known of all runs: listed, compared; aliases for what is deployed", "registry:RegistryConfig",
-        "registry", (), ("artifact", "store"),
+        "registry", (), ("artifact", "store", "project"),
         prints=(
-            "list", "show", "compare", "diff", "trace", "replay", "promote", "retire", "history", "gc", "rebuild",
-            "serve",
+            "list", "show", "compare", "diff", "trace", "replay", "promote", "retire", "history", "forget", "gc",
+            "rebuild", "serve",
         ),
         runs=False,
     ),

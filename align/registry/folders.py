@@ -12,13 +12,15 @@ from align.config.stages import WITH_RUNS
 from align.errors import InputError
 from align.registry.record import ADAPTERS
 from align.run.manifest import FILE
+from align.run.stale import FILE as STALE
 
 NO_FILE = ""
 """The stamp of a manifest that is no file."""
 
 
 def folders(root: Path) -> Iterator[tuple[str, str]]:
-    """`stage:name` and a stamp of each folder with a manifest: one that was replaced has another stamp.
+    """`stage:name` and a stamp of each folder with a manifest: one that was replaced has another stamp. So has
+    that of a run which was marked stale.
 
     Raises:
         InputError: a folder of runs cannot be listed.
@@ -39,6 +41,8 @@ def folders(root: Path) -> Iterator[tuple[str, str]]:
                 stamp = f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
                 if stage == "serve":  # what a server loads later stands in a file of its own
                     stamp += grown(f"{root}/{stage}/{name}/{ADAPTERS}")
+                with suppress(FileNotFoundError):
+                    stamp += f"-{os.stat(f'{root}/{stage}/{name}/{STALE}').st_mtime_ns}"
                 yield f"{stage}:{name}", stamp if file else NO_FILE
 
 

@@ -10,6 +10,7 @@ A gate is a YAML file that binds aliases to conditions:
       - {unseen: true}
       - {signature: release.pub}
       - {verdict: safety}
+      - {stale: false}
 
 Of a figure with an interval, the end that is worse has to keep the bound. What a proxy judged, the reward that a policy
 was trained against, counts only where a condition says `proxy: true`.
@@ -40,13 +41,14 @@ from align.run.files import json_object
 from align.run.manifest import read_manifest
 from align.run.receipt import RECEIPT, checked_receipt
 from align.run.signing import SIGNATURE, PublicKey, public_key, verified
+from align.run.stale import stale_in
 from align.run.weights import published_digest
 
 ENDINGS = (".yaml", ".yml")
 PATTERN = re.compile(r"[A-Za-z0-9._*?\[\]!-]+")
 EXAMPLE = (
-    "Write it like {figure: win_rate, at_least: 0.55}, {receipt: gguf}, {unseen: true}, {signature: PUBLIC_KEY} or "
-    "{verdict: NAME}."
+    "Write it like {figure: win_rate, at_least: 0.55}, {receipt: gguf}, {unseen: true}, {stale: false}, "
+    "{signature: PUBLIC_KEY} or {verdict: NAME}."
 )
 
 
@@ -60,6 +62,8 @@ class Subject:
         digest: of the artifact.
         evaluation: the record of the run that evaluated it; None where none did.
         exports: the records of its exports.
+        upstream: it, and all that it was made from, as far as that is there.
+        gone: the runs that it was made from and that are not there.
     """
 
     root: Path
@@ -67,6 +71,8 @@ class Subject:
     digest: str
     evaluation: Record | None
     exports: Sequence[Record]
+    upstream: Sequence[Record] = ()
+    gone: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +325,26 @@ def verdict(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Chec
     return f"verdict {name}", lambda subject: verdict_on(subject.root, name, subject.digest)
 
 
+def fresh(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:
+    """`{stale: false}`: neither it nor anything that it was made from learned from what was forgotten since. Of a run
+    that is gone nobody knows."""
+    require(
+        dict(given) == {"stale": False}, field, dict(given), "says nothing else than false", "Write {stale: false}."
+    )
+
+    def check(subject: Subject) -> tuple[bool, str]:
+        for record in subject.upstream:
+            if stale := stale_in(subject.root / record["folder"]):
+                again = f": {stale.again}" if stale.again else ""
+                return False, f"{record['run']} is stale since {stale.since[:10]}, {stale.because}{again}"
+        if subject.gone:
+            return False, f"{', '.join(subject.gone)} is gone, so nobody knows whether it is stale"
+        return True, f"none of {len(subject.upstream):,} runs is"
+
+    return "nothing that it was made from is stale", check
+
+
 KINDS: Mapping[str, Callable[[Mapping[str, Any], str, Path], tuple[str, Check]]] = {
-    "figure": bound, "receipt": receipt, "unseen": unseen, "signature": signature, "verdict": verdict,
+    "figure": bound, "receipt": receipt, "unseen": unseen, "signature": signature, "verdict": verdict, "stale": fresh,
 }  # fmt: skip
 """The key that a condition is known by."""

@@ -303,6 +303,11 @@ class Index:
         makers = [run for (run,) in self.db.execute("select run from makes where digest = ? order by run", (digest,))]
         return made_by if made_by in makers else next(iter(makers), "")
 
+    def readers(self, digest: str) -> list[str]:
+        """The runs that read something by its digest."""
+        found = self.db.execute("select distinct run from reads where digest = ? order by run", (digest,))
+        return [run for (run,) in found]
+
     def filling(self, project: str) -> list[str]:
         """The done runs that sampled answers for an annotation project."""
         which = "json_extract(own, '$.project') = ? and json_extract(own, '$.stage') = 'sample'"

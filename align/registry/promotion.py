@@ -13,6 +13,7 @@ from align.errors import InputError, require
 from align.redaction import redacted
 from align.registry.gates import Finding, Gate, Subject
 from align.registry.index import Index, asked
+from align.registry.record import Record, forgets
 from align.registry.shown import clean
 from align.run import Artifact, resolve
 from align.run.alias_log import AliasLog, Change, Meant, append, in_words, read_log
@@ -26,11 +27,13 @@ class Promoted:
     """Attributes:
     before: what the alias meant; None of a new one.
     checked: each gate that binds it, with what its conditions say.
+    stale: the runs that are stale, of those that it means and that these were made from.
     """
 
     change: Change
     before: Change | None
     checked: tuple[tuple[Gate, list[Finding]], ...]
+    stale: tuple[str, ...] = ()
 
 
 def promote(
@@ -79,7 +82,8 @@ def promote(
         root, alias, meant, who=redacted(who or user()), why=redacted(why), replaces=before.seq if before else 0,
         override=redacted(override or ""), gates=written,
     )  # fmt: skip
-    return Promoted(change, before, checked)
+    stale = (one["run"] for subject in subjects for one in subject.upstream if one.get("stale"))
+    return Promoted(change, before, checked, tuple(dict.fromkeys(stale)))
 
 
 def retire(root: Path, alias: str, *, who: str | None, why: str) -> Promoted:
@@ -129,7 +133,20 @@ def subject_of(index: Index, root: Path, meant: Meant) -> Subject:
         raise InputError(FIELD, meant.ref, "was changed while it was looked at", "Ask again.")
     evaluation = index.record(record["evaluation"]) if record["evaluation"] else None
     exports = [one for ref in record["exports"] if (one := index.record(ref)) is not None]
-    return Subject(root, record, meant.digest, evaluation, exports)
+    return Subject(root, record, meant.digest, evaluation, exports, *upstream_of(index, record))
+
+
+def upstream_of(index: Index, record: Record) -> tuple[list[Record], list[str]]:
+    """A run and all that it was made from, and the runs among these that are gone. A data set without rows that another
+    one had is not made from these."""
+    found, gone = {record["run"]: record}, dict[str, None]()
+    for one in (waiting := [record]):  # grows while we walk it
+        gone |= dict.fromkeys(one.get("gone", ()))
+        for parent in () if forgets(one) else one.get("parents", ()):
+            if parent not in found and (there := index.record(parent)) is not None:
+                found[parent] = there
+                waiting.append(there)
+    return [*found.values()], [*gone]
 
 
 def user() -> str:
@@ -152,6 +169,8 @@ def as_lines(promoted: Promoted) -> Iterator[str]:
     for gate, findings in promoted.checked:
         for found in findings:
             yield f"gate {gate.name}, {'met' if found.passed else 'NOT MET'}: {whole(said(found))}"
+    if promoted.stale:
+        yield f"warning: stale, made from what was forgotten since: {whole(', '.join(promoted.stale))}"
     if change.override:
         yield f"overridden: {whole(change.override)}"
     yield f"change {change.seq} by {whole(change.who)}: {whole(change.why)}"

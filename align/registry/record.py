@@ -15,6 +15,7 @@ from typing import Any
 
 from align.config.stages import STAGES
 from align.run.manifest import Input, Manifest
+from align.run.stale import stale_in
 from align.track import read_rows
 
 Record = dict[str, Any]
@@ -41,15 +42,17 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
     """What a run's own folder knows of it.
 
     Args:
-        folder: of the run, whose adapter's configuration is read too.
+        folder: of the run, whose adapter's configuration and whose `stale.json` are read too.
     """
     config, times, read = manifest.config, manifest.times, manifest.inputs.get("data")
     base, metrics = manifest.base, dict(manifest.metrics)
+    base, metrics, stale = manifest.base, dict(manifest.metrics), stale_in(folder)
+    minutes = took(times) if manifest.done else None
     sources = ", ".join(name.removeprefix("sources.") for name in manifest.inputs if name.startswith("sources."))
     return finite({
         "stage": manifest.stage, "name": manifest.name, "run": manifest.ref, "status": manifest.status,
         "error": error_in(manifest.error),
-        "folder": f"{manifest.stage}/{manifest.name}",
+        "folder": f"{manifest.stage}/{manifest.name}", "stale": stale and stale.since,
         "started": times.get("first_started", times.get("started")), "finished": times.get("finished"),
         "base": base and {"id": base.id, "revision": base.revision, "digest": base.digest},
         "digest": manifest.digest or None, "method": method_of(folder, manifest),
@@ -256,6 +259,13 @@ def evaluation_among(children: Iterable[Record]) -> Record | None:
         if child["stage"] == "eval" and child["status"] == "done" and child["through"] == "artifact"
     ]  # fmt: skip
     return max(found, key=lambda one: (one["metrics"].get("judge_is") != "proxy", *publication(one)), default=None)
+
+
+def forgets(record: Mapping[str, Any]) -> bool:
+    """Whether a run is a data set without rows that another one had: it is made from that one, and has nothing of what
+    went."""
+    config = record.get("config", {}).get("stage", {})
+    return record["stage"] == "data" and config.get("action") == "forget"
 
 
 def publication(record: Mapping[str, Any]) -> tuple[int, str]:

@@ -16,8 +16,8 @@ NOTHING = "–"
 LONGEST, A_LINE = 60, 400
 """Characters of a cell, and of a value that has a line to itself."""
 FIRST = (
-    "run", "aliases", "status", "error", "score.name", "score.value", "score.low", "score.high", "kl", "parents",
-    "gone", "children", "exports", "evaluation", "started", "finished", "base.id", "method.name", "method.r",
+    "run", "aliases", "status", "stale", "error", "score.name", "score.value", "score.low", "score.high", "kl",
+    "parents", "gone", "children", "exports", "evaluation", "started", "finished", "base.id", "method.name", "method.r",
     "data.name", "data.rows", "reward", "seed", "cost.minutes", "cost.peak_memory_mb", "cost.tokens", "cost.device",
 )  # fmt: skip
 """The keys that come first where a run is shown, or all are listed; the others follow."""
@@ -98,7 +98,7 @@ def parents_in(record: Mapping[str, Any]) -> str:
 USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
     "run": lambda record, now: clean(record["run"]),
     "alias": lambda record, now: clean(", ".join(f"@{alias}" for alias in record.get("aliases", ())) or NOTHING),
-    "status": lambda record, now: clean(record["status"]),
+    "status": lambda record, now: clean(f"{record['status']}{', stale' if record.get('stale') else ''}"),
     "age": age,
     "base": lambda record, now: clean(base_of(record)),
     "method": lambda record, now: clean(method_in(record)),

@@ -194,10 +194,10 @@ def data_digest(path: str) -> str:
 
 def facts_of(record: Record) -> tuple[str, ...]:
     """A run in a few clauses."""
-    finished = record.get("finished")
+    finished, stale = ((record.get(key) or "")[:16].replace("T", " ") for key in ("finished", "stale"))
     known = {
         "": method_in(record), "score ": score_in(record), "KL ": kl_in(record),
-        "on ": (finished or "")[:16].replace("T", " "),
+        "on ": finished, "stale since ": stale,
     }  # fmt: skip
     said = tuple(f"{word}{value}" for word, value in known.items() if value not in ("", "–"))
     return said if record["status"] == "done" else (str(record["status"]), *said)

@@ -22,7 +22,7 @@ from align.run.weights import published_digest
 
 MISSING = "(missing)"
 OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html", "trained_on.jsonl",
-              "trained_ids.parquet")  # fmt: skip
+              "trained_ids.parquet", "stale.json")  # fmt: skip
 """Files that a run has before its stage has computed anything."""
 PUBLISHED = (
     "report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "trained_on.jsonl",

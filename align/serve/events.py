@@ -6,7 +6,10 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
+from align.report.words import one_line
+from align.run.stale import stale_in
 from align.serve.tenants import Tenant
 
 log = logging.getLogger(__name__)
@@ -27,3 +30,13 @@ def not_served(tenants: Iterable[Tenant], names: Collection[str]) -> list[str]:
         if told:
             lines.append(f"tenant {tenant.name} may ask for what is not served: {', '.join(told)}")
     return lines
+
+
+def tell_if_stale(ref: str, folder: Path) -> None:
+    """A warning in the log of a server that answers by what learned from something that was forgotten since.
+
+    Args:
+        folder: of the artifact, in that of its run.
+    """
+    if (stale := stale_in(folder.parent)) is not None:
+        log.warning("%s", one_line(f"{ref} is stale since {stale.since[:10]}, {stale.because}"))

@@ -95,6 +95,8 @@ class Following:
             self.check_kind(field, now, [*standing.values()])
             before = self.in_words(name)
             self.portfolio.stand_for(name, now, ready, gone)
+            for ref, artifact in artifacts.items():
+                events.tell_if_stale(ref, artifact.path)
             events.log.info("%s follows: %s, was %s", name, self.in_words(name), before)
 
     def check_followers(self, field: str, name: str, arms: int) -> None:

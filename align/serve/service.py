@@ -137,6 +137,7 @@ class Service:
             raise Refusal(400, message, param="lora_name", code="already_loaded")
         version = self.portfolio.load(name, folder, self.register, self.unregister)
         events.log.info("%s loaded %s (%s)", who, name, version.digest[:12])
+        events.tell_if_stale(name, version.folder)
         return version
 
     def unload(self, name: str, who: str) -> None:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from align.aliases import parsed_aliases
 from align.chain import Head
 from align.config.addresses import LOOPBACK, in_the_clear, origins
 from align.config.command import command_line, words
-from align.config.registry import GARBAGE, RegistryConfig
+from align.config.registry import FORGETS, GARBAGE, RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
@@ -260,6 +261,30 @@ def collected(config: Config) -> Iterable[str]:
     return garbage.as_lines(pieces, taken)
 
 
+def forgotten(config: Config) -> Iterator[str]:
+    from align.registry import forgetting, receipts, selection  # which read Parquet
+
+    stage, root, url = config.stage, root_of(config), absolute(store_url(config))
+    kind = next(key for key in FORGETS if getattr(stage, key) is not None)
+    wanted = selection.Selector(kind, str(getattr(stage, kind)), config.project)
+    selection.check_selector(wanted)
+    store = f"store.url={config.store.url}" if config.store.url else ""
+    with receipts.alone(root) if stage.apply else nullcontext():
+        plan, done = forgetting.planned(root, wanted, url, words, store), None
+        if stage.format == "table":
+            yield from forgetting.as_lines(plan)
+        if stage.apply:
+            done = []
+            for line in forgetting.apply(root, wanted, url, plan, stage.who or promotion.user()):
+                done.append(line)
+                if stage.format == "table":
+                    yield line
+        elif stage.format == "table":
+            yield "Nothing was erased: stage.apply=true erases it, and marks these runs stale."
+    if stage.format == "json":
+        yield json.dumps(forgetting.as_object(plan, done), indent=2, ensure_ascii=False)
+
+
 def moment_of(text: str) -> datetime:
     """A time in ISO 8601, in UTC unless it says otherwise; of a day alone, its end."""
     at = datetime.fromisoformat(text)
@@ -318,6 +343,7 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "promote": promoted,
     "retire": retired,
     "history": history,
+    "forget": forgotten,
     "gc": collected,
     "rebuild": rebuilt,
     "serve": served,

@@ -81,6 +81,8 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     with ENGINES[config.serve.name](run, config, found) as ready:
         formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
         versions = portfolio.versions().values()
+        for ref, artifact in found.artifacts.items():
+            events.tell_if_stale(ref, artifact.path)
         if versions:
             print(f"reading {len(versions)} adapter{'s' * (len(versions) > 1)} …", flush=True)
         for version in versions:

@@ -14,7 +14,7 @@ items     added, read alone or in pages             projects             setting
 votes     recorded, retracted, those that stand     configuring          their changes
 erasure   what goes, and its tombstone              integrity            the walk over chain and contents
 users     accounts and what they may do where       preference_pairs     what rankings teach
-counting  the counters of work, counted anew
+counting  the counters of work, counted anew      about                what there is of one thing to forget
 """
 
 from align.chain import Head

@@ -134,6 +134,11 @@ class Connections:
         """Says that this thread's transaction erased something."""
         self._local.erased = True
 
+    @property
+    def emptied(self) -> bool:
+        """Whether nothing that was erased is left in the database's own log; the next write tries again."""
+        return not self._to_empty
+
     def _emptied(self) -> bool:
         """Overwrites what an erasure left where nothing points at it any more; whether that could be done.
 

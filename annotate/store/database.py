@@ -47,6 +47,11 @@ class Store:
         self.erased = self._connections.erased
         self.alone = self._connections.alone
 
+    @property
+    def emptied(self) -> bool:
+        """Whether nothing that was erased is left in the database's own log, which a reader (a backup) may hold."""
+        return self._connections.emptied
+
     @classmethod
     def open(cls, url: str, create: bool = True) -> Store:
         """The store at a SQLAlchemy URL; `create=False` refuses to make one. Raises as `schema.connect` does."""

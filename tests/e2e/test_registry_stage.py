@@ -212,7 +212,7 @@ def test_runs_side_by_side(ready: Ready, tmp_path: Path) -> None:
         (["stage.action=trace", "stage.format=csv"], "is none of trace's"),
         (["stage.action=gc", "stage.kinds=[runs]"], "stage.kinds"),
         (["stage.action=gc", "stage.days=-1"], "stage.days=-1"),
-        (["stage.apply=true"], "stage.apply=True: says nothing to stage.action=list. Add stage.action=gc"),
+        (["stage.apply=true"], "stage.apply=True: says nothing to stage.action=list. Add stage.action=forget or gc"),
         (["stage.verify=full"], "stage.verify=full: says nothing to stage.action=list. Add stage.action=trace"),
         (["stage.where={metrics.winrate: 1}"], "Did you mean metrics.win_rate"),
         (["stage.where=3"], "is no mapping of keys to conditions"),

@@ -34,12 +34,13 @@ from align.run.files import write_json
 from align.run.folder import locked
 from align.run.manifest import FILE as RUN
 from align.run.manifest import Input, read_manifest
+from align.run.stale import FILE as STALE
 
 FIELD = "stage.forget"
 ERASED = "erased"
 REASONS = {True: "rows whose votes the annotation store no longer has", False: "rows that were to be forgotten"}
 """By whether `erased` was asked for."""
-KEPT = (RUN, "config.yaml", "metrics.jsonl", "timing.jsonl")
+KEPT = (RUN, "config.yaml", "metrics.jsonl", "timing.jsonl", STALE)
 """Files of a run that say nothing of any row. They stay, and so does its `data.json`."""
 Masks = Mapping[str, np.ndarray]
 """Side → whether each of its rows goes, bool (N)."""

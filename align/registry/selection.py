@@ -1,0 +1,277 @@
+"""What a selector of `stage.action=forget` means: rows of the store, rows of data sets, and the runs that read them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align.data.records.content import row_bytes
+from align.data.records.content import texts as said_by
+from align.data.sets.columns import CONTENT, records_of
+from align.data.sets.forget import Facts
+from align.data.sets.ids import id_of, kinds_in
+from align.data.sets.published import DataSet, data_set
+from align.data.sets.sides import SIDES
+from align.data.trained_ids import FILE as IDS
+from align.data.trained_ids import TRAINS
+from align.errors import AlignError, InputError, require
+from align.registry.forgotten_texts import Texts
+from align.registry.index import Index
+from align.registry.record import Record
+from align.run.artifacts import REPLACED
+from align.run.files import json_object
+from annotate.store import Store
+from annotate.store.about import ANNOTATOR, ITEM, PROJECT, About, about, projects_in
+from annotate.store.preference_pairs import pairs_of
+
+SOURCE, CONTENT_ID = "source", "content_id"
+KINDS = (ANNOTATOR, SOURCE, ITEM, CONTENT_ID)
+TRAINED, READ = "trained on rows that were forgotten", "read rows that were forgotten"
+MAY_HAVE = "may have read rows that were forgotten"
+FILES = "what the files say that these runs read: take the rows out of them first, or the commands will read them again"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Attributes:
+    kind: one of `KINDS`.
+    project: of the annotation store.
+    """
+
+    kind: str
+    value: str
+    project: str
+
+    @property
+    def field(self) -> str:
+        return f"stage.{self.kind}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What there is to forget, and who read it.
+
+    Attributes:
+        stored: what the store holds of it; None for nothing.
+        sets: data set, as `data:NAME` → the content ids of its rows that go.
+        texts: of all of it.
+        read: run → why it is stale: that it read some of it, or that nobody can say.
+        notes: what cannot be known, a sentence each.
+    """
+
+    stored: About | None = None
+    sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    texts: Texts = field(default_factory=Texts)
+    read: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.stored or self.sets or self.read)
+
+
+def selected(index: Index, wanted: Selector, url: str) -> Selection:
+    """What a selector means now.
+
+    Args:
+        url: of the annotation store.
+
+    Raises:
+        InputError: nothing is known of it; the message has the nearest names.
+    """
+    records = [record for ref in index.names() if (record := index.record(ref)) is not None]
+    stored = in_store(wanted, url)
+    texts = Texts(stored.texts, stored.shared, stored.names) if stored else Texts()
+    sets, read, notes = dict[str, frozenset[str]](), dict[str, str](), list[str]()
+    for record in records:
+        folder = index.root / record["folder"]
+        if record["stage"] == "data" and record["status"] == "done" and not (folder / "artifact" / REPLACED).is_file():
+            try:
+                ids, found = rows_in(data_set(folder / "artifact"), wanted, stored)
+            except (AlignError, OSError, pa.ArrowException, KeyError) as error:
+                notes.append(f"{record['run']} cannot be read, so its rows are not known: {error}")
+                continue
+            if ids:
+                sets[record["run"]], read[record["run"]], texts = ids, TRAINED, texts | found
+        if why := why_read(index.root, record, wanted, stored):
+            read.setdefault(record["run"], why)
+    if not (stored or sets or any(not why.startswith(MAY_HAVE) for why in read.values())):
+        raise nothing_known(wanted, records, index.root, notes)
+    if stored is None and len(read) > len(sets):
+        notes.append(FILES)
+    return Selection(stored, sets, texts, read, tuple(notes))
+
+
+def nothing_known(wanted: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:
+    close = ""
+    if wanted.kind == SOURCE:
+        names = {name for record in records for name in sources_in(root, record)}
+        near = difflib.get_close_matches(wanted.value, sorted(names), n=3)
+        close = f"Did you mean {', '.join(near)}? " if near else ""
+    named = wanted.kind in (ANNOTATOR, ITEM)
+    where = "Name the project=… and the store.url=… that it is in." if named else "Name the run.root=… that it is in."
+    problem = (
+        f"nothing is known of it under {root}, nor in the annotation store{''.join(f'; {note}' for note in notes)}"
+    )
+    return InputError(wanted.field, wanted.value, problem, f"{close}{where}")
+
+
+def in_store(wanted: Selector, url: str) -> About | None:
+    """What the annotation store holds of it; None where it cannot hold any.
+
+    Raises:
+        InputError: an item or an annotator that it does not know; there is no such store.
+    """
+    if wanted.kind in (ITEM, ANNOTATOR):
+        with Store.open(url, create=False) as store:
+            try:
+                return about(store, wanted.project, wanted.kind, wanted.value)
+            except InputError as error:
+                if error.field != wanted.kind:
+                    raise
+                raise InputError(wanted.field, wanted.value, error.problem, error.remedy) from error
+    try:
+        opened = Store.open(url, create=False)
+    except InputError:  # there is none
+        return None
+    with opened as store:
+        if wanted.kind == SOURCE:
+            return about(store, wanted.value, PROJECT, "") if wanted.value in projects_in(store) else None
+        for project in projects_in(store):
+            if item := item_of(store, project, bytes.fromhex(wanted.value)):
+                return about(store, project, ITEM, item)
+    return None
+
+
+def item_of(store: Store, project: str, content_id: bytes) -> str:
+    """The item that a pair with this id is of; empty for none. Whoever forgets the pair forgets the item: its texts
+    stand nowhere else in the store."""
+    with store.reading():
+        if (key := store.key(project)) is None:
+            return ""
+        items = {item.id: item for item in store.items(project)}
+        for vote in store.rankings(project):
+            if vote.item in items and any(
+                id_of(row_bytes(pair), key) == content_id for pair in pairs_of(vote, items[vote.item])
+            ):
+                return vote.item
+    return ""
+
+
+def rows_in(found: DataSet, wanted: Selector, stored: About | None) -> tuple[frozenset[str], Texts]:
+    """The content ids of the rows of a data set that go, and their texts."""
+    goes = going(found, wanted, stored)
+    ids, own, others = set[str](), set[str](), set[str]()
+    for side in SIDES:
+        for table in found.tables(side):
+            mask = [*goes(table)]
+            ids.update(id for id, gone in zip(table["content_id"].to_pylist(), mask, strict=True) if gone)
+    if not ids:
+        return frozenset(), Texts()
+    for side in SIDES:
+        for table in found.tables(side):
+            mask = pa.array([id in ids for id in table["content_id"].to_pylist()])
+            own.update(texts_in(found.kind, table.filter(mask)))
+    for side in SIDES:
+        for table in found.tables(side):
+            mask = pa.array([id not in ids for id in table["content_id"].to_pylist()])
+            others.update(text for text in texts_in(found.kind, table.filter(mask)) if text in own)
+    return frozenset(ids), Texts(frozenset(own - others), frozenset(others))
+
+
+def texts_in(kind: str, table: pa.Table) -> Iterator[str]:
+    columns = [name for name in CONTENT[kind] if name in table.column_names]
+    for record in records_of(kind, table.select(columns), [""] * table.num_rows):
+        yield from (text for text in said_by(record) if text)
+
+
+def going(found: DataSet, wanted: Selector, stored: About | None) -> Facts:
+    """Whether each row goes."""
+    kinds = {name: kind.project for name, kind in kinds_in(found.data).items() if kind.project}
+    source = wanted.value if wanted.kind == SOURCE else None
+    id_wanted = wanted.value.lower() if wanted.kind == CONTENT_ID else None
+
+    def goes(table: pa.Table) -> Iterator[bool]:
+        rows = table.select([name for name in ("content_id", "source", "id", "group_id") if name in table.column_names])
+        for row in rows.to_pylist():
+            voted = stored is not None and kinds.get(row["source"]) == stored.project
+            yield row["content_id"] == id_wanted or row["source"] == source or (voted and about_row(stored, row))
+
+    return goes
+
+
+def about_row(stored: About | None, row: Mapping[str, str | None]) -> bool:
+    """Whether a row that was a vote of that project goes."""
+    if stored is None or stored.what == PROJECT:
+        return stored is not None
+    vote = str(row.get("id") or "").partition(":")[0]
+    return row.get("group_id") == stored.id or (vote.isdigit() and int(vote) in stored.votes)
+
+
+def why_read(root: Path, record: Record, wanted: Selector, stored: About | None) -> str:
+    """Why a run is stale: it read some of it itself, or nobody can say; empty where it did not."""
+    certain = TRAINED if record["stage"] in (*TRAINS, "data") else READ
+    for one in record["inputs"].values():
+        if stored is not None and one.get("project") == stored.project and holds_votes(record):
+            seq = int(one.get("seq", -1))
+            if stored.what == PROJECT or (seq >= 0 and stored.read_by(seq)):
+                return certain
+            if seq < 0:
+                return f"{MAY_HAVE}: it does not say up to which vote it read"
+    if wanted.kind == SOURCE and wanted.value in sources_in(root, record):
+        return certain
+    if wanted.kind == CONTENT_ID and record["stage"] in TRAINS:
+        return by_ids(root / record["folder"] / IDS, bytes.fromhex(wanted.value))
+    return ""
+
+
+def holds_votes(record: Record) -> bool:
+    """Whether what a run made has something of the votes that it read: what it did with the store itself has not."""
+    return record["stage"] != "annotate" or record["config"]["stage"].get("action") == "export"
+
+
+def sources_in(root: Path, record: Record) -> set[str]:
+    """What the rows of a run are called: the sources of a data set, and files by their names."""
+    found = set[str]()
+    for name, one in record["inputs"].items():
+        if name.startswith("sources."):
+            found.add(name.removeprefix("sources."))
+        if name == "data" or name.startswith("sources."):
+            path = str(one.get("path") or "")
+            found |= {path, Path(path).name} | ({str(one["project"])} if one.get("project") else set())
+    about_set = root / record["folder"] / "artifact" / "data.json"
+    if record["stage"] == "data" and about_set.is_file():
+        try:
+            listed = json_object(about_set, "data.json", "").get("sources") or ()
+            found |= {str(one["name"]) for one in listed}
+        except (InputError, KeyError, TypeError):
+            pass  # what its manifest has is enough to find it
+    return found - {"", "artifact"}
+
+
+def by_ids(path: Path, content_id: bytes) -> str:
+    """Why a run that trained is stale, by the ids of its rows; empty where it saw no such row."""
+    if not path.is_file():
+        return f"{MAY_HAVE}: it keeps no ids of its rows"
+    nameless = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(columns=["content_id"]):
+            ids = batch.column(0)
+            nameless += ids.null_count
+            if content_id in ids.to_pylist():
+                return TRAINED
+    except (OSError, pa.ArrowException, KeyError) as error:
+        return f"{MAY_HAVE}: the ids of its rows cannot be read ({type(error).__name__})"
+    return f"{MAY_HAVE}: {nameless:,} of its rows have no id" if nameless else ""
+
+
+def check_selector(wanted: Selector) -> None:
+    """Raises InputError where it cannot name anything."""
+    if wanted.kind == CONTENT_ID:
+        hexadecimal = len(wanted.value) == 64 and not {*wanted.value.lower()} - {*"0123456789abcdef"}
+        remedy = "An id has 64 hex digits, see the column content_id of a data set; quote it."
+        require(hexadecimal, wanted.field, wanted.value, "is no content id", remedy)

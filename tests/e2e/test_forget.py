@@ -1,0 +1,331 @@
+"""Something forgotten over everything: nothing is left of it among the runs, and what learned of it says so."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from data_of_votes import SECRET, filled, making, rows_of, secret_rows
+from data_sets import made as data_made
+from portfolio import given, made, one, records
+from workshop import Workshop
+
+from align.__main__ import main
+from align.run import resolve
+from align.run.manifest import read_manifest
+from align.run.stale import stale_in
+from annotate.store import Store
+
+ANN = "ann@example.org"
+PAGE_OF_OTHERS = "<html><p>Ottilie Gr&#252;nberg lives at the old mill</p></html>"
+
+
+def asked(root: Path, *words: str, status: int = 0) -> str:
+    shop = Workshop(root, root)
+    line = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *words]
+    assert shop.ended(*line) == status, shop.said
+    return shop.said
+
+
+def holding(root: Path, *needles: str) -> list[str]:
+    """Every file below a folder that holds a text, in whatever form; weights and databases too."""
+    found = []
+    for path in root.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.suffix == ".parquet":
+                data += str(pq.read_table(path).to_pylist()).encode()
+            forms = [form for text in needles for form in (text, json.dumps(text)[1:-1], text.replace("ü", "&#252;"))]
+            if any(form.encode() in data for form in forms):
+                found.append(str(path.relative_to(root)))
+    return sorted(found)
+
+
+def sampled(root: Path) -> None:
+    """A run that filled the project, and an old page that shows what it sampled."""
+    folder = made(root, "sample:answers", {"init": "sft:start"}, digest="")
+    lines = [{"step": 1, "prompt": [{"role": "user", "content": f"What of day {i}?"}], "answer": SECRET if i == 4 else
+              f"no {i}"} for i in range(8)]  # fmt: skip
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "log.txt").write_text(f"began\n  What of day 4? → {SECRET}\nended\n", encoding="utf-8")
+    (folder / "report.html").write_text(PAGE_OF_OTHERS, encoding="utf-8")
+    (folder / "other.html").write_text(PAGE_OF_OTHERS, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Votes, a data set of them, two reward models, an export of the votes; and what was made from these, on paper."""
+    place = tmp_path_factory.mktemp("loop")
+    root = place / "runs"
+    root.mkdir()
+    url = f"sqlite:///{root / 'annotations.db'}"
+    with filled(url):
+        pass
+    data_made(place, *making(place, url), "run.name=old")
+    shop = Workshop(root, root)
+    reward = [
+        "stage=reward", "init=base", "model=hub", f"model.path={tiny_model}", "method=lora", "device=cpu",
+        "stage.epochs=1", "stage.batch_size=64", f"run.root={root}", "project=greetings",
+    ]  # fmt: skip
+    for line in (
+        [*reward, "data=manifest", "data.path=data:old", "run.name=saw"],
+        [*reward, "data=annotations", "run.name=direct"],
+        ["stage=annotate", "stage.action=export", "project=greetings", f"run.root={root}", "run.name=votes"],
+    ):
+        assert shop.ended(*line) == 0, shop.said
+    made(root, "sft:start")
+    sampled(root)
+    digest = read_manifest(root / "reward" / "saw").digest
+    made(root, "ppo:p", {"init": "sft:start", "reward": given(root, "reward:saw", digest)}, day=3)
+    made(root, "eval:e", {"artifact": "ppo:p"}, day=4)
+    made(root, "ppo:other", {"init": "sft:start"}, day=5)
+    return root
+
+
+@pytest.fixture
+def runs(loop: Path, tmp_path: Path) -> Path:
+    """A copy of them."""
+    return Path(shutil.copytree(loop, tmp_path / "runs"))
+
+
+def item_of(root: Path) -> str:
+    with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
+        return next(item.id for item in store.items("greetings") if any(c.text == SECRET for c in item.candidates))
+
+
+def bytes_in(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file() and ".registry" not in path.name
+            and not path.name.startswith("annotations.db")}  # fmt: skip
+
+
+def stale(root: Path) -> set[str]:
+    return {record["run"] for record in records(root, stale="!=null")}
+
+
+def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
+    item, [row] = item_of(runs), {*secret_rows(runs / "data" / "old")}
+    assert len(holding(runs, SECRET)) > 8
+    before = bytes_in(runs)
+    said = asked(runs, f"stage.item={item}")
+    assert bytes_in(runs) == before  # told, and nothing done
+    lines = said.splitlines()
+    assert "store, project greetings: 1 item, 2 answers, 1 judgement" in lines
+    order = [line.split(": ")[0] for line in lines if line.startswith(("reward:", "ppo:", "eval:", "data:old: tr"))]
+    assert order.index("data:old") < order.index("reward:saw") < order.index("ppo:p") < order.index("eval:e")
+    assert "ppo:other" not in said
+
+    said = asked(runs, f"stage.item={item}", "stage.apply=true", "stage.who=the operator")
+    assert "data:old: 1 row forgotten; data:old-2 takes its place" in said
+    assert holding(runs, SECRET, "Ottilie Gr") == []
+    assert holding(runs / "data", row) == []
+    assert stale(runs) == {"data:old", "reward:saw", "reward:direct", "annotate:votes", "ppo:p", "eval:e"}
+    found = stale_in(runs / "ppo" / "p")
+    assert found is not None
+    assert found.because == "made from reward:saw, which is stale"
+    assert one(runs, "ppo:p")["stale"] == found.since
+    samples = (runs / "sample" / "answers" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in samples] == [f"no {i}" for i in range(8) if i != 4]
+    assert (runs / "sample" / "answers" / "log.txt").read_text() == "began\nended\n"
+    assert not (runs / "sample" / "answers" / "other.html").exists()
+    for ref in (
+        "reward:saw",
+        "reward:direct",
+        "annotate:votes",
+        "data:old-2",
+    ):  # their files are those of their manifests
+        assert resolve(ref, runs)
+    with Store.open(f"sqlite:///{runs / 'annotations.db'}") as store:
+        assert store.verify()
+    [receipt] = (runs / "forgotten").glob("*.json")
+    told = json.loads(receipt.read_text())
+    assert told["kind"] == "item"
+    assert told["who"] == "the operator"
+    assert told["ended"]
+    assert not {"salt", "check"} & told.keys()
+    assert told["store"]["item"] == 1
+    assert told["data"]["data:old"]["rows"] == 1
+    assert told["data"]["data:old"]["root"] == read_manifest(runs / "data" / "old-2").metrics["root"]
+    for text in (item, row, SECRET, ANN, "What of day"):
+        assert text not in receipt.read_text()
+
+    assert "nothing is left to erase" in asked(runs, f"stage.item={item}", "stage.apply=true")
+    commands = [again(runs / "reward" / name) for name in ("saw", "direct")]
+    for command in commands:
+        assert main(shlex.split(command)[3:]) == 0
+    assert "data:old-2" in commands[0]
+    assert not stale(runs) & {"reward:saw-2", "reward:direct-2"}
+    assert holding(runs, SECRET) == []
+
+
+def again(folder: Path) -> str:
+    """The command that makes a stale run again."""
+    found = stale_in(folder)
+    assert found is not None
+    return found.again
+
+
+def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
+    url = f"sqlite:///{runs / 'annotations.db'}"
+    with Store.open(url) as store:
+        pseudonym = store.known("greetings", ANN)
+        assert sum(vote.annotator == pseudonym for vote in store.rankings("greetings")) == 30
+    assert "30 judgements" in asked(runs, f"stage.annotator={pseudonym}")
+    said = asked(runs, f"stage.annotator={ANN}", "stage.apply=true")
+    assert "1 name, 30 judgements; erased" in said
+    assert holding(runs, ANN) == []
+    with Store.open(url) as store:
+        assert store.verify()
+        assert {vote.annotator for vote in store.rankings("greetings")} == {store.known("greetings", "bob")}
+    assert {row["annotator"] for row in rows_of(runs / "data" / "old-2")} == {store_pseudonym(url, "bob"), ""}
+    assert {"reward:saw", "reward:direct", "ppo:p"} <= stale(runs)
+    assert "nothing is known of them" in asked(runs, f"stage.annotator={ANN}", status=2)
+    assert "nothing is left" in asked(runs, f"stage.annotator={pseudonym}", "stage.apply=true")
+
+
+def store_pseudonym(url: str, name: str) -> str:
+    with Store.open(url) as store:
+        return store.known("greetings", name)
+
+
+def test_rows_and_sources(runs: Path) -> None:
+    """A row by its content id, and all rows of a source."""
+    ids = {row["source"]: row["content_id"] for row in rows_of(runs / "data" / "old")}
+    said = asked(runs, f"stage.content_id={ids['file']}")
+    assert "data:old: 1 row; data:old-2 takes its place" in said
+    assert "reward:direct" not in said
+    assert "ppo:p: made from reward:saw" in said
+    said = asked(runs, f"stage.content_id={ids['greetings']}")
+    assert "store, project greetings: 1 item" in said
+    assert "reward:direct: trained on rows" in said
+    assert "Did you mean file" in asked(runs, "stage.source=files", status=2)
+    said = asked(runs, "stage.source=file", "stage.apply=true")
+    assert "40 rows forgotten" in said
+    assert {row["source"] for row in rows_of(runs / "data" / "old-2")} == {"greetings"}
+    assert stale(runs) == {"data:old", "reward:saw", "ppo:p", "eval:e"}
+    made(runs, "sft:old", day=1)  # by a version that kept no ids
+    assert "sft:old: may have read rows" in asked(runs, f"stage.content_id={ids['file']}")
+
+
+def test_what_cannot_be_named(runs: Path) -> None:
+    for words, says in {
+        (): "says nothing of what to forget",
+        ("stage.item=x", "stage.source=y"): "beside another key",
+        ("stage.item=x",): "has no such item",
+        ("stage.content_id=12",): "is no content id",
+        (f"stage.content_id={'0' * 64}",): "nothing is known of it",
+        ("stage.source=''",): "names nothing",
+    }.items():
+        assert says in asked(runs, *words, "stage.apply=true", status=2)
+    assert stale(runs) == set()
+
+
+def test_two_at_once_and_a_run_at_work(runs: Path) -> None:
+    item = item_of(runs)
+    (runs / "forgotten").mkdir()
+    for folder, says in (
+        (runs / "forgotten", "another command is forgetting"),
+        (runs / "annotate" / "votes", "works in it"),
+    ):
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert says in asked(runs, f"stage.item={item}", "stage.apply=true", status=2)
+        os.close(descriptor)
+    assert holding(runs, SECRET)
+    asked(runs, f"stage.item={item}", "stage.apply=true")
+    assert len([*(runs / "forgotten").glob("*.json")]) == 1  # the second one went on with the receipt of the first
+    assert holding(runs, SECRET) == []
+
+
+def test_a_folder_that_cannot_be_written_is_still_told_about(runs: Path) -> None:
+    item = item_of(runs)
+    if os.geteuid() == 0:
+        (runs / "forgotten").write_text("in the way")
+    else:
+        runs.chmod(0o555)
+    assert "reward:saw" in asked(runs, f"stage.item={item}")
+    assert "cannot be written" in asked(runs, f"stage.item={item}", "stage.apply=true", status=2)
+    runs.chmod(0o755)
+    assert stale(runs) == set()
+
+
+@pytest.mark.parametrize("selector", ["item", "annotator"])
+def test_killed_at_any_step_the_same_command_ends_it(loop: Path, tmp_path: Path, selector: str) -> None:
+    """SIGKILL before each replacing of a file and each commit, one after the other."""
+    value, kills = (item_of(loop) if selector == "item" else ANN), 0
+    for step in range(0, 60, 4):
+        root = Path(shutil.copytree(loop, tmp_path / f"runs{step}"))
+        shutil.rmtree(root / "data")  # whose own command is killed elsewhere
+        shutil.rmtree(root / "reward" / "saw")
+        words = [f"stage.{selector}={value}", "stage.apply=true"]
+        status = killed_in(root, words, step)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+        asked(root, *words, status=0)
+        assert holding(root, SECRET if selector == "item" else ANN) == []
+        assert stale(root) == {"reward:direct", "annotate:votes"}
+        [receipt] = (root / "forgotten").glob("*.json")
+        assert json.loads(receipt.read_text())["ended"]
+        assert resolve("annotate:votes", root)
+    else:
+        pytest.fail("it never came to an end")
+    assert kills > 2
+
+
+def killed_in(root: Path, words: list[str], step: int) -> int:
+    """The exit status of a child that is killed before it replaces a file, or erases the store, for the so-many-th
+    time."""
+    if (child := os.fork()) == 0:
+        from align.registry import forgetting
+
+        left = [step]
+
+        def deadly(act: Any) -> Any:
+            def acts(*given: Any, **named: Any) -> Any:
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+                return act(*given, **named)
+
+            return acts
+
+        os.replace = deadly(os.replace)
+        Path.replace = deadly(Path.replace)  # type: ignore[method-assign]
+        forgetting.erase = deadly(forgetting.erase)
+        with open(os.devnull, "w") as nowhere:
+            sys.stdout = sys.stderr = nowhere
+            line = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *words]
+            os._exit(main(line))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_gates_and_promotions(runs: Path) -> None:
+    (runs / "gates").mkdir()
+    (runs / "gates" / "live.yaml").write_text("alias: live\nconditions:\n  - {stale: false}\n")
+    shop = Workshop(runs, runs)
+    promote = ["stage=registry", "stage.action=promote", f"run.root={runs}", "stage.why=so"]
+    assert shop.ended(*promote, "stage.alias=live", "artifact=reward:saw") == 0, shop.said
+    asked(runs, "stage.source=file", "stage.apply=true")
+    assert shop.ended(*promote, "stage.alias=live", "artifact=reward:direct") == 0, shop.said
+    assert shop.ended(*promote, "stage.alias=live", "artifact=reward:saw") == 2
+    assert "reward:saw is stale since" in shop.said
+    assert "data.path=data:old-2" in shop.said  # the command that makes it again
+    assert shop.ended(*promote, "stage.alias=elsewhere", "artifact=reward:saw") == 0
+    assert "warning: stale" in shop.said
+    assert shop.ended("stage=registry", f"run.root={runs}") == 0
+    assert "done, stale" in shop.said
+    assert shop.ended("stage=registry", "stage.action=trace", "artifact=reward:saw", f"run.root={runs}") == 0
+    assert "stale since" in shop.said.splitlines()[0]
+    line = shlex.split(again(runs / "reward" / "saw"))[3:]
+    assert shop.ended(*line) == 0, shop.said
+    assert shop.ended(*promote, "stage.alias=live", "artifact=reward:saw-2") == 0, shop.said

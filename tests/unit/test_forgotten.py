@@ -1,0 +1,155 @@
+"""Forgetting in parts: which texts are found, in which order runs are made again, what a gate says of stale ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from portfolio import given, made, one, refs
+
+from align.registry.downstream import Made, downstream
+from align.registry.forgotten_texts import FEW, Texts, shown_in, without
+from align.registry.gates import Finding, read_gate
+from align.registry.index import asked
+from align.registry.promotion import subject_of
+from align.registry.receipts import new_receipt, unfinished
+from align.registry.selection import MAY_HAVE, TRAINED
+from align.run.alias_log import Meant
+from align.run.manifest import Input, read_manifest
+from align.run.stale import FILE, mark, stale_in
+
+LONG = "Ottilie lives at the old mill\nby the river, and has done so for a good many years now"
+CUT = " ".join(LONG.split())[:59] + "…"
+
+
+def words(config: Any, inputs: Any) -> list[str]:
+    return [f"stage={config['stage']['name']}", *(f"{name}={ref}" for name, ref in inputs.items()), "run.name=x"]
+
+
+def again(root: Path, read: dict[str, str], *sets: str) -> list[Made]:
+    return asked(root, lambda index: downstream(index, read, sets, words, "store.url=sqlite:///a b.db"))
+
+
+def rows(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("others", [(), tuple(f"another text, number {i}" for i in range(FEW))])
+def test_which_lines_go(tmp_path: Path, others: tuple[str, ...]) -> None:
+    texts = Texts(frozenset({LONG, "no.", *others}), frozenset({"And you?"}), frozenset({"ann@example.org"}))
+    stays = [{"answer": "no."}, {"answer": "no. never"}, {"prompt": "And you?", "answer": "yes"}, {"who": "Ann"}]
+    goes = [
+        {"prompt": [{"content": f"  {LONG} "}]}, {"parts": [{"text": f"<s>{LONG}</s>"}]}, {"answer": CUT},
+        {"prompt": "And you?", "answer": "no.\n"}, {"of": "vote by ann@example.org"},
+    ]  # fmt: skip
+    path = rows(tmp_path / "samples.jsonl", *stays, *goes)
+    rest, count = without(path, texts)
+    assert rest is not None
+    assert [json.loads(line) for line in rest.splitlines()] == stays
+    assert count == len(goes)
+    log = tmp_path / "log.txt"
+    log.write_text(f"began\n  And you? → {CUT}\nno.\n")
+    assert without(log, texts) == (b"began\nno.\n", 1)
+    page = tmp_path / "page.html"
+    page.write_text("<p>Ottilie lives at the old mill\nby the river, and has done so for a good many years now</p>")
+    assert without(page, texts) == (None, 1)
+    about = tmp_path / "about.json"
+    about.write_text(json.dumps({"said": [LONG, 3], "n": {"x": "no."}}))
+    rest, count = without(about, texts)
+    assert rest is not None
+    assert (json.loads(rest), count) == ({"said": ["(forgotten)", 3], "n": {"x": "no."}}, 1)
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text(json.dumps({"answer": "no."}) + '\n{"answer": "' + LONG[:29])
+    assert without(cut, texts) == (b'{"answer": "no."}\n', 1)
+
+
+def test_what_another_row_has_too_is_no_sign(tmp_path: Path) -> None:
+    both = Texts(frozenset({LONG}), frozenset()) | Texts(frozenset({"something of its own"}), frozenset({LONG}))
+    path = rows(tmp_path / "samples.jsonl", {"answer": LONG}, {"answer": "something of its own"})
+    assert without(path, both)[1] == 1
+    assert [one.file for one in shown_in(tmp_path, both)] == ["samples.jsonl"]
+    assert [*shown_in(tmp_path, Texts())] == []
+
+
+def test_the_order_and_the_commands(tmp_path: Path) -> None:
+    made(tmp_path, "sft:a b", day=5)  # made after its children, as a clock that was set back has it
+    made(tmp_path, "reward:r", {"init": "sft:a b"}, day=1)
+    made(tmp_path, "ppo:p", {"init": "sft:a b", "reward": "reward:r"}, day=2)
+    made(tmp_path, "ppo:p-2", day=3)
+    made(tmp_path, "eval:e", {"artifact": "ppo:p"}, day=4)
+    made(tmp_path, "sft:apart")
+    found = again(tmp_path, {"sft:a b": TRAINED, "eval:e": MAY_HAVE})
+    assert [one.run for one in found] == ["sft:a b", "reward:r", "ppo:p", "eval:e"]
+    by_run = {one.run: one for one in found}
+    assert by_run["eval:e"].because == "made from ppo:p, which is stale"
+    assert by_run["ppo:p"].again == "ppo:p-3"  # p-2 is taken
+    assert by_run["ppo:p"].command == (
+        f"python -m align stage=ppo 'init=sft:a b-2' reward=reward:r-2 run.root={tmp_path} run.name=p-3"
+    )
+    circle = tmp_path / "circle"
+    made(circle, "ppo:one", {"init": "ppo:other"})
+    made(circle, "ppo:other", {"init": "ppo:one"})
+    assert {one.run for one in again(circle, {"ppo:one": TRAINED})} == {"ppo:one", "ppo:other"}
+    (circle / "ppo" / "other" / "manifest.json").write_text("{")
+    assert [one.run for one in again(circle, {"ppo:one": TRAINED, "ppo:gone": TRAINED})] == ["ppo:one"]
+
+
+def test_a_mark_is_found_at_once_and_goes_with_its_folder(tmp_path: Path) -> None:
+    folder = made(tmp_path, "sft:a")
+    assert one(tmp_path, "sft:a")["stale"] is None
+    mark(folder, TRAINED, "python -m align …", "first", "2026-11-01T00:00:00+00:00")
+    assert one(tmp_path, "sft:a")["stale"] == "2026-11-01T00:00:00+00:00"
+    mark(folder, "another reason", "", "second", "2026-11-02T00:00:00+00:00")
+    found = stale_in(folder)
+    assert found is not None
+    assert (found.since[:10], found.because, found.receipts) == ("2026-11-01", TRAINED, ("first", "second"))
+    made(tmp_path, "sft:b", day=1)
+    assert refs(tmp_path, {"stale": "!=null"}) == ["sft:a"]
+    (folder / FILE).write_text("[")
+    assert one(tmp_path, "sft:a")["stale"] == "an unknown time"
+    (folder / FILE).unlink()
+    assert refs(tmp_path, {"stale": None}) == ["sft:a", "sft:b"]
+
+
+def finding(root: Path, ref: str) -> Finding:
+    path = root / "gate.yaml"
+    path.write_text("alias: live\nconditions:\n  - {stale: false}\n")
+    digest = read_manifest(root / ref.replace(":", "/")).digest
+    (found,) = read_gate(path).findings(asked(root, lambda index: subject_of(index, root, Meant(ref, digest))))
+    return found
+
+
+def test_a_gate_looks_at_everything_upstream(tmp_path: Path) -> None:
+    set_of = {"metrics": {"root": "r" * 64}, "base": None, "outputs": {"artifact/data.json": "d" * 64}}
+    made(tmp_path, "data:old", **set_of)
+    made(tmp_path, "sft:s", {"data": Input("x", "data:old", details={"root": "r" * 64})}, day=1)
+    made(tmp_path, "reward:r", {"init": "sft:s"}, day=2)
+    made(tmp_path, "ppo:p", {"reward": "reward:r"}, day=3)
+    assert finding(tmp_path, "ppo:p").passed
+    mark(tmp_path / "data" / "old", TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
+    assert finding(tmp_path, "ppo:p").said == f"data:old is stale since 2026-11-01, {TRAINED}"
+    config = {"stage": {"name": "data", "action": "forget"}, "data": {}, "method": {}}
+    made(tmp_path, "data:new", {"data": Input("x", "data:old", details={"root": "r" * 64})}, config=config,
+         base=None, metrics={"root": "n" * 64}, outputs={"artifact/data.json": "n" * 64}, day=4)  # fmt: skip
+    made(tmp_path, "sft:new", {"data": Input("y", "data:new", details={"root": "n" * 64})}, day=5)
+    assert finding(tmp_path, "sft:new").passed  # it has nothing of what the old one had
+    assert [one.run for one in again(tmp_path, {"data:old": TRAINED})] == ["data:old", "sft:s", "reward:r", "ppo:p"]
+    made(tmp_path, "ppo:lost", {"init": given(tmp_path, "sft:gone")}, day=6)
+    assert not finding(tmp_path, "ppo:lost").passed
+    assert "sft:gone is gone" in finding(tmp_path, "ppo:lost").said
+
+
+def test_a_receipt_is_known_by_its_command_alone(tmp_path: Path) -> None:
+    (tmp_path / "forgotten").mkdir()
+    asked_for = ("annotator", "ann@example.org", "p", "sqlite:///x")
+    receipt = new_receipt("annotator", "me", asked_for).write(tmp_path)
+    (tmp_path / "forgotten" / "strange.json").write_text('{"schema_version": 1, "odd": 2}')
+    (found,) = unfinished(tmp_path)
+    assert found.is_of(asked_for)
+    assert not found.is_of((*asked_for[:-1], "sqlite:///y"))
+    assert "ann" not in (tmp_path / "forgotten" / f"{receipt.name}.json").read_text().replace("annotator", "")
+    found.end(tmp_path)
+    assert unfinished(tmp_path) == []
