@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from align.registry.record import Record
 from align.run.artifacts import REPLACED
 from align.run.files import json_object
 from annotate.store import Store
-from annotate.store.about import ANNOTATOR, ITEM, PROJECT, About, about, projects_in
+from annotate.store.about import ANNOTATOR, ITEM, PROJECT, About, about, projects_in, texts_of
 from annotate.store.preference_pairs import pairs_of
 
 SOURCE, CONTENT_ID = "source", "content_id"
@@ -103,6 +104,8 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
         raise nothing_known(wanted, records, index.root, notes)
     if stored is None and len(read) > len(sets):
         notes.append(FILES)
+    if stored is None:
+        notes += same_in_store(url, texts)
     return Selection(stored, sets, texts, read, tuple(notes))
 
 
@@ -145,6 +148,16 @@ def in_store(wanted: Selector, url: str) -> About | None:
             if item := item_of(store, project, bytes.fromhex(wanted.value)):
                 return about(store, project, ITEM, item)
     return None
+
+
+def same_in_store(url: str, texts: Texts) -> Iterator[str]:
+    """What is to be said of items of the store that have the same texts: they are somebody's to name."""
+    with suppress(InputError), Store.open(url, create=False) as store:  # or there is none
+        for project in projects_in(store):
+            there = (item.id for item in store.items(project) if any(map(texts.within, texts_of(item))))
+            if found := list(there):
+                name = f"stage.item={found[0]}" + (f" and {len(found) - 1:,} more" if len(found) > 1 else "")
+                yield f"project {project} has the same texts, and they stay there: {name}, project={project}"
 
 
 def item_of(store: Store, project: str, content_id: bytes) -> str:

@@ -16,7 +16,7 @@ NOTHING = "–"
 LONGEST, A_LINE = 60, 400
 """Characters of a cell, and of a value that has a line to itself."""
 FIRST = (
-    "run", "aliases", "status", "stale", "error", "score.name", "score.value", "score.low", "score.high", "kl",
+    "run", "aliases", "status", "error", "stale", "score.name", "score.value", "score.low", "score.high", "kl",
     "parents", "gone", "children", "exports", "evaluation", "started", "finished", "base.id", "method.name", "method.r",
     "data.name", "data.rows", "reward", "seed", "cost.minutes", "cost.peak_memory_mb", "cost.tokens", "cost.device",
 )  # fmt: skip

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from align.errors import InputError
 from annotate.store.database import Store
@@ -99,7 +99,7 @@ def about_annotator(store: Store, connection: Connection, project: str, given: s
     texts = frozenset(text for one in written for text in one)
     standing = sum(taken is None for taken in votes.values())
     rows = {"name": int(name is not None), "judgement": standing, "remark": len(written)}
-    return About(project, ANNOTATOR, pseudonym, votes, texts, names=frozenset({name} - {None}), rows=rows)
+    return About(project, ANNOTATOR, pseudonym, votes, texts, names=frozenset([name] if name else []), rows=rows)
 
 
 def about_project(store: Store, connection: Connection, project: str) -> About:
@@ -114,11 +114,11 @@ def about_project(store: Store, connection: Connection, project: str) -> About:
     return About(project, PROJECT, project, votes, texts, names=names, rows=rows)
 
 
-def judgements(connection: Connection, project: str, which: object) -> dict[int, int | None]:
+def judgements(connection: Connection, project: str, which: ColumnElement[bool]) -> dict[int, int | None]:
     """Rows of the ledger → those that took them back."""
     taken = ledger.alias("taken")
     query = select(ledger.c.seq, taken.c.seq).outerjoin(taken, taken.c.retracts == ledger.c.seq)
-    mine = query.where(ledger.c.project == project, ledger.c.kind.in_(VOTES), which)  # type: ignore[arg-type]
+    mine = query.where(ledger.c.project == project, ledger.c.kind.in_(VOTES), which)
     return {row[0]: row[1] for row in connection.execute(mine)}
 
 
@@ -127,9 +127,9 @@ def texts_of(item: Item) -> Iterator[str]:
     yield from (candidate.text for candidate in item.candidates if candidate.text)
 
 
-def remarks_in(connection: Connection, project: str, which: object) -> list[list[str]]:
+def remarks_in(connection: Connection, project: str, which: ColumnElement[bool]) -> list[list[str]]:
     """The texts of each remark."""
-    mine = select(remarks.c.content).where(remarks.c.project == project, which)  # type: ignore[arg-type]
+    mine = select(remarks.c.content).where(remarks.c.project == project, which)
     found = (json.loads(content) for content in connection.execute(mine).scalars())
     return [[text for text in one.values() if isinstance(text, str) and text] for one in found]
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_of_votes import SECRET, filled, making, rows_of, secret_rows
 from data_sets import made as data_made
+from data_sets import write
 from portfolio import given, made, one, records
 from workshop import Workshop
 
@@ -23,7 +24,8 @@ from align.__main__ import main
 from align.run import resolve
 from align.run.manifest import read_manifest
 from align.run.stale import stale_in
-from annotate.store import Store
+from align.types import Conversation, Message
+from annotate.store import Candidate, Store
 
 ANN = "ann@example.org"
 PAGE_OF_OTHERS = "<html><p>Ottilie Gr&#252;nberg lives at the old mill</p></html>"
@@ -42,6 +44,8 @@ def holding(root: Path, *needles: str) -> list[str]:
     for path in root.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
+            if path.name == "manifest.json":  # which has the changes of this checkout, these lines among them
+                data = json.dumps(json.loads(data) | {"git": None}, ensure_ascii=False).encode()
             if path.suffix == ".parquet":
                 data += str(pq.read_table(path).to_pylist()).encode()
             forms = [form for text in needles for form in (text, json.dumps(text)[1:-1], text.replace("ü", "&#252;"))]
@@ -207,6 +211,15 @@ def test_rows_and_sources(runs: Path) -> None:
     assert "store, project greetings: 1 item" in said
     assert "reward:direct: trained on rows" in said
     assert "Did you mean file" in asked(runs, "stage.source=files", status=2)
+    with Store.open(f"sqlite:///{runs / 'annotations.db'}") as store:
+        asking = Conversation((Message("user", "file 7? Nobody else asks so."),))
+        store.add_item("greetings", "copied", asking, [Candidate("a"), Candidate("b")])
+    write(runs / "again.jsonl", [{"prompt": "file 7? Nobody else asks so.", "chosen": "yes, so", "rejected": "no, so"}])
+    line = ["stage=data", f"stage.sources=[{{path: {runs / 'again.jsonl'}, name: file}}]", f"run.root={runs}"]
+    assert main([*line, "run.name=again", "data.held_out=0"]) == 0
+    said = asked(runs, "stage.source=file")
+    assert "project greetings has the same texts, and they stay there: stage.item=" in said
+    shutil.rmtree(runs / "data" / "again")
     said = asked(runs, "stage.source=file", "stage.apply=true")
     assert "40 rows forgotten" in said
     assert {row["source"] for row in rows_of(runs / "data" / "old-2")} == {"greetings"}
