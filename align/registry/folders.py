@@ -41,8 +41,9 @@ def folders(root: Path) -> Iterator[tuple[str, str]]:
                 stamp = f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
                 if stage == "serve":  # what a server loads later stands in a file of its own
                     stamp += grown(f"{root}/{stage}/{name}/{ADAPTERS}")
-                with suppress(FileNotFoundError):
-                    stamp += f"-{os.stat(f'{root}/{stage}/{name}/{STALE}').st_mtime_ns}"
+                mark = f"{root}/{stage}/{name}/{STALE}"
+                if os.access(mark, os.F_OK):  # which most are not: an exception would cost more than all of this
+                    stamp += f"-{os.stat(mark).st_mtime_ns}"
                 yield f"{stage}:{name}", stamp if file else NO_FILE
 
 

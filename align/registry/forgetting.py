@@ -137,7 +137,6 @@ def apply(root: Path, wanted: Selector, url: str, plan: Plan, who: str) -> Itera
     for run, said in receipt.data.items():
         ids = plan.selection.sets.get(run, frozenset())
         yield from without_rows(root, run, said, ids)
-        receipt.write(root)
     if plan.selection.stored is not None:
         with Store.open(url, create=False) as store:
             erase(store, plan.selection.stored)
@@ -209,7 +208,6 @@ def cleared(root: Path, run: str, files: Sequence[str], plan: Plan, receipt: Rec
         answer_for(folder, files)
     finally:
         os.close(lock)
-    receipt.write(root)
     became = (f"{file} {receipt.files[in_root(run, file)]['became']}" for file in files)
     yield f"{run}: {', '.join(became)}"
 

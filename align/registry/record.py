@@ -45,9 +45,7 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
         folder: of the run, whose adapter's configuration and whose `stale.json` are read too.
     """
     config, times, read = manifest.config, manifest.times, manifest.inputs.get("data")
-    base, metrics = manifest.base, dict(manifest.metrics)
     base, metrics, stale = manifest.base, dict(manifest.metrics), stale_in(folder)
-    minutes = took(times) if manifest.done else None
     sources = ", ".join(name.removeprefix("sources.") for name in manifest.inputs if name.startswith("sources."))
     return finite({
         "stage": manifest.stage, "name": manifest.name, "run": manifest.ref, "status": manifest.status,

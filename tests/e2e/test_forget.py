@@ -182,7 +182,10 @@ def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
     with Store.open(url) as store:
         pseudonym = store.known("greetings", ANN)
         assert sum(vote.annotator == pseudonym for vote in store.rankings("greetings")) == 30
-    assert "30 judgements" in asked(runs, f"stage.annotator={pseudonym}")
+    plan = json.loads(asked(runs, f"stage.annotator={pseudonym}", "stage.format=json"))
+    assert plan["store"] == {"project": "greetings", "name": 1, "judgement": 30, "remark": 0}
+    assert plan["data"] == {"data:old": 60}
+    assert plan["done"] is None
     said = asked(runs, f"stage.annotator={ANN}", "stage.apply=true")
     assert "1 name, 30 judgements; erased" in said
     assert holding(runs, ANN) == []
