@@ -21,6 +21,7 @@ from align.config.registry import FORGETS, GARBAGE, RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
+from align.redaction import MASK
 from align.registry import comparison, differences, garbage, promotion, replay, trace
 from align.registry.gates import read_gates
 from align.registry.index import Index, asked
@@ -268,7 +269,8 @@ def forgotten(config: Config) -> Iterator[str]:
     kind = next(key for key in FORGETS if getattr(stage, key) is not None)
     wanted = selection.Selector(kind, str(getattr(stage, kind)), config.project)
     selection.check_selector(wanted)
-    store = f"store.url={config.store.url}" if config.store.url else ""
+    given = str(config.store.url or "")
+    store = f"store.url={given}" if given and MASK not in given else ""  # with a password it goes into no command
     with receipts.alone(root) if stage.apply else nullcontext():
         plan, done = forgetting.planned(root, wanted, url, words, store), None
         if stage.format == "table":

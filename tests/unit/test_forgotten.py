@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from annotation_store import add, rank
 from portfolio import given, made, one, refs
 
+from align.errors import InputError
 from align.registry.downstream import Made, downstream
 from align.registry.forgotten_texts import FEW, Texts, shown_in, without
 from align.registry.gates import Finding, read_gate
@@ -20,6 +22,8 @@ from align.run.alias_log import Meant
 from align.run.manifest import Input, read_manifest
 from align.run.stale import FILE, mark, stale_in
 from align.serve.events import tell_if_stale
+from annotate.store import Store
+from annotate.store.about import about, erase
 
 LONG = "Ottilie lives at the old mill\nby the river, and has done so for a good many years now"
 CUT = " ".join(LONG.split())[:59] + "…"
@@ -122,6 +126,36 @@ def test_a_server_says_that_it_loads_what_is_stale(tmp_path: Path, caplog: pytes
     mark(folder, TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
     tell_if_stale("ppo:p", folder / "artifact")
     assert caplog.messages == [f"ppo:p is stale since 2026-11-01, {TRAINED}"]
+
+
+def test_what_the_store_has_of_one_thing(store_url: str) -> None:
+    with Store.open(store_url) as store:
+        items = [add(store, f"run/{i}", texts=(f"answer {i}", "the same")) for i in range(2)]
+        first = rank(store, items[0], "0>1", rationale="for it is mine")
+        second = rank(store, items[1], "1>0")
+        store.retract("p", second)
+        found = about(store, "p", "item", items[0])
+        assert found.texts == {"question of run/0", "answer 0", "for it is mine"}
+        assert found.shared == {"the same"}
+        assert [found.read_by(seq) for seq in (first - 1, first, first + 99)] == [False, True, True]
+        assert found.rows == {"item": 1, "answer": 2, "judgement": 1, "remark": 1}
+        ann = about(store, "p", "annotator", "ann@example.org")
+        assert ann == about(store, "p", "annotator", ann.id)
+        assert [ann.read_by(seq) for seq in (first - 1, first)] == [False, True]
+        assert not about(store, "p", "item", items[1]).read_by(second + 1)  # it was taken back by then
+        assert ann.rows == {"name": 1, "judgement": 1, "remark": 1}
+        erase(store, ann)
+        assert store.rankings("p") == []
+        with pytest.raises(InputError, match="nothing is known of them"):
+            about(store, "p", "annotator", "ann@example.org")
+        gone = about(store, "p", "annotator", ann.id)
+        assert not any(gone.rows.values())
+        erase(store, gone)
+        erase(store, about(store, "p", "item", items[0]))
+        assert not any(about(store, "p", "item", items[0]).rows.values())
+        erase(store, about(store, "p", "project", ""))
+        assert not any(about(store, "p", "project", "").rows.values())
+        assert store.verify()
 
 
 def finding(root: Path, ref: str) -> Finding:
