@@ -305,7 +305,7 @@ def as_lines(plan: Plan) -> Iterator[str]:
             f"{one.file} ({'a setting: it stays' if one.settings else counted(one.lines, 'place')})" for one in files
         )
         yield f"{clean(run)}: {clean(', '.join(said), longest=None)}"
-    yield from (f"not known: {clean(note, longest=None)}" for note in found.notes)
+    yield from (f"note: {clean(note, longest=None)}" for note in found.notes)
     yield NOT_LOOKED_AT
     yield "to be made again, in this order:" if plan.made else "nothing was made from it"
     for one in plan.made:

@@ -86,7 +86,7 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
     """
     records = [record for ref in index.names() if (record := index.record(ref)) is not None]
     stored = in_store(wanted, url)
-    texts = Texts(stored.texts, stored.shared, stored.names) if stored else Texts()
+    texts, from_files = Texts(stored.texts, stored.shared, stored.names) if stored else Texts(), False
     sets, read, notes = dict[str, frozenset[str]](), dict[str, str](), list[str]()
     for record in records:
         folder = index.root / record["folder"]
@@ -100,10 +100,10 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
                 sets[record["run"]], read[record["run"]], texts = ids, TRAINED, texts | found
         if why := why_read(index.root, record, wanted, stored):
             read.setdefault(record["run"], why)
+            from_files |= why in (TRAINED, READ) and stored is None and reads_files(record)
     if not (stored or sets or any(not why.startswith(MAY_HAVE) for why in read.values())):
         raise nothing_known(wanted, records, index.root, notes)
-    if stored is None and len(read) > len(sets):
-        notes.append(FILES)
+    notes += [FILES] if from_files else []
     if stored is None:
         notes += same_in_store(url, texts)
     return Selection(stored, sets, texts, read, tuple(notes))
@@ -240,6 +240,11 @@ def why_read(root: Path, record: Record, wanted: Selector, stored: About | None)
     if wanted.kind == CONTENT_ID and record["stage"] in TRAINS:
         return by_ids(root / record["folder"] / IDS, bytes.fromhex(wanted.value))
     return ""
+
+
+def reads_files(record: Record) -> bool:
+    """Whether a run read its rows from files, and will do so again; of a data set another takes the place."""
+    return record["stage"] != "data" and not any(one.get("root") for one in record["inputs"].values())
 
 
 def holds_votes(record: Record) -> bool:

@@ -209,6 +209,7 @@ def test_rows_and_sources(runs: Path) -> None:
     said = asked(runs, f"stage.content_id={ids['file']}")
     assert "data:old: 1 row; data:old-2 takes its place" in said
     assert "reward:direct" not in said
+    assert "take the rows out of them first" not in said  # a data set takes the place of what they read
     assert "ppo:p: made from reward:saw" in said
     said = asked(runs, f"stage.content_id={ids['greetings']}")
     assert "store, project greetings: 1 item" in said
