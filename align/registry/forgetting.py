@@ -236,11 +236,10 @@ def changed(folder: Path, file: str, texts: Texts, words: Words) -> str:
 def drawn(folder: Path, texts: Texts, words: Words) -> str:
     """Make a run's page anew from its files; where that cannot be done, or it shows them still, it goes."""
     manifest, page = read_manifest(folder), folder / PAGE
-    refs = {name: read.run for name, read in manifest.inputs.items() if read.stage or (name == "data" and read.ref)}
     with suppress(AlignError, KeyError, TypeError, ValueError, OSError, IndexError):
         if manifest.done:
             finished_page(
-                Seen(folder, manifest, shlex.join(["python", "-m", "align", *words(manifest.config, refs)]))
+                Seen(folder, manifest, shlex.join(["python", "-m", "align", *words(manifest.config, manifest.refs)]))
             ).write(page)
             if not without(page, texts)[1]:
                 return DRAWN

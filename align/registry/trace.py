@@ -22,6 +22,8 @@ from align.run.manifest import read_manifest
 from align.run.weights import model_digest
 
 REQUESTS = "requests.jsonl"
+STALE = "stale since "
+"""How the fact begins that a run is stale."""
 DEEPEST = 100
 """Generations of a tree; whoever wants more asks for the run where it ends."""
 
@@ -197,7 +199,7 @@ def facts_of(record: Record) -> tuple[str, ...]:
     finished, stale = ((record.get(key) or "")[:16].replace("T", " ") for key in ("finished", "stale"))
     known = {
         "": method_in(record), "score ": score_in(record), "KL ": kl_in(record),
-        "on ": finished, "stale since ": stale,
+        "on ": finished, STALE: stale,
     }  # fmt: skip
     said = tuple(f"{word}{value}" for word, value in known.items() if value not in ("", "–"))
     return said if record["status"] == "done" else (str(record["status"]), *said)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from align.registry.index import Index
 from align.registry.page.markup import HTML, address
 from align.registry.shown import clean
-from align.registry.trace import Node, facts_of
+from align.registry.trace import STALE, Node, facts_of
 from align.report.page import escape
 from align.report.words import counted
 
@@ -30,12 +30,14 @@ class Box:
     Attributes:
         tells: words below its name.
         whole: False where it is gone, or known not to be what it was.
+        stale: it learned from what was forgotten since.
     """
 
     kind: str
     name: str
     tells: str = ""
     whole: bool = True
+    stale: bool = False
 
 
 @dataclass(slots=True)
@@ -94,7 +96,7 @@ def key_of(node: Node) -> Key:
 def add_sources(found: Lineage, node: Node, path: frozenset[Key]) -> bool:
     """A node and all that it came from. Whether there was room for it."""
     key = key_of(node)
-    if not found.add(key, Box(node.kind, node.name, tells(node.facts), node.whole)):
+    if not found.add(key, Box(node.kind, node.name, tells(node.facts), node.whole, is_stale(node.facts))):
         return False
     for _, source in node.sources:
         other = key_of(source)
@@ -116,11 +118,15 @@ def add_descendants(found: Lineage, index: Index) -> None:
                 if child is None or earlier:
                     continue
                 new = key not in found.boxes
-                if found.add(key, Box("run", str(run), tells(facts_of(child)))):
+                if found.add(key, Box("run", str(run), tells(facts := facts_of(child)), stale=is_stale(facts))):
                     found.lines.append((parent, key))
                     found.later.add(key)
                     following += [key] if new else []
         generation = following
+
+
+def is_stale(facts: Sequence[str]) -> bool:
+    return any(fact.startswith(STALE) for fact in facts)
 
 
 def tells(facts: Sequence[str]) -> str:
@@ -193,8 +199,11 @@ def line(start: tuple[float, float], end: tuple[float, float]) -> HTML:
 
 def drawn(box: Box, place: tuple[float, float], focus: bool) -> HTML:
     x, y = place
-    shape = " ".join(["box", box.kind, *(["focus"] if focus else []), *([] if box.whole else ["broken"])])
-    told = "; ".join(part for part in (kind_of(box), box.name, box.tells, "" if box.whole else "not whole") if part)
+    shape = " ".join(
+        ["box", box.kind, *(["focus"] if focus else []), *([] if box.whole and not box.stale else ["broken"])]
+    )
+    marks = [mark for mark, holds in (("not whole", not box.whole), ("stale", box.stale)) if holds]
+    told = "; ".join(part for part in (kind_of(box), box.name, box.tells, *marks) if part)
     body = (
         f'<g class="{shape}" transform="translate({x:g} {y:g})"><title>{escape(clean(told, longest=None))}</title>'
         f'<rect width="{WIDE}" height="{TALL}" rx="7"/>{"".join(words(box))}</g>'

@@ -33,9 +33,10 @@ def alias_links(aliases: Iterable[str]) -> HTML:
 
 
 def status_mark(record: Mapping[str, Any]) -> HTML:
-    """A run's status: a word, and a dot in its colour."""
+    """A run's status: a word, and a dot in its colour; and whether it is stale."""
     status = escape(clean(str(record["status"])))
-    return f'<span class="status {status}">{status}</span>'
+    stale = ' <span class="stale">stale</span>' if record.get("stale") else ""
+    return f'<span class="status {status}">{status}</span>{stale}'
 
 
 def interval_mark(record: Record) -> HTML:

@@ -22,6 +22,7 @@ from align.report.live import as_it_lies
 from align.report.page import escape
 from align.report.seen import Seen
 from align.run.manifest import FILE, Manifest, read_manifest
+from align.run.stale import stale_in
 
 log = logging.getLogger("align")
 
@@ -44,6 +45,9 @@ def run_view(index: Index, run: str, voters: Voters, now: datetime) -> HTML:
     record = record_in(index, run)
     running = record["status"] == "running"
     parts = ["<section>", heading(record, now)]
+    if stale := stale_in(index.root / record["folder"]):
+        again = f" Made again by: {stale.again}" if stale.again else ""
+        parts.append(alert(f"Stale since {stale.since[:10]}: {stale.because}.{again}"))
     if record["status"] == UNREADABLE:
         parts.append(alert(str(record["error"])))
     else:
