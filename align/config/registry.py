@@ -36,7 +36,7 @@ FORMATS = ("table", "json", "csv")
 READS: Mapping[str, tuple[str, ...]] = {
     "list": ("where", "sort", "columns", "limit", "format"),
     "show": ("run", "columns", "format"),
-    "compare": ("runs", "where", "sort", "columns", "limit", "html", "format"),
+    "compare": ("runs", "sweep", "where", "sort", "columns", "limit", "html", "format"),
     "diff": ("runs", "format"),
     "trace": ("response", "verify", "format"),
     "replay": ("run", "steps", "format"),
@@ -66,6 +66,10 @@ class RegistryConfig(Settings):
     steps: int | None = setting(None, "How many steps `replay` makes again. Not given: all of them.", above=0)
     runs: list[str] = setting(
         [], "The runs that `compare` and `diff` are about, two for `diff`, such as [ppo:first, ppo:second]."
+    )
+    sweep: str | None = setting(
+        None,
+        "The sweep that `compare` is about: `latest`, or the name of its page in compare/ of run.root without `.html`.",
     )
     where: Any = setting(
         None,
@@ -183,12 +187,13 @@ class RegistryConfig(Settings):
             problem, instead = "prints what differs as lines or as JSON", "Write stage.format=json."
             require(self.format != "csv", "stage.format", self.format, problem, instead)
         if self.action == "compare":
-            named = runs or self.where is not None
-            remedy = f'{remedy} Or choose them: "stage.where={{stage: ppo, status: done}}".'
-            require(bool(named), "stage.runs", value, "names no runs to compare", remedy)
-            once = not runs or self.where is None
-            require(once, "stage.where", self.where, "chooses runs beside stage.runs", "Drop one of the two.")
-            chosen = not runs or (self.sort == "-started" and self.limit is None)
+            given = {"runs": runs or None, "sweep": self.sweep or None, "where": self.where}
+            ways = [key for key, value in given.items() if value is not None]
+            remedy = f'{remedy} Or choose them: stage.sweep=latest, "stage.where={{stage: ppo, status: done}}".'
+            require(bool(ways), "stage.runs", value, "names no runs to compare", remedy)
+            problem = f"chooses runs beside stage.{ways[0]}"
+            require(len(ways) == 1, f"stage.{ways[-1]}", given[ways[-1]], problem, "Drop one of the two.")
+            chosen = self.where is not None or (self.sort == "-started" and self.limit is None)
             key, given = ("limit", self.limit) if self.limit else ("sort", self.sort)
             problem, remedy = "says nothing to runs that are named", "Drop it, or choose them by stage.where."
             require(chosen, f"stage.{key}", given, problem, remedy)

@@ -21,6 +21,7 @@ from align.registry.index import asked
 from align.registry.ranking import bounded, said_first
 from align.registry.record import Record
 from align.registry.shown import NOTHING
+from align.registry.sweeps import FOLDER, note_sweep
 from align.report.curves import CURVES, UNITS, Curve
 from align.report.page import Report
 from align.report.plots import Point, curves, points_of, render, tradeoff
@@ -29,8 +30,6 @@ from align.report.words import counted, format_figure
 from align.run.digests import json_digest
 from align.track import read_rows
 
-FOLDER = "compare"
-"""Beside the folders of the stages: the pages of sweeps."""
 DRAWN = 8
 """Rows whose curves are drawn over each other; of more nobody could tell them apart."""
 FURTHER = 8
@@ -81,7 +80,10 @@ def sweep_page(folders: Sequence[Path]) -> Path | None:
     stages = "-".join(dict.fromkeys(record["stage"] for record in records))
     into = root / FOLDER
     into.mkdir(exist_ok=True)
-    return page_of(comparison(root, records), root).write(into / f"{stages}-{json_digest(sorted(runs))[:8]}.html")
+    name = f"{stages}-{json_digest(sorted(runs))[:8]}"
+    page = page_of(comparison(root, records), root).write(into / f"{name}.html")
+    note_sweep(root, name, runs)
+    return page
 
 
 def labels_of(found: Comparison) -> list[str]:

@@ -28,6 +28,7 @@ from align.registry.index import Index, asked
 from align.registry.query import found, path_of
 from align.registry.record import Record, number
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details, value_at
+from align.registry.sweeps import runs_of
 from align.registry.voters import Votes, votes_read
 from align.report.words import counted
 from align.run.alias_log import SIGN, read_log
@@ -77,11 +78,11 @@ def compared(config: Config) -> Iterable[str]:
     sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
 
     def answer(index: Index) -> tuple[list[Record], int]:
-        if stage.runs:
+        if wanted := stage.runs or (stage.sweep and runs_of(root, stage.sweep)):
             for key in stage.columns:
                 path_of(index, "stage.columns", key, whole=True)
-            runs = {record["run"]: record for given in stage.runs for record in [named(index, given, "stage.runs")]}
-            twice = len(runs) < len(stage.runs)
+            runs = {record["run"]: record for given in wanted for record in [named(index, given, "stage.runs")]}
+            twice = len(runs) < len(wanted)
             require(not twice, "stage.runs", list(stage.runs), "names a run twice", "Name each once.")
             return [*runs.values()], len(runs)
         return found(index, {"status": READABLE, **stage.where}.items(), sort, limit, stage.columns)

@@ -194,6 +194,10 @@ def test_runs_side_by_side(ready: Ready, tmp_path: Path) -> None:
         (["stage.action=compare"], "names no runs to compare"),
         (["stage.action=compare", "stage.runs=[ppo:first, ppo:first]"], "names a run twice"),
         (["stage.action=compare", "stage.runs=[ppo:first]", "stage.where={stage: ppo}"], "Drop one of the two."),
+        (["stage.action=compare", "stage.sweep=latest", "stage.where={stage: ppo}"], "stage.where="),
+        (["stage.action=compare", "stage.sweep=latest"], "A sweep (-m) of two runs"),
+        (["stage.action=compare", "stage.sweep=latest", "stage.limit=3"], "says nothing to runs that are named"),
+        (["stage.sweep=latest"], "Add stage.action=compare"),
         (["stage.action=compare", "stage.where={stage: dpo}"], "is met by no run"),
         (
             ["stage.action=compare", "stage.runs=[ppo:first]", "stage.columns=[metrics.win]"],

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from portfolio import interval, made, records
 
-from align.errors import InputError
+from align.errors import InputError, MissingArtifact
 from align.ops.pareto import front
 from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, better_low, comparison
 from align.registry.comparison_page import labels_of, over_seeds, page_of, sweep_page
 from align.registry.ranking import said_first
+from align.registry.sweeps import runs_of
 from align.run.manifest import Input
 
 T_975_DF2 = 4.302653
@@ -334,6 +335,20 @@ def test_a_sweep_has_a_page_of_its_own(tmp_path: Path) -> None:
     assert page.parent == tmp_path / "compare"
     assert "2 runs side by side" in page.read_text()
     assert sweep_page([*folders, trained(tmp_path / "elsewhere", "c")]) is None
+    assert sorted(runs_of(tmp_path, "latest")) == sorted(runs_of(tmp_path, page.stem)) == ["ppo:a", "ppo:b"]
+    other = sweep_page([*folders, trained(tmp_path, "c", lr=9)])
+    assert other is not None
+    assert sorted(runs_of(tmp_path, "latest")) == ["ppo:a", "ppo:b", "ppo:c"]
+    with pytest.raises(MissingArtifact, match=f"Did you mean {page.stem}"):
+        runs_of(tmp_path, page.stem[:-1])
+
+
+@pytest.mark.parametrize("note", ["{", "[]", '{"schema_version": 2, "runs": []}', '{"schema_version": 1, "runs": [3]}'])
+def test_a_note_of_a_sweep_that_cannot_be_read(tmp_path: Path, note: str) -> None:
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "ppo-x.json").write_text(note)
+    with pytest.raises(InputError, match=r"stage\.sweep"):
+        runs_of(tmp_path, "latest")
 
 
 def test_the_front_is_what_the_definition_says() -> None:

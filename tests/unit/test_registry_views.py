@@ -24,6 +24,7 @@ from align.registry.page.server import application
 from align.registry.trace import Tracer
 from align.registry.voters import Votes
 from align.run.alias_log import Meant, append
+from align.run.stale import mark
 from align.web.key_link import Anybody, KeyAuthenticator
 
 URL = "http://127.0.0.1:7862"
@@ -154,6 +155,17 @@ def test_the_report_of_a_run_is_drawn_anew_when_its_folder_changes(tmp_path: Pat
 
 def test_a_folder_that_lacks_what_a_report_shows(client: TestClient) -> None:
     assert "lacks what a report of this version shows" in view(client, "report", run="eval:one")
+
+
+def test_what_is_stale_is_marked(tmp_path: Path) -> None:
+    small(tmp_path)
+    why, again = "trained on rows that were forgotten", "python -m align stage=sft"
+    mark(tmp_path / "sft" / "start", why, again, "r", "2026-11-02")
+    client = visitor(tmp_path)
+    assert view(client, "runs").count('<span class="stale">') == 1
+    text = view(client, "run", run="sft:start")
+    assert f"Stale since 2026-11-02: {why}. Made again by: {again}" in text
+    assert "sft:start; qlora r8, loss after 2.5; stale" in view(client, "run", run="ppo:first")
 
 
 def test_runs_side_by_side(client: TestClient) -> None:

@@ -1,0 +1,48 @@
+"""The sweeps that `-m` made: which runs each of them is, noted beside its page in `compare/` of the folder of runs."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from align.errors import CorruptFile, MissingArtifact
+from align.run.files import json_object, write_json
+
+FOLDER = "compare"
+SCHEMA = 1
+FIELD = "stage.sweep"
+LATEST = "latest"
+
+
+def note_sweep(root: Path, name: str, runs: list[str]) -> None:
+    """Keep which runs a sweep is.
+
+    Args:
+        runs: each as `stage:name`.
+    """
+    write_json(root / FOLDER / f"{name}.json", {"schema_version": SCHEMA, "runs": runs})
+
+
+def runs_of(root: Path, given: str) -> list[str]:
+    """The runs of a sweep.
+
+    Args:
+        given: its name, or `latest`.
+
+    Raises:
+        MissingArtifact: there is no such sweep; the message has the nearest name.
+        CorruptFile: its note says nothing that is known here.
+    """
+    noted = {path.stem: path for path in (root / FOLDER).glob("*.json") if path.is_file()}
+    newest = max(noted, key=lambda name: (noted[name].stat().st_mtime_ns, name), default=None)
+    name = newest if given == LATEST else given
+    if name is None or name not in noted:
+        close = difflib.get_close_matches(given, noted, n=1)
+        remedy = f"Did you mean {close[0]}? " if close else ""
+        problem = f"is no sweep under {root}"
+        raise MissingArtifact(FIELD, given, problem, f"{remedy}A sweep (-m) of two runs that are done leaves one.")
+    found = json_object(noted[name], FIELD, "Name its runs by stage.runs.")
+    runs = found.get("runs")
+    if found.get("schema_version") != SCHEMA or not isinstance(runs, list) or not all(isinstance(r, str) for r in runs):
+        raise CorruptFile(FIELD, given, f"{noted[name]} does not say which runs it is of", "Name them by stage.runs.")
+    return runs
