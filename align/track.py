@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from align.mirrors import Mirror, Table
+from typing import Any, Protocol
 
 PLAIN_EVERY_S = 10.0
 
@@ -30,6 +29,20 @@ def peak_rss_mb() -> float:
 def finite(value: Any) -> Any:
     """`value` as JSON can hold it: a float that is not finite becomes None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows for people to read."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+class Mirror(Protocol):
+    """Whoever shows elsewhere what a run logs, see `align.mirrors`."""
+
+    def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None: ...
 
 
 class Tracker:
@@ -74,7 +87,7 @@ class Tracker:
         print(heading)
         for sample in samples:
             print(f"  {shortened(last_turn(sample))} → {shortened(sample['answer'])}  ({sample['score']:.2f})")
-        columns = list(samples[0])
+        columns = list(samples[0]) if samples else []
         shown = [{**sample, "prompt": in_turns(sample["prompt"])} for sample in samples]
         self._shown = {"samples": Table(columns, [[row[c] for c in columns] for row in shown])}
 

@@ -162,11 +162,11 @@ class RegistryConfig(Settings):
         if self.action == "forget":
             given = {key: value for key in FORGETS if (value := getattr(self, key)) is not None}
             remedy = "Write one of stage.annotator=NAME, stage.source=NAME, stage.item=ID and stage.content_id=HEX."
-            key = [*given][-1] if given else "item"
-            value = given.get(key, "(not given)")
-            problem = "says what to forget beside another key" if given else "says nothing of what to forget"
-            require(len(given) == 1, f"stage.{key}", value, problem, remedy)
-            require(bool(str(value).strip()), f"stage.{key}", value, "names nothing", remedy)
+            require(bool(given), "stage.action", "forget", "is told nothing that it should forget", remedy)
+            first, *_, last = [*given, *given]
+            problem = f"says what to forget, and so does stage.{first}"
+            require(len(given) == 1, f"stage.{last}", given[last], problem, "Forget one after the other.")
+            require(bool(str(given[last]).strip()), f"stage.{last}", given[last], "names nothing", remedy)
 
     def check_not_given(self, key: str, default: Any) -> None:
         """Raises InputError where a key has a value that says nothing to the action."""

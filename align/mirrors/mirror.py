@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows for people to read."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+from align.track import Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,14 @@ def trackio_in(root: Path) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What trackio prints goes where warnings go. A local run asks nobody: trackio asks the hub for the user's name
-    wherever there is a token."""
+    """What trackio prints is left out: of a local run it says that it uploads. A local run asks nobody: trackio asks
+    the hub for the user's name wherever there is a token."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or local()
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(StringIO()):
             yield
     finally:
         constants.HF_HUB_OFFLINE = before
@@ -58,6 +60,9 @@ class Trackio:
                 run.project, name=f"{run.ref} {run.id[:8]}", config=run.settings, resume="allow", embed=False,
                 auto_log_gpu=False, auto_log_cpu=False,
             )  # fmt: skip
+        if local():
+            look = f"TRACKIO_DIR={shlex.quote(os.environ['TRACKIO_DIR'])} trackio show --project {shlex.quote(run.project)}"
+            print(f"track=trackio: {look}", file=sys.stderr)
         self.last = self._run._next_step - 1
         for one in run.inputs.values():
             self._use(one)

@@ -84,7 +84,7 @@ def reached(index: Index, read: Mapping[str, str]) -> tuple[dict[str, Record], d
             for child in record.get("children", ()):
                 known = index.record(child)
                 if child not in because and uncertain(child) and known is not None and not forgets(known):
-                    because[child] = f"made from {run}, which is stale"
+                    because[child] = f"made from {run}"
                     waiting.append(child)
     return records, because
 
@@ -135,6 +135,8 @@ def command(
     if record["status"] == UNREADABLE:
         return "", "its manifest cannot be read"
     manifest = read_manifest(index.root / record["folder"])
+    if record["stage"] == "export" and manifest.config["export"].get("name") == "check":
+        return "", "it measured another export: measure the one that takes its place (export=check)"
     refs, votes = dict[str, str](), False
     for name, given in record["inputs"].items():
         made = index.maker(str(given.get("root") or given["digest"]), given.get("run", "")) or given.get("run", "")

@@ -43,7 +43,8 @@ from annotate.store.about import erase
 
 PAGE = "report.html"
 NOT_LOOKED_AT = (
-    "not looked at: weights, checkpoints, Parquet outside of data sets, other packed files, source files, copies"
+    "not looked at: weights, checkpoints, Parquet outside of data sets, other packed files, source files, copies, and "
+    "what wandb, MLflow and trackio were shown"
 )
 REWRITTEN, REMOVED, DRAWN = "rewritten", "removed", "made anew"
 
@@ -267,7 +268,7 @@ def without_rows(root: Path, run: str, said: dict[str, object], ids: frozenset[s
     ended = (old / "artifact" / REPLACED).is_file() and (new / MANIFEST).is_file() and read_manifest(new).done
     if not ended or any((old / "artifact").glob("*.parquet")):
         with NamedTemporaryFile("w", prefix="align-forget-", suffix=".txt", encoding="utf-8") as listed:
-            # A data set that was replaced before this was cut off has none any more; then the ids say nothing.
+            # The file may not be empty. Cut off behind the replacement, there is no id left, and any will do.
             listed.write("\n".join(sorted(ids) or [secrets.token_hex(32)]))
             listed.flush()
             line = [

@@ -284,15 +284,13 @@ def signature(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Ch
     alone = {*given} == {"signature"} and isinstance(name, str) and bool(name)
     require(alone, field, dict(given), "names no public key", "Write {signature: PUBLIC_KEY}.")
     path = home / Path(name).expanduser()
-    require(path.is_file(), field, name, f"there is no such file in {home}", "Put the public key beside the gate.")
+    field, remedy = f"{field}.signature", "The path of a public key counts from the folder of its gate."
+    require(path.is_file(), field, name, f"is no file in {home}", remedy)
 
     def check(subject: Subject) -> tuple[bool, str]:
         ref = subject.record["run"]
         said = f"neither it nor an export of it is signed: stage=export export.sign=KEY artifact={ref}"
-        try:
-            key = public_key(str(path), field)
-        except InputError as error:
-            return False, str(error)
+        key = public_key(str(path), field)  # one that cannot be read is a fault of the gate, which nobody overrides
         for record in (subject.record, *subject.exports):
             published = subject.root / record["folder"] / "artifact"
             for file in sorted((*published.glob(SIGNATURE), *published.glob(f"*/{SIGNATURE}"))):

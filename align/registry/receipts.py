@@ -11,7 +11,6 @@ on. Then both go: an HMAC whose salt lies beside it is as good as a plain hash t
 from __future__ import annotations
 
 import hmac
-import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -95,7 +94,7 @@ def unfinished(root: Path) -> list[Receipt]:
         with suppress(InputError, TypeError, ValueError):
             values = json_object(path, "receipt", "Remove the file.")
             if values.pop("schema_version", None) == SCHEMA and not values.get("ended"):
-                found.append(Receipt(**json.loads(json.dumps(values))))
+                found.append(Receipt(**values))
     return found
 
 

@@ -32,9 +32,9 @@ from annotate.store.preference_pairs import pairs_of
 
 SOURCE, CONTENT_ID = "source", "content_id"
 KINDS = (ANNOTATOR, SOURCE, ITEM, CONTENT_ID)
-TRAINED, READ = "trained on rows that were forgotten", "read rows that were forgotten"
-MAY_HAVE = "may have read rows that were forgotten"
-FILES = "what the files say that these runs read: take the rows out of them first, or the commands will read them again"
+TRAINED, READ, HELD = "trained on what is forgotten", "read what is forgotten", "held what is forgotten"
+MAY_HAVE = "may have read what is forgotten"
+FILES = "read it from files, which are yours: take the rows out of them before you run the commands"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,8 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
     """
     records = [record for ref in index.names() if (record := index.record(ref)) is not None]
     stored = in_store(wanted, url)
-    texts, from_files = Texts(stored.texts, stored.shared, stored.names) if stored else Texts(), False
+    texts = Texts(stored.texts, stored.shared, stored.names) if stored else Texts()
+    from_files = list[str]()
     sets, read, notes = dict[str, frozenset[str]](), dict[str, str](), list[str]()
     for record in records:
         folder = index.root / record["folder"]
@@ -97,13 +98,14 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
                 notes.append(f"{record['run']} cannot be read, so its rows are not known: {error}")
                 continue
             if ids:
-                sets[record["run"]], read[record["run"]], texts = ids, TRAINED, texts | found
+                sets[record["run"]], read[record["run"]], texts = ids, HELD, texts | found
         if why := why_read(index.root, record, wanted, stored):
             read.setdefault(record["run"], why)
-            from_files |= why in (TRAINED, READ) and stored is None and reads_files(record)
+            if why in (TRAINED, READ) and stored is None and reads_files(record):
+                from_files.append(record["run"])
     if not (stored or sets or any(not why.startswith(MAY_HAVE) for why in read.values())):
         raise nothing_known(wanted, records, index.root, notes)
-    notes += [FILES] if from_files else []
+    notes += [f"{', '.join(from_files)} {FILES}"] if from_files else []
     if stored is None:
         notes += same_in_store(url, texts)
     return Selection(stored, sets, texts, read, tuple(notes))
@@ -227,11 +229,11 @@ def about_row(stored: About | None, row: Mapping[str, str | None]) -> bool:
 
 def why_read(root: Path, record: Record, wanted: Selector, stored: About | None) -> str:
     """Why a run is stale: it read some of it itself, or nobody can say; empty where it did not."""
-    certain = TRAINED if record["stage"] in (*TRAINS, "data") else READ
+    certain = TRAINED if record["stage"] in TRAINS else HELD if record["stage"] == "data" else READ
     for one in record["inputs"].values():
         if stored is not None and one.get("project") == stored.project and holds_votes(record):
             seq = int(one.get("seq", -1))
-            if stored.what == PROJECT or (seq >= 0 and stored.read_by(seq)):
+            if seq >= 0 and stored.read_by(seq):
                 return certain
             if seq < 0:
                 return f"{MAY_HAVE}: it does not say up to which vote it read"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from align.config.compose import plain
-from align.config.root import Config
+from align.config.root import PARTS, Config
+from align.config.stages import STAGES
 from align.mirrors import Artifact, Guarded, Watched, named, opened, require_installed
 from align.run import Input, Manifest, Run
 from align.run.alias_log import Change
@@ -48,7 +49,9 @@ def mirrored(run: Run, config: Config) -> Iterator[None]:
 
 
 def watched(run: Run, config: Config) -> Watched:
-    manifest, values = run.manifest, plain(config)
+    manifest, every = run.manifest, plain(config)
+    unread = {*PARTS} - {"stage", *STAGES[manifest.stage].reads}
+    values = {key: value for key, value in every.items() if key not in unread}
     inputs = {name: as_artifact(name, read) for name, read in run.inputs.items()}
     root = run.folder.parent.parent
     return Watched(config.track.project, manifest.ref, id_of(manifest), root, run.folder, values, inputs, run.resumed)

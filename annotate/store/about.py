@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, select
 
 from align.errors import InputError
 from annotate.store.database import Store
-from annotate.store.queries import VOTES, check_item, check_project, known_projects, project_erasure
+from annotate.store.queries import VOTES, check_item, check_project, erasure_of, known_projects, project_erasure
 from annotate.store.records import Item
 from annotate.store.tables import annotators, ledger, remarks
 
@@ -79,6 +79,8 @@ def about_item(store: Store, connection: Connection, project: str, id: str) -> A
         (own if item.id == id else others).update(texts_of(item))
         answers += len(item.candidates) if item.id == id else 0
     votes = judgements(connection, project, ledger.c.item == id)
+    if (erased := erasure_of(connection, project, id)) is not None:  # what was read behind it had none of them
+        votes = {row: erased if taken is None else min(taken, erased) for row, taken in votes.items()}
     written = remarks_in(connection, project, remarks.c.item == id)
     standing = sum(taken is None for taken in votes.values()) if answers else 0
     rows = {"item": int(bool(answers)), "answer": answers, "judgement": standing, "remark": len(written)}
@@ -104,13 +106,15 @@ def about_annotator(store: Store, connection: Connection, project: str, given: s
 
 def about_project(store: Store, connection: Connection, project: str) -> About:
     items = list(store.items(project))
+    erased = project_erasure(connection, project)
     votes = judgements(connection, project, ledger.c.project == project)
+    if erased is not None:
+        votes = {row: erased if taken is None else min(taken, erased) for row, taken in votes.items()}
     named = select(annotators.c.identity).where(annotators.c.project == project)
     names = frozenset(connection.execute(named).scalars())
     written = remarks_in(connection, project, remarks.c.project == project)
     texts = frozenset(text for one in (*map(texts_of, items), *written) for text in one)
-    gone = project_erasure(connection, project) is not None
-    rows = {"project": int(not gone), "item": len(items), "name": len(names), "remark": len(written)}
+    rows = {"project": int(erased is None), "item": len(items), "name": len(names), "remark": len(written)}
     return About(project, PROJECT, project, votes, texts, names=names, rows=rows)
 
 

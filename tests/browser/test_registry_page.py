@@ -156,6 +156,8 @@ def test_runs_are_chosen_on_several_views_and_compared(page: Any, url: str) -> N
     page.get_by_role("link", name="Compare").click()
     page.wait_for_function("() => document.querySelector('h1').innerText === '2 runs side by side'")
     assert page.locator(".blocks table tbody tr").count() == 2
+    assert page.locator(".chosen").is_hidden()
+    page.go_back()
     page.get_by_role("button", name="Clear").click()
     assert page.locator(".chosen").is_hidden()
 
@@ -169,7 +171,7 @@ def test_what_others_wrote_does_nothing(page: Any, url: str) -> None:
 
 def test_a_server_that_is_gone_and_a_view_that_is_not_there(page: Any, url: str) -> None:
     opened(page, url + "?view=run&run=ppo:none")
-    assert "is no run under" in page.locator(".said").inner_text()
+    assert "There is no run ppo:none under" in page.locator(".view .alert").inner_text()
     page.get_by_role("link", name="All runs").click()
     page.wait_for_function("() => document.querySelectorAll('#align-registry tbody tr').length === 9")
     assert page.locator(".said").inner_text() == ""

@@ -134,7 +134,7 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     assert stale(runs) == {"data:old", "reward:saw", "reward:direct", "annotate:votes", "ppo:p", "eval:e"}
     found = stale_in(runs / "ppo" / "p")
     assert found is not None
-    assert found.because == "made from reward:saw, which is stale"
+    assert found.because == "made from reward:saw"
     assert one(runs, "ppo:p")["stale"] == found.since
     samples = (runs / "sample" / "answers" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["answer"] for line in samples] == [f"no {i}" for i in range(8) if i != 4]
@@ -234,7 +234,7 @@ def test_rows_and_sources(runs: Path) -> None:
 
 def test_what_cannot_be_named(runs: Path) -> None:
     for words, says in {
-        (): "says nothing of what to forget",
+        (): "is told nothing that it should forget",
         ("stage.item=x", "stage.source=y"): "beside another key",
         ("stage.item=x",): "has no such item",
         ("stage.content_id=12",): "is no content id",

@@ -28,8 +28,6 @@ ALLOWED = {
     ("align.config", "align.redaction"),
     ("align.errors", "align.redaction"),
     ("align.functions", "align.errors"),
-    ("align.mirrors", "align.errors"),
-    ("align.mirrors", "align.redaction"),
 }
 LONG = {"annotate.store.migrations.versions.0002_assignment.upgrade"}  # one table after another
 """Functions of more than 60 lines."""

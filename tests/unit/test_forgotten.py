@@ -89,7 +89,7 @@ def test_the_order_and_the_commands(tmp_path: Path) -> None:
     found = again(tmp_path, {"sft:a b": TRAINED, "eval:e": MAY_HAVE})
     assert [one.run for one in found] == ["sft:a b", "reward:r", "ppo:p", "eval:e"]
     by_run = {one.run: one for one in found}
-    assert by_run["eval:e"].because == "made from ppo:p, which is stale"
+    assert by_run["eval:e"].because == "made from ppo:p"
     assert by_run["ppo:p"].again == "ppo:p-3"  # p-2 is taken
     assert by_run["ppo:p"].command == (
         f"python -m align stage=ppo 'init=sft:a b-2' reward=reward:r-2 run.root={tmp_path} run.name=p-3"

@@ -17,11 +17,8 @@ from starlette.testclient import TestClient
 
 from align.chain import Head
 from align.errors import InputError
-from align.registry.index import Index
-from align.registry.page.lineage import MOST, Box, Lineage, columns_of, lineage_of, placed
 from align.registry.page.runs import A_PAGE, conditions_in
 from align.registry.page.server import application
-from align.registry.trace import Tracer
 from align.registry.voters import Votes
 from align.run.alias_log import Meant, append
 from align.run.stale import mark
@@ -177,12 +174,12 @@ def test_runs_side_by_side(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("address", "status", "said"),
     [
-        ("run?run=ppo:none", 404, "is no run under"),
-        ("run?run=../../etc/passwd", 404, "is no run under"),
-        ("report?run=ppo:none", 404, "is no run under"),
+        ("run?run=ppo:none", 404, "There is no run"),
+        ("run?run=../../etc/passwd", 404, "There is no run"),
+        ("report?run=ppo:none", 404, "There is no run"),
         ("compare?runs=ppo:first", 422, "are fewer than two"),
         ("compare?runs=ppo:first&runs=ppo:first", 422, "are fewer than two"),
-        ("compare?runs=ppo:first&runs=ppo:none", 404, "is no run under"),
+        ("compare?runs=ppo:first&runs=ppo:none", 404, "There is no run"),
         ("compare?" + "&".join(f"runs=ppo:{i}" for i in range(61)), 422, "are more than 60"),
         ("compare", 422, ""),
         ("runs?page=0", 422, ""),
@@ -353,43 +350,6 @@ def test_aliases_with_their_history(tmp_path: Path) -> None:
     assert "@production" in view(client, "runs")
     assert "@production" in view(client, "run", run="ppo:second")
     assert "No such alias." in view(client, "aliases", alias="none")
-
-
-# The picture
-
-
-def test_every_line_of_a_picture_leads_from_left_to_right(root: Path) -> None:
-    with Index(root) as index:
-        for run in index.names():
-            found = lineage_of(index, Tracer(index, nobody).run(run))
-            places = placed(found)
-            assert len(set(places.values())) == len(found.boxes)
-            assert all(places[source][0] < places[target][0] for source, target in found.lines)
-            assert not any(key[0] == "gone" for key in found.boxes) or run == "eval:one"
-
-
-def test_a_circle_and_a_crowd_are_drawn_in_a_moment(tmp_path: Path) -> None:
-    made(tmp_path, "sft:a", {"init": "sft:b"})
-    made(tmp_path, "sft:b", {"init": "sft:a"})
-    for i in range(3 * MOST):
-        made(tmp_path, f"ppo:n{i}", {"init": "sft:a"}, day=i % 20)
-    for i in range(120):  # a chain
-        made(tmp_path, f"reward:c{i}", {"init": f"reward:c{i - 1}"} if i else {}, day=i % 20)
-    client = visitor(tmp_path)
-    for run in ("sft:a", "sft:b", "ppo:n0", "reward:c119", "reward:c0"):
-        text = view(client, "run", run=run)
-        assert text.count("<rect") <= MOST
-        assert f">{run}</text>" in text
-    assert "left out" in view(client, "run", run="sft:a")
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda edge: edge[0] != edge[1]), max_size=30))
-@settings(max_examples=200, deadline=None)
-def test_columns_of_any_graph_without_circles(edges: list[tuple[int, int]]) -> None:
-    lines = [((str(max(edge)), "", ""), (str(min(edge)), "", "")) for edge in edges]
-    boxes = {key: Box("run", key[0]) for line in lines for key in line} | {("0", "", ""): Box("run", "0")}
-    columns = columns_of(Lineage(("0", "", ""), boxes, list(dict.fromkeys(lines))))
-    assert all(columns[source] > columns[target] for source, target in lines)
 
 
 def test_a_share_with_its_interval_is_drawn_and_no_other_score(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from align.errors import InputError
 from align.registry.index import Index
-from align.registry.page.markup import HTML, address, alert, link, run_link, table
+from align.registry.page.markup import HTML, address, alert, link, run_link, stale_mark, table
 from align.registry.shown import clean
 from align.report.page import escape
 from align.run.alias_log import AliasLog, Change, Meant, read_log
@@ -68,6 +68,7 @@ def arms(index: Index, meant: Sequence[Meant]) -> HTML:
         made = index.maker(arm.digest, arm.ref)
         share = f" {arm.weight / total:.0%}" if len(meant) > 1 else ""
         run = run_link(made) if made else f"{escape(clean(arm.ref, None))} (gone)"
+        run += stale_mark(index.record(made) or {}) if made else ""
         shown.append(f'{run}{share} <code title="{escape(arm.digest)}">{escape(arm.digest[:8])}</code>')
     return "<br>".join(shown) or "nothing"
 

@@ -35,8 +35,12 @@ def alias_links(aliases: Iterable[str]) -> HTML:
 def status_mark(record: Mapping[str, Any]) -> HTML:
     """A run's status: a word, and a dot in its colour; and whether it is stale."""
     status = escape(clean(str(record["status"])))
-    stale = ' <span class="stale">stale</span>' if record.get("stale") else ""
-    return f'<span class="status {status}">{status}</span>{stale}'
+    return f'<span class="status {status}">{status}</span>{stale_mark(record)}'
+
+
+def stale_mark(record: Mapping[str, Any]) -> HTML:
+    """Whether a run is stale; nothing where it is not."""
+    return ' <span class="stale">stale</span>' if record.get("stale") else ""
 
 
 def interval_mark(record: Record) -> HTML:

@@ -62,7 +62,8 @@ def run_view(index: Index, run: str, voters: Voters, now: datetime) -> HTML:
 def record_in(index: Index, run: str) -> Record:
     record = index.record(run)
     if record is None:
-        raise MissingArtifact("run", run, f"is no run under {index.root}", "The list of runs has those that are there.")
+        problem = f"There is no run {clean(run)} under {index.root}"
+        raise MissingArtifact("run", run, problem, "The list of runs has those that are there.")
     return record
 
 

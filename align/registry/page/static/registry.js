@@ -84,10 +84,14 @@ async function show(coming, told = true) {
   if (mine !== asked) return;
   said.textContent = error ? error.message : "";
   if (error) {
-    if (!view.firstChild) view.innerHTML = `<section><h1>Not found</h1><p><a href="?view=runs">All runs</a></p></section>`;
+    if (view.firstChild) return;
+    view.innerHTML = `<section><h1>Not found</h1><p><a href="?view=runs">All runs</a></p></section>`;
+    view.querySelector("h1").after(paragraph(error.message));
+    said.textContent = "";
     return;
   }
   put(view, html);
+  choose(() => undefined);
   const heading = view.querySelector("h1");
   document.title = `${heading?.textContent.trim() ?? ""} · ${TITLE}`;
   mark();
@@ -154,7 +158,7 @@ function choose(change) {
   change();
   sessionStorage.setItem(CHOSEN, JSON.stringify([...chosen]));
   for (const box of view.querySelectorAll("[name=chosen]")) box.checked = chosen.has(box.value);
-  bar.hidden = chosen.size === 0;
+  bar.hidden = chosen.size === 0 || new URLSearchParams(location.search).get("view") === "compare";
   const query = new URLSearchParams([["view", "compare"], ...[...chosen].map((run) => ["runs", run])]);
   const compare = chosen.size > 1 ? `<a class="button" href="?${query}">Compare</a>` : "<span>choose another to compare</span>";
   bar.innerHTML = `<span>${chosen.size} chosen</span> ${compare} <button type="button" data-clear>Clear</button>`;
