@@ -245,7 +245,12 @@ class TrackConfig(Settings):
     AT: ClassVar[str] = "track"
 
     name: str = setting("none", "The service.", choices=("none", "wandb", "mlflow", "trackio"))
-    project: str = setting("align", "The project at the service.")
+    project: str = setting("align", "The project at the service: letters, digits, blanks, `.`, `_` and `-`.")
+
+    def check_together(self) -> None:
+        plain = re.fullmatch(r"[\w][\w .-]*", self.project) is not None and len(self.project) <= 128
+        remedy = "Use letters, digits, blanks, `.`, `_` and `-`, a letter or digit first; 128 at most."
+        require(plain, "track.project", self.project, "is no name that every service takes", remedy)
 
 
 QUANTISED = ("q8_0", "q4_k_m")

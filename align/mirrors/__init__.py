@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,8 +87,12 @@ class Guarded:
         mirror = self._mirror
         if mirror is None or step <= mirror.last:
             return
-        shown = {name: Table(one.columns, masked_tree(one.rows, redacted)) for name, one in tables.items()}
-        self._tried(lambda: mirror.log(step, masked_tree(figures, redacted), shown))
+        shown = {
+            name: Table([redacted(column) for column in one.columns], masked_tree(one.rows, redacted))
+            for name, one in tables.items()
+        }
+        told = {redacted(name): value for name, value in masked_tree(figures, redacted).items()}
+        self._tried(lambda: mirror.log(step, told, shown))
 
     def publish(self, artifact: Artifact) -> None:
         self.begin()
@@ -105,6 +110,9 @@ class Guarded:
         try:
             act()
         except Exception as error:
-            self._mirror = None
+            mirror, self._mirror = self._mirror, None
+            with suppress(Exception):  # a service that can still be told so does not go on waiting for the run
+                if mirror:
+                    mirror.finish({}, failed=True)
             problem = f"align: track={self.service} is off from here on: {as_text(error)}"
             print(f"{problem}\nalign: the run goes on; its own files have everything", file=sys.stderr)

@@ -61,8 +61,8 @@ class Trackio:
                 auto_log_gpu=False, auto_log_cpu=False,
             )  # fmt: skip
         if local():
-            look = f"TRACKIO_DIR={shlex.quote(os.environ['TRACKIO_DIR'])} trackio show --project {shlex.quote(run.project)}"
-            print(f"track=trackio: {look}", file=sys.stderr)
+            place, project = shlex.quote(os.environ["TRACKIO_DIR"]), shlex.quote(run.project)
+            print(f"track=trackio: TRACKIO_DIR={place} trackio show --project {project}", file=sys.stderr)
         self.last = self._run._next_step - 1
         for one in run.inputs.values():
             self._use(one)

@@ -83,7 +83,9 @@ def reached(index: Index, read: Mapping[str, str]) -> tuple[dict[str, Record], d
             records[run] = record
             for child in record.get("children", ()):
                 known = index.record(child)
-                if child not in because and uncertain(child) and known is not None and not forgets(known):
+                if child not in because and uncertain(child) and known is not None:
+                    if forgets(known) and run == first:  # which has nothing of the rows that went
+                        continue
                     because[child] = f"made from {run}"
                     waiting.append(child)
     return records, because
@@ -149,6 +151,9 @@ def command(
         line = [word for word in words(manifest.config, refs) if not word.startswith(WITHOUT)]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         return "", f"its settings say something that this version does not read ({type(error).__name__})"
+    for run, by in again.items():  # what is read by its path
+        old, new = (f"{index.root.absolute() / one.replace(':', '/', 1)}/" for one in (run, by))
+        line = [word.replace(old, new) for word in line]
     if base := record.get("base"):
         made = index.maker(base["digest"], "")
         if made in again:

@@ -56,7 +56,7 @@ class Plan:
     Attributes:
         shown: run → its files that show some of it.
         made: what is to be made again, in that order.
-        words: see `downstream`.
+        words, store: see `downstream`.
         before: the receipt of the same command that was cut off; None where there is none.
     """
 
@@ -64,6 +64,7 @@ class Plan:
     shown: dict[str, list[Shown]]
     made: list[Made]
     words: Words
+    store: str
     before: Receipt | None = None
 
 
@@ -95,14 +96,14 @@ def planned(root: Path, wanted: Selector, url: str, words: Words, store: str) ->
             if before is None or error.field != wanted.field:
                 raise
             found = Selection()  # cut off behind its last act
-        shown = {run: list(shown_in(index.root / in_root(run), found.texts))
+        shown = {run: list(shown_in(index.root / in_root(run), found.texts_of(run)))
                  for run in index.names() if run not in found.sets}  # fmt: skip
         shown = {run: files for run, files in shown.items() if files}
         read = dict(found.read)
         for run, files in shown.items():
             for reader, file in readers(index, run, files):
                 read.setdefault(reader, f"{MAY_HAVE}: it read {file} of {run}, which shows them")
-        return Plan(found, shown, downstream(index, read, found.sets, words, store), words, before)
+        return Plan(found, shown, downstream(index, read, found.sets, words, store), words, store, before)
 
     return asked(root, question)
 
@@ -131,13 +132,12 @@ def apply(root: Path, wanted: Selector, url: str, plan: Plan, who: str) -> Itera
     receipt = begun(root, wanted, url, plan, who)
     for run, files in by_run(receipt).items():
         yield from cleared(root, run, files, plan, receipt)
-    for run, said in receipt.runs.items():
-        if (root / in_root(run) / MANIFEST).is_file():
-            mark(root / in_root(run), said["because"], said["command"], receipt.name, receipt.at)
+    marked(root, receipt)
     yield f"{counted(len(receipt.runs), 'run')} marked stale"
     for run, said in receipt.data.items():
         ids = plan.selection.sets.get(run, frozenset())
         yield from without_rows(root, run, said, ids)
+    receipt = late(root, wanted, url, plan, receipt)
     if plan.selection.stored is not None:
         with Store.open(url, create=False) as store:
             erase(store, plan.selection.stored)
@@ -148,11 +148,30 @@ def apply(root: Path, wanted: Selector, url: str, plan: Plan, who: str) -> Itera
     yield f"receipt: {root / 'forgotten' / receipt.name}.json"
 
 
+def marked(root: Path, receipt: Receipt) -> None:
+    for run, said in receipt.runs.items():
+        if (root / in_root(run) / MANIFEST).is_file():
+            mark(root / in_root(run), said["because"], said["command"], receipt.name, receipt.at)
+
+
+def late(root: Path, wanted: Selector, url: str, plan: Plan, receipt: Receipt) -> Receipt:
+    """Mark what began to read it while it was being erased, as long as the store can say so."""
+    try:
+        found = planned(root, wanted, url, plan.words, plan.store).made
+    except InputError:  # nothing is known of it any more
+        return receipt
+    if new := [one for one in found if one.run not in receipt.runs]:
+        runs = {one.run: {"because": one.because, "again": one.again, "command": one.command} for one in new}
+        receipt = replace(receipt, runs={**receipt.runs, **runs}).write(root)
+        marked(root, receipt)
+    return receipt
+
+
 def forgotten_already(root: Path, plan: Plan) -> bool:
     """Whether the same was forgotten before, and nothing came since."""
     stored = plan.selection.stored
     left = plan.before is not None or bool(plan.selection.sets) or (stored is not None and any(stored.rows.values()))
-    left |= any(not one.settings for files in plan.shown.values() for one in files)
+    left |= any(not one.stays for files in plan.shown.values() for one in files)
     return not left and all(stale_in(root / in_root(one.run)) for one in plan.made)
 
 
@@ -162,7 +181,7 @@ def begun(root: Path, wanted: Selector, url: str, plan: Plan, who: str) -> Recei
     store = plan.selection.stored.rows if plan.selection.stored else {}
     files = {
         in_root(run, one.file): {"lines": one.lines}
-        for run, files in plan.shown.items() for one in files if not one.settings
+        for run, files in plan.shown.items() for one in files if not one.stays
     }  # fmt: skip
     pages = {
         in_root(run, PAGE): {"lines": 0}
@@ -197,16 +216,16 @@ def cleared(root: Path, run: str, files: Sequence[str], plan: Plan, receipt: Rec
         remedy = "End it, or wait for it, and run the same command again: it goes on."
         raise RunBusy("run", run, "a process works in it, so its files cannot be changed", remedy) from error
     try:
+        texts = plan.selection.texts_of(run)
         for file in files:
             path, said = folder / file, receipt.files[in_root(run, file)]
             if not path.is_file():
                 said.update(became=said.get("became", REMOVED))
             else:
-                said.update(
-                    became=changed(folder, file, plan.selection.texts, plan.words) or said.get("became", REWRITTEN)
-                )
+                said.update(became=changed(folder, file, texts, plan.words) or said.get("became", REWRITTEN))
             said["sha256"] = file_digest(path) if path.is_file() else None
-        answer_for(folder, files)
+        with suppress(InputError):  # a manifest that nobody can read answers for nothing
+            answer_for(folder, files)
     finally:
         os.close(lock)
     became = (f"{file} {receipt.files[in_root(run, file)]['became']}" for file in files)
@@ -236,9 +255,9 @@ def changed(folder: Path, file: str, texts: Texts, words: Words) -> str:
 
 def drawn(folder: Path, texts: Texts, words: Words) -> str:
     """Make a run's page anew from its files; where that cannot be done, or it shows them still, it goes."""
-    manifest, page = read_manifest(folder), folder / PAGE
+    page = folder / PAGE
     with suppress(AlignError, KeyError, TypeError, ValueError, OSError, IndexError):
-        if manifest.done:
+        if (manifest := read_manifest(folder)).done:
             finished_page(
                 Seen(folder, manifest, shlex.join(["python", "-m", "align", *words(manifest.config, manifest.refs)]))
             ).write(page)
@@ -301,9 +320,7 @@ def as_lines(plan: Plan) -> Iterator[str]:
         by = next((one.again for one in plan.made if one.run == run), "")
         yield f"{clean(run)}: {counted(len(ids), 'row')}; {clean(by)} takes its place"
     for run, files in plan.shown.items():
-        said = (
-            f"{one.file} ({'a setting: it stays' if one.settings else counted(one.lines, 'place')})" for one in files
-        )
+        said = (f"{one.file} ({'it stays' if one.stays else counted(one.lines, 'place')})" for one in files)
         yield f"{clean(run)}: {clean(', '.join(said), longest=None)}"
     yield from (f"note: {clean(note, longest=None)}" for note in found.notes)
     yield NOT_LOOKED_AT

@@ -9,38 +9,84 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from align.data.records.content import strings
 from align.report.page import LONGEST_TEXT
 from align.track import shortened
 
 LONG, NAMES = 12, 6
 """Characters from which on a text, and a person's name, is looked for within others."""
-FEW = 64
-"""Texts that are looked for one by one."""
-SCANNED = (".jsonl", ".json", ".html", ".txt", ".log", ".md", ".csv", ".yaml")
+PACKED = (".safetensors", ".gguf", ".parquet", ".bin", ".pt", ".db", ".sqlite", ".npz", ".npy", ".png", ".zip", ".gz")
+"""Endings of files that hold no plain text. Any other one is opened."""
+HEAD = 8192
+"""Bytes at the beginning of a file, among which a zero says that it holds no plain text."""
 FIGURES = (
     "metrics.jsonl",
     "timing.jsonl",
     "requests.jsonl",
+    "adapters.jsonl",
     "stale.json",
     "replaced.json",
     "data.json",
     "tokenizer.json",
+    "vocab.json",
 )
 """Files without text of rows."""
 SETTINGS = ("manifest.json", "config.yaml")
 """Files that say what a run is. They are not changed."""
+MODEL = (
+    "adapter_config.json", "base.json", "config.json", "generation_config.json", "tokenizer_config.json",
+    "special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json",
+)  # fmt: skip
+"""Files of a model or a tokenizer. They are not changed either: whoever loads it reads them."""
+SEALED = ("receipt.json", "model.sig")
+"""A folder that has one of these is an export, whose files are known by their digests to whoever has it."""
 PUT = "(forgotten)"
 
 
-def on_one_line(text: str) -> str:
-    return " ".join(text.split())
+def folded(text: str) -> str:
+    """As texts are compared: single blanks, one form and one case of each letter."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def forms(text: str) -> Iterator[str]:
+    """A text as files hold it: as it is, and as JSON, CSV and Python write it."""
+    yield text
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield text.replace('"', '""')
+    yield repr(text)[1:-1]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What tells rows of an annotation project, whatever they say.
+
+    Attributes:
+        annotator, item: whose rows go; empty for nobody's.
+        votes: rows of the ledger that go.
+    """
+
+    annotator: str = ""
+    item: str = ""
+    votes: frozenset[int] = frozenset()
+
+    def of(self, row: Any) -> bool:
+        """Whether a row of an exported or measured file goes. A row of the ledger itself holds no words."""
+        if not isinstance(row, dict) or "prev_hash" in row:
+            return False
+        number = str(row.get("vote", row.get("id"))).partition(":")[0]
+        return (
+            (bool(self.annotator) and row.get("annotator") == self.annotator)
+            or (bool(self.item) and self.item in (row.get("item"), row.get("group_id"), row.get("group")))
+            or (number.isdigit() and int(number) in self.votes)
+        )
 
 
 @dataclass(frozen=True)
@@ -49,58 +95,95 @@ class Texts:
     own: that stand in nothing which stays.
     shared: that something which stays has too.
     names: of people.
+    marks: of rows that go; for the files of runs that read the project alone.
     """
 
     own: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    marks: Marks = Marks()
 
     def __bool__(self) -> bool:
-        return bool(self.own or self.names)
+        return bool(self.own or self.names or self.marks != Marks())
 
     def __or__(self, other: Texts) -> Texts:
         shared = self.shared | other.shared
-        return Texts((self.own | other.own) - shared, shared, self.names | other.names)
+        marks = self.marks if self.marks != Marks() else other.marks
+        return Texts((self.own | other.own) - shared, shared, self.names | other.names, marks)
 
     @cached_property
-    def strong(self) -> tuple[str, ...]:
-        """Those that tell where a line came from, with single blanks: whole, and cut as logs and pages have them."""
-        long = {joined for text in self.own if len(joined := on_one_line(text)) >= LONG}
-        cut = {shortened(text) for text in long} | {on_one_line(text[: LONGEST_TEXT - 1]) for text in self.own}
-        names = {joined for name in self.names if len(joined := on_one_line(name)) >= NAMES}
-        return tuple(sorted(long | names | {text for text in cut if len(text) >= LONG}))
+    def strong(self) -> frozenset[str]:
+        """Those that tell where a line came from: whole, and cut as logs and pages have them."""
+        long = {text for text in self.own if len(folded(text)) >= LONG}
+        cut = {shortened(text) for text in long} | {text[: LONGEST_TEXT - 1] for text in self.own}
+        return frozenset(one for text in long | cut for form in forms(text) if len(one := folded(form)) >= LONG)
+
+    @cached_property
+    def named(self) -> re.Pattern[str] | None:
+        """Finds a person's name as a word of its own; None where there is none. In a path it is somebody's folder."""
+        long = sorted(name for one in self.names if len(name := folded(one)) >= NAMES)
+        around = r"[\w/\\.-]"
+        return re.compile(f"(?<!{around})(?:{'|'.join(map(re.escape, long))})(?!{around})") if long else None
 
     @cached_property
     def weak(self) -> frozenset[str]:
-        return frozenset(on_one_line(text) for text in self.own | self.names) - {*self.strong, ""}
+        return frozenset(folded(text) for text in self.own | self.names) - self.strong - {""}
 
     @cached_property
     def beside(self) -> frozenset[str]:
-        return frozenset(on_one_line(text) for text in self.shared) - {""}
+        return frozenset(folded(text) for text in self.shared) - {""}
 
     @cached_property
-    def heads(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+    def heads(self) -> dict[str, tuple[int, ...]]:
+        """Beginning of one that tells → how long those are that begin so."""
+        found: dict[str, set[int]] = {}
         for text in self.strong:
-            found.setdefault(text[:NAMES], []).append(text)
-        return found
+            found.setdefault(text[:LONG], set()).add(len(text))
+        return {head: tuple(sorted(lengths)) for head, lengths in found.items()}
 
     def within(self, text: str) -> bool:
         """Whether a text holds one of them that tells."""
-        text = on_one_line(text)
-        if len(self.strong) <= FEW:
-            return any(one in text for one in self.strong)
+        text, heads, strong = folded(text), self.heads, self.strong
+        if self.named is not None and self.named.search(text):
+            return True
+        if len(heads) <= FEW:  # to look for a beginning is faster than to look at each place
+            return any(text[at : at + n] in strong for head in heads for at in places(text, head) for n in heads[head])
         return any(
-            text.startswith(one, i)
-            for i in range(len(text) - NAMES + 1)
-            for one in self.heads.get(text[i : i + NAMES], ())
+            text[i : i + n] in strong for i in range(len(text) - LONG + 1) for n in heads.get(text[i : i + LONG], ())
         )
 
-    def among(self, parts: Iterable[str]) -> bool:
-        """Whether the texts of one line are about them."""
-        found = {on_one_line(part) for part in parts}
+    def among(self, row: Any) -> bool:
+        """Whether a row of JSON is about them."""
+        if self.marks.of(row):
+            return True
+        found = {folded(part) for part in words_in(row)}
         weak = found & self.weak
         return any(map(self.within, found)) or (bool(weak) and len(weak) + len(found & self.beside) > 1)
+
+
+FEW = 64
+"""Beginnings that are looked for one by one."""
+
+
+def places(text: str, head: str) -> Iterator[int]:
+    """Where a text holds another."""
+    at = text.find(head)
+    while at >= 0:
+        yield at
+        at = text.find(head, at + 1)
+
+
+def words_in(value: Any) -> Iterator[str]:
+    """Every text in a value of JSON, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from words_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from words_in(inner)
 
 
 def without(path: Path, texts: Texts) -> tuple[bytes | None, int]:
@@ -111,9 +194,11 @@ def without(path: Path, texts: Texts) -> tuple[bytes | None, int]:
     """
     data = path.read_bytes()
     text = data.decode("utf-8", "replace")
-    if path.suffix == ".html":
-        return None, int(texts.within(html.unescape(text)))
-    if path.suffix == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        read = html.unescape(re.sub(r"<[^>]*>", " ", text))
+        return None, int(texts.within(read) or texts.within(html.unescape(text)))
+    if suffix == ".json":
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -122,11 +207,14 @@ def without(path: Path, texts: Texts) -> tuple[bytes | None, int]:
         return (json.dumps(cleared, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"), count
     kept, count = list[bytes](), 0
     for line in data.splitlines(keepends=True):
-        if about(line, texts, path.suffix == ".jsonl"):
+        if about(line, texts, ".jsonl" in path.name.lower()):
             count += 1
         else:
             kept.append(line)
-    return b"".join(kept), count
+    rest = b"".join(kept)
+    if ".jsonl" not in path.name.lower() and texts.within(rest.decode("utf-8", "replace")):
+        return None, count + 1  # one goes over several lines
+    return rest, count
 
 
 def about(line: bytes, texts: Texts, rows: bool) -> bool:
@@ -135,9 +223,10 @@ def about(line: bytes, texts: Texts, rows: bool) -> bool:
     if not rows:
         return texts.within(text)
     try:
-        return texts.among(strings(json.loads(text)))
+        return texts.among(json.loads(text))
     except (ValueError, RecursionError):
-        return any(one[:LONG] in on_one_line(text) for one in texts.strong)
+        shown = folded(text)
+        return any(head in shown for head in texts.heads)
 
 
 def replaced(value: Any, texts: Texts) -> tuple[Any, int]:
@@ -146,7 +235,9 @@ def replaced(value: Any, texts: Texts) -> tuple[Any, int]:
         return (PUT, 1) if texts.within(value) else (value, 0)
     if isinstance(value, dict):
         inner = {key: replaced(one, texts) for key, one in value.items()}
-        return {key: one for key, (one, _) in inner.items()}, sum(count for _, count in inner.values())
+        gone = [key for key in inner if texts.within(key)]
+        kept = {key: one for key, (one, _) in inner.items() if key not in gone}
+        return kept, len(gone) + sum(count for _, count in inner.values())
     if isinstance(value, list):
         listed = [replaced(one, texts) for one in value]
         return [one for one, _ in listed], sum(count for _, count in listed)
@@ -160,28 +251,42 @@ class Shown:
     Attributes:
         file: relative to the run's folder.
         lines: how many; of a page or of JSON, how many places.
-        settings: it says what the run is, and stays as it is.
+        stays: it is not changed: it says what the run is, is part of a model or of an export, or is a link.
     """
 
     file: str
     lines: int
-    settings: bool = False
+    stays: bool = False
 
 
 def shown_in(folder: Path, texts: Texts) -> Iterator[Shown]:
-    """The files of a run that show some of them. Weights, Parquet and other packed files are not looked at; links are
-    not followed."""
+    """The files of a run that show some of them. Weights, Parquet and other packed files are not looked at."""
     if not texts:
         return
     for top, folders, files in os.walk(folder):
         folders.sort()
+        sealed = any(name in files for name in SEALED)
         for name in sorted(files):
             path = Path(top, name)
-            if path.suffix not in SCANNED or name in FIGURES or path.is_symlink():
-                continue
             try:
+                if name in FIGURES or not is_text(path):
+                    continue
                 count = without(path, texts)[1]
             except OSError:
                 continue  # gone meanwhile, or not for us to read: then it cannot be rewritten either
             if count:
-                yield Shown(path.relative_to(folder).as_posix(), count, name in SETTINGS and top == str(folder))
+                own = name in SETTINGS and top == str(folder)
+                stays = own or sealed or name in MODEL or path.is_symlink()
+                yield Shown(path.relative_to(folder).as_posix(), count, stays)
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file holds plain text, as far as its name and its beginning tell.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.suffix.lower() in PACKED or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b"\0" not in file.read(HEAD)

@@ -293,13 +293,22 @@ def signature(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Ch
         key = public_key(str(path), field)  # one that cannot be read is a fault of the gate, which nobody overrides
         for record in (subject.record, *subject.exports):
             published = subject.root / record["folder"] / "artifact"
-            for file in sorted((*published.glob(SIGNATURE), *published.glob(f"*/{SIGNATURE}"))):
-                passed, said = signed(subject, record["run"], file.parent, key)
-                if passed:
-                    return True, said
+            found = [signed(subject, record["run"], folder, key) for folder in signed_folders(published)]
+            if found and all(passed for passed, _ in found):
+                return True, found[0][1]
+            said = next((why for passed, why in found if not passed), said)
         return False, said
 
     return f"signature by {Path(name).name}", check
+
+
+def signed_folders(published: Path) -> list[Path]:
+    """The folders of an artifact that have to be signed: itself, or of several kinds of export each. A signed copy in
+    it vouches for nothing beside it."""
+    inside = sorted(published.glob("*"))
+    if (published / SIGNATURE).is_file():
+        return [published]
+    return [] if any(not path.is_dir() for path in inside) else inside
 
 
 def signed(subject: Subject, run: str, folder: Path, key: PublicKey) -> tuple[bool, str]:

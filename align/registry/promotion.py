@@ -137,16 +137,18 @@ def subject_of(index: Index, root: Path, meant: Meant) -> Subject:
 
 
 def upstream_of(index: Index, record: Record) -> tuple[list[Record], list[str]]:
-    """A run and all that it was made from, and the runs among these that are gone. A data set without rows that another
-    one had is not made from these."""
-    found, gone = {record["run"]: record}, dict[str, None]()
+    """A run and all that it was made from, and the runs among these that are gone. Where rows of a data set were
+    forgotten, the mark of the one that had them says nothing of the one that took its place; what both were made from
+    does."""
+    found, gone, replaced = {record["run"]: record}, dict[str, None](), set[str]()
     for one in (waiting := [record]):  # grows while we walk it
         gone |= dict.fromkeys(one.get("gone", ()))
-        for parent in () if forgets(one) else one.get("parents", ()):
+        for parent in one.get("parents", ()):
             if parent not in found and (there := index.record(parent)) is not None:
                 found[parent] = there
                 waiting.append(there)
-    return [*found.values()], [*gone]
+                replaced |= {parent} if forgets(one) else set()
+    return [one for run, one in found.items() if run not in replaced], [*gone]
 
 
 def user() -> str:

@@ -42,6 +42,8 @@ def found(
     Raises:
         InputError: a condition cannot be read, or no run has such a key.
     """
+    where = list(where)
+    require(len(where) <= 20, WHERE, f"{len(where):,} conditions", "are more than 20", "Name fewer.")
     parts: list[Part] = [("1", [])]
     for key, wanted in where:
         parts.append(condition(path_of(index, WHERE, key), f"{WHERE}.{key}", wanted))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ from align.run.folder import locked
 
 FOLDER = "forgotten"
 SCHEMA = 1
+RUN = re.compile(r"[a-z]+:(?!\.{1,2}$)[^/\0]+")
+"""`stage:name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,13 @@ class Receipt:
         write_json(root / FOLDER / f"{self.name}.json", values)
         return self
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it names runs, and files in their folders, as it was written to."""
+        read = all(isinstance(text, str) and text.isascii() for text in (self.salt, self.check))
+        runs = [*self.runs, *self.data, *(file.replace("/", ":", 1).partition("/")[0] for file in self.files)]
+        return read and all(map(RUN.fullmatch, runs)) and not any(".." in Path(file).parts for file in self.files)
+
     def is_of(self, asked: tuple[str, ...]) -> bool:
         return not self.ended and hmac.compare_digest(self.check, checked(self.salt, asked))
 
@@ -88,13 +98,17 @@ def new_receipt(kind: str, who: str, asked: tuple[str, ...]) -> Receipt:
 
 
 def unfinished(root: Path) -> list[Receipt]:
-    """The receipts of commands that were cut off. One that cannot be read is passed over."""
+    """The receipts of commands that were cut off. What is none is passed over."""
     found = []
     for path in sorted((root / FOLDER).glob("*.json")):
-        with suppress(InputError, TypeError, ValueError):
+        with suppress(InputError, TypeError, ValueError, AttributeError):
+            if not path.is_file():
+                continue
             values = json_object(path, "receipt", "Remove the file.")
             if values.pop("schema_version", None) == SCHEMA and not values.get("ended"):
-                found.append(Receipt(**values))
+                one = Receipt(**values | {"name": path.stem})
+                if one.is_sound:
+                    found.append(one)
     return found
 
 

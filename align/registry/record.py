@@ -120,6 +120,8 @@ def cost_of(folder: Path, manifest: Manifest) -> Record:
 
 def last_row(path: Path) -> Record:
     """The last object of a stream; empty where there is none."""
+    if not path.is_file():
+        return {}
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - A_ROW))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from align.data.sets.sides import SIDES
 from align.data.trained_ids import FILE as IDS
 from align.data.trained_ids import TRAINS
 from align.errors import AlignError, InputError, require
-from align.registry.forgotten_texts import Texts
+from align.registry.forgotten_texts import Marks, Texts
 from align.registry.index import Index
 from align.registry.record import Record
 from align.run.artifacts import REPLACED
@@ -61,6 +61,7 @@ class Selection:
         stored: what the store holds of it; None for nothing.
         sets: data set, as `data:NAME` → the content ids of its rows that go.
         texts: of all of it.
+        voted: the runs in whose files rows are known by their votes, too.
         read: run → why it is stale: that it read some of it, or that nobody can say.
         notes: what cannot be known, a sentence each.
     """
@@ -68,11 +69,16 @@ class Selection:
     stored: About | None = None
     sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
     texts: Texts = field(default_factory=Texts)
+    voted: frozenset[str] = frozenset()
     read: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.stored or self.sets or self.read)
+
+    def texts_of(self, run: str) -> Texts:
+        """What is looked for in the files of a run."""
+        return self.texts if run in self.voted else replace(self.texts, marks=Marks())
 
 
 def selected(index: Index, wanted: Selector, url: str) -> Selection:
@@ -86,7 +92,7 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
     """
     records = [record for ref in index.names() if (record := index.record(ref)) is not None]
     stored = in_store(wanted, url)
-    texts = Texts(stored.texts, stored.shared, stored.names) if stored else Texts()
+    texts = Texts(stored.texts, stored.shared, stored.names, marks_of(stored)) if stored else Texts()
     from_files = list[str]()
     sets, read, notes = dict[str, frozenset[str]](), dict[str, str](), list[str]()
     for record in records:
@@ -99,6 +105,7 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
                 continue
             if ids:
                 sets[record["run"]], read[record["run"]], texts = ids, HELD, texts | found
+            continue  # its rows say what it has
         if why := why_read(index.root, record, wanted, stored):
             read.setdefault(record["run"], why)
             if why in (TRAINED, READ) and stored is None and reads_files(record):
@@ -108,7 +115,19 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
     notes += [f"{', '.join(from_files)} {FILES}"] if from_files else []
     if stored is None:
         notes += same_in_store(url, texts)
-    return Selection(stored, sets, texts, read, tuple(notes))
+    project = stored.project if stored else None
+    voted = frozenset(record["run"] for record in records if project is not None and reads_project(record, project))
+    return Selection(stored, sets, texts, voted, read, tuple(notes))
+
+
+def marks_of(stored: About) -> Marks:
+    """What tells the rows of votes that go."""
+    annotator, item = (stored.id if stored.what == what else "" for what in (ANNOTATOR, ITEM))
+    return Marks(annotator, item, frozenset(stored.votes))
+
+
+def reads_project(record: Record, project: str) -> bool:
+    return any(one.get("project") == project for one in record["inputs"].values()) or record.get("project") == project
 
 
 def nothing_known(wanted: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:

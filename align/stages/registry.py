@@ -317,9 +317,12 @@ def served(config: Config) -> Iterator[str]:
         authenticator, links = Anybody(), [f"open {url}"]
     else:
         key = key_in(root / "registry.key")
-        authenticator = KeyAuthenticator(key, Anybody.visitor, f"align_registry_{stage.port}")
+        # An address that somebody was sent leads in, as a bookmark does: the page changes nothing.
+        kept = f"SameSite=Lax; Max-Age=31536000{'; Secure' if url.startswith('https:') else ''}"
+        authenticator = KeyAuthenticator(key, Anybody.visitor, f"align_registry_{stage.port}", kept)
         links = [f"open {url}/?key={key}", *in_the_clear(url)]
     links.append("it shows what is there, and changes nothing; Ctrl+C ends it")
+    asked(root, lambda index: None)  # an index that has to be made anew is made before anybody waits for it
     app = application(root, voters, line_of, authenticator, [url, *others])
     serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
     yield from ()

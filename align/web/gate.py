@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, cookie_parser
@@ -25,6 +25,8 @@ HEADERS = (
     (b"referrer-policy", b"same-origin"),  # with no-referrer a browser's own forms come with Origin: null
     (b"cache-control", b"no-store"),
 )
+KEY = "key"
+"""What the query of a link calls its key. It does not stay in the address."""
 Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
 """Status, body and headers."""
 
@@ -142,7 +144,9 @@ class Gate:
             return refusal(404, "There is nothing here.")
         cookie = self.authenticator.opened(query)
         if cookie is not None:
-            return 303, b"", [(b"location", b"/"), (b"set-cookie", cookie.encode())]
+            rest = urlencode([pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] != KEY])
+            where = f"/?{rest}" if rest else "/"
+            return 303, b"", [(b"location", where.encode()), (b"set-cookie", cookie.encode())]
         try:
             person = await run_in_threadpool(self.authenticator.who, cookie_parser(cookies))
         except StorageError:

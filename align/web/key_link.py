@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from urllib.parse import parse_qs
 
 from align.errors import StorageError, require
-from align.web.gate import Answer, Visitor, refusal
+from align.web.gate import KEY, Answer, Visitor, refusal
 
 V = TypeVar("V", bound=Visitor)
 
@@ -21,18 +21,19 @@ class KeyAuthenticator(Generic[V]):
 
     Args:
         cookie: its name; browsers send a host's cookies to all of its ports.
+        attributes: of the cookie, beside those that it always has.
     """
 
-    def __init__(self, key: str, person: V, cookie: str) -> None:
+    def __init__(self, key: str, person: V, cookie: str, attributes: str = "SameSite=Strict") -> None:
         require(len(key) >= 32, "key", "(not shown)", "it is too short to keep anybody out", "Give 32 characters.")
-        self.key, self.person, self.cookie = key, person, cookie
+        self.key, self.person, self.cookie, self.attributes = key, person, cookie, attributes
 
     def who(self, cookies: Mapping[str, str]) -> V | None:
         return self.person if self._fits(cookies.get(self.cookie, "")) else None
 
     def opened(self, query: str) -> str | None:
-        given = parse_qs(query).get("key", [""])[0]
-        return f"{self.cookie}={given}; Path=/; HttpOnly; SameSite=Strict" if self._fits(given) else None
+        given = parse_qs(query).get(KEY, [""])[0]
+        return f"{self.cookie}={given}; Path=/; HttpOnly; {self.attributes}" if self._fits(given) else None
 
     def unauthenticated(self, path: str, query: str) -> Answer | None:
         return refusal(403, "Open the link that the server printed when it started.")

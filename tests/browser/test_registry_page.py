@@ -171,7 +171,7 @@ def test_what_others_wrote_does_nothing(page: Any, url: str) -> None:
 
 def test_a_server_that_is_gone_and_a_view_that_is_not_there(page: Any, url: str) -> None:
     opened(page, url + "?view=run&run=ppo:none")
-    assert "There is no run ppo:none under" in page.locator(".view .alert").inner_text()
+    assert "run=ppo:none: is no run under" in page.locator(".view .alert").inner_text()
     page.get_by_role("link", name="All runs").click()
     page.wait_for_function("() => document.querySelectorAll('#align-registry tbody tr').length === 9")
     assert page.locator(".said").inner_text() == ""
@@ -190,6 +190,7 @@ def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypa
     fcntl.flock(held, fcntl.LOCK_EX)  # as a run holds its folder
     try:
         opened(page, url + "?view=run&run=ppo:live")
+        assert page.locator(".told .status").inner_text() == "running"
         assert page.locator(".verdict.running").inner_text() == "Running."
         assert page.locator("figure.plot").count() == 0
         rows = [{"step": i, "score": i / 10, "kl": 0.1 * i} for i in range(1, 6)]
@@ -200,3 +201,18 @@ def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypa
         os.close(held)
     made(root, "ppo:live", POLICY, status="failed", error="no more", day=9, digest="")
     page.wait_for_selector(".verdict.failed")
+    page.wait_for_function("() => document.querySelector('.told .status').innerText === 'failed'")
+
+
+def test_back_leads_to_where_somebody_was(page: Any, url: str) -> None:
+    page.set_viewport_size({"width": 900, "height": 400})
+    opened(page, url)
+    page.evaluate("window.scrollTo(0, 250)")
+    page.get_by_role("link", name="data:talk", exact=True).first.evaluate("link => link.click()")
+    page.wait_for_function("() => document.querySelector('h1').innerText.startsWith('data:talk')")
+    assert page.evaluate("window.scrollY") == 0
+    page.go_back()
+    page.wait_for_function("() => document.querySelector('h1').innerText === 'Runs'")
+    assert page.evaluate("window.scrollY") == 250
+    opened(page, url + "?view=runs&page=2")
+    assert "None is on this page" in page.locator(".count").inner_text()

@@ -123,7 +123,7 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     assert bytes_in(runs) == before  # told, and nothing done
     lines = said.splitlines()
     assert "store, project greetings: 1 item, 2 answers, 1 judgement" in lines
-    order = [line.split(": ")[0] for line in lines if line.startswith(("reward:", "ppo:", "eval:", "data:old: tr"))]
+    order = [line.split(": ")[0] for line in lines if line.startswith(("reward:", "ppo:", "eval:", "data:old: held"))]
     assert order.index("data:old") < order.index("reward:saw") < order.index("ppo:p") < order.index("eval:e")
     assert "ppo:other" not in said
 
@@ -168,6 +168,8 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     assert "data:old-2" in commands[0]
     assert not stale(runs) & {"reward:saw-2", "reward:direct-2"}
     assert holding(runs, SECRET) == []
+    assert "nothing is left to erase" in asked(runs, f"stage.item={item}", "stage.apply=true")
+    assert not stale(runs) & {"data:old-2", "reward:saw-2", "reward:direct-2"}  # which never had it
 
 
 def again(folder: Path) -> str:
@@ -209,11 +211,11 @@ def test_rows_and_sources(runs: Path) -> None:
     said = asked(runs, f"stage.content_id={ids['file']}")
     assert "data:old: 1 row; data:old-2 takes its place" in said
     assert "reward:direct" not in said
-    assert "take the rows out of them first" not in said  # a data set takes the place of what they read
+    assert "take the rows out of them" not in said  # a data set takes the place of what they read
     assert "ppo:p: made from reward:saw" in said
     said = asked(runs, f"stage.content_id={ids['greetings']}")
     assert "store, project greetings: 1 item" in said
-    assert "reward:direct: trained on rows" in said
+    assert "reward:direct: trained on what is forgotten" in said
     assert "Did you mean file" in asked(runs, "stage.source=files", status=2)
     with Store.open(f"sqlite:///{runs / 'annotations.db'}") as store:
         asking = Conversation((Message("user", "file 7? Nobody else asks so."),))
@@ -229,13 +231,13 @@ def test_rows_and_sources(runs: Path) -> None:
     assert {row["source"] for row in rows_of(runs / "data" / "old-2")} == {"greetings"}
     assert stale(runs) == {"data:old", "reward:saw", "ppo:p", "eval:e"}
     made(runs, "sft:old", day=1)  # by a version that kept no ids
-    assert "sft:old: may have read rows" in asked(runs, f"stage.content_id={ids['file']}")
+    assert "sft:old: may have read what is forgotten" in asked(runs, f"stage.content_id={ids['file']}")
 
 
 def test_what_cannot_be_named(runs: Path) -> None:
     for words, says in {
         (): "is told nothing that it should forget",
-        ("stage.item=x", "stage.source=y"): "beside another key",
+        ("stage.item=x", "stage.source=y"): "and so does stage.source",
         ("stage.item=x",): "has no such item",
         ("stage.content_id=12",): "is no content id",
         (f"stage.content_id={'0' * 64}",): "nothing is known of it",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from portfolio import given, made, one, refs
 
 from align.errors import InputError
 from align.registry.downstream import Made, downstream
-from align.registry.forgotten_texts import FEW, Texts, shown_in, without
+from align.registry.forgotten_texts import FEW, Marks, Texts, shown_in, without
 from align.registry.gates import Finding, read_gate
 from align.registry.index import asked
 from align.registry.promotion import subject_of
@@ -197,3 +199,100 @@ def test_a_receipt_is_known_by_its_command_alone(tmp_path: Path) -> None:
     assert "ann" not in (tmp_path / "forgotten" / f"{receipt.name}.json").read_text().replace("annotator", "")
     found.end(tmp_path)
     assert unfinished(tmp_path) == []
+
+
+def test_files_of_models_and_exports_are_named_and_stay(tmp_path: Path) -> None:
+    texts = Texts(frozenset({LONG}), names=frozenset({"martha"}))
+    adapter = {"base_model_name_or_path": "/home/martha/base", "note": LONG}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "receipt.json").write_text("{}")
+    (tmp_path / "export" / "README.md").write_text(f"{LONG}\n")
+    (tmp_path / "README.md").write_text(f"by martha\n{LONG}\n")
+    (tmp_path / "link.md").symlink_to(tmp_path / "README.md")
+    (tmp_path / "about.json").write_text(json.dumps({"path": "/home/martha/x"}))
+    shown = {one.file: (one.lines, one.stays) for one in shown_in(tmp_path, texts)}
+    assert shown == {
+        "adapter_config.json": (1, True), "export/README.md": (1, True), "README.md": (2, False), "link.md": (2, True)
+    }  # fmt: skip
+
+
+FORMS = {
+    "a.txt": "Ottilie said:\n  lives at the\n  OLD mill, by the river\n",
+    "b.csv": 'id,text\n1,"she said ""lives at the old mill"" twice"\n',
+    "c.yaml": "text: >-\n  lives at the old\n  mill, by the river\n",
+    "d.json": json.dumps({'she said "lives at the old mill" twice': 1}),
+    "e.jsonl": json.dumps({"arguments": json.dumps({"q": 'she said "lives at the old mill" twice'})}) + "\n",
+    "f.html": "<p>lives at the <b>old</b> mill, by the<br>river</p>",
+    "g": "lives at the old mill, by the river",
+    "h.log": repr('she said "lives at the old mill" twice\n') + "\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_texts_are_found_as_files_hold_them(tmp_path: Path, name: str) -> None:
+    own = frozenset({"lives at the old mill, by the river", 'she said "lives at the old mill" twice'})
+    (tmp_path / name).write_text(FORMS[name])
+    assert [one.file for one in shown_in(tmp_path, Texts(own))] == [name]
+    rest, _ = without(tmp_path / name, Texts(own))
+    assert rest is None or b"old" not in rest.lower()
+
+
+def test_rows_of_votes_are_known_whatever_they_say(tmp_path: Path) -> None:
+    marks = Marks("a1", "", frozenset({7}))
+    rows(
+        tmp_path / "preferences.jsonl", {"annotator": "a1", "id": "3:x"}, {"annotator": "b", "id": "7:x"}, {"id": "8:x"}
+    )
+    assert without(tmp_path / "preferences.jsonl", Texts(marks=marks))[1] == 2
+    rows(tmp_path / "ledger.jsonl", {"seq": 7, "annotator": "a1", "prev_hash": "h"})
+    assert without(tmp_path / "ledger.jsonl", Texts(marks=marks))[1] == 0
+    item = Marks(item="i1")
+    rows(
+        tmp_path / "held_out.jsonl", {"group": "i1"}, {"item": "i1"}, {"group_id": "i1"}, {"group": "i2"}, {"id": "i1"}
+    )
+    assert without(tmp_path / "held_out.jsonl", Texts(marks=item))[1] == 3
+
+
+def test_many_texts_that_begin_alike_take_no_time(tmp_path: Path) -> None:
+    texts = Texts(frozenset(f"Write a story about the number {i} and its friends" for i in range(20_000)))
+    lines = [{"prompt": f"Write a story about the number {i} and its friends"} for i in range(19_990, 20_300)]
+    began = time.monotonic()
+    assert without(rows(tmp_path / "many.jsonl", *lines), texts)[1] == 10
+    assert time.monotonic() - began < 5
+
+
+def test_what_a_set_is_made_from_counts_though_rows_of_it_were_forgotten(tmp_path: Path) -> None:
+    """sft:s → data:d → data:d2, which forgets another row → sft:t."""
+    made(tmp_path, "sft:s")
+    root = {"root": "r" * 64, "train_rows": 9}
+    made(
+        tmp_path, "data:d", {"sources.a": "sft:s"}, metrics=root, base=None, outputs={"artifact/data.json": "d"}, day=1
+    )
+    forgets = {"stage": {"name": "data", "action": "forget"}, "data": {}, "method": {}}
+    second = {"metrics": {"root": "s" * 64, "train_rows": 8}, "outputs": {"artifact/data.json": "e"}}
+    read = {"data": Input("d", "data:d", details={"root": "r" * 64})}
+    made(tmp_path, "data:d2", read, base=None, day=2, config=forgets, **second)
+    made(tmp_path, "sft:t", {"data": Input("e", "data:d2", details={"root": "s" * 64})}, day=3)
+    assert [one.run for one in again(tmp_path, {"sft:s": TRAINED})] == ["sft:s", "data:d", "data:d2", "sft:t"]
+    assert [one.run for one in again(tmp_path, {"data:d": TRAINED})] == ["data:d"]
+    mark(tmp_path / "data" / "d", TRAINED, "", "x", "2026-11-01")
+    assert finding(tmp_path, "sft:t").passed
+    mark(tmp_path / "sft" / "s", TRAINED, "", "x", "2026-11-01")
+    assert not finding(tmp_path, "sft:t").passed
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [
+        {"salt": "é", "check": "é"}, {"salt": 5}, {"files": {"../../x": {}}}, {"runs": {"../x": {}}},
+        {"data": {"a:..": {}}}, {"files": 3},
+    ],
+)  # fmt: skip
+def test_a_receipt_that_nobody_here_wrote_is_passed_over(tmp_path: Path, receipt: dict[str, Any]) -> None:
+    (tmp_path / "forgotten").mkdir()
+    known = {"schema_version": 1, "name": "../x", "at": "", "who": "", "kind": "item", "salt": "s", "check": "c"}
+    (tmp_path / "forgotten" / "a.json").write_text(json.dumps(known | receipt))
+    os.mkfifo(tmp_path / "forgotten" / "b.json")
+    assert unfinished(tmp_path) == []
+    (tmp_path / "forgotten" / "a.json").write_text(json.dumps(known))
+    assert [one.name for one in unfinished(tmp_path)] == ["a"]

@@ -361,6 +361,18 @@ def test_a_signature_of_the_artifact_itself(tmp_path: Path) -> None:
     assert not passed()
 
 
+def test_a_signed_copy_inside_vouches_for_nothing_beside_it(tmp_path: Path) -> None:
+    made(tmp_path, "ppo:a")
+    keys = pair(tmp_path)
+    folder = signed_export(tmp_path, "export:x", "ppo:a", keys)
+    shutil.copytree(folder, tmp_path / "copy")
+    (folder / "model.sig").unlink()
+    shutil.copytree(tmp_path / "copy", folder / "good")
+    shutil.copy(keys.public, tmp_path / "release.pub")
+    found = finding(tmp_path, "{signature: release.pub}", "export:x")
+    assert not found.passed
+
+
 def test_the_key_of_a_gate(tmp_path: Path) -> None:
     """A file beside the gate; whatever it holds, a closed gate says what is wrong with it."""
     evaluated(tmp_path)
@@ -370,5 +382,5 @@ def test_the_key_of_a_gate(tmp_path: Path) -> None:
     made(tmp_path, "ppo:a")
     signed_export(tmp_path, "export:x", "ppo:a", keys := pair(tmp_path))
     shutil.copy(keys.private, tmp_path / "key.pub")
-    found = finding(tmp_path, "{signature: key.pub}")
-    assert (found.passed, "is a private key" in found.said) == (False, True)
+    with pytest.raises(InputError, match=r"conditions\[0\]\.signature.*is a private key"):  # which nobody overrides
+        finding(tmp_path, "{signature: key.pub}")

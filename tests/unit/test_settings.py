@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.config.compose import check, compose_raw
+from align.config.groups import TrackConfig
 from align.config.root import Config
 from align.config.schemas import SCHEMAS
 from align.config.settings import Settings, changed
@@ -76,3 +77,9 @@ def test_another_value_is_another_configuration() -> None:
 )
 def test_a_default_that_depends_on_the_method_is_filled_in_before_anybody_reads_it(line: str, lr: float) -> None:
     assert composed(line).stage.lr == lr
+
+
+@pytest.mark.parametrize("project", ["it's", 'a"b', "a/b", "a:b", "", " a", "x" * 129, "-a"])
+def test_a_project_has_a_name_that_every_service_takes(project: str) -> None:
+    with pytest.raises(InputError, match=r"track\.project"):
+        TrackConfig(name="mlflow", project=project).check_together()

@@ -130,8 +130,9 @@ def is_stale(facts: Sequence[str]) -> bool:
 
 
 def tells(facts: Sequence[str]) -> str:
-    """What a box has room for: how it was trained, and its score."""
-    return ", ".join(fact.removeprefix("score ").replace("_", " ") for fact in facts[:2])
+    """What a box has room for: its score, and how it was trained."""
+    ordered = sorted(facts[:2], key=lambda fact: not fact.startswith("score "))
+    return ", ".join(fact.removeprefix("score ").replace("_", " ") for fact in ordered)
 
 
 def columns_of(found: Lineage) -> dict[Key, int]:

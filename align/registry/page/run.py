@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from align.errors import MissingArtifact
 from align.registry.index import Index
@@ -44,7 +43,7 @@ def run_view(index: Index, run: str, voters: Voters, now: datetime) -> HTML:
     """
     record = record_in(index, run)
     running = record["status"] == "running"
-    parts = ["<section>", heading(record, now)]
+    parts = [f'<section data-every="{LIVE_S}">' if running else "<section>", heading(record, now, index.root)]
     if stale := stale_in(index.root / record["folder"]):
         again = f" Made again by: {stale.again}" if stale.again else ""
         parts.append(alert(f"Stale since {stale.since[:10]}: {stale.because}.{again}"))
@@ -62,18 +61,18 @@ def run_view(index: Index, run: str, voters: Voters, now: datetime) -> HTML:
 def record_in(index: Index, run: str) -> Record:
     record = index.record(run)
     if record is None:
-        problem = f"There is no run {clean(run)} under {index.root}"
-        raise MissingArtifact("run", run, problem, "The list of runs has those that are there.")
+        raise MissingArtifact("run", run, f"is no run under {index.root}", "The list of runs has those that are there.")
     return record
 
 
-def heading(record: Record, now: datetime) -> HTML:
-    run = record["run"]
+def heading(record: Record, now: datetime, root: Path) -> HTML:
+    run, page = record["run"], root / record["folder"] / "report.html"
     minutes = (record.get("cost") or {}).get("minutes")
     told = [status_mark(record), f"{escape(age(record, now))} old" if record.get("started") else ""]
     told += [f"took {minutes:,.1f} min"] if minutes is not None else []
     stage, _, name = run.partition(":")
-    file = link("report.html", f"runs/{stage}/{name}/report.html", target="_blank", rel="noopener")
+    href = f"runs/{stage}/{quote(name, safe='')}/report.html"
+    file = link("report.html", href, target="_blank", rel="noopener") if page.is_file() else ""
     box = f'<label class="choice"><input type="checkbox" name="chosen" value="{escape(run)}"> compare</label>'
     return (
         f"<h1>{escape(clean(run, longest=None))} {alias_links(record.get('aliases', ()))}</h1>"
@@ -96,7 +95,7 @@ def everything(record: Record) -> HTML:
 
 class Reports:
     """The reports of runs as their folders have them now. Between two looks at a run that has not changed, nothing is
-    drawn: drawing takes about a second. Safe to share between threads.
+    drawn: drawing takes about a second. One thread asks at a time: matplotlib's settings are the process's.
 
     Args:
         command: of a manifest, the line that makes the run again.
@@ -105,20 +104,18 @@ class Reports:
     def __init__(self, root: Path, command: Callable[[Manifest], str]) -> None:
         self.root, self.command = root, command
         self._kept: OrderedDict[str, tuple[list[str], HTML]] = OrderedDict()
-        self._drawing = threading.Lock()  # matplotlib's settings are the process's
 
     def of(self, record: Record) -> HTML:
         """The blocks of one run's report."""
         run, folder = record["run"], self.root / record["folder"]
         stamps = [record["status"], *(stamp(folder / name) for name in READ)]
-        with self._drawing:
-            before = self._kept.pop(run, None)
-            if before is None or before[0] != stamps:
-                before = stamps, self._drawn(folder, record)
-            self._kept[run] = before
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-            return before[1]
+        before = self._kept.pop(run, None)
+        if before is None or before[0] != stamps:
+            before = stamps, self._drawn(folder, record)
+        self._kept[run] = before
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return before[1]
 
     def _drawn(self, folder: Path, record: Record) -> HTML:
         try:
@@ -130,11 +127,6 @@ class Reports:
             told = f"Its folder lacks what a report of this version shows ({type(error).__name__}: {error})."
             return alert(f"{told} Its own report.html may have it.")
         return BESIDE.sub(beside, "".join(blocks))
-
-    def alone(self, draw: Callable[[], HTML]) -> HTML:
-        """Something else that is drawn, while no report is."""
-        with self._drawing:
-            return draw()
 
 
 def beside(found: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from align.errors import InputError, require
+from align.errors import InputError, readable, require
 from align.registry.index import Index
 from align.registry.page.markup import (
     HTML,
@@ -29,6 +29,8 @@ from align.report.words import counted, is_interval
 
 A_PAGE = 100
 """Runs of one page of the table."""
+LIVE_S, IDLE_S = 10, 60
+"""Seconds after which the table is looked at anew, while a run is at work and while none is."""
 NEWEST = "-started"
 STATUSES = ("running", "done", "failed", "interrupted", "unreadable")
 CONDITION = re.compile(r"""\s*([^\s<>=!,'"]+)\s*(>=|<=|!=|>|<|=)\s*('[^']*'|"[^"]*"|[^\s,'"=][^,]*?)\s*(?:,|$)""")
@@ -84,7 +86,7 @@ def conditions_in(typed: str) -> Iterator[tuple[str, str]]:
 def runs_view(index: Index, filters: Filters, now: datetime) -> HTML:
     """The table, its filters, and how many runs there are of each status."""
     statuses = index.statuses()
-    every = '<section data-every="10">' if statuses.get("running") else "<section>"
+    every = f'<section data-every="{LIVE_S if statuses.get("running") else IDLE_S}">'
     parts = [every, "<h1>Runs</h1>", summary(filters, statuses), form(filters, index.stages())]
     if index.aliases_error:
         parts.append(alert(f"Aliases left out: {index.aliases_error}"))
@@ -93,8 +95,14 @@ def runs_view(index: Index, filters: Filters, now: datetime) -> HTML:
     try:
         parts += listed(index, filters, now)
     except InputError as error:
-        parts.append(alert(f"{error.field} = {error.value}: {error.problem}. {error.remedy}"))
+        parts.append(alert(in_words(error)))
     return "".join([*parts, "</section>"])
+
+
+def in_words(error: InputError) -> str:
+    """An error for whoever looks at a page: what is wrong, and what to do."""
+    value = readable(clean(str(error.value), longest=200))
+    return f"{error.field}={value}: {error.problem.rstrip('.')}. {error.remedy}"
 
 
 def summary(filters: Filters, statuses: Mapping[str, int]) -> HTML:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,21 +13,21 @@ from typing import Annotated
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # else it calls out when it starts
 
 import gradio
-from fastapi import APIRouter, FastAPI, HTTPException, Query
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from align.errors import InputError, MissingArtifact, StorageError
 from align.registry.index import Index, asked
 from align.registry.page.aliases import aliases_view
 from align.registry.page.compare import compare_view
 from align.registry.page.run import Reports, record_in, run_view
-from align.registry.page.runs import NEWEST, Filters, runs_view
+from align.registry.page.runs import NEWEST, Filters, in_words, runs_view
 from align.registry.trace import Voters
+from align.report.page import POLICY as REPORT_POLICY
 from align.report.style import BLOCKS, COLOURS
 from align.run.manifest import Manifest
-from align.web.errors import explain_errors
 from align.web.gate import Answer, Authenticator, Gate, Visitor, refusal
 from align.web.gradio_pages import POLICY, QUIET, UNUSED
 from align.web.listening import connection_limit
@@ -36,6 +38,10 @@ HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <script type="module" src="align/registry.js"></script>"""
 STREAMS = 8
 """Answers without an end that one visitor may have at once; Gradio has none for a page without events."""
+SHUT = (*UNUSED, "/queue/", "/dev/", "/openapi.json")
+"""Ways of Gradio's that this page does not go."""
+INERT = f"sandbox allow-popups allow-top-navigation-by-user-activation; {REPORT_POLICY}"
+"""What a report may do, whoever wrote the file: nothing, and it is of no origin."""
 LONGEST = 2000
 """Characters of what somebody types."""
 Text = Annotated[str, Query(max_length=LONGEST)]
@@ -60,10 +66,33 @@ def application(
     app.include_router(views(root, voters, Reports(root, command)))
     app.include_router(files(root))
     app.mount("/align", StaticFiles(directory=STATIC))
-    explain_errors(app, {MissingArtifact: 404, StorageError: 503, InputError: 422})
+    for error, status in {MissingArtifact: 404, StorageError: 503, InputError: 422}.items():
+        app.add_exception_handler(error, told(status))
     app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **QUIET)  # what comes after it is never asked
     streams = connection_limit() // 4
-    return Gate(app, authenticator, origins, check, policy=POLICY, unused=UNUSED, streams=streams, streams_each=STREAMS)
+    return Gate(
+        whole(app), authenticator, origins, check, policy=POLICY, unused=SHUT, streams=streams, streams_each=STREAMS
+    )
+
+
+def whole(app: ASGIApp) -> ASGIApp:
+    """An app whose page is the same at each address: the query is the script's, and Gradio would read it as its own."""
+
+    async def without_query(scope: Scope, receive: Receive, send: Send) -> None:
+        page = scope["type"] == "http" and scope["path"] == "/"
+        await app({**scope, "query_string": b""} if page else scope, receive, send)
+
+    return without_query
+
+
+def told(status: int) -> Callable[[Request, Exception], JSONResponse]:
+    """An error of ours for the script, which shows it."""
+
+    def answer(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, InputError)
+        return JSONResponse({"problem": in_words(error)}, status)
+
+    return answer
 
 
 def page() -> gradio.Blocks:
@@ -80,6 +109,10 @@ def check(visitor: Visitor | None, method: str, path: str, headers: Mapping[byte
 def views(root: Path, voters: Voters, reports: Reports) -> APIRouter:
     """Each view of the page by itself, as the script asks for it."""
     router = APIRouter(prefix="/view", default_response_class=HTMLResponse)
+    drawing = ThreadPoolExecutor(1, "drawing")  # of its own, so that whoever waits for a picture holds up no table
+
+    async def drawn(draw: Callable[[], str]) -> str:
+        return await asyncio.get_running_loop().run_in_executor(drawing, draw)
 
     @router.get("/runs")
     def runs(
@@ -94,12 +127,12 @@ def views(root: Path, voters: Voters, reports: Reports) -> APIRouter:
         return asked(root, lambda index: run_view(index, run, voters, datetime.now(UTC)))
 
     @router.get("/report")
-    def report(run: Text) -> str:
-        return reports.of(asked(root, lambda index: record_in(index, run)))
+    async def report(run: Text) -> str:
+        return await drawn(lambda: reports.of(asked(root, lambda index: record_in(index, run))))
 
     @router.get("/compare")
-    def compare(runs: Annotated[list[Text], Query()]) -> str:
-        return reports.alone(lambda: asked(root, lambda index: compare_view(index, root, runs)))
+    async def compare(runs: Annotated[list[Text], Query()]) -> str:
+        return await drawn(lambda: asked(root, lambda index: compare_view(index, root, runs)))
 
     @router.get("/aliases")
     def aliases(alias: Text = "") -> str:
@@ -124,6 +157,6 @@ def files(root: Path) -> APIRouter:
         path = asked(root, path_in)
         if path.is_symlink() or not path.is_file():  # a link may lead anywhere
             raise HTTPException(404, "This run has no report.")
-        return FileResponse(path, media_type="text/html; charset=utf-8")
+        return FileResponse(path, media_type="text/html; charset=utf-8", headers={"content-security-policy": INERT})
 
     return router

@@ -5,6 +5,7 @@ const CHOSEN = "align.registry.chosen", TITLE = "align registry";
 const chosen = new Set(JSON.parse(sessionStorage.getItem(CHOSEN) ?? "[]"));
 let asked = 0;  // of several views that were asked for, the last one is shown
 let timers = [];
+const shown = new WeakMap();  // place → the HTML that was put into it last
 
 const first = fetched(location.search);  // while Gradio is still at work
 const root = await appearing("align-registry");
@@ -29,9 +30,10 @@ root.addEventListener("change", ({ target }) => {
   if (target.name === "chosen") choose(() => chosen[target.checked ? "add" : "delete"](target.value));
   if (target.matches(".filters select")) target.form.requestSubmit();
 });
-window.addEventListener("popstate", () => show(fetched(location.search)));
+history.scrollRestoration = "manual";
+window.addEventListener("popstate", ({ state }) => show(fetched(location.search), state?.y ?? 0));
 choose(() => undefined);
-await show(first, false);
+await show(first);
 
 async function appearing(id) {
   for (;;) {
@@ -42,6 +44,7 @@ async function appearing(id) {
 }
 
 function go(search) {
+  history.replaceState({ y: window.scrollY }, "");  // where Back leads to
   history.pushState(null, "", search);
   return show(fetched(search));
 }
@@ -70,11 +73,11 @@ async function ask(path) {
   let told = {};
   try { told = JSON.parse(text); } catch { /* a proxy's own words */ }
   const detail = typeof told.detail === "string" ? told.detail : answer.status === 404 ? "There is no such view." : "";
-  throw new Error([told.problem, told.remedy].filter(Boolean).join(". ") || detail || `The server says ${answer.status}.`);
+  throw new Error(told.problem || detail || `The server says ${answer.status}.`);
 }
 
-// A view in place of the one before; the reader is told by its heading.
-async function show(coming, told = true) {
+// A view in place of the one before, at a place of the page; the reader is told by its heading.
+async function show(coming, y = 0) {
   const mine = ++asked;
   timers.forEach(clearTimeout);
   timers = [];
@@ -90,38 +93,60 @@ async function show(coming, told = true) {
     said.textContent = "";
     return;
   }
+  view.replaceChildren();
+  shown.delete(view);
   put(view, html);
   choose(() => undefined);
   const heading = view.querySelector("h1");
   document.title = `${heading?.textContent.trim() ?? ""} · ${TITLE}`;
   mark();
-  if (told) {
-    window.scrollTo(0, 0);
-    heading?.setAttribute("tabindex", "-1");
-    heading?.focus({ preventScroll: true });
-  }
+  window.scrollTo(0, y);
+  tell(heading);
   again(view.firstElementChild?.dataset.every, async () => {
     const newer = await fetched(location.search);
-    if (mine === asked && newer.html && !view.contains(document.activeElement)) put(view, newer.html);
+    if (mine !== asked || !newer.html || isUsed(view)) return;
+    const told = document.activeElement?.tagName === "H1";
+    put(view, newer.html);
+    if (told) tell(view.querySelector("h1"));
   }, mine);
+}
+
+function tell(heading) {
+  heading?.setAttribute("tabindex", "-1");
+  heading?.focus({ preventScroll: true });
+}
+
+// Whether somebody types, has chosen a link or a table by keys, or has marked text in a place.
+function isUsed(place) {
+  const active = document.activeElement, marked = getSelection();
+  const inside = place.contains(active) && active.tagName !== "H1";
+  return inside || Boolean(marked && !marked.isCollapsed && place.contains(marked.anchorNode));
 }
 
 // HTML into a place, and into the places in it what they name.
 function put(place, content) {
-  if (place.dataset.shown === content) return;
-  place.dataset.shown = content;
+  if (shown.get(place) === content) return;
+  shown.set(place, content);
+  const before = new Map([...place.querySelectorAll("[data-src]")].map((inner) => [inner.dataset.src, inner]));
+  const open = [...place.querySelectorAll("details")].map((details) => details.open);
   place.innerHTML = content;
+  [...place.querySelectorAll("details")].forEach((details, i) => { details.open = open[i] ?? details.open; });
   for (const box of place.querySelectorAll("[name=chosen]")) box.checked = chosen.has(box.value);
   place.querySelector(".box.focus")?.scrollIntoView({ block: "nearest", inline: "center" });
   const mine = asked;
   for (const inner of place.querySelectorAll("[data-src]")) {
+    const known = before.get(inner.dataset.src);
+    if (known && shown.has(known)) {  // it goes on by itself
+      inner.replaceWith(known);
+      continue;
+    }
     const path = address(inner.dataset.src);
     inner.innerHTML = '<p class="told">Drawing …</p>';
     const fill = async () => {
       const { html, error } = await answered(path);
-      if (mine !== asked) return;
+      if (mine !== asked || isUsed(inner)) return;
       if (html !== undefined) put(inner, html);
-      else if (!inner.dataset.shown) inner.replaceChildren(paragraph(error.message));
+      else if (!shown.has(inner)) inner.replaceChildren(paragraph(error.message));
     };
     fill();
     again(inner.dataset.every, fill, mine);
