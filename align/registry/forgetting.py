@@ -28,6 +28,7 @@ from align.registry.index import Index, asked
 from align.registry.receipts import Receipt, new_receipt, unfinished
 from align.registry.selection import MAY_HAVE, Selection, Selector, selected
 from align.registry.shown import clean
+from align.registry.sweeps import FOLDER as COMPARED
 from align.report.live import finished_page
 from align.report.seen import Seen
 from align.report.words import counted
@@ -41,7 +42,7 @@ from align.run.stale import mark, stale_in
 from annotate.store import Store
 from annotate.store.about import erase
 
-PAGE = "report.html"
+PAGE, BASES = "report.html", "bases"
 NOT_LOOKED_AT = (
     "not looked at: weights, checkpoints, Parquet outside of data sets, other packed files, source files, copies, and "
     "what wandb, MLflow and trackio were shown"
@@ -99,6 +100,7 @@ def planned(root: Path, wanted: Selector, url: str, words: Words, store: str) ->
         shown = {run: list(shown_in(index.root / in_root(run), found.texts_of(run)))
                  for run in index.names() if run not in found.sets}  # fmt: skip
         shown = {run: files for run, files in shown.items() if files}
+        found = replace(found, notes=(*found.notes, *elsewhere(root, found.texts)))
         read = dict(found.read)
         for run, files in shown.items():
             for reader, file in readers(index, run, files):
@@ -106,6 +108,15 @@ def planned(root: Path, wanted: Selector, url: str, words: Words, store: str) ->
         return Plan(found, shown, downstream(index, read, found.sets, words, store), words, store, before)
 
     return asked(root, question)
+
+
+def elsewhere(root: Path, texts: Texts) -> Iterator[str]:
+    """What is to be said of files that show some of it and are no run's: nobody changes these."""
+    folders = [path.parent for path in root.glob(f"*/*/{MANIFEST}")]
+    for top in (root, root / COMPARED, *(path for path in root.glob("*/*") if path.is_dir() and path not in folders)):
+        deep = top.parent.parent == root
+        for one in shown_in(top, texts, deep) if top.is_dir() and top.parent.name != BASES else ():
+            yield f"{(top / one.file).relative_to(root)} shows it too, and is not changed"
 
 
 def readers(index: Index, run: str, files: Sequence[Shown]) -> Iterator[tuple[str, str]]:

@@ -259,12 +259,16 @@ class Shown:
     stays: bool = False
 
 
-def shown_in(folder: Path, texts: Texts) -> Iterator[Shown]:
-    """The files of a run that show some of them. Weights, Parquet and other packed files are not looked at."""
+def shown_in(folder: Path, texts: Texts, deep: bool = True) -> Iterator[Shown]:
+    """The files of a run that show some of them. Weights, Parquet and other packed files are not looked at.
+
+    Args:
+        deep: those of the folders in it too.
+    """
     if not texts:
         return
     for top, folders, files in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(folders) if deep else []
         sealed = any(name in files for name in SEALED)
         for name in sorted(files):
             path = Path(top, name)

@@ -106,7 +106,8 @@ def unfinished(root: Path) -> list[Receipt]:
                 continue
             values = json_object(path, "receipt", "Remove the file.")
             if values.pop("schema_version", None) == SCHEMA and not values.get("ended"):
-                one = Receipt(**values | {"name": path.stem})
+                known: dict[str, Any] = values | {"name": path.stem}
+                one = Receipt(**known)
                 if one.is_sound:
                     found.append(one)
     return found

@@ -222,7 +222,7 @@ def claims_of(text: bytes) -> tuple[str, dict[str, str]]:
 def base_beside(folder: Path) -> str:
     """The name by which an adapter's folder has its base: a link, or what a copy made of it; empty where it has none.
 
-    The base is no part of the adapter, of which many share it. `base.json`, which is signed, has its digest.
+    The base is no part of the adapter, of which many share it. `base.json`, which is signed, names the model.
     """
     try:
         said = json.loads((folder / ABOUT).read_bytes()) if (folder / ADAPTER_CONFIG).is_file() else {}

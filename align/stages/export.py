@@ -38,7 +38,7 @@ from align.run import Artifact, Base, Run, write_json
 from align.run.atomic import publish
 from align.run.lineage import data_behind, evaluated_by, origin_of, trained_through
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
-from align.run.signing import PrivateKey, PublicKey, sign, verified
+from align.run.signing import PrivateKey, PublicKey, base_beside, sign, verified
 from align.run.weights import brings_scores
 from align.stages.inputs import start
 from align.track import peak_rss_mb
@@ -83,6 +83,8 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
     if key := signer or trusted:
         metrics["signed_by"] = key.fingerprint
         line = f"{line}; signed by {key.fingerprint[:12]}"
+        if trusted is not None and any(base_beside(folder) for folder in folders):
+            line += ", but for the base that lies beside it"
     said = {MADE_ANEW: options.into == "original" and trained.kind == "nf4", CHOICES: trained.asked.scores}
     if notes := [note for note, holds in said.items() if holds]:
         metrics["notes"] = notes

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.aliases import parsed_aliases
 from align.chain import Head
@@ -22,19 +23,19 @@ from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
 from align.redaction import MASK
-from align.registry import comparison, differences, garbage, promotion, replay, trace
-from align.registry.gates import read_gates
 from align.registry.index import Index, asked
 from align.registry.query import found, path_of
 from align.registry.record import Record, number
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details, value_at
-from align.registry.sweeps import runs_of
-from align.registry.voters import Votes, votes_read
 from align.report.words import counted
 from align.run.alias_log import SIGN, read_log
 from align.run.artifacts import SERVES_AS_SFT, meaning
 from align.run.manifest import Manifest
 from align.stages.mirroring import alias_mirrored, check_installed
+
+if TYPE_CHECKING:  # a question imports what answers it: all of that takes a tenth of a second
+    from align.registry import comparison, garbage, replay, trace
+    from align.registry.voters import Votes
 
 IN_A_TABLE = 100
 """Runs that a table has unless told."""
@@ -73,6 +74,9 @@ def in_table(records: list[Record], stage: RegistryConfig, count: int, unnamed: 
 
 
 def compared(config: Config) -> Iterable[str]:
+    from align.registry import comparison
+    from align.registry.sweeps import runs_of
+
     stage, root = config.stage, root_of(config)
     limit = stage.limit or (IN_A_TABLE if stage.format == "table" else ALL)
     sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
@@ -132,6 +136,8 @@ def described(config: Config) -> Iterable[str]:
 
 
 def different(config: Config) -> Iterable[str]:
+    from align.registry import differences
+
     stage, root = config.stage, root_of(config)
     one, other = asked(root, lambda index: [named(index, given, "stage.runs") for given in stage.runs])
     found = differences.differences((root / one["folder"], root / other["folder"]), (one, other))
@@ -168,6 +174,9 @@ def named(index: Index, given: str, field: str = "stage.run") -> Record:
 
 
 def traced(config: Config) -> Iterable[str]:
+    from align.registry import trace
+    from align.registry.voters import votes_read
+
     stage, root = config.stage, root_of(config)
     full = stage.verify == "full"
 
@@ -190,6 +199,8 @@ def traced(config: Config) -> Iterable[str]:
 
 
 def replayed(config: Config) -> Iterable[str]:
+    from align.registry import replay
+
     stage, root = config.stage, root_of(config)
     record = asked(root, lambda index: named(index, str(stage.run)))
     found: list[replay.Replayed] = []
@@ -209,6 +220,9 @@ def absolute(url: str) -> str:
 
 
 def promoted(config: Config) -> Iterable[str]:
+    from align.registry import promotion
+    from align.registry.gates import read_gates
+
     check_installed(config)
     stage, root = config.stage, root_of(config)
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
@@ -219,6 +233,8 @@ def promoted(config: Config) -> Iterable[str]:
 
 
 def retired(config: Config) -> Iterable[str]:
+    from align.registry import promotion
+
     check_installed(config)
     stage: RegistryConfig = config.stage
     root = root_of(config)
@@ -227,6 +243,8 @@ def retired(config: Config) -> Iterable[str]:
 
 
 def history(config: Config) -> Iterable[str]:
+    from align.registry import promotion
+
     stage, root = config.stage, root_of(config)
     log = read_log(root)
     known = {change.alias for change in log.changes}
@@ -247,6 +265,8 @@ def history(config: Config) -> Iterable[str]:
 
 
 def collected(config: Config) -> Iterable[str]:
+    from align.registry import garbage, promotion
+
     stage, root = config.stage, root_of(config)
     log = read_log(root)
 
@@ -264,7 +284,7 @@ def collected(config: Config) -> Iterable[str]:
 
 
 def forgotten(config: Config) -> Iterator[str]:
-    from align.registry import forgetting, receipts, selection  # which read Parquet
+    from align.registry import forgetting, promotion, receipts, selection  # which read Parquet
 
     stage, root, url = config.stage, root_of(config), absolute(store_url(config))
     kind = next(key for key in FORGETS if getattr(stage, key) is not None)
@@ -304,6 +324,7 @@ def rebuilt(config: Config) -> Iterable[str]:
 
 def served(config: Config) -> Iterator[str]:
     from align.registry.page.server import application  # Gradio takes seconds to import
+    from align.registry.voters import votes_read
     from align.web.key_link import Anybody, KeyAuthenticator, key_in
     from align.web.listening import serve
 

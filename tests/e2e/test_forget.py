@@ -118,15 +118,25 @@ def stale(root: Path) -> set[str]:
 def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     item, [row] = item_of(runs), {*secret_rows(runs / "data" / "old")}
     assert len(holding(runs, SECRET)) > 8
+    others = [runs / name for name in ("mine.txt", "compare/x.jsonl", "sample/half/samples.jsonl")]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"said": SECRET}, ensure_ascii=False) + "\n")
     before = bytes_in(runs)
     said = asked(runs, f"stage.item={item}")
     assert bytes_in(runs) == before  # told, and nothing done
     lines = said.splitlines()
     assert "store, project greetings: 1 item, 2 answers, 1 judgement" in lines
+    assert [line for line in lines if "shows it too" in line] == [
+        f"note: {name} shows it too, and is not changed"
+        for name in ("mine.txt", "compare/x.jsonl", "sample/half/samples.jsonl")
+    ]
     order = [line.split(": ")[0] for line in lines if line.startswith(("reward:", "ppo:", "eval:", "data:old: held"))]
     assert order.index("data:old") < order.index("reward:saw") < order.index("ppo:p") < order.index("eval:e")
     assert "ppo:other" not in said
 
+    for path in others:  # which are left to whoever reads this
+        path.unlink()
     said = asked(runs, f"stage.item={item}", "stage.apply=true", "stage.who=the operator")
     assert "data:old: 1 row forgotten; data:old-2 takes its place" in said
     assert holding(runs, SECRET, "Ottilie Gr") == []
