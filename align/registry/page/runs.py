@@ -111,10 +111,9 @@ def summary(filters: Filters, statuses: Mapping[str, int]) -> HTML:
     cards = []
     for status, named, count in every:
         if count or not status:
-            chosen = {"aria_current": "true"} if filters.status == status else {}
-            href = filters.address(status=status, page=1)
-            further = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in chosen.items())
-            cards.append(f'<li><a href="{escape(href)}"{further}><b>{count:,}</b> {named}</a></li>')
+            here = ' aria-current="true"' if filters.status == status else ""
+            href = escape(filters.address(status=status, page=1))
+            cards.append(f'<li><a href="{href}"{here}><b>{count:,}</b> {named}</a></li>')
     return f'<ul class="tally" aria-label="By status">{"".join(cards)}</ul>'
 
 

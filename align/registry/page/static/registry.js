@@ -144,7 +144,7 @@ function put(place, content) {
     inner.innerHTML = '<p class="told">Drawing …</p>';
     const fill = async () => {
       const { html, error } = await answered(path);
-      if (mine !== asked || isUsed(inner)) return;
+      if (mine !== asked || (shown.has(inner) && isUsed(inner))) return;
       if (html !== undefined) put(inner, html);
       else if (!shown.has(inner)) inner.replaceChildren(paragraph(error.message));
     };
