@@ -141,6 +141,7 @@ def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: P
     names = {
         "data.path": "data", "data.eval_path": "eval_data", "init": "init", "artifact": "artifact",
         "reward.ref": "reward", "reward.refs": "reward", "model.path": "base", "model.revision": "base",
+        "export.sign": "signer", "export.verify": "signer",
     }  # fmt: skip
     assert input_names() == names
     config = composed("stage=ppo", "data=jsonl", "data.path=a.jsonl", "init=sft:latest", "model=pocket")
