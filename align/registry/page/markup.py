@@ -49,11 +49,11 @@ def interval_mark(record: Record) -> HTML:
     bounds = [score.get(key) for key in ("value", "low", "high")]
     if not all(isinstance(x, int | float) and 0 <= x <= 1 for x in bounds):
         return ""
-    value, low, high = (float(x) * 60 for x in bounds if x is not None)
+    at, left, right = (float(x) * 60 for x in bounds if x is not None)
     return (
         '<svg class="interval" viewBox="0 0 60 10" width="60" height="10" aria-hidden="true">'
         '<path class="whole" d="M0 5H60M30 2V8"/>'
-        f'<path class="part" d="M{low:.1f} 5H{high:.1f}"/><circle cx="{value:.1f}" cy="5" r="3"/></svg>'
+        f'<path class="part" d="M{left:.1f} 5H{right:.1f}"/><circle cx="{at:.1f}" cy="5" r="3"/></svg>'
     )
 
 

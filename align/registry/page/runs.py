@@ -193,11 +193,11 @@ def score(record: Record) -> HTML:
     found = record.get("score")
     if not found:
         return "–"
-    bounds = f"[{figure(found['low'])}, {figure(found['high'])}]" if is_interval(found) else ""
+    value, _, bounds = figure(found if is_interval(found) else found["value"]).partition(" ")
     name = escape(clean(found["name"]).replace("_", " "))
     return (
-        f'<span class="score"><span class="soft">{name}</span> <b>{escape(figure(found["value"]))}</b> '
-        f'<span class="soft">{bounds}</span> {interval_mark(record)}</span>'
+        f'<span class="score"><span class="soft">{name}</span> <b>{escape(value)}</b> '
+        f'<span class="soft">{escape(bounds)}</span> {interval_mark(record)}</span>'
     )
 
 
