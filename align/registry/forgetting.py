@@ -34,7 +34,7 @@ from align.report.seen import Seen
 from align.report.words import counted
 from align.run.artifacts import REPLACED
 from align.run.digests import file_digest
-from align.run.files import json_object, write_json
+from align.run.files import json_object, write_bytes, write_json
 from align.run.folder import locked
 from align.run.manifest import FILE as MANIFEST
 from align.run.manifest import read_manifest
@@ -254,13 +254,9 @@ def changed(folder: Path, file: str, texts: Texts, words: Words) -> str:
     if rest is None:
         path.unlink()
         return REMOVED
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as out:
-        out.write(rest)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.chmod(path.stat().st_mode)
-    temporary.replace(path)
+    mode = path.stat().st_mode
+    write_bytes(path, rest)
+    path.chmod(mode)
     return REWRITTEN
 
 

@@ -6,6 +6,7 @@ no such file.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from align.run.files import json_object, write_json
 
 FILE = "stale.json"
 SCHEMA = 1
+UNKNOWN = "an unknown time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +43,19 @@ class Stale:
 def stale_in(folder: Path) -> Stale | None:
     """Since when a run is stale, and why; None of one that is not. One whose mark cannot be read is stale: somebody put
     the file there."""
-    path = folder / FILE
-    if not path.is_file():
+    path, unread = folder / FILE, Stale(UNKNOWN, f"{FILE} cannot be read")
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():  # a pipe would keep its reader waiting
+        return unread
     try:
-        found = json_object(path, "stale", "Write the mark anew: stage=registry stage.action=forget.")
+        found = json_object(path, "stale", "")
     except InputError:
-        return Stale("an unknown time", f"{FILE} cannot be read")
+        return unread
     listed = found.get("receipts")
     receipts = tuple(map(str, listed)) if isinstance(listed, list) else ()
-    return Stale(str(found.get("since")), str(found.get("because")), str(found.get("again") or ""), receipts)
+    since, because, again = (str(found.get(key) or "") for key in ("since", "because", "again"))
+    return Stale(since or UNKNOWN, because or "nobody says why", again, receipts)
 
 
 def mark(folder: Path, because: str, again: str, receipt: str, at: str) -> None:

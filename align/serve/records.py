@@ -18,6 +18,10 @@ from align.serve.identity import Arm
 log = logging.getLogger(__name__)
 
 
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 @dataclass(slots=True)
 class Record:
     """One request.
@@ -35,7 +39,7 @@ class Record:
 
     id: str
     path: str
-    time: str = field(default_factory=lambda: now())
+    time: str = field(default_factory=now)
     tenant: str = ""
     asked: str = ""
     answered: str = ""
@@ -100,10 +104,6 @@ class AdapterLog(Lines):
 
 def said(arm: Arm) -> dict[str, Any]:
     return {"label": arm.label, "adapter": arm.version and arm.version.digest, "weight": arm.weight}
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -296,3 +296,13 @@ def test_a_receipt_that_nobody_here_wrote_is_passed_over(tmp_path: Path, receipt
     assert unfinished(tmp_path) == []
     (tmp_path / "forgotten" / "a.json").write_text(json.dumps(known))
     assert [one.name for one in unfinished(tmp_path)] == ["a"]
+
+
+def test_a_mark_that_is_no_file_or_says_nothing_is_a_mark(tmp_path: Path) -> None:
+    for name, put in {
+        "folder": lambda path: path.mkdir(), "pipe": os.mkfifo, "link": lambda path: path.symlink_to("nowhere"),
+        "empty": lambda path: path.write_text("{}"), "null": lambda path: path.write_text('{"since": null}'),
+    }.items():  # fmt: skip
+        put(made(tmp_path, f"sft:{name}") / FILE)
+        assert one(tmp_path, f"sft:{name}")["stale"] == "an unknown time"
+        assert not finding(tmp_path, f"sft:{name}").passed
