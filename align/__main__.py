@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from align import ranks
 from align.config.options import OPENED, OWN_FOLDER, CommandLine, parse
 from align.config.stages import STAGES
 from align.errors import AlignError, require
@@ -76,10 +77,12 @@ def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = l
     try:
         return lines_of(sys.stdin) if arguments == ["-"] else command(parse(arguments), opened)
     except AlignError as error:
-        print(f"align: {error}", file=sys.stderr)
+        if ranks.speaks(error):
+            print(f"align: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print("align: interrupted; run the same command again to continue", file=sys.stderr)
+    except KeyboardInterrupt as interrupted:
+        if ranks.speaks(interrupted):
+            print("align: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
 
 
@@ -88,17 +91,27 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
         print_job(line)
         return 0
     if line.multirun:
+        alone("--multirun")
         from align.batch import sweep
 
         jobs = jobs_in(line)
         stages = dict.fromkeys(job.config.stage.name for job in jobs)
         return sweep([((*line.options, *job.words), job.swept) for job in jobs], stages, main)
+    ranks.meet()
+    if not ranks.is_main():  # the first rank composes for all
+        from align.stages.following import follow
+
+        return follow()
     config = composed(line.words, line.search)
     from align.stages.printing import prints, show
 
     if prints(config):
         show(config)
         return 0
+    from align.launch import launch, ranks_wanted
+
+    if ranks_wanted(config):
+        return launch((*line.options, *line.words), config.devices or 1)
     from align.stages.execution import execute
 
     return execute(config, opened)
@@ -161,8 +174,16 @@ def stages_in(words: Sequence[str]) -> list[str]:
     return [config.stage.name for config in configs]
 
 
+def alone(option: str) -> None:
+    """Raises InputError where a launcher has started this process as one rank of several: each line starts its own."""
+    world = ranks.launched()
+    problem = f"runs several lines, and a launcher has started it on {world} ranks"
+    require(world == 1, "argument", option, problem, "Start it without the launcher, and give each line devices=N.")
+
+
 def lines_of(stream: TextIO) -> int:
     """`python -m align -`: a command line a line."""
+    alone("-")
     from align.batch import batch
 
     if isinstance(stream, io.TextIOWrapper):
@@ -196,6 +217,8 @@ def opened_by() -> Callable[[Path], object]:
 def entry() -> int:
     shadow_free_path()
     signal.signal(signal.SIGTERM, terminate)
+    if ranks.launched() > 1:
+        signal.signal(signal.SIGINT, terminate)  # its launcher may have been started in the background
     logging.captureWarnings(True)  # warnings go to the run's log.txt, each of them
     warnings.simplefilter("default")
     sys.excepthook = excepthook
@@ -205,6 +228,9 @@ def entry() -> int:
     try:
         status = main(given, opened_by())
         sys.stdout.flush()
+        if status and ranks.launched() > 1:  # the interpreter would take seconds to end, and the launcher waits few
+            sys.stderr.flush()
+            os._exit(status)
     except BrokenPipeError:  # whoever read our output is gone (`| head`): nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from align import ranks
+
 PLAIN_EVERY_S = 10.0
 
 
@@ -164,7 +166,8 @@ class Progress:
         self._began = self._printed = time.perf_counter()
         self._watcher = WATCHER.get()
         self._bar = self._task = None
-        if sys.stderr.isatty():
+        ranks.at(f"{label} {start}/{total}")
+        if sys.stderr.isatty() and ranks.is_main():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
@@ -179,6 +182,7 @@ class Progress:
     def advance(self, done: int, **figures: float) -> None:
         """Say that `done` of `total` are behind us, with the two or three figures that matter."""
         self.done = done
+        ranks.at(f"{self.label} {done}/{self.total}")
         if self._watcher:
             self._watcher(self)
         text = "  ".join(f"{k} {v:.3g}" for k, v in figures.items())
@@ -186,7 +190,7 @@ class Progress:
             self._bar.update(self._task, completed=done, figures=text)
             return
         clock = time.perf_counter()
-        if clock - self._printed >= PLAIN_EVERY_S or done >= self.total:
+        if ranks.is_main() and (clock - self._printed >= PLAIN_EVERY_S or done >= self.total):
             self._printed = clock
             left = self.seconds_left or 0.0
             print(f"{self.label} {done}/{self.total}  eta {left:.0f}s  {text}".rstrip(), file=sys.stderr, flush=True)

@@ -26,13 +26,14 @@ FLOORS = {
         "align.merkle",
         "align.aliases",
         "align.functions",
+        "align.ranks",
     ),
     1: ("align.ops", "align.run", "align.track", "annotate.store"),
     2: ("align.data", "align.models", "align.report", "align.web", "align.mirrors"),
     3: ("reward", "align.rollout"),
     4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "align.registry", "annotate"),
     5: ("align.stages",),
-    6: ("align.batch",),
+    6: ("align.batch", "align.launch"),
     7: ("align.__main__",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from align import ranks
 from align.errors import InputError
 from align.functions import theirs
 from align.types import Conversation, Rollout
@@ -74,9 +75,18 @@ class Function:
         self.function, self.name, self.timeout = function, name, timeout
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Raises:
-        InputError: the function raises, or returns something else than a finite number for each conversation.
+        """On several ranks each asks for its share.
+
+        Raises:
+            InputError: the function raises, or returns something else than a finite number for each conversation.
         """
+        import torch
+
+        scores = ranks.gathered(self.asked(ranks.dealt(conversations)), len(conversations))
+        return torch.tensor(scores, dtype=torch.float32)
+
+    def asked(self, conversations: Sequence[Conversation]) -> list[float]:
+        """What the function says of some of them, checked."""
         with within(self.timeout, self.name):
             with theirs(FIELD, self.name, "raised {error}", "Correct the function.", Late):
                 given = self.function([c.as_dicts() for c in conversations])
@@ -98,6 +108,4 @@ class Function:
                     f"returned {score} for the answer {answer[:60]!r}",
                     "Return finite numbers that fp32 can hold.",
                 )
-        import torch
-
-        return torch.tensor(scores, dtype=torch.float32)
+        return scores

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align import ranks
 from align.data.chat import encode_judged
 from align.errors import require
 from align.models.backbone import hidden_states, pad
@@ -113,14 +114,20 @@ class LearnedReward:
 def score_rows(
     model: Any, score_head: nn.Module, rows: Sequence[Sequence[int]], pad_id: int, batch_size: int = 32
 ) -> Tensor:
-    """Scores [N] of token rows, fp32 on the CPU, in the order given; batched by length."""
+    """Scores [N] of token rows, fp32 on the CPU, in the order given; batched by length, a share of the batches on each
+    rank."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     device = next(model.parameters()).device
-    scores = torch.empty(len(rows))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def scored(chosen: list[int]) -> list[float]:
         tokens = pad([rows[i] for i in chosen], pad_id).to(device)
         mask = pad([[1] * len(rows[i]) for i in chosen], 0).bool().to(device)
         last = last_real(hidden_states(model, tokens, mask), mask)
-        scores[torch.tensor(chosen)] = score_head(last.float()).squeeze(-1).float().cpu()
+        return score_head(last.float()).squeeze(-1).float().tolist()
+
+    scores = torch.empty(len(rows))
+    found = ranks.gathered([scored(batch) for batch in ranks.dealt(batches)], len(batches))
+    for batch, each in zip(batches, found, strict=True):
+        scores[torch.tensor(batch)] = torch.tensor(each)
     return scores

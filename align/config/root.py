@@ -22,6 +22,7 @@ from align.config.groups import (
 )
 from align.config.scorers import RewardConfig
 from align.config.settings import Settings, setting
+from align.config.stages import STAGES
 from align.errors import half_character, require
 from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
@@ -136,6 +137,16 @@ class Config(Settings):
         choices=("auto", "never", "must"),
     )  # fmt: skip
     device: str = setting("auto", "A torch device. `auto`: cuda if available, cpu otherwise.")
+    devices: int | None = setting(
+        None, "Number of ranks (processes with a GPU each) that work on the run on this machine. Empty: one.",
+        above=0,
+    )  # fmt: skip
+    ddp_timeout: float = setting(
+        1800.0,
+        "Longest time that a rank waits for the others. Then the run ends.",
+        unit="seconds",
+        above=0,
+    )
     dtype: str = setting(
         "auto", "The dtype of the computation. `auto`: bfloat16 on cuda, float32 on a CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -153,6 +164,11 @@ class Config(Settings):
             "Run it with the version of align that wrote it, or start from today's defaults.",
         )  # fmt: skip
         name = getattr(self.stage, "name", None)
+        alone = name is None or self.devices in (None, 1) or STAGES[name].spreads
+        listed = ", ".join(key for key, stage in STAGES.items() if stage.spreads)
+        require(
+            alone, "devices", self.devices, f"stage={name} works in one process", f"Leave it out; it is for {listed}."
+        )
         from_base = self.init == "base" and name in ("sft", "full", "sample", "reward", "dpo", "ppo")
         require(
             not from_base or self.data.name not in BY_PATH or self.model.path is not None, "model", "(not given)",

@@ -30,6 +30,7 @@ class Stage:
             its digest; where the votes lie, whose ledger's head is one.
         prints: its actions that are no runs: they print, and leave no folder.
         runs: whether it has others.
+        spreads: whether it works on several ranks (`devices=N`).
     """
 
     summary: str
@@ -39,6 +40,7 @@ class Stage:
     uses: tuple[str, ...] = ()
     prints: tuple[str, ...] = ()
     runs: bool = True
+    spreads: bool = False
 
 
 STAGES = MappingProxyType({
@@ -46,27 +48,32 @@ STAGES = MappingProxyType({
         "sources cleaned, deduplicated, divided and mixed into one data set", "data:DataStageConfig", "data",
         ("model", "data", "reward"), ("store",),
     ),
-    "sft": Stage("instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS, ("init",)),
-    "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS, ("init",)),
+    "sft": Stage(
+        "instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True
+    ),
+    "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True),
     "sample": Stage(
         "several answers a prompt into the annotation store", "sample:SampleConfig", "sample",
-        (*LEARNS, "store", "rollout"),
+        (*LEARNS, "store", "rollout"), spreads=True,
     ),
     "annotate": Stage(
         "rank the answers in a browser; what goes in and out of their store", "annotate:AnnotateConfig", "annotate",
         ("project", "store", "data"),
     ),
-    "reward": Stage("a reward model from preference pairs", "reward:RewardStageConfig", "reward", LEARNS, ("store",)),
+    "reward": Stage(
+        "a reward model from preference pairs", "reward:RewardStageConfig", "reward", LEARNS, ("store",), spreads=True
+    ),
     "ppo": Stage(
         "PPO on the adapter against the learned reward", "ppo:PpoConfig", "ppo",
-        (*LEARNS, "store", "reward", "rollout"),
+        (*LEARNS, "store", "reward", "rollout"), spreads=True,
     ),
     "dpo": Stage(
-        "preference pairs straight into the adapter, without a reward model", "dpo:DpoConfig", "dpo", LEARNS, ("store",)
+        "preference pairs straight into the adapter, without a reward model", "dpo:DpoConfig", "dpo", LEARNS,
+        ("store",), spreads=True,
     ),
     "eval": Stage(
         "an artifact against what it started from", "eval:EvalConfig", "eval",
-        (*WEIGHTS, "artifact", "init", "reward", "rollout"),
+        (*WEIGHTS, "artifact", "init", "reward", "rollout"), spreads=True,
     ),
     "export": Stage(
         "an adapter or a model that others load", "export:ExportStageConfig", "export",
@@ -78,7 +85,7 @@ STAGES = MappingProxyType({
     ),
     "verify": Stage(
         "prove PPO right on your base, method and precision", "verify:VerifyConfig", "verify",
-        (*WEIGHTS, "init", "reward", "rollout"),
+        (*WEIGHTS, "init", "reward", "rollout"), spreads=True,
     ),
     "registry": Stage(
         "what is known of all runs: listed, compared; aliases for what is deployed", "registry:RegistryConfig",

@@ -195,3 +195,31 @@ def of_pairs(data: DataConfig, usual_share: bool) -> None:
         data.name in ("annotations", "jsonl", "manifest"), "data", data.name, "holds no preference pairs",
         "Use data=annotations with project=NAME, data=jsonl with data.path=PAIRS.jsonl, or data=manifest.",
     )  # fmt: skip
+
+
+def check_ranks(stage: Any, world: int) -> None:
+    """Each rank has as many micro-batches of an optimiser step as the others.
+
+    Args:
+        stage: the settings of a stage; one that takes no optimiser steps fits on any.
+        world: how many ranks there are.
+
+    Raises:
+        InputError: they cannot be divided so.
+    """
+    if world == 1 or stage.name not in ("sft", "full", "reward", "dpo", "ppo"):
+        return
+    rows = stage.batch_size // getattr(stage, "minibatches", 1)
+    which = "stage.batch_size" if not hasattr(stage, "minibatches") else "stage.batch_size / stage.minibatches"
+    require(
+        rows % world == 0, "stage.batch_size", stage.batch_size,
+        f"{which} = {rows} is not a multiple of the {world} ranks", "Use a multiple of it, or other devices.",
+    )  # fmt: skip
+    size = min(stage.micro_batch, rows)
+    share = rows // world
+    fitting = max(n for n in range(1, min(size, share) + 1) if share % n == 0)
+    require(
+        fitting == size, "stage.micro_batch", stage.micro_batch,
+        f"{world} ranks of {size} rows each do not divide the {rows} rows of an optimiser step ({which})",
+        f"Use stage.micro_batch={fitting}, or other devices.",
+    )  # fmt: skip

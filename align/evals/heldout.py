@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from align import ranks
 from align.data.chat import IGNORED, Encoded
 from align.models.backbone import pad, picked_logprobs
 from align.ops.intervals import Interval, ratio
@@ -42,26 +43,33 @@ class HeldOutLoss(NamedTuple):
 def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> HeldOutLoss:
     """The loss of a model on `rows`.
 
-    Rows are batched by length, so little padding is computed; the mean is over tokens, whatever the batches.
+    Rows are batched by length, so little padding is computed, and each rank computes its share of the batches; the mean
+    is over tokens, whatever the batches.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    total, by_row, sizes = 0.0, [0.0] * len(rows), [0] * len(rows)
     ordered = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
-    for start in range(0, len(ordered), batch_size):
-        places = ordered[start : start + batch_size]
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+    def measured(places: list[int]) -> tuple[float, list[float], list[int]]:
+        """Nats of a batch, of each row, and how many tokens those are."""
         batch = [rows[i] for i in places]
         tokens = pad([r.input_ids for r in batch], pad_id).to(device)
         mask = pad([[1] * len(r.input_ids) for r in batch], 0).bool().to(device)
         picked = (pad([r.labels for r in batch], IGNORED) != IGNORED).to(device)
         picked[:, 0] = False  # nothing stands before a first token
         logprobs, _, _ = picked_logprobs(model, tokens, mask, picked)
-        total -= logprobs.sum().item()
         counts = picked.sum(1).tolist()
-        for i, of_row, count in zip(places, logprobs.split(counts), counts, strict=True):
-            by_row[i], sizes[i] = -of_row.sum().item(), count
+        return -logprobs.sum().item(), [-of_row.sum().item() for of_row in logprobs.split(counts)], counts
+
+    found = ranks.gathered([measured(places) for places in ranks.dealt(batches)], len(batches))
     model.train(was_training)
+    total, by_row, sizes = 0.0, [0.0] * len(rows), [0] * len(rows)
+    for places, (nats, of_rows, counts) in zip(batches, found, strict=True):
+        total += nats
+        for i, nats_of_row, count in zip(places, of_rows, counts, strict=True):
+            by_row[i], sizes[i] = nats_of_row, count
     return HeldOutLoss(total / sum(sizes), sum(sizes), by_row, sizes)
 
 

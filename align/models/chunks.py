@@ -1,4 +1,5 @@
-"""A rollout a few rows at a time, rows of like length together, so that little padding is computed."""
+"""A rollout a few rows at a time, rows of like length together, so that little padding is computed. Each rank computes
+its share of these chunks, and all have the whole in the end."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from align import ranks
 from align.types import Rollout
 
 
@@ -32,9 +34,16 @@ def several_in_chunks(
     """The same for a function that gives several such tensors."""
     width = rollout.response_mask_BT.shape[1]
     indices = list(by_length(rollout, size))
-    parts = zip(*(function(rollout.rows(index)) for index in indices), strict=True)
+    mine = [function(rollout.rows(index)) for index in ranks.dealt(indices)]
+    parts = zip(*(mine if ranks.alone() else shared(mine, len(indices), rollout.tokens_BS.device)), strict=True)
     order = torch.argsort(torch.cat(indices))
     return tuple(torch.cat([padded_to(x, width) for x in xs])[order] for xs in parts)
+
+
+def shared(mine: list[tuple[Tensor, ...]], count: int, device: torch.device) -> list[tuple[Tensor, ...]]:
+    """What all ranks found for `count` chunks, in their order; `mine` is this rank's share."""
+    found = ranks.gathered([tuple(x.detach().cpu().clone() for x in xs) for xs in mine], count)
+    return [tuple(x.to(device) for x in xs) for xs in found]
 
 
 def padded_to(x: Tensor, width: int) -> Tensor:

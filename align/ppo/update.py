@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from align import ranks
 from align.errors import InputError, require
 from align.models.chunks import by_length
 from align.models.finite import where
-from align.models.roles import CachedForward, Roles
+from align.models.roles import TRAINABLE, CachedForward, Roles
 from align.ops.kl import ESTIMATORS
 from align.ops.losses import kl_loss, policy_loss, value_loss
 from align.ops.masking import masked_sum
@@ -44,13 +45,16 @@ def accumulate(
     Args:
         cached: a pass over exactly this minibatch, in this order of rows; else one is made a micro-batch.
 
+    Each rank adds its share of the micro-batches; the gradient and the figures are those of all ranks.
+
     Returns:
         token means over the minibatch.
     """
     count = float(minibatch.rollout.response_mask_BT.sum())
-    sums: dict[str, float] = {}
-    indices = by_length(minibatch.rollout, micro_batch)
-    for part in [minibatch] if cached else map(minibatch.rows, indices):
+    indices = list(by_length(minibatch.rollout, micro_batch))
+    parts = [minibatch] if cached else map(minibatch.rows, ranks.dealt(indices))
+    found = []
+    for part in parts:
         mask = part.rollout.response_mask_BT
         output = cached.output if cached else roles.logprobs("policy", part.rollout, temperature, train=True)
         logprobs = output.logprobs_BT
@@ -65,11 +69,26 @@ def accumulate(
         value = value_loss(values, part.values_BT, part.returns_BT, mask, count, value_clip_range)
         roles.trains("value")
         value.loss.backward()
-        found = {**policy.sums, **value.sums, "entropy": masked_sum(output.entropy_BT, mask)}
-        for name, total in found.items():
-            sums[name] = sums.get(name, 0.0) + float(total)
-        sums["policy_loss"] = sums.get("policy_loss", 0.0) + float(policy.loss.detach()) * count
-    return {name: total / count for name, total in sums.items()}
+        sums = {**policy.sums, **value.sums, "entropy": masked_sum(output.entropy_BT, mask)}
+        found.append({**sums, "policy_loss": policy.loss.detach().double() * count})
+    ranks.sum_gradients(p for role in TRAINABLE for p in roles.parameters_of(role))
+    return summed(found, len(indices), count)
+
+
+def summed(found: Sequence[Mapping[str, Tensor]], chunks: int, count: float) -> dict[str, float]:
+    """Σ over the micro-batches of all ranks, divided by `count`.
+
+    Args:
+        found: figure → its sum over the tokens of a micro-batch, of this rank's.
+        chunks: micro-batches of all ranks.
+    """
+    mine = []
+    if found:  # a rank may have no share
+        names = list(found[0])
+        sums = torch.stack([torch.stack([each[name].double() for name in names]) for each in found])
+        mine = [dict(zip(names, row, strict=True)) for row in sums.tolist()]  # one message from the device for all
+    rows = ranks.gathered(mine, chunks)
+    return {name: sum(row[name] for row in rows) / count for name in rows[0]}
 
 
 def gradient_step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, float]:

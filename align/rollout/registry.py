@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from align import ranks
 from align.data.chat import stop_token_ids
 from align.errors import require
 from align.rollout.bank import BankEngine
+from align.rollout.dealt import DealtEngine
 from align.rollout.engine import Engine
 from align.rollout.hf import HfEngine
 from align.run import Base
@@ -19,18 +21,20 @@ from align.run import Base
 @contextmanager
 def loaded_engine(
     name: str, base: Base, method: str, dtype: torch.dtype, tokenizer: Any, generation_config: Any,
-    max_new_tokens: int, temperature: float, batch_size: int,
+    max_new_tokens: int, temperature: float, batch_size: int, device: torch.device,
 ) -> Iterator[Engine]:  # fmt: skip
-    """The engine of `rollout.engine`, ready to answer on a base; closed in the end, whatever happens.
+    """The engine of `rollout.engine`, ready to answer on a base; closed in the end, whatever happens. On several ranks
+    each samples its share.
 
     Args:
         method, dtype: how the learner keeps the base, see `Engine.load`.
         generation_config: see `engine_of`.
+        device: that the learner's tensors lie on.
     """
     engine = engine_of(name, tokenizer, generation_config, max_new_tokens, temperature, batch_size)
     try:
         engine.load(base, method, dtype)
-        yield engine
+        yield engine if ranks.alone() else DealtEngine(engine, batch_size, tokenizer.pad_token_id, device)
     finally:
         engine.close()
 

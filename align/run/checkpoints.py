@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from align import ranks
 from align.run.digests import file_digest
 from align.run.files import write_json
 from align.run.folder import Run
@@ -40,10 +41,13 @@ def sealed(folder: Path) -> bool:
 
 def write_checkpoint(run: Run, step: int, write: Callable[[Path], None], keep: int) -> None:
     """Make checkpoint number `step`, which has its name only once it is whole, and remove all but the newest `keep`.
+    The first rank does.
 
     Args:
         write: puts its files into the folder it is given.
     """
+    if not ranks.is_main():
+        return
     temporary = run.checkpoints / ".unfinished"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -81,11 +85,17 @@ def beside(checkpoint: Path, step: int) -> Path:
 def newest_checkpoint(
     run: Run, say: Callable[[str], None] = print, whole: Callable[[Path], bool] = sealed
 ) -> Path | None:
-    """The newest checkpoint that is whole; torn or altered ones are named, removed and passed over.
+    """The newest checkpoint that is whole; torn or altered ones are named, removed and passed over. All ranks have the
+    one that the first rank has found.
 
     Args:
         whole: whether a checkpoint can be continued from.
     """
+    found = newest_whole(run, say, whole) if ranks.is_main() else None
+    return ranks.from_main(found.absolute() if found and not ranks.alone() else found)
+
+
+def newest_whole(run: Run, say: Callable[[str], None], whole: Callable[[Path], bool]) -> Path | None:
     if not run.resumed:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return None

@@ -60,6 +60,11 @@ class Run:
         self.known_metrics: dict[str, Any] = {}
 
     @property
+    def shared(self) -> Path:
+        """The folder that every rank reads what was written from."""
+        return self.folder
+
+    @property
     def name(self) -> str:
         return self.manifest.name
 
@@ -270,6 +275,21 @@ def locked(folder: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def ended(folder: Path, why: str) -> None:
+    """Write down why a run has ended whose process was killed, and could not.
+
+    Raises:
+        RunBusy, PermissionError: as `locked`.
+    """
+    lock = locked(folder)
+    try:
+        manifest = read_manifest(folder)
+        if not manifest.done:
+            write_manifest(folder, replace(manifest, status="failed", error=readable(why)))
+    finally:
+        os.close(lock)
 
 
 def unused(parent: Path, name: str) -> str:

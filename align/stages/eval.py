@@ -157,7 +157,7 @@ def sampled(
 ) -> tuple[dict[str, Rollout], list[float]]:
     """One answer each, sampled as in training; and the sequence KL of the policy's answers, one sample each."""
     rollout, answers = config.rollout, {}
-    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
+    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size, choose_device(config.device)
     ref, rows = run.inputs["artifact"].ref, [p.input_ids for p in found]
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}  # one a base

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from align import ranks
 from align.config.command import command_line
 from align.config.compose import plain, resolved
 from align.config.root import Config
@@ -23,6 +25,7 @@ from align.redaction import Formatter
 from align.report import too_few
 from align.run import Input, Run, out_of_memory, storage_error, verify_outputs
 from align.run.garbage import without_collector
+from align.stages.following import Begun
 from align.stages.inputs import OF, Inputs, settled
 from align.stages.mirroring import MIRROR, check_installed, mirrored
 from align.stages.rows import naming_of
@@ -50,13 +53,19 @@ def execute(config: Config, opened: Callable[[Path], object] = lambda folder: No
 
 
 def perform(config: Config, opened: Callable[[Path], object]) -> int:
+    if ranks.world() > 1:
+        from align.models.load import choose_device
+
+        ranks.join(choose_device(config.device).type, config.ddp_timeout)
     inputs, given = OF[config.stage.name](settled(config)), config.data.path or ""
     config = inputs.config
     values = plain(config)
     with Run.open(values, called(inputs.records, given), inputs.base, inputs.label, config.resume, inputs.again) as run:
         opened(run.folder)
+        ranks.tell_launcher(ranks.RUN, str(run.folder.absolute()))
         if run.done:
             verify_outputs(run.folder, run.manifest.outputs)
+            ranks.from_main(None)
             print("This run is finished already; resume=never makes another.")
             print(run.folder)
             return 0
@@ -65,16 +74,21 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
         run.begin(resolved(config))
         log = log_to(run)
         try:
-            with mirrored(run, config):
+            with ranks.together(), mirrored(run, config):
                 result = published(run, config, inputs)
+        except ranks.RankFailed as failed:
+            if failed.trace:
+                logging.getLogger("align").error("%s\n%s", failed, failed.trace)
+            raise
         except AlignError:
             raise
         except Exception as error:
             if blame(error, config):
                 raise
             logging.getLogger("align").error("%s", traceback.format_exc())
-            print(f"align: a fault of ours: {type(error).__name__}: {readable(str(error))}", file=sys.stderr)
-            print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
+            if ranks.speaks(error):
+                print(f"align: a fault of ours: {type(error).__name__}: {readable(str(error))}", file=sys.stderr)
+                print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
             run.fail(error)
             return 1
         finally:
@@ -125,6 +139,10 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
         with watched(page.advanced):
+            ranks.at("loads")
+            ranks.from_main(
+                Begun(config, run.folder.absolute(), run.manifest, run.resumed, rows) if ranks.world() > 1 else None
+            )
             result: Result = module.run(run, config, *rows)
         result = replace(result, metrics={**result.metrics, **counts, **roots})
         if "torch" in sys.modules:  # nothing else writes tensors
@@ -139,15 +157,16 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
         raise
 
 
-def computed_on(config: Config) -> dict[str, str]:
-    """What `device=auto dtype=auto` came to; nothing where nothing was computed."""
+def computed_on(config: Config) -> dict[str, Any]:
+    """What `device=auto dtype=auto` came to, and the number of ranks; nothing where nothing was computed."""
     if "torch" not in sys.modules:
         return {}
     from align.models.load import choose_device
 
     device = choose_device(config.device).type
     chosen = "bfloat16" if device == "cuda" else "float32"
-    return {"device": device, "dtype": chosen if config.dtype == "auto" else config.dtype}
+    dtype = chosen if config.dtype == "auto" else config.dtype
+    return {"device": device, "dtype": dtype, "world_size": ranks.world()}
 
 
 def blame(error: Exception, config: Config) -> InputError | None:

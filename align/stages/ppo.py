@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align import ranks
 from align.config.ppo import PpoConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
@@ -91,6 +92,7 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
             scores = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(stage))
             clock.lap("score_s")
 
+            ranks.at(f"update {step}, logprobs and values")
             estimates, cached = estimated(roles, answers.rollout, **estimate_arguments(config))
             arguments = experience_arguments(stage, state.kl_coef)
             made, described = experience(answers.rollout, scores, *estimates, **arguments)
@@ -136,9 +138,10 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
 def roll_out(workers: Workers, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
     """The policy's answers to the prompts of an update; a raw score for each [B], and what the scorer says of them."""
     chosen = prompt_indices(number, config.stage.batch_size, len(workers.prompts), config.seed)
-    with at_update(number + 1):
+    with at_update(number + 1, "rollout"):
         answers = workers.sample("policy", [workers.prompts[i] for i in chosen], "rollout", number)
         clock.lap("rollout_s")
+        ranks.at(f"update {number + 1}, scores")
         raw, figures = workers.score(answers)
     if config.rollout.reasoning == "hide":
         figures = {**figures, "empty_rate": sum(map(empty, answers.read)) / len(answers.read)}
@@ -152,7 +155,7 @@ def learn(
     """The gradient steps of an update, at its learning rates; behind the first one, whether it began at ratio 1."""
     stage: PpoConfig = config.stage
     set_rates(optimiser, stage, number)
-    with at_update(number + 1):
+    with at_update(number + 1, "gradient steps"):
         learned = update(
             workers.roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
             max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
@@ -174,7 +177,7 @@ def measure(workers: Workers, moments: Moments, config: Config, step: int, track
         step: how many updates are behind it; 0 measures the start.
     """
     stage: PpoConfig = config.stage
-    with at_update(step):
+    with at_update(step, "held-out prompts"):
         answers = workers.sample("policy", workers.held_out, "held_out")
         figures, samples = evaluate(
             workers, answers, moments, shaping_arguments(stage), kl_coef=stage.kl_coef,
@@ -190,6 +193,8 @@ def save_artifact(run: Run, config: Config, workers: Workers, state: State) -> N
     """The policy that the run publishes, its critic as it stands, and the tokenizer."""
     if state.best and config.stage.publish == "best":
         workers.put_back(state.best.weights)
+    if not ranks.is_main():
+        return
     workers.roles.save_policy(run.artifact, run.base, choose_dtype(config.dtype, choose_device(config.device)))
     workers.roles.save_critic(run.artifact / "value", run.base)
     save_tokenizer(workers.tokenizer, run.artifact)
@@ -226,8 +231,13 @@ def held_out_lines(metrics: Mapping[str, Any], publish: str) -> list[str]:
 
 
 @contextmanager
-def at_update(step: int) -> Iterator[None]:
-    """What the user is told of what fails inside says in which update that was, from 1; 0 is before the first."""
+def at_update(step: int, what: str) -> Iterator[None]:
+    """What the user is told of what fails inside says in which update that was, from 1; 0 is before the first.
+
+    Args:
+        what: is done there, for the ranks that wait for this one.
+    """
+    ranks.at(f"update {step}, {what}")
     try:
         yield
     except InputError as error:
@@ -265,9 +275,10 @@ def load_workers(
     run.known_metrics = {"prompts": len(training), "dropped": dropped}
     run.known_metrics |= {"held_out_prompts": len(held_out)} if held_out else {}
     roles = load_roles(config, base, artifact, models)
-    dtype = choose_dtype(config.dtype, choose_device(config.device))
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
     scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
-    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
+    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size, device
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     measured = f", {len(held_out)} {'of data.eval_path' if apart else 'more'} to measure on" if held_out else ""
     print(
@@ -334,6 +345,7 @@ def calibrate(workers: Workers, config: Config) -> tuple[Workers, Moments]:
     stage: PpoConfig = config.stage
     indices = prompt_indices(0, stage.normalise_on, len(workers.prompts), config.seed + 1)
     chosen = [workers.prompts[i] for i in indices]
+    ranks.at("update 0, reference answers")
     workers, moments = workers.calibrated(workers.sample("reference", chosen, "normalise"))
     if stage.normalise == "off":
         return workers, Moments(1, 0.0, 1.0)
@@ -364,6 +376,8 @@ def send_to_annotators(
     shown = [(asked, candidates) for asked, candidates in pairs if not asked.uses_tools]
     if len(shown) < len(pairs):
         print(f"{len(pairs) - len(shown)} suspicious answers are to prompts with tools, which nobody can be shown")
+    if not ranks.is_main():
+        return
     key = f"{run.name}/{json_digest(run.manifest.identity)[:8]}/{step}"  # another run of that name asks other things
     with open_store(config) as store, store.transaction():
         for k, (conversation, candidates) in enumerate(shown):

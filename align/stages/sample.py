@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+from align import ranks
 from align.config.root import Config
 from align.config.sample import SampleConfig
 from align.data.chat import Prompt, encode_prompts, prompt_room
@@ -58,11 +60,12 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     hides = config.rollout.reasoning == "hide"
     sampling = {"temperature": config.rollout.temperature, "max_new_tokens": limit, "seed": config.seed}
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
-    done = logged[-1]["step"] if logged else 0
+    done = ranks.from_main(logged[-1]["step"] if logged else 0)
     bars = progress("sample", len(found), done)
-    sizes = limit, config.rollout.temperature, config.rollout.batch_size
+    sizes = limit, config.rollout.temperature, config.rollout.batch_size, device
     loaded = loaded_engine(config.rollout.engine, base, method, dtype, tokenizer, model.generation_config, *sizes)
-    with loaded as engine, open_store(config) as store, tracker(run, config, done) as track, bars as bar:
+    opened = open_store(config) if ranks.is_main() else nullcontext()
+    with loaded as engine, opened as store, tracker(run, config, done) as track, bars as bar:
         engine.sync(actor)
         for first in range(done, len(found), PROMPTS_AT_ONCE):
             chunk = found[first : first + PROMPTS_AT_ONCE]
@@ -70,6 +73,9 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
             asked = [found[i].input_ids for i, _ in rows]
             with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
                 rollout = engine.generate(asked, actor, row_seeds(rows, config.seed, "sample"))
+            if store is None:  # the first rank hands out
+                bar.advance(first + len(chunk))
+                continue
             texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
             reasoning, texts = parted_texts([found[i] for i, _ in rows], texts, tokenizer, hides)
             answers = [
@@ -84,6 +90,8 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
             means = {key: total / len(rows) for key, total in zip(MEANS, sums, strict=True)}
             track.log(first + len(chunk), {"answers": len(rows), **means, **kept_back})
             bar.advance(first + len(chunk), eos_rate=means["eos_rate"], length=means["mean_length"])
+        if store is None:
+            return Result({}, ())
         chunks = track.rows()
         somebody_can_rank(run, config, chunks, len(found))
         head = store.head(config.project)

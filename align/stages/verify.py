@@ -40,7 +40,8 @@ TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something abo
 
 def run(run: Run, config: Config) -> Result:
     stage: VerifyConfig = config.stage
-    base, dtype = run.base, choose_dtype(config.dtype, choose_device(config.device))
+    base, device = run.base, choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
     artifact = start(config, run.inputs["init"].path)[0]
     roles = load_roles(config, base, artifact, models_of(run.inputs))
     shake(roles)
@@ -48,7 +49,7 @@ def run(run: Run, config: Config) -> Result:
     if tokenizer.chat_template:  # a base model has none, and its maths can be looked at all the same
         use_template(tokenizer, None)
     rollout = config.rollout
-    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
+    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size, device
     kept = frozen_as(config.method.name), dtype
     with loaded_engine(rollout.engine, base, *kept, tokenizer, roles.model.generation_config, *sizes) as engine:
         prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]

@@ -28,6 +28,7 @@ ALLOWED = {
     ("align.config", "align.redaction"),
     ("align.errors", "align.redaction"),
     ("align.functions", "align.errors"),
+    ("align.ranks", "align.errors"),
 }
 LONG = {"annotate.store.migrations.versions.0002_assignment.upgrade"}  # one table after another
 """Functions of more than 60 lines."""

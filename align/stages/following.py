@@ -1,0 +1,111 @@
+"""A run as every rank but the first works on it: the same stage, on what the first rank has resolved and read."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align import ranks
+from align.config.root import Config
+from align.config.stages import STAGES
+from align.errors import AlignError, InputError, readable, require
+from align.run import Manifest, artifact_in, model_digest
+from align.run.environment import code_digest
+from align.run.following import Following
+
+SHARED = "Put it on storage that all machines share, at the same path."
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What the first rank tells the others as the stage begins.
+
+    Attributes:
+        config: with what its inputs decide. Of a secret in it there is the mask alone.
+        folder: of the run, on storage that all ranks share; absolute.
+        manifest: of the run, as far as it is known.
+        resumed: an unfinished run is continued.
+        rows: what the stage's `run` takes behind the run and its configuration: nobody else reads data.
+    """
+
+    config: Config
+    folder: Path
+    manifest: Manifest
+    resumed: bool
+    rows: tuple[Any, ...]
+
+
+def follow() -> int:
+    """Work on the run that the first rank has opened; returns the exit status.
+
+    Raises:
+        AlignError: this rank failed first, or another did, see `align.ranks.cause`.
+    """
+    try:
+        with ranks.together():
+            return followed()
+    except AlignError:
+        raise
+    except Exception as error:  # the first rank writes the traceback down
+        if ranks.speaks(error):
+            what = f"{type(error).__name__}: {readable(str(error))}"
+            print(f"align: rank {ranks.rank()}: a fault of ours: {what}", file=sys.stderr)
+            print("align: the traceback is in the run's log.txt", file=sys.stderr)
+        return 1
+
+
+def followed() -> int:
+    ranks.join()
+    begun: Begun | None = ranks.from_main(None)
+    if begun is None:  # finished already
+        return 0
+    check(begun)
+    ranks.at("loads")
+    module = importlib.import_module(f"align.stages.{STAGES[begun.config.stage.name].module}")
+    try:
+        with Following(begun.folder, begun.manifest, begun.resumed) as run:
+            module.run(run, begun.config, *begun.rows)
+    except AlignError:
+        raise
+    except Exception as error:
+        from align.stages.execution import blame
+
+        raise blame(error, begun.config) or error from error
+    return 0
+
+
+def check(begun: Begun) -> None:
+    """Raises InputError where this machine has other code or other weights than the first rank's. One rank a machine
+    looks."""
+    manifest, rank = begun.manifest, ranks.rank()
+    if ranks.local_rank():
+        return
+    here = code_digest()
+    problem = f"rank {rank} runs other code than rank 0, which has {manifest.code[:12]}"
+    require(here == manifest.code, "align", here[:12], problem, "Install the same version on every machine.")
+    problem = f"rank {rank} does not find the run's folder {begun.folder}"
+    require((begun.folder / "manifest.json").is_file(), "run.root", begun.config.run.root, problem, SHARED)
+    for name, given in manifest.inputs.items():
+        if given.whole is not None:  # weights; rows come from the first rank
+            found = looked_at(name, given.ref, lambda path=Path(given.path): artifact_in(path, str(path)).digest)
+            same(name, given.ref, found, given.digest)
+    if base := manifest.base:
+        here = looked_at("model.path", base.id, lambda: model_digest(Path(base.path), "model.path", base.id))
+        same("model.path", base.id, here, base.digest)
+
+
+def looked_at(field: str, value: str, digest: Callable[[], str]) -> str:
+    """The digest of weights on this machine. Raises: InputError: says which rank does not find them, or cannot read."""
+    try:
+        return digest()
+    except InputError as error:
+        raise type(error)(field, value, f"rank {ranks.rank()}: {error.problem}", SHARED) from error
+
+
+def same(field: str, value: str, here: str, there: str) -> None:
+    problem = f"rank {ranks.rank()} has other weights there ({here[:12]}) than rank 0 ({there[:12]})"
+    require(here == there, field, value, problem, SHARED)

@@ -1,0 +1,248 @@
+"""Several ranks: one program, whose result is that of one process, and which ends as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import Forks
+from ranked import environments, ranked, started
+from workshop import Ready
+
+from align.run import read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+JUDGE = """
+import os, signal, time
+from pathlib import Path
+
+RANK = os.environ.get("RANK", "0")
+
+def length(chats):
+    return [float(len(chat[-1]["content"])) for chat in chats]
+
+def counted(chats):
+    with open("asked", "a") as file:
+        file.write(f"{RANK} {len(chats)}\\n")
+    return length(chats)
+
+def refuses(chats):
+    if RANK == "1":
+        raise ValueError("no judgement")
+    return length(chats)
+
+def hangs(chats):
+    if RANK == "1":
+        time.sleep(600)
+    return length(chats)
+
+def breaks(chats):
+    import align.stages.ppo
+    if RANK == "1":
+        align.stages.ppo.experience = None
+    return length(chats)
+
+calls = 0
+
+def dies(chats):
+    global calls
+    calls += 1
+    here = Path(f"died-{RANK}")
+    if RANK == os.environ.get("DIES") and calls == int(os.environ["CALL"]) and not here.exists():
+        here.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return length(chats)
+"""
+FILES = (
+    "metrics.jsonl", "samples.jsonl", "artifact/adapter_model.safetensors", "artifact/value/adapter_model.safetensors",
+    "artifact/value/value_head.safetensors",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def desk(ready: Ready) -> Path:
+    """The folder that commands run in; a user's module lies there, and the runs."""
+    folder = ready.root.parent
+    (folder / "judge.py").write_text(JUDGE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def line(ready: Ready) -> list[str]:
+    """PPO in which each rank has one micro-batch and one chunk of each rollout."""
+    own = [w for w in ready.ppo if not w.startswith("reward.")]
+    return [
+        *own, "run.root=runs", "stage.updates=3", "stage.micro_batch=2", "rollout.batch_size=4", "stage.normalise_on=8",
+        "stage.save_every=1", "stage.eval_every=1", "stage.eval_prompts=8", "stage.shown=2",
+    ]  # fmt: skip
+
+
+def same_files(one: Path, other: Path) -> None:
+    for name in FILES:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ppo_on_two_ranks_has_the_bits_of_one_process(
+    ready: Ready, desk: Path, line: list[str], forks: Forks, dtype: str
+):
+    learned = [*line, "reward.ref=reward:a", f"dtype={dtype}"]
+    alone = forks.run(desk, *learned, f"run.name=alone-{dtype}")
+    assert alone.status == 0, alone.err
+    both = ranked(forks, desk, *learned, f"run.name=both-{dtype}")
+    assert [each.status for each in both] == [0, 0], both[0].err + both[1].err
+    same_files(desk / alone.folder, desk / both[0].folder)
+    assert both[1].out == both[1].err == ""  # one rank speaks
+    manifests = [read_manifest(desk / each.folder) for each in (alone, both[0])]
+    assert [m.hardware["world_size"] for m in manifests] == [1, 2]
+    assert manifests[0].identity == manifests[1].identity
+    # The run is finished, whoever asks: two ranks are told so, and end.
+    again = ranked(forks, desk, *learned, f"run.name=alone-{dtype}")
+    assert [each.status for each in again] == [0, 0]
+    assert "finished already" in again[0].out
+
+
+def test_a_rank_that_is_killed_ends_the_run_which_any_number_of_ranks_continues(
+    desk: Path, line: list[str], forks: Forks
+):
+    judged = [*line, "reward=fn", "reward.fn=judge:dies"]
+    whole = forks.run(desk, *judged, "run.name=whole")
+    assert whole.status == 0, whole.err
+    # Calls of the judge: the reference's answers, the start on held-out prompts, then two an update, the fifth in the
+    # second.
+    for rank, call, then in ((1, 5, 1), (0, 6, 2), (1, 7, 2)):
+        name = f"run.name=killed-{rank}-{call}"
+        kill = f"os.environ |= {{'DIES': '{rank}', 'CALL': '{call}'}}"
+        cut = ranked(forks, desk, *judged, name, more={0: kill, 1: kill})
+        assert cut[rank].status == -signal.SIGKILL
+        assert cut[1 - rank].status == 1, cut[1 - rank].err
+        (desk / f"died-{rank}").unlink()
+        if rank == 1:  # the other is the one that all share the store of
+            assert "a rank ended without a word" in cut[0].err
+            assert f"rank 1: update {2 if call == 5 else 3}, scores" in cut[0].err
+        ended = ranked(forks, desk, *judged, name) if then == 2 else [forks.run(desk, *judged, name)]
+        assert {each.status for each in ended} == {0}, ended[0].err
+        assert "continuing from checkpoint" in ended[0].out
+        same_files(desk / whole.folder, desk / ended[0].folder)
+
+
+def test_each_rank_asks_a_function_for_its_share(desk: Path, line: list[str], forks: Forks):
+    asked = [*line, "reward=fn", "reward.fn=judge:counted", "stage.updates=1", "stage.eval_every=null"]
+    ended = ranked(forks, desk, *asked, "run.name=counted", world=2)
+    assert ended[0].status == 0, ended[0].err
+    calls = sorted((desk / "asked").read_text().split("\n")[:-1])
+    assert calls == ["0 4", "0 4", "1 4", "1 4"]  # 8 reference answers, then 8 of the update
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("refuses", 2, "align: reward.fn=judge:refuses: raised ValueError: no judgement"),
+        ("hangs", 1, "align: a rank did not answer in time (ddp_timeout). rank 0: update 0, reference answers"),
+        ("breaks", 1, "align: rank 1: a fault of ours: TypeError"),
+    ],
+)
+def test_one_message_whichever_rank_fails(desk: Path, line: list[str], forks: Forks, name: str, status: int, said: str):
+    words = [
+        *line,
+        "reward=fn",
+        f"reward.fn=judge:{name}",
+        f"run.name={name}",
+        "ddp_timeout=4",
+        "stage.eval_every=null",
+    ]
+    children = started(forks, desk, *words)
+    waited = [0] if name == "hangs" else [0, 1]
+    ended = [children[i].ended(60) for i in waited]
+    if name == "hangs":
+        children[1].send_signal(signal.SIGTERM)  # as its launcher does
+        ended.append(children[1].ended(15))
+        assert "rank 1: update 0, reference answers (since " in ended[0].err
+    assert [each.status for each in ended] == [status, status]
+    told = [text for each in ended for text in each.err.splitlines() if text.startswith("align: ")]
+    assert told[0].startswith(said)
+    assert len(told) == (2 if name == "breaks" else 1)  # the other says where the traceback is
+    run = desk / "runs/ppo" / name
+    manifest = read_manifest(run)
+    assert manifest.status == "failed"
+    if name == "breaks":
+        assert "experience(" in (run / "log.txt").read_text()
+    if name == "refuses":
+        assert manifest.error.startswith("RankFailed: rank 1: reward.fn=judge:refuses")
+
+
+def test_settings_that_do_not_fit_are_refused_before_anything_starts(desk: Path, line: list[str], forks: Forks):
+    cases = {
+        ("stage.micro_batch=4", "devices=2"): "align: stage.micro_batch=4: 2 ranks of 4 rows each do not divide the 4",
+        (
+            "devices=3",
+        ): "align: stage.batch_size=8: stage.batch_size / stage.minibatches = 4 is not a multiple",
+        ("devices=0",): "align: devices=0: ",
+    }
+    for more, said in cases.items():
+        ended = forks.run(desk, *line, "reward=sentiment", *more)
+        assert (ended.status, ended.err[: len(said)]) == (2, said)
+    for words in (["stage=annotate", "devices=2"], ["stage=registry", "devices=2"]):
+        ended = forks.run(desk, *words)
+        assert ended.status == 2
+        assert "works in one process" in ended.err
+    both = ranked(forks, desk, *line, "reward=sentiment", "devices=3")
+    assert both[0].status == 2
+    assert "a launcher has started 2 ranks on this machine" in both[0].err
+    several = ranked(forks, desk, "-m", *line, "seed=0,1")
+    assert {each.status for each in several} == {2}
+
+
+# The launcher itself, and what is started as if on two machines.
+
+
+def test_devices_starts_the_ranks_and_ends_them(desk: Path, line: list[str], tmp_path: Path):
+    words = [*line, "reward=fn", "reward.fn=judge:length", "stage.updates=400", "run.name=launched", "devices=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    with (tmp_path / "err").open("w+") as err:
+        command = [sys.executable, "-m", "align", *words]
+        launcher = subprocess.Popen(command, cwd=desk, env=environment, stdout=subprocess.DEVNULL, stderr=err)
+        metrics, until = desk / "runs/ppo/launched/metrics.jsonl", time.monotonic() + 120
+        while not metrics.is_file() or len(metrics.read_text().splitlines()) < 3:
+            assert launcher.poll() is None, Path(err.name).read_text()
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        began = time.monotonic()
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(30) == 130
+        assert time.monotonic() - began < 15
+        err.seek(0)
+        said = [text for text in err.read().splitlines() if not text.startswith("ppo ")]
+    assert said == ["align: interrupted; run the same command again to continue"]
+    assert read_manifest(desk / "runs/ppo/launched").status == "interrupted"
+    assert list((desk / "runs/ppo/launched/checkpoints").glob("checkpoint-*"))
+    assert not list(tmp_path.glob("align-*"))  # nothing of the ranks is left
+
+
+def test_two_machines_of_which_the_second_cannot_write(desk: Path, line: list[str], forks: Forks, tmp_path: Path):
+    if (bwrap := shutil.which("bwrap")) is None:
+        pytest.skip("bubblewrap is not installed (Debian's package `bubblewrap`)")
+    contained = [bwrap, "--ro-bind", "/", "/", "--dev", "/dev", "--bind", str(tmp_path), str(tmp_path)]
+    if subprocess.run([*contained, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets no user make namespaces")
+    words = [*line, "reward=fn", "reward.fn=judge:length"]
+    told = environments(2, local=1)
+    first = forks.start(desk, *words, "run.name=far", before=f"import os\nos.environ |= {told[0]!r}")
+    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    second = subprocess.run(
+        [*contained, sys.executable, "-m", "align", *words, "run.name=far"], cwd=desk, timeout=200,
+        env={**os.environ, **told[1], **more}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert second.returncode == 0, second.stderr
+    ended = first.ended()
+    assert ended.status == 0, ended.err
+    alone = forks.run(desk, *words, "run.name=near")
+    same_files(desk / alone.folder, desk / ended.folder)
+    assert json.loads((desk / ended.folder / "manifest.json").read_text())["hardware"]["world_size"] == 2
