@@ -28,6 +28,20 @@ def peak_rss_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
+def device_in_use() -> str:
+    """`cuda` where this process computes on a GPU. Imports no torch: who has not, does not."""
+    torch = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_initialized() else "cpu"
+
+
+def peak_memory() -> dict[str, float]:
+    """The most that this process held, and on a GPU what its tensors took there, in MiB."""
+    found = {"peak_rss_mb": peak_rss_mb()}
+    if device_in_use() == "cuda":
+        found["peak_device_mb"] = round(sys.modules["torch"].cuda.max_memory_allocated() / 2**20, 1)
+    return found
+
+
 def finite(value: Any) -> Any:
     """`value` as JSON can hold it: a float that is not finite becomes None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -70,7 +84,7 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> None:
         """Append `metrics` (deterministic) and `timing` (not) under `step`."""
         row = {"step": step, **metrics}
-        clock = {"step": step, "elapsed_s": round(time.perf_counter() - self._started, 3), "peak_rss_mb": peak_rss_mb()}
+        clock = {"step": step, "elapsed_s": round(time.perf_counter() - self._started, 3), **peak_memory()}
         append(self.metrics_path, row)
         append(self.timing_path, {**clock, **(timing or {})})
         if self._mirror:

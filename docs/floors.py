@@ -30,7 +30,7 @@ FLOORS = {
     ),
     1: ("align.ops", "align.run", "align.track", "annotate.store"),
     2: ("align.data", "align.models", "align.report", "align.web", "align.mirrors"),
-    3: ("reward", "align.rollout"),
+    3: ("reward", "align.rollout", "align.planning"),
     4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "align.registry", "annotate"),
     5: ("align.stages",),
     6: ("align.batch", "align.launch"),

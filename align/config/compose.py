@@ -33,12 +33,15 @@ from align.config.group_files import (
     refuse_settings_of_hydra,
     unset_keys,
 )
+from align.config.plan import PLANNED, PlanKeys, question_about
 from align.config.root import Config
 from align.config.schemas import keys_beside, register
 from align.config.settings import changed, freeze
 from align.config.values import check_batch, check_characters, is_sweep, quote, read_value, set_value
 from align.errors import InputError, require
 from align.redaction import masked_tree
+
+PLAN = "plan"
 
 
 class Composer:
@@ -82,7 +85,11 @@ class Composer:
         copies: dict[tuple[Any, ...], DictConfig] = {}
         for own in several:
             own_choices, own_values = self.sorted_out(own)
-            made = self._kept({**choices, **own_choices}, {k: v for k, v in values.items() if k not in own_values})
+            chosen, given = {**choices, **own_choices}, {**values, **own_values}
+            if plans := chosen.get("stage") == PLAN:
+                chosen["stage"] = given.get("stage.of", PlanKeys.of)
+                self.check_choice("stage", chosen["stage"], "stage.of")
+            made = self._kept(chosen, {k: v for k, v in values.items() if k not in own_values}, plans)
             place = (id(made), *own_values)
             if place not in copies or any("{" in value for value in own_values.values()):  # a mapping is merged
                 copies[place] = copy.deepcopy(made.tree) if own_values else made.tree
@@ -117,17 +124,22 @@ class Composer:
             self.check_choice(group, value)
         return choices, values
 
-    def check_choice(self, group: str, value: str) -> None:
+    def check_choice(self, group: str, value: str, key: str = "") -> None:
+        """Args: key: by which it was chosen, if not by the group's name."""
         for name in named(group, value):
             if f"{group}/{name}" not in self.files:
                 names = self.choices_of(group)
                 sweep = is_sweep(value) and all(part in names for part in value.split(","))
-                raise explain.not_a_choice(group, name, names, self.search, sweep)
+                error = explain.not_a_choice(group, name, names, self.search, sweep)
+                raise InputError(key, error.value, error.problem, error.remedy) if key else error
 
-    def _kept(self, choices: Mapping[str, str], values: Mapping[str, str]) -> Composed:
-        key = tuple(f"{k}={v}" for k, v in (*choices.items(), *values.items()))
+    def _kept(self, choices: Mapping[str, str], values: Mapping[str, str], plans: bool = False) -> Composed:
+        """Args: plans: what would run is asked, not run (`stage=plan`)."""
+        key = (str(plans), *(f"{k}={v}" for k, v in (*choices.items(), *values.items())))
         if key not in self._made:
             made = self._with_groups(choices)
+            if plans:
+                ask_about(made)
             for name, value in values.items():
                 set_value(made.tree, name, value, self._groups, made.stage)
             check_characters(OmegaConf.to_container(made.tree))
@@ -144,6 +156,19 @@ class Composer:
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
             theirs = [path for path in chosen if conf_dir() not in path.parents]
             raise explain.broken_file(error, self.files, theirs, keys_beside(error)) from error
+
+
+def ask_about(made: Composed) -> None:
+    """Let the keys of `stage=plan` stand beside those of the stage that is planned.
+
+    Raises:
+        InputError: that stage's memory is not predicted.
+    """
+    name = OmegaConf.select(made.tree, "stage.name")
+    problem, remedy = "is no stage that is planned", f"Choose one of: {', '.join(PLANNED)}."
+    require(name in PLANNED, "stage.of", made.stage, problem, remedy)
+    asked = OmegaConf.structured(question_about(OmegaConf.get_type(made.tree.stage)))
+    made.tree.stage = OmegaConf.merge(asked, OmegaConf.to_container(made.tree.stage))
 
 
 def compose_raw(words: Sequence[str], search: Path | None = None) -> DictConfig:

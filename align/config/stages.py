@@ -96,6 +96,10 @@ STAGES = MappingProxyType({
         ),
         runs=False,
     ),
+    "plan": Stage(
+        "the memory, disk and time of another stage, before anything is loaded", "plan:PlanConfig", "plan",
+        (*LEARNS, "store", "reward", "rollout"), prints=("plan",), runs=False,
+    ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""
 WITH_RUNS = tuple(name for name, stage in STAGES.items() if stage.runs)

@@ -16,7 +16,7 @@ from align.run.files import (
     write_text,
 )
 from align.run.folder import Run
-from align.run.hub import HUB, hub_files, hub_snapshot
+from align.run.hub import HUB, hub_config, hub_files, hub_snapshot
 from align.run.manifest import Base, Input, Manifest, read_manifest
 from align.run.weights import linked_folder, model_config, model_digest, model_files, unhashed
 
@@ -32,6 +32,7 @@ __all__ = [
     "file_digest",
     "files_digest",
     "folder_digest",
+    "hub_config",
     "hub_files",
     "hub_snapshot",
     "json_digest",

@@ -27,6 +27,18 @@ def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(READ)))
 
 
+def hub_config(repo: str, revision: str | None, field_name: str) -> Path:
+    """A folder with a model's `config.json` from the hub, and none of its weights.
+
+    Raises:
+        InputError: as `hub_snapshot`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with explained(repo, revision, field_name):
+        return Path(hf_hub_download(repo, "config.json", revision=revision)).parent
+
+
 WHOLE = re.compile(
     r"(?P<repo>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^/:]+))?(?::(?:(?P<subset>[^:]+):)?(?P<split>[\w.-]+))?"
 )

@@ -38,8 +38,9 @@ from align.ops.losses import dpo_loss
 from align.report import in_words
 from align.run import Run
 from align.stages.execution import tracker
+from align.stages.footprint import predicted_peak
 from align.stages.inputs import lora_of, start
-from align.track import peak_rss_mb
+from align.track import peak_memory
 from align.trainers.common import Training, fit
 from align.trainers.dpo import FIGURES, REFERENCE, dpo_trainer
 from align.trainers.evaluation import Measuring
@@ -95,7 +96,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     metrics = {
         **held_out_figures(held_out, gap),
         **dict(zip(("loss_before", "loss"), losses, strict=True)), **run.known_metrics,
-        **fitted.figures, "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
+        **fitted.figures, **peak_memory(), **simulated_by(train_prefs),
+        **predicted_peak(config, run, max(len(ids) for _, p in train for ids in (p.chosen_ids, p.rejected_ids))),
     }  # fmt: skip
 
     # Publish.

@@ -59,9 +59,10 @@ from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages.execution import tracker
+from align.stages.footprint import predicted_peak
 from align.stages.inputs import lora_of, start
 from align.stages.rows import open_store
-from align.track import Clock, Tracker, peak_rss_mb, progress
+from align.track import Clock, Tracker, peak_memory, progress
 from align.types import Conversation, Result
 from reward.build import build_beside_policy, same_template
 from reward.inputs import models_of, on_base
@@ -132,7 +133,7 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
     if stopped:
         send_to_annotators(run, config, workers, *stopped)
     wires = tripped if stopped else ()
-    return result_of(rows, summary(run, rows, state, stage, workers), wires, stage, config.rollout.max_new_tokens)
+    return result_of(rows, summary(run, rows, state, config, workers), wires, stage, config.rollout.max_new_tokens)
 
 
 def roll_out(workers: Workers, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
@@ -385,9 +386,9 @@ def send_to_annotators(
     print(f"{len(shown)} suspicious answers wait in project {config.project} for a person's verdict")
 
 
-def summary(run: Run, rows: list[dict[str, Any]], state: State, stage: PpoConfig, workers: Workers) -> dict[str, Any]:
+def summary(run: Run, rows: list[dict[str, Any]], state: State, config: Config, workers: Workers) -> dict[str, Any]:
     """The run's headline figures; `last_…` are means over its `ending`."""
-    updates = updates_of(rows)
+    updates, stage = updates_of(rows), config.stage
     last = ending(updates)
     best = state.best if stage.publish == "best" else None
     wires = stage.tripwires
@@ -397,5 +398,6 @@ def summary(run: Run, rows: list[dict[str, Any]], state: State, stage: PpoConfig
         "updates": len(updates), "published_update": (published := best.update if best else len(updates)),
         **beside_start(rows, published), "tripped": tripped_in(updates, wires.limits(), wires.patience),
         **run.known_metrics, "quantised_layers": workers.roles.quantised_layers(),
-        "score_mean": state.moments.mean, "score_std": state.moments.std, "peak_rss_mb": peak_rss_mb(),
+        "score_mean": state.moments.mean, "score_std": state.moments.std, **peak_memory(),
+        **predicted_peak(config, run, max(len(prompt.input_ids) for prompt in workers.prompts)),
     }  # fmt: skip

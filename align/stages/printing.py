@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 
+from align.config.plan import PlanKeys
 from align.config.root import Config
 from align.config.stages import STAGES
 from align.run.files import storage_error
@@ -12,7 +13,15 @@ from align.run.files import storage_error
 
 def prints(config: Config) -> bool:
     """Whether a configuration asks for such an action."""
-    return getattr(config.stage, "action", None) in STAGES[config.stage.name].prints
+    stage, action = question(config)
+    return action in STAGES[stage].prints
+
+
+def question(config: Config) -> tuple[str, str | None]:
+    """The stage that is asked, and what: a plan is asked with the configuration of the stage that is planned."""
+    if isinstance(config.stage, PlanKeys):
+        return "plan", "plan"
+    return config.stage.name, getattr(config.stage, "action", None)
 
 
 def show(config: Config) -> None:
@@ -21,9 +30,10 @@ def show(config: Config) -> None:
     Raises:
         AlignError: the user's input, a full disk or an unwritable folder among it.
     """
-    module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
+    stage, action = question(config)
+    module = importlib.import_module(f"align.stages.{STAGES[stage].module}")
     try:
-        for line in module.PRINTS[config.stage.action](config):
+        for line in module.PRINTS[action](config):
             print(line, flush=True)
     except Exception as error:
         if found := storage_error(error, config.run.root):

@@ -36,12 +36,13 @@ from align.ops.finite import not_finite
 from align.report import in_words
 from align.run import Run
 from align.stages.execution import tracker
+from align.stages.footprint import predicted_peak
 from align.stages.inputs import lora_of, start
 from align.stages.rows import open_store
-from align.track import peak_rss_mb
+from align.track import peak_memory
 from align.trainers.common import Training, fit
 from align.trainers.evaluation import Measuring
-from align.trainers.reward import FIGURES, copy_adapter_weights, rankings, reward_trainer, score_head
+from align.trainers.reward import FIGURES, Ranking, copy_adapter_weights, rankings, reward_trainer, score_head
 from align.types import Preference, Result
 from annotate.priority import prioritise
 from reward.learned import score_rows
@@ -64,7 +65,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         f"{len(train)} pairs{of} to train on, {len(test)} pairs held out; "
         f"{counts['dropped']} and {counts['held_out_dropped']} more are longer than {max_length} tokens"
     )
-    run.known_metrics = {**counts, "rankings": len(judged)}
+    run.known_metrics = {**counts, "rankings": len(judged), **predicted(config, run, judged)}
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
@@ -90,7 +91,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     metrics = {
         **held_out_figures(held_out, gap),
         "loss": pair_loss(scores_M2), **run.known_metrics, "copied_tensors": copied, **fitted.figures,
-        "peak_rss_mb": peak_rss_mb(), **simulated_by(train_prefs),
+        **peak_memory(), **simulated_by(train_prefs),
     }  # fmt: skip
 
     # Publish.
@@ -107,6 +108,12 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     figures = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
     notes = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
     return Result(metrics, (*notes, f"held out: {figures}", fitted.said))
+
+
+def predicted(config: Config, run: Run, judged: Sequence[Ranking]) -> dict[str, float]:
+    """The peak, with the longest text in every place of the largest ranking."""
+    longest = max(len(text) for ranking in judged for text in ranking.texts)
+    return predicted_peak(config, run, longest, max(len(ranking.texts) for ranking in judged))
 
 
 def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype: str, steps: int) -> Tensor:

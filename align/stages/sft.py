@@ -34,8 +34,9 @@ from align.models.start import adapter_folder
 from align.report import in_words
 from align.run import Run
 from align.stages.execution import tracker
+from align.stages.footprint import predicted_peak
 from align.stages.inputs import lora_of, start
-from align.track import peak_rss_mb
+from align.track import peak_memory
 from align.trainers.common import Training, fit
 from align.trainers.evaluation import Measuring
 from align.trainers.sft import FIGURES, packed_rows, sft_trainer
@@ -99,7 +100,8 @@ def run(
     metrics = {
         **held_out_figures(at_start, at_end),
         **figures_by_source([test_sources[i] for i in test.places] if test_sources else (), at_start, at_end),
-        **fitted.figures, **run.known_metrics, "peak_rss_mb": peak_rss_mb(),
+        **fitted.figures, **run.known_metrics, **peak_memory(),
+        **predicted_peak(config, run, max_length if stage.packing else max(len(r.input_ids) for r in train.rows)),
     }  # fmt: skip
     return Result(metrics, (in_a_line(metrics), *lines_by_source(metrics), fitted.said))
 

@@ -19,6 +19,7 @@ CHOICES = [
     "stage=data stage.sources=[a.jsonl]",
     "stage=sft", "stage=full", "stage=sample", "stage=annotate", "stage=reward", "stage=ppo", "stage=dpo", "stage=eval",
     "stage=export", "stage=verify", "stage=serve", "stage=registry",
+    "stage=plan stage.of=reward",
     "stage=ppo reward=rules reward.rules=[{rule:json}]",
     "stage=ppo reward=ensemble reward.refs=[reward:a,reward:b]", "stage=ppo reward=sum reward.parts=[{name:learned}]",
     "stage=ppo reward=fn reward.fn=a:b", "stage=eval reward=sentiment",

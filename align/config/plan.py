@@ -1,0 +1,49 @@
+"""`stage=plan`: what another stage would take, asked with that stage's own command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, make_dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+from align.config.settings import Settings, setting
+
+PLANNED = ("sft", "full", "reward", "ppo", "dpo")
+"""Stages whose memory is predicted."""
+
+
+@dataclass
+class PlanKeys(Settings):
+    """What `stage=plan` reads itself. All other keys of its line are those of the stage that `stage.of` names."""
+
+    AT: ClassVar[str] = "stage"
+
+    of: str = setting("ppo", f"The stage that is planned: {', '.join(PLANNED)}. It is a choice of the group `stage`.")
+    measure: bool = setting(
+        False,
+        "Load the model, run a worst-case step, and print the bytes of live tensors beside the prediction.",
+    )
+    card: float | None = setting(
+        None, "Memory of the GPU that the stage is planned for. Empty: all common cards are listed.", unit="GB", above=0
+    )
+    throughput: float | None = setting(
+        None,
+        "Tokens a second of whole steps, as an earlier run had them; of PPO, tokens of answers. Empty: no time told.",
+        above=0,
+    )
+    answers: int = setting(2, "Answers of a ranking, for stage.of=reward. A pair is a ranking of two.", at_least=2)
+
+
+@dataclass
+class PlanConfig(PlanKeys):
+    """What a stage takes before anything is loaded: memory by role and phase, the cards it fits on, disk and time. It
+    makes no run. All other keys of the line, `stage.` too, are those of the stage that `stage.of` names, and are
+    checked as that stage checks them."""
+
+    name: str = "plan"
+
+
+@cache
+def question_about(schema: type[Settings]) -> type[Any]:
+    """The settings of a stage, and beside them those of the question."""
+    return make_dataclass(f"PlanOf{schema.__name__}", [], bases=(PlanKeys, schema))

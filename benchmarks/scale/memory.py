@@ -1,0 +1,137 @@
+"""Memory as it is predicted, beside the bytes of tensors that were alive: one step of each stage on full rows.
+
+Usage: python benchmarks/scale/memory.py [--save memory.json] [--only WORD,…] [--device cpu|cuda] [--threads 1]
+
+Needs no network: `pocket` is the built-in model, `smollm2` has the shape of SmolLM2-135M and random weights, which are
+made here. bf16 is measured on pocket alone where the processor multiplies none of it, for it crawls there. On a CPU the
+tensors are counted as they are made and freed; on a GPU its allocator says how much it gave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from align.models.base import find_base
+from align.models.pocket import pocket_folder
+from align.ops.linear import bf16
+from align.planning.memory import footprint
+from align.planning.shapes import shape_of
+from align.planning.workload import Workload
+from align.run import Base
+from align.stages.measuring import measured
+from align.trainers.common import Training
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+SMOLLM2 = LlamaConfig(
+    vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+    pad_token_id=0,
+)  # fmt: skip
+PPO = Workload("ppo", "qlora", "float32", False, 16, 64, step=16, prompt=40, rewards=1, from_adapter=True)
+PPO = replace(PPO, rollout_rows=32)
+ROWS = Workload("sft", "qlora", "float32", False, 4, 128, step=4)
+LARGE = replace(PPO, micro_batch=4, step=4, length=48, rollout_rows=4)
+BF16 = {"dtype": "bfloat16"}
+CASES: dict[str, tuple[str, Workload]] = {
+    "PPO": ("pocket", PPO),
+    "PPO in bf16": ("pocket", replace(PPO, **BF16)),
+    "PPO, two micro-batches": ("pocket", replace(PPO, micro_batch=8)),
+    "PPO, one pass": ("pocket", replace(PPO, whole_batch=True)),
+    "PPO, every weight": ("pocket", replace(PPO, method="full", from_adapter=False)),
+    "PPO, rows beyond the fast path": ("pocket", replace(PPO, micro_batch=2, step=2, prompt=560, length=568)),
+    "SFT": ("pocket", ROWS),
+    "SFT, dropout": ("pocket", replace(ROWS, dropout=0.05)),
+    "SFT in bf16, recomputed": ("pocket", replace(ROWS, recompute=True, **BF16)),
+    "reward": ("pocket", replace(ROWS, stage="reward", texts=4)),
+    "DPO": ("pocket", replace(ROWS, stage="dpo", texts=2)),
+    "full": ("pocket", replace(ROWS, stage="full", method="full")),
+    "PPO on NF4": ("smollm2", LARGE),
+    "PPO on NF4, recomputed": ("smollm2", replace(LARGE, recompute=True)),
+    "PPO on NF4, value on the policy": ("smollm2", replace(LARGE, value_backbone="policy")),
+    "PPO by LoRA": ("smollm2", replace(LARGE, method="lora")),
+    "PPO on NF4 in bf16": ("smollm2", replace(LARGE, **BF16)),
+    "SFT on NF4": ("smollm2", replace(ROWS, micro_batch=2, step=2)),
+}
+
+
+def make_model(folder: Path) -> Base:
+    """SmolLM2's shape with random weights, and the built-in model's tokenizer."""
+    AutoModelForCausalLM.from_config(SMOLLM2, dtype=torch.bfloat16).save_pretrained(folder)
+    for path in (*pocket_folder().glob("*token*"), *pocket_folder().glob("chat_template*")):
+        shutil.copy(path, folder / path.name)
+    return find_base(str(folder))
+
+
+def training_of(work: Workload) -> Training | None:
+    if work.stage == "ppo":
+        return None
+    asked = "true" if work.recompute else "false"
+    return Training(
+        lr=0.0, epochs=1.0, batch_size=work.step, micro_batch=work.micro_batch, warmup=0.0, schedule="constant",
+        max_grad_norm=1.0, save_every=10, gradient_checkpointing=asked, seed=0,
+    )  # fmt: skip
+
+
+def row(base: Base, work: Workload, device: torch.device) -> dict[str, object]:
+    began, found = time.perf_counter(), footprint(shape_of(base), work)
+    counts = measured(base, work, training_of(work), device)
+    phases = {name: [round(found.at(name) / 1e6, 1), round(count / 1e6, 1)] for name, count in counts.items()}
+    peak, most = found.peak / 1e6, max(counts.values()) / 1e6
+    return {
+        "predicted_mb": round(peak, 1), "measured_mb": round(most, 1), "off": round(peak / most - 1, 3),
+        "phases_mb": phases, "seconds": round(time.perf_counter() - began, 1),
+    }  # fmt: skip
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--save", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--only", default="", help="words of the cases to measure, with commas between them")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    device = torch.device(given.device)
+    machine = {
+        "system": platform.platform(), "cpu": cpu(), "cores": os.cpu_count(), "threads": given.threads,
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "versions": [f"{name}=={version(name)}" for name in PACKAGES],
+    }  # fmt: skip
+    found: dict[str, object] = {}
+    print("| model | case | predicted | measured | off by |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        bases: dict[str, Base] = {"pocket": find_base()}
+        for name, (model, work) in CASES.items():
+            slow = device.type == "cpu" and model == "smollm2" and work.dtype == "bfloat16" and not bf16()
+            wanted = any(word in f"{model}: {name}" for word in given.only.split(","))
+            if slow or not wanted:
+                continue
+            if model not in bases:
+                bases[model] = make_model(Path(folder))
+            one = row(bases[model], replace(work, cuda=device.type == "cuda"), device)
+            found[f"{model}: {name}"] = one
+            figures = f"{one['predicted_mb']} MB | {one['measured_mb']} MB | {one['off']:+.1%}"
+            print(f"| {model} | {name} | {figures} |", flush=True)
+            given.save.write_text(json.dumps({"machine": machine, "rows": found}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
