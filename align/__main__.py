@@ -52,7 +52,7 @@ def help_on(arguments: Sequence[str]) -> str:
     from align.config.reference import help_text
 
     chosen = dict(a.split("=", 1) for a in arguments if "=" in a)
-    return help_text(named[-1], chosen.get("reward"))
+    return help_text(named[-1], chosen.get("reward"), chosen.get("stage.of"))
 
 
 def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = lambda folder: None) -> int:

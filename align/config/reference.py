@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from align.config import scorers
 from align.config.compose import compose_raw
 from align.config.group_files import files_of
+from align.config.plan import PLANNED, PlanConfig
 from align.config.root import PARTS, Config, RunConfig
 from align.config.schemas import SCHEMAS
 from align.config.settings import Setting, Settings, declared_in, defaults_of, parts_in
@@ -154,10 +155,15 @@ def plain_value(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def help_text(stage: str, reward: str | None = None) -> str:
-    """`python -m align stage=STAGE --help`."""
+def help_text(stage: str, reward: str | None = None, of: str | None = None) -> str:
+    """`python -m align stage=STAGE --help`.
+
+    Args:
+        of: the stage that `stage=plan` is asked about.
+    """
     lines = [f"stage={stage}: {STAGES[stage].summary}", ""]
-    for one in sections_of(stage, reward):
+    about_it = sections_of(of or PlanConfig.of, reward) if stage == "plan" and of in (None, *PLANNED) else []
+    for one in [stage_section(stage), *about_it] if about_it else sections_of(stage, reward):
         lines += [one.title, *wrapped(one.about, "  ")]
         for key in one.keys:
             lines.append(f"  {key.name}={key.default}" + (f"  ({key.holds})" if key.holds else ""))

@@ -141,15 +141,20 @@ def built_shape(base: Base) -> Shape:
     Raises:
         InputError: they cannot be built.
     """
+    import torch
     from torch import nn
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    from align.models.load import context_length, skeleton
+    from align.models.load import context_length
 
-    model = skeleton(base)
-    if model is None:
-        problem, remedy = "its modules cannot be built, so that nothing is known of its size", "Try to load it."
-        raise InputError("model.path", base.id, problem, remedy)
+    try:  # the configuration alone is there of a model on the hub
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path, trust_remote_code=False))
+        width = int(model.config.get_text_config().hidden_size)
+    except Exception as error:  # what a wrong value leads to has any type
+        problem = "its modules cannot be built, so that nothing is known of its size"
+        raise InputError("model.path", base.id, problem, "Use a causal model that transformers knows.") from error
     config, head, embedding = (
         model.config.get_text_config(),
         model.get_output_embeddings(),
@@ -164,7 +169,6 @@ def built_shape(base: Base) -> Shape:
     every = sum(p.numel() for p in model.parameters())
     tied = head is None or head.weight is embedding.weight
     embeddings, output = embedding.weight.numel(), 0 if tied else head.weight.numel()
-    width = int(config.hidden_size)
     heads = int(getattr(config, "num_attention_heads", 1) or 1)
     return Shape(
         width=width, layers=int(config.num_hidden_layers), heads=heads,

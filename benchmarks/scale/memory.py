@@ -104,7 +104,9 @@ def cpu() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--only", default="", help="words of the cases to measure, with commas between them")
+    parser.add_argument(
+        "--only", default="", help="words of the cases to measure, with commas between; the file keeps the others' rows"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -115,7 +117,8 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
         "versions": [f"{name}=={version(name)}" for name in PACKAGES],
     }  # fmt: skip
-    found: dict[str, object] = {}
+    kept = json.loads(given.save.read_text(encoding="utf-8")) if given.only and given.save.is_file() else {}
+    found: dict[str, object] = kept.get("rows", {}) if kept.get("machine") == machine else {}
     print("| model | case | predicted | measured | off by |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         bases: dict[str, Base] = {"pocket": find_base()}

@@ -137,12 +137,15 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
         f"stage=verify {model} {SHORT} {given}",
         f"stage=serve stage.action=key stage.tenant=acme stage.keys=keys/keys.json {given}",
         f"stage=registry stage.format=json {given}",
+        f"stage=plan {given}",
     ]
     assert {line.split()[0].removeprefix("stage=") for line in lines} == set(STAGES)
     environment = {"ALIGN_STORE_URL": with_password(schema, PLANTED["ALIGN_STORE_URL"])}
     done = place.process("-", stdin="\n".join(lines), **environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(place.folder.glob("runs/*/*/manifest.json"))) == len(lines) - 2  # a key and a list are no runs
+    assert (
+        len(list(place.folder.glob("runs/*/*/manifest.json"))) == len(lines) - 3
+    )  # a key, a list and a plan are no runs
     assert list(place.folder.glob("runs/sft/*/wandb/offline-run-*/*.wandb"))
     assert (place.folder / "runs/mlflow/mlflow.db").is_file()
     assert (place.folder / "runs/trackio/align.db").is_file()

@@ -1,0 +1,106 @@
+"""`stage=plan` as a user meets it: the line of another stage, asked before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+WRONG = (
+    "ppo stage.micro_batsch=4", "ppo stage.micro_batch=0", "ppo stage.batch_size=7", "ppo stage.value_backbone=both",
+    "sft method=full", "dpo method=full", "full method=lora", "reward stage.beta=1", "dpo data=chitchat",
+    "sft stage.batch_size=6", "ppo rollout.max_new_tokens=many", "sft model=hub model.path=./none init=base",
+)  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = main(line.split())
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_line_is_told_what_its_stage_would_tell(line: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    planned, alone = told(f"stage=plan stage.of={line}", capsys), told(f"stage={line}", capsys)
+    assert planned == alone
+    assert planned[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("stage.of=pppo", "stage.of=pppo: is not a choice here"),
+        ("stage.of=serve", "stage.of=serve: is no stage that is planned"),
+        ("stage.of=plan", "stage.of=plan: is no stage that is planned"),
+        ("stage.card=0", "stage.card=0.0: is not above 0"),
+        ("stage.throughput=-1", "stage.throughput=-1.0: is not above 0"),
+    ],
+)
+def test_its_own_keys_are_checked(line: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    status, _, error = told(f"stage=plan {line}", capsys)
+    assert (status, error.startswith(f"align: {said}")) == (2, True), error
+
+
+@pytest.mark.parametrize("stage", ["sft init=base", "full", "reward", "ppo", "dpo data=annotations"])
+def test_it_says_memory_cards_disk_and_time_and_leaves_nothing(
+    stage: str, here: Path, capsys: pytest.CaptureFixture[str]
+):
+    status, out, error = told(f"stage=plan stage.of={stage} stage.throughput=1000", capsys)
+    assert (status, error) == (0, "")
+    for wanted in ("the peak is in the ", "RTX 3090, 4090, L4", "on disk: ", "at 1000 tokens a second", "yes"):
+        assert wanted in out
+    assert not [*here.iterdir()]
+
+
+def test_what_it_proposes_can_be_added_to_the_line(here: Path, capsys: pytest.CaptureFixture[str]):
+    """An 8B model of which nothing but the configuration is there."""
+    (here / "config.json").write_text(
+        '{"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, '
+        '"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192}'
+    )
+    line = f"stage=plan stage.of=ppo model=hub model.path={here} init=base method=lora stage.card=16"
+    _, out, _ = told(line, capsys)
+    (words,) = re.findall(r"16 GB +as given +add (.+)", out)
+    assert re.search(r"16 GB +as given +yes", told(f"{line.replace('method=lora ', '')} {words}", capsys)[1])
+    assert "no: nothing that can be changed" in told(line.replace("card=16", "card=4"), capsys)[1]
+
+
+def test_measured_beside_predicted(here: Path, capsys: pytest.CaptureFixture[str]):
+    sizes = "stage.batch_size=4 stage.minibatches=1 stage.normalise_on=4 data.max_length=16 rollout.max_new_tokens=4"
+    status, out, error = told(f"stage=plan stage.of=ppo init=base device=cpu stage.measure=true {sizes}", capsys)
+    assert status == 0, error
+    (off,) = re.findall(r"^peak: predicted .*\(([-+][\d.]+)%\)$", out, re.MULTILINE)
+    assert abs(float(off)) < 15
+    assert not [*here.iterdir()]
+
+
+def test_it_answers_without_torch(here: Path):
+    code = (
+        "import sys; from align.__main__ import main; status = main(['stage=plan', 'stage.of=ppo']); "
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_and_the_job_are_of_the_stage_that_is_planned(here: Path, capsys: pytest.CaptureFixture[str]):
+    _, shown, _ = told("stage=plan stage.of=dpo --help", capsys)
+    assert "stage.beta=0.1" in shown
+    assert "stage.measure=false" in shown
+    _, job, _ = told("stage=plan stage.of=dpo stage.beta=0.3 data=annotations --cfg job", capsys)
+    assert "beta: 0.3" in job
+    assert "of: dpo" in job
