@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralC
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
+from align.models.adapters import with_new_adapter
 from align.models.base import find_base
 from align.models.fastpath import decoding, llama
 from align.models.lora import Lora
@@ -68,7 +69,7 @@ def test_the_shape_is_that_of_the_modules(name: str, tmp_path: Path) -> None:
     assert {n: getattr(shape, n) for n in numbers} == {n: getattr(built, n) for n in numbers}
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert shape.weights == sum(p.numel() for p in model.parameters())
-    model.add_adapter(Lora(4, 8).config(model))
+    model = with_new_adapter(model, Lora(4, 8))
     assert shape.adapter_weights(4) == sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
 
 
