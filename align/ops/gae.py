@@ -64,6 +64,12 @@ def gae(
     Returns:
         advantages_BT, returns_BT: 0 outside the mask.
     """
+    device = values_BT.device
+    if device.type != "cpu":  # a loop over T of a few numbers each: there it would be thousands of launches
+        given = (rewards_BT, values_BT, mask_BT, bootstrap_B)
+        rewards, values, mask, bootstrap = (None if x is None else x.cpu() for x in given)
+        advantages, returns = gae(rewards, values, mask, gamma, lam, bootstrap)  # pyright: ignore[reportArgumentType]
+        return advantages.to(device), returns.to(device)
     zero = torch.zeros_like(values_BT[:, 0])
     lengths_B = mask_BT.sum(-1)
     advantage_B, next_value_B = zero, zero
