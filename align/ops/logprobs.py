@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LOGITS, ROWS = 1 << 20, 128
 """Logits held at once, 4 MB in fp32, which a cache still helps: 256 tokens of a vocabulary of 4,096. But so many tokens
 at least, for a product with fewer is slow."""
+GPU_LOGITS = 1 << 25
+"""On a GPU, 128 MB in fp32: 220 tokens of a vocabulary of 152,000, and no more launches than that takes."""
 
 
 def token_logprobs(
@@ -38,7 +40,7 @@ def token_logprobs(
         targets_N: token ids.
         head: the lm-head, hidden → logits.
         temperature: of the distribution that is meant; the same for sampling, old, new and reference logprobs.
-        chunk: rows of logits held at once; by default as many as make `LOGITS`.
+        chunk: rows of logits held at once; by default as many as `rows_for` says.
 
     Returns:
         logprobs_N, entropy_N: fp32. The entropy carries no gradient.
@@ -52,7 +54,7 @@ def token_logprobs(
 
     if chunk is None:
         with torch.no_grad():
-            chunk = rows_for(head(hidden_ND[:1]).shape[-1])
+            chunk = rows_for(head(hidden_ND[:1]).shape[-1], hidden_ND.device)
     several = hidden_ND.shape[0] > chunk
     parts = [
         checkpoint(piece, h, y, use_reentrant=False) if several and torch.is_grad_enabled() else piece(h, y)
@@ -76,7 +78,7 @@ def linear_logprobs(
     Args:
         weight_VD: takes no gradient.
     """
-    chunk = chunk or rows_for(weight_VD.shape[0])
+    chunk = chunk or rows_for(weight_VD.shape[0], weight_VD.device)
     return Linear.apply(hidden_ND, targets_N, weight_VD, temperature, chunk)  # pyright: ignore[reportReturnType]
 
 
@@ -127,5 +129,6 @@ def _described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Te
     return picked_N, p_NV, normaliser_N - torch.linalg.vecdot(p_NV, logits_NV)
 
 
-def rows_for(vocabulary: int) -> int:
-    return max(ROWS, LOGITS // vocabulary)
+def rows_for(vocabulary: int, device: torch.device) -> int:
+    """Rows of logits held at once."""
+    return max(ROWS, (LOGITS if device.type == "cpu" else GPU_LOGITS) // vocabulary)
