@@ -61,8 +61,7 @@ def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
             _, index, key = name.split(".", 2)
             kept.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
-    device = next(iter(own.values())).device
-    best = [tensors[f"best.{i}"].to(device) for i in range(sum(n.startswith("best.") for n in tensors))]
+    best = [tensors[f"best.{i}"] for i in range(sum(n.startswith("best.") for n in tensors))]
     return State.of(numbers, tuple(best))
 
 

@@ -18,7 +18,7 @@ class Best:
     Attributes:
         update: after how many updates it stood.
         objective: its mean held-out score less `kl_coef` times its KL.
-        weights: its trained tensors, in the order of the policy's parameters.
+        weights: its trained tensors, in the order of the policy's parameters, on the CPU.
     """
 
     update: int
