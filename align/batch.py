@@ -2,7 +2,7 @@
 stage, are paid once.
 
 Each line still runs in a process of its own, so that its memory is its own and ends with it: a fork of one that has
-imported what the lines need. A CUDA build of torch does not bear forking; there each line starts afresh.
+imported what the lines need. A build of torch for CUDA or ROCm does not bear forking; there each line starts afresh.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def imported(stages: Iterable[str]) -> bool:
         return False
     import torch
 
-    if torch.version.cuda is not None:
+    if torch.version.cuda is not None or torch.version.hip is not None:
         return False
     for stage in stages:
         importlib.import_module(f"align.stages.{STAGES[stage].module}")
