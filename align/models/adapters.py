@@ -89,9 +89,9 @@ def attached(model: Any, folder: Path, name: str, given: Collection[str], traina
     scored = field == "reward.ref"
     try:
         if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), name, is_trainable=trainable)
+            model.load_adapter(str(folder), name, is_trainable=trainable, torch_device="cpu")
         else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable, torch_device="cpu")
     except Exception as error:  # what a wrong value in adapter_config.json leads to has any type
         if out_of_memory(error):
             raise
