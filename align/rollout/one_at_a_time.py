@@ -75,7 +75,7 @@ class OneAtATime(Intake):
     def _read_and_answer(self, answer: Answer) -> None:
         request = answer.pending.request
         with self.pool.actor(self._on_model(request.adapter)).use() as model, evaluating(model):
-            tokens, answer.pending.begun = torch.tensor([request.prompt_ids]), True
+            tokens, answer.pending.begun = torch.tensor([request.prompt_ids], device=model.device), True
             answer.begin(self._prompt(model, request), 0)
             self._counts["prompt_tokens"] += len(request.prompt_ids)
             if answer.finished:
@@ -86,14 +86,14 @@ class OneAtATime(Intake):
                     answer.abort()
                     raise Over
                 numbers, allowed = [answer.number], [answer.allowed()]
-                token = next_tokens(logits_BV.float(), [request.sampling], numbers, allowed)[0]
+                token = next_tokens(logits_BV.float().cpu(), [request.sampling], numbers, allowed)[0]
                 self._counts["steps"] += 1
                 self._counts["generated_tokens"] += 1
                 answer.take(token)
                 if answer.finished:
                     raise Over
                 assert token is not None
-                return torch.tensor([token.id])
+                return torch.tensor([token.id], device=logits_BV.device)
 
             ones = torch.ones_like(tokens, dtype=torch.bool)
             continued(
@@ -104,8 +104,8 @@ class OneAtATime(Intake):
         number = request.sampling.prompt_logprobs
         if number is None:
             return None
-        ids = torch.tensor([request.prompt_ids])
-        logits = base_model(model)(input_ids=ids, use_cache=False).logits[0].float()
+        ids = torch.tensor([request.prompt_ids], device=model.device)
+        logits = base_model(model)(input_ids=ids, use_cache=False).logits[0].float().cpu()
         return (None, *prompt_tokens(logits[:-1], request.prompt_ids[1:], number))
 
     def _on_model(self, digest: str | None) -> str | None:
