@@ -324,6 +324,12 @@ class Rollout:
         """Tokens of each response, its stop token included."""
         return self.response_mask_BT.sum(-1)
 
+    def to(self, device: Any) -> Rollout:
+        """The same on another device: an engine may sample elsewhere than its learner computes."""
+        tokens, mask, ended = (x.to(device) for x in (self.tokens_BS, self.mask_BS, self.ended_B))
+        logprobs = None if self.logprobs_BT is None else self.logprobs_BT.to(device)
+        return Rollout(tokens, mask, self.prompt_width, ended, logprobs)
+
     def rows(self, index: Any) -> Rollout:
         """The rows that `index` selects (a slice or an index tensor), without the columns that only pad the others."""
         tokens, mask = self.tokens_BS[index], self.mask_BS[index]

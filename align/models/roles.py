@@ -81,6 +81,7 @@ class Roles:
         value_backbone: the role whose states it reads.
         score_heads: hidden → score, frozen, one a reward model.
         reference_is_base: the policy started from the base as it is.
+        device: that everybody here computes on.
     """
 
     def __init__(
@@ -100,12 +101,12 @@ class Roles:
             self.model = attach(attach(self.model, init, "policy", trainable=True), init, "reference")
         elif policy is None:
             self._add("policy", fresh)
-        device = next(base.parameters()).device
+        self.device = next(base.parameters()).device
         self.score_heads = []
         for member, folder in enumerate(rewards):
             self.model = attach(self.model, folder, reward_name(member), scored=True)
             self.score_heads.append(
-                linear_head(score_weight(folder, hidden_size(base))).to(device).requires_grad_(False)
+                linear_head(score_weight(folder, hidden_size(base))).to(self.device).requires_grad_(False)
             )
         if value_backbone == "own":
             if start := rewards[0] if rewards else init:
@@ -115,7 +116,7 @@ class Roles:
         frozen = "reward" if rewards else "reference"
         self.value_backbone = {"own": "value", "policy": "policy", "frozen": frozen}[value_backbone]
         self.reference_is_base = init is None
-        self.value_head = linear_head(torch.zeros(1, hidden_size(self.model))).to(device)
+        self.value_head = linear_head(torch.zeros(1, hidden_size(self.model))).to(self.device)
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()

@@ -130,4 +130,4 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson's r of two [B]; 0 where either does not vary."""
     dx, dy = x - x.mean(), y - y.mean()
     norm = dx.norm() * dy.norm()
-    return torch.zeros(()) if norm == 0 else (dx * dy).sum() / norm
+    return norm.new_zeros(()) if norm == 0 else (dx * dy).sum() / norm

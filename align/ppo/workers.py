@@ -78,7 +78,7 @@ class Workers:
         actor, seeds = self.roles.actor(role), row_seeds(range(len(prompts)), self.seed, *where)
         with self.speaks(role):
             self.engine.sync(actor)
-            rollout = self.engine.generate([p.input_ids for p in prompts], actor, seeds)
+            rollout = self.engine.generate([p.input_ids for p in prompts], actor, seeds).to(self.roles.device)
         texts = response_texts(rollout, self.tokenizer)
         return Answers(prompts, rollout, texts, self.read(prompts, texts, rollout))
 

@@ -182,7 +182,8 @@ def sampled(
 def sequence_logprobs(actor: Actor, rollout: Rollout, temperature: float) -> torch.Tensor:
     """log p of each whole response [B], summed over its tokens."""
     with actor.use() as model:
-        return in_chunks(lambda part: response_logprobs(model, part, temperature)[0].sum(-1), rollout, 32)
+        there = rollout.to(next(model.parameters()).device)
+        return in_chunks(lambda part: response_logprobs(model, part, temperature)[0].sum(-1), there, 32)
 
 
 def scored_samples(

@@ -72,7 +72,8 @@ def drawing(
         rows = [ids for _ in range(answers) for ids in prompts]
         with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
             engine.sync(actor)
-            return engine.generate(rows, actor, row_seeds(range(len(rows)), config.seed, "verify", next(times)))
+            seeds = row_seeds(range(len(rows)), config.seed, "verify", next(times))
+            return engine.generate(rows, actor, seeds).to(roles.device)
 
     return draw
 
