@@ -97,17 +97,17 @@ class HfEngine:
             chances = self._distribution(lm_head(model)(hidden))
             broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
             drawn = draw_tokens(chances, uniform_BT[held, t])
-            going = held[live]
-            response[going, t], real[going, t] = drawn[live], True
-            chance_BT[going, t] = chance_of(drawn, chances)[live]
+            response[held, t], real[held, t] = drawn.where(live, self.pad_id), live
+            chance_BT[held, t] = chance_of(drawn, chances).where(live, 1.0)
             stopped = live & torch.isin(drawn, stops)
-            ended[held[stopped]] = True
+            ended[held] |= stopped
             live = live & ~stopped
-            if t + 1 == self.max_new_tokens or not bool(live.any()):
+            going = int(live.sum())  # the one thing that the host waits for at each token
+            if t + 1 == self.max_new_tokens or not going:
                 break
             mask_held = torch.cat([mask_held, torch.ones_like(mask_held[:, :1])], dim=1)
             last = last + 1
-            if int(live.sum()) <= DROP_BELOW * len(held):
+            if going <= DROP_BELOW * len(held):
                 keep = live.nonzero().squeeze(-1)
                 held, drawn, last, mask_held, live = held[keep], drawn[keep], last[keep], mask_held[keep], live[keep]
                 cache.batch_select_indices(keep)
