@@ -19,6 +19,7 @@ import datasets
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import ParallelMode
 
 from align.errors import require
 from align.models.finite import check_tensors
@@ -220,6 +221,7 @@ def train(
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantised(model)}
     with configuration_kept(model):
         trainer = make()
+        on_one_gpu(trainer, next(model.parameters()).device)
         trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
         guard = NanGuard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32")
         for callback in (*callbacks, guard):
@@ -231,6 +233,17 @@ def train(
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, trained
+
+
+def on_one_gpu(trainer: Trainer, device: torch.device) -> None:
+    """Have a trainer use the GPU that its model lies on. By itself a process of several takes the first, multiplies the
+    batch by their number and copies the model to each (`DataParallel`), which no NF4 base survives."""
+    args = trainer.args
+    if device.type != "cuda" or args.parallel_mode == ParallelMode.DISTRIBUTED:
+        return
+    vars(args).update(_setup_devices=device, _n_gpu=1)  # the first is what `args.device` found and keeps
+    trainer._train_batch_size = args.per_device_train_batch_size
+    torch.cuda.set_device(device)  # accelerate says `cuda`
 
 
 @contextmanager

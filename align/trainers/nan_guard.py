@@ -35,6 +35,7 @@ class NanGuard(TrainerCallback):
         model: Any = None, optimizer: Any = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         if state.global_step:
+            unpaged(optimizer)
             tensors = {**trained_in(model), **dict(optimiser_state(optimizer))}
             check_tensors(tensors.items(), "checkpoint", f"checkpoint-{state.global_step}", ANEW)
 
@@ -56,6 +57,15 @@ class NanGuard(TrainerCallback):
     def stop(self, step: int, what: str, args: TrainingArguments, model: nn.Module) -> InputError:
         problem = f"step {step}: {what}{where(trained_in(model))}: the run has diverged"
         return diverged(problem, args.learning_rate, self.dtype)
+
+
+def unpaged(optimiser: Any) -> None:
+    """Take the mark of pageable memory from moments that lie in a device's own. A checkpoint of bitsandbytes' paged
+    optimisers carries the mark along, and what is read straight to the device keeps it: the library would ask CUDA to
+    move pages that are none, and end the process."""
+    for _, moment in optimiser_state(optimiser):
+        if moment.device.type == "cuda" and getattr(moment, "is_paged", False):
+            moment.is_paged = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def trained_in(model: nn.Module) -> dict[str, nn.Parameter]:
