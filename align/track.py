@@ -34,12 +34,16 @@ def device_in_use() -> str:
     return "cuda" if torch is not None and torch.cuda.is_initialized() else "cpu"
 
 
+def peak_gpu_mb() -> dict[str, float]:
+    """Peak memory in tensors on the GPU of this process so far, in MiB; nothing where it uses none."""
+    if device_in_use() == "cpu":
+        return {}
+    return {"peak_gpu_mb": round(sys.modules["torch"].cuda.max_memory_allocated() / 2**20, 1)}
+
+
 def peak_memory() -> dict[str, float]:
     """The most that this process held, and on a GPU what its tensors took there, in MiB."""
-    found = {"peak_rss_mb": peak_rss_mb()}
-    if device_in_use() == "cuda":
-        found["peak_device_mb"] = round(sys.modules["torch"].cuda.max_memory_allocated() / 2**20, 1)
-    return found
+    return {"peak_rss_mb": peak_rss_mb(), **peak_gpu_mb()}
 
 
 def finite(value: Any) -> Any:

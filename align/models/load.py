@@ -7,6 +7,7 @@ evaluation forward, after which gradients and `dequantize()` are wrong.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,8 @@ from align.ops.linear import bf16
 from align.run import Artifact, Base, linked_folder, model_config, model_files, out_of_memory, unhashed, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The variable that torch's allocator reads, and its name of before."""
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
 """Where a tokenizer was read from, which is nobody's business and wrong on any other machine."""
 
@@ -48,13 +51,14 @@ transformers_logging.disable_progress_bar()
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` takes CUDA where there is one.
+    """`auto` takes CUDA where there is one. A CUDA device comes with its number, and is this process's own from here on:
+    libraries that say `cuda` mean it.
 
     Raises:
         InputError: a device that torch does not know or this machine lacks.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
@@ -68,7 +72,25 @@ def choose_device(device: str) -> torch.device:
         raise InputError(
             "device", device, f"there is no such device, the last is {chosen.type}:{there - 1}", "Use auto."
         )
+    return chosen if chosen.type == "cpu" else own_gpu(chosen)
+
+
+def own_gpu(device: torch.device) -> torch.device:
+    """Take one GPU for this process: its present one where no number is given, as a launcher may have set it.
+
+    Segments of memory that can grow spare the fragments that rows of ever other lengths leave behind. The variable is
+    read as CUDA allocates for the first time; who has set one decides.
+    """
+    if not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+    chosen = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    torch.cuda.set_device(chosen)
     return chosen
+
+
+def name_of_gpu(device: torch.device) -> dict[str, str]:
+    """For a manifest; nothing of a CPU, which is named there already."""
+    return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

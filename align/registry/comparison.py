@@ -165,7 +165,7 @@ def figures_of(record: Record, asked: Sequence[str], moved: str) -> dict[str, An
         found = {key: value_at(record, key) for key in asked} | {moved: record["metrics"].get(moved), **cost}
     else:
         found = {**dict(flattened(record["metrics"])), **cost}
-        for name in ("peak_rss_mb", "peak_device_mb", "predicted_peak_mb"):  # which are costs
+        for name in ("peak_rss_mb", "peak_gpu_mb", "predicted_peak_mb"):  # which are costs
             found.pop(name, None)
     return {name: value for name, value in found.items() if number(value) is not None}
 

@@ -205,7 +205,7 @@ FIGURES = (
     _figure("rows", "Rows", "", "Rows that were read, written or checked."),
     _figure("seq", "Last row of the ledger", "", "The number of the newest vote that is in it."),
     _figure("peak_rss_mb", "Peak memory", "MiB", "The most that the process held, a GPU's memory left out."),
-    _figure("peak_device_mb", "Peak memory of the GPU", "MiB", "The most that its tensors took there."),
+    _figure("peak_gpu_mb", "Peak GPU memory", "MiB", "The most that its tensors took there, torch's reserve left out."),
     _figure("predicted_peak_mb", "Predicted peak", "MiB", "What its tensors were predicted to take at the most; a "
             "process on a CPU holds about 1.5 times as much, and its libraries."),
 )  # fmt: skip

@@ -29,7 +29,7 @@ from align.stages.following import Begun
 from align.stages.inputs import OF, Inputs, settled
 from align.stages.mirroring import MIRROR, check_installed, mirrored
 from align.stages.rows import naming_of
-from align.track import Tracker, shortened, watched
+from align.track import Tracker, peak_gpu_mb, shortened, watched
 from align.types import Result
 
 
@@ -144,7 +144,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
                 Begun(config, run.folder.absolute(), run.manifest, run.resumed, rows) if ranks.world() > 1 else None
             )
             result: Result = module.run(run, config, *rows)
-        result = replace(result, metrics={**result.metrics, **counts, **roots})
+        result = replace(result, metrics={**result.metrics, **peak_gpu_mb(), **counts, **roots})
         if "torch" in sys.modules:  # nothing else writes tensors
             from align.models.finite import check_published
 
@@ -158,15 +158,16 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
 
 
 def computed_on(config: Config) -> dict[str, Any]:
-    """What `device=auto dtype=auto` came to, and the number of ranks; nothing where nothing was computed."""
+    """What `device=auto dtype=auto` came to, with the GPU's name and the number of ranks; nothing where nothing was
+    computed."""
     if "torch" not in sys.modules:
         return {}
-    from align.models.load import choose_device
+    from align.models.load import choose_device, name_of_gpu
 
-    device = choose_device(config.device).type
-    chosen = "bfloat16" if device == "cuda" else "float32"
+    device = choose_device(config.device)
+    chosen = "bfloat16" if device.type == "cuda" else "float32"
     dtype = chosen if config.dtype == "auto" else config.dtype
-    return {"device": device, "dtype": dtype, "world_size": ranks.world()}
+    return {"device": device.type, "dtype": dtype, **name_of_gpu(device), "world_size": ranks.world()}
 
 
 def blame(error: Exception, config: Config) -> InputError | None:
