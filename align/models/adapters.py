@@ -20,6 +20,10 @@ from align.models.finite import RESTORE
 from align.models.lora import Lora, LoraLike
 from align.run import Base, out_of_memory, write_json
 
+READ_BY = "cpu"
+"""Else PEFT reads an adapter to the first GPU, whichever device the model lies on. Its weights move to that afterwards.
+"""
+
 
 def with_new_adapter(model: Any, lora: Lora | LoraLike, classifier: bool = False) -> PeftModel:
     """The model wrapped with a fresh adapter that changes nothing yet (`lora_B` is zero).
@@ -89,9 +93,11 @@ def attached(model: Any, folder: Path, name: str, given: Collection[str], traina
     scored = field == "reward.ref"
     try:
         if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), name, is_trainable=trainable, torch_device="cpu")
+            model.load_adapter(str(folder), name, is_trainable=trainable, torch_device=READ_BY)
         else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable, torch_device="cpu")
+            model = PeftModel.from_pretrained(
+                model, str(folder), adapter_name=name, is_trainable=trainable, torch_device=READ_BY
+            )
     except Exception as error:  # what a wrong value in adapter_config.json leads to has any type
         if out_of_memory(error):
             raise

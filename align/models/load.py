@@ -51,8 +51,8 @@ transformers_logging.disable_progress_bar()
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` takes CUDA where there is one. A CUDA device comes with its number, and is this process's own from here on:
-    libraries that say `cuda` mean it.
+    """`auto` takes CUDA where there is one. A CUDA device comes with its number, and is this process's own from here
+    on: libraries that say `cuda` mean it.
 
     Raises:
         InputError: a device that torch does not know or this machine lacks.

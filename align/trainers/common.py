@@ -221,7 +221,6 @@ def train(
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantised(model)}
     with configuration_kept(model):
         trainer = make()
-        on_one_gpu(trainer, next(model.parameters()).device)
         trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
         guard = NanGuard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32")
         for callback in (*callbacks, guard):
@@ -235,15 +234,14 @@ def train(
     return trainer, trained
 
 
-def on_one_gpu(trainer: Trainer, device: torch.device) -> None:
-    """Have a trainer use the GPU that its model lies on. By itself a process of several takes the first, multiplies the
-    batch by their number and copies the model to each (`DataParallel`), which no NF4 base survives."""
-    args = trainer.args
-    if device.type != "cuda" or args.parallel_mode == ParallelMode.DISTRIBUTED:
-        return
-    vars(args).update(_setup_devices=device, _n_gpu=1)  # the first is what `args.device` found and keeps
-    trainer._train_batch_size = args.per_device_train_batch_size
-    torch.cuda.set_device(device)  # accelerate says `cuda`
+def on_one_gpu(settings: TrainingArguments, model: nn.Module) -> None:
+    """Have a trainer use the GPU that its model lies on. By itself a process that sees several takes the first,
+    multiplies the batch by their number and copies the model to each (`DataParallel`), which TRL's SFTTrainer
+    refuses."""
+    device = next(model.parameters()).device
+    if device.type == "cuda" and settings.parallel_mode != ParallelMode.DISTRIBUTED:
+        vars(settings).update(_setup_devices=device, _n_gpu=1)  # the former is what `settings.device` found and keeps
+        torch.cuda.set_device(device)  # accelerate says `cuda`
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from align.data.pairs import Pair
 from align.models.backbone import pad
+from align.trainers.common import on_one_gpu
 from align.trainers.row_order import InEpochOrder
 
 REFERENCE = "ref"
@@ -40,6 +41,7 @@ def dpo_trainer(
     # The sampler reads `length`, which the trainer would otherwise drop as unknown to the model.
     keywords: dict[str, Any] = {**arguments, "remove_unused_columns": False}
     settings = DPOConfig(**keywords, max_length=None, beta=beta, loss_type=[loss], disable_dropout=True)
+    on_one_gpu(settings, model)
     return PairTrainer(
         model=model, args=settings, train_dataset=dataset, processing_class=tokenizer,
         data_collator=partial(collated_pairs, filler=tokenizer.pad_token_id),

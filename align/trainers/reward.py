@@ -21,6 +21,7 @@ from align.data.pairs import Pair
 from align.errors import InputError
 from align.models.adapter_files import read_tensors
 from align.models.backbone import pad
+from align.trainers.common import on_one_gpu
 from align.trainers.row_order import InEpochOrder
 
 FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm", "learning_rate": "lr"}
@@ -114,6 +115,7 @@ def reward_trainer(model: Any, tokenizer: Any, judged: Sequence[Ranking], argume
     padder = copy.deepcopy(tokenizer)  # rows are padded by it, nothing else
     filler, judgements = filler_id(judged, tokenizer.pad_token_id), mean_judgements(judged)
     padder.pad_token = tokenizer.convert_ids_to_tokens(filler)
+    on_one_gpu(settings, model)
     return RankingTrainer(
         model=model, args=settings, train_dataset=dataset, processing_class=padder,
         data_collator=partial(collated_rankings, filler=filler, judgements=judgements),

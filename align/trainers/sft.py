@@ -13,6 +13,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from align.data.chat import IGNORED, Encoded
 from align.models.plain_path import route_of
+from align.trainers.common import on_one_gpu
 from align.trainers.row_order import InEpochOrder
 
 FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}
@@ -29,6 +30,7 @@ def sft_trainer(
         **arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None,
         router_aux_loss_coef=0.0,  # the loss is that of the tokens; some models of experts fail to compute theirs
     )  # fmt: skip
+    on_one_gpu(settings, model)
     kind = RowTrainer if route_of(model).halves else OwnLogits
     return kind(model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer)
 
