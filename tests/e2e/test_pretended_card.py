@@ -1,0 +1,155 @@
+"""Each stage that computes, with `device=cuda`, on two cards that are none (`pretended_card`): where a tensor of the
+card meets one of the host, it fails as it would there."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from pretended_card import CARD, MixedDevices, OnCard, pretended_card
+
+from align.__main__ import main
+from align.models import backbone, roles
+from align.run import read_manifest
+from align.track import read_rows
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card, for which benchmarks/gpu.sh is made"),
+]
+
+
+FP32 = ("dtype=float32",)
+"""Trainers in bf16 count on autocast, which the pretended card has not."""
+WITH_TORCH = ("sft", "dpo", "reward", "ppo", "eval", "sample")
+
+
+class Cards:
+    """Runs commands on the card, all in one `run.root`."""
+
+    def __init__(self, root: Path, data: list[str], pairs: list[str]) -> None:
+        self.root, self.data, self.pairs = root, data, pairs
+
+    def run(self, stage: str, *words: str, device: str = "cuda") -> Path:
+        """The folder of a run that ended well."""
+        name = f"{stage}-{device}"
+        given = [f"stage={stage}", f"device={device}", f"run.root={self.root}", f"run.name={name}", *FP32, *words]
+        with pretended_card():
+            assert main([*given, "rollout.max_new_tokens=6"]) == 0, self.log(stage)
+        return self.root / stage / name
+
+    def log(self, stage: str) -> str:
+        return "".join(path.read_text(encoding="utf-8")[-3000:] for path in self.root.glob(f"{stage}/*/log.txt"))
+
+
+TRL = ("stage.optimiser=adamw", "stage.batch_size=4", "stage.micro_batch=2", "stage.epochs=1")
+"""bitsandbytes has its optimisers in kernels for CUDA alone."""
+PAIRS = ("stage.held_out=0.3", *TRL)
+SUPERVISED = ("stage.eval_size=2", "stage.lr=1e-2", "stage.log_every=1", *TRL, "stage.max_steps=2")
+
+
+@pytest.fixture(scope="module")
+def cards(tiny_model: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Cards:
+    """With pairs, an adapter and a reward model, both made on the card."""
+    for stage in WITH_TORCH:  # before there is a card: PEFT looks for kernels as it is imported
+        importlib.import_module(f"align.stages.{stage}")
+    root = tmp_path_factory.mktemp("cards") / "runs"
+    turns = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()[:12]]
+    worse = [{"role": "assistant", "content": "No."}]
+    rows = [{"chosen": each[:2], "rejected": [*each[:1], *worse]} for each in turns]
+    file = root.with_name("pairs.jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=128"]
+    cards = Cards(root, data, ["data=jsonl", f"data.path={file}", "data.held_out=0", *PAIRS])
+    cards.run("sft", *data, *SUPERVISED, "model=hub", f"model.path={tiny_model}", "method=lora")
+    cards.run("reward", *cards.pairs, "method=lora")
+    return cards
+
+
+STARTS = ("init=sft:sft-cuda", "reward.ref=reward:reward-cuda")
+PPO = ("stage.updates=2", "stage.batch_size=4", "stage.micro_batch=2", "stage.normalise_on=8", *STARTS)
+STAGES = {
+    "dpo": ("stage.eval_every=1", "stage.publish=best"),
+    "ppo": (*PPO, "stage.eval_every=1", "stage.eval_prompts=2", "stage.shown=2", "dtype=auto"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_on_a_card(cards: Cards, stage: str):
+    data = cards.pairs if stage == "dpo" else cards.data
+    manifest = read_manifest(cards.run(stage, *data, *STAGES[stage], "method=lora"))
+    assert manifest.hardware["device"] == "cuda"
+    assert manifest.hardware["gpu"] == "a pretended card"
+    assert manifest.hardware["dtype"] == ("bfloat16" if stage == "ppo" else "float32")
+    assert manifest.metrics["peak_gpu_mb"] == 1.0
+    if stage == "ppo":
+        cards.run("eval", *cards.data, "stage.prompts=4", "method=lora")
+        cards.run("sample", *cards.data, "stage.prompts=4", "stage.candidates=2", "method=lora")
+
+
+def test_a_sampler_on_the_cpu_serves_a_learner_on_the_card(cards: Cards):
+    folder = cards.run("ppo", *cards.data, *PPO, "rollout.engine=bank", "method=lora", "run.name=bank")
+    assert read_rows(folder.with_name("bank") / "metrics.jsonl")[0]["sampler_kl"] < 1e-6
+
+
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_a_method_trains_on_a_card_what_it_trains_on_a_cpu(cards: Cards, method: str, tiny_model: Path):
+    """Two cards are there: the batch stays what it was, and nothing is copied to the second."""
+    stage = "full" if method == "full" else "sft"
+    words = [*cards.data, *SUPERVISED, "model=hub", f"model.path={tiny_model}"]
+    words += [] if method == "full" else [f"method={method}"]
+    found, expected = (
+        read_rows(cards.run(stage, *words, f"run.name={method}-{device}", device=device).with_name(f"{method}-{device}")
+                  / "metrics.jsonl")
+        for device in ("cuda", "cpu")
+    )  # fmt: skip
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+
+
+@pytest.fixture
+def card() -> Iterator[None]:
+    with pretended_card():
+        yield
+
+
+def test_the_card_refuses_what_cuda_refuses_and_nothing_else(card: None):
+    there, here = torch.arange(3.0, device="cuda"), torch.arange(3.0)
+    refused = [
+        lambda: there + here, lambda: here + there, lambda: there.sum() * here, lambda: torch.cat([there, here]),
+        lambda: here[torch.tensor([0], device="cuda")], lambda: here.sum().add_(there.sum()),
+        lambda: torch.where(there > 1, there, here), lambda: there.index_add_(0, torch.tensor([0]), there[:1]),
+    ]  # fmt: skip
+    for operation in refused:
+        with pytest.raises(MixedDevices):
+            operation()
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    allowed = [
+        there * 2, there + here.sum(), there[torch.tensor([0, 2])], there[there > 0], there.clone().copy_(here),
+        here.to("cuda"), torch.where(there > 1, there, 0.0), torch.zeros_like(there), there.new_ones(2),
+    ]  # fmt: skip
+    assert all(type(tensor) is OnCard and tensor.device == CARD for tensor in allowed)
+    assert type(there.cpu()) is torch.Tensor
+    assert there[there > 0].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "forgets"),
+    [
+        (backbone, "scattered", lambda values, mask: torch.zeros(mask.shape).masked_scatter(mask, values)),
+        (roles, "last_real", lambda hidden, mask: hidden[torch.arange(len(mask)), mask.sum(-1).cpu() - 1].cpu()),
+    ],
+)
+def test_a_forgotten_device_ends_ppo(cards: Cards, monkeypatch: pytest.MonkeyPatch, module, name, forgets):
+    monkeypatch.setattr(module, name, forgets)
+    words = ["stage=ppo", *cards.data, *PPO, "method=lora", "device=cuda", f"run.root={cards.root}", f"run.name={name}"]
+    with pretended_card():
+        assert main([*words, "rollout.max_new_tokens=6"]) == 1
+    assert "MixedDevices" in (cards.root / "ppo" / name / "log.txt").read_text(encoding="utf-8")

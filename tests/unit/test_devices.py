@@ -1,0 +1,184 @@
+"""No tensor is made without a device that its caller chose: read off the syntax tree, for no CI has a GPU."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from many_adapters import FAMILIES, Heard, base_model, prompt, sampled
+from pretended_card import CARD, OnCard, on_card, pretended_card
+from torch import Tensor
+
+from align.models.fastpath import without_fast_path
+from align.models.load import ALLOCATOR, choose_device
+from align.ops.gae import gae
+from align.ops.logprobs import GPU_LOGITS, LOGITS, rows_for
+from align.rollout.one_at_a_time import OneAtATime
+from align.rollout.requests import Request
+from align.trainers.nan_guard import unpaged
+from align.types import Rollout
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKES = {
+    "arange", "as_tensor", "empty", "eye", "frombuffer", "from_numpy", "full", "linspace", "logspace", "normal", "ones",
+    "rand", "randint", "randn", "randperm", "tensor", "zeros",
+}  # fmt: skip
+ON_THE_CPU = {
+    "align/models/fastpath": "taken by models on a CPU alone (`use_fast_path`)",
+    "align/models/bank.py": "the weights of engines that are lowered for a CPU (`MixedDecoder`)",
+    "align/models/memory.py": "a CPU's pages",
+    "align/ppo/verify": "arithmetic that is checked by itself, and indices, which CUDA takes from the host",
+    "align/rollout/sampling.py": "logits come from engines on a CPU, or are moved there (`OneAtATime`)",
+    "align/rollout/engine_process.py": "logits that an engine's process sends as arrays",
+    "reward/rules.py": "no model: whoever asks for scores moves them (`Workers.score`)",
+    "reward/function.py": "no model: whoever asks for scores moves them (`Workers.score`)",
+    "align/trainers/row_order.py": "numbers of rows, which become a list",
+    "align/ppo/schedule.py": "numbers of prompts, which become a list",
+    "align/ppo/update.py: minibatches": "numbers of rows, by a generator of the CPU; they are indices",
+    "align/models/backbone.py: pad": "rows of ids on their way; every caller moves them to its model",
+    "align/models/backbone.py: answered": "moved in the line behind it",
+    "align/models/roles.py: __init__": "the weight of a head, which `.to(device)` moves with it",
+    "align/models/probe.py: random_rows": "moved to the embedding's device behind the draw",
+    "align/trainers/reward.py: collated_rankings": "a collator's batch: the trainer moves it",
+    "align/rollout/hf.py: generate": "lengths, orders and draws of all rows: indices, and `_batch` moves the draws",
+    "align/rollout/bank.py: _rollout": "an engine on the CPU; who learns from the rollout moves it (`Rollout.to`)",
+    "align/stages/dpo.py: run": "beside gaps on the CPU (`margins`)",
+    "align/stages/dpo.py: logprobs": "beside logprobs on the CPU (`margins`)",
+    "align/stages/reward.py: pair_scores": "an index into scores on the CPU (`score_rows`)",
+    "reward/learned.py: score_rows": "scores on the CPU, as it says; what is put there is moved",
+    "align/export/engines.py: picked": "beside logits on the CPU (`logits_of`)",
+    "align/ppo/monitor.py: figure": "becomes a list",
+}
+"""Module, folder, or function in a module → why what it makes belongs on the CPU."""
+
+
+class Makes(ast.NodeVisitor):
+    """Notes each call that makes a tensor and names no device: `place: line`."""
+
+    def __init__(self, file: str) -> None:
+        self.file, self.inside, self.found = file, [""], list[tuple[str, int]]()
+        self.moved = set[int]()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self.inside.append(node.name)
+        self.generic_visit(node)
+        self.inside.pop()
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+        if name in ("to", "cpu") and isinstance(owner, ast.Call):
+            self.moved.add(id(owner))  # outer calls are visited before inner ones
+        of_torch = isinstance(owner, ast.Name) and owner.id == "torch"
+        makes = name in MAKES if of_torch else owner is None and name == "tensor"
+        chosen = id(node) in self.moved or any(keyword.arg == "device" for keyword in node.keywords)
+        if makes and not chosen:
+            self.found.append((f"{self.file}: {self.inside[-1]}", node.lineno))
+        self.generic_visit(node)
+
+
+def made_in(source: str, file: str) -> list[tuple[str, int]]:
+    visitor = Makes(file)
+    visitor.visit(ast.parse(source))
+    return visitor.found
+
+
+def all_made() -> Iterator[tuple[str, int]]:
+    for path in sorted([*(ROOT / "align").rglob("*.py"), *(ROOT / "reward").rglob("*.py")]):
+        yield from made_in(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
+
+
+def excused(place: str) -> str | None:
+    file = place.partition(": ")[0]
+    folders = [parent.as_posix() for parent in Path(file).parents]
+    return next((key for key in (place, file, *folders) if key in ON_THE_CPU), None)
+
+
+def test_every_tensor_has_a_device_that_its_caller_chose():
+    assert not [f"{place}, line {line}" for place, line in all_made() if not excused(place)]
+
+
+def test_every_exception_excuses_something():
+    assert ON_THE_CPU.keys() == {excused(place) for place, _ in all_made()} - {None}
+
+
+def test_the_reader_sees_what_is_forgotten():
+    forgets = (
+        "def f(x):\n    a = torch.zeros(3)\n    return torch.ones(2, device=x.device) + torch.arange(3).to(x.device)"
+    )
+    assert made_in(forgets, "f.py") == [("f.py: f", 2)]
+
+
+def test_gae_on_a_card_is_that_of_the_cpu_to_the_bit():
+    g = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, 5, 7, generator=g)
+    mask = torch.arange(7) < torch.randint(1, 8, (5, 1), generator=g)
+    expected = gae(rewards, values, mask, 0.99, 0.95, torch.ones(5))
+    with pretended_card():
+        there = [x.to("cuda") for x in (rewards, values, mask)]
+        found = gae(*there, 0.99, 0.95, torch.ones(5, device="cuda"))
+        assert all(x.device == CARD for x in found)
+        assert all(torch.equal(x.cpu(), y) for x, y in zip(found, expected, strict=True))
+
+
+def test_a_rollout_moves_whole():
+    tokens = torch.ones(2, 3, dtype=torch.long)
+    rollout = Rollout(tokens, tokens.bool(), 1, torch.tensor([True, False]), torch.zeros(2, 2))
+    with pretended_card():
+        moved = rollout.to("cuda")
+        parts = (moved.tokens_BS, moved.mask_BS, moved.ended_B, moved.logprobs_BT)
+        assert all(isinstance(part, OnCard) for part in parts)
+        assert moved.to("cpu").tokens_BS.tolist() == tokens.tolist()
+
+
+def test_chunks_of_logits_go_by_the_device():
+    assert rows_for(4096, torch.device("cpu")) == LOGITS // 4096
+    assert rows_for(4096, CARD) == GPU_LOGITS // 4096
+
+
+@pytest.mark.parametrize(("set_by_user", "left"), [({}, "expandable_segments:True"), ({ALLOCATOR[1]: "x:1"}, None)])
+def test_a_cuda_device_has_its_number(monkeypatch: pytest.MonkeyPatch, set_by_user: dict[str, str], left: str | None):
+    taken: list[Any] = []
+    for name in ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_by_user.items():
+        monkeypatch.setenv(name, value)
+    with pretended_card() as environment:
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+        assert choose_device("cuda") == choose_device("auto") == choose_device("cuda:1") == torch.device("cuda:1")
+        assert taken == [torch.device("cuda:1")] * 3
+        assert environment.get(ALLOCATOR[0]) == left
+
+
+def test_moments_on_a_card_are_not_paged():
+    with pretended_card():
+        there, here = torch.zeros(2, device="cuda"), torch.zeros(2)
+        moments: dict[str, Tensor] = {"state1": there, "state2": here}
+        for moment in moments.values():
+            moment.is_paged = True  # pyright: ignore[reportAttributeAccessIssue]
+        unpaged(SimpleNamespace(state={0: moments}))
+        assert [getattr(m, "is_paged", None) for m in (there, here)] == [False, True]
+
+
+def test_an_engine_that_answers_one_at_a_time_says_on_a_card_what_it_says_on_a_cpu():
+    def said() -> list[int]:
+        engine, heard = OneAtATime(model, 512), Heard()
+        engine.add(Request(prompt(5), replace(sampled(4), prompt_logprobs=1)), heard)
+        while engine.step():
+            pass
+        return heard.ids
+
+    model = base_model(FAMILIES["llama"])
+    with without_fast_path(model):
+        expected = said()
+        with pretended_card():
+            on_card(model)
+            assert said() == expected
+    assert len(expected) == 4
