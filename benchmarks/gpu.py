@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--save", type=Path)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_known_args()[0]  # gpu_stages.py has others
     if given.child:
         step, name, text, where = given.child
         work, folder = Work.of(text), Path(where)

@@ -20,15 +20,18 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_without_a_gpu():
     sizes = ["--sizes", "tiny", "--device", "cpu", "--batch", "4", "--micro-batch", "2", "--tokens", "4"]
+    sizes += ["--stages", "sft,reward,ppo"]
     command = [str(ROOT / "benchmarks" / "gpu.sh"), *sizes]
     done = subprocess.run(
         command, env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    name, *figures = done.stdout.splitlines()[-1].split()
-    assert name == "tiny"
-    assert all(float(figure) >= 0 for figure in figures)
-    assert float(figures[0]) > 0
+    table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
+    assert all(float(figure) >= 0 for figure in table["tiny"])
+    assert float(table["tiny"][0]) > 0
+    for stage, figures in (("sft", 2), ("reward", 2), ("ppo", 3)):  # seconds, memory, tokens a second
+        assert len(table[stage]) == figures, done.stdout
+        assert all(float(figure) > 0 for figure in table[stage])
 
 
 SERVING = {
