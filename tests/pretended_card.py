@@ -124,7 +124,15 @@ class OnCard(Tensor):
 
 
 class Codes(OnCard, Params4bit):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
-    """A weight in NF4."""
+    """A weight in NF4, with what its codes stand for. It moves nowhere."""
+
+    def detach(self) -> Codes:
+        made = Codes(self.held)
+        vars(made).update(vars(self))
+        return made
+
+    def to(self, *args: Any, **kwargs: Any) -> Codes:
+        return self
 
 
 class Card(TorchDispatchMode):

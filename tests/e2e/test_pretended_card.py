@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ pytestmark = [
 
 FP32 = ("dtype=float32",)
 """Trainers in bf16 count on autocast, which the pretended card has not."""
-WITH_TORCH = ("sft", "dpo", "reward", "ppo", "eval", "sample")
+WITH_TORCH = ("sft", "dpo", "reward", "ppo", "eval")
 
 
 class Cards:
@@ -38,8 +39,8 @@ class Cards:
         """The folder of a run that ended well."""
         name = f"{stage}-{device}"
         given = [f"stage={stage}", f"device={device}", f"run.root={self.root}", f"run.name={name}", *FP32, *words]
-        with pretended_card():
-            assert main([*given, "rollout.max_new_tokens=6"]) == 0, self.log(stage)
+        with pretended_card() if device == "cuda" else nullcontext():
+            assert main([*given, "rollout.max_new_tokens=4"]) == 0, self.log(stage)
         return self.root / stage / name
 
     def log(self, stage: str) -> str:
@@ -71,7 +72,7 @@ def cards(tiny_model: Path, chats: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 STARTS = ("init=sft:sft-cuda", "reward.ref=reward:reward-cuda")
-PPO = ("stage.updates=2", "stage.batch_size=4", "stage.micro_batch=2", "stage.normalise_on=8", *STARTS)
+PPO = ("stage.updates=1", "stage.batch_size=4", "stage.micro_batch=2", "stage.normalise_on=4", *STARTS)
 STAGES = {
     "dpo": ("stage.eval_every=1", "stage.publish=best"),
     "ppo": (*PPO, "stage.eval_every=1", "stage.eval_prompts=2", "stage.shown=2", "dtype=auto"),
@@ -87,8 +88,7 @@ def test_a_stage_runs_on_a_card(cards: Cards, stage: str):
     assert manifest.hardware["dtype"] == ("bfloat16" if stage == "ppo" else "float32")
     assert manifest.metrics["peak_gpu_mb"] == 1.0
     if stage == "ppo":
-        cards.run("eval", *cards.data, "stage.prompts=4", "method=lora")
-        cards.run("sample", *cards.data, "stage.prompts=4", "stage.candidates=2", "method=lora")
+        cards.run("eval", *cards.data, "stage.prompts=2", "method=lora")
 
 
 def test_a_sampler_on_the_cpu_serves_a_learner_on_the_card(cards: Cards):
@@ -151,5 +151,5 @@ def test_a_forgotten_device_ends_ppo(cards: Cards, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, name, forgets)
     words = ["stage=ppo", *cards.data, *PPO, "method=lora", "device=cuda", f"run.root={cards.root}", f"run.name={name}"]
     with pretended_card():
-        assert main([*words, "rollout.max_new_tokens=6"]) == 1
+        assert main([*words, "rollout.max_new_tokens=4"]) == 1
     assert "MixedDevices" in (cards.root / "ppo" / name / "log.txt").read_text(encoding="utf-8")
