@@ -20,11 +20,12 @@ from align.config.stages import STAGES
 from align.data.sets.known import remembered
 from align.data.tally import tallied
 from align.data.trained_ids import write_ids
-from align.errors import AlignError, InputError, readable
+from align.errors import AlignError, readable
 from align.redaction import Formatter
 from align.report import too_few
-from align.run import Input, Run, out_of_memory, storage_error, verify_outputs
+from align.run import Input, Run, verify_outputs
 from align.run.garbage import without_collector
+from align.stages.blame import blame
 from align.stages.following import Begun
 from align.stages.inputs import OF, Inputs, settled
 from align.stages.mirroring import MIRROR, check_installed, mirrored
@@ -168,17 +169,6 @@ def computed_on(config: Config) -> dict[str, Any]:
     chosen = "bfloat16" if device.type == "cuda" else "float32"
     dtype = chosen if config.dtype == "auto" else config.dtype
     return {"device": device.type, "dtype": dtype, **name_of_gpu(device), "world_size": ranks.world()}
-
-
-def blame(error: Exception, config: Config) -> InputError | None:
-    """An unexpected error as the user's own, where it is one: too little memory, a full or a locked disk."""
-    if out_of_memory(error):
-        return InputError(
-            "memory", type(error).__name__, "the device has too little for this run",
-            "Lower stage.micro_batch, rollout.batch_size or data.max_length, or use method=qlora; stage=export holds a "
-            "model in fp32: give it device=cpu.",
-        )  # fmt: skip
-    return storage_error(error, config.run.root)
 
 
 def log_to(run: Run) -> logging.Handler:

@@ -16,6 +16,7 @@ from align.errors import AlignError, InputError, readable, require
 from align.run import Manifest, artifact_in, model_digest
 from align.run.environment import code_digest
 from align.run.following import Following
+from align.stages.blame import blame
 
 SHARED = "Put it on storage that all machines share, at the same path."
 
@@ -72,8 +73,6 @@ def followed() -> int:
     except AlignError:
         raise
     except Exception as error:
-        from align.stages.execution import blame
-
         raise blame(error, begun.config) or error from error
     return 0
 

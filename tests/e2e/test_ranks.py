@@ -181,9 +181,7 @@ def test_one_message_whichever_rank_fails(desk: Path, line: list[str], forks: Fo
 def test_settings_that_do_not_fit_are_refused_before_anything_starts(desk: Path, line: list[str], forks: Forks):
     cases = {
         ("stage.micro_batch=4", "devices=2"): "align: stage.micro_batch=4: 2 ranks of 4 rows each do not divide the 4",
-        (
-            "devices=3",
-        ): "align: stage.batch_size=8: stage.batch_size / stage.minibatches = 4 is not a multiple",
+        ("devices=3",): "align: stage.batch_size=8: stage.batch_size / stage.minibatches = 4 is not a multiple",
         ("devices=0",): "align: devices=0: ",
     }
     for more, said in cases.items():
